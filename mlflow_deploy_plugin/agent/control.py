@@ -57,9 +57,6 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
     """Return a function that writes commands into the audit trail of a store.
 
     It writes in threads of its own, so that nothing waits for a slow store.
-
-    Args:
-        kind: the kind of the callers' names, `key` or `certificate`.
     """
 
     def write(command: Command, error: str) -> None:

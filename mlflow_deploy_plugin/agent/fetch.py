@@ -66,11 +66,7 @@ _DAY = 24 * _HOUR
 
 
 class ModelCache:
-    """The cache at `root`, used by the agent of the state folder `state_dir`.
-
-    Raises:
-        InvalidConfig: the folder cannot be written.
-    """
+    """The cache at `root` for the agent of a state folder. Raises InvalidConfig if it cannot be written."""
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._root = root

@@ -59,8 +59,6 @@ class Follower:
     Attributes:
         wall_clock: seconds since 1970, for agent.json.
         shipping: returns the state of shipping, which agent.json holds too.
-        key_fetchers: fetch what authenticates callers.
-        record: writes commands into the audit trail.
     """
 
     state_dir: Path
@@ -85,10 +83,9 @@ class Follower:
         take_load_deaths(self.state_dir)  # of an earlier server that was killed as a whole
 
     def round(self) -> AgentState:
-        """Look at everything once, and write each state file that has changed or was lost.
+        """Look at everything once, write each state file that has changed or was lost, and return that of the agent.
 
-        Returns:
-            The content of agent.json. `fatal` says that nothing can be served and that waiting is no use.
+        `fatal` means that nothing can be served and that waiting is no use.
         """
         is_first = self._written is None
         self._update_specs()
@@ -128,10 +125,7 @@ class Follower:
             stop.wait(seconds)
 
     def _update_specs(self) -> None:
-        """Read the spec if it has changed, and take the commands that wait.
-
-        A model that a command loads is polled at once, even if it was rejected.
-        """
+        """Read the spec if it has changed, and take the commands that wait; models of a load are polled at once."""
         try:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:

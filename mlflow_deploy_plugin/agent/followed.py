@@ -79,12 +79,8 @@ class FollowedModel:
         previous: the version served before it, to return to if the workers cannot load `version`.
         is_verified: True if the files of `version` were checked since the agent's start.
         target: the version that the registry named last.
-        rejection: why the target is not served.
         unloadable: the identity of a version that the workers could not load.
-        error: why the last poll of the registry failed.
-        poll_failures, fetch_failures: how often each has failed in a row.
         next_poll: when to ask the registry next; `NEVER` while a poll is under way.
-        poll: the poll under way.
         reported: a version's source, and the error that its tag in the registry holds.
         report: the write of that tag under way; `reporting` is the content that it writes.
         report_at: the earliest time of the next write.
@@ -149,10 +145,7 @@ class FollowedModel:
         self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
 
     def pending_report(self) -> tuple[str, str] | None:
-        """Return the source and the error to write into its tag; None if the tag is up to date.
-
-        An empty error removes the tag.
-        """
+        """Return the source and the error for its tag, an empty error to remove the tag; None if it is up to date."""
         if self.rejection is not None:
             report = self.rejection.source, self.rejection.reason
         elif self.reported[1] and self.version is not None and self.version.source == self.reported[0]:

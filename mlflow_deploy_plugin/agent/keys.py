@@ -27,10 +27,6 @@ class KeyFetcher(threading.Thread):
     While the keys cannot be fetched, the last ones stay valid, and each new reason is logged once.
 
     Args:
-        what: the name of the keys, for the log.
-        file: the file for the workers.
-        fetch: returns the content of the file.
-        seconds: the pause between two fetches.
         again_seconds: the pause after a failure.
 
     Attributes:

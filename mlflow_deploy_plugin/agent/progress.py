@@ -91,11 +91,7 @@ class Totals:
 
 
 class ShippingProgress:
-    """The totals of one state folder, and the time up to which each of its segments is in the log.
-
-    Args:
-        spool: the folder of the segments, in the state folder.
-    """
+    """The totals of one state folder, and the time up to which each of its segments is in the log."""
 
     def __init__(self, spool: Path) -> None:
         self._spool = spool

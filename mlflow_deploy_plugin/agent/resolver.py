@@ -79,9 +79,6 @@ class PyfuncPolicy:
     it in the registry. A model that was loaded over HTTP was named by anybody who may call. Both need
     `allow_pyfunc` in the spec.
 
-    Args:
-        specs: the endpoints of the server's own spec.
-
     Attributes:
         named: the model URIs in it.
         refused: those that a variant naming them does not allow to be pyfuncs, with the variant's name.
@@ -93,11 +90,7 @@ class PyfuncPolicy:
         self.refused = {variant.model: name for variant, name in variants if not variant.allow_pyfunc}
 
     def check(self, model_uri: str, is_followed: bool) -> None:
-        """Check that a version without an ONNX form may be served for this URI.
-
-        Raises:
-            InvalidArtifact: it may not; the message says what would allow it.
-        """
+        """Raise InvalidArtifact if a version without an ONNX form may not be served for this URI."""
         if model_uri in self.named and not (is_followed and model_uri in self.refused):
             return
         what = "the version has no ONNX form, so that serving it runs code of its own"

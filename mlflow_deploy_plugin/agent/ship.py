@@ -77,13 +77,8 @@ class Shipper:
     """Ships the segments in `spool` to the log at `log_uri`.
 
     Attributes:
-        location: the log.
         state: what goes wrong, for agent.json; another thread may read it.
         progress: how far everything is shipped.
-
-    Args:
-        clock: monotonic seconds.
-        now: seconds since 1970.
 
     Raises:
         InvalidConfig: the log's URI is of a kind that cannot be written.

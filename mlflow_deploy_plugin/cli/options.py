@@ -75,11 +75,7 @@ def usage_errors() -> Iterator[None]:
 
 
 def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
-    """Return `["server.workers=2"]` as a mapping; a value may contain `=`.
-
-    Raises:
-        UsageError: an entry has no `=` or no name, or a name is given twice.
-    """
+    """Return `["server.workers=2"]` as a mapping; raise UsageError for an entry without `=` or a name given twice."""
     found: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")

@@ -130,10 +130,7 @@ class _WatchedSpec:
         self._text, self._error = read_spec_file(path), ""
 
     def refresh(self) -> None:
-        """Hand a changed spec to the agent.
-
-        One that cannot be read, or that the disk does not take, is logged, and what was served is served on.
-        """
+        """Hand a changed spec to the agent. If the spec cannot be read or written, log it and serve the old one on."""
         try:
             if (text := read_spec_file(self._path)) != self._text:
                 first, *others = load_specs(text)

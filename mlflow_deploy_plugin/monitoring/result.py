@@ -110,11 +110,8 @@ class MonitorResult:
 
     Attributes:
         revision: 1 at first; rows that came later make the next one.
-        model_id: the logged model; empty if it is not known.
-        reason: why it is in this state, in a sentence.
         rows: rows of the window that the version answered.
         findings: the worst first. Every column is among them, with its outcome or why it was not judged.
-        figures: names of metrics and their values, for MLflow and for charts.
         notes: further lines for the reader.
         tried: bounds that were tried once, as `min_rows=50`; such a result is no verdict of the monitor.
         endpoint_created: when the endpoint was created, which tells it from an earlier one of its name; empty if not
@@ -172,9 +169,7 @@ class WindowRequest:
     """One window to judge. It can be pickled until its log has been read.
 
     Attributes:
-        revision: 1 at first; rows that came later make the next one.
         capture: the columns that the log leaves out or masks.
-        notes: lines about the window's rows for the reader of the result.
         engine: what sketches the window's rows: this process, or Spark, with the same numbers.
         tried / endpoint_created: as in `MonitorResult`.
         columns, exclude: columns that a person has named for this window: only these are judged, or all but these.

@@ -15,12 +15,7 @@ _LONGEST_VALUE = 60
 
 @dataclass(frozen=True, eq=False)
 class Segment:
-    """Rows that have one value of a column.
-
-    Attributes:
-        name: as findings say it: `carrier=AA`.
-        rows: [N] bool of the table.
-    """
+    """Rows that have one value of a column: its name, as `carrier=AA`, and [N] bool of the table."""
 
     name: str
     rows: Array
@@ -56,9 +51,6 @@ def find_segments(
 def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
     """Return the values of a column with the most rows, which are judged by themselves, and a line for each thing
     that is left out.
-
-    Args:
-        counts: rows of each value.
     """
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]

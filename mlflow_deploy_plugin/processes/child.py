@@ -56,8 +56,6 @@ class Child:
 
     Args:
         environment: all of its variables; None: those of the parent.
-        descriptors: inherited under the same numbers.
-        folder: its working directory.
         own_session: the child leads a session too, and so outlives the terminal of the parent.
         kills_group: when the child has ended by itself, all that it has started is killed.
 
@@ -184,12 +182,7 @@ def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
 
 
 def run_to_end(command: Sequence[str], seconds: float) -> None:
-    """Run a command, which is killed with this process.
-
-    Raises:
-        CommandFailed: it cannot be started, fails, or takes longer. The message is its last line of output, or how it
-            was killed.
-    """
+    """Run a command, which is killed with this process; raise CommandFailed with its last line, or how it ended."""
     ending = partial(die_with_parent, parent=os.getpid())
     try:
         ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)

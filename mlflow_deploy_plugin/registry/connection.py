@@ -111,10 +111,8 @@ def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SE
     end, would be read for ever. The library that reads the answer raises its own error with the reason: requests raises
     a RequestException.
 
-    Args:
-        most_bytes: the size of a body, unpacked.
-        seconds: the time from the end of the request to the last byte of the answer. A read timeout that is longer
-            replaces it: the caller has asked for patience.
+    `most_bytes` limits the unpacked body, and `seconds` the time from the end of the request to the last byte of the
+    answer. A longer read timeout of the caller replaces `seconds`.
     """
     _extend_urllib3()
     token = _answer_bound.set((most_bytes, seconds))
@@ -380,13 +378,9 @@ def ignore_warnings() -> None:
 def registry_errors(what: str) -> Iterator[None]:
     """Turn the errors of MLflow, and of the artifact store that its client writes to, into ours.
 
-    Args:
-        what: the thing that is requested, for the message, e.g. "run 1a2b".
-
     Raises:
-        NotFound: the server answers that the thing does not exist.
-        RegistryUnavailable: the server does not answer, or fails.
-        RegistryRefused: it refuses the account.
+        NotFound: the server answers that `what`, e.g. "run 1a2b", does not exist.
+        RegistryUnavailable, RegistryRefused: the server does not answer, or refuses the account.
     """
     from mlflow.exceptions import MlflowException
 
@@ -433,11 +427,7 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
 
 
 def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:
-    """Return an error of an artifact store as ours, in one line and without credentials.
-
-    Args:
-        store: the store that was asked; empty if MLflow's server was asked, or where the files of a run lie.
-    """
+    """Return an error of an artifact store (empty: MLflow's server) as ours, in one line without credentials."""
     text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
         return RegistryUnavailable(f"{what}: the disk of this machine takes no more: {full[1].strip()}")

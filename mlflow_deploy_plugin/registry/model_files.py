@@ -38,12 +38,9 @@ _PACKAGES = {
 
 
 def download(source: str, destination: Path) -> Path:
-    """Copy the files at `source` (of a `ResolvedModel`) into the empty folder `destination`.
+    """Copy the files at `source` (of a `ResolvedModel`) into an empty folder; return the folder of the MLmodel file.
 
     Files that are written by loading the model in place (`is_loading_trace`) are left out.
-
-    Returns:
-        The folder of the MLmodel file, somewhere below `destination`.
 
     Raises:
         NotFound: the registry knows the version, but its files are gone.
@@ -75,10 +72,7 @@ def download(source: str, destination: Path) -> Path:
 
 
 def is_loading_trace(path: Path) -> bool:
-    """Return True if MLflow or Python writes this file of a model's folder when the model is loaded in place.
-
-    These files are not part of a version: `mlflow.pyfunc.load_model` would change the digest of the files otherwise.
-    """
+    """Return True if MLflow or Python writes this file when a model is loaded in place; it is not part of a version."""
     return "__pycache__" in path.parts or path == Path(REGISTERED_META)
 
 
@@ -125,11 +119,7 @@ def _local_folder(location: str) -> Path | None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Refuse a model that is not made of plain files: a link could expose any file of this machine.
-
-    Raises:
-        InvalidArtifact: a symbolic or hard link, or something that is neither file nor folder.
-    """
+    """Raise InvalidArtifact unless all files are plain files: a link could expose any file of this machine."""
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
             path = Path(parent, name)
@@ -143,15 +133,7 @@ def refuse_links(folder: Path) -> None:
 
 def fetch(location: str, destination: Path, what: str) -> Path:
     """Download a file or folder from where MLflow can reach it into a folder, and return its copy.
-
-    Args:
-        what: the thing that is fetched, for the message.
-
-    Raises:
-        NotFound: MLflow's server, or the artifact store, says that it does not exist.
-        InvalidConfig: MLflow knows no artifact store of this scheme, or the path has a segment `..`.
-        NotInstalled: the artifact store needs a package that is not installed.
-        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
+    Raises as `download`; `what` names the thing in messages.
     """
     # imported late: it takes a second, and a model on this disk does without
     from mlflow.artifacts import download_artifacts

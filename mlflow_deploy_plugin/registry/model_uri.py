@@ -130,11 +130,7 @@ def missing_folder_message(text: str) -> str:
 
 
 def default_endpoint_name(model_uri: str) -> str:
-    """Return a name for the endpoint that serves this model: models:/flight-delay/Production → flight-delay.
-
-    Raises:
-        InvalidConfig: the URI has none of the known forms.
-    """
+    """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises as `parse_model_uri`."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
     return name[:63] or "model"
 

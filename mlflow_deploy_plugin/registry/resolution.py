@@ -75,11 +75,7 @@ class ResolvedModel:
     registered_at: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a name with line ends: MLflow allows them, and the name goes into headers, metrics and logs.
-
-        Raises:
-            InvalidConfig: the name or the version has a control character.
-        """
+        """Raise InvalidConfig for control characters: MLflow allows them, and names go into headers and logs."""
         for what, text in (("name", self.name), ("version", self.version)):
             if _CONTROL.search(text):
                 raise InvalidConfig(f"the {what} {text[:200]!r} of a model has control characters; it cannot be served")
@@ -139,10 +135,7 @@ def check_new_name(model: str) -> None:
 
 
 def check_registered_name(model: str) -> str:
-    """Return the name; raise InvalidConfig if it is a URI or a path.
-
-    A folder may have the name of a model, as a project beside it.
-    """
+    """Return the name; raise InvalidConfig if it is a URI or a path, as of a folder named like the model."""
     if "/" in model or ":" in model or model in (".", ".."):
         name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
         right = f"give name and version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
@@ -253,11 +246,7 @@ def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
 
 
 def _quoted(text: str) -> str:
-    """Return the text as MLflow's filters take it, which know two quotes and no escape.
-
-    Raises:
-        InvalidConfig: it has both quotes.
-    """
+    """Return the text quoted for MLflow's filters, which have no escape; raise InvalidConfig if it has both quotes."""
     if {"'", '"'} <= set(text):
         raise InvalidConfig(
             f"{text!r} has both kinds of quotes: MLflow cannot be asked for the versions of such a name"

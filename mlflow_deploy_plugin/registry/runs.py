@@ -63,7 +63,6 @@ def log_run(
     """Log to the run of the MLflow project that this process belongs to (`mlflow run . -e …`), else to a new one.
 
     Args:
-        what: the run, for the message of an error.
         experiment_id: returns the experiment of a new run; called only for one.
         log_content: a function of the client and the run's id. If it fails, a new run ends as FAILED.
     """
@@ -87,9 +86,7 @@ def log_run(
 class ModelRun:
     """The run beside a model: the one that logged it, else one that holds its evaluations, in its experiment.
 
-    Attributes:
-        run_id: empty if the run is yet to be created.
-        model_id: of the logged model; empty if there is none.
+    `run_id` is empty if the run is yet to be created, `model_id` if no logged model exists.
     """
 
     run_id: str
@@ -114,10 +111,7 @@ class ModelRun:
 
 
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
-    """Return the run beside a model.
-
-    Args:
-        run_id, model_id: as the MLmodel file has them, for a model that the registry does not know.
+    """Return the run beside a model; `run_id` and `model_id` are those of the MLmodel file.
 
     Raises:
         InvalidConfig: the model was never logged.
@@ -258,8 +252,6 @@ class IdempotentRun:
     """The run for one thing.
 
     Args:
-        what: the run, for the message of an error.
-        experiment: the name of the experiment, which is created if needed.
         identity: tags that identify the thing; their values hold no quotes.
         done: the tag of a complete run, and its value; it is set last.
     """
@@ -274,11 +266,8 @@ class IdempotentRun:
     ) -> LoggedRun:
         """Log to the run of the MLflow project that this process belongs to, else to the existing run or a new one.
 
-        Args:
-            log_content: a function of the client, the run's id and the number of times that it was begun before.
-
-        Raises:
-            RegistryUnavailable: MLflow does not answer. The next call continues the run.
+        `log_content` gets the client, the run's id and the number of times that the run was begun before. If MLflow
+        does not answer (RegistryUnavailable), the next call continues the run.
         """
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only the command prints to stdout
         client = registry_client()

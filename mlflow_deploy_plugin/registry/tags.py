@@ -67,8 +67,6 @@ class GateStatus:
     Attributes:
         passed: the version may be promoted and served: it passed, or a person forced it.
         state: a `VerdictState`, `forced`, or empty if there is no verdict on the version's files.
-        reason: one line for a person.
-        report: the address of the report; empty if there is none.
         digest: the digest of all files that were judged; empty if the verdict does not record it.
     """
 
@@ -142,11 +140,7 @@ def untag_version(name: str, version: str, key: str) -> None:
 
 
 def write_description_section(name: str, version: str, lines: list[str]) -> None:
-    """Replace onnxserve's section of the description with these lines of a Markdown table; the last ones may be cut.
-
-    Raises:
-        NotFound: there is no such version.
-    """
+    """Replace onnxserve's section of the description by lines of a Markdown table, as many as fit. Raises NotFound."""
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()
         before = client.get_model_version(name, version).description or ""

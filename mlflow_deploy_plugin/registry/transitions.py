@@ -126,11 +126,7 @@ class StageOrAlias:
 
 
 def parse_stage_or_alias(text: str) -> StageOrAlias:
-    """Parse `Production` or `@champion`; the case of a stage does not matter.
-
-    Raises:
-        InvalidConfig: neither a stage nor an alias.
-    """
+    """Parse `Production`, in any case, or `@champion`; raise InvalidConfig for any other text."""
     if text.startswith("@") and len(text) > 1:
         return StageOrAlias(alias=text[1:])
     for stage in _STAGES:
@@ -140,11 +136,7 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
-    """Return the version that has the stage or the alias now, as `current_version` finds it, or None.
-
-    Raises:
-        NotFound: there is no such model.
-    """
+    """Return the version that has the stage or the alias now, or None; raise NotFound if there is no such model."""
     if found := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
         return resolve(f"models:/{model}/{found}")
     with registry_errors(f"model {model}"):
@@ -263,9 +255,6 @@ def previous_in_registry(uri: ModelURI, version: str, registry: Any = None) -> P
     """Return the version that the stage had before `version`, or None if the registry does not show it.
 
     Versions that were rolled back are left out. An alias and a tag leave no trace of where they were.
-
-    Args:
-        registry: as for `current_version`.
     """
     if uri.kind != "stage":
         return None

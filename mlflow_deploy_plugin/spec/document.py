@@ -66,11 +66,7 @@ _RETRAIN = ".retrain."
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
     """Return the endpoints of a YAML text, one a document. They share one server, which the first describes.
 
-    Args:
-        may_be_empty: also accept an endpoint without a variant, which can be stored but not served.
-
-    Raises:
-        InvalidConfig: not YAML, not a spec, a name that stands twice, or a server that differs from the first's.
+    Raises InvalidConfig for anything else. With `may_be_empty` an endpoint may have no variant, as a stored one.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
@@ -105,11 +101,7 @@ def spec_document(spec: EndpointSpec) -> dict[str, Any]:
 
 
 def validate_spec(document: Any) -> EndpointSpec:
-    """Return the spec that a document of plain values describes.
-
-    Raises:
-        InvalidConfig: a field is wrong; the message says which one, and what would be right.
-    """
+    """Return the spec that a document of plain values describes; raise InvalidConfig that names the field."""
     if not isinstance(document, Mapping):
         raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
     try:
@@ -226,11 +218,7 @@ def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
 
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
-    """Return `spec` without one of its variants; it may have been the last.
-
-    Raises:
-        InvalidConfig: variants remain, and none of them would answer.
-    """
+    """Return `spec` without one of its variants; raise InvalidConfig if others remain and none of them would answer."""
     variants = {key: variant for key, variant in spec_document(spec)["variants"].items() if key != name}
     return validate_spec({**spec_document(spec), "variants": variants})
 

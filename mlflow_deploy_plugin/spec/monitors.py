@@ -50,11 +50,7 @@ _UNITS: Mapping[Scale, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition as it was written.
-
-    Attributes:
-        argument: the text in brackets behind the name, or an empty text.
-    """
+    """A condition as it was written; `argument` is the text in brackets behind the name."""
 
     name: str
     argument: str
@@ -146,11 +142,6 @@ def parse_requirements(
     texts: tuple[str, ...], metrics: Mapping[str, MonitorMetric], subject: str
 ) -> tuple[Requirement, ...]:
     """Return the requirements of a monitor.
-
-    Args:
-        metrics: the metrics of its kind, by name.
-        subject: the subject of the message, as `a monitor of kind performance`.
-
     Raises:
         InvalidConfig: one cannot be parsed, names a metric of another kind (the message suggests the nearest name),
             asks for the wrong direction, or stands twice.

@@ -157,9 +157,6 @@ def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datet
     It changes once in four spans, so that the stored counts of each hour serve many windows. It is the span before the
     last change, or the first span of a log that is younger than that.
 
-    Args:
-        first: when the log begins.
-        start: the start of the judged window.
         span: how far before the window the log is read.
     """
     era = _SPANS_AN_ERA * span
@@ -168,11 +165,7 @@ def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datet
 
 
 def validate_reference(text: str) -> str:
-    """Return the reference as it is.
-
-    Raises:
-        ValueError: its window is malformed, or its lag is longer than `LONGEST_DAYS`.
-    """
+    """Return the reference; raise ValueError if its window is malformed, or its lag is longer than `LONGEST_DAYS`."""
     kind, _, said = text.partition(":")
     if kind == "rolling":
         validate_length(said)
@@ -229,11 +222,7 @@ def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
 
 
 def load_time_zone(name: str) -> ZoneInfo:
-    """Return the time zone of this name. Reading a spec does not load it: machines know different zones.
-
-    Raises:
-        InvalidConfig: this machine does not know the zone.
-    """
+    """Return the time zone; raise InvalidConfig if this machine does not know it. Machines know different zones."""
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):

@@ -37,11 +37,7 @@ def write_state(path: Path, state: State) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file in one step, and make its folder if there is none.
-
-    Raises:
-        OSError: the disk is full, or the folder cannot be written; the old content stays.
-    """
+    """Replace the file in one step, with its folder. Raises OSError on a full disk; the old content stays then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # not the process id: containers that share a volume have the same ones
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
@@ -62,9 +58,7 @@ def assert_content(path: Path, content: bytes) -> bool:
     """Write the content unless the file holds it, and return True if it was written.
 
     The owner of a file calls this at every poll, so that a file that was lost, damaged or made unreadable comes back.
-
-    Raises:
-        OSError: as `write_atomically`.
+    Raises OSError as `write_atomically`.
     """
     try:
         if path.read_bytes() == content:
@@ -103,9 +97,7 @@ def read_or_make_secret(path: Path, content: bytes) -> bytes:
     """Return the secret in the file. If there is no file, write `content` into one that only this user can read.
 
     If several processes call this at once, one writes the file, and all return the same secret.
-
-    Raises:
-        OSError: the file cannot be read or written.
+    Raises OSError if the file cannot be read or written.
     """
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock")):
@@ -249,9 +241,6 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
     """Yield an empty folder for the time of the block, and delete those that killed processes have left behind.
 
     `tempfile.TemporaryDirectory` is not told of a SIGKILL. Here a lock beside each folder says that its process lives.
-
-    Args:
-        prefix: of the folder's name; no other function makes folders with it.
     """
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):

@@ -60,8 +60,6 @@ class Command(State):
     """A request to the agent to load or unload an endpoint.
 
     Attributes:
-        endpoint: its name.
-        added: the endpoint itself, if the spec does not have it.
         actor: the name of the caller's key; empty if callers are not asked for one.
         created_at: seconds of the machine's monotonic clock.
     """
@@ -178,7 +176,6 @@ class RefusedVersion(State):
 
     Attributes:
         cause: gate, fetch, artifact, consent (it would run code of its own) or load.
-        reason: one line.
     """
 
     endpoint: str
@@ -195,10 +192,7 @@ class AgentState(State):
     Attributes:
         checked_at: the end of the last poll of the registry, also of a failed one; seconds since 1970.
         looks: the number of polls that have ended since the agent's start.
-        error: all that is wrong; empty if nothing is.
-        errors: the number of errors that `error` names.
         fatal: nothing can be served: a model could not be resolved or fetched, and there is no earlier version.
-        refused: the versions that are not served, while earlier ones are.
         keys_fetched_at: the last fetch of API keys and of an issuer's, in seconds since 1970; 0 without any.
     """
 

@@ -114,9 +114,6 @@ class AlertContent:
         fingerprint: identifies what the alert is about.
         order: window start and revision; content older than the last one changes nothing.
         weight: how bad it is, larger is worse.
-        lines: the text, the most important line first.
-        link: an address with more; may be empty.
-        next: the commands that may help, with the endpoint's page in the console; may be empty.
         tags: of the channels that get it; empty: all.
     """
 

@@ -57,7 +57,6 @@ class Channel:
 
     Attributes:
         id: the same for the same URL, and nothing of it can be told from it.
-        name: for people: service, tags, and the beginning of the id.
     """
 
     id: str
@@ -134,14 +133,10 @@ def _shut_log() -> None:
 
 
 def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
-    """Send what is due. A channel or a configuration that fails is logged, and a later call tries again, after a pause
-    that doubles.
+    """Send what is due, and return the number of messages that channels have taken.
 
-    Args:
-        wait: how old the newest alert of an endpoint has to be.
-
-    Returns:
-        The number of messages that channels have taken.
+    A channel or a configuration that fails is logged, and a later call tries again, after a pause that doubles. The
+    newest alert of an endpoint has to be as old as `wait`.
     """
     due = _due(store, wait)
     if not due or settings.alert_config is None:

@@ -32,9 +32,6 @@ def schema_findings(reference: DriftReference, window: Profile, columns: Sequenc
     They are exact: none of the reference's own windows has such a column, so that they raise no false alarm as long as
     the reference is like the window. If a window of the reference lacks the column, too, that is no drift; so it is
     with one that is constant in it.
-
-    Args:
-        columns: only these are judged; empty: all.
     """
     found = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
     return [finding for finding in found if finding is not None]
@@ -191,8 +188,6 @@ class _JudgedColumn:
     """One column of the window.
 
     Attributes:
-        given: the column of the window.
-        expected: the column of the whole reference.
         before: the column of the profile that the window is compared with.
         missing, missing_before: the shares of missing values in the window, and in that profile.
     """

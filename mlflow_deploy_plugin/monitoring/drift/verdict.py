@@ -59,10 +59,8 @@ class DriftVerdict:
     """The verdict on one window.
 
     Attributes:
-        reason: why it is in this state, in a sentence.
         findings: the worst first; every column has its outcome, or why it was not judged.
         figures: the names of metrics and their values; those of columns by falling score.
-        notes: further lines for the reader.
         null: which windows of the reference the threshold comes from; None if distributions are not judged.
         held_out: how many of the reference's later windows are called drifted by its earlier ones.
     """
@@ -98,7 +96,6 @@ def judge_profile(
         reference: its windows are of the judged window's length and phase.
         window: over the bins of the reference.
         start_us: of the window; chooses the rows if it has more than are compared.
-        spec: its min_rows, false_alarm_rate, independent_rows and columns.
         cache: a folder for what the next window of the same length and size needs, too; None: nothing is kept.
         segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
     """

@@ -138,8 +138,6 @@ class WindowComparison:
 
     Attributes:
         reference: None if there is none; then `missing_reason` says why.
-        profile: all rows that the version answered in the window.
-        segments: the profiles of the segments by name.
         excluded: columns that are not judged, and the reason: the log does not hold their values, or a person has
             named them.
     """
@@ -289,11 +287,7 @@ def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str
 def _segment_profiles(
     request: WindowRequest, version: ModelVersion, reference: DriftReference, hidden: Mapping[str, str]
 ) -> tuple[dict[str, SegmentProfiles], list[str]]:
-    """Return the largest segments by each column of `segment_by`, and a line for each that is left out.
-
-    Args:
-        hidden: columns whose values the log does not hold, and the reason.
-    """
+    """Return the largest segments by each column of `segment_by`, and a line for each that is left out."""
     segments: dict[str, SegmentProfiles] = {}
     notes: list[str] = []
     sample = reference.sample

@@ -45,12 +45,7 @@ _INFORMS = "an estimate informs and decides nothing, unless the monitor says `es
 
 @dataclass(frozen=True)
 class SegmentEstimate:
-    """The estimate of some rows of the window.
-
-    Attributes:
-        segment: as `carrier=AA`; empty: all rows.
-        rows: how many they are.
-    """
+    """The estimate of some rows of the window; `segment` is empty for all of them."""
 
     segment: str
     rows: int

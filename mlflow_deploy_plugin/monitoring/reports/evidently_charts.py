@@ -51,8 +51,6 @@ class EvidentlyReport:
     """The charts and figures that Evidently made of the columns.
 
     Attributes:
-        page: its page, empty if it made none.
-        figures: its figures as JSON, in the same form.
         left_out: column → why it is not drawn.
         notes: what holds for all of them.
     """

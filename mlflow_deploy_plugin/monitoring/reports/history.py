@@ -33,11 +33,7 @@ _MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # so that the state is not in 
 
 @dataclass(frozen=True)
 class PastWindow:
-    """A window as its run in MLflow tells of it.
-
-    Attributes:
-        figures: the run's metrics.
-    """
+    """A window and its metrics, as its run in MLflow has them."""
 
     start: datetime
     state: str
@@ -45,11 +41,7 @@ class PastWindow:
 
 
 def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorResult:
-    """Return the result with the history of its findings, which its reason quotes, too.
-
-    Args:
-        past: windows of the monitor before this one, in any order.
-    """
+    """Return the result with the history of its findings, which its reason quotes, too."""
     ordered = sorted(past, key=lambda window: window.start)
     findings = tuple(_with_history(result, found, ordered) for found in result.findings)
     reason = result.reason
@@ -222,9 +214,6 @@ class TrendLine:
 def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[TrendLine]:
     """Return what is drawn of this result: a line for each that is named as an alarm, the worst first, and for each
     requirement of all rows; without requirements the largest score of all columns comes first.
-
-    Args:
-        figures: the result's metrics.
     """
     drawn: dict[str, TrendLine] = {}
     if not any(found.check == "criterion" for found in result.findings):

@@ -78,9 +78,6 @@ def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapp
     """Return the files of the run by name: text, or bytes as they are to be stored.
 
     Evidently draws the rows of the report if there are any. If it fails, the page says why and has everything else.
-
-    Args:
-        past: the windows of this monitor before this one, for the picture of the last windows.
     """
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
@@ -134,9 +131,6 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
     The run is that of the MLflow project that this process belongs to (`mlflow run . -e drift`), else the one in the
     experiment `onnxserve/ENDPOINT` that this revision of the window has, or a new one. For bounds that were only tried
     nothing but the run is logged.
-
-    Args:
-        files: artifacts by name.
 
     Raises:
         RegistryUnavailable: MLflow does not answer. The next call continues what was begun.
@@ -242,9 +236,6 @@ def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Ma
 
     MLflow draws the metrics of one run over time, and of the run of a single window only a point. Here each metric
     stands at the window's end, with the number of the window as the step.
-
-    Args:
-        monitor: the tags that identify it.
     """
     if project_run_id():
         return  # there, everything would go to the run of the project

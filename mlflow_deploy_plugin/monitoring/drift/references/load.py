@@ -98,11 +98,7 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows to freeze bins on; the same each time until the log has other rows.
-
-        Raises:
-            NotFound: there are none.
-        """
+        """Return at most `MAX_ROWS` rows to freeze bins on, the same until the log changes. Raises NotFound."""
         versions = window_versions(self.log, self.endpoint, self.sampled)
         rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
         key = f"projected {self.sampled} {self.model} {self.version} {rows}"
@@ -160,12 +156,7 @@ class LogReference:
 
 
 def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """Return the part of the log that `window:START/END` names, and notes on it.
-
-    Raises:
-        InvalidConfig: this is no window.
-        NotFound: nothing was captured in it.
-    """
+    """Return the part of the log that `window:START/END` names, and notes; raise NotFound if nothing was captured."""
     span = parse_window(request.spec.reference.removeprefix("window:"))
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
@@ -294,12 +285,7 @@ def load_segment_references(
 def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
     """Return the bins of a table's columns, and a note on each column that has none.
 
-    Args:
-        columns: only these; empty: all.
-        shown: the table, for messages.
-
-    Raises:
-        InvalidConfig: the table has none of `columns`.
+    Raises InvalidConfig if the table has none of `columns` (empty: all).
     """
     features, notes = read_columns(table)
     missing = [name for name in columns if not select_columns(features, [name])]

@@ -55,7 +55,6 @@ class ReferenceRows:
         times: [N] int64, microseconds since 1970; None if they are not known.
         model_id: the logged model, for links in MLflow; empty if the model was never logged.
         shown: the rows in words, for messages.
-        notes: lines for the reader.
     """
 
     table: pa.Table

@@ -133,11 +133,8 @@ class DriftReference:
     """A reference, ready to be compared with windows of one length.
 
     Attributes:
-        bins: frozen on the reference, by column.
         bins_key: names the bins (`bins.bins_digest`).
         sample: rows of the reference, bounded, for the report.
-        model_id: the logged model, for links in MLflow; empty if it was never logged.
-        notes: lines for the reader.
     """
 
     bins: Mapping[str, Bins]

@@ -107,8 +107,6 @@ class CategoryBins:
         known: uint64, ascending: the hashes of all values of the reference.
         lengths: int64, ascending: where the next bins of texts begin that are no frequent category, in characters;
             empty: these texts have one bin.
-        minimum, maximum: the reference's own range, of numbers.
-        arrow_type: the reference's type, as Arrow writes it; empty if it is not known.
     """
 
     codes: dict[str | float, int]

@@ -87,7 +87,6 @@ class SketchStore:
     """The place where the profiles of one endpoint over the same bins are kept.
 
     Attributes:
-        bins_key: names the bins (`bins.bins_digest`).
         columns: only these are read of the log; None: all, so that new ones are seen.
         segment: only rows that have the value, as text, in the column; None: all rows.
     """

@@ -122,12 +122,9 @@ def count_alarms(
     """Return the alarms among windows of the reference that were tested against other rows than their own.
 
     Args:
-        columns: the names of the columns, in the order of the tests' scores.
-        rate: the rate of the tests.
         judges: the number of independent windows that judged all others, and whose luck they share; infinite: each had
             its own.
         windows: the number of judged windows that do not overlap.
-        how: as in `HoldOutAlarms`.
         persistence: the number of windows that are worth one independent one.
     """
     alarms = [test for test in tests if test.is_drifted]
@@ -169,8 +166,6 @@ class NullDistribution:
         widening: the weight in the p-value of each window beyond the judged one.
         block_length: mean length of a drawn stretch in seconds; 0 if nothing is drawn.
         persistence: the number of windows that are worth one independent one.
-        slowest_column: the column with this persistence.
-        held_out: how many of the reference's later windows the earlier ones call drifted.
         starts: [M] the first step of each window if windows overlap, else empty.
         length: the steps of each window.
     """

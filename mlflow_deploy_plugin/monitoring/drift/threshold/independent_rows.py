@@ -60,11 +60,7 @@ _SHARED = 1.5
 
 @dataclass(frozen=True)
 class IndependentRows(Null):
-    """Samples of the reference's rows.
-
-    Attributes:
-        draws: how many samples are drawn.
-    """
+    """Samples of the reference's rows; `draws` of them are drawn."""
 
     draws: int
 

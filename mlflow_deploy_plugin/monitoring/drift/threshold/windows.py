@@ -193,9 +193,6 @@ class Overlapping(WholeReferenceNull):
     Annals of Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003, section 5). Each window is
     compared only with those that it does not overlap. Compared with all others, also with neighbours that resemble it,
     21 % of calm weeks were called drifted at a nominal 5 %.
-
-    Attributes:
-        length: steps of a window.
     """
 
     length: int
