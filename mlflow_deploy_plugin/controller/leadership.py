@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -34,7 +35,6 @@ def controller_name() -> str:
 
 
 def process_name() -> str:
-    """Return the name of this process as the holder of a lease."""
     return f"{controller_name()} (process {os.getpid()})"
 
 
@@ -52,7 +52,7 @@ def work_under_lease(
     on_holder: Callable[[str], None],
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Call `work` with a lease, again and again until `ended` is set. Wait while somebody else holds the lease.
+    """Call `work` with a lease, again and again until `ended` is set. Wait while another process holds the lease.
 
     Args:
         on_holder: is called with the holder's name whenever the holder changes.
@@ -104,16 +104,13 @@ def lead_store(
 def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
     """Run the tasks for as long as the `with` lasts. One that fails is begun again: the lease keeps others away."""
     over = threading.Event()
-    lasting = [repeat(partial(task, keeper, over), _FAILURE_SECONDS) for task in tasks]
-    threads = [threading.Thread(target=task, args=(keeper, over), name="background") for task in lasting]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+    with ThreadPoolExecutor(max(len(tasks), 1), "background") as pool:
+        for task in tasks:
+            pool.submit(repeat(partial(task, keeper, over), _FAILURE_SECONDS), keeper, over)
+        try:
+            yield
+        finally:
+            over.set()
 
 
 def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
@@ -148,25 +145,23 @@ def rollouts_lease_name(place: str) -> str:
 def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
     """Yield the places whose servers this process reaches, each with the words for its servers.
 
-    A target is reached if one of its endpoints is; an endpoint on another machine is no failure. This machine comes
-    first, because a cluster that does not answer takes until its timeout.
-
-    Args:
-        fail: is called with a line for each target that this process fails to reach.
+    A target is reached if one of its endpoints is; an endpoint on another machine is not a failure. This machine comes
+    first, because a cluster that does not answer takes until its timeout. `fail` gets a line per target that fails.
     """
     reached: set[str] = set()
     failures: dict[str, str] = {}
-    for one in sorted(deployments.store.endpoints(), key=_is_elsewhere):
-        if one.target not in reached:
-            try:
-                place = deployments.place(one.name)
-            except NotReady:
-                continue
-            except OnnxserveError as error:
-                failures[one.target] = f"leaves rollouts of {one.target} to other controllers: {error.message}"
-            else:
-                reached.add(one.target)
-                yield place, one.target if _is_elsewhere(one) else "the servers here"
+    for endpoint in sorted(deployments.store.endpoints(), key=_is_elsewhere):
+        if (target := endpoint.target) in reached:
+            continue
+        try:
+            place = deployments.place(endpoint.name)
+        except NotReady:
+            continue
+        except OnnxserveError as error:
+            failures[target] = f"leaves rollouts of {target} to other controllers: {error.message}"
+            continue
+        reached.add(target)
+        yield place, target if _is_elsewhere(endpoint) else "the servers here"
     for target, line in failures.items():
         if target not in reached:
             fail(line)

@@ -51,12 +51,7 @@ _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 def start_metrics_server(store: Store, port: int, host: str = "", request_seconds: float = 10.0) -> "WSGIServer":
     """Answer Prometheus at `http://HOST:PORT/metrics` from a thread, for as long as the process lives.
 
-    Args:
-        host: default: ONNXSERVE_HOST.
-        request_seconds: the longest wait for a client to send anything.
-
-    Raises:
-        InvalidConfig: the port is taken.
+    `request_seconds` is the longest wait for a client to send anything. Raises InvalidConfig if the port is taken.
     """
     registry = CollectorRegistry()
     registry.register(StoreMetrics(store))
@@ -72,8 +67,6 @@ def start_metrics_server(store: Store, port: int, host: str = "", request_second
 
 
 class _Reading:
-    """One reading of the store, in a thread of its own."""
-
     def __init__(self) -> None:
         self.answered, self.ended = threading.Event(), threading.Event()
         self.has_failed = False
@@ -150,11 +143,8 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
         for metric, value in judged.figures.items():
             if "/" not in metric and value is not None:  # those of columns and variants are in the report
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
-    last_success = {
-        key: at.timestamp()
-        for key, at in counts.last_judged.items()
-        if key in counts.judged  # a monitor that was removed is silent on purpose
-    }
+    # a monitor that was removed is silent on purpose
+    last_success = {key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged}
     for name, values in (
         ("onnxserve_monitor_windows", counts.judged_windows),
         ("onnxserve_monitor_failures", counts.failures),

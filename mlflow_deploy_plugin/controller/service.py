@@ -14,8 +14,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.monitoring import GROUPING_DELAY, send_due
 
 _REPEAT_SECONDS = 5.0
-_AWAITED_SECONDS = 0.5
-"""The same for a retraining that somebody waits for."""
+_AWAITED_SECONDS = 0.5  # the same for a retraining that somebody waits for
 
 
 def run_controller(
@@ -23,9 +22,7 @@ def run_controller(
 ) -> None:
     """Run everything until `ended` is set. Of several controllers, those without a lease wait to take over.
 
-    Args:
-        judge_at_once: windows that are judged at the same time.
-        judge_seconds: a judgement that takes longer is ended.
+    `judge_at_once` windows are judged at the same time; a judgement that takes longer than `judge_seconds` is ended.
     """
     store, say = deployments.store, deployments.progress
     context = RetrainingContext(deployments, controller_name())
@@ -56,6 +53,5 @@ def run_controller(
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
     """Run the retrainings of the store until `ended` is set, while no controller does."""
-    runner = RetrainingRunner(RetrainingContext(deployments, controller_name()))
-    task = repeat(runner.advance, _AWAITED_SECONDS)
+    task = repeat(RetrainingRunner(RetrainingContext(deployments, controller_name())).advance, _AWAITED_SECONDS)
     lead_store(deployments.store, [task], process_name(), LEASE_SECONDS, lambda line: None, ended)

@@ -22,8 +22,6 @@ class EndpointSnapshot:
     """An endpoint at one moment.
 
     Attributes:
-        variants: the variants of its spec.
-        state: the state of its server: running, starting, stopped, failed.
         reason: why it is not running, or what it waits for.
         versions: variant → the version with which every worker answers; a variant with none or several is missing.
         errors: variant → why a worker could not load the version.
@@ -102,8 +100,7 @@ def served_version(observed: ObservedEndpoint) -> str:
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)
-    snapshot = take_snapshot(observed).versions.get(main)
-    return snapshot or resolve(spec.variants[main].model).version
+    return take_snapshot(observed).versions.get(main) or resolve(spec.variants[main].model).version
 
 
 def answering_version(deployments: Deployments, endpoint: str, model: str) -> str:

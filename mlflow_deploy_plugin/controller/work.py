@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -131,12 +131,8 @@ class WorkRunner:
             self.finished.set()
 
 
-def read_plan(kind: TypeAdapter[PlanT], written: Any, what: str) -> PlanT:
-    """Return the plan of a piece of work as it is in the store.
-
-    Raises:
-        InvalidConfig: another onnxserve, or a person, wrote it otherwise.
-    """
+def read_plan(kind: TypeAdapter[PlanT], written: object, what: str) -> PlanT:
+    """Return the plan of a piece of work in the store; raise InvalidConfig if it was written in another form."""
     try:
         return kind.validate_python(written)
     except ValidationError as error:

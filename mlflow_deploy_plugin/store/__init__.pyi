@@ -27,5 +27,6 @@ from .store import Endpoint as Endpoint
 from .store import Rollout as Rollout
 from .store import Store as Store
 from .store import unknown_endpoint as unknown_endpoint
+from .tables import Json as Json
 
 __all__: list[str]

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.store.audit import AuditEvent, current_actor, save_row, write_event
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import AlertRow, SilenceRow, from_row, given, storable_text, write_fields
+from mlflow_deploy_plugin.store.tables import AlertRow, Json, SilenceRow, from_row, given, storable_text, write_fields
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
@@ -23,10 +23,9 @@ class Alert:
 
     Attributes:
         fingerprint: identifies its subject; at most one alert of a fingerprint is firing.
-        state: firing; resolved; said: an announcement, which has no end.
+        state: `said` is an announcement, which has no end.
         first_at / last_at: the first and the last time that it was seen, by the store's clock.
         told_at: the last time that it was sent; None if it never was.
-        count: how often it was seen.
         detail: the content, and who it was sent to (`monitoring/alerts`).
     """
 
@@ -38,17 +37,13 @@ class Alert:
     last_at: datetime
     told_at: datetime | None = None
     count: int = 1
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: Json = field(default_factory=dict)
     id: int = 0
 
 
 @dataclass(frozen=True)
 class Silence:
-    """A time without alerts of an endpoint, or of one monitor of it.
-
-    Attributes:
-        monitor: empty: all monitors of the endpoint.
-    """
+    """A time without alerts of an endpoint, or of one monitor of it; an empty `monitor` means all of them."""
 
     id: int
     endpoint: str
@@ -63,8 +58,6 @@ class Silence:
 
 
 class Alerts:
-    """The alerts of a store."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
 
@@ -102,17 +95,11 @@ class Alerts:
 
 
 class Silences:
-    """The silences of a store."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def add(self, endpoint: str, monitor: str, length: timedelta, why: str = "", actor: str | None = None) -> Silence:
-        """Add a silence from now on, with its audit event.
-
-        Args:
-            monitor: empty: all monitors of the endpoint.
-        """
+        """Add a silence from now on, with its audit event."""
         now, by = self._store.now(), actor or current_actor()
         row = SilenceRow(
             endpoint=endpoint,

@@ -5,12 +5,11 @@ import socket
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy.orm import Session
 
 from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
-from mlflow_deploy_plugin.store.tables import AuditRow, Base, ValueT, from_row, storable_text
+from mlflow_deploy_plugin.store.tables import AuditRow, Base, Json, ValueT, from_row, storable_text
 
 _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", "why")
 
@@ -38,10 +37,10 @@ class AuditEvent:
     before: str = ""
     after: str = ""
     why: str = ""
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: Json = field(default_factory=dict)
 
 
-def move_detail(place: str, before: str) -> dict[str, Any]:
+def move_detail(place: str, before: str) -> Json:
     """Return the detail of the event of a version that was moved to a stage, an @alias or a tag.
 
     Args:
@@ -122,7 +121,7 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
     return ", ".join(texts[0]), ", ".join(texts[1])
 
 
-def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, Any]:
+def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
     """Return the fields that differ from the defaults by their dotted names, without traffic and these monitors."""
     document = spec_document(spec)
     for name in shown_monitors & set(spec.monitors):
@@ -133,7 +132,7 @@ def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, Any
     return dict(_flat(document))
 
 
-def _flat(document: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(document: Json, prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in document.items():
         if isinstance(value, dict):
             yield from _flat(value, f"{prefix}{key}.")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
@@ -58,18 +58,15 @@ def open_store(
     engine = _engine(parsed)
     try:
         with engine.begin() as connection:
-            is_made = inspect(connection).has_table(VERSION_TABLE)
             versions = text(f"SELECT version_num FROM {VERSION_TABLE}")
+            is_made = inspect(connection).has_table(VERSION_TABLE)
             if not is_made or connection.scalars(versions).all() != [SCHEMA]:
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
                 _migrate(connection)
-    except DBAPIError as error:
+    except (DBAPIError, StoreUnavailable) as error:
         engine.dispose()
-        raise store_unavailable(engine.url, error) from None
-    except StoreUnavailable:
-        engine.dispose()
-        raise
+        raise (store_unavailable(engine.url, error) if isinstance(error, DBAPIError) else error) from None
     return Store(engine, clock, monotonic)
 
 
@@ -109,7 +106,7 @@ def _migrate(connection: Connection) -> None:
 
 def _engine(url: URL) -> Engine:
     backend = url.get_backend_name()
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, object] = {}
     if backend == "sqlite":
         if make_url("sqlite:///%25").database == "%25" and url.database:  # SQLAlchemy before 2.1
             url = url.set(database=unquote(url.database))
@@ -144,7 +141,7 @@ def _take_write_lock_at_start(engine: Engine) -> None:
     """
 
     @event.listens_for(engine, "connect")
-    def _connected(connection: Any, _record: object) -> None:
+    def _connected(connection: sqlite3.Connection, _record: object) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, so that DDL is part of the transaction too
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:  # SQLite calls no busy handler while another process turns this log on

@@ -32,8 +32,6 @@ _Row = MonitorWindowRow | AlertRow
 
 @dataclass(frozen=True)
 class Expired:
-    """The numbers of rows that were deleted."""
-
     windows: int = 0
     alerts: int = 0
 

@@ -30,8 +30,6 @@ class ApiKey:
         digest: SHA-256 of the text, in hex.
         endpoints: the endpoints that it holds for; empty: all.
         actor: who made it.
-        expires_at: None: never.
-        revoked_at: None: it was not revoked.
         limits: rates of its predictions, as 100/second, the shortest period first.
     """
 
@@ -58,8 +56,6 @@ class ApiKey:
 
 
 class ApiKeys:
-    """The API keys of a store."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
 
@@ -73,9 +69,6 @@ class ApiKeys:
         limits: Collection[str] = (),
     ) -> tuple[ApiKey, str]:
         """Make a key, with its audit event. Returns the key and its text, which cannot be had again.
-
-        Args:
-            limits: rates of its predictions, as 100/second.
 
         Raises:
             AlreadyExists: the name is, or was, that of another key: the audit trail and the logs have it.

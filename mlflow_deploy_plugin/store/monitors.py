@@ -46,14 +46,13 @@ class MonitorWindow:
         start / end: event times t with start <= t < end.
         revision: 1 at first; each time the window is judged again there is a further one.
         by_hand: a person has asked for it; it is not a scheduled window, whatever its times are.
-        state: pending until it is judged; running while it is; failed if it was given up.
+        state: failed if it was given up.
         verdict: the state of the result; empty before.
         reason: of the verdict, or of the last attempt's failure.
         rows: the rows that were judged.
         log_rows / log_digest: the window's rows in the log at that time, and a digest of the files of its hours.
         attempts: the attempts that have failed.
         not_before: the next attempt may not begin earlier.
-        run_id / run_url: the MLflow run that shows the result.
     """
 
     id: int
@@ -109,15 +108,11 @@ class MonitorState:
 
 @dataclass(frozen=True)
 class MonitorNote:
-    """A note on a monitor for people; the default is none."""
-
     kind: NoteKind = ""
     text: str = ""
 
 
 class Monitors:
-    """The monitors of a store."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
 
@@ -211,10 +206,7 @@ class Monitors:
         return self._store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
-        """Write the fields of a window that may change.
-
-        Args:
-            lease: the write happens only while it is held.
+        """Write the fields of a window that may change, while the lease is held if one is given.
 
         Returns:
             None if it was not written: the lease is somebody else's, or the window is judged already.
@@ -243,8 +235,7 @@ class Monitors:
     def set_log_digest(self, window: MonitorWindow, digest: str) -> None:
         """Write which files the log had when nothing new was in them."""
         with self._store.transaction() as session:
-            row = session.get(MonitorWindowRow, window.id)
-            if row is not None:
+            if (row := session.get(MonitorWindowRow, window.id)) is not None:
                 row.log_digest = digest
 
     def windows(
@@ -260,7 +251,7 @@ class Monitors:
         """Return windows, oldest first, a window's revisions in their order; with `limit` only the newest.
 
         Args:
-            states: only those in one of these states; empty: any.
+            states: empty: any.
             since: only those that end after it.
             by_hand: only those that a person has asked for, or only the scheduled ones; None: both.
         """

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 
 from sqlalchemy import select
 
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, save_row
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import RetrainingRow, from_row, given, write_fields
+from mlflow_deploy_plugin.store.tables import Json, RetrainingRow, from_row, given, write_fields
 
 WaitsFor = Literal["", "local_controller"]
 """A retraining with a gated version may wait for a controller that sees the endpoint's server."""
@@ -39,14 +39,14 @@ class Retraining:
     endpoint: str
     monitor: str
     model: str
-    cause: dict[str, Any]
-    spec: dict[str, Any]
+    cause: Json
+    spec: Json
     state: str
     run_id: str
     version: str
     rollout_id: int | None
     reason: str
-    figures: dict[str, Any]
+    figures: Json
     created_at: datetime
     updated_at: datetime
     ended_at: datetime | None = None
@@ -63,8 +63,6 @@ class Retraining:
 
 
 class Retrainings:
-    """Reads and writes the retrainings of a store."""
-
     def __init__(self, store: Store) -> None:
         self._store = store
 
@@ -73,8 +71,8 @@ class Retrainings:
         endpoint: str,
         monitor: str,
         model: str,
-        cause: dict[str, Any],
-        spec: dict[str, Any],
+        cause: Json,
+        spec: Json,
         state: str,
         event: AuditEvent | None = None,
     ) -> Retraining:

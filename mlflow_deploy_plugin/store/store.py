@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import URL, Engine, Select, delete, func, select, update
+from sqlalchemy import URL, ColumnElement, Engine, Select, delete, func, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
@@ -36,10 +36,12 @@ from mlflow_deploy_plugin.store.tables import (
     AlertRow,
     AuditRow,
     EndpointRow,
+    Json,
     LeaseRow,
     MonitorRow,
     MonitorWindowRow,
     RolloutRow,
+    RowT,
     SilenceRow,
     ValueT,
     from_row,
@@ -50,8 +52,6 @@ from mlflow_deploy_plugin.store.tables import (
 
 _ABANDONED, _DELETED = "abandoned", "the endpoint was deleted"
 _EVENTS_AT_ONCE = 1000
-
-
 _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 
 
@@ -74,11 +74,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class UnreadableEndpoint:
-    """An endpoint whose spec this onnxserve cannot read: another version wrote it, or a person did.
-
-    Attributes:
-        text: the spec as it is stored.
-    """
+    """An endpoint whose spec, `text`, this onnxserve cannot read: another version wrote it, or a person did."""
 
     name: str
     target: str
@@ -103,11 +99,11 @@ class Rollout:
 
     id: int
     endpoint: str
-    spec: dict[str, Any]
+    spec: Json
     state: str
     step: int
     step_at: datetime
-    figures: dict[str, Any]
+    figures: Json
     reason: str
     created_at: datetime
     updated_at: datetime
@@ -137,11 +133,7 @@ class Store:
         """By lease of another holder: its token and renewals as they were seen last, and first seen at (monotonic)."""
 
     def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "") -> Endpoint:
-        """Add an endpoint under the name of `spec`. If two processes do so at the same time, one of them succeeds.
-
-        Raises:
-            AlreadyExists: the name is taken.
-        """
+        """Add an endpoint under the name of `spec`. Raises AlreadyExists, also in one of two processes."""
         now = self._clock()
         row = EndpointRow(name=spec.name, target=target, spec=dump_spec(spec), created_at=now, updated_at=now)
         try:
@@ -161,14 +153,10 @@ class Store:
         *,
         action: str = "update",
         why: str = "",
-        detail: dict[str, Any] | None = None,
+        detail: Json | None = None,
         actor: str | None = None,
     ) -> Endpoint:
-        """Replace the spec of the endpoint of its name; `detail` goes into the audit event with it.
-
-        Raises:
-            NotFound: there is no such endpoint.
-        """
+        """Replace the spec of the endpoint of its name; `detail` goes into the audit event with it. Raises NotFound."""
         with self.transaction() as session:
             row = session.get(EndpointRow, spec.name)
             if row is None:
@@ -217,9 +205,8 @@ class Store:
             return None if row is None else _to_endpoint(row, _deleted_names(session, name))
 
     def require_endpoint(self, name: str) -> Endpoint:
-        """Return the endpoint. Raises NotFound with a message that names those there are, and as `endpoint`."""
-        found = self.endpoint(name)
-        if found is None:
+        """Return the endpoint. Raises NotFound, and as `endpoint`."""
+        if (found := self.endpoint(name)) is None:
             raise unknown_endpoint(name, self.names())
         return found
 
@@ -230,18 +217,14 @@ class Store:
 
     def endpoints(self) -> list[Endpoint]:
         """Return the endpoints that can be read, in the order of their names."""
-        return self._read_endpoints()[0]
+        return [one for one in self._read_endpoints() if isinstance(one, Endpoint)]
 
     def unreadable(self) -> list[UnreadableEndpoint]:
         """Return the endpoints that cannot be read, in the order of their names."""
-        return self._read_endpoints()[1]
+        return [one for one in self._read_endpoints() if isinstance(one, UnreadableEndpoint)]
 
     def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
-        """Write an audit event of a change outside of the store: a start, a promotion, a step of a rollout.
-
-        Args:
-            fields: of `AuditEvent`, by their names.
-        """
+        """Write an audit event of a change outside of the store: a start, a promotion, a step of a rollout."""
         with self.transaction() as session:
             self._audit(session, action, actor, **fields)
 
@@ -276,7 +259,7 @@ class Store:
             last = found[-1].id
             page = query.where(AuditRow.id < last if newest_first else AuditRow.id > last)
 
-    def add_rollout(self, endpoint: str, spec: dict[str, Any], state: str, event: AuditEvent | None = None) -> Rollout:
+    def add_rollout(self, endpoint: str, spec: Json, state: str, event: AuditEvent | None = None) -> Rollout:
         """Add a rollout, together with its event. Raises AlreadyExists if the endpoint has one that is live."""
         now = self._clock()
         row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
@@ -378,10 +361,9 @@ class Store:
         self._engine.dispose()
 
     def now(self) -> datetime:
-        """Return the time by this store's clock, in UTC."""
         return self._clock()
 
-    def _shared_now(self) -> Any:
+    def _shared_now(self) -> ColumnElement[datetime] | datetime:
         """Return the time by the clock of all who share the store: PostgreSQL's as SQL, or that of the one machine."""
         return func.now() if self._engine.dialect.name == "postgresql" else self._clock()
 
@@ -408,21 +390,19 @@ class Store:
         except (DBAPIError, PoolTimeout) as error:
             raise store_unavailable(self._engine.url, error) from None
 
-    def read(self, query: Select[Any], kind: type[ValueT]) -> list[ValueT]:
+    def read(self, query: Select[RowT], kind: type[ValueT]) -> list[ValueT]:
         """Return the rows of a query as frozen dataclasses. For the modules of this package."""
         with self.transaction(is_read_only=True) as session:
             return read_rows(session, query, kind)
 
-    def _read_endpoints(self) -> tuple[list[Endpoint], list[UnreadableEndpoint]]:
-        endpoints, unreadable = [], []
+    def _read_endpoints(self) -> Iterator[Endpoint | UnreadableEndpoint]:
         with self.transaction(is_read_only=True) as session:
             deleted = _deleted_names(session)
             for row in session.scalars(select(EndpointRow).order_by(EndpointRow.name)):
                 try:
-                    endpoints.append(_to_endpoint(row, deleted))
+                    yield _to_endpoint(row, deleted)
                 except InvalidConfig as error:
-                    unreadable.append(UnreadableEndpoint(row.name, row.target, row.spec, error.message))
-        return endpoints, unreadable
+                    yield UnreadableEndpoint(row.name, row.target, row.spec, error.message)
 
     def _audit(self, session: Session, action: str, actor: str | None, **fields: Any) -> None:
         write_event(session, AuditEvent(self._clock(), actor or current_actor(), action, **fields))
@@ -461,7 +441,7 @@ def _read_spec(text: str) -> EndpointSpec:
 
 
 def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
-    """Return the error for a name that is not among the known ones; `otherwise` ends its message."""
+    """Return the error for a name that is not known; `otherwise` ends its message."""
     names = sorted({*known} - {""})
     others = f"there are {join_names(names, name)}" if names else "there is none yet"
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}{otherwise}")

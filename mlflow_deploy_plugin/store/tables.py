@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
+Json = dict[str, Any]
+"""A JSON object, as a column holds it."""
 VERSION_TABLE = "onnxserve_alembic_version"
 READS_ONLY = "onnxserve_reads_only"
 """The execution option of a connection whose transactions write nothing."""
@@ -56,12 +58,15 @@ class Base(DeclarativeBase):
     """Every table of the store."""
 
 
+RowT = TypeVar("RowT", bound=Base)
+
+
 def from_row(row: Base, kind: type[ValueT]) -> ValueT:
     """Return the row as a frozen dataclass, whose fields have the names of its columns."""
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
-def read_rows(session: Session, query: Select[Any], kind: type[ValueT]) -> list[ValueT]:
+def read_rows(session: Session, query: Select[RowT], kind: type[ValueT]) -> list[ValueT]:
     """Return the rows of a query as frozen dataclasses, in up to half the time that entities of the ORM take."""
     row = query.column_descriptions[0]["entity"]
     columns = query.with_only_columns(*(getattr(row, field.name) for field in fields(kind)))
@@ -81,7 +86,7 @@ def write_fields(row: Base, value: "DataclassInstance", *names: str) -> None:
         setattr(row, name, storable_text(written, None) if isinstance(written, str) else written)
 
 
-def given(**columns: Any) -> dict[str, Any]:
+def given(**columns: object) -> dict[str, object]:
     """Return the columns that are not None, for `filter_by`."""
     return {name: value for name, value in columns.items() if value is not None}
 
@@ -121,7 +126,7 @@ class AuditRow(Base):
     before: Mapped[str] = mapped_column(Text, server_default="")
     after: Mapped[str] = mapped_column(Text, server_default="")
     why: Mapped[str] = mapped_column(Text, server_default="")
-    detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    detail: Mapped[Json] = mapped_column(JSON)
 
 
 _IS_LIVE = text("ended_at IS NULL")
@@ -137,11 +142,11 @@ class RolloutRow(Base):
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     endpoint: Mapped[str] = mapped_column(String(63), index=True)
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    spec: Mapped[Json] = mapped_column(JSON)
     state: Mapped[str] = mapped_column(String(31))
     step: Mapped[int] = mapped_column(Integer, default=0)
     step_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    figures: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    figures: Mapped[Json] = mapped_column(JSON, default=dict)
     reason: Mapped[str] = mapped_column(Text, default="")
     revision: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -192,7 +197,7 @@ class MonitorWindowRow(Base):
     not_before: Mapped[datetime | None] = mapped_column(UtcDateTime)
     run_id: Mapped[str] = mapped_column(String(63), default="")
     run_url: Mapped[str] = mapped_column(Text, default="")
-    figures: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    figures: Mapped[Json] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -229,7 +234,7 @@ class AlertRow(Base):
     last_at: Mapped[datetime] = mapped_column(UtcDateTime)
     told_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     count: Mapped[int] = mapped_column(Integer)
-    detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    detail: Mapped[Json] = mapped_column(JSON)
 
 
 class SilenceRow(Base):
@@ -271,15 +276,15 @@ class RetrainingRow(Base):
     endpoint: Mapped[str] = mapped_column(String(63), index=True)
     monitor: Mapped[str] = mapped_column(String(255))
     model: Mapped[str] = mapped_column(String(512), index=True)
-    cause: Mapped[dict[str, Any]] = mapped_column(JSON)
-    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    cause: Mapped[Json] = mapped_column(JSON)
+    spec: Mapped[Json] = mapped_column(JSON)
     state: Mapped[str] = mapped_column(String(31))
     run_id: Mapped[str] = mapped_column(String(63), default="")
     version: Mapped[str] = mapped_column(String(255), default="")
     rollout_id: Mapped[int | None] = mapped_column(BigInteger)
     waits_for: Mapped[str] = mapped_column(String(31), default="", server_default="")
     reason: Mapped[str] = mapped_column(Text, default="")
-    figures: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    figures: Mapped[Json] = mapped_column(JSON, default=dict)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -85,7 +85,6 @@ def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
 
 
 def count_rows(request: WindowRequest) -> int:
-    """Return how many rows of the window are in the log, each counted once."""
     return sum(log.count(request.endpoint, request.window) for log in _judged_logs(request.log, request.spec.kind))
 
 
@@ -128,13 +127,9 @@ def digest(of: object) -> str:
 
 
 def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
-    """Return for each window how many of the rows that are judged have a usable label. The labels are read once.
+    """Return for each window of a monitor how many of the rows that are judged have a usable label.
 
-    Args:
-        requests: the windows of one monitor.
-
-    Raises:
-        OnnxserveError: the log is down.
+    The labels are read once. Raises OnnxserveError if the log is down.
     """
     # here: the controller judges nothing itself, so it need not hold these libraries in memory
     from mlflow_deploy_plugin.monitoring import affordable_rows

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from mlflow_deploy_plugin.controller.monitors.evaluation import (
     Evaluator,
@@ -45,7 +45,7 @@ from mlflow_deploy_plugin.inference_log import (
     parse_window,
     wrap_log_errors,
 )
-from mlflow_deploy_plugin.processes import ProcessEnded
+from mlflow_deploy_plugin.processes import ProcessEnded, Worker
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, bin_period, duration_seconds
 from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorWindow, expire
@@ -75,11 +75,7 @@ def revision_period(spec: MonitorSpec) -> timedelta:
 
 
 def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
-    """Return for each window a digest of the files that its judgement reads; empty if it has no rows.
-
-    Args:
-        windows: of one monitor.
-    """
+    """Return for each window of a monitor a digest of the files that its judgement reads; empty if it has no rows."""
     rows = [files_digest(log, one.endpoint, Window(one.start, one.end), spec.kind) for one in windows]
     if spec.kind != "performance" or not any(rows):
         return rows
@@ -101,8 +97,7 @@ def add_revisions(
 ) -> list[tuple[MonitorWindow, LateData]]:
     """Add a revision of each window that now has more rows, or materially more labels, than when it was judged.
 
-    Returns:
-        The revisions, which have to be judged, and what came late.
+    Return the revisions, which have to be judged, and what came late.
     """
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)
@@ -150,12 +145,10 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
 
 @dataclass(frozen=True)
 class RetainedWindows:
-    """The parts of the log that an endpoint's monitors will read again, however old they are.
+    """The parts of the log, in event time, that an endpoint's monitors will read again, however old they are.
 
-    Attributes:
-        windows: of event time.
-        rolling: for each `rolling:` reference the time before the next window; the rows that its bins are frozen on may
-            lie long before that.
+    `rolling` has for each `rolling:` reference the time before the next window; the rows that its bins are frozen on
+    may lie long before that.
     """
 
     windows: list[Window] = field(default_factory=list)
@@ -181,8 +174,7 @@ def maintain_logs(
     threading.Thread(target=end, daemon=True).start()  # a log may take minutes
     try:
         while not over.wait(every_seconds) and keeper.is_held:
-            call = partial(process.call, seconds=_TIMEOUT_SECONDS)
-            _maintain_all(deployments, call, lambda: keeper.is_held and not over.is_set())
+            _maintain_all(deployments, process, lambda: keeper.is_held and not over.is_set())
             process.end_if_idle(0)
     except ProcessEnded:
         return
@@ -190,8 +182,9 @@ def maintain_logs(
         process.end()
 
 
-def _maintain_all(deployments: Deployments, call: Callable[..., Any], goes_on: Callable[[], bool]) -> None:
+def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[], bool]) -> None:
     store, settings = deployments.store, deployments.settings
+    call = partial(process.call, seconds=_TIMEOUT_SECONDS)
     now = store.now()
     for endpoint in store.endpoints():
         with _logged_errors(f"{endpoint.name}: the log's upkeep has failed"):

@@ -65,7 +65,6 @@ class SelectedMonitor:
     """A monitor of an endpoint, or one made of the defaults if the endpoint's spec has none.
 
     Attributes:
-        capture: says which of the endpoint's columns the log excludes.
         tried: bounds that replace those of the spec this once, as `min_rows=50`; the monitor's verdict stays then.
         columns, exclude: only these columns are judged this once, or all but these; empty: those of the spec.
     """
@@ -83,8 +82,7 @@ class SelectedMonitor:
     ) -> "SelectedMonitor":
         """Return the monitor with these fields of its spec replaced; None leaves a field as it is.
 
-        Raises:
-            InvalidConfig: columns are named, and the monitor's kind does not judge columns.
+        Raises InvalidConfig if columns are named, and the monitor's kind does not judge columns.
         """
         named = {name: ",".join(names) for name, names in (("columns", columns), ("exclude", exclude)) if names}
         if named and self.spec.kind not in KINDS_WITH_REFERENCE:
@@ -176,11 +174,8 @@ def backfill(
 ) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
     """Judge the monitor's windows in [begin, end), oldest first, and skip those that are judged already.
 
-    Yields:
-        Number of the window from 1, how many there are, the window, and True if it was judged now.
-
-    Raises:
-        InvalidConfig: no whole window lies there, or more than `MAX_BACKFILLED`.
+    Yield the number of the window from 1, how many there are, the window, and True if it was judged now. Raises
+    InvalidConfig if no whole window lies there, or more than `MAX_BACKFILLED`.
     """
     starts = windows_between(monitor.spec, begin, end)
     if not starts:
@@ -282,8 +277,8 @@ def run_files(
 
     Args:
         name: an endpoint's name; the endpoint need not exist.
-        rows: Parquet or CSV, a path or any URI that MLflow can fetch; of more than a million rows a sample is taken.
-        reference: the same.
+        rows / reference: Parquet or CSV, a path or any URI that MLflow can fetch; of more than a million rows a sample
+            is taken.
         bounds: as `SelectedMonitor.with_bounds` takes them.
 
     Raises:

@@ -34,9 +34,8 @@ _MAX_JITTER = timedelta(seconds=30)
 class DueWindow:
     """The oldest window that is due and not in the store yet.
 
-    Attributes:
-        left_out: the number of earlier windows that are skipped, since there are too many of them.
-        oldest: the start of the first of them, or of the window itself.
+    `left_out` earlier windows are skipped, since there are too many. `oldest` is the start of the first of them, or of
+    the window itself.
     """
 
     window: Window
@@ -49,10 +48,8 @@ def next_due_window(
 ) -> DueWindow | None:
     """Return the next window, or None if none is due. Of more than `max_catch_up` windows only the newest are taken.
 
-    A monitor begins with the window that holds the endpoint's creation.
-
-    Raises:
-        InvalidConfig: the schedule cannot be read.
+    A monitor begins with the window that holds the endpoint's creation. Raises InvalidConfig if the schedule cannot be
+    read.
     """
     spec = endpoint.spec.monitors[state.monitor]
     starts = windows_between(spec, _begin(endpoint, state, now), now)
@@ -72,10 +69,7 @@ def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
 
 
 def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return when the next window may be judged; it lies in the past if the window waits already.
-
-    Raises as `next_due_window`.
-    """
+    """Return when the next window may be judged: in the past if the window waits. Raises as `next_due_window`."""
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     first = windows_between(spec, begin, begin + timedelta(seconds=2 * duration_seconds(spec.every)))
     return due_at(endpoint.name, state.monitor, spec, window_at(first[0], spec.every).end)
@@ -110,8 +104,7 @@ def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWi
 def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> datetime:
     """Return the time from which a window that ends at `end` may be judged.
 
-    Raises:
-        InvalidConfig: the schedule or its time zone cannot be read, or no time ever fits it.
+    Raises InvalidConfig if the schedule or its time zone cannot be read, or no time ever fits it.
     """
     ready = end + timedelta(seconds=duration_seconds(spec.grace))
     if spec.kind == "performance" and spec.labels_within is not None:
@@ -195,11 +188,10 @@ MonitorStatus = Literal["waiting", "judging", "failing", "paused", "broken"]
 
 @dataclass(frozen=True)
 class MonitorOverview:
-    """One monitor.
+    """The state of one monitor, for people.
 
     Attributes:
-        status: waiting for its next window; judging one; failing: its last attempt failed, and is made again;
-            paused by a person; broken: its schedule cannot be read.
+        status: failing: its last attempt failed, and is made again; broken: its schedule cannot be read.
         last: the newest window that was judged, by the schedule or by hand.
         open: the schedule's window that is being judged, or tried again.
         given_up: scheduled windows that could not be judged, among the newest hundred.
@@ -220,13 +212,9 @@ class MonitorOverview:
 
 
 def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
-    """Return all monitors, or those of one endpoint, by name.
+    """Return all monitors, or those of one endpoint, by name. Raises NotFound.
 
-    Args:
-        marks: the watermarks of the log's agents; they say which window waits for its rows.
-
-    Raises:
-        NotFound: there is no such endpoint.
+    `marks` are the watermarks of the log's agents: they say which window waits for its rows.
     """
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     stored = {(one.endpoint, one.monitor): one for one in Monitors(store).states(endpoint)}

@@ -37,7 +37,6 @@ class _Watched:
     Attributes:
         looked_for_late: when late rows and labels were last looked for (monotonic).
         troubles / late_troubles: failures in a row to run it, and to look for late rows and labels.
-        last_reason: the reason that was logged last, so that it is logged once.
     """
 
     looked_for_late: float = float("-inf")
@@ -57,7 +56,6 @@ class MonitorScheduler:
         holder: the name under which monitors' leases are held.
         judging_seconds: a judgement that takes longer is ended, and tried again.
         at_once: judgements at the same time, each in a process of its own.
-        max_catch_up: of the windows that nobody looked at in time, only so many are judged, the newest.
         evaluator: judges and counts; default: in those processes.
     """
 

@@ -61,11 +61,10 @@ class WindowRunner:
     """Judges the windows of monitors.
 
     Attributes:
-        evaluator: judges in this process, or in another one.
         say: takes one line for each change.
-        by_hand: a person has asked for the window and sees the result: nobody is alerted, nothing is started, and a
+        by_hand: a person has asked for the window and sees the result: no alert is sent, nothing is started, and a
             failure is not tried again.
-        max_catch_up: of the windows that nobody looked at in time, only so many are judged, the newest.
+        max_catch_up: only so many windows that were missed are judged, the newest.
     """
 
     deployments: Deployments
@@ -79,10 +78,7 @@ class WindowRunner:
         return Monitors(self.deployments.store)
 
     def run_next(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Idle | None:
-        """Judge one window of the monitor as everything stands now.
-
-        Returns:
-            The window afterwards, or why none was judged; None as `judge_window`.
+        """Judge one window of the monitor. Return the window, or why none was judged; None as `judge_window`.
 
         Raises:
             InvalidConfig: the monitor's schedule cannot be read.
@@ -115,15 +111,13 @@ class WindowRunner:
     def judge_window(
         self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
     ) -> MonitorWindow | None:
-        """Make one attempt at the window.
+        """Make one attempt at the window, and return it: judged, to be tried again, or given up.
 
-        Returns:
-            The window afterwards: judged, to be tried again, or given up. None if nothing was written: the lease is
-            lost, or the attempt was ended on purpose.
+        None is returned if nothing was written: the lease is lost, or the attempt was ended on purpose.
         """
         if window.state == "running" and not self.by_hand:  # its lease was free: the process that judged it was killed
             if window.attempts + 1 >= MAX_ATTEMPTS:
-                return self._fail(window, KILLED, False, keeper)
+                return self._fail(window, OnnxserveError(KILLED), keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)
         running = self.monitors.update(replace(window, state="running"), keeper.lease)
         if running is None:
@@ -135,17 +129,14 @@ class WindowRunner:
                 self.monitors.update(replace(running, state="pending", not_before=None), keeper.lease)
             return None
         except OnnxserveError as error:
-            return self._fail(running, error.message, isinstance(error, TRANSIENT_ERRORS), keeper)
+            return self._fail(running, error, keeper)
         except KeyboardInterrupt:
             self.monitors.close(running, "it was ended by hand")
             raise
         except Exception as error:  # noqa: BLE001 — one window must not end the others
             _log.exception("%s", window_summary(running))
-            return self._fail(running, f"{type(error).__name__}: {error}", False, keeper)
-        written = self.monitors.update(judged, keeper.lease) if keeper.is_held else None
-        if written is not None:
-            self.say(window_summary(written))
-        return written
+            return self._fail(running, OnnxserveError(f"{type(error).__name__}: {error}"), keeper)
+        return self._write(judged, keeper) if keeper.is_held else None
 
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
         """Store further revisions of windows that got more rows or labels since they were judged."""
@@ -190,9 +181,8 @@ class WindowRunner:
         (digest,) = files_digests(log, [window], spec)
         if not digest or not has_rows(log, window.endpoint, Window(window.start, window.end), spec.kind):
             reason = "; ".join([NO_ROWS, *notes])
-            return replace(
-                window, state="judged", not_before=None, log_digest=digest, verdict="not judged", reason=reason
-            )
+            judged = replace(window, state="judged", not_before=None, log_digest=digest)
+            return replace(judged, verdict="not judged", reason=reason)
         result = self.evaluator.judge(window_request(window, spec, self.deployments.settings, endpoint, notes))
         if not self.by_hand:
             self._report(window, spec, result)
@@ -204,17 +194,13 @@ class WindowRunner:
         endpoint = store.endpoint(window.endpoint)
         if endpoint is None or window.monitor not in endpoint.spec.monitors:
             return
-        length, nothing = window.end - window.start, timedelta()
-        judged = self.monitors.windows(
-            window.endpoint, window.monitor, states=("judged",), by_hand=False, limit=_LOOKED_BACK
-        )
-        earlier = [
-            one for one in judged if one.end - one.start == length and (one.start - window.start) % length == nothing
-        ]
+        key, length = (window.endpoint, window.monitor), window.end - window.start
+        judged = self.monitors.windows(*key, states=("judged",), by_hand=False, limit=_LOOKED_BACK)
+        earlier = [one for one in judged if one.end - one.start == length and not (one.start - window.start) % length]
         if any(one.start > window.start for one in earlier):
             return
         consecutive = consecutive_alarms([*earlier, replace(window, verdict=result.result.state)])
-        self.monitors.update_state(window.endpoint, window.monitor, consecutive=consecutive)
+        self.monitors.update_state(*key, consecutive=consecutive)
         if result.result.is_alarm and consecutive < spec.consecutive:
             self.say(
                 f"{window_summary(window)}: {consecutive} of {spec.consecutive} windows in a row that make an alarm"
@@ -228,12 +214,10 @@ class WindowRunner:
         except Exception:  # noqa: BLE001 — the window is judged, whatever keeps its verdict from being followed
             _log.exception("%s: what follows from the verdict has failed", window_summary(window))
 
-    def _fail(
-        self, window: MonitorWindow, reason: str, is_transient: bool, keeper: LeaseKeeper
-    ) -> MonitorWindow | None:
-        now = self.deployments.store.now()
+    def _fail(self, window: MonitorWindow, error: OnnxserveError, keeper: LeaseKeeper) -> MonitorWindow | None:
+        now, reason = self.deployments.store.now(), error.message
         attempts = window.attempts + 1
-        may_pass = is_transient and now - window.created_at < MAX_OUTAGE
+        may_pass = isinstance(error, TRANSIENT_ERRORS) and now - window.created_at < MAX_OUTAGE
         is_given_up = self.by_hand or (attempts >= MAX_ATTEMPTS and not may_pass)
         failed = replace(
             window,
@@ -246,7 +230,10 @@ class WindowRunner:
             return None
         if not self.by_hand and (is_given_up or attempts == MAX_ATTEMPTS):
             record_failure(self.deployments.store, self.deployments.settings, window.endpoint, window.monitor, reason)
-        written = self.monitors.update(failed, keeper.lease)
+        return self._write(failed, keeper)
+
+    def _write(self, window: MonitorWindow, keeper: LeaseKeeper) -> MonitorWindow | None:
+        written = self.monitors.update(window, keeper.lease)
         if written is not None:
             self.say(window_summary(written))
         return written

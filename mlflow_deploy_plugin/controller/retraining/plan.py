@@ -1,10 +1,9 @@
 """The plan of a retraining, made once when it is asked for and never changed; and the context of its steps."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
@@ -16,7 +15,7 @@ from mlflow_deploy_plugin.monitoring import announce
 from mlflow_deploy_plugin.registry import CANDIDATE_TAG, tag_version
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent, Retraining, Retrainings, WaitsFor
+from mlflow_deploy_plugin.store import AuditEvent, Json, Retraining, Retrainings, WaitsFor
 
 TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
@@ -56,7 +55,7 @@ class RetrainPlan:
     step_every: str
     every: str
     window: str = ""
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: Json = field(default_factory=dict)
     min_requests: int = 100
     actor: str = ""
 
@@ -108,17 +107,12 @@ def retraining_summary(retraining: Retraining) -> str:
 
 @dataclass(frozen=True)
 class RetrainingContext:
-    """The tools of every step: they store a retraining, wait for it, end it and announce it.
-
-    Attributes:
-        actor: the audit trail's name for who does the steps.
-    """
+    """The tools of every step: they store a retraining, wait for it, end it and announce it."""
 
     deployments: Deployments
     actor: str
 
     def now(self) -> datetime:
-        """Return the time by the store's clock."""
         return self.deployments.store.now()
 
     def write(
@@ -130,14 +124,10 @@ class RetrainingContext:
             self.deployments.progress(retraining_summary(written))
         return written
 
-    def event(
-        self, action: str, one: Retraining, before: str, after: str, why: str, detail: Mapping[str, Any]
-    ) -> AuditEvent:
+    def event(self, action: str, one: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
         """Return the audit event of a step."""
-        named = {"retraining": one.id, **detail}
-        return AuditEvent(
-            self.now(), self.actor, action, one.endpoint, one.model, one.version, before, after, why, named
-        )
+        of_model, named = (one.endpoint, one.model, one.version), {"retraining": one.id, **detail}
+        return AuditEvent(self.now(), self.actor, action, *of_model, before, after, why, named)
 
     def wait(self, one: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
         """Store what it waits for, once for the same reason."""

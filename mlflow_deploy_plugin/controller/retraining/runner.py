@@ -188,11 +188,7 @@ _STEPS = {
 
 
 class RetrainingRunner:
-    """Runs the retrainings of a store, in the process that holds the store's lease.
-
-    Args:
-        retry_seconds: the pause after a step that could not be taken.
-    """
+    """Runs the retrainings of a store, in the process that holds the store's lease."""
 
     def __init__(self, context: RetrainingContext, retry_seconds: float = _RETRY_SECONDS) -> None:
         self._context = context
@@ -228,14 +224,11 @@ class RetrainingRunner:
         return self._retry_seconds
 
     def _end_if_defective(self, number: Hashable, error: Exception, defects: int) -> None:
-        if defects < MAX_DEFECTS:
-            return
         assert isinstance(number, int)
         try:
-            current = Retrainings(self._context.deployments.store).get(number)
+            current = Retrainings(self._context.deployments.store).get(number) if defects >= MAX_DEFECTS else None
             if current is not None and current.is_live:
-                reason = f"{type(error).__name__}: {one_line(error, 300)}"
-                self._context.fail(current, reason)
+                self._context.fail(current, f"{type(error).__name__}: {one_line(error, 300)}")
         except OnnxserveError as failure:
             _log.warning("retraining %d: %s", number, failure.message)
 

@@ -7,7 +7,6 @@ trail with the reason.
 import logging
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from mlflow_deploy_plugin.controller.leadership import controller_name
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
@@ -19,7 +18,7 @@ from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring import MonitorResult, announce
 from mlflow_deploy_plugin.registry import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorSpec, RetrainSpec, duration_seconds
-from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Retraining, Retrainings, Store, current_actor
+from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Json, Retraining, Retrainings, Store, current_actor
 
 _log = logging.getLogger(__name__)
 
@@ -233,7 +232,7 @@ def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: 
         )
 
 
-def _add(store: Store, plan: RetrainPlan, cause: dict[str, Any]) -> Retraining:
+def _add(store: Store, plan: RetrainPlan, cause: Json) -> Retraining:
     event = AuditEvent(
         store.now(),
         plan.actor,
@@ -248,5 +247,5 @@ def _add(store: Store, plan: RetrainPlan, cause: dict[str, Any]) -> Retraining:
     return Retrainings(store).add(plan.endpoint, cause["monitor"], plan.model, cause, asdict(plan), "waiting", event)
 
 
-def _cause_detail(cause: dict[str, Any]) -> dict[str, Any]:
+def _cause_detail(cause: Json) -> Json:
     return {key: cause[key] for key in ("monitor", "window", "verdict", "report") if cause.get(key)}

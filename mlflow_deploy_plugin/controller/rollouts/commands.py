@@ -42,13 +42,9 @@ _DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """A rollout as a person asks for it.
+    """A rollout as a person asks for it; `to` is a model URI, or a version of the model that is served now.
 
-    Attributes:
-        to: a model URI, or a version of the model that is served now.
-
-    Raises:
-        InvalidConfig: the steps, their length or the criteria are not valid.
+    Raises InvalidConfig if the steps, their length or the criteria are not valid.
     """
 
     to: str
@@ -149,10 +145,9 @@ def _free_name(wanted: str, taken: Iterable[str]) -> str:
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
     """Return the live rollout of an endpoint, or else its last one. Raises NotFound if there was none."""
-    found = store.rollouts(endpoint, limit=1)
-    if not found:
-        raise NotFound(f"endpoint {endpoint!r} has had no rollout")
-    return found[-1]
+    for rollout in store.rollouts(endpoint, limit=1):
+        return rollout
+    raise NotFound(f"endpoint {endpoint!r} has had no rollout")
 
 
 def command_rollout(
@@ -160,9 +155,7 @@ def command_rollout(
 ) -> str:
     """Pause, resume or abort the live rollout, and return its state in one line.
 
-    Raises:
-        NotFound: there is none.
-        InvalidConfig: its state does not allow the command.
+    Raises NotFound if there is none, and InvalidConfig if its state does not allow the command.
     """
     actor = actor or current_actor()
     reason = f"{_DONE[command]} by {actor}" + (f": {why}" if why else "")
@@ -173,12 +166,9 @@ def command_rollout(
 
 
 def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
-    """End the live rollout and go back to what was served before. This needs no controller.
+    """End the live rollout and go back to what was served before. This needs no controller. Raises NotFound.
 
     A rollout whose plan cannot be read is ended, and nothing is put back.
-
-    Raises:
-        NotFound: there is none.
     """
     store = deployments.store
     for live in store.rollouts(endpoint, live=True):
@@ -208,10 +198,9 @@ def describe_rollout(rollout: Rollout) -> str:
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Return when a controller has the lease. One that was started just now is waited for.
+    """Wait for a controller that was started just now to take the lease.
 
-    Raises:
-        NotReady: none has it; a rollout would stand still, and block others.
+    Raises NotReady if no controller takes it: a rollout would stand still, and block others.
     """
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:

@@ -68,10 +68,7 @@ class RolloutActions:
     """Does the actions of rollouts: adds and removes deployments, sets the traffic, moves the registry.
 
     Every action first checks whether it is done already, so that it may be repeated after a crash in the middle of it.
-
-    Attributes:
-        actor: the audit trail's name for who does the actions.
-        say: is called with one line for each change.
+    `say` is called with one line for each change.
     """
 
     deployments: Deployments
@@ -170,13 +167,9 @@ class RolloutActions:
 
 @dataclass(eq=False)
 class RolloutController:
-    """Runs the rollouts of the servers of one place (`Deployments.place`).
+    """Runs the rollouts of the servers of one place (`Deployments.place`), which `servers` names for people.
 
-    Attributes:
-        holder: the name under which the lease is held.
-        actions: change the endpoints; the audit trail has their `actor`.
-        servers: the words for the place's servers (`reached_places`).
-        background: tasks that run while the lease is held, each in a thread of its own.
+    The `background` tasks run while the lease is held, each in a thread of its own.
     """
 
     store: Store

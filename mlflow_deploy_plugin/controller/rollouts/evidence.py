@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -11,6 +10,7 @@ from pydantic import TypeAdapter
 from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
 from mlflow_deploy_plugin.deployments import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.store import Json
 
 _MIN_TIMED = 100
 """The timed requests that the current version needs before its quantiles count as known."""
@@ -39,7 +39,7 @@ class StepEvidence:
     before_step: VersionCounters = field(default_factory=VersionCounters)
     tests: Mapping[str, SequentialTest] = field(default_factory=dict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {
             "last": {server: _COUNTERS.dump_python(roles, mode="json") for server, roles in self.last.items()},
             "step": _COUNTERS.dump_python(self.step, mode="json"),
@@ -50,7 +50,7 @@ class StepEvidence:
         }
 
     @staticmethod
-    def from_json(plan: RolloutPlan, step: int, document: Mapping[str, Any]) -> "StepEvidence":
+    def from_json(plan: RolloutPlan, step: int, document: Json) -> "StepEvidence":
         if "current" not in document:  # nothing was counted yet
             return StepEvidence()
         last = {server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()}
@@ -77,9 +77,6 @@ def add_counters(
     Each server's counters are compared with its own last ones. So the sum does not fall if a server ends, and a server
     that could not be read for a while is counted from its last counters. A server that is read for the first time is
     counted from then on: it may be an old one that was not ready before.
-
-    Args:
-        counters: the counters of each server that was read.
     """
     variants = {
         "current": (plan.main, plan.before_version),
@@ -144,7 +141,7 @@ def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> st
     return ""
 
 
-def figures(plan: RolloutPlan, evidence: StepEvidence) -> dict[str, Any]:
+def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
     """Return the step in numbers, as the audit trail keeps them; empty before the first step."""
     if not evidence.step:
         return {}
@@ -156,13 +153,11 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> dict[str, Any]:
                 "log_evidence": round(float(test.log_evidence), 3),
                 "log_evidence_needed": round(math.log(1 / test.level), 3),
             }
-    counted = {
-        role: {"requests": counts.requests, "errors": counts.errors}
-        for role, counts in evidence.step.items()
-        if role != "shadow"
-    }
+    counted = {name: {"requests": of.requests, "errors": of.errors} for name, of in evidence.step.items()}
+    shadow = evidence.step["shadow"]
+    del counted["shadow"]
     if plan.shadow:
-        counted["shadow"] = {"same": evidence.step["shadow"].same, "different": evidence.step["shadow"].different}
+        counted["shadow"] = {"same": shadow.same, "different": shadow.different}
     return {**counted, "criteria": judged}
 
 

@@ -13,14 +13,14 @@ import math
 import re
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.spec import duration_seconds, parse_condition
-from mlflow_deploy_plugin.store import Rollout
+from mlflow_deploy_plugin.store import Json, Rollout
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
 PromotionKind = Literal["stage", "alias", "tag", "pinned"]
@@ -57,11 +57,7 @@ class Criterion:
 
 
 def parse_criteria(text: str) -> tuple[Criterion, ...]:
-    """Return the criteria of a comma-separated text.
-
-    Raises:
-        InvalidConfig: one is unknown, or stands twice; the message says how they are written.
-    """
+    """Return the criteria of a comma-separated text; raise InvalidConfig if one is unknown, or stands twice."""
     parts = [part for part in (re.sub(r"\s+", "", part) for part in text.split(",")) if part]
     criteria = tuple(_parse(part) for part in parts)
     if not criteria:
@@ -122,7 +118,7 @@ class RolloutPlan:
         """Return the level of one step's test of one criterion, so that all of them together keep to `level`."""
         return self.level / (len(self.steps) * len(self.criteria))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> Json:
         return {**asdict(self), "steps": list(self.steps)}
 
 
@@ -135,11 +131,7 @@ def plan_of(rollout: Rollout) -> RolloutPlan:
 
 
 def parse_steps(text: str) -> tuple[int, ...]:
-    """Return the steps of a text like `"1,10,50,100"`, in percent.
-
-    Raises:
-        InvalidConfig: not whole numbers from 1 to 100, or not ascending.
-    """
+    """Return the steps of a text like `"1,10,50,100"`, in percent; raise InvalidConfig unless they ascend to 100."""
     try:
         steps = tuple(int(part.strip().removesuffix("%")) for part in text.split(","))
     except ValueError:

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.registry import (
     was_rolled_back,
 )
 from mlflow_deploy_plugin.spec import load_specs
-from mlflow_deploy_plugin.store import Store, current_actor, move_detail
+from mlflow_deploy_plugin.store import Json, Store, current_actor, move_detail
 
 _SERVED_SECONDS = 60.0
 _POLL_SECONDS = 0.05
@@ -57,14 +57,11 @@ def rollback(
     observed = deployments.get_endpoint(endpoint)
     try:
         plan = plan_of(abort_rollout(deployments, endpoint, f"rolled back by {by}{f': {why}' if why else ''}", by))
+        done = _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
-        plan = None  # there was none, or it has just ended by itself
-    if plan is None:
-        done = _move_back(deployments, observed, why, by, to)
-    else:
-        done = _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
+        done = _move_back(deployments, observed, why, by, to)  # there was none, or it has just ended by itself
     figures = {
         "model": done.model,
         "from": done.before,
@@ -117,7 +114,7 @@ class _Move:
     before: str
     after: str
     source: str
-    detail: dict[str, Any] = field(default_factory=dict)
+    detail: Json = field(default_factory=dict)
 
 
 def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, actor: str, to: str | None) -> _Move:

@@ -25,10 +25,9 @@ Both have the same likelihood ratio for the alternative that the odds are θ tim
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +35,7 @@ ODDS_RATIOS: Floats = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
 """The alternatives that are mixed, with equal weights: from a quarter worse to hopeless."""
 
 
-def growth(events: Any, trials: Any, probability: Any) -> Floats:
+def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floats:
     """Return the logarithm of each alternative's likelihood ratio for `events` of `trials` against `probability`.
 
     Args:
@@ -98,13 +97,15 @@ class SequentialTest:
     above_threshold: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
     above_current: Floats = field(default_factory=lambda: np.zeros(len(ODDS_RATIOS)))
 
-    def look(self, events: Any, trials: Any, current_events: Any = 0, current_trials: Any = 0) -> None:
+    def look(
+        self, events: ArrayLike, trials: ArrayLike, current_events: ArrayLike = 0, current_trials: ArrayLike = 0
+    ) -> None:
         """Take in what happened since the last look."""
         self.above_threshold = self.above_threshold + growth(events, trials, self.threshold)
         if self.against_current:
-            all_trials = np.asarray(trials, float) + current_trials
+            all_trials = np.asarray(trials, float) + np.asarray(current_trials, float)
             share = np.divide(trials, all_trials, out=np.zeros_like(all_trials), where=all_trials > 0)
-            all_events = np.asarray(events, float) + current_events
+            all_events = np.asarray(events, float) + np.asarray(current_events, float)
             self.above_current = self.above_current + growth(events, all_events, share)
 
     @property

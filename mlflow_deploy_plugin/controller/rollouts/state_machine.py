@@ -61,12 +61,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class Decision:
-    """The next action of a rollout.
+    """The next action of a rollout, which is repeated until it succeeds.
 
-    Attributes:
-        progress: is stored before the action is done.
-        action: is repeated until it succeeds.
-        then: is stored once the action is done; None: `progress` stays.
+    `progress` is stored before the action is done, and `then` once it is done; None: `progress` stays.
     """
 
     progress: Progress
@@ -77,9 +74,8 @@ class Decision:
 def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | None, seconds: float) -> Decision:
     """Return the next action.
 
-    Args:
-        snapshot: None if the endpoint does not exist.
-        seconds: since the last decision of the same controller; 0 for its first.
+    `snapshot` is None if the endpoint does not exist. `seconds` have passed since the last decision of the same
+    controller; 0 for its first.
     """
     if progress.state in ENDED:
         return Decision(progress)
@@ -106,11 +102,7 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
 def after_failure(
     plan: RolloutPlan, progress: Progress, action: RolloutAction, reason: str, is_transient: bool
 ) -> Progress:
-    """Return the progress after an action that failed.
-
-    Args:
-        is_transient: the registry or the store did not answer, so the action may succeed next time.
-    """
+    """Return the progress after an action that failed; if `is_transient`, it may succeed next time."""
     is_worth_another = action == "set_traffic" and progress.failures + 1 < MAX_FAILURES
     if is_transient or is_worth_another or action in ("finish", "roll_back"):
         return replace(progress, trouble=reason, failures=progress.failures + 1)
