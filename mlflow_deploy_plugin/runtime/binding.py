@@ -5,9 +5,8 @@ it is an `OrtValue` that is written in place. CUDA graphs need such buffers, and
 captured graph is replayed on the same memory each time, so that its runs take turns. Each shape of the inputs has a
 graph of its own, named by the run option `gpu_graph_id`; -1 runs without one.
 
-A run releases the GIL, but ONNX Runtime's copies into and out of an `OrtValue` do not (1.31, on a CPU, 48 MB of output:
-no other thread ran for 10 ms). The copies within `InferenceSession.run` do. So large inputs may gain less than
-page-locked memory promises; `benchmarks/gpu.py` compares both ways.
+ONNX Runtime's copies into and out of an `OrtValue` hold the GIL, and those of `InferenceSession.run` do not, so large
+inputs may gain less than page-locked memory promises. `benchmarks/gpu.py` compares both ways.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -18,13 +17,18 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, Feeds
 from mlflow_deploy_plugin.runtime.session import Placement, import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 MAX_GRAPHS = 16
 """The most shapes with a CUDA graph, each of which keeps its memory. The first ones are the sizes of the warm-up."""
@@ -40,13 +44,15 @@ class Buffers:
         binding: ONNX Runtime's, with all inputs bound.
     """
 
-    def __init__(self, session: Any, placement: Placement, feeds: Feeds, names: Sequence[str]) -> None:
+    def __init__(
+        self, session: "ort.InferenceSession", placement: Placement, feeds: Feeds, names: Sequence[str]
+    ) -> None:
         self._memory = "cpu" if placement.device == "cpu" else "cuda"
         self._device_id = placement.device_id
         self.binding = session.io_binding()
         self._names = names
-        self._outputs: list[Any] = []  # at fixed addresses of the device; none if each run allocates its own
-        self._inputs: dict[str, tuple[Array, Any]] = {}
+        self._outputs: list[ort.OrtValue] = []  # at fixed addresses; none if each run allocates its own
+        self._inputs: dict[str, tuple[Array, ort.OrtValue]] = {}
         for name, array in feeds.items():
             shape, dtype = array.shape, array.dtype
             value = self._value(shape, dtype)
@@ -75,7 +81,7 @@ class Buffers:
             return arrays if self._memory == "cuda" else [array.copy() for array in arrays]
         return list(self.binding.copy_outputs_to_cpu())
 
-    def _value(self, shape: tuple[int, ...], dtype: Any) -> Any:
+    def _value(self, shape: tuple[int, ...], dtype: Dtype) -> "ort.OrtValue":
         value = import_onnxruntime().OrtValue
         return value.ortvalue_from_shape_and_type(shape, dtype, self._memory, self._device_id)
 
@@ -87,16 +93,16 @@ class BoundSession:
         session: its inputs and outputs are tensors of numbers (`can_bind`).
     """
 
-    def __init__(self, session: Any, placement: Placement) -> None:
+    def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
         self._placement = placement
         self._lock = threading.Lock()
         self._graph_lock = threading.Lock()
         self._idle: OrderedDict[Hashable, list[Buffers]] = OrderedDict()
-        self._graphs: dict[Hashable, tuple[Buffers, Any]] = {}
+        self._graphs: dict[Hashable, tuple[Buffers, ort.RunOptions]] = {}
         self._without_graph = self._run_options(_NO_GRAPH)
 
-    def run(self, names: Sequence[str], feeds: Feeds, options: Any = None) -> list[Array]:
+    def run(self, names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None) -> list[Array]:
         """Compute the named outputs, as `InferenceSession.run`, whose errors it raises. `options` are not used."""
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
         if not self._placement.options.enable_cuda_graph:
@@ -138,19 +144,19 @@ class BoundSession:
         return buffers.read()
 
     @staticmethod
-    def _run_options(graph_id: str) -> Any:
+    def _run_options(graph_id: str) -> "ort.RunOptions":
         options = import_onnxruntime().RunOptions()
         options.add_run_config_entry(_GRAPH_ID, graph_id)
         return options
 
 
-def can_bind(session: Any) -> bool:
+def can_bind(session: "ort.InferenceSession") -> bool:
     """Return True if all inputs and outputs are tensors of numbers. A device holds no texts and no mappings."""
     types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
     return all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
 
 
-def pinned_empty(shape: tuple[int, ...], dtype: Any, device_id: int) -> Array:
+def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -> Array:
     """Return an uninitialised array in page-locked memory, or in ordinary memory if CUDA gives none."""
     runtime, size = _cuda_runtime(), math.prod(shape) * np.dtype(dtype).itemsize
     pointer = ctypes.c_void_p()
@@ -169,11 +175,9 @@ def pinned_empty(shape: tuple[int, ...], dtype: Any, device_id: int) -> Array:
 
 
 @cache
-def _cuda_runtime() -> Any:
+def _cuda_runtime() -> ctypes.CDLL | None:
     """Return the CUDA runtime that ONNX Runtime's GPU build has loaded, or None."""
     for name in _CUDA_RUNTIMES:
-        try:
+        with suppress(OSError):
             return ctypes.CDLL(name)
-        except OSError:
-            continue
     return None

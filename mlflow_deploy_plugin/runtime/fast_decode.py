@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, Tensor
-from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
+from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
 from mlflow_deploy_plugin.runtime.values import LISTS, is_lossless_cast, numpy_dtype
 
 _NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
@@ -43,7 +43,7 @@ _COLUMN_TYPES = {dtype: kind for kind, dtype in COLUMN_TYPES.items() if dtype !=
 _BLOCK = "@"
 """The first character of the name of a block."""
 
-_Rows = Sequence[Sequence[Any]]
+_Rows = Sequence[Sequence[object]]
 _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 
@@ -61,7 +61,7 @@ class _Group:
     names: list[str]
     pick: _Pick
     accepted: frozenset[type]
-    dtype: np.dtype[Any]
+    dtype: Dtype
 
     def join(self, columns: Sequence[Array]) -> Array | None:
         """Return the group's columns, given as arrays, one after the other; None if they may not convert."""
@@ -124,7 +124,7 @@ class FastDecoder:
             rows = list(map(pick, rows))
         return self._feeds(rows)
 
-    def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds | None:
+    def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds | None:
         """Decode rows that are mappings from column to value."""
         if not records or set(map(type, records)) != {dict}:
             return None
@@ -134,7 +134,7 @@ class FastDecoder:
             return None
         return self._feeds(rows)
 
-    def from_columns(self, data: Mapping[str, Any]) -> Feeds | None:
+    def from_columns(self, data: Mapping[str, object]) -> Feeds | None:
         """Decode columns by name."""
         try:
             columns = self._by_name(data)
@@ -223,7 +223,7 @@ class _StackedColumns:
     """
 
     name: str
-    dtype: np.dtype[Any]
+    dtype: Dtype
     groups: tuple[int, ...]
     order: Array
 
@@ -246,7 +246,7 @@ class _ColumnDecoder:
 
     def __init__(self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
         self._groups = groups
-        self._casts: list[tuple[int, np.dtype[Any], bool]] = []
+        self._casts: list[tuple[int, Dtype, bool]] = []
         self._inputs: list[_SingleColumn | _StackedColumns] = []
         for entry in inputs:
             dtype, wanted = numpy_dtype(entry.dtype), set(entry.columns)
@@ -320,7 +320,7 @@ class _ColumnDecoder:
 
 def compile_fast_tensor_decoder(
     bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
-) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
+) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds of tensors by name, by a look at their dtypes and shapes.
 
     It returns None if one needs more than a look. There is no such function if a tensor is text or has to be converted,
@@ -331,7 +331,7 @@ def compile_fast_tensor_decoder(
         return decode_matrix
     tensors = [(tensor.name, entry.name, numpy_dtype(tensor.dtype), tensor.shape) for entry, tensor in bound]
 
-    def decode(data: Mapping[str, Any]) -> Feeds | None:
+    def decode(data: Mapping[str, object]) -> Feeds | None:
         if decode_matrix is not None and (decoded := decode_matrix(data)) is not None:
             return decoded
         feeds: Feeds = {}
@@ -348,7 +348,7 @@ def compile_fast_tensor_decoder(
     return decode
 
 
-def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
+def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, object]], Feeds | None] | None:
     """Return a function that makes feeds of the rows of the only tensor, as of columns of one type.
 
     It returns None for anything but lists that fit. There is no such function unless the tensor is a matrix of fixed
@@ -362,7 +362,7 @@ def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[s
     group = _Group(kind, [], tuple, _ACCEPTED[kind], dtype)
     decoder = _MatrixDecoder(group, width, entry, entry.name if is_narrowed else "")
 
-    def decode(data: Mapping[str, Any]) -> Feeds | None:
+    def decode(data: Mapping[str, object]) -> Feeds | None:
         rows = data.get(name) if name or len(data) != 1 else next(iter(data.values()))
         if type(rows) is not list or not rows or not LISTS.issuperset(map(type, rows)):
             return None
@@ -387,7 +387,7 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
     )
 
 
-def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Sequence[Any]], Feeds | None]:
+def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Sequence[object]], Feeds | None]:
     """Return a decoder of a single row that does as `_MatrixDecoder.from_matrix`, in a quarter of the time.
 
     It returns None for a null, and for a number that is too large.
@@ -399,7 +399,7 @@ def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Se
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
     name, dtype, shape, exact = entry.name, numpy_dtype(entry.dtype), (1, width), np.dtype("float64")
 
-    def pack(row: Sequence[Any]) -> Feeds | None:
+    def pack(row: Sequence[object]) -> Feeds | None:
         try:
             feeds: Feeds = {name: np.ndarray(shape, dtype, fed.pack(*row))}
             return narrowed_feeds(feeds, {block: np.ndarray(shape, exact, sent.pack(*row))}) if block else feeds

@@ -4,8 +4,7 @@
 
 A graph often takes 32-bit floating-point numbers where the signature says `long` or `double`. Capture, masking and
 other versions need the values as they were sent, so feeds that lost precision carry them along. The schema decides that
-without a look at the values, and only if the types of the signature do not fit into those of the graph
-(`Schema.sent_inputs`).
+by the types of the signature and of the graph (`Schema.sent_inputs`).
 
 Dimensions have to be equal only if they share a symbolic name
 (https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a
@@ -24,12 +23,15 @@ import numpy.typing as npt
 from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Column, Input, Output
 
 Array = npt.NDArray[Any]
+Dtype = np.dtype[Any]
 Feeds = dict[str, Array]
 """Arrays by ONNX input name."""
 
 _FREE, _ONE = (-1,), (1,)
 _TEXT_BYTES = 64  # an object of str, without its characters
 
+ArrayLayout = tuple[str, str, Sequence[int], int]
+"""Name, dtype (`str`: texts), shape and number of bytes of an array."""
 SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 """Each symbolic name that stands at several places, with those places: (input, axis)."""
 
@@ -45,7 +47,7 @@ class NarrowedFeeds(dict[str, Array]):
     sent: Mapping[str, Array]
 
 
-def object_array(values: Sequence[Any]) -> Array:
+def object_array(values: Sequence[object]) -> Array:
     """Return values as an array of objects, [N]. np.array would take lists and mappings apart."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
@@ -71,10 +73,15 @@ def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
 
 def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
     """Return the rows of several feeds, one after the other. Raises ValueError: their arrays have different shapes."""
-    fed = _concatenate(parts)
+
+    def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
+        return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
+
+    if len(parts) == 1 and not isinstance(parts[0], NarrowedFeeds):
+        return dict(parts[0])
     if all(isinstance(part, NarrowedFeeds) for part in parts):
-        return narrowed_feeds(fed, _concatenate([sent_arrays(part) for part in parts]))
-    return fed
+        return narrowed_feeds(join(parts), join([sent_arrays(part) for part in parts]))
+    return join(parts)
 
 
 def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
@@ -107,21 +114,22 @@ def array_bytes(arrays: Mapping[str, Array]) -> int:
 
 
 def pack_arrays(
-    arrays: Mapping[str, Array], dump_texts: Callable[[list[Any]], bytes]
-) -> tuple[list[tuple[Any, ...]], list[Any]]:
-    """Return name, dtype (`str`: texts), shape and bytes of each array as JSON takes them, and the contents."""
-    layout: list[tuple[Any, ...]] = []
-    contents: list[Any] = []
+    arrays: Mapping[str, Array], dump_texts: Callable[[list[object]], bytes]
+) -> tuple[list[ArrayLayout], list[memoryview]]:
+    """Return the layout of each array, which JSON takes, and the contents."""
+    layout: list[ArrayLayout] = []
+    contents: list[memoryview] = []
     for name, array in arrays.items():
         is_text = array.dtype.kind == "O"
-        content: Any = dump_texts(array.reshape(-1).tolist()) if is_text else np.ascontiguousarray(array)
-        layout.append((name, "str" if is_text else array.dtype.str, array.shape, memoryview(content).nbytes))
+        text = dump_texts(array.reshape(-1).tolist()) if is_text else b""
+        content = memoryview(text) if is_text else np.ascontiguousarray(array).data
+        layout.append((name, "str" if is_text else array.dtype.str, array.shape, content.nbytes))
         contents.append(content)
     return layout, contents
 
 
 def unpack_arrays(
-    layout: Iterable[Any], content: memoryview, load_texts: Callable[[bytes], list[Any]]
+    layout: Iterable[ArrayLayout], content: memoryview, load_texts: Callable[[bytes], list[object]]
 ) -> tuple[dict[str, Array], memoryview]:
     """Reverse `pack_arrays`; return what follows the contents, too. The arrays of numbers are views of `content`.
 
@@ -139,12 +147,6 @@ def unpack_arrays(
         arrays[name] = array.reshape(shape)
         content = content[size:]
     return arrays, content
-
-
-def _concatenate(parts: Sequence[Mapping[str, Array]]) -> Feeds:
-    if len(parts) == 1:
-        return dict(parts[0])
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
@@ -193,8 +195,7 @@ def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: 
     for entry, first in zip(inputs, firsts, strict=True):
         if first != _FREE:
             return f"its input {entry.name!r} " + (f"has the fixed first size {first[0]}" if first else "is a scalar")
-    names = {entry.dimension_names[:1] for entry in inputs}
-    if len(names) > 1:
+    if len({entry.dimension_names[:1] for entry in inputs}) > 1:
         named = ", ".join(f"{entry.name!r} ({''.join(entry.dimension_names[:1]) or 'no name'})" for entry in inputs[:5])
         return f"the first dimensions of its inputs are not the same: {named}"
     if outputs and _FREE not in answered:

@@ -33,22 +33,22 @@ class KeyedSchema(Schema):
 
     model: Schema = field(default_factory=lambda: Schema((), (), ()))
 
-    def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
+    def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         own, keys = self.split(data)
         return self.attach(self.model.from_columns(own), keys)
 
-    def from_frame(self, data: Mapping[str, list[Any] | Array]) -> Feeds:
+    def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
         own, keys = self.split(data)
         return self.attach(self.model.from_frame(own), keys)
 
-    def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
+    def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         own = records
         if not self.columns and all(isinstance(record, Mapping) for record in records):
             own = [self.split(record)[0] for record in records]  # the other columns make the tensor
         feeds = self.model.from_records(own)
         return self.attach(feeds, {name: [record.get(name) for record in records] for name in self.keys})
 
-    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
         places = {name: place for place, name in enumerate(names) if name in self.keys}
         own_names, own = names, rows
         is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
@@ -58,14 +58,14 @@ class KeyedSchema(Schema):
         feeds = self.model.from_rows(own_names, own)
         return self.attach(feeds, {name: [row[place] for row in rows] for name, place in places.items()})
 
-    def from_array(self, values: Any) -> Feeds:
+    def from_array(self, values: object) -> Feeds:
         return self.attach(self.model.from_array(values), {})
 
     @property
     def tensor_schema(self) -> Schema:
         return self.model.tensor_schema
 
-    def split(self, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def split(self, data: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the columns of the model, and the columns of the keys."""
         keys = {name: data[name] for name in self.keys if name in data}
         return {name: values for name, values in data.items() if name not in keys}, keys
@@ -108,7 +108,7 @@ def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
     return narrowed_feeds(feeds, {**sent_arrays(feeds), **keys})
 
 
-def key_array(name: str, values: Sequence[Any] | Array) -> Array:
+def key_array(name: str, values: Sequence[object] | Array) -> Array:
     """Return the values of a key, [N]: numbers or booleans, or objects if they are texts or if one is missing.
 
     Values of several types become texts.
@@ -118,7 +118,7 @@ def key_array(name: str, values: Sequence[Any] | Array) -> Array:
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
         return values
-    cells: list[Any] = list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
+    cells: list[object] = list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
     given = [value for value in cells if value is not None]
     kinds = set(map(type, given))
     integers = [value for value in given if type(value) is int]

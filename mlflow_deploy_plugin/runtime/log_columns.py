@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
-from typing import Any
 
 import numpy as np
 
@@ -105,7 +104,7 @@ def _is_in_range(floats: Array, integers: Array) -> bool:
     return bool(((floats >= float(limits.min)) & (floats < float(limits.max) + 1.0)).all())
 
 
-def as_key(value: Any) -> str | None:
+def as_key(value: object) -> str | None:
     """Return the text by which a key is compared: `as_text`, but 1 and 0 for true and false in any spelling.
 
     A column of booleans stands in the log as booleans or as the numbers that the graph takes; a CSV file says True.
@@ -114,7 +113,7 @@ def as_key(value: Any) -> str | None:
     return _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text
 
 
-def as_text(value: Any) -> str | None:
+def as_text(value: object) -> str | None:
     """Return a label or key as text: 1 for 1.0, true for True, 0.1 for a float32's 0.1; None for NaN and None."""
     if value is None:
         return None

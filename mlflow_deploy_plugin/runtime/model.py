@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from mlflow_deploy_plugin.runtime.session import (
     quiet_options,
 )
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 _DTYPES = {
     "tensor(float)": "float32",
@@ -131,7 +134,7 @@ class OnnxModel:
 
     queue_seconds, unavailable_reason = 0.0, ""
 
-    def __init__(self, artifact: Artifact, session: Any, placement: Placement) -> None:
+    def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
         dimensions = {  # an empty text for a dimension without a name
@@ -142,14 +145,9 @@ class OnnxModel:
         }
         inputs = tuple(replace(entry, dimension_names=dimensions.get(entry.name, ())) for entry in artifact.inputs)
         self.artifact = replace(artifact, inputs=inputs)
-        self.schema: Schema = compile_schema(
-            artifact.columns,
-            artifact.tensors,
-            inputs,
-            artifact.outputs,
-            artifact.refusals,
-            artifact.framework == "onnx",
-        )
+        signature = artifact.columns, artifact.tensors
+        is_foreign = artifact.framework == "onnx"
+        self.schema = compile_schema(*signature, inputs, artifact.outputs, artifact.refusals, is_foreign)
         outputs = self.artifact.outputs
         self._output_names = [output.name for output in outputs]
         self._has_columns = bool(self.artifact.columns)
@@ -198,7 +196,6 @@ class OnnxModel:
         return cls(artifact, open_session(artifact.onnx_file, placement, intra_op_num_threads), placement)
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Refuse requests whose outputs have more values than `most`; each of `batch_rows` rows may have so many."""
         self._most_values = most * batch_rows
         self._answer_rows = max(batch_rows, most // self._row_values) if self._row_values else sys.maxsize
         self._most_rows = min(RUN_ROWS, self._answer_rows) if self._has_free_rows else self._answer_rows
@@ -214,13 +211,10 @@ class OnnxModel:
     def run(
         self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf, first_row: int = 0
     ) -> dict[str, Array]:
-        """Do as `Predictor.run`. Any number of threads compute a graph at the same time, so nothing waits.
+        """Do as `Predictor.run`, without waiting: all threads may compute a graph at the same time.
 
         Args:
-            first_row: the place of the first row in the request, for errors.
-
-        Raises:
-            BodyTooLarge: the outputs have more values than `limit_values` allows; if possible nothing was computed.
+            first_row: the position of the first row in the request, for errors.
         """
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
@@ -265,12 +259,7 @@ class OnnxModel:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
-        """Run a new graph for the first time, for at most so many seconds.
-
-        Raises:
-            InvalidArtifact: it takes longer.
-            InferenceError: as `run`.
-        """
+        """Run a new graph for the first time. Raises as `run`, and InvalidArtifact after so many seconds."""
         options = quiet_options()
         options.add_run_config_entry("gpu_graph_id", "-1")  # its inputs have no fixed address (`runtime/binding.py`)
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
@@ -295,30 +284,28 @@ class OnnxModel:
         values a row, it stays a mapping of arrays: MLflow would spread it over more rows than it was given.
         """
         names = self.artifact.prediction
-        if self.artifact.flavor == "onnx":
-            named = {name: outputs[name] for name in names}
-            is_table = bool(self.artifact.columns) or (of_table and not self.artifact.has_signature)
-            rows = {len(array) if array.ndim else -1 for array in named.values()}
-            has_one_value_a_row = len(rows) == 1 and all(
-                array.size == len(array) for array in named.values() if array.ndim
-            )
-            if not is_table or not has_one_value_a_row:
-                return named
-            columns = [array.reshape(-1).tolist() for array in named.values()]
-            return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
-        return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+        if self.artifact.flavor != "onnx":
+            return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
+        named = {name: outputs[name] for name in names}
+        is_table = self._has_columns or (of_table and not self.artifact.has_signature)
+        rows = {len(array) if array.ndim else -1 for array in named.values()}
+        has_one_value_a_row = len(rows) == 1 and all(array.size == len(array) for array in named.values() if array.ndim)
+        if not is_table or not has_one_value_a_row:
+            return named
+        columns = [array.reshape(-1).tolist() for array in named.values()]
+        return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
 
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings, to warm up a graph that has no example."""
-        feeds: Feeds = {}
-        for entry in self.artifact.inputs:
-            shape = [1 if size == -1 else size for size in entry.shape]
-            blank = "" if entry.dtype == "str" else 0
-            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
-        return feeds
+        return {
+            entry.name: np.full(
+                [*map(abs, entry.shape)], "" if entry.dtype == "str" else 0, dtype=numpy_dtype(entry.dtype)
+            )
+            for entry in self.artifact.inputs
+        }
 
 
-def _bind_stock_model(artifact: Artifact, session: Any) -> Artifact:
+def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:
     """Bind the inputs of the graph to the signature by name, or else all columns, stacked, to the only input."""
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
     outputs = tuple(
@@ -340,16 +327,11 @@ def _bind_stock_model(artifact: Artifact, session: Any) -> Artifact:
             )
     elif not tensors:
         tensors = tuple(Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs)
-    return replace(
-        artifact,
-        tensors=tensors,
-        inputs=tuple(inputs),
-        outputs=outputs,
-        prediction=tuple(output.name for output in outputs),
-    )
+    prediction = tuple(output.name for output in outputs)
+    return replace(artifact, tensors=tensors, inputs=tuple(inputs), outputs=outputs, prediction=prediction)
 
 
-def _dtype(node: Any) -> str:
+def _dtype(node: "ort.NodeArg") -> str:
     try:
         return _DTYPES[node.type]
     except KeyError:
@@ -360,5 +342,5 @@ def _dtype(node: Any) -> str:
         ) from None
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def _shape(node: "ort.NodeArg") -> tuple[int, ...]:
     return tuple(size if isinstance(size, int) and size >= 0 else -1 for size in node.shape or ())

@@ -64,7 +64,7 @@ class FrameSchema(Schema):
     A graph has to be fed with something in their place; a model that takes a frame can tell the difference.
     """
 
-    def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
+    def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         columns = tuple(column for column in self.columns if column.required or column.name in data)
         names = {column.name for column in columns}
         given = FrameSchema(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
@@ -90,7 +90,7 @@ class UndescribedSchema(Schema):
     def capture_schema(self) -> Schema:
         return Schema(self.logged_columns, (), _column_inputs(self.logged_columns))
 
-    def _refuse(self, *data: Any, **named: Any) -> NoReturn:
+    def _refuse(self, *data: object, **named: object) -> NoReturn:
         raise SchemaMismatch(self.reason)
 
     from_columns = from_records = from_array = from_rows = _refuse

@@ -1,17 +1,16 @@
 """The values that the original of a model refuses, refused before the graph computes something of them.
 
 scikit-learn raises an error for a missing number where nothing imputes it, for an infinite one, and for a category
-that an encoder without `handle_unknown` has not learned. An ONNX graph answers them: a label made of NaN, a row of
-zeros. The proof of parity finds which columns these are (`flavor/parity.py`), and the schema checks the feeds of each
-request here.
+that an encoder without `handle_unknown` has not learned. An ONNX graph answers them. The proof of parity finds these
+columns (`flavor/parity.py`), and the schema checks the feeds of each request here.
 
 A step within the original may refuse what the steps before it have made, as a regression does with the logarithm of
 a negative number. The graph itself then marks such rows, in the output `REFUSED_ROWS`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -41,14 +40,6 @@ class CheckedColumn(NamedTuple):
         return array if self.position is None or array.ndim == 1 else array[:, self.position]
 
 
-class CategoryCheck(NamedTuple):
-    """A column that takes only known values; an error shows them as `shown`."""
-
-    column: CheckedColumn
-    known: frozenset[Any]
-    shown: list[str]
-
-
 class ValueCheck(NamedTuple):
     """The checks of one array of a request.
 
@@ -56,13 +47,13 @@ class ValueCheck(NamedTuple):
         input: the name of an input of the graph, or of a block of sent numbers.
         complete: the columns that take no missing number.
         finite: the columns that take no infinite number.
-        categories: the columns that take only known values.
+        categories: the columns that take only known values, with these values, and the values as an error shows them.
     """
 
     input: str
     complete: list[CheckedColumn]
     finite: list[CheckedColumn]
-    categories: list[CategoryCheck]
+    categories: Sequence[tuple[CheckedColumn, frozenset[object], list[str]]]
 
 
 def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]) -> list[ValueCheck]:
@@ -84,7 +75,7 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
             if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
                 missing = [] if entry.missing is None else [entry.missing]
                 shown = [*sorted(map(str, known)), *(["null"] if missing else [])]
-                categories.append(CategoryCheck(column, frozenset([*known, *missing]), shown))
+                categories.append((column, frozenset([*known, *missing]), shown))
         numbers = columns or [CheckedColumn(None, tensors[entry.name])]
         if numpy_dtype(entry.dtype).kind != "f":
             numbers = []
@@ -132,10 +123,6 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:
-    """Check that the graph has marked no row. `first_row` is the position of its first row in the request.
-
-    Raises:
-        InferenceError: one is marked.
-    """
+    """Raise InferenceError if the graph has marked a row; `first_row` is the position of its first row."""
     if np.count_nonzero(refused):  # so is NaN
         raise InferenceError(f"row {first_row + int(np.flatnonzero(refused)[0])}: {reason}")

@@ -83,7 +83,7 @@ class Schema:
         """The names of the columns of bytes, which only a pyfunc has."""
         return frozenset(column.name for column in self.columns if column.is_binary)
 
-    def from_columns(self, data: Mapping[str, Sequence[Any] | Array]) -> Feeds:
+    def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         """Return feeds from columns (or tensors) by name, each a list or an array of N.
 
         Raises:
@@ -118,11 +118,10 @@ class Schema:
         sent |= {entry.name: feeds[entry.name] for entry in self.inputs if not texts.isdisjoint(entry.columns)}
         return self._taken(narrowed_feeds(feeds, sent))
 
-    def from_records(self, records: Sequence[Mapping[str, Any]]) -> Feeds:
+    def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         """Return feeds from rows that are mappings from column to value. A column that a row lacks is null in it.
 
-        Raises:
-            SchemaMismatch: as `from_columns`; a row is no mapping; or, for tensors, it has other names than the first.
+        Raises as `from_columns`. The rows of tensors need to have the same names.
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
             return self._taken(feeds)
@@ -148,12 +147,8 @@ class Schema:
         _check_filled(len(records) * len(present) - given, given)
         return self.from_frame({name: [record.get(name) for record in records] for name in present})
 
-    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Feeds:
-        """Return feeds from rows that are lists in the order of `names` (pandas' "split").
-
-        Raises:
-            SchemaMismatch: as `from_columns`; a name stands twice; or a row has another length than `names`.
-        """
+    def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
+        """Return feeds from rows that are lists in the order of `names` (pandas' "split"). Raises as `from_columns`."""
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
             return self._taken(feeds)
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
@@ -165,11 +160,10 @@ class Schema:
             raise SchemaMismatch(NO_ROWS)
         return self.from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
 
-    def from_array(self, values: Any) -> Feeds:
+    def from_array(self, values: object) -> Feeds:
         """Return feeds from unnamed rows: nested lists or an array, with the columns in order or the only tensor.
 
-        Raises:
-            SchemaMismatch: as `from_columns`, or the shape does not fit.
+        Raises as `from_columns`.
         """
         if not self.columns:
             if len(self.tensors) != 1:
@@ -270,7 +264,7 @@ class Schema:
         return FastDecoder(self.columns, self.inputs, self._blocks) if self.columns and is_plain else None
 
     @cached_property
-    def _fast_tensors(self) -> Callable[[Mapping[str, Any]], Feeds | None] | None:
+    def _fast_tensors(self) -> Callable[[Mapping[str, object]], Feeds | None] | None:
         return compile_fast_tensor_decoder(self._bound_tensors, self._shared)
 
     @cached_property
@@ -286,7 +280,7 @@ class Schema:
         """The value that replaces a missing string, by column. None: nothing does."""
         return {name: entry.missing for entry in self.inputs for name in entry.columns}
 
-    def _common_length(self, data: Mapping[str, Any]) -> int:
+    def _common_length(self, data: Mapping[str, object]) -> int:
         """Return the one length of all columns."""
         lengths = {}
         for name in self.names:
@@ -305,13 +299,11 @@ class Schema:
             raise SchemaMismatch(NO_ROWS)
         return rows
 
-    def from_frame(self, data: Mapping[str, list[Any] | Array]) -> Feeds:
+    def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
         """Return feeds from a table by column name: all columns are lists, or all are arrays.
 
-        The only tensor takes the only column. If it has rank 2, it takes all columns in their order.
-
-        Raises:
-            SchemaMismatch: as `from_columns`, or the columns make no tensor.
+        The only tensor takes the only column. If it has rank 2, it takes all columns in their order. Raises as
+        `from_columns`.
         """
         if self.columns:
             return self.from_columns(data)

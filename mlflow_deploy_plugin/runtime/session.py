@@ -1,12 +1,7 @@
 """An ONNX Runtime session with explicit providers and threads, on a device that is really used.
 
-ONNX Runtime optimises a graph at each load. To keep optimised graphs for the next load would not pay: the first load of
-a version, which serving waits for, got slower by more than later ones gained (milliseconds, medians of 5):
-
-| graph | first load, kept | later load, kept | load, not kept |
-|---|---|---|---|
-| 20 convolutions, 47 MB | 165 | 17 | 98 |
-| 48 dense layers, 201 MB | 653 | 229 | 202 |
+ONNX Runtime optimises a graph at each load. Optimised graphs are not kept for the next load, because the first load,
+which serving waits for, would take longer (for 201 MB 653 ms compared with 202 ms).
 """
 
 import contextlib
@@ -18,13 +13,18 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.spec import Device, ProviderOptions
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 _PROVIDERS: dict[Device, str] = {
     "cpu": "CPUExecutionProvider",
@@ -71,8 +71,7 @@ class Placement:
     def providers(self) -> list[tuple[str, dict[str, str]]]:
         """ONNX Runtime's providers in the order of preference, each with its options; never the CPU beside a GPU.
 
-        Names and values: https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html and
-        TensorRT-ExecutionProvider.html.
+        https://onnxruntime.ai/docs/execution-providers/ documents the names and values.
         """
         if self.device == "cpu":
             return [(_PROVIDERS["cpu"], {})]
@@ -99,7 +98,7 @@ OLDEST_ONNXRUNTIME = (1, 29)
 52 labels of 569), and 1.26 reads any file of the machine as a graph's weights."""
 
 
-def import_onnxruntime() -> Any:
+def import_onnxruntime() -> ModuleType:
     """Return the module, with its telemetry off unless the environment turns it on.
 
     Since 1.29, its import writes an id of this machine into HOME, and reports loaded models to Microsoft.
@@ -109,7 +108,7 @@ def import_onnxruntime() -> Any:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        import onnxruntime as module  # heavy, and of one of two distributions
+        module = import_module("onnxruntime")  # late: it is heavy, and comes from one of two distributions
     except ImportError:
         raise RuntimeMissing(
             "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
@@ -150,8 +149,10 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
                 yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
 
 
-def open_session(onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> Any:
-    """Return an `onnxruntime.InferenceSession` on the device of `placement`, and on nothing else.
+def open_session(
+    onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
+) -> "ort.InferenceSession":
+    """Return a session on the device of `placement`, and on nothing else.
 
     ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here that is an error, and so is a node of
     the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
@@ -161,19 +162,18 @@ def open_session(onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_th
         DeviceUnavailable: the device would not really be used.
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
-    ort = import_onnxruntime()
-    if tuple(map(int, ort.__version__.split(".")[:2])) < OLDEST_ONNXRUNTIME:
+    module, device = import_onnxruntime(), placement.device
+    if tuple(map(int, module.__version__.split(".")[:2])) < OLDEST_ONNXRUNTIME:
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
-            f"ONNX Runtime {ort.__version__} is too old, {oldest} is needed: pip install 'onnxruntime>={oldest}', "
+            f"ONNX Runtime {module.__version__} is too old, {oldest} is needed: pip install 'onnxruntime>={oldest}', "
             f"or 'onnxruntime-gpu>={oldest}' for CUDA"
         )
-    device = placement.device
-    check_device_libraries(ort, device)
-    options = session_options(ort, device, intra_op_num_threads)
+    check_device_libraries(module, device)
+    options = session_options(module, device, intra_op_num_threads)
     try:
         # with its fallback it would try again on the CPU, which the options forbid, and report that error instead
-        session = ort.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
+        session = module.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
         if device != "cpu":
@@ -191,15 +191,15 @@ class Arena:
     """The memory that a session on a CPU keeps for its next large run.
 
     ONNX Runtime itself keeps the memory of the largest runs that it ever ran at the same time: 174 MB for a small CNN
-    with 1 to 512 rows in four threads. If each run gave the memory back, the system would clear each page anew for the
-    next run: 1,000 rows took twice the time. So a thread gives the memory back if no large run comes for some time.
-    While the process holds more than half of its memory (`limit_memory`), each large run gives the memory back.
+    with 1 to 512 rows in four threads. If each run gave its memory back, 1,000 rows would take twice the time. So a
+    thread gives the memory back when no large run comes for some time. While the process holds more than half of its
+    memory (`limit_memory`), each large run gives the memory back.
 
     Args:
         session: ONNX Runtime's own, without the Python around it.
     """
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: "ort.InferenceSession") -> None:
         self._session = session
         self._keeping, self._shrinking, self._terminated = (quiet_options() for _ in range(3))
         for options in (self._shrinking, self._terminated):
@@ -208,10 +208,13 @@ class Arena:
         self._last_run = 0.0
         self._reference = weakref.ref(self)
 
-    def run(self, outputs: Sequence[str], feeds: Mapping[str, Any], options: Any = None) -> Any:
+    def run(
+        self, outputs: Sequence[str], feeds: Mapping[str, object], options: "ort.RunOptions | None" = None
+    ) -> list[object]:
         """Compute a large run, as `InferenceSession.run`, whose errors it raises. `options` are not used."""
         try:
-            return self._session.run(outputs, feeds, self._shrinking if _keeper.is_memory_short() else self._keeping)
+            options = self._shrinking if _keeper.is_memory_short() else self._keeping
+            return list(self._session.run(outputs, feeds, options))
         finally:
             self._last_run = time.monotonic()
             _keeper.watch(self._reference)
@@ -280,14 +283,14 @@ def memory_limit() -> int:
 
 
 def physical_memory() -> int:
-    """Return the bytes of memory of the machine."""
+    """Return the machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
 
 
 _keeper = _ArenaKeeper()
 
 
-def quiet_options() -> Any:
+def quiet_options() -> "ort.RunOptions":
     """Return the options of a run that does not log. Its exception has the reason for a failure."""
     options = import_onnxruntime().RunOptions()
     options.log_severity_level = 4
@@ -303,7 +306,7 @@ def describe_error(error: Exception) -> str:
     return " ".join(words)[:500]
 
 
-def check_device_libraries(ort: Any, device: Device) -> None:
+def check_device_libraries(module: ModuleType, device: Device) -> None:
     """Load the libraries that `device` needs beside ONNX Runtime itself.
 
     Raises:
@@ -311,7 +314,7 @@ def check_device_libraries(ort: Any, device: Device) -> None:
     """
     if device == "cpu":
         return
-    if _PROVIDERS[device] not in ort.get_available_providers():
+    if _PROVIDERS[device] not in module.get_available_providers():
         raise DeviceUnavailable(
             f"--device {device} needs ONNX Runtime's GPU build: pip uninstall onnxruntime, then "
             "pip install 'mlflow-onnxserve[gpu]'"
@@ -323,12 +326,12 @@ def check_device_libraries(ort: Any, device: Device) -> None:
             f"--device {device} needs NVIDIA's driver, and {_DRIVER} cannot be loaded here; "
             "a container is given it by docker run --gpus all"
         ) from None
-    ort.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
+    module.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
 
 
-def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
+def session_options(module: ModuleType, device: Device, intra_op_num_threads: int) -> "ort.SessionOptions":
     """Return the options of every session that answers requests."""
-    options = ort.SessionOptions()
+    options = module.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -340,6 +343,6 @@ def session_options(ort: Any, device: Device, intra_op_num_threads: int) -> Any:
     return options
 
 
-def operators_of(session: Any) -> set[str]:
+def operators_of(session: "ort.InferenceSession") -> set[str]:
     """Return the operators that a session of `session_options` runs, after its optimizations."""
     return {node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Tensor
-from mlflow_deploy_plugin.runtime.feeds import Array, object_array
+from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, object_array
 
 LISTS = frozenset({list, tuple})
 NO_ROWS = "the data has no rows; at least one is needed"
@@ -37,12 +37,12 @@ class Missing(Enum):
     KEPT = None
 
 
-def numpy_dtype(dtype: str) -> np.dtype[Any]:
+def numpy_dtype(dtype: str) -> Dtype:
     """Return the numpy dtype for a dtype of a signature or a graph. Strings are Python's, in object arrays."""
     return np.dtype(object) if dtype == "str" else np.dtype(dtype)
 
 
-def is_lossless_cast(wide: np.dtype[Any], values: np.dtype[Any]) -> bool:
+def is_lossless_cast(wide: Dtype, values: Dtype) -> bool:
     """Return True if a cast keeps every value. numpy wrongly calls 64-bit integers safe in a float64."""
     is_rounded = values.kind in "iu" and values.itemsize == 8 and wide.kind == "f"
     return np.can_cast(values, wide) and not is_rounded
@@ -53,14 +53,14 @@ def fits_shape(wanted: Sequence[int], shape: Sequence[int]) -> bool:
     return len(wanted) == len(shape) and all(want in (-1, have) for want, have in zip(wanted, shape, strict=True))
 
 
-def short_repr(value: Any) -> str:
+def short_repr(value: object) -> str:
     """Return a value as an error message may show it: in the words of JSON, short, a few levels deep."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     return _SHOWN.repr(value)
 
 
-def convert_column(column: Column, values: Sequence[Any] | Array, missing: str | Missing | None) -> Array:
+def convert_column(column: Column, values: Sequence[object] | Array, missing: str | Missing | None) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
     Args:
@@ -72,7 +72,7 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
     dtype = numpy_dtype(COLUMN_TYPES[column.type])
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
         return _convert_array(column, values, dtype)
-    listed: Sequence[Any] = values.tolist() if isinstance(values, np.ndarray) else values
+    listed: Sequence[object] = values.tolist() if isinstance(values, np.ndarray) else values
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
     if set(map(type, listed)) == {str}:  # nearly always, and ten times as fast
@@ -89,7 +89,7 @@ def convert_column(column: Column, values: Sequence[Any] | Array, missing: str |
     return strings
 
 
-def convert_tensor(tensor: Tensor, values: Any) -> Array:
+def convert_tensor(tensor: Tensor, values: object) -> Array:
     """Return one tensor in the dtype and shape of the signature. In a floating-point tensor, null is NaN.
 
     Raises:
@@ -152,7 +152,7 @@ def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
     return SchemaMismatch("a number is too large for the model's floating-point type")
 
 
-def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
+def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
     """Refuse values for which numpy would take gigabytes: one long text makes every number as large as itself."""
     level: Sequence[Any] = [values]
     is_ragged = False
@@ -171,7 +171,7 @@ def _check_nesting(label: str, tensor: Tensor, values: Any) -> None:
         raise SchemaMismatch(f"{label} is ragged, or nested too deeply: the shape {expected} is expected")
 
 
-def _as_array(label: str, values: Any, dtype: np.dtype[Any]) -> Array:
+def _as_array(label: str, values: object, dtype: Dtype) -> Array:
     """Return an array as numpy reads it: of objects for texts, with NaN for null if `dtype` is floating-point."""
     try:
         if dtype.kind == "O":
@@ -207,7 +207,7 @@ def _kind_of(kind: type) -> str:
     return "n" if kind is type(None) else "?"
 
 
-def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]) -> Array:
+def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Array:
     """Convert a list of numbers or booleans. In a floating-point column, null is NaN."""
     accepted = _ACCEPTED[_KINDS[dtype.kind]]
     kinds = _kinds_of(values)
@@ -236,11 +236,11 @@ def _convert_numbers(column: Column, values: Sequence[Any], dtype: np.dtype[Any]
         raise
 
 
-def _kinds_of(values: Sequence[Any]) -> set[str]:
+def _kinds_of(values: Sequence[object]) -> set[str]:
     return set(map(_kind_of, set(map(type, values))))
 
 
-def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array:
+def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
     """Convert an array of numbers or booleans. Integers may not wrap around."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
         held = f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""  # also where it is 1.0
@@ -257,13 +257,13 @@ def _convert_array(column: Column, values: Array, dtype: np.dtype[Any]) -> Array
         raise _unfit(column, row, values[row].item()) from None
 
 
-def _mistyped(column: Column, row: int, value: Any, held: str = "") -> SchemaMismatch:
+def _mistyped(column: Column, row: int, value: object, held: str = "") -> SchemaMismatch:
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
     place = f"column {column.name!r} ({column.type}), row {row}"
     return SchemaMismatch(f"{place}: {short_repr(value)}; {expected} is expected{held}", column=column.name)
 
 
-def _unfit(column: Column, row: int, value: Any) -> SchemaMismatch:
+def _unfit(column: Column, row: int, value: object) -> SchemaMismatch:
     place = f"column {column.name!r}, row {row}"
     return SchemaMismatch(f"{place}: {short_repr(value)} does not fit the type {column.type}", column=column.name)
 

@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from importlib import import_module
+from types import ModuleType
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
@@ -20,10 +21,10 @@ CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
-def import_redis(url: str) -> Any:
+def import_redis(url: str) -> ModuleType:
     """Import Redis' client and check the URL. Raises InvalidConfig: it is not installed, or `url` is malformed."""
     try:
-        import redis  # late: it is optional, and costs memory and time at the start
+        redis = import_module("redis")  # late: it is optional, and costs memory and time at the start
     except ImportError:
         raise InvalidConfig(
             "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'"
@@ -42,13 +43,11 @@ class CircuitBreaker:
     """Keeps requests from a Redis that has failed, until it answers a thread that asks in their place.
 
     The thread asks at once: one slow answer of a busy Redis keeps requests away for milliseconds. At a second failure
-    within the pause it asks after the pause.
-
-    Requests must not ask themselves: a name that no DNS server resolves holds them up for longer than any timeout of
-    Redis' client, and those that come meanwhile would wait as well.
+    within the pause it asks after the pause. Requests do not ask themselves, because resolving a host name may take
+    longer than any timeout of Redis' client.
 
     Args:
-        consequence: what happens meanwhile, for the log, which says the same once a minute (`logs.py`).
+        consequence: the effect on requests, for the log.
         ping: asks Redis; raises if it does not answer.
         count_failure: called at each failure, also of the thread.
         pause_seconds: between two pings.

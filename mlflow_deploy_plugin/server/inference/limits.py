@@ -1,13 +1,8 @@
 """The limits of a worker: requests in flight, requests of one client in a period, and threads for requests.
 
-The pipeline calls `check_rates` and `take_place` before it decodes anything, and `release` when the response is made.
-
 A rate that all workers share is counted in Redis. A worker counts the requests of a busy client there ahead of time, as
 Envoy's quotas do, so that most of them wait for no other machine and may be answered on an event loop. Each request is
 counted before it passes, so that together the workers never admit more than the rate.
-
-In memory the rate is a sliding window of two counters, as in the `limits` library. That library's own storage in memory
-is not used: it starts a thread every 10 ms that looks at every client, and never bounds their number.
 """
 
 import hashlib
@@ -21,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv6Address, IPv6Network
 from math import ceil
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.server.inference.circuit_breaker import (
@@ -34,6 +29,9 @@ from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import KeyEntry
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
 
 MAX_CLIENTS = 65_536
 """The clients that a worker remembers. One more drops the client that was idle for longest."""
@@ -66,7 +64,6 @@ class RequestLimits:
         rate: of the requests of each client, as the spec has it; empty for no limit.
         rate_header: the header (lower case) that identifies the client; without it, its address does.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
-        open_rate: opens the limiter of a rate: of `rate`, and of those of keys.
         are_shared: a limit, or one that a key may have, is counted on another machine; see `may_wait`.
         has_rate: if false, `check_rates` need not be called for a request whose key has no limits.
         has_places: if false, `take_place` and `release` need not be called.
@@ -89,29 +86,36 @@ class RequestLimits:
     def check_rates(self, request: RawRequest, key: KeyEntry | None) -> None:
         """Count a request by the rates of its key, then by the server's.
 
-        A request is counted once, even if its plan fails and the general way asks again. Its client is its caller if
-        that is authenticated, else the address that it came from.
+        A request is counted once, even if its plan fails and the general way asks again.
 
         Raises:
             TooManyRequests: with the seconds after which to try again.
         """
         if not request.is_counted:
             request.is_counted = True
-            request.refusal = self._refusal(request, key)
+            for rate, limiter, client in self._limiters(request, key):
+                if (seconds := limiter(client)) is None:
+                    continue
+                self.count_refused("key" if rate else "rate")
+                allowed = f"the key {key.name!r} may ask for {rate}" if key and rate else ""
+                message = f"{allowed or f'more than {self.rate} from one caller'}; ask again later"
+                request.refusal = message, max(1, ceil(seconds))
+                break
         if request.refusal is not None:
             raise TooManyRequests(*request.refusal)  # another each time: its traceback holds the request
 
-    def _refusal(self, request: RawRequest, key: KeyEntry | None) -> tuple[str, int] | None:
-        if key is not None:
-            for rate in key.limits:
-                limiter, client = self._limiter_of_key(key.name, rate)
-                if (seconds := limiter(client)) is not None:
-                    self.count_refused("key")
-                    return f"the key {key.name!r} may ask for {rate}; ask again later", max(1, ceil(seconds))
-        if self._limiter is not None and (seconds := self._limiter(self._client(request, key))) is not None:
-            self.count_refused("rate")
-            return f"more than {self.rate} from one caller; ask again later", max(1, ceil(seconds))
-        return None
+    def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, RateLimiter, bytes]]:
+        """Yield the rates of the key, then an empty text for the server's, each with its limiter and the client."""
+        for rate in key.limits if key is not None else ():
+            name = key.name if key is not None else ""
+            if (opened := self._of_keys.get((name, rate))) is None:
+                opened = self.open_rate(rate), _digest(f"limit {rate} of {name}")
+                opened = self._of_keys.setdefault((name, rate), opened)
+            yield rate, *opened
+        if self._limiter is not None:
+            named = request.headers.get(self.rate_header) if self.rate_header else None
+            address = (key.name if key else request.caller) or _network(request.client)
+            yield "", self._limiter, _digest(f"address {address}" if named is None else f"key {named}")
 
     def take_place(self) -> bool:
         """Take a place among the requests in flight, which has to be released; return False if there is none."""
@@ -134,25 +138,7 @@ class RequestLimits:
 
     def may_wait(self, request: RawRequest, key: KeyEntry | None) -> bool:
         """Return True if a limit of this request asks another machine now: an event loop must not check it."""
-        if self._limiter is not None and self._limiter.may_wait(self._client(request, key)):
-            return True
-        return key is not None and any(
-            limiter.may_wait(client)
-            for limiter, client in (self._limiter_of_key(key.name, rate) for rate in key.limits)
-        )
-
-    def _client(self, request: RawRequest, key: KeyEntry | None) -> bytes:
-        named = request.headers.get(self.rate_header) if self.rate_header else None
-        if named is not None:
-            return _digest(f"key {named}")
-        return _digest(f"address {(key.name if key else request.caller) or _network(request.client)}")
-
-    def _limiter_of_key(self, name: str, rate: str) -> tuple[RateLimiter, bytes]:
-        """Return the limiter of this rate of a key, and the client that it counts the key as."""
-        if (opened := self._of_keys.get((name, rate))) is None:
-            opened = self.open_rate(rate), _digest(f"limit {rate} of {name}")
-            opened = self._of_keys.setdefault((name, rate), opened)
-        return opened
+        return any(limiter.may_wait(client) for _, limiter, client in self._limiters(request, key))
 
     def release(self) -> None:
         if self.has_places:
@@ -188,10 +174,11 @@ def _digest(source: str) -> bytes:
 
 @dataclass(eq=False)
 class MemoryRateLimiter:
-    """Counts in this process: each worker allows each client the whole rate.
+    """Counts in this process, in a sliding window of two counters: each worker allows each client the whole rate.
 
     Requests of the previous window count with the share of that window that lies within the last period, as if they had
-    come evenly. Over time exactly the rate passes, within one period at worst nearly twice as much.
+    come evenly. Over time exactly the rate passes, within one period at worst nearly twice as much. The storage of the
+    `limits` library is not used: it starts a thread every 10 ms that looks at every client, and never bounds them.
 
     Attributes:
         clock: seconds.
@@ -223,20 +210,13 @@ class MemoryRateLimiter:
         return None
 
     def may_wait(self, client: bytes) -> bool:
-        """Return False: nobody else is asked."""
         return False
 
 
 class RedisRates:
     """Counts in Redis: all workers that name it count together. While it does not answer, every request passes.
 
-    All limits of a worker share its connections, and the circuit that keeps requests from one that is away.
-
-    Args:
-        count_failure: see `CircuitBreaker`.
-
-    Raises:
-        InvalidConfig: see `import_redis`.
+    All limits of a worker share its connections and its circuit breaker. Raises as `import_redis`.
     """
 
     def __init__(self, url: str, count_failure: Callable[[], None] = lambda: None) -> None:
@@ -264,11 +244,10 @@ class RedisRates:
         """Redis has failed, and is not asked."""
         return self._circuit.is_open
 
-    def count(self, item: Any, client: bytes, requests: int) -> tuple[int, float]:
+    def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
         """Count this many requests of the client ahead; or one, if no more may pass.
 
-        Returns:
-            The number of requests that may pass, and if it is 0, the seconds until one may.
+        Return the number of requests that may pass, and if it is 0, the seconds until one may.
         """
         from limits.errors import StorageError
 
@@ -311,12 +290,9 @@ class SharedRateLimiter:
     A reservation is renewed when half of its requests have passed. What a client leaves of it may pass for a tenth of
     the period; then it is lost. A client that asks seldom has none: each of its requests is counted alone. A refusal is
     known for a moment, so that a client above its rate does not keep Redis busy.
-
-    Args:
-        clock: seconds.
     """
 
-    def __init__(self, item: Any, redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, item: "RateLimitItem", redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
         self._item = item
         self._redis = redis
         self._clock = clock
@@ -379,11 +355,7 @@ class SharedRateLimiter:
 
 
 def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
-    """Return the limiter for `rate`, in the syntax of the `limits` library, which `spec` has checked.
-
-    Args:
-        redis: None: it counts in this worker.
-    """
+    """Return the limiter for `rate`, in the syntax of the `limits` library; without Redis it counts in this worker."""
     from limits import parse  # late: it costs memory and time at the start
 
     item = parse(rate)

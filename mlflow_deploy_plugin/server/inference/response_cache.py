@@ -11,7 +11,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import orjson
 
@@ -38,10 +37,9 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
     Args:
         version: `LoadedVersion.identity`.
     """
-    packed = _pack({name: feeds[name] for name in sorted(feeds)})
-    if packed is None:
+    if (packed := _pack({name: feeds[name] for name in sorted(feeds)})) is None:
         return None
-    layout = orjson.dumps([version, *packed[0]])
+    layout = orjson.dumps(version) + packed[0]
     digest = hashlib.blake2b(len(layout).to_bytes(8, "little") + layout, digest_size=32)
     for content in packed[1]:
         digest.update(content)
@@ -49,11 +47,7 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
 
 
 class MemoryCache:
-    """Keeps at most `max_bytes` of outputs, each for `seconds`.
-
-    Args:
-        clock: seconds, monotonic.
-    """
+    """Keeps at most `max_bytes` of outputs, each for `seconds`."""
 
     def __init__(self, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
@@ -66,10 +60,10 @@ class MemoryCache:
     def get(self, key: bytes) -> Outputs | None:
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
-                return None
-            if entry[0] <= self._clock():
+            if entry is not None and entry[0] <= self._clock():
                 self._drop(key)
+                entry = None
+            if entry is None:
                 return None
             self._entries.move_to_end(key)
         return dict(entry[2])
@@ -106,9 +100,8 @@ class RedisCache:
     def __init__(self, url: str, max_bytes: int, seconds: int, count_failure: Callable[[], None]) -> None:
         redis = import_redis(url)
         self._failures: tuple[type[Exception], ...] = (redis.RedisError, OSError)
-        self._client: Any = redis.Redis.from_url(
-            url, socket_connect_timeout=CONNECT_SECONDS, socket_timeout=ANSWER_SECONDS
-        )
+        timeouts = {"socket_connect_timeout": CONNECT_SECONDS, "socket_timeout": ANSWER_SECONDS}
+        self._client = redis.Redis.from_url(url, **timeouts)
         self._max_bytes = max_bytes
         self._seconds = seconds
         self._circuit = CircuitBreaker("answers are computed and not cached", self._client.ping, count_failure)
@@ -150,11 +143,9 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
 
     Return None if an output holds other objects than texts.
     """
-    packed = _pack(outputs)
-    if packed is None:
+    if (packed := _pack(outputs)) is None:
         return None
-    layout = orjson.dumps(packed[0])
-    return b"".join([len(layout).to_bytes(4, "little"), layout, *packed[1]])
+    return b"".join([len(packed[0]).to_bytes(4, "little"), packed[0], *packed[1]])
 
 
 def decode_outputs(content: bytes) -> Outputs | None:
@@ -167,14 +158,15 @@ def decode_outputs(content: bytes) -> Outputs | None:
         return None
 
 
-def _pack(arrays: Mapping[str, Array]) -> tuple[list[tuple[Any, ...]], list[Any]] | None:
-    """Return what `pack_arrays` returns, or None: one has other objects than texts, or a lone surrogate."""
+def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
+    """Return the layout of `pack_arrays` as JSON, and the contents, or None: one has other objects than texts."""
     if not _are_plain(arrays):
         return None
     try:
-        return pack_arrays(arrays, orjson.dumps)
-    except orjson.JSONEncodeError:
+        layout, contents = pack_arrays(arrays, orjson.dumps)
+    except orjson.JSONEncodeError:  # a lone surrogate
         return None
+    return orjson.dumps(layout), contents
 
 
 def _are_plain(arrays: Mapping[str, Array]) -> bool:
