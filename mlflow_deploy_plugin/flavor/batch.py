@@ -1,14 +1,18 @@
 """Batches: model inputs as a DataFrame or as named tensors, their feeds, and their MLflow signature.
 
-The original model takes a `Batch`. `to_feeds` turns it into the feeds of the graph by the compiled signature of the
-saved model, exactly as the pyfunc flavor does, and as the server does for requests.
+A converter and the original model take the data of a `Batch`. `Batch.feeds` turns it into the feeds of the graph by the
+compiled signature of the saved model, as the pyfunc flavor and the server do.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from mlflow.models import ModelSignature
 from mlflow.models.signature import infer_signature
 from mlflow.types import ColSpec, DataType, TensorSpec
@@ -30,14 +34,275 @@ from mlflow_deploy_plugin.runtime import (
 
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
-Batch: TypeAlias = pd.DataFrame | dict[str, Array]
-"""N rows: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
+ModelData: TypeAlias = Any
+"""Rows as a user has them: a table of pandas, polars or Arrow, an array, a list, a tensor, or a mapping of these."""
+
+ModelInput: TypeAlias = pd.DataFrame | dict[str, Array]
+"""N rows as a model takes them: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
+
+Positions: TypeAlias = slice | list[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
+"""Rows by their indices, as a slice, or as a boolean mask."""
 
 NAMELESS_TEXT = SignatureSchema([ColSpec(DataType.string)])
 """The signature's inputs of a model of texts: for it, MLflow takes an array, a list, a Series, and a table's column."""
 
 
-def as_pandas(data: Any) -> Any:
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """N rows of a model. Their number is the length of the batch; a scalar is one row."""
+
+    data: ModelInput
+
+    @classmethod
+    def read(cls, data: object) -> "Batch":
+        """Return a table as it is, arrays by the names of a mapping, or the only array, which is named ""."""
+        if isinstance(data, pd.DataFrame):
+            return cls(data)
+        if isinstance(data, dict):
+            return cls({str(name): np.asarray(values) for name, values in data.items()})
+        return cls({"": np.asarray(data)})
+
+    @classmethod
+    def declared(cls, inputs: Sequence[Input]) -> "Batch":
+        """Return empty tensors with the names and types of a graph's inputs."""
+        return cls({entry.name: np.empty(0, _declared_type(entry)) for entry in inputs})
+
+    @classmethod
+    def joined(cls, batches: Sequence["Batch"]) -> "Batch":
+        """Join batches with the same columns."""
+        tables = [batch.data for batch in batches if isinstance(batch.data, pd.DataFrame)]
+        if tables:
+            return cls(pd.concat(tables, ignore_index=True))
+        tensors = [batch.data for batch in batches if isinstance(batch.data, dict)]
+        return cls({name: np.concatenate([part[name] for part in tensors]) for name in tensors[0]})
+
+    def __len__(self) -> int:
+        if isinstance(self.data, pd.DataFrame):
+            return len(self.data)
+        first = next(iter(self.data.values()))
+        return len(first) if first.ndim else 1
+
+    @property
+    def is_table(self) -> bool:
+        return isinstance(self.data, pd.DataFrame)
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """The tensors by name; empty for a table."""
+        return {} if isinstance(self.data, pd.DataFrame) else self.data
+
+    @property
+    def unnamed(self) -> ModelInput | Array:
+        """The only array if it has no name, otherwise the data: MLflow saves an example in this form."""
+        return self.tensors.get("", self.data)
+
+    @property
+    def has_rows(self) -> bool:
+        """True if the first dimension is the same in all tensors. The nodes and edges of a graph are not rows."""
+        return isinstance(self.data, pd.DataFrame) or len({array.shape[:1] for array in self.data.values()}) == 1
+
+    @property
+    def row_size(self) -> int:
+        """The number of values in one row of the tensors."""
+        return sum(array[:1].size for array in self.tensors.values())
+
+    def take(self, positions: Positions) -> "Batch":
+        """Return the rows at these positions."""
+        if isinstance(self.data, pd.DataFrame):
+            return Batch(self.data.iloc[positions])
+        return Batch({name: array[positions] for name, array in self.data.items()})
+
+    def chunks(self, size: int) -> Iterator["Batch"]:
+        for start in range(0, len(self), size):
+            yield self.take(slice(start, start + size))
+
+    def feeds(self, schema: Schema) -> Feeds:
+        """Return the feeds of the graph. Raises SchemaMismatch if the batch does not fit the signature."""
+        table = self.data
+        if not isinstance(table, pd.DataFrame):
+            return schema.from_columns(table)
+        if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
+            dtype, *others = set(table.dtypes)
+            # a column by itself costs 10 µs, and a read of the whole table if it is a view of an array of rows
+            if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
+                return schema.from_array(table.to_numpy())
+        return schema.from_columns({str(name): column_values(table[name]) for name in table.columns})
+
+    def digest(self) -> str:
+        """Return the first 16 digits of a SHA-256 over names, types and values, the same on every machine."""
+        summary = hashlib.sha256()
+        if isinstance(self.data, pd.DataFrame):
+            table = pa.Table.from_pandas(self.data, preserve_index=False)
+            for name in table.column_names:
+                column = table[name].combine_chunks()
+                summary.update(f"{name}:{column.type}:{len(column)}".encode())
+                summary.update(pd.util.hash_array(column.to_pandas().to_numpy()).tobytes())
+        else:
+            for name, array in self.data.items():
+                summary.update(f"{name}:{array.dtype}:{array.shape}".encode())
+                values = array.astype("U") if array.dtype.kind == "O" else array
+                summary.update(np.ascontiguousarray(values).tobytes())
+        return summary.hexdigest()[:16]
+
+    def signature(
+        self, prediction: Array | dict[str, Array], inputs: Sequence[Input] = (), outputs: Sequence[Output] = ()
+    ) -> ModelSignature:
+        """Return the names, order and types of the columns (or tensors), and the type of the prediction.
+
+        Integers are `long`: MLflow warns that they cannot be missing, and indeed an ONNX integer cannot.
+
+        Args:
+            inputs, outputs: of the graph. Tensors have the sizes that it declares: -1 for free ones.
+        """
+        predicted = infer_signature(None, prediction).outputs
+        declared = {output.name: output.shape for output in outputs}
+        if predicted.is_tensor_spec():
+            specs = predicted.inputs
+            shapes = [declared.get(spec.name, outputs[0].shape if len(outputs) == 1 else spec.shape) for spec in specs]
+            predicted = SignatureSchema(
+                [TensorSpec(spec.type, shape, spec.name) for spec, shape in zip(specs, shapes, strict=True)]
+            )
+        return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
+
+    def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
+        """Return the signature of a ready graph: tensors have the types and sizes that it declares.
+
+        Texts have the type of the batch.
+        """
+        answers = SignatureSchema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
+        batch = self
+        if isinstance(self.data, dict):  # an example is saved as JSON, so that MLflow reads all its floats in 64 bits
+            types = {entry.name: _declared_type(entry) for entry in inputs}
+            only = next(iter(types.values()))
+            batch = Batch(
+                {
+                    name: array if array.dtype.kind in "OUT" else array.astype(types.get(name, only))
+                    for name, array in self.data.items()
+                }
+            )
+        return ModelSignature(inputs=batch._input_schema(inputs), outputs=answers)
+
+    def _input_schema(self, declared: Sequence[Input]) -> SignatureSchema:
+        """Return the signature's inputs; `declared` has the sizes of a ready graph's tensors."""
+        if isinstance(self.data, pd.DataFrame):
+            return SignatureSchema([ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)])
+        shapes = {entry.name: entry.shape for entry in declared}
+        tensors = []
+        for name, array in self.data.items():
+            dtype = array.dtype
+            if dtype.kind in "OUT":
+                # MLflow's enforcement keeps texts of a fixed width and objects apart; for [N] objects it accepts both
+                dtype = np.dtype("str" if dtype.kind == "U" and array.ndim > 1 else object)
+            shape = shapes.get(name, declared[0].shape if declared else (-1, *array.shape[1:]))
+            tensors.append(TensorSpec(dtype, shape, name or None))
+        return SignatureSchema(tensors)
+
+    def free_axes(
+        self, others: Iterable[Mapping[str, Array]], argument: str, signature: ModelSignature | None = None
+    ) -> dict[str, tuple[int, ...]]:
+        """Return the axes of each tensor, behind the first, whose size differs between the batch and other data.
+
+        Args:
+            others: tensors with the names of the batch.
+            argument: where the others come from, for the message.
+            signature: sizes that are -1 in it are free, too.
+
+        Raises:
+            InvalidConfig: a tensor has another number of dimensions than the batch's.
+        """
+        shapes = {name: [array.shape] for name, array in self.tensors.items()}
+        for tensors in others:
+            for name, array in tensors.items():
+                shapes[name].append(array.shape)
+        for spec in () if signature is None or signature.inputs is None else signature.inputs.inputs:
+            if (name := spec.name or "") in shapes and len(getattr(spec, "shape", ())) == len(shapes[name][0]):
+                shapes[name].append(spec.shape)
+        for name, (first, *differing) in shapes.items():
+            if wrong := [shape for shape in differing if len(shape) != len(first)]:
+                raise InvalidConfig(
+                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example's is {list(first)}"
+                )
+        return {
+            name: tuple(axis for axis, sizes in enumerate(zip(*known, strict=True)) if axis and len({*sizes}) > 1)
+            for name, known in shapes.items()
+        }
+
+    def check_as_example(self) -> None:
+        """Refuse an example that has no signature.
+
+        Raises:
+            InvalidConfig: no rows, no columns, or a column's name that occurs twice.
+            ConversionError: a column's name that the table of a model's rows (`runtime/log_columns.py`) reserves.
+        """
+        names = [str(name) for name in self.data]
+        if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
+            raise ConversionError(
+                f"input_example: the name {reserved[0]!r} is taken: in the inference log, {PREDICTION!r} and what "
+                f"begins with {OUTPUT_PREFIX!r} are the model's answers, and what begins with '_' is the log's own"
+            )
+        if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
+            doubled = self.data.columns[self.data.columns.duplicated()][0]
+            raise InvalidConfig(f"input_example: column {doubled!r} stands twice")
+        if (isinstance(self.data, pd.DataFrame) and self.data.empty) or not len(self):
+            raise InvalidConfig("input_example has no rows")
+        columns = [column for _, column in self.data.items()]
+        if all(column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns):
+            raise InvalidConfig(
+                "input_example has no value, every one is missing (NaN); the proof needs a few real rows"
+            )
+
+    def aligned(self, example: "Batch | None", argument: str) -> "Batch":
+        """Return the batch with the columns (or tensors) of the example and no others.
+
+        Raises:
+            InvalidConfig: one is missing; the message names it, and the argument.
+        """
+        if example is None:
+            return self
+        names = list(example.data)
+        if missing := [name for name in names if name not in self.data]:
+            raise InvalidConfig(f"{argument}: {missing[0]!r} is missing; the example has it")
+        if isinstance(self.data, pd.DataFrame):
+            return Batch(self.data[names])
+        return Batch({str(name): self.data[str(name)] for name in names})
+
+    def cast_to_signature(self, signature: ModelSignature | None) -> "Batch":
+        """Return the batch with the columns, the order and the types of the user's signature.
+
+        Raises:
+            InvalidConfig: the batch lacks a column of the signature, or contradicts it.
+            ConversionError: no ONNX graph can take a type of it.
+        """
+        if signature is None or signature.inputs is None:
+            return self
+        if not isinstance(self.data, pd.DataFrame):
+            _check_tensors(self.data, signature.inputs)
+            return self
+        return self if signature.inputs == NAMELESS_TEXT else Batch(_cast_table(self.data, signature.inputs))
+
+    def nameless_signature(self, origin: object, signature: ModelSignature | None) -> ModelSignature | None:
+        """Return the signature with `NAMELESS_TEXT` as its inputs if the origin of the batch is texts without a name.
+
+        With another signature, MLflow would refuse them: it refuses an array if the only column has a name.
+        """
+        texts = origin if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index) else ()
+        is_flat = self.is_table and np.ndim(texts) == 1 and isinstance(next(iter(texts), None), str)
+        if not is_flat or getattr(origin, "name", None):
+            return signature
+        if signature is None or signature.inputs is None:
+            return ModelSignature(NAMELESS_TEXT, signature and signature.outputs)
+        spec, *others = signature.inputs.inputs
+        is_text = spec.type == DataType.string or (isinstance(spec, TensorSpec) and spec.type.kind in "OU")
+        if others or spec.name or not is_text:
+            return signature
+        return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
+
+
+def _declared_type(entry: Input) -> "np.dtype[np.generic]":
+    return np.dtype(object if entry.dtype == "str" else entry.dtype)
+
+
+def as_pandas(data: ModelData) -> ModelData:
     """Return a table of polars or Arrow as pandas' own, everything else as it is.
 
     Sparse columns become dense, and decimals, as a database has them, numbers: requests carry neither.
@@ -48,78 +313,22 @@ def as_pandas(data: Any) -> Any:
     return data
 
 
-def _plain_column(column: Any) -> Any:
+def _plain_column(column: pd.Series) -> pd.Series:
     if _is_decimal(column):
         return pd.to_numeric(column.astype(object))
-    return column.sparse.to_dense() if _is_sparse(column) else column
+    return column.astype(column.dtype.subtype) if isinstance(column.dtype, pd.SparseDtype) else column
 
 
-def _is_sparse(column: "pd.Series[Any]") -> bool:
+def _is_sparse(column: pd.Series) -> bool:
     return isinstance(column.dtype, pd.SparseDtype)
 
 
-def _is_decimal(column: "pd.Series[Any]") -> bool:
+def _is_decimal(column: pd.Series) -> bool:
     is_object = pd.api.types.is_object_dtype(column.dtype)
     return str(column.dtype).startswith("decimal") or (is_object and pd.api.types.infer_dtype(column) == "decimal")
 
 
-def read_batch(data: Any) -> Batch:
-    """Return a table as it is, arrays by the names of a mapping, or the only array, which is named ""."""
-    if isinstance(data, pd.DataFrame):
-        return data
-    if isinstance(data, dict):
-        return {str(name): np.asarray(values) for name, values in data.items()}
-    return {"": np.asarray(data)}
-
-
-def row_count(batch: Batch) -> int:
-    """Return the number of rows; a scalar is one."""
-    if isinstance(batch, pd.DataFrame):
-        return len(batch)
-    first = next(iter(batch.values()))
-    return len(first) if first.ndim else 1
-
-
-def have_rows(batch: Batch) -> bool:
-    """Return True if the first dimension is the same in all tensors. The nodes and edges of a graph are no rows."""
-    return isinstance(batch, pd.DataFrame) or len({array.shape[:1] for array in batch.values()}) == 1
-
-
-def take_rows(batch: Batch, positions: Any) -> Batch:
-    """Return the rows at `positions` (indices, a slice or a boolean mask)."""
-    if isinstance(batch, pd.DataFrame):
-        table: pd.DataFrame = batch.iloc[positions]
-        return table
-    return {name: array[positions] for name, array in batch.items()}
-
-
-def chunks(batch: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, row_count(batch), size):
-        yield take_rows(batch, slice(start, start + size))
-
-
-def concatenate(batches: list[Batch]) -> Batch:
-    """Join batches with the same columns."""
-    tables = [batch for batch in batches if isinstance(batch, pd.DataFrame)]
-    if tables:
-        return pd.concat(tables, ignore_index=True)
-    tensors = [batch for batch in batches if isinstance(batch, dict)]
-    return {name: np.concatenate([batch[name] for batch in tensors]) for name in tensors[0]}
-
-
-def to_feeds(schema: Schema, batch: Batch) -> Feeds:
-    """Return the feeds of the graph. Raises SchemaMismatch if the batch does not fit the signature."""
-    if not isinstance(batch, pd.DataFrame):
-        return schema.from_columns(batch)
-    if schema.matrix_kinds and len(batch) and tuple(map(str, batch.columns)) == schema.names:
-        dtype, *others = set(batch.dtypes)
-        # a column by itself costs 10 µs, and a read of the whole table if it is a view of an array of rows
-        if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
-            return schema.from_array(batch.to_numpy())
-    return schema.from_columns({str(name): column_values(batch[name]) for name in batch.columns})
-
-
-def column_values(series: "pd.Series[Any]") -> Array:
+def column_values(series: pd.Series) -> Array:
     """Return a column as the schema reads it: numbers as they are, text as objects, missing values as NaN or None."""
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(series.cat.categories.dtype) if not series.hasnans else series.astype(object)
@@ -135,7 +344,7 @@ def column_values(series: "pd.Series[Any]") -> Array:
     return values
 
 
-def missing_value(series: "pd.Series[Any]") -> float | None:
+def missing_value(series: pd.Series) -> float | None:
     """Return a column's missing value: None if the column holds it as a Python object, else NaN.
 
     A column of objects, as pandas 2 makes of texts, may hold either, and encoders of scikit-learn tell them apart.
@@ -143,7 +352,7 @@ def missing_value(series: "pd.Series[Any]") -> float | None:
     return None if pd.api.types.is_object_dtype(series) and any(value is None for value in series) else np.nan
 
 
-def unseen_category(series: "pd.Series[Any]") -> "pd.Series[Any] | None":
+def unseen_category(series: pd.Series) -> pd.Series | None:
     """Return a column of pandas categories with one more category in every row; None for fractions and booleans.
 
     The category sorts behind all others: XGBoost 3.1 and 3.2 take any other one for the next category that they know
@@ -165,7 +374,7 @@ def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
     return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
 
 
-def column_type(series: "pd.Series[Any]") -> ColumnType:
+def column_type(series: pd.Series) -> ColumnType:
     """Return MLflow's type of a column.
 
     Raises:
@@ -197,172 +406,46 @@ def column_type(series: "pd.Series[Any]") -> ColumnType:
     )
 
 
-def signature_of(
-    batch: Batch, prediction: Array | dict[str, Array], inputs: tuple[Input, ...] = (), outputs: tuple[Output, ...] = ()
-) -> ModelSignature:
-    """Return the names, order and types of the columns (or tensors), and the type of the prediction.
-
-    Integers are `long`: MLflow warns that they cannot be missing, and indeed an ONNX integer cannot.
-
-    Args:
-        inputs, outputs: of the graph. Tensors have the sizes that it declares: -1 for free ones.
-    """
-    predicted = infer_signature(None, prediction).outputs
-    declared = {output.name: output.shape for output in outputs}
-    if predicted.is_tensor_spec():
-        specs = predicted.inputs
-        shapes = [declared.get(one.name, outputs[0].shape if len(outputs) == 1 else one.shape) for one in specs]
-        predicted = SignatureSchema(
-            [TensorSpec(one.type, shape, one.name) for one, shape in zip(specs, shapes, strict=True)]
-        )
-    return ModelSignature(inputs=_input_schema(batch, inputs), outputs=predicted)
-
-
-def graph_signature(batch: Batch | None, inputs: tuple[Input, ...], outputs: tuple[Output, ...]) -> ModelSignature:
-    """Return the signature of a ready graph: tensors have the types and sizes that it declares.
-
-    Without a batch, they also have the names of the graph. Texts have the type of the batch.
-    """
-    if not isinstance(batch, pd.DataFrame):
-        types = {entry.name: np.dtype(object if entry.dtype == "str" else entry.dtype) for entry in inputs}
-        tensors = batch or {name: np.empty(0, dtype) for name, dtype in types.items()}
-        only = next(iter(types.values()))
-        batch = {  # an example is saved as JSON, so that MLflow reads all its floats in 64 bits
-            name: array if array.dtype.kind in "OUT" else array.astype(types.get(name, only))
-            for name, array in tensors.items()
-        }
-    answers = [TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs]
-    return ModelSignature(inputs=_input_schema(batch, inputs), outputs=SignatureSchema(answers))
-
-
-def _input_schema(batch: Batch, declared: tuple[Input, ...]) -> SignatureSchema:
-    """Return the signature's inputs for a batch; `declared` has the sizes of a ready graph's tensors."""
-    if isinstance(batch, pd.DataFrame):
-        return SignatureSchema([ColSpec(DataType[column.type], column.name) for column in columns_of(batch)])
-    shapes = {entry.name: entry.shape for entry in declared}
-    tensors = []
-    for name, array in batch.items():
-        dtype = array.dtype
-        if dtype.kind in "OUT":
-            # MLflow's enforcement keeps texts of a fixed width and objects apart; for [N] objects it accepts both
-            dtype = np.dtype("str" if dtype.kind == "U" and array.ndim > 1 else object)
-        shape = shapes.get(name, declared[0].shape if declared else (-1, *array.shape[1:]))
-        tensors.append(TensorSpec(dtype, shape, name or None))
-    return SignatureSchema(tensors)
-
-
-def free_axes(shapes: Mapping[str, Sequence[Sequence[int]]], argument: str) -> dict[str, tuple[int, ...]]:
-    """Return the axes of each tensor, behind the first, whose size differs between its shapes.
-
-    Args:
-        shapes: of each tensor by name; the first one is the example's.
-        argument: where the others come from, for the message.
-
-    Raises:
-        InvalidConfig: one has another number of dimensions than the example's.
-    """
-    for name, (first, *others) in shapes.items():
-        if wrong := [other for other in others if len(other) != len(first)]:
-            raise InvalidConfig(
-                f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example's is {list(first)}"
-            )
-    return {
-        name: tuple(axis for axis, sizes in enumerate(zip(*found, strict=True)) if axis and len({*sizes}) > 1)
-        for name, found in shapes.items()
-    }
-
-
-def check_example(example: Batch) -> None:
-    """Refuse an example that has no signature.
-
-    Raises:
-        InvalidConfig: no rows, no columns, or a column's name that occurs twice.
-        ConversionError: a column's name that the table of a model's rows (`runtime/log_columns.py`) reserves.
-    """
-    names = [str(name) for name in example]
-    if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
-        raise ConversionError(
-            f"input_example: the name {reserved[0]!r} is taken: in the inference log, {PREDICTION!r} and what begins "
-            f"with {OUTPUT_PREFIX!r} are the model's answers, and what begins with '_' is the log's own"
-        )
-    if isinstance(example, pd.DataFrame) and not example.columns.is_unique:
-        doubled = example.columns[example.columns.duplicated()][0]
-        raise InvalidConfig(f"input_example: column {doubled!r} stands twice")
-    if (isinstance(example, pd.DataFrame) and example.empty) or not row_count(example):
-        raise InvalidConfig("input_example has no rows")
-    columns: list[Any] = [example[name] for name in example]  # type: ignore[index]  # a table, or tensors
-    if all(column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns):
-        raise InvalidConfig("input_example has no value, every one is missing (NaN); the proof needs a few real rows")
-
-
-def align_columns(batch: Batch, example: Batch | None, argument: str) -> Batch:
-    """Return the batch with the columns (or tensors) of the example and no others.
-
-    Raises:
-        InvalidConfig: one is missing; the message names it, and the argument.
-    """
-    if example is None:
-        return batch
-    wanted: list[Any] = list(example)
-    if missing := [name for name in wanted if name not in batch]:
-        raise InvalidConfig(f"{argument}: {missing[0]!r} is missing; the example has it")
-    if isinstance(batch, pd.DataFrame):
-        return batch[wanted]
-    return {name: batch[name] for name in wanted}
-
-
-def cast_to_signature(batch: Batch, signature: Any) -> Batch:
-    """Return the batch with the columns, the order and the types of the user's signature.
-
-    Raises:
-        InvalidConfig: the batch lacks a column of the signature, or contradicts it.
-        ConversionError: no ONNX graph can take a type of it.
-    """
-    if signature is None or signature.inputs is None:
-        return batch
-    if not isinstance(batch, pd.DataFrame):
-        _check_tensors(batch, signature.inputs)
-        return batch
-    if signature.inputs == NAMELESS_TEXT:
-        return batch
-    if signature.inputs.is_tensor_spec():
+def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
+    """Return the table as `Batch.cast_to_signature` does."""
+    if inputs.is_tensor_spec():
         raise InvalidConfig("signature: it describes tensors, and the example is a table with columns")
-    names = [name for name in signature.inputs.input_names() if name is not None]
-    if missing := [name for name in names if name not in batch.columns]:
+    names = [name for name in inputs.input_names() if name is not None]
+    if missing := [name for name in names if name not in table.columns]:
         raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
-    types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in signature.inputs.inputs}
+    types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in inputs.inputs}
     if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
         raise ConversionError(
             f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot take; "
             f"it takes {', '.join(COLUMN_TYPES)}"
         )
-    have = {column.name: column.type for column in columns_of(batch[names])}
+    have = {column.name: column.type for column in columns_of(table[names])}
     if wrong := [name for name in names if types[name] == "string" and have[name] != "string"]:
         raise InvalidConfig(f"signature: column {wrong[0]!r} is a string, and a {have[wrong[0]]} in the example")
     changed = {name: COLUMN_TYPES[types[name]] for name in names if types[name] != have[name]}
     try:
-        cast = batch[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
+        cast = table[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"signature: the example does not fit it: {error}") from None
     for name in changed:
-        if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], batch[name]):
+        if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], table[name]):
             raise InvalidConfig(
                 f"signature: column {name!r} is a {types[name]}, and holds other numbers in the example"
             )
     return cast
 
 
-def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
+def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
     """Raise InvalidConfig for a tensor that the signature contradicts by name, shape or type."""
     names = [spec.name for spec in inputs.inputs if spec.name]  # the only one may have none
-    if set(names) - set(batch):
+    if set(names) - set(tensors):
         what = "tensors" if inputs.is_tensor_spec() else "columns"
-        shown = "one tensor without a name" if list(batch) == [""] else f"the tensors {sorted(batch)}"
+        shown = "one tensor without a name" if list(tensors) == [""] else f"the tensors {sorted(tensors)}"
         raise InvalidConfig(f"signature: it has the {what} {names}, and the example {shown}")
     if not inputs.is_tensor_spec():
         return
     for spec in inputs.inputs:
-        array = batch[spec.name] if spec.name else next(iter(batch.values()))
+        array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
         sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
         if len(spec.shape) != array.ndim or any(size not in (-1, have) for size, have in sizes):
             wrong = f"the shape {list(spec.shape)}, and {list(array.shape)}"
@@ -373,23 +456,6 @@ def _check_tensors(batch: dict[str, Array], inputs: SignatureSchema) -> None:
         else:
             continue
         raise InvalidConfig(f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example")
-
-
-def nameless_signature(data: Any, batch: Batch, signature: ModelSignature | None) -> ModelSignature | None:
-    """Return the signature with `NAMELESS_TEXT` as its inputs if the batch was made of texts without a name.
-
-    With another signature, MLflow would refuse them: it refuses an array if the only column has a name.
-    """
-    is_flat = isinstance(batch, pd.DataFrame) and np.ndim(data) == 1 and isinstance(next(iter(data), None), str)
-    if not is_flat or getattr(data, "name", None):
-        return signature
-    if signature is None or signature.inputs is None:
-        return ModelSignature(NAMELESS_TEXT, signature and signature.outputs)
-    spec, *others = signature.inputs.inputs
-    is_text = spec.type == DataType.string or (isinstance(spec, TensorSpec) and spec.type.kind in "OU")
-    if others or spec.name or not is_text:
-        return signature
-    return ModelSignature(NAMELESS_TEXT, signature.outputs, signature.params)
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:

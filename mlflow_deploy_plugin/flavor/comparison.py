@@ -24,8 +24,7 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, column_values
 from mlflow_deploy_plugin.runtime import Array, Role
 
 TIE_MARGIN = 1e-4
@@ -125,42 +124,42 @@ def changes_within_one_step(
             prediction differs from that of the origin.
         is_net: all numbers of a row are moved together, each by its own roundings.
     """
-    count = batches.row_count(batch)
-    found = np.zeros(count, dtype=bool)
-    few = min(count, _MAX_UNSTABLE_ROWS)
-    rows = batches.take_rows(batch, slice(0, few))
+    found = np.zeros(len(batch), dtype=bool)
+    few = min(len(batch), _MAX_UNSTABLE_ROWS)
+    rows = batch.take(slice(0, few))
     moved, copies = (_rounded(rows), 1) if is_net else (_moved_by_a_step(rows), _COPIES)
     while some := list(islice(moved, copies)):
         origin = np.tile(np.arange(few), len(some))
-        np.logical_or.at(found, origin, answers_otherwise(batches.concatenate(some), origin))
+        np.logical_or.at(found, origin, answers_otherwise(Batch.joined(some), origin))
     return found
 
 
 def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
     """Yield the rows for each floating-point column and direction, with that column moved by one 32-bit step."""
-    if isinstance(batch, pd.DataFrame):
-        for name in batch.columns:
-            series = batch[name]
+    if isinstance(table := batch.data, pd.DataFrame):
+        for name in table.columns:
+            series = table[name]
             if pd.api.types.is_float_dtype(series.dtype):  # numpy's, pandas' own and Arrow's
-                for values in _stepped(batches.column_values(series)):
-                    yield batch.assign(**{str(name): pd.Series(values).astype(series.dtype).array})
+                for values in _stepped(column_values(series)):
+                    yield Batch(table.assign(**{str(name): pd.Series(values).astype(series.dtype).array}))
     else:
-        name, matrix = next(iter(batch.items()))
+        name, matrix = next(iter(table.items()))
         for column in range(matrix.shape[1] if matrix.dtype.kind == "f" and matrix.ndim == 2 else 0):
             for values in _stepped(matrix[:, column]):
                 copy = matrix.copy()
                 copy[:, column] = values
-                yield {name: copy}
+                yield Batch({name: copy})
 
 
 def _rounded(batch: Batch) -> Iterator[Batch]:
     """Yield the rows several times, each number moved by some of its roundings."""
     random = np.random.default_rng(0)
     for _ in range(_ROUNDED_COPIES):
-        if isinstance(batch, pd.DataFrame):  # a net reads it as 32-bit floats
-            yield pd.DataFrame(moved_by_roundings(batch.to_numpy(np.float32), random), columns=batch.columns)
+        if isinstance(table := batch.data, pd.DataFrame):  # a net reads it as 32-bit floats
+            moved = moved_by_roundings(table.to_numpy(np.float32), random)
+            yield Batch(pd.DataFrame(moved, columns=table.columns))
         else:
-            yield {name: moved_by_roundings(array, random) for name, array in batch.items()}
+            yield Batch({name: moved_by_roundings(array, random) for name, array in table.items()})
 
 
 def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
-from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import (
     ABSOLUTE,
@@ -173,13 +172,13 @@ def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterato
         if (answers := _ask(original, group)) is not None:
             yield group, answers
             continue
-        count = batches.row_count(group.batch)
+        count = len(group.batch)
         start, size = 0, (block := group.block)
         while start < count:
             named = group.columns
             if len(named) > 1:
                 named = named[start // block : (start + size) // block]
-            rows = batches.take_rows(group.batch, slice(start, start + size))
+            rows = group.batch.take(slice(start, start + size))
             part = replace(group, batch=rows, columns=named)
             answers = _ask(original, part) if size < count else None
             if answers is None and size > block:
@@ -192,7 +191,7 @@ def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterato
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
     """Return the original's answers, or None if it refuses generated rows."""
     try:
-        return call_original(original, group.batch, group.source)
+        return call_original(original, group.batch.data, group.source)
     except InvalidConfig:
         if not group.generated:
             raise
@@ -234,7 +233,7 @@ class _WorstRow(NamedTuple):
             "output": self.output,
             "original": _plain(self.original),
             "onnx": _plain(self.onnx),
-            "input": {str(name) or "input": _plain(np.asarray(values)[0]) for name, values in self.input.items()},
+            "input": {str(name) or "input": _plain(np.asarray(values)[0]) for name, values in self.input.data.items()},
         }
 
 
@@ -259,7 +258,7 @@ class _ParityProof:
 
     def add(self, group: RowGroup, want: Answers | None) -> None:
         """Compare the rows with the original's answers, or count them as refused."""
-        count = batches.row_count(group.batch)
+        count = len(group.batch)
         if want is None:
             self._refused[group.source] += count
             self._refused_columns.update((group.source, name) for name in group.columns)
@@ -275,7 +274,7 @@ class _ParityProof:
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
                     for size, rows in _SMALL_BATCHES:
-                        some = batches.take_rows(group.batch, slice(0, rows))
+                        some = group.batch.take(slice(0, rows))
                         source = RowGroup(f"batch of {size}", some, generated=False)
                         few = {name: array[:rows] for name, array in want.items()}
                         self._compare(source, few, self._answers_in_parts(some, size), size)
@@ -285,14 +284,14 @@ class _ParityProof:
             self.problem = f"{group.source} rows: {error.message}"
 
     def _answers(self, batch: Batch) -> Answers:
-        return self._model.run(batches.to_feeds(self._model.schema, batch))
+        return self._model.run(batch.feeds(self._model.schema))
 
     def _answers_in_parts(self, batch: Batch, size: int) -> Answers:
         answers = []
-        for part in batches.chunks(batch, size):
+        for part in batch.chunks(size):
             answers.append(self._answers(part))
             for name, array in answers[-1].items():
-                if array.shape[:1] != (rows := batches.row_count(part),):
+                if array.shape[:1] != (rows := len(part),):
                     raise InferenceError(f"output {name!r} has the shape {list(array.shape)} if it is asked for {rows}")
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
@@ -303,7 +302,7 @@ class _ParityProof:
             size -= 1
             got = self._answers_in_parts(group.batch, size)
         else:
-            repeated = self._answers(batches.take_rows(group.batch, np.resize(np.arange(count), size)))
+            repeated = self._answers(group.batch.take(np.resize(np.arange(count), size)))
             got = {name: array[:count] for name, array in repeated.items()}
         self._compare(group, want, got, size)
 
@@ -315,7 +314,7 @@ class _ParityProof:
             expected, found = want[output.name], got[output.name]
             if expected.shape != found.shape:
                 self.problem = (
-                    f"output {output.name!r} has the shape {found.shape} for {batches.row_count(group.batch)} rows; "
+                    f"output {output.name!r} has the shape {found.shape} for {len(group.batch)} rows; "
                     f"the original's is {expected.shape}"
                 )
                 return
@@ -330,13 +329,13 @@ class _ParityProof:
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
-            rows, random = batches.take_rows(group.batch, np.flatnonzero(beyond)), np.random.default_rng(0)
+            rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
             # beside other rows, a net itself may add in another order
-            expected = self._original(rows)[output.name] if move_weights else want[beyond]
+            expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
 
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
                 with move_weights(random) if move_weights else nullcontext():
-                    answers = self._original(moved)[output.name]
+                    answers = self._original(moved.data)[output.name]
                 return compare_output(output.role, expected[origin], answers, spread).excess > 1
 
             ties[beyond] |= changes_within_one_step(rows, answers_otherwise, move_weights is not None)
@@ -350,7 +349,7 @@ class _ParityProof:
         figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:
-                one = batches.take_rows(group.batch, [row])
+                one = group.batch.take([row])
                 error = float(excess[row])
                 self._worst.append(_WorstRow(error, group.source, output.name, want[row], got[row], one))
         self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
@@ -364,14 +363,14 @@ class _ParityProof:
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
             tied = top_margins(probabilities) < TIE_MARGIN
             if margin is not None and tied.any():  # far outside, probabilities of 1 hide the best label
-                scores = margin(batch)
+                scores = margin(batch.data)
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
                 tied &= top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
             return tied
         if margin is not None:
-            scores = margin(batch)
+            scores = margin(batch.data)
             return top_margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
-        return np.zeros(batches.row_count(batch), dtype=bool)
+        return np.zeros(len(batch), dtype=bool)
 
     def _beyond(self) -> int:
         return sum(figures.beyond_tolerance for figures in self._figures.values())

@@ -17,8 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch, column_type
+from mlflow_deploy_plugin.flavor.batch import Batch, column_type, missing_value, unseen_category
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
 from mlflow_deploy_plugin.flavor.parity import RowGroup
 from mlflow_deploy_plugin.messages import one_line
@@ -77,11 +76,10 @@ def parity_rows(
     for source, data in (("example", example), ("parity_data", parity_data)):
         if data is None:
             continue
-        count = batches.row_count(data)
-        if count > _MAX_GIVEN_ROWS:
-            data = batches.take_rows(data, np.sort(random.choice(count, _MAX_GIVEN_ROWS, replace=False)))
-        for part in [data] if isinstance(data, pd.DataFrame) else batches.chunks(data, _chunk_rows(data)):
-            given += batches.row_count(part)
+        if len(data) > _MAX_GIVEN_ROWS:
+            data = data.take(np.sort(random.choice(len(data), _MAX_GIVEN_ROWS, replace=False)))
+        for part in [data] if data.is_table else data.chunks(_chunk_rows(data)):
+            given += len(part)
             yield RowGroup(source, part, generated=False)
     for name, draw in _generators(example, boundary_values, MIN_PARITY_ROWS - given, sizes or {}, random):
         try:
@@ -102,12 +100,12 @@ def _generators(
     sizes: Mapping[str, Mapping[int, str]],
     random: np.random.Generator,
 ) -> Iterator[_Generator]:
-    if isinstance(example, pd.DataFrame):
-        yield from _TableRows(example, random).generators(boundary_values, wanted)
+    if isinstance(example.data, pd.DataFrame):
+        yield from _TableRows(example.data, random).generators(boundary_values, wanted)
         return
     yield "other sizes", lambda: _other_sizes(example, sizes, random)
-    name, array = next(iter(example.items()))
-    if len(example) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
+    name, array = next(iter(example.tensors.items()))
+    if len(example.tensors) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
         yield "ranges", lambda: _tensor_rows(example, random, max(wanted, 200))
         yield "far together", lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)]
         return
@@ -115,16 +113,16 @@ def _generators(
 
     def as_matrices(draw: Callable[[], Iterable[RowGroup]]) -> Iterator[RowGroup]:
         for group in draw():
-            matrix = pd.DataFrame(group.batch).to_numpy(dtype=array.dtype)
-            yield replace(group, batch={name: matrix}, columns=(name,) * len(group.columns))
+            matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=array.dtype)
+            yield replace(group, batch=Batch({name: matrix}), columns=(name,) * len(group.columns))
 
     for source, draw in _TableRows(table, random).generators(boundary_values, wanted):
         if source != "missing" or array.dtype.kind not in "OUT":  # no signature of tensors has a missing text
             yield source, partial(as_matrices, draw)
 
 
-def _chunk_rows(tensors: dict[str, Array]) -> int:
-    return max(_CHUNK_ELEMENTS // max(sum(array[:1].size for array in tensors.values()), 1), 2)
+def _chunk_rows(tensors: Batch) -> int:
+    return max(_CHUNK_ELEMENTS // max(tensors.row_size, 1), 2)
 
 
 _Change = Callable[["pd.Series[Any]", "pd.Series[Any]"], "pd.Series[Any]"]
@@ -139,10 +137,10 @@ class _TableRows:
     random: np.random.Generator
 
     def generators(self, boundary_values: BoundaryValues, wanted: int) -> Iterator[_Generator]:
-        yield "ranges", lambda: [RowGroup("ranges", self.by_column(600, self.in_range))]
-        yield "observed", lambda: [RowGroup("observed", self.by_column(max(wanted, 400), self.observed))]
+        yield "ranges", lambda: [RowGroup("ranges", Batch(self.by_column(600, self.in_range)))]
+        yield "observed", lambda: [RowGroup("observed", Batch(self.by_column(max(wanted, 400), self.observed)))]
         if boundary_values.edges:
-            yield "thresholds", lambda: [RowGroup("thresholds", self.at_edges(boundary_values.edges))]
+            yield "thresholds", lambda: [RowGroup("thresholds", Batch(self.at_edges(boundary_values.edges)))]
         yield "learned", lambda: chain.from_iterable(map(self.at_learned, boundary_values.rows))
         yield "categories", lambda: self.at_categories(boundary_values.categories)
         yield "vocabulary", lambda: starmap(self.vocabulary, boundary_values.texts.items())
@@ -152,14 +150,14 @@ class _TableRows:
         yield "far", self.far
 
     def at_learned(self, learned: Mapping[str, Array]) -> Iterator[RowGroup]:
-        yield RowGroup("learned", self.learned(learned))
-        yield RowGroup("halfway", self.learned(learned, halfway=True), may_tie=True)
+        yield RowGroup("learned", Batch(self.learned(learned)))
+        yield RowGroup("halfway", Batch(self.learned(learned, halfway=True)), may_tie=True)
 
     def vocabulary(self, name: str, terms: tuple[str, ...]) -> RowGroup:
         """Return rows with texts that are made of the terms of a column."""
         texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
         table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
-        return RowGroup("vocabulary", table, alone=True)
+        return RowGroup("vocabulary", Batch(table), alone=True)
 
     def changed(
         self, source: str, fits: Callable[["pd.Series[Any]"], bool], count: int, change: _Change, compared: bool
@@ -167,20 +165,20 @@ class _TableRows:
         """Yield rows in which one column is changed; the arguments are an entry of `_CHANGES`."""
         if names := self.some_columns(fits, count):
             table = self.one_changed(dict.fromkeys(names, count), change)
-            yield RowGroup(source, table, block=count, columns=tuple(map(str, names)), compared=compared)
+            yield RowGroup(source, Batch(table), block=count, columns=tuple(map(str, names)), compared=compared)
 
     def unseen_categories(self) -> Iterator[RowGroup]:
         """Yield rows in which one column of pandas categories has another category; XGBoost refuses its whole table."""
         for name in self.some_columns(lambda series: isinstance(series.dtype, pd.CategoricalDtype), _UNSEEN_ROWS):
             table = self.some(_UNSEEN_ROWS)
-            if (unseen := batches.unseen_category(table[name])) is not None:
+            if (unseen := unseen_category(table[name])) is not None:
                 table[name] = unseen
-                yield RowGroup("unseen", table, block=_UNSEEN_ROWS, columns=(str(name),))
+                yield RowGroup("unseen", Batch(table), block=_UNSEEN_ROWS, columns=(str(name),))
 
     def far(self) -> Iterator[RowGroup]:
         if numbers := self.some_columns(_is_number, 4 * len(_FAR)):
-            yield RowGroup("far", self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far))
-            yield RowGroup("far together", self.far_together(), alone=True)
+            yield RowGroup("far", Batch(self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far)))
+            yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Any, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column has a category, and rows in which it has a value that resembles one."""
@@ -193,7 +191,7 @@ class _TableRows:
                 if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
                     with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
                         table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
-            yield RowGroup("categories together", table, block=_UNSEEN_ROWS)
+            yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
             changed: dict[Any, pd.Series[Any]] = {}
             for name in names:
@@ -204,7 +202,7 @@ class _TableRows:
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
                 columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
                 table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - called here
-                yield RowGroup(source, table, block=_UNSEEN_ROWS, columns=tuple(columns))
+                yield RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
 
     def some_categories(self, name: Any, values: Sequence[Any], most: int) -> list[Any]:
         """Return at most so many of the values that the column can hold."""
@@ -395,7 +393,7 @@ _CHANGES: tuple[tuple[str, Any, int, _Change, bool], ...] = (
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
         # one row stays whole: an original may refuse a column that is missing throughout
-        lambda column, example: column.where(np.arange(len(column)) == 0, batches.missing_value(example)),
+        lambda column, example: column.where(np.arange(len(column)) == 0, missing_value(example)),
         True,
     ),
     (
@@ -417,15 +415,15 @@ _CHANGES: tuple[tuple[str, Any, int, _Change, bool], ...] = (
 the answers are compared."""
 
 
-def _tensor_rows(example: dict[str, Array], random: np.random.Generator, wanted: int) -> Iterator[RowGroup]:
+def _tensor_rows(example: Batch, random: np.random.Generator, wanted: int) -> Iterator[RowGroup]:
     """Yield the example with noise of a tenth of its range, and noise alone; integers within the observed range."""
     chunk = min(_chunk_rows(example), 256)
     for position, start in enumerate(range(0, wanted, chunk)):
         count = min(chunk, wanted - start)
-        rows = random.integers(0, batches.row_count(example), count)
-        yield RowGroup(
-            "ranges", {name: _noisy(array, rows, random, position % 2 == 0) for name, array in example.items()}
-        )
+        rows = random.integers(0, len(example), count)
+        is_around = position % 2 == 0
+        noisy = {name: _noisy(array, rows, random, is_around) for name, array in example.tensors.items()}
+        yield RowGroup("ranges", Batch(noisy))
 
 
 def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool) -> Array:
@@ -443,10 +441,10 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
     return (2 * random.uniform(low / 2, high / 2, shape)).astype(array.dtype)
 
 
-def _far_tensors(example: dict[str, Array], random: np.random.Generator) -> Batch:
+def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
     """Return rows of the example, all numbers of a row multiplied by one factor of `_FAR_TOGETHER`."""
     factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
-    rows = random.integers(0, batches.row_count(example), len(factors))
+    rows = random.integers(0, len(example), len(factors))
 
     def far(array: Array) -> Array:
         if array.dtype.kind != "f":
@@ -456,21 +454,23 @@ def _far_tensors(example: dict[str, Array], random: np.random.Generator) -> Batc
             moved = array[rows].astype(np.float64) * factors.reshape(-1, *[1] * (array.ndim - 1))
         return np.clip(moved, bounds.min, bounds.max).astype(array.dtype)
 
-    return {name: far(array) for name, array in example.items()}
+    return Batch({name: far(array) for name, array in example.tensors.items()})
 
 
 def _other_sizes(
-    example: dict[str, Array], sizes: Mapping[str, Mapping[int, str]], random: np.random.Generator
+    example: Batch, sizes: Mapping[str, Mapping[int, str]], random: np.random.Generator
 ) -> Iterator[RowGroup]:
     """Yield rows of other lengths: tensors are cut, or repeated. Sizes of one symbol are the same in all tensors."""
     only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # the only tensor may have no name
-    found = {name: sizes.get(name, only) for name in example}
-    most = {symbol: 2 * example[name].shape[axis] for name, axes in found.items() for axis, symbol in axes.items()}
+    found = {name: sizes.get(name, only) for name in example.tensors}
+    most = {
+        symbol: 2 * example.tensors[name].shape[axis] for name, axes in found.items() for axis, symbol in axes.items()
+    }
     for _ in range(_OTHER_SIZES if most else 0):
-        chosen = random.integers(0, batches.row_count(example), _OTHER_SIZE_ROWS)
+        chosen = random.integers(0, len(example), _OTHER_SIZE_ROWS)
         drawn = {symbol: np.arange(random.integers(1, size, endpoint=True)) for symbol, size in most.items()}
-        changed = {name: array[chosen] for name, array in example.items()}
+        changed = dict(example.take(chosen).tensors)
         for name, axes in found.items():
             for axis, symbol in axes.items():
                 changed[name] = changed[name].take(drawn[symbol], axis, mode="wrap")
-        yield RowGroup("other sizes", changed)
+        yield RowGroup("other sizes", Batch(changed))

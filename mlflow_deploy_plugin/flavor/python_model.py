@@ -21,8 +21,7 @@ import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import signature_of
+from mlflow_deploy_plugin.flavor.batch import Batch, column_values, unseen_category
 from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
@@ -114,7 +113,7 @@ def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, 
     if not categories and not durations:
         return None
     plain = rows.astype(dict.fromkeys(durations, str))
-    plain = plain.assign(**{name: batches.column_values(rows[name]) for name in categories})
+    plain = plain.assign(**{name: column_values(rows[name]) for name in categories})
     try:
         answer = getattr(model, predict_fn)
         wanted = answer(rows)
@@ -130,7 +129,7 @@ def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, 
 
 def _refuses(answer: Callable[[pd.DataFrame], Any], rows: pd.DataFrame, name: str) -> bool:
     """Return True if a model refuses the rows with a category of a column that it has not learned."""
-    unseen = batches.unseen_category(rows[name])
+    unseen = unseen_category(rows[name])
     try:
         answer(rows if unseen is None else rows.assign(**{name: unseen}))
     except Exception:  # noqa: BLE001 - libraries raise any class
@@ -153,23 +152,28 @@ def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tu
     converter = converter_for(model)
     if not hasattr(converter, "original_model"):  # it is of another distribution
         return None
-    original, rows = converter.original_model(model), converter.read_batch(model, input_example)
-    head = slice(0, EXAMPLE_ROWS if batches.have_rows(rows) else None)
-    rows = batches.take_rows(rows, head)
-    if is_table := isinstance(rows, pd.DataFrame):
-        rows = rows.rename(columns=str)  # as signatures have them
-    answers = call_original(original, rows)
+    original, rows = converter.original_model(model), Batch(converter.read_batch(model, input_example))
+    head = slice(0, EXAMPLE_ROWS if rows.has_rows else None)
+    rows = rows.take(head)
+    if isinstance(rows.data, pd.DataFrame):
+        rows = Batch(rows.data.rename(columns=str))  # as signatures have them
+    answers = call_original(original, rows.data)
     prediction = next(iter(answers.values())) if len(answers) == 1 else answers
-    signature = signature_of(rows, prediction)
-    if not is_table and (given := [one for one in others if one is not None]):
-        more: list[Any] = [batches.take_rows(converter.read_batch(model, one), head) for one in given]
-        sizes = _sizes("parity_data, reference_data", rows, *more)
-        inputs = [Input(name, str(rows[name].dtype), shape) for name, shape in sizes]
-        other_answers = (call_original(original, one) for one in more)
-        sizes = _sizes("the model's answers to parity_data, reference_data", answers, *other_answers)
+    signature = rows.signature(prediction)
+    if not rows.is_table and (given := [one for one in others if one is not None]):
+        more = [Batch(converter.read_batch(model, one)).take(head).tensors for one in given]
+        inputs = [
+            Input(name, str(rows.tensors[name].dtype), shape)
+            for name, shape in _sizes("parity_data, reference_data", rows, more)
+        ]
+        sizes = _sizes(
+            "the model's answers to parity_data, reference_data",
+            Batch(answers),
+            [call_original(original, one) for one in more],
+        )
         outputs = [Output(name, str(answers[name].dtype), shape) for name, shape in sizes]
-        signature = signature_of(rows, prediction, tuple(inputs), tuple(outputs))
-    is_one = is_table or set(rows) == {""}
+        signature = rows.signature(prediction, inputs, outputs)
+    is_one = rows.is_table or "" in rows.tensors
     is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch's, TensorFlow's; Keras'
     # the distribution may be tensorflow-cpu, and the version of torch end in +cpu
     used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
@@ -178,19 +182,19 @@ def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tu
     if is_one and is_logged and answers_one:
         if framework != "keras":
             return None
-        if not is_table and rows[""].dtype.kind in "fiub":
+        if not rows.is_table and rows.tensors[""].dtype.kind in "fiub":
             # mlflow.keras takes neither tables nor texts, and cannot save an example (MLflow 3.17)
             return "keras", {"model": model, "signature": signature, "pip_requirements": installed}
     return "pyfunc", {
         "python_model": NetModel(model),
-        "input_example": rows if is_table or not is_one else rows[""],
+        "input_example": rows.unnamed,
         "signature": signature,
         "pip_requirements": [own_requirement(), *installed],
     }
 
 
-def _sizes(what: str, *arrays: dict[str, Array]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the shape of each array: -1 for the rows, and for a size that differs from another's of its name."""
-    free = batches.free_axes({name: [one[name].shape for one in arrays] for name in arrays[0]}, what)
-    for name, array in arrays[0].items():
+def _sizes(what: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the shape of each tensor: -1 for the rows, and for a size that differs from another's of its name."""
+    free = tensors.free_axes(others, what)
+    for name, array in tensors.tensors.items():
         yield name, (-1, *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis))

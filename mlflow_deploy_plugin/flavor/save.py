@@ -37,11 +37,11 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelErr
 from mlflow_deploy_plugin.evaluation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
-from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas, read_batch, row_count, to_feeds
+from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas
 from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
-from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel, data_digest
+from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, check_choice, wrap
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
@@ -242,18 +242,18 @@ def _log_dataset(run_id: str | None, data: Any) -> None:
         return
     client = mlflow.MlflowClient()
     try:
-        batch: Batch = read_batch(data)
-        make: Any = mlflow.data.from_pandas if isinstance(batch, pd.DataFrame) else mlflow.data.from_numpy
-        rows, head = (one if isinstance(one, pd.DataFrame) else one.get("", one) for one in (batch, _first_rows(batch)))
+        batch = data if isinstance(data, Batch) else Batch.read(data)
+        make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
+        head = batch.take(slice(0, EXAMPLE_ROWS))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow warns of integers in the schema
-            digest = data_digest(batch)
+            digest = batch.digest()
             known = {one.dataset.digest for one in client.get_run(run_id).inputs.dataset_inputs}
-            if digest in known or (known and make(rows).digest in known):
+            if digest in known or (known and make(batch.unnamed).digest in known):
                 return
             # MLflow takes 15 s to infer the schema of a million rows
-            dataset = make(head, name=OWN_DATASET, digest=digest)._to_mlflow_entity().to_dictionary()
-        dataset["profile"] = json.dumps({"num_rows": row_count(batch)})
+            dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)._to_mlflow_entity().to_dictionary()
+        dataset["profile"] = json.dumps({"num_rows": len(batch)})
         context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
         client.log_inputs(run_id, [DatasetInput(Dataset.from_dictionary(dataset), [context])])
     except Exception as error:  # noqa: BLE001 - the model is logged, and MLflow's encoders raise any class
@@ -371,7 +371,7 @@ class PyfuncModel:
                 data = data.set_axis(list(schema.names), axis=1)
             # the only tensor takes the columns by their position
             by_name = schema.columns or len(schema.tensors) > 1
-            feeds = to_feeds(schema, data) if by_name else schema.from_array(data.to_numpy())
+            feeds = Batch(data).feeds(schema) if by_name else schema.from_array(data.to_numpy())
         elif isinstance(data, Mapping):
             listed = (np.ndarray, list, tuple)
             feeds = schema.from_columns(

@@ -18,7 +18,6 @@ import mlflow
 import mlflow.utils.environment as environment
 import numpy as np
 import onnx
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
@@ -28,7 +27,6 @@ from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
-from mlflow_deploy_plugin.flavor import batch as batches
 from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
@@ -226,7 +224,7 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, Any]:
         batch: the data the model is judged by. Its digest is used if the active run has logged no dataset.
         lock: text of the environment lock.
     """
-    dataset = {} if batch is None else {"dataset_digest": data_digest(batch), "dataset_name": OWN_DATASET}
+    dataset = {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
     run = mlflow.active_run()
     inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs if run is not None else []
     if users := [one.dataset for one in inputs if one.dataset.name != OWN_DATASET]:
@@ -252,23 +250,6 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def data_digest(batch: Batch) -> str:
-    """Return the first 16 digits of a SHA-256 over names, types and values, the same on every machine."""
-    summary = hashlib.sha256()
-    if isinstance(batch, pd.DataFrame):
-        table = pa.Table.from_pandas(batch, preserve_index=False)
-        for name in table.column_names:
-            column = table[name].combine_chunks()
-            summary.update(f"{name}:{column.type}:{len(column)}".encode())
-            summary.update(pd.util.hash_array(column.to_pandas().to_numpy()).tobytes())
-    else:
-        for name, array in batch.items():
-            summary.update(f"{name}:{array.dtype}:{array.shape}".encode())
-            values = array.astype("U") if array.dtype.kind == "O" else array
-            summary.update(np.ascontiguousarray(values).tobytes())
-    return summary.hexdigest()[:16]
-
-
 def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.Table:
     """Return a uniform sample of the rows, with the saved model's predictions, against which drift is judged.
 
@@ -277,18 +258,16 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
     Args:
         times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None if there are none.
     """
-    count = batches.row_count(data)
     most = MAX_REFERENCE_ROWS
-    if not isinstance(data, pd.DataFrame):
-        width = sum(array[:1].size for array in data.values())
-        most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(width, 1), 1))
-    if count > most:
-        chosen = np.sort(np.random.default_rng(0).choice(count, most, replace=False))
-        data, times = batches.take_rows(data, chosen), None if times is None else times[chosen]
+    if not data.is_table:
+        most = min(MAX_REFERENCE_ROWS, max(MAX_REFERENCE_VALUES // max(data.row_size, 1), 1))
+    if len(data) > most:
+        chosen = np.sort(np.random.default_rng(0).choice(len(data), most, replace=False))
+        data, times = data.take(chosen), None if times is None else times[chosen]
     parts: list[dict[str, Array]] = []
-    for part in batches.chunks(data, _CHUNK):
-        feeds, rows = batches.to_feeds(model.schema, part), batches.row_count(part)
-        outputs = {name: array for name, array in model.run(feeds).items() if array.shape[:1] == (rows,)}
+    for part in data.chunks(_CHUNK):
+        feeds = part.feeds(model.schema)
+        outputs = {name: array for name, array in model.run(feeds).items() if array.shape[:1] == (len(part),)}
         parts.append(to_log_columns(model.schema, model.artifact.prediction, feeds, outputs))
     names = [name for name in parts[0] if all(name in part for part in parts)]
     columns = {name: _arrow(np.concatenate([part[name] for part in parts])) for name in names}

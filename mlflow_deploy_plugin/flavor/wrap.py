@@ -15,18 +15,7 @@ import pandas as pd
 from mlflow.models import Model, ModelSignature
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError, ParityError
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import (
-    Batch,
-    align_columns,
-    as_pandas,
-    cast_to_signature,
-    check_example,
-    check_outputs,
-    graph_signature,
-    nameless_signature,
-    signature_of,
-)
+from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas, check_outputs
 from mlflow_deploy_plugin.flavor.convert import converter_for, load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, with_alternative
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, call_original
@@ -80,7 +69,9 @@ def wrap(
             converter, model, input_example, signature, parity_data, reference_data, event_time
         )
         with TemporaryDirectory(prefix="onnxserve-") as folder:
-            axes = _dynamic_axes(signature, example, proof, reference)
+            others = [data.tensors for data in (proof, reference) if data is not None]
+            argument = "parity_data, reference_data"
+            axes = {} if example is None else example.free_axes(others, argument, signature)
             form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
             _check_report(form, example, parity)
             has_rows = form.runnable.schema.has_rows
@@ -95,18 +86,14 @@ def wrap(
                 sample = sample_reference(form.runnable, judged, times)
     except (ConversionError, ParityError) as error:
         raise (with_alternative(error, model) if says_alternative else error) from (error.__cause__ or error)
-    first: Any = example
-    if first is not None and has_rows:
-        first = batches.take_rows(first, slice(0, EXAMPLE_ROWS))
-    if isinstance(first, dict) and set(first) == {""}:
-        first = first[""]  # MLflow saves a DataFrame, an array or a mapping of arrays
+    first = example.take(slice(0, EXAMPLE_ROWS)) if example is not None and has_rows else example
     lock = environment_lock()
     return WrappedModel(
         converted=form.converted,
         signature=form.signature,
         predict_fn=predict_fn,
         report=form.report,
-        example=first,
+        example=None if first is None else first.unnamed,
         data=judged,
         reference=sample,
         provenance=provenance_section(judged, lock),
@@ -124,7 +111,7 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     report = form.report
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:  # of random answers nothing is proven
-        rows = batches.take_rows(example, _HEAD)
+        rows = example.take(_HEAD).data
         first, again = original(rows), original(rows)
         if any(not np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first):
             raise ConversionError("the model's answers are random: asked twice, it answers the same rows otherwise")
@@ -160,35 +147,16 @@ def _read_data(
     first = input_example if input_example is not None else parity_data
     example = None
     if first is not None:
-        example = converter.read_batch(model, first)
-        signature = nameless_signature(first, example, signature)
-        example = cast_to_signature(example, signature)
-        check_example(example)
+        example = Batch(converter.read_batch(model, first))
+        signature = example.nameless_signature(first, signature)
+        example = example.cast_to_signature(signature)
+        example.check_as_example()
 
     def read(data: Any, argument: str) -> Batch | None:
-        return None if data is None else align_columns(converter.read_batch(model, data), example, argument)
+        return None if data is None else Batch(converter.read_batch(model, data)).aligned(example, argument)
 
     further = None if reference_data is None else judged
     return example, read(parity_data, "parity_data"), read(further, "reference_data"), times, signature
-
-
-def _dynamic_axes(signature: ModelSignature | None, example: Batch | None, *others: Batch | None) -> DynamicAxes:
-    """Return the axes of tensors whose size is -1 in the signature, or differs between the example and other data.
-
-    Raises:
-        InvalidConfig: a tensor has another number of dimensions than the example's.
-    """
-    if example is None or isinstance(example, pd.DataFrame):
-        return {}
-    shapes: dict[str, list[tuple[int, ...]]] = {name: [array.shape] for name, array in example.items()}
-    for other in others:
-        for name, array in () if other is None or isinstance(other, pd.DataFrame) else other.items():
-            shapes[name].append(array.shape)
-    specs = [] if signature is None or signature.inputs is None else signature.inputs.inputs
-    for spec in specs:
-        if (name := spec.name or "") in example and len(getattr(spec, "shape", ())) == example[name].ndim:
-            shapes[name].append(spec.shape)
-    return batches.free_axes(shapes, "parity_data, reference_data")
 
 
 def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
@@ -270,7 +238,7 @@ class _FormTrials:
         """
         best: OnnxForm | None = None
         failure: ModelError | None = None
-        model, example = self.model, self.example
+        model, example = self.model, None if self.example is None else self.example.data
         inputs = self.signature.inputs if self.signature is not None else None
         if example is None and is_onnx(model) and inputs is not None and inputs.has_input_names():
             example = None if inputs.is_tensor_spec() else pd.DataFrame(columns=inputs.input_names())
@@ -299,15 +267,16 @@ class _FormTrials:
         """Save the form to the draft, load it, and compare it with the original, if there is one."""
         example, original, signature = self.example, converted.original, self.signature
         if example is None or original is None:
-            signature = signature or graph_signature(example, converted.inputs, converted.outputs)
+            given = example if example is not None else Batch.declared(converted.inputs)
+            signature = signature or given.graph_signature(converted.inputs, converted.outputs)
         else:  # inputs as in the example, outputs as the original returns them
-            answers = call_original(original, batches.take_rows(example, _HEAD))
+            answers = call_original(original, example.take(_HEAD).data)
             predicted = {name: answers[name] for name in converted.prediction}
             only = next(iter(predicted.values())) if len(predicted) == 1 else predicted
-            inferred = signature_of(example, only, converted.inputs, converted.outputs)
+            inferred = example.signature(only, converted.inputs, converted.outputs)
             check_outputs(signature, inferred)
-            given = signature or inferred
-            signature = ModelSignature(given.inputs, given.outputs or inferred.outputs, given.params)
+            wanted = signature or inferred
+            signature = ModelSignature(wanted.inputs, wanted.outputs or inferred.outputs, wanted.params)
         write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
@@ -317,7 +286,7 @@ class _FormTrials:
         answered = self.answered or ask_original(
             original, parity_rows(example, self.parity_data, known, sizes, self.left_out)
         )
-        if isinstance(example, pd.DataFrame):  # tensors may be large, and have one form: they are not kept
+        if example.is_table:  # tensors may be large, and have one form: they are not kept
             answered = self.answered = list(answered)
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
         return OnnxForm(converted, runnable, signature, replace(report, left_out=self.left_out))

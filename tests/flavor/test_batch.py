@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
-from mlflow_deploy_plugin.flavor import batch as batches
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, as_pandas, column_values, columns_of
 from mlflow_deploy_plugin.runtime import Column, ColumnType, Input, compile_schema, sent_arrays
 
 
@@ -31,37 +31,37 @@ from mlflow_deploy_plugin.runtime import Column, ColumnType, Input, compile_sche
     ],
 )
 def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column_type: str) -> None:
-    read = [None if isinstance(one, float) and np.isnan(one) else one for one in batches.column_values(values).tolist()]
+    read = [None if isinstance(one, float) and np.isnan(one) else one for one in column_values(values).tolist()]
     assert read == found
-    assert batches.columns_of(pd.DataFrame({"a": values}))[0].type == column_type
+    assert columns_of(pd.DataFrame({"a": values}))[0].type == column_type
 
 
 def test_a_column_of_times_is_refused_by_its_name() -> None:
     with pytest.raises(ConversionError, match="column 'when' has the type datetime64"):
-        batches.columns_of(pd.DataFrame({"when": pd.date_range("2026-01-01", periods=2)}))
+        columns_of(pd.DataFrame({"when": pd.date_range("2026-01-01", periods=2)}))
 
 
 def test_what_a_column_of_objects_holds_is_said() -> None:
     with pytest.raises(ConversionError, match=r"'when' has the type object \(it holds values of date\), which"):
-        batches.columns_of(pd.DataFrame({"when": [None, date(2026, 1, 1)]}))
+        columns_of(pd.DataFrame({"when": [None, date(2026, 1, 1)]}))
 
 
 @pytest.mark.parametrize("dtype", [object, pd.ArrowDtype(pa.decimal128(5, 2))], ids=str)
 def test_decimals_of_a_database_are_numbers(dtype: Any) -> None:
     table = pd.DataFrame({"price": pd.Series([Decimal("1.5"), None], dtype=dtype), "city": ["a", None]})
 
-    read = batches.as_pandas(table)
+    read = as_pandas(table)
 
-    assert [column.type for column in batches.columns_of(read)] == ["double", "string"]
+    assert [column.type for column in columns_of(read)] == ["double", "string"]
     np.testing.assert_array_equal(read["price"], [1.5, np.nan])
 
 
-@pytest.mark.parametrize("batch", [pd.DataFrame({"a": range(5)}), {"a": np.arange(5)}])
-def test_chunks_of_a_batch_are_the_batch_again(batch: batches.Batch) -> None:
-    parts = list(batches.chunks(batch, 2))
-    assert [batches.row_count(part) for part in parts] == [2, 2, 1]
-    assert np.asarray(batches.concatenate(parts)["a"]).tolist() == list(range(5))
-    assert np.asarray(batches.take_rows(batch, [3, 1])["a"]).tolist() == [3, 1]
+@pytest.mark.parametrize("data", [pd.DataFrame({"a": range(5)}), {"a": np.arange(5)}])
+def test_chunks_of_a_batch_are_the_batch_again(data: ModelInput) -> None:
+    parts = list(Batch(data).chunks(2))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    assert np.asarray(Batch.joined(parts).data["a"]).tolist() == list(range(5))
+    assert np.asarray(Batch(data).take([3, 1]).data["a"]).tolist() == [3, 1]
 
 
 MATRIX = np.array([[0.1, np.nan, 3.0], [1e-40, -np.inf, 5.0]])
@@ -85,9 +85,9 @@ def test_a_frame_is_read_as_its_columns_one_by_one(frame: pd.DataFrame, dtype: s
     columns = tuple(Column(name, column_type) for name in "abc")
     schema = compile_schema(columns, (), (Input("X", dtype, (-1, 3), ("a", "b", "c")),))
 
-    feeds = batches.to_feeds(schema, frame)
+    feeds = Batch(frame).feeds(schema)
 
-    wanted = schema.from_columns({name: batches.column_values(frame[name]) for name in "abc"})
+    wanted = schema.from_columns({name: column_values(frame[name]) for name in "abc"})
     assert feeds["X"].dtype == dtype
     np.testing.assert_array_equal(feeds["X"], wanted["X"])
     assert sent_arrays(feeds).keys() == sent_arrays(wanted).keys()
@@ -106,7 +106,15 @@ def test_a_frame_that_does_not_fit_is_refused(frame: pd.DataFrame, message: str)
     columns = tuple(Column(name, "double") for name in "abc")
     schema = compile_schema(columns, (), (Input("X", "float32", (-1, 3), ("a", "b", "c")),))
     with pytest.raises(SchemaMismatch, match=message):
-        batches.to_feeds(schema, frame)
+        Batch(frame).feeds(schema)
+
+
+def test_digest_follows_the_values() -> None:
+    table = pd.DataFrame({"a": [1.0, 2.0], "city": ["rome", None]})
+
+    assert Batch(table).digest() == Batch(table.copy()).digest()
+    assert Batch(table).digest() != Batch(table.assign(a=[1.0, 3.0])).digest()
+    assert Batch({"x": np.ones(2)}).digest() != Batch({"x": np.zeros(2)}).digest()
 
 
 def test_given_signature_decides_order_and_types(model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
@@ -166,7 +174,7 @@ TENSOR = {"": np.ones((4, 3), np.float32)}
 
 
 @pytest.mark.parametrize(
-    ("batch", "signature", "message"),
+    ("data", "signature", "message"),
     [
         (TABLE, _columns(a="double", c="string"), "the example has no column 'c'"),
         (TABLE, _columns(a="string", b="string"), "column 'a' is a string, and a double in the example"),
@@ -181,18 +189,18 @@ TENSOR = {"": np.ones((4, 3), np.float32)}
     ],
 )
 def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(
-    batch: batches.Batch, signature: ModelSignature, message: str
+    data: ModelInput, signature: ModelSignature, message: str
 ) -> None:
     with pytest.raises(InvalidConfig) as caught:
-        batches.cast_to_signature(batch, signature)
+        Batch(data).cast_to_signature(signature)
     assert str(caught.value).startswith(f"signature: {message}")
     assert "\n" not in str(caught.value)
 
 
 def test_a_signature_may_be_wider_than_the_example() -> None:
     rows = pd.DataFrame({"a": [1, 2], "b": ["x", "y"]})
-    assert batches.cast_to_signature(rows, _columns(a="double", b="string"))["a"].dtype == np.float64
-    assert batches.cast_to_signature(TENSOR, _tensor("float64", -1, -1)) is TENSOR
+    assert Batch(rows).cast_to_signature(_columns(a="double", b="string")).data["a"].dtype == np.float64
+    assert Batch(TENSOR).cast_to_signature(_tensor("float64", -1, -1)).data is TENSOR
 
 
 def test_a_signature_whose_outputs_the_model_contradicts_is_refused(

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.comparison import answer_spread, changes_within_one_step, compare_output, top_margins
 
 CASES = {
@@ -63,34 +64,37 @@ def test_row_on_an_edge_is_unstable_and_one_beside_it_is_not() -> None:
     table = pd.DataFrame({"a": [0.5, 0.6, 0.5], "b": [1.0, 1.0, -1.0], "text": ["x", "y", "z"]})
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
-        return (moved.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
+        return (moved.data.a > 0.5).to_numpy() != (table.a.to_numpy() > 0.5)[origin]
 
-    assert changes_within_one_step(table, answers_otherwise).tolist() == [True, False, True]
+    assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, True]
 
 
 def test_matrix_is_moved_column_by_column() -> None:
     matrix = {"": np.array([[0.5, 2.0], [0.7, 2.0]])}
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
-        return (moved[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
+        return (moved.data[""][:, 0] > 0.5) != (matrix[""][:, 0] > 0.5)[origin]
 
-    assert changes_within_one_step(matrix, answers_otherwise).tolist() == [True, False]
+    assert changes_within_one_step(Batch(matrix), answers_otherwise).tolist() == [True, False]
 
 
 def test_rows_without_fractions_are_never_unstable() -> None:
     table = pd.DataFrame({"n": [1, 2]})
 
-    assert changes_within_one_step(table, lambda moved, origin: np.ones(len(origin), bool)).tolist() == [False, False]
+    assert changes_within_one_step(Batch(table), lambda moved, origin: np.ones(len(origin), bool)).tolist() == [
+        False,
+        False,
+    ]
 
 
 def test_column_of_nullable_floats_is_moved_too() -> None:
     table = pd.DataFrame({"a": pd.array([0.5, 0.6, None], dtype="Float64")})
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
-        assert moved.a.dtype == "Float64"
-        return (moved.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(False).to_numpy(bool)[origin]
+        assert moved.data.a.dtype == "Float64"
+        return (moved.data.a > 0.5).fillna(False).to_numpy(bool) != (table.a > 0.5).fillna(False).to_numpy(bool)[origin]
 
-    assert changes_within_one_step(table, answers_otherwise).tolist() == [True, False, False]
+    assert changes_within_one_step(Batch(table), answers_otherwise).tolist() == [True, False, False]
 
 
 def test_wide_rows_are_moved_a_few_columns_at_a_time() -> None:
@@ -98,8 +102,8 @@ def test_wide_rows_are_moved_a_few_columns_at_a_time() -> None:
 
     def answers_otherwise(moved: Any, origin: Any) -> Any:
         sizes.append(len(origin))
-        return moved[""][:, -1] > 1
+        return moved.data[""][:, -1] > 1
 
-    assert changes_within_one_step({"": np.ones((3, 500))}, answers_otherwise).all()
+    assert changes_within_one_step(Batch({"": np.ones((3, 500))}), answers_otherwise).all()
     assert sum(sizes) == 3 * 2 * 500
     assert max(sizes) <= 100

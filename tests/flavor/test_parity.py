@@ -11,7 +11,7 @@ from mlflow.models import Model
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
-from mlflow_deploy_plugin.flavor.batch import signature_of
+from mlflow_deploy_plugin.flavor.batch import Batch
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, OriginalModel
 from mlflow_deploy_plugin.flavor.convert.sklearn import forms
 from mlflow_deploy_plugin.flavor.parity import (
@@ -35,7 +35,7 @@ def table() -> pd.DataFrame:
 
 def _saved(model: Any, table: Any, folder: Any) -> Saved:
     converted = forms(model, table, "predict", {})[0]()
-    signature = signature_of(table, model.predict(table))
+    signature = Batch(table).signature(model.predict(table))
     write_mlmodel(folder, Model(signature=signature), converted, "predict", {})
     return OnnxModel.load(folder), converted
 
@@ -48,7 +48,7 @@ def _proof(saved: Saved, *groups: RowGroup, original: OriginalModel | None = Non
 
 
 def _example(table: pd.DataFrame) -> RowGroup:
-    return RowGroup("example", table, generated=False)
+    return RowGroup("example", Batch(table), generated=False)
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_all_rows_are_proven_in_both_ways_of_a_graph(
     text = _TWO_WAYS.replace("FEW", f"{few}.0").replace("MANY", f"{many}.0")
     plain = forms(LinearRegression().fit(table, table[["a"]] * 3), table, "predict", {})[0]()
     converted = replace(plain, proto=onnx.parser.parse_model(text), many_rows=10)
-    write_mlmodel(tmp_path, Model(signature=signature_of(table, table[["a"]].to_numpy())), converted, "predict", {})
+    write_mlmodel(tmp_path, Model(signature=Batch(table).signature(table[["a"]].to_numpy())), converted, "predict", {})
 
-    report = _proof((OnnxModel.load(tmp_path), converted), RowGroup("drawn", table[:rows]))
+    report = _proof((OnnxModel.load(tmp_path), converted), RowGroup("drawn", Batch(table[:rows])))
 
     assert (report.state, report.problem, report.rows) == (state, "", rows)
 
@@ -145,7 +145,7 @@ def test_blocks_that_the_original_refuses_are_found_and_dropped(regressor: Saved
         return regressor[1].original(batch)
 
     rows = pd.concat([table.head(4), table.head(4).assign(a=200.0), table.tail(4)])
-    report = _proof(regressor, RowGroup("unseen", rows, block=4), original=picky)
+    report = _proof(regressor, RowGroup("unseen", Batch(rows), block=4), original=picky)
 
     assert report.refused_by_original == {"unseen": 4}
     assert report.sources == {"unseen": 8}
@@ -158,7 +158,7 @@ def test_a_row_that_the_original_refuses_takes_few_others_along(regressor: Saved
         return regressor[1].original(batch)
 
     rows = table.assign(a=table.a.where(np.arange(len(table)) != 7, 200.0))
-    report = _proof(regressor, RowGroup("thresholds", rows), original=picky)
+    report = _proof(regressor, RowGroup("thresholds", Batch(rows)), original=picky)
 
     assert report.refused_by_original == {"thresholds": 2}
     assert report.sources == {"thresholds": len(rows) - 2}
@@ -177,7 +177,7 @@ def test_blocks_that_the_original_refuses_take_few_calls(
         return regressor[1].original(batch)
 
     rows = table.head(1).loc[[table.index[0]] * 64].assign(a=np.arange(64.0))
-    report = _proof(regressor, RowGroup("far", rows, block=1), original=picky)
+    report = _proof(regressor, RowGroup("far", Batch(rows), block=1), original=picky)
 
     assert report.refused_by_original == ({"far": refused} if refused else {})
     assert report.sources == ({"far": 64 - refused} if refused < 64 else {})
@@ -193,7 +193,7 @@ def test_columns_of_which_the_original_refuses_every_missing_value_are_known(
         return regressor[1].original(batch.fillna(0))
 
     rows = [table.head(4).assign(a=np.nan), table.head(4).assign(b=np.nan), table.head(4).assign(a=-1.0, b=np.nan)]
-    group = RowGroup("missing", pd.concat(rows), block=4, columns=("a", "b", "b"))
+    group = RowGroup("missing", Batch(pd.concat(rows)), block=4, columns=("a", "b", "b"))
     report = replace(_proof(regressor, group, original=picky), problem="")
 
     assert report.refused_columns == {"missing": ["a"]}
@@ -209,7 +209,7 @@ def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answer
         return {"prediction": np.zeros(len(batch))}
 
     rows = [table.head(2).assign(a=[np.inf, -np.inf]), table.head(2).assign(b=np.inf)]
-    group = RowGroup("infinite", pd.concat(rows), block=2, columns=("a", "b"), compared=False)
+    group = RowGroup("infinite", Batch(pd.concat(rows)), block=2, columns=("a", "b"), compared=False)
     report = _proof(regressor, group, original=picky)
 
     assert (report.refused_columns, report.rows, report.beyond_tolerance) == ({"infinite": ["a"]}, 0, 0)
@@ -232,7 +232,7 @@ def test_small_values_beside_large_ones_are_measured_on_their_own_spread(table: 
     def another(batch: Any) -> dict[str, Any]:
         return {"prediction": saved[1].original(batch)["prediction"] * [1, 1.5]}
 
-    many = RowGroup("ranges", pd.concat([table] * 4, ignore_index=True))
+    many = RowGroup("ranges", Batch(pd.concat([table] * 4, ignore_index=True)))
     report = _proof(saved, many, original=another)
 
     assert _proof(saved, many).state == "proven"
@@ -267,7 +267,7 @@ def test_too_few_rows_prove_nothing(regressor: Saved, table: pd.DataFrame) -> No
             raise ValueError("too much")
         return regressor[1].original(batch)
 
-    groups = (RowGroup("example", table), RowGroup("ranges", table.assign(a=200.0)))
+    groups = (RowGroup("example", Batch(table)), RowGroup("ranges", Batch(table.assign(a=200.0))))
     report = _proof(regressor, *groups, original=picky, at_least=1000)
 
     assert report.state == "warned"

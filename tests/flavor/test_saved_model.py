@@ -13,7 +13,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.flavor.saved_model import data_digest, environment_lock, own_requirement, provenance_section
+from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.saved_model import environment_lock, own_requirement, provenance_section
 from mlflow_deploy_plugin.runtime import read_artifact
 
 
@@ -81,14 +82,6 @@ def test_lock_follows_what_is_installed_meanwhile(tmp_path: Path, monkeypatch: p
     assert "late==1.0" in environment_lock().splitlines()
 
 
-def test_digest_follows_the_values() -> None:
-    table = pd.DataFrame({"a": [1.0, 2.0], "city": ["rome", None]})
-
-    assert data_digest(table) == data_digest(table.copy())
-    assert data_digest(table) != data_digest(table.assign(a=[1.0, 3.0]))
-    assert data_digest({"x": np.ones(2)}) != data_digest({"x": np.zeros(2)})
-
-
 def test_commit_and_uncommitted_changes_are_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
@@ -106,7 +99,7 @@ def test_commit_and_uncommitted_changes_are_recorded(tmp_path: Path, monkeypatch
 
 def test_without_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = provenance_section(pd.DataFrame({"a": [1]}), "x==1\n")
+    found = provenance_section(Batch(pd.DataFrame({"a": [1]})), "x==1\n")
 
     assert "git_commit" not in found
     assert found["dataset_name"] == "reference"

@@ -2,7 +2,7 @@
 
 The next framework is one module with the two functions below, and one line in `_MODULES`:
 
-    read_batch(model, data) -> Batch  returns the user's example or data as the model takes it
+    read_batch(model, data) -> ModelInput  returns the user's example or data as the model takes it
     forms(model, batch, predict_fn, dynamic_axes) -> list[Callable[[], ConvertedModel]]
                                       returns functions that make an ONNX form, the preferred one first; they are called
                                       until one form is proven
@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx, packages_of
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph
 from mlflow_deploy_plugin.messages import one_line
@@ -59,14 +58,14 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 class Converter(Protocol):
     """A module or an object of another distribution, registered in the group `onnxserve.converters`.
 
-    It may have a third function, `read_batch(model, data) -> Batch`, if its models take other data than tables and
+    It may have a third function, `read_batch(model, data) -> ModelInput`, if its models take other data than tables and
     arrays.
     """
 
     def matches(self, model: Any) -> bool:
         """Return True for the models that it converts. It is asked for every model, so it imports nothing heavy."""
 
-    def convert(self, model: Any, example: Batch | None, **options: Any) -> ConvertedModel:
+    def convert(self, model: Any, example: ModelInput | None, **options: Any) -> ConvertedModel:
         """Return the ONNX form, by `bind_graph`, with the original's predictions.
 
         Args:
@@ -86,14 +85,14 @@ class _Registered:
     entry: EntryPoint
     converter: Any
 
-    def read_batch(self, model: Any, data: Any) -> Batch:
+    def read_batch(self, model: Any, data: Any) -> ModelInput:
         if hasattr(self.converter, "read_batch"):
-            batch: Batch = self._call(self.converter.read_batch, model, data)
+            batch: ModelInput = self._call(self.converter.read_batch, model, data)
             return batch
-        return batches.read_batch(data)
+        return Batch.read(data).data
 
     def forms(
-        self, model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+        self, model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
     ) -> list[Callable[[], ConvertedModel]]:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
         return [partial(self._call, self.converter.convert, model, batch, **options)]

@@ -12,13 +12,12 @@ import pandas as pd
 from onnx import TensorProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input, Output
 
-OriginalModel = Callable[[Batch], dict[str, Array]]
+OriginalModel = Callable[[ModelInput], dict[str, Array]]
 """A function that returns the original model's predictions for a batch, by ONNX output name; its errors are its own."""
 
 DynamicAxes = Mapping[str, tuple[int, ...]]
@@ -82,14 +81,14 @@ class ConvertedModel:
     original: OriginalModel | None
     classes: tuple[str | int | float | bool, ...] = ()
     boundary_values: BoundaryValues = field(default_factory=BoundaryValues)
-    margin: Callable[[Batch], Array] | None = None
+    margin: Callable[[ModelInput], Array] | None = None
     many_rows: int = 0
     move_weights: Callable[[np.random.Generator], AbstractContextManager[None]] | None = None
     repair: str = ""
 
 
 def bind_graph(
-    proto: Any, batch: Batch | None, framework: str, framework_version: str, original: OriginalModel | None
+    proto: Any, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
 ) -> ConvertedModel:
     """Return a graph as a converted model, its inputs bound to the columns or tensors of the batch.
 
@@ -226,7 +225,7 @@ def rename_values(proto: Any, inputs: list[str], outputs: list[str]) -> Any:
     return proto
 
 
-def require_example(batch: Batch | None, predict_fn: str, what: str, method: str) -> Batch:
+def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
     """Return the example of a model, called `what`, that answers by this method alone.
 
     Raises:
@@ -237,13 +236,13 @@ def require_example(batch: Batch | None, predict_fn: str, what: str, method: str
         raise InvalidConfig(f"input_example: {what} needs one, to know the shapes and types of its inputs")
     if predict_fn != "predict":
         raise InvalidConfig(f"pyfunc_predict_fn: {what} has only its {method}; leave it at 'predict'")
-    if not batches.have_rows(batch):
+    if not Batch(batch).has_rows:
         shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
         raise ConversionError(f"its inputs differ in their first dimension, which has to be the batch: {shapes}")
     return batch
 
 
-def call_original(original: OriginalModel, batch: Batch, argument: str = "input_example") -> dict[str, Array]:
+def call_original(original: OriginalModel, batch: ModelInput, argument: str = "input_example") -> dict[str, Array]:
     """Return the original's predictions for the user's rows.
 
     Raises:

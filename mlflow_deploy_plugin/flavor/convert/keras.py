@@ -22,7 +22,7 @@ import onnx
 import pandas as pd
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import ModelInput
 from mlflow_deploy_plugin.flavor.comparison import moved_by_roundings
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
@@ -40,7 +40,7 @@ _UNNAMED = "input"
 """The name of an only input for which neither the model nor the example has one."""
 
 
-def read_batch(model: Any, data: Any) -> Batch:
+def read_batch(model: Any, data: Any) -> ModelInput:
     """Return a table of numbers, or arrays by the names of the model's inputs (a mapping, or a list in their order)."""
     if isinstance(data, pd.DataFrame):
         return data
@@ -52,7 +52,7 @@ def read_batch(model: Any, data: Any) -> Batch:
 
 
 def forms(
-    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return the forms: with the free sizes that the model's inputs declare, then with those of the data alone.
 
@@ -73,7 +73,7 @@ def forms(
     return [partial(_export, model, batch, names, axes, legacy) for legacy in ways for axes in free]
 
 
-def _export(model: Any, batch: Batch, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
+def _export(model: Any, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
     original = original_model(model)
     arrays = _arrays(model, batch, names)
     outputs = list(call_original(original, batch))
@@ -154,7 +154,7 @@ def _by_jax(
 def original_model(model: Any) -> OriginalModel:
     """Return the predictions of a Keras model by output name."""
 
-    def original(batch: Batch) -> dict[str, Array]:
+    def original(batch: ModelInput) -> dict[str, Array]:
         answers = _call(model, _arrays(model, batch, _names(model, batch)))
         return {name: keras.ops.convert_to_numpy(answer) for name, answer in answers.items()}
 
@@ -166,7 +166,7 @@ def _inputs(model: Any) -> list[Any]:
     return list(getattr(model, "inputs", None) or ())
 
 
-def _names(model: Any, batch: Batch) -> list[str]:
+def _names(model: Any, batch: ModelInput) -> list[str]:
     """Return the names of the inputs in their order. Raises InvalidConfig if the batch does not have them."""
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
@@ -179,7 +179,7 @@ def _names(model: Any, batch: Batch) -> list[str]:
     return names or given
 
 
-def _arrays(model: Any, batch: Batch, names: list[str]) -> dict[str, Array]:
+def _arrays(model: Any, batch: ModelInput, names: list[str]) -> dict[str, Array]:
     """Return the arrays of a batch by input, with the types that the model declares."""
     if isinstance(batch, pd.DataFrame):
         if len(names) == 1:

@@ -11,8 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
@@ -28,13 +27,13 @@ _OLDEST_OPSET = 7
 """The oldest that ONNX Runtime promises to read, and so one that goes with every IR version."""
 
 
-def read_batch(model: Any, data: Any) -> Batch:
+def read_batch(model: Any, data: Any) -> ModelInput:
     """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
-    return batches.read_batch(data)
+    return Batch.read(data).data
 
 
 def forms(
-    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, a copy of the graph with its weights inline.
 

@@ -16,7 +16,7 @@ from scipy import special
 from skl2onnx.common._topology import Scope
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, take_rows
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
@@ -33,7 +33,7 @@ _LINEAR = ("OLS", "WLS", "GLS", "GLSAR", "QuantReg", "RLM")
 _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}
 
 
-def read_batch(model: Any, data: Any) -> Batch:
+def read_batch(model: Any, data: Any) -> ModelInput:
     """Return a table, of a formula's own columns, or one [N, k] array in the order of the parameters."""
     if not isinstance(data, pd.DataFrame):
         return {"": np.asarray(data, dtype=np.float64)}
@@ -44,19 +44,19 @@ def read_batch(model: Any, data: Any) -> Batch:
 
 
 def forms(
-    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, the linear predictor with its link. Raises as `require_example`."""
     return [partial(_convert, model, require_example(batch, predict_fn, "a model of statsmodels", "predict"))]
 
 
-def _convert(results: Any, batch: Batch) -> ConvertedModel:
+def _convert(results: Any, batch: ModelInput) -> ConvertedModel:
     weights = np.asarray(results.params, dtype=np.float64)
     link, graph, original = _inverse_link(results.model), Subgraph(Scope("statsmodels")), original_model(results)
     has_formula, is_table = getattr(results.model, "formula", None) is not None, isinstance(batch, pd.DataFrame)
     if has_formula and not is_table:
         raise InvalidConfig("input_example: the model has a formula; give a table with its columns")
-    call_original(original, take_rows(batch, slice(0, 1)))  # whose columns may be others
+    call_original(original, Batch(batch).take(slice(0, 1)).data)  # whose columns may be others
     names = [str(name) for name in batch] if is_table else range(batch[""].shape[-1])
     rows: TracedArray = Traced(graph, "columns", np.ones((SAMPLE_ROWS, len(names))))
     linear = _formula(results.model, weights, rows, [*names]) if has_formula else rows @ weights
@@ -110,7 +110,7 @@ def _inverse_link(model: Any) -> Callable[[TracedArray], TracedArray]:
 def original_model(results: Any) -> OriginalModel:
     """Return the predictions as `prediction`."""
 
-    def original(batch: Batch) -> dict[str, Array]:
+    def original(batch: ModelInput) -> dict[str, Array]:
         rows = batch if isinstance(batch, pd.DataFrame) else batch[""]
         return {"prediction": np.asarray(results.predict(rows), dtype=np.float64)}
 

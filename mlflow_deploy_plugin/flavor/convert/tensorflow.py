@@ -16,8 +16,7 @@ import pandas as pd
 import tensorflow as tf
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
@@ -34,13 +33,13 @@ _OPSET = 18
 _SIGNATURE = "serving_default"
 
 
-def read_batch(model: Any, data: Any) -> Batch:
+def read_batch(model: Any, data: Any) -> ModelInput:
     """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
-    return batches.read_batch(data)
+    return Batch.read(data).data
 
 
 def forms(
-    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, the graph of the signature `serving_default`, or of the call.
 
@@ -51,7 +50,7 @@ def forms(
     return [partial(_export, model, batch, dynamic_axes)]
 
 
-def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedModel:
+def _export(model: Any, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
     specs = _specs(model)
     arrays = _arrays(specs, batch)
     original = original_model(model)
@@ -119,7 +118,7 @@ def original_model(model: Any) -> OriginalModel:
     """Return the predictions of a TensorFlow model by output name."""
     specs = _specs(model)
 
-    def original(batch: Batch) -> dict[str, Array]:
+    def original(batch: ModelInput) -> dict[str, Array]:
         tensors = {name: tf.constant(array) for name, array in _arrays(specs, batch).items()}
         return {name: answer.numpy() for name, answer in _call(model, tensors).items()}
 
@@ -135,7 +134,7 @@ def _specs(model: Any) -> dict[str, Any]:
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
 
 
-def _arrays(specs: dict[str, Any], batch: Batch) -> dict[str, Array]:
+def _arrays(specs: dict[str, Any], batch: ModelInput) -> dict[str, Array]:
     """Return the arrays of a batch in the order of the inputs, with the types that these declare."""
     if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
         batch = {"": batch.to_numpy(dtype=np.float32)}

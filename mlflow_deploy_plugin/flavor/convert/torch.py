@@ -31,8 +31,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import ROUNDINGS
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
@@ -53,7 +52,7 @@ _FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimensio
 _NO_BFLOAT16 = "which neither numpy nor a request has; model.float() makes it a module of float32"
 
 
-def read_batch(model: Any, data: Any) -> Batch:
+def read_batch(model: Any, data: Any) -> ModelInput:
     """Return a table of numbers, or tensors by name from an array, a tuple in the order of `forward`, or a mapping."""
     if isinstance(data, pd.DataFrame):
         return data
@@ -65,7 +64,7 @@ def read_batch(model: Any, data: Any) -> Batch:
 
 
 def forms(
-    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, the exported module. Raises as `require_example`."""
     batch = require_example(batch, predict_fn, "a torch module", "forward")
@@ -76,7 +75,7 @@ def forms(
     return [partial(_export, model, batch, dynamic_axes)]
 
 
-def _export(model: Any, batch: Batch, dynamic_axes: DynamicAxes) -> ConvertedModel:
+def _export(model: Any, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which compiles for each size of batches, for seconds
     parameters = _parameters(model)
     if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
@@ -111,7 +110,12 @@ def move_weights(module: Any, random: np.random.Generator) -> Iterator[None]:
 
 
 def export(
-    model: Any, batch: Batch, names: list[str], dynamic_axes: DynamicAxes, original: OriginalModel, legacy: bool = False
+    model: Any,
+    batch: ModelInput,
+    names: list[str],
+    dynamic_axes: DynamicAxes,
+    original: OriginalModel,
+    legacy: bool = False,
 ) -> Any:
     """Return the ModelProto of a module (or a program) in `eval` mode, by rows of the batch.
 
@@ -206,11 +210,12 @@ def _mark_ids(graph: Any, ids: str, kind: int, last: int, mark: str) -> str:
     return mark
 
 
-def _traced_rows(batch: Batch) -> Batch:
+def _traced_rows(batch: ModelInput) -> ModelInput:
     """Return the rows that the exporter sees: at least three, and as many as no other dimension has."""
-    sizes = set() if isinstance(batch, pd.DataFrame) else {size for one in batch.values() for size in one.shape[1:]}
+    example = Batch(batch)
+    sizes = {size for tensor in example.tensors.values() for size in tensor.shape[1:]}
     rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
-    return batches.take_rows(batch, np.arange(rows) % batches.row_count(batch))  # repeated if it is shorter
+    return example.take(np.arange(rows) % len(example)).data  # repeated if it is shorter
 
 
 @contextmanager
@@ -350,7 +355,7 @@ def original_model(model: Any, of_tensors: bool = False) -> OriginalModel:
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)
 
-    def original(batch: Batch) -> dict[str, Array]:
+    def original(batch: ModelInput) -> dict[str, Array]:
         if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
             order = parameters[:1]
         else:
@@ -391,7 +396,7 @@ def by_name(answer: Any, of_tensors: bool, name: str = "") -> dict[str, torch.Te
     }
 
 
-def _tensors(batch: Batch, names: list[str], model: Any) -> tuple[torch.Tensor, ...]:
+def _tensors(batch: ModelInput, names: list[str], model: Any) -> tuple[torch.Tensor, ...]:
     """Return the arguments of `forward` on the module's device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(batch, pd.DataFrame):

@@ -36,8 +36,7 @@ from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistG
 from threadpoolctl import ThreadpoolController
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor import batch as batches
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import top_margins
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.flavor.convert.converted import (
@@ -77,7 +76,7 @@ _HEAD = slice(0, 3)
 _DENSE_VALUES = 50_000_000
 
 
-def read_batch(model: Any, data: Any) -> Batch:
+def read_batch(model: Any, data: Any) -> ModelInput:
     """Return a DataFrame for a table or a column of texts (a Series, a list, an array of [N]), or one [N, k] array.
 
     Of a sparse matrix, as many rows are taken as make `_DENSE_VALUES`.
@@ -120,7 +119,7 @@ def _numbers(array: Array) -> Array:
 
 
 def forms(
-    model: Any, batch: Batch | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return three forms: 32-bit floats; if they change predictions, 64 bits up to the last step; 64 bits throughout.
 
@@ -143,7 +142,7 @@ def forms(
     if predict_fn == "predict_proba" and not has_proba:
         raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
 
-    def original(batch: Batch) -> dict[str, Array]:
+    def original(batch: ModelInput) -> dict[str, Array]:
         data = estimator_input(model, batch)
         predicted = np.asarray(model.predict(data))
         if not classifier:
@@ -161,11 +160,11 @@ def forms(
     ]
 
 
-def _has_probabilities(model: Any, batch: Batch) -> bool:
+def _has_probabilities(model: Any, batch: ModelInput) -> bool:
     """Return True if a classifier answers probabilities of one target; some have the method, and refuse to."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # a Gaussian process of one_vs_one, support vector machines of other libraries
-            model.predict_proba(estimator_input(model, batches.take_rows(batch, slice(0, 1))))
+            model.predict_proba(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
 
@@ -178,13 +177,13 @@ def known_values(model: Any, names: list[str]) -> BoundaryValues:
 def _convert(
     model: Any,
     fitted: Any,
-    batch: Batch,
+    batch: ModelInput,
     original: OriginalModel,
     predict_fn: str,
     boundary_values: Callable[[], BoundaryValues],
     precision: Precision,
 ) -> ConvertedModel:
-    answers = call_original(original, batches.take_rows(batch, _HEAD))
+    answers = call_original(original, Batch(batch).take(_HEAD).data)
     inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx rewrites names that are not identifiers, and keeps the order
@@ -226,13 +225,13 @@ def _single_threaded(function: Any, fitted: Any) -> Any:
     return ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
 
 
-def _margin(model: Any) -> Callable[[Batch], Array] | None:
+def _margin(model: Any) -> Callable[[ModelInput], Array] | None:
     """Return a function of the lead of the best label, [N] or scores [N, C]; a probability may be rounded to 1."""
 
-    def decision(batch: Batch) -> Array:
+    def decision(batch: ModelInput) -> Array:
         return np.asarray(model.decision_function(estimator_input(model, batch)))
 
-    def of_several_targets(batch: Batch) -> Array:
+    def of_several_targets(batch: ModelInput) -> Array:
         by_target = model.predict_proba(estimator_input(model, batch))
         return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
 

@@ -29,7 +29,7 @@ from sklearn.tree._tree import Tree
 from sklearn.utils.validation import check_is_fitted
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, columns_of, missing_value, take_rows
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, columns_of, missing_value
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, Selection
 from mlflow_deploy_plugin.runtime import Column, Input
@@ -201,7 +201,7 @@ def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Any, list[int
     ]
 
 
-def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tuple[Input, ...]:
+def bind_inputs(model: Any, fitted: Any, batch: ModelInput, float_dtype: str) -> tuple[Input, ...]:
     """Return the graph's inputs: numbers in `float_dtype`, except integers and booleans that an encoder reads."""
     if not isinstance(batch, pd.DataFrame):
         array = batch[""]
@@ -232,7 +232,7 @@ def bind_inputs(model: Any, fitted: Any, batch: Batch, float_dtype: str) -> tupl
     return tuple(inputs)
 
 
-def is_fitted(model: Any, batch: Batch | None) -> bool:
+def is_fitted(model: Any, batch: ModelInput | None) -> bool:
     """Return True for a fitted estimator, also of a library that does not follow scikit-learn's names (NGBoost)."""
     with suppress(NotFittedError):
         check_is_fitted(model)
@@ -240,12 +240,12 @@ def is_fitted(model: Any, batch: Batch | None) -> bool:
     if batch is None:
         return False
     with suppress(Exception):  # an estimator that is not fitted raises anything
-        model.predict(estimator_input(model, take_rows(batch, slice(0, 1))))
+        model.predict(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
         return True
     return False
 
 
-def estimator_input(model: Any, batch: Batch) -> Any:
+def estimator_input(model: Any, batch: ModelInput) -> Any:
     """Return a batch as the estimator itself takes it: a table, a matrix, or a column of texts."""
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
