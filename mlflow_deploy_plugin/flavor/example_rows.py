@@ -14,8 +14,8 @@ from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import Schema
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.flavor.convert.converters import converter_for
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array
 from mlflow_deploy_plugin.tabular import SPARK_TIMES, FileFormat, first_line, format_of
 

@@ -22,8 +22,8 @@ from mlflow.pyfunc import PythonModel
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import Batch, column_values, unseen_category
-from mlflow_deploy_plugin.flavor.convert import converter_for
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
+from mlflow_deploy_plugin.flavor.convert.converters import converter_for
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
 from mlflow_deploy_plugin.runtime import Array, Input, Output
 

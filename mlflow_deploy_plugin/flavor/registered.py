@@ -32,8 +32,8 @@ from mlflow_deploy_plugin.errors import (
     NotFound,
     ParityError,
 )
-from mlflow_deploy_plugin.flavor import convert
-from mlflow_deploy_plugin.flavor.convert.conversion_errors import is_onnx
+from mlflow_deploy_plugin.flavor.convert import converters
+from mlflow_deploy_plugin.flavor.convert.converters import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
 from mlflow_deploy_plugin.flavor.parity import ParityReport
 from mlflow_deploy_plugin.flavor.save import log_wrapped
@@ -67,7 +67,7 @@ _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
 
 _OTHERS_TAGS = ("onnxserve.", "mlflow.")
 _PICKLES = (".joblib", ".pkl", ".pickle")
-_FILE_ENDINGS = (*_PICKLES, *convert.FILE_ENDINGS)
+_FILE_ENDINGS = (*_PICKLES, *converters.FILE_ENDINGS)
 _FRAMEWORKS = ("scikit-learn", "xgboost", "lightgbm", "catboost", "torch", "keras", "tensorflow", "statsmodels")
 """The distributions whose other version causes a warning, even if the model could be loaded."""
 
@@ -218,9 +218,7 @@ def _convert(
     rows = fit_to_signature(rows, signature, None if names is None else [str(name) for name in names])
     versions = "".join(f"; {note}" for note in original.warnings)
     try:
-        wrapped = wrap(
-            model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity, says_alternative=False
-        )
+        wrapped = wrap(model, rows, signature=signature, predict_fn=original.predict_fn, parity=parity)
     except (ConversionError, ParityError) as error:
         reason = error.message.partition("\n")[0].rstrip(".:; ")
         alternative = ""
@@ -350,17 +348,17 @@ def load_folder(folder: Path, shown: str) -> Original:
         )
     differences = version_differences(folder)
     try:
-        convert.check_flavor(names[0])
+        converters.check_flavor(names[0])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other versions, which are named below
             if backend := flavors.get("keras", {}).get("keras_backend"):
                 os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
             model = importlib.import_module(f"mlflow.{names[0]}").load_model(str(folder))
-        convert.converter_for(model)
+        converters.converter_for(model)
     except ConversionError as error:
         raise ConversionError(f"{error.message}; {shown} is served as pyfunc as it stands") from error
     except Exception as error:
-        convert.check_installed(error, shown)
+        converters.check_installed(error, shown)
         raise ConversionError(
             f"{shown} cannot be loaded by mlflow.{names[0]}: {load_failure(error, folder)}"
         ) from error
@@ -378,8 +376,8 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         NotInstalled: its framework is not installed here.
     """
     ending = path.suffix.lower()
-    if ending in convert.FILE_ENDINGS:
-        return Original(convert.load_file(str(path)))
+    if ending in converters.FILE_ENDINGS:
+        return Original(converters.load_file(str(path)))
     if ending not in _PICKLES:
         raise InvalidConfig(
             f"{path} is no model: a file ends in {', '.join(_FILE_ENDINGS)}; else name a model in MLflow, or the "
@@ -397,7 +395,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
         try:
             model = joblib.load(path)
         except Exception as error:
-            convert.check_installed(error, str(path))
+            converters.check_installed(error, str(path))
             raise InvalidArtifact(
                 f"{path} cannot be loaded as a joblib or pickle file: {error_summary(error)}"
             ) from error

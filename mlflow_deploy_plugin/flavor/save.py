@@ -38,8 +38,8 @@ from mlflow_deploy_plugin.evaluation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas
-from mlflow_deploy_plugin.flavor.convert import load_file
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
+from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, check_choice, wrap
@@ -98,9 +98,9 @@ def save_model(
         ParityError: its ONNX form answers otherwise; the message shows the worst rows.
         InvalidConfig: an argument is not valid; the message names it.
     """
-    saved_model.save_model(
-        path,
-        wrap(
+    model = load_file(model)
+    try:
+        wrapped = wrap(
             model,
             input_example,
             signature=signature,
@@ -109,7 +109,12 @@ def save_model(
             parity_data=parity_data,
             reference_data=reference_data,
             event_time=event_time,
-        ),
+        )
+    except (ConversionError, ParityError) as error:
+        raise with_alternative(error, model) from (error.__cause__ or error)
+    saved_model.save_model(
+        path,
+        wrapped,
         mlflow_model,
         metadata=metadata,
         conda_env=conda_env,
@@ -182,9 +187,8 @@ def log_model(
         "step": step,
         "model_id": model_id,
     }
-    input_example = as_pandas(input_example)
+    model, input_example = load_file(model), as_pandas(input_example)
     try:
-        model = load_file(model)
         wrapped = wrap(
             model,
             input_example,
@@ -194,7 +198,6 @@ def log_model(
             parity_data=parity_data,
             reference_data=reference_data,
             event_time=event_time,
-            says_alternative=False,
         )
     except (ConversionError, ParityError) as error:
         flavor = pyfunc_flavor(model, pyfunc_predict_fn, input_example) if fallback == "pyfunc" else None

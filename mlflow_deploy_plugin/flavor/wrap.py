@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError, ParityError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError
 from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas, check_outputs
-from mlflow_deploy_plugin.flavor.convert import converter_for, load_file
-from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, is_onnx, with_alternative
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, call_original
+from mlflow_deploy_plugin.flavor.convert.converters import converter_for, is_onnx
 from mlflow_deploy_plugin.flavor.parity import Answers, ParityReport, RowGroup, ask_original, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
 from mlflow_deploy_plugin.flavor.saved_model import (
@@ -48,12 +48,8 @@ def wrap(
     parity_data: Any = None,
     reference_data: Any = None,
     event_time: Any = None,
-    says_alternative: bool = True,
 ) -> WrappedModel:
     """Convert `model`, prove the result and sample the reference.
-
-    Args:
-        says_alternative: True if an error says how the model is logged and served without an ONNX form.
 
     Raises:
         ConversionError: the model has no ONNX form.
@@ -62,30 +58,25 @@ def wrap(
     """
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
-    try:
-        model = load_file(model)
-        converter = converter_for(model)
-        example, proof, reference, times, signature = _read_data(
-            converter, model, input_example, signature, parity_data, reference_data, event_time
-        )
-        with TemporaryDirectory(prefix="onnxserve-") as folder:
-            others = [data.tensors for data in (proof, reference) if data is not None]
-            argument = "parity_data, reference_data"
-            axes = {} if example is None else example.free_axes(others, argument, signature)
-            form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
-            _check_report(form, example, parity)
-            has_rows = form.runnable.schema.has_rows
-            if not has_rows and (reference is not None or times is not None):
-                raise InvalidConfig(
-                    f"{'event_time' if reference is None else 'reference_data'}: this graph has no batch "
-                    f"dimension, so that there are no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
-                )
-            judged = reference if reference is not None else example
-            sample = None
-            if judged is not None and has_rows:
-                sample = sample_reference(form.runnable, judged, times)
-    except (ConversionError, ParityError) as error:
-        raise (with_alternative(error, model) if says_alternative else error) from (error.__cause__ or error)
+    converter = converter_for(model)
+    example, proof, reference, times, signature = _read_data(
+        converter, model, input_example, signature, parity_data, reference_data, event_time
+    )
+    others = [data.tensors for data in (proof, reference) if data is not None]
+    axes = {} if example is None else example.free_axes(others, "parity_data, reference_data", signature)
+    judged = reference if reference is not None else example
+    sample = None
+    with TemporaryDirectory(prefix="onnxserve-") as folder:
+        form = _FormTrials(converter, model, example, proof, signature, predict_fn, axes).select(Path(folder))
+        _check_report(form, example, parity)
+        has_rows = form.runnable.schema.has_rows
+        if not has_rows and (reference is not None or times is not None):
+            raise InvalidConfig(
+                f"{'event_time' if reference is None else 'reference_data'}: this graph has no batch "
+                f"dimension, so that there are no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
+            )
+        if judged is not None and has_rows:
+            sample = sample_reference(form.runnable, judged, times)
     first = example.take(slice(0, EXAMPLE_ROWS)) if example is not None and has_rows else example
     lock = environment_lock()
     return WrappedModel(

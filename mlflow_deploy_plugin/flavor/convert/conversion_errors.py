@@ -8,10 +8,10 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from os import PathLike
 from typing import Any
 
 from mlflow_deploy_plugin.errors import ModelError
+from mlflow_deploy_plugin.flavor.convert.converters import is_onnx, packages_of
 from mlflow_deploy_plugin.messages import one_line
 
 _FLAVORS = {
@@ -81,16 +81,6 @@ def with_alternative(error: ModelError, model: Any) -> ModelError:
         call = f"mlflow.{flavor}.log_model{given}"
     way = f"Log it with {call}, and deploy it by the same command: it is then served as pyfunc"
     return type(error)(f"{error.message.removesuffix('.')}. {way}.")
-
-
-def is_onnx(model: Any) -> bool:
-    """Return True for an ONNX model, or the path of its file."""
-    return isinstance(model, str | PathLike) or "onnx" in packages_of(model)
-
-
-def packages_of(model: Any) -> list[str]:
-    """Return the packages of the classes in the model's ancestry, its own class first."""
-    return [kind.__module__.split(".")[0] for kind in type(model).__mro__]
 
 
 def explain_failure(error: BaseException, model: Any) -> str:

@@ -23,9 +23,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OrdinalEncoder, StandardScaler
 
 from mlflow_deploy_plugin.errors import ConversionError, ModelError
-from mlflow_deploy_plugin.flavor.convert import converter_for
+from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, plain_reason, with_alternative
-from mlflow_deploy_plugin.flavor.wrap import wrap
+from mlflow_deploy_plugin.flavor.convert.converters import converter_for
 
 RANDOM = np.random.default_rng(0)
 NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
@@ -128,11 +128,13 @@ CASES = {
 
 
 @pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
-def test_the_step_and_its_option_are_named_and_the_way_that_is_left(model: Any, data: Any, words: Any) -> None:
+def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
+    model: Any, data: Any, words: Any, tmp_path: Path
+) -> None:
     fitted = model.fit(data, TARGET if data is not TEXTS else [0, 1] * 30)
 
     with pytest.raises(ModelError) as refused:
-        wrap(fitted, data)
+        save_model(fitted, tmp_path / "model", input_example=data)
 
     message = refused.value.message
     assert words in message
@@ -157,9 +159,9 @@ def test_a_converter_that_fails_is_said_with_its_error() -> None:
         (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
     ],
 )
-def test_an_object_of_another_framework_has_a_way_too(model: Any, called: str) -> None:
+def test_an_object_of_another_framework_has_a_way_too(model: Any, called: str, tmp_path: Path) -> None:
     with pytest.raises(ConversionError) as refused:
-        wrap(model, NUMBERS)
+        save_model(model, tmp_path / "model", input_example=NUMBERS)
 
     assert f"Log it with {called}" in refused.value.message
 

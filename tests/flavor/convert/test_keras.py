@@ -21,6 +21,7 @@ else:
     keras = pytest.importorskip("keras")
 
 from mlflow_deploy_plugin.errors import InvalidConfig
+from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
@@ -172,7 +173,7 @@ def test_sizes_that_the_model_leaves_free_are_free() -> None:
 def test_a_file_of_keras_is_a_model(tmp_path: Path) -> None:
     _two_inputs().save(tmp_path / "net.keras")
 
-    wrapped = wrap(tmp_path / "net.keras", [_floats(20, 4), _floats(20, 3)])
+    wrapped = wrap(load_file(tmp_path / "net.keras"), [_floats(20, 4), _floats(20, 3)])
 
     assert wrapped.report.state == "proven"
     assert [entry.name for entry in wrapped.converted.inputs] == ["left", "right"]
@@ -194,7 +195,7 @@ def test_what_a_net_cannot_do_without_is_said(example: Any, function: Any, said:
 
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
 def test_a_backend_that_is_not_installed_is_said(tmp_path: Path) -> None:
-    code = "import sys; from mlflow_deploy_plugin.flavor.convert import load_file; load_file(sys.argv[1])"
+    code = "import sys; from mlflow_deploy_plugin.flavor.convert.converters import load_file; load_file(sys.argv[1])"
     environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
 
     command = [sys.executable, "-c", code, str(tmp_path / "net.keras")]

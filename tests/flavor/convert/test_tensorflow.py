@@ -17,6 +17,7 @@ else:
     pytest.importorskip("tf2onnx")
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
 ROWS = np.random.default_rng(0).normal(size=(20, 4)).astype(np.float32)
@@ -44,7 +45,7 @@ def _saved(tmp_path: Path) -> Path:
 def test_a_module_is_proven_as_itself_and_saved(form: str, example: Any, tmp_path: Path) -> None:
     model: Any = Linear() if form == "module" else _saved(tmp_path)
 
-    wrapped = wrap(tf.saved_model.load(str(model)) if form == "loaded" else model, example)
+    wrapped = wrap(tf.saved_model.load(str(model)) if form == "loaded" else load_file(model), example)
 
     assert wrapped.report.state == "proven"
     assert [output.name for output in wrapped.converted.outputs] == ["scores", "sum"]
@@ -78,4 +79,4 @@ def test_an_operation_without_an_operator_is_said() -> None:
 
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidConfig, match="'rows' is missing; the model takes rows"):
-        wrap(_saved(tmp_path), {"columns": ROWS})
+        wrap(load_file(_saved(tmp_path)), {"columns": ROWS})

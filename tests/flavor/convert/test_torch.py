@@ -15,6 +15,7 @@ else:
     torch = pytest.importorskip("torch")
 
 from mlflow_deploy_plugin.errors import ConversionError, InferenceError, InvalidConfig, ParityError
+from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
@@ -452,7 +453,7 @@ def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_p
     path = tmp_path / ("net.pt2" if form == "exported" else "net.pt")
     (torch.export if form == "exported" else torch.jit).save(program, str(path))
 
-    wrapped = wrap(path if is_file else program, rows.numpy())
+    wrapped = wrap(load_file(path) if is_file else program, rows.numpy())
 
     assert wrapped.report.state == "proven"
     assert wrapped.converted.inputs[0].shape == (-1, 5, 4)
@@ -479,7 +480,7 @@ def test_a_file_that_is_no_program_is_said(tmp_path: Path) -> None:
     torch.save(Recurrent().state_dict(), path)
 
     with pytest.raises(ConversionError, match=r"weights\.pt is not a model of torch: "):
-        wrap(path, np.ones((2, 5, 4), np.float32))
+        load_file(path)
 
 
 class Dropped(torch.nn.Module):

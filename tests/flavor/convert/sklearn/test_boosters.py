@@ -179,19 +179,12 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
-def test_a_booster_without_a_form_says_why_and_what_is_left(case: tuple[Fit, str]) -> None:
+def test_a_booster_without_a_form_says_why_and_what_is_left(case: tuple[Fit, str], tmp_path: Path) -> None:
     fit, reason = case
+    rows = {"ASCII": ACCENTS, "neither": HALVES, "no numbers": CODES}
+    example = next((rows[word] for word in rows if word in reason), FULL)
     with pytest.raises(ConversionError, match=rf"{reason}.*served as pyfunc"):
-        wrap(
-            fit(),
-            ACCENTS
-            if "ASCII" in reason
-            else HALVES
-            if "neither" in reason
-            else CODES
-            if "no numbers" in reason
-            else FULL,
-        )
+        save_model(fit(), tmp_path / "model", input_example=example)
 
 
 def test_a_saved_booster_names_its_library_and_predicts_classes(tmp_path: Path) -> None:

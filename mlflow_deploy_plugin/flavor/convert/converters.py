@@ -1,0 +1,193 @@
+"""The converter of a model: a module of this room, or one that another distribution registers.
+
+A converter of another distribution comes first, so that a class which inherits from scikit-learn's or torch's may have
+its own.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes
+from mlflow_deploy_plugin.messages import one_line
+
+GROUP = "onnxserve.converters"
+_ROOM = "mlflow_deploy_plugin.flavor.convert"
+_MODULES = {
+    **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
+    **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch")},
+}
+"""Our module by the package of a model's class. Its name is that of the extra with what it needs."""
+
+_NEVER = ("pmdarima",)
+"""Packages whose classes inherit from a framework's, and answer no rows: MLflow's own flavor logs them."""
+
+_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
+
+
+class Converter(Protocol):
+    """A module or an object of another distribution, registered in the group `onnxserve.converters`.
+
+    It may have a third function, `read_batch(model, data) -> ModelInput`, if its models take other data than tables and
+    arrays.
+    """
+
+    def matches(self, model: Any) -> bool:
+        """Return True for the models that it converts. It is asked for every model, so it imports nothing heavy."""
+
+    def convert(self, model: Any, example: ModelInput | None, **options: Any) -> ConvertedModel:
+        """Return the ONNX form, by `bind_graph`, with the original's predictions.
+
+        Args:
+            example: the user's rows: a table, or arrays by name (the only one is named ""); None without an example.
+            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), and what later
+                versions add.
+
+        Raises:
+            ConversionError: the model has no ONNX form; the message says which part and why.
+        """
+
+
+@dataclass(frozen=True)
+class _Registered:
+    """A converter of another distribution, with the functions of our modules."""
+
+    entry: EntryPoint
+    converter: Any
+
+    def read_batch(self, model: Any, data: Any) -> ModelInput:
+        if hasattr(self.converter, "read_batch"):
+            batch: ModelInput = self._call(self.converter.read_batch, model, data)
+            return batch
+        return Batch.read(data).data
+
+    def forms(
+        self, model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    ) -> list[Callable[[], ConvertedModel]]:
+        options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
+        return [partial(self._call, self.converter.convert, model, batch, **options)]
+
+    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except OnnxserveError:
+            raise
+        except Exception as error:
+            raise ConversionError(
+                f"the converter {_described(self.entry)} failed: {type(error).__name__}: {one_line(error, 300)}"
+            ) from error
+
+
+def check_flavor(flavor: str) -> None:
+    """Check that what MLflow's flavor loads may have a converter, so that nothing is loaded in vain.
+
+    Raises:
+        ConversionError: nothing knows the flavor's framework.
+    """
+    if flavor.replace("pytorch", "torch") not in _MODULES and not entry_points(group=GROUP):
+        raise _unknown_framework(f"a model of mlflow.{flavor}")
+
+
+def converter_for(model: Any) -> Any:
+    """Return what converts `model`: a registered converter, or the module of the first package in its ancestry.
+
+    A converter of another distribution that fails is logged by one line and left out.
+
+    Raises:
+        ConversionError: nothing knows the model's framework, or the framework's converter is not installed.
+    """
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        try:
+            converter = entry.load()
+            if converter.matches(model):
+                return _Registered(entry, converter)
+        except Exception as error:  # noqa: BLE001 - the code of another distribution
+            reason = f"{type(error).__name__}: {one_line(error, 300)}"
+            _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
+    known = (name for name in packages_of(model) if name in _MODULES or name in _NEVER)
+    framework = "onnx" if is_onnx(model) else next(known, None)
+    if framework is None or framework in _NEVER:
+        raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
+    extra = _MODULES[framework]
+    try:
+        return import_module(f"{_ROOM}.{extra}")  # only now: the frameworks are heavy, and optional
+    except ImportError as error:
+        needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
+        raise ConversionError(
+            f"converting a {framework} model needs {needed}: pip install 'mlflow-onnxserve[{extra}]'"
+        ) from None
+
+
+def is_onnx(model: Any) -> bool:
+    """Return True for an ONNX model, or the path of its file."""
+    return isinstance(model, str | PathLike) or "onnx" in packages_of(model)
+
+
+def packages_of(model: Any) -> list[str]:
+    """Return the packages of the classes in the model's ancestry, its own class first."""
+    return [kind.__module__.split(".")[0] for kind in type(model).__mro__]
+
+
+def check_installed(error: BaseException, what: str) -> None:
+    """Raise NotInstalled, with the pip command, if a model cannot be loaded because a framework is not installed."""
+    package = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
+    if extra := _MODULES.get(package):
+        booster = "" if extra == package else f" {package}"
+        raise NotInstalled(
+            f"{what} needs {package}, which is not installed here: pip install 'mlflow-onnxserve[{extra}]'{booster}"
+        ) from None
+
+
+def _unknown_framework(what: str) -> ConversionError:
+    known = ", ".join(sorted(_MODULES))
+    return ConversionError(f"{what} is of no framework that can be converted to ONNX; known are {known}")
+
+
+def _described(entry: EntryPoint) -> str:
+    return f"{entry.name} = {entry.value}" + (f" ({entry.dist.name} {entry.dist.version})" if entry.dist else "")
+
+
+_LOADERS: dict[str, tuple[str, str]] = {
+    ".keras": ("keras", "saving.load_model"),
+    ".pt2": ("torch", "export.load"),
+    **dict.fromkeys((".pt", ".pth", ".ts"), ("torch", "jit.load")),
+}
+"""The framework of a file, by its suffix, and the framework's function that loads it."""
+FILE_ENDINGS = (*_LOADERS, ".onnx")
+"""The endings of files that hold a model, and run no code of its author while they are loaded."""
+_SAVED_MODEL = ("tensorflow", "saved_model.load")
+
+
+def load_file(model: Any) -> Any:
+    """Return the model in a file of Keras, `torch.export` or TorchScript, or in a folder of TensorFlow's SavedModel.
+
+    Everything else is returned as it is, the path of an ONNX file too.
+
+    Raises:
+        ConversionError: the file is not what its name says, or the framework is not installed.
+    """
+    if not isinstance(model, str | PathLike):
+        return model
+    path = Path(model)
+    is_saved_model = (path / "saved_model.pb").is_file()
+    if not is_saved_model and path.suffix not in _LOADERS:
+        return model
+    framework, load = _SAVED_MODEL if is_saved_model else _LOADERS[path.suffix]
+    try:
+        return attrgetter(load)(import_module(framework))(str(path))
+    except ModuleNotFoundError as error:
+        is_backend = framework == "keras" and error.name != "keras"
+        another = "; another backend is named by KERAS_BACKEND=torch, or jax" if is_backend else ""
+        extra = error.name if is_backend else framework
+        raise ConversionError(f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}") from None
+    except Exception as error:
+        raise ConversionError(f"{path} is not a model of {framework}: {one_line(error, 300)}") from error

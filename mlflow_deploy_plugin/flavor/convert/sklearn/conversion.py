@@ -1,0 +1,273 @@
+"""The forms of a scikit-learn estimator: the rows that it reads, its predictions, and the graph that skl2onnx makes."""
+
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from onnx import helper
+from skl2onnx import convert_sklearn
+from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
+from sklearn.base import is_classifier
+from sklearn.ensemble import BaggingClassifier
+from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistGradientBoosting
+from threadpoolctl import ThreadpoolController
+
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
+from mlflow_deploy_plugin.flavor.comparison import top_margins
+from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    BoundaryValues,
+    ConvertedModel,
+    DynamicAxes,
+    OriginalModel,
+    call_original,
+)
+from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, formulas, levels, nets
+from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
+from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    best_estimator,
+    bind_inputs,
+    estimator_input,
+    is_fitted,
+    last_step,
+    library_of,
+    sub_estimators,
+)
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
+    OPSETS,
+    Precision,
+    finish_outputs,
+    no_shapes,
+    own_converters,
+    round_before_last_step,
+)
+from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
+from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
+from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input
+
+_HEAD = slice(0, 3)
+_DENSE_VALUES = 50_000_000
+
+
+def read_batch(model: Any, data: Any) -> ModelInput:
+    """Return a DataFrame for a table or a column of texts (a Series, a list, an array of [N]), or one [N, k] array.
+
+    Of a sparse matrix, as many rows are taken as make `_DENSE_VALUES`.
+
+    Raises:
+        InvalidConfig: the data is none of these.
+    """
+    if isinstance(data, pd.DataFrame):
+        # scikit-learn treats a table without names as a matrix
+        named = any(isinstance(name, str) for name in data.columns)
+        return data if named else {"": _numbers(data.to_numpy())}
+    if isinstance(data, dict):  # columns, or one row
+        return pd.DataFrame(data if any(map(np.ndim, data.values())) else [data])
+    if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
+        return pd.DataFrame(data)
+    if isinstance(data, pd.Series):
+        return pd.DataFrame({data.name or "text": list(data)})
+    is_flat = isinstance(data, list | tuple) or (isinstance(data, pd.Index | np.ndarray) and data.ndim == 1)
+    if is_flat and all(isinstance(entry, str) for entry in data):
+        return pd.DataFrame({getattr(data, "name", None) or "text": list(map(str, data))})
+    if hasattr(data, "tocsr") and data.ndim == 2:
+        data = data.tocsr()[: max(_DENSE_VALUES // max(data.shape[1], 1), 1)].toarray()
+    array = np.asarray(data)
+    if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
+        found = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
+        raise InvalidConfig(
+            f"input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not a {found}"
+        )
+    return {"": _numbers(array)}
+
+
+def _numbers(array: Array) -> Array:
+    """Return an array of objects without any text as numbers, as scikit-learn reads it; others as they are."""
+    if array.dtype.kind != "O" or any(isinstance(value, str) for value in array.flat):
+        return array
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        return array
+
+
+def forms(
+    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+) -> list[Callable[[], ConvertedModel]]:
+    """Return three forms: 32-bit floats; if they change predictions, 64 bits up to the last step; 64 bits throughout.
+
+    A scaler in 32-bit floats moves rows across the thresholds of the trees behind it: measured, up to 653 of 4,000.
+    64 bits throughout are no general solution: for most predictors ONNX Runtime has no such kernels.
+
+    Raises:
+        InvalidConfig: there is no example (skl2onnx needs the columns and their types), or the model is not fitted.
+        ConversionError: the model has no `predict`.
+    """
+    model = boosters.as_estimator(model)
+    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
+        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged")
+    if batch is None:
+        raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
+    if not hasattr(model, "predict"):
+        raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
+    classifier = is_classifier(model)
+    has_proba = classifier and _single_threaded(_has_probabilities, model)(model, batch)
+    if predict_fn == "predict_proba" and not has_proba:
+        raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
+
+    def original(batch: ModelInput) -> dict[str, Array]:
+        data = estimator_input(model, batch)
+        predicted = np.asarray(model.predict(data))
+        if not classifier:
+            return {"prediction": predicted}
+        return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
+
+    precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
+    columns = list(map(str, batch.columns)) if isinstance(batch, pd.DataFrame) else int(batch[""].shape[1])
+    fitted = with_stand_ins(best_estimator(model), columns)
+    names = columns if isinstance(columns, list) else list(map(str, range(columns)))
+    known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
+    return [
+        partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, one)
+        for one in precisions
+    ]
+
+
+def _has_probabilities(model: Any, batch: ModelInput) -> bool:
+    """Return True if a classifier answers probabilities of one target; some have the method, and refuse to."""
+    if isinstance(getattr(model, "classes_", None), np.ndarray):
+        with suppress(Exception):  # a Gaussian process of one_vs_one, support vector machines of other libraries
+            model.predict_proba(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
+            return True
+    return False
+
+
+def known_values(model: Any, names: list[str]) -> BoundaryValues:
+    """Return the values of the columns with these names that a fitted model has learned or decides by."""
+    return boundary_values_of(with_stand_ins(best_estimator(boosters.as_estimator(model)), names), names)
+
+
+def _convert(
+    model: Any,
+    fitted: Any,
+    batch: ModelInput,
+    original: OriginalModel,
+    predict_fn: str,
+    boundary_values: Callable[[], BoundaryValues],
+    precision: Precision,
+) -> ConvertedModel:
+    answers = call_original(original, Batch(batch).take(_HEAD).data)
+    inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
+    proto = to_onnx(fitted, inputs, precision)
+    # skl2onnx rewrites names that are not identifiers, and keeps the order
+    nodes = zip(inputs, proto.graph.input, strict=True)
+    inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
+    outputs = finish_outputs(proto.graph, answers)
+    repairs: dict[Precision, str] = {
+        "single": "",
+        "double_until_last_step": "32-bit floats changed answers; inputs are read in 64 bits, and rounded only before "
+        f"{type(last_step(fitted)).__name__}",
+        "double": "32-bit floats changed answers; everything is computed in 64 bits",
+    }
+    framework = library_of(model) or "sklearn"
+    classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None
+    return ConvertedModel(
+        proto=proto,
+        inputs=inputs,
+        outputs=outputs,
+        prediction=("probabilities",) if predict_fn == "predict_proba" else (outputs[0].name,),
+        framework=framework,
+        framework_version=import_module(framework).__version__,
+        original=original,
+        classes=tuple(classes.tolist()) if isinstance(classes, np.ndarray) else (),
+        boundary_values=boundary_values(),
+        margin=_single_threaded(_margin(model), fitted) if "label" in answers else None,
+        many_rows=levels.MANY_ROWS if any(node.op_type == "If" for node in proto.graph.node) else 0,
+        repair=repairs[precision],
+    )
+
+
+def _single_threaded(function: Any, fitted: Any) -> Any:
+    """Return the function as one that runs boosting by histograms on one thread.
+
+    Its threads meet at each tree, and wait for each other on busy cores: a proof of 2,000 trees took 200 s of CPU
+    instead of 4.
+    """
+    if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
+        return function
+    return ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
+
+
+def _margin(model: Any) -> Callable[[ModelInput], Array] | None:
+    """Return a function of the lead of the best label, [N] or scores [N, C]; a probability may be rounded to 1."""
+
+    def decision(batch: ModelInput) -> Array:
+        return np.asarray(model.decision_function(estimator_input(model, batch)))
+
+    def of_several_targets(batch: ModelInput) -> Array:
+        by_target = model.predict_proba(estimator_input(model, batch))
+        return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
+
+    # a bag decides by the mean of probabilities, and has no scores if its members know different classes
+    if hasattr(model, "decision_function") and not any(
+        isinstance(part, BaggingClassifier) for part in sub_estimators(model)
+    ):
+        return decision
+    has_several = isinstance(getattr(model, "classes_", None), list) and hasattr(model, "predict_proba")
+    return of_several_targets if has_several else None
+
+
+_TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
+
+
+def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any:
+    """Return the ModelProto of a fitted estimator.
+
+    Raises:
+        ConversionError: a step has no converter; the message names it.
+    """
+    precise = formulas.PRECISE if precision == "double" else {}
+    try:
+        copy = convertible_copy(fitted)
+        if precision == "double_until_last_step":
+            copy = round_before_last_step(copy)
+        last = last_step(copy)
+        with warnings.catch_warnings(), own_converters():
+            warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
+            formulas.register()
+            nets.register()
+            # probabilities as a matrix; the default is a list of mappings
+            options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
+            proto, topology = convert_sklearn(
+                copy,
+                initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
+                # for options, skl2onnx looks at each attribute of each tree, twice; a formula has none
+                options=None if type(last) in FORMULAS else options,
+                custom_conversion_functions=precise,
+                custom_shape_calculators=dict.fromkeys(precise, no_shapes),
+                target_opset=OPSETS,
+                intermediate=True,
+            )
+            refusal = mark_refused_rows(proto.graph, topology)
+            proto = onnx_remove_node_identity(proto)
+            helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
+    except Exception as error:
+        raise ConversionError(explain_failure(error, fitted)) from error
+    # skl2onnx lowers the versions to what its nodes need, and does not look into subgraphs
+    others = [entry for entry in proto.opset_import if entry.domain not in OPSETS]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    del proto.opset_import[:]
+    proto.opset_import.extend([*opsets, *others])
+    sort_rows(proto.graph)
+    return proto
