@@ -231,7 +231,7 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
     from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.inference import protocol_table
-    from mlflow_deploy_plugin.server.inference.messages import RawRequest
+    from mlflow_deploy_plugin.server.messages import RawRequest
     from mlflow_deploy_plugin.spool.codec import RequestRecord
 
     by_path = {

@@ -26,7 +26,7 @@ from benchmarks import request_path
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.server.http.app import ServerApp
-    from mlflow_deploy_plugin.server.inference.messages import RawRequest
+    from mlflow_deploy_plugin.server.messages import RawRequest
 
 ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
 
@@ -54,7 +54,7 @@ def open_apps(root: Path) -> dict[str, "ServerApp"]:
 
 
 def request() -> "RawRequest":
-    from mlflow_deploy_plugin.server.inference.messages import RawRequest
+    from mlflow_deploy_plugin.server.messages import RawRequest
 
     draw = random.Random(0)
     names = [f"feature_{place}" for place in range(request_path.WIDTH)]

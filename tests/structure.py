@@ -24,8 +24,17 @@ PACKAGE = ROOT / "mlflow_deploy_plugin"
 RECORD = Path(__file__).with_suffix(".json")
 GENERATED = {"inference_pb2.py"}
 MIGRATIONS = PACKAGE / "store" / "migrations"
-LAYERS = ({"http", "grpc", "assembly"}, {"inference"}, {"models"}, {"observability"})
-"""The layers inside `server`, from the top. Any layer may import the other modules, and they may import any layer."""
+LAYERS = (
+    {"supervisor"},
+    {"gunicorn_conf"},
+    {"http", "grpc"},
+    {"assembly"},
+    {"inference"},
+    {"models"},
+    {"observability"},
+    {"certificates", "cloud", "device", "listener", "messages", "variants"},
+)
+"""The layers inside `server`, from the top, as in the contract of pyproject.toml."""
 SENTENCE_WORDS = 4
 """A literal with at least this many words is a sentence."""
 

@@ -2,26 +2,25 @@
 
 import atexit
 import gc
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import BatchPolicy, Placement, available_cores, limit_memory
-from mlflow_deploy_plugin.server.cloud import Cloud, read_cloud
+from mlflow_deploy_plugin.server.cloud import read_cloud
 from mlflow_deploy_plugin.server.device import claim_device_id
 from mlflow_deploy_plugin.server.inference.auth import Authenticator
 from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
 from mlflow_deploy_plugin.server.inference.limits import RedisRates, RequestLimits, max_batch_rows, open_rate_limiter
 from mlflow_deploy_plugin.server.inference.response_cache import open_cache
+from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, WarmVersion, load_warm, worker_limit
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.models.side_process import SideProcess
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
-from mlflow_deploy_plugin.server.observability.tracing import Tracer, open_tracer
+from mlflow_deploy_plugin.server.observability.tracing import open_tracer
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, load_specs
 from mlflow_deploy_plugin.spool import CaptureWriter
@@ -31,36 +30,6 @@ _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
 """The values that an answer may have in any case. A server that takes only small bodies may give large answers."""
 _KEPT_BYTES = 16 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Server:
-    """The parts that answer requests in this process; every transport gets this object."""
-
-    dataplane: DataPlane
-    repository: Repository
-    metrics: Metrics
-    capture: CaptureWriter
-    shadows: Shadows
-    max_body_bytes: int
-    model_control: ModelControl
-    spec: ServerSpec
-    explainer: ExplainerClient
-    auth: Authenticator
-    tracer: Tracer | None = None
-    logs_requests: bool = False
-    limits: RequestLimits = field(default_factory=RequestLimits)
-    cloud: Cloud = field(default_factory=Cloud)
-
-    def close(self) -> None:
-        """Stop following, release the spool's segment and remove the worker's state file."""
-        self.repository.stop()
-        self.shadows.close()
-        self.capture.close()
-        self.explainer.close()
-        SideProcess.wait_for_ends()
-        if self.tracer:
-            self.tracer.close()
 
 
 def open_worker(state_dir: str) -> Server:

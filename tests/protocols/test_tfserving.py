@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.protocols.tfserving import decode_base64
 from mlflow_deploy_plugin.runtime import Schema
-from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support import servers
 from tests.support.handling import handle
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.servers import variant
 

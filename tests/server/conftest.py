@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support.models import mixed_model, tensor_model
 from tests.support.servers import opened, single_model, stock_model

@@ -6,8 +6,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.assembly import open_server, read_server_spec
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC
 

@@ -11,8 +11,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor, compile_schema, to_log_columns
-from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, exclude_columns
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments

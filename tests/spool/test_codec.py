@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import captured_tables
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spool.codec import Feedback, FeedbackFrame, decode_feedback, encode_feedback
 from mlflow_deploy_plugin.spool.reader import read_batches
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import delete
 
 from mlflow_deploy_plugin.errors import AlreadyExists
-from mlflow_deploy_plugin.server.inference.messages import without_keys
+from mlflow_deploy_plugin.server.messages import without_keys
 from mlflow_deploy_plugin.store import ApiKeys, Store, open_store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, AuditRow
 from tests.support.clocks import Clock

@@ -12,8 +12,9 @@ from typing import Any
 import requests
 import yaml
 
-from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
+from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.supervisor import open_listener
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPEC, WANTED, Wanted, read_workers, remove_metrics, write_state

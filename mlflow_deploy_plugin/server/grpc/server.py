@@ -7,10 +7,10 @@ from typing import Any
 import grpc
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.certificates import follow_files, open_tls
 from mlflow_deploy_plugin.server.grpc.service import MAX_STRANGERS, OpenCalls, handlers
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request_threads
+from mlflow_deploy_plugin.server.inference.server import Server
 
 _MAX_STREAMS = 32
 """The streams of a worker, and its public ones; each has a thread of its own beside those of unary calls."""

@@ -27,17 +27,17 @@ from google.protobuf.message import DecodeError
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.protocols import dump_json, v2
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.inference import management as documents
 from mlflow_deploy_plugin.server.inference.auth import UNNAMED, Need
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure, infer
 from mlflow_deploy_plugin.server.inference.protocol_table import DecodedRequest, EncodedResponse, Protocol
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest, Reply, safe_headers
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
+from mlflow_deploy_plugin.server.variants import ServedVariant
 
 _CHECK_SECONDS = 0.5
 MAX_STRANGERS = 64

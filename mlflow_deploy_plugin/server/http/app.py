@@ -16,7 +16,7 @@ from werkzeug.routing import BaseConverter
 from werkzeug.wrappers import Request
 
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.server.assembly import Server, open_worker
+from mlflow_deploy_plugin.server.assembly import open_worker
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.parser import MISSING_HOST, TORN_BODY, body_too_large, check_host, decode_path
 from mlflow_deploy_plugin.server.http.responses import RawResponse, exception_response, failure_response
@@ -30,8 +30,9 @@ from mlflow_deploy_plugin.server.http.routes import (
 )
 from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
 
 logger = logging.getLogger(__name__)

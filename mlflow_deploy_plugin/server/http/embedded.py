@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.parser import body_too_large
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, exception_response
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, safe_headers
+from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 from mlflow_deploy_plugin.statedir import (
     AGENT,

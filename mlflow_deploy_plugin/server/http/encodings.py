@@ -15,8 +15,8 @@ import zstandard
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
 from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.protocol_table import parse_accept
+from mlflow_deploy_plugin.server.messages import RawRequest
 
 COMPRESSED_FROM_BYTES = 16 * 1024
 """Smaller responses are sent as they are: they fit into the first packets of a connection anyway."""

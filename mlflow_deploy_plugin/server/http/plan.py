@@ -12,12 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mlflow_deploy_plugin.protocols import JSON, LARGE_BYTES, decode_document, dump_json, json_object
 from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestLimits
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.server.inference.protocol_table import (
     INVOCATIONS,
     PREDICT,
@@ -26,8 +24,10 @@ from mlflow_deploy_plugin.server.inference.protocol_table import (
     EncodedResponse,
     Protocol,
 )
-from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant, weighted_variant
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
+from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant, weighted_variant
 from mlflow_deploy_plugin.spool import RequestRecord
 
 Plan = Callable[[RawRequest], RawResponse | None]

@@ -10,9 +10,9 @@ from typing import Any
 
 from mlflow_deploy_plugin.errors import OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.protocols import JSON, dump_json
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply, error_reply, safe_headers
 from mlflow_deploy_plugin.server.inference.pipeline import failure
 from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES
+from mlflow_deploy_plugin.server.messages import RawRequest, Reply, error_reply, safe_headers
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 

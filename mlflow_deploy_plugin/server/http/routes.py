@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.messages import close_matches
 from mlflow_deploy_plugin.protocols import v2
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import views
 from mlflow_deploy_plugin.server.http.encodings import decode_body, encode_body
 from mlflow_deploy_plugin.server.http.openapi import operations
@@ -20,7 +19,6 @@ from mlflow_deploy_plugin.server.http.openapi.operations import Operation
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, failure_response, http_response
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.auth import Need
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import infer_async
 from mlflow_deploy_plugin.server.inference.protocol_table import (
     AZURE,
@@ -34,6 +32,8 @@ from mlflow_deploy_plugin.server.inference.protocol_table import (
     V2,
     Protocol,
 )
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest, Reply
 
 _SUGGESTED_PATHS = 3
 _ENDPOINT = re.compile(r"/(?:endpoints|v[12]/(?:repository/)?models)/([^/:]+)")

@@ -14,11 +14,11 @@ from contextlib import closing, suppress
 
 from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.protocols import jsonlines, media_name
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.parser import BodyParser
 from mlflow_deploy_plugin.server.http.responses import RawResponse, http_response
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer_lines
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
 
 MAX_STREAMS = 4

@@ -14,16 +14,16 @@ from urllib.parse import parse_qs
 from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.protocols import JSON, dump_json, json_object, media_name, media_type, tfserving
 from mlflow_deploy_plugin.protocols import feedback as protocol
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.inference import explain as explanations
 from mlflow_deploy_plugin.server.inference import management
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.inference.pipeline import infer
 from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, VERTEX, Protocol
-from mlflow_deploy_plugin.server.models.variants import ServedEndpoint
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest, request_id
 from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.gauges import agent_metrics_page, gpu_metrics_page
+from mlflow_deploy_plugin.server.variants import ServedEndpoint
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import SPANS, read_history
 

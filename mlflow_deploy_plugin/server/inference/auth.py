@@ -29,7 +29,7 @@ from urllib.parse import urlsplit
 
 from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, file_identity, read_state
 

@@ -16,13 +16,13 @@ from typing import Any
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, object_array, short_repr
-from mlflow_deploy_plugin.server.inference.messages import new_id, without_keys
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
+from mlflow_deploy_plugin.server.messages import new_id, without_keys
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.models.variants import ServedVariant, sticky_key
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metrics
+from mlflow_deploy_plugin.server.variants import ServedVariant, sticky_key
 from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CaptureWriter, RequestRecord
 
 _MOST_CAPTURED_BYTES = 1024 * 1024

@@ -10,11 +10,11 @@ from typing import Any
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.protocols import JSON, SideMessage, dump_json, load_json_object, media_name, mlflow
 from mlflow_deploy_plugin.runtime import Array, Feeds, check_explainable, explained_features, row_count, short_repr
-from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, Reply
 from mlflow_deploy_plugin.server.inference.pipeline import RequestContext
 from mlflow_deploy_plugin.server.inference.protocol_table import decode_rows
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest, Reply
+from mlflow_deploy_plugin.server.variants import ServedVariant
 
 _PERMUTATIONS = 10
 MOST_EVALS = 20_000

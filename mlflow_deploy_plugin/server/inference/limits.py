@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     CircuitBreaker,
     import_redis,
 )
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.settings import active_workspace
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import KeyEntry

@@ -29,10 +29,10 @@ from mlflow_deploy_plugin.runtime import (
     no_batch_dimension_reason,
     short_repr,
 )
-from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.models.repository import Repository
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
+from mlflow_deploy_plugin.server.variants import ServedVariant
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
 
 LARGEST_CONFIG_BYTES = 64 * 1024

@@ -26,9 +26,10 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.protocols import EVENTS, dump_json, jsonlines, media_type
 from mlflow_deploy_plugin.runtime import Array, Feeds, slice_feeds
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
-from mlflow_deploy_plugin.server.inference.messages import (
+from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import (
     RawRequest,
     Reply,
     error_reply,
@@ -37,9 +38,8 @@ from mlflow_deploy_plugin.server.inference.messages import (
     request_id,
     without_keys,
 )
-from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import predicted_labels
+from mlflow_deploy_plugin.server.variants import ServedVariant
 
 logger = logging.getLogger(__name__)
 

@@ -44,7 +44,7 @@ from mlflow_deploy_plugin.protocols import (
 )
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.variants import ServedVariant
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 

@@ -35,8 +35,8 @@ from mlflow_deploy_plugin.runtime import (
     unbatchable_reason,
 )
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.server.models.variants import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.server.variants import LoadedVersion, ServedVariant
 from mlflow_deploy_plugin.spool import CaptureWriter, RequestRecord, as_one_row
 
 logger = logging.getLogger(__name__)

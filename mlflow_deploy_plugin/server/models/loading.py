@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.runtime import (
     unbatchable_reason,
 )
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
-from mlflow_deploy_plugin.server.models.variants import LoadedVersion
+from mlflow_deploy_plugin.server.variants import LoadedVersion
 from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CapturedModel
 from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
 

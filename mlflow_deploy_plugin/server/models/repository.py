@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, Onnxs
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, no_batch_dimension_reason, read_served_artifact
 from mlflow_deploy_plugin.server.models.loading import WarmVersion, load_version
-from mlflow_deploy_plugin.server.models.variants import (
+from mlflow_deploy_plugin.server.variants import (
     LoadedVersion,
     ServedEndpoint,
     ServedTable,

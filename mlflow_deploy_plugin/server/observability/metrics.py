@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mlflow_deploy_plugin.runtime import Array, Artifact, ShadowComparison
-from mlflow_deploy_plugin.server.models.variants import ServedTable, ServedVariant
+from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant
 from mlflow_deploy_plugin.statedir import (
     CAPTURE_ROWS,
     FEEDBACK_LABELS,

@@ -17,7 +17,7 @@ from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
 from mlflow_deploy_plugin.errors import RuntimeMissing
-from mlflow_deploy_plugin.server.inference.messages import RawRequest, without_keys
+from mlflow_deploy_plugin.server.messages import RawRequest, without_keys
 from mlflow_deploy_plugin.version import __version__
 
 logger = logging.getLogger("mlflow_deploy_plugin.request")

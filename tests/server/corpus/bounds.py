@@ -91,8 +91,8 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "MLflow": (),  # protocols/mlflow.py: decode_document
     "event time": _answer(server__inference__pipeline__event_time=_NOTHING),
     "event years": _answer(
-        server__inference__messages___FIRST_EVENT="original.min.replace(tzinfo=original.tzinfo)",
-        server__inference__messages___MOST_AHEAD="original.max",
+        server__messages___FIRST_EVENT="original.min.replace(tzinfo=original.tzinfo)",
+        server__messages___MOST_AHEAD="original.max",
     ),
     "CSV": _answer(
         protocols__mlflow__read_column="lambda name, types, fields: "

@@ -14,7 +14,7 @@ import pytest
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.server.corpus import hostile
 from tests.server.corpus.case import Route
 from tests.server.corpus.routes import ARROW, POSTS, dump

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.server.corpus.case import Route
 from tests.server.corpus.routes import ALL, POSTS
 from tests.server.corpus.wire import Answer, check_right

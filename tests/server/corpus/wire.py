@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
+from mlflow_deploy_plugin.server.inference.server import Server
 from tests.server.corpus.case import AnyCase, Route
 from tests.support.handling import ask_wsgi
 

@@ -11,9 +11,9 @@ import pytest
 from flask import request
 from werkzeug.test import run_wsgi_app
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.statedir import KeyEntry
 from tests.support.handling import ROW, ask_wsgi, wsgi_environ
 from tests.support.keys import write_keys

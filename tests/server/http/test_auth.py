@@ -13,12 +13,12 @@ import pytest
 import requests
 from flask import Blueprint
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.routes import ROUTES, Route, expand_path
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import failure
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.statedir import KeyEntry, Scope

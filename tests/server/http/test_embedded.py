@@ -25,7 +25,7 @@ from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.inference_log import View, open_log, view_tables
 from mlflow_deploy_plugin.server import AsgiApp, WsgiApp
 from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import METRICS
 from tests.support.models import mixed_model

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest, UnsupportedMediaType
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.encodings import COMPRESSED_FROM_BYTES, decode_body, encode_body
 from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.servers import one_endpoint
 

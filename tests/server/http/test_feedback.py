@@ -8,9 +8,9 @@ import orjson
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.spool.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.spool.frames import segments

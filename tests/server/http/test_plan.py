@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields, serialize_response
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.statedir import SPOOL, WANTED, Wanted, write_state
 from tests.support import servers
 from tests.support.handling import handle

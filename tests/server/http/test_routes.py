@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.routes import expand_path
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.handling import ROW, V2_ROW, ask, handle
 from tests.support.servers import variant
 

@@ -16,14 +16,14 @@ from typing import Any, Literal
 import pytest
 import uvloop
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.server.http.parser import CHUNKED, body_parser
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.streaming import StreamedExchange
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import InlinePolicy, WorkerApp
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.models import write_model
 from tests.support.servers import one_endpoint
 

@@ -4,7 +4,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import CallerRefused, UnsupportedMediaType
 from mlflow_deploy_plugin.server.http.views import check_same_site
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 
 SPEC = ServerSpec.model_validate({"host": "Gpu-1", "allowed_hosts": "Flights.svc,models.example"})

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 import requests
 
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.models import parse_graph
 from tests.support.servers import opened, variant

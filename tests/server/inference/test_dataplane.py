@@ -13,12 +13,12 @@ import orjson
 import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http import encodings
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import read_batches
 from tests.support.handling import handle

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.server.inference.limits import (
     SharedRateLimiter,
     open_rate_limiter,
 )
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.statedir import KeyEntry
 from tests.support.clocks import Clock
 from tests.support.waiting import free_port

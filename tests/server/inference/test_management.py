@@ -9,8 +9,8 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound
 from mlflow_deploy_plugin.runtime import Batcher, BatchPolicy
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference import management
+from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.observability.metrics import Statistics
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import servers

@@ -13,10 +13,10 @@ import pytest
 from mlflow_deploy_plugin.errors import ClientDisconnected, InferenceError
 from mlflow_deploy_plugin.runtime import OpaqueBody
 from mlflow_deploy_plugin.server import assembly
-from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer, infer_lines
 from mlflow_deploy_plugin.server.inference.protocol_table import DecodedRequest, Protocol
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spool.frames import segments
 from tests.support.handling import V2_ROW, ask
 from tests.support.servers import one_endpoint, variant

@@ -10,9 +10,9 @@ import pytest
 from pyarrow import parquet
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.plan import PlanTable
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support import servers
 from tests.support.handling import handle
 

@@ -16,8 +16,8 @@ import yaml
 
 from mlflow_deploy_plugin.protocols.v2 import HEADER_LENGTH
 from mlflow_deploy_plugin.protocols.v2_tensors import TensorHeader, datatype_of, from_binary, to_binary
-from mlflow_deploy_plugin.server.assembly import Server
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.handling import handle
 from tests.support.onnx_nodes import Array, NodeCase, node_cases
 from tests.support.servers import variant

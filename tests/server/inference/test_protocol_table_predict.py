@@ -13,11 +13,11 @@ import yaml
 
 from mlflow_deploy_plugin.runtime import Artifact
 from mlflow_deploy_plugin.server import assembly
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.inference import protocol_table
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.protocol_table import encode_record
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support import servers
 from tests.support.handling import handle
 

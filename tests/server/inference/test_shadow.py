@@ -18,12 +18,12 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.runtime import Array, Feeds, Predictor
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
-from mlflow_deploy_plugin.server.models.variants import ServedVariant
+from mlflow_deploy_plugin.server.messages import RawRequest
+from mlflow_deploy_plugin.server.variants import ServedVariant
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.writer import CaptureWriter

@@ -25,11 +25,12 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.protocols.v2_tensors import to_binary
 from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
-from mlflow_deploy_plugin.server.assembly import Server, open_server
+from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.cloud import Cloud
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.models import side_process
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.spec import ServerSpec

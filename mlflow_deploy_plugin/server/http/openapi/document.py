@@ -10,7 +10,6 @@ from urllib.parse import quote
 from mlflow_deploy_plugin.errors import NotReady
 from mlflow_deploy_plugin.protocols import EVENTS, JSON
 from mlflow_deploy_plugin.runtime import Artifact, Schema
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
 from mlflow_deploy_plugin.server.http.openapi.operations import HTML, Bodies, Operation, RequestBody
@@ -18,7 +17,8 @@ from mlflow_deploy_plugin.server.http.openapi.schemas import JsonSchema
 from mlflow_deploy_plugin.server.http.responses import error_response
 from mlflow_deploy_plugin.server.http.routes import Route, list_routes
 from mlflow_deploy_plugin.server.inference.auth import scopes_for
-from mlflow_deploy_plugin.server.models.variants import ServedEndpoint, ServedVariant
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.variants import ServedEndpoint, ServedVariant
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.version import __version__
 

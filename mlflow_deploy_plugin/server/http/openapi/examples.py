@@ -15,7 +15,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.protocols import JSON, datatype_of, load_json, mlflow
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Schema
-from mlflow_deploy_plugin.server.models.variants import LoadedVersion
+from mlflow_deploy_plugin.server.variants import LoadedVersion
 
 MAX_ROWS = 3
 MAX_VALUES = 1024

@@ -20,13 +20,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from mlflow_deploy_plugin.errors import NotFound, NotReady
 from mlflow_deploy_plugin.protocols import dtype_of, dump_json, mlflow
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint
 from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
 from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
 from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.version import __version__
 
 _HERE = Path(__file__).parent

@@ -50,7 +50,7 @@ from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.http.streaming import MAX_STREAMS, StreamedExchange, may_stream
 from mlflow_deploy_plugin.server.http.workers.worker_app import WorkerApp
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.messages import RawRequest
 
 _PIPELINED_BYTES = 64 * 1024
 """The bytes behind the current request that are buffered; with more, reading is paused."""

@@ -5,14 +5,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from mlflow_deploy_plugin.server.assembly import Server, open_worker
+from mlflow_deploy_plugin.server.assembly import open_worker
 from mlflow_deploy_plugin.server.http.app import ServerApp
 from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.server.http.plan import PlanTable
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.inference.limits import RequestThreads, max_batch_rows, request_threads
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 
 INLINE_SECONDS = 0.001
 """A request that is expected to take longer than this is answered in a thread, and not on the event loop."""

@@ -13,12 +13,12 @@ import pytest
 
 from mlflow_deploy_plugin.runtime import Artifact, Output
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import UndescribedSchema
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.openapi.document import MAX_ENDPOINTS, document
 from mlflow_deploy_plugin.server.http.openapi.schemas import invocations_answer, invocations_schema
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.routes import list_routes
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
 from tests.support import page_models
 from tests.support.handling import handle

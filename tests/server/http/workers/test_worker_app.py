@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.server.assembly import Server
 from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 from mlflow_deploy_plugin.server.http.workers.worker_app import INLINE_SECONDS, InlinePolicy, WorkerApp
-from mlflow_deploy_plugin.server.inference.messages import RawRequest
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
 from tests.support.servers import one_endpoint, variant
 from tests.support.waiting import wait_until
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlflow_deploy_plugin.server.models.variants import answering_variants, sticky_variant, weighted_variant
+from mlflow_deploy_plugin.server.variants import answering_variants, sticky_variant, weighted_variant
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import os
 
-from mlflow_deploy_plugin.server.inference.messages import new_id
+from mlflow_deploy_plugin.server.messages import new_id
 
 
 def test_identifiers_are_hexadecimal_and_never_repeat() -> None:

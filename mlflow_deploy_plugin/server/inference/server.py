@@ -1,0 +1,47 @@
+"""The server of one worker: the parts that answer its requests."""
+
+from dataclasses import dataclass, field
+
+from mlflow_deploy_plugin.server.cloud import Cloud
+from mlflow_deploy_plugin.server.inference.auth import Authenticator
+from mlflow_deploy_plugin.server.inference.dataplane import DataPlane
+from mlflow_deploy_plugin.server.inference.limits import RequestLimits
+from mlflow_deploy_plugin.server.inference.shadow import Shadows
+from mlflow_deploy_plugin.server.models.explainer import ExplainerClient
+from mlflow_deploy_plugin.server.models.model_control import ModelControl
+from mlflow_deploy_plugin.server.models.repository import Repository
+from mlflow_deploy_plugin.server.models.side_process import SideProcess
+from mlflow_deploy_plugin.server.observability.metrics import Metrics
+from mlflow_deploy_plugin.server.observability.tracing import Tracer
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spool import CaptureWriter
+
+
+@dataclass(frozen=True)
+class Server:
+    """The parts that answer requests in this process; every transport gets this object."""
+
+    dataplane: DataPlane
+    repository: Repository
+    metrics: Metrics
+    capture: CaptureWriter
+    shadows: Shadows
+    max_body_bytes: int
+    model_control: ModelControl
+    spec: ServerSpec
+    explainer: ExplainerClient
+    auth: Authenticator
+    tracer: Tracer | None = None
+    logs_requests: bool = False
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    cloud: Cloud = field(default_factory=Cloud)
+
+    def close(self) -> None:
+        """Stop following, release the spool's segment and remove the worker's state file."""
+        self.repository.stop()
+        self.shadows.close()
+        self.capture.close()
+        self.explainer.close()
+        SideProcess.wait_for_ends()
+        if self.tracer:
+            self.tracer.close()
