@@ -3,7 +3,11 @@
 As long as the same versions are served, most decisions of the pipeline are the same for every request to a path: its
 protocol, and whether there are rates, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable`
 makes them once. A request that its plan does not cover, or that fails in it, takes the general way
-(`routes.handle_direct`). That gives the same bytes, and every error; a property test holds the two equal.
+(`routes.handle_direct`), which makes every error.
+
+A plan intentionally repeats the rules of `pipeline.infer`, because each call that it saves is time of every request. A
+property test (`tests/server/http/test_plan.py`) keeps the two equal: the same bytes, status and counters for generated
+requests. Change the rules in both modules.
 """
 
 import random

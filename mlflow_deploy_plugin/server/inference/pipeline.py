@@ -6,7 +6,9 @@ Its steps: authenticate → limits → variant → decode → infer → encode �
 decodes on the loop, and encodes in the thread that has computed the batch. `infer_lines` takes them for JSON Lines that
 are answered while they come, and `explain.py` for explanations. All four share the steps of `RequestContext`.
 
-The fast worker first tries a plan (`http/plan.py`), which composes these steps once for the usual request.
+The fast worker first tries a plan (`http/plan.py`), which composes these steps once for the usual request and
+intentionally repeats the rules of `infer`. A property test (`tests/server/http/test_plan.py`) keeps the two equal.
+Change the rules in both modules.
 """
 
 import logging

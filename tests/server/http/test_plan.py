@@ -1,5 +1,6 @@
 """Plans beside the general way: the same bytes for every request that a plan answers, and the same record of it."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -134,24 +135,46 @@ OLD = [b"1400.5", b"7", b'"AA"', b"false", b"[", b"1", b"3", b"FP32", b'"data"']
 NEW = [b"", b"[]", b"{}", b"null", b"NaN", b"1e999", b"true", b"2.5", b'"x"', b"-1", b"123456789012345678901234567890"]
 
 
+HEADERS = st.fixed_dictionaries(
+    {"content-type": st.sampled_from(["application/json", "application/json; charset=utf-8", "text/csv"])},
+    optional={
+        "accept": st.sampled_from(["*/*", "application/json", "application/jsonl", "text/html"]),
+        "accept-encoding": st.sampled_from(["gzip", "identity"]),
+        "x-request-id": st.just("r"),
+    },
+)
+
+
+def counters(server: Server) -> Counter[str]:
+    """Return each sample of the metrics that is no time, with its value."""
+    lines = (line.rpartition(" ") for line in server.metrics.page().decode().splitlines() if not line.startswith("#"))
+    return Counter({name: int(float(value)) for name, _, value in lines if "seconds" not in name})
+
+
 @settings(max_examples=300)
 @given(
     st.sampled_from(BODIES),
     st.lists(st.tuples(st.sampled_from(OLD), st.sampled_from(NEW) | st.binary(max_size=3)), max_size=2),
+    st.just(JSON) | HEADERS,
 )
-def test_whatever_is_sent_a_plan_agrees_or_leaves_it(
-    shared: Server, request_: tuple[str, Any], changes: list[tuple[bytes, bytes]]
+def test_whatever_is_sent_a_plan_answers_and_counts_as_the_general_way_or_leaves_it(
+    shared: Server, request_: tuple[str, Any], changes: list[tuple[bytes, bytes]], headers: dict[str, str]
 ) -> None:
     path, document = request_
     body = orjson.dumps(document)
     for old, new in changes:
         body = body.replace(old, new, 1)
-    request = RawRequest("POST", path, JSON, body)
-    planned, general = PlanTable(shared).answer(request), handle(shared, request)
+    request = RawRequest("POST", path, headers, body)
+    before = counters(shared)
+    planned = PlanTable(shared).answer(request)
+    between = counters(shared)
+    general = handle(shared, request)
     if planned is None:
         assert general.status >= 400, body
+        assert between == before
     else:
         assert shown(planned, request) == shown(general, request)
+        assert between - before == counters(shared) - between
 
 
 def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
