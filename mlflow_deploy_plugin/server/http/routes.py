@@ -91,9 +91,9 @@ def _page(name: str, otherwise: bytes = b"") -> View:
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):
             return RawResponse(200, otherwise)
-        from mlflow_deploy_plugin.server.http import pages
+        from mlflow_deploy_plugin.server.http.pages.views import PAGES
 
-        return pages.PAGES[name](server, request, endpoint)
+        return PAGES[name](server, request, endpoint)
 
     return view
 

@@ -5,7 +5,7 @@ import pytest
 
 from mlflow_deploy_plugin.runtime import Column, Input, Tensor, compile_schema
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
-from mlflow_deploy_plugin.server.http.pages import ImageInput, form_fields, image_input
+from mlflow_deploy_plugin.server.http.pages.views import ImageInput, form_fields, image_input
 
 
 @pytest.mark.parametrize(

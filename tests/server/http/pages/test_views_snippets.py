@@ -14,7 +14,7 @@ import requests
 
 from mlflow_deploy_plugin.runtime.pyfunc_artifact import UndescribedSchema
 from mlflow_deploy_plugin.server.http.openapi.examples import Example
-from mlflow_deploy_plugin.server.http.pages import snippets
+from mlflow_deploy_plugin.server.http.pages.views import snippets
 from mlflow_deploy_plugin.server.inference.server import Server
 from tests.support.handling import ask
 from tests.support.servers import variant

@@ -1,0 +1,368 @@
+"""The pages, rendered from templates, and the headers that restrict them.
+
+Everything that comes from a model or a request is text to a page: the templates escape it, and the content security
+policy allows no script that is not a file of this package, and no other host.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mlflow_deploy_plugin.errors import NotFound, NotReady
+from mlflow_deploy_plugin.protocols import dtype_of, dump_json, mlflow
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
+from mlflow_deploy_plugin.server.http.openapi import document, examples
+from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint
+from mlflow_deploy_plugin.server.http.openapi.examples import Example, invocations_example, v2_example
+from mlflow_deploy_plugin.server.http.openapi.operations import TAGS
+from mlflow_deploy_plugin.server.http.responses import RawResponse
+from mlflow_deploy_plugin.server.inference.server import Server
+from mlflow_deploy_plugin.server.messages import RawRequest
+from mlflow_deploy_plugin.version import __version__
+
+_HERE = Path(__file__).parent
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(_HERE / "templates"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
+_HTML = "text/html; charset=utf-8"
+_ASSET_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+_HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
+_MOST_ENDPOINTS = 500
+"""The endpoints that a page lists; the others are reached by their address."""
+
+HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'self'; base-uri 'none'; object-src 'none'; form-action 'self'; frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+_read_file = cache(Path.read_bytes)
+
+
+def asset(file: Path, *_asked: object) -> RawResponse:
+    """Return one of the files that the pages load."""
+    return RawResponse(200, _read_file(file), _ASSET_TYPES[file.suffix], dict(HEADERS))
+
+
+def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
+    """Return the OpenAPI document, of all endpoints or of one.
+
+    Raises:
+        NotReady, NotFound: see `Repository.select_variant`, for one endpoint.
+    """
+    only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
+    return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
+
+
+def _try_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+    schema, example, artifact = subject.schema, subject.example, subject.artifact
+    fields = form_fields(schema, example, {**artifact.categories, **artifact.refusals.categories})
+    has_probabilities = artifact.classes and any(output.role == "probabilities" for output in artifact.outputs)
+    page_data = {
+        "predictionPath": f"{subject.path}/{'predict/batch' if has_probabilities else 'invocations'}",
+        "isTable": bool(schema.columns),
+        "fields": [asdict(field) for field in fields],
+    }
+    pasted = (
+        examples.csv_example(schema, example)
+        if schema.columns
+        else _json_text(examples.invocations_example(schema, example))
+    )
+    return {"fields": fields, "page_data": page_data, "pasted": pasted, "example": example}
+
+
+def _docs_values(server: Server, request: RawRequest, subject: DescribedEndpoint) -> dict[str, Any]:
+    """Return the routes, the fields and an example of the endpoint."""
+    scheme = "https" if request.headers.get("x-forwarded-proto") == "https" else server.spec.scheme
+    host = request.headers.get("host", "")
+    host = host if _HOST.fullmatch(host) else "127.0.0.1:8080"
+    schema, example, base = subject.schema, subject.example, f"{scheme}://{host}"
+    path, takes_keys = f"{subject.path}/invocations", server.spec.takes_keys
+    return {
+        "fields": form_fields(schema, example),
+        "why_no_fields": subject.artifact.undescribed,
+        "outputs": subject.artifact.outputs,
+        "snippets": snippets(base, path, subject.endpoint, schema, example, takes_keys),
+        "groups": _groups(document.document(server, only=subject.endpoint)),
+    }
+
+
+def _page(
+    template: str,
+    values: Callable[[Server, RawRequest, DescribedEndpoint], dict[str, Any]],
+    server: Server,
+    request: RawRequest,
+    endpoint: str | None,
+) -> RawResponse:
+    """Return the page of an endpoint (None: the default one), or a notice with the reason why there is nothing to see.
+
+    The notice of the default endpoint has the status 200: the server lives.
+    """
+    status, subject, shown = 200, None, {}
+    try:
+        subject = describe_endpoint(server, endpoint)
+        shown = values(server, request, subject)
+    except (NotReady, NotFound) as error:
+        status, template = 200 if endpoint is None else error.http_status, "notice.html"
+        shown = {"message": error.message, "is_starting": status != 404}
+    key = server.auth.known(request)
+    allowed = key.endpoints if key is not None else ()
+    html = _TEMPLATES.get_template(template).render(
+        onnxserve_version=__version__,
+        subject=subject,
+        artifact=subject.artifact if subject else None,
+        variants=subject.served.answering if subject else (),
+        endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
+        **shown,
+    )
+    return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
+
+
+PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
+    "try": partial(_page, "try.html", _try_values),
+    "docs": partial(_page, "docs.html", _docs_values),
+    "openapi": openapi,
+    **{file.name: partial(asset, file) for file in (_HERE / "static").iterdir()},
+}
+"""The view of each page, and of each file that they load."""
+
+
+def _json_text(body: dict[str, Any]) -> str:
+    return dump_json(body).decode() if body else ""
+
+
+def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the operations by tag, without the files of the pages."""
+    groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
+    listed = ((path, one) for path, operations in openapi["paths"].items() for one in operations.items())
+    for path, (method, operation) in listed:
+        if path.startswith("/pages/"):
+            continue
+        content = operation.get("requestBody", {}).get("content", {})
+        examples = {media_type: body.get("example") or {} for media_type, body in content.items()}
+        row = {
+            "method": method.upper(),
+            "path": path,
+            "summary": operation["summary"],
+            "parameters": [
+                (one["name"], one["in"], one.get("description") or "one of " + ", ".join(one["schema"].get("enum", [])))
+                for one in operation.get("parameters", [])
+            ],
+            "bodies": {
+                media_type: example if isinstance(example, str) else _json_text(example)
+                for media_type, example in examples.items()
+            },
+            "responses": [(status, response["description"]) for status, response in operation["responses"].items()],
+        }
+        groups.setdefault(operation["tags"][0], []).append(row)
+    return {tag: rows for tag, rows in groups.items() if rows}
+
+
+Kind = Literal["number", "boolean", "string", "tensor"]
+
+_KIND_WORDS = {
+    "f": ("number", "numbers"),
+    "i": ("whole number", "whole numbers"),
+    "u": ("whole number", "whole numbers"),
+    "b": ("true or false", "true or false"),
+    "str": ("text", "texts"),
+}
+"""numpy's kind of a dtype, or `str` → the words for one value and for several."""
+_LEAST_SIDE, _MOST_SIDE = 8, 4096
+"""Pixels; shorter sides are hardly those of a picture, and longer ones too much for a browser."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInput:
+    """The tensor that a picture becomes.
+
+    Attributes:
+        layout: NCHW, NHWC or NHW; the batch is one picture.
+        channels: 1 (grey) or 3 (red, green, blue).
+        is_scaled: True if 0–255 becomes 0–1, as for floating point.
+    """
+
+    layout: Literal["NCHW", "NHWC", "NHW"]
+    channels: int
+    height: int
+    width: int
+    is_scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FormField:
+    """One input.
+
+    Attributes:
+        id: of its element on the page.
+        quoted_name: the name as the server's errors quote it.
+        type: type, or dtype and shape, as developers write them.
+        words: the same for everybody.
+        is_nullable: True if an empty field is sent as null.
+        value: the initial text of the field.
+        choices: the categories of the column, as text; empty if they are not known.
+    """
+
+    id: str
+    name: str
+    quoted_name: str
+    kind: Kind
+    type: str
+    words: str
+    is_nullable: bool
+    is_required: bool
+    value: str
+    choices: tuple[str, ...] = ()
+    picture: ImageInput | None = None
+
+
+def form_fields(
+    schema: Schema,
+    example: Example,
+    categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
+) -> list[FormField]:
+    """Return the fields of a form, in the signature's order, filled with the example's first row.
+
+    Args:
+        categories: column → its values.
+    """
+    if not schema.columns:
+        return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
+    missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
+    row = example.record() if example.values else {}
+    kinds: dict[str, Kind] = {"str": "string", "bool": "boolean"}
+    fields = []
+    for position, column in enumerate(schema.columns):
+        dtype = COLUMN_TYPES.get(column.type, "str")
+        value = row.get(column.name)
+        if value is None or value != value:  # NaN stands for a missing number
+            value = ""
+        fields.append(
+            FormField(
+                id=f"field-{position}",
+                name=column.name,
+                quoted_name=repr(column.name),
+                kind=kinds.get(dtype, "number"),
+                type=column.type,
+                words=_KIND_WORDS["str" if dtype == "str" else np.dtype(dtype).kind][0],
+                is_nullable=dtype.startswith("float") or (dtype == "str" and missing.get(column.name) is not None),
+                is_required=column.required,
+                value=_field_text(value),
+                choices=tuple(map(_field_text, categories.get(column.name, ()))),
+            )
+        )
+    return fields
+
+
+def image_input(tensor: Tensor) -> ImageInput | None:
+    """Return the image input of a tensor, or None if it is no batch of pictures."""
+    kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
+    if kind != "f" and tensor.dtype != "uint8":
+        return None
+    match tensor.shape:
+        case (-1 | 1, (1 | 3) as channels, height, width):
+            picture = ImageInput("NCHW", channels, height, width, kind == "f")
+        case (-1 | 1, height, width, (1 | 3) as channels):
+            picture = ImageInput("NHWC", channels, height, width, kind == "f")
+        case (-1 | 1, height, width):
+            picture = ImageInput("NHW", 1, height, width, kind == "f")
+        case _:
+            return None
+    return picture if _LEAST_SIDE <= min(height, width) <= max(height, width) <= _MOST_SIDE else None
+
+
+def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
+    name = tensor.name or schema.inputs[0].name
+    sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
+    # by the signature's name, or the graph's where the only tensor has none
+    values = example.values.get(tensor.name, example.values.get(name))
+    is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
+    shown = "" if values is None else dump_json(values[:1] if is_row else values).decode()
+    type = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}"
+    words = f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, {sizes}"
+    return FormField(
+        id=f"field-{position}",
+        name=name,
+        quoted_name=repr(tensor.name),
+        kind="tensor",
+        type=type,
+        words=words,
+        is_nullable=False,
+        is_required=True,
+        value=shown,
+        picture=image_input(tensor),
+    )
+
+
+def _field_text(value: Any) -> str:
+    return value if isinstance(value, str) else dump_json(value).decode()
+
+
+def snippets(
+    base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
+) -> dict[str, str]:
+    """Return code that asks for the example's predictions and runs as it is, by the tool that it uses.
+
+    Args:
+        base: the server's address, as http://127.0.0.1:8080.
+        path: the endpoint's `/invocations`.
+        takes_keys: a caller needs a key, for which the word KEY stands.
+    """
+    body = invocations_example(schema, example)
+    if not body:
+        return {}
+    url, data = base + path, shlex.quote(json.dumps(body, ensure_ascii=False))
+    sent = "  -H 'Authorization: Bearer KEY' \\\n" if takes_keys else ""
+    headers = ", headers={'Authorization': 'Bearer KEY'}" if takes_keys else ""
+    curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
+    python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
+    answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
+    found = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
+    if tensors := v2_example(schema, example):
+        found["Python, tritonclient"] = _triton(base, endpoint, tensors, headers)
+    return found
+
+
+def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str:
+    """Return code for tritonclient[http]; only names, shapes and values differ between models."""
+    lines = ["import numpy as np", "from tritonclient.http import InferenceServerClient, InferInput", "", "inputs = []"]
+    for entry in body["inputs"]:
+        data = repr(entry["data"])
+        if not _has_text(entry["data"]):
+            data = data.replace("None", "np.nan")  # null is NaN among numbers
+        values = f"np.array({data}, dtype={dtype_of(entry['datatype']).name!r})"
+        lines += [
+            f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",
+            f"tensor.set_data_from_numpy({values})",
+            "inputs.append(tensor)",
+        ]
+    host = base.partition("://")[2]
+    is_secure = ", ssl=True" if base.startswith("https:") else ""
+    lines += [
+        "",
+        f"client = InferenceServerClient({host!r}{is_secure})",
+        f"answer = client.infer({endpoint!r}, inputs{headers})",
+        'for output in answer.get_response()["outputs"]:',
+        '    print(output["name"], answer.as_numpy(output["name"]))',
+    ]
+    return "\n".join(lines)
+
+
+def _has_text(values: Any) -> bool:
+    return isinstance(values, str) or (isinstance(values, list) and any(map(_has_text, values)))
