@@ -12,6 +12,7 @@ import yaml
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Document, Place
 from mlflow_deploy_plugin.spec import load_specs, new_endpoint
+from tests.support.refusals import refused
 
 MODEL = "models:/flight-delay/Production"
 
@@ -130,13 +131,12 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[st
 
 
 @pytest.mark.parametrize(
-    ("model", "config", "message"),
+    ("model", "config", "names"),
     [
-        (MODEL, {"server.host": "0.0.0.0"}, "everybody who reaches server.host 0.0.0.0 could use the endpoint: say"),
-        ("models/flights", {}, "variants.flights.model: an absolute path is expected"),
+        (MODEL, {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "everybody", "-C server.api_keys=true"]),
+        ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(model: str, config: dict[str, str], message: str) -> None:
-    with pytest.raises(InvalidConfig) as refused:
+def test_what_cannot_be_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:
+    with refused(InvalidConfig, *names):
         rendered(config, model)
-    assert message in str(refused.value)

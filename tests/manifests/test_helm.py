@@ -216,22 +216,22 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
 
 @NEEDS_HELM
 @pytest.mark.parametrize(
-    ("endpoint", "message"),
+    ("endpoint", "names"),
     [
-        ({"kubernetes": {"replica": 5}}, "replica"),
-        ({"server": {"port": "eighty"}}, "/server/port"),
-        ({"kubernetes": {"host": "f.example"}}, "everybody who reaches f.example could use the endpoint"),
-        ({"kubernetes": {"max_replicas": 9}}, "kubernetes.max_replicas scales by CPU: say container.cpus"),
-        ({"variants": None}, "variants"),
-        ({"server": {"certfile": "/c.pem"}}, "endpoints.flights.server.certfile: SECRET/KEY is expected (got /c.pem)"),
-        ({"container": {"image": "bad image"}}, "/container/image': 'bad image' does not match pattern"),
+        ({"kubernetes": {"replica": 5}}, ["replica"]),
+        ({"server": {"port": "eighty"}}, ["port"]),
+        ({"kubernetes": {"host": "f.example"}}, ["f.example", "everybody"]),
+        ({"kubernetes": {"max_replicas": 9}}, ["kubernetes.max_replicas", "container.cpus"]),
+        ({"variants": None}, ["variants"]),
+        ({"server": {"certfile": "/c.pem"}}, ["endpoints.flights.server.certfile", "SECRET/KEY", "/c.pem"]),
+        ({"container": {"image": "bad image"}}, ["/endpoints/flights/container/image", "'bad image'"]),
     ],
 )
-def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, message: str) -> None:
+def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, names: list[str]) -> None:
     endpoint = {"variants": {"champion": {"model": "models:/x/1"}}, **endpoint}
     done = helm("template", "shipped", str(CHART), values={"endpoints": {"flights": endpoint}})
     assert done.returncode != 0
-    assert message in done.stderr.replace("endpoints.flights.server.port", "/server/port")
+    assert mentions(done.stderr, *names)
 
 
 @NEEDS_HELM

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place
 from mlflow_deploy_plugin.manifests.systemd import PROGRAM
 from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
+from tests.support.refusals import refused
 
 UNIT, SPEC = "etc/systemd/system/onnxserve-flights.service", "etc/onnxserve/flights.yaml"
 NEEDS_SYSTEMD = pytest.mark.skipif(
@@ -120,22 +121,21 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "config", "message"),
+    ("model", "config", "names"),
     [
-        ("models/flights", {}, "variants.flights.model: an absolute path is expected, not 'models/flights'"),
-        ("/srv/my models", {}, "'/srv/my models' cannot stand in a unit"),
-        ("models:/x/1", {"container.secrets.A": "store/uri"}, "'store/uri' cannot stand in a unit: an absolute path"),
-        ("models:/x/1", {"container.image": "flights:3"}, "container.image: a unit runs /opt/onnxserve/bin/onnx"),
-        ("models:/x/1", {"container.network": "front"}, "container.network: a unit has the network of its machine"),
+        ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
+        ("/srv/my models", {}, ["'/srv/my models'", "a unit"]),
+        ("models:/x/1", {"container.secrets.A": "store/uri"}, ["'store/uri'", "a unit", "absolute path"]),
+        ("models:/x/1", {"container.image": "flights:3"}, ["container.image", "/opt/onnxserve/bin/onnxserve"]),
+        ("models:/x/1", {"container.network": "front"}, ["container.network", "a unit"]),
         (
             "models:/x/1",
             {"container.environment.MLFLOW_WORKSPACE": "../team"},
-            "MLFLOW_WORKSPACE: lower-case letters, digits and - within are expected",
+            ["MLFLOW_WORKSPACE", "lower-case letters"],
         ),
-        ("models:/x/1", {"server.host": "0.0.0.0"}, "everybody who reaches server.host 0.0.0.0 could use the"),
+        ("models:/x/1", {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "everybody"]),
     ],
 )
-def test_what_a_unit_cannot_hold_is_refused_in_one_line(model: str, config: dict[str, str], message: str) -> None:
-    with pytest.raises(InvalidConfig) as refused:
+def test_what_a_unit_cannot_hold_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:
+    with refused(InvalidConfig, *names):
         rendered(config, model)
-    assert message in str(refused.value)
