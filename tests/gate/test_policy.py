@@ -29,26 +29,26 @@ def test_yaml_and_json_say_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "names"),
     [
-        ("evaluaton: {}", "the policy: evaluaton: .*the fields are gated_stages, gated_aliases"),
-        ("evaluation: {margin: -1}", "the policy: evaluation.margin: "),
-        ("evaluation: {dataset: d.csv}", "the dataset needs a target"),
-        ("robustness: {disturbances: {noise: 1}}", "robustness.disturbances need labelled rows: "),
-        ("robustness: {disturbances: [noise]}", "robustness.disturbances: .*a mapping of disturbances to strengths"),
-        ("robustness: {disturbances: {noise: -1}}", "robustness.disturbances: .*noise cannot have the strength -1"),
-        ("evaluation: {at_least: .nan}", r"evaluation\.at_least: Input should be a finite number"),
-        ("robustness: {dataset: d.csv}", "robustness: .*the dataset needs a target"),
-        ("gated_stages: [Prod]", "gated_stages.0: Input should be 'Staging', 'Production' or 'Archived'"),
-        ("- a", "the policy is not a mapping"),
-        ("a: [", "the policy is not YAML"),
-        ("a: 2020-13-45", "the policy is not YAML: month must be in 1..12"),
-        ("[" * 2400, "the policy is not YAML: it is nested more than 100 levels"),
-        ("fresh_hours: .inf", "fresh_hours: Input should be less than or equal to 87600"),
+        ("evaluaton: {}", ["evaluaton", "gated_stages, gated_aliases"]),
+        ("evaluation: {margin: -1}", ["evaluation.margin"]),
+        ("evaluation: {dataset: d.csv}", ["evaluation", "target"]),
+        ("robustness: {disturbances: {noise: 1}}", ["robustness.disturbances", "robustness.dataset"]),
+        ("robustness: {disturbances: [noise]}", ["robustness.disturbances", "a mapping"]),
+        ("robustness: {disturbances: {noise: -1}}", ["robustness.disturbances", "noise", "strength -1"]),
+        ("evaluation: {at_least: .nan}", ["evaluation.at_least", "finite"]),
+        ("robustness: {dataset: d.csv}", ["robustness", "target"]),
+        ("gated_stages: [Prod]", ["gated_stages.0", "'Staging'", "'Production'", "'Archived'"]),
+        ("- a", ["the policy", "a mapping"]),
+        ("a: [", ["the policy", "YAML"]),
+        ("a: 2020-13-45", ["the policy", "YAML", "month"]),
+        ("[" * 2400, ["the policy", "YAML", "100 levels"]),
+        ("fresh_hours: .inf", ["fresh_hours", "87600"]),
     ],
 )
-def test_a_wrong_policy_is_named_with_its_field(text: str, message: str) -> None:
-    with pytest.raises(InvalidConfig, match=message):
+def test_a_wrong_policy_is_named_with_its_field(text: str, names: list[str]) -> None:
+    with refused(InvalidConfig, *names):
         parse_policy(text, "the policy")
 
 

@@ -27,30 +27,24 @@ def loaded(folder: Path) -> LoadedOnnx:
 
 
 @pytest.mark.parametrize(
-    ("weights", "parity", "with_labels", "state", "reason"),
+    ("weights", "parity", "with_labels", "state", "names"),
     [
-        (
-            (4.0, -2.0),
-            "proven",
-            False,
-            "passed",
-            "made from models:/toy/1, where the ONNX form is proven on 1,000 rows;",
-        ),
-        ((4.0, -2.0), "proven", True, "passed", "accuracy 0."),
-        ((1.0, 2.0), "proven", False, "failed", "an evaluation dataset in the policy would measure the loss itself"),
-        ((1.0, 2.0), "proven", True, "failed", "(accuracy), more than the margin of 0.01: made from models:/toy/1"),
-        ((4.0, -2.0), "warned", False, "failed", "of models:/toy/1, which it was made from: the ONNX form is warned"),
+        ((4.0, -2.0), "proven", False, "passed", ["models:/toy/1", "proven", "1,000 rows"]),
+        ((4.0, -2.0), "proven", True, "passed", ["accuracy"]),
+        ((1.0, 2.0), "proven", False, "failed", ["an evaluation dataset"]),
+        ((1.0, 2.0), "proven", True, "failed", ["accuracy", "the margin of 0.01", "models:/toy/1"]),
+        ((4.0, -2.0), "warned", False, "failed", ["models:/toy/1", "the ONNX form", "warned"]),
     ],
 )
 def test_it_passes_if_its_base_does_and_it_loses_no_more_than_the_margin(
-    tmp_path: Path, weights: tuple[float, ...], parity: str, with_labels: bool, state: str, reason: str
+    tmp_path: Path, weights: tuple[float, ...], parity: str, with_labels: bool, state: str, names: list[str]
 ) -> None:
     base = loaded(write_classifier(tmp_path / "base", parity=parity))
     form = loaded(optimized(write_classifier(tmp_path / "form", weights, parity="warned"), base))
     rows = LabelledRows(INPUTS, ROWS["label"]) if with_labels else None
     result = check_agreement(form, base, GatePolicy(evaluation=EvaluationPolicy()), rows, INPUTS)
     assert result.state == state
-    assert reason in result.reason
+    assert mentions(result.reason, *names)
 
 
 def test_without_rows_nothing_is_proven(tmp_path: Path) -> None:
@@ -96,16 +90,16 @@ def test_the_loss_is_measured_on_the_dataset_of_the_policy(
 
 
 @pytest.mark.parametrize(
-    ("where", "base", "reason"),
+    ("where", "base", "names"),
     [
-        ("models:/toy/9", "good", "it was made from models:/toy/9, with which it cannot be compared: model toy has no"),
-        ("models:/toy/2", "good", "cannot be compared: its files are not those that it was made from"),
-        ("/etc", "good", "it was made from /etc, with which it cannot be compared: it is no version in MLflow"),
+        ("models:/toy/9", "good", ["models:/toy/9", "compared", "model toy"]),
+        ("models:/toy/2", "good", ["models:/toy/2", "compared", "its files"]),
+        ("/etc", "good", ["/etc", "compared", "MLflow"]),
     ],
 )
 def test_a_base_that_is_not_the_one_or_not_there_fails(
-    parity_of: Callable[..., CheckResult], where: str, base: str, reason: str
+    parity_of: Callable[..., CheckResult], where: str, base: str, names: list[str]
 ) -> None:
     result = parity_of(where, base)
     assert result.state == "failed"
-    assert reason in result.reason
+    assert mentions(result.reason, *names)

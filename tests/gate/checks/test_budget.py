@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs, median_ratio
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
 from tests.support.classifiers import COLUMNS, labelled, write_classifier
-from tests.support.refusals import refused
+from tests.support.refusals import mentions, refused
 
 
 def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) -> MeasuredCost:
@@ -24,23 +24,25 @@ def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) 
 
 
 @pytest.mark.parametrize(
-    ("candidate", "policy", "state", "said"),
+    ("candidate", "policy", "state", "names"),
     [
-        (cost(), {}, "passed", "a row 2 ms (1 times models:/m/1)"),
-        (cost(row_ms=2.5), {}, "failed", "a row 5 ms (2.5 times models:/m/1); the policy allows 2 times as much"),
-        (cost(batch_ms=30), {}, "failed", "a batch of 64 60 ms (3 times models:/m/1); the policy allows 2"),
-        (cost(memory_mb=300), {}, "failed", "memory 300 MB (3 times models:/m/1); the policy allows 2"),
-        (cost(row_ms=2.5), {"max_latency_ratio": 3}, "passed", "a row 5 ms"),
-        (cost(row_ms=2.5), {"max_latency_ratio": None}, "passed", "a row 5 ms"),
-        (cost(row_ms=2.5), {"ignore_below_ms": 10}, "passed", "a row 5 ms"),
-        (cost(), {"max_p99_ms": 2.5}, "failed", "the 99th percentile of a row is 3.00 ms; the policy allows 2.5"),
-        (cost(), {"max_memory_mb": 50}, "failed", "the loaded model takes 100 MB; the policy allows 50"),
+        (cost(), {}, "passed", ["a row 2 ms", "1 times models:/m/1"]),
+        (cost(row_ms=2.5), {}, "failed", ["a row 5 ms", "2.5 times models:/m/1", "allows 2"]),
+        (cost(batch_ms=30), {}, "failed", ["a batch of 64 60 ms", "3 times models:/m/1", "allows 2"]),
+        (cost(memory_mb=300), {}, "failed", ["memory 300 MB", "3 times models:/m/1", "allows 2"]),
+        (cost(row_ms=2.5), {"max_latency_ratio": 3}, "passed", ["a row 5 ms"]),
+        (cost(row_ms=2.5), {"max_latency_ratio": None}, "passed", ["a row 5 ms"]),
+        (cost(row_ms=2.5), {"ignore_below_ms": 10}, "passed", ["a row 5 ms"]),
+        (cost(), {"max_p99_ms": 2.5}, "failed", ["99th percentile", "3.00 ms", "allows 2.5"]),
+        (cost(), {"max_memory_mb": 50}, "failed", ["100 MB", "allows 50"]),
     ],
 )
-def test_what_it_may_cost_beside_what_is_served(candidate: Any, policy: dict[str, Any], state: str, said: str) -> None:
+def test_what_it_may_cost_beside_what_is_served(
+    candidate: Any, policy: dict[str, Any], state: str, names: list[str]
+) -> None:
     result = check_budget(candidate, cost(), BudgetPolicy(**policy), "models:/m/1")
     assert result.state == state
-    assert said in result.reason
+    assert mentions(result.reason, *names)
 
 
 def test_with_nothing_served_only_absolute_bounds_count() -> None:

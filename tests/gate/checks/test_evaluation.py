@@ -28,24 +28,20 @@ def policy(**fields: Any) -> EvaluationPolicy:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "state", "said"),
+    ("wrong", "state", "names"),
     [
-        (100, "passed", "accuracy 0.9000 against 0.9000 of models:/m/1: 0.0000 better"),
-        (80, "passed", "0.0200 better"),
-        (102, "passed", "0.0020 worse"),
-        (108, "failed", "these rows cannot tell that it is not worse by more than 0.0100"),
-        (112, "failed", "worse by more than the margin of 0.0100, as far as these rows can tell"),
-        (
-            200,
-            "failed",
-            "worse by more than the margin of 0.0100; accuracy 0.8000 against 0.9000 of models:/m/1: 0.1000 worse",
-        ),
+        (100, "passed", ["accuracy 0.9000", "0.9000 of models:/m/1", "0.0000 better"]),
+        (80, "passed", ["0.0200 better"]),
+        (102, "passed", ["0.0020 worse"]),
+        (108, "failed", ["cannot tell", "0.0100"]),
+        (112, "failed", ["the margin of 0.0100", "as far as"]),
+        (200, "failed", ["the margin of 0.0100", "accuracy 0.8000", "0.9000 of models:/m/1", "0.1000 worse"]),
     ],
 )
-def test_it_may_not_be_worse_by_more_than_the_margin(wrong: int, state: str, said: str) -> None:
+def test_it_may_not_be_worse_by_more_than_the_margin(wrong: int, state: str, names: list[str]) -> None:
     result = check_evaluation(TRUTH, wrong_in(wrong), wrong_in(100), policy(), 7, NAME)
     assert result.state == state
-    assert said in result.reason
+    assert mentions(result.reason, *names)
     assert result.figures["accuracy_candidate"] == pytest.approx(1 - wrong / ROWS)
     assert result.figures["difference"] == pytest.approx((100 - wrong) / ROWS)
     assert result.figures["difference_low"] <= result.figures["difference"] <= result.figures["difference_high"]
@@ -57,10 +53,8 @@ def test_a_wider_margin_lets_it_pass() -> None:
 
 def test_the_floor_holds_whatever_is_served() -> None:
     result = check_evaluation(TRUTH, wrong_in(300), None, policy(at_least=0.8), seed=7)
-    assert (result.state, result.reason) == (
-        "failed",
-        "accuracy 0.7000 is worse than 0.8, the worst that the policy allows",
-    )
+    assert result.state == "failed"
+    assert mentions(result.reason, "accuracy 0.7000", "0.8", "the policy")
     assert check_evaluation(TRUTH, wrong_in(300), wrong_in(400), policy(at_least=0.8), seed=7).state == "failed"
     assert check_evaluation(TRUTH, wrong_in(100), None, policy(at_least=0.8), seed=7).state == "passed"
 
@@ -69,10 +63,8 @@ def test_few_rows_prove_nothing() -> None:
     result = check_evaluation(
         TRUTH[:50], ModelPredictions(TRUTH[:50], True), ModelPredictions(TRUTH[:50], True), policy(), seed=7
     )
-    assert (result.state, result.reason) == (
-        "failed",
-        "50 rows with a known target are too few; the policy asks for 100",
-    )
+    assert result.state == "failed"
+    assert mentions(result.reason, "50 rows", "100")
 
 
 def test_the_margin_of_an_error_is_a_share() -> None:
@@ -88,7 +80,8 @@ def test_answers_that_are_no_numbers_fail() -> None:
     result = check_evaluation(
         TRUTH.astype(float), ModelPredictions(np.full(ROWS, np.nan), False), None, policy(), seed=7
     )
-    assert (result.state, result.reason) == ("failed", "rmse of the new version is nan: it answers no numbers")
+    assert result.state == "failed"
+    assert mentions(result.reason, "rmse", "nan")
 
 
 def test_a_metric_of_probabilities_asks_for_them() -> None:
