@@ -72,30 +72,22 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model_uri", "message"),
+    ("model_uri", "names"),
     [
-        (
-            "models:/tiny/Staging",
-            "model tiny has no version in stage Staging; versions: 1 (Production), 2 (Production, @live), 3 (None)",
-        ),
-        ("models:/tiny/9", "model tiny has no version 9; versions: 1 (Production)"),
-        ("models:/tiny@dead", "model tiny has no alias dead; versions: 1 (Production)"),
-        (
-            "models:/tiny/tag:team=green",
-            "model tiny has no version with the tag team=green; versions: 1 (Production, team=blue), "
-            "2 (Production, @live, team=blue), 3 (None, team=it's red)",
-        ),
-        ("models:/empty/latest", "model empty has no version; it has no versions at all"),
-        ("models:/tyni/Production", "there is no registered model tyni; registered are empty, tiny"),
-        ("models:/m-0000", "logged model m-0000 does not exist"),
-        ("runs:/0000/model", "run 0000 does not exist"),
-        ("/no/such/folder", "the folder /no/such/folder does not exist"),
+        ("models:/tiny/Staging", ["model tiny", "stage Staging", "1 (Production), 2 (Production, @live), 3 (None)"]),
+        ("models:/tiny/9", ["model tiny", "version 9", "1 (Production)"]),
+        ("models:/tiny@dead", ["model tiny", "alias dead", "1 (Production)"]),
+        ("models:/tiny/tag:team=green", ["tag team=green", "1 (Production, team=blue)", "3 (None, team=it's red)"]),
+        ("models:/empty/latest", ["model empty", "no versions at all"]),
+        ("models:/tyni/Production", ["model tyni", "empty, tiny"]),
+        ("models:/m-0000", ["logged model m-0000"]),
+        ("runs:/0000/model", ["run 0000"]),
+        ("/no/such/folder", ["folder /no/such/folder"]),
     ],
 )
-def test_what_does_not_exist_is_said_with_what_does(store: Any, model_uri: str, message: str) -> None:
-    with pytest.raises(NotFound) as caught:
+def test_what_does_not_exist_is_said_with_what_does(store: Any, model_uri: str, names: list[str]) -> None:
+    with refused(NotFound, *names) as caught:
         resolve(model_uri)
-    assert caught.value.message.startswith(message)
     assert "\n" not in caught.value.message
 
 
