@@ -185,29 +185,29 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
 
     assert mentions(result.stdout, "sums", "2 labels")
     assert mentions(result.stdout, "2 rows", "none is unmatched")
-    assert result.stderr.splitlines()[0].startswith("line 2: key names 'c', which no logged row of sums has")
+    assert mentions(result.stderr.splitlines()[0], "line 2", "'c'", "sums")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (("sums", "--key", "a,bb"), "--key names 'bb', which no logged row of sums has; did you mean 'b'?"),
-        (("sums",), "has no column 'prediction_id', it has a, b, label; see --id-column or --key"),
-        (("sums", "--key", "a", "--label-column", "late"), "has no column 'late'"),
-        (("sumz", "--key", "a"), "there is no endpoint 'sumz'; did you mean 'sums'?"),
-        (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), "there is no answer at http://127.0.0.1:9/"),
-        (("sums", "--key", "a", "--rejects", "no/such/bad.jsonl"), "the file no/such/bad.jsonl cannot be written"),
-        (("sums", "--key", "a", "--rejects", "labels.csv"), "--rejects labels.csv is the file of the labels"),
+        (("sums", "--key", "a,bb"), ["--key", "'bb'", "'b'"]),
+        (("sums",), ["'prediction_id'", "a, b, label", "--id-column", "--key"]),
+        (("sums", "--key", "a", "--label-column", "late"), ["'late'"]),
+        (("sumz", "--key", "a"), ["no endpoint", "'sumz'", "'sums'"]),
+        (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), ["no answer", "http://127.0.0.1:9"]),
+        (("sums", "--key", "a", "--rejects", "no/such/bad.jsonl"), ["file no/such/bad.jsonl"]),
+        (("sums", "--key", "a", "--rejects", "labels.csv"), ["--rejects labels.csv"]),
     ],
 )
 def test_a_mistake_is_one_line_and_nothing_is_brought(
-    ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+    ids: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], names: list[str]
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     monkeypatch.chdir(tmp_path)
     file = tmp_path / "labels.csv"
     file.write_text("a,b,label\n1,2,3\n")
-    assert message in said(feedback(*arguments, "--file", str(file)))
+    assert mentions(said(feedback(*arguments, "--file", str(file))), *names)
     assert file.read_text() == "a,b,label\n1,2,3\n"
 
 

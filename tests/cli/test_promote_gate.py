@@ -39,13 +39,13 @@ def test_each_check_is_a_line_and_the_steps_go_to_stderr(toy: Command) -> None:
     done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
     assert done.exit_code == 0, done.output
     lines = done.stdout.splitlines()
-    assert lines[:6] == [
-        "toy version 2: passed without an evaluation, compared with models:/toy/1",
-        "  passed   parity      the ONNX form is proven on 1,000 rows",
-        "  passed   signature   the same columns and types as models:/toy/1",
-        "  skipped  evaluation  the policy skips it",
-        "  skipped  robustness  the policy skips it",
-        "  skipped  budget      the policy skips it",
+    assert mentions(lines[0], "toy version 2", "passed", "models:/toy/1")
+    assert [line.split()[:2] for line in lines[1:6]] == [
+        ["passed", "parity"],
+        ["passed", "signature"],
+        ["skipped", "evaluation"],
+        ["skipped", "robustness"],
+        ["skipped", "budget"],
     ]
     assert lines[6] == "  policy: cheap.yaml"
     assert lines[7].startswith("  report: run ")
@@ -57,29 +57,24 @@ def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
     assert done.exit_code == 1
     document = json.loads(done.stdout)
     assert document["state"] == "failed"
-    assert document["checks"][0] == {
-        "name": "parity",
-        "state": "failed",
-        "reason": "the ONNX form is warned on 1,000 rows (it answers otherwise); the policy asks for proven",
-        "figures": {"rows": 1000.0},
-        "notes": [],
-        "table": None,
-    }
+    parity = document["checks"][0]
+    assert mentions(parity.pop("reason"), "warned", "1,000 rows", "proven")
+    assert parity == {"name": "parity", "state": "failed", "figures": {"rows": 1000.0}, "notes": [], "table": None}
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (("toy", "2", "--policy", "none.yaml"), "Error: the policy none.yaml does not exist"),
-        (("toy", "9"), "Error: model toy has no version 9"),
-        (("models:/toy/2",), "Error: 'models:/toy/2' is no name of a registered model; give name and version: toy 2"),
-        (("toy", "2", "--against", "models:/toy"), "Error: 'models:/toy' names no version"),
+        (("toy", "2", "--policy", "none.yaml"), ["policy none.yaml"]),
+        (("toy", "9"), ["model toy", "version 9"]),
+        (("models:/toy/2",), ["'models:/toy/2'", "toy 2"]),
+        (("toy", "2", "--against", "models:/toy"), ["'models:/toy'", "no version"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: tuple[str, ...], message: str, toy: Command) -> None:
+def test_a_mistake_is_one_line(arguments: tuple[str, ...], names: list[str], toy: Command) -> None:
     done = toy("gate", *arguments)
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith(message)
+    assert mentions(done.stderr.splitlines()[-1], "Error", *names)
     assert done.stdout == ""
 
 
