@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_deploy_plugin.deployments import client as plugin
 from tests.support.deployments import SIGNATURE, weighted_sum
-from tests.support.refusals import refused
+from tests.support.refusals import mentions, refused
 
 SPLIT = {"dataframe_split": {"columns": ["b", "a"], "data": [[2, 1], [4.5, 3]]}}
 ROWS = [[1, 2], [3, 4.5]]
@@ -99,25 +99,22 @@ def test_a_file_that_mlflow_read_with_pandas_is_understood(
 
 
 @pytest.mark.parametrize(
-    ("inputs", "said"),
+    ("inputs", "names"),
     [
-        (FRAME[["a"]], "column 'b' is missing; the model needs a, b"),
-        ({"a": ["x"], "b": [1]}, "'x'"),
-        (FRAME[:0], "no rows"),
-        ("a,b\n1,2", "cannot predict on str: give a DataFrame"),
-        (None, "cannot predict on NoneType"),
-        ({"a": [object()], "b": [1]}, "the input cannot be sent as JSON"),
+        (FRAME[["a"]], ["'b'", "a, b"]),
+        ({"a": ["x"], "b": [1]}, ["'x'"]),
+        (FRAME[:0], ["no rows"]),
+        ("a,b\n1,2", ["str", "DataFrame"]),
+        (None, ["NoneType"]),
+        ({"a": [object()], "b": [1]}, ["JSON"]),
     ],
     ids=["missing", "mistyped", "empty", "text", "none", "object"],
 )
 def test_an_input_that_does_not_fit_is_refused_in_the_servers_words(
-    served: BaseDeploymentClient, inputs: Any, said: str
+    served: BaseDeploymentClient, inputs: Any, names: list[str]
 ) -> None:
-    with pytest.raises(MlflowException) as caught:
+    with refused(MlflowException, *names, code="BAD_REQUEST"):
         served.predict("sum", inputs)
-
-    assert said in caught.value.message
-    assert caught.value.error_code == "BAD_REQUEST"
 
 
 def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentClient, models: Any) -> None:
@@ -139,55 +136,47 @@ def test_get_tells_everything_and_list_the_main_things(served: BaseDeploymentCli
 
 
 @pytest.mark.parametrize(
-    ("call", "said", "code"),
+    ("call", "names", "code"),
     [
-        (lambda c: c.get_deployment("no"), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.get_deployment("sum", "no"), "no deployment 'sum' in endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.update_deployment("no", "m"), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.predict("no", [[1]]), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.predict(None, [[1]], "no"), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.predict(None, [[1]]), "say which deployment", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_deployment("sum", "m"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
-        (lambda c: c.create_deployment("../x", "m"), "letters, digits, . _ - are expected", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_deployment("x", "m", "keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.update_deployment("sum", flavor="keras"), "unknown flavor 'keras'", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.explain("sum", ROWS), "came without rows to explain against", "BAD_REQUEST"),
-        (lambda c: c.explain("no", ROWS), "there is no deployment 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.delete_deployment("sum", {"x": "1"}), "delete takes no config", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.list_deployments("no"), "there is no endpoint 'no'; there are sum", "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.get_deployment("no"), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.get_deployment("sum", "no"), ["'sum'", "endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.update_deployment("no", "m"), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict("no", [[1]]), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]], "no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.predict(None, [[1]]), ["which deployment"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("sum", "m"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_deployment("../x", "m"), ["letters, digits"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_deployment("x", "m", "keras"), ["flavor 'keras'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_deployment("sum", flavor="keras"), ["flavor 'keras'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.explain("sum", ROWS), ["without rows"], "BAD_REQUEST"),
+        (lambda c: c.explain("no", ROWS), ["no deployment 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.delete_deployment("sum", {"x": "1"}), ["no config", "'x'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.list_deployments("no"), ["no endpoint 'no'", "sum"], "RESOURCE_DOES_NOT_EXIST"),
     ],
 )
 def test_what_cannot_be_done_is_an_mlflow_exception_with_its_code(
-    served: BaseDeploymentClient, call: Any, said: str, code: str
+    served: BaseDeploymentClient, call: Any, names: list[str], code: str
 ) -> None:
-    with pytest.raises(MlflowException) as caught:
+    with refused(MlflowException, *names, code=code):
         call(served)
-
-    assert said in caught.value.message
-    assert caught.value.error_code == code
 
 
 @pytest.mark.parametrize(
-    ("delete", "said"),
+    ("delete", "names"),
     [
-        (lambda c: c.delete_deployment("nope"), "there is no deployment 'nope'; the deployments are: sum"),
-        (lambda c: c.delete_deployment("smu"), "there is no deployment 'smu'; did you mean 'sum'?\n"),
-        (
-            lambda c: c.delete_deployment("sum", endpoint="elsewhere"),
-            "there is no deployment 'sum' in endpoint 'elsewhere'; there is no endpoint 'elsewhere'; there are sum",
-        ),
-        (lambda c: c.delete_deployment("nope", endpoint="sum"), "no deployment 'nope' in endpoint 'sum'; the depl"),
-        (lambda c: c.delete_endpoint("nope"), "there is no endpoint 'nope'; there are sum"),
+        (lambda c: c.delete_deployment("nope"), ["'nope'", "sum"]),
+        (lambda c: c.delete_deployment("smu"), ["'smu'", "'sum'"]),
+        (lambda c: c.delete_deployment("sum", endpoint="elsewhere"), ["'sum'", "no endpoint 'elsewhere'"]),
+        (lambda c: c.delete_deployment("nope", endpoint="sum"), ["'nope'", "endpoint 'sum'"]),
+        (lambda c: c.delete_endpoint("nope"), ["no endpoint 'nope'", "sum"]),
     ],
 )
 def test_deleting_what_does_not_exist_is_no_error_and_says_that_nothing_was_deleted(
-    served: BaseDeploymentClient, capsys: pytest.CaptureFixture[str], delete: Any, said: str
+    served: BaseDeploymentClient, capsys: pytest.CaptureFixture[str], delete: Any, names: list[str]
 ) -> None:
     delete(served)
 
-    told = capsys.readouterr()
-    assert told.err.startswith("nothing was deleted: ")
-    assert said in told.err
+    assert mentions(capsys.readouterr().err, "nothing was deleted", *names)
     assert served.get_deployment("sum")["state"] == "running"
 
 

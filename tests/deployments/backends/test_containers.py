@@ -116,18 +116,17 @@ def test_only_what_a_running_container_cannot_take_on_needs_another(
 
 
 @pytest.mark.parametrize(
-    ("uri", "said"),
+    ("uri", "names"),
     [
-        ("sqlite:////home/ada/mlflow.db", "the registry sqlite:… is a file of this machine, and no container reads it"),
-        ("/home/ada/mlruns", "the registry file:… is a file of this machine"),
-        ("http://127.0.0.1:5000", "say -C container.network=host; or let `mlflow server --host` listen on docker0's"),
-        ("http://localhost:5000", "no container reaches http://localhost:5000, this machine's loopback"),
+        ("sqlite:////home/ada/mlflow.db", ["sqlite:…", "a file"]),
+        ("/home/ada/mlruns", ["file:…", "a file"]),
+        ("http://127.0.0.1:5000", ["-C container.network=host", "`mlflow server --host`"]),
+        ("http://localhost:5000", ["http://localhost:5000", "loopback"]),
     ],
 )
-def test_a_registry_that_no_container_reaches_is_refused_with_what_would_do(uri: str, said: str) -> None:
-    with pytest.raises(InvalidConfig) as raised:
+def test_a_registry_that_no_container_reaches_is_refused_with_what_would_do(uri: str, names: list[str]) -> None:
+    with refused(InvalidConfig, *names):
         check_registry(uri, is_host=False)
-    assert said in raised.value.message
 
 
 def test_a_registry_within_reach_is_not() -> None:
@@ -137,20 +136,20 @@ def test_a_registry_within_reach_is_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "message"),
+    ("said", "kind", "names"),
     [
-        ("Bind for 0.0.0.0:8123 failed: port is already allocated", InvalidConfig, "port 8123 on .* choose another by"),
-        ("listen tcp4 0.0.0.0:8123: bind: address already in use", InvalidConfig, "port 8123 on .* choose another by"),
-        ('The name "/x" is already in use by container "7"', AlreadyExists, "another container has the name: .*/x"),
-        ("Range of CPUs is from 0.01 to 4.00", InvalidConfig, "container.cpus: Range of CPUs is from 0.01 to 4.00"),
-        ("network ml not found", InvalidConfig, "container.network: there is no Docker network ml"),
-        ("could not select device driver", InvalidConfig, "this engine has not NVIDIA's container toolkit"),
-        ("bind source path does not exist: /x", InvalidConfig, "does not see a folder of this machine: .*/x"),
-        ("the disk\nis full", DeploymentFailed, "Docker says: the disk is full"),
+        ("Bind for 0.0.0.0:8123 failed: port is already allocated", InvalidConfig, ["port 8123"]),
+        ("listen tcp4 0.0.0.0:8123: bind: address already in use", InvalidConfig, ["port 8123"]),
+        ('The name "/x" is already in use by container "7"', AlreadyExists, ["another container", '"/x"']),
+        ("Range of CPUs is from 0.01 to 4.00", InvalidConfig, ["container.cpus", "0.01 to 4.00"]),
+        ("network ml not found", InvalidConfig, ["container.network", "ml"]),
+        ("could not select device driver", InvalidConfig, ["NVIDIA's container toolkit"]),
+        ("bind source path does not exist: /x", InvalidConfig, ["a folder", "/x"]),
+        ("the disk\nis full", DeploymentFailed, ["the disk is full"]),
     ],
 )
 def test_what_an_engine_refuses_is_told_by_the_field_that_changes_it(
-    said: str, kind: type[OnnxserveError], message: str
+    said: str, kind: type[OnnxserveError], names: list[str]
 ) -> None:
-    with pytest.raises(kind, match=message), docker_errors(flights()):
+    with refused(kind, *names), docker_errors(flights()):
         raise APIError("409 Client Error", explanation=said)
