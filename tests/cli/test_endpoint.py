@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.monitors import Monitors
 from mlflow_deploy_plugin.store.tables import EndpointRow
+from tests.support.commands import said
 from tests.support.deployments import Models
 from tests.support.refusals import mentions
 
@@ -99,18 +100,18 @@ def test_an_endpoint_whose_spec_cannot_be_read_is_listed_with_the_reason_and_can
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "names"),
     [
-        (["get", "nobody"], "there is no endpoint 'nobody'; there is none yet"),
-        (["traffic", "nobody", "a=1"], "there is no endpoint 'nobody'; there is none yet"),
-        (["create", "x", "-C", "server.prot=1"], "unknown config key 'server.prot'; did you mean 'server.port'?"),
-        (["create", "x", "-C", "traffic.a=1"], "the endpoint 'x' has no deployment 'a'; it has none yet"),
+        (["get", "nobody"], ["no endpoint", "'nobody'"]),
+        (["traffic", "nobody", "a=1"], ["no endpoint", "'nobody'"]),
+        (["create", "x", "-C", "server.prot=1"], ["'server.prot'", "'server.port'"]),
+        (["create", "x", "-C", "traffic.a=1"], ["endpoint 'x'", "deployment 'a'"]),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_1(home: BaseDeploymentClient, arguments: list[str], said: str) -> None:
-    result = endpoint(*arguments)
-
-    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"Error: {said}\n")
+def test_a_mistake_is_one_line_and_exit_status_1(
+    home: BaseDeploymentClient, arguments: list[str], names: list[str]
+) -> None:
+    assert mentions(said(endpoint(*arguments)), *names)
 
 
 def listed(*arguments: str) -> Result:

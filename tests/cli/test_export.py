@@ -25,17 +25,19 @@ def test_an_export_is_one_line(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "message"),
+    ("arguments", "status", "names"),
     [
-        (["--format", "tflite"], 1, "Error: cannot export tflite, because 'carrier' is of texts"),
-        (["--download-wheels"], 2, "Error: --wheels and --download-wheels are for a bundle; the format is onnx"),
-        (["--name", "m"], 2, "Error: --name is for a wheel; the format is onnx"),
-        (["--format", "pickle"], 2, "Invalid value for '--format'"),
-        (["--rows", "none.csv"], 1, "Error: the file none.csv cannot be read"),
+        (["--format", "tflite"], 1, ["tflite", "'carrier'"]),
+        (["--download-wheels"], 2, ["--wheels", "--download-wheels", "bundle", "onnx"]),
+        (["--name", "m"], 2, ["--name", "wheel", "onnx"]),
+        (["--format", "pickle"], 2, ["'--format'"]),
+        (["--rows", "none.csv"], 1, ["file none.csv"]),
     ],
 )
-def test_a_mistake_is_one_line(model: Path, tmp_path: Path, arguments: list[str], status: int, message: str) -> None:
+def test_a_mistake_is_one_line(
+    model: Path, tmp_path: Path, arguments: list[str], status: int, names: list[str]
+) -> None:
     done = CliRunner().invoke(main, ["export", str(model), "-o", str(tmp_path / "m"), *arguments])
     assert done.exit_code == status
-    assert message in done.stderr
+    assert mentions(done.stderr, *names)
     assert not (tmp_path / "m").exists()

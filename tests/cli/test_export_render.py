@@ -62,16 +62,16 @@ def test_files_that_do_not_say_where_mlflow_is_are_noted(arguments: list[str], i
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["-n", "flights"], "there is no endpoint 'flights'"),
-        (["--spec", "none.yaml"], "the spec none.yaml does not exist"),
-        (["-m", "models:/x/1", "-o", "/proc"], "/proc/x.yaml cannot be written: "),
-        (["-m", "models:/x/1", "-C", "kubernetes.replica=2"], "did you mean 'kubernetes.replicas'?"),
+        (["-n", "flights"], ["no endpoint", "'flights'"]),
+        (["--spec", "none.yaml"], ["spec none.yaml"]),
+        (["-m", "models:/x/1", "-o", "/proc"], ["/proc/x.yaml"]),
+        (["-m", "models:/x/1", "-C", "kubernetes.replica=2"], ["'kubernetes.replicas'"]),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
+def test_a_mistake_is_one_line(arguments: list[str], names: list[str]) -> None:
     status, said = run(*arguments)
     assert status == 1
-    assert message in said
+    assert mentions(said, *names)
     assert said.count("\n") == 1

@@ -65,23 +65,23 @@ def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "names"),
     [
-        (["create", "shop"], 1, "Error: there is, or was, a key 'shop' already; choose another name"),
-        (["create", "a b"], 1, "letters, digits, . _ - are expected"),
-        (["create", "x", "--endpoint", "a/b"], 1, "letters, digits, . _ - are expected"),
-        (["create", "x", "--scope", "write"], 2, "'write' is not one of 'infer', 'read', 'admin'"),
-        (["create", "x", "--expires", "soon"], 2, "Error: --expires 'soon' cannot be read; a duration like 30s"),
-        (["create", "x", "--expires", "999999d"], 0, ""),
-        (["create", "x", "--limit", "lots"], 2, "Error: --limit lots: a rate is expected, as 100/second"),
-        (["revoke", "shpo"], 1, "Error: no key 'shpo' holds; did you mean 'shop'?"),
+        (["create", "shop"], 1, ["a key 'shop'"]),
+        (["create", "a b"], 1, ["letters, digits"]),
+        (["create", "x", "--endpoint", "a/b"], 1, ["letters, digits"]),
+        (["create", "x", "--scope", "write"], 2, ["'write'", "'infer', 'read', 'admin'"]),
+        (["create", "x", "--expires", "soon"], 2, ["--expires", "'soon'", "30s"]),
+        (["create", "x", "--expires", "999999d"], 0, []),
+        (["create", "x", "--limit", "lots"], 2, ["--limit lots", "100/second"]),
+        (["revoke", "shpo"], 1, ["'shpo'", "'shop'"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(arguments: list[str], code: int, message: str) -> None:
+def test_what_cannot_be_is_one_clear_line(arguments: list[str], code: int, names: list[str]) -> None:
     keys("create", "shop")
     result = keys(*arguments)
     assert result.exit_code == code
-    assert message in result.output
+    assert mentions(result.output, *names)
 
 
 def test_nothing_is_made_that_others_may_write_whatever_the_umask(tmp_path: Path) -> None:

@@ -120,15 +120,15 @@ def test_an_empty_answer_has_its_header(writer: LogWriter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (("flihgts",), "did you mean 'flights'?"),
-        (("flights", "--where", "carier = 1"), "did you mean 'carrier'?"),
-        (("flights", "no/such/folder/rows.csv"), "the file no/such/folder/rows.csv cannot be written: No such file"),
+        (("flihgts",), ["'flights'"]),
+        (("flights", "--where", "carier = 1"), ["'carrier'"]),
+        (("flights", "no/such/folder/rows.csv"), ["file no/such/folder/rows.csv", "No such file"]),
     ],
 )
-def test_a_mistake_is_one_line(writer: LogWriter, arguments: tuple[str, ...], message: str) -> None:
-    assert message in said(log("query", *arguments))
+def test_a_mistake_is_one_line(writer: LogWriter, arguments: tuple[str, ...], names: list[str]) -> None:
+    assert mentions(said(log("query", *arguments)), *names)
 
 
 def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
@@ -138,14 +138,13 @@ def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
     for end in (terminal, output):
         os.close(end)
     assert ended.returncode == 2
-    assert ended.stderr.endswith("Error: Parquet is nothing for a terminal: name a FILE\n")
+    assert mentions(ended.stderr, "Parquet", "a FILE")
 
 
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_what_a_form_has_no_room_for_is_said_in_one_line(writer: LogWriter, tmp_path: Path, form: str) -> None:
     message = said(log("query", "flights", str(tmp_path / f"rows.{form}"), "--select", "INTERVAL 1 DAY"))
-    assert message.startswith(f"the answer has no form in {form}: ")
-    assert message.endswith("CAST(… AS VARCHAR) makes a text of it")
+    assert mentions(message, f"no form in {form}", "CAST(… AS VARCHAR)")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 
@@ -162,7 +161,7 @@ def test_a_broken_file_is_told(writer: LogWriter) -> None:
     broken.write_bytes(b"PAR1")
     result = log("query", "flights", "--limit", "1")
     assert result.exit_code == 0
-    assert result.stderr.startswith(f"note: {broken} makes no sense and is left out: ")
+    assert mentions(result.stderr, "note", str(broken))
 
 
 def test_a_reader_that_has_seen_enough_ends_it_quietly(writer: LogWriter) -> None:

@@ -232,21 +232,24 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["run", "flight"], "there is no endpoint 'flight'; did you mean 'flights'?"),
-        (["run", "flights", "--monitor", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
-        (["run", "flights", "--window", "2001-01-01/1d"], "the latest whole window with rows is 2013-"),
-        (["backfill", "flights", "daily", "--from", "2013-07-01", "--to", "2013-07-01T23:00"], "no whole window of 1d"),
-        (["list", "flight"], "there is no endpoint 'flight'; did you mean 'flights'?"),
-        (["pause", "flights", "hourly"], "endpoint 'flights' has no monitor 'hourly'; it has daily"),
+        (["run", "flight"], ["no endpoint", "'flight'", "'flights'"]),
+        (["run", "flights", "--monitor", "hourly"], ["'flights'", "'hourly'", "it has daily"]),
+        (["run", "flights", "--window", "2001-01-01/1d"], ["2001-01-01", "latest whole window"]),
+        (
+            ["backfill", "flights", "daily", "--from", "2013-07-01", "--to", "2013-07-01T23:00"],
+            ["no whole window", "1d"],
+        ),
+        (["list", "flight"], ["no endpoint", "'flight'", "'flights'"]),
+        (["pause", "flights", "hourly"], ["'flights'", "'hourly'", "it has daily"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], names: list[str]) -> None:
     result = invoke(*arguments)
 
     assert result.exit_code == 1
-    assert message in result.stderr
+    assert mentions(result.stderr, *names)
     assert len(result.stderr.splitlines()) == 1
 
 

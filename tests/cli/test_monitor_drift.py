@@ -109,22 +109,22 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "names"),
     [
-        (["nothing"], 1, "Error: there is no endpoint 'nothing'; there are flights"),
-        (["flights", "--window", "soon"], 2, "Error: window 'soon': a window is START/END"),
-        (["flights", "--window", "2001-01-01/1d"], 1, "the latest whole window with rows is 2013-07-02/2013-07-03"),
-        (["flights", "--false-alarm-rate", "1"], 2, "is not in the range 0<x<1"),
-        (["flights", "--min-rows", "0"], 2, "is not in the range x>=1"),
-        (["flights", "--columns", "xx"], 1, "'xx'; did you mean 'x'?"),
-        (["flights", "--exclude", "x,xx"], 1, "'xx'; did you mean 'x'?"),
+        (["nothing"], 1, ["no endpoint", "'nothing'", "flights"]),
+        (["flights", "--window", "soon"], 2, ["window 'soon'", "START/END"]),
+        (["flights", "--window", "2001-01-01/1d"], 1, ["2013-07-02/2013-07-03"]),
+        (["flights", "--false-alarm-rate", "1"], 2, ["'--false-alarm-rate'", "0<x<1"]),
+        (["flights", "--min-rows", "0"], 2, ["'--min-rows'", "x>=1"]),
+        (["flights", "--columns", "xx"], 1, ["'xx'", "'x'"]),
+        (["flights", "--exclude", "x,xx"], 1, ["'xx'", "'x'"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], code: int, message: str) -> None:
+def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], code: int, names: list[str]) -> None:
     result = invoke(*arguments)
 
     assert result.exit_code == code
-    assert message in result.stderr
+    assert mentions(result.stderr, *names)
     assert "Traceback" not in result.output
 
 

@@ -52,20 +52,20 @@ def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "message"),
+    ("arguments", "code", "names"),
     [
-        (["--list", "--monitor", "daily"], 2, "--monitor goes with --for"),
-        ([], 2, "say one of NAME --for DURATION, --list, --remove ID"),
-        (["--for", "2h"], 2, "say which endpoint"),
-        (["flights", "--for", "2h", "--list"], 2, "say one of"),
-        (["flights", "--for", "soon"], 2, "Error: --for 'soon' cannot be read; a duration like 30s"),
-        (["flihgts", "--for", "2h"], 1, "Error: there is no endpoint 'flihgts'; did you mean 'flights'?"),
-        (["taxis", "--for", "2h"], 1, "Error: there is no endpoint 'taxis'; there are flights"),
-        (["flights", "--monitor", "x", "--for", "2h"], 1, "Error: endpoint 'flights' has no monitor 'x'; it has daily"),
-        (["--remove", "9"], 1, "Error: there is no silence 9"),
+        (["--list", "--monitor", "daily"], 2, ["--monitor", "--for"]),
+        ([], 2, ["NAME --for DURATION", "--list", "--remove ID"]),
+        (["--for", "2h"], 2, ["which endpoint"]),
+        (["flights", "--for", "2h", "--list"], 2, ["NAME --for DURATION", "--list", "--remove ID"]),
+        (["flights", "--for", "soon"], 2, ["--for", "'soon'", "30s"]),
+        (["flihgts", "--for", "2h"], 1, ["no endpoint", "'flihgts'", "'flights'"]),
+        (["taxis", "--for", "2h"], 1, ["no endpoint", "'taxis'", "flights"]),
+        (["flights", "--monitor", "x", "--for", "2h"], 1, ["'flights'", "monitor 'x'", "it has daily"]),
+        (["--remove", "9"], 1, ["no silence 9"]),
     ],
 )
-def test_what_cannot_be_is_one_clear_line(flights: None, arguments: list[str], code: int, message: str) -> None:
+def test_what_cannot_be_is_one_clear_line(flights: None, arguments: list[str], code: int, names: list[str]) -> None:
     result = silence(*arguments)
     assert result.exit_code == code
-    assert message in result.output + result.stderr
+    assert mentions(result.output + result.stderr, *names)

@@ -155,13 +155,13 @@ def test_no_follow_stays_with_what_it_resolved(
 
 
 @pytest.mark.parametrize(
-    ("kinds", "arguments", "message"),
+    ("kinds", "arguments", "names"),
     [
-        (("+1",), ["-m", "models:/{name}@live"], "has no alias live; versions: 1 (None)"),
-        (("broken",), ["-m", "models:/{name}/1"], "ONNX Runtime cannot load model.onnx"),
-        (("+1",), ["-m", "models:/{name}/1", "--device", "cuda"], "--device cuda"),
-        (("+1",), ["-m", "models:/{name}/1", "-p", "{used}"], "port {used} on 127.0.0.1 is in use"),
-        ((), ["-m", "/no/such/folder"], "the folder /no/such/folder does not exist"),
+        (("+1",), ["-m", "models:/{name}@live"], ["alias live", "1 (None)"]),
+        (("broken",), ["-m", "models:/{name}/1"], ["ONNX Runtime", "model.onnx"]),
+        (("+1",), ["-m", "models:/{name}/1", "--device", "cuda"], ["--device cuda"]),
+        (("+1",), ["-m", "models:/{name}/1", "-p", "{used}"], ["port {used}", "in use"]),
+        ((), ["-m", "/no/such/folder"], ["folder /no/such/folder"]),
     ],
 )
 def test_what_cannot_be_served_is_refused_in_one_line_and_leaves_no_process(
@@ -170,13 +170,13 @@ def test_what_cannot_be_served_is_refused_in_one_line_and_leaves_no_process(
     taken_port: int,
     kinds: tuple[str, ...],
     arguments: list[str],
-    message: str,
+    names: list[str],
 ) -> None:
     name = register(*kinds).name if kinds else ""
     fill = {"{name}": name, "{used}": str(taken_port)}
     for placeholder, value in fill.items():
         arguments = [argument.replace(placeholder, value) for argument in arguments]
-        message = message.replace(placeholder, value)
+        names = [text.replace(placeholder, value) for text in names]
 
     served = serve(*arguments)
 
@@ -184,28 +184,28 @@ def test_what_cannot_be_served_is_refused_in_one_line_and_leaves_no_process(
     assert served.end() in (1, 2)
     lines = [line for line in served.log.read_text().splitlines() if line.startswith("Error: ")]
     assert len(lines) == 1, served.log.read_text()
-    assert message in lines[0]
+    assert mentions(lines[0], *names)
     assert "Traceback" not in served.log.read_text()
     assert not (served.state_dir / "server.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        (["-m", "models:/x/1", "-C", "server.prot=1"], "did you mean 'server.port'?"),
-        (["-m", "models:/x/1", "-w", "many"], "'many' is not a valid integer"),
-        ([], "give either -m MODEL_URI or --spec FILE"),
-        (["--spec", "none.yaml"], "the spec none.yaml does not exist"),
+        (["-m", "models:/x/1", "-C", "server.prot=1"], ["'server.port'"]),
+        (["-m", "models:/x/1", "-w", "many"], ["'many'"]),
+        ([], ["-m MODEL_URI", "--spec FILE"]),
+        (["--spec", "none.yaml"], ["spec none.yaml"]),
     ],
 )
 def test_a_mistake_is_refused_in_one_line_before_a_process_is_started(
-    arguments: list[str], message: str, tmp_path: Path
+    arguments: list[str], names: list[str], tmp_path: Path
 ) -> None:
     said = CliRunner().invoke(main, ["serve", *arguments, "--state-dir", str(tmp_path / "state")])
 
     assert said.exit_code in (1, 2)
     (line,) = [line for line in said.stderr.splitlines() if line.startswith("Error: ")]
-    assert message in line
+    assert mentions(line, *names)
     assert not (tmp_path / "state" / "server.json").exists()
 
 
@@ -218,10 +218,8 @@ def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
 
     said = CliRunner().invoke(main, ["serve", "-m", "models:/x/1", "--state-dir", str(tmp_path / "state")])
 
-    assert (said.exit_code, said.stderr) == (
-        1,
-        "Error: .: the current folder was deleted; run the command in another one\n",
-    )
+    assert said.exit_code == 1
+    assert mentions(said.stderr, "Error", "the current folder", "deleted")
     assert not (tmp_path / "state").exists()
 
 
