@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.support.refusals import mentions
 from tests.support.waiting import free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +58,7 @@ def run_smallest_example(environment: Path, folder: Path) -> None:
         command, check=False, cwd=folder, env=shell(environment, folder), capture_output=True, text=True, timeout=200
     )
     assert result.returncode == 0, result.stderr
-    assert "{'predictions': [0, 0, 0]} from http://127.0.0.1:" in result.stdout
+    assert mentions(result.stdout, "{'predictions': [0, 0, 0]} from")
 
 
 def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
@@ -86,15 +87,16 @@ def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
 
 
 def _check_what_was_said(output: str) -> None:
-    assert "onnxserve deployment flights is created" in output
+    assert mentions(output, "deployment flights", "created")
     assert re.search(r'\{"predictions":\s*\[(true|false)\]\}', output)
     assert "parity: proven" in output
     assert re.search(r"^flights drift 2013-07-04.*: drift$", output, re.MULTILINE)
     assert re.search(r"^UA +\d+ +0\.\d+$", output, re.MULTILINE)
-    assert "flights has the monitor daily" in output
+    assert mentions(output, "flights", "monitor daily")
     assert re.search(r"^flights +daily +drift +1d +waiting", output, re.MULTILINE)
-    assert "create  flights: – → flights models:/flight-delay/Production 100" in output
-    assert "Deployment flights is deleted" in output
+    change = ["create", "flights:", "–", "→", "flights", "models:/flight-delay/Production", "100"]
+    assert change in [line.split() for line in output.splitlines()]
+    assert mentions(output, "Deployment flights", "deleted")
 
 
 def _running_in(group: int) -> list[int]:
