@@ -108,7 +108,7 @@ def test_a_command_goes_on_though_the_audit_trail_cannot_be_written(
     case.control.record = module.audit_recorder(f"sqlite:///{tmp_path}/no/folder/store.db", "key")
     (tmp_path / "no").write_text("")
     assert case.do("load", "a") == CommandAnswer()
-    wait_until(lambda: "the audit trail lacks that key  was to load a" in caplog.text, what="the line")
+    wait_until(lambda: "lacks that key" in caplog.text, what="the line")
 
 
 def test_a_control_json_that_is_lost_is_written_again(case: Case) -> None:
@@ -229,7 +229,7 @@ def test_added_endpoints_are_bounded_and_the_oldest_unloaded_one_makes_room(
         case.do("load", name, new_endpoint(name, "x"))
     refused = case.do("load", "e", new_endpoint("e", "x"))
     assert refused is not None
-    assert "unload one of them first" in refused.error
+    assert "unload one" in refused.error
     case.do("unload", "c")
     assert case.do("load", "e", new_endpoint("e", "x")) == CommandAnswer()
     assert (case.served, case.control.unloaded) == (["a", "b", "d", "e"], ())

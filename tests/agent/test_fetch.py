@@ -49,7 +49,7 @@ def test_a_pyfunc_is_told_apart(registry: MlflowRegistry, tmp_path: Path) -> Non
 def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model: MakeModel, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model")
     (folder / "extra").symlink_to("/etc/hostname")
-    with pytest.raises(InvalidArtifact, match="'extra' is a link"):
+    with pytest.raises(InvalidArtifact, match=r"'extra'.*link"):
         registry.fetch(resolve(str(folder)))
 
 
@@ -70,7 +70,7 @@ def test_a_folder_whose_graph_is_not_the_one_that_was_saved_is_refused(
     saved_digest(folder)
     registry.fetch(resolve(uri.format(folder)))
     (folder / "model.onnx").write_bytes(altered)
-    with pytest.raises(InvalidArtifact, match=r"^the file 'model.onnx' is not the one that was saved: sha256:\w+, and"):
+    with pytest.raises(InvalidArtifact, match=r"'model\.onnx' is not.*sha256:\w+, and"):
         registry.fetch(resolve(uri.format(folder)))
 
 
@@ -81,7 +81,7 @@ def test_a_digest_of_a_file_outside_of_the_folder_is_not_looked_at(
     (tmp_path / "secret").write_bytes(b"")
     folder = make_model(tmp_path / "model")
     saved_digest(folder, name)
-    with pytest.raises(InvalidArtifact, match="lies outside of the model"):
+    with pytest.raises(InvalidArtifact, match="outside"):
         registry.fetch(resolve(str(folder)))
 
 

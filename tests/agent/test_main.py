@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.statedir import METRICS, SPEC
+from tests.support.refusals import mentions
 from tests.support.shipping import files, write
 
 SPEC_TEXT = "{name: e, variants: {main: {model: models:/m/1}}}"
@@ -29,7 +30,7 @@ def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path
         command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(tmp_path)]
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 1
-    assert "the agent ends, and is started anew" in ended.stderr
+    assert "is started anew" in ended.stderr
 
 
 def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert ended.returncode == 1
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
-    assert f"the model cache {tmp_path}/home/cache cannot be written: File too large" in ended.stderr
+    assert mentions(ended.stderr, f"{tmp_path}/home/cache", "File too large")
 
 
 def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbage_as_usual_after_that(

@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.spool.captured_model import exclude_columns
 from mlflow_deploy_plugin.spool.codec import Feedback, RequestRecord
 from mlflow_deploy_plugin.spool.frames import FRAME, MAGIC
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
+from tests.support.refusals import mentions
 from tests.support.services.s3 import s3_server
 from tests.support.shipping import NOON, TABULAR, files, rows, write
 from tests.support.spool import read_segment
@@ -29,7 +30,7 @@ def test_a_key_that_is_none_lets_nothing_unmasked_out(
     record = RequestRecord("flights", "champion", "r", "p", NOON, NOON)
     feeds = {"c": np.array([["AA"]], dtype=object), "d": np.zeros((1, 1))}
     assert not writer.write(record, masked, feeds, {}, 100)[-1]
-    assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in caplog.text
+    assert mentions(caplog.text, "mask.key", "32 to 128")
     assert "secret" not in caplog.text
     (tmp_path / "mask.key").write_text("ab" * 16)
     assert writer.write(record, masked, feeds, {}, 100)[-1]
@@ -173,7 +174,7 @@ def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
     unreadable.mkdir()  # whoever runs the tests may read any file
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
-    assert "segment a.seg cannot be read" in shipper.state.error
+    assert mentions(shipper.state.error, "a.seg", "cannot be read")
     unreadable.rmdir()
     assert shipper.ship() == 0
     assert shipper.state.error == ""
@@ -191,7 +192,7 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
     ended.close()
     shipper.ship()
     assert list((tmp_path / "spool").glob("*.seg")) == [segment]
-    assert f"segment {segment.name} cannot be read" in shipper.state.error
+    assert mentions(shipper.state.error, segment.name, "cannot be read")
     segment.with_suffix(".shipped").rmdir()
     shipper.ship()
     assert (shipper.state.error, shipper.progress.totals.shipped) == ("", {"flights": 2})
@@ -213,7 +214,7 @@ def test_want_of_memory_or_of_what_writes_to_a_bucket_costs_no_row(
         with monkeypatch.context() as without_memory:
             without_memory.setattr(pq, "write_table", Mock(side_effect=pa.ArrowMemoryError("malloc of size 1 failed")))
             assert shipper.ship() == 0
-            assert "malloc of size 1 failed" in shipper.state.error
+            assert "malloc of size" in shipper.state.error
         with monkeypatch.context() as without_boto:
             without_boto.setitem(sys.modules, "boto3", None)
             assert shipper.ship() == 0
