@@ -25,7 +25,7 @@ def test_spark_connect_is_refused_in_one_line(model: Path, tmp_path: Path, monke
     write(flights(10), tmp_path / "in" / "a.parquet")
     monkeypatch.setenv("SPARK_REMOTE", "sc://spark:15002")
 
-    with pytest.raises(InvalidConfig, match="not Spark Connect: name a master, as spark://host:7077"):
+    with pytest.raises(InvalidConfig, match=r"Spark Connect: .*spark://host:7077"):
         run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
 
 
@@ -87,7 +87,7 @@ def test_a_bad_row_is_named_as_on_this_machine(session: Any, model: Path, tmp_pa
     write(flights(10), tmp_path / "in" / "a.parquet")
     (tmp_path / "in" / "b.csv").write_text("id,carrier,distance,hour,late\n0,AA,far,1,true\n")
 
-    with pytest.raises(OnnxserveError, match=r"^b\.csv: row 0 \(from 0\): column 'distance' \(double\): 'far' is no"):
+    with pytest.raises(OnnxserveError, match=r"^b\.csv: row 0.*'distance'.*'far'"):
         run_batch(BatchPlan(str(model), str(tmp_path / "in"), str(tmp_path / "out"), engine="spark"))
 
 
@@ -117,7 +117,7 @@ def test_outputs_of_a_frame_may_be_arrays(session: Any, tmp_path: Path) -> None:
 def test_a_frame_that_does_not_fit_is_refused_before_spark_works(session: Any, model: Path) -> None:
     frame = session.createDataFrame([(1, "AA")], "id long, carrier string")
 
-    with pytest.raises(InvalidConfig, match="columns 'distance', 'hour', 'late' are missing"):
+    with pytest.raises(InvalidConfig, match="'distance', 'hour', 'late'"):
         predict_frame(frame, str(model))
-    with pytest.raises(InvalidConfig, match="keep: there is no column 'day'"):
+    with pytest.raises(InvalidConfig, match=r"keep: .*'day'"):
         predict_frame(frame, str(model), keep=["day"])
