@@ -32,6 +32,7 @@ from mlflow_deploy_plugin.errors import (
     Unauthenticated,
 )
 from tests.support.models import mixed_model
+from tests.support.refusals import mentions
 from tests.support.serving import Served as RunningServer
 from tests.support.waiting import free_port as find_free_port
 from tests.support.waiting import wait_until
@@ -108,7 +109,7 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flig
     with pytest.raises(InvalidRequest) as refused:
         flights.predict(FRAME.rename(columns={"distance": "distnce"}), request_id="r-2")
 
-    assert "column 'distance' is missing; 'distnce' is not known: did you mean 'distance'?" in refused.value.message
+    assert mentions(refused.value.message, "'distance' is missing", "'distnce'", "mean 'distance'?")
     assert (refused.value.status, refused.value.request_id) == (400, "r-2")
 
 
@@ -128,7 +129,7 @@ def test_rows_that_cannot_be_sent_are_refused_before_anybody_is_asked(rows: Any,
 
 
 def test_a_tensor_without_a_datatype_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match=r"'x' has the dtype complex128, which V2 has no datatype for"):
+    with pytest.raises(InvalidRequest, match=r"'x' .* complex128"):
         Client("http://127.0.0.1:1").infer({"x": np.ones(1, complex)})
 
 
@@ -150,7 +151,7 @@ def test_labels_are_sent_to_the_prediction_that_they_are_of(flights: Client, lab
 
 
 def test_a_label_without_a_prediction_is_refused(flights: Client) -> None:
-    with pytest.raises(InvalidRequest, match="the prediction has no id"):
+    with pytest.raises(InvalidRequest, match="no id"):
         flights.feedback(Prediction(np.ones(1)), [1])
 
 
@@ -170,11 +171,8 @@ def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_inde
     server = scripted((403, {}, json.dumps(message).encode(), 0))
     with Client(server.url) as client, pytest.raises(ScopeMissing) as refused:
         client.infer({"x": np.zeros((1, 1), np.float32)})
-    assert (
-        str(refused.value)
-        == refused.value.message
-        == f"say the endpoint's name, Client(URL, NAME): {message['message']}"
-    )
+    assert refused.value.message == str(refused.value)
+    assert mentions(refused.value.message, "Client(URL, NAME)", message["message"])
     assert refused.value.status == 403
 
 
@@ -258,7 +256,7 @@ def test_a_busy_server_is_asked_again(scripted: Callable[..., Any], status: int)
 def test_the_last_try_raises_what_the_server_says(scripted: Callable[..., Any]) -> None:
     server = scripted((429, {"Retry-After": "0"}, b'{"message": "at most 5 a second"}', 0.0))
 
-    with pytest.raises(TooManyRequests, match="at most 5 a second"):
+    with pytest.raises(TooManyRequests, match="5 a second"):
         Client(server.url, retries=FAST).predict([[1]])
     assert len(server.asked) == 4
 
@@ -281,7 +279,7 @@ def test_nobody_waits_for_a_server_that_will_be_busy_for_longer_than_the_call_ma
 def test_what_may_have_been_computed_is_not_sent_again(scripted: Callable[..., Any], status: int) -> None:
     server = scripted((status, {}, b"<html>", 0.0))
 
-    with pytest.raises(OnnxserveError, match=f"status {status} and no JSON object") as refused:
+    with pytest.raises(OnnxserveError, match=f"status {status}.*no JSON") as refused:
         Client(server.url).predict([[1]])
     assert refused.value.status == status
     assert len(server.asked) == 1
@@ -290,7 +288,7 @@ def test_what_may_have_been_computed_is_not_sent_again(scripted: Callable[..., A
 def test_a_server_that_does_not_answer_in_time_is_not_asked_again(scripted: Callable[..., Any]) -> None:
     server = scripted((*OK[:3], 60.0))
 
-    with pytest.raises(DeadlineExceeded, match=r"did not answer http://.*/invocations within 0.2 s"):
+    with pytest.raises(DeadlineExceeded, match=r"http://.*/invocations within 0\.2 s"):
         Client(server.url, timeout_seconds=0.2).predict([[1]])
     wait_until(lambda: server.asked, what="the request is read")
     assert len(server.asked) == 1
@@ -324,21 +322,21 @@ def test_an_answer_in_another_form_is_an_error_of_this_package(
     named = {"X-Request-Id": "r-9"}
     server = scripted(*((200, {"Content-Type": kind, **named}, content, 0.0) for kind, content in kinds.items()))
     for kind in kinds:
-        with pytest.raises(OnnxserveError, match=f"status 200 and in an unknown form \\({kind}\\)") as refused:
+        with pytest.raises(OnnxserveError, match=rf"status 200 .*\({kind}\)") as refused:
             ask(Client(server.url, "e"))
         assert (refused.value.status, refused.value.request_id) == (200, "r-9")
 
 
 @pytest.mark.parametrize("request_id", ["a\nb", "→"])
 def test_an_id_that_no_header_can_have_is_refused(flights: Client, request_id: str) -> None:
-    with pytest.raises(InvalidRequest, match="the request cannot be sent: "):
+    with pytest.raises(InvalidRequest, match="cannot be sent"):
         flights.predict([{"carrier": "AA"}], request_id=request_id)
 
 
 def test_a_server_that_is_not_there_is_tried_again_and_then_said_to_be_away() -> None:
     client = Client(f"http://127.0.0.1:{find_free_port()}", retries=FAST)
 
-    with pytest.raises(NotReady, match=r"there is no answer at http://127\.0\.0\.1"):
+    with pytest.raises(NotReady, match=r"http://127\.0\.0\.1"):
         client.predict([[1]])
 
 
