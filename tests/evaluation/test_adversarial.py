@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.evaluation.adversarial import fgsm, pgd, torch_gradien
 from mlflow_deploy_plugin.gate import run_gate
 from mlflow_deploy_plugin.registry import resolve
 from mlflow_deploy_plugin.runtime import read_served_artifact
+from tests.support.refusals import mentions
 
 torch = pytest.importorskip("torch")
 RNG = np.random.default_rng(0)
@@ -110,7 +111,7 @@ def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
     assert not Trap.made.exists()
     assert cannot["pgd"] == cannot["fgsm"]
     assert cannot["pgd"].startswith(f"the torch original {trap} runs code of its own while it is loaded")
-    with pytest.raises(InvalidConfig, match="nothing can be measured"):
+    with pytest.raises(InvalidConfig, match="nothing can be"):
         onnxserve.robustness(str(naming), data, "label", strengths={"fgsm": []})
     assert Trap.made.exists()
 
@@ -132,10 +133,7 @@ def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: 
         measured(folders["of_other"]),
         measured(folders["onnx"], original=str(folders["naming"])),
     ):
-        assert unfit.cannot["pgd"] == (
-            f"the original {folders['naming']} is no torch module, whose gradients are needed; it has onnx, "
-            "onnxserve, python_function"
-        )
+        assert mentions(unfit.cannot["pgd"], str(folders["naming"]), "onnx", "onnxserve", "python_function")
 
 
 def test_an_original_that_cannot_be_loaded_is_a_reason_and_no_error(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.evaluation.curves import RobustnessPoint
 from mlflow_deploy_plugin.registry import LoggedRun
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
+from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 ROWS = labelled(400)
@@ -77,8 +78,8 @@ def test_errors_of_numbers_lose_a_share(tmp_path: Path) -> None:
 def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path) -> None:
     report = onnxserve.robustness(str(folder), ROWS, "label")
     assert [name for name, _ in report.curves()] == ["noise", "missing", "swap", "scale"]
-    assert report.cannot["typos"] == "the model takes no texts"
-    assert "no torch original, whose gradients are needed" in report.cannot["pgd"]
+    assert mentions(report.cannot["typos"], "no texts")
+    assert "no torch original" in report.cannot["pgd"]
     assert "spsa" not in report.cannot
     missing = [point for point in report.points if point.disturbance == "missing"]
     assert missing[-1].no_number == pytest.approx(0.75, abs=0.1)  # one of two columns is gone: no probability
@@ -144,8 +145,8 @@ def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> Non
     rows = {"t": np.array(["yes", "no"] * 100, dtype=object), "y": np.array([1, 0] * 100)}
     report = onnxserve.robustness(str(model), rows, "y")
     assert {name for name, _ in report.curves()} == {"missing", "swap", "unseen", "typos"}
-    assert report.cannot["noise"] == "the model takes no numbers"
-    with pytest.raises(InvalidConfig, match="nothing can be measured: noise: the model takes no numbers"):
+    assert mentions(report.cannot["noise"], "no numbers")
+    with pytest.raises(InvalidConfig, match=r"noise: .*no numbers"):
         onnxserve.robustness(str(model), rows, "y", strengths={"noise": []})
 
 
@@ -192,7 +193,7 @@ def test_wide_rows_are_fewer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_pictures_need_matplotlib(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(NotInstalled, match=r"pictures need matplotlib: pip install 'mlflow-onnxserve\[monitoring\]'"):
+    with pytest.raises(NotInstalled, match=r"matplotlib: .*'mlflow-onnxserve\[monitoring\]'"):
         onnxserve.robustness(str(folder), ROWS, "label", log=True)
 
 

@@ -70,26 +70,24 @@ def test_arrays_by_name_are_read_and_objects_that_only_pickle_could_read_are_not
     assert found.rows["city"].tolist() == ["rome", "oslo", "rome"]
     assert found.truth.tolist() == [1, 0, 1]
     np.savez(tmp_path / "lengths.npz", a=np.ones(3), y=np.ones(2))
-    with pytest.raises(
-        InvalidConfig, match=r"arrays of as many rows each, one at least; its arrays are a \[3\], y \[2\]"
-    ):
+    with pytest.raises(InvalidConfig, match=r"arrays.*a \[3\], y \[2\]"):
         load(tmp_path / "lengths.npz", artifact)
     np.savez(tmp_path / "objects.npz", a=np.array([{}, {}], dtype=object), y=np.ones(2))
     (tmp_path / "text.npz").write_text("no archive")
     for name in ("objects.npz", "text.npz"):
-        with pytest.raises(InvalidConfig, match=rf"the dataset .*{name} cannot be read: "):
+        with pytest.raises(InvalidConfig, match=rf"{name} cannot be"):
             load(tmp_path / name, artifact)
     monkeypatch.setattr("mlflow_deploy_plugin.evaluation.dataset.MAX_BYTES", 3000)
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(10_000), y=np.zeros(10_000))
-    with pytest.raises(InvalidConfig, match=r"bomb\.npz holds more than 3,000 bytes; name a sample of it"):
+    with pytest.raises(InvalidConfig, match=r"bomb\.npz .*3,000 bytes"):
         load(tmp_path / "bomb.npz", artifact)
 
 
 def test_given_data_whose_rows_cannot_be_told_is_named(tmp_path: Path, artifact: Artifact) -> None:
     np.savez(tmp_path / "number.npz", a=5)
-    with pytest.raises(InvalidConfig, match=r"number\.npz needs arrays of as many rows each, .* its arrays are a \[\]"):
+    with pytest.raises(InvalidConfig, match=r"number\.npz.*a \[\]"):
         load(tmp_path / "number.npz", artifact)
-    with pytest.raises(InvalidConfig, match="the data has a column whose lists are not of one length"):
+    with pytest.raises(InvalidConfig, match="of one length"):
         frame_rows(pd.DataFrame({"a": [[1.0, 2.0], [3.0]]}))
 
 
@@ -98,7 +96,7 @@ def test_columns_of_numbers_become_the_only_tensor_of_that_width(artifact: Artif
     rows = {"b": np.arange(3), "a": np.ones(3)}
     assert cast_to_signature(tensor, rows)[""].tolist() == [[0, 1], [1, 1], [2, 1]]
     assert own_columns(tensor, rows)[""].dtype == np.float32
-    with pytest.raises(InvalidConfig, match="takes one tensor, without a name, and the data holds b, a, c: name the t"):
+    with pytest.raises(InvalidConfig, match=r"one tensor.*b, a, c"):
         own_columns(tensor, {**rows, "c": np.ones(3)})
 
 
@@ -137,7 +135,7 @@ def test_a_dataset_that_cannot_be_used_is_named(
 
 def test_a_column_that_the_model_takes_is_no_target(tmp_path: Path, artifact: Artifact) -> None:
     (tmp_path / "d.csv").write_text("a,b,y\n1,2,3\n")
-    with pytest.raises(InvalidConfig, match="the target 'a' is a column that the model takes"):
+    with pytest.raises(InvalidConfig, match="target 'a'"):
         load(tmp_path / "d.csv", artifact, "a")
 
 
@@ -149,7 +147,7 @@ def test_a_reference_is_without_the_models_own_answers(tmp_path: Path) -> None:
     assert set(found) == {"a", "b", "label", "value"}
     assert len(found["a"]) == 20
     assert load("reference", artifact, "label").truth.tolist() == np.asarray(rows["label"]).tolist()
-    with pytest.raises(InvalidConfig, match="has no column 'prediction'"):
+    with pytest.raises(InvalidConfig, match="no column 'prediction'"):
         load("reference", artifact, "prediction")
 
 
@@ -202,7 +200,7 @@ def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path:
 
 def test_a_model_without_a_reference_has_no_sample(artifact: Artifact) -> None:
     assert reference_rows(artifact, 20, 7) is None
-    with pytest.raises(InvalidConfig, match="the model has no reference"):
+    with pytest.raises(InvalidConfig, match="no reference"):
         load("reference", artifact)
 
 
@@ -216,9 +214,9 @@ def test_datasets_and_artifacts_of_runs_are_fetched(tmp_path: Path, artifact: Ar
     run_id = run.info.run_id
     assert len(load(f"runs:/{run_id}/data/holdout.parquet", artifact, "label").truth) == 60
     assert len(load(f"dataset:/{run_id}/holdout", artifact, "label").truth) == 60
-    with pytest.raises(InvalidConfig, match="logged without a source that can be read"):
+    with pytest.raises(InvalidConfig, match="without a source"):
         load(f"dataset:/{run_id}/memory", artifact, "label")
-    with pytest.raises(NotFound, match="has no dataset 'other'; it has holdout, memory"):
+    with pytest.raises(NotFound, match=r"no dataset 'other'.*holdout, memory"):
         load(f"dataset:/{run_id}/other", artifact, "label")
     with pytest.raises(NotFound, match=r"none\.csv"):
         load(f"runs:/{run_id}/none.csv", artifact, "label")
@@ -229,7 +227,7 @@ def test_a_dataset_whose_source_is_code_is_not_loaded(artifact: Artifact, regist
         pass
     script = Dataset("script", "1", "hugging_face", json.dumps({"path": "some/script", "trust_remote_code": True}))
     registry.log_inputs(run.info.run_id, [DatasetInput(script)])
-    with pytest.raises(InvalidConfig, match="logged without a source that can be read"):
+    with pytest.raises(InvalidConfig, match="without a source"):
         load(f"dataset:/{run.info.run_id}", artifact, "label")
 
 
@@ -237,9 +235,9 @@ def test_a_store_that_is_down_says_nothing_of_the_version(artifact: Artifact, mo
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:1")
     for name, value in {"MAX_ATTEMPTS": "1", "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    with pytest.raises(RegistryUnavailable, match=r"the dataset s3://bucket/d\.csv: s3://bucket does not answer"):
+    with pytest.raises(RegistryUnavailable, match=r"s3://bucket/d\.csv"):
         load("s3://bucket/d.csv", artifact)
-    with pytest.raises(InvalidConfig, match="MLflow knows no store ftps:"):
+    with pytest.raises(InvalidConfig, match="store ftps:"):
         load("ftps://host/d.csv", artifact)
 
 
@@ -248,7 +246,7 @@ def test_the_truth_may_hold_several_values_a_row_where_all_are_known(artifact: A
     file = write_rows(tmp_path / "many.parquet", {**rows, "y": [[1.0, 2.0], [3.0, float("nan")], [5.0, 6.0]]})
     assert load(file, artifact).truth.tolist() == [[1.0, 2.0], [5.0, 6.0]]
     file = write_rows(tmp_path / "ragged.parquet", {**rows, "y": [[1.0, 2.0], [3.0], [5.0, 6.0]]})
-    with pytest.raises(InvalidConfig, match="has a column whose lists are not of one length"):
+    with pytest.raises(InvalidConfig, match="of one length"):
         load(file, artifact)
 
 
@@ -257,7 +255,7 @@ def test_what_would_not_fit_into_memory_is_not_read(
 ) -> None:
     file = write_rows(tmp_path / "large.parquet", {"y": [1.0] * 50, "lists": [[0.0] * 20] * 50})
     monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 1000)
-    with pytest.raises(InvalidConfig, match=r"large\.parquet cannot be read: it holds 1,050 values, and at most 1,000"):
+    with pytest.raises(InvalidConfig, match=r"large\.parquet.*1,050 values.*1,000"):
         load(file, artifact)
 
 
@@ -268,5 +266,5 @@ def test_a_text_counts_in_every_row_that_has_it(
     file = write_rows(tmp_path / "bomb.parquet", {"text": values})
     assert list(read_rows(file, "b", artifact)["text"][0]) == list(values[0])  # type: ignore[call-overload]
     monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 400_000)
-    with pytest.raises(InvalidConfig, match="the dataset b cannot be read: it holds more than 400,000 bytes: take a s"):
+    with pytest.raises(InvalidConfig, match=r"dataset b.*400,000 bytes"):
         read_rows(file, "b", artifact)

@@ -14,6 +14,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, InvalidRequest, NotInstalled, SchemaMismatch
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_regressor
 from tests.support.models import write_model
+from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 
 ROWS = labelled(300)
@@ -35,7 +36,7 @@ def test_contributions_of_a_sum_are_its_terms(regressor: Path, tmp_path: Path) -
     assert [one.column for one in found.importance] == ["a", "b"]
     assert found.importance[0].mean_abs == pytest.approx(np.abs(wanted).mean())
     assert found.importance[0].permutation is None
-    assert found.background == "80 rows of reference"
+    assert mentions(found.background, "80 rows", "reference")
     found.write_contributions(str(tmp_path / "rows.csv"))
     table = pd.read_csv(tmp_path / "rows.csv")
     assert list(table) == ["_row", "_output", "_base_value", "a", "b"]
@@ -66,7 +67,7 @@ def test_with_labels_columns_are_permuted_as_by_scikit_learn(regressor: Path) ->
 def test_a_model_without_rows_of_its_own_is_explained_against_the_data(tmp_path: Path) -> None:
     folder = write_classifier(tmp_path / "model")
     found = onnxserve.explain(str(folder), ROWS, "label", metric="roc_auc", max_rows=30)
-    assert found.background == "30 rows of data"
+    assert mentions(found.background, "30 rows", "data")
     assert found.outputs == (0, 1)
     assert found.values[:, :, 0] == pytest.approx(-found.values[:, :, 1], abs=1e-6)
     assert found.importance[0].permutation == pytest.approx(0.4, abs=0.15)
@@ -130,9 +131,9 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
     assert np.isfinite(found.values).all()
     assert np.isfinite(found.importance[0].mean_abs)
     rows["a"][:] = np.nan
-    with pytest.raises(InvalidConfig, match="nothing is explained: the model answers these rows, or 80 rows of refere"):
+    with pytest.raises(InvalidConfig, match="80 rows of"):
         onnxserve.explain(str(regressor), rows)
-    with pytest.raises(InvalidConfig, match="rmse of the rows as they are is nan: the model answers no numbers"):
+    with pytest.raises(InvalidConfig, match=r"rmse .*nan"):
         onnxserve.explain(str(regressor), rows, "value")
 
 
@@ -156,17 +157,17 @@ def test_what_is_wrong_is_told_in_a_line(change: dict[str, Any], kind: Any, mess
 
 def test_what_cannot_be_explained_is_told_why(tmp_path: Path) -> None:
     mlflow.pyfunc.save_model(tmp_path / "pyfunc", loader_module="json", pip_requirements=[])
-    with pytest.raises(InvalidArtifact, match="has no ONNX form"):
+    with pytest.raises(InvalidArtifact, match="no ONNX form"):
         onnxserve.explain(str(tmp_path / "pyfunc"), ROWS)
     graph = "g (float[N,2,2] x) => (float[N,2,2] y) { y = Identity(x) }"
     pictures = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
-    with pytest.raises(InvalidRequest, match="'x' has 3 dimensions"):
+    with pytest.raises(InvalidRequest, match=r"'x' .*3 dimensions"):
         onnxserve.explain(str(write_model(tmp_path / "m", graph, pictures)), {"x": np.ones((4, 2, 2))})
-    with pytest.raises(InvalidConfig, match="takes one tensor, without a name, and the data holds x, z: name the targ"):
+    with pytest.raises(InvalidConfig, match=r"one tensor.*x, z"):
         onnxserve.explain(str(tmp_path / "m"), {"x": np.ones((4, 2, 2)), "z": np.ones(4)})
 
 
 def test_shap_and_matplotlib_are_asked_for_by_their_extras(regressor: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(NotInstalled, match=r"explanations need shap: pip install 'mlflow-onnxserve\[explain\]'"):
+    with pytest.raises(NotInstalled, match=r"shap: .*'mlflow-onnxserve\[explain\]'"):
         onnxserve.explain(str(regressor), ROWS)

@@ -77,14 +77,14 @@ def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path: Path) -> None:
     answers = loaded.predict({**ROWS, "a": ROWS["a"].astype(int)})  # whole numbers go into a double
     assert answers.is_label
     assert len(answers) == 12_000
-    with pytest.raises(SchemaMismatch, match="column 'b' is missing"):
+    with pytest.raises(SchemaMismatch, match="'b' is missing"):
         loaded.predict({"a": ROWS["a"]})
-    with pytest.raises(InferenceError, match="the model cannot compute this input"):
+    with pytest.raises(InferenceError, match="cannot compute"):
         loaded.predict({"a": ROWS["a"][:2], "b": np.array(["x", "y"], dtype=object)})
 
 
 def test_rows_that_have_nothing_of_the_model_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SchemaMismatch, match="none of the model's columns is in the rows; it needs a, b"):
+    with pytest.raises(SchemaMismatch, match=r"columns.*needs a, b"):
         load_version(write_classifier(tmp_path / "model")).predict({"z": np.zeros(3)})
 
 
@@ -106,7 +106,7 @@ def test_a_model_whose_own_code_hangs_is_given_up_and_not_asked_again(
     loaded = load_version(tmp_path / "model")
     assert loaded.predict({"a": np.zeros(1)}).prediction.tolist() == [0]
     monkeypatch.setattr("mlflow_deploy_plugin.evaluation.model.TIMEOUT_SECONDS", 0.1)
-    with pytest.raises(InferenceError, match=r"the model did not answer within 0\.1 s"):
+    with pytest.raises(InferenceError, match=r"within 0\.1 s"):
         loaded.predict({"a": np.zeros(2)})
     with pytest.raises(InferenceError, match="the model hangs"):
         loaded.predict({"a": np.zeros(1)})

@@ -41,5 +41,5 @@ def test_a_strength_may_stand_alone_and_be_of_numpy() -> None:
 
 
 def test_a_disturbance_is_named_once() -> None:
-    with pytest.raises(InvalidConfig, match="--strengths names 'noise' twice"):
+    with pytest.raises(InvalidConfig, match=r"--strengths .*'noise' twice"):
         parse_strengths(["noise=1", "noise=2"])
