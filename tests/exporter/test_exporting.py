@@ -146,7 +146,7 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
 
     runner = Model(exported.path)
     assert runner.predict(rows).tolist() == model.predict(rows).tolist()
-    with pytest.raises(ValueError, match=r"^row 1: the model computes NaN or infinity of this row, which its Logistic"):
+    with pytest.raises(ValueError, match=r"^row 1:.*NaN.*Logistic"):
         runner.predict([[1.0, 1.0], [1.0, -5.0]])
     graph = onnx.load(exported.path)
     mlflow.onnx.save_model(graph, tmp_path / "stock", signature=infer_signature(rows.astype(np.float32)))
@@ -154,7 +154,7 @@ def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None
     for name in ("stock", "wrapped"):
         served = OnnxModel.load(tmp_path / name)
         assert [output.name for output in served.artifact.outputs] == ["label", "probabilities"]
-        with pytest.raises(InferenceError, match=r"^row 0: the model computes NaN"):
+        with pytest.raises(InferenceError, match=r"^row 0: .*NaN"):
             served.run(served.schema.from_array(np.array([[1.0, -5.0]])))
 
 
@@ -169,14 +169,14 @@ def test_a_graph_without_rows_is_proven_on_its_one_request(tmp_path: Path) -> No
 
 def test_an_export_that_never_answers_is_refused(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporting, "_PROOF_SECONDS", 0.01)
-    with pytest.raises(ParityError, match=r"is not kept: it has not ended within 0\.01 s"):
+    with pytest.raises(ParityError, match=r"within 0\.01 s"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
 def test_a_model_that_draws_random_numbers_is_refused_and_nothing_is_left(tmp_path: Path) -> None:
     graph = "noise (float[N,2] x) => (float[N,2] y) { n = RandomNormalLike(x)  y = Add(x, n) }"
     folder = write_model(tmp_path / "noise", graph)
-    with pytest.raises(ParityError, match=r"answers otherwise, and is not kept: output 'y', row 0: .*564 of 564 rows"):
+    with pytest.raises(ParityError, match=r"'y', row 0:.*564 of 564"):
         onnxserve.export(str(folder), "onnx", tmp_path / "out" / "m.onnx")
     assert not (tmp_path / "out").exists()
 
@@ -209,7 +209,7 @@ def test_an_export_that_does_not_run_is_refused(mixed: Path, tmp_path: Path, mon
     broken = tmp_path / "runner.py"
     broken.write_text("import mlflow_deploy_plugin\n")
     monkeypatch.setattr(exporting, "RUNNER", broken)
-    with pytest.raises(ParityError, match=r"does not run, and is not kept: .*mlflow_deploy_plugin"):
+    with pytest.raises(ParityError, match=r"does not run.*mlflow_deploy_plugin"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
@@ -217,7 +217,7 @@ def test_a_graph_that_one_file_cannot_hold_is_refused(
     mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "_LARGEST_PROTOBUF", 100)
-    with pytest.raises(ConversionError, match="flight-delay has more than two gigabytes"):
+    with pytest.raises(ConversionError, match=r"flight-delay .*gigabytes"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
@@ -236,7 +236,7 @@ def test_weights_in_a_file_of_their_own_are_in_the_export(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_written_says_why(mixed: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConversionError, match=r"cannot export savedmodel, because TensorFlow .* --format tflite, or "):
+    with pytest.raises(ConversionError, match=r"savedmodel.*TensorFlow.*--format tflite"):
         onnxserve.export(str(mixed), "savedmodel", tmp_path / "m")
 
 
@@ -266,13 +266,13 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
     for error, message, uri, form, options in cases:
         with pytest.raises(error, match=message):
             onnxserve.export(uri, form, out / "new", **options)
-    with pytest.raises(AlreadyExists, match=r"m\.onnx exists; say another path"):
+    with pytest.raises(AlreadyExists, match=r"m\.onnx exists"):
         onnxserve.export(str(mixed), "onnx", out / "m.onnx")
     for path, reason in [
         (out / "m.onnx" / "new", "(File exists|Not a directory)"),
         (out / ("n" * 300), "File name too long"),
     ]:
-        with pytest.raises(OnnxserveError, match=f"{path} cannot be written: {reason}"):
+        with pytest.raises(OnnxserveError, match=f"{path} .*: {reason}"):
             onnxserve.export(str(mixed), "onnx", path)
     assert os.listdir(out) == ["m.onnx"]
     assert (out / "m.onnx").read_text() == "mine"

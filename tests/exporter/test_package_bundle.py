@@ -15,6 +15,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.exporter.package import write_bundle
 from tests.support.models import columns, write_model
+from tests.support.refusals import mentions
 
 KINDS = "float[N,1] f, double[N,1] d, int64[N,1] l, int32[N,1] i, bool[N,1] b, string[N,1] s"
 GRAPH = f"""
@@ -35,9 +36,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_bundle_says_how_it_is_used(bundle: Path) -> None:
     page = (bundle / "README.md").read_text()
-    assert "# kinds, version m-1" in page
-    assert "It takes `f` (float), `d` (double), `l` (long), `i` (integer), `b` (boolean), `s` (string)" in page
-    assert "pip install 'onnxruntime>=1.29' 'numpy>=1.26'" in page
+    assert page.splitlines()[0].removeprefix("# ").split(", ") == ["kinds", "version m-1"]
+    assert mentions(page, "`f` (float)", "`d` (double)", "`l` (long)", "`i` (integer)", "`b` (boolean)", "`s` (string)")
+    assert mentions(page, "'onnxruntime>=1.29'", "'numpy>=1.26'")
     example = json.loads((bundle / "example.json").read_text())
     assert example["f"] == {"type": "float32", "dims": [1, 1], "data": ["NaN"]}
     assert example["s"] == {"type": "string", "dims": [1, 1], "data": [TEXT]}
@@ -50,15 +51,13 @@ def test_wheels_of_a_folder_are_in_the_bundle(mixed: Path, tmp_path: Path) -> No
     made = onnxserve.export(str(mixed), "bundle", tmp_path / "b", wheels=tmp_path / "wheels").path
 
     assert [path.name for path in (made / "wheels").iterdir()] == ["numpy-2.4-py3-none-any.whl"]
-    assert (
-        "pip install --no-index --find-links wheels 'onnxruntime>=1.29' 'numpy>=1.26'"
-        in (made / "README.md").read_text()
-    )
+    page = (made / "README.md").read_text()
+    assert mentions(page, "--no-index --find-links wheels", "'onnxruntime>=1.29'", "'numpy>=1.26'")
 
 
 def test_wheels_that_cannot_be_fetched_are_said(mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(ConversionError, match=r"pip cannot fetch onnxruntime and numpy: .*\(--wheels\)"):
+    with pytest.raises(ConversionError, match=r"onnxruntime and numpy.*--wheels"):
         onnxserve.export(str(mixed), "bundle", tmp_path / "b", download_wheels=True)
     assert not (tmp_path / "b").exists()
 
@@ -66,7 +65,7 @@ def test_wheels_that_cannot_be_fetched_are_said(mixed: Path, tmp_path: Path, mon
 def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
     described: dict[str, Any] = {"name": "m", "version": "1", "columns": [], "tensors": [], "outputs": []}
-    with pytest.raises(ConversionError, match="the input 'x' is a float16, which the bundle's examples cannot write"):
+    with pytest.raises(ConversionError, match=r"'x' .*float16"):
         write_bundle(
             tmp_path / "b",
             tmp_path / "model.onnx",

@@ -75,9 +75,9 @@ def test_a_value_that_does_not_fit_is_named(model: Model, change: dict[str, Any]
 
 
 def test_what_is_missing_is_named(model: Model) -> None:
-    with pytest.raises(ValueError, match="the column 'hour' is missing; the model takes 'carrier', 'distance', 'hour'"):
+    with pytest.raises(ValueError, match=r"'hour' is missing.*'carrier', 'distance', 'hour'"):
         model.predict(FRAME.drop(columns="hour"))
-    with pytest.raises(ValueError, match=r"the array has the shape \[2, 3\]; \[rows, 4\] is expected"):
+    with pytest.raises(ValueError, match=r"\[2, 3\].*\[rows, 4\]"):
         model.predict(FRAME.to_numpy()[:, :3])
 
 
@@ -94,7 +94,7 @@ def test_tensors_are_taken_as_they_are(tensor: Path, tmp_path: Path) -> None:
         predicted = model.predict(rows)
         assert predicted["total"].tolist() == [6.0, 22.0]
         np.testing.assert_array_equal(predicted["doubled"], 2 * images)
-    with pytest.raises(ValueError, match="the tensor 'image' is missing"):
+    with pytest.raises(ValueError, match="'image' is missing"):
         model.predict({"mask": images, "picture": images})
 
 
@@ -106,7 +106,7 @@ def test_a_frame_is_a_matrix_where_the_model_takes_one(network: Path, tmp_path: 
 
 def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(parse_graph(IDENTITY).SerializeToString())
-    with pytest.raises(ValueError, match="was not made by `onnxserve export`"):
+    with pytest.raises(ValueError, match="`onnxserve export`"):
         Model(tmp_path / "m.onnx")
 
 
@@ -175,5 +175,5 @@ def test_its_command_may_be_read_in_part(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_its_command_says_how_it_is_used(bundle: Path) -> None:
-    with pytest.raises(SystemExit, match=r"usage: ROWS\.csv or ROWS\.json"):
+    with pytest.raises(SystemExit, match=r"ROWS\.csv or ROWS\.json"):
         _run_command(bundle)

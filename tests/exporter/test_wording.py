@@ -1,0 +1,51 @@
+"""The wording of the refusals of an export."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from tests.support.messages import message_of
+
+MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "an unknown format": (
+        "pickle",
+        {},
+        "the format is 'pickle'; there are onnx, ort, wheel, bundle, tflite, savedmodel",
+    ),
+    "wheels for another format": ("onnx", {"wheels": "wheels"}, "wheels go into a bundle; the format is onnx"),
+    "a name for another format": ("onnx", {"name": "m"}, "a package's name goes into a wheel; the format is onnx"),
+    "a folder without wheels": ("bundle", {"wheels": "."}, ". holds no wheels (*.whl)"),
+    "no name of a package": ("wheel", {"name": "!!"}, "'!!' makes no name of a Python package; say another (--name)"),
+    "the name of another package": (
+        "wheel",
+        {"name": "statistics"},
+        "'statistics' makes no name of a Python package; say another (--name)",
+    ),
+    "rows of other columns": (
+        "onnx",
+        {"rows": {"carrier": ["a"]}},
+        (
+            "the rows do not fit the model: columns 'distance', 'hour', 'late' are missing; the model needs "
+            "carrier, distance, hour, late"
+        ),
+    ),
+    "a file that does not exist": (
+        "onnx",
+        {"rows": "none.csv"},
+        "the file none.csv cannot be read: No such file or directory",
+    ),
+    "a file that exists": ("onnx", {"path": "taken"}, "taken exists; say another path"),
+}
+
+
+@pytest.mark.parametrize(("form", "options", "message"), MESSAGES.values(), ids=MESSAGES)
+def test_a_refusal_names_the_option_and_what_is_expected(
+    form: Any, options: dict[str, Any], message: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").touch()
+    given = {"path": "out", **options}
+    refusal = message_of(lambda: onnxserve.export(str(mixed), form, **given))
+    assert refusal.replace(f"{tmp_path}/", "") == message
