@@ -83,15 +83,15 @@ def test_another_base_is_another_server_image(tmp_path: Path) -> None:
 
 def test_a_model_without_an_onnx_form_is_refused(tmp_path: Path) -> None:
     (folder,) = save_pyfuncs(tmp_path, ["days"]).values()
-    with pytest.raises(ModelError, match=r"has no ONNX form.*onnxserve wrap.*mlflow models build-docker"):
+    with pytest.raises(ModelError, match=r"ONNX form.*onnxserve wrap.*build-docker"):
         planned_image(str(folder)).__enter__()
 
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     model = str(tensor_model(tmp_path / "m"))
-    with pytest.raises(InvalidConfig, match=r"cannot move: --follow takes a stage"):
+    with pytest.raises(InvalidConfig, match="--follow takes"):
         planned_image(model, follow=True).__enter__()
-    with pytest.raises(InvalidConfig, match=r"with --server-image none is built"):
+    with pytest.raises(InvalidConfig, match="--server-image"):
         planned_image(model, base_image="a", server_image="b").__enter__()
     with pytest.raises(NotFound, match=r"does not exist"):
         planned_image(str(tmp_path / "none")).__enter__()

@@ -8,13 +8,14 @@ import pytest
 from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated
 from mlflow_deploy_plugin.images import engine
 from mlflow_deploy_plugin.images.context import BuildContext
+from tests.support.refusals import mentions
 
 REGISTRY = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
 
 
 def test_without_the_command_the_error_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NotInstalled, match=r"the docker command is not installed here"):
+    with pytest.raises(NotInstalled, match="docker command"):
         engine.image_fields("x")
 
 
@@ -56,15 +57,13 @@ def test_a_failed_build_ends_with_its_last_words(
     seen: list[str] = []
     with pytest.raises(BuildFailed) as raised:
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", seen.append)
-    assert raised.value.message == f"the image flights:3 was not built: {message}"
+    assert mentions(raised.value.message, "flights:3", message)
     assert seen == words.splitlines()
 
 
 def test_an_image_that_a_builder_keeps_to_itself_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)  # it lists no images
-    with pytest.raises(
-        BuildFailed, match=r"flights:3 was built and is not among the engine's images: .*BUILDX_BUILDER"
-    ):
+    with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
 
 
@@ -99,16 +98,19 @@ def test_ecr_gives_the_password_and_a_missing_repository_is_made(
     assert engine.push_image(f"{REGISTRY}/ml/flights:3", lambda line: None) == digest  # of the stand-in for docker
     stub.assert_no_pending_responses()
     log = (tmp_path / "log").read_text()
-    assert log == f"login --username AWS --password-stdin {REGISTRY}\ns3cretpush {REGISTRY}/ml/flights:3\n"
+    assert [line.split() for line in log.splitlines()] == [
+        ["login", "--username", "AWS", "--password-stdin", REGISTRY],
+        ["s3cretpush", f"{REGISTRY}/ml/flights:3"],
+    ]
 
 
 def test_credentials_that_aws_refuses_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     _Ecr(monkeypatch).stub.add_client_error("get_authorization_token", "UnrecognizedClientException", "token invalid")
-    with pytest.raises(Unauthenticated, match=r"ECR in eu-central-1 gave no login: .*token invalid"):
+    with pytest.raises(Unauthenticated, match=r"ECR.*eu-central-1.*token invalid"):
         engine.push_image(f"{REGISTRY}/flights:3", lambda line: None)
 
 
 def test_another_registry_takes_what_docker_login_has_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command(tmp_path, "echo denied: requested access to the resource is denied; exit 1", monkeypatch)
-    with pytest.raises(BuildFailed, match=r"ghcr.io/a/b:3 was not pushed: denied: requested access"):
+    with pytest.raises(BuildFailed, match=r"ghcr\.io/a/b:3 .*denied"):
         engine.push_image("ghcr.io/a/b:3", lambda line: None)

@@ -1,0 +1,48 @@
+"""The wording of the refusals of an image."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.images.build import planned_image
+from tests.support.messages import message_of
+from tests.support.models import tensor_model
+from tests.support.pyfuncs import save_pyfuncs
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "a model that cannot move": (
+        {"follow": True},
+        "model cannot move: --follow takes a stage, an alias or a tag, as models:/X@champion",
+    ),
+    "a base that is not used": (
+        {"base_image": "a", "server_image": "b"},
+        "--base-image is what a server image is built on; with --server-image none is built",
+    ),
+    "a folder that does not exist": (
+        {"model_uri": "gone"},
+        (
+            "the folder gone does not exist; a registered model is models:/gone/Production, "
+            "models:/gone@ALIAS or models:/gone/VERSION"
+        ),
+    ),
+    "a model without an ONNX form": (
+        {"model_uri": "days"},
+        (
+            "days has no ONNX form, and the image holds no library to run its code: wrap it (onnxserve "
+            "wrap), or let MLflow build an image of its environment (mlflow models build-docker)"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_a_refusal_names_the_option_and_what_would_help(
+    options: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tensor_model(Path("model"))
+    save_pyfuncs(tmp_path, ["days"])
+    given = {"model_uri": "model", **options}
+    refusal = message_of(lambda: planned_image(**given).__enter__())
+    assert refusal.replace(f"{tmp_path}/", "") == message
