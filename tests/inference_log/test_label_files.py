@@ -12,6 +12,7 @@ import pytest
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log.label_files import BadRow, LabelColumns, LabelEntry, read_label_file
 from mlflow_deploy_plugin.spool.codec import Feedback
+from tests.support.refusals import mentions
 
 KEY = LabelColumns(key=("flight", "day"), label="late")
 
@@ -108,8 +109,8 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -
     rows = read("csv", b"\n".join(lines))
 
     assert [feedback.prediction_id for feedback in good(rows)] == ["a", "i"]
-    assert "the X-Prediction-Id of an answer" in bad(rows)["line 10"]
-    assert "a whole number from 0 is expected" in bad(rows)["line 12"]
+    assert "X-Prediction-Id" in bad(rows)["line 10"]
+    assert "whole number" in bad(rows)["line 12"]
     assert "UTF-8" in bad(rows)["line 9"]
     assert {place: why for place, why in bad(rows).items() if place not in ("line 9", "line 10", "line 12")} == {
         "line 3": "2 fields; the header has 3",
@@ -138,7 +139,7 @@ def test_bad_lines_of_json_are_named() -> None:
     assert len(good(rows)) == 1
     assert list(bad(rows)) == [f"line {number}" for number in range(2, 9)]
     assert bad(rows)["line 2"].startswith("it is no JSON")
-    assert bad(rows)["line 4"] == "the row has no label; null takes an earlier one back"
+    assert mentions(bad(rows)["line 4"], "no label", "null")
 
 
 def test_many_rows_are_read_in_order_and_none_is_lost() -> None:

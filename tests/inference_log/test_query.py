@@ -177,10 +177,7 @@ def test_no_other_file_can_be_read(flights: InferenceLog, source: str) -> None:
 
 
 def test_an_endpoint_without_rows_is_said_with_those_that_have(flights: InferenceLog) -> None:
-    with (
-        pytest.raises(NotFound, match="no rows of an endpoint 'flihgts'; did you mean 'flights'"),
-        run_query(flights, Query(View("flihgts"))),
-    ):
+    with pytest.raises(NotFound, match=r"endpoint 'flihgts'.*'flights'"), run_query(flights, Query(View("flihgts"))):
         pass
 
 
@@ -198,7 +195,7 @@ def test_a_broken_file_is_left_out_and_named(flights: InferenceLog, writer: LogW
 
 def test_a_log_that_goes_down_meanwhile_is_said_so(flights: InferenceLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "scan_hour", Mock(side_effect=OnnxserveError("the inference log is down")))
-    with pytest.raises(OnnxserveError, match="the inference log is down"):
+    with pytest.raises(OnnxserveError, match="inference log"):
         ask(flights)
 
 

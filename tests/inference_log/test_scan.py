@@ -17,6 +17,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog
 from mlflow_deploy_plugin.inference_log.stats import log_stats
 from mlflow_deploy_plugin.inference_log.windows import parse_window
 from tests.support.inference_log import LogWriter
+from tests.support.refusals import mentions
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)
 WINDOW = parse_window("2013-07-01/1d")
@@ -82,7 +83,7 @@ def test_a_parquet_file_of_something_else_is_passed_over_and_named(log: Inferenc
 
     assert len(read(log, "x")) == 2
     assert sorted(Path(path).name for path in log.unreadable) == ["strange-0.parquet", "stranger.parquet"]
-    assert log.unreadable[str(stranger)] == "it has no column _segment"
+    assert mentions(log.unreadable[str(stranger)], "_segment")
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_a_log_that_is_down_is_one_line_and_no_file_is_blamed(
         raise OSError("the network is gone")
 
     down = changing(log, fail, is_local)
-    with pytest.raises(OnnxserveError, match=r"inference log .* cannot be read: .*the network is gone"):
+    with pytest.raises(OnnxserveError, match=r"inference log .*network"):
         read(down)
     assert down.unreadable == {}
 

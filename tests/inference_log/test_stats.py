@@ -98,7 +98,7 @@ def test_shipped_rows_that_are_not_in_the_log_any_more_are_seen() -> None:
 
 
 def test_an_endpoint_that_has_no_rows_is_said_so(flights: InferenceLog) -> None:
-    with pytest.raises(NotFound, match="it has rows of flights"):
+    with pytest.raises(NotFound, match="rows of flights"):
         log_stats(flights, "zzz")
 
 

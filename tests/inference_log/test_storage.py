@@ -120,7 +120,7 @@ def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES256")
     bucket.refusals = [501]  # as OpenStack Swift does
-    with pytest.raises(OSError, match=r"s3://b/log/f: .*NotImplemented.*; ONNXSERVE_LOG_SSE asks for AES256$"):
+    with pytest.raises(OSError, match=r"s3://b/log/f:.*NotImplemented.*ONNXSERVE_LOG_SSE.*AES256$"):
         write_file(locate_log("s3://b/log"), "f", b"x")
     assert (len(bucket.asked), bucket.objects) == (1, {})
 
@@ -143,7 +143,7 @@ def test_a_bucket_that_answers_nothing_is_an_error_that_says_so(
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.inference_log.storage._ATTEMPTS", 1)
     bucket.refusals = [0, 0]
-    with pytest.raises(OSError, match=r"^s3://b/log/f: Connection was closed before we received a valid response"):
+    with pytest.raises(OSError, match=r"^s3://b/log/f: Connection"):
         write_file(locate_log("s3://b/log"), "f", b"x")
 
 
