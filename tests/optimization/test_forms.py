@@ -122,7 +122,7 @@ def test_a_graph_of_16_bits_has_nothing_to_halve() -> None:
     graph = parse_graph("half (float16[N,2] x) => (float16[N,2] y) { y = MatMul (x, weights) }")
     graph.graph.initializer.append(numpy_helper.from_array(np.eye(2, dtype=np.float16), "weights"))
 
-    with pytest.raises(ConversionError, match="no weight is a 32-bit float"):
+    with pytest.raises(ConversionError, match="32-bit float"):
         forms.half_precision(graph, [{"x": np.ones((3, 2), np.float16)}])
 
 
@@ -159,5 +159,5 @@ def test_trees_have_no_such_form_and_the_reason_names_their_operator(make: Form,
 def test_a_graph_that_cannot_be_loaded_is_refused_with_the_reason_of_the_runtime() -> None:
     graph = network()
     graph.graph.node[0].op_type = "Gemmm"
-    with pytest.raises(ConversionError, match=r"ONNX Runtime cannot load it: .*Gemmm"):
+    with pytest.raises(ConversionError, match=r"cannot load.*Gemmm"):
         forms.int8_dynamic(graph)

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.optimization import profile
 from tests.support.models import HEADER, write_model
 from tests.support.networks import network, write_network
+from tests.support.refusals import mentions
 
 
 def advice(folder: Path, rows: int = 1) -> str:
@@ -44,9 +45,9 @@ def test_it_is_logged_to_the_run_of_the_version_with_a_picture(registry: MlflowC
 
 
 def test_a_small_graph_is_dispatch_and_a_large_one_is_layers(tmp_path: Path) -> None:
-    assert "most of it is dispatch" in advice(write_network(tmp_path / "small", graph=network((16, 8, 3))))
+    assert "is dispatch" in advice(write_network(tmp_path / "small", graph=network((16, 8, 3))))
     large = write_network(tmp_path / "large", graph=network((16, 1024, 1024, 3)))
-    assert "is in layers of 32-bit floats: `onnxserve optimize --auto`" in advice(large, rows=100)
+    assert "`onnxserve optimize --auto`" in advice(large, rows=100)
 
 
 def test_a_loop_is_named_and_does_not_count_what_runs_within_it(tmp_path: Path) -> None:
@@ -56,7 +57,7 @@ def test_a_loop_is_named_and_does_not_count_what_runs_within_it(tmp_path: Path) 
           t = Sin(s) }> }"""
     folder = write_model(tmp_path / "loop", graph)
     done = profile(str(folder), rows=200)
-    assert any("has a body, of which a node runs 20 times" in line for line in done.advice)
+    assert any(mentions(line, "body", "20 times") for line in done.advice)
     shares = {entry.name: entry.share for entry in done.operators}
     assert shares["Sin"] > shares["Loop"]
 
@@ -75,9 +76,7 @@ def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:
     casts = (
         "casts (double[N,400] x) => (double[N,400] y) { s = Cast <to = 1> (x)\n t = Relu(s)\n y = Cast <to = 11> (t) }"
     )
-    assert "is in Cast: the types of inputs and nodes differ" in advice(
-        write_model(tmp_path / "casts", casts), rows=500
-    )
+    assert mentions(advice(write_model(tmp_path / "casts", casts), rows=500), "Cast", "types of inputs")
     graph = onnx.parser.parse_model(
         HEADER
         + f"conv (float[N,8,16,16] x) => (float[N,8,16,16] y) <float[8,8,3,3] w = {{{', '.join(['0.1'] * 576)}}}> "
@@ -88,19 +87,19 @@ def test_casts_and_dynamic_convolutions_are_named(tmp_path: Path) -> None:
         y = Cast <to = 1> (i) }"""
     )
     onnx.save(graph, write_model(tmp_path / "convolution") / "model.onnx")
-    assert "is in ConvInteger: convolutions are slow with dynamic ranges" in advice(tmp_path / "convolution", rows=20)
+    assert mentions(advice(tmp_path / "convolution", rows=20), "ConvInteger", "dynamic ranges")
 
 
 def test_rows_come_from_a_file_from_the_reference_or_are_zeros(tmp_path: Path) -> None:
     folder = write_network(tmp_path / "net", rows=0)
     assert profile(str(folder), rows=3).rows == 3
-    with pytest.raises(InvalidConfig, match=r"the dataset nix\.parquet does not exist"):
+    with pytest.raises(InvalidConfig, match=r"nix\.parquet"):
         profile(str(folder), data="nix.parquet")
 
 
 def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     folder = write_network(tmp_path / "net", rows=0)
-    with pytest.raises(InvalidConfig, match="rows: 0 is not 1 or more"):
+    with pytest.raises(InvalidConfig, match="rows: 0"):
         profile(str(folder), rows=0)
-    with pytest.raises(NotFound, match="has no run in MLflow that the profile could be logged to"):
+    with pytest.raises(NotFound, match="no run in"):
         profile(str(folder), log=True)

@@ -1,0 +1,69 @@
+"""The wording of the refusals of an optimization and of a profile."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mlflow_deploy_plugin as onnxserve
+from mlflow_deploy_plugin.optimization import profile
+from tests.support.messages import message_of
+from tests.support.networks import write_network
+
+OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
+    "no form": (
+        onnxserve.optimize,
+        {},
+        "name a form: int8 (dynamic or static), fp16 or prune; or auto, which tries them all",
+    ),
+    "an unknown form": (onnxserve.optimize, {"int8": "tiny"}, "int8: 'tiny' is neither dynamic nor static"),
+    "two forms of a weight": (
+        onnxserve.optimize,
+        {"int8": "dynamic", "fp16": True},
+        "int8 and fp16 exclude each other: a weight has 8 bits or 16",
+    ),
+    "a share of more than all": (
+        onnxserve.optimize,
+        {"prune": 1.5},
+        "prune: 1.5 is no share of the weights between 0 and 1",
+    ),
+    "a form next to auto": (
+        onnxserve.optimize,
+        {"auto": True, "fp16": True},
+        "auto tries all forms: leave int8, fp16 and prune out",
+    ),
+    "a limit below zero": (onnxserve.optimize, {"fp16": True, "max_loss": -1.0}, "max_loss: -1 is below 0"),
+    "a number of rows that is not measured": (
+        onnxserve.optimize,
+        {"fp16": True, "rows": 7},
+        "rows: 7 is not one of 1, 8, 1000, which are measured",
+    ),
+    "a folder without a name": (
+        onnxserve.optimize,
+        {"fp16": True},
+        "net is no registered version: name the model to register the form under",
+    ),
+    "a name that MLflow refuses": (
+        onnxserve.optimize,
+        {"fp16": True, "register": "a/b"},
+        "'a/b' is no name for a registered model: it holds neither / nor :",
+    ),
+    "no rows": (profile, {"rows": 0}, "rows: 0 is not 1 or more"),
+    "a file that does not exist": (profile, {"data": "gone.parquet"}, "the dataset gone.parquet does not exist"),
+    "no run to log to": (profile, {"log": True}, "net has no run in MLflow that the profile could be logged to"),
+}
+
+
+@pytest.mark.parametrize(("function", "options", "message"), OPTIONS.values(), ids=OPTIONS)
+def test_a_refusal_names_the_option_and_what_is_expected(
+    function: Callable[..., object],
+    options: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_network(Path("net"))
+    assert message_of(partial(function, "net", **options)).replace(f"{tmp_path}/", "") == message
