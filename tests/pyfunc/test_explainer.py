@@ -67,7 +67,7 @@ def test_numbers_that_hardly_differ_are_told_apart(explainer: Any, tmp_path: Pat
 
 def test_a_question_gives_up_when_its_time_is_up(explainer: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", MISSING)
-    with pytest.raises(DeadlineExceeded, match=r"could not be explained within -1 s; send fewer, .* \(it was 50\)"):
+    with pytest.raises(DeadlineExceeded, match=r"explained within -1.*50"):
         explainer.answer(question(folder, [1.0, 2.0], seconds=-1.0))
 
 
@@ -103,15 +103,15 @@ def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
     document["flavors"]["onnxserve"]["reference"] = {"data": "reference.parquet"}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
     (folder / "reference.parquet").write_text("no Parquet")
-    with pytest.raises(InvalidRequest, match="the rows that came with the model cannot be read"):
+    with pytest.raises(InvalidRequest, match="cannot be read"):
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0], [2.0]]}), folder / "reference.parquet")
-    with pytest.raises(InvalidRequest, match="the rows that came with the model do not fit it"):
+    with pytest.raises(InvalidRequest, match="not fit"):
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
     with monkeypatch.context() as patched:
         patched.setattr("mlflow_deploy_plugin.tabular.streams._MAX_VALUES", 3)
-        with pytest.raises(InvalidRequest, match="cannot be read: it holds 4 values, and at most 3 are read"):
+        with pytest.raises(InvalidRequest, match=r"4 values.* 3"):
             explainer.answer(question(folder, [1.0, 2.0]))
     assert explainer.answer(question(folder, [1.0, 2.0])).fields["background"] == {"source": "reference", "rows": 2}
     assert os.environ.get("NUMBA_DISABLE_JIT") is None

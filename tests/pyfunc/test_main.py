@@ -8,6 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact
 from mlflow_deploy_plugin.pyfunc.__main__ import start_scorer
+from tests.support.refusals import mentions
 
 
 def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
@@ -37,7 +38,7 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
         start_scorer(tmp_path)
     said = str(refused.value)
     assert said.startswith("the model needs the Python module 'not_installed_here', which is not installed here (it ")
-    assert f"(it was logged with numpy 0.1 ({np.__version__} is installed)): `pip install" in said
-    assert "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers" in said
+    assert mentions(said, "numpy 0.1", np.__version__, "`pip install")
+    assert mentions(said, "`mlflow.pyfunc.get_model_dependencies(MODEL_URI)`")
     assert said.endswith("; a module of your own comes with the model that is logged with `code_paths`")
     assert str(tmp_path) not in said

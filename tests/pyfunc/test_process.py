@@ -14,6 +14,7 @@ from mlflow_deploy_plugin.processes import Child
 from mlflow_deploy_plugin.protocols.side_messages import SideMessage, receive_message, send_message
 from mlflow_deploy_plugin.pyfunc.process import clean_message, error_summary, version_differences
 from tests.support.ecs import read_line
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 CHILD = """
@@ -178,13 +179,15 @@ def test_one_that_cannot_start_says_why_and_ends(connections: tuple[socket.socke
 
 
 def test_an_exception_is_named_in_one_line_without_paths() -> None:
-    assert error_summary(KeyError("no such\nthing in /usr/lib/python3/thing.py")) == "KeyError: 'no such\\nthing in …'"
+    assert mentions(
+        error_summary(KeyError("no such\nthing in /usr/lib/python3/thing.py")), "KeyError", "such\\nthing in …"
+    )
     assert error_summary(MemoryError()) == "MemoryError"
 
 
 def test_what_mlflow_appends_is_left_out() -> None:
-    text = "Failed to predict data '[1]'. \nError: the column is missing\nInput: 1,2,3"
-    assert clean_message(text) == "the column is missing"
+    text = "Failed to predict data '[1]'. \nError: column missing\nInput: 1,2,3"
+    assert clean_message(text) == "column missing"
 
 
 def test_a_long_message_is_cut() -> None:

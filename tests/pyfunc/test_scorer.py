@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.errors import InferenceError, InvalidRequest, Onnxserv
 from mlflow_deploy_plugin.protocols import SideMessage
 from mlflow_deploy_plugin.pyfunc.scorer import NotRepresentable, Scorer, to_texts
 from mlflow_deploy_plugin.runtime import object_array
+from tests.support.refusals import mentions
 
 JSON = "application/json"
 Rows = list[dict[str, Any]]
@@ -138,7 +139,7 @@ def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
     as_csv = scorers["days"].invoke("text/csv; charset=utf-8", b"when,name\n2013-07-02,a\n")
     assert as_csv.body == as_json.body
     assert values(as_csv.arrays["feeds"]) == {"when": ["2013-07-02T00:00:00"], "name": ["a"]}
-    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 'yesterday' .* ISO 8601"):
+    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 'yesterday'.*8601"):
         scorers["days"].invoke("text/csv", b"when,name\nyesterday,a\n")
 
 
@@ -151,10 +152,10 @@ def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
     in_milliseconds = table.assign(when=table["when"].astype("datetime64[ms]").astype("int64"))
 
     assert scorers["days"].invoke(JSON, (split % as_iso).encode()).body == expected
-    with pytest.raises(InvalidRequest, match=r"'when' \(datetime\), row 0: 1372723200000 .*date_format='iso'"):
+    with pytest.raises(InvalidRequest, match=r"'when'.*row 0: 1372723200000.*date_format='iso'"):
         scorers["days"].invoke(JSON, (split % in_milliseconds.to_json(orient="split")).encode())
     for number in (1372723200000, 20130702, 2013):
-        with pytest.raises(InvalidRequest, match=rf"'when' \(datetime\), row 0: {number} "):
+        with pytest.raises(InvalidRequest, match=rf"'when'.*row 0: {number} "):
             scorers["days"].invoke(JSON, b'{"inputs": {"when": [%d], "name": ["a"]}}' % number)
 
 
@@ -181,7 +182,7 @@ def test_a_text_that_is_not_a_date_in_iso_8601_is_refused_with_its_row(
     text: str, ask: Any, scorers: dict[str, Any]
 ) -> None:
     for row, first in enumerate([[], [{"when": "2024-01-13", "name": "a"}]]):
-        with pytest.raises(SchemaMismatch, match=rf"'when' \(datetime\), row {row}: '{text}'.* ISO 8601"):
+        with pytest.raises(SchemaMismatch, match=rf"'when'.*row {row}: '{text}'.*8601"):
             ask(scorers["days"], [*first, {"when": text, "name": "a"}])
 
 
@@ -267,7 +268,7 @@ def test_categories_of_parquet_are_texts(scorers: dict[str, Any]) -> None:
 def test_what_a_column_lacks_is_said_without_the_data(scorers: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         scorers["days"].invoke(JSON, records({"name": "a secret"}))
-    assert refusal.value.message == "Model is missing inputs ['when']."
+    assert mentions(refusal.value.message, "['when']")
 
 
 def test_objects_and_arrays_of_a_body_are_kept_as_json(scorers: dict[str, Any]) -> None:
@@ -309,7 +310,7 @@ def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
         "created": [5],
     }
     assert values(to_texts(table, 2, ["score", "why"])) == {"score": [0.5, 1.0], "why": ['["x"]', "[]"]}
-    with pytest.raises(NotRepresentable, match="an answer holds no score, why"):
+    with pytest.raises(NotRepresentable, match="no score, why"):
         to_texts([[1]], 1, ["score", "why"])
 
 
@@ -366,5 +367,5 @@ def test_a_refusal_says_what_is_at_fault(
 
 
 def test_an_answer_that_json_cannot_hold_is_the_models_fault(scorers: dict[str, Any]) -> None:
-    with pytest.raises(InferenceError, match="the answer has no form as JSON: TypeError"):
+    with pytest.raises(InferenceError, match="JSON: TypeError"):
         scorers["troubled"].invoke(JSON, records({"do": "point"}))
