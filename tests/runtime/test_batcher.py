@@ -23,6 +23,7 @@ from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooMan
 from mlflow_deploy_plugin.runtime import Array, Batcher, BatchPolicy, Feeds, OnnxModel, repeat_row, unbatchable_reason
 from tests.support.models import write_model
 from tests.support.raising import raise_it
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)
@@ -122,7 +123,7 @@ def test_any_mixture_of_requests_is_answered_as_if_each_were_alone(
     batcher.close()
     for (x, answer), (_, _, is_bad, _) in zip(answers, requests, strict=True):
         if is_bad:
-            assert answer == "a row begins with -1"
+            assert mentions(str(answer), "begins with -1")
         else:
             np.testing.assert_array_equal(answer, x * 2)
     assert not batcher._queue
@@ -197,7 +198,7 @@ def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model: Model, ask: Ask) -
 
 def test_a_padding_row_that_fails_is_a_row_of_the_request_itself(model: Model) -> None:
     batcher = Batcher(model, replace(EIGHT, pads=True))
-    with pytest.raises(InferenceError, match="a row begins with -1"):
+    with pytest.raises(InferenceError, match="begins with -1"):
         batcher.run({"x": rows(3, -1.0)})
 
 

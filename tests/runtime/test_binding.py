@@ -96,7 +96,7 @@ def test_a_model_that_is_placed_so_runs_through_it(tmp_path: Path) -> None:
     x = random.random((2, 4), dtype=np.float32)
     np.testing.assert_array_equal(model.run({"x": x})["y"], x + x)
     model.try_out({"x": x}, 10)
-    with pytest.raises(InferenceError, match="the model cannot compute this input: "):
+    with pytest.raises(InferenceError, match="cannot compute"):
         model.run({"x": np.ones((2, 5), np.float32)})
 
 

@@ -18,6 +18,7 @@ from mlflow_deploy_plugin.runtime import (
 )
 from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, narrowed_feeds
 from tests.support.models import write_model
+from tests.support.refusals import mentions
 
 
 def narrowed(*values: float) -> NarrowedFeeds:
@@ -131,9 +132,7 @@ def test_every_dimension_of_one_name_has_one_size_and_others_have_any(tmp_path: 
     assert model.run(model.schema.from_columns({"a": a, "b": b}))["y"].tolist() == [[3.0] * 4] * 2
     with pytest.raises(SchemaMismatch) as caught:
         model.schema.from_columns({"a": a, "b": b[:, :2]})
-    assert caught.value.message == (
-        "the model's dimension 'K' has one size, but 'a' has 3 (dimension 1) and 'b' has 2 (dimension 1)"
-    )
+    assert mentions(caught.value.message, "'K'", "'a' has 3", "'b' has 2")
     assert model.run(model.schema.from_columns({"a": a[:0], "b": b}))["y"].shape == (0, 4)
 
 

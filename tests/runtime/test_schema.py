@@ -29,7 +29,7 @@ def test_columns_may_come_in_any_order_with_others_among_them() -> None:
 
 
 def test_missing_columns_are_all_named() -> None:
-    with pytest.raises(SchemaMismatch, match="columns 'd', 'b' are missing; the model needs s, d, n, b"):
+    with pytest.raises(SchemaMismatch, match=r"'d', 'b'.*s, d, n, b"):
         MIXED.from_records([{"s": "x", "n": 2}])
 
 
@@ -55,9 +55,9 @@ def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
         tuple(Column(name, "double", name == "c0") for name in names), (), (Input("X", "float32", (-1, 30), names),)
     )
     whole = dict.fromkeys(names, 1.0)
-    with pytest.raises(SchemaMismatch, match="values are left out"):
+    with pytest.raises(SchemaMismatch, match=r"values .*left out"):
         schema.from_records([whole, *[{}] * 400_000])
-    with pytest.raises(SchemaMismatch, match="values are left out"):
+    with pytest.raises(SchemaMismatch, match=r"values .*left out"):
         schema.from_columns({"c0": np.zeros(400_000)})
     assert schema.from_records([whole, {"c0": 2.0}])["X"].shape == (2, 30)
 
@@ -66,9 +66,9 @@ def test_of_many_names_the_nearest_is_shown() -> None:
     names = [f"column_{number}" for number in range(50)]
     record = dict.fromkeys(names, 1.0)
     record["clumn_42"] = record.pop("column_42")
-    with pytest.raises(SchemaMismatch, match="'clumn_42' is not known: did you mean 'column_42'"):
+    with pytest.raises(SchemaMismatch, match=r"'clumn_42' .*'column_42'"):
         stacked_schema("float32", *names).from_records([record])
-    with pytest.raises(SchemaMismatch, match=r"columns 'column_0', .* and 40 more are missing; 'xyz' is not known"):
+    with pytest.raises(SchemaMismatch, match=r"'column_0',.*40 more.*'xyz'"):
         stacked_schema("float32", *names).from_columns({"xyz": [1.0]})
 
 
@@ -87,12 +87,12 @@ def test_an_optional_column_may_be_absent() -> None:
 def test_an_optional_integer_column_still_needs_a_value() -> None:
     columns = (Column("a", "double"), Column("b", "long", required=False))
     schema = compile_schema(columns, (), (Input("a", "float64", (-1, 1), ("a",)), Input("b", "int64", (-1, 1), ("b",))))
-    with pytest.raises(SchemaMismatch, match=r"'b' \(long\), row 0: null"):
+    with pytest.raises(SchemaMismatch, match=r"'b'.*row 0: null"):
         schema.from_columns({"a": [1.0]})
 
 
 def test_columns_of_different_lengths_are_refused_with_both() -> None:
-    with pytest.raises(SchemaMismatch, match=r"^column 'b' has 1 values, but column 'a' has 2$"):
+    with pytest.raises(SchemaMismatch, match=r"^column 'b'.*1.*'a'.*2$"):
         stacked_schema("float32", "a", "b").from_columns({"a": [1.0, 2.0], "b": [1.0]})
 
 
@@ -176,9 +176,7 @@ def test_a_frame_feeds_the_only_tensor_by_position_whatever_its_columns_are_call
 def test_columns_for_an_array_without_a_name_are_refused_with_what_it_takes() -> None:
     schema = compile_schema((), (Tensor("", "float32", (-1, 2)),), (Input("x", "float32", (-1, 2)),))
 
-    with pytest.raises(
-        SchemaMismatch, match=r"^the model takes one array, and not a, b: give its rows as lists of val"
-    ):
+    with pytest.raises(SchemaMismatch, match=r"one array.*a, b"):
         schema.from_columns({"a": [1.0], "b": [2.0]})
 
 
@@ -190,14 +188,14 @@ def test_several_tensors_are_bound_by_name_and_agree_where_a_dimension_has_a_nam
     )
     schema = compile_schema((), tensors, inputs)
     assert as_lists(schema.from_columns({"b": [0.5], "a": [[1, 2]], "more": [0]})) == {"a": [[1, 2]], "b": [0.5]}
-    with pytest.raises(SchemaMismatch, match="tensor 'a' is missing"):
+    with pytest.raises(SchemaMismatch, match="'a' is missing"):
         schema.from_columns({"b": [0.5]})
     for b in ([0.5, 1.0], np.array([0.5, 1.0], np.float32)):
-        with pytest.raises(SchemaMismatch, match=r"'N' has one size, but 'a' has 1 .* and 'b' has 2"):
+        with pytest.raises(SchemaMismatch, match=r"'N'.*'a' has 1.*'b' has 2"):
             schema.from_columns({"b": b, "a": np.array([[1, 2]])})
     with pytest.raises(SchemaMismatch, match="several tensors"):
         schema.from_array([1])
-    with pytest.raises(SchemaMismatch, match="a table does not fit"):
+    with pytest.raises(SchemaMismatch, match="table does not"):
         schema.from_rows(["x"], [[1]])
 
 

@@ -199,5 +199,5 @@ def test_a_runtime_that_answers_wrongly_is_refused(tmp_path: Path, monkeypatch: 
     onnx.save(adder(1), tmp_path / "model.onnx")
     monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
 
-    with pytest.raises(RuntimeMissing, match=r"ONNX Runtime 1\.27\.0 is too old, 1\.29 is needed: pip install"):
+    with pytest.raises(RuntimeMissing, match=r"1\.27\.0.*1\.29.*pip install"):
         open_session(tmp_path / "model.onnx")
