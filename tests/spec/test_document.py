@@ -68,7 +68,7 @@ def test_the_first_document_describes_the_server_for_all() -> None:
     )
     assert [spec.name for spec in load_specs("\n---\n".join([first, alike, silent]))] == ["a", "b", "c"]
 
-    with pytest.raises(InvalidConfig, match=r"endpoint 'a' has a `server` of its own.* say it in the first, 'c'"):
+    with pytest.raises(InvalidConfig, match=r"'a' .*`server` .*'c'"):
         load_specs("\n---\n".join([silent, first]))
 
 
@@ -263,7 +263,7 @@ def test_an_added_variant_gets_no_traffic_yet() -> None:
 
     assert (spec.variants["candidate"].weight, spec.variants["candidate"].shadow) == (0, True)
     assert spec.variants["flights"].weight == 100
-    with pytest.raises(AlreadyExists, match="'flights' has a deployment 'candidate' already"):
+    with pytest.raises(AlreadyExists, match=r"'flights' .*'candidate'"):
         add_variant(spec, "candidate", "n")
 
 

@@ -71,7 +71,7 @@ def test_what_is_no_requirement_is_refused_with_what_would_be_right(kind: str, t
     ],
 )
 def test_a_field_that_the_kind_does_not_read_is_refused(kind: str, require: str, field: str, value: str) -> None:
-    with pytest.raises(ValidationError, match=f"a monitor of kind {kind} takes no `{field}`: it is for monitors of"):
+    with pytest.raises(ValidationError, match=f"kind {kind} .*`{field}`"):
         MonitorSpec.model_validate({"kind": kind, "require": require, field: value})
 
 

@@ -110,7 +110,7 @@ def test_a_line_that_cannot_be_says_which_field(line: str, said: str) -> None:
 @pytest.mark.parametrize("name", ["Europe/Nowhere", "../etc/passwd", ""])
 def test_a_time_zone_that_this_machine_does_not_know_is_refused(name: str) -> None:
     assert load_time_zone("Europe/Berlin").key == "Europe/Berlin"
-    with pytest.raises(InvalidConfig, match="is not known; as Europe/Berlin"):
+    with pytest.raises(InvalidConfig, match="Europe/Berlin"):
         load_time_zone(name)
 
 

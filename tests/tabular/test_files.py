@@ -34,7 +34,7 @@ def test_the_ending_says_the_format(name: str, kind: FileFormat | None) -> None:
 
 def test_an_output_without_an_ending_has_the_format_of_the_input() -> None:
     assert (output_format("out", "jsonl"), output_format("out.csv", "jsonl")) == ("jsonl", "csv")
-    with pytest.raises(InvalidConfig, match=r"out.xlsx: .xlsx is none of the endings that are known, .csv .* say -O"):
+    with pytest.raises(InvalidConfig, match=r"out\.xlsx.*\.csv .*-O"):
         output_format("out.xlsx", "jsonl")
 
 
@@ -72,15 +72,9 @@ def test_a_dash_is_standard_input_and_output_and_another_name_is_said(tmp_path: 
     with open_input("-", stdin) as source, open_output("-", stdout) as target:
         target.write(source.read())
     assert stdout.getvalue() == b"x"
-    with (
-        pytest.raises(InvalidConfig, match=r"the file .*/nothing cannot be read"),
-        open_input(f"{tmp_path}/nothing", stdin),
-    ):
+    with pytest.raises(InvalidConfig, match="/nothing cannot be"), open_input(f"{tmp_path}/nothing", stdin):
         pass
-    with (
-        pytest.raises(InvalidConfig, match=r"the file .*/no/out cannot be written"),
-        open_output(f"{tmp_path}/no/out", stdout),
-    ):
+    with pytest.raises(InvalidConfig, match="/no/out cannot be"), open_output(f"{tmp_path}/no/out", stdout):
         pass
 
 

@@ -74,7 +74,7 @@ def test_no_rows_are_an_empty_array() -> None:
 
 
 def test_a_type_that_a_format_lacks_is_one_line() -> None:
-    with pytest.raises(InvalidConfig, match="the answer has no form in parquet: "):
+    with pytest.raises(InvalidConfig, match="form in parquet"):
         written("parquet", pa.table({"i": pa.array([None], pa.month_day_nano_interval())}))
 
 
@@ -109,7 +109,7 @@ def test_dates_and_times_within_values_are_texts() -> None:
 
 def test_rows_of_different_columns_have_no_csv() -> None:
     with (
-        pytest.raises(InvalidRequest, match="predictions have different columns: a, and b"),
+        pytest.raises(InvalidRequest, match=r"columns: a, .*b"),
         value_writer("csv", io.BytesIO(), "prediction") as write,
     ):
         write([{"a": 1}, {"b": timedelta(0)}])

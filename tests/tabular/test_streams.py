@@ -186,7 +186,7 @@ def test_a_late_column_of_json_lines_is_found_by_an_escaped_name() -> None:
 
 
 def test_a_column_of_json_lines_with_several_types_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="column 'a' holds values of several types"):
+    with pytest.raises(InvalidRequest, match=r"column 'a' .*types"):
         _ = stream(b'{"a": 1}\n{"a": "x"}\n', "jsonl").schema
 
 
@@ -220,7 +220,7 @@ def test_a_page_of_a_parquet_file_that_was_damaged_is_told_by_its_checksum() -> 
     pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
     content = bytearray(file.getvalue())
     content[4000] ^= 1
-    with pytest.raises(InvalidRequest, match=r"what follows row 0 cannot be read: .*checksum"):
+    with pytest.raises(InvalidRequest, match=r"row 0 .*checksum"):
         list(stream(bytes(content), "parquet").blocks(["x"]))
 
 
@@ -246,7 +246,7 @@ def test_texts_of_a_parquet_file_may_come_in_its_dictionaries_if_they_are_few(tm
 
 
 def test_a_json_document_has_no_stream() -> None:
-    with pytest.raises(InvalidConfig, match="a json file is one document; csv, jsonl, parquet are read row by row"):
+    with pytest.raises(InvalidConfig, match=r"json.*csv, jsonl, parquet"):
         stream(b"[]", "json")
 
 
@@ -330,7 +330,7 @@ def test_values_of_a_parquet_file_are_counted_whatever_their_type(
 
     assert read_parquet(file).equals(table)
     monkeypatch.setattr("mlflow_deploy_plugin.tabular.streams.MAX_BYTES", 4_000)
-    with pytest.raises(pa.ArrowInvalid, match="it holds more than 4,000 bytes"):
+    with pytest.raises(pa.ArrowInvalid, match="4,000 bytes"):
         read_parquet(file)
 
 
