@@ -39,7 +39,7 @@ def test_columns_become_doubles_booleans_and_categories(tmp_path: Path, capsys: 
 
 def test_without_a_file_the_rows_are_synthetic_and_say_so() -> None:
     table = load_table(TableOptions(seed=3), customers)
-    assert table.origin == "synthetic data, seed 3"
+    assert table.origin.split(", ") == ["synthetic data", "seed 3"]
     assert table.target.name == "churned"
     assert 0.2 < table.target.mean() < 0.35
 
@@ -91,11 +91,9 @@ def test_two_answers_keep_their_kind_so_that_labels_of_the_same_file_fit_them() 
 
 
 def test_a_target_of_the_wrong_kind_is_refused() -> None:
-    with pytest.raises(InvalidConfig, match=r"target y: 'far' is not a number up to 3\.4e\+38; a regression needs"):
+    with pytest.raises(InvalidConfig, match=r"target y: 'far'.*3\.4e\+38"):
         numbers(pd.Series(["1", "far"], name="y"))
-    with pytest.raises(
-        InvalidConfig, match=r"two answers of at least 10 rows each are needed; it has a \(40\), b \(9\)"
-    ):
+    with pytest.raises(InvalidConfig, match=r"10 rows.*a \(40\), b \(9\)"):
         two_answers(pd.Series(["a"] * 40 + ["b"] * 9, name="y"))
-    with pytest.raises(InvalidConfig, match=r"two answers .* it has 0 \(20\), 1 \(20\), 2 \(20\)"):
+    with pytest.raises(InvalidConfig, match=r"0 \(20\), 1 \(20\), 2.*\(20\)"):
         two_answers(pd.Series([0, 1, 2] * 20, name="y"))

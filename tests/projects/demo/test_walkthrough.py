@@ -8,7 +8,7 @@ from projects.demo.walkthrough import StepPrinter
 def test_a_step_shows_its_number_and_the_seconds_since_the_start(capsys: pytest.CaptureFixture[str]) -> None:
     times = iter([100.0, 103.4])
     StepPrinter(steps=2, clock=lambda: next(times)).step("Train")
-    assert capsys.readouterr().out == "\n[1/2]   3 s  Train\n"
+    assert capsys.readouterr().out.split() == ["[1/2]", "3", "s", "Train"]
 
 
 def test_the_table_keeps_a_value_of_two_lines_in_its_column(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, LABEL, WEATHER, load_flights, months
 from projects.flight_delay.loop.injected_drift import parse_injection
 from projects.flight_delay.training_data import load_training_data, parse_months, read_labelled
+from tests.support.refusals import mentions
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,7 @@ def test_a_file_that_is_no_labelled_flights_is_said(flights: pd.DataFrame, tmp_p
     with pytest.raises(InvalidConfig, match="cannot be read"):
         read_labelled(path, flights)
     pd.DataFrame({"carrier": ["AA"]}).to_parquet(path)
-    with pytest.raises(InvalidConfig, match="lack the columns origin, dest"):
+    with pytest.raises(InvalidConfig, match="columns origin, dest"):
         read_labelled(path, flights)
 
 
@@ -60,7 +61,7 @@ def test_a_column_of_labelled_rows_of_another_type_is_said(
     flights: pd.DataFrame, captured: Path, column: str, value: str
 ) -> None:
     pd.read_parquet(captured).assign(**{column: value}).to_parquet(captured)
-    with pytest.raises(InvalidConfig, match=f"are of other types than the flights: .*{value}"):
+    with pytest.raises(InvalidConfig, match=f"other types .*{value}"):
         read_labelled(captured, flights)
 
 
@@ -71,7 +72,7 @@ def test_months_are_read_as_people_and_mlflow_write_them(text: str, months_: tup
 
 @pytest.mark.parametrize("text", ["", "0-3", "3-1", "1-13", "spring"])
 def test_what_is_no_range_of_months_is_said(text: str) -> None:
-    with pytest.raises(InvalidConfig, match="wanted is a month of 2013 or a range of them"):
+    with pytest.raises(InvalidConfig, match="month of 2013"):
         parse_months(text)
 
 
@@ -79,7 +80,7 @@ def test_an_injected_change_begins_with_its_month_and_says_that_it_is_injected(f
     some = months(flights, 6, 7)
     injection = parse_injection("celsius:7")
     assert injection is not None
-    assert str(injection) == "injected from month 7 on: temp and dewp come in °C instead of °F"
+    assert mentions(str(injection), "month 7", "temp", "dewp", "°C", "°F")
     changed, july = injection.apply(some), some[DAY].dt.month == 7
     pd.testing.assert_frame_equal(changed[~july], some[~july])
     np.testing.assert_allclose(changed.loc[july, "temp"] * 1.8 + 32, some.loc[july, "temp"])

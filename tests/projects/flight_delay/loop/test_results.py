@@ -82,6 +82,6 @@ def test_a_concept_is_turned_from_its_month_on_alone(played: pd.DataFrame) -> No
 
 @pytest.mark.parametrize("text", ["concept", "concept:13", "fog:3", "celsius:x", ":7"])
 def test_what_cannot_be_injected_is_named(text: str) -> None:
-    with pytest.raises(InvalidConfig, match=r"KIND:MONTH is expected, KIND one of celsius, concept"):
+    with pytest.raises(InvalidConfig, match=r"KIND:MONTH .*celsius, concept"):
         parse_injection(text)
     assert parse_injection("") is None
