@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.ecs import read_line
 from tests.support.models import IDENTITY, write_model
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 FORGED = "a\r\n2030-01-01 00:00:00,000 [serve] ERROR forged\x1b[2J\u2028b"
@@ -30,10 +31,13 @@ def test_what_a_line_quotes_begins_no_line_of_its_own() -> None:
     told = subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, check=True).stderr.decode()
     lines = [line for line in told.splitlines() if not line.startswith("    ")]
     assert len(lines) == 2, told
-    assert r"[serve] ERROR loading a\r\n2030-01-01 00:00:00,000 [serve] ERROR forged\x1b[2J\u2028b failed" in lines[0]
+    assert lines[0].split(" [serve] ERROR ")[1:] == [
+        r"loading a\r\n2030-01-01 00:00:00,000",
+        r"forged\x1b[2J\u2028b failed",
+    ]
     assert lines[1].endswith("[serve] ERROR it failed")
     assert "\x1b" not in told
-    assert "    Traceback (most recent call last):" in told
+    assert "Traceback (most recent" in told
 
 
 def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do() -> None:
@@ -99,4 +103,4 @@ def test_a_line_a_request_is_readable_too(serve: Any, model: str, monkeypatch: p
     served = serve("-m", model, "-w", "1").wait_ready()
     served.predict(1, X_Request_Id="mine")
     wait_until(lambda: "X-Request-Id mine" in served.log.read_text(), what="the request's line")
-    assert "POST /invocations 200 in " in served.log.read_text()
+    assert mentions(served.log.read_text(), "POST /invocations 200")

@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings, load_secrets, load_settings
 from mlflow_deploy_plugin.spec import field_descriptions
+from tests.support.refusals import mentions
 
 
 @pytest.fixture(autouse=True)
@@ -62,14 +63,14 @@ def test_a_store_and_a_log_of_all_workspaces_are_told_apart(monkeypatch: pytest.
 def test_one_store_for_two_workspaces_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", "postgresql+psycopg://db/onnxserve")
-    with pytest.raises(InvalidConfig, match=r"and team-a needs its own: write \{workspace\} into it"):
+    with pytest.raises(InvalidConfig, match=r"team-a .*\{workspace\}"):
         _ = load_settings().store_url
 
 
 @pytest.mark.parametrize("name", ["../team-a", "-a", "team-a/b", "Team", "team-ä", "a" * 64])
 def test_a_workspace_is_no_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", name)
-    with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE: lower-case letters, digits and - within are expected"):
+    with pytest.raises(InvalidConfig, match="MLFLOW_WORKSPACE"):
         load_settings()
 
 
@@ -81,16 +82,13 @@ def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container that is run as any number
     said = CliRunner().invoke(main, ["list"])
     assert said.exit_code == 1
-    assert said.stderr == ("Error: ~/.onnxserve: no home folder is known for ~: set HOME, or give the whole path\n")
+    assert mentions(said.stderr, "~/.onnxserve", "HOME")
 
 
 def test_the_folder_of_a_user_who_is_not_there_is_said_in_one_line() -> None:
     said = CliRunner().invoke(main, ["predict", "-m", "~nobody-of-this-name/model"], input='[{"a": 1}]')
     assert said.exit_code == 1
-    assert said.stderr == (
-        "Error: ~nobody-of-this-name/model: no home folder is known for ~nobody-of-this-name: "
-        "set HOME, or give the whole path\n"
-    )
+    assert mentions(said.stderr, "~nobody-of-this-name/model", "HOME")
 
 
 def test_a_path_in_a_folder_that_was_deleted_is_said_in_one_line(
@@ -101,7 +99,7 @@ def test_a_path_in_a_folder_that_was_deleted_is_said_in_one_line(
     (tmp_path / "gone").rmdir()
     said = CliRunner().invoke(main, ["batch", "-m", "models:/m/1", "-i", "rows.csv", "-o", "out"])
     assert said.exit_code == 1
-    assert said.stderr == "Error: rows.csv: the current folder was deleted; run the command in another one\n"
+    assert mentions(said.stderr, "rows.csv", "current folder")
 
 
 def test_a_relative_home_is_made_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,4 +64,4 @@ def test_the_judge_finds_what_is_wrong_refused_and_crashed(case: Case, monkeypat
         "crashed": "crashed",
     }
     assert "edges" in verdicts["off"].wrong
-    assert verdicts["crashed"].said == "ValueError: nobody caught it"
+    assert verdicts["crashed"].said.partition(": ")[0] == "ValueError"

@@ -109,6 +109,12 @@ def test_a_row_says_the_median_of_the_rounds_ratios_and_whether_it_holds() -> No
     assert (row.ratio, row.low, row.high, row.holds) == (10, 2, 30, "yes")
     memory = times_less("memory", "slow", [100.0], [250.0], "MB", 3)
     assert (memory.ratio, memory.holds) == (2.5, "**no**")
-    assert markdown([row]).splitlines()[-1] == (
-        "| 1 row | slow | 200/s, 1.00 / 2.00 ms | 10/s, 1.00 / 2.00 ms | 10.00 (2.00–30.00) | ≥ 8 | yes |"
-    )
+    assert [cell.strip() for cell in markdown([row]).splitlines()[-1].strip("|").split("|")] == [
+        "1 row",
+        "slow",
+        "200/s, 1.00 / 2.00 ms",
+        "10/s, 1.00 / 2.00 ms",
+        "10.00 (2.00–30.00)",
+        "≥ 8",
+        "yes",
+    ]

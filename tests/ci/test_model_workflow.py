@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
 from tests.support.guides import ROOT, blocks
+from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import tracking_at
 from tests.support.workflows import StepResult, Workflow
@@ -77,7 +78,7 @@ def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_r
         *(("Install", 0), ("Promote", 0)),
     ]
     assert stages() == {"1": "Production"}
-    assert f"{MODEL} version 1: passed" in (repository.folder / "summary.md").read_text()
+    assert mentions((repository.folder / "summary.md").read_text(), MODEL, "version 1: passed")
 
     client = get_deploy_client("onnxserve")
     url = client.create_deployment(MODEL, f"models:/{MODEL}/Production")["url"]
@@ -119,7 +120,7 @@ def test_the_script_for_gitlab_trains_and_gates_a_version(repository: Repository
         ["bash", "-ec", script], cwd=repository.folder, env=environment, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"{MODEL} version 1: passed" in ran.stdout
+    assert mentions(ran.stdout, MODEL, "version 1: passed")
     assert (repository.folder / "version.env").read_text() == "VERSION=1\n"
 
 

@@ -76,14 +76,14 @@ def test_a_memory_limit_is_kept(graph: Path) -> None:
 
 
 def test_a_gpu_that_is_not_there_is_refused_by_its_number() -> None:
-    with pytest.raises(DeviceUnavailable, match=r"^--device cuda was asked for, but .* cannot compute on GPU 63"):
+    with pytest.raises(DeviceUnavailable, match=r"^--device cuda.*GPU 63"):
         require_device("cuda", [63])
 
 
 def test_a_graph_with_a_node_for_the_cpu_alone_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "text.onnx"
     file.write_bytes(parse_graph("text (string[N] x) => (string[N] y) { y = StringNormalizer(x) }").SerializeToString())
-    with pytest.raises(DeviceUnavailable, match="the model does not run on cuda"):
+    with pytest.raises(DeviceUnavailable, match="run on cuda"):
         open_session(file, Placement("cuda"))
 
 
