@@ -15,6 +15,7 @@ import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, as_pandas, column_values, columns_of
 from mlflow_deploy_plugin.runtime import Column, ColumnType, Input, compile_schema, sent_arrays
+from tests.support.refusals import mentions
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,12 @@ def test_a_column_has_one_of_mlflows_types(values: Any, found: list[Any], column
 
 
 def test_a_column_of_times_is_refused_by_its_name() -> None:
-    with pytest.raises(ConversionError, match="column 'when' has the type datetime64"):
+    with pytest.raises(ConversionError, match=r"'when' .*datetime64"):
         columns_of(pd.DataFrame({"when": pd.date_range("2026-01-01", periods=2)}))
 
 
 def test_what_a_column_of_objects_holds_is_said() -> None:
-    with pytest.raises(ConversionError, match=r"'when' has the type object \(it holds values of date\), which"):
+    with pytest.raises(ConversionError, match=r"'when' .*object .*date"):
         columns_of(pd.DataFrame({"when": [None, date(2026, 1, 1)]}))
 
 
@@ -148,7 +149,7 @@ def test_a_column_whose_name_the_log_needs_is_refused(
     name: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     example = table.rename(columns={table.columns[0]: name})
-    with pytest.raises(ConversionError, match=f"the name '{name}' is taken"):
+    with pytest.raises(ConversionError, match=f"name '{name}' is"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
 
 
@@ -157,7 +158,7 @@ def test_an_example_without_any_value_is_refused(
     value: Any, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     example = pd.DataFrame(value, index=range(3), columns=table.columns)
-    with pytest.raises(InvalidConfig, match="input_example has no value, every one is missing"):
+    with pytest.raises(InvalidConfig, match="input_example has no"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
 
 
@@ -209,7 +210,7 @@ def test_a_signature_whose_outputs_the_model_contradicts_is_refused(
     numbers = infer_signature(table, pd.DataFrame({"delay": [0.5]}))
     with pytest.raises(InvalidConfig) as caught:
         onnxserve.save_model(model, tmp_path / "model", input_example=table, signature=numbers)
-    assert str(caught.value) == "signature: the output 'delay' is a double, and the model predicts strings"
+    assert mentions(str(caught.value), "signature", "'delay'", "double", "strings")
     assert not (tmp_path / "model").exists()
 
     named = infer_signature(table, pd.DataFrame({"delay": model.predict(table)}))

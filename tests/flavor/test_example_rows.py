@@ -92,9 +92,9 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
     }
     plain = _tensors(TensorSpec(np.dtype("float32"), (-1, 1, 2)))
     assert fit_to_signature(pd.DataFrame([[1, 2], [3, 4]]), plain).shape == (2, 1, 2)
-    with pytest.raises(InvalidConfig, match="the rows have no column 'mask', which is a tensor of the signature"):
+    with pytest.raises(InvalidConfig, match="no column 'mask'"):
         fit_to_signature(rows[["ids"]], named)
-    with pytest.raises(InvalidConfig, match="the rows make no tensor of the signature: "):
+    with pytest.raises(InvalidConfig, match="no tensor of"):
         fit_to_signature(pd.DataFrame([[1, 2, 3]]), plain)
 
 

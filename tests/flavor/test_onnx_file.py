@@ -65,7 +65,7 @@ def test_an_altered_weight_is_found_when_it_is_loaded(
     with pytest.raises(InvalidArtifact, match=r"model\.onnx\.data"):
         load_model(str(tmp_path / "model"))
     data.unlink()
-    with pytest.raises(InvalidArtifact, match=r"the model lacks its file 'model\.onnx\.data'"):
+    with pytest.raises(InvalidArtifact, match=r"'model\.onnx\.data'"):
         load_model(str(tmp_path / "model"))
 
 
@@ -74,7 +74,7 @@ def test_a_large_graph_is_checked_without_its_weights(
 ) -> None:
     model, _ = small
     model.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(ConversionError, match="not a valid ONNX model: No Op registered for NoSuchOperator"):
+    with pytest.raises(ConversionError, match="NoSuchOperator"):
         save_model(model, tmp_path / "model")
 
 

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.flavor.parity import (
 )
 from mlflow_deploy_plugin.flavor.saved_model import write_mlmodel
 from mlflow_deploy_plugin.runtime import OnnxModel
+from tests.support.refusals import mentions
 
 Saved = tuple[OnnxModel, Any]
 
@@ -134,7 +135,7 @@ def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame)
 def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.DataFrame) -> None:
     report = _proof(regressor, _example(table), original=lambda batch: {"prediction": np.zeros((len(batch), 2))})
 
-    assert report.problem == "output 'prediction' has the shape (50,) for 50 rows; the original's is (50, 2)"
+    assert mentions(report.problem, "'prediction'", "(50,)", "(50, 2)")
     assert "(50, 2)" in parity_error(report).message
 
 

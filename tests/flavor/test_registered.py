@@ -182,9 +182,9 @@ def test_a_file_is_loaded_with_consent_only(
 ) -> None:
     joblib.dump(model, tmp_path / "updown.joblib")
     file = str(tmp_path / "updown.joblib")
-    with pytest.raises(CodeRefused, match=r"updown.joblib can run any code while it is loaded; --allow-pickle"):
+    with pytest.raises(CodeRefused, match=r"updown\.joblib .*--allow-pickle"):
         onnxserve.wrap(file, "filed")
-    with pytest.raises(InvalidConfig, match=r"updown.joblib has neither an input example nor a signature; --data FILE"):
+    with pytest.raises(InvalidConfig, match=r"updown\.joblib .*--data FILE"):
         onnxserve.wrap(file, "filed", allow_pickle=True)
 
     made = onnxserve.wrap(file, "filed", data=table.assign(other=1), allow_pickle=True)
@@ -200,9 +200,9 @@ def test_a_file_is_loaded_with_consent_only(
 
 def test_a_runs_model_and_a_folder_need_a_name(old: str, model: Pipeline, table: pd.DataFrame, tmp_path: Path) -> None:
     mlflow.sklearn.save_model(model, tmp_path / "saved", input_example=table, **_REQUIREMENTS)
-    with pytest.raises(InvalidConfig, match="'a/b' is no name for a registered model"):
+    with pytest.raises(InvalidConfig, match="'a/b'"):
         onnxserve.wrap("models:/nobody/1", register="a/b")
-    with pytest.raises(InvalidConfig, match="is not registered; --register NAME"):
+    with pytest.raises(InvalidConfig, match="--register NAME"):
         onnxserve.wrap(str(tmp_path / "saved"))
     logged = mlflow.MlflowClient().get_model_version("old", "1").source
 

@@ -59,7 +59,7 @@ def test_a_model_of_no_framework_is_not_asked_for_rows(tmp_path: Path) -> None:
     options = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
     mlflow.sklearn.save_model(Rule(), tmp_path / "saved", **options)
 
-    with pytest.raises(ConversionError, match=r"Rule is of no framework .*; it is served as pyfunc as it stands"):
+    with pytest.raises(ConversionError, match=r"Rule .*no framework.*pyfunc"):
         load_folder(tmp_path / "saved", "it")
 
 
@@ -92,5 +92,5 @@ def test_a_framework_that_is_not_installed_is_named_with_the_command_that_instal
     mlmodel.save(str(tmp_path / "MLmodel"))
 
     for load in (lambda: load_file(tmp_path / "model.pkl", allow_pickle=True), lambda: load_folder(tmp_path, "it")):
-        with pytest.raises(NotInstalled, match=r"xgboost.*: pip install 'mlflow-onnxserve\[sklearn\]' xgboost$"):
+        with pytest.raises(NotInstalled, match=r"xgboost.*'mlflow-onnxserve\[sklearn\]' xgboost$"):
             load()

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.exporter.runner import Model as ExportedModel
 from mlflow_deploy_plugin.flavor.wrap import PredictFunction
 from mlflow_deploy_plugin.runtime import read_artifact
 from tests.support.models import parse_graph
+from tests.support.refusals import mentions
 
 
 def test_parity_shows_on_run_model_and_version(logged: ModelInfo) -> None:
@@ -95,7 +96,7 @@ def unfaithful(table: pd.DataFrame) -> Any:
 def test_unfaithful_model_leaves_nothing_in_mlflow(tracking: Path, unfaithful: Any, table: pd.DataFrame) -> None:
     before = len(mlflow.search_logged_models(output_format="list"))
 
-    with mlflow.start_run(), pytest.raises(ParityError, match=r"Log it with mlflow\.sklearn\.log_model"):
+    with mlflow.start_run(), pytest.raises(ParityError, match=r"mlflow\.sklearn\.log_model"):
         onnxserve.log_model(
             unfaithful, name="model", input_example=table, registered_model_name="lossy", fallback="error"
         )
@@ -174,7 +175,7 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
         )
 
     (line,) = [record.getMessage() for record in caplog.records if "logs it instead" in record.getMessage()]
-    assert "its option func=ranked is a Python function" in line
+    assert "func=ranked" in line
     assert "\n" not in line
     client = mlflow.MlflowClient()
     version = client.get_model_version("python-only", "1")
@@ -255,7 +256,7 @@ def test_a_category_that_a_model_refuses_is_refused_without_an_onnx_form_too(
     assert "python_function" in info.flavors
     assert loaded.predict(texts.head(2)).tolist() == booster.predict(cities.head(2)).tolist()
     texts.loc[1, "city"] = "paris"
-    with pytest.raises(SchemaMismatch, match=r"column 'city', row 1: .* 'paris'"):
+    with pytest.raises(SchemaMismatch, match=r"'city', row 1:.*'paris'"):
         loaded.predict(texts)
 
 
@@ -324,7 +325,7 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
 
     info = onnxserve.log_model(regression, name="model", input_example=fractions, pip_requirements=[])
 
-    assert "logged without its input_example, which MLflow cannot save: Object of type Fraction" in caplog.text
+    assert mentions(caplog.text, "input_example", "Fraction")
     found = mlflow.pyfunc.load_model(info.model_uri).predict(fractions)
     np.testing.assert_allclose(found, regression.predict(fractions))
 
@@ -332,10 +333,10 @@ def test_a_model_whose_example_mlflow_cannot_save_is_logged_without_it(
 def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
     tracking: Path, table: pd.DataFrame
 ) -> None:
-    with pytest.raises(InvalidConfig, match="fallback: 'pickle' is not one of pyfunc, error"):
+    with pytest.raises(InvalidConfig, match=r"fallback: 'pickle'.*pyfunc, error"):
         onnxserve.log_model({}, name="model", fallback="pickle")  # type: ignore[arg-type]
     for function in get_args(PredictFunction):
-        with pytest.raises(ConversionError, match=r"Log it with mlflow\.pyfunc\.log_model\(python_model=…\)"):
+        with pytest.raises(ConversionError, match=r"mlflow\.pyfunc\.log_model\(python_model=…\)"):
             onnxserve.log_model({}, name="model", input_example=table, pyfunc_predict_fn=function)
 
 
@@ -362,10 +363,10 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     info = onnxserve.log_model(Interval(), name="model", input_example=table, pip_requirements=[])
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
-    assert "Interval is of no framework that can be converted to ONNX" in reason
+    assert mentions(reason, "Interval", "no framework")
     assert mlflow.pyfunc.load_model(info.model_uri).predict(table).equals(table.a * 0.9)
     for other in (Forecaster(), YearAhead()):
-        with pytest.raises(ConversionError, match=r"is of no .* Log it with mlflow\.pyfunc\.log_model\(python_"):
+        with pytest.raises(ConversionError, match=r"no .* mlflow\.pyfunc\.log_model\(python_"):
             onnxserve.log_model(other, name="model", input_example=table)
 
 
@@ -388,11 +389,11 @@ def test_a_model_that_cannot_be_explained_is_logged_and_says_why(
     with mlflow.start_run():
         info = onnxserve.log_model(graph, name="model", input_example={"x": pictures}, explain=True)
     assert info.model_id
-    assert "the model is logged, and not explained: the input 'x' has 4 dimensions" in caplog.text
+    assert mentions(caplog.text, "is logged", "not explained", "'x'", "4 dimensions")
     with mlflow.start_run():
         onnxserve.log_model(unfaithful, name="model", input_example=table, explain=True, pip_requirements=[])
-    assert "the model is not explained: it has no ONNX form" in caplog.text
-    with pytest.raises(InvalidConfig, match="explain: there are no rows to explain; give input_example= or reference_"):
+    assert mentions(caplog.text, "not explained", "no ONNX form")
+    with pytest.raises(InvalidConfig, match=r"explain: .*input_example= .*reference_"):
         onnxserve.log_model(graph, name="model", explain=True)
 
 

@@ -109,7 +109,7 @@ def test_model_config_sets_threads_and_device(regressor: Any) -> None:
 
     loaded = mlflow.pyfunc.load_model(str(folder), model_config={"intra_op_num_threads": 1, "device": "cpu"})
     assert loaded.predict(rows).shape == (3, 2)
-    with pytest.raises(InvalidConfig, match="model_config: device: 'tpu' is not one of cpu, cuda, tensorrt"):
+    with pytest.raises(InvalidConfig, match="model_config: device: 'tpu'"):
         mlflow.pyfunc.load_model(str(folder), model_config={"device": "tpu"})
 
 

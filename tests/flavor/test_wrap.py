@@ -90,22 +90,22 @@ def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPa
 
 
 def test_missing_column_of_the_reference_is_named(line: LinearRegression, timed: pd.DataFrame) -> None:
-    with pytest.raises(InvalidConfig, match="reference_data: 'b' is missing; the example has it"):
+    with pytest.raises(InvalidConfig, match=r"reference_data: 'b' .*missing"):
         wrap(line, timed[["a", "b"]], reference_data=timed[["a"]])
 
 
 def test_missing_time_is_refused(line: LinearRegression, timed: pd.DataFrame) -> None:
-    with pytest.raises(InvalidConfig, match="event_time has missing values"):
+    with pytest.raises(InvalidConfig, match=r"event_time .*missing values"):
         wrap(line, timed.assign(when=timed.when.where(timed.index > 3)), event_time="when")
 
 
 def test_numbers_are_no_times(line: LinearRegression, timed: pd.DataFrame) -> None:
-    with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 is a number; .*pandas\.to_datetime"):
+    with pytest.raises(InvalidConfig, match=r"event_time: 1380000000 .*pandas\.to_datetime"):
         wrap(line, timed[["a", "b"]], event_time=1_380_000_000 + np.arange(400))
 
 
 def test_times_without_rows_are_refused(line: LinearRegression) -> None:
-    with pytest.raises(InvalidConfig, match="event_time: there are no rows"):
+    with pytest.raises(InvalidConfig, match=r"event_time: .*no rows"):
         wrap(line, event_time=["2013-01-01"])
 
 

@@ -26,6 +26,7 @@ from mlflow_deploy_plugin.errors import ConversionError, ModelError
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure, plain_reason, with_alternative
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
+from tests.support.refusals import mentions
 
 RANDOM = np.random.default_rng(0)
 NUMBERS = pd.DataFrame(RANDOM.normal(size=(60, 2)), columns=["a", "b"])
@@ -163,7 +164,7 @@ def test_an_object_of_another_framework_has_a_way_too(model: Any, called: str, t
     with pytest.raises(ConversionError) as refused:
         save_model(model, tmp_path / "model", input_example=NUMBERS)
 
-    assert f"Log it with {called}" in refused.value.message
+    assert called in refused.value.message
 
 
 def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
@@ -221,10 +222,10 @@ def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch: pyt
     monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.flavor.convert.torch", raising=False)
     monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))  # as in an old torch
     model = type("Net", (), {"__module__": "torch.old"})()
-    with pytest.raises(ConversionError, match=r"needs a newer torch: pip install 'mlflow-onnxserve\[torch\]'"):
+    with pytest.raises(ConversionError, match=r"newer torch.*'mlflow-onnxserve\[torch\]'"):
         converter_for(model)
 
 
 def test_a_converter_without_a_word_is_named_by_its_error() -> None:
     said = explain_failure(NotImplementedError(), LinearRegression())
-    assert said == "LinearRegression cannot be converted to ONNX: its converter gives up with NotImplementedError"
+    assert mentions(said, "LinearRegression", "NotImplementedError")

@@ -62,13 +62,13 @@ def test_a_registered_converter_is_found_and_its_graph_is_proven(
 
 def test_a_converter_that_fails_is_named(score_card: Any) -> None:
     unlucky = type("Unlucky", (), {})()
-    with pytest.raises(ConversionError, match=r"unlucky = unlucky \(score-cards 1.0\) failed: KeyError: 'weights'"):
+    with pytest.raises(ConversionError, match=r"unlucky \(score-cards 1\.0\).*'weights'"):
         wrap(unlucky, ROWS)
 
 
 def test_a_converter_whose_graph_answers_otherwise_is_refused(score_card: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(score_card), "predict", lambda self, rows: rows["age"].to_numpy())
-    with pytest.raises(Exception, match="answers otherwise than the original"):
+    with pytest.raises(Exception, match="answers otherwise"):
         wrap(score_card, ROWS)
 
 
@@ -76,5 +76,5 @@ def test_a_forecaster_that_inherits_from_scikit_learn_is_none_of_its_models() ->
     class Arima(BaseEstimator):  # type: ignore[misc]
         __module__ = "pmdarima.arima"
 
-    with pytest.raises(ConversionError, match=r"pmdarima\.arima.* is of no framework that can be converted"):
+    with pytest.raises(ConversionError, match=r"pmdarima\.arima.* no framework"):
         wrap(Arima(), ROWS)

@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.support.refusals import mentions
+
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import numpy as np
@@ -180,7 +182,7 @@ def test_a_file_of_keras_is_a_model(tmp_path: Path) -> None:
 
 
 def test_unknown_inputs_are_named() -> None:
-    with pytest.raises(InvalidConfig, match=r"\['left', 'middle'\] are not the model's inputs \['left', 'right'\]"):
+    with pytest.raises(InvalidConfig, match=r"\['left', 'middle'\].*\['left', 'right'\]"):
         wrap(_two_inputs(), {"left": _floats(4, 4), "middle": _floats(4, 3)})
 
 
@@ -201,4 +203,4 @@ def test_a_backend_that_is_not_installed_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "net.keras")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
-    assert "net.keras needs tensorflow: pip install 'mlflow-onnxserve[tensorflow]'; another backend is" in done.stderr
+    assert mentions(done.stderr, "net.keras", "'mlflow-onnxserve[tensorflow]'", "another backend")

@@ -83,7 +83,7 @@ def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_pr
     model = load_model(str(tmp_path / "model"))
     rows = np.ones((4, 2, 3), np.float32)
     assert model.run({"x": rows})["y"].shape == (2, 1, 4, 1)
-    with pytest.raises(InferenceError, match=f"running Reshape node. Name:'not_empty_{operator}"):
+    with pytest.raises(InferenceError, match=f"Reshape .*'not_empty_{operator}"):
         model.run({"x": -rows})
 
 
@@ -190,7 +190,7 @@ def test_a_sequence_of_fixed_length_becomes_its_tensors(graph: str, tmp_path: Pa
 
 def test_a_sequence_whose_length_depends_on_the_input_is_refused() -> None:
     for length in ("s = SplitToSequence<axis = 0>(x)", "k = Shape(x) \n s = SplitToSequence<axis = 0>(x, k)"):
-        with pytest.raises(ConversionError, match=r"'s' is a sequence of any length, .* add a ConcatFromSequence"):
+        with pytest.raises(ConversionError, match=r"'s' .*ConcatFromSequence"):
             wrap(parse_graph(f"g (float[N] x) => (seq(float[M]) s) {{ {length} }}"))
 
 
@@ -215,7 +215,7 @@ def test_an_input_that_cannot_be_served_is_named_also_beside_an_output_of_unknow
         "g (bfloat16[N,2] x, int64[K] k) => (float[N,M] y) { z = Cast<to = 1>(x) \n y = Reshape(z, k) }"
     )
     proto.graph.output[0].ClearField("type")
-    with pytest.raises(ConversionError, match="'x' is a tensor of BFLOAT16"):
+    with pytest.raises(ConversionError, match=r"'x' .*BFLOAT16"):
         wrap(proto)
 
 
@@ -243,7 +243,7 @@ def test_a_graph_that_was_exported_in_training_mode_is_refused() -> None:
         "g (float[N,2] x) => (float[N,2] y) <float[2] o = {1, 1}, float[2] z = {0, 0}> "
         "{ y, mean, variance = BatchNormalization<training_mode = 1>(x, o, z, z, o) }"
     )
-    with pytest.raises(ConversionError, match=r"BatchNormalization 'y' is in training mode.*export the model in eval"):
+    with pytest.raises(ConversionError, match=r"BatchNormalization 'y' .*training.*eval"):
         wrap(graph)
 
 
@@ -254,7 +254,7 @@ def test_the_columns_of_a_signature_feed_a_graph_without_an_example(proto: onnx.
 
     model = load_model(str(tmp_path / "model"))
     assert model.run(model.schema.from_columns({"c": [3.0], "b": [2.0], "a": [1.0]}))["total"].tolist() == [6.0]
-    with pytest.raises(InvalidConfig, match=r"signature: its columns \['d'\] are not the graph's inputs \['x'\]"):
+    with pytest.raises(InvalidConfig, match=r"signature: .*\['d'\] .*\['x'\]"):
         wrap(proto, signature=ModelSignature(Schema([ColSpec("double", "d")])))
 
 
@@ -279,14 +279,14 @@ def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) ->
 
 
 def test_table_of_another_width_is_refused(proto: onnx.ModelProto) -> None:
-    with pytest.raises(InvalidConfig, match=r"columns \['a'\] are not the graph's inputs \['x'\]"):
+    with pytest.raises(InvalidConfig, match=r"\['a'\] .*\['x'\]"):
         wrap(proto, pd.DataFrame({"a": [1.0]}))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_text("not a model")
 
-    with pytest.raises(ConversionError, match="not a valid ONNX model"):
+    with pytest.raises(ConversionError, match="valid ONNX model"):
         wrap(tmp_path / "model.onnx")
 
 
@@ -324,7 +324,7 @@ def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
 
 
 def test_a_graph_without_rows_has_no_reference_data() -> None:
-    with pytest.raises(InvalidConfig, match=r"reference_data: this graph has no batch dimension.*fixed first size 7"):
+    with pytest.raises(InvalidConfig, match=r"reference_data:.*batch dimension.*7"):
         wrap(parse_graph(WHOLE["a fixed size"][0]), np.zeros(7, np.float32), reference_data=np.zeros(7, np.float32))
 
 
@@ -352,5 +352,5 @@ def test_texts_of_one_dimension_feed_a_graph_as_objects_and_as_numpys_own(tmp_pa
 
 def test_unknown_framework_is_named_with_the_known_ones() -> None:
     known = "catboost, keras, lightgbm, onnx, sklearn, statsmodels, tensorflow, torch, xgboost"
-    with pytest.raises(ConversionError, match=rf"builtins\.dict is of no framework .* known are {known}"):
+    with pytest.raises(ConversionError, match=rf"builtins\.dict .*{known}"):
         wrap({})

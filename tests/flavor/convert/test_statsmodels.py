@@ -96,12 +96,12 @@ def test_a_formula_reads_its_own_columns_of_a_table_with_texts() -> None:
 
 
 def test_a_formula_needs_a_table() -> None:
-    with pytest.raises(InvalidConfig, match="the model has a formula; give a table with its columns"):
+    with pytest.raises(InvalidConfig, match=r"formula.*table"):
         wrap(smf.ols("value ~ a", DATA).fit(), ROWS.to_numpy())
 
 
 def test_an_example_that_the_results_refuse_is_said() -> None:
-    with pytest.raises(InvalidConfig, match=r"input_example: the model itself refuses it: .* not aligned"):
+    with pytest.raises(InvalidConfig, match=r"input_example: .*not aligned"):
         wrap(sm.OLS(DATA.value, ROWS).fit(), ROWS.assign(further=1.0))
 
 

@@ -78,5 +78,5 @@ def test_an_operation_without_an_operator_is_said() -> None:
 
 
 def test_a_missing_input_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidConfig, match="'rows' is missing; the model takes rows"):
+    with pytest.raises(InvalidConfig, match="'rows' is missing"):
         wrap(load_file(_saved(tmp_path)), {"columns": ROWS})

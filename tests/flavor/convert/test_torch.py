@@ -179,7 +179,7 @@ def test_a_size_that_the_forward_fixes_is_named() -> None:
         def forward(self, steps: torch.Tensor) -> torch.Tensor:
             return torch.stack([steps[:, step] * step for step in range(steps.shape[1])]).sum(0)
 
-    with pytest.raises(ConversionError, match=r"fixes a size that differs between the data \(5 of .*shape\[1\]\)"):
+    with pytest.raises(ConversionError, match=r"\(5 of .*shape\[1\]\)"):
         wrap(Steps(), np.ones((4, 5), np.float32), parity_data=np.ones((4, 7), np.float32))
 
 
@@ -236,7 +236,7 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
 
 
 def test_answer_without_a_batch_is_refused() -> None:
-    with pytest.raises(ConversionError, match="first dimension as the batch"):
+    with pytest.raises(ConversionError, match="first dimension"):
         wrap(NoBatch(), torch.randn(4, 3))
 
 
@@ -245,7 +245,7 @@ def test_a_module_whose_answer_to_one_row_is_no_row_is_refused() -> None:
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             return super().forward(rows).squeeze()
 
-    with pytest.raises(ParityError, match=r"'output' has the shape \[\] if it is asked for 1"):
+    with pytest.raises(ParityError, match=r"'output' .*\[\] .*1"):
         wrap(Squeezed(4, 1), np.ones((8, 4), np.float32))
 
 
@@ -254,12 +254,12 @@ def test_bfloat16_is_refused_with_the_way_to_float32() -> None:
 
     with pytest.raises(ConversionError, match=r"answers bfloat16.*model\.float\(\)"):
         wrap(net, np.ones((8, 3), np.int64))
-    with pytest.raises(InvalidConfig, match=r"input_example: it holds bfloat16.*model\.float\(\)"):
+    with pytest.raises(InvalidConfig, match=r"input_example: .*bfloat16.*model\.float\(\)"):
         wrap(torch.nn.Linear(2, 1).bfloat16(), torch.ones(8, 2, dtype=torch.bfloat16))
 
 
 def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
-    with pytest.raises(ConversionError, match=r"Branching cannot be .* decides by the values .*; torch.where does so"):
+    with pytest.raises(ConversionError, match=r"Branching .*torch\.where"):
         wrap(Branching(), torch.randn(4, 3))
 
 
@@ -280,12 +280,12 @@ def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
     rows = np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32)
 
     assert wrap(Named("twice"), rows).report.state == "proven"
-    with pytest.raises(ConversionError, match="Named answers 'x', which is the name of an input, too"):
+    with pytest.raises(ConversionError, match=r"Named .*'x'.* input"):
         wrap(Named("x"), rows)
 
 
 def test_unknown_input_is_named() -> None:
-    with pytest.raises(InvalidConfig, match="no parameter 'image'; it has ids, dense; a graph takes an array for each"):
+    with pytest.raises(InvalidConfig, match=r"'image'.* ids, dense"):
         wrap(TwoInputs(), {"image": np.ones((2, 3), np.float32)})
 
 
@@ -297,12 +297,12 @@ def test_what_no_graph_answers_is_said_with_the_way_round() -> None:
         def forward(self, rows: Any) -> Any:
             return {"logits": super().forward(rows), "past_key_values": DynamicCache()}
 
-    with pytest.raises(ConversionError, match=r"a DynamicCache, .*; model.config.use_cache = False leaves it out"):
+    with pytest.raises(ConversionError, match=r"DynamicCache.*model\.config\.use_cache = False"):
         wrap(Decoder(3, 2), torch.randn(4, 3))
 
 
 def test_example_of_the_wrong_shape_is_said() -> None:
-    with pytest.raises(InvalidConfig, match="input_example: the model itself refuses it: RuntimeError"):
+    with pytest.raises(InvalidConfig, match=r"input_example: .*RuntimeError"):
         wrap(_mlp(), torch.randn(4, 5))
 
 
@@ -376,7 +376,7 @@ def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
     model = load_model(str(tmp_path / "model"))
     ids[2, 3] = unknown
 
-    with pytest.raises(InferenceError, match="row 2: 'input' takes the ids 0 to 29"):
+    with pytest.raises(InferenceError, match=r"row 2: 'input'.*29"):
         model.run(model.schema.from_array(ids))
 
 
@@ -390,7 +390,7 @@ def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
     model = load_model(str(tmp_path / "model"))
     ids[2, 3] = -1
 
-    with pytest.raises(InferenceError, match="row 2: 'input' takes the ids 0 to 29"):
+    with pytest.raises(InferenceError, match=r"row 2: 'input'.*29"):
         model.run(model.schema.from_array(ids))
 
 
@@ -402,7 +402,7 @@ def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: 
     model = load_model(str(tmp_path / "model"))
 
     assert model.run(model.schema.from_array(np.array([[0, -10, 9]])))["output"].shape == (1, 8)  # as torch does
-    with pytest.raises(InferenceError, match="row 1: an embedding takes the ids 0 to 29"):
+    with pytest.raises(InferenceError, match=r"row 1:.*embedding.*29"):
         model.run(model.schema.from_array(np.array([[0, 0, 0], [-1, 0, 0]])))
 
 
@@ -427,7 +427,7 @@ def test_a_signature_declares_free_sizes() -> None:
 
 
 def test_data_of_another_rank_is_said() -> None:
-    with pytest.raises(InvalidConfig, match=r"ids has the shape \[9\]; the example's is \[20, 7\]"):
+    with pytest.raises(InvalidConfig, match=r"ids.*\[9\].*\[20, 7\]"):
         wrap(Tokens(), _texts(20, 7), parity_data={"ids": np.arange(9), "mask": np.ones(9)})
 
 
@@ -471,7 +471,7 @@ def test_control_flow_of_a_scripted_module_stays() -> None:
 def test_a_program_for_one_size_of_batches_is_refused() -> None:
     rows = torch.randn(4, 5, 4)
 
-    with pytest.raises(ConversionError, match=r"fixed shape \[4, 5, 4\]: the model must treat its first dimension as"):
+    with pytest.raises(ConversionError, match=r"\[4, 5, 4\].*first dimension"):
         wrap(torch.export.export(Recurrent().eval(), (rows,)), rows.numpy())
 
 
@@ -479,7 +479,7 @@ def test_a_file_that_is_no_program_is_said(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save(Recurrent().state_dict(), path)
 
-    with pytest.raises(ConversionError, match=r"weights\.pt is not a model of torch: "):
+    with pytest.raises(ConversionError, match=r"weights\.pt"):
         load_file(path)
 
 
@@ -554,12 +554,12 @@ def test_answers_that_depend_on_the_rows_beside_are_no_rounding() -> None:
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             return rows - rows.mean(0, keepdim=True)
 
-    with pytest.raises(ParityError, match="answers otherwise than the original"):
+    with pytest.raises(ParityError, match="answers otherwise"):
         wrap(Centred(), np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
 
 
 def test_random_answers_are_named_as_such() -> None:
-    with pytest.raises(ConversionError, match="answers are random: asked twice, it answers the same rows otherwise"):
+    with pytest.raises(ConversionError, match="answers are random"):
         wrap(Dropped(), np.ones((5, 3), np.float32))
 
 
@@ -569,7 +569,7 @@ def test_an_operation_without_an_operator_is_named_and_nothing_is_printed(capfd:
             return torch.linalg.svdvals(x)
 
     for module in (Values(), torch.jit.script(Values())):
-        with pytest.raises(ConversionError, match=r"ONNX has no operator for aten\W+_?linalg_svd"):
+        with pytest.raises(ConversionError, match=r"aten\W+_?linalg_svd"):
             wrap(module, torch.randn(6, 3, 3).numpy())
 
     assert capfd.readouterr().out == ""

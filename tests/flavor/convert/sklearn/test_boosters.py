@@ -227,7 +227,7 @@ def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_col
     _, saved = of_categories[library]
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
 
-    with pytest.raises(SchemaMismatch, match=f"column {column!r}, row 1: the model does not know {unseen!r}"):
+    with pytest.raises(SchemaMismatch, match=f"{column!r}, row 1:.*{unseen!r}"):
         saved.run(saved.schema.from_columns(columns))
 
 

@@ -123,9 +123,7 @@ def test_a_product_that_32_bits_do_not_hold_is_refused(dtype: Any, tmp_path: Pat
     save_model(make_pipeline(PolynomialFeatures(), Ridge()).fit(rows, IS_LARGE), tmp_path / "m", input_example=rows)
     served = OnnxModel.load(tmp_path / "m")
 
-    with pytest.raises(
-        InferenceError, match=r"^row 1: the model computes NaN or infinity of this row, which its Ridge"
-    ):
+    with pytest.raises(InferenceError, match=r"^row 1:.*NaN.*Ridge"):
         served.run(served.schema.from_array(np.array([[1, 1], [1, 1e30]], dtype)))
 
 

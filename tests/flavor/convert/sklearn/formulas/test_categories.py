@@ -114,5 +114,5 @@ def test_gaps_are_marked_by_the_imputer_s_indicator(weather: tuple[pd.DataFrame,
 def test_ordinals_of_infrequent_categories_are_refused() -> None:
     table = pd.DataFrame({"kind": ["a", "b", "c", "a"] * 5})
     model = make_pipeline(OrdinalEncoder(min_frequency=6), Ridge()).fit(table, np.arange(20))
-    with pytest.raises(ConversionError, match="OrdinalEncoder with infrequent categories"):
+    with pytest.raises(ConversionError, match=r"OrdinalEncoder .*infrequent"):
         wrap(model, table)

@@ -143,7 +143,7 @@ def test_an_option_without_a_form_is_named(model: Any, words: str) -> None:
 
 
 def test_neighbours_of_several_labels_are_refused() -> None:
-    with pytest.raises(ConversionError, match="KNeighborsClassifier of several targets"):
+    with pytest.raises(ConversionError, match=r"KNeighborsClassifier .*targets"):
         wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
 
 
@@ -159,5 +159,5 @@ def test_too_many_rows_learned_from_texts_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(neighbours, "_MAX_DENSE", 1)
     rows = csr_array(np.eye(4))
 
-    with pytest.raises(ConversionError, match="4 learned rows of 4 sparse columns"):
+    with pytest.raises(ConversionError, match=r"4.*4 sparse"):
         wrap(OneClassSVM().fit(rows), rows)

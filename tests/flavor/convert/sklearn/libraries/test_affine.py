@@ -152,13 +152,13 @@ def test_a_weight_beside_a_large_intercept_keeps_its_digits() -> None:
 
 @pytest.mark.parametrize("step", [CentredByRequest(), Capped(), Marked(), FilledIn()], ids=str)
 def test_another_one_has_no_converter(step: Any) -> None:
-    with pytest.raises(ConversionError, match=f"there is no converter for .*{type(step).__name__}"):
+    with pytest.raises(ConversionError, match=f"no converter .*{type(step).__name__}"):
         wrap(make_pipeline(step, LinearRegression()).fit(TABLE, TARGET), TABLE)
 
 
 @pytest.mark.parametrize("model", [Surcharged(), RuleOfThumb()], ids=str)
 def test_a_predictor_with_a_rule_or_without_weights_has_no_converter(model: Any) -> None:
-    with pytest.raises(ConversionError, match=f"there is no converter for .*{type(model).__name__}"):
+    with pytest.raises(ConversionError, match=f"no converter .*{type(model).__name__}"):
         wrap(model.fit(TABLE, TARGET), TABLE)
 
 
@@ -166,7 +166,5 @@ def test_a_step_that_replaces_texts_has_no_converter() -> None:
     texts = pd.DataFrame({"city": ["rome", "oslo", "lima"] * 100})
     rename = FunctionTransformer(lambda table: table.replace("Roma", "rome"))
     model = make_pipeline(rename, OneHotEncoder(handle_unknown="ignore"), LinearRegression()).fit(texts, TARGET)
-    with pytest.raises(
-        ConversionError, match=r"its step 'functiontransformer' \(FunctionTransformer\): columns of texts"
-    ):
+    with pytest.raises(ConversionError, match=r"'functiontransformer' .*FunctionTransformer.*texts"):
         wrap(model, texts)

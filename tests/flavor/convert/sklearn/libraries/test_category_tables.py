@@ -85,13 +85,13 @@ def test_an_encoder_without_a_table_has_no_graph(
     encoder = category_encoders.OneHotEncoder(cols=COLUMNS).fit(table, delayed)
     with monkeypatch.context() as patch:
         patch.setattr(category_tables, "_MOST_NUMBERS", 10)
-        with pytest.raises(ConversionError, match="OneHotEncoder makes more than 10 numbers of its categories"):
+        with pytest.raises(ConversionError, match=r"OneHotEncoder .*10 numbers"):
             with_stand_ins(encoder)
     monkeypatch.setattr(encoder, "transform", lambda rows: rows[["distance"]] * 2)
-    with pytest.raises(ConversionError, match="OneHotEncoder makes of 'distance' what is no table of its categories"):
+    with pytest.raises(ConversionError, match=r"OneHotEncoder .*'distance'.* categories"):
         with_stand_ins(encoder)
     hashing = make_pipeline(category_encoders.HashingEncoder(), LogisticRegression()).fit(table[["zip"]], delayed)
-    with pytest.raises(ConversionError, match=r"no converter for category_encoders\.hashing\.HashingEncoder"):
+    with pytest.raises(ConversionError, match=r"category_encoders\.hashing\.HashingEncoder"):
         wrap(hashing, table[["zip"]])
 
 
@@ -109,5 +109,5 @@ def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(table: pd.DataFram
 
     dated = table.assign(day=pd.date_range("2026-01-01", periods=300).astype(str))
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(dated, delayed)
-    with pytest.raises(ConversionError, match=r"there is no converter for skrub.*TableVectorizer"):
+    with pytest.raises(ConversionError, match=r"no converter .*skrub.*TableVectorizer"):
         wrap(model, dated)

@@ -119,7 +119,7 @@ def test_a_gap_beside_a_quotient_is_answered_where_the_original_answers_it() -> 
 def test_options_without_a_graph_are_said(step: Any, option: str) -> None:
     model = make_pipeline(step, encoding.OrdinalEncoder(ignore_format=True), Ridge()).fit(NUMBERS, TARGET)
 
-    with pytest.raises(ConversionError, match=rf"its step {type(step).__name__} has options .*{option}"):
+    with pytest.raises(ConversionError, match=f"step {type(step).__name__} .*{option}"):
         wrap(model, NUMBERS)
 
 
@@ -137,5 +137,5 @@ def test_a_column_transformer_may_read_what_others_made_beside_texts() -> None:
     ids=lambda step: type(step).__name__,
 )
 def test_another_form_has_no_graph(step: Any) -> None:
-    with pytest.raises(ConversionError, match=f"there is no converter for feature_engine.*{type(step).__name__}"):
+    with pytest.raises(ConversionError, match=f"no converter .*feature_engine.*{type(step).__name__}"):
         wrap(make_pipeline(step, Ridge()).fit(NUMBERS, TARGET), NUMBERS)

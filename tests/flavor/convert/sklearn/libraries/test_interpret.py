@@ -67,5 +67,5 @@ def test_another_link_has_no_graph(table: pd.DataFrame, wanted: Any) -> None:
     model = ExplainableBoostingRegressor(**FAST).fit(table[["weight"]], wanted)
     model.link_ = "vlogit"
 
-    with pytest.raises(ConversionError, match="ExplainableBoostingRegressor with the link 'vlogit'"):
+    with pytest.raises(ConversionError, match=r"ExplainableBoostingRegressor .*'vlogit'"):
         wrap(model, table[["weight"]])
