@@ -341,7 +341,7 @@ def retrain(
         if name is None or listed:
             found = Retrainings(deployments.store).find(name)
             if output == "json":
-                show_json(found)
+                show_json([{**vars(one), "figures": one.figures.as_json()} for one in found])
                 return
             if not found:
                 click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")

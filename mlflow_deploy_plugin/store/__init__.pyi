@@ -28,5 +28,6 @@ from .store import Rollout as Rollout
 from .store import Store as Store
 from .store import unknown_endpoint as unknown_endpoint
 from .tables import Json as Json
+from .tables import RetrainingFigures as RetrainingFigures
 
 __all__: list[str]

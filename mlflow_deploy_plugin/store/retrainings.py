@@ -9,7 +9,7 @@ from sqlalchemy import select
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store.audit import AuditEvent, save_row
 from mlflow_deploy_plugin.store.store import Store
-from mlflow_deploy_plugin.store.tables import Json, RetrainingRow, from_row, given, write_fields
+from mlflow_deploy_plugin.store.tables import Json, RetrainingFigures, RetrainingRow, from_row, given, write_fields
 
 WaitsFor = Literal["", "local_controller"]
 """A retraining with a gated version may wait for a controller that sees the endpoint's server."""
@@ -30,7 +30,6 @@ class Retraining:
         version: the version that the run registered; empty before.
         rollout_id: the rollout of the version.
         reason: why it is in this state, for people.
-        figures: what is known on the way: rows, host, attempt, verdicts.
         ended_at: None while it is live.
         waits_for: another process that has to advance it.
     """
@@ -46,7 +45,7 @@ class Retraining:
     version: str
     rollout_id: int | None
     reason: str
-    figures: Json
+    figures: RetrainingFigures
     created_at: datetime
     updated_at: datetime
     ended_at: datetime | None = None
@@ -59,7 +58,7 @@ class Retraining:
     @property
     def has_trained(self) -> bool:
         """Return True if it got as far as a run of its project, however that ended."""
-        return bool(self.run_id) or "attempt" in self.figures
+        return bool(self.run_id) or self.figures.attempt is not None
 
 
 class Retrainings:

@@ -5,7 +5,8 @@ Every name starts with `onnxserve_`: MLflow's own database has a table `endpoint
 may live in one database.
 """
 
-from dataclasses import fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -52,6 +53,77 @@ class UtcDateTime(TypeDecorator[datetime]):
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+@dataclass(frozen=True)
+class RetrainingFigures:
+    """The figures of a retraining. A figure is None before the step that sets it; JSON leaves it out.
+
+    Attributes:
+        attempt: the number of the training, from 1.
+        host: the machine of the training (`process.host`).
+        rows / held_out_rows: the labelled rows that are learned, and those that judge the version.
+        data_digest: SHA-256 of the learned rows.
+        window: `START/END` of the rows.
+        dataset / target: the URI of the held-out rows, and their column of labels.
+        evaluation: figures of the gate's evaluation by name; in JSON each is a key `evaluation.NAME`.
+        gate / gate_reason / gate_report: the state, the reason and the report of the gate's verdict.
+        against: the version that the new version was compared with.
+        compared: False if the versions were not compared on labelled rows, although the policy asks for it.
+    """
+
+    attempt: int | None = None
+    host: str | None = None
+    rows: int | None = None
+    data_digest: str | None = None
+    held_out_rows: int | None = None
+    window: str | None = None
+    started_at: datetime | None = None
+    dataset: str | None = None
+    target: str | None = None
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    gate: str | None = None
+    gate_reason: str | None = None
+    gate_report: str | None = None
+    against: str | None = None
+    gated_at: datetime | None = None
+    compared: bool | None = None
+
+    def as_json(self) -> dict[str, str | float | bool]:
+        """Return the figures that are known, as the store and the answers have them."""
+        document: dict[str, str | float | bool] = {}
+        for name, value in vars(self).items():
+            if name == "evaluation":
+                document |= {f"{_EVALUATION}{figure}": number for figure, number in self.evaluation.items()}
+            elif value is not None:
+                document[name] = value.isoformat() if isinstance(value, datetime) else value
+        return document
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> "RetrainingFigures":
+        """Return the figures of a document. A key that is not known is left out."""
+        known = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}
+        known |= {name: datetime.fromisoformat(known[name]) for name in ("started_at", "gated_at") if name in known}
+        known["evaluation"] = {
+            name.removeprefix(_EVALUATION): document[name] for name in document if name.startswith(_EVALUATION)
+        }
+        return cls(**known)
+
+
+_EVALUATION = "evaluation."
+
+
+class _FiguresJson(TypeDecorator[RetrainingFigures]):
+    """The figures of a retraining as JSON."""
+
+    impl = JSON
+    cache_ok = True
+
+    def process_bind_param(self, value: RetrainingFigures | None, dialect: Dialect) -> Mapping[str, Any] | None:
+        return value.as_json() if value is not None else None
+
+    def process_result_value(self, value: Mapping[str, Any] | None, dialect: Dialect) -> RetrainingFigures | None:
+        return RetrainingFigures.from_json(value) if value is not None else None
 
 
 class Base(DeclarativeBase):
@@ -284,7 +356,7 @@ class RetrainingRow(Base):
     rollout_id: Mapped[int | None] = mapped_column(BigInteger)
     waits_for: Mapped[str] = mapped_column(String(31), default="", server_default="")
     reason: Mapped[str] = mapped_column(Text, default="")
-    figures: Mapped[Json] = mapped_column(JSON, default=dict)
+    figures: Mapped[RetrainingFigures] = mapped_column(_FiguresJson, default=RetrainingFigures)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
     ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

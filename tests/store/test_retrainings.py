@@ -12,7 +12,7 @@ from sqlalchemy import delete
 from mlflow_deploy_plugin.errors import AlreadyExists
 from mlflow_deploy_plugin.store import AuditEvent, Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
-from mlflow_deploy_plugin.store.tables import RetrainingRow
+from mlflow_deploy_plugin.store.tables import RetrainingFigures, RetrainingRow
 from tests.support.refusals import refused
 
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -43,6 +43,18 @@ def test_what_is_written_down_is_found_again(retrainings: Retrainings) -> None:
     assert (added.cause, added.spec, added.created_at) == ({"why": "it is worse"}, {"mode": "full"}, NOON)
     assert retrainings.find("elsewhere") == []
     assert retrainings.get(77) is None
+
+
+def test_only_known_figures_are_in_the_stored_document(retrainings: Retrainings) -> None:
+    figures = RetrainingFigures(attempt=1, started_at=NOON, evaluation={"difference": 0.5}, compared=False)
+    document = {"attempt": 1, "started_at": NOON.isoformat(), "evaluation.difference": 0.5, "compared": False}
+
+    written = retrainings.update(replace(add(retrainings), figures=figures))
+
+    assert written is not None
+    assert retrainings.find() == [written]
+    assert (written.figures, written.figures.as_json()) == (figures, document)
+    assert RetrainingFigures.from_json({**document, "of a newer release": 1}) == figures
 
 
 def test_of_alarms_at_the_same_moment_one_trains(retrainings: Retrainings) -> None:

@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, ne
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings
+from mlflow_deploy_plugin.store.tables import RetrainingFigures
 from tests.support.classifiers import COLUMNS, TRUTH, labelled, write_classifier
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter
 from tests.support.waiting import wait_until
@@ -147,7 +148,7 @@ class RetrainingWorld:
         if state != "waiting":
             experiment = MlflowClient().create_experiment("trainings")
             run_id = MlflowClient().create_run(experiment).info.run_id
-        known = {"attempt": 1, "host": process.host(), "started_at": utc_now().isoformat(), **figures}
+        known = RetrainingFigures(**{"attempt": 1, "host": process.host(), "started_at": utc_now(), **figures})
         written = self.retrainings.update(
             replace(self.latest(), state=state, version=version, run_id=run_id, figures=known)
         )

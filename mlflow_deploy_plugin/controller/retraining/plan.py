@@ -164,11 +164,10 @@ class RetrainingContext:
 
     def folder(self, one: Retraining) -> Path:
         """Return the folder where an attempt keeps its rows and its log."""
-        attempt = one.figures.get("attempt", 1)
-        return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{attempt}"
+        return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{one.figures.attempt or 1}"
 
     def _announce(self, one: Retraining, text: str) -> None:
         """Announce it once, and before it is stored, so that no announcement is lost."""
-        link = str(one.figures.get("gate_report") or one.cause.get("report", ""))
+        link = one.figures.gate_report or str(one.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
         announce(self.deployments.store, one.endpoint, one.monitor, f"{one.endpoint}: {text}", link if is_page else "")

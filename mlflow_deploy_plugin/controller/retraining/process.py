@@ -183,7 +183,7 @@ def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
         CAUSE_TAG: str(one.cause["why"]),
         PARENT_TAG: plan.base_uri,
         TRAINING_TAG: plan.mode,
-        DATA_DIGEST_TAG: str(one.figures.get("data_digest", "")),
+        DATA_DIGEST_TAG: one.figures.data_digest,
     }
     for key, value in tags.items():
         if value and key not in known:

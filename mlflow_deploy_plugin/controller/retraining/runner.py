@@ -16,7 +16,7 @@ already. So a step may be done again after a crash in the middle of it.
 import logging
 from collections.abc import Hashable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 
 from mlflow_deploy_plugin.controller.leadership import reaches
@@ -53,9 +53,9 @@ def judge_version(context: RetrainingContext, one: Retraining) -> None:
     served = answering_version(context.deployments, plan.endpoint, plan.model)
     against = served if served not in ("", one.version) else plan.base_version
     choice = choose_policy(plan.model)
-    policy, dataset = choice.policy, one.figures.get("dataset", "")
+    policy, dataset = choice.policy, one.figures.dataset
     if dataset and not policy.evaluation.dataset:
-        update = {"dataset": dataset, "target": one.figures.get("target", "")}
+        update = {"dataset": dataset, "target": one.figures.target or ""}
         policy = policy.model_copy(update={"evaluation": policy.evaluation.model_copy(update=update)})
         choice = PolicyChoice(policy, f"{choice.where}, on the newest labelled rows", choice.is_models_own)
     gated = gate_version(
@@ -69,32 +69,33 @@ def judge_version(context: RetrainingContext, one: Retraining) -> None:
     verdict = gated.verdict
     evaluations = [check for check in verdict.checks if check.name == "evaluation"]
     is_skipped = any(check.state == "skipped" for check in evaluations)
-    figures = one.figures | {
-        f"evaluation.{name}": float(value)
+    measured = {
+        name: float(value)
         for check in evaluations
         for name, value in check.figures.items()
         if isinstance(value, int | float)
     }
-    figures |= {
-        "gate": verdict.state,
-        "gate_reason": verdict.reason,
-        "gate_report": gated.report,
-        "against": against,
-        "gated_at": context.now().isoformat(),
-        # compared on labelled rows, or the policy does without
-        "compared": not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
-    }
+    figures = replace(
+        one.figures,
+        evaluation={**one.figures.evaluation, **measured},
+        gate=verdict.state,
+        gate_reason=verdict.reason,
+        gate_report=gated.report,
+        against=against,
+        gated_at=context.now(),
+        compared=not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
+    )
     context.write(replace(one, state="gated", figures=figures, reason=""))
 
 
 def deploy_version(context: RetrainingContext, one: Retraining) -> None:
     """Start the version's rollout, propose it, or leave it, by its gate and the spec's `then`."""
     plan = plan_of(one)
-    if one.figures["gate"] not in PASSED_STATES:
-        context.finish(one, "left", f"it has not passed its gate: {one.figures['gate_reason']}")
+    if one.figures.gate not in PASSED_STATES:
+        context.finish(one, "left", f"it has not passed its gate: {one.figures.gate_reason}")
         return
     served = answering_version(context.deployments, plan.endpoint, plan.model)
-    against = one.figures.get("against", plan.base_version)
+    against = one.figures.against or plan.base_version
     passed = _passed_text(one)
     started = [  # by an earlier attempt at this step
         rollout
@@ -109,7 +110,7 @@ def deploy_version(context: RetrainingContext, one: Retraining) -> None:
     elif served not in ("", against):
         reason = f"version {served} is served now, and it was judged beside {against}"
         context.write(replace(one, state="registered", reason=reason))
-    elif plan.then == "rollout" and one.figures.get("compared", True):
+    elif plan.then == "rollout" and one.figures.compared is not False:
         _roll_out(context, one, plan)
     elif plan.then in ("rollout", "propose"):
         how = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
@@ -160,12 +161,12 @@ def _follow(context: RetrainingContext, one: Retraining, rollout: Rollout) -> No
 
 
 def _passed_text(one: Retraining) -> str:
-    gate = one.figures["gate"].replace("passed", "passed its gate")
-    return f"it has {gate} ({one.figures['gate_reason']})"
+    gate = (one.figures.gate or "").replace("passed", "passed its gate")
+    return f"it has {gate} ({one.figures.gate_reason})"
 
 
 def _wait_for_server(context: RetrainingContext, one: Retraining, why: str, waits_for: WaitsFor = "") -> None:
-    since = datetime.fromisoformat(one.figures.get("gated_at", one.created_at.isoformat()))
+    since = one.figures.gated_at or one.created_at
     if context.now() - since < MAX_SERVER_WAIT:
         context.wait(one, f"waits for the endpoint: {why}", waits_for)
         return

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.inference_log import (
 from mlflow_deploy_plugin.messages import join_names
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.spec import CaptureSpec
-from mlflow_deploy_plugin.store import Retraining, utc_now
+from mlflow_deploy_plugin.store import Retraining, RetrainingFigures, utc_now
 
 MAX_TRAININGS = 2
 """A training that was killed from outside is begun once more; one that fails by itself is not."""
@@ -54,15 +54,16 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
     log = open_log(context.deployments.settings.inference_log, since)
     withheld = {*capture.drop, *capture.mask, *capture.keys}
     data = collect_training_data(log, plan, folder, types, withheld)
-    figures = {
-        "attempt": one.figures.get("attempt", 1),
-        "host": process.host(),
-        "rows": data.rows,
-        "data_digest": data.digest,
-        "held_out_rows": data.held_out_rows,
-        "window": str(data.window),
-        "started_at": context.now().isoformat(),
-    }
+    attempt = one.figures.attempt or 1
+    figures = RetrainingFigures(
+        attempt=attempt,
+        host=process.host(),
+        rows=data.rows,
+        data_digest=data.digest,
+        held_out_rows=data.held_out_rows,
+        window=str(data.window),
+        started_at=context.now(),
+    )
     # every project is given these; the spec's own parameters win
     parameters = {
         "mode": plan.mode,
@@ -74,14 +75,14 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
             for name, value in plan.parameters.items()
         },
     }
-    run_id = process.ensure_run(one, plan, figures["attempt"], parameters)
+    run_id = process.ensure_run(one, plan, attempt, parameters)
     if data.held_out is not None:
-        figures |= {"dataset": process.log_file(run_id, data.held_out), "target": data.target}
+        figures = replace(figures, dataset=process.log_file(run_id, data.held_out), target=data.target)
     running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
-    why = f"retraining {one.id} learns {data.rows:,} labelled rows up to {figures['window'].split('/')[1]}"
+    why = f"retraining {one.id} learns {data.rows:,} labelled rows up to {str(data.window).split('/')[1]}"
     if hidden := sorted(withheld & types.keys()):
         why += f", without {join_names(hidden)}: capture.drop or capture.mask keeps the values out of the log"
-    detail = {name: figures[name] for name in ("held_out_rows", "window", "attempt")}
+    detail = {"held_out_rows": data.held_out_rows, "window": figures.window, "attempt": attempt}
     event = context.event("retrain.run", running, f"version {plan.base_version}", f"run {run_id}", why, detail)
     if context.write(running, event) is not None:
         process.start(plan, run_id, parameters, folder)
@@ -112,13 +113,15 @@ def watch_training(context: RetrainingContext, one: Retraining) -> None:
     elif is_late:
         _end_late(context, one, plan)
     elif run.status == "KILLED" or _is_here(one) or _is_silent(context, one, run):
-        attempt = one.figures["attempt"]  # it was killed, or the machine has stopped
+        attempt = one.figures.attempt or 1  # it was killed, or the machine has stopped
         end_training(one)
         if attempt >= MAX_TRAININGS:
             context.fail(one, f"the run was killed {attempt} times: {_last_line(context, one)}")
             return
         reason = f"run {one.run_id} was killed before its end; it is begun once more"
-        context.write(replace(one, state="waiting", run_id="", figures={"attempt": attempt + 1}, reason=reason))
+        context.write(
+            replace(one, state="waiting", run_id="", figures=RetrainingFigures(attempt=attempt + 1), reason=reason)
+        )
 
 
 def end_training(one: Retraining) -> None:
@@ -129,13 +132,13 @@ def end_training(one: Retraining) -> None:
 
 
 def _is_here(one: Retraining) -> bool:
-    return bool(one.figures["host"] == process.host())
+    return one.figures.host == process.host()
 
 
 def _is_silent(context: RetrainingContext, one: Retraining, run: process.TrainingRun) -> bool:
     """Return True if a training of another machine, or of this one before its restart, has ended without a word."""
     now, alive_at = context.now(), run.alive_at or _started_at(one)
-    where = f"its training runs on {one.figures['host']}"
+    where = f"its training runs on {one.figures.host}"
     if now - alive_at < SILENT:
         context.wait(one, where)
         return False
@@ -148,12 +151,12 @@ def _is_silent(context: RetrainingContext, one: Retraining, run: process.Trainin
 
 
 def _started_at(one: Retraining) -> datetime:
-    return datetime.fromisoformat(one.figures["started_at"])
+    return one.figures.started_at or one.created_at
 
 
 def _last_line(context: RetrainingContext, one: Retraining) -> str:
     if not context.folder(one).is_dir() and not _is_here(one):
-        return f"its log is on {one.figures['host']}"
+        return f"its log is on {one.figures.host}"
     return process.last_line(context.folder(one)) or "it has said nothing"
 
 

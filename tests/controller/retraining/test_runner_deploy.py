@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining
-from mlflow_deploy_plugin.store.tables import EndpointRow
+from mlflow_deploy_plugin.store.tables import EndpointRow, RetrainingFigures
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions
@@ -30,7 +30,7 @@ from tests.support.waiting import free_port, wait_until
 
 def gated(world: RetrainingWorld, then: str, **figures: Any) -> Retraining:
     version = world.register()
-    verdict = {"gate": "passed", "gate_reason": "all good", "against": "1", "gated_at": utc_now().isoformat()}
+    verdict = {"gate": "passed", "gate_reason": "all good", "against": "1", "gated_at": utc_now()}
     return world.at("gated", version, then, **verdict | figures)
 
 
@@ -55,7 +55,7 @@ def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: Retraining
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "failed", "left")
     assert proposed.state == "proposed", proposed.reason
-    assert proposed.figures["evaluation.accuracy_candidate"] > proposed.figures["evaluation.accuracy_current"]
+    assert proposed.figures.evaluation["accuracy_candidate"] > proposed.figures.evaluation["accuracy_current"]
     tags = MlflowClient().get_model_version(MODEL, "2").tags
     assert tags["onnxserve.gate"] == "passed"
     assert tags["onnxserve.candidate"] == "proposed"
@@ -155,7 +155,7 @@ def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(worl
 
 
 def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(world: RetrainingWorld) -> None:
-    long_ago = (utc_now() - timedelta(days=1)).isoformat()
+    long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     spoil(world)
     failed = world.until("failed", seconds=5)
@@ -176,7 +176,7 @@ def test_while_mlflow_is_down_it_waits_and_says_so(
 
 
 def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_its_end(world: RetrainingWorld) -> None:
-    long_ago = (utc_now() - timedelta(days=1)).isoformat()
+    long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     failed = world.take()
     assert (failed.state, failed.reason) == ("failed", "the run took longer than 21600 s and was ended")
@@ -212,7 +212,7 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: Retrain
     assert mentions(silent.reason, "another 1a2b3c4d")
     assert later(world, minutes=3, seconds=20).state == "running"  # MLflow may have been down
     again = later(world, minutes=3, seconds=40)
-    assert (again.state, again.figures) == ("waiting", {"attempt": 2})
+    assert (again.state, again.figures) == ("waiting", RetrainingFigures(attempt=2))
     assert MlflowClient().get_run(running.run_id).info.status == "KILLED"
 
 
@@ -262,7 +262,7 @@ def test_a_project_that_is_not_there_is_said_before_anything_is_trained(world: R
 
 
 def test_a_step_that_fails_unexpectedly_again_and_again_ends_it(world: RetrainingWorld) -> None:
-    broken = replace(world.at("running"), figures={"made by": "a newer version"})
+    broken = replace(world.at("running"), state="of a newer version")
     runner = RetrainingRunner(world.context, retry_seconds=0)
     for attempt in range(MAX_DEFECTS):
         assert world.latest().is_live, attempt

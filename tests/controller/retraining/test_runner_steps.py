@@ -46,7 +46,7 @@ def test_an_alarm_becomes_a_version_that_is_proposed_and_every_link_is_written_d
     assert [file.name for file in world.context.folder(proposed).iterdir()] == ["log.txt"]
     told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
     assert any(line.startswith(f"{ENDPOINT}: {MODEL} version 2 is proposed") for line in told)
-    assert proposed.figures["evaluation.accuracy_candidate"] > proposed.figures["evaluation.accuracy_current"]
+    assert proposed.figures.evaluation["accuracy_candidate"] > proposed.figures.evaluation["accuracy_current"]
 
 
 @pytest.mark.long

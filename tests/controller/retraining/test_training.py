@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
 from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.retrainings import Retraining
+from mlflow_deploy_plugin.store.tables import RetrainingFigures
 from tests.support.classifiers import labelled
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
@@ -78,7 +79,7 @@ def test_half_of_the_labels_missing_leaves_the_others_to_learn(world: Retraining
     world.capture(share_labelled=0.5)
     assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
     running = world.take()
-    assert (running.state, running.figures["rows"]) == ("running", 300)
+    assert (running.state, running.figures.rows) == ("running", 300)
     failed = world.until("failed")
     assert mentions(failed.reason, "no version", MODEL, "`mlflow.start_run()`")
 
@@ -250,7 +251,8 @@ def test_the_rows_of_a_failed_training_stay_until_the_next_has_ended(world: Retr
     ]
     for state, kept in outcomes:
         one = world.retrainings.add(ENDPOINT, "accuracy", MODEL, {"why": "a test"}, {}, "running")
-        attempts = [replace(one, figures={"attempt": number}) for number in (1, 2)]  # the first was killed
+        # The first attempt was killed.
+        attempts = [replace(one, figures=RetrainingFigures(attempt=number)) for number in (1, 2)]
         folders = [world.context.folder(attempt) for attempt in attempts]
         for folder in folders:
             folder.mkdir(parents=True)

@@ -10,6 +10,7 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.tables import RetrainingFigures
 from tests.support.inference_log import ENDPOINT, MODEL
 from tests.support.refusals import mentions, refused
 from tests.support.retraining import DAY, RetrainingWorld
@@ -19,7 +20,7 @@ TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
 
 def ended(world: RetrainingWorld) -> None:
     """Ends what is live, as the steps do after a run."""
-    written = world.retrainings.update(replace(world.latest(), run_id="a run", figures={"attempt": 1}))
+    written = world.retrainings.update(replace(world.latest(), run_id="a run", figures=RetrainingFigures(attempt=1)))
     assert written is not None
     world.context.fail(world.latest(), "the test ends it")
 
