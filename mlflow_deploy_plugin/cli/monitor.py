@@ -502,8 +502,8 @@ def _pause(name: str, monitor_name: str, paused: bool, why: str) -> None:
 def _time(text: str) -> datetime:
     try:
         return parse_time(text)
-    except ValueError:
-        raise click.UsageError(f"{text!r} is not a time: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
+    except ValueError as error:
+        raise click.UsageError(f"{error}: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
 
 
 def monitor_document(one: "MonitorOverview") -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import duration_seconds, is_duration, parse_duration, parse_time
+from mlflow_deploy_plugin.spec import duration_seconds, is_duration, parse_duration, parse_interval, parse_time
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000
@@ -83,26 +83,14 @@ def parse_window(text: str) -> Window:
     """Parse `2013-07-01/2013-07-02`, `2013-07-01/1d`, `2013-07-01T12:00Z/6h`; a time without a zone is UTC.
 
     Raises:
-        InvalidConfig: it cannot be read, or ends before it begins.
+        InvalidConfig: the text cannot be read, or the window ends before it begins.
     """
-
-    def time(part: str) -> datetime:
-        try:
-            return parse_time(part)
-        except ValueError:
-            raise InvalidConfig(f"window {text!r}: {part!r} is not a time; {_EXPECTED_WINDOW}") from None
-
-    start_text, _, end_text = text.strip().partition("/")
-    if not end_text:
-        raise InvalidConfig(f"window {text!r}: {_EXPECTED_WINDOW}")
     try:
-        start = time(start_text)
-        end = start + timedelta(seconds=duration_seconds(end_text)) if is_duration(end_text) else time(end_text)
+        return Window(*parse_interval(text.strip()))
     except OverflowError:
         raise InvalidConfig(f"window {text!r} is not within the years 1 to 9999") from None
-    if end <= start:
-        raise InvalidConfig(f"window {text!r} ends before it begins")
-    return Window(start, end)
+    except ValueError as error:
+        raise InvalidConfig(f"window {text!r}: {error}; {_EXPECTED_WINDOW}") from None
 
 
 def window_at(time_us: int, every: str) -> Window:

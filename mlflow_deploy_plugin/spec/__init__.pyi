@@ -39,8 +39,10 @@ from .types import duration_text as duration_text
 from .types import field_descriptions as field_descriptions
 from .types import is_duration as is_duration
 from .types import is_loopback as is_loopback
+from .types import length_of as length_of
 from .types import load_time_zone as load_time_zone
 from .types import parse_duration as parse_duration
+from .types import parse_interval as parse_interval
 from .types import parse_time as parse_time
 from .types import reachable_url as reachable_url
 from .types import rolling_span as rolling_span

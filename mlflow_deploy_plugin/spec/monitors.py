@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.spec.types import (
     TIME_ZONE,
     Duration,
     SpecPart,
-    duration_seconds,
+    length_of,
     rolling_span,
     split_list,
     validate_crontab,
@@ -322,21 +322,15 @@ class MonitorSpec(SpecPart):
 
         A rolling reference reads the windows to compare with, an estimate the labelled windows that show its error.
         """
-        every = _length(self.every)
+        every = length_of(self.every)
         if self.is_rolling:
-            return rolling_span(_length(self.reference.partition(":")[2]), every, self.false_alarm_rate)
+            return rolling_span(length_of(self.reference.partition(":")[2]), every, self.false_alarm_rate)
         if self.kind == "performance" and any(one.name not in REGRESSION for one in self.requirements):
-            return (max(ceil(_length(self.labels_within or "0s") / every) - 1, 0) + MIN_LABELLED_WINDOWS) * every
+            return (max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0) + MIN_LABELLED_WINDOWS) * every
         return timedelta()
 
     @property
     def max_row_age(self) -> timedelta:
         """The age of the oldest rows that the monitor reads when a window is judged in time."""
-        waited = _length(self.grace)
-        if self.labels_within is not None:
-            waited += _length(self.labels_within)
-        return self.history + _length(self.every) + waited
-
-
-def _length(duration: str) -> timedelta:
-    return timedelta(seconds=duration_seconds(duration))
+        waited = length_of(self.grace) + length_of(self.labels_within or "0s")
+        return self.history + length_of(self.every) + waited

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.spec.types import (
     VARIABLE_VALUE,
     Name,
     SpecPart,
-    duration_seconds,
+    length_of,
     split_list,
 )
 
@@ -402,7 +402,7 @@ class EndpointSpec(SpecPart):
         if keep is None:
             return self
         for name, monitor in self.monitors.items():
-            if timedelta(seconds=duration_seconds(keep)) < monitor.max_row_age:
+            if length_of(keep) < monitor.max_row_age:
                 hours = -(-monitor.max_row_age // timedelta(hours=1))
                 least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
                 raise ValueError(

@@ -82,11 +82,24 @@ def parse_time(text: str) -> datetime:
     """Return an ISO 8601 time in UTC. A time without a zone is in UTC.
 
     Raises:
-        ValueError: it is no time.
-        OverflowError: in UTC it lies beyond the years 1 to 9999.
+        ValueError: the text is not a time.
+        OverflowError: in UTC the time lies beyond the years 1 to 9999.
     """
-    time = datetime.fromisoformat(text)
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a time") from None
     return (time if time.tzinfo else time.replace(tzinfo=UTC)).astimezone(UTC)
+
+
+def parse_interval(text: str) -> tuple[datetime, datetime]:
+    """Return the start and the end of `START/END` or `START/DURATION` in UTC. Raises as `parse_time`."""
+    begin, _, end = text.partition("/")
+    start = parse_time(begin)
+    stop = start + length_of(end) if is_duration(end) else parse_time(end)
+    if stop <= start:
+        raise ValueError("it ends before it begins")
+    return start, stop
 
 
 def is_duration(text: str) -> bool:
@@ -98,7 +111,12 @@ def parse_duration(text: str, option: str) -> timedelta:
     """Return a duration that a person has written for an option; raise InvalidConfig for any other text."""
     if not is_duration(text):
         raise InvalidConfig(f"{option} {text!r} cannot be read; a duration like 30s, 5m, 1h or 90d is expected")
-    return timedelta(seconds=duration_seconds(text))
+    return length_of(text)
+
+
+def length_of(duration: str) -> timedelta:
+    """Return the length of a duration such as `"90s"`, `"5m"`, `"1h"` or `"1d"`."""
+    return timedelta(seconds=duration_seconds(duration))
 
 
 def duration_seconds(duration: str) -> int:
@@ -171,14 +189,11 @@ def validate_reference(text: str) -> str:
         validate_length(said)
     if kind != "window":
         return text
-    begin, _, end = said.partition("/")
     try:
-        start = parse_time(begin)
-        stop = start + timedelta(seconds=duration_seconds(end)) if is_duration(end) else parse_time(end)
-    except (ValueError, OverflowError):
-        raise ValueError("a window is START/END or START/DURATION in UTC, as window:2013-01-01/2013-04-01") from None
-    if stop <= start:
-        raise ValueError("the window ends before it begins")
+        parse_interval(said)
+    except (ValueError, OverflowError) as error:
+        form = "a window is START/END or START/DURATION in UTC, as window:2013-01-01/2013-04-01"
+        raise ValueError(f"{form}: {error}") from None
     return text
 
 

@@ -246,7 +246,7 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         ("monitors.daily.schedule", "0 6 30 feb *", r"Bad day-of-month; "),
         ("monitors.daily.time_zone", "../x", r"time_zone: the name of a time zone is expected, as Europe/Berlin"),
         ("monitors.daily.reference", "window:a/b", r"reference: a window is START/END or START/DURATION in UTC"),
-        ("monitors.daily.reference", "window:2013-02-01/2013-01-01", r"reference: the window ends before it begins"),
+        ("monitors.daily.reference", "window:2013-02-01/2013-01-01", "reference: .*: it ends before it begins"),
         ("monitors.daily.estimate", "decides", r"drift takes no `estimate`: it is for monitors of kind performance"),
         ("monitors.daily.labels_within", "2d", r"drift takes no `labels_within`: it is for monitors of kind"),
         ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),

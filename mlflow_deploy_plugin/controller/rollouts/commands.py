@@ -11,7 +11,6 @@ from mlflow_deploy_plugin.controller.rollouts.plan import (
     MIN_REQUESTS,
     RolloutPlan,
     parse_criteria,
-    parse_every,
     parse_steps,
     plan_of,
 )
@@ -28,7 +27,7 @@ from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
 from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, resolve
-from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec import EndpointSpec, parse_duration
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, current_actor, utc_now
 
 CANDIDATE = "candidate"
@@ -57,7 +56,7 @@ class RolloutRequest:
     def __post_init__(self) -> None:
         parse_steps(self.steps)
         parse_criteria(self.abort_on)
-        parse_every(self.every)
+        parse_duration(self.every, "--every")
 
 
 def start_rollout(
@@ -104,7 +103,7 @@ def start_rollout(
         kind=reference.kind if reference.kind in ("stage", "alias", "tag") else "pinned",
         selector=reference.selector,
         steps=parse_steps(request.steps),
-        every=parse_every(request.every),
+        every=parse_duration(request.every, "--every").total_seconds(),
         abort_on=",".join(one.text for one in criteria),
         min_requests=request.min_requests,
         actor=actor or current_actor(),

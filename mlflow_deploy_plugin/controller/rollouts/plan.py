@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import duration_seconds, parse_condition
+from mlflow_deploy_plugin.spec import parse_condition
 from mlflow_deploy_plugin.store import Json, Rollout
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]
@@ -139,17 +139,6 @@ def parse_steps(text: str) -> tuple[int, ...]:
     if steps[0] < 1 or steps[-1] > 100 or any(low >= high for low, high in pairwise(steps)):
         raise InvalidConfig(f"--steps {text}: they must rise, from at least 1 to at most 100")
     return steps
-
-
-def parse_every(text: str) -> float:
-    """Return the seconds of the length of a step, like `"5m"`; raise InvalidConfig if it is not such a duration."""
-    try:
-        seconds = float(duration_seconds(text))
-    except (ValueError, KeyError, IndexError):
-        seconds = 0.0
-    if seconds < 1:
-        raise InvalidConfig(f"--every {text}: a duration like 30s, 5m or 1h is expected")
-    return seconds
 
 
 def _parse(text: str) -> Criterion:

@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
 from mlflow_deploy_plugin.runtime import Array, Artifact
-from mlflow_deploy_plugin.spec import REGRESSION, duration_seconds
+from mlflow_deploy_plugin.spec import REGRESSION, length_of
 
 _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8
@@ -348,7 +348,7 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedW
 def _earlier_windows(request: WindowRequest) -> Iterator[Window]:
     """Yield the earlier windows of hours that have rows and whose labels should be in, the latest first."""
     length, start = request.window.length, request.window.start
-    wait = timedelta(seconds=duration_seconds(request.spec.labels_within) if request.spec.labels_within else 0)
+    wait = length_of(request.spec.labels_within or "0s")
     number = max(math.ceil(wait / length) - 1, 0)  # of windows between the judged one and the next that is yielded
     for hour in request.log.walk_hours(request.endpoint, Window(EPOCH, start - number * length), newest_first=True):
         last = (start - hour.start - _TICK) // length

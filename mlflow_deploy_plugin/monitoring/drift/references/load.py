@@ -71,7 +71,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batch
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
 from mlflow_deploy_plugin.runtime import EVENT_TIME
-from mlflow_deploy_plugin.spec import bin_period, duration_seconds, rolling_span
+from mlflow_deploy_plugin.spec import bin_period, length_of, rolling_span
 
 CACHE = "references"
 _last_cut: dict[bytes, ReferencePieces] = {}
@@ -173,7 +173,7 @@ def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[L
         NotFound: nothing was captured in it.
     """
     text = request.spec.reference.removeprefix("rolling:")
-    lag, length, start = timedelta(seconds=duration_seconds(text)), request.window.length, request.window.start
+    lag, length, start = length_of(text), request.window.length, request.window.start
     if lag < length:
         raise InvalidConfig(f"reference rolling:{text} lies in the window itself, which is {length} long")
     if lag % length:
