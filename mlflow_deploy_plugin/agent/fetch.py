@@ -22,7 +22,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
 from mlflow_deploy_plugin.registry import (
@@ -287,7 +286,7 @@ def verify_files(folder: Path) -> str:
     return combine_hashes(hashes)
 
 
-def _entry(document: Any, *keys: str) -> Any:
+def _entry(document: object, *keys: str) -> object:
     """Return the entry of nested mappings; None if there is none, as in a malformed file."""
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import requests
 from pydantic import ValidationError
@@ -14,6 +14,9 @@ from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import bounded_answers
 from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, assert_content
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ class KeyFetcher(threading.Thread):
 
 def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> KeyFetcher:
     """Return the thread that fetches API keys from a store, by its URL, or from a file."""
-    opened: Any = None
+    opened: Store | None = None
 
     def read_store() -> ValidKeys:
         """Return the valid keys. The store stays open until it fails."""

@@ -23,7 +23,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -249,7 +248,7 @@ class Shipper:
 
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:
     """Group the batches of one endpoint, hour and set of typed columns. Failed requests have files of their own."""
-    groups: dict[tuple[Any, ...], list[CapturedBatch]] = defaultdict(list)
+    groups: dict[tuple[object, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
         arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
         types = tuple((name, array.dtype, array.ndim) for name, array in arrays)

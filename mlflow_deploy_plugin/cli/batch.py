@@ -57,7 +57,6 @@ def batch(output: str, keep: str, **options: Any) -> None:
     A batch that was killed goes on where it ended if the command is given again. _batch.json says what it predicts, and
     _SUCCESS that everything is there. The exit status is 1 if a part was left out.
     """
-    # here: pyarrow and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.batch import BatchPlan, run_batch
 
     kept = tuple(name.strip() for name in keep.split(",") if name.strip())

@@ -38,8 +38,6 @@ _PLACE_SECONDS = 3.0
 _END_SECONDS = 8.0
 """The time to end the work under way: Docker kills after ten seconds."""
 
-# within the commands: SQLAlchemy, MLflow and the rest take seconds that no other command should wait for
-
 
 @click.command()
 @option(

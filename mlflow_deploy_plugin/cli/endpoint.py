@@ -12,6 +12,7 @@ import click
 from mlflow_deploy_plugin.cli.options import (
     Commands,
     align_columns,
+    config_option,
     format_option,
     key_values,
     opened_deployments,
@@ -21,11 +22,13 @@ from mlflow_deploy_plugin.cli.options import (
     show_json,
     show_lines,
     show_result,
+    show_table,
     why_option,
 )
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller import MonitorOverview
+    from mlflow_deploy_plugin.deployments import ObservedEndpoint
     from mlflow_deploy_plugin.store import AuditEvent
 
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
@@ -36,14 +39,6 @@ _STEP = re.compile(r"step \d+ % of a rollout")
 """The reason of a change of traffic by a rollout (`controller/rollouts/controller.py`); the step has its own event."""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
-_config = option(
-    "-C",
-    "--config",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Field to set, e.g. server.workers=2 or traffic.DEPLOYMENT=WEIGHT; may be given again. "
-    "`mlflow deployments help -t onnxserve` lists the fields.",
-)
 
 
 @click.group(cls=Commands)
@@ -69,7 +64,7 @@ def endpoint() -> None:
     metavar="URI",
     help="Where its server runs; onnxserve is this machine, and `mlflow deployments help -t onnxserve` lists all.",
 )
-@_config
+@config_option
 @why_option
 @output_option
 def create(name: str, target: str, config: tuple[str, ...], why: str, output: str) -> None:
@@ -83,7 +78,7 @@ def create(name: str, target: str, config: tuple[str, ...], why: str, output: st
 
 @endpoint.command()
 @click.argument("name")
-@_config
+@config_option
 @why_option
 @output_option
 def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
@@ -151,20 +146,14 @@ def list_endpoints(output: str) -> None:
 
     with opened_deployments() as deployments:
         found = summarize_endpoints(deployments)
-    if output == "json":
-        show_json(found)
-        return
-    if not found:
-        click.echo("there are no endpoints: `onnxserve endpoint create NAME` makes one")
-        return
-    head = ("NAME", "STATE", "TRAFFIC", "URL")
-    rows = []
+    rows = [("NAME", "STATE", "TRAFFIC", "URL")]
     for one in found:
         shares = [f"{name}={share:g}" for name, share in traffic_shares(one["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in one["shadows"]]
         rows.append((one["name"], one["state"], " ".join([*shares, *shadows]) or "-", one["url"]))
-    show_lines(align_columns([head, *rows]))
-    show_lines([f"{one['name']}: {one['reason']}" for one in found if one["state"] == "failed"])
+    show_table(output, found, rows, "there are no endpoints: `onnxserve endpoint create NAME` makes one")
+    if output == "text":
+        show_lines([f"{one['name']}: {one['reason']}" for one in found if one["state"] == "failed"])
 
 
 @click.command("list")
@@ -185,7 +174,6 @@ def list_(output: str) -> None:
     Servers that `onnxserve serve` runs in the foreground are not listed.
     """
     with opened_deployments() as deployments:
-        # here: MLflow and pandas take a second that `--help` should not wait for
         from mlflow_deploy_plugin.controller import overviews
         from mlflow_deploy_plugin.deployments import describe_endpoints
 
@@ -282,7 +270,6 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     events. A deleted endpoint keeps its history. A step of a rollout, a promotion and a rollback are one entry here;
     JSON has also the events that belong to them (the traffic, the gate, tags, the move in MLflow).
     """
-    # here: SQLAlchemy takes a second that no other command should wait for
     from mlflow_deploy_plugin.registry import event_as_json, event_history, without_step_events
     from mlflow_deploy_plugin.store import unknown_endpoint
 
@@ -308,7 +295,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
         click.echo(f"nothing is known of {model or name}" if model or name else "nothing was changed so far", err=True)
 
 
-def _show(observed: Any, output: str) -> None:
+def _show(observed: "ObservedEndpoint", output: str) -> None:
     from mlflow_deploy_plugin.deployments import describe_endpoint
 
     described = describe_endpoint(observed)

@@ -76,7 +76,6 @@ def robustness(
       onnxserve robustness models:/flight-delay/7 --data held_out.csv --target delayed \\
         --metric roc_auc --strengths noise=0.1,0.2 --strengths missing --log
     """
-    # here: pyarrow and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.evaluation import robustness as measure
 
     with usage_errors():
@@ -134,7 +133,6 @@ def explain(
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
       onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv --log
     """
-    # here: pyarrow, MLflow and shap take seconds that `--help` should not wait for
     from mlflow_deploy_plugin.evaluation import contributions_format
     from mlflow_deploy_plugin.evaluation import explain as explain_file
 

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from mlflow_deploy_plugin.cli.options import key_values, opened_store, option, read_spec_file, show_lines, show_progress
+from mlflow_deploy_plugin.cli.options import (
+    config_option,
+    key_values,
+    opened_store,
+    option,
+    read_spec_file,
+    show_lines,
+    show_progress,
+)
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.manifests import FORMATS, Place, lacks_mlflow_address
 from mlflow_deploy_plugin.registry import default_endpoint_name
@@ -55,7 +63,6 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
     if (options["wheels"] or options["download_wheels"]) and export_format != "bundle":
         raise click.UsageError(f"--wheels and --download-wheels are for a bundle; the format is {export_format}")
-    # here: onnx and MLflow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.exporter import export as export_model
 
     made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
@@ -103,7 +110,6 @@ def build_docker(
     model put onto it; equal inputs give an equal layer. The image starts on what MLflow's own containers, SageMaker,
     Vertex AI, Azure ML, KServe and Cloud Run expect.
     """
-    # here: MLflow takes a second that `--help` should not wait for
     from mlflow_deploy_plugin.images import build_image, image_sbom, planned_image, push_image
 
     if not (name or dry_run):
@@ -148,7 +154,7 @@ def build_docker(
     show_default="they are printed",
     help="Folder that the files are written to.",
 )
-@option("-C", "--config", multiple=True, metavar="KEY=VALUE", help="Field to set; may be given again.")
+@config_option
 def render(
     format_name: str,
     name: str | None,

@@ -9,13 +9,12 @@ import click
 
 from mlflow_deploy_plugin.cli.options import (
     Commands,
-    align_columns,
     opened_store,
     option,
     output_option,
     show_json,
-    show_lines,
     show_progress,
+    show_table,
     usage_errors,
     why_option,
 )
@@ -118,12 +117,6 @@ def list_keys(output: str) -> None:
         from mlflow_deploy_plugin.store import ApiKeys
 
         found, now = ApiKeys(store).created(), store.now()
-    if output == "json":
-        show_json([*map(_document, found)])
-        return
-    if not found:
-        click.echo("there are no keys: `onnxserve keys create NAME` makes one")
-        return
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
     for key in found:
         state = "holds" if key.expires_at is None else f"holds until {key.expires_at:%Y-%m-%d %H:%M}Z"
@@ -134,7 +127,7 @@ def list_keys(output: str) -> None:
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
         limits = ", ".join(key.limits) or "none"
         rows.append((key.name, ",".join(key.scopes), ",".join(key.endpoints) or "all", limits, created, state))
-    show_lines(align_columns(rows))
+    show_table(output, [*map(_document, found)], rows, "there are no keys: `onnxserve keys create NAME` makes one")
 
 
 @keys.command()

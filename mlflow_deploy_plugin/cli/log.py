@@ -2,12 +2,12 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime
 from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import click
 import orjson
@@ -119,7 +119,6 @@ def query(
         raise click.UsageError(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise click.UsageError("Parquet is nothing for a terminal: name a FILE")
-    # here: DuckDB and pyarrow take a second that `--help` should not wait for
     from mlflow_deploy_plugin.inference_log import (
         Query,
         View,
@@ -340,7 +339,7 @@ def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
         yield f"  {shown}  {rows:{width},}  {'█' * max(1, round(_BAR * rows / most))}"
 
 
-def _cell(widest: int, value: Any) -> str:
+def _cell(widest: int, value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):
@@ -354,7 +353,7 @@ def _cell(widest: int, value: Any) -> str:
     return text if len(text) <= widest else text[: widest - 1] + "…"
 
 
-def _line(cells: Any, widths: list[int], numeric: list[bool]) -> str:
+def _line(cells: Iterable[str], widths: list[int], numeric: list[bool]) -> str:
     laid = (
         cell.rjust(width) if is_number else cell.ljust(width)
         for cell, width, is_number in zip(cells, widths, numeric, strict=True)

@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.cli.options import (
     show_lines,
     show_progress,
     show_result,
+    show_table,
     usage_errors,
     why_option,
 )
@@ -84,7 +85,6 @@ def list_(name: str | None, output: str) -> None:
     The list shows the state of each, its last result, and when it is due next.
     """
     with opened_deployments() as deployments:
-        # here and below: SQLAlchemy, MLflow and the rest take seconds that `--help` should not wait for
         from mlflow_deploy_plugin.controller import STORE_LEASE, overviews
         from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
 
@@ -97,12 +97,6 @@ def list_(name: str | None, output: str) -> None:
         is_run = lease is not None and lease.is_current
         for unreadable in deployments.store.unreadable() if name is None else ():
             click.echo(unreadable.reason, err=True)
-    if output == "json":
-        show_json([*map(monitor_document, found)])
-        return
-    if not found:
-        click.echo(f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one")
-        return
     rows = [_HEAD]
     for one in found:
         window = verdict = "-"
@@ -111,7 +105,10 @@ def list_(name: str | None, output: str) -> None:
             verdict = f"{one.last.verdict}{' (by hand)' if one.last.by_hand else ''}"
         due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
         rows.append((one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, window, verdict, due))
-    show_lines(align_columns(rows))
+    empty = f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one"
+    show_table(output, [*map(monitor_document, found)], rows, empty)
+    if output == "json" or not found:
+        return
     for one in found:
         if one.why:
             show_lines([f"{one.endpoint} {one.monitor}: {one.why}"])
@@ -417,7 +414,6 @@ def silence(
     if length is not None and name is None:
         raise click.UsageError("say which endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
-        # here: SQLAlchemy takes a second that no other command should wait for
         from mlflow_deploy_plugin.store import Silences
 
         silences = Silences(store)
@@ -506,7 +502,7 @@ def _time(text: str) -> datetime:
         raise click.UsageError(f"{error}: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
 
 
-def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
+def monitor_document(one: "MonitorOverview") -> dict[str, object]:
     """Return what JSON says of a monitor."""
     return {
         "endpoint": one.endpoint,
@@ -525,7 +521,7 @@ def monitor_document(one: "MonitorOverview") -> dict[str, Any]:
     }
 
 
-def _window_document(window: "MonitorWindow") -> dict[str, Any]:
+def _window_document(window: "MonitorWindow") -> dict[str, object]:
     return {name: getattr(window, name) for name in _SHOWN}
 
 

@@ -83,7 +83,6 @@ def optimize(
       onnxserve optimize models:/digits-cnn/1 --int8 static
       onnxserve optimize models:/digits-cnn/1 --auto --data test.parquet --target digit --max-loss 0.005
     """
-    # here: MLflow, pandas and ONNX take seconds that no other command should wait for
     from mlflow_deploy_plugin.optimization import ALL_RECIPES, Recipe, try_forms
 
     if auto == bool(int8 or fp16 or prune is not None):
@@ -141,7 +140,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
       onnxserve profile models:/digits-cnn/1
       onnxserve profile models:/digits-cnn/1 --rows 1000 --log
     """
-    from mlflow_deploy_plugin.optimization import profile as run  # here: MLflow and pandas take seconds
+    from mlflow_deploy_plugin.optimization import profile as run
 
     done = run(model_uri, **options)
     show_result(output, asdict(done), _profile_lines(done))

@@ -1,6 +1,7 @@
 """The parts that several commands share: options, lines for a terminal, the user's deployments and store.
 
-The deployments and the store are imported late: SQLAlchemy and MLflow take a second that `--help` should not wait for.
+Commands import what they call within their functions: MLflow, SQLAlchemy, pandas, pyarrow and ONNX take seconds that
+`--help` and other commands should not wait for.
 """
 
 import math
@@ -24,8 +25,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 class NumberRange(click.FloatRange):
     """A range of numbers without NaN, which click takes for a number within any range."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        number = super().convert(value, param, ctx)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
         if math.isnan(number):
             self.fail(f"{value!r} is not a number", param, ctx)
         return number
@@ -60,6 +61,14 @@ def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
 
 output_option = format_option("Format of the answer: lines for people, or JSON for programs.", "text", "json")
 list_output_option = format_option("Format of what --list shows.", "text", "json")
+config_option = option(
+    "-C",
+    "--config",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Field to set, e.g. server.workers=2; may be given again. `mlflow deployments help -t onnxserve` lists the "
+    "fields.",
+)
 why_option = option(
     "--why", default="", metavar="REASON", help="Reason, kept in the audit trail (`onnxserve history NAME`)."
 )
@@ -129,18 +138,23 @@ def show_lines(lines: Iterable[str]) -> None:
         click.echo(printable(line))
 
 
-def show_json(document: Any) -> None:
+def show_json(document: object) -> None:
     """Print a document on standard output as JSON: times in ISO 8601, NaN and infinity as null."""
     option = orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
     click.echo(orjson.dumps(document, default=str, option=option))
 
 
-def show_result(output: str, document: Any, lines: Iterable[str]) -> None:
+def show_result(output: str, document: object, lines: Iterable[str]) -> None:
     """Print a result in the format of the option -o: its document as JSON, or its lines."""
     if output == "json":
         show_json(document)
     else:
         show_lines(lines)
+
+
+def show_table(output: str, documents: object, table: Sequence[tuple[str, ...]], empty: str) -> None:
+    """Print a list in the format of the option -o: its documents as JSON, or its table, or `empty` for a bare head."""
+    show_result(output, documents, align_columns(table) if len(table) > 1 else [empty])
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

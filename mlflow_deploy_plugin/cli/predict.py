@@ -85,7 +85,6 @@ def feedback(
     last one counts. Labels without a row are kept: it may come later. A bad row is named, the others are taken; the
     exit status is then 1.
     """
-    # here: pyarrow and SQLAlchemy take a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments import check_key_columns, import_labels, label_sink
     from mlflow_deploy_plugin.inference_log import LabelColumns, open_log, read_label_file
     from mlflow_deploy_plugin.settings import load_settings
@@ -186,7 +185,6 @@ def predict(
     """
     if (model_uri is None) == (name is None):
         raise click.UsageError("say either -m MODEL_URI or -n DEPLOYMENT")
-    # here: SQLAlchemy and numpy take half a second that `--help` should not wait for
     from mlflow_deploy_plugin.deployments import predict_batch, read_rows, scoring_target, server_predictor
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")

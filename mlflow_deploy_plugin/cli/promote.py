@@ -93,7 +93,6 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
-    # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
     from mlflow_deploy_plugin.gate import run_gate, verdict_as_json, verdict_of_served
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
@@ -149,7 +148,6 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
     if options["force"] and not options["why"].strip():
         raise click.UsageError("--force needs its reason: --why REASON")
     with opened_deployments() as deployments:
-        # here: MLflow, pandas and SQLAlchemy take seconds that no other command should wait for
         from mlflow_deploy_plugin.gate import promote as move
 
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from mlflow_deploy_plugin.cli.options import key_values, option, read_spec_file
+from mlflow_deploy_plugin.cli.options import config_option, key_values, option, read_spec_file
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.registry import default_endpoint_name
@@ -52,13 +52,7 @@ _log = logging.getLogger(__name__)
     help="Listen beyond this machine for callers without a key. Otherwise that needs -C server.api_keys=true.",
 )
 @option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
-@option(
-    "-C",
-    "--config",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Field to set, e.g. server.threads=8; may be given again. `mlflow deployments help -t onnxserve` lists them.",
-)
+@config_option
 @option(
     "--state-dir",
     type=click.Path(path_type=Path),
@@ -125,7 +119,7 @@ class _WatchedSpec:
     A file in a mounted ConfigMap changes by a link in its path, so its content is compared.
     """
 
-    def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]) -> None:
         self._path, self._folder, self._server, self._changes = path, folder, server, changes
         self._text, self._error = read_spec_file(path), ""
 

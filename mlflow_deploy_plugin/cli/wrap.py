@@ -1,6 +1,6 @@
 """`onnxserve wrap`: a model that is there already, as checked ONNX, as the next version of its registered model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from mlflow_deploy_plugin.tabular import FILE_FORMATS, FileFormat
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.flavor import WrappedVersion
+    from mlflow_deploy_plugin.runtime import Input, Output
 
 
 @click.command()
@@ -59,7 +60,6 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
       onnxserve wrap models:/old/3 --data rows.csv
       onnxserve wrap model.joblib --allow-pickle --data rows.csv --register old
     """
-    # here: MLflow, pandas and ONNX take seconds that `--help` should not wait for
     from mlflow_deploy_plugin.flavor import read_rows, wrap_registered
 
     rows = None if data is None else read_rows(data, content_type)
@@ -67,8 +67,8 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
     show_result(output, _as_json(made), _lines(made))
 
 
-def _as_json(made: "WrappedVersion") -> dict[str, Any]:
-    def tensors(entries: Any) -> list[dict[str, Any]]:
+def _as_json(made: "WrappedVersion") -> dict[str, object]:
+    def tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
         return [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in entries]
 
     return {

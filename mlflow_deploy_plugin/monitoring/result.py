@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Literal
 
 from mlflow_deploy_plugin.inference_log import EndpointLabels, InferenceLog, Window, open_log
 from mlflow_deploy_plugin.logs import ProgressCallback
@@ -142,15 +142,14 @@ class MonitorResult:
         return self.state in ALARMS
 
 
-def to_document(result: MonitorResult) -> dict[str, Any]:
+def to_document(result: MonitorResult) -> dict[str, object]:
     """Return the result as `verdict.json` and the command line have it; a number that is not finite is null."""
     window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
-    document: dict[str, Any] = _plain({**asdict(replace(result, report=ReportData())), "window": window})
-    del document["report"]
-    return document
+    document = {**asdict(replace(result, report=ReportData())), "window": window}
+    return {name: _plain(value) for name, value in document.items() if name != "report"}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, Mapping):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):

@@ -4,10 +4,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
 
 _CONFIGURED = ("SPARK_HOME", "SPARK_CONF_DIR", "PYSPARK_SUBMIT_ARGS", "SPARK_REMOTE", "MASTER")
 _ALONE = {
@@ -21,7 +25,7 @@ _ALONE = {
 NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: name a master, as spark://host:7077"
 
 
-def spark_session(master: str | None = None) -> Any:
+def spark_session(master: str | None = None) -> "SparkSession":
     """Return the current session, or a new one. Errors are as in `spark_context`.
 
     Args:
@@ -38,7 +42,7 @@ def spark_session(master: str | None = None) -> Any:
         return builder.getOrCreate()
 
 
-def spark_context() -> Any:
+def spark_context() -> "SparkContext":
     """Return the current context, or a new one with the master of `spark_session`; it starts in half the time.
 
     Raises:

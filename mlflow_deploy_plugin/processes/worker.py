@@ -15,12 +15,13 @@ from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from queue import Empty, LifoQueue
-from typing import Any
+from typing import TypeVar
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.processes.child import Child, Output, exit_reason, requests_of_parent
 
+Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 _OWN_END_SECONDS = 0.2
@@ -63,7 +64,7 @@ class Worker:
         self._used_at = time.monotonic()
         self._is_ended = False
 
-    def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+    def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
         """Return the result of `function`, a function of a module; arguments and result are pickled.
 
         Raises:
@@ -78,7 +79,7 @@ class Worker:
             if not connection.poll(seconds):
                 self._kill()
                 raise DeadlineExceeded(f"it took longer than {seconds:g} s and was ended")
-            error, result = connection.recv()
+            error, answer = connection.recv()
         except (EOFError, OSError):
             status = self._kill()
             if self._is_ended:
@@ -91,7 +92,8 @@ class Worker:
         if self._max_calls is not None and self._calls >= self._max_calls:
             self._kill()
         if error is not None:
-            raise (error if issubclass(error, self._kept_errors) else OnnxserveError)(result)
+            raise (error if issubclass(error, self._kept_errors) else OnnxserveError)(answer)
+        result: Result = answer
         return result
 
     def end_if_idle(self, seconds: float) -> None:
@@ -142,7 +144,7 @@ class WorkerPool:
         for worker in workers:
             self._free.put(worker)
 
-    def call(self, function: Callable[..., Any], *arguments: Any, seconds: float) -> Any:
+    def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
         """Return the result of `function` as `Worker.call` does, after waiting for a free worker."""
         worker = self._free.get()
         try:

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache, wraps
@@ -166,11 +166,11 @@ def _extend_urllib3() -> None:
         deadline: _Deadline
         most_bytes: int
 
-        def stream(self, *arguments: Any, **named: Any) -> Iterator[bytes]:  # type: ignore[override]
+        def stream(self, amt: int | None = 2**16, decode_content: bool | None = None) -> Generator[bytes, None, None]:
             size = 0
             try:
                 with self.deadline.enforced():
-                    for piece in super().stream(*arguments, **named):
+                    for piece in super().stream(amt, decode_content):
                         size += len(piece)
                         if size > self.most_bytes:
                             self.close()  # Otherwise requests would read the rest of a redirection.
@@ -303,7 +303,7 @@ def harden_mlflow_client() -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import MlflowHostCreds
 
-    def credentials(uri: str) -> Any:
+    def credentials(uri: str) -> MlflowHostCreds:
         known = get_default_host_creds(uri)
         if is_mlflow(uri):
             return known
@@ -312,11 +312,11 @@ def harden_mlflow_client() -> None:
 
     for module in (http_artifact_repo, mlflow_artifacts_repo):
         module.get_default_host_creds = credentials
-    data_lake: Any = azure_data_lake_artifact_repo.AzureDataLakeArtifactRepository
+    data_lake = azure_data_lake_artifact_repo.AzureDataLakeArtifactRepository
     open_lake = data_lake.__init__
 
     @wraps(open_lake)
-    def open_own(self: Any, artifact_uri: str, *arguments: Any, **options: Any) -> None:
+    def open_own(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
         if not _AZURE.match(artifact_uri):
             host = urlsplit(artifact_uri).netloc.rpartition("@")[2]
             raise InvalidConfig(f"{host} is no storage of Azure: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/… is")
@@ -326,7 +326,7 @@ def harden_mlflow_client() -> None:
     send = rest_utils._get_http_response_with_retries
 
     @wraps(send)
-    def send_bounded(*arguments: Any, **options: Any) -> Any:
+    def send_bounded(*arguments: object, **options: object) -> object:
         with nullcontext() if options.get("stream") else bounded_answers(_MOST_JSON):
             return send(*arguments, **options)
 

@@ -18,7 +18,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.registry.connection import registry_address, registry_client, registry_errors
@@ -40,7 +40,8 @@ from mlflow_deploy_plugin.registry.tags import (
 from mlflow_deploy_plugin.settings import absolute_path, active_workspace
 
 if TYPE_CHECKING:
-    from mlflow.entities.model_registry import ModelVersion
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 PARITY_TAG = "onnxserve.parity"
 GIT_COMMIT_TAG = "mlflow.source.git.commit"
@@ -231,11 +232,13 @@ def selects(uri: ModelURI, version: "ModelVersion") -> bool:
     return str(version.current_stage).lower() == uri.selector.lower()
 
 
-def all_versions(client: Any, name: str) -> "list[ModelVersion]":
+def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
     return list(client.search_model_versions(f"name = {_quoted(name)}"))
 
 
-def _newest_versions(client: Any, name: str, most: int, tag: tuple[str, str] | None = None) -> "list[ModelVersion]":
+def _newest_versions(
+    client: "MlflowClient", name: str, most: int, tag: tuple[str, str] | None = None
+) -> "list[ModelVersion]":
     """Return the versions with the highest numbers, the highest first: of all, or of those with the tag."""
     query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
     return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
@@ -338,7 +341,7 @@ class BatchResolver:
         """Return the versions by URI; a URI without a version is left out."""
         client = registry_client()
         needs_model = any(uri.kind != "tag" for uri in uris)
-        model: Any = client.get_registered_model(name) if needs_model else None
+        model: RegisteredModel = client.get_registered_model(name) if needs_model else None
         found = {}
         for uri in uris:
             version: ModelVersion | None
@@ -353,7 +356,7 @@ class BatchResolver:
                 found[uri] = version
         return found
 
-    def _version(self, client: Any, model: Any, number: str) -> "ModelVersion":
+    def _version(self, client: "MlflowClient", model: "RegisteredModel", number: str) -> "ModelVersion":
         """Return the version with this number.
 
         A version that has not passed the gate, or without an evaluation, is always fetched: setting a tag does not

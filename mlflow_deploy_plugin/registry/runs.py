@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from mlflow_deploy_plugin.errors import InvalidConfig, RegistryUnavailable
@@ -146,13 +146,13 @@ def has_logged_models(client: "MlflowClient") -> bool:
 
 
 def log_flavor(
-    flavor: Any,
+    flavor: object,
     name: str | None = None,
     *,
     run_id: str | None = None,
     registered_model_name: str | None = None,
-    tags: Mapping[str, Any] | None = None,
-    **options: Any,
+    tags: Mapping[str, object] | None = None,
+    **options: object,
 ) -> "ModelInfo":
     """Log a model, with the arguments of `mlflow.models.Model.log`, and register it if a name is given.
 

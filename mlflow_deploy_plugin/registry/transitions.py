@@ -13,7 +13,7 @@ from datetime import datetime
 from heapq import merge
 from itertools import accumulate, islice
 from operator import attrgetter, itemgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.registry.connection import registry_client, registry_errors
@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.registry.model_uri import ModelURI, parse_model_uri, r
 from mlflow_deploy_plugin.registry.resolution import ResolvedModel, all_versions, newest, resolve, selects
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
     from mlflow_deploy_plugin.store import AuditEvent, Store
@@ -144,7 +145,7 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
     return None
 
 
-def current_version(uri: ModelURI, registry: Any = None, exclude: str = "") -> str:
+def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = "") -> str:
     """Return the version that the stage (of several the highest number), the alias or the tag selects now.
 
     It is empty if there is none.
@@ -197,7 +198,7 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
             ) from None
 
 
-def _select_alone(client: Any, uri: ModelURI, version: str) -> None:
+def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
     """Move the version to the stage or the tag, and those that were there away."""
     name, before = uri.name, _selected(client, uri)
     if before.keys() == {version}:
@@ -216,7 +217,7 @@ def _select_alone(client: Any, uri: ModelURI, version: str) -> None:
             client.transition_model_version_stage(name, other, "Archived")
 
 
-def _selected(client: Any, uri: ModelURI) -> "dict[str, ModelVersion]":
+def _selected(client: "MlflowClient", uri: ModelURI) -> "dict[str, ModelVersion]":
     """Return the versions that have the stage or the tag, by number."""
     return {str(one.version): one for one in all_versions(client, uri.name) if selects(uri, one)}
 
@@ -251,7 +252,7 @@ class PreviousVersion:
     source: str
 
 
-def previous_in_registry(uri: ModelURI, version: str, registry: Any = None) -> PreviousVersion | None:
+def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | None" = None) -> PreviousVersion | None:
     """Return the version that the stage had before `version`, or None if the registry does not show it.
 
     Versions that were rolled back are left out. An alias and a tag leave no trace of where they were.
@@ -271,7 +272,7 @@ def previous_in_registry(uri: ModelURI, version: str, registry: Any = None) -> P
     return None
 
 
-def was_rolled_back(name: str, version: str, registry: Any = None) -> bool:
+def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = None) -> bool:
     """Return True if the version has the rolled-back tag. Raises NotFound if there is no such version."""
     with registry_errors(f"model {name} version {version}"):
         return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags

@@ -11,7 +11,6 @@ from .document import spec_document as spec_document
 from .monitors import KINDS_WITH_REFERENCE as KINDS_WITH_REFERENCE
 from .monitors import MIN_LABELLED_WINDOWS as MIN_LABELLED_WINDOWS
 from .monitors import REGRESSION as REGRESSION
-from .monitors import Condition as Condition
 from .monitors import MonitorKind as MonitorKind
 from .monitors import MonitorSpec as MonitorSpec
 from .monitors import Requirement as Requirement
@@ -46,6 +45,5 @@ from .types import parse_interval as parse_interval
 from .types import parse_time as parse_time
 from .types import reachable_url as reachable_url
 from .types import rolling_span as rolling_span
-from .types import validate_crontab as validate_crontab
 
 __all__: list[str]

@@ -100,7 +100,7 @@ def spec_document(spec: EndpointSpec) -> dict[str, Any]:
     return spec.model_dump(by_alias=True, exclude_defaults=True)
 
 
-def validate_spec(document: Any) -> EndpointSpec:
+def validate_spec(document: object) -> EndpointSpec:
     """Return the spec that a document of plain values describes; raise InvalidConfig that names the field."""
     if not isinstance(document, Mapping):
         raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
@@ -139,7 +139,7 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
                 yield f"{dotted}{_OF_TABLE if dotted in _TABLES else ''}", part, name
 
 
-def _type_name(annotation: Any) -> str:
+def _type_name(annotation: object) -> str:
     """Return the type of a field as help texts write it: `int`, or the values it takes."""
     kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
     if get_origin(kinds[0]) is Literal:
@@ -150,7 +150,7 @@ def _type_name(annotation: Any) -> str:
 
 
 def new_endpoint(
-    name: str, model_uri: str, config: Mapping[str, Any] | None = None, variant: str | None = None
+    name: str, model_uri: str, config: Mapping[str, object] | None = None, variant: str | None = None
 ) -> EndpointSpec:
     """Return the endpoint `name` with one variant at 100 %, changed by `config` (dotted field names).
 
@@ -168,7 +168,7 @@ def empty_endpoint(name: str) -> EndpointSpec:
     return validate_spec({"name": name, "variants": {}})
 
 
-def apply_config(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSpec:
     """Return `spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
 
     An empty text restores the default of a field.

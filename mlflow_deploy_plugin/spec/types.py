@@ -130,7 +130,7 @@ def duration_text(seconds: int) -> str:
     return f"{seconds // _SECONDS[unit]}{unit}"
 
 
-def split_list(value: Any) -> Any:
+def split_list(value: object) -> object:
     """Split a list that a command line writes as `"8,32"`; return anything else as it is."""
     return value.split(",") if isinstance(value, str) else value
 

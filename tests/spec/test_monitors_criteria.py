@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from mlflow_deploy_plugin.spec import Condition, MonitorSpec, Requirement, parse_condition
+from mlflow_deploy_plugin.spec import MonitorSpec, Requirement, parse_condition
+from mlflow_deploy_plugin.spec.monitors import Condition
 
 
 def required(kind: str, *texts: str) -> tuple[Requirement, ...]:

@@ -13,9 +13,8 @@ from mlflow_deploy_plugin.spec import (
     parse_duration,
     reachable_url,
     rolling_span,
-    validate_crontab,
 )
-from mlflow_deploy_plugin.spec.types import validate_lag, validate_reference
+from mlflow_deploy_plugin.spec.types import validate_crontab, validate_lag, validate_reference
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800)])

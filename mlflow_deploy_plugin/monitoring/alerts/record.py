@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import urlencode
 
 from mlflow_deploy_plugin.errors import InvalidConfig
@@ -127,7 +127,7 @@ class AlertContent:
     next: str = ""
     tags: Sequence[str] = ()
 
-    def event_detail(self, event: AlertEvent, now: datetime, before: Alert | None) -> dict[str, Any]:
+    def event_detail(self, event: AlertEvent, now: datetime, before: Alert | None) -> dict[str, object]:
         """Return the detail of an alert with an event that has to be sent."""
         detail = {} if before is None else before.detail
         return {
@@ -140,7 +140,7 @@ class AlertContent:
             "is_told": False,
         }
 
-    def detail(self) -> dict[str, Any]:
+    def detail(self) -> dict[str, object]:
         texts = {"lines": list(self.lines), "link": self.link, "next": self.next, "tags": list(self.tags)}
         return {"order": self.order, "weight": self.weight, **texts}
 

@@ -19,13 +19,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.processes import backoff_seconds
 from mlflow_deploy_plugin.registry import bounded_answers
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Alert, Alerts, Silences, Store
+
+if TYPE_CHECKING:
+    from apprise import AppriseAsset, NotifyBase
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +54,14 @@ as Discord's and Mattermost's, which read Markdown all the same."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
+class _ChannelState(TypedDict, total=False):
+    """The state of a channel: the number of the last event that it took, and the tries that have failed since."""
+
+    number: int
+    tries: int
+    not_before: str
+
+
 @dataclass(frozen=True)
 class Channel:
     """One entry of the configuration.
@@ -62,7 +73,7 @@ class Channel:
     id: str
     name: str
     tags: frozenset[str]
-    _service: Any = field(repr=False, compare=False)
+    _service: "NotifyBase" = field(repr=False, compare=False)
 
     def takes(self, tags: Sequence[str]) -> bool:
         """Return True if the channel gets alerts with these tags; without tags every channel does."""
@@ -119,7 +130,7 @@ def read_channels(path: Path) -> list[Channel]:
     return list(channels.values())
 
 
-def _asset() -> Any:
+def _asset() -> "AppriseAsset":
     import apprise
 
     return apprise.AppriseAsset(app_id="onnxserve", app_desc="onnxserve", app_url="", async_mode=False)
@@ -204,9 +215,8 @@ def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
     return now.isoformat() < moment <= (now + most).isoformat()
 
 
-def _channel_state(alert: Alert, channel: Channel) -> dict[str, Any]:
-    """Return the state of a channel: `number` of the last event that it took, `tries` that have failed since."""
-    told: dict[str, Any] = alert.detail.get("channels", {}).get(channel.id, {})
+def _channel_state(alert: Alert, channel: Channel) -> "_ChannelState":
+    told: _ChannelState = alert.detail.get("channels", {}).get(channel.id, {})
     return told
 
 

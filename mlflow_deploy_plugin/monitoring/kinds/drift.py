@@ -31,11 +31,11 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     SketchStore,
+    profile_to_parquet,
     spark_window_profile,
     window_profile,
     window_versions,
 )
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_to_parquet
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     ColumnSketch,
     Profile,

@@ -10,7 +10,6 @@ then. A class that only some labels name is one that the model has never learned
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -181,7 +180,9 @@ class _Columns:
         return [as_numbers(self._table, f"{base}.{place}") for place in places]
 
 
-def _classified(table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[Any, ...]) -> Predictions:
+def _classified(
+    table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[object, ...]
+) -> Predictions:
     """Return the predictions of a classifier.
 
     Args:
@@ -257,7 +258,7 @@ def _may_be_label(kind: pa.DataType) -> bool:
     return bool(is_text or types.is_integer(kind) or types.is_boolean(kind) or types.is_null(kind))
 
 
-def _names(values: pa.Array, name_of: Callable[[Any], str | None]) -> pa.Array:
+def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
     """Return [N] text; each different value is named once."""
     coded = values.dictionary_encode()
     named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())

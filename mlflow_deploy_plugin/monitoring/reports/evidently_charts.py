@@ -6,7 +6,7 @@ it calls the data set drifted when one column is.
 
 Evidently 0.7.23 fails as a whole on a single column that it cannot take. So every column is made one that it can:
 float64 or text, numbers without a value or without a histogram as text, no more than some fifty categories, no
-infinities. If it still fails, each column is tried alone, and those that fail are left out by name.
+infinities. If it still fails, the report has the reason instead of its charts.
 """
 
 import logging
@@ -15,9 +15,8 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -51,13 +50,11 @@ class EvidentlyReport:
     """The charts and figures that Evidently made of the columns.
 
     Attributes:
-        left_out: column → why it is not drawn.
         notes: what holds for all of them.
     """
 
     page: str = ""
     figures: str = ""
-    left_out: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -100,31 +97,12 @@ def draw_columns(
     if max(sizes) > MAX_ROWS:
         notes.append(f"drawn are at most {MAX_ROWS:,} rows of each side; the verdict is that of all rows")
     try:
-        page, figures, left_out = _isolated(chosen)
+        page, figures = _drawn(chosen)
     except Exception as error:  # noqa: BLE001 - the boundary to Evidently, which no column may use to kill a report
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
-        return EvidentlyReport(notes=(*notes, f"Evidently drew nothing: {_said(error)}"))
-    return EvidentlyReport(page, figures, left_out, tuple(notes))
-
-
-def _isolated(columns: Sequence[_Column]) -> tuple[str, str, dict[str, str]]:
-    """Return page, figures and the columns that had to be left out, with Evidently's message on each."""
-    try:
-        return *_drawn(columns), {}
-    except Exception:  # which column it is, the message seldom says
-        if len(columns) == 1:
-            raise
-        _log.info("Evidently fails on these columns; trying each alone", exc_info=True)
-    left_out: dict[str, str] = {}
-    for column in columns:
-        try:
-            _drawn([column])
-        except Exception as error:  # noqa: BLE001 - as above
-            left_out[column.name] = f"Evidently cannot draw it: {_said(error)}"
-    rest = [column for column in columns if column.name not in left_out]
-    if not rest:
-        return "", "", left_out
-    return *_drawn(rest), left_out
+        reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
+        return EvidentlyReport(notes=(*notes, f"Evidently drew nothing: {reason}"))
+    return EvidentlyReport(page, figures, tuple(notes))
 
 
 def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
@@ -201,7 +179,7 @@ def _has_histogram(values: Array) -> bool:
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
     """Yield both sides as texts: the reference's most frequent values, one for all others, one for what is missing."""
 
-    def text(value: Any) -> str:
+    def text(value: object) -> str:
         if value is None or value != value:  # NaN
             return _MISSING
         return (f"{value:.6g}" if isinstance(value, float) else str(value))[:_LONGEST_VALUE]
@@ -224,7 +202,3 @@ def _register_method() -> None:
         ),
         lambda reference, current, kind, threshold: _scores.get()[str(current.name)],
     )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(str(error))}"[:200]

@@ -108,7 +108,7 @@ def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, 
     main = pages.get_template("report.html").render(
         title=title,
         result=result,
-        notes=[*result.notes, *drawn.notes, *(f"{name}: {why}" for name, why in drawn.left_out.items())],
+        notes=[*result.notes, *drawn.notes],
         picture=base64.b64encode(picture).decode(),
         words=words,
         most_findings=_MOST_FINDINGS,

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.inference_log import open_log
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_from_parquet
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import profile_from_parquet
 from mlflow_deploy_plugin.monitoring.kinds import drift
 from mlflow_deploy_plugin.monitoring.kinds.drift import SKETCHES
 from mlflow_deploy_plugin.monitoring.result import MonitorResult

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.reports import build_report, evidently_charts
-from mlflow_deploy_plugin.monitoring.reports.evidently_charts import _Column
+from mlflow_deploy_plugin.monitoring.reports import build_report
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, ReportData
 from tests.support.refusals import mentions
 from tests.support.results import result_of
@@ -90,26 +89,6 @@ def test_no_column_kills_the_report() -> None:
 
     assert set(drift_of(files)[0]) == {"plain", *TRAPS}
     assert "<script>alert(1)" not in files["report.html"]
-
-
-def test_a_column_that_evidently_cannot_take_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def untamed(columns: list[_Column], rng: Any) -> tuple[Any, Any, set[Any]]:
-        reference, current, text_columns = frames(columns, rng)
-        if "trap" in reference.columns:  # as it would be without what is done for it: Evidently raises
-            reference["trap"], current["trap"] = None, None
-        return reference, current, text_columns
-
-    frames = evidently_charts._frames
-    monkeypatch.setattr(evidently_charts, "_frames", untamed)
-    pairs = [(plain(SIZE), plain(ROWS)), (number([1.0], SIZE), number([1.0]))]
-
-    files = build_report(replace(result_of(plain=9.0, trap=1.0), report=ReportData(pairs)))
-
-    assert set(drift_of(files)[0]) == {"plain"}
-    assert mentions(str(files["report.html"]), "trap: Evidently")
-    alone = build_report(replace(result_of(trap=1.0), report=ReportData(pairs[1:])))
-    assert "Evidently drew nothing: " in alone["report.html"]
-    assert "evidently.json" not in alone
 
 
 def test_a_column_may_have_any_name() -> None:

@@ -197,7 +197,7 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     if len(order) > KEPT_VALUES:
         ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
         order = [order[place] for place in np.argsort(ranks, kind="stable")]
-    added: dict[str, Any] = {name: sum(getattr(part, name) for part in parts) for name in _ADDED}
+    added = {name: sum(int(getattr(part, name)) for part in parts) for name in _ADDED}
     return ColumnSketch(
         name=parts[0].name,
         kind=min(judged, default="other"),

@@ -1,7 +1,7 @@
 """The null distribution: figures of the reference's own windows, and the test of a judged window against them.
 
 It depends on the reference, the windows' length and phase, the number of compared rows and the rate, but not on the
-judged window. So it is stored (`choose.py`), and for the next window of the same monitor only histograms are computed.
+judged window. So it is stored (`verdict.py`), and for the next window of the same monitor only histograms are computed.
 
 The `hold_out` of each null distribution measures the real rate of false alarms: the later half of the reference is
 judged by the earlier half, as if that were the whole reference. So random walks, gradual replacement and persistence

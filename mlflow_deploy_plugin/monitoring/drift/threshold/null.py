@@ -4,7 +4,7 @@ Rows of real traffic are not independent: the weather of a day is shared by all 
 the reference row by row calls every real day drifted (90 of 90 measured). So the windows are pieces of the reference's
 own time, and their number limits the rate of false alarms: n independent windows support no rate below 1 / (n + 1).
 
-`choose.py` takes the first of these that supports the rate:
+`verdict.py` takes the first of these that supports the rate:
 
 | null | module | used if |
 |---|---|---|

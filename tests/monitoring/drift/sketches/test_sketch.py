@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest, freeze_bins, hash_numbers, hash_texts
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import read_columns
-from mlflow_deploy_plugin.monitoring.drift.sketches.parquet import profile_from_parquet, profile_to_parquet
+from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import profile_from_parquet, profile_to_parquet
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     ColumnSketch,
     Profile,
