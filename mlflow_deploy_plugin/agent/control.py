@@ -87,11 +87,7 @@ class _RunningCommand:
 
 @dataclass
 class EndpointControl:
-    """The commands of one server, executed by the agent between two polls of the registry.
-
-    Attributes:
-        specs: the endpoints of spec.yaml, which the follower reads.
-    """
+    """The commands of one server, executed by the agent between two polls; `specs` are the endpoints of spec.yaml."""
 
     state_dir: Path
     clock: Callable[[], float] = time.monotonic

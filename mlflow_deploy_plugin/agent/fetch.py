@@ -220,11 +220,7 @@ class MlflowRegistry:
         return self.cache.received_bytes(resolved.source)
 
     def report_failure(self, source: str, error: str) -> bool:
-        """Tag the registered version `source` with the error, or remove the tag if the error is empty.
-
-        Returns:
-            False if the registry does not answer. An account that may not write tags is refused for good.
-        """
+        """Tag the registered version `source` with the error (empty: untag); False if the registry does not answer."""
         reference = parse_model_uri(source)
         if reference.kind != "version":
             return True

@@ -54,12 +54,7 @@ _MOST_DEATHS = 2
 
 @dataclass
 class Follower:
-    """The state of following, from round to round.
-
-    Attributes:
-        wall_clock: seconds since 1970, for agent.json.
-        shipping: returns the state of shipping, which agent.json holds too.
-    """
+    """The state of following, from round to round; `wall_clock` returns seconds since 1970, for agent.json."""
 
     state_dir: Path
     resolver: VersionResolver
@@ -203,8 +198,7 @@ class Follower:
     def _roll_back_unloadable(self) -> bool:
         """Return to the previous version of a model if the workers could not load the wanted one.
 
-        Returns:
-            True if a version without an earlier one failed and no worker has loaded anything.
+        The result is True if a version without an earlier one failed and no worker has loaded anything.
         """
         workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
         self._deaths.update(take_load_deaths(self.state_dir))

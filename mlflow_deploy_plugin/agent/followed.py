@@ -55,9 +55,7 @@ def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
 class Rejection:
     """The reason why a version that the registry names is not served.
 
-    Attributes:
-        retry_at: when it is tried again; with `NEVER`, when the reference moves or a command loads it.
-        error_class: the class of the error, for the caller who commanded a load.
+    It is tried again at `retry_at`, with `NEVER` when the reference moves or a command loads it.
     """
 
     identity: str

@@ -25,15 +25,10 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
 class KeyFetcher(threading.Thread):
-    """A thread that fetches keys into a file again and again. A slow source delays nothing else.
+    """A thread that fetches keys into a file again and again. A slow source delays no other work.
 
-    While the keys cannot be fetched, the last ones stay valid, and each new reason is logged once.
-
-    Args:
-        again_seconds: the pause after a failure.
-
-    Attributes:
-        fetched_at: the end of the last fetch that succeeded, before the first one the start; seconds since 1970.
+    While the keys cannot be fetched, the last ones stay valid, and each new reason is logged once. `fetched_at` is the
+    end of the last fetch that succeeded, at first the start, in seconds since 1970.
     """
 
     def __init__(

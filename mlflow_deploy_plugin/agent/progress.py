@@ -161,12 +161,7 @@ class ShippingProgress:
 
 @dataclass
 class WatermarkWriter:
-    """Writes the watermark of one server to its log.
-
-    Args:
-        clock: monotonic seconds.
-        now: seconds since 1970.
-    """
+    """Writes the watermark of one server to its log; `clock` is monotonic, `now` returns seconds since 1970."""
 
     state_dir: Path
     location: LogLocation

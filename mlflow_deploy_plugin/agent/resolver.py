@@ -51,13 +51,7 @@ class Registry(Protocol):
 
 @dataclass
 class PollPolicy:
-    """The times at which the registry is polled.
-
-    Attributes:
-        follow: False resolves every reference once and then leaves it.
-        clock: monotonic seconds.
-        uniform: returns a random number between two others, which spreads the polls of many agents.
-    """
+    """The times at which the registry is polled, on a monotonic clock; without `follow`, each reference once."""
 
     poll_seconds: float
     follow: bool
@@ -116,12 +110,8 @@ class _Fetch:
 class VersionResolver:
     """Brings every followed model to the version that the registry names.
 
-    Args:
-        poll_pool: threads that ask the registry.
-        fetch_pool: threads that fetch files; a slow fetch keeps its thread.
-
-    Attributes:
-        finished_polls: counts polls, failed ones too.
+    `poll_pool` asks the registry, `fetch_pool` fetches files: a slow fetch keeps its thread. `finished_polls` counts
+    failed polls, too.
     """
 
     registry: Registry

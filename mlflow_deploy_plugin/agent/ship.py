@@ -73,14 +73,9 @@ class _SegmentError(Exception):
 
 
 class Shipper:
-    """Ships the segments in `spool` to the log at `log_uri`.
+    """Ships the segments in `spool` to the log at `log_uri`. Raises InvalidConfig for a URI that cannot be written.
 
-    Attributes:
-        state: what goes wrong, for agent.json; another thread may read it.
-        progress: how far everything is shipped.
-
-    Raises:
-        InvalidConfig: the log's URI is of a kind that cannot be written.
+    Another thread may read `state`, the content of agent.json about shipping.
     """
 
     def __init__(

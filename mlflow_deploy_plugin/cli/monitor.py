@@ -443,11 +443,7 @@ def silence(
 def _judge_window(
     name: str, monitor_name: str | None, window: str | None, output: str, engine: "Engine" = "local", **tried: Any
 ) -> None:
-    """Judge one window now and show the result.
-
-    Args:
-        tried: fields of the monitor's spec for this window alone, which is then not stored; None: as the spec has it.
-    """
+    """Judge one window now and show the result; with fields of the spec that are only `tried`, it is not stored."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window

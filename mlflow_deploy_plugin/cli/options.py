@@ -1,7 +1,7 @@
 """The parts that several commands share: options, lines for a terminal, the user's deployments and store.
 
-Commands import what they call within their functions: MLflow, SQLAlchemy, pandas, pyarrow and ONNX take seconds that
-`--help` and other commands should not wait for.
+Commands import other rooms within their functions: MLflow, SQLAlchemy, pandas, pyarrow and ONNX take seconds, and
+`--help` and other commands should not wait for them.
 """
 
 import math

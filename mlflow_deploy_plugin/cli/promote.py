@@ -48,12 +48,7 @@ _original_option = option(
 
 @dataclass(frozen=True)
 class ServedAfterPromotion:
-    """The outcome for one deployment that follows the stage or alias.
-
-    Attributes:
-        state: `serves it`, `stopped`, `refused` (with the reason), or `waiting` if the time was up.
-        seconds: since the move.
-    """
+    """The outcome for one deployment that follows the stage or alias, so many seconds after the move."""
 
     endpoint: str
     deployment: str

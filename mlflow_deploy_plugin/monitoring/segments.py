@@ -1,7 +1,6 @@
 """Segments: the rows of a window by the values of a column, each judged by itself."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -13,24 +12,14 @@ MAX_SEGMENTS = 20
 _LONGEST_VALUE = 60
 
 
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Rows that have one value of a column: its name, as `carrier=AA`, and [N] bool of the table."""
-
-    name: str
-    rows: Array
-
-
 def find_segments(
     table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array
-) -> tuple[list[Segment], list[str]]:
-    """Return the largest segments of each column with at least `min_rows` rows, and a line for each thing that is
-    left out.
+) -> tuple[list[tuple[str, Array]], list[str]]:
+    """Return the largest segments of each column with at least `min_rows` of the `countable` rows, [N] bool.
 
-    Args:
-        countable: [N] bool, the rows that count.
+    A segment has a name, as `carrier=AA`, and its rows: [N] bool. The lines are about what is left out.
     """
-    segments: list[Segment] = []
+    segments: list[tuple[str, Array]] = []
     notes: list[str] = []
     for column in columns:
         if column not in table.column_names:
@@ -44,7 +33,7 @@ def find_segments(
         notes += left_out
         for value in values:
             rows = np.asarray(pc.fill_null(pc.equal(texts, value), False))
-            segments.append(Segment(segment_name(column, value), rows))
+            segments.append((segment_name(column, value), rows))
     return segments, notes
 
 

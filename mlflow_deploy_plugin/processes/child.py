@@ -150,9 +150,7 @@ class Crashes:
     def add(self, started_at: float | None) -> float:
         """Count one, and return the seconds to wait before the next start: 1, twice as long each time, at most 30.
 
-        Args:
-            started_at: in `time.monotonic()`; None if it could not be started. After a run of a minute the count begins
-                again.
+        After a run of a minute since `started_at` (monotonic; None: it did not start), the count begins again.
         """
         is_stable = started_at is not None and time.monotonic() - started_at > _STABLE_SECONDS
         self.in_a_row = 1 if is_stable else self.in_a_row + 1
@@ -199,8 +197,7 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
     """Have this process get a signal when the thread that started it ends; on macOS, when its parent does.
 
-    Args:
-        parent: the parent's process id, if it is known. If the parent has ended already, this process exits at once.
+    If the process with the id `parent` has ended already, this process exits at once.
     """
     if _prctl is None:
         _signal_after(os.getppid() if parent is None else parent, number)
@@ -261,13 +258,10 @@ def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float
 
 @contextlib.contextmanager
 def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
-    """Keep the signals that a supervisor waits for.
+    """Keep the signals that a supervisor waits for. Raises OSError if this process has too many files open.
 
     Yield a function that waits for a signal, at most so many seconds, and returns its number or None. Call this in the
     main thread. SIGHUP is left alone if it is ignored (nohup).
-
-    Raises:
-        OSError: this process has as many files open as it may.
     """
     numbers = {signal.SIGCHLD, *_ending_signals()}
     arrived: set[int] = set()

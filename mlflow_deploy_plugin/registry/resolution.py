@@ -148,12 +148,7 @@ def check_registered_name(model: str) -> str:
 
 
 def registered_version(model: str, version: str) -> ResolvedModel:
-    """Look up one version of a registered model.
-
-    Raises:
-        InvalidConfig: `model` is not a name, or `version` not a number.
-        NotFound: there is no such version.
-    """
+    """Look up one version of a registered model; raise InvalidConfig for a bad name or number, NotFound without one."""
     check_registered_name(model)
     if not version.isdigit():
         raise InvalidConfig(f"{version!r} is no version of {model}; give its number")

@@ -113,9 +113,7 @@ class ModelRun:
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
     """Return the run beside a model; `run_id` and `model_id` are those of the MLmodel file.
 
-    Raises:
-        InvalidConfig: the model was never logged.
-        NotFound: its run or the logged model is gone.
+    Raises InvalidConfig if the model was never logged, and NotFound if its run or the logged model is gone.
     """
     run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
     if not run_id and not model_id:

@@ -114,11 +114,7 @@ def names_dataset(policy: str) -> bool:
 
 
 def wrapped_from(name: str, version: str) -> str:
-    """Return the address of the model that a registered version or a logged model was made of; empty if unknown.
-
-    Args:
-        version: its number, or the id of the logged model; empty if it has neither.
-    """
+    """Return the address of the model that a registered version, or a logged model by its id, was made of, or ""."""
     if not version:
         return ""
     with registry_errors(f"model {name} version {version}"):

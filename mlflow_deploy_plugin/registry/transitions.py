@@ -146,13 +146,9 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
 
 
 def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = "") -> str:
-    """Return the version that the stage (of several the highest number), the alias or the tag selects now.
+    """Return the version that the stage (of several the highest number), the alias or the tag selects now, or "".
 
-    It is empty if there is none.
-
-    Args:
-        registry: MLflow's registry store, within MLflow's own server; default: a client.
-        exclude: a version that is left out, to find the one that it replaces.
+    Within MLflow's own server, `registry` is its store. The version `exclude` is left out.
     """
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()

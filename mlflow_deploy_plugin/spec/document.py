@@ -22,13 +22,9 @@ from mlflow_deploy_plugin.spec.parts import (
 from mlflow_deploy_plugin.spec.types import PATTERNS_IN_WORDS, field_descriptions
 
 _EXPECTED = {
-    "int_parsing": "a whole number is expected",
-    "int_type": "a whole number is expected",
-    "int_from_float": "a whole number is expected",
-    "float_parsing": "a number is expected",
-    "float_type": "a number is expected",
-    "bool_parsing": "true or false is expected",
-    "bool_type": "true or false is expected",
+    **dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "a whole number is expected"),
+    **dict.fromkeys(("float_parsing", "float_type"), "a number is expected"),
+    **dict.fromkeys(("bool_parsing", "bool_type"), "true or false is expected"),
     "string_type": "a text is expected",
     "greater_than_equal": "at least {ge} is expected",
     "greater_than": "more than {gt} is expected",
@@ -152,12 +148,9 @@ def _type_name(annotation: object) -> str:
 def new_endpoint(
     name: str, model_uri: str, config: Mapping[str, object] | None = None, variant: str | None = None
 ) -> EndpointSpec:
-    """Return the endpoint `name` with one variant at 100 %, changed by `config` (dotted field names).
+    """Return the endpoint `name` with one variant (by default of its name) at 100 %, changed by `config`.
 
-    The variant has the name of the endpoint unless `variant` names it.
-
-    Raises:
-        InvalidConfig: the name, or a field of `config`, is unknown or has a value it cannot have.
+    Raises InvalidConfig as `apply_config`.
     """
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(validate_spec(document), config or {})
@@ -169,12 +162,9 @@ def empty_endpoint(name: str) -> EndpointSpec:
 
 
 def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSpec:
-    """Return `spec` with fields replaced by their dotted names: `{"server.port": "8123"}`.
+    """Return `spec` with fields replaced by their dotted names: `{"server.port": "8123"}`; "" restores the default.
 
-    An empty text restores the default of a field.
-
-    Raises:
-        InvalidConfig: a name is unknown (the nearest valid one is named) or a value does not fit its field.
+    Raises InvalidConfig for an unknown name (the nearest valid one is named) or a value that does not fit its field.
     """
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
@@ -204,12 +194,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
 
 
 def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
-    """Return `spec` with another variant. It gets no traffic yet if there are other variants.
-
-    Raises:
-        AlreadyExists: there is a variant of this name.
-        InvalidConfig: as `new_endpoint`.
-    """
+    """Return `spec` with another variant, without traffic if there are others. Raises AlreadyExists, InvalidConfig."""
     if name in spec.variants:
         raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
     added = {"model": model_uri, "weight": 0 if spec.variants else 100}

@@ -70,12 +70,7 @@ def parse_condition(text: str) -> Condition | None:
 
 @dataclass(frozen=True)
 class MonitorMetric:
-    """A metric that a monitor may put a requirement on.
-
-    Attributes:
-        sign: of a requirement: >= if higher is better. One in the other direction is taken for a mistake.
-        argument: the kind of name that may follow in brackets, or an empty text.
-    """
+    """A metric of a monitor's requirements: >= if higher is better. `argument` is the kind of name in brackets."""
 
     scale: Scale
     sign: Literal[">=", "<="]
@@ -141,10 +136,10 @@ class Requirement:
 def parse_requirements(
     texts: tuple[str, ...], metrics: Mapping[str, MonitorMetric], subject: str
 ) -> tuple[Requirement, ...]:
-    """Return the requirements of a monitor.
-    Raises:
-        InvalidConfig: one cannot be parsed, names a metric of another kind (the message suggests the nearest name),
-            asks for the wrong direction, or stands twice.
+    """Return the requirements of a monitor by the metrics of its kind; `subject` is the kind in messages.
+
+    Raises InvalidConfig if a requirement cannot be parsed, names another kind's metric, asks for the wrong direction,
+    or is given twice.
     """
     requirements = tuple(Requirement.parse(text.strip(), metrics, subject) for text in texts if text.strip())
     seen: dict[tuple[str, str, bool], str] = {}
@@ -165,31 +160,18 @@ TextList = Annotated[tuple[str, ...], BeforeValidator(split_list)]
 
 MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
     "performance": {
-        "accuracy": MonitorMetric("share", ">="),
-        "f1": MonitorMetric("share", ">="),
-        "precision": MonitorMetric("share", ">="),
-        "recall": MonitorMetric("share", ">="),
-        "roc_auc": MonitorMetric("share", ">="),
-        "log_loss": MonitorMetric("number", "<="),
-        "brier": MonitorMetric("number", "<="),
-        "mae": MonitorMetric("number", "<="),
-        "rmse": MonitorMetric("number", "<="),
-        "mape": MonitorMetric("number", "<="),
+        **dict.fromkeys(("accuracy", "f1", "precision", "recall", "roc_auc"), MonitorMetric("share", ">=")),
+        **dict.fromkeys(("log_loss", "brier", "mae", "rmse", "mape"), MonitorMetric("number", "<=")),
         "r2": MonitorMetric("number", ">="),
     },
     "shadow": {"disagreement": MonitorMetric("share", "<=", argument="variant")},
     "service_level": {
         "error_rate": MonitorMetric("share", "<="),
-        "p50": MonitorMetric("seconds", "<="),
-        "p90": MonitorMetric("seconds", "<="),
-        "p95": MonitorMetric("seconds", "<="),
-        "p99": MonitorMetric("seconds", "<="),
+        **dict.fromkeys(("p50", "p90", "p95", "p99"), MonitorMetric("seconds", "<=")),
     },
-    "data_quality": {
-        "missing": MonitorMetric("share", "<=", argument="column"),
-        "unseen": MonitorMetric("share", "<=", argument="column"),
-        "out_of_range": MonitorMetric("share", "<=", argument="column"),
-    },
+    "data_quality": dict.fromkeys(
+        ("missing", "unseen", "out_of_range"), MonitorMetric("share", "<=", argument="column")
+    ),
 }
 """The metrics that the `require` of a monitor may name, by its kind."""
 

@@ -83,7 +83,7 @@ def parse_time(text: str) -> datetime:
 
     Raises:
         ValueError: the text is not a time.
-        OverflowError: in UTC the time lies beyond the years 1 to 9999.
+        OverflowError: in UTC the time is not within the years 1 to 9999.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -223,10 +223,8 @@ def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
     """Return the times after `after`, in its zone, of a line like `15 6 * * 1-5`, as Debian's cron has them.
 
     Sunday is 0 and 7. If both a day of the month and a day of the week are given, either will do. What a change of
-    clocks skips comes just after it. What it repeats comes once, unless the line has an asterisk for the hour.
-
-    Raises:
-        ValueError: a field cannot be read, or the line has no day; the message says which.
+    clocks skips comes just after it. What it repeats comes once, unless the line has an asterisk for the hour. Raises
+    ValueError if a field cannot be read, or the line has no day.
     """
     try:
         if len(text.split()) != 5:

@@ -208,8 +208,7 @@ class FileCache:
 def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Wait for the lock between processes of this machine (flock) and hold it. It ends with the process.
 
-    Raises:
-        BlockingIOError: another process holds it for so many seconds (None: as long as it takes).
+    Raises BlockingIOError if another process holds it for so many seconds (None: wait as long as it takes).
     """
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)  # others' names lie beside it: `deployments/`
     deadline = None if seconds is None else time.monotonic() + seconds
@@ -294,11 +293,9 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def claim_free_state_dir(folder: Path) -> Iterator[Path]:
-    """Hold a state folder for one server: this one, or the first free one of `FOLDER.2`, `FOLDER.3` and so on.
+    """Hold this state folder for one server, or the first free one of `FOLDER.2`, `FOLDER.3` and so on.
 
-    Raises:
-        AlreadyExists: a hundred servers run already.
-        InvalidConfig: as `claim_state_dir`.
+    Raises AlreadyExists if a hundred servers run already, and InvalidConfig as `claim_state_dir`.
     """
     with ExitStack() as held:
         for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):

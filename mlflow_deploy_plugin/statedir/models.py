@@ -44,11 +44,9 @@ class WantedEndpoint(State):
 
 
 class Wanted(State):
-    """The endpoints that every worker is to serve.
+    """The endpoints that every worker is to serve. Every change increases `generation`.
 
-    Attributes:
-        generation: grows by one with every change.
-        unloaded: endpoints that a command has unloaded and another may load again.
+    A command has unloaded the endpoints in `unloaded`, and another may load them again.
     """
 
     generation: int = 0
@@ -57,11 +55,9 @@ class Wanted(State):
 
 
 class Command(State):
-    """A request to the agent to load or unload an endpoint.
+    """A request to the agent to load or unload an endpoint, at a time of the machine's monotonic clock.
 
-    Attributes:
-        actor: the name of the caller's key; empty if callers are not asked for one.
-        created_at: seconds of the machine's monotonic clock.
+    The actor is the name of the caller's key; empty if callers need none.
     """
 
     action: Literal["load", "unload"]
@@ -128,12 +124,7 @@ class LoadedVariant(State):
 
 
 class WorkerState(State):
-    """The versions that one worker has loaded.
-
-    Attributes:
-        generation: the `Wanted` that it has applied, successfully or not.
-        endpoints: endpoint → variant → what is loaded.
-    """
+    """The versions that one worker has loaded, by endpoint and variant, of the `Wanted` with this generation."""
 
     pid: int
     generation: int
@@ -174,8 +165,7 @@ class ShippingState(State):
 class RefusedVersion(State):
     """A version that the registry names for a variant and that is not served.
 
-    Attributes:
-        cause: gate, fetch, artifact, consent (it would run code of its own) or load.
+    Its cause is gate, fetch, artifact, consent (it would run code of its own) or load.
     """
 
     endpoint: str
@@ -228,11 +218,7 @@ class FetchedVersion(State):
 
 
 class FollowedReference(State):
-    """The version served for a reference, and the one before it.
-
-    Attributes:
-        told: the source of the version that has an error in its tag, and the error.
-    """
+    """The version served for a reference, and the one before it; `told` has the source and error in a version's tag."""
 
     model_uri: str
     require: str = ""
@@ -253,8 +239,7 @@ Phase = Literal["starting", "serving", "stopping"]
 class ServerState(State):
     """The supervisor's report on itself. It writes the file once it knows its port, and removes it at an orderly end.
 
-    Attributes:
-        restarts: the number of times that gunicorn was restarted since `started_at`.
+    Gunicorn was restarted `restarts` times since `started_at`.
     """
 
     pid: int

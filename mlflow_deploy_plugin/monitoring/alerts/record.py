@@ -31,10 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
-    """Record a judged window: an alarm begins, goes on, grows worse or is over.
-
-    An undecided window changes nothing. Any window ends an alert about the monitor's failing.
-    """
+    """Record a judged window: an alarm begins, continues, grows worse or ends. An undecided window has no effect."""
     alerts, now = Alerts(store), store.now()
     content = _result_content(result, run_url, spec)
     if result.is_alarm:
@@ -108,13 +105,9 @@ def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class AlertContent:
-    """The content of an alert.
+    """The content of an alert, about `fingerprint`, for channels with one of the tags (empty: all).
 
-    Attributes:
-        fingerprint: identifies what the alert is about.
-        order: window start and revision; content older than the last one changes nothing.
-        weight: how bad it is, larger is worse.
-        tags: of the channels that get it; empty: all.
+    Content whose order (window start and revision) is older than the last one has no effect. A larger weight is worse.
     """
 
     fingerprint: str

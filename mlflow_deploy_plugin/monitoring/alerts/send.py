@@ -64,11 +64,7 @@ class _ChannelState(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Channel:
-    """One entry of the configuration.
-
-    Attributes:
-        id: the same for the same URL, and nothing of it can be told from it.
-    """
+    """One entry of the configuration. The `id` is a digest of its URL, which holds secrets."""
 
     id: str
     name: str
@@ -101,11 +97,7 @@ class Channel:
 
 
 def read_channels(path: Path) -> list[Channel]:
-    """Return the channels of a file in one of Apprise's formats, YAML or text.
-
-    Raises:
-        InvalidConfig: it cannot be read, or holds no channel; the message quotes nothing of it.
-    """
+    """Return the channels of a file in Apprise's YAML or text; raise InvalidConfig, which does not quote the file."""
     import apprise
 
     _shut_log()
@@ -144,7 +136,7 @@ def _shut_log() -> None:
 
 
 def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
-    """Send what is due, and return the number of messages that channels have taken.
+    """Send the alerts that are due, and return the number of messages that channels have taken.
 
     A channel or a configuration that fails is logged, and a later call tries again, after a pause that doubles. The
     newest alert of an endpoint has to be as old as `wait`.

@@ -185,12 +185,7 @@ def judge_columns(
 
 @dataclass(frozen=True, eq=False)
 class _JudgedColumn:
-    """One column of the window.
-
-    Attributes:
-        before: the column of the profile that the window is compared with.
-        missing, missing_before: the shares of missing values in the window, and in that profile.
-    """
+    """One column of the window, of the reference, and of the profile that the window is compared with (`before`)."""
 
     bins: Bins
     given: ColumnSketch

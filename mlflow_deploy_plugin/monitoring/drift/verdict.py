@@ -260,11 +260,9 @@ def _few(windows: float) -> str:
 def null_distribution(
     groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
 ) -> NullDistribution | Refused:
-    """Return the distribution of the first null that supports the rate, from the cache if it is there.
+    """Return the distribution of the first null that supports the rate, from the cache (None: none) if it is there.
 
-    Args:
-        groups: all rows first, then the segments.
-        cache: the folder; None: nothing is kept.
+    The first group has all rows, the others are segments.
     """
     files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
     path = files.path(_key_of(groups, rate, independent_rows)) if files else None
@@ -289,11 +287,7 @@ def null_distribution(
 
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
-    """Return the first null that supports the rate.
-
-    A `rolling:` reference has pairs of windows. Others have contiguous windows, else overlapping ones, else the
-    stationary bootstrap.
-    """
+    """Return the first null that supports the rate, in the order of `_candidates`."""
     needed = needed_windows(rate)
     supported = []
     for null in _candidates(group, needed):

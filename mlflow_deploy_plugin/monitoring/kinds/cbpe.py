@@ -53,13 +53,7 @@ class LabelledWindow:
 
 @dataclass(frozen=True)
 class EstimateError:
-    """The distance by which an estimate may be off.
-
-    Attributes:
-        standard: the standard error in this window.
-        largest: the largest error in an earlier window.
-        windows: the number of earlier windows that these come from.
-    """
+    """The standard error of an estimate, and the largest error in so many earlier windows."""
 
     standard: float
     largest: float
@@ -107,12 +101,7 @@ class CbpeEstimate:
 def estimate(
     answers: ClassPredictions, earlier: Sequence[LabelledWindow], names: Sequence[str] = CLASSIFICATION, seed: int = 0
 ) -> CbpeEstimate | Refused:
-    """Return the metrics to expect of predictions.
-
-    Args:
-        earlier: windows of the same version with labels; their classes are those of `answers`.
-        names: the figures whose error is asked for.
-    """
+    """Return the metrics to expect of predictions, with errors of `names`, by labelled windows of the same version."""
     if answers.probabilities is None:
         return Refused("the model gives no probability of each label, from which it could be estimated")
     fitted = _calibrated(earlier)
@@ -212,13 +201,7 @@ def _probabilities(one: LabelledWindow) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """Earlier windows, and the correction of probabilities that follows from them.
-
-    Attributes:
-        windows: those that could be used.
-        chances: the probabilities of each, [N, C], corrected by the other windows.
-        curve: the correction, a function of probabilities [N, C].
-    """
+    """Earlier windows, the [N, C] probabilities of each corrected by the others, and the correction as a function."""
 
     windows: Sequence[LabelledWindow]
     chances: Sequence[Array]

@@ -226,8 +226,7 @@ class WindowComparison:
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     """Return the window and its reference as sketches, or the result of a window without rows.
 
-    Raises:
-        InvalidConfig: a person has named a column that neither side has.
+    Raises InvalidConfig if a person has named a column that neither side has.
     """
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
@@ -274,11 +273,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
 
 
 def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
-    """Return the columns that are not judged, and the reason: `capture.drop`, `capture.mask` or `capture.keys` names
-    them.
-
-    Their values in the log differ from any reference by intention. Parts are excluded with them.
-    """
+    """Return the columns whose values `capture` drops, masks or takes as keys, with their parts, and the reason."""
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
     reasons |= dict.fromkeys(capture.keys, _KEY)
     return {part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])}
@@ -352,9 +347,7 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
 def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
     """Yield a finding for each column that is not shown to keep the requirement, or for the one that comes nearest.
 
-    Args:
-        effective_n: how many independent draws the captured rows are as a sample of the answered ones; infinity if all
-            were captured.
+    The captured rows are worth `effective_n` independent draws of the answered rows; infinity if all were captured.
     """
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]

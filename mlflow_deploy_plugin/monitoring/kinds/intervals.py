@@ -56,11 +56,7 @@ right) passed for one that varies three times out of four; with eight, never in 
 
 @dataclass(frozen=True)
 class MetricInterval:
-    """A figure with its interval; low <= value <= high, in the figure's own units.
-
-    Attributes:
-        rows: that it was made of; effective_n: how many independent ones they are worth.
-    """
+    """A figure with its interval, low <= value <= high, of `rows` that are worth `effective_n` independent rows."""
 
     name: str
     value: float
@@ -102,8 +98,7 @@ class Sampling:
     def effective_n(self, influence: Array) -> float:
         """Return how many independent rows these rows are worth for a figure; never more than they are.
 
-        Args:
-            influence: [N], of mean 0: the contribution of each row to the figure, in any unit.
+        The influence of each row on the figure, [N] of mean 0, has any unit.
         """
         count = len(influence)
         pieces = min(_PIECES, count // _PIECE_ROWS)
@@ -195,12 +190,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
 def bootstrap_counts_interval(
     name: str, counts: Array, figure: Callable[[Array], Array], effective_n: float, sampling: Sampling
 ) -> MetricInterval:
-    """Return a figure of the shares of [K] kinds of rows, whose weights sum to `counts`; `figure` of shares [.., K]:
-    [..].
-
-    Args:
-        effective_n: the number of independent rows that they are worth.
-    """
+    """Return a figure of the shares [.., K] of [K] kinds of rows, whose weights sum to `counts`."""
     total, size = round(float(counts.sum())), max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
     return _percentiles(name, counts / counts.sum(), drawn, figure, total, effective_n, sampling.confidence)
@@ -278,11 +268,7 @@ def event_sampling(request: WindowRequest, rows: pa.Table, confidence: float) ->
 def criterion_finding(
     requirement: Requirement, measured: MetricInterval | Refused, confidence: float, segment: str = "", prefix: str = ""
 ) -> Finding:
-    """Return the finding of a requirement.
-
-    Args:
-        prefix: before the figure's name, as `estimated `.
-    """
+    """Return the finding of a requirement; the prefix `estimated ` precedes the figure's name."""
     subject = f"{prefix}{requirement.name}{f'({requirement.argument})' if requirement.argument else ''}"
     if isinstance(measured, Refused):
         return Finding(subject, "criterion", "not judged", measured.reason, None, requirement.value, segment)

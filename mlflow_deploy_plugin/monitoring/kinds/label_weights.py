@@ -114,8 +114,7 @@ def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[st
 def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
     """Return by name [N] int64, to which part of the rows each belongs; what does not vary is left out.
 
-    Args:
-        rarer: rows with a label, or without, whichever are fewer.
+    `rarer` is the number of rows with a label, or without, whichever is smaller.
     """
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
@@ -226,12 +225,7 @@ def _worth(weights: Array) -> float:
 def weighted_metrics(
     predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
-    """Return the metrics of some rows: of their labels, and of the rows that these represent.
-
-    Args:
-        rows: [N] bool, at least one of them with a label.
-        sampling: of all N rows.
-    """
+    """Return the metrics of some rows, [N] bool: of their labels, and of the rows that these represent."""
     chosen = rows & labelled.rows
     weighted = replace(sampling, weights=labelled.weights)
     if predictions.classified is not None:

@@ -54,11 +54,7 @@ class SegmentEstimate:
 
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
-    """The rows of a window and the labelled ones of earlier windows, whose classes have the same places.
-
-    Attributes:
-        number: [N] of each row's window; 0: the one that is judged.
-    """
+    """The rows of a window (number 0) and the labelled ones of earlier windows, whose classes have the same places."""
 
     table: pa.Table
     predictions: Predictions
@@ -78,11 +74,7 @@ class _JoinedWindows:
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """The window's rows, predictions and labels.
-
-    Attributes:
-        labelled: which of the table's rows have a label, and for whom they speak.
-    """
+    """The window's rows and predictions, and the rows with a label, weighted for the rows without a label."""
 
     request: WindowRequest
     rows: WindowRows
@@ -142,10 +134,10 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     labelled, label_notes = _usable_labels(window)
     measured = weighted_metrics(window.predictions, labelled, np.ones(len(table), bool), window.names, sampling)
     findings = list(_findings(window, measured, confidence))
-    for segment in segments:
+    for segment, rows in segments:
         names = tuple(one.name for one in spec.requirements if one.name in window.names)
-        of_segment = weighted_metrics(window.predictions, labelled, segment.rows, names, sampling)
-        findings += _findings(window, of_segment, confidence, segment.name)
+        of_segment = weighted_metrics(window.predictions, labelled, rows, names, sampling)
+        findings += _findings(window, of_segment, confidence, segment)
     figures = _figures(window, measured)
     if labelled.weights is not None:
         figures["effective_sample_size"] = labelled.effective_n
@@ -288,7 +280,7 @@ def _estimate_window(window: _Window) -> tuple[list[SegmentEstimate], list[str]]
     names = [one.name for one in spec.requirements if one.name in CLASSIFICATION]
     segments, notes = find_segments(joined.table, spec.segment_by, spec.min_rows, joined.number == 0)
     found = []
-    for name, chosen in (("", np.ones(len(joined.table), bool)), *((one.name, one.rows) for one in segments)):
+    for name, chosen in (("", np.ones(len(joined.table), bool)), *segments):
         own = chosen & (joined.number == 0)
         of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
         if isinstance(of_rows, Refused):
@@ -315,9 +307,6 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedW
     """Return the rows with the labelled ones of the latest windows of the same length that have enough of them.
 
     A window whose labels may be missing by the label itself is left out; the notes have the number of such windows.
-
-    Args:
-        least_share: the least share of an earlier window's rows that have a label.
     """
     request, rows, artifact, spec = window.request, window.rows, window.artifact, window.request.spec
     tables, selected = [rows.table], 0

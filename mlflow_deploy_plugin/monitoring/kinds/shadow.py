@@ -247,7 +247,7 @@ def _parts(
     notes: list[str] = []
     for variant, one in compared.items():
         segments, left_out = find_segments(one.answered, spec.segment_by, spec.min_rows, one.comparable)
-        parts[variant] = [("", np.ones(len(one.same), bool)), *((each.name, each.rows) for each in segments)]
+        parts[variant] = [("", np.ones(len(one.same), bool)), *segments]
         notes += [note for note in left_out if note not in notes]
     intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
     return bonferroni_confidence(spec.false_alarm_rate, intervals), parts, notes

@@ -4,8 +4,8 @@ Evidently draws and tabulates; it decides nothing. Its own rules call nothing dr
 and everything on thirty rows. Our score of each column is registered with it as a drift method, with our threshold, and
 it calls the data set drifted when one column is.
 
-Evidently 0.7.23 fails as a whole on a single column that it cannot take. So every column is made one that it can:
-float64 or text, numbers without a value or without a histogram as text, no more than some fifty categories, no
+Evidently 0.7.23 fails as a whole on a single column that it cannot take. So every column is converted to
+float64 or text: numbers without a value or without a histogram as text, no more than some fifty categories, no
 infinities. If it still fails, the report has the reason instead of its charts.
 """
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -64,9 +64,8 @@ def _with_history(result: MonitorResult, found: Finding, past: Sequence[PastWind
         found = replace(found, since=first.isoformat(), in_a_row=in_a_row)
     if found.check != "criterion" or found.value is None or found.change:
         return found
-    values = [
-        window.figures.get(criterion_metrics(found, window.figures).value) for window in past if window.start < first
-    ]
+    earlier = [window.figures for window in past if window.start < first]
+    values = [figures.get(criterion_metric(_CRITERION[0], found, figures)) for figures in earlier]
     known = [value for value in values if value is not None]
     if not known:
         return found
@@ -85,7 +84,7 @@ def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> boo
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
-        if state := state_in(window.figures, criterion_metrics(found, window.figures).state):
+        if state := state_in(window.figures, criterion_metric(_CRITERION[2], found, window.figures)):
             return None if state in UNDECIDED else state in ALARMS
         # data quality has findings of the columns that break a requirement, and of no others
         return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
@@ -135,18 +134,9 @@ def drift_score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
     return _found(f"drift_score/{segment}{finding.subject}", figures)
 
 
-class CriterionMetrics(NamedTuple):
-    """The names of the metrics, among those of a window, that a criterion has; empty: the window has none."""
-
-    value: str
-    threshold: str
-    state: str
-
-
-def criterion_metrics(finding: Finding, figures: Mapping[str, float]) -> CriterionMetrics:
-    """Return the names of a criterion's metrics, as `score_metric`."""
-    name = _subject(finding)
-    return CriterionMetrics(*(_found(f"{kind}/{name}", figures) for kind in _CRITERION))
+def criterion_metric(kind: str, finding: Finding, figures: Mapping[str, float]) -> str:
+    """Return the metric of a criterion of one of the kinds `_CRITERION`, as `score_metric`."""
+    return _found(f"{kind}/{_subject(finding)}", figures)
 
 
 def state_in(figures: Mapping[str, float], name: str) -> State | None:
@@ -160,9 +150,7 @@ def _found(name: str, figures: Mapping[str, float]) -> str:
 
 
 def _own_name(name: str, is_shared: bool) -> str:
-    """Return the name as MLflow takes it. If MLflow's rules make several names the same, those that they change get a
-    digest, so that the name does not depend on the order of a window's findings.
-    """
+    """Return the name as MLflow takes it, with a digest if MLflow's rules make several names the same."""
     taken = metric_name(name)
     return f"{taken}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and taken != name else taken
 
@@ -223,7 +211,8 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
     for found in (*alarms, *required):  # of a column's checks the worst comes first
         name = f"{found.subject} ({found.segment})" if found.segment else found.subject
         if found.check == "criterion":
-            line = TrendLine(name, *criterion_metrics(found, figures))
+            value, threshold, state = (criterion_metric(kind, found, figures) for kind in _CRITERION)
+            line = TrendLine(name, value, threshold, state)
         elif found.check in EXACT:
             title = f"{name}: {found.change or found.check}"
             line = TrendLine(title, score_metric(found, figures), is_column=True)
@@ -236,12 +225,7 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
 
 
 def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> tuple[bytes, str]:
-    """Return a PNG with one panel for each line of two values at least, and its content in words; empty if none has.
-
-    Args:
-        windows: in any order; those without a value are marked at the foot.
-        length: of a window.
-    """
+    """Return a PNG with one panel for each line of two values at least, and its content in words; empty if none has."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure

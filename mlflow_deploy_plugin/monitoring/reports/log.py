@@ -176,12 +176,9 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
 
 
 def past_windows(result: MonitorResult) -> list[PastWindow]:
-    """Return the newest windows of this monitor before this one, by their runs in MLflow; of each the last revision.
+    """Return the newest windows of this monitor and length before this one, of each the last revision, by their runs.
 
-    They have the length of this window. Windows of an earlier endpoint of the same name are not among them.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer.
+    Windows of an earlier endpoint of the same name are not among them. Raises RegistryUnavailable.
     """
     last: dict[datetime, tuple[int, PastWindow]] = {}
     for run in _runs_of_windows(result):
@@ -253,9 +250,7 @@ def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Ma
 
 
 def _link_report_to_version(result: MonitorResult, report: str) -> None:
-    """Tag the registered version with state, window and report of the monitor's newest window, and list them in its
-    description. A version that was served from a folder or a run has no page in the registry.
-    """
+    """Tag the registered version with the monitor's newest window, and list its report in the description."""
     if not result.version.isdigit():
         return
     model, version = result.model, result.version

@@ -49,13 +49,7 @@ _NO_TIMES = (
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRows:
-    """Rows to compare with.
-
-    Attributes:
-        times: [N] int64, microseconds since 1970; None if they are not known.
-        model_id: the logged model, for links in MLflow; empty if the model was never logged.
-        shown: the rows in words, for messages.
-    """
+    """Rows to compare with: their times ([N] int64, microseconds since 1970; None: unknown), and words for messages."""
 
     table: pa.Table
     times: Array | None
@@ -65,10 +59,9 @@ class ReferenceRows:
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
-    """Return [N] int64, microseconds since 1970, or None if there is no such column; times without a zone are UTC.
+    """Return [N] int64, microseconds since 1970 (UTC without a zone), or None if there is no such column.
 
-    Raises:
-        pa.ArrowException: these are no times, or some are missing.
+    Raises pa.ArrowException if a value is missing or is not a time.
     """
     if column not in table.column_names:
         return None
@@ -88,11 +81,7 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
-    """Return the reference of a version: from this disk if its server has it, else from MLflow.
-
-    Args:
-        state_dir: the state folder of the server, which may be gone.
-        cache: where what comes from MLflow is kept for the next time.
+    """Return the reference of a version: from this disk if its server has it, else from MLflow by way of the cache.
 
     Raises:
         NotFound: neither the server nor the registry has the version.
@@ -136,11 +125,7 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
 
 
 def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.DataType]:
-    """Return the types of the columns that the version's signature names; none if the version is not known.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer, and the server of the state folder has not the version.
-    """
+    """Return the types of the columns in the version's signature; none if the version is not known."""
     try:
         source = _served(state_dir, model, version) or resolve(_model_uri(model, version)).source
         dtypes = logged_columns(str(source)).dtypes
@@ -226,12 +211,7 @@ def dataset_columns(uri: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Dataset:
-    """A dataset as its files hold it.
-
-    Attributes:
-        table: at most `MAX_ROWS` rows; rows: how many there are.
-        is_text: the files are CSV, and all columns are texts.
-    """
+    """At most `MAX_ROWS` of the `rows` of a dataset, as its files hold them: texts in CSV (`is_text`)."""
 
     shown: str
     table: pa.Table

@@ -130,12 +130,7 @@ def _profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: It
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
-    """A reference, ready to be compared with windows of one length.
-
-    Attributes:
-        bins_key: names the bins (`bins.bins_digest`).
-        sample: rows of the reference, bounded, for the report.
-    """
+    """A reference, ready to be compared with windows of one length; `sample` has bounded rows for the report."""
 
     bins: Mapping[str, Bins]
     bins_key: str
@@ -205,11 +200,7 @@ def cut_pieces(
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
-    """Return the pieces of profiles that were sketched already.
-
-    Args:
-        parts: profiles in the order of time, each with its beginning (microseconds); each lies in one step.
-    """
+    """Return the pieces of profiles in the order of time, each with its beginning (microseconds), within one step."""
     steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
     total: dict[int, list[Profile]] = {}

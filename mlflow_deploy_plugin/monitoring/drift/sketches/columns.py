@@ -27,11 +27,7 @@ TRUTH: Mapping[str | None, float] = {"false": 0.0, "true": 1.0}
 
 @dataclass(frozen=True, eq=False)
 class ColumnValues:
-    """One column of N rows.
-
-    Attributes:
-        values: [N] float64 (NaN: missing), or [N] object of str (None: missing).
-    """
+    """One column of N rows: [N] float64 (NaN: missing), or [N] object of str (None: missing)."""
 
     name: str
     kind: Kind
@@ -39,10 +35,7 @@ class ColumnValues:
 
 
 def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
-    """Return the columns of a table by name, and a note on each that cannot be compared.
-
-    Columns whose name begins with an underscore are the log's own and no features.
-    """
+    """Return the columns of a table by name, without the log's own, and a note on each that cannot be compared."""
     features: dict[str, ColumnValues] = {}
     notes: list[str] = []
     for name, given in feature_columns(table):
@@ -59,11 +52,7 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
 
 
 def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """Yield the columns of a table by name, columns of lists summarised, without the log's own.
-
-    Args:
-        known: as in `summarise_lists`.
-    """
+    """Yield the columns of a table by name, columns of lists summarised, without the log's own."""
     summarised = summarise_lists(table, known)
     for name in summarised.column_names:
         if not name.startswith(OWN_PREFIX):

@@ -122,11 +122,9 @@ class StoredHour:
 
 @dataclass(frozen=True)
 class SketchStore:
-    """The place where the profiles of one endpoint over the same bins are kept.
+    """The profiles of one endpoint over the same bins, of some columns (None: all).
 
-    Attributes:
-        columns: only these are read of the log; None: all, so that new ones are seen.
-        segment: only rows that have the value, as text, in the column; None: all rows.
+    The segment is a column and the value, as text, that rows have in it; None: all rows.
     """
 
     log: InferenceLog
@@ -181,14 +179,7 @@ class SketchStore:
 
 
 def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
-    """Return the profile of all rows that one version answered in the window; an empty one if there are no rows.
-
-    Args:
-        model, version: an empty version: those of all versions together.
-
-    Raises:
-        OnnxserveError: the log is down.
-    """
+    """Return the profile of all rows that one version (empty: any version) answered in the window."""
     return merge(
         merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day, window))
         for day in _by_day(_list(sketches.log, sketches.endpoint, window))
@@ -316,11 +307,7 @@ def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
 def spark_window_profile(
     session: "SparkSession", sketches: SketchStore, model: str, version: str, window: Window
 ) -> Profile:
-    """Return `window_profile`, each day (UTC) from some machine.
-
-    Raises:
-        OnnxserveError: a part failed; the message says which and why.
-    """
+    """Return `window_profile`, each day (UTC) from some machine; raise OnnxserveError that names a part that failed."""
     log = sketches.log
     # a log's file system stays here
     uri, since = log.location.shown, log.since
@@ -387,11 +374,7 @@ def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
 
 
 def table_to_profiles(table: pa.Table) -> list[Profile]:
-    """Return the profiles that `profiles_to_table` made the table of.
-
-    Raises:
-        pa.ArrowException, KeyError, ValueError: it is no such table.
-    """
+    """Return the profiles of the table; raise pa.ArrowException, KeyError or ValueError for another table."""
     if table.schema.names != SCHEMA.names:
         raise ValueError("the columns of the table are not those of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", *_PLAIN)}
@@ -427,10 +410,6 @@ def profile_to_parquet(profile: Profile) -> bytes:
 
 
 def profile_from_parquet(content: bytes) -> Profile:
-    """Return the profile that `profile_to_parquet` has written.
-
-    Raises:
-        pa.ArrowException, ValueError: it has not written these bytes.
-    """
+    """Return the profile that `profile_to_parquet` has written; raise as `table_to_profiles` for other bytes."""
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile

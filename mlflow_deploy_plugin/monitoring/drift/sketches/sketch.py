@@ -127,22 +127,14 @@ class Profile:
 
 
 def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.RecordBatch]) -> Profile:
-    """Return the profile of all rows of the batches, whose columns may differ.
-
-    Columns whose name begins with an underscore are the log's own and are left out; columns of lists are summarised
-    (`inference_log/tables.py`).
-    """
+    """Return the profile of all rows of the batches, whose columns may differ (`feature_columns`)."""
     return merge(
         [sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in coalesce_batches(batches)]
     )
 
 
 def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> list[Profile]:
-    """Return a profile of each group of the table's rows, all from one pass.
-
-    Args:
-        groups: [N] int64, the group of each row, from 0 to count - 1.
-    """
+    """Return a profile of each group of the table's rows; groups: [N] int64, from 0 to count - 1."""
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
@@ -232,11 +224,7 @@ def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[p
 
 
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
-    """Return the fields of a `ColumnSketch` for each of the `count` groups, by name.
-
-    Args:
-        groups: [N] int64, the group of each row; rows: [count] int64, how many rows each has.
-    """
+    """Return the fields of a `ColumnSketch` by name for each group: [N] int64. `rows`, [count], has their sizes."""
     given = decoded(column)
     column = _booleans_alike(given, bins)
     family = type_family(column.type)

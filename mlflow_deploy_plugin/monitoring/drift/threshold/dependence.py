@@ -22,10 +22,9 @@ _CRITICAL = 2.0
 class Dependence:
     """The dependence of a series on itself, in items of it.
 
-    Attributes:
-        block_length: the mean length of a stretch that estimates the variance of the series' mean best.
-        correlation_time: the items that are worth one independent one: the long-run variance over the variance. 1 for
-            independent items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle.
+    `block_length` is the mean length of a stretch that estimates the variance of the series' mean best.
+    `correlation_time` is the long-run variance over the variance: 1 for independent items, (1 + c) / (1 - c) for an
+    autoregressive process, less than 1 for a cycle.
     """
 
     block_length: float

@@ -62,12 +62,7 @@ _DRAWN_FLOOR = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
-    """All rows or those of a segment, with the columns that are judged.
-
-    Attributes:
-        segment: as `carrier=AA`; empty: all rows.
-        compared: the number of rows that every window has or is subsampled to.
-    """
+    """All rows (an empty name) or the rows of a segment, and its columns, judged on `compared` rows of each window."""
 
     segment: str
     reference: DriftReference
@@ -261,11 +256,7 @@ class Null(ABC):
 
 @dataclass(frozen=True, eq=False)
 class WindowNull(Null):
-    """Windows that are made of the reference's pieces: its own windows or its steps.
-
-    Attributes:
-        effective_n: how many independent windows they stand for.
-    """
+    """Windows of the reference's own windows or steps, which stand for `effective_n` independent ones."""
 
     effective_n: float
 
@@ -343,14 +334,11 @@ def row_counts(profiles: Sequence[Profile]) -> Array:
 
 def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
     """Return how many windows in a row are worth one independent one, and the column whose level depends most on the
-    window before. Return 1 and an empty name if no column does.
+    window before; 1 and an empty name if no column does. Levels are in the order of time.
 
     The levels show the dependence, not the distances, which have only the square of its coefficient. On simulated days
     with coefficients of 0.5 to 0.95, 6 to 57 % were called drifted; the distances promised 3 to 18 %, the levels 4 to
     69 %. Of pairs, the distances are used, since no pair is compared with all others.
-
-    Args:
-        levels: of each column in the windows, in the order of time.
     """
     found = [(persistence(level, len(levels)), name) for name, level in levels.items()]
     longest, name = max(found, default=(1.0, ""))

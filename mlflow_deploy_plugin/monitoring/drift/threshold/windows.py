@@ -65,11 +65,7 @@ class Halves:
 
 @dataclass(frozen=True, eq=False)
 class WholeReferenceNull(WindowNull):
-    """Windows of the reference, each compared with the rest of it.
-
-    Attributes:
-        starts: [M] int64, the place of each window's first piece.
-    """
+    """Windows of the reference, each compared with the rest of it; starts: [M] int64, the place of the first piece."""
 
     starts: Array
 
@@ -144,12 +140,9 @@ class Contiguous(WholeReferenceNull):
 
     @classmethod
     def cut(cls, window_rows: Array, compared: int, most: int = MAX_WINDOWS) -> "Contiguous":
-        """Take the windows with at least half of the compared rows. One with fewer (cut off at an end, a gap in the
-        log) is no window like the others.
+        """Take at most `most` of the windows, [B] rows, with at least half of the compared rows.
 
-        Args:
-            window_rows: [B] rows of each window of the reference.
-            most: of more windows an even choice is taken.
+        A window with fewer rows, at an end or in a gap of the log, is unlike the others.
         """
         kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
         return cls(float(len(kept)), kept)
@@ -203,11 +196,7 @@ class Overlapping(WholeReferenceNull):
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, compared: int) -> "Overlapping":
-        """Take the windows of `length` steps with at least half of the compared rows.
-
-        Args:
-            step_rows: [S] rows of each step of the reference.
-        """
+        """Take the windows of `length` steps, [S] rows, with at least half of the compared rows."""
         starts = np.arange(max(len(step_rows) - length + 1, 0))
         inside = np.concatenate([[0], np.cumsum(step_rows)])
         starts = starts[2 * (inside[starts + length] - inside[starts]) >= compared]
@@ -250,12 +239,7 @@ class Overlapping(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Lagged(WindowNull):
-    """The pairs of the reference's own windows with this distance in time, for `rolling:`, which compares a window with
-    the same one so long ago. They count as they are.
-
-    Attributes:
-        later, earlier: [M] int64, the places of the two windows of each pair.
-    """
+    """The pairs of windows, [M] int64 `later` and `earlier`, at the lag of `rolling:`. They count as they are."""
 
     later: Array
     earlier: Array
