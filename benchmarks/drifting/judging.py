@@ -13,7 +13,7 @@ import pyarrow as pa
 from scipy import stats
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.spec import MonitorSpec

@@ -10,9 +10,13 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
-from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.monitoring.drift.references.windows import (
+    DriftReference,
+    cut_pieces,
+    sketch_pieces,
+    window_grid,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME

@@ -188,7 +188,9 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
         click.echo(f"{name}: {said}, and is not counted (--since counts it)", err=True)
     found = log_stats(opened, name, span)
     if output == "json":
-        click.echo(stats_json(found))
+        by_hour = {moment.isoformat(): rows for moment, rows in found.by_hour.items()}
+        document = {**dataclasses.asdict(found), "by_hour": by_hour}
+        click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
     else:
         show_lines(stats_lines(found, opened.location.shown))
     _warn_of_unreadable(opened)
@@ -301,13 +303,6 @@ def stats_lines(stats: "LogStats", shown: str) -> Iterator[str]:
             yield f"            {gone:,} shipped rows are not in the log any more: they have expired, or were deleted"
         yield f"            the log is complete until {_time(account.complete_until)}"
     yield from _histogram(stats.by_hour)
-
-
-def stats_json(stats: "LogStats") -> str:
-    """Return the counts of a log as one JSON object."""
-    document = dataclasses.asdict(stats)
-    document["by_hour"] = {moment.isoformat(): rows for moment, rows in stats.by_hour.items()}
-    return orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode()
 
 
 def size_text(size: float) -> str:

@@ -1,9 +1,9 @@
-from .alerts import GROUPING_DELAY as GROUPING_DELAY
-from .alerts import announce as announce
-from .alerts import record_failure as record_failure
-from .alerts import record_result as record_result
-from .alerts import resolve_orphaned as resolve_orphaned
-from .alerts import send_due as send_due
+from .alerts.record import announce as announce
+from .alerts.record import record_failure as record_failure
+from .alerts.record import record_result as record_result
+from .alerts.record import resolve_orphaned as resolve_orphaned
+from .alerts.send import GROUPING_DELAY as GROUPING_DELAY
+from .alerts.send import send_due as send_due
 from .drift.references.rows import ReferenceRows as ReferenceRows
 from .drift.references.rows import dataset_columns as dataset_columns
 from .drift.references.rows import load_datasets as load_datasets

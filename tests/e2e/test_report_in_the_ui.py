@@ -65,7 +65,7 @@ def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
 def log(judgement: MonitorResult, evidence: ReportData) -> str:
     """Reports the judgement, and gives the page of its run."""
     # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
-    from mlflow_deploy_plugin.monitoring.reports import build_report, log_result, past_windows
+    from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result, past_windows
 
     return log_result(judgement, build_report(replace(judgement, report=evidence), past_windows(judgement))).url
 

@@ -18,8 +18,8 @@ from werkzeug.serving import make_server
 
 from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
 from mlflow_deploy_plugin.gate.verdict import CheckResult, GateVerdict, ReportTable, verdict_as_html
-from mlflow_deploy_plugin.monitoring.reports import build_report
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
+from mlflow_deploy_plugin.monitoring.reports.log import build_report
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import VariantSpec, apply_config, new_endpoint

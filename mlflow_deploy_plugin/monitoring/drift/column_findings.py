@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, CategoryBins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import ColumnSketch, Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import NullDistribution

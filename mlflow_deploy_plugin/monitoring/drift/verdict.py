@@ -39,8 +39,7 @@ from mlflow_deploy_plugin.monitoring.drift.column_findings import (
     schema_findings,
     sort_findings,
 )
-from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     HoldOutAlarms,
@@ -49,7 +48,14 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import (
     needed_windows,
     show_rate,
 )
-from mlflow_deploy_plugin.monitoring.drift.threshold.independent_rows import IndependentRows
+from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import (
+    FEWEST_WINDOWS,
+    MOST_WINDOWS,
+    IndependentRows,
+    StationaryBootstrap,
+    can_bootstrap,
+    dependence_of,
+)
 from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     MAX_WINDOWS,
     MIN_COMPARED_ROWS,
@@ -59,13 +65,6 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     column_level,
     judged_figures,
     row_counts,
-)
-from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import (
-    FEWEST_WINDOWS,
-    MOST_WINDOWS,
-    StationaryBootstrap,
-    can_bootstrap,
-    dependence_of,
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.monitoring.result import Finding
@@ -115,21 +114,13 @@ class DriftVerdict:
     held_out: HoldOutAlarms | Refused = _NOTHING_JUDGED
 
 
-@dataclass(frozen=True, eq=False)
-class SegmentProfiles:
-    """The rows of one segment, in the reference and in the window."""
-
-    reference: DriftReference
-    window: Profile
-
-
 def judge_profile(
     reference: DriftReference,
     window: Profile,
     start_us: int,
     spec: MonitorSpec,
     cache: Path | None,
-    segments: Mapping[str, SegmentProfiles] | None = None,
+    segments: Mapping[str, tuple[DriftReference, Profile]] | None = None,
 ) -> DriftVerdict:
     """Judge the profile of one window.
 
@@ -138,19 +129,19 @@ def judge_profile(
         window: over the bins of the reference.
         start_us: of the window; chooses the rows if it has more than are compared.
         cache: a folder for what the next window of the same length and size needs, too; None: nothing is kept.
-        segments: by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
+        segments: both of each by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
     """
     schema = schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
     unjudged: list[Finding] = []
-    for name, part in {"": SegmentProfiles(reference, window), **(segments or {})}.items():
-        columns, others = judgeable_columns(part.reference, part.window, spec.columns, name)
-        compared = compared_rows(part.reference, part.window.rows, spec)
-        reason = too_few_rows(part.reference, part.window.rows, columns, compared, spec)
+    for name, (own, part) in {"": (reference, window), **(segments or {})}.items():
+        columns, others = judgeable_columns(own, part, spec.columns, name)
+        compared = compared_rows(own, part.rows, spec)
+        reason = too_few_rows(own, part.rows, columns, compared, spec)
         unjudged += others
         if not reason:
-            groups.append(ColumnGroup(name, part.reference, part.window, columns, compared))
+            groups.append(ColumnGroup(name, own, part, columns, compared))
             continue
         unjudged += not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:

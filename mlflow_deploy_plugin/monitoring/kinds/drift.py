@@ -22,7 +22,8 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answered_by
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
-from mlflow_deploy_plugin.monitoring.drift.references import DriftReference, load_reference, load_segment_references
+from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference, load_segment_references
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     ColumnValues,
     pair_columns,
@@ -43,7 +44,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     merge,
     sketch_groups,
 )
-from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.kinds.intervals import bonferroni_confidence, criterion_state, wilson_interval
 from mlflow_deploy_plugin.monitoring.kinds.predictions import unreadable_notes, version_artifact, with_both_names
 from mlflow_deploy_plugin.monitoring.result import (
@@ -147,7 +148,7 @@ class WindowComparison:
     reference: DriftReference | None
     missing_reason: str
     profile: Profile
-    segments: Mapping[str, SegmentProfiles]
+    segments: Mapping[str, tuple[DriftReference, Profile]]
     notes: tuple[str, ...]
     excluded: Mapping[str, str]
 
@@ -262,7 +263,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         capture = capture.model_copy(update=both)
     excluded = excluded_columns(capture, columns)
     profile = Profile(profile.rows, {name: one for name, one in profile.columns.items() if name not in excluded})
-    segments: Mapping[str, SegmentProfiles] = {}
+    segments: Mapping[str, tuple[DriftReference, Profile]] = {}
     if reference is not None:
         # in another part of the log the same values have the same hashes
         hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
@@ -281,9 +282,9 @@ def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str
 
 def _segment_profiles(
     request: WindowRequest, version: ModelVersion, reference: DriftReference, hidden: Mapping[str, str]
-) -> tuple[dict[str, SegmentProfiles], list[str]]:
+) -> tuple[dict[str, tuple[DriftReference, Profile]], list[str]]:
     """Return the largest segments by each column of `segment_by`, and a line for each that is left out."""
-    segments: dict[str, SegmentProfiles] = {}
+    segments: dict[str, tuple[DriftReference, Profile]] = {}
     notes: list[str] = []
     sample = reference.sample
     for column in request.spec.segment_by:
@@ -303,7 +304,7 @@ def _segment_profiles(
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
         for value, own, profile in zip(values, references, profiles, strict=True):
-            segments[segment_name(column, value)] = SegmentProfiles(own, profile)
+            segments[segment_name(column, value)] = own, profile
     return segments, notes
 
 

@@ -43,15 +43,6 @@ _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate informs and decides nothing, unless the monitor says `estimate: decides`"
 
 
-@dataclass(frozen=True)
-class SegmentEstimate:
-    """The estimate of some rows of the window; `segment` is empty for all of them."""
-
-    segment: str
-    rows: int
-    estimate: CbpeEstimate
-
-
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
     """The rows of a window (number 0) and the labelled ones of earlier windows, whose classes have the same places."""
@@ -198,15 +189,12 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     if isinstance(expected, Refused):
         return _not_judged(window, f"{missing}; nothing is estimated before: {expected.reason}")
     expectations, notes = expected
-    of_all = expectations[0].estimate
+    of_all = expectations[0][2]
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
     findings = []
-    for expectation in expectations:
-        metrics = {
-            name: expectation.estimate.measure(name, expectation.rows, confidence)
-            for name in expectation.estimate.values
-        }
-        for found in _findings(window, metrics, confidence, expectation.segment, prefix="estimated "):
+    for segment, rows, expectation in expectations:
+        metrics = {name: expectation.measure(name, rows, confidence) for name in expectation.values}
+        for found in _findings(window, metrics, confidence, segment, prefix="estimated "):
             if spec.estimate == "informs" and found.state != "not judged":
                 found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
             findings.append(found)
@@ -259,7 +247,7 @@ def _result(
     )
 
 
-def _estimate_window(window: _Window) -> tuple[list[SegmentEstimate], list[str]] | Refused:
+def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
     """Return the estimates of all rows and of each segment, each checked on the same rows of earlier windows of the
     version; and a line for each thing that is left out.
     """
@@ -285,7 +273,7 @@ def _estimate_window(window: _Window) -> tuple[list[SegmentEstimate], list[str]]
         of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
         if isinstance(of_rows, Refused):
             return of_rows
-        found.append(SegmentEstimate(name, int(own.sum()), of_rows))
+        found.append((name, int(own.sum()), of_rows))
     return found, [*joined.notes, *notes]
 
 

@@ -128,12 +128,6 @@ def score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
     return _found(f"{finding.check}_score/{_subject(finding)}", figures)
 
 
-def drift_score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
-    """Return the same of the largest score that the finding's column has in any check (`drift/verdict.py`)."""
-    segment = f"{finding.segment}/" if finding.segment else ""
-    return _found(f"drift_score/{segment}{finding.subject}", figures)
-
-
 def criterion_metric(kind: str, finding: Finding, figures: Mapping[str, float]) -> str:
     """Return the metric of a criterion of one of the kinds `_CRITERION`, as `score_metric`."""
     return _found(f"{kind}/{_subject(finding)}", figures)
@@ -217,7 +211,9 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
             title = f"{name}: {found.change or found.check}"
             line = TrendLine(title, score_metric(found, figures), is_column=True)
         else:
-            score = drift_score_metric(found, figures) or score_metric(found, figures)
+            # the largest score that the column has in any check (`drift/verdict.py`)
+            largest = f"drift_score/{found.segment}/" if found.segment else "drift_score/"
+            score = _found(largest + found.subject, figures) or score_metric(found, figures)
             line = TrendLine(name, score, "threshold", is_column=True)
         if line.value:  # else the window has no such metric
             drawn.setdefault(name, line)

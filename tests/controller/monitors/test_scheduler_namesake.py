@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.inference_log import View, Window, compact, log_stats, open_log
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.monitoring.alerts import record_failure
+from mlflow_deploy_plugin.monitoring import record_failure
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts

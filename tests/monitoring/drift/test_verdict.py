@@ -12,12 +12,16 @@ import pyarrow as pa
 import pytest
 from sklearn.datasets import load_digits
 
-from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
 from mlflow_deploy_plugin.monitoring.drift.references.load import freeze_table
-from mlflow_deploy_plugin.monitoring.drift.references.windows import cut_pieces, sketch_pieces, window_grid
+from mlflow_deploy_plugin.monitoring.drift.references.windows import (
+    DriftReference,
+    cut_pieces,
+    sketch_pieces,
+    window_grid,
+)
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
-from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import sketch_batches
-from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, SegmentProfiles, judge_profile
+from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
+from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
@@ -65,7 +69,7 @@ def verdict_on(
     start: int = LATER,
     length: int = DAY,
     cache: Path | None = None,
-    segments: dict[str, SegmentProfiles] | None = None,
+    segments: dict[str, tuple[DriftReference, Profile]] | None = None,
     **spec: Any,
 ) -> DriftVerdict:
     profile = sketch_batches(reference.bins, [table])
@@ -614,7 +618,7 @@ def test_segments_share_the_rate_and_are_named() -> None:
         chosen, now = (np.array(rows["carrier"].to_pylist()) == one for rows in (table, current))
         part = reference_of(table.filter(pa.array(chosen)), times[chosen])
         rows = current.filter(pa.array(now)).slice(0, 20 if one == "c" else 150)
-        segments[f"carrier={one}"] = SegmentProfiles(part, sketch_batches(part.bins, [rows]))
+        segments[f"carrier={one}"] = part, sketch_batches(part.bins, [rows])
 
     verdict = verdict_on(current, reference_of(table, times), segments=segments)
 

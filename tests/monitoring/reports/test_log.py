@@ -20,8 +20,8 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
 from mlflow_deploy_plugin.inference_log import Window
-from mlflow_deploy_plugin.monitoring.reports import build_report, log_result
 from mlflow_deploy_plugin.monitoring.reports.history import PastWindow
+from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result
 from mlflow_deploy_plugin.monitoring.result import Finding, State
 from mlflow_deploy_plugin.registry import set_service_timeouts
 from tests.support.refusals import refused
@@ -65,7 +65,7 @@ class Files(Mapping):
 
 KILLED_IN_THE_MIDDLE = """
 import os, pickle, signal, sys
-from mlflow_deploy_plugin.monitoring.reports import log_result
+from mlflow_deploy_plugin.monitoring.reports.log import log_result
 
 class Files(dict):
     def items(self):

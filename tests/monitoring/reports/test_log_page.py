@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.monitoring.reports import build_report
+from mlflow_deploy_plugin.monitoring.reports.log import build_report
 from mlflow_deploy_plugin.monitoring.result import Check, Finding, ReportData
 from tests.support.refusals import mentions
 from tests.support.results import result_of

@@ -110,11 +110,7 @@ class ReferencePieces:
 
     def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
         """Return the windows that begin at these times; an empty profile for each that is not there."""
-        return _profiles_at(starts_us, self.window_starts_us, self.windows)
-
-    def steps_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
-        """Return the steps that begin at these times, as `windows_at`."""
-        return _profiles_at(starts_us, self.step_starts_us, self.steps)
+        return profiles_at(starts_us, self.window_starts_us, self.windows)
 
     def pairs(self) -> tuple[Array, Array]:
         """Return [P] and [P] int64: the later and the earlier window of each pair that is `lag_windows` apart."""
@@ -123,7 +119,7 @@ class ReferencePieces:
         return later, earlier
 
 
-def _profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Iterable[Profile]) -> tuple[Profile, ...]:
+def profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Iterable[Profile]) -> tuple[Profile, ...]:
     by_start = dict(zip(known_us, profiles, strict=True))
     return tuple(by_start.get(start, Profile(0, {})) for start in starts_us)
 

@@ -10,9 +10,9 @@ own time, and their number limits the rate of false alarms: n independent window
 |---|---|---|
 | `Contiguous` | `windows.py` | the reference has enough windows of the judged one's length |
 | `Overlapping` | `windows.py` | it has too few of them |
-| `StationaryBootstrap` | `stationary_bootstrap.py` | it has too few even so, as three months for a month |
+| `StationaryBootstrap` | `drawn.py` | it has too few even so, as three months for a month |
 | `Lagged` | `windows.py` | the reference is `rolling:`, and always then |
-| `IndependentRows` | `independent_rows.py` | the monitor's spec says that rows are independent, and always then |
+| `IndependentRows` | `drawn.py` | the monitor's spec says that rows are independent, and always then |
 
 Each of them has `cut`, which makes its windows of the reference; `compare`, which gives the figures of these windows as
 a `NullDistribution`; `hold_out`, which tests windows of the reference, so that the false alarms that come are counted
@@ -35,8 +35,7 @@ from typing import ClassVar
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.monitoring.drift.references import DriftReference
-from mlflow_deploy_plugin.monitoring.drift.references.windows import ReferencePieces
+from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference, ReferencePieces, profiles_at
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins, OrderedBins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import persistence
@@ -263,7 +262,7 @@ class WindowNull(Null):
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
         """Return the pieces that the windows are made of: those of `part`, a segment, in the places of `whole`'s."""
         if self.is_of_steps:
-            return part.steps_at(whole.step_starts_us)
+            return profiles_at(whole.step_starts_us, part.step_starts_us, part.steps)
         return part.windows_at(whole.window_starts_us)
 
     def columns(self, groups: Sequence[ColumnGroup]) -> list[GroupColumn]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.inference_log import Window, parse_window
-from mlflow_deploy_plugin.monitoring.drift.references import load_reference
+from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.references.windows import DriftReference
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.settings import Settings

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.monitoring.drift.references import load_reference
+from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference
 from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns, load_datasets
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.settings import Settings

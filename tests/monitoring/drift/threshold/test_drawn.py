@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import Dependence
-from mlflow_deploy_plugin.monitoring.drift.threshold.stationary_bootstrap import (
-    StationaryBootstrap,
-    can_bootstrap,
-    draw,
-)
+from mlflow_deploy_plugin.monitoring.drift.threshold.drawn import StationaryBootstrap, can_bootstrap, draw
 
 
 def test_drawn_series_consist_of_stretches_of_the_mean_length() -> None:
