@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.cli.batch import _duration
+from mlflow_deploy_plugin.cli.predict import _duration
 from tests.support.commands import said
 from tests.support.models import columns, write_model
 from tests.support.refusals import mentions
@@ -48,7 +48,7 @@ def test_durations_are_said_in_few_words() -> None:
 def test_progress_comes_in_plain_lines_where_there_is_no_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlflow_deploy_plugin.cli.batch._LINE_SECONDS", 0)
+    monkeypatch.setattr("mlflow_deploy_plugin.cli.predict._LINE_SECONDS", 0)
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("x\n" + "1\n" * 1000)
 
