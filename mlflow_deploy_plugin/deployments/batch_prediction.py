@@ -10,12 +10,13 @@ import base64
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
 from decimal import Decimal
 from itertools import islice
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import orjson
 
@@ -30,10 +31,16 @@ from mlflow_deploy_plugin.protocols import CSV, JSON, load_json
 from mlflow_deploy_plugin.runtime import PREDICTION
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
+if TYPE_CHECKING:
+    from pyarrow import Table
+    from pyarrow.parquet import ParquetFile
+
 _TRIES = 6
 
-Predictor = Callable[[str, bytes], Any]
+Predictor = Callable[[str, bytes], object]
 """A function of content type and body of /invocations that returns the value of `predictions`."""
+_Rows = Any
+"""Rows in a form of their reader's own, which can be sliced: lists, or a `pyarrow.RecordBatch`."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,15 @@ class RowBatch:
     """Rows that are predicted with one request.
 
     Attributes:
-        records: the rows in a form of the reader's own, which can be sliced.
         places: the place of each row in the file: `line 7`, `row 12`.
-        content_type: of the body of /invocations.
-        encode: makes that body of such records.
+        content_type: of the body of /invocations, which `encode` makes of such records.
         position: the reader's position in the file after them, in bytes or rows.
     """
 
-    records: Any
+    records: _Rows
     places: Sequence[str]
     content_type: str
-    encode: Callable[[Any], bytes]
+    encode: Callable[[_Rows], bytes]
     position: int = 0
 
     def __len__(self) -> int:
@@ -71,12 +76,7 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a file.
-
-    Attributes:
-        name: of the file, for messages.
-        length: of the file in the unit of `RowBatch.position`; None if nobody knows.
-    """
+    """The rows of a file; `length` is in the unit of `RowBatch.position`, and None if it is not known."""
 
     name: str
     length: int | None
@@ -113,26 +113,24 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
     url = f"{target.url}/invocations"
     with ServerSession() as session:
 
-        def predict(content_type: str, body: bytes) -> Any:
+        def predict(content_type: str, body: bytes) -> object:
             if content_type == protocols.arrow.STREAM and target.has_pyfunc:
                 content_type, body = JSON, _arrow_as_json(body)
-            document, prediction_id = post_with_retries(
-                session, url, body, content_type, target.timeout_seconds, _TRIES
-            )
-            predictions = document.get("predictions")
+            request = session, url, body, content_type, target.timeout_seconds
+            document, prediction_id = post_with_retries(*request, _TRIES)
+            predictions: object = document.get("predictions")
             if not target.keys:
                 return predictions
-            return _with_keys(predictions, target.keys, prediction_id, content_type, body)
+            return _with_keys(predictions, _key_columns(content_type, body, target.keys), prediction_id)
 
         yield predict
 
 
-def _with_keys(predictions: Any, keys: Sequence[str], prediction_id: str, content_type: str, body: bytes) -> Any:
+def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
     """Return a mapping for each row: its keys, the columns by which `onnxserve feedback` finds it, and the prediction.
 
     An answer without one prediction per row is returned as it is, and refused by the caller.
     """
-    columns = _key_columns(content_type, body, keys)
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
@@ -149,7 +147,7 @@ def _with_keys(predictions: Any, keys: Sequence[str], prediction_id: str, conten
     ]
 
 
-def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[Any]]:
+def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
     """Return the key columns that a body of `/invocations` has."""
     if content_type == CSV:
         header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
@@ -163,11 +161,10 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
     return {name: table.column(name).to_pylist() for name in keys if name in table.column_names}
 
 
-def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[Any]:
+def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
     """Return one plain value for each row of a batch of the file `name`.
 
-    Raises:
-        InvalidRequest: a row cannot be answered; the message says which, and why.
+    Raises InvalidRequest if a row cannot be answered; the message has its place and the reason.
     """
     try:
         return _split_by_row(predict(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
@@ -198,8 +195,8 @@ def _csv(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
 
 
 def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
-    def rows() -> Iterator[tuple[Any, str, int]]:
-        first: Any = None
+    def rows() -> Iterator[tuple[object, str, int]]:
+        first: object = None
         for count, (number, line, position) in enumerate(json_lines(file)):
             record = _parse_json(line, f"{name}, line {number}")
             if count % batch_rows == 0:
@@ -212,7 +209,7 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
 
 
 def _in_batches(
-    rows: Iterator[tuple[Any, str, int]], batch_rows: int, content_type: str, encode: Callable[[Any], bytes]
+    rows: Iterator[tuple[object, str, int]], batch_rows: int, content_type: str, encode: Callable[[_Rows], bytes]
 ) -> Iterator[RowBatch]:
     """Yield batches of rows, each of which is a record with its place and the position after it."""
     while batch := list(islice(rows, batch_rows)):
@@ -220,19 +217,19 @@ def _in_batches(
         yield RowBatch(records, places, content_type, encode, positions[-1])
 
 
-def _rows_body(records: Sequence[Any]) -> bytes:
+def _rows_body(records: Sequence[object]) -> bytes:
     form = "dataframe_records" if isinstance(records[0], dict) else "instances"
     return orjson.dumps({form: records})
 
 
-def _parse_json(text: bytes, where: str) -> Any:
+def _parse_json(text: bytes, where: str) -> object:
     try:
         return load_json(text, subject="")
     except InvalidRequest as error:
         raise InvalidRequest(f"{where}: {error.message}") from None
 
 
-def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
+def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], bytes]]:
     """Return the rows of a document, and a function that encodes some of them in its form.
 
     The document is in one of MLflow's forms, a list of rows or records, a mapping of columns, or one record.
@@ -254,7 +251,7 @@ def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
         lengths = {len(values) if isinstance(values, list) else -1 for values in content.values()}
     if len(lengths) == 1 and -1 not in lengths:
 
-        def encode(rows: list[tuple[Any, ...]]) -> bytes:
+        def encode(rows: list[tuple[object, ...]]) -> bytes:
             columns = dict(zip(content, zip(*rows, strict=True), strict=True))
             return orjson.dumps({**extras, form or "inputs": columns})
 
@@ -269,14 +266,14 @@ def _sliceable(document: Any, name: str) -> tuple[Any, Callable[[Any], bytes]]:
 def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     import pyarrow as pa  # here: no other format needs it
 
-    def encode(records: Any) -> bytes:
+    def encode(records: pa.RecordBatch) -> bytes:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, records.schema) as writer:
             writer.write_batch(records)
         encoded: bytes = sink.getvalue().to_pybytes()
         return encoded
 
-    def batches(parquet: Any) -> Iterator[RowBatch]:
+    def batches(parquet: "ParquetFile") -> Iterator[RowBatch]:
         row = 0
         try:
             for records in parquet.iter_batches(batch_size=batch_rows):
@@ -293,8 +290,8 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
     return RowFile(name, parquet.metadata.num_rows, batches(parquet))
 
 
-def _read_arrow(body: bytes) -> Any:
-    """Return the `pyarrow.Table` in a body that `_parquet` has made."""
+def _read_arrow(body: bytes) -> "Table":
+    """Return the table in a body that `_parquet` has made."""
     import pyarrow as pa  # here: as above
 
     return pa.ipc.open_stream(body).read_all()
@@ -303,11 +300,10 @@ def _read_arrow(body: bytes) -> Any:
 def _arrow_as_json(body: bytes) -> bytes:
     """Return the body with the same rows as JSON: bytes in base64, and infinity by the word that MLflow reads.
 
-    Raises:
-        InvalidRequest: a value has no form in JSON, as a time span.
+    Raises InvalidRequest if a value has no form in JSON, as a time span.
     """
 
-    def plain(value: Any) -> Any:
+    def plain(value: bytes | Decimal | date) -> str | float:
         if isinstance(value, bytes):
             return base64.b64encode(value).decode()
         return float(value) if isinstance(value, Decimal) else value.isoformat()
@@ -329,7 +325,7 @@ def _length(file: IO[bytes]) -> int | None:
         return None
 
 
-def _split_by_row(predictions: Any, count: int, where: str) -> list[Any]:
+def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
     """Return predictions by row; the server gives a list, or a mapping of lists by output."""
     if isinstance(predictions, dict) and all(isinstance(values, list) for values in predictions.values()):
         lengths = {len(values) for values in predictions.values()}

@@ -2,9 +2,8 @@
 
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from click import ClickException
 from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
@@ -13,15 +12,23 @@ from mlflow.protos.databricks_pb2 import ErrorCode
 
 from mlflow_deploy_plugin.deployments.backends.local import serve_in_foreground
 from mlflow_deploy_plugin.deployments.backends.targets import TARGETS, Target, parse_target
-from mlflow_deploy_plugin.deployments.config import apply_flavor
+from mlflow_deploy_plugin.deployments.config import Config, apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.deployments.scoring import original_document, score, score_stream, scoring_target
+from mlflow_deploy_plugin.deployments.scoring import (
+    ScoringTarget,
+    original_document,
+    score,
+    score_stream,
+    scoring_target,
+)
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
 from mlflow_deploy_plugin.spec import field_reference, new_endpoint
+from mlflow_deploy_plugin.store import Json
 
+Fields = Config | None
 _WIDTH = 100
 
 _ABOUT = """\
@@ -101,13 +108,8 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             self._target = parse_target(target_uri)
 
     def create_deployment(
-        self,
-        name: str,
-        model_uri: str,
-        flavor: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        endpoint: str | None = None,
-    ) -> dict[str, Any]:
+        self, name: str, model_uri: str, flavor: str | None = None, config: Fields = None, endpoint: str | None = None
+    ) -> Json:
         """Serve `model_uri`; when it answers, return the same as `get_deployment`."""
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
@@ -118,71 +120,65 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         name: str,
         model_uri: str | None = None,
         flavor: str | None = None,
-        config: Mapping[str, Any] | None = None,
+        config: Fields = None,
         endpoint: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> Json:
         """Change model or configuration. Only a change of `server.…` restarts; a failed update changes nothing."""
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.update(name, model_uri, fields, endpoint))
 
-    def delete_deployment(
-        self, name: str, config: Mapping[str, Any] | None = None, endpoint: str | None = None
-    ) -> None:
+    def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
         """End the deployment; requests in flight are finished.
 
-        MLflow asks that a deployment that does not exist is no error. A line on standard error then names those that
-        exist, since `mlflow deployments delete` prints "is deleted" in either case.
+        MLflow asks that a missing deployment is not an error. A line on standard error then names those that exist,
+        since `mlflow deployments delete` prints "is deleted" in either case.
         """
         with _deployments(self._target) as deployments:
             if config:
                 raise InvalidConfig(f"delete takes no config, and {next(iter(config))!r} is none")
             deployments.delete(name, endpoint)
 
-    def list_deployments(self, endpoint: str | None = None) -> list[dict[str, Any]]:
+    def list_deployments(self, endpoint: str | None = None) -> list[Json]:
         """Return name, endpoint, state, URL and model of each deployment."""
         with _deployments(self._target) as deployments:
             return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
-    def get_deployment(self, name: str, endpoint: str | None = None) -> dict[str, Any]:
+    def get_deployment(self, name: str, endpoint: str | None = None) -> Json:
         """Return state (running, starting, stopped, failed) with its reason, URL, versions by worker, provenance."""
         with _deployments(self._target) as deployments:
             return describe(deployments.get(name, endpoint))
 
     def predict(
-        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
+        self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
     ) -> PredictionsResponse:
         """Return predictions for a DataFrame, a Series, an array, a dict of columns, or a list of rows or records."""
-        with (
-            _deployments(self._target) as deployments,
-            scoring_target(deployments, deployment_name, endpoint) as target,
-        ):
+        with self._scored(deployment_name, endpoint) as target:
             return PredictionsResponse(score(target, "invocations", original_document(inputs)))
 
     def predict_stream(
-        self, deployment_name: str | None = None, inputs: Any = None, endpoint: str | None = None
-    ) -> Iterator[Any]:
+        self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
+    ) -> Iterator[object]:
         """Yield the parts of the answer of a model that has `predict_stream`."""
-        with (
-            _deployments(self._target) as deployments,
-            scoring_target(deployments, deployment_name, endpoint) as target,
-        ):
+        with self._scored(deployment_name, endpoint) as target:
             yield from score_stream(target, inputs)
 
-    def explain(self, deployment_name: str | None = None, df: Any = None, endpoint: str | None = None) -> Any:
+    def explain(self, deployment_name: str | None = None, df: object = None, endpoint: str | None = None) -> Json:
         """Return the contribution of each column to each prediction, as the server's /explain answers it."""
-        with (
-            _deployments(self._target) as deployments,
-            scoring_target(deployments, deployment_name, endpoint) as target,
-        ):
+        with self._scored(deployment_name, endpoint) as target:
             return score(target, "explain", original_document(df))
 
-    def create_endpoint(self, name: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    @contextmanager
+    def _scored(self, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
+        with _deployments(self._target) as deployments, scoring_target(deployments, name, endpoint) as target:
+            yield target
+
+    def create_endpoint(self, name: str, config: Fields = None) -> Json:
         """Take the name for deployments to come (`create_deployment(…, endpoint=name)`)."""
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.create_endpoint(name, config or {}))
 
-    def update_endpoint(self, endpoint: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def update_endpoint(self, endpoint: str, config: Fields = None) -> Json:
         """Change fields: `{"traffic": {"champion": 95, "challenger": 5}}`, `traffic.NAME`, or any of the spec's."""
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
@@ -192,18 +188,18 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 
-    def list_endpoints(self) -> list[dict[str, Any]]:
+    def list_endpoints(self) -> list[Json]:
         """Return name, state, URL, traffic and deployments of each endpoint."""
         with _deployments(self._target) as deployments:
             return summarize_endpoints(deployments)
 
-    def get_endpoint(self, endpoint: str) -> dict[str, Any]:
+    def get_endpoint(self, endpoint: str) -> Json:
         """Return state with its reason, URL, traffic, every deployment, versions by worker."""
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
-def run_local(name: str, model_uri: str, flavor: str | None = None, config: Mapping[str, Any] | None = None) -> None:
+def run_local(name: str, model_uri: str, flavor: str | None = None, config: Fields = None) -> None:
     """Serve the model in the foreground until Ctrl-C; `list` and the other commands do not know it."""
     with _mlflow_errors():
         set_service_timeouts()

@@ -9,7 +9,6 @@ while MLflow is down, a name passes.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlparse
 
 import yaml
@@ -20,6 +19,10 @@ from mlflow_deploy_plugin.registry import LoggedColumns, fetch_mlmodel, logged_c
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
+from mlflow_deploy_plugin.store import Json
+
+Config = Mapping[str, object]
+"""Fields of a spec by their dotted names."""
 
 SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
 """The parameters that every training is given, besides those of the spec."""
@@ -33,7 +36,7 @@ _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
 _EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
 
 
-def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     """Return `spec` with the fields of `config`; traffic and paths are brought into the form of the spec.
 
     Raises:
@@ -44,7 +47,7 @@ def configure(spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
     changed = apply_config(spec, {**fields, **{name: absolute_model_uri(str(uri)) for name, uri in models.items()}})
     for name, value in config.items():
         if name.startswith("monitors.") and name.endswith(".time_zone") and value:
-            load_time_zone(value)
+            load_time_zone(str(value))
     absolute = {
         field: path
         for name, monitor in changed.monitors.items()
@@ -78,9 +81,7 @@ def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
     return {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
 
 
-def apply_flavor(
-    name: str, model_uri: str | None, flavor: str | None, config: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: Config | None) -> Config:
     """Return `config` for the deployment `name`, with the fields that its flavor implies.
 
     python_function lets its stage or alias move to a version without an ONNX form. A version that has that form is
@@ -91,7 +92,7 @@ def apply_flavor(
         NotFound, RegistryUnavailable: the model cannot be had.
     """
     if flavor is None:
-        return dict(config or {})
+        return config or {}
     if flavor not in _FLAVORS:
         raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
     if flavor in _ONNX_FLAVORS and model_uri is not None:
@@ -101,16 +102,13 @@ def apply_flavor(
     return {f"variants.{name}.allow_pyfunc": flavor == PYTHON_FUNCTION, **(config or {})}
 
 
-def _expand_traffic(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, Any]:
+def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
     """Return `config` with its `traffic` as weights of the variants.
 
     `{"traffic": {NAME: WEIGHT}}` is all of the traffic: a deployment that is not named gets nothing.
-    `traffic.NAME` is the weight of one.
-
-    Raises:
-        InvalidConfig: a name is no deployment of the endpoint, or is a shadow; or `traffic` is no mapping.
+    `traffic.NAME` is the weight of one deployment.
     """
-    fields: dict[str, Any] = {}
+    fields: Json = {}
     for name, value in config.items():
         if name.startswith(f"{_TRAFFIC}."):
             fields |= _weight(spec, name.removeprefix(f"{_TRAFFIC}."), value)
@@ -127,7 +125,7 @@ def _expand_traffic(spec: EndpointSpec, config: Mapping[str, Any]) -> dict[str, 
     return fields
 
 
-def _weight(spec: EndpointSpec, name: str, weight: Any) -> dict[str, Any]:
+def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
     if name not in spec.variants:
         known = ", ".join(spec.variants) or "none yet"
         raise InvalidConfig(f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}")
@@ -138,11 +136,10 @@ def _weight(spec: EndpointSpec, name: str, weight: Any) -> dict[str, Any]:
     return {f"variants.{name}.weight": weight}
 
 
-def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Callable[[str], None]) -> None:
+def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str], None]) -> None:
     """Check the monitors that `config` changes against the models and datasets that they name.
 
-    Args:
-        progress: takes one line for each check that could not be made.
+    `progress` takes one line for each check that could not be made.
 
     Raises:
         InvalidConfig: a monitor names a column or a variant that is not there, or a dataset that is missing, cannot be
@@ -166,13 +163,10 @@ def check_monitors(spec: EndpointSpec, config: Mapping[str, Any], progress: Call
             raise InvalidConfig(f"monitors.{name}.{error.message}") from None
 
 
-def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Mapping[str, Any]) -> dict[str, str]:
+def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
     """Return a dataset and a project in a folder that `config` sets, by their fields, with absolute paths.
 
-    The controller does not run where the command is typed. A project is checked.
-
-    Raises:
-        InvalidConfig: as `check_project`, with the name of the monitor.
+    The controller does not run where the command is typed. A project is checked as by `check_project`.
     """
     found = {}
     project_fields = tuple(f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters"))
@@ -189,11 +183,8 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Mapping[str, Any]
     return found
 
 
-def check_project(project: str, entry_point: str, parameters: Mapping[str, Any]) -> None:
-    """Check an MLflow project in a folder of this machine; a remote project is checked by its run alone.
-
-    Args:
-        parameters: of the spec, by their names.
+def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
+    """Check an MLflow project in a folder of this machine; a remote project is checked only by its run.
 
     Raises:
         InvalidConfig: the folder is missing, is no MLflow project, or its entry point or parameters differ.
@@ -296,7 +287,7 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
-    """Return True if it is one of them, or one is a part of a vector that the other is."""
+    """Return True if the name is known, or is a part of a known vector, or the other way round."""
     return any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in known)
 
 
@@ -314,7 +305,7 @@ def _project_folder(project: str) -> Path | None:
     return absolute_path(place) / below
 
 
-def _entry_points(folder: Path) -> dict[str, dict[str, Any]]:
+def _entry_points(folder: Path) -> dict[str, Json]:
     """Return the parameters of each entry point, as the project declares them."""
     try:
         document = yaml.safe_load((folder / _MLPROJECT).read_text())
@@ -323,13 +314,13 @@ def _entry_points(folder: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         text = one_line(error, 200)
         raise InvalidConfig(f"project: {folder / _MLPROJECT} cannot be read: {text}") from None
-    entries = document.get("entry_points") if isinstance(document, dict) else None
-    found: dict[str, dict[str, Any]] = {}
-    if not isinstance(entries, dict):
-        return found
-    for name, entry in entries.items():
-        parameters = entry.get("parameters") if isinstance(entry, dict) else None
-        found[str(name)] = (
-            {str(key): value for key, value in parameters.items()} if isinstance(parameters, dict) else {}
-        )
-    return found
+    return {
+        str(name): {str(key): value for key, value in _field(entry, "parameters").items()}
+        for name, entry in _field(document, "entry_points").items()
+    }
+
+
+def _field(document: object, name: str) -> Json:
+    """Return a mapping within a document that a person wrote; empty if it is not there."""
+    found = document.get(name) if isinstance(document, dict) else None
+    return found if isinstance(found, dict) else {}

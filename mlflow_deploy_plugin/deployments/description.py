@@ -6,7 +6,6 @@ The values are plain; an unknown one is an empty text.
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Any
 
 from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weights
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
@@ -15,6 +14,7 @@ from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
 from mlflow_deploy_plugin.registry import fetch_mlmodel, parse_model_uri, resolve
 from mlflow_deploy_plugin.runtime import FLAVOR, PYFUNC_PARITY, PYTHON_FUNCTION, read_served_artifact
 from mlflow_deploy_plugin.statedir import WantedVariant
+from mlflow_deploy_plugin.store import Json
 
 _OF_DEPLOYMENT = (
     *("name", "endpoint", "state", "url", "model_uri", "model", "version"),
@@ -27,13 +27,13 @@ _IN_ENDPOINT = (
 )
 
 
-def summarize(deployment: Deployment) -> dict[str, Any]:
+def summarize(deployment: Deployment) -> Json:
     """Return the lines of `describe` that `list` shows."""
     described = describe(deployment)
     return {key: described[key] for key in _OF_DEPLOYMENT}
 
 
-def describe(deployment: Deployment) -> dict[str, Any]:
+def describe(deployment: Deployment) -> Json:
     """Return everything that is known of a deployment."""
     endpoint, observation = deployment.endpoint, deployment.observation
     variant = endpoint.spec.variants[deployment.name]
@@ -47,6 +47,7 @@ def describe(deployment: Deployment) -> dict[str, Any]:
     state, reason = observation.state, observation.reason
     if state == "running" and not all(one.version for one in loaded.values()):  # the server runs without it
         state, reason = ("failed", error) if error else ("starting", reason or "it is being loaded")
+    workers = {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()}
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -62,21 +63,17 @@ def describe(deployment: Deployment) -> dict[str, Any]:
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
-        **_server_lines(
-            deployment,
-            error,
-            {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()},
-        ),
+        **_server_lines(deployment, error, workers),
     }
 
 
-def summarize_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
+def summarize_endpoints(deployments: Deployments) -> list[Json]:
     """Return what `list` shows of each endpoint, by name, and the names of its deployments."""
     found = describe_endpoints(deployments)
     return [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in found]
 
 
-def describe_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
+def describe_endpoints(deployments: Deployments) -> list[Json]:
     """Return everything that is known of each endpoint, by name; of an unreadable one, its name and the reason."""
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
     for one in deployments.store.unreadable():
@@ -86,7 +83,7 @@ def describe_endpoints(deployments: Deployments) -> list[dict[str, Any]]:
     return sorted(described, key=lambda one: str(one["name"]))
 
 
-def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
+def describe_endpoint(observed: ObservedEndpoint) -> Json:
     """Return everything that is known of an endpoint; `deployments` has the main fields of each."""
     endpoint, observation = observed.endpoint, observed.observation
     spec = endpoint.spec
@@ -110,7 +107,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> dict[str, Any]:
     }
 
 
-def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: dict[int, Any]) -> dict[str, Any]:
+def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: Mapping[int, object]) -> Json:
     """Return the last lines, which are about the server; `workers` says what each has loaded, by its process id."""
     endpoint, observation = observed.endpoint, observed.observation
     started = observation.started_at
@@ -130,8 +127,7 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
 def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
     """Return flavor, parity and origin of the version.
 
-    The agent reports them. The MLmodel file counts where it does not: the file on this machine, or MLflow's if only a
-    pod has it.
+    The agent reports them. Otherwise the MLmodel file counts: on this machine, or in MLflow if only a pod has it.
     """
     known = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
     reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
@@ -157,5 +153,5 @@ def _read_registry(model_uri: str) -> dict[str, str]:
     return {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""} | _texts(section.get("provenance", {}))
 
 
-def _texts(provenance: Mapping[str, Any]) -> dict[str, str]:
+def _texts(provenance: Mapping[str, object]) -> dict[str, str]:
     return {key: value for key, value in provenance.items() if isinstance(value, str)}

@@ -37,12 +37,7 @@ class ObservedEndpoint:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The endpoints of the store.
-
-    Args:
-        progress: takes one line for each long step.
-        target: where new endpoints are made; those that there are have their own.
-    """
+    """The endpoints of the store; new ones are made at `target`."""
 
     store: Store
     settings: Settings
@@ -99,13 +94,8 @@ class Endpoints:
         """Replace the spec of an endpoint, or leave it as it was. The caller holds the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started again. If only
-        monitors change, the server is left alone: it knows nothing of them.
-
-        Args:
-            audit: the `action`, the `actor` and the reason `why`, as `Store.replace_spec` takes them.
-
-        Raises:
-            InvalidConfig, DeploymentFailed: as `Deployments.update`.
+        monitors change, the server is left alone: it knows nothing of them. `audit` has the `action`, the `actor` and
+        the reason `why`, as `Store.replace_spec` takes them. Raises as `Deployments.update`.
         """
         old = stored.spec
         if new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old:
@@ -145,8 +135,7 @@ class Endpoints:
     def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
         """Serve `placed`, which is `requested` with a port.
 
-        Another program may take a chosen port before the server does: then the next one is chosen. A port that was
-        requested is never changed.
+        Another program may take a chosen port before the server does: then the next one is chosen.
         """
         for attempt in range(_PORT_ATTEMPTS):
             try:
@@ -170,12 +159,9 @@ class Endpoints:
 
     @contextlib.contextmanager
     def lock(self, name: str, target: Target | None = None) -> Iterator[None]:
-        """Hold the lock of an endpoint; every change of it happens meanwhile.
+        """Hold the lock of an endpoint, or of a new one at `target`; every change of it happens meanwhile.
 
         It is a file for the processes of this machine, and a lease too where other machines may change the endpoint.
-
-        Args:
-            target: of an endpoint that is not in the store yet.
 
         Raises:
             NotFound: it was deleted meanwhile.
@@ -219,8 +205,7 @@ class Endpoints:
             def with_port(spec: EndpointSpec) -> EndpointSpec:
                 port = spec.server.port
                 if port is None and spec.variants:
-                    taken = [taken for taken in owners if taken is not None]
-                    return apply_config(spec, {"server.port": choose_port(spec.server.host, taken)})
+                    return apply_config(spec, {"server.port": choose_port(spec.server.host, owners)})
                 if port is not None and owners.get(port, spec.name) != spec.name:
                     raise InvalidConfig(
                         f"port {port} belongs to the deployment {owners[port]!r}: choose another one by "

@@ -45,23 +45,14 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that are hashes in the log.
-
-    Attributes:
-        key: the file of the mask's key; None if there is none here.
-        refusal: why there is none.
-    """
+    """The key columns that are hashes in the log, and the file of the mask's key; `refusal` is why there is none."""
 
     columns: frozenset[str] = frozenset()
     key: Path | None = None
     refusal: str = _NO_KEY
 
     def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
-        """Return the labels as the log has them.
-
-        Raises:
-            InvalidConfig: a key column is masked, and the mask's key is not here.
-        """
+        """Return the labels as the log has them; raise InvalidConfig if the key of a masked column is not here."""
         mask = ColumnMask(self.key) if self.key else None
         labels = []
         for entry in entries:
@@ -84,7 +75,6 @@ class LabelSink:
         url: of the server; empty if none runs.
         keys: the key columns of the endpoint's spec, which rows may have.
         only_server: labels do not go into the log if the server does not answer.
-        segment: of the labels that go into the log.
         destinations: what has taken labels, as keys: the server's URL, the log.
     """
 
@@ -118,14 +108,7 @@ class LabelSink:
 
 @dataclass(frozen=True)
 class LabelImport:
-    """The result of importing a file of labels.
-
-    Attributes:
-        accepted: the number of labels that are kept.
-        bad: the number of rows that are no label.
-        destinations: the server's URL, the log, or both.
-        matches: the rows that the labels name, and which of them are logged; None if nobody asked.
-    """
+    """The numbers of labels that are kept and of bad rows, what has taken the labels, and the rows that they name."""
 
     accepted: int
     bad: int
@@ -148,9 +131,6 @@ def import_labels(
     sink: LabelSink, rows: Iterable[LabelEntry | BadRow], report_bad: Callable[[BadRow], None], match: bool
 ) -> LabelImport:
     """Store the labels of a file batch by batch, and with `match` count those whose row is in the log.
-
-    Args:
-        report_bad: takes each bad row.
 
     Raises:
         NotReady: the server does not answer, and the labels go nowhere else.
@@ -228,28 +208,23 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
     """Return the model's columns whose last logged values include one like those of the server's mask."""
-    hours = log.hours(endpoint)
-    if not hours:
-        return frozenset()
-    view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
-    schema = view_schema(log, view)
-    texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
-    rows = next(iter(view_tables(log, view, texts)), None)
-    if rows is None:
-        return frozenset()
-    return frozenset(
-        name
-        for name in texts & set(rows.column_names)
-        if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
-    )
+    for hour in log.hours(endpoint)[-1:]:
+        view = View(endpoint, TimeRange(hour.start, hour.end), labels=False, shadows=True)
+        schema = view_schema(log, view)
+        texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
+        for rows in view_tables(log, view, texts):
+            return frozenset(
+                name
+                for name in texts & set(rows.column_names)
+                if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
+            )
+    return frozenset()
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
     """Post labels to the server, which is tried again while it is overloaded, and return those that it refuses.
 
-    Raises:
-        NotReady: the server does not answer.
-        OnnxserveError: the server refuses all of them.
+    Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all of them.
     """
     body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
     try:

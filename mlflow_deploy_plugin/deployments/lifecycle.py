@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.targets import LOCAL, Target, parse_target
-from mlflow_deploy_plugin.deployments.config import absolute_model_uri, check_monitors, configure, sets_weight
+from mlflow_deploy_plugin.deployments.config import Config, absolute_model_uri, check_monitors, configure, sets_weight
 from mlflow_deploy_plugin.deployments.endpoints import Endpoints, ObservedEndpoint
 from mlflow_deploy_plugin.deployments.server_metrics import (
     HistoryByServer,
@@ -54,10 +54,8 @@ class Deployments:
     """All deployments and endpoints of the store.
 
     The audit trail has every change, with `why` it was made and the `actor` who made it; None is this process's user.
-
-    Args:
-        progress: is called with one line for each long step.
-        target: the only target whose deployments are seen and made; None: all are seen, and made on this machine.
+    `progress` is called with one line for each long step. `target` is the only target whose deployments are seen and
+    made; None: all are seen, and made on this machine.
     """
 
     store: Store
@@ -65,11 +63,10 @@ class Deployments:
     progress: Callable[[str], None]
     target: Target | None = None
 
-    def create(self, name: str, model_uri: str, config: Mapping[str, Any], endpoint: str | None = None) -> Deployment:
-        """Serve a model under a new name, and return when it answers.
+    def create(self, name: str, model_uri: str, config: Config, endpoint: str | None = None) -> Deployment:
+        """Serve a model under a new name, in a new endpoint if there is none, and return when it answers.
 
-        The endpoint is created if there is none. Its first deployment gets all of the traffic, a further one none
-        before its weight is set.
+        The first deployment of an endpoint gets all of the traffic, a further one none before its weight is set.
 
         Raises:
             AlreadyExists: the name is taken.
@@ -95,9 +92,7 @@ class Deployments:
             raise AlreadyExists(f"a deployment {name!r} exists already: update or delete it")
         return self.add(endpoint, name, model_uri, config)
 
-    def update(
-        self, name: str, model_uri: str | None, config: Mapping[str, Any], endpoint: str | None = None
-    ) -> Deployment:
+    def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
         """Change a deployment; its server is started if it does not run.
 
         Raises:
@@ -111,13 +106,10 @@ class Deployments:
         return self.get(name, found)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
-        """End a deployment. If there is none, `progress` gets a line; MLflow asks that this is no error.
+        """End a deployment, and return True. If there is none, `progress` gets a line: MLflow wants no error.
 
         An endpoint of the deployment's own name goes with it. An endpoint that is named by `endpoint`, or has another
         name, stays, empty after its last deployment.
-
-        Returns:
-            True if there was one.
 
         Raises:
             InvalidConfig: no deployment that stays would answer the endpoint's traffic.
@@ -175,18 +167,12 @@ class Deployments:
     def place(self, endpoint: str) -> str:
         """Return the name of the place where an endpoint's server is, the same for every process that reaches it.
 
-        Raises:
-            NotFound: there is no such endpoint.
-            OnnxserveError: this process does not reach the server; the message says why.
+        Raises NotFound, and another OnnxserveError if this process does not reach the server.
         """
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """Return all deployments (of one endpoint); `progress` gets a line for each endpoint that cannot be read.
-
-        Raises:
-            NotFound: there is no such endpoint.
-        """
+        """Return all deployments (of one endpoint). Raises NotFound if there is no such endpoint."""
         if endpoint is not None:
             self._require(endpoint)
         return [
@@ -198,9 +184,7 @@ class Deployments:
     def start(self, name: str) -> None:
         """Start the server of a deployment on its port, unless it runs.
 
-        Raises:
-            NotFound, DeploymentFailed: as `update`.
-            InvalidConfig: the endpoint has no deployment yet.
+        Raises as `update`, and InvalidConfig if the endpoint has no deployment yet.
         """
         found = self._find_server(name)
         with self._endpoints.lock(found):
@@ -217,46 +201,34 @@ class Deployments:
             self._endpoints.backend(self._require(found)).stop(found)
             self.store.record("stop", endpoint=found)
 
-    def create_endpoint(self, name: str, config: Mapping[str, Any], why: str = "") -> ObservedEndpoint:
+    def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
         """Take a name for deployments to come; its server starts with the first of them.
 
-        Raises:
-            AlreadyExists: the name is taken.
-            InvalidConfig: the name or a field of `config` is invalid.
+        Raises AlreadyExists, and InvalidConfig if the name or a field of `config` is invalid.
         """
         self._endpoints.create(self._configured(empty_endpoint(name), config), why)
         return self.get_endpoint(name)
 
     def update_endpoint(
-        self, endpoint: str, config: Mapping[str, Any], why: str = "", actor: str | None = None
+        self, endpoint: str, config: Config, why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
         """Change fields of an endpoint, all or none. Raises as `update`."""
         self._change(endpoint, lambda spec: self._configured(spec, config), config, why=why, actor=actor)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
-        self,
-        endpoint: str,
-        weights: Mapping[str, Any],
-        why: str = "",
-        actor: str | None = None,
-        by_rollout: bool = False,
+        self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
     ) -> ObservedEndpoint:
         """Give each variant its weight, a variant that is not named 0; shadows stay. Raises as `update`.
 
-        Args:
-            by_rollout: True for the rollout under way; any other caller is refused meanwhile.
+        While a rollout is under way, any other caller than the rollout itself is refused.
         """
         config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
-        """End the endpoint with everything in it; requests in flight are finished.
-
-        Returns:
-            True if there was one. If there was none, `progress` gets a line, as by `delete`.
-        """
+        """End the endpoint with everything in it; requests in flight are finished. Returns as `delete`."""
         if endpoint in self.store.names():  # before its name becomes that of a lock file
             if self.target not in (None, target := self._endpoints.target_of(endpoint)):
                 return self._nothing_deleted(NotFound(f"the endpoint {endpoint!r} is at `-t {target}`"))
@@ -283,13 +255,7 @@ class Deployments:
             ]
 
     def add(
-        self,
-        endpoint: str,
-        name: str,
-        model_uri: str,
-        config: Mapping[str, Any],
-        why: str = "",
-        actor: str | None = None,
+        self, endpoint: str, name: str, model_uri: str, config: Config, why: str = "", actor: str | None = None
     ) -> Deployment:
         """Add a deployment to an existing endpoint. Raises as `create`, and NotFound for the endpoint."""
         model_uri = absolute_model_uri(model_uri)
@@ -307,11 +273,7 @@ class Deployments:
                 self._endpoints.change(stored, remove_variant(stored.spec, name), why=why, actor=actor)
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
-        """Remove a monitor from an endpoint; its results stay.
-
-        Raises:
-            NotFound: there is no such endpoint or monitor.
-        """
+        """Remove a monitor from an endpoint; its results stay. Raises NotFound."""
         self._require(endpoint).spec.monitor(monitor)
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), why=why)
 
@@ -359,12 +321,7 @@ class Deployments:
     def _change(
         self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
     ) -> None:
-        """Change an endpoint.
-
-        Args:
-            fields: those that are set; the weights among them are refused while a rollout is under way.
-            audit: as of `Endpoints.change`.
-        """
+        """Change an endpoint. Weights among the `fields` that are set are refused while a rollout is under way."""
         self._require(endpoint)  # before its name becomes that of a lock file
         with self._endpoints.lock(endpoint):
             refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
@@ -373,7 +330,7 @@ class Deployments:
             stored = self._require(endpoint)
             self._endpoints.change(stored, changed(stored.spec), **audit)
 
-    def _configured(self, spec: EndpointSpec, config: Mapping[str, Any]) -> EndpointSpec:
+    def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
         """Return `spec` with the fields of `config`, once its monitors are checked. Raises as `configure`."""
         changed = configure(spec, config)
         check_monitors(changed, config, self.progress)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import click
 import orjson
@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, post_for_events
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION
+from mlflow_deploy_plugin.store import Json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,11 +31,7 @@ _MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
 @dataclass(frozen=True)
 class ScoringTarget:
-    """The server that answers a request, how long the client waits for it, and the endpoint's key columns.
-
-    Attributes:
-        answering: the deployments that the endpoint's traffic goes to.
-    """
+    """The server that answers a request, and the deployments that its endpoint's traffic goes to."""
 
     url: str
     timeout_seconds: float
@@ -78,7 +75,7 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
         yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, asked)
 
 
-def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: Any) -> dict[str, Any]:
+def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
     """Return the server's JSON object for `inputs`; /invocations has the predictions under `predictions`.
 
     Raises:
@@ -93,7 +90,7 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
     return document
 
 
-def score_stream(target: ScoringTarget, inputs: Any) -> Iterator[Any]:
+def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
     """Yield the parts of the server's answer for `inputs`, as the model's `predict_stream` makes them.
 
     Raises:
@@ -105,18 +102,16 @@ def score_stream(target: ScoringTarget, inputs: Any) -> Iterator[Any]:
         yield from post_for_events(session, f"{target.url}/invocations", body, target.timeout_seconds)
 
 
-def encode_body(inputs: Any) -> bytes:
-    """Return the JSON body for inputs as `client.encode_json` takes them.
+def encode_body(inputs: object) -> bytes:
+    """Return the JSON body for inputs as `client.encode_json` takes them. Raises InvalidRequest.
 
     A DataFrame that `pandas.read_json` has made of a document in one of MLflow's forms is taken as that form.
-
-    Raises:
-        InvalidRequest: there is no such body.
     """
-    return encode_json((is_pandas_frame(inputs) and _document_read_by_pandas(inputs)) or inputs)
+    document = _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
+    return encode_json(document or inputs)
 
 
-def original_document(inputs: Any) -> Any:
+def original_document(inputs: object) -> object:
     """Return the JSON document of `mlflow deployments predict -I FILE`; other callers get `inputs` back.
 
     The command of MLflow hands on the frame that `pandas.read_json` makes of the file: numbers out of texts, dates out
@@ -124,10 +119,8 @@ def original_document(inputs: Any) -> Any:
     is read once more, unless it is in one of pandas' own forms or is no file of this machine.
     """
     context = click.get_current_context(silent=True)
-    is_mlflow_command = context is not None and (
-        getattr(context.command.callback, "__module__", "") == _MLFLOW_CLI_MODULE
-    )
-    if context is None or not is_mlflow_command or not is_pandas_frame(inputs):
+    command = getattr(context.command.callback, "__module__", "") if context is not None else ""
+    if context is None or command != _MLFLOW_CLI_MODULE or not is_pandas_frame(inputs):
         return inputs
     path = context.params.get("input_path")
     try:
@@ -141,7 +134,7 @@ def original_document(inputs: Any) -> Any:
     return inputs if document is None else document
 
 
-def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, Any] | None:
+def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | None:
     """Return the document in one of MLflow's forms that `pandas.read_json` made `frame` of; None for another frame.
 
     pandas takes the form's name for the only column, and the keys or positions within for the index.

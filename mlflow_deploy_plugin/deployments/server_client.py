@@ -16,6 +16,7 @@ from mlflow_deploy_plugin.client import response_error
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests, Unauthenticated
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import LOCAL_KEY, SERVER, ServerState, read_state
+from mlflow_deploy_plugin.store import Json
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
@@ -59,7 +60,7 @@ class ServerSession(requests.Session):
         return ""
 
 
-def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> dict[str, Any]:
+def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> Json:
     """Return the JSON object that the server answers.
 
     Raises:
@@ -69,7 +70,7 @@ def post(session: requests.Session, url: str, body: bytes, content_type: str, ti
     return _read_object(_post(session, url, body, content_type, timeout_seconds))
 
 
-def _read_object(response: requests.Response) -> dict[str, Any]:
+def _read_object(response: requests.Response) -> Json:
     try:
         document = orjson.loads(response.content)
     except orjson.JSONDecodeError:
@@ -79,7 +80,7 @@ def _read_object(response: requests.Response) -> dict[str, Any]:
     return document
 
 
-def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[Any]:
+def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[object]:
     """Yield the JSON text of each server-sent event that answers the body, which is JSON.
 
     Raises:
@@ -123,7 +124,7 @@ def _post(
 
 def post_with_retries(
     session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
-) -> tuple[dict[str, Any], str]:
+) -> tuple[Json, str]:
     """Return the answer as `post` does, and its prediction id, which is empty if it has none.
 
     The request is sent again while the server is overloaded or is just being changed.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import orjson
 import requests
@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.errors import Refused
+from mlflow_deploy_plugin.store import Json
 
 _LATEST = 4e9
 """Seconds since 1970, in 2096: no clock is so wrong."""
@@ -143,12 +144,11 @@ MetricsByServer = Mapping[str, ServerMetrics | Refused]
 
 @dataclass(frozen=True)
 class CountedInterval:
-    """The counts of a server in one interval.
+    """The counts that a server added in one interval.
 
     Attributes:
         at: the interval's end in seconds since 1970, by the server's clock.
-        seconds: its length.
-        counters: what was added, by endpoint, variant, model and version; without shadows.
+        counters: by endpoint, variant, model and version; without shadows.
         rows: endpoint → rows answered.
         labels: labels that were accepted, of all endpoints of the server.
     """
@@ -245,7 +245,7 @@ def parse_server_history(lines: bytes) -> list[CountedInterval]:
     return intervals
 
 
-def _interval(document: Mapping[str, Any], bounds: Sequence[float]) -> CountedInterval:
+def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     for endpoint, variant, model, version, status, number in document["requests"]:
         _count(sums[endpoint, variant, model, version], status, float(number))

@@ -17,8 +17,7 @@ class Observation:
     Attributes:
         reason: why it is not running, or what it still waits for; empty while all is well.
         url: its address; empty while it does not answer.
-        pid: of the supervisor; None while it does not live.
-        started_at: of the supervisor, in seconds since the epoch.
+        pid / started_at: of the supervisor; None while it does not live.
         restarts: how often gunicorn was killed and restarted since then; None if the backend does not count it.
         wanted: the versions to be served, as the agent has resolved them.
         workers: the state files of the living workers.
@@ -26,7 +25,7 @@ class Observation:
         refused: versions that the registry names and the agent does not let be served.
         registry_error: why the agent's last look at the registry failed.
         shipping_error: why captured requests do not get into the inference log.
-        log: where the server's log is: its path, or the command that shows it.
+        log: the path of the server's log, or the command that shows it.
     """
 
     state: DeploymentState

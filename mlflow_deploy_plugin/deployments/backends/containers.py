@@ -12,16 +12,16 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 from docker.errors import APIError, DockerException
+from docker.models.containers import Container
 from docker.types import DeviceRequest, Mount
 
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line, server_environment
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
-from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER, asks_mlflow, local_files
+from mlflow_deploy_plugin.manifests import HOME_FOLDER, USER, Document, asks_mlflow, local_files
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.settings import Settings, absolute_path
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
@@ -56,11 +56,10 @@ def home_folder(endpoint: str, settings: Settings) -> Path:
     return settings.home_path / "docker" / endpoint
 
 
-def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dict[str, Any]:
+def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
     """Return the arguments of `docker.containers.create` for a server, without its name, its slot and its command.
 
-    Raises:
-        InvalidConfig: it would not reach the registry, or not read a file that it needs.
+    Raises InvalidConfig if it would not reach the registry, or not read a file that it needs.
     """
     wanted, is_host = spec.container, spec.container.network == "host"
     if spec.server.grpc_port is not None and not is_host:
@@ -69,7 +68,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
     own = {**wanted.environment, **wanted.secret_files, **secrets}
     mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
     asked_at = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
-    options: dict[str, Any] = {
+    options: Document = {
         "image": wanted.image_for(spec.server.device),
         "entrypoint": ["onnxserve"],
         "network": wanted.network or "bridge",
@@ -90,7 +89,7 @@ def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> dic
     return {**options, "environment": environment, "labels": {**_labels(spec, settings), DIGEST: digest}}
 
 
-def listener_options(spec: EndpointSpec, settings: Settings) -> dict[str, Any]:
+def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
     """Return the arguments of `containers.create` for the listener, except for its network."""
     host, port = spec.server.host.strip("[]"), spec.server.port
     return {
@@ -123,11 +122,7 @@ def share(path: Path) -> None:
 
 
 def check_registry(uri: str, is_host: bool) -> None:
-    """Raise InvalidConfig if a container cannot reach the registry of this URI.
-
-    Args:
-        is_host: it has this machine's network.
-    """
+    """Raise InvalidConfig if a container, which may have this machine's network, cannot reach the registry."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(
@@ -141,7 +136,7 @@ def check_registry(uri: str, is_host: bool) -> None:
         )
 
 
-def end_of(container: Any) -> str:
+def end_of(container: Container) -> str:
     """Return how a container has ended, with its last words."""
     state, limit = container.attrs["State"], container.attrs["HostConfig"]["Memory"]
     if state["OOMKilled"]:
@@ -239,7 +234,7 @@ def _secret(name: str, path: str) -> str:
         raise InvalidConfig(f"container.secrets.{name}: the file {path} cannot be read: {why}") from None
 
 
-def _hardened() -> dict[str, Any]:
+def _hardened() -> Document:
     return {
         "user": f"{os.getuid() or USER}:{os.getgid()}",
         "read_only": True,

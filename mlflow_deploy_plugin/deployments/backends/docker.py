@@ -19,11 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import docker
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.models.containers import Container
+from docker.models.images import Image
 
 from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.backends.containers import (
@@ -56,6 +57,7 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
 )
 from mlflow_deploy_plugin.deployments.backends.targets import Progress
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
+from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 from mlflow_deploy_plugin.spool import MASK_KEY
 from mlflow_deploy_plugin.statedir import (
@@ -78,7 +80,7 @@ _KEPT = (FOLLOWED, CONTROL, MASK_KEY)
 class DockerBackend(MachineBackend):
     """Servers in containers of the engine that DOCKER_HOST names, else of this machine's own."""
 
-    _connected: Any = field(default=None, init=False)
+    _connected: docker.DockerClient | None = field(default=None, init=False)
 
     def lives(self, pid: int) -> bool:
         return True  # the ids are the container's, whose gunicorn removes the files of dead workers
@@ -95,8 +97,8 @@ class DockerBackend(MachineBackend):
             make_folder(home_folder(spec.name, self.settings))
             options = server_options(spec, self.settings, image.id)
             server = self._server(spec.name)
-            is_running = server is not None and server.status == "running"
-            if is_running and server.labels.get(DIGEST) == options["labels"][DIGEST]:
+            digest = server.labels.get(DIGEST) if server is not None and server.status == "running" else None
+            if digest == options["labels"][DIGEST]:
                 self._start_listener(spec)
                 folder = self.settings.state_dir(spec.name)
                 before = self.state_before(folder)
@@ -114,7 +116,7 @@ class DockerBackend(MachineBackend):
             ended = f"its container {end_of(server)}" if server is not None and not is_running else ""
         name, folder = spec.name, self.settings.state_dir(spec.name)
         log = f"docker logs {server.name}" if server is not None else ""
-        if not is_running:
+        if server is None or not is_running:
             gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
             return self.observe_absent(name, ended or gone, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
@@ -142,8 +144,7 @@ class DockerBackend(MachineBackend):
         """Remove containers, volume and folders; shipped rows stay in the inference log."""
         with docker_errors():
             for server in self._servers(name):
-                self._stop(server)
-                server.remove(v=True, force=True)
+                self._end(server)
             if (listener := self._listener(name)) is not None:
                 listener.remove(v=True, force=True)
             unused = {"name": f"^{volume_name(name)}$", "dangling": True}  # another home's containers may use it
@@ -169,7 +170,7 @@ class DockerBackend(MachineBackend):
     # containers
 
     @property
-    def _engine(self) -> Any:
+    def _engine(self) -> docker.DockerClient:
         # no cached_property: Python 3.11 lets all backends of a process wait for the one that an engine does not answer
         if self._connected is None:
             try:
@@ -187,19 +188,18 @@ class DockerBackend(MachineBackend):
         link = self.settings.state_dir(name)
         return link.readlink().name if link.is_symlink() else ""
 
-    def _containers(self, name: str) -> list[Any]:
+    def _containers(self, name: str) -> list[Container]:
         labels = [f"{ENDPOINT}={name}", f"{HOME}={self.settings.home_path}"]
-        found: list[Any] = self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
-        return found
+        return [*self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)]
 
-    def _servers(self, name: str) -> list[Any]:
+    def _servers(self, name: str) -> list[Container]:
         return [one for one in self._containers(name) if SLOT in one.labels]
 
-    def _listener(self, name: str) -> Any:
+    def _listener(self, name: str) -> Container | None:
         """Return the container that has the port; None if there is none."""
         return next((one for one in self._containers(name) if SLOT not in one.labels), None)
 
-    def _server(self, name: str) -> Any:
+    def _server(self, name: str) -> Container | None:
         """Return the container that counts; None if there is none."""
         slot = self._slot(name)
         return next((one for one in self._servers(name) if one.labels[SLOT] == slot), None)
@@ -219,7 +219,7 @@ class DockerBackend(MachineBackend):
             hint = "" if home else f", or `docker rm {container}`"
             raise AlreadyExists(f"a container {container!r} is there already, {whose}: choose another name{hint}")
 
-    def _image(self, spec: EndpointSpec, progress: Progress) -> Any:
+    def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
         """Return the image, pulled if it belongs to a registry. Raises InvalidConfig if it cannot be had."""
         name = spec.container.image_for(spec.server.device)
         try:
@@ -236,7 +236,7 @@ class DockerBackend(MachineBackend):
         except APIError as error:
             raise InvalidConfig(f"the image {name!r} is not here, and cannot be pulled: {explanation(error)}") from None
 
-    def _replace(self, spec: EndpointSpec, server: Any, options: dict[str, Any], progress: Progress) -> None:
+    def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
         """Start another server, and let it take the place of `server` once it is ready."""
         name, labels = spec.name, options["labels"]
         self._check_names(name)  # a stranger's container is no reason to stop ours
@@ -247,12 +247,11 @@ class DockerBackend(MachineBackend):
             check_port(spec.server.host, spec.server.port or 0)  # an error is raised before anything is stopped
         earlier = self._slot(name)
         slot = earlier or "1"
-        takes_over = len(running) == 2 and listener.labels[ADDRESS] == labels[ADDRESS]
+        takes_over = len(running) == 2 and running[1].labels[ADDRESS] == labels[ADDRESS]
         if takes_over:
             slot = str(int(earlier) + 1)
         elif server is not None:
-            self._stop(server)
-            server.remove(v=True, force=True)
+            self._end(server)
         folder = home_folder(name, self.settings) / slot
         make_folder(folder)
         for left in (SERVER, AGENT, STOPPED):
@@ -276,9 +275,8 @@ class DockerBackend(MachineBackend):
             self._wait(spec, folder, new, ServedState(), progress)
             new.update(restart_policy={"Name": spec.container.restart})  # until now a crash was to be seen
         except BaseException:
-            if new is not None:
-                self._stop(new)  # it may have answered by now
-                new.remove(v=True, force=True)
+            if new is not None:  # it may have answered by now
+                self._end(new)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
             elif (listener := self._listener(name)) is not None:  # it would keep the port to itself
@@ -298,8 +296,7 @@ class DockerBackend(MachineBackend):
         for server in self._servers(name):
             if server.labels[SLOT] == slot:
                 continue
-            self._stop(server)
-            server.remove(v=True, force=True)
+            self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
             spool = folder.with_name(slot or "1") / SPOOL
             for segment in (folder / SPOOL).glob("*.seg"):  # what the log has not taken
@@ -339,7 +336,7 @@ class DockerBackend(MachineBackend):
             found = self._engine.networks.list(names=[f"^{NETWORK}$"])
         return str(min(found, key=lambda one: one.attrs["Created"]).id)
 
-    def _wait(self, spec: EndpointSpec, folder: Path, server: Any, before: ServedState, progress: Progress) -> None:
+    def _wait(self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, say: Progress) -> None:
         is_new = before.spec is None
 
         def why_ended() -> str:
@@ -348,10 +345,14 @@ class DockerBackend(MachineBackend):
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {end_of(server)}"
 
-        self.wait_until_served(spec, folder, before, why_ended, progress)
+        self.wait_until_served(spec, folder, before, why_ended, say)
 
-    def _stop(self, server: Any) -> None:
+    def _stop(self, server: Container) -> None:
         """Let a server finish its requests and ship its rows; kill it when its time is up."""
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         of_server = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=of_server.stop_seconds)  # does nothing if it has ended
+
+    def _end(self, server: Container) -> None:
+        self._stop(server)
+        server.remove(v=True, force=True)

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import kubernetes
@@ -114,8 +113,7 @@ class Cluster:
     def get(self, kind: str, name: str) -> Document | None:
         """Return an object; None if there is none."""
         try:
-            found: Document = self._request("GET", f"{self._path(kind)}/{name}")
-            return found
+            return self._get(f"{self._path(kind)}/{name}")
         except ApiRefused as error:
             if error.status == 404:
                 return None
@@ -124,13 +122,11 @@ class Cluster:
     def find(self, kind: str, labels: Mapping[str, str]) -> list[Document]:
         """Return the objects that have the labels."""
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        found: list[Document] = self._request("GET", self._path(kind), {"labelSelector": selector})["items"]
-        return found
+        return [*self._get(self._path(kind), {"labelSelector": selector})["items"]]
 
     def namespace_uid(self) -> str:
         """Return the UID of the namespace; raise ApiRefused if it may not be read."""
-        uid: str = self._request("GET", f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"]
-        return uid
+        return str(self._get(f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"])
 
     def serves(self, kind: str) -> bool:
         """Return True if the cluster knows objects of this kind."""
@@ -180,7 +176,7 @@ class Cluster:
         path = f"{self._path(kind)}/{name}"
         for attempt in range(_CONFLICT_TRIES):
             try:
-                self._request("PATCH", path, {"fieldManager": MANAGER, **query}, body=change, content_type=content_type)
+                self._send("PATCH", path, {"fieldManager": MANAGER, **query}, body=change, content_type=content_type)
                 return
             except ApiRefused as error:
                 if error.status != 409 or _CONFLICT.search(error.message) or attempt == _CONFLICT_TRIES - 1:
@@ -190,7 +186,7 @@ class Cluster:
     def delete(self, kind: str, name: str) -> None:
         """Delete an object with all that belongs to it; one that is gone is no error."""
         try:
-            self._request("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"})
+            self._send("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"})
         except ApiRefused as error:
             if error.status != 404:
                 raise
@@ -223,13 +219,8 @@ class Cluster:
             ApiRefused: it cannot be run; with status 403, it may not.
             DeploymentFailed: it ends with an error.
         """
-        query = [
-            ("container", CONTAINER),
-            ("stdout", "true"),
-            ("stderr", "true"),
-            *(("command", one) for one in command),
-        ]
-        path, written = f"{self._path('Pod')}/{pod}/exec?{urlencode(query)}", defaultdict[int, bytes](bytes)
+        query = urlencode({"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command}, doseq=True)
+        path, written = f"{self._path('Pod')}/{pod}/exec?{query}", defaultdict[int, bytes](bytes)
         try:
             with closing(self._web_socket(path)) as running:
                 while (frame := running.recv_data())[0] != websocket.ABNF.OPCODE_CLOSE:
@@ -300,7 +291,7 @@ class Cluster:
     def _known_versions(self) -> set[str]:
         # no cached_property: Python 3.11 lets all clusters of a process wait for the one it asks
         if not self._versions:
-            groups = self._request("GET", "/apis")["groups"]
+            groups = self._get("/apis")["groups"]
             self._versions = {"v1", *(version["groupVersion"] for group in groups for version in group["versions"])}
         return self._versions
 
@@ -313,8 +304,8 @@ class Cluster:
         root = f"/api/{version}" if "/" not in version else f"/apis/{version}"
         return f"{root}/namespaces/{self.namespace}/{_RESOURCES[kind][0]}"
 
-    def _request(self, method: str, path: str, query: Mapping[str, str] | None = None, **more: Any) -> Any:
-        return self._send(method, path, query, **more).json()
+    def _get(self, path: str, query: Mapping[str, str] | None = None) -> Document:
+        return {**self._send("GET", path, query).json()}
 
     def _send(
         self,
@@ -329,16 +320,10 @@ class Cluster:
         """Send a request. Raises ApiRefused."""
         headers = {"Accept": "application/json", "Content-Type": content_type, **self._credentials()}
         url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
-        seconds = None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
+        timeout = _CONNECT_SECONDS, None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
         try:
             response = self._session.request(
-                method,
-                url,
-                params=query,
-                data=data,
-                headers=headers,
-                stream=stream,
-                timeout=(_CONNECT_SECONDS, seconds),
+                method, url, params=query, data=data, headers=headers, stream=stream, timeout=timeout
             )
         except requests.RequestException as error:
             why = one_line(getattr(error.args[0], "reason", error) if error.args else error, 300)
@@ -381,7 +366,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
             one.close()
 
 
-def _configured_client(context: str | None) -> Any:
+def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
     """Return the client of the configured cluster or, if nothing is configured, of the cluster that this pod runs in.
 
     Raises:

@@ -121,7 +121,7 @@ class LocalBackend(MachineBackend):
                 time.sleep(_POLL_SECONDS)
 
 
-def choose_port(host: str, reserved: Collection[int]) -> int:
+def choose_port(host: str, reserved: Collection[int | None]) -> int:
     """Return the first free port from 8080 up that no other deployment has reserved.
 
     Raises:
