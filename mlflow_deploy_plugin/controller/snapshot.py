@@ -81,8 +81,7 @@ class ServedModelChanged(InvalidConfig):
 def served_model(observed: ObservedEndpoint) -> str:
     """Return the registered model that answers.
 
-    Raises:
-        InvalidConfig: no registered model answers, or several deployments share the traffic.
+    Raises InvalidConfig if no registered model answers, or several deployments share the traffic.
     """
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)

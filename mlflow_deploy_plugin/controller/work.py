@@ -34,8 +34,7 @@ Attempt = Callable[[], float]
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
     """Return the first time after `after`, in UTC, of a crontab line, as `crontab_times` has them.
 
-    Raises:
-        InvalidConfig: this machine does not know the time zone.
+    Raises InvalidConfig if this machine does not know the time zone.
     """
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
     # in the second of two equal hours they begin with those of the first

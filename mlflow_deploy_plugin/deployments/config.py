@@ -39,8 +39,7 @@ _EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
 def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     """Return `spec` with the fields of `config`; traffic and paths are brought into the form of the spec.
 
-    Raises:
-        InvalidConfig: a field or its value is invalid, a time zone is unknown, or a training project is not there.
+    Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or a training project is not there.
     """
     fields = _expand_traffic(spec, config)
     models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
@@ -186,8 +185,7 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
 def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
     """Check an MLflow project in a folder of this machine; a remote project is checked only by its run.
 
-    Raises:
-        InvalidConfig: the folder is missing, is no MLflow project, or its entry point or parameters differ.
+    Raises InvalidConfig if the folder is missing, is no MLflow project, or its entry point or parameters differ.
     """
     folder = _project_folder(project)
     if folder is None:

@@ -167,8 +167,7 @@ def check_key_columns(
     Args:
         keys: `capture.keys` of the endpoint. Rows that have them may not be in the log yet.
 
-    Raises:
-        InvalidConfig: no logged row of the endpoint has a column; the message names the nearest one.
+    Raises InvalidConfig if no logged row of the endpoint has a column; the message names the nearest one.
     """
     hours = log.hours(endpoint)
     if not key or not hours:

@@ -99,8 +99,7 @@ class BuildContext:
 def server_context() -> BuildContext:
     """Return what every server image is built from: this package as it is installed here, with its Dockerfile.
 
-    Raises:
-        NotInstalled: the installation lacks the files that a wheel of it brings.
+    Raises NotInstalled if the installation lacks the files that a wheel of it brings.
     """
     files: dict[str, Path | bytes] = {name: _project_file(name) for name in PROJECT_FILES}
     for path in _PACKAGE.rglob("*"):

@@ -48,8 +48,7 @@ def build(context: BuildContext, tag: str, report: ProgressCallback, options: Se
 def image_fields(name: str) -> dict[str, Any] | None:
     """Return what `docker image inspect` says of a local image; None if there is no such image.
 
-    Raises:
-        BuildFailed, NotInstalled: no engine answers.
+    Raises BuildFailed or NotInstalled if no engine answers.
     """
     if not _docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
         return None
@@ -81,10 +80,8 @@ def push_image(name: str, report: ProgressCallback) -> str:
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
 
-    The image itself lists them, without a network.
-
-    Raises:
-        BuildFailed: the image cannot be run, or is none of onnxserve's.
+    The image itself lists them, without a network. Raises BuildFailed if the image cannot be run, or is none of
+    onnxserve's.
     """
     lister = ("-m", "mlflow_deploy_plugin.images.sbom")
     rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")

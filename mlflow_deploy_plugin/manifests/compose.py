@@ -30,10 +30,8 @@ SECRETS = "/run/secrets"
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return compose.yaml, and the spec that it mounts.
 
-    The service listens on the address of `server.host` of this machine, by default on loopback.
-
-    Raises:
-        InvalidConfig: it would be open to strangers.
+    The service listens on the address of `server.host` of this machine, by default on loopback. Raises InvalidConfig if
+    it would be open to strangers.
     """
     server, container = spec.server, spec.container
     if not is_loopback(server.host):

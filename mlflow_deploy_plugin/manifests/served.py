@@ -43,8 +43,7 @@ class Place:
         environment: variables that the server gets besides those of the spec, which win.
         owner: the store that the objects belong to; empty for files that others apply.
 
-    Raises:
-        InvalidConfig: no namespace can have this name.
+    Raises InvalidConfig if no namespace can have this name.
     """
 
     namespace: str = "default"
@@ -151,8 +150,7 @@ def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
 def local_files(spec: EndpointSpec) -> list[str]:
     """Return the paths of this machine that the spec names: folders of models, certificate and key, files of secrets.
 
-    Raises:
-        InvalidConfig: one is relative: the server runs elsewhere.
+    Raises InvalidConfig if one is relative: the server runs elsewhere.
     """
     models = {f"variants.{name}.model": parse_model_uri(variant.model) for name, variant in spec.variants.items()}
     paths = {name: uri.name for name, uri in models.items() if uri.kind == "path"}

@@ -70,8 +70,7 @@ class ApiKeys:
     ) -> tuple[ApiKey, str]:
         """Make a key, with its audit event. Returns the key and its text, which cannot be had again.
 
-        Raises:
-            AlreadyExists: the name is, or was, that of another key: the audit trail and the logs have it.
+        Raises AlreadyExists if the name is, or was, that of another key: the audit trail and the logs have it.
         """
         from limits import parse  # here: most that open the store make no key, and its parts for Redis take a while
 

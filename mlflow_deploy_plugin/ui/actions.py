@@ -88,10 +88,8 @@ def rollback_target_of(
 def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, metrics: MetricsByServer) -> None:
     """Refuse a rollback to anything but what the page showed.
 
-    Two people who press the button at once, or one who presses it twice, want one step back.
-
-    Raises:
-        InvalidConfig: another press or a promotion came first.
+    Two people who press the button at once, or one who presses it twice, want one step back. Raises InvalidConfig if
+    another press or a promotion came first.
     """
     try:
         version = rollback_target(store, observed, None, metrics).version
@@ -140,8 +138,7 @@ class FormAction:
 def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
     """Return the action of a form, checked as far as possible before anything is started.
 
-    Raises:
-        InvalidConfig or NotFound: with a message for the page.
+    Raises InvalidConfig or NotFound with a message for the page.
     """
     action = form.get("action", "")
     if action in ("traffic", "rollback"):

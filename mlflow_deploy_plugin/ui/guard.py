@@ -389,8 +389,7 @@ def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: Stag
 def install(app: Flask, trail: AuditTrail) -> None:
     """Put the gate before MLflow's views.
 
-    Raises:
-        OnnxserveError: this MLflow lacks such a view, and its server would run without the gate.
+    Raises OnnxserveError if this MLflow lacks such a view, and its server would run without the gate.
     """
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:

@@ -86,8 +86,7 @@ class Jobs:
         Args:
             secret: environment variables that hold the caller's credentials; they are in no file.
 
-        Raises:
-            TooManyRequests: too many jobs run.
+        Raises TooManyRequests if too many jobs run.
         """
         actors: list[str] = []
         for path in self.folder.glob("*.json"):

@@ -88,8 +88,7 @@ class TrainingRun:
 def column_types(model_uri: str) -> dict[str, str]:
     """Return the columns of the model's signature with their types, as `long`; empty for tensors, or no signature.
 
-    Raises:
-        NotFound / RegistryUnavailable: the version is not there, or MLflow does not answer.
+    Raises NotFound or RegistryUnavailable if the version is not there, or MLflow does not answer.
     """
     from mlflow.models import Model
 
@@ -159,8 +158,7 @@ def end_run(run_id: str, state: str) -> None:
 def registered_version(model: str, run_id: str) -> str:
     """Return the newest version of the model that the run, or a run nested in it, has registered; empty if none.
 
-    Raises:
-        NotFound / RegistryUnavailable: the run is gone, or MLflow does not answer.
+    Raises NotFound or RegistryUnavailable if the run is gone, or MLflow does not answer.
     """
     with registry_errors(f"model {model}"):
         client = registry_client()

@@ -270,10 +270,8 @@ def try_step(context: RetrainingContext, one: Retraining) -> bool:
 def _end_reason(context: RetrainingContext, one: Retraining) -> str:
     """Return why it cannot go on: its endpoint was deleted, or its plan cannot be read; empty if it can.
 
-    While the endpoint's spec cannot be read, nothing new begins; a training that runs is watched.
-
-    Raises:
-        NotReady: it is to be tried again.
+    While the endpoint's spec cannot be read, nothing new begins; a training that runs is watched. Raises NotReady if it
+    is to be tried again.
     """
     try:
         stored = context.deployments.store.endpoint(one.endpoint)

@@ -93,8 +93,7 @@ def rollback_target(
         registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
         metrics: what the endpoint's servers have counted.
 
-    Raises:
-        InvalidConfig / NotFound: as `rollback`.
+    Raises InvalidConfig or NotFound as `rollback`.
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):

@@ -329,8 +329,7 @@ class KubernetesBackend:
     def reached(self, spec: EndpointSpec) -> Iterator[str]:
         """Yield an address of this machine that leads to a ready pod, by port-forward: the cluster's own is inside it.
 
-        Raises:
-            NotReady: no pod is ready.
+        Raises NotReady if no pod is ready.
         """
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
@@ -536,8 +535,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     Args:
         running: the existing Deployment.
 
-    Raises:
-        InvalidConfig: a model is in the registry, and no address of the registry is known that pods reach.
+    Raises InvalidConfig if a model is in the registry, and no address of the registry is known that pods reach.
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:

@@ -369,8 +369,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
     """Return the client of the configured cluster or, if nothing is configured, of the cluster that this pod runs in.
 
-    Raises:
-        InvalidConfig: the configuration does not have the context, or there is no cluster.
+    Raises InvalidConfig if the configuration does not have the context, or there is no cluster.
     """
     file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
     try:

@@ -124,8 +124,7 @@ class LocalBackend(MachineBackend):
 def choose_port(host: str, reserved: Collection[int | None]) -> int:
     """Return the first free port from 8080 up that no other deployment has reserved.
 
-    Raises:
-        DeploymentFailed: none is free.
+    Raises DeploymentFailed if none is free.
     """
     for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
         if port not in reserved and is_port_free(host, port):
@@ -163,8 +162,7 @@ def is_port_free(host: str, port: int) -> bool:
 def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> None:
     """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal; nothing is kept.
 
-    Raises:
-        DeploymentFailed: the port is in use, or the server ended by itself with an error.
+    Raises DeploymentFailed if the port is in use, or the server ended by itself with an error.
     """
     if spec.server.port is None:
         spec = apply_config(spec, {"server.port": choose_port(spec.server.host, [])})

@@ -165,8 +165,7 @@ class MachineBackend:
         Args:
             why_ended: returns why the server has ended; empty while it lives.
 
-        Raises:
-            DeploymentFailed: it cannot become ready, or has not in time; the message says why.
+        Raises DeploymentFailed if it cannot become ready, or has not in time; the message says why.
         """
 
         def pending() -> str:
@@ -271,8 +270,7 @@ def wait_while_pending(
         pending: returns what the endpoint `name` still has to do, or raises DeploymentFailed.
         last_words: returns what else to say if it takes too long.
 
-    Raises:
-        DeploymentFailed: it is not ready after `seconds`.
+    Raises DeploymentFailed if it is not ready after `seconds`.
     """
     deadline, reported = time.monotonic() + seconds, ""
     while found := pending():

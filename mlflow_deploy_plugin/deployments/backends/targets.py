@@ -73,8 +73,7 @@ class Backend(Protocol):
     def place(self, name: str) -> str:
         """Return the name of the place where the endpoint's server is, the same for every process that reaches it.
 
-        Raises:
-            NotReady: this process does not reach the server.
+        Raises NotReady if this process does not reach the server.
         """
 
     def stop(self, name: str) -> None:
