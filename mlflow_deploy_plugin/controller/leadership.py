@@ -42,36 +42,38 @@ BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
 """Works until the lease is lost or the event is set."""
 
 
-def work_under_lease(
+def lead(
     store: Store,
-    name: str,
+    lease_name: str,
+    role: str,
+    tasks: Sequence[BackgroundTask],
     holder: str,
-    seconds: float,
-    work: Callable[[LeaseKeeper], None],
+    lease_seconds: float,
+    say: Callable[[str], None],
     ended: threading.Event,
-    on_holder: Callable[[str], None],
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Call `work` with a lease, again and again until `ended` is set. Wait while another process holds the lease.
+    """Wait for a lease and run the tasks under it, again and again until `ended` is set.
 
     Args:
-        on_holder: is called with the holder's name whenever the holder changes.
+        role: follows the holder's name in the line that `say` gets whenever the holder changes.
     """
     last_holder = ""
     while not ended.is_set():
         try:
-            lease = store.acquire_lease(name, holder, seconds)
-            view = store.lease(name)
+            lease = store.acquire_lease(lease_name, holder, lease_seconds)
+            view = store.lease(lease_name)
             is_own_from_before = lease is None and view is not None and view.holder == holder  # it was lost
             if view is not None and view.holder != last_holder and not is_own_from_before:
                 last_holder = view.holder
-                on_holder(last_holder)
+                say(f"{'' if last_holder == holder else 'waits: '}{last_holder} {role}")
             if lease is None:
-                ended.wait(min(1.0, seconds / 5))
-            else:
-                with LeaseKeeper(store, lease, monotonic) as keeper:
-                    work(keeper)
-                last_holder = ""  # the lease was lost: name its next holder, even if that is this process
+                ended.wait(min(1.0, lease_seconds / 5))
+                continue
+            with LeaseKeeper(store, lease, monotonic) as keeper, running_tasks(tasks, keeper):
+                while keeper.is_held and not ended.wait(_LOOK_SECONDS):
+                    pass
+            last_holder = ""  # the lease was lost: name its next holder, even if that is this process
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             ended.wait(_FAILURE_SECONDS)
@@ -87,17 +89,12 @@ def lead_store(
 ) -> None:
     """Wait for the store's lease and run the tasks under it, until `ended` is set."""
 
-    def work(keeper: LeaseKeeper) -> None:
-        with running_tasks(tasks, keeper):
-            LEADS.set(1)
-            while keeper.is_held and not ended.wait(_LOOK_SECONDS):
-                pass
-            LEADS.set(0)
+    def show_lead(_: LeaseKeeper, over: threading.Event) -> None:
+        LEADS.set(1)
+        over.wait()
+        LEADS.set(0)
 
-    def on_holder(name: str) -> None:
-        say(f"{name} is the controller" if name == holder else f"waits: {name} is the controller")
-
-    work_under_lease(store, STORE_LEASE, holder, lease_seconds, work, ended, on_holder)
+    lead(store, STORE_LEASE, "is the controller", [show_lead, *tasks], holder, lease_seconds, say, ended)
 
 
 @contextmanager

@@ -18,11 +18,10 @@ from functools import partial
 from mlflow_deploy_plugin.controller.leadership import (
     LEASE_SECONDS,
     BackgroundTask,
+    lead,
     reached_places,
     reaches,
     rollouts_lease_name,
-    running_tasks,
-    work_under_lease,
 )
 from mlflow_deploy_plugin.controller.rollouts.plan import RolloutPlan, plan_of
 from mlflow_deploy_plugin.controller.rollouts.state_machine import (
@@ -184,28 +183,23 @@ class RolloutController:
 
     def run(self, ended: threading.Event) -> None:
         """Wait for the lease, and work under it until `ended` is set."""
+        name, role = rollouts_lease_name(self.place), f"takes rollouts of {self.servers} further"
+        tasks, say = (self._work, *self.background), self.actions.say
+        lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
 
-        def on_holder(name: str) -> None:
-            line = f"{name} takes rollouts of {self.servers} further"
-            self.actions.say(line if name == self.holder else f"waits: {line}")
-
-        def work(keeper: LeaseKeeper) -> None:
-            self._looked_at.clear()  # while another had the lease, nobody here watched
-            runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
-            with running_tasks(self.background, keeper):
-                try:
-                    while keeper.is_held and not ended.is_set():
-                        pause = _MAX_PAUSE_SECONDS
-                        for rollout in self.store.rollouts(live=True):
-                            runner.start(rollout.id, partial(self._attempt, rollout, keeper))
-                            with suppress(InvalidConfig):  # its attempt says so
-                                pause = min(pause, plan_of(rollout).every / 10)
-                        ended.wait(max(_MIN_PAUSE_SECONDS, pause))
-                finally:
-                    runner.stop(wait=True)
-
-        name = rollouts_lease_name(self.place)
-        work_under_lease(self.store, name, self.holder, self.lease_seconds, work, ended, on_holder, self.monotonic)
+    def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
+        self._looked_at.clear()  # while another had the lease, nobody here watched
+        runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
+        try:
+            while keeper.is_held and not over.is_set():
+                pause = _MAX_PAUSE_SECONDS
+                for rollout in self.store.rollouts(live=True):
+                    runner.start(rollout.id, partial(self._attempt, rollout, keeper))
+                    with suppress(InvalidConfig):  # its attempt says so
+                        pause = min(pause, plan_of(rollout).every / 10)
+                over.wait(max(_MIN_PAUSE_SECONDS, pause))
+        finally:
+            runner.stop(wait=True)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
         """Advance one rollout by one decision."""
