@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from flask import Flask, g, request
 from flask.sessions import SecureCookieSessionInterface
@@ -40,9 +40,7 @@ _log = logging.getLogger(__name__)
 class Caller:
     """The person or program that a request comes from.
 
-    Attributes:
-        user: the name that MLflow's basic auth has checked; empty if the server has no accounts.
-        address: of the other end of the connection, which may be a proxy.
+    MLflow's basic auth has checked `user`, which is empty if the server has no accounts. `address` may be a proxy's.
     """
 
     user: str
@@ -72,8 +70,8 @@ def may_list(model: str) -> bool:
     if is_administrator():
         return True
     if "onnxserve_is_listed" not in g:
-        auth: Any = _auth_module()
-        g.onnxserve_is_listed = auth._role_based_read_predicate(caller().user, "registered_model")
+        auth = _auth_module()
+        g.onnxserve_is_listed = auth and auth._role_based_read_predicate(caller().user, "registered_model")
     return bool(g.onnxserve_is_listed(model))
 
 
@@ -94,7 +92,7 @@ def is_administrator() -> bool:
 
 
 def seen_workspaces() -> list[str]:
-    """Return the workspaces that the caller may see, as MLflow lists them, and that of the request; none without any.
+    """Return the workspaces that MLflow lists for the caller, and that of the request; none without workspaces.
 
     MLflow's basic auth filters its list in the response.
     """
@@ -114,22 +112,14 @@ def seen_workspaces() -> list[str]:
 
 
 def allow_pages(method: str, *paths: str) -> None:
-    """Open these paths to everybody who has an account.
-
-    MLflow's basic auth with MLFLOW_BASIC_AUTH_FAIL_CLOSED refuses paths that it does not know.
-    """
-    auth = _auth_module()
-    if auth is not None:
+    """Open these paths to all accounts: MLflow's basic auth may refuse paths that it does not know."""
+    if (auth := _auth_module()) is not None:
         for path in paths:
             auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
 
 
 def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
-    """Return the endpoints that the caller may not see.
-
-    They serve, or served before they were deleted, a model that the caller may not read, or nobody knows what they
-    serve.
-    """
+    """Return the endpoints that serve, or served, a model that the caller may not read, or an unknown one."""
     if is_administrator():
         return frozenset()
     asked, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
@@ -169,7 +159,7 @@ def _permissions(model: str) -> tuple[bool, bool]:
     return known[model]
 
 
-def _auth_module() -> Any | None:
+def _auth_module() -> ModuleType | None:
     """Return MLflow's module of basic auth; None if this server does not use it."""
     auth = sys.modules.get("mlflow.server.auth")
     return auth if auth is not None and auth._auth_initialized else None
@@ -185,7 +175,7 @@ def authenticate_once_a_request() -> None:
     authenticate = auth.authenticate_request
 
     @wraps(authenticate)
-    def once() -> Any:
+    def once() -> object:
         if "onnxserve_authorization" not in g:
             g.onnxserve_authorization = authenticate()
         return g.onnxserve_authorization
@@ -194,10 +184,7 @@ def authenticate_once_a_request() -> None:
 
 
 def add_sessions(app: Flask, key_file: Path) -> None:
-    """Give the app sessions.
-
-    MLflow's basic auth has set a key already. Without accounts the workers share the key in `key_file`.
-    """
+    """Give the app sessions. Without the key of MLflow's basic auth, the workers share the key in `key_file`."""
     if not app.secret_key:
         try:
             key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -213,7 +200,6 @@ def add_sessions(app: Flask, key_file: Path) -> None:
 
 
 def form_token(user: str) -> str:
-    """Return the token for the forms of the page at hand."""
     return str(generate_csrf(token_key=_session_key(user)))
 
 

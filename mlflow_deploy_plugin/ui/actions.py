@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import requests
 
@@ -36,8 +36,11 @@ from mlflow_deploy_plugin.registry import (
 )
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.statedir import read_state, write_state
-from mlflow_deploy_plugin.store import Endpoint, Store, open_store
+from mlflow_deploy_plugin.store import Endpoint, Json, Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job
+
+if TYPE_CHECKING:
+    from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
 ALREADY_THERE = "it is there already"
 _TIMEOUT_SECONDS = 10
@@ -54,10 +57,8 @@ def server_blocker(observed: ObservedEndpoint) -> str:
 
     A server that is started from here would keep the credentials of the person who pressed the button.
     """
-    if observed.observation.state in ("running", "starting"):
-        return ""
-    name = observed.endpoint.spec.name
-    return f"the server of {name} does not run: `onnxserve start {name}` first"
+    name, is_up = observed.endpoint.name, observed.observation.state in ("running", "starting")
+    return "" if is_up else f"the server of {name} does not run: `onnxserve start {name}` first"
 
 
 def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
@@ -67,13 +68,13 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
 
 
 def rollback_target_of(
-    store: Store, observed: ObservedEndpoint, registry: Any, metrics: MetricsByServer = MappingProxyType({})
+    store: Store, observed: ObservedEndpoint, registry: "Registry", metrics: MetricsByServer = MappingProxyType({})
 ) -> PreviousVersion:
     """Return what the endpoint is rolled back to; `registry` and `metrics` as `rollback_target`.
 
     Raises:
         NotFound: no earlier version or model is known.
-        InvalidConfig: it cannot be rolled back now; the message is for the page.
+        InvalidConfig: it cannot be rolled back now.
         RegistryUnavailable: MLflow does not answer.
     """
     try:
@@ -122,17 +123,11 @@ def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
 
 @dataclass(frozen=True)
 class FormAction:
-    """An action that a form asks for.
-
-    Attributes:
-        description: of the action, for people.
-        models: the registered models that the caller must be allowed to edit.
-        arguments: as `actions.py` takes them.
-    """
+    """An action that a form asks for; the caller must be allowed to edit its `models`."""
 
     description: str
     models: tuple[str, ...]
-    arguments: dict[str, Any]
+    arguments: Json
 
 
 def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
@@ -146,7 +141,7 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
         if endpoint is None:
             raise no_endpoint(form.get("endpoint", ""))
         models = tuple(registered_model_names(endpoint.spec))
-        arguments: dict[str, Any] = {"endpoint": endpoint.name}
+        arguments: Json = {"endpoint": endpoint.name}
         description = f"roll {endpoint.name} back"
         if action == "traffic":
             weights = arguments["weights"] = _weights(form, endpoint)

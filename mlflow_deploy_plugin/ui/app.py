@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from functools import cache, wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 from flask import Blueprint, Flask, Response, make_response, redirect, render_template, request, stream_with_context
@@ -71,7 +70,7 @@ _HEADERS = {
 }
 
 
-def create_app() -> Any:
+def create_app() -> object:
     """Return MLflow's server with our parts, as uvicorn, gunicorn or waitress runs it."""
     from mlflow.server import app
     from mlflow.server.fastapi_app import create_fastapi_app
@@ -80,7 +79,7 @@ def create_app() -> Any:
     return create_fastapi_app(app) if os.environ.get(_SGI) == "uvicorn" else app
 
 
-def create_basic_auth_app() -> Any:
+def create_basic_auth_app() -> object:
     """Return the same behind MLflow's basic auth, which identifies the caller before the gate decides."""
     from mlflow.server import app
     from mlflow.server.auth import create_app as create_with_accounts
@@ -150,10 +149,7 @@ def extend(app: Flask) -> None:
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
-    """Have MLflow's pages run our script, which links each page of a registered model to the console.
-
-    MLflow renders no link from a tag, and the description of a model belongs to people.
-    """
+    """Have MLflow's pages run our script, which links each page of a registered model to the console."""
     index = Path(app.static_folder or "") / "index.html"
     if _INDEX_VIEW not in app.view_functions or not index.exists():
         return  # this MLflow serves its pages in another way, or was built without pages
@@ -178,7 +174,7 @@ def _compare_versions_as_numbers() -> None:
     transition = SqlAlchemyStore.transition_model_version_stage
 
     @wraps(transition)
-    def with_number(self: Any, name: str, version: str, stage: str, archive_existing_versions: bool) -> Any:
+    def with_number(self: object, name: str, version: str, stage: str, archive_existing_versions: bool) -> object:
         number = int(version) if str(version).isdecimal() else version
         return transition(self, name, number, stage, archive_existing_versions)
 
@@ -198,7 +194,6 @@ class _Console:
         return Jobs(load_settings().home_path / _FOLDER / "jobs")
 
     def page(self) -> Response:
-        """Return the page, with the job that it follows."""
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def pictures(self) -> Response:
@@ -229,14 +224,14 @@ class _Console:
                 models = " and ".join(action.models) or "what is not registered"
                 error = f"you may not {action.description}: that takes the permission to edit {models}"
                 return self._render(error=error, status=403)
-            wanted = Job(
+            job = Job(
                 description=action.description,
                 actor=who.actor,
                 arguments=action.arguments,
                 servers=self._servers(),
                 has_account=bool(who.user),
             )
-            job = self._jobs.start(wanted, _credentials() | workspace_environment())
+            job = self._jobs.start(job, _credentials() | workspace_environment())
         except OnnxserveError as failure:
             return self._render(error=failure.message, status=failure.http_status)
         return make_response(redirect(self._here(job=job.id), 303))
@@ -334,8 +329,7 @@ def _span() -> Span:
 
 def _credentials() -> dict[str, str]:
     """Return the caller's credentials as the variables of MLflow's client."""
-    given = request.authorization
-    if given is None:
+    if (given := request.authorization) is None:
         return {}
     if given.type == "basic":
         return {"MLFLOW_TRACKING_USERNAME": given.username or "", "MLFLOW_TRACKING_PASSWORD": given.password or ""}

@@ -34,7 +34,7 @@ class Series:
     """Values at the same distance from each other; None, NaN and infinity are gaps.
 
     Attributes:
-        colour: which of the colours; those of one version are the same in all pictures.
+        colour: the same for a version in all pictures.
         is_thin: True for a second line of the same colour; the legend has it behind the one before it.
         label: its name there; empty: the same.
     """
@@ -48,12 +48,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Line:
-    """A series as it is drawn.
-
-    Attributes:
-        path: of SVG, within WIDTH × HEIGHT; empty if there is nothing to draw.
-        last: the last value with its unit, or –.
-    """
+    """A series as it is drawn: `path` is of SVG, within WIDTH × HEIGHT, and `last` the last value with its unit."""
 
     name: str
     label: str
@@ -107,8 +102,7 @@ def line_chart(
     is_growing: bool = False,
     empty: str = "",
 ) -> LineChart:
-    """Return the chart of these series. The first value of a series is at the left end, and the last one at the right
-    end.
+    """Return the chart of these series, each from the left end to the right end.
 
     Args:
         limit: a value that is marked.
@@ -166,10 +160,7 @@ def nice_top(value: float) -> float:
 
 
 def shown(value: float | None, unit: str) -> str:
-    """Return the value with its unit: `12.3 /s`, `4 ms`, `9.5 s`, `0.2 %`; – for none.
-
-    Less than a second is shown in milliseconds.
-    """
+    """Return the value with its unit: `12.3 /s`, `4 ms` for less than a second, `9.5 s`, `0.2 %`; – for none."""
     if value is None:
         return "–"
     if unit == "s" and value < 0.9995:  # above that, three digits are 1,000 ms

@@ -12,13 +12,14 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.processes import Child, exit_reason
 from mlflow_deploy_plugin.statedir import State, is_alive, read_state, write_state
+from mlflow_deploy_plugin.store import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
@@ -53,13 +54,13 @@ class Job(State):
         arguments: the action and its arguments, as `actions.py` reads them.
         message: one line: the result, or why it failed.
         servers: addresses at which this MLflow may be reached, the best first.
-        has_account: True if the server has accounts, so that others may have fewer permissions.
+        has_account: other accounts of the server may have fewer permissions.
     """
 
     id: str = Field(default_factory=lambda: secrets.token_hex(8))
     description: str
     actor: str
-    arguments: dict[str, Any]
+    arguments: Json
     servers: tuple[str, ...] = ()
     has_account: bool = False
     state: Literal["running", "done", "failed"] = "running"
@@ -81,10 +82,8 @@ class Jobs:
     def start(self, job: Job, secret: Mapping[str, str]) -> Job:
         """Start a job and return at once; what is left of jobs of the days before is removed.
 
-        If one with the same arguments runs already, that is returned: a button that is pressed twice does one thing.
-
-        Args:
-            secret: environment variables that hold the caller's credentials; they are in no file.
+        If a job with the same arguments runs already, it is returned: a button that is pressed twice does one thing.
+        The environment variables of `secret`, the caller's credentials, are in no file.
 
         Raises TooManyRequests if too many jobs run.
         """

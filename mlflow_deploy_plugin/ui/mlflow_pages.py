@@ -5,16 +5,17 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.monitoring import mark_of
 from mlflow_deploy_plugin.settings import workspace_query
 from mlflow_deploy_plugin.store import MonitorWindow
 
+if TYPE_CHECKING:
+    from mlflow.store.tracking.abstract_store import AbstractStore
+
 _RUN = re.compile(r"[0-9a-f]{32}")
-
-
 Mark = Literal["alarm", "undecided", "fine", "failed", "waiting"]
 
 
@@ -24,7 +25,6 @@ class MonitorVerdict:
 
     Attributes:
         state: of the verdict; of a window without one, of the work on it.
-        mark: how the page shows the state.
         report: its address within MLflow's pages; empty if there is none.
         labelled_share: the share of the rows looked at that have a label, if the monitor counts them.
         by_hand: a person has asked for the verdict.
@@ -61,7 +61,7 @@ class MonitorVerdict:
 class MlflowPages:
     """Addresses within MLflow's UI, and the tracking store that they are looked up in."""
 
-    tracking: Any
+    tracking: "AbstractStore"
     prefix: str
 
     def run(self, experiment_id: str, run_id: str) -> str:

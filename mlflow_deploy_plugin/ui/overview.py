@@ -6,11 +6,11 @@ server's own registry.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.deployments import (
     Deployments,
@@ -59,6 +59,12 @@ from mlflow_deploy_plugin.ui.actions import (
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages
 from mlflow_deploy_plugin.ui.pictures import Pictures, Timeline, endpoint_pictures, monitor_timelines
 
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
+
+Link = Callable[[str], str]
+"""Returns the address of a gate's report by its tag."""
 _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
@@ -92,7 +98,6 @@ class VersionRow:
     """One version of a registered model.
 
     Attributes:
-        report: the address of its gate's report, or empty.
         rolled_back: the endpoint that it was rolled back from, and why; empty if it was not.
         targets: the stages and aliases that are followed, and the other stages.
     """
@@ -141,11 +146,10 @@ class EndpointCard:
 
     Attributes:
         health: one word; `reason` says why it is not `healthy`.
-        no_traffic: why a change of traffic would be refused now; empty if it would not.
+        no_traffic / no_rollback: why a change of traffic, or a rollback, would be refused now; empty if it would not.
         has_rollback: something was served before, as far as that is known.
-        no_rollback: why a rollback would be refused now; empty if it would not.
         rollback_to: the version or model that a rollback brings back; empty if that is not known.
-        monitors: with their newest windows; none where it stands alone, with a picture of all.
+        monitors: with their newest windows; none on a page of one endpoint, which has a picture of all.
         spec: None if it cannot be read.
         pictures: None if the page's script gets them once they are in sight.
     """
@@ -190,7 +194,7 @@ class Overview:
 def build_overview(
     store: Store,
     settings: Settings,
-    registry: Any,
+    registry: "Registry",
     pages: MlflowPages,
     only: str = "",
     model: str = "",
@@ -259,7 +263,12 @@ def build_overview(
 
 
 def _endpoint_card(
-    one: ObservedEndpoint, metrics: MetricsByServer, pages: MlflowPages, store: Store, registry: Any, is_alone: bool
+    one: ObservedEndpoint,
+    metrics: MetricsByServer,
+    pages: MlflowPages,
+    store: Store,
+    registry: "Registry",
+    is_alone: bool,
 ) -> EndpointCard:
     spec, observation = one.endpoint.spec, one.observation
     may_act = may_act_on(registered_model_names(spec))
@@ -314,14 +323,8 @@ def _variant_row(one: ObservedEndpoint, name: str, metrics: ServerMetrics, pages
     )
 
 
-def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_account: bool) -> list[ModelCard]:
-    """Return a card for each model that the endpoints refer to.
-
-    Args:
-        registry: MLflow's registry store.
-        link: the tag of a gate's report → its address.
-        has_account: True if the caller has an account, so that others may have fewer permissions.
-    """
+def model_cards(registry: "Registry", specs: Iterable[EndpointSpec], link: Link, has_account: bool) -> list[ModelCard]:
+    """Return a card for each model that the endpoints refer to."""
     followed: defaultdict[str, set[str]] = defaultdict(set)
     for spec in specs:
         for reference in registered_model_uris(spec):
@@ -330,7 +333,9 @@ def model_cards(registry: Any, specs: Iterable[EndpointSpec], link: Any, has_acc
     return [_model_card(registry, name, places, link, has_account) for name, places in sorted(followed.items())]
 
 
-def _versions_by_place(model: Any, versions: Sequence[Any], followed: set[str]) -> dict[StageOrAlias, frozenset[str]]:
+def _versions_by_place(
+    model: "RegisteredModel", versions: Sequence["ModelVersion"], followed: set[str]
+) -> dict[StageOrAlias, frozenset[str]]:
     """Return the versions at each place that a version may be promoted to: followed ones first."""
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
     places = [*sorted(followed, key=lambda place: (place.startswith("@"), place)), *stages]
@@ -343,7 +348,7 @@ def _versions_by_place(model: Any, versions: Sequence[Any], followed: set[str]) 
     return found
 
 
-def _model_card(registry: Any, name: str, followed: set[str], link: Any, has_account: bool) -> ModelCard:
+def _model_card(registry: "Registry", name: str, followed: set[str], link: Link, has_account: bool) -> ModelCard:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -370,15 +375,8 @@ def _model_card(registry: Any, name: str, followed: set[str], link: Any, has_acc
             for place, there in holders.items()
             if not error
         )
-        row = VersionRow(
-            number=number,
-            stage=one.current_stage if one.current_stage != "None" else "",
-            aliases=aliases,
-            standing=standing,
-            report=link(standing.report),
-            rolled_back=one.tags.get(ROLLED_BACK_TAG, ""),
-            targets=targets,
-        )
-        versions.append(row)
+        stage, report, taken_back = one.current_stage, link(standing.report), one.tags.get(ROLLED_BACK_TAG, "")
+        stage = "" if stage == "None" else stage
+        versions.append(VersionRow(number, stage, aliases, standing, report, taken_back, targets))
     gated = (*policy.gated_stages, *(f"@{alias}" for alias in policy.gated_aliases)) if policy is not None else ()
     return ModelCard(name, tuple(versions), gated, error, error or gate_blocker(applied, has_account))

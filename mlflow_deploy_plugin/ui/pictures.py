@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from mlflow_deploy_plugin.deployments import (
     CountedInterval,
@@ -24,7 +23,7 @@ from mlflow_deploy_plugin.deployments import (
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.statedir import HISTORY_INTERVALS, Span
-from mlflow_deploy_plugin.store import Monitors, Rollout, Store
+from mlflow_deploy_plugin.store import Json, Monitors, Rollout, Store
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
@@ -65,12 +64,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class RolloutPicture:
-    """A rollout with its evidence so far.
-
-    Attributes:
-        steps: the share of each, and whether it is done, now or to come.
-        counts: lines of what was counted in the step.
-    """
+    """A rollout with its evidence so far; `steps` has the share of each, and whether it is done, now or to come."""
 
     title: str
     state: str
@@ -82,12 +76,7 @@ class RolloutPicture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one endpoint.
-
-    Attributes:
-        notice: why there are no figures of the traffic, or since when; empty if there are.
-        rollout: the one under way, or the last one.
-    """
+    """The pictures of one endpoint; `notice` is why there are no figures of the traffic, or since when."""
 
     endpoint: str
     charts: tuple[LineChart, ...]
@@ -223,7 +212,6 @@ class _Slots:
         }
 
     def counted(self, version: _Version) -> list[VersionCounters | None]:
-        """Return what a version has counted in each slot; None where nothing."""
         return [counted.get(version) for counted in self._counted]
 
     def requests(self, version: _Version, interval: CountedInterval) -> float:
@@ -274,11 +262,12 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
     return RolloutPicture(title, rollout.state, rollout.reason, steps, chart, tuple(counts))
 
 
-def _evidence(trace: Sequence[Any], criteria: Sequence[str], until: float, seconds: float) -> list[Series]:
+def _evidence(
+    trace: Sequence[tuple[float, int, Json]], criteria: Sequence[str], until: float, seconds: float
+) -> list[Series]:
     """Return a line for each criterion: at each point the share in percent that the last look before it found.
 
-    Args:
-        until: the seconds since the rollout's beginning, up to now or to its end; of `seconds` that the chart has.
+    Of the `seconds` that the chart has, `until` seconds have passed.
     """
     shown: dict[str, list[float | None]] = {text: [None] * _POINTS for text in criteria}
     with suppress(TypeError, ValueError, AttributeError):  # another onnxserve has written it otherwise
