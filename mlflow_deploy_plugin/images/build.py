@@ -26,11 +26,9 @@ class ImagePlan:
     """The images to build, one upon the other.
 
     Attributes:
-        server_image: the image to build on.
-        server: its context, from which it is built if it is not here; None for one that was named.
+        server: the context from which `server_image` is built if it is not here; None for one that was named.
         options: of that build.
         platform: the options that name the platform of both builds.
-        model: the context of the model's image.
         resolved: the version that is baked in, or the one that is followed now.
     """
 
@@ -118,9 +116,7 @@ def planned_image(
 def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False) -> BuiltImage:
     """Build the model's image as `name`, and the server's image before it if it is not here.
 
-    Args:
-        report: gets the builder's lines.
-        pull: build the server's image anew on the newest base image.
+    `report` gets the builder's lines. With `pull` the server's image is built anew on the newest base image.
 
     Raises:
         BuildFailed: there is no engine, or a build failed.

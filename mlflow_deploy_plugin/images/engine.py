@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 from mlflow_deploy_plugin.errors import BuildFailed, NotInstalled, Unauthenticated
 from mlflow_deploy_plugin.images.context import BuildContext
@@ -21,11 +21,7 @@ _KEPT = 40
 
 
 def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Build the context's image as `tag`, and return what `docker image inspect` says of it.
-
-    Args:
-        report: gets the builder's lines.
-        options: of `docker build`.
+    """Build the context's image as `tag` with these options of `docker build`, and return its `image_fields`.
 
     Raises:
         BuildFailed: there is no engine, or the build failed; the message ends with its last words. Or the builder is
@@ -52,8 +48,7 @@ def image_fields(name: str) -> dict[str, Any] | None:
     """
     if not _docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
         return None
-    fields: dict[str, Any] = json.loads(_docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]
-    return fields
+    return {**json.loads(_docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]}
 
 
 def push_image(name: str, report: ProgressCallback) -> str:
@@ -109,7 +104,7 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
 
 
 def _docker(
-    *arguments: str, what: str, stdin: Any = None, text: str = "", report: ProgressCallback | None = None
+    *arguments: str, what: str, stdin: IO[bytes] | None = None, text: str = "", report: ProgressCallback | None = None
 ) -> str:
     """Run `docker ARGUMENTS` and return its output, with standard error if it is reported line by line.
 

@@ -4,7 +4,6 @@ The values of an endpoint are its spec, so that the chart's schema is made of th
 """
 
 from collections.abc import Mapping
-from typing import Any
 
 from mlflow_deploy_plugin.manifests.kubernetes import SERVICE_NAME, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
@@ -78,7 +77,7 @@ def values_schema() -> Document:
     return {"$schema": "http://json-schema.org/draft-07/schema#", **whole, "$defs": definitions}
 
 
-def _without(fields: Mapping[str, Any]) -> Document:
+def _without(fields: Document) -> Document:
     return {name: value for name, value in fields.items() if name not in _NOT_OF_VALUES}
 
 

@@ -30,19 +30,16 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     check_name(spec)
     if spec.kubernetes.host is not None:
         raise InvalidConfig("kubernetes.host: KServe makes host names and gateways itself; leave it out")
-    served, storage = _stored_by_kserve(spec)
+    served, stored, canary = _stored_by_kserve(spec)
     visibility = {"networking.kserve.io/visibility": "cluster-local"} if spec.server.is_open else {}
     kubernetes = spec.kubernetes
-    model: Document = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2"}
-    if "storageUri" in storage:
-        model["storageUri"] = storage["storageUri"]
+    model: Document = {"modelFormat": {"name": _FORMAT}, "runtime": spec.name, "protocolVersion": "v2", **stored}
     pods = {"minReplicas": kubernetes.replicas, "maxReplicas": kubernetes.replicas} if kubernetes.replicas else {}
     predictor: Document = {**pods, "model": model}
     if kubernetes.max_replicas is not None:
         scaled = {"scaleMetric": "cpu", "scaleTarget": kubernetes.target_cpu_percent}
         predictor |= {"maxReplicas": kubernetes.max_replicas, **scaled}
-    if "canaryTrafficPercent" in storage:
-        predictor["canaryTrafficPercent"] = storage["canaryTrafficPercent"]
+    predictor |= canary
     if kubernetes.service_account is not None:
         predictor["serviceAccountName"] = kubernetes.service_account
     document = partial(make_document, spec.name, place)
@@ -54,8 +51,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     return {f"{spec.name}.kserve.yaml": dump_documents(documents)}
 
 
-def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document]:
-    """Return the spec as the server reads it, and the fields of a predictor that name the model.
+def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Document]:
+    """Return the spec as the server reads it, the field that names the model, and the field of a canary's share.
 
     Of two variants in stores, the one with the smaller share is the canary: KServe keeps the one before it, which was
     rolled out when the spec had it alone.
@@ -63,14 +60,12 @@ def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document]:
     variants = list(spec.variants.values())
     in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)
     if not in_stores or any(variant.shadow for variant in variants) or spec.sticky is not None or len(variants) > 2:
-        return spec, {}
-    newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
-    fields: Document = {"storageUri": newest[1].model}
-    if len(variants) == 2:
-        total = sum(variant.weight for variant in variants)
-        fields["canaryTrafficPercent"] = round(100 * newest[1].weight / total)
-    in_pod = newest[1].model_copy(update={"model": MODEL_FOLDER, "weight": 100})
-    return spec.model_copy(update={"variants": {newest[0]: in_pod}}), fields
+        return spec, {}, {}
+    name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
+    share = round(100 * newest.weight / sum(variant.weight for variant in variants))
+    in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
+    served = spec.model_copy(update={"variants": {name: in_pod}})
+    return served, {"storageUri": newest.model}, {"canaryTrafficPercent": share} if len(variants) == 2 else {}
 
 
 def _runtime(spec: EndpointSpec, place: Place) -> Document:

@@ -42,17 +42,17 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         served = spec.model_copy(update={"variants": {name: alone}})
         data = {SPEC_FILE: dump_spec(spec_of_pod(served))}
         documents.append(make_document(configured, place, "v1", "ConfigMap", data=data))
-        predictor: Document = {
-            "name": name,
-            "annotations": {"seldon.io/no-engine": "true"},  # the server answers itself: V2, metrics, capture
-            "graph": {"name": spec.name, "type": "MODEL", "children": []},
-            "componentSpecs": [_component(spec, place, configured)],
-            **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
-            "traffic": shares[name],
-        }
-        if variant.shadow:
-            predictor["shadow"] = True
-        predictors.append(predictor)
+        predictors.append(
+            {
+                "name": name,
+                "annotations": {"seldon.io/no-engine": "true"},  # the server answers itself: V2, metrics, capture
+                "graph": {"name": spec.name, "type": "MODEL", "children": []},
+                "componentSpecs": [_component(spec, place, configured)],
+                **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
+                "traffic": shares[name],
+                **({"shadow": True} if variant.shadow else {}),
+            }
+        )
     deployed = {"name": spec.name, "protocol": "v2", "transport": "rest", "predictors": predictors}
     api_version = "machinelearning.seldon.io/v1"
     documents.append(make_document(spec.name, place, api_version, "SeldonDeployment", spec=deployed))

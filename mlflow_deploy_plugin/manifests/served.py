@@ -39,7 +39,6 @@ class Place:
     """The place that documents are for.
 
     Attributes:
-        namespace: the Kubernetes namespace.
         environment: variables that the server gets besides those of the spec, which win.
         owner: the store that the objects belong to; empty for files that others apply.
 
@@ -78,7 +77,7 @@ _LINE_BREAKS = "\x85\u2028\u2029"
 class _Dumper(yaml.SafeDumper):
     """Writes texts of several lines as blocks, and repeats what stands twice."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
     def text(self, text: str) -> yaml.ScalarNode:
@@ -97,7 +96,6 @@ def dump_documents(documents: list[Document]) -> str:
 
 
 def http_port(spec: EndpointSpec) -> int:
-    """Return the port that the server listens on."""
     return spec.server.port or PORT
 
 

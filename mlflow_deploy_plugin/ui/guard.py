@@ -25,7 +25,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, jsonify, make_response
 
@@ -46,8 +46,14 @@ from mlflow_deploy_plugin.registry import (
 )
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.store import Store, move_detail, open_store
+from mlflow_deploy_plugin.store import Json, Store, move_detail, open_store
 from mlflow_deploy_plugin.ui.access import caller
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+    from mlflow.entities.model_registry import ModelVersion, RegisteredModel
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+    from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
 _log = logging.getLogger(__name__)
 
@@ -121,10 +127,8 @@ class RegistryChange:
 
     Attributes:
         action: `transition`, `alias`, `tag`, or `rename` or `delete` of a registered model itself.
-        before: the stage of the version, the version with the alias, the value of the tag, or the model's name.
-        after: the same after the change.
+        before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
         why: why the gate lets it pass, or refuses it; empty if nothing is gated.
-        detail: what else the audit trail has of it.
         also_of: other models whose trail has it, too.
         is_served_again: the version was rolled back, and comes to a stage or alias that is served.
     """
@@ -136,7 +140,7 @@ class RegistryChange:
     after: str
     why: str = ""
     is_refused: bool = False
-    detail: dict[str, Any] | None = None
+    detail: Json | None = None
     also_of: tuple[str, ...] = ()
     is_served_again: bool = False
 
@@ -155,10 +159,10 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
     place = StageOrAlias(stage=stage)
     why, is_refused = _decide(trail, model, version, place, holders[0] if holders else "")
-    detail: dict[str, Any] = {}
     others = [other for other in holders if other != str(version.version)]
+    detail = move_detail(stage, others[0] if others else "")
     if others:
-        detail = {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
+        detail |= {"stood_there": others[0], "archived": bool(message.archive_existing_versions)}
     return RegistryChange(
         "transition",
         message.name,
@@ -167,7 +171,7 @@ def _transition(trail: AuditTrail) -> RegistryChange:
         stage,
         why,
         is_refused,
-        detail | move_detail(stage, others[0] if others else ""),
+        detail,
         is_served_again=place.is_served_from and ROLLED_BACK_TAG in version.tags,
     )
 
@@ -267,16 +271,16 @@ _GATED = ("_transition_stage", "_set_registered_model_alias")
 """The views that refuse a request that cannot be read."""
 
 
-def _is_only_a_prompt(model: Any) -> bool:
+def _is_only_a_prompt(model: "RegisteredModel") -> bool:
     """Return True for a prompt. A model with a policy is none, whatever its tag: anybody can set and remove the tag."""
     return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
 
 
-def _alias_text(alias: str, version: Any) -> str:
+def _alias_text(alias: str, version: object) -> str:
     return "" if version is None else f"version {version} in @{alias}"
 
 
-def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> Any:
+def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> "Message":
     """Return the request at hand as MLflow reads it; raise MlflowException if MLflow refuses it.
 
     Args:
@@ -292,20 +296,17 @@ def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) ->
     return handlers._get_request_message(getattr(model_registry_pb2, request)(), schema=schema)
 
 
-def _registry() -> Any:
+def _registry() -> "Registry":
     """Return MLflow's registry store in this process: we are its server, and need no HTTP request."""
     from mlflow.server import handlers
 
     return handlers._get_model_registry_store()
 
 
-def _decide(trail: AuditTrail, model: Any, version: Any, place: StageOrAlias, holder: str) -> tuple[str, bool]:
-    """Return why the gate lets a version move to a stage or alias, or why not, and True if it refuses.
-
-    Args:
-        model: MLflow's entity, as `version`.
-        holder: the version that is there now, or an empty text.
-    """
+def _decide(
+    trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
+) -> tuple[str, bool]:
+    """Return why the gate lets a version take the place of `holder`, or why not, and True if it refuses."""
     number, what = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
@@ -356,7 +357,7 @@ def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _m
     return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
 
 
-def _artifact_store(uri: str) -> tuple[Any, str]:
+def _artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
     """Return the artifact store of `uri`, and the folder in it, as MLflow's server answers requests for artifacts."""
     from mlflow.server import handlers
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
@@ -367,7 +368,7 @@ def _artifact_store(uri: str) -> tuple[Any, str]:
     return handlers._get_artifact_repo_mlflow_artifacts(), handlers._get_workspace_scoped_repo_path_if_enabled(folder)
 
 
-def _sha256(store: Any, path: str) -> str:
+def _sha256(store: "ArtifactRepository", path: str) -> str:
     with tempfile.TemporaryDirectory(prefix="onnxserve-guard-") as folder:
         file = Path(store.download_artifacts(path, folder))
         with file.open("rb") as stream:

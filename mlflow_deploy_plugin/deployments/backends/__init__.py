@@ -1,11 +1,13 @@
 """Backends, the places to deploy to. `targets.py` has the table of them and the functions that each has."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from mlflow_deploy_plugin.statedir import RefusedVersion, WantedEndpoint, WorkerState
 
+Progress = Callable[[str], None]
+"""Takes one line for each long step."""
 DeploymentState = Literal["running", "starting", "stopped", "failed", "empty"]
 """The state of an endpoint's server. `empty` is an endpoint without a deployment, which has no server."""
 

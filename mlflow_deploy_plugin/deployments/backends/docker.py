@@ -26,7 +26,7 @@ from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 from docker.models.containers import Container
 from docker.models.images import Image
 
-from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress
 from mlflow_deploy_plugin.deployments.backends.containers import (
     ADDRESS,
     DIGEST,
@@ -55,7 +55,6 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     server_url,
     written_spec,
 )
-from mlflow_deploy_plugin.deployments.backends.targets import Progress
 from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import make_url
 
-from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress
 from mlflow_deploy_plugin.deployments.backends.kubernetes_api import ApiRefused, Cluster
 from mlflow_deploy_plugin.deployments.backends.kubernetes_status import (
     UNSEEN,
@@ -39,7 +39,6 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
     wait_while_pending,
 )
 from mlflow_deploy_plugin.deployments.backends.supervisor import error_line
-from mlflow_deploy_plugin.deployments.backends.targets import Progress
 from mlflow_deploy_plugin.errors import (
     AlreadyExists,
     DeploymentFailed,
@@ -127,7 +126,7 @@ class KubernetesBackend:
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`; after a failure pods that were ready go on, and objects taken over from others are as before.
 
-        Raises as `Backend.apply`, and AlreadyExists if objects of its name are somebody else's.
+        Raises as `Backend.apply`, and AlreadyExists if objects of its name belong to others.
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
@@ -159,11 +158,8 @@ class KubernetesBackend:
     ) -> None:
         """Apply the documents, and wait until every pod serves `spec`."""
         pods = self._living_pods(spec.name) if running is not None else []
-        before = {
-            pod["metadata"]["name"]: state
-            for pod, state in zip(pods, self._read_pods(pods), strict=True)
-            if state is not None
-        }
+        states = zip(pods, self._read_pods(pods), strict=True)
+        before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
         is_scaled, replicas = spec.kubernetes.is_autoscaled, spec.kubernetes.replicas
         if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
             self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})  # until now the autoscaler's
@@ -209,7 +205,6 @@ class KubernetesBackend:
             "running",
             reason or next((one.pending for one in applied if one.pending), ""),
             url=self._url(spec),
-            started_at=None,
             restarts=sum(container_status(pod).get("restartCount", 0) for pod in pods),
             wanted=next((one.wanted for one in applied if one.wanted is not None), None),
             workers=tuple(
@@ -224,9 +219,9 @@ class KubernetesBackend:
         )
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of each ready pod, by its name, or why it does not give it.
+        """Return a page of each ready pod, by its name, or why the pod does not give it.
 
-        They are asked from within, with the key that only the server's user reads: the API server's proxy passes no
+        Pods are asked from within, with the key that only the server's user reads: the API server's proxy passes no
         `Authorization` on, and has no client certificate. A pod that ends is asked as long as it answers.
         """
         self._own_deployment(spec.name)
@@ -252,8 +247,8 @@ class KubernetesBackend:
         """Return the UID of the namespace, which no namespace of another cluster has.
 
         Raises:
-            NotReady: it has no Deployment of this name: that is in another cluster, or was deleted.
-            InvalidConfig: the Deployment is another's.
+            NotReady: it has no Deployment of this name.
+            InvalidConfig: the Deployment belongs to others.
             DeploymentFailed: the API server does not answer, or forbids it.
         """
         if self._own_deployment(name) is None:
@@ -262,8 +257,7 @@ class KubernetesBackend:
 
     def stop(self, name: str) -> None:
         """Scale to no pod, and wait until the pods have finished their requests."""
-        deployment = self._own_deployment(name)
-        if deployment is not None:
+        if (deployment := self._own_deployment(name)) is not None:
             self._cluster.merge("Deployment", name, {"spec": {"replicas": 0}})
             self._wait_until_gone(name, deployment)
 
@@ -276,7 +270,6 @@ class KubernetesBackend:
             self._wait_until_gone(name, deployment)
 
     def is_running(self, name: str) -> bool:
-        """Return True if the endpoint has a Deployment that is to have pods."""
         deployment = self._cluster.get("Deployment", name)
         return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
 
@@ -357,15 +350,13 @@ class KubernetesBackend:
     def _own_deployment(self, name: str) -> Document | None:
         """Return the endpoint's Deployment; None if there is none.
 
-        Raises:
-            InvalidConfig: it is another's, as are its pods: another store or GitOps has taken it over, for example.
+        Raises InvalidConfig if it belongs to others: another store or GitOps has taken it over, for example.
         """
         found = self._cluster.get("Deployment", name)
         if found is not None and not self._is_ours(found):
-            owner = _owner_of(found)
-            whose = f"belongs to the store {owner}" if owner else "belongs to no store"
+            whose = f"the store {owner}" if (owner := _owner_of(found)) else "no store"
             raise InvalidConfig(
-                f"the Deployment {name!r} in namespace {self.namespace} {whose}, and not to {self._owner}: "
+                f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, and not to {self._owner}: "
                 "ONNXSERVE_STORE_URI has to be the same text as for the command that made it, or "
                 "kubernetes.force_conflicts=true to take it over"
             )
@@ -423,24 +414,21 @@ class KubernetesBackend:
 
         def pending() -> str:
             try:
-                return pending_at_cluster()
+                deployment = self._cluster.get("Deployment", spec.name)
+                if deployment is None:
+                    raise DeploymentFailed(f"{spec.name}: its Deployment was deleted meanwhile")
+                found = pending_rollout(deployment)
+                pods = self._newest_pods(deployment) if found != UNSEEN else []
+                trouble = self._trouble(deployment, pods)
+                if trouble is not None and trouble.is_final:
+                    raise DeploymentFailed(f"{spec.name}: {trouble.text}")
+                unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
+                found = found or self._pending_spec(spec, pods, before)
+                return f"{found}: {trouble.text}" if found and trouble is not None else found
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
                 return error.message  # what is applied goes on without the API server
-
-        def pending_at_cluster() -> str:
-            deployment = self._cluster.get("Deployment", spec.name)
-            if deployment is None:
-                raise DeploymentFailed(f"{spec.name}: its Deployment was deleted meanwhile")
-            found = pending_rollout(deployment)
-            pods = self._newest_pods(deployment) if found != UNSEEN else []
-            trouble = self._trouble(deployment, pods)
-            if trouble is not None and trouble.is_final:
-                raise DeploymentFailed(f"{spec.name}: {trouble.text}")
-            unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
-            found = found or self._pending_spec(spec, pods, before)
-            return f"{found}: {trouble.text}" if found and trouble is not None else found
 
         def last_words() -> str:
             return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
@@ -505,18 +493,14 @@ class KubernetesBackend:
 
 def _owner_of(document: Document) -> str:
     """Return the store that an object belongs to; empty for one that onnxserve has not applied."""
-    owner: str = document["metadata"].get("annotations", {}).get(OWNER, "")
-    return owner
+    return str(document["metadata"].get("annotations", {}).get(OWNER, ""))
 
 
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """Return how many pods a Deployment is to have.
 
-    It keeps those that it has, also out of new bounds of its autoscaler; and those that another has scaled it to, as a
-    person or an autoscaler of theirs, while the spec asks for as many as when it was applied last.
-
-    Args:
-        running: the Deployment that there is.
+    The `running` Deployment keeps its pods, also out of new bounds of its autoscaler; and those that another has scaled
+    it to, as a person or an autoscaler of theirs, while the spec asks for as many as when it was applied last.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
@@ -541,11 +525,8 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
     if running is not None:
         containers = running["spec"]["template"]["spec"]["containers"]
         variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
-        kept = {
-            one["name"]: one["value"].replace("$$", "$")
-            for one in variables
-            if one["name"] in _MLFLOW and one.get("value")
-        }
+        values = {one["name"]: one["value"] for one in variables if one["name"] in _MLFLOW and one.get("value")}
+        kept = {name: value.replace("$$", "$") for name, value in values.items()}
         if kept or not is_needed:
             return kept
     import mlflow  # takes a second, which `list` should not wait for

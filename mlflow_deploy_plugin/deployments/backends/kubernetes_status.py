@@ -12,11 +12,9 @@ _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 @dataclass(frozen=True)
 class PodTrouble:
-    """The reason why a pod does not become ready.
+    """The reason why a pod does not become ready. If it `is_final`, waiting does not help.
 
-    Attributes:
-        is_final: waiting does not help.
-        wrote: True if the last words of the container that ended say more.
+    If the container `wrote` more before its end, the last words in its log are part of the reason.
     """
 
     text: str
@@ -96,9 +94,8 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
 
 def container_status(pod: Document) -> Document:
     """Return the status of the server's container; empty before it has one."""
-    statuses = pod.get("status", {}).get("containerStatuses", ())
-    found: Document = next((one for one in statuses if one["name"] == CONTAINER), {})
-    return found
+    statuses: list[Document] = pod.get("status", {}).get("containerStatuses", [])
+    return next((one for one in statuses if one["name"] == CONTAINER), {})
 
 
 def is_ready(pod: Document) -> bool:

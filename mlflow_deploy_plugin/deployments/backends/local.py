@@ -8,12 +8,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.deployments.backends import Observation, supervisor
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress, supervisor
 from mlflow_deploy_plugin.deployments.backends.served_state import STOPPED, MachineBackend, server_url, written_spec
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.1
 class LocalBackend(MachineBackend):
     """Servers on this machine."""
 
-    def apply(self, spec: EndpointSpec, progress: Callable[[str], None]) -> str:
+    def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, whose port is set. The running server applies what is not of the `server` part itself.
 
         Raises as `Backend.apply`; the folder stays.
@@ -159,7 +159,7 @@ def is_port_free(host: str, port: int) -> bool:
     return True
 
 
-def serve_in_foreground(spec: EndpointSpec, progress: Callable[[str], None]) -> None:
+def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
     """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal; nothing is kept.
 
     Raises DeploymentFailed if the port is in use, or the server ended by itself with an error.

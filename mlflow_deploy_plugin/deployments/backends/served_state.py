@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import requests
 
-from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation
+from mlflow_deploy_plugin.deployments.backends import DeploymentState, Observation, Progress
 from mlflow_deploy_plugin.deployments.server_client import ServerSession
 from mlflow_deploy_plugin.deployments.server_metrics import fetch_page
 from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
@@ -51,7 +51,7 @@ class AppliedSpec:
     """The progress of a server's processes in applying the spec of an endpoint.
 
     Attributes:
-        is_resolved: the agent has versions for exactly what the spec says.
+        is_resolved: the agent has versions for the whole spec.
         pending: what is still to be done; empty once every worker has applied the whole spec, or failed to.
         errors: variant → why a worker could not load the wanted version.
         missing: the variants with a share of the traffic that have no version in some worker.
@@ -151,12 +151,7 @@ class MachineBackend:
         return replace(read_served_state(state_dir, self.lives), spec=written_spec(state_dir))
 
     def wait_until_served(
-        self,
-        spec: EndpointSpec,
-        state_dir: Path,
-        before: ServedState,
-        why_ended: Callable[[], str],
-        progress: Callable[[str], None],
+        self, spec: EndpointSpec, folder: Path, before: ServedState, why_ended: Callable[[], str], progress: Progress
     ) -> None:
         """Return when every worker serves `spec` and the server says that it is ready.
 
@@ -170,13 +165,13 @@ class MachineBackend:
 
         def pending() -> str:
             ended = why_ended()
-            state = read_served_state(state_dir, self.lives)
+            state = read_served_state(folder, self.lives)
             applied = compare_applied(spec, state)
             if failure := served_failure(applied, spec, before, state.agent) or ended:
                 raise DeploymentFailed(f"{spec.name}: {failure}")
             if applied.pending:
                 return applied.pending
-            server, url = read_state(state_dir / SERVER, ServerState), server_url(spec.server)
+            server, url = read_state(folder / SERVER, ServerState), server_url(spec.server)
             if server is None or server.phase != "serving":  # its supervisor has not seen the workers answer
                 return "waiting for the workers to answer"
             try:
@@ -260,15 +255,13 @@ def wait_while_pending(
     name: str,
     pending: Callable[[], str],
     seconds: float,
-    progress: Callable[[str], None],
+    progress: Progress,
     poll_seconds: float = 0.1,
     last_words: Callable[[], str] = str,
 ) -> None:
-    """Return when nothing is pending any more, and report what is whenever that changes.
+    """Return when nothing is `pending` for the endpoint any more, and report what is whenever that changes.
 
-    Args:
-        pending: returns what the endpoint `name` still has to do, or raises DeploymentFailed.
-        last_words: returns what else to say if it takes too long.
+    `last_words` returns what else to report if it takes too long.
 
     Raises DeploymentFailed if it is not ready after `seconds`.
     """

@@ -48,7 +48,6 @@ def start(state_dir: Path, environment: Mapping[str, str]) -> int:
 
 
 def command(state_dir: Path) -> list[str]:
-    """Return the supervisor's command line."""
     spec = str(state_dir / SPEC)
     return [sys.executable, "-m", "mlflow_deploy_plugin.cli", "serve", "--spec", spec, "--state-dir", str(state_dir)]
 
@@ -99,7 +98,6 @@ def final_error(state_dir: Path) -> str:
 
 
 def last_error(state_dir: Path) -> str:
-    """Return the line of the log that says best why the server ended; empty if there is none."""
     return error_line(read_log_tail(state_dir / LOG))
 
 
@@ -127,12 +125,9 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     if not kept.exists():
         import mlflow  # takes a second; only the command that creates a deployment needs it, and has it already
 
-        uris = {
-            "MLFLOW_TRACKING_URI": str(mlflow.get_tracking_uri()),
-            "MLFLOW_REGISTRY_URI": str(mlflow.get_registry_uri()),
-        }
+        uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
         registry = {}
-        for variable, uri in uris.items():
+        for variable, uri in ((variable, str(uri)) for variable, uri in uris.items()):
             # with an absolute path: the server runs in another folder than its starter
             if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
                 uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())

@@ -1,27 +1,23 @@
 """Target URIs, the backend of each, and the functions that a backend has."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import NamedTuple, Protocol
 
-from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.backends import Observation, Progress
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, Refused
 from mlflow_deploy_plugin.manifests import NAMESPACE
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
-
-Progress = Callable[[str], None]
-"""Takes one line for each long step."""
 
 
 class TargetKind(NamedTuple):
     """A kind of target.
 
     Attributes:
-        uri: NAMESPACE in it stands for one.
         servers: what runs there, for help texts.
         backend: module and class, imported when it is asked for: it may need an SDK. Its arguments are the settings
             and, if the URI has one, the namespace.
