@@ -122,7 +122,6 @@ def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
 
 
 def log_errors(function: Callable[[], object]) -> None:
-    """Call the function and log what it raises."""
     try:
         function()
     except OnnxserveError as error:

@@ -148,7 +148,6 @@ def _with_keys(predictions: object, columns: Mapping[str, list[object]], predict
 
 
 def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
-    """Return the key columns that a body of `/invocations` has."""
     if content_type == CSV:
         header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
         places = {name: header.index(name) for name in keys if name in header}

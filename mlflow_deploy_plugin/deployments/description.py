@@ -34,7 +34,6 @@ def summarize(deployment: Deployment) -> Json:
 
 
 def describe(deployment: Deployment) -> Json:
-    """Return everything that is known of a deployment."""
     endpoint, observation = deployment.endpoint, deployment.observation
     variant = endpoint.spec.variants[deployment.name]
     wanted = observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None

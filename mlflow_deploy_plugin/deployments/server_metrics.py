@@ -62,7 +62,6 @@ class VersionCounters:
 
     @property
     def failures(self) -> float:
-        """Return the errors that are not the caller's."""
         return self.errors - self.refused
 
     @property

@@ -91,7 +91,6 @@ _Dumper.add_representer(str, _Dumper.text)
 
 
 def dump_documents(documents: list[Document]) -> str:
-    """Return documents as one YAML text."""
     return yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -45,7 +45,6 @@ class ApiKey:
 
     @property
     def entry(self) -> KeyEntry:
-        """The rights of the key as servers read them."""
         return KeyEntry(
             name=self.name,
             scopes=tuple(self.scopes),
@@ -136,5 +135,4 @@ class ApiKeys:
         return self._store.read(query, ApiKey)
 
     def valid_entries(self) -> ValidKeys:
-        """Return the keys that hold now, as servers read them."""
         return ValidKeys(keys={key.digest: key.entry for key in self.valid()})

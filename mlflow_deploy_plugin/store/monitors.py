@@ -268,7 +268,6 @@ class Monitors:
         return self._store.read(query, MonitorWindow)[::-1]
 
     def windows_by_id(self, ids: Sequence[int]) -> dict[int, MonitorWindow]:
-        """Return the windows of these ids that are there."""
         query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))
         return {window.id: window for window in self._store.read(query, MonitorWindow)}
 

@@ -101,7 +101,6 @@ class Retrainings:
         return self._store.read(query, Retraining)
 
     def get(self, number: int) -> Retraining | None:
-        """Return the retraining as it is now; None if there is none of this number."""
         with self._store.transaction(is_read_only=True) as session:
             row = session.get(RetrainingRow, number)
             return None if row is None else from_row(row, Retraining)

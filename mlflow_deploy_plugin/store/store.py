@@ -282,7 +282,6 @@ class Store:
         return self.read(query, Rollout)[::-1]
 
     def rollout(self, number: int) -> Rollout | None:
-        """Return the rollout as it is now; None if there is none of this number."""
         with self.transaction(is_read_only=True) as session:
             row = session.get(RolloutRow, number)
             return None if row is None else from_row(row, Rollout)

@@ -293,8 +293,6 @@ class MonitorRow(Base):
 
 
 class AlertRow(Base):
-    """One alert, from its beginning until it is over."""
-
     __tablename__ = "onnxserve_alerts"
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
@@ -310,8 +308,6 @@ class AlertRow(Base):
 
 
 class SilenceRow(Base):
-    """A time without alerts of an endpoint, or of one monitor of it."""
-
     __tablename__ = "onnxserve_silences"
 
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)

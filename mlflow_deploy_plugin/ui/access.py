@@ -48,17 +48,14 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """Return the caller's name for the audit trail."""
         return self.user or f"anonymous@{self.address}"
 
 
 def caller() -> Caller:
-    """Return the caller of the request at hand."""
     return Caller(str(g.get("mlflow_authenticated_user") or ""), request.remote_addr or "unknown")
 
 
 def may_read(model: str) -> bool:
-    """Return True if the caller may read this registered model."""
     return is_administrator() or (may_list(model) and _permissions(model)[0])
 
 

@@ -62,7 +62,6 @@ def server_blocker(observed: ObservedEndpoint) -> str:
 
 
 def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
-    """Return why the weights cannot be changed."""
     refused = rollout_traffic_refusal(store, observed.endpoint.spec.name)
     return server_blocker(observed) or (refused.reason if refused else "")
 

@@ -182,8 +182,6 @@ def _compare_versions_as_numbers() -> None:
 
 
 class _Console:
-    """The views of the console."""
-
     def __init__(self, trail: guard.AuditTrail, prefix: str) -> None:
         self._trail = trail
         self._prefix = prefix
@@ -328,7 +326,6 @@ def _span() -> Span:
 
 
 def _credentials() -> dict[str, str]:
-    """Return the caller's credentials as the variables of MLflow's client."""
     if (given := request.authorization) is None:
         return {}
     if given.type == "basic":

@@ -51,7 +51,6 @@ class MonitorVerdict:
 
     @property
     def words(self) -> str:
-        """Return everything about the window in one line."""
         labels = f", labels for {self.labelled_share:.0%} of its rows" if self.labelled_share is not None else ""
         who = ", judged by hand" if self.by_hand else ""
         return f"{self.monitor}, {self.window}: {self.state}{who}{labels}{f'. {self.reason}' if self.reason else ''}"

@@ -215,7 +215,6 @@ class _Slots:
         return [counted.get(version) for counted in self._counted]
 
     def requests(self, version: _Version, interval: CountedInterval) -> float:
-        """Return the requests that a version has answered in an interval."""
         of_version = (self._endpoint, *version)
         return sum(
             counted.requests

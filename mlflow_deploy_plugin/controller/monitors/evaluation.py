@@ -52,7 +52,6 @@ Judge = Callable[[WindowRequest], EvaluatedWindow]
 def window_request(
     window: MonitorWindow, spec: MonitorSpec, settings: Settings, endpoint: Endpoint | None, notes: Sequence[str] = ()
 ) -> WindowRequest:
-    """Return the request to judge a window of the store."""
     return WindowRequest(
         endpoint=window.endpoint,
         monitor=window.monitor,

@@ -176,7 +176,6 @@ def _begin(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
 
 
 def _count_due(endpoint: Endpoint, state: MonitorState, starts: range, now: datetime) -> int:
-    """Return how many of the windows with these ascending starts are due."""
     monitor, spec = state.monitor, endpoint.spec.monitors[state.monitor]
     return bisect_right(
         starts, now, key=lambda one: due_at(endpoint.name, monitor, spec, window_at(one, spec.every).end)

@@ -205,5 +205,4 @@ class MonitorScheduler:
 
 
 def lease_name(endpoint: str, monitor: str) -> str:
-    """Return the name of the lease under which a window of the monitor is judged."""
     return f"monitor/{endpoint}/{monitor}"

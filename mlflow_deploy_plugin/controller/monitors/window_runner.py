@@ -258,7 +258,6 @@ def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -
 
 
 def as_judged(window: MonitorWindow, result: EvaluatedWindow, notes: Sequence[str]) -> MonitorWindow:
-    """Return the window with its result."""
     judgement = result.result
     return replace(
         window,
@@ -275,7 +274,6 @@ def as_judged(window: MonitorWindow, result: EvaluatedWindow, notes: Sequence[st
 
 
 def window_summary(window: MonitorWindow) -> str:
-    """Return the window's state in one line."""
     revision = f" revision {window.revision}" if window.revision > 1 else ""
     name = f"{window.endpoint}: monitor {window.monitor} {Window(window.start, window.end)}{revision}"
     if window.state == "judged":

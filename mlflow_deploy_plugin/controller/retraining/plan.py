@@ -72,7 +72,6 @@ _COPIED = {"entry_point", "mode", "env_manager", "then", "steps", "step_every", 
 def plan_for(
     spec: RetrainSpec, endpoint: str, model: str, version: str, every: str, window: Window | None, actor: str
 ) -> RetrainPlan:
-    """Return the plan of a monitor's spec."""
     folder = absolute_path(spec.project)
     return RetrainPlan(
         endpoint=endpoint,
@@ -94,7 +93,6 @@ def plan_of(retraining: Retraining) -> RetrainPlan:
 
 
 def retraining_summary(retraining: Retraining) -> str:
-    """Return the retraining's state in one line."""
     try:
         mode = f", {plan_of(retraining).mode}"
     except InvalidConfig:  # it is ended for that; the list still shows it
@@ -125,7 +123,6 @@ class RetrainingContext:
         return written
 
     def event(self, action: str, one: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
-        """Return the audit event of a step."""
         of_model, named = (one.endpoint, one.model, one.version), {"retraining": one.id, **detail}
         return AuditEvent(self.now(), self.actor, action, *of_model, before, after, why, named)
 
@@ -135,7 +132,6 @@ class RetrainingContext:
             self.write(replace(one, reason=reason), waits_for=waits_for)
 
     def fail(self, one: Retraining, reason: str) -> None:
-        """End it as failed, and announce that."""
         self._announce(one, f"retraining {one.id} of {one.model} has failed: {reason}")
         self.end(one, "failed", reason)
 

@@ -123,7 +123,6 @@ def deploy_version(context: RetrainingContext, one: Retraining) -> None:
 
 
 def watch_rollout(context: RetrainingContext, one: Retraining) -> None:
-    """End the retraining if its rollout has ended."""
     rollout = context.deployments.store.rollout(one.rollout_id or 0)
     if rollout is None:
         context.fail(one, f"rollout {one.rollout_id} is gone")

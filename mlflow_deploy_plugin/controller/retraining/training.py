@@ -43,7 +43,6 @@ HELD_OUT = 0.2
 
 
 def start_training(context: RetrainingContext, one: Retraining) -> None:
-    """Collect the rows, make the run, and start the training."""
     plan = plan_of(one)
     check_project(plan.project, plan.entry_point, plan.parameters)
     folder = context.folder(one)
@@ -272,7 +271,6 @@ def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
 
 
 def _distinct_labels(labelled: pa.Table) -> int:
-    """Return how many different labels there are."""
     return int(pc.count_distinct(labelled.column(LABEL)).as_py())
 
 

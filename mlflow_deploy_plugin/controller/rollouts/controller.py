@@ -202,7 +202,6 @@ class RolloutController:
             runner.stop(wait=True)
 
     def advance(self, rollout: Rollout, keeper: LeaseKeeper) -> None:
-        """Advance one rollout by one decision."""
         plan, progress = plan_of(rollout), progress_of(rollout)
         snapshot = self.actions.take_snapshot(plan.endpoint)
         now = self.monotonic()

@@ -111,7 +111,6 @@ def after_failure(
 
 
 def after_success(progress: Progress) -> Progress:
-    """Return the progress after an action that succeeded."""
     return replace(progress, trouble="", failures=0)
 
 
@@ -132,7 +131,6 @@ def aborted(progress: Progress, reason: str) -> Progress | None:
 
 
 def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
-    """Return the traffic weights of a step."""
     return {plan.main: 100 - plan.steps[step], plan.candidate: plan.steps[step]}
 
 
@@ -211,7 +209,6 @@ def _promote(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, 
 
 
 def _silence(snapshot: EndpointSnapshot) -> str:
-    """Say why there are no counters."""
     return snapshot.reason or snapshot.unread or "it gives no numbers"
 
 
@@ -271,7 +268,6 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
 
 
 def rollout_summary(rollout: Rollout) -> str:
-    """Return the rollout's state in one line."""
     try:
         plan = plan_of(rollout)
     except InvalidConfig as error:
@@ -286,7 +282,6 @@ def rollout_summary(rollout: Rollout) -> str:
 
 
 def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
-    """Return the event of a rollout's beginning."""
     steps = ", ".join(f"{step} %" for step in plan.steps)
     detail = {"steps": list(plan.steps), "every": plan.every, "abort_on": plan.abort_on}
     event = _event("rollout.start", plan, plan.actor, now)

@@ -153,7 +153,6 @@ def end_of(container: Container) -> str:
 
 @contextmanager
 def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
-    """Raise our errors for Docker's."""
     try:
         yield
     except APIError as error:
@@ -180,7 +179,6 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
 
 
 def explanation(error: APIError) -> str:
-    """Return the engine's message as one line."""
     return one_line(error.explanation or error)
 
 

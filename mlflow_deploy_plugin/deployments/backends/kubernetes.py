@@ -112,8 +112,6 @@ except OSError as error:
 
 @dataclass
 class KubernetesBackend:
-    """The endpoints in one namespace of a cluster."""
-
     settings: Settings
     namespace: str
     _cluster: Cluster = field(init=False)
@@ -156,7 +154,6 @@ class KubernetesBackend:
     def _serve(
         self, spec: EndpointSpec, running: Document | None, documents: list[Document], progress: Progress
     ) -> None:
-        """Apply the documents, and wait until every pod serves `spec`."""
         pods = self._living_pods(spec.name) if running is not None else []
         states = zip(pods, self._read_pods(pods), strict=True)
         before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
@@ -484,7 +481,6 @@ class KubernetesBackend:
         return f": {line}" if line else ""
 
     def _wait_until_gone(self, name: str, deployment: Document) -> None:
-        """Wait until no pod is left, or their time is up."""
         seconds = deployment["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
         deadline = time.monotonic() + seconds + _STOP_MARGIN_SECONDS
         while self._cluster.find("Pod", endpoint_labels(name)) and time.monotonic() < deadline:

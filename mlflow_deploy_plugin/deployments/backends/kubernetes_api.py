@@ -111,7 +111,6 @@ class Cluster:
             self._session.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
 
     def get(self, kind: str, name: str) -> Document | None:
-        """Return an object; None if there is none."""
         try:
             return self._get(f"{self._path(kind)}/{name}")
         except ApiRefused as error:
@@ -120,7 +119,6 @@ class Cluster:
             raise
 
     def find(self, kind: str, labels: Mapping[str, str]) -> list[Document]:
-        """Return the objects that have the labels."""
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
         return [*self._get(self._path(kind), {"labelSelector": selector})["items"]]
 
@@ -129,7 +127,6 @@ class Cluster:
         return str(self._get(f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"])
 
     def serves(self, kind: str) -> bool:
-        """Return True if the cluster knows objects of this kind."""
         return any(version in self._known_versions() for version in _RESOURCES[kind][1:])
 
     def apply(self, document: Document, force: bool = False) -> None:
@@ -337,7 +334,6 @@ class Cluster:
         return {one["key"]: one["value"] for one in self._configuration.auth_settings().values()}
 
     def _refusal(self, status: int, body: bytes) -> OnnxserveError:
-        """Return the error that says what an answer of the API server says."""
         try:
             document = json.loads(body)
             message, missing = document.get("message", ""), document.get("details", {}).get("kind")
@@ -357,7 +353,6 @@ class Cluster:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Copy bytes until the source ends, and end the sink too."""
     with suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)

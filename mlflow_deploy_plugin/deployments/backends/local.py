@@ -28,8 +28,6 @@ _POLL_SECONDS = 0.1
 
 @dataclass
 class LocalBackend(MachineBackend):
-    """Servers on this machine."""
-
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, whose port is set. The running server applies what is not of the `server` part itself.
 
@@ -200,7 +198,6 @@ def _running_pid(folder: Path) -> int | None:
 
 
 def _supervisor_pid(folder: Path) -> int | None:
-    """Return the process id of the living supervisor."""
     server = read_state(folder / SERVER, ServerState)
     if server is not None and supervisor.is_alive(folder, server.pid):
         return server.pid

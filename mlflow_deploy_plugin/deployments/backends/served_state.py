@@ -76,7 +76,6 @@ class ServedState:
 
 
 def lock_path(name: str, settings: Settings) -> Path:
-    """Return the lock file of an endpoint; a process that changes the endpoint holds it."""
     return settings.deployments_path / f".{name}.lock"
 
 
@@ -199,7 +198,6 @@ def _server_state(
 
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
-    """Return the spec that was last written into the state folder."""
     try:
         (spec,) = load_specs((state_dir / SPEC).read_text())
     except (OSError, OnnxserveError):
@@ -208,7 +206,6 @@ def written_spec(state_dir: Path) -> EndpointSpec | None:
 
 
 def server_url(server: ServerSpec) -> str:
-    """Return the address at which this machine reaches the server."""
     return reachable_url(server.host, server.port, server.scheme)
 
 
