@@ -26,7 +26,6 @@ class EndpointSnapshot:
         versions: variant → the version with which every worker answers; a variant with none or several is missing.
         errors: variant → why a worker could not load the version.
         refused: variant and version → why the agent refuses to serve it.
-        counters: server → its counters.
         unread: why the counters of a server are missing; empty if none are.
     """
 

@@ -58,8 +58,6 @@ class WorkRunner:
     """Runs attempts in daemon threads: one at a time for each key, the longest waiting first.
 
     Attributes:
-        name: of the threads.
-        at_once: attempts at the same time.
         failure_seconds: the pause after an unexpected exception.
         on_defect: is called with the key, the exception and how many there were in a row; the exception is logged.
     """

@@ -139,17 +139,14 @@ def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) 
         if wanted is not None and parse_model_uri(model_uri).followed:
             model_uri = f"models:/{wanted.model}/{wanted.version}"
         with suppress(OnnxserveError):
-            known |= _read_registry(model_uri)
+            mlmodel = fetch_mlmodel(resolve(model_uri).source)
+            flavor = next((name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors), "")
+            section = mlmodel.flavors.get(FLAVOR, {})
+            proof = section.get("parity", {"state": "no-original"})
+            parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else str(proof["state"])
+            facts = {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""}
+            known |= facts | _texts(section.get("provenance", {}))
     return known | reported
-
-
-def _read_registry(model_uri: str) -> dict[str, str]:
-    mlmodel = fetch_mlmodel(resolve(model_uri).source)
-    flavor = next((name for name in (FLAVOR, "onnx", PYTHON_FUNCTION) if name in mlmodel.flavors), "")
-    section = mlmodel.flavors.get(FLAVOR, {})
-    proof = section.get("parity", {"state": "no-original"})
-    parity = PYFUNC_PARITY if flavor == PYTHON_FUNCTION else str(proof["state"])
-    return {"flavor": flavor, "parity": parity, "run_id": mlmodel.run_id or ""} | _texts(section.get("provenance", {}))
 
 
 def _texts(provenance: Mapping[str, object]) -> dict[str, str]:

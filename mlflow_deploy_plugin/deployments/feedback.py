@@ -162,10 +162,7 @@ def check_key_columns(
 ) -> frozenset[str]:
     """Return the columns of the key that hold numbers or booleans in the log.
 
-    Without any logged row nothing is known, and nothing is refused.
-
-    Args:
-        keys: `capture.keys` of the endpoint. Rows that have them may not be in the log yet.
+    Without any logged row nothing is refused. Rows with `keys`, the endpoint's `capture.keys`, may be logged later.
 
     Raises InvalidConfig if no logged row of the endpoint has a column; the message names the nearest one.
     """

@@ -27,11 +27,8 @@ _MAX_PAUSE_SECONDS = 10
 class ServerSession(requests.Session):
     """A session for servers of this machine.
 
-    No proxy is used. A certificate names the public host, so it is not verified here. If the server asks for
-    a key, that in its state folder is sent, which only the server's user may read.
-
-    Args:
-        deployments: the folder of the state folders; None: that of this process, or thread of an MLflow server.
+    No proxy is used. A certificate names the public host, so it is not verified here. If the server asks for a key, the
+    session sends the key in the server's state folder below `deployments`, which only the server's user may read.
     """
 
     def __init__(self, deployments: Path | None = None) -> None:

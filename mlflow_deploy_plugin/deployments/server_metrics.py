@@ -148,7 +148,6 @@ class CountedInterval:
     Attributes:
         at: the interval's end in seconds since 1970, by the server's clock.
         counters: by endpoint, variant, model and version; without shadows.
-        rows: endpoint → rows answered.
         labels: labels that were accepted, of all endpoints of the server.
     """
 

@@ -108,10 +108,7 @@ def _docker(
 ) -> str:
     """Run `docker ARGUMENTS` and return its output, with standard error if it is reported line by line.
 
-    Args:
-        what: begins the message of a failure.
-        stdin / text: an open file, or a text, that the command reads.
-        report: gets each line as it comes.
+    The command reads `stdin` or `text`. `report` gets each line as it comes. `what` begins the message of a failure.
     """
     try:
         process = subprocess.Popen(

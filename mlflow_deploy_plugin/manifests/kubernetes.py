@@ -67,42 +67,41 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     documents = [document("v1", "ConfigMap", data={SPEC_FILE: dump_spec(spec_of_pod(spec))})]
     if kubernetes.service_account is None:
         documents.append(document("v1", "ServiceAccount", automountServiceAccountToken=False))
+    deployed = {
+        **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        # It cannot be changed: running Deployments have this selector. A hash also marks the pods of a Deployment.
+        "selector": {"matchLabels": {_INSTANCE: spec.name}},
+        "template": {
+            "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
+            "spec": pod_of(spec, place),
+        },
+    }
     documents += [
         document("v1", "Service", spec={"selector": selector, "ports": _service_ports(spec)}),
-        document(
-            "apps/v1",
-            "Deployment",
-            spec={
-                **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
-                "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                # cannot be changed: Deployments that run have this one; what pods are its own their hash says, too
-                "selector": {"matchLabels": {_INSTANCE: spec.name}},
-                "template": {
-                    "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
-                    "spec": pod_of(spec, place),
-                },
-            },
-        ),
+        document("apps/v1", "Deployment", spec=deployed),
         document("policy/v1", "PodDisruptionBudget", spec={"maxUnavailable": 1, "selector": {"matchLabels": selector}}),
         document("networking.k8s.io/v1", "NetworkPolicy", spec=_network_policy(spec, selector)),
     ]
     if kubernetes.max_replicas is not None:
-        documents.append(document("autoscaling/v2", "HorizontalPodAutoscaler", spec=_autoscaler(spec)))
-    backend = {"name": spec.name, "port": {"name": "http"}}
+        target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
+        scaled = {
+            "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
+            "minReplicas": kubernetes.replicas,
+            "maxReplicas": kubernetes.max_replicas,
+            "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+        }
+        documents.append(document("autoscaling/v2", "HorizontalPodAutoscaler", spec=scaled))
     if kubernetes.gateway is not None:
-        documents.append(
-            document(
-                "gateway.networking.k8s.io/v1",
-                "HTTPRoute",
-                spec={
-                    "parentRefs": [{"name": kubernetes.gateway}],
-                    "hostnames": [kubernetes.host],
-                    "rules": [{"backendRefs": [{"name": spec.name, "port": http_port(spec)}]}],
-                },
-            )
-        )
+        route = {
+            "parentRefs": [{"name": kubernetes.gateway}],
+            "hostnames": [kubernetes.host],
+            "rules": [{"backendRefs": [{"name": spec.name, "port": http_port(spec)}]}],
+        }
+        documents.append(document("gateway.networking.k8s.io/v1", "HTTPRoute", spec=route))
     elif kubernetes.host is not None:
-        path = {"path": "/", "pathType": "Prefix", "backend": {"service": backend}}
+        backend = {"service": {"name": spec.name, "port": {"name": "http"}}}
+        path = {"path": "/", "pathType": "Prefix", "backend": backend}
         ingress: Document = {"rules": [{"host": kubernetes.host, "http": {"paths": [path]}}]}
         if kubernetes.ingress_class is not None:
             ingress["ingressClassName"] = kubernetes.ingress_class
@@ -291,17 +290,6 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
         "podSelector": {"matchLabels": dict(selector)},
         "policyTypes": ["Ingress"],
         "ingress": [{"from": callers, "ports": ports}],
-    }
-
-
-def _autoscaler(spec: EndpointSpec) -> Document:
-    kubernetes = spec.kubernetes
-    target = {"type": "Utilization", "averageUtilization": kubernetes.target_cpu_percent}
-    return {
-        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": spec.name},
-        "minReplicas": kubernetes.replicas,
-        "maxReplicas": kubernetes.max_replicas,
-        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
     }
 
 

@@ -43,10 +43,8 @@ def expire(
 
     Of each monitor, the newest window and the newest `KEPT_WINDOWS` judged ones stay, of the scheduled ones and of
     those by hand. Windows that wait to be judged stay, and alerts that fire. Each transaction deletes at most a
-    thousand rows, and between two of them others get as much time as one takes.
-
-    Args:
-        goes_on: is called before each transaction; if it returns False, what was deleted so far stays deleted.
+    thousand rows, and between two of them others get as much time as one takes. If `goes_on` returns False before a
+    transaction, the deletion ends.
     """
     try:
         before = store.now() - keep

@@ -52,7 +52,6 @@ class MonitorWindow:
         rows: the rows that were judged.
         log_rows / log_digest: the window's rows in the log at that time, and a digest of the files of its hours.
         attempts: the attempts that have failed.
-        not_before: the next attempt may not begin earlier.
     """
 
     id: int
@@ -321,8 +320,6 @@ class StoreCounts:
         figures: monitor → the figure that was asked for, of the newest judged window that has it.
         judged_windows: endpoint, monitor and verdict → judged windows, also those that have expired.
         failures: monitor → failed attempts at its windows, also at those that have expired.
-        last_judged: monitor → when a window was last judged.
-        firing: monitor → alerts that are firing.
         retrainings: endpoint, monitor and state → retrainings, without those of an earlier endpoint of the name.
     """
 

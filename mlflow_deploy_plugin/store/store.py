@@ -91,9 +91,7 @@ class Rollout:
         state: one of `controller/rollouts/state_machine.py`.
         step: index into the steps of `spec`.
         step_at: when the step began, for people.
-        figures: the figures that the step is judged by.
-        reason: why it is in this state.
-        revision: grows with every write; one with an older revision is refused.
+        revision: grows with every write; a write with an older revision is refused.
         ended_at: None while it is live.
     """
 
@@ -289,12 +287,8 @@ class Store:
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
         """Write the fields of `rollout` that may change, and its event, and return it with its new revision.
 
-        Args:
-            lease: the write happens only while it is held; None: a person writes, without a lease.
-
-        Returns:
-            None if it was not written: the lease is somebody else's, or the rollout was changed since it was read, or
-            it has ended.
+        Return None if nothing was written: the lease, if one is given, is lost, or the rollout was changed since it was
+        read, or it has ended.
         """
         with self.transaction() as session:
             if lease is not None and held_row(session, lease) is None:

@@ -75,7 +75,6 @@ class LineChart:
         ticks: of the value axis, the highest first.
         top: the value at the upper end; the lower one is 0.
         limit: the height of a line that must not be reached, or None.
-        summary: what it shows, in words.
         empty: why there is nothing to see; empty if there is.
     """
 

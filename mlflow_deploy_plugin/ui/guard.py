@@ -283,10 +283,7 @@ def _alias_text(alias: str, version: object) -> str:
 def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> "Message":
     """Return the request at hand as MLflow reads it; raise MlflowException if MLflow refuses it.
 
-    Args:
-        request: the name of its protobuf message.
-        texts: the required text fields of MLflow's view, which is not called if one is wrong.
-        flags: its boolean fields.
+    `request` is the name of its protobuf message, which has the required `texts` and the boolean `flags`.
     """
     from mlflow.protos import model_registry_pb2
     from mlflow.server import handlers

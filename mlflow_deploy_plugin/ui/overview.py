@@ -204,14 +204,11 @@ def build_overview(
     """Return the content that the caller of the request at hand may see.
 
     Args:
-        only: the one endpoint to show, with all its pictures; empty: all.
+        only: the only endpoint to show, with all its pictures; empty: all.
         model: the registered model whose endpoints are shown; empty: of any.
-        span: of the pictures.
         beginning: a name on the page to show of all endpoints, or between two names there.
 
-    Raises:
-        NotFound: there is no endpoint `only`, or the caller may not see it.
-        StoreUnavailable: the store does not answer.
+    Raises NotFound if there is no endpoint `only`, or the caller may not see it; and StoreUnavailable.
     """
     deployments = Deployments(store, settings, lambda line: None)
     if only and (only not in store.names() or hidden_endpoints(store, [only])):

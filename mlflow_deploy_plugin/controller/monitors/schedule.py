@@ -195,7 +195,6 @@ class MonitorOverview:
         open: the schedule's window that is being judged, or tried again.
         given_up: scheduled windows that could not be judged, among the newest hundred.
         next_due: when the next window may be judged; None if that is unknown, or the monitor is paused.
-        why: the reason for `status`, in a sentence.
     """
 
     endpoint: str

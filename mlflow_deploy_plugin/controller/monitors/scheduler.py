@@ -53,7 +53,6 @@ class MonitorScheduler:
     """Runs the monitors while the controller's lease lasts.
 
     Attributes:
-        holder: the name under which monitors' leases are held.
         judging_seconds: a judgement that takes longer is ended, and tried again.
         at_once: judgements at the same time, each in a process of its own.
         evaluator: judges and counts; default: in those processes.

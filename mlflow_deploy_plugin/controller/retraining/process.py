@@ -74,10 +74,7 @@ _started: dict[str, Child] = {}
 class TrainingRun:
     """A run as MLflow has it.
 
-    Attributes:
-        status: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED.
-        alive_at: the time of the last heartbeat; None if there was none.
-        has_logged_a_model: registered or not.
+    `status` is RUNNING, FINISHED, FAILED, KILLED or SCHEDULED; `alive_at` is the time of the last heartbeat.
     """
 
     status: str

@@ -30,7 +30,6 @@ class StepEvidence:
         history: the counts of the current version, from before the rollout up to the last look. The bounds that a look
             is judged by come from here, so that they do not depend on what the look finds.
         before_step: `history` when the step began.
-        tests: criterion → its test in this step.
     """
 
     last: Mapping[str, Mapping[str, VersionCounters]] = field(default_factory=dict)

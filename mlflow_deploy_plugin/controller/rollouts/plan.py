@@ -81,11 +81,9 @@ class RolloutPlan:
         kind / selector: `main` is moved by its stage, alias or tag, or by changing its model.
         steps: shares of the traffic in percent, ascending; after the last one comes the promotion.
         every: the least seconds of a step.
-        abort_on: the criteria, as they were written.
         level: the probability of a false abort: of a version that is no worse than the criteria allow.
         min_requests: a step is neither judged nor over before the candidate has answered so many; disagreement is
             judged once so many rows were compared.
-        actor / why: the user who asked for it, and the reason.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")

@@ -62,25 +62,11 @@ def rollback(
         if store.rollouts(endpoint, live=True):
             raise
         done = _move_back(deployments, observed, why, by, to)  # there was none, or it has just ended by itself
-    figures = {
-        "model": done.model,
-        "from": done.before,
-        "to": done.after,
-        "source": done.source,
-        "seconds": f"{time.monotonic() - begun:.1f}",
-    }
+    seconds = f"{time.monotonic() - begun:.1f}"
+    figures = {"model": done.model, "from": done.before, "to": done.after, "source": done.source, "seconds": seconds}
     before, after = (f"version {one}" if one.isdigit() else one for one in (done.before, done.after))
-    store.record(
-        "rollback",
-        endpoint=endpoint,
-        model=done.model,
-        version=done.after,
-        before=before,
-        after=after,
-        why=why,
-        detail=figures | done.detail,
-        actor=by,
-    )
+    audit = {"model": done.model, "version": done.after, "before": before, "after": after, "why": why}
+    store.record("rollback", endpoint=endpoint, **audit, detail=figures | done.detail, actor=by)
     return figures
 
 
@@ -89,9 +75,7 @@ def rollback_target(
 ) -> PreviousVersion:
     """Return what `rollback` would bring back now: a version, or the model URI of an endpoint that follows nothing.
 
-    Args:
-        registry: MLflow's registry store, in MLflow's own server; None: this process is a client.
-        metrics: what the endpoint's servers have counted.
+    `registry` is MLflow's registry store, in MLflow's own server; None: this process is a client.
 
     Raises InvalidConfig or NotFound as `rollback`.
     """

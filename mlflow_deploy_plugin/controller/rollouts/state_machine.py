@@ -45,9 +45,7 @@ class Progress:
 
     Attributes:
         elapsed: the seconds of the state, or of the step, during which a controller watched it.
-        reason: why it is in this state, or what it waits for.
-        trouble: why the last action has failed; empty if it has not.
-        failures: failed actions in a row.
+        trouble / failures: why the last action has failed, and how many have failed in a row.
     """
 
     state: RolloutState = "starting"

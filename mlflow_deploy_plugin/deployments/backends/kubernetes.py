@@ -507,13 +507,9 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
-    """Return the addresses of MLflow for pods: those of their Deployment, else those of this process, if pods reach
-    them.
+    """Return MLflow's addresses for pods: those of the `running` Deployment, or of this process if pods reach them.
 
     A later command, or a controller, may run with another MLflow. That is no reason to replace the pods.
-
-    Args:
-        running: the existing Deployment.
 
     Raises InvalidConfig if a model is in the registry, and no address of the registry is known that pods reach.
     """

@@ -52,9 +52,7 @@ class RefusedPods:
     A quota counts pods that are ending. The cluster doubles its wait between two tries: after the last pod has ended,
     it waits at most as long as it has tried in vain.
 
-    Attributes:
-        since: when the cluster first refused.
-        waits_until: until when it may try again; 0 while no pod was seen ending.
+    The cluster first refused at `since`, and may try again until `waits_until`; 0 while no pod was seen ending.
     """
 
     since: float

@@ -152,12 +152,10 @@ class MachineBackend:
     def wait_until_served(
         self, spec: EndpointSpec, folder: Path, before: ServedState, why_ended: Callable[[], str], progress: Progress
     ) -> None:
-        """Return when every worker serves `spec` and the server says that it is ready.
+        """Return when every worker serves `spec` and the server reports that it is ready.
 
-        A variant that `spec` changes must be loaded. An unchanged one may go on with the version it had.
-
-        Args:
-            why_ended: returns why the server has ended; empty while it lives.
+        A variant that `spec` changes must be loaded. An unchanged variant may go on with its earlier version.
+        `why_ended` returns why the server has ended; empty while it lives.
 
         Raises DeploymentFailed if it cannot become ready, or has not in time; the message says why.
         """

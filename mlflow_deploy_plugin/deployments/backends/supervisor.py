@@ -11,7 +11,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,13 +73,7 @@ def find(state_dir: Path) -> int | None:
     gone. It leads its session; what it has forked has its command line, too, until it runs a program of its own.
     """
     last_arguments = command(state_dir)[-2:]
-    for process in psutil.process_iter():
-        try:
-            if process.cmdline()[-2:] == last_arguments and os.getsid(process.pid) == process.pid:
-                return int(process.pid)
-        except (psutil.Error, OSError):
-            continue
-    return None
+    return next(_processes(lambda one: one.cmdline()[-2:] == last_arguments and os.getsid(one.pid) == one.pid), None)
 
 
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
@@ -142,14 +136,14 @@ def _session(state_dir: Path, session_id: int) -> list[int]:
     """Return the processes of the session whose working directory is the state folder, also those that are ending."""
     _reap(session_id)
     folder = state_dir.resolve()
-    members = []
+    return [*_processes(lambda one: os.getsid(one.pid) == session_id and _has_folder(one, folder))]
+
+
+def _processes(is_meant: Callable[[psutil.Process], bool]) -> Iterator[int]:
     for process in psutil.process_iter():
-        try:
-            if os.getsid(process.pid) == session_id and _has_folder(process, folder):
-                members.append(process.pid)
-        except (psutil.Error, OSError):
-            continue  # it has ended, or is not ours to look into
-    return members
+        with suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
+            if is_meant(process):
+                yield process.pid
 
 
 def _has_folder(process: psutil.Process, folder: Path) -> bool:
