@@ -299,7 +299,7 @@ def _read_arrow(body: bytes) -> "Table":
 def _arrow_as_json(body: bytes) -> bytes:
     """Return the body with the same rows as JSON: bytes in base64, and infinity by the word that MLflow reads.
 
-    Raises InvalidRequest if a value has no form in JSON, as a time span.
+    Raises InvalidRequest if a value cannot be JSON, as a time span.
     """
 
     def plain(value: bytes | Decimal | date) -> str | float:

@@ -131,8 +131,8 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
         """End the deployment; requests in flight are finished.
 
-        MLflow asks that a missing deployment is not an error. A line on standard error then names those that exist,
-        since `mlflow deployments delete` prints "is deleted" in either case.
+        MLflow asks that a missing deployment is not an error. A line on standard error then names the deployments that
+        exist, since `mlflow deployments delete` prints "is deleted" in either case.
         """
         with _deployments(self._target) as deployments:
             if config:

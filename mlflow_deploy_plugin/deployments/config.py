@@ -185,7 +185,7 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
 def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
     """Check an MLflow project in a folder of this machine; a remote project is checked only by its run.
 
-    Raises InvalidConfig if the folder is missing, is no MLflow project, or its entry point or parameters differ.
+    Raises InvalidConfig if the folder is missing, is not an MLflow project, or its entry point or parameters differ.
     """
     folder = _project_folder(project)
     if folder is None:

@@ -37,7 +37,7 @@ class ObservedEndpoint:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The endpoints of the store; new ones are made at `target`."""
+    """The endpoints of the store; a new endpoint is made at `target`."""
 
     store: Store
     settings: Settings

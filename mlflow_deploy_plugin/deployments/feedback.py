@@ -108,7 +108,7 @@ class LabelSink:
 
 @dataclass(frozen=True)
 class LabelImport:
-    """The numbers of labels that are kept and of bad rows, what has taken the labels, and the rows that they name."""
+    """The numbers of accepted labels and of bad rows, the destinations of the labels, and the rows that they name."""
 
     accepted: int
     bad: int
@@ -162,7 +162,7 @@ def check_key_columns(
 ) -> frozenset[str]:
     """Return the columns of the key that hold numbers or booleans in the log.
 
-    Without any logged row nothing is refused. Rows with `keys`, the endpoint's `capture.keys`, may be logged later.
+    Without any logged row every key passes. Rows with `keys`, the endpoint's `capture.keys`, may be logged later.
 
     Raises InvalidConfig if no logged row of the endpoint has a column; the message names the nearest one.
     """

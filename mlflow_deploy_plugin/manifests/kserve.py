@@ -24,8 +24,8 @@ _NOT_TAKEN = ("name", "startupProbe", "livenessProbe", "lifecycle", "ports")
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return a file with the ConfigMap of the spec, the ServingRuntime and the InferenceService.
 
-    Without auth, the InferenceService is reached from within the cluster alone. Raises InvalidConfig if it asks for
-    what KServe makes itself, or its name cannot be a Service's.
+    Without auth, the InferenceService is reached only from within the cluster. Raises InvalidConfig if it asks for an
+    object that KServe makes itself, or its name cannot be a Service's.
     """
     check_name(spec)
     if spec.kubernetes.host is not None:

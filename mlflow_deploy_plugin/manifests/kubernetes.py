@@ -160,7 +160,7 @@ def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
     """Return the pod that serves the spec of the ConfigMap with the endpoint's name.
 
-    Raises InvalidConfig if a secret, a certificate or a key is not said as SECRET/KEY.
+    Raises InvalidConfig if a secret, a certificate or a key is not given as SECRET/KEY.
     """
     kubernetes = spec.kubernetes
     volumes: dict[str, tuple[str, Document]] = {

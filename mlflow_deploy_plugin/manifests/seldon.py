@@ -29,7 +29,7 @@ _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return a file with a ConfigMap for each variant and the SeldonDeployment.
 
-    Raises InvalidConfig if Seldon cannot do what the spec says, or everybody could use the endpoint.
+    Raises InvalidConfig if Seldon cannot serve the spec, or everybody could use the endpoint.
     """
     check_name(spec)
     _check(spec)

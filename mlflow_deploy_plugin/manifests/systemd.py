@@ -87,8 +87,8 @@ WantedBy=multi-user.target
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return the unit and the served spec, by the paths where systemd and the unit look for them.
 
-    Raises InvalidConfig if a path is relative, or cannot stand in a unit; a field is one that only a container has; or
-    the endpoint would be open to strangers.
+    Raises InvalidConfig if a path is relative, or cannot be quoted in a unit; a field is only for containers; or the
+    endpoint would be open to strangers.
     """
     if spec.container.image is not None:
         raise InvalidConfig(f"container.image: a unit runs {PROGRAM} of its machine, and no image; leave it out")

@@ -287,8 +287,8 @@ class Store:
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
         """Write the fields of `rollout` that may change, and its event, and return it with its new revision.
 
-        Return None if nothing was written: the lease, if one is given, is lost, or the rollout was changed since it was
-        read, or it has ended.
+        Return None if the rollout was not written: the lease, if one is given, is lost, or the rollout was changed
+        since it was read, or it has ended.
         """
         with self.transaction() as session:
             if lease is not None and held_row(session, lease) is None:

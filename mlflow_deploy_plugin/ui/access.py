@@ -89,7 +89,7 @@ def is_administrator() -> bool:
 
 
 def seen_workspaces() -> list[str]:
-    """Return the workspaces that MLflow lists for the caller, and that of the request; none without workspaces.
+    """Return the workspaces that MLflow lists for the caller, and the request's workspace; none without workspaces.
 
     MLflow's basic auth filters its list in the response.
     """

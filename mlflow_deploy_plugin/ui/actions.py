@@ -88,8 +88,8 @@ def rollback_target_of(
 def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, metrics: MetricsByServer) -> None:
     """Refuse a rollback to anything but what the page showed.
 
-    Two people who press the button at once, or one who presses it twice, want one step back. Raises InvalidConfig if
-    another press or a promotion came first.
+    Two people who press the button at once, or a person who presses it twice, want one step back. Raises InvalidConfig
+    if another press or a promotion came first.
     """
     try:
         version = rollback_target(store, observed, None, metrics).version

@@ -97,7 +97,7 @@ def add_revisions(
 ) -> list[tuple[MonitorWindow, LateData]]:
     """Add a revision of each window that now has more rows, or materially more labels, than when it was judged.
 
-    Return the revisions, which have to be judged, and what came late.
+    Return the revisions, which have to be judged, each with the kind of the late data.
     """
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)

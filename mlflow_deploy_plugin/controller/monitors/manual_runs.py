@@ -175,7 +175,7 @@ def backfill(
     """Judge the monitor's windows in [begin, end), oldest first, and skip those that are judged already.
 
     Yield the number of the window from 1, how many there are, the window, and True if it was judged now. Raises
-    InvalidConfig if no whole window lies there, or more than `MAX_BACKFILLED`.
+    InvalidConfig if the time has no whole window, or more than `MAX_BACKFILLED`.
     """
     starts = windows_between(monitor.spec, begin, end)
     if not starts:

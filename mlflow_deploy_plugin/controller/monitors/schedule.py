@@ -210,9 +210,9 @@ class MonitorOverview:
 
 
 def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
-    """Return all monitors, or those of one endpoint, by name. Raises NotFound.
+    """Return the monitors of all endpoints, or of one endpoint, by name. Raises NotFound.
 
-    `marks` are the watermarks of the log's agents: they say which window waits for its rows.
+    By `marks`, the watermarks of the log's agents, a window waits for its rows.
     """
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     stored = {(one.endpoint, one.monitor): one for one in Monitors(store).states(endpoint)}

@@ -62,8 +62,8 @@ class WindowRunner:
 
     Attributes:
         say: takes one line for each change.
-        by_hand: a person has asked for the window and sees the result: no alert is sent, nothing is started, and a
-            failure is not tried again.
+        by_hand: a person has asked for the window and sees the result: no alert is sent, no retraining is started, and
+            a failure is not tried again.
         max_catch_up: only so many windows that were missed are judged, the newest.
     """
 
@@ -113,7 +113,7 @@ class WindowRunner:
     ) -> MonitorWindow | None:
         """Make one attempt at the window, and return it: judged, to be tried again, or given up.
 
-        None is returned if nothing was written: the lease is lost, or the attempt was ended on purpose.
+        None is returned if the window was not written: the lease is lost, or the attempt was ended on purpose.
         """
         if window.state == "running" and not self.by_hand:  # its lease was free: the process that judged it was killed
             if window.attempts + 1 >= MAX_ATTEMPTS:

@@ -40,7 +40,7 @@ def retrain_on_alarm(
     Returns:
         The retraining, also if the same result has started it before; None if there is none.
 
-    Raises StoreUnavailable if nothing was written, and this is to be called again.
+    Raises StoreUnavailable if the retraining was not written; then call this again.
     """
     if spec.retrain is None or not result.is_alarm:
         return None

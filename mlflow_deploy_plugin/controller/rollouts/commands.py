@@ -164,7 +164,7 @@ def command_rollout(
 
 
 def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
-    """End the live rollout and go back to what was served before. This needs no controller. Raises NotFound.
+    """End the live rollout and go back to the earlier version. This needs no controller. Raises NotFound.
 
     A rollout whose plan cannot be read is ended, and nothing is put back.
     """
@@ -198,7 +198,7 @@ def describe_rollout(rollout: Rollout) -> str:
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
     """Wait for a controller that was started just now to take the lease.
 
-    Raises NotReady if no controller takes it: a rollout would stand still, and block others.
+    Raises NotReady if no controller takes it: a rollout would not advance, and would block others.
     """
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:

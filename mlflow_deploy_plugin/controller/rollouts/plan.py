@@ -57,7 +57,7 @@ class Criterion:
 
 
 def parse_criteria(text: str) -> tuple[Criterion, ...]:
-    """Return the criteria of a comma-separated text; raise InvalidConfig if one is unknown, or stands twice."""
+    """Return the criteria of a comma-separated text; raise InvalidConfig if one is unknown or repeated."""
     parts = [part for part in (re.sub(r"\s+", "", part) for part in text.split(",")) if part]
     criteria = tuple(_parse(part) for part in parts)
     if not criteria:

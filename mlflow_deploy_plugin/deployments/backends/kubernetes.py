@@ -495,8 +495,8 @@ def _owner_of(document: Document) -> str:
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """Return how many pods a Deployment is to have.
 
-    The `running` Deployment keeps its pods, also out of new bounds of its autoscaler; and those that another has scaled
-    it to, as a person or an autoscaler of theirs, while the spec asks for as many as when it was applied last.
+    The `running` Deployment keeps its pods, also out of new bounds of its autoscaler. It also keeps the number to which
+    a person or an autoscaler of theirs has scaled it, while the spec asks for as many as when it was applied last.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
@@ -507,7 +507,7 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
-    """Return MLflow's addresses for pods: those of the `running` Deployment, or of this process if pods reach them.
+    """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods reach them.
 
     A later command, or a controller, may run with another MLflow. That is no reason to replace the pods.
 

@@ -154,7 +154,7 @@ class MachineBackend:
     ) -> None:
         """Return when every worker serves `spec` and the server reports that it is ready.
 
-        A variant that `spec` changes must be loaded. An unchanged variant may go on with its earlier version.
+        A variant that `spec` changes must be loaded. An unchanged variant may keep its earlier version.
         `why_ended` returns why the server has ended; empty while it lives.
 
         Raises DeploymentFailed if it cannot become ready, or has not in time; the message says why.
@@ -254,9 +254,9 @@ def wait_while_pending(
     poll_seconds: float = 0.1,
     last_words: Callable[[], str] = str,
 ) -> None:
-    """Return when nothing is `pending` for the endpoint any more, and report what is whenever that changes.
+    """Return when `pending` returns an empty text for the endpoint, and report the text whenever it changes.
 
-    `last_words` returns what else to report if it takes too long.
+    `last_words` returns the end of the message if it takes too long.
 
     Raises DeploymentFailed if it is not ready after `seconds`.
     """
