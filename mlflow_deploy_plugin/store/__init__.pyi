@@ -15,7 +15,6 @@ from .leases import Lease as Lease
 from .leases import LeaseKeeper as LeaseKeeper
 from .leases import held_lease as held_lease
 from .monitors import MonitorKey as MonitorKey
-from .monitors import MonitorNote as MonitorNote
 from .monitors import Monitors as Monitors
 from .monitors import MonitorState as MonitorState
 from .monitors import MonitorWindow as MonitorWindow

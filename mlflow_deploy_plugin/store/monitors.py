@@ -105,12 +105,6 @@ class MonitorState:
     note_kind: NoteKind = ""
 
 
-@dataclass(frozen=True)
-class MonitorNote:
-    kind: NoteKind = ""
-    text: str = ""
-
-
 class Monitors:
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -146,16 +140,17 @@ class Monitors:
         *,
         made_up_to: datetime | None = None,
         consecutive: int | None = None,
-        note: MonitorNote | None = None,
+        note: str | None = None,
+        note_kind: NoteKind = "",
     ) -> None:
-        """Write the given fields, and leave the rest."""
+        """Write the given fields, and leave the rest. An empty note removes the note."""
         with self._row(endpoint, monitor) as (_, row):
             if made_up_to is not None:
                 row.made_up_to = made_up_to
             if consecutive is not None:
                 row.consecutive = consecutive
             if note is not None:
-                row.note, row.note_kind = storable_text(note.text, None), note.kind
+                row.note, row.note_kind = storable_text(note, None), note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
         """Let the schedule go on at `to`, and delete its windows from there on: a clock was ahead."""

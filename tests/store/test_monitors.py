@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.spec import new_endpoint
 from mlflow_deploy_plugin.store import Alert, Alerts, AuditEvent, Silences, Store, open_store
-from mlflow_deploy_plugin.store.monitors import MonitorNote, Monitors, MonitorState
+from mlflow_deploy_plugin.store.monitors import Monitors, MonitorState
 
 DAY = timedelta(days=1)
 START = datetime(2026, 11, 20, tzinfo=UTC)
@@ -134,7 +134,7 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
     monitors = Monitors(store)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
     monitors.update_state(name, "daily", made_up_to=START, consecutive=2)
-    monitors.update_state(name, "daily", note=MonitorNote("left_out", "3 windows are left out"))
+    monitors.update_state(name, "daily", note="3 windows are left out", note_kind="left_out")
     monitors.pause(name, "daily", actor="ada")
     Silences(store).add(name, "", timedelta(days=3650))
     firing = Alert(f"{name}/drift", name, "daily", "firing", START, START)

@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.registry import STARTED_AT
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
 from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, move_detail
-from mlflow_deploy_plugin.store.monitors import MonitorNote
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.console import PAGE
 from tests.support.metrics_page import PAGE as METRICS
@@ -298,13 +297,13 @@ def test_each_monitor_has_its_latest_verdict_and_none_of_a_deleted_endpoint_of_t
     experiment = mlflow.MlflowClient().create_experiment(f"onnxserve/{name}")
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
     judged(store, name, "gone")
-    Monitors(store).update_state(name, "new", note=MonitorNote("cannot_run", "no column 'delay'"))
+    Monitors(store).update_state(name, "new", note="no column 'delay'", note_kind="cannot_run")
     store.remove_endpoint(name)
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/m/1", monitors))
     before = mlflow_app.client.get(PAGE).get_data(as_text=True)
     for day, verdict in enumerate(("kept", "violated")):
         judged_window(store, name, "hits", datetime(2013, 7, 9 + day, tzinfo=UTC), verdict, "a-run")
-    Monitors(store).update_state(name, "new", note=MonitorNote("cannot_run", "no column 'arr_delay'"))
+    Monitors(store).update_state(name, "new", note="no column 'arr_delay'", note_kind="cannot_run")
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
     store.remove_endpoint(name)
 

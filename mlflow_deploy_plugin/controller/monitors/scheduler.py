@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.monitoring import announce, record_failure, resolve_orphaned
 from mlflow_deploy_plugin.processes import ProcessEnded, WorkerPool
-from mlflow_deploy_plugin.store import LeaseKeeper, MonitorKey, MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import LeaseKeeper, MonitorKey, Monitors, MonitorState, MonitorWindow
 
 AT_ONCE = 2
 JUDGING_SECONDS = 1800.0
@@ -163,17 +163,17 @@ class MonitorScheduler:
             raise
         except OnnxserveError as error:
             watched.late_troubles += 1
-            note = MonitorNote("late_data_failed", f"cannot look for what came late: {error.message}")
-            line = f"{key[0]}: monitor {key[1]} {note.text}"
-            if self._monitors.state(*key).note != note.text:
+            note = f"cannot look for what came late: {error.message}"
+            line = f"{key[0]}: monitor {key[1]} {note}"
+            if self._monitors.state(*key).note != note:
                 self.deployments.progress(line)
-                self._monitors.update_state(*key, note=note)
+                self._monitors.update_state(*key, note=note, note_kind="late_data_failed")
             if watched.late_troubles == MAX_ATTEMPTS:
                 announce(self._store, *key, line)
         else:
             watched.late_troubles = 0
             if self._monitors.state(*key).note_kind == "late_data_failed":
-                self._monitors.update_state(*key, note=MonitorNote())
+                self._monitors.update_state(*key, note="")
 
     def _close_windows_of_gone(self, pending: dict[MonitorKey, list[MonitorWindow]], known: set[MonitorKey]) -> None:
         """Give up windows of monitors that were deleted. Say once of each unreadable endpoint why it is skipped."""
@@ -195,9 +195,9 @@ class MonitorScheduler:
         watched = self._watched[key]
         if watched.last_reason != reason:
             watched.last_reason = reason
-            note = MonitorNote("cannot_run", f"cannot be run: {reason}")
-            self.deployments.progress(f"{key[0]}: monitor {key[1]} {note.text}")
-            log_errors(lambda: self._monitors.update_state(*key, note=note))
+            note = f"cannot be run: {reason}"
+            self.deployments.progress(f"{key[0]}: monitor {key[1]} {note}")
+            log_errors(lambda: self._monitors.update_state(*key, note=note, note_kind="cannot_run"))
         watched.troubles += 1
         if watched.troubles == MAX_ATTEMPTS:
             log_errors(lambda: record_failure(self._store, self.deployments.settings, *key, reason))

@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, record_failure, record_result
 from mlflow_deploy_plugin.processes import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, MonitorNote, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorState, MonitorWindow
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class WindowRunner:
         ready = readiness(marks, name, now)
         window = oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
         if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
-            self.monitors.update_state(name, monitor, note=MonitorNote())  # it is over
+            self.monitors.update_state(name, monitor, note="")  # it is over
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
@@ -156,21 +156,26 @@ class WindowRunner:
                 return Idle.NOTHING_DUE
             if not ready.covers(due.window.end):
                 return Idle.WAITS_FOR_ROWS
-            note = None if state.note_kind != "cannot_run" else MonitorNote()
+            note = None if state.note_kind != "cannot_run" else ""
             if due.left_out:
                 begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
-                text = (
+                note = (
                     f"{due.left_out:,} windows from {begin} to {end} are left out, for no controller ran and only the "
                     f"newest are made up: "
                     f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to {end}"
                 )
-                note = MonitorNote("left_out", text)
-                self.say(f"{endpoint.name}: monitor {monitor}: {text}")
+                self.say(f"{endpoint.name}: monitor {monitor}: {note}")
             span = due.window.start, due.window.end
             written = [one for one in self.monitors.revisions(endpoint.name, monitor, *span) if not one.by_hand]
             # a window with the same start may have another end
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
-            self.monitors.update_state(endpoint.name, monitor, made_up_to=due.window.end, note=note)
+            self.monitors.update_state(
+                endpoint.name,
+                monitor,
+                made_up_to=due.window.end,
+                note=note,
+                note_kind="left_out" if due.left_out else "",
+            )
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
