@@ -156,7 +156,6 @@ class WindowRunner:
                 return Idle.NOTHING_DUE
             if not ready.covers(due.window.end):
                 return Idle.WAITS_FOR_ROWS
-            note = None if state.note_kind != "cannot_run" else ""
             if due.left_out:
                 begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
                 note = (
@@ -165,17 +164,14 @@ class WindowRunner:
                     f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to {end}"
                 )
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
+                self.monitors.update_state(endpoint.name, monitor, note=note, note_kind="left_out")
+            elif state.note_kind == "cannot_run":
+                self.monitors.update_state(endpoint.name, monitor, note="")
             span = due.window.start, due.window.end
             written = [one for one in self.monitors.revisions(endpoint.name, monitor, *span) if not one.by_hand]
             # a window with the same start may have another end
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
-            self.monitors.update_state(
-                endpoint.name,
-                monitor,
-                made_up_to=due.window.end,
-                note=note,
-                note_kind="left_out" if due.left_out else "",
-            )
+            self.monitors.update_state(endpoint.name, monitor, made_up_to=due.window.end)
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)
