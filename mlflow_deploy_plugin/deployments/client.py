@@ -10,18 +10,12 @@ from mlflow.deployments import BaseDeploymentClient, PredictionsResponse
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import ErrorCode
 
+from mlflow_deploy_plugin.deployments import scoring
 from mlflow_deploy_plugin.deployments.backends.local import serve_in_foreground
 from mlflow_deploy_plugin.deployments.backends.targets import TARGETS, Target, parse_target
 from mlflow_deploy_plugin.deployments.config import Config, apply_flavor
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint, summarize, summarize_endpoints
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deployments
-from mlflow_deploy_plugin.deployments.scoring import (
-    ScoringTarget,
-    original_document,
-    score,
-    score_stream,
-    scoring_target,
-)
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
@@ -154,23 +148,23 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     ) -> PredictionsResponse:
         """Return predictions for a DataFrame, a Series, an array, a dict of columns, or a list of rows or records."""
         with self._scored(deployment_name, endpoint) as target:
-            return PredictionsResponse(score(target, "invocations", original_document(inputs)))
+            return PredictionsResponse(scoring.score(target, "invocations", scoring.original_document(inputs)))
 
     def predict_stream(
         self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
     ) -> Iterator[object]:
         """Yield the parts of the answer of a model that has `predict_stream`."""
         with self._scored(deployment_name, endpoint) as target:
-            yield from score_stream(target, inputs)
+            yield from scoring.score_stream(target, inputs)
 
     def explain(self, deployment_name: str | None = None, df: object = None, endpoint: str | None = None) -> Json:
         """Return the contribution of each column to each prediction, as the server's /explain answers it."""
         with self._scored(deployment_name, endpoint) as target:
-            return score(target, "explain", original_document(df))
+            return scoring.score(target, "explain", scoring.original_document(df))
 
     @contextmanager
-    def _scored(self, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
-        with _deployments(self._target) as deployments, scoring_target(deployments, name, endpoint) as target:
+    def _scored(self, name: str | None, endpoint: str | None) -> Iterator[scoring.ScoringTarget]:
+        with _deployments(self._target) as deployments, scoring.scoring_target(deployments, name, endpoint) as target:
             yield target
 
     def create_endpoint(self, name: str, config: Fields = None) -> Json:
