@@ -62,10 +62,12 @@ def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Docum
     if not in_stores or any(variant.shadow for variant in variants) or spec.sticky is not None or len(variants) > 2:
         return spec, {}, {}
     name, newest = min(reversed(spec.variants.items()), key=lambda item: item[1].weight)
-    share = round(100 * newest.weight / sum(variant.weight for variant in variants))
     in_pod = newest.model_copy(update={"model": MODEL_FOLDER, "weight": 100})
     served = spec.model_copy(update={"variants": {name: in_pod}})
-    return served, {"storageUri": newest.model}, {"canaryTrafficPercent": share} if len(variants) == 2 else {}
+    if len(variants) == 1:
+        return served, {"storageUri": newest.model}, {}
+    share = round(100 * newest.weight / sum(variant.weight for variant in variants))
+    return served, {"storageUri": newest.model}, {"canaryTrafficPercent": share}
 
 
 def _runtime(spec: EndpointSpec, place: Place) -> Document:

@@ -121,7 +121,7 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
 
         uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
         registry = {}
-        for variable, uri in ((variable, str(uri)) for variable, uri in uris.items()):
+        for variable, uri in uris.items():
             # with an absolute path: the server runs in another folder than its starter
             if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
                 uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
