@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import and_, delete, func, null, or_, select, tuple_
+from sqlalchemy import Row, and_, delete, func, null, or_, select, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -74,15 +74,6 @@ class MonitorWindow:
     run_id: str = ""
     run_url: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class WindowSummary:
-    """A window in a few bytes; the fields are those of `MonitorWindow`."""
-
-    id: int
-    by_hand: bool
-    state: WindowState
 
 
 @dataclass(frozen=True)
@@ -265,10 +256,12 @@ class Monitors:
         query = select(MonitorWindowRow).where(MonitorWindowRow.id.in_(ids))
         return {window.id: window for window in self._store.read(query, MonitorWindow)}
 
-    def newest(self, endpoint: str, monitor: str, limit: int) -> list[WindowSummary]:
-        """Return the newest windows, oldest first, without what makes a window large."""
-        query = select(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor)
-        return self._store.read(query.order_by(*_NEWEST_FIRST).limit(limit), WindowSummary)[::-1]
+    def newest(self, endpoint: str, monitor: str, limit: int) -> "Sequence[Row[int, bool, str]]":
+        """Return `id`, `by_hand` and `state` of the newest windows, oldest first: whole windows are large."""
+        query = select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
+        query = query.filter_by(endpoint=endpoint, monitor=monitor).order_by(*_NEWEST_FIRST).limit(limit)
+        with self._store.transaction(is_read_only=True) as session:
+            return session.execute(query).all()[::-1]
 
     def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
         """Yield the monitors that have windows; each is a look into an index, as `DISTINCT` would read all of it."""
