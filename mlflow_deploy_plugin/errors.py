@@ -16,7 +16,6 @@
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
     ├── NotInstalled                501 NOT_IMPLEMENTED          a package that only this needs is missing
     ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  nothing is loaded yet
-    ├── FeedbackNotKept             503 TEMPORARILY_UNAVAILABLE  the spool takes no labels just now
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
     ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        its time was up before it was computed
     ├── ClientDisconnected          499 CANCELLED                nobody reads the response any more
@@ -138,11 +137,7 @@ class NotInstalled(OnnxserveError, http_status=501, error_code="NOT_IMPLEMENTED"
 
 
 class NotReady(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The server lives, but has no version loaded that could answer, no keys yet, or no memory left."""
-
-
-class FeedbackNotKept(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """Labels that callers send cannot be written to the spool: the disk, or what it may hold, is full."""
+    """The server lives, but has no version loaded that could answer, no keys yet, or no memory or disk left."""
 
 
 class TooManyRequests(OnnxserveError, http_status=429, error_code="REQUEST_LIMIT_EXCEEDED"):

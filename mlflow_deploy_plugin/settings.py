@@ -146,7 +146,6 @@ class Settings(BaseModel):
 
     @property
     def inference_log(self) -> str:
-        """The folder of the MLflow workspace in the log, as `home_path`."""
         return self._in_workspace(self.log_root)
 
     @property

@@ -337,7 +337,6 @@ def read_artifact(folder: Path) -> Artifact:
 
 
 def hash_files(folder: Path) -> dict[Path, str]:
-    """Return the SHA-256 of every file, by its path within the folder, in the order of the paths."""
     hashes = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb") as stream:
@@ -367,7 +366,6 @@ def check_digests(artifact: Artifact) -> None:
 
 
 def altered_file_message(name: str, found: str, expected: str) -> str:
-    """Return the message about a file whose digest is not the recorded one."""
     return f"the file {name!r} is not the one that was saved: {found[:19]}, and MLmodel says {expected[:19]}"
 
 
@@ -400,7 +398,6 @@ def read_tensor(entry: Mapping[str, Any]) -> Tensor:
 
 
 def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...]]:
-    """Return the name, the dtype and the shape of an array."""
     name, dtype, shape = checked_name(entry["name"]), spec["dtype"], tuple(spec["shape"])
     if dtype not in TENSOR_DTYPES:
         raise ValueError(f"{name[:100]!r} has the dtype {dtype!r:.100}, which no array here has")
@@ -413,9 +410,8 @@ def _read_signature(
     signature: Mapping[str, Any] | None, only_name: str | None
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
     """Return the columns or the tensors; `only_name` is the name of the only column if the signature has none."""
-    fields = json.loads((signature or {}).get("inputs") or "[]")
     columns, tensors = [], []
-    for position, entry in enumerate(fields):
+    for position, entry in enumerate(json.loads((signature or {}).get("inputs") or "[]")):
         if entry.get("type") == "tensor":
             tensors.append(read_tensor(entry))
         elif entry.get("type") in COLUMN_TYPES:

@@ -53,7 +53,6 @@ class BatchPolicy:
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The batch sizes to warm up."""
         powers = {2**power for power in range(self.max_batch_size.bit_length())}
         return tuple(sorted(powers | {self.max_batch_size, *self.preferred_batch_size}))
 
@@ -195,7 +194,6 @@ class Batcher:
             del leader  # it holds the version
 
     def _finish(self, entry: QueuedRequest) -> None:
-        """Deliver the result of a submitted request."""
         if entry.done is None:
             return
         try:
@@ -243,7 +241,6 @@ class Batcher:
             self._leaders.put(entry)
 
     def _wait(self, entry: QueuedRequest) -> None:
-        """Wait until the request is done, expired, to be retried alone, or the leader."""
         if entry.deadline == float("inf"):
             entry.wake.acquire()
             return

@@ -75,7 +75,6 @@ class Buffers:
             self.binding.bind_ortvalue_output(name, value)
 
     def read(self) -> list[Array]:
-        """Return copies of the outputs of the last run."""
         if self._outputs:
             arrays = [value.numpy() for value in self._outputs]  # on a CPU these are views
             return arrays if self._memory == "cuda" else [array.copy() for array in arrays]

@@ -113,7 +113,6 @@ class FastDecoder:
         self.array_kinds = _ARRAY_KINDS.get(first.column_type, "") if self._matrix else ""
 
     def from_rows(self, names: Sequence[str], rows: _Rows) -> Feeds | None:
-        """Decode rows that are lists in the order of `names`."""
         if not rows or not LISTS.issuperset(map(type, rows)) or set(map(len, rows)) != {len(names)}:
             return None
         if names != self._names and names != self.order:
@@ -125,7 +124,6 @@ class FastDecoder:
         return self._feeds(rows)
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds | None:
-        """Decode rows that are mappings from column to value."""
         if not records or set(map(type, records)) != {dict}:
             return None
         try:
@@ -135,7 +133,6 @@ class FastDecoder:
         return self._feeds(rows)
 
     def from_columns(self, data: Mapping[str, object]) -> Feeds | None:
-        """Decode columns by name."""
         try:
             columns = self._by_name(data)
         except KeyError:

@@ -85,7 +85,6 @@ def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
 
 
 def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
-    """Return some of the rows, as views."""
     fed = {name: array[rows] for name, array in feeds.items()}
     if isinstance(feeds, NarrowedFeeds):
         return narrowed_feeds(fed, {name: array[rows] for name, array in feeds.sent.items()})
@@ -155,7 +154,6 @@ def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
 
 
 def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
-    """Return the dimensions that have to be equal within a request."""
     places: dict[str, list[tuple[str, int]]] = {}
     for entry in inputs:
         for axis, name in enumerate(entry.dimension_names):

@@ -66,7 +66,6 @@ class KeyedSchema(Schema):
         return self.model.tensor_schema
 
     def split(self, data: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the columns of the model, and the columns of the keys."""
         keys = {name: data[name] for name in self.keys if name in data}
         return {name: values for name, values in data.items() if name not in keys}, keys
 

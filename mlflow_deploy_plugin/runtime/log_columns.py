@@ -33,7 +33,6 @@ def to_log_columns(
 
 
 def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
-    """Return the name of the column that holds an output of the graph."""
     return PREDICTION if prediction == (name,) and array.ndim == 1 else OUTPUT_PREFIX + name
 
 

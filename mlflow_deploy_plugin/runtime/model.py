@@ -93,7 +93,6 @@ class Predictor(Protocol):
 
 
 def too_many_values(most: int) -> str:
-    """Return why an answer of more values is refused."""
     return (
         f"the answer has more than {most} values, which is this server's limit: send fewer rows, or smaller ones (a "
         "larger server.max_body_bytes allows more)"

@@ -75,7 +75,6 @@ class Schema:
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The names of the columns, or of the tensors."""
         return tuple(field.name for field in self.columns or self.tensors)
 
     @cached_property
@@ -217,7 +216,6 @@ class Schema:
         return Schema((), tuple(tensors), inputs, self.has_rows, self.refusals, is_foreign=is_foreign)
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
-        """Return the number of rows of a request with these inputs or outputs."""
         return row_count(arrays) if self.has_rows else 1
 
     @cached_property
@@ -281,7 +279,6 @@ class Schema:
         return {name: entry.missing for entry in self.inputs for name in entry.columns}
 
     def _common_length(self, data: Mapping[str, object]) -> int:
-        """Return the one length of all columns."""
         lengths = {}
         for name in self.names:
             if name in data:

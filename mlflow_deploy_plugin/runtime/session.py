@@ -220,7 +220,6 @@ class Arena:
             _keeper.watch(self._reference)
 
     def is_idle(self) -> bool:
-        """Return True if no large run has ended for some time."""
         return time.monotonic() > self._last_run + _KEEP_SECONDS
 
     def shrink(self) -> None:
@@ -283,7 +282,6 @@ def memory_limit() -> int:
 
 
 def physical_memory() -> int:
-    """Return the machine's memory in bytes."""
     return os.sysconf("SC_PHYS_PAGES") * _PAGE_BYTES
 
 

@@ -1,8 +1,7 @@
 """Comparison of a shadow's outputs with those of the answering variant, row by row.
 
 Classifiers agree if their labels are equal. Everything else agrees if texts, integers and booleans are equal and
-floating-point numbers are within `RELATIVE` of the larger one. A retrained regressor never predicts the same number
-twice: what counts is whether a client would notice.
+floating-point numbers are within `RELATIVE` of the larger one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -124,7 +123,6 @@ def _difference(left: Array, right: Array) -> Array:
 
 
 def _is_close(left: Array, right: Array) -> Array:
-    """Return bool [N], whether the values of a row are the same up to the tolerance."""
     if not _are_floats(left, right):
         return _is_equal(left, right)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -136,7 +134,6 @@ def _is_close(left: Array, right: Array) -> Array:
 
 
 def _is_equal(left: Array, right: Array) -> Array:
-    """Return bool [N], whether all values of a row are equal, whatever types the two arrays have."""
     if left.shape != right.shape:
         return np.zeros(len(left), dtype=bool)
     if left.dtype.kind in "fiub" and right.dtype.kind in "fiub":

@@ -274,5 +274,4 @@ def _found(kind: str) -> str:
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """Return a shape as people read it: `[any, 3]`."""
     return "[" + ", ".join("any" if size == -1 else str(size) for size in shape) + "]"

@@ -7,10 +7,13 @@ import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.statedir import file_identity
+
+if TYPE_CHECKING:
+    from gunicorn.config import Config
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[],
     return look
 
 
-def open_following_tls(config: Any) -> ssl.SSLContext:
+def open_following_tls(config: "Config") -> ssl.SSLContext:
     """Return a context for the listeners of gunicorn's configuration; each of their connections looks at the files."""
     look = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
 

@@ -57,7 +57,6 @@ class Cloud:
 
     @cached_property
     def paths(self) -> frozenset[str]:
-        """The routes that the platform names."""
         return frozenset({self.health_route, self.predict_route} - {""})
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import available_cores
@@ -24,6 +24,10 @@ from mlflow_deploy_plugin.server.http.limits import (
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import METRICS, make_metrics_folder, remove_metrics, shared_memory, worker_file
+
+if TYPE_CHECKING:
+    from gunicorn.arbiter import Arbiter
+    from gunicorn.workers.base import Worker
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"
@@ -88,11 +92,8 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
     return [*command, "--env", f"{STATE_DIR}={state_dir}", f"{_HTTP}.{application}({str(state_dir)!r})"]
 
 
-def on_starting(arbiter: Any) -> None:
-    """Import the workers' modules, wait until workers may be forked, and make their folders anew.
-
-    The folders come last: a gunicorn that is ended while it waits does not call `on_exit`, which removes the metrics.
-    """
+def on_starting(arbiter: "Arbiter") -> None:
+    """Import the workers' modules, wait until workers may be forked, and then make their folders anew."""
     configure_logging(load_settings(), "gunicorn")
     gc.disable()  # it would look through what is imported again and again
     import_module(arbiter.app.app_uri.partition(":")[0])
@@ -115,21 +116,18 @@ def on_starting(arbiter: Any) -> None:
         arbiter.log.error("the state folder cannot be written: %s", error.strerror)
 
 
-def on_exit(arbiter: Any) -> None:
-    """Remove the metrics after the last worker has ended."""
+def on_exit(arbiter: "Arbiter") -> None:
     with contextlib.suppress(OSError):  # the next server does it
         remove_metrics(Path(os.environ[STATE_DIR]))
 
 
-def post_worker_init(worker: Any) -> None:
+def post_worker_init(worker: "Worker") -> None:
     """Wait until the versions are loaded, and open the gRPC listener if the spec has a port.
 
     New clients wait in the kernel's queue until a worker accepts them. So a worker that replaces a dead one answers
-    nobody with 503 while it loads. After `_MAX_LOAD_SECONDS` it accepts all the same, so that `/ping` can say what is
-    wrong. A worker that shares its listener with another server goes on waiting until it can answer: the other server
+    nobody with 503 while it loads. After `_MAX_LOAD_SECONDS` it accepts all the same, so that `/ping` can report the
+    reason. A worker that shares its listener with another server waits until it can answer, because the other server
     takes the clients meanwhile.
-
-    The fast worker calls `grpc.drain()` at SIGTERM, so that HTTP and gRPC drain at the same time.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
     server, is_shared = worker.wsgi.server, len(worker.sockets) > 1
@@ -149,14 +147,13 @@ def post_worker_init(worker: Any) -> None:
         worker.grpc = GrpcServer(server)
 
 
-def worker_exit(arbiter: Any, worker: Any) -> None:
+def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:
     """Wait for the gRPC calls in flight. Requests over HTTP are answered by now."""
     if getattr(worker, "grpc", None) is not None:
         worker.grpc.wait()
 
 
-def child_exit(arbiter: Any, worker: Any) -> None:
-    """Remove the state file and the gauges of a worker that has ended or was killed."""
+def child_exit(arbiter: "Arbiter", worker: "Worker") -> None:
     state_dir = Path(os.environ[STATE_DIR])
     for file in (worker_file(state_dir, worker.pid), state_dir / METRICS / f"gauges_{worker.pid}.db"):
         with contextlib.suppress(OSError):

@@ -26,8 +26,6 @@ _WAIT_SECONDS, _RETRY_SECONDS = 30.0, 0.2
 
 @dataclass(frozen=True)
 class SharedListener:
-    """The listening socket, and the connection to its holder."""
-
     listener: socket.socket
     holder: socket.socket
 
@@ -65,7 +63,6 @@ def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
 
 
 def _ended(connections: list[socket.socket]) -> list[socket.socket]:
-    """Return the connections whose other end is closed."""
     poll = select.poll()  # select(2) takes no descriptor beyond 1,023
     for connection in connections:
         poll.register(connection, select.POLLIN)

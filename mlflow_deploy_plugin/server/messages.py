@@ -74,7 +74,6 @@ class Reply:
 
     @property
     def status(self) -> int:
-        """The status in HTTP's terms."""
         return 200 if self.error is None else self.error.http_status
 
 
@@ -150,7 +149,7 @@ _ready: list[str] = []
 
 
 def new_id() -> str:
-    """Return a new identifier. Random bits are fetched for many at once, since each call to the system costs time."""
+    """Return a new identifier. Random bits are fetched for many at once, because each system call costs time."""
     while True:
         try:
             return _ready.pop()

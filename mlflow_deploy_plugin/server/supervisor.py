@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
@@ -111,30 +112,24 @@ class _Stop(Exception):
     """SIGTERM or SIGINT came."""
 
 
+@dataclass(eq=False)
 class _Supervisor:
-    def __init__(
-        self,
-        state_dir: Path,
-        server: ServerSpec,
-        listener: socket.socket,
-        shared: SharedListener | None,
-        follow: bool,
-        announce: Callable[[str], None],
-        wait_for_signal: Callable[[float], int | None],
-    ) -> None:
-        self._state_dir = state_dir
-        self._server = server
-        self._listener = listener
-        self._shared = shared
-        self._announce = announce
-        self._agent_command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(state_dir)]
-        if not follow:
-            self._agent_command.append("--no-follow")
-        self._port = int(listener.getsockname()[1])
-        self._url = reachable_url(server.host if shared is None else "127.0.0.1", self._port, server.scheme)
+    state_dir: Path
+    server: ServerSpec
+    listener: socket.socket
+    shared: SharedListener | None
+    follow: bool
+    announce: Callable[[str], None]
+    wait_for_signal: Callable[[float], int | None]
+
+    def __post_init__(self) -> None:
+        self._agent_command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(self.state_dir)]
+        self._agent_command += [] if self.follow else ["--no-follow"]
+        self._port = int(self.listener.getsockname()[1])
+        host = self.server.host if self.shared is None else "127.0.0.1"
+        self._url = reachable_url(host, self._port, self.server.scheme)
         self._started_at = time.time()
         self._children = SupervisedChildren()
-        self._wait_for_signal = wait_for_signal
         self._notify_socket = os.environ.pop("NOTIFY_SOCKET", "")  # gunicorn would say there that it is ready too early
         self._agent: SupervisedChild | None = None
         self._agent_crashes = Crashes()
@@ -150,37 +145,36 @@ class _Supervisor:
     def run(self, refresh: Callable[[], None]) -> None:
         self._write("starting")
         # an earlier agent's state could pass for this one's: in a container the process ids are the same every time
-        (self._state_dir / AGENT).unlink(missing_ok=True)
+        (self.state_dir / AGENT).unlink(missing_ok=True)
         self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
         with self._may_fork, held_back:  # on a failure or a signal, gunicorn is ended before it may fork
             try:
-                self._start_agent()
+                self._agent = self._children.start(self._agent_command)
                 self._start_gunicorn()
                 self._wait_until(lambda: (state := self._agent_state()) is not None and not state.fatal)
                 held_back.close()
                 self._wait_until(self._answers)
                 self._is_ready = True
                 self._write("serving")
-                self._announce(self._describe())
+                self.announce(self._describe())
                 self._notify("READY=1")
                 self._wait_until(refresh)  # which never returns True
             except _Stop:
                 _log.info("ending: requests in flight are finished")
             finally:
                 self._notify("STOPPING=1")
-                with suppress(OSError):  # a full disk does not make an orderly end a failure
-                    self._write("stopping")
+                self._write("stopping")
                 self._end()
 
     def _wait_until(self, done: Callable[[], bool | None]) -> None:
         """Wait for signals and check the children, until `done`. Raises _Stop and DeploymentFailed."""
         while not done():
-            if self._wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (None, signal.SIGCHLD):
+            if self.wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (None, signal.SIGCHLD):
                 raise _Stop
             self._children.reap()
             self._check_gunicorn()
             self._check_agent()
-            if self._shared is not None and self._shared.is_gone:
+            if self.shared is not None and self.shared.is_gone:
                 raise DeploymentFailed("the process that holds the listening socket has ended")
 
     def _check_gunicorn(self) -> None:
@@ -198,8 +192,7 @@ class _Supervisor:
             return
         if gunicorn.exit_status is None:
             if self._is_ready and self._phase == "starting" and self._answers():
-                with suppress(OSError):
-                    self._write("serving")
+                self._write("serving")
             return
         how = exit_reason(gunicorn.exit_status)
         if not self._is_ready and gunicorn.exit_status >= 0:
@@ -215,8 +208,7 @@ class _Supervisor:
         signal_group(gunicorn.pid, signal.SIGTERM)
         self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
         self._restarts += 1
-        with suppress(OSError):  # a full disk does not stop the serving
-            self._write("starting")
+        self._write("starting")
 
     def _has_orphans(self, dead: SupervisedChild) -> bool:
         """Return whether a worker of the dead gunicorn lives; kill those whose time is up."""
@@ -226,7 +218,7 @@ class _Supervisor:
         if self._agent is None:
             if time.monotonic() >= self._restart_agent_at:
                 try:
-                    self._start_agent()
+                    self._agent = self._children.start(self._agent_command)
                 except OSError as error:  # no process, or no file, is to be had
                     self._restart_agent_later(f"cannot be started: {error.strerror}", None)
             return
@@ -245,19 +237,16 @@ class _Supervisor:
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
 
-    def _start_agent(self) -> None:
-        self._agent = self._children.start(self._agent_command)
-
     def _start_gunicorn(self) -> None:
-        descriptors = [one.fileno() for one in (self._listener, self._shared and self._shared.listener) if one]
+        descriptors = [one.fileno() for one in (self.listener, self.shared and self.shared.listener) if one]
         may_fork = self._may_fork.fileno()
-        command = gunicorn_command(self._state_dir, self._server, *descriptors, may_fork=may_fork)
+        command = gunicorn_command(self.state_dir, self.server, *descriptors, may_fork=may_fork)
         self._gunicorn = self._children.start(command, [*descriptors, may_fork])
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
         """Return the state that the running (or just ended) agent has written, not that of an earlier one."""
-        state = read_state(self._state_dir / AGENT, AgentState)
+        state = read_state(self.state_dir / AGENT, AgentState)
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
@@ -267,28 +256,27 @@ class _Supervisor:
         """
         if self._restart_gunicorn_at < math.inf:
             return False
-        wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
-        states = read_workers(self._state_dir)  # also of a killed gunicorn's workers
+        wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
+        states = read_workers(self.state_dir)  # also of a killed gunicorn's workers
         workers = [worker for worker in states if worker.generation == wanted.generation and is_alive(worker.pid)]
         loaded = [worker for worker in workers if worker.has_versions or not worker.endpoints]
-        return len(loaded) >= self._server.workers and is_healthy(self._url)
+        return len(loaded) >= self.server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
-        """End gunicorn first, so that the agent ships what the last requests have left; leave no process behind."""
-        self._listener.close()  # leave it to gunicorn alone: once that closes it, connections are refused
-        if self._shared is not None:
-            self._shared.listener.close()
+        self.listener.close()  # leave it to gunicorn alone: once that closes it, connections are refused
+        if self.shared is not None:
+            self.shared.listener.close()
         if self._gunicorn is not None:
-            self._end_child(self._gunicorn, self._server.graceful_timeout_seconds + 5.0)
+            self._end_child(self._gunicorn, self.server.graceful_timeout_seconds + 5.0)
             if self._restart_gunicorn_at == math.inf and signal_group(self._gunicorn.pid, signal.SIGTERM):
                 self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
             give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # orphans of a killed gunicorn may still write
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
-                self._wait_for_signal(_TICK_SECONDS)
+                self.wait_for_signal(_TICK_SECONDS)
                 self._children.reap()
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
-        if (self._agent is None or self._agent.exit_status) and any((self._state_dir / SPOOL).glob("*.seg")):
+        if (self._agent is None or self._agent.exit_status) and any((self.state_dir / SPOOL).glob("*.seg")):
             # the agent was killed or never ran: a container's disk, with these rows, may go with this process
             self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
@@ -304,11 +292,11 @@ class _Supervisor:
                 _log.error("process %d does not end within %.0f s and is killed", child.pid, seconds)
                 signal_group(child.pid, signal.SIGKILL)
                 kill_at = math.inf
-            self._wait_for_signal(_TICK_SECONDS)
+            self.wait_for_signal(_TICK_SECONDS)
             self._children.reap()
 
     def _describe(self) -> str:
-        wanted = read_state(self._state_dir / WANTED, Wanted) or Wanted()
+        wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
         if not wanted.endpoints:
             return f"onnxserve: every endpoint is unloaded at {self._url}"
         lines = []
@@ -325,14 +313,19 @@ class _Supervisor:
     def _write(self, phase: Phase) -> None:
         state = ServerState(
             pid=os.getpid(),
-            host=self._server.host,
+            host=self.server.host,
             port=self._port,
             started_at=self._started_at,
             phase=phase,
             restarts=self._restarts,
         )
-        write_state(self._state_dir / SERVER, state)
-        self._phase = phase
+        try:
+            write_state(self.state_dir / SERVER, state)
+        except OSError:  # a full disk neither stops the serving nor makes an orderly end a failure
+            if not self._is_ready and phase != "stopping":
+                raise
+        else:
+            self._phase = phase
 
     def _notify(self, state: str) -> None:
         """Tell systemd the state of a service of Type=notify, by sd_notify(3)."""

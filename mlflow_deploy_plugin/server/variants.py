@@ -132,9 +132,8 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
     """Return the variant of `key`: the same in every worker and after every restart, in the shares of the weights.
 
     Each variant has a number from a hash of endpoint, variant and key, exponentially distributed with its weight as the
-    rate. The smallest wins (weighted rendezvous hashing). A variant whose weight grows only gains keys, and no other
-    pair exchanges any, whatever the order of the variants. No method without a memory moves fewer keys (Bavarian et
-    al., "The Optimality of Correlated Sampling", 2016).
+    rate. The smallest wins (weighted rendezvous hashing). A variant whose weight grows only gains keys. No method
+    without a memory moves fewer keys (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
     """
     if len(variants) == 1:
         return variants[0]
@@ -148,7 +147,6 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
 
 
 def has_sticky_column(schema: Schema, column: str) -> bool:
-    """Return whether `sticky_key` can find the column in a request."""
     return any(column in (entry.columns or (entry.name,)) for entry in schema.inputs)
 
 

@@ -2,7 +2,6 @@
 
 import threading
 from pathlib import Path
-from typing import Any
 
 import grpc
 
@@ -91,7 +90,7 @@ class GrpcServer:
                 self._ended.wait()
 
 
-def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> Any:
+def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> grpc.ServerCertificateConfiguration:
     """Return the files as gRPC takes them, which would go on with those of before without a word if they were bad."""
     open_tls(certfile, keyfile, ca_certs)
     authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any
 from urllib.parse import unquote
 
 import grpc
@@ -66,7 +65,7 @@ _NEEDS: Mapping[str, Need | None] = {
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
-ManagementMethod = Callable[..., dict[str, Any]]
+ManagementMethod = Callable[..., dict[str, object]]
 """Returns the fields of a response. It takes the server, the message and, if it needs `admin`, the caller."""
 
 
@@ -293,7 +292,7 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
     return _reply(server, request, respond)
 
 
-def with_deadline(parameters: Mapping[str, Any], seconds_left: float | None) -> Mapping[str, Any]:
+def with_deadline(parameters: Mapping[str, object], seconds_left: float | None) -> Mapping[str, object]:
     """Return the parameters with the call's deadline as `timeout` in microseconds, unless they have a shorter one."""
     if seconds_left is None:
         return parameters
@@ -349,7 +348,6 @@ def code_of(error: OnnxserveError) -> grpc.StatusCode:
 
 
 def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the headers of a response as trailing metadata, names in lower case."""
     return [(name.lower(), value) for name, value in safe_headers(headers).items()]
 
 
@@ -358,8 +356,7 @@ def address_of(peer: str) -> str:
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
-def check_health(server: Server, message: messages.HealthCheckRequest) -> dict[str, Any]:
-    """Answer `grpc.health.v1.Health/Check`, for the whole server or one of its services."""
+def check_health(server: Server, message: messages.HealthCheckRequest) -> dict[str, object]:
     status = _health_status(server, message.service)
     if status == _STATUS.SERVICE_UNKNOWN:
         raise NotFound(f"there is no service {message.service[:100]!r}")
@@ -397,7 +394,7 @@ def _health_status(server: Server, service: str) -> messages.HealthCheckResponse
     return _STATUS.NOT_SERVING if server.repository.not_ready_reason() else _STATUS.SERVING
 
 
-def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, Any]:
+def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, object]:
     """Answer that a missing model is not ready, as Triton does: at an error its clients' `is_model_ready` raises."""
     try:
         return documents.model_ready(server, message.name, message.version or None)
@@ -405,10 +402,9 @@ def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[st
         return {"ready": False}
 
 
-def _control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> ManagementMethod:
-    """Return the method of a load or an unload."""
+def _control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> ManagementMethod:
 
-    def method(server: Server, message: Any, actor: str) -> dict[str, Any]:
+    def method(server: Server, message: messages.RepositoryModelLoadRequest, actor: str) -> dict[str, object]:
         change(server, message.model_name, tensors.parameter_values(message.parameters), actor)
         return {}
 

@@ -129,7 +129,7 @@ def encode(
     return response
 
 
-def parameter_values(parameters: Mapping[str, Any]) -> dict[str, Any]:
+def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
     """Return the parameters as Python values, None for one without. Raises InvalidRequest: there are too many."""
     if len(parameters) > _MAX_PARAMETERS:
         raise InvalidRequest(f"there are {len(parameters)} parameters in one place; at most {_MAX_PARAMETERS} are read")

@@ -5,10 +5,10 @@ import io
 import logging
 import re
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -35,6 +35,9 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
 logger = logging.getLogger(__name__)
 
 GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
@@ -44,9 +47,7 @@ _PIECE_BYTES = 64 * 1024
 
 
 def create_app(state_dir: str) -> Flask:
-    """Return the application of one worker, serving what the state folder says. Called after the fork.
-
-    It answers at once, with 503 until the first version is loaded.
+    """Return the application of one worker for the state folder. Call it after the fork.
 
     Raises:
         InvalidConfig: spec.yaml in the folder is not a spec.
@@ -74,7 +75,7 @@ class ServerApp(Flask):
             raw, lambda: handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
         )
 
-    def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request that has come by WSGI. `handle` calls Flask's own part, as in the fast worker."""
         return self._answer_wsgi(Request(environ))(environ, start_response)
 
@@ -94,7 +95,10 @@ class ServerApp(Flask):
             is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
             if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):
                 raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
-                return _stream(self.server, raw, stream, length)
+                streamed = stream_predictions(self.server, raw, _pieces(stream, length))
+                if streamed.pieces is not None:
+                    streamed.pieces = _hold_back(streamed.pieces, limit)
+                return flask_response(streamed)
             body = b"" if is_stranger else _read_body(request, stream, limit)
         except OnnxserveError as error:
             return flask_response(exception_response(path, error))
@@ -108,7 +112,7 @@ class ServerApp(Flask):
         if request.blueprint not in (None, BLUEPRINT):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
 
-    def _answer_error(self, error: Exception) -> Any:
+    def _answer_error(self, error: Exception) -> HTTPException | Response:
         if isinstance(error, MethodNotAllowed) and error is request.routing_exception:
             return flask_response(method_not_allowed(g.raw_request, error.valid_methods or ()))
         if isinstance(error, HTTPException) and error is request.routing_exception:
@@ -162,14 +166,12 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
         return b""
     if content_length is not None and content_length > limit:
         raise body_too_large(limit)
-    pieces: list[bytes] = []
-    size = 0
+    body = bytearray()
     for piece in _pieces(stream, content_length):
-        pieces.append(piece)
-        size += len(piece)
-        if size > limit:
+        body += piece
+        if len(body) > limit:
             raise body_too_large(limit)
-    return b"".join(pieces)
+    return bytes(body)
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
@@ -189,32 +191,23 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
         raise InvalidRequest(f"only {content_length - left} of the {content_length} bytes of the body arrived in time")
 
 
-def _stream(server: Server, raw: RawRequest, stream: IO[bytes], content_length: int | None) -> Response:
-    response = stream_predictions(server, raw, _pieces(stream, content_length))
-    if response.pieces is not None:
-        response.pieces = _hold_back(response.pieces, server.max_body_bytes)
-    return flask_response(response)
-
-
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
     """Yield the response once it has more than `limit` bytes, or at its end.
 
     Most clients read nothing before they have sent all, and a WSGI server reads nothing while it cannot send. The
     connection of a response that breaks off ends without the last chunk, as gunicorn ends it for a broken pipe.
     """
-    held: list[bytes] = []
-    size = 0
+    held = bytearray()
     try:
         for piece in pieces:
-            held.append(piece)
-            size += len(piece)
-            if size > limit:
-                yield b"".join(held)
-                held, size = [], 0
+            held += piece
+            if len(held) > limit:
+                yield bytes(held)
+                held.clear()
     except BrokenResponse:
-        yield b"".join(held)
+        yield bytes(held)
         raise BrokenPipeError(errno.EPIPE, "the answer ended in an error") from None
-    yield b"".join(held)
+    yield bytes(held)
 
 
 class NameConverter(BaseConverter):
@@ -260,7 +253,6 @@ def _view(server: Server, route: Route, keywords: dict[str, None], **named: str)
 
 
 def flask_response(response: RawResponse) -> Response:
-    """Return our response as Flask's."""
     body = response.body if response.pieces is None else response.pieces
     flask = Response(body, response.status, safe_headers(response.headers), content_type=response.content_type)
     if response.status == 204:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import DeploymentFailed
@@ -42,6 +42,9 @@ from mlflow_deploy_plugin.statedir import (
     write_atomically,
 )
 
+if TYPE_CHECKING:
+    from wsgiref.types import StartResponse, WSGIEnvironment
+
 logger = logging.getLogger(__name__)
 
 _PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
@@ -51,7 +54,7 @@ _AGENT_END_SECONDS = 30.0
 
 Message = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[Message]]
-_Send = Callable[[Message], Coroutine[Any, Any, None]]
+_Send = Callable[[Message], Coroutine[None, None, None]]
 
 
 class EmbeddedModel:
@@ -158,7 +161,7 @@ class WsgiApp:
     def __init__(self, model: EmbeddedModel) -> None:
         self._model = model
 
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ.get("PATH_INFO") or "/"
         if response := _no_page(path):
             start_response("404 NOT FOUND", [("Content-Type", response.content_type)])

@@ -232,7 +232,6 @@ class _SizedBody:
 
     @property
     def received(self) -> int:
-        """The bytes that are held."""
         return self._length - self._left
 
     def feed(self, data: bytes) -> bytes:
@@ -254,7 +253,6 @@ class _SizedBody:
         return taken
 
     def missing(self) -> str:
-        """Return the message for a body whose rest did not come."""
         return f"only {self.received} of the {self._length} bytes of the body arrived in time"
 
 
@@ -346,5 +344,4 @@ BodyParser = _SizedBody | _ChunkedBody
 
 
 def body_too_large(limit: int) -> BodyTooLarge:
-    """Return the error for a body of more bytes than a server takes."""
     return BodyTooLarge(f"the body is larger than this server's limit of {limit} bytes")

@@ -60,7 +60,6 @@ class PlanTable:
             server.repository.add_listener(self._compose)
 
     def answer(self, request: RawRequest) -> RawResponse | None:
-        """Answer a request by the plan of its path; None if the general way has to."""
         plan = self._plans.get(request.path)
         return plan(request) if plan is not None and request.method == "POST" else None
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
 from http.client import responses
-from typing import Any
 
 from mlflow_deploy_plugin.errors import OnnxserveError, UnfitPath
 from mlflow_deploy_plugin.protocols import JSON, dump_json
@@ -44,7 +43,6 @@ def http_response(path: str, reply: Reply) -> RawResponse:
 
 
 def exception_response(path: str, error: OnnxserveError) -> RawResponse:
-    """Return the response to a request for this path that has ended in one of our errors."""
     return http_response(path, error_reply(error))
 
 
@@ -57,7 +55,7 @@ def error_response(
     path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
 ) -> RawResponse:
     """Return an error in the form of the path's protocol: V2's, TensorFlow's, OpenAI's, or else MLflow's."""
-    document: dict[str, Any] = {"error_code": error_code, "message": message}
+    document: dict[str, object] = {"error_code": error_code, "message": message}
     if path == "/v2" or path.startswith(("/v2/", "/v1/models/")):
         document = {"error": message}
     elif path.endswith(tuple(OPENAI_ROUTES.values())):

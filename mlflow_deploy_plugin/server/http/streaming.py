@@ -29,7 +29,6 @@ _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 
 
 def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
-    """Return True if the request may be answered while it comes."""
     if method != "POST" or not _PATH.fullmatch(path) or "content-encoding" in headers:
         return False
     media = media_name(headers.get("content-type"))
@@ -37,7 +36,6 @@ def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
 
 
 def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
-    """Return the response of `infer_lines`."""
 
     def answer() -> RawResponse:
         match = _PATH.fullmatch(request.path)
@@ -89,7 +87,6 @@ class StreamedExchange:
 
     @property
     def is_whole(self) -> bool:
-        """True if nothing more of the request is to come."""
         return self._body.is_whole or self._error is not None
 
     def receive(self, data: bytes) -> bytes:

@@ -8,10 +8,9 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
 from urllib.parse import parse_qs
 
-from mlflow_deploy_plugin.errors import CallerRefused, FeedbackNotKept, InvalidRequest, OnnxserveError
+from mlflow_deploy_plugin.errors import CallerRefused, InvalidRequest, NotReady, OnnxserveError
 from mlflow_deploy_plugin.protocols import JSON, dump_json, json_object, media_name, media_type, tfserving
 from mlflow_deploy_plugin.protocols import feedback as protocol
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, http_response
@@ -62,7 +61,6 @@ def predict_by_model(
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    """Explain the predictions of the endpoint (None: the default one)."""
     return http_response(request.path, explanations.explain(server, request, endpoint))
 
 
@@ -82,7 +80,6 @@ def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
 
 
 def mlflow_version(server: Server, request: RawRequest) -> RawResponse:
-    """Return the version of MLflow that the served model was logged with."""
     artifact = server.repository.select_variant(None).loaded.predictor.artifact
     return RawResponse(200, artifact.mlflow_version.encode(), "text/plain; charset=utf-8")
 
@@ -97,13 +94,12 @@ def metrics_page(server: Server, request: RawRequest) -> RawResponse:
 def metrics_history(server: Server, request: RawRequest) -> RawResponse:
     """Return the last hour, or with `?span=day` the last day, as the agent has written it."""
     asked = parse_qs(request.query).get("span", ["hour"])[-1]
-    for span in SPANS:
-        if span == asked:
-            return RawResponse(200, read_history(server.repository.state_dir, span), "application/x-ndjson")
+    if span := next((span for span in SPANS if span == asked), None):
+        return RawResponse(200, read_history(server.repository.state_dir, span), "application/x-ndjson")
     raise InvalidRequest(f"there is no span {asked[:20]!r}; there are {' and '.join(SPANS)}")
 
 
-def v2_document(document: Callable[..., dict[str, Any]]) -> Callable[..., RawResponse]:
+def v2_document(document: Callable[..., dict[str, object]]) -> Callable[..., RawResponse]:
     """Return the view of a document of `management`, about the server, an endpoint or one version of it."""
 
     def view(
@@ -119,7 +115,7 @@ def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
     return RawResponse(200, dump_json(management.repository_index(server.repository, only_ready)))
 
 
-def v2_control(change: Callable[[Server, str, Mapping[str, Any], str], None]) -> Callable[..., RawResponse]:
+def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> Callable[..., RawResponse]:
     """Return the view of a load or an unload, for no page of another site. No browser speaks gRPC."""
 
     def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
@@ -188,7 +184,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
         NotReady, NotFound: no such endpoint; see `Repository.find`.
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `protocols/feedback.py`.
         TooManyRequests: a limit of the server is reached.
-        FeedbackNotKept: the spool cannot be written.
+        NotReady: the spool cannot be written.
     """
     try:
         with server.limits.admitted(request):
@@ -201,7 +197,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
                 server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
             except OSError as error:
                 why = error.strerror or error  # without the file's name
-                raise FeedbackNotKept(f"feedback cannot be kept just now: {why}", _RETRY_SECONDS) from None
+                raise NotReady(f"feedback cannot be kept just now: {why}", _RETRY_SECONDS) from None
     except OnnxserveError:
         server.metrics.count_feedback("refused", 1)
         raise

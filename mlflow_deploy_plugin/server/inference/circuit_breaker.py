@@ -16,7 +16,6 @@ logger = logging.getLogger(__name__)
 _PAUSE_SECONDS = 5.0
 
 CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
-"""The timeouts of Redis. The requests that find it away wait for them; those after them go on without Redis."""
 
 _SCHEMES = ("redis://", "rediss://", "unix://")
 

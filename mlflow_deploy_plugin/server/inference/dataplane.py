@@ -1,8 +1,4 @@
-"""The data plane: from named arrays to named arrays, free of any transport.
-
-Every transport handles a request in the same steps: `Repository.select_variant`, decode with the schema of *that*
-variant, `infer`, encode, and drop the variant.
-"""
+"""The data plane: from named arrays to named arrays, free of any transport."""
 
 import math
 import random
@@ -11,7 +7,6 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
@@ -47,7 +42,7 @@ class InferRequest:
 
     id: str
     inputs: Feeds
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Mapping[str, object] = field(default_factory=dict)
     event_time: int | None = None
     body: OpaqueBody | None = None
     arrived: float = field(default_factory=time.perf_counter)
@@ -90,12 +85,7 @@ class DataPlane:
         self._timeout = self.default_timeout_microseconds / 1e6 or math.inf
 
     def sticky_variant(self, variant: ServedVariant, feeds: Feeds) -> ServedVariant:
-        """Return the variant for the value of the column `variant.key` in `feeds`, which `variant` has decoded.
-
-        It decides if the variant has a `key` and the client has named no version.
-
-        Raises as `Repository.select_variant`.
-        """
+        """Return the variant for the value of the column `variant.key` in `feeds`. Raises as `select_variant`."""
         key = sticky_key(variant.loaded.predictor.schema, feeds, variant.key) if variant.key is not None else None
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
@@ -183,8 +173,8 @@ class DataPlane:
     ) -> None:
         """Capture a request that failed, with the sampling of all others, so that failures are a share of all.
 
-        Where `capture` drops or masks columns, no message is captured, because it may quote a value; nor is a column
-        that the signature does not name: the header of a CSV body may be a row.
+        Where `capture` drops or masks columns, no message is captured, because it may quote a value. A column that the
+        signature does not name is not captured either, because the header of a CSV body may be a row.
         """
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
@@ -213,8 +203,7 @@ class DataPlane:
     ) -> None:
         """Do as `infer` for an event loop. `done` gets the response, or the error of `infer`, in another thread.
 
-        Raises:
-            InvalidRequest: the parameter `timeout` is malformed.
+        Raises InvalidRequest if the parameter `timeout` is malformed.
         """
         batcher, arrived = variant.loaded.batcher, time.time_ns() // 1000
         assert batcher is not None  # see `can_infer_async`

@@ -62,8 +62,7 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tuple[Feeds, Mapping[str, Any]]:
     """Decode the request for this variant: a table, or a JSON document of `/invocations` and its `params`.
 
-    These are the evaluations of the model a row (`max_evals`), the `seed`, and the loaded `version` to explain, in
-    place of the one that would predict.
+    These are `max_evals` (evaluations of the model per row), `seed`, and the loaded `version` to explain.
 
     Raises:
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode_rows`; or the variant is not explained, or a

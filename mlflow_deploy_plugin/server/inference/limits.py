@@ -147,7 +147,6 @@ class RequestLimits:
 
     @contextmanager
     def admitted(self, request: RawRequest) -> Iterator[None]:
-        """Count a request without a key, and hold a place."""
         self.check_rates(request, None)
         self.acquire()
         try:
@@ -241,7 +240,6 @@ class RedisRates:
 
     @property
     def is_away(self) -> bool:
-        """Redis has failed, and is not asked."""
         return self._circuit.is_open
 
     def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:

@@ -1,13 +1,8 @@
 """V2's documents about models and the server, and the commands to load and unload a model, for REST and gRPC.
 
-The metadata are V2's own. The rest are extensions of Triton, with the same fields in both transports
-(https://github.com/triton-inference-server/server and `…/common`):
-
-| extension | document |
-|---|---|
-| model repository | docs/protocol/extension_model_repository.md |
-| model configuration | docs/protocol/extension_model_configuration.md, protobuf/model_config.proto |
-| statistics | docs/protocol/extension_statistics.md |
+The metadata are V2's own. The rest are extensions of Triton, with the same fields in both transports: model
+repository, model configuration (protobuf/model_config.proto) and statistics
+(https://github.com/triton-inference-server/server/tree/main/docs/protocol).
 
 A "model" is an endpoint here. The parameter `config` of a load is an endpoint of our spec, not Triton's ModelConfig.
 For an endpoint or a version that is not served, a function raises as `Repository.select_variant`.
@@ -36,45 +31,43 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_endpoint
 
 LARGEST_CONFIG_BYTES = 64 * 1024
+Document = dict[str, Any]
+"""An object as JSON has it."""
 _LONGEST_MESSAGE = 500
 _INT64_DIGITS = 18
 _NANOSECONDS = 1_000_000_000
 
 
-def list_models(server: Server, endpoint: str | None, version: str | None) -> dict[str, Any]:
+def list_models(server: Server, endpoint: str | None, version: str | None) -> Document:
     """Return the endpoints in the forms of OpenAI (`data`) and of KServe's V1 (`models`)."""
     names = [*server.repository.table]
     data = [{"id": name, "object": "model", "created": 0, "owned_by": "onnxserve"} for name in names]
     return {"object": "list", "data": data, "models": names}
 
 
-def model_metadata(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
-    """Return the loaded versions of the endpoint, and the inputs and outputs of this version."""
+def model_metadata(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
     versions = server.repository.versions(endpoint)
     return v2.model_metadata(endpoint, versions, variant.loaded.predictor.artifact)
 
 
-def model_ready(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
+def model_ready(server: Server, endpoint: str, version: str | None = None) -> Document:
     """Return the document of a model that is ready. Raises NotReady if it is not; the message says why."""
     if reason := server.repository.select_variant(endpoint, version).loaded.predictor.unavailable_reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}
 
 
-def model_config(server: Server, endpoint: str, version: str | None = None) -> dict[str, Any]:
-    """Return the version as Triton's ModelConfig."""
+def model_config(server: Server, endpoint: str, version: str | None = None) -> Document:
     variant = server.repository.select_variant(endpoint, version)
     return triton_config(variant, server.repository.versions(endpoint), server.spec)
 
 
-def load_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
-    """Load the endpoint for this caller. Raises as `endpoint_to_load` and `ModelControl.load`."""
+def load_model(server: Server, endpoint: str, parameters: Mapping[str, object], actor: str) -> None:
     server.model_control.load(endpoint, endpoint_to_load(endpoint, parameters), actor)
 
 
-def unload_model(server: Server, endpoint: str, parameters: Mapping[str, Any], actor: str) -> None:
-    """Unload the endpoint for this caller. Raises as `check_unload_parameters` and `ModelControl.unload`."""
+def unload_model(server: Server, endpoint: str, parameters: Mapping[str, object], actor: str) -> None:
     check_unload_parameters(parameters)
     server.model_control.unload(endpoint, actor)
 
@@ -102,7 +95,7 @@ def decode_index(body: bytes) -> bool:
     return bool(ready)
 
 
-def decode_parameters(body: bytes) -> Mapping[str, Any]:
+def decode_parameters(body: bytes) -> Mapping[str, object]:
     """Return the `parameters` in the body of a load or unload request; both may be missing. Raises InvalidRequest."""
     parameters = _optional_object(body).get("parameters")
     if not isinstance(parameters, dict | None):
@@ -155,23 +148,19 @@ def _read_config(name: str, config: str) -> EndpointSpec:
     return specs[0]
 
 
-def check_unload_parameters(parameters: Mapping[str, Any]) -> None:
+def check_unload_parameters(parameters: Mapping[str, object]) -> None:
     """Raise InvalidRequest for any parameter but `unload_dependents`, which Triton's clients send, without effect."""
     for key in parameters.keys() - {"unload_dependents"}:
         raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
 
 
-def _optional_object(body: bytes) -> Mapping[str, Any]:
+def _optional_object(body: bytes) -> Mapping[str, object]:
     return json_object(body) if body.strip() else {}
 
 
-def triton_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> dict[str, Any]:
-    """Return a version of an endpoint as Triton's ModelConfig.
-
-    As in Triton, the batch is left out of `dims` if requests are batched (`max_batch_size` above 0). For a graph
-    without a batch dimension, `parameters` has the reason.
-    """
-    policy: dict[str, Any] = {"latest": {"num_versions": len(versions)}}
+def triton_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> Document:
+    """Return a version of an endpoint as Triton's ModelConfig, whose `dims` have no batch if requests are batched."""
+    policy: Document = {"latest": {"num_versions": len(versions)}}
     # Triton's versions are numbers; the version of a model that is not registered is none
     if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
         policy = {"specific": {"versions": [int(version) for version in versions]}}
@@ -179,7 +168,7 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
     batcher = variant.loaded.batcher
     is_onnx = artifact.flavor != PYTHON_FUNCTION
     kind = "KIND_CPU" if server.device == "cpu" else "KIND_GPU"
-    document: dict[str, Any] = {
+    document: Document = {
         "name": variant.endpoint,
         "platform": v2.platform(artifact),
         "backend": "onnxruntime" if is_onnx else "python",
@@ -204,26 +193,22 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
     return document
 
 
-def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[dict[str, Any]]:
-    """Return the tensors that have a datatype in V2.
-
-    Triton calls text TYPE_STRING here, and BYTES elsewhere. Its `dims` are never empty: a scalar is one element,
-    reshaped.
-    """
+def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Document]:
+    """Return the tensors that have a datatype in V2. `dims` are never empty: a scalar is one element, reshaped."""
     tensors = []
     for entry in entries:
         if datatype := datatype_of(entry.dtype):
             dims = list(entry.shape[1:] if is_batched else entry.shape)
-            tensor: dict[str, Any] = {"name": entry.name, "data_type": f"TYPE_{datatype}".replace("BYTES", "STRING")}
+            tensor: Document = {"name": entry.name, "data_type": f"TYPE_{datatype}".replace("BYTES", "STRING")}
             tensors.append(tensor | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}))
     return tensors
 
 
-def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> dict[str, Any]:
+def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> Document:
     """Return the statistics of each version in memory: of every endpoint, of one, or of one of its versions.
 
     They are sums over all workers. `success.ns` is the time of all requests, also of those that failed. A time that is
-    not measured is 0: that of failures, decoding and encoding (`compute_input`, `compute_output`).
+    not measured is 0.
     """
     repository, counted = server.repository, server.metrics.statistics()
     if version is not None:

@@ -2,9 +2,9 @@
 
 Its steps: authenticate → limits → variant → decode → infer → encode → count.
 
-`infer` blocks its thread from the first step to the last. `infer_async` takes the same steps for an event loop: it
-decodes on the loop, and encodes in the thread that has computed the batch. `infer_lines` takes them for JSON Lines that
-are answered while they come, and `explain.py` for explanations. All four share the steps of `RequestContext`.
+`infer` takes them in one thread. `infer_async` decodes on an event loop, and encodes in the thread that has computed
+the batch. `infer_lines` takes them for JSON Lines that are answered while they come, and `explain.py` for explanations.
+All four share the steps of `RequestContext`.
 
 The fast worker first tries a plan (`http/plan.py`), which composes these steps once for the usual request and
 intentionally repeats the rules of `infer`. A property test (`tests/server/http/test_plan.py`) keeps the two equal.
@@ -55,11 +55,6 @@ class BrokenResponse(Exception):
 class RequestContext:
     """One request on its way through the pipeline: its place within the limits, its variant, the headers of its reply.
 
-    As a context manager it gives its place back at the end.
-
-    Args:
-        protocol: the protocol's label in metrics.
-
     Attributes:
         headers: the headers of the reply.
         variant: the variant that answers; None until one is selected.
@@ -84,9 +79,7 @@ class RequestContext:
     def admit(self, endpoint: str | None) -> None:
         """Authenticate the caller, and take a place within the server's limits.
 
-        Raises:
-            Unauthenticated, ScopeMissing: see `Authenticator.require`.
-            TooManyRequests: there is no place.
+        Raises as `Authenticator.require` and `RequestLimits.acquire`.
         """
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
@@ -96,7 +89,6 @@ class RequestContext:
         self._is_admitted = True
 
     def release(self) -> None:
-        """Give the place back, if there is one."""
         if self._is_admitted:
             self._is_admitted = False
             self.server.limits.release()
@@ -110,7 +102,6 @@ class RequestContext:
     def select_variant(
         self, endpoint: str | None, version: str | None = None, label: str | None = None
     ) -> ServedVariant:
-        """Select the variant that answers. Raises as `Repository.select_variant`."""
         repository, request = self.server.repository, self.request
         return self.answer_by(
             repository.select_variant(endpoint, version, request.headers, draw=request.draw, label=label)
@@ -125,7 +116,6 @@ class RequestContext:
         return variant
 
     def fail(self, error: Exception) -> Reply:
-        """Return the reply to a request that has failed."""
         return failure(self.request, error, self.headers)
 
     def count(self, status: int, outputs: Mapping[str, Array] | None = None) -> float:
@@ -157,7 +147,6 @@ class RequestContext:
         return decoded, InferRequest(headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived)
 
     def build_reply(self, decoded: DecodedRequest, variant: ServedVariant, inferred: InferResponse) -> Reply:
-        """Encode the outputs of this variant in the protocol of the request."""
         headers = self.headers
         headers["X-Prediction-Id"] = inferred.prediction_id
         if inferred.is_cached is not None:
@@ -282,10 +271,9 @@ def infer_async(
 def infer_lines(server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]) -> Reply:
     """Answer JSON Lines while they come. Neither the body nor the response is ever held whole.
 
-    One version answers the whole stream, in pieces of up to a thousand lines. Each piece, also one that fails, is
-    captured as a request of its own. If the first piece fails, the reply is an error like any other. If a later one
-    fails, the head has been sent: the last line is then an object with `error_code` and `message`, after which the
-    reply's pieces raise `BrokenResponse`.
+    One version answers the whole stream, in pieces of up to a thousand lines. Each piece is captured as a request of
+    its own. If the first piece fails, the reply is an error like any other. If a later one fails, the last line is an
+    object with `error_code` and `message`, after which the reply's pieces raise `BrokenResponse`.
 
     Args:
         request: the request without its body.
@@ -310,7 +298,6 @@ def infer_lines(server: Server, request: RawRequest, endpoint: str | None, piece
 
 
 def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the predictions of each piece of up to a thousand lines."""
     server = context.server
     moment = event_time(context.request.headers)
     predictor = variant.loaded.predictor
@@ -341,8 +328,8 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
     """Return the reply that sends the parts of an answer, each a JSON text, as server-sent events.
 
-    The events are those of OpenAI's API and of MLflow's agent server. If the first part fails, the reply is an error
-    like any other. Later the head has been sent: the last event but one is then an object with `error`.
+    OpenAI's API and MLflow's agent server have the same events. If the first part fails, the reply is an error.
+    After an error in a later part, the last event but one is an object with `error`.
     """
     try:
         first = next(parts, None)

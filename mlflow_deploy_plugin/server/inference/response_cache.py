@@ -132,7 +132,6 @@ ResponseCache = MemoryCache | RedisCache
 def open_cache(
     max_bytes: int, seconds: int, redis_url: str, count_failure: Callable[[], None] = lambda: None
 ) -> ResponseCache | None:
-    """Return the cache that the spec asks for, or None."""
     if not max_bytes:
         return None
     return RedisCache(redis_url, max_bytes, seconds, count_failure) if redis_url else MemoryCache(max_bytes, seconds)

@@ -1,9 +1,8 @@
 """Shadows: variants that run a copy of each request, which is compared with the response. They never answer.
 
-A request only puts a copy into a queue. One thread of each worker empties it, with a low priority and after a pause in
-which the response leaves. It runs requests of one kind together if the shadow's rows do not depend on each other. A
-copy that finds no room is dropped and counted; a failure is counted, and logged once a minute. If a shadow is slow or
-never returns, copies are lost, and no response.
+A request only puts a copy into a queue. One thread of each worker empties it, with a low priority. It runs requests of
+one kind together if the shadow's rows do not depend on each other. If the queue is full, a copy is dropped and
+counted. A failure is counted and logged. So a slow shadow loses copies, and never a response.
 """
 
 import logging
@@ -52,7 +51,6 @@ _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
 another one wants it (`sys.getswitchinterval`)."""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
 """The pause of the thread, as a multiple of the time for which it held the interpreter, which a running graph frees."""
-_LOG_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -112,12 +110,10 @@ class Shadows:
         self._is_stopping = False
         self._thread: threading.Thread | None = None
         self._batchable: WeakKeyDictionary[LoadedVersion, bool] = WeakKeyDictionary()
-        self._quiet_until = float("-inf")
         self._run_seconds = 0.0
 
     @property
     def waiting(self) -> int:
-        """The copies that are in the queue or being run."""
         return self._queued - self._done
 
     def mirror(
@@ -201,7 +197,6 @@ class Shadows:
         return batch
 
     def _is_batchable(self, copy: MirroredRequest) -> bool:
-        """Return True if rows of several requests may be run together. Each version is tried once."""
         loaded = copy.shadow.loaded
         if (known := self._batchable.get(loaded)) is None:
             try:
@@ -225,10 +220,8 @@ class Shadows:
                     self._process([copy])
                 return
             self.metrics.count_shadow(shadow.labels, "failed")
-            if (now := time.monotonic()) >= self._quiet_until:
-                self._quiet_until = now + _LOG_SECONDS
-                traceback = None if isinstance(error, OnnxserveError) else error
-                logger.warning("the shadow %s/%s fails: %s", shadow.endpoint, shadow.name, error, exc_info=traceback)
+            traceback = None if isinstance(error, OnnxserveError) else error
+            logger.warning("the shadow %s/%s fails: %s", shadow.endpoint, shadow.name, error, exc_info=traceback)
 
     def _compare(self, batch: list[MirroredRequest]) -> None:
         first = batch[0]
@@ -250,12 +243,10 @@ class Shadows:
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
         outputs = concatenate_feeds([copy.outputs for copy in batch])
-        if predictor.schema.has_rows and answered_by.schema.has_rows:
-            comparison = compare_outputs(answered_by.artifact, outputs, predictor.artifact, computed)
-        else:
-            comparison = compare_outputs(
-                answered_by.artifact, as_one_row(outputs), predictor.artifact, as_one_row(computed)
-            )
+        compared: Mapping[str, Array] = computed
+        if not (predictor.schema.has_rows and answered_by.schema.has_rows):
+            outputs, compared = as_one_row(outputs), as_one_row(computed)
+        comparison = compare_outputs(answered_by.artifact, outputs, predictor.artifact, compared)
         self._capture_rows(batch, feeds, computed, int(seconds * 1e6))
         self.metrics.count_shadow_comparison(shadow.labels, comparison, len(batch), seconds)
 

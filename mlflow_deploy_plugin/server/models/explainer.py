@@ -1,7 +1,7 @@
 """Explanations of predictions, from a process beside the worker that runs only while it is used.
 
-SHAP takes seconds to import, and 250 MB. So the first request starts the process and waits for it, and the process ends
-after some minutes without a request. One process explains for every version of the worker.
+SHAP takes seconds to import, and 250 MB. So the first request starts the process, which ends after some minutes without
+a request. One process explains for every version of the worker.
 """
 
 import importlib.util
@@ -30,8 +30,7 @@ class ExplainerClient:
 
     Args:
         timeout_seconds: the time for one explanation, with the wait for its turn and the start of the process.
-        max_waiting: the most requests in this worker that are explained or wait for it. More are refused, so that
-            threads are left for predictions.
+        max_waiting: the most requests in this worker that are explained or wait for it.
         idle_seconds: the process ends after this time without a request.
     """
 
@@ -50,7 +49,6 @@ class ExplainerClient:
 
     @property
     def pid(self) -> int | None:
-        """The id of the process, or None."""
         process = self._process
         return process.pid if process else None
 
@@ -71,10 +69,9 @@ class ExplainerClient:
                 "pip install 'mlflow-onnxserve[explain]'"
             )
         with self._admit():
-            process = self._start(deadline)
-            fields = {"folder": str(folder), "max_evals": max_evals, "seed": seed}
-            left = max(0.0, deadline - time.perf_counter())
-            return process.request(SideMessage("explain", {**fields, "seconds": left}, {"feeds": feeds}), deadline)
+            process, left = self._start(deadline), max(0.0, deadline - time.perf_counter())
+            fields = {"folder": str(folder), "max_evals": max_evals, "seed": seed, "seconds": left}
+            return process.request(SideMessage("explain", fields, {"feeds": feeds}), deadline)
 
     def close(self) -> None:
         """End the process; the next request would start another."""
@@ -111,7 +108,7 @@ class ExplainerClient:
             if self._active or self._process is None:
                 return
             process, self._process = self._process, None
-        logger.info("nobody has asked for an explanation for %.0f s; process %s ends", self._idle_seconds, process.pid)
+        logger.info("no explanation was requested for %.0f s; process %s ends", self._idle_seconds, process.pid)
         process.close()
 
     def _start(self, deadline: float) -> SideProcess:

@@ -7,7 +7,6 @@ import weakref
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.messages import join_names
@@ -32,8 +31,7 @@ class PyfuncPredictor:
     """A model that runs in a process of its own (`mlflow_deploy_plugin.pyfunc`), which ends with this object.
 
     Attributes:
-        artifact: the content of its folder. If the signature has no outputs, they are those of the warm-up, or of the
-            first response.
+        artifact: the content of its folder. Without outputs in the signature, the first response declares them.
         schema: turns columns, rows or tensors into feeds; refuses them all if the model takes no named arrays.
     """
 
@@ -50,11 +48,7 @@ class PyfuncPredictor:
     def load(cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1) -> "PyfuncPredictor":
         """Start the process and wait until the model is loaded and has answered its own example, if it has one.
 
-        Args:
-            timeout_seconds, concurrency: see `SideProcess`.
-
-        Raises:
-            InvalidArtifact: the model cannot be loaded; the message says why.
+        Raises InvalidArtifact if the model cannot be loaded.
         """
         command = [sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
@@ -64,7 +58,6 @@ class PyfuncPredictor:
 
     @property
     def pid(self) -> int | None:
-        """The id of the side process; None while it is restarted."""
         return self._process.pid
 
     @property
@@ -84,7 +77,7 @@ class PyfuncPredictor:
         feeds: Feeds,
         outputs: Sequence[str] | None = None,
         deadline: float = math.inf,
-        parameters: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, object] | None = None,
     ) -> dict[str, Array]:
         """Do as `Predictor.run`.
 
@@ -116,10 +109,7 @@ class PyfuncPredictor:
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
     def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
-        """Answer a body of `/invocations` with MLflow's own scoring functions.
-
-        Args:
-            prediction_id: a tag of the model's traces.
+        """Answer a body of `/invocations` with MLflow's own scoring functions; `prediction_id` tags the model's traces.
 
         Raises:
             InvalidRequest, UnsupportedMediaType, InferenceError: as MLflow refuses it.

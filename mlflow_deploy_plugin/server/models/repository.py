@@ -1,9 +1,9 @@
 """The versions in a worker's memory: load, warm, swap in one assignment, free the old ones.
 
-`Repository` follows `wanted.json`. It serves an immutable `ServedTable` that it replaces in one assignment. A request
-takes one `ServedVariant` out of the table and holds it until it is answered, so that exactly one version answers it. A
-version that is in no table any more is freed by reference counting when the last such request ends. If anything fails
-on the way to a new version, the old one goes on serving and this worker's state file says why.
+`Repository` follows `wanted.json`. A request takes one `ServedVariant` out of its table and holds it until it is
+answered, so that exactly one version answers it. A version that is in no table any more is freed when the last such
+request ends. If a new version fails to load, the old version is still served, and this worker's state file has the
+reason.
 """
 
 import logging
@@ -58,15 +58,11 @@ _NOT_LOADED = "no model is loaded yet; ask again in a moment"
 class Repository:
     """The versions in the memory of one worker.
 
-    Args:
-        state_dir: the server's state folder, see `statedir/`.
-        load: makes a version ready to answer, from its MLmodel folder (loaded and warmed).
-
     Attributes:
         state_dir: the server's state folder.
-        table: what is served now.
+        table: the endpoints that are served now.
         unloaded: endpoints that a command has unloaded and another may load again.
-        has_pyfuncs: a side process answers for a version in memory. Shadows do not count: nobody waits for them.
+        has_pyfuncs: a side process answers for a version in memory. Shadows do not count.
     """
 
     def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
@@ -83,7 +79,6 @@ class Repository:
         self._seen: tuple[int, int, int] | None = None
         self._unwritten: WorkerState | None = None
         """The state of this worker that could not be written yet, since the disk was full."""
-        self._write_failure = ""
         self._retiring: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
         """Replaced versions that requests still hold."""
         self._stopping = threading.Event()
@@ -97,7 +92,6 @@ class Repository:
             on_change(self.table)
 
     def start(self) -> None:
-        """Follow `wanted.json` in a thread of its own, until `stop`."""
         self._follower.start()
 
     def wait_until_applied(self, seconds: float) -> bool:
@@ -105,7 +99,6 @@ class Repository:
         return self._has_applied.wait(seconds)
 
     def stop(self) -> None:
-        """End the thread, free the versions and remove this worker's state file."""
         self._stopping.set()
         if self._follower.is_alive():
             self._follower.join()
@@ -164,7 +157,6 @@ class Repository:
         return next(iter(self.table), None)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:
-        """Return the versions of an endpoint that are in memory. Raises as `select_variant`."""
         return self.find(endpoint)[1].versions
 
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
@@ -202,7 +194,6 @@ class Repository:
         return not self.not_ready_reason() and not any(self._errors.values())
 
     def unavailable_reason(self, endpoint: str) -> str:
-        """Return why no version of the endpoint answers."""
         applied, served = self._applied.get(endpoint), self.table.get(endpoint)
         held = served.variants if served else {}
         reasons = {name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()}
@@ -211,7 +202,6 @@ class Repository:
         return f"endpoint {endpoint!r} has no version that answers" + (f": {listed}" if listed else "")
 
     def poll(self) -> None:
-        """Apply `wanted.json` if it has changed since the last call."""
         if (seen := file_identity(self.state_dir / WANTED)) is None:
             return
         if seen != self._seen:
@@ -252,12 +242,11 @@ class Repository:
         self._generation = wanted.generation
         endpoints: dict[str, dict[str, LoadedVariant]] = {}
         for name, served in self.table.items():
-            states = {variant: LoadedVariant(error=error) for variant, error in self._errors[name].items()}
+            errors = self._errors[name]
+            endpoints[name] = {variant: LoadedVariant(error=error) for variant, error in errors.items()}
             for variant, one in served.variants.items():
-                no_batch = no_batch_dimension_reason(one.loaded.predictor.artifact)
-                error = states[variant].error if variant in states else ""
-                states[variant] = LoadedVariant(version=one.loaded.version, error=error, no_batch=no_batch)
-            endpoints[name] = states
+                no_batch, error = no_batch_dimension_reason(one.loaded.predictor.artifact), errors.get(variant, "")
+                endpoints[name][variant] = LoadedVariant(version=one.loaded.version, error=error, no_batch=no_batch)
         self._unwritten = WorkerState(pid=os.getpid(), generation=wanted.generation, endpoints=endpoints)
 
     def _write_state(self) -> None:
@@ -267,11 +256,9 @@ class Repository:
         try:
             write_state(worker_file(self.state_dir, self._unwritten.pid), self._unwritten)
         except OSError as error:
-            if (reason := str(error.strerror)) != self._write_failure:
-                logger.error("the state of this worker cannot be written: %s", reason)
-            self._write_failure = reason
+            logger.error("the state of this worker cannot be written: %s", error.strerror)
             return
-        self._unwritten, self._write_failure = None, ""
+        self._unwritten = None
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
         """Return the folders of the pyfuncs of new endpoints. Their processes start at the same time."""
@@ -334,10 +321,10 @@ class Repository:
         return served, errors
 
     def _wait_for_retiring(self, model: str) -> None:
-        """Wait until no replaced version of the model is in memory, so that a third one is not loaded beside two.
+        """Wait some seconds at most until no replaced version of the model is in memory.
 
-        The wait ends after some seconds: a request that hangs must not keep a promoted version from being served.
-        `MemoryLimit` then decides whether there is memory for a third version.
+        So the third version of a model is not loaded while two are in memory. `MemoryLimit` decides if a request holds
+        a replaced version for longer.
         """
         deadline = time.monotonic() + _MAX_RETIRING_SECONDS
         while any(one.model == model for one in self._retiring) and time.monotonic() < deadline:
@@ -360,5 +347,4 @@ def _loaded_versions(table: ServedTable) -> set[LoadedVersion]:
 
 
 def _identity(version: WantedVariant | LoadedVersion) -> tuple[str, str, Path]:
-    """Return the key under which variants share one version in memory."""
     return version.model, version.version, version.folder

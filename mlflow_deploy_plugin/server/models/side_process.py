@@ -106,14 +106,13 @@ class _ProcessRun:
         return connection
 
     def expect(self, connection: socket.socket, is_expected: bool = True) -> None:
-        """Note whether more of an answer may come over the connection."""
         self._used[connection] = is_expected
 
     def put_back(self, connection: socket.socket, seconds: float) -> bool:
-        """Keep the connection of a request that has ended. One given up stays.
+        """Keep the connection of a request that has ended, unless the request was given up.
 
-        If more of an answer may come, wait until the process has learned that nobody wants it. Return False if that
-        takes longer than `seconds`.
+        If more of an answer may come, wait until the process has noticed that the request has ended. Return False if
+        that takes longer than `seconds`.
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
@@ -143,8 +142,7 @@ class _ProcessRun:
     def wait(self) -> None:
         """Wait until the process has ended and nothing of its group is left.
 
-        Connections with a request are only shut down here. Its thread closes it: otherwise a new connection could get
-        its number while that thread still waits on it.
+        The thread of a request closes its connection itself. Otherwise a new connection could get the same descriptor.
         """
         self.child.wait()
         with self._lock:
@@ -164,7 +162,6 @@ class _ProcessRun:
         self.child.kill_after(_END_SECONDS)
 
     def exit_reason(self) -> str:
-        """Return in words how it ended."""
         status = self.child.wait(_END_SECONDS)
         return "has closed its connection" if status is None else exit_reason(status)
 
@@ -237,10 +234,8 @@ class SideProcess:
     def stream(self, message: SideMessage, deadline: float = math.inf) -> Generator[SideMessage, None, None]:
         """Send a message and yield the parts of its answer as they come. Each part has the time of an answer.
 
-        It keeps its turn until the process has ended the answer. If it is closed before, it waits until the process has
-        learned of that, with its next part.
-
-        Raises as `request`.
+        It keeps its turn until the process has ended the answer, or has noticed that the generator was closed. Raises
+        as `request`.
         """
         with self._exchange(deadline) as ask:
             part = ask(message)
@@ -249,7 +244,6 @@ class SideProcess:
                 part = ask(None)
 
     def close(self) -> None:
-        """End the process for good, without waiting."""
         if (running := self._running) is not None:
             running.is_ending = True
         _ENDING.add(self)
@@ -274,12 +268,10 @@ class SideProcess:
 
     @property
     def unavailable_reason(self) -> str:
-        """The reason why there is no process; empty if there is one."""
         return "" if self._answering else self._unavailable()
 
     @property
     def pid(self) -> int | None:
-        """The id of the running process, or None."""
         running = self._answering
         return running.child.pid if running else None
 
@@ -360,7 +352,6 @@ class SideProcess:
         return DeadlineExceeded(f"{text}; its process is started anew")
 
     def _keep_running(self) -> None:
-        """Start the process again and again, until `close`."""
         crashes = Crashes()
         while not self._closed.is_set():
             started_at = None
@@ -387,7 +378,6 @@ class SideProcess:
             running.end()
 
     def _serve(self, running: _ProcessRun) -> None:
-        """Follow a process from its start to its end."""
         self._starting = running
         if self._closed.is_set():
             running.child.kill()

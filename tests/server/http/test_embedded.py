@@ -93,7 +93,12 @@ def ask_wsgi(app: WsgiApp, method: str, path: str, headers: dict[str, str], body
         key = name.upper().replace("-", "_")
         environ[key if key == "CONTENT_TYPE" else f"HTTP_{key}"] = value
     began: list[Any] = []
-    content = b"".join(app(environ, lambda status, fields, error=None: began.extend((status, fields))))
+
+    def start_response(status: str, fields: list[tuple[str, str]], error: object = None) -> Callable[[bytes], object]:
+        began.extend((status, fields))
+        return began.append
+
+    content = b"".join(app(environ, start_response))
     return int(began[0][:3]), {name.lower(): value for name, value in began[1]}, content
 
 

@@ -415,8 +415,8 @@ def test_what_a_full_disk_does_not_take_of_the_state_is_written_later(
         repository.poll()
         repository.poll()
     assert read_workers(tmp_path) == []
-    assert [record.getMessage() for record in caplog.records] == [
+    assert {record.getMessage() for record in caplog.records} == {
         "the state of this worker cannot be written: File too large"
-    ]
+    }
     repository.poll()
     assert [worker.generation for worker in read_workers(tmp_path)] == [3]

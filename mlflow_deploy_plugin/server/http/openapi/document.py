@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import NotReady
@@ -84,7 +83,6 @@ class DescribedEndpoint:
 
     @property
     def path(self) -> str:
-        """The path below which the routes of this endpoint lie."""
         return f"/endpoints/{quote(self.endpoint, safe='')}"
 
 
@@ -96,7 +94,7 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
     return DescribedEndpoint(name, served)
 
 
-def document(server: Server, only: str | None = None) -> dict[str, Any]:
+def document(server: Server, only: str | None = None) -> JsonSchema:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
     Plain routes are described for the default endpoint, and routes with a name for each endpoint, or for `only` one. If
@@ -131,10 +129,10 @@ def _paths(
     routes: Iterable[Route],
     endpoints: list[DescribedEndpoint],
     default: DescribedEndpoint | None,
-    schemes: Mapping[str, Any],
-) -> dict[str, dict[str, Any]]:
+    schemes: Mapping[str, JsonSchema],
+) -> dict[str, JsonSchema]:
     """Return the operations by path and method; `default` is described by the routes without a name."""
-    paths: dict[str, dict[str, Any]] = {}
+    paths: dict[str, JsonSchema] = {}
     for route in routes:
         is_named = _NAME in route.path
         needed = {}
@@ -154,7 +152,6 @@ def _paths(
 
 
 def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint]) -> dict[str, JsonSchema]:
-    """Return the schemas of every endpoint's requests and responses, and of errors."""
     components = {name: _error_schema(path) for name, path in _ERROR_FORMS.items()}
     sides = [side for route in routes for side in (route.operation.request, route.operation.response)]
     bodies = dict.fromkeys(body for side in sides for body in side.values() if not isinstance(body, dict))
@@ -203,8 +200,8 @@ def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
 
 def _operation_object(
     operation: Operation, path: str, described: DescribedEndpoint | None, errors: set[int]
-) -> dict[str, Any]:
-    parameters: list[dict[str, Any]] = []
+) -> JsonSchema:
+    parameters: list[JsonSchema] = []
     errors = {*operation.errors, *errors}
     if described is not None:
         for name, values in (("version", described.served.versions), ("label", described.served.variants)):
@@ -213,7 +210,7 @@ def _operation_object(
                 parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     if "{" in path:
         errors.add(400)
-    response: dict[str, Any] = {"description": operation.summary}
+    response: JsonSchema = {"description": operation.summary}
     if operation.response:
         response["content"] = _content(operation.response, described)
     if operation.is_prediction:
@@ -225,7 +222,7 @@ def _operation_object(
             name: {"schema": {"type": "string"}, "description": meaning} for name, meaning in _RESPONSE_HEADERS.items()
         }
     responses = {str(status): _error_object(path, status, operation) for status in sorted(errors)}
-    document: dict[str, Any] = {
+    document: JsonSchema = {
         "summary": operation.summary,
         "tags": [operation.tag],
         "responses": {str(operation.status): response, **responses},
@@ -238,9 +235,9 @@ def _operation_object(
     return document
 
 
-def _content(bodies: Bodies, described: DescribedEndpoint | None) -> dict[str, Any]:
+def _content(bodies: Bodies, described: DescribedEndpoint | None) -> JsonSchema:
     """Return the `content` of a request or a response. Without an endpoint that answers, any body fits it."""
-    content: dict[str, Any] = {}
+    content: JsonSchema = {}
     for media_type, body in bodies.items():
         if media_type == EVENTS and not (described and described.artifact.is_streamable):
             continue
@@ -255,7 +252,7 @@ def _content(bodies: Bodies, described: DescribedEndpoint | None) -> dict[str, A
     return content
 
 
-def _error_object(path: str, status: int, operation: Operation) -> dict[str, Any]:
+def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
     if operation.response == HTML and status in (404, 503):
         return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
     schema_of_path = _error_schema(path)
@@ -264,14 +261,13 @@ def _error_object(path: str, status: int, operation: Operation) -> dict[str, Any
     kinds = dict.fromkeys([form, *(["error"] if status == 400 and "{" in path else [])])
     references = [{"$ref": f"#/components/schemas/{kind}"} for kind in kinds]
     schema = references[0] if len(references) == 1 else {"anyOf": references}
-    error: dict[str, Any] = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
+    error: JsonSchema = {"description": _ERRORS[status], "content": {JSON: {"schema": schema}}}
     if status == 429:
         error["headers"] = {"Retry-After": {"schema": {"type": "string"}, "description": "seconds"}}
     return error
 
 
 def _error_schema(path: str) -> JsonSchema:
-    """Return the schema of an error for this path."""
     document = json.loads(error_response(path, 400, "", "").body)
     inner = document.get("error")
     nested = {"error": schemas.object_schema(dict.fromkeys(inner, schemas.STRING))} if isinstance(inner, dict) else {}

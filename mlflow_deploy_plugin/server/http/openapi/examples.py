@@ -17,6 +17,8 @@ from mlflow_deploy_plugin.protocols import JSON, datatype_of, load_json, mlflow
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Schema
 from mlflow_deploy_plugin.server.variants import LoadedVersion
 
+Document = dict[str, Any]
+"""An object as JSON has it."""
 MAX_ROWS = 3
 MAX_VALUES = 1024
 _MAX_DOCUMENT_BYTES = 64 * 1024
@@ -35,26 +37,23 @@ class Example:
         document: the model's own body of `/invocations`, if that has no form as named values.
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: Document = field(default_factory=dict)
     rows: int = 0
     is_own: bool = False
-    document: dict[str, Any] = field(default_factory=dict)
+    document: Document = field(default_factory=dict)
 
-    def record(self) -> dict[str, Any]:
-        """Return the first row as an object."""
+    def record(self) -> Document:
         return {name: values[0] for name, values in self.values.items()}
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[Document]:
         return [{name: values[row] for name, values in self.values.items()} for row in range(self.rows)]
 
 
 def example_of(loaded: LoadedVersion) -> Example:
-    """Return the example of a loaded version: its own, or zeros."""
     return _read(loaded) or _zeros(loaded.predictor.schema)
 
 
-def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """Return a body of `/invocations`; empty if there is no example."""
+def invocations_example(schema: Schema, example: Example) -> Document:
     if not example.values:
         return example.document
     if schema.columns:
@@ -64,7 +63,7 @@ def invocations_example(schema: Schema, example: Example) -> dict[str, Any]:
     return {"inputs": only[0] if len(only) == 1 and isinstance(only[0], list) else example.values}
 
 
-def predict_example(schema: Schema, example: Example) -> dict[str, Any]:
+def predict_example(schema: Schema, example: Example) -> Document:
     """Return a body of `/predict`: the first row."""
     if not example.values:
         return {}
@@ -75,14 +74,12 @@ def predict_example(schema: Schema, example: Example) -> dict[str, Any]:
     return {"features": next(iter(example.values.values()))[0]}
 
 
-def azure_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """Return a body of Azure ML's `/score`."""
+def azure_example(schema: Schema, example: Example) -> Document:
     body = invocations_example(schema, example)
     return {"input_data": next(iter(body.values()))} if example.values else {}
 
 
-def batch_example(schema: Schema, example: Example) -> dict[str, Any]:
-    """Return a body of `/predict/batch`."""
+def batch_example(schema: Schema, example: Example) -> Document:
     if not example.values:
         return {}
     if not schema.has_rows:
@@ -92,7 +89,7 @@ def batch_example(schema: Schema, example: Example) -> dict[str, Any]:
     return {"instances": next(iter(example.values.values()))}
 
 
-def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
+def v2_example(schema: Schema, example: Example) -> Document:
     """Return a V2 infer request: columns as [N], or the graph's inputs."""
     if not example.values:
         return {}
@@ -107,7 +104,6 @@ def v2_example(schema: Schema, example: Example) -> dict[str, Any]:
 
 
 def csv_example(schema: Schema, example: Example) -> str:
-    """Return the first rows as CSV with a header; empty for tensors."""
     if not example.values or not schema.columns:
         return ""
     text = io.StringIO()

@@ -23,14 +23,14 @@ _VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
 
 
 def object_schema(
-    required: Mapping[str, JsonSchema], optional: Mapping[str, JsonSchema] | None = None, **more: Any
+    required: Mapping[str, JsonSchema], optional: Mapping[str, JsonSchema] | None = None, **more: object
 ) -> JsonSchema:
     """Return the schema of an object with these properties; `more` are further keywords."""
     names = {"required": list(required)} if required else {}
     return {"type": "object", **names, "properties": {**required, **(optional or {})}, **more}
 
 
-def array_schema(items: JsonSchema | None = None, **more: Any) -> JsonSchema:
+def array_schema(items: JsonSchema | None = None, **more: object) -> JsonSchema:
     """Return the schema of an array of anything, or of such items; `more` are further keywords.
 
     `items` always stands there: generators of clients leave operations out whose arrays have none.
@@ -53,7 +53,6 @@ def dtype_schema(dtype: str, is_nullable: bool = False) -> JsonSchema:
 
 
 def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
-    """Return the schema of a value of each column of the signature, by name."""
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
     return {
         column.name: {
@@ -72,7 +71,6 @@ def nested(item: JsonSchema, rank: int) -> JsonSchema:
 
 
 def tensor_schema(tensor: Tensor) -> JsonSchema:
-    """Return the schema of a tensor as nested lists."""
     values = nested(dtype_schema(tensor.dtype), len(tensor.shape))
     return {**values, "description": f"{tensor.dtype}, shape {shape_text(tensor.shape)}, as nested lists"}
 
@@ -113,7 +111,6 @@ def invocations_schema(schema: Schema) -> JsonSchema:
 
 
 def azure_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of Azure ML's `/score`."""
     data = {"anyOf": [_split_schema(schema), _named_or_rows(schema)]} if schema.names else {}
     return object_schema({"input_data": data}, {"params": _ANY_OBJECT})
 
@@ -161,7 +158,6 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
 
 
 def v2_response_schema(artifact: Artifact) -> JsonSchema:
-    """Return the schema of a V2 infer response."""
     names = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
     tensor = object_schema(
         {
@@ -193,12 +189,10 @@ def invocations_answer(artifact: Artifact) -> JsonSchema:
 
 
 def predict_answer(artifact: Artifact) -> JsonSchema:
-    """Return the schema of the response of `/predict`."""
     return object_schema({"prediction": {}, **_VERSION}, _probabilities(artifact))
 
 
 def batch_answer(artifact: Artifact) -> JsonSchema:
-    """Return the schema of the response of `/predict/batch`."""
     more = {name: array_schema(row) for name, row in _probabilities(artifact).items()}
     return object_schema({"predictions": ARRAY_OR_OBJECT, "count": {"type": "integer"}, **_VERSION}, more)
 
@@ -235,7 +229,6 @@ def _split_schema(schema: Schema) -> JsonSchema:
 
 
 def _named_or_rows(schema: Schema) -> JsonSchema:
-    """Return the schema of columns or tensors by name, one record, records, or rows."""
     return {"anyOf": [_named_schema(schema), _rows_schema(schema)]}
 
 

@@ -15,7 +15,7 @@ import heapq
 import math
 import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
@@ -81,7 +81,7 @@ _NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # Python 3.11 takes 0.
 class HttpConnection(asyncio.Protocol):
     """One connection. uvicorn makes it, and calls `shutdown` when the worker ends."""
 
-    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+    def __init__(self, config: Any, server_state: Any, app_state: object, _loop: object = None) -> None:
         self._app: WorkerApp = config.app
         self._limits = self._app.limits
         self._connections: set[HttpConnection] = server_state.connections
@@ -197,7 +197,6 @@ class HttpConnection(asyncio.Protocol):
     # the waits and their ends
 
     def check_deadline(self, now: float) -> None:
-        """End a wait that has taken too long."""
         if now < self._deadline:
             return
         if unsent := self._transport.get_write_buffer_size():
@@ -293,7 +292,6 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _advance(self) -> None:
-        """Take the steps that the bytes in the buffer allow."""
         try:
             if self._head is None:
                 self._head, self._buffer = parse_head(self._buffer)
@@ -388,28 +386,23 @@ class HttpConnection(asyncio.Protocol):
                 response = self._app.handle(request)
             except Exception as error:  # noqa: BLE001 - the boundary: the client waits, and nobody reads the future
                 response = failure_response(request, error)
-            if response.pieces is not None:
-                self._send_pieces(head, response, response.pieces)
+            if response.pieces is None:
+                self._loop.call_soon_threadsafe(self._send, head, response)
                 return
-            self._loop.call_soon_threadsafe(self._send, head, response)
+            with suppress(RuntimeError):  # the loop has ended, and with it the connection
+                exchange = self._new_exchange(head, body_parser(0, 0))
+                self._loop.call_soon_threadsafe(adopt, exchange)
+                exchange.send(response, response.pieces)
+
+        def adopt(exchange: StreamedExchange) -> None:
+            if not self._transport.is_closing():
+                self._exchange = exchange
 
         if not (is_small and handle_request_async(self._app.server, request, send_from_batch)):
             self._app.pool.submit(answer_in_thread)
 
     def _request(self, head: RequestHead, body: bytes) -> RawRequest:
-        """Return a request that has arrived just now."""
         return RawRequest(head.method, head.path, head.headers, body, self._client, head.query, self._caller)
-
-    def _send_pieces(self, head: RequestHead, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
-        """Send a response while it is made, from the thread that makes it."""
-        with suppress(RuntimeError):  # the loop has ended, and with it the connection
-            exchange = self._new_exchange(head, body_parser(0, 0), self._end_pieces)
-            self._loop.call_soon_threadsafe(self._adopt, exchange)
-            exchange.send(response, pieces)
-
-    def _adopt(self, exchange: StreamedExchange) -> None:
-        if not self._transport.is_closing():
-            self._exchange = exchange
 
     def _send(self, head: RequestHead, response: RawResponse) -> None:
         keep_alive = head.keep_alive and not self._is_ending
@@ -463,7 +456,7 @@ class HttpConnection(asyncio.Protocol):
             raise TooManyRequests(f"{MAX_STREAMS} streams are being answered here already; ask again later", 1)
         self._phase = _ANSWERING
         self._body = body_parser(head.length, sys.maxsize)
-        self._exchange = exchange = self._new_exchange(head, self._body, self._end_stream)
+        self._exchange = exchange = self._new_exchange(head, self._body, streams=1)
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)
         self._resume_reading()  # it was paused if much came while another request was answered
@@ -477,10 +470,9 @@ class HttpConnection(asyncio.Protocol):
             raise NotReady("this machine allows no more threads for streams; ask again in a moment", 1) from None
         app.streams += 1
 
-    def _new_exchange(
-        self, head: RequestHead, body: BodyParser, end: Callable[[RequestHead, RawResponse | bool], None]
-    ) -> StreamedExchange:
-        is_chunked = head.is_http_1_1  # else its end is that of the connection
+    def _new_exchange(self, head: RequestHead, body: BodyParser, streams: int = 0) -> StreamedExchange:
+        """Return the exchange of a request that counts as so many of `WorkerApp.streams`."""
+        is_chunked = head.is_http_1_1  # otherwise the response ends with the connection
 
         def begin_response(response: RawResponse) -> None:
             self._is_ending = self._is_ending or not is_chunked
@@ -490,10 +482,8 @@ class HttpConnection(asyncio.Protocol):
         def write(piece: bytes) -> None:
             self._write(b"%X\r\n%b\r\n" % (len(piece), piece) if is_chunked else piece)
 
-        most_unsent = self._app.server.max_body_bytes
-        return StreamedExchange(
-            body, self._transport, most_unsent, write, begin_response, partial(end, head), self._loop
-        )
+        most_unsent, end = self._app.server.max_body_bytes, partial(self._end_exchange, head, streams)
+        return StreamedExchange(body, self._transport, most_unsent, write, begin_response, end, self._loop)
 
     def _feed_stream(self) -> None:
         exchange = self._exchange
@@ -515,12 +505,9 @@ class HttpConnection(asyncio.Protocol):
         elif self._has_eof:
             self._refuse(InvalidRequest(self._body.missing()))
 
-    def _end_stream(self, head: RequestHead, ending: RawResponse | bool) -> None:
+    def _end_exchange(self, head: RequestHead, streams: int, ending: RawResponse | bool) -> None:
         """End a response in chunks, whole (True) or broken off (False); or send a response that is not in chunks."""
-        self._app.streams -= 1
-        self._end_pieces(head, ending)
-
-    def _end_pieces(self, head: RequestHead, ending: RawResponse | bool) -> None:
+        self._app.streams -= streams
         self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
         self._exchange = None
         self._reads_on = self._body is not None  # and where the next request would begin is not known

@@ -10,7 +10,8 @@ import contextlib
 import os
 import signal
 import socket
-from typing import Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.server import Server as UvicornServer
 from uvicorn_worker import UvicornWorker
@@ -18,17 +19,16 @@ from uvicorn_worker import UvicornWorker
 from mlflow_deploy_plugin.server.certificates import open_following_tls
 from mlflow_deploy_plugin.server.http.limits import ConnectionLimits
 
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
+
 _CHECK_SECONDS = 0.1
 
 
 class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's process around the loop.
+    """gunicorn's process around the loop. `server/gunicorn_conf.py` sets `grpc`, the worker's gRPC listener."""
 
-    Attributes:
-        grpc: the worker's gRPC listener, or None (`server/gunicorn_conf.py`).
-    """
-
-    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {
+    CONFIG_KWARGS: ClassVar[dict[str, str | bool]] = {
         "loop": "uvloop",
         "http": "mlflow_deploy_plugin.server.http.workers.connection:HttpConnection",
         "ws": "none",
@@ -45,7 +45,6 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
             signal.signal(caught, self.handle_exit)
 
     async def _serve(self) -> None:
-        """Serve by our subclass of uvicorn's server."""
         cfg = self.cfg
         self.wsgi.limits = ConnectionLimits(cfg.timeout, cfg.keepalive, cfg.worker_connections)
         self.config.app = self.wsgi
@@ -62,7 +61,7 @@ class _Server(UvicornServer):
         super().__init__(worker.config)
         self._worker = worker
         self._app = worker.wsgi
-        self._connections: set[Any] = self.server_state.connections
+        self._connections: set[HttpConnection] = self.server_state.connections  # type: ignore[assignment]  # uvicorn's
 
     def quit(self) -> None:
         """End without waiting for anything (SIGQUIT)."""
@@ -80,10 +79,9 @@ class _Server(UvicornServer):
 
         async def serve(connection: socket.socket) -> None:
             protocol: Any = self.config.http_protocol_class
+            make = partial(protocol, self.config, self.server_state, {})
             with contextlib.suppress(OSError):  # the client has gone, or its handshake fails
-                _, accepted = await loop.connect_accepted_socket(
-                    lambda: protocol(self.config, self.server_state, {}), connection, ssl=self.config.ssl
-                )
+                _, accepted = await loop.connect_accepted_socket(make, connection, ssl=self.config.ssl)
                 accepted.shutdown()
 
         if self._worker.grpc is not None:

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.server.assembly import open_worker
 from mlflow_deploy_plugin.server.http.app import ServerApp
@@ -14,6 +14,9 @@ from mlflow_deploy_plugin.server.inference.limits import RequestThreads, max_bat
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest
+
+if TYPE_CHECKING:
+    from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 
 INLINE_SECONDS = 0.001
 """A request that is expected to take longer than this is answered in a thread, and not on the event loop."""
@@ -47,7 +50,6 @@ class InlinePolicy:
         self._seconds: dict[_RequestClass, float] = {}
 
     def is_quick(self, request: RawRequest) -> bool:
-        """Return True if the request is expected to take less than `INLINE_SECONDS`."""
         path, headers, size = request.path, request.headers, len(request.body)
         seconds = self._seconds.get((path, headers.get("content-type"), size.bit_length()))
         if seconds is None:
@@ -56,7 +58,6 @@ class InlinePolicy:
         return seconds < INLINE_SECONDS and is_small and self.may_be_inline(request)
 
     def learn(self, request: RawRequest, response: RawResponse, seconds: float) -> None:
-        """Take the time of this request into the average of its class."""
         key = request.path, request.headers.get("content-type"), len(request.body).bit_length()
         average = self._seconds.get(key)
         is_prediction = response.status == 200 and "X-Prediction-Id" in response.headers
@@ -102,8 +103,8 @@ class WorkerApp:
         self.now = 0.0
         self.buffered_bytes = 0
         self.streams = 0
-        self.blocked_connections: dict[Any, None] = {}
-        self.idle_connections: list[tuple[float, Any]] = []
+        self.blocked_connections: dict[HttpConnection, None] = {}
+        self.idle_connections: list[tuple[float, HttpConnection]] = []
         self._plans = PlanTable(server)
         self._flask = ServerApp(server)
 
