@@ -124,8 +124,7 @@ class Settings(BaseModel):
 
     @cached_property
     def home_path(self) -> Path:
-        """The folder of the MLflow workspace in HOME, which is HOME itself for the default one: as in MLflow's artifact
-        store, nothing of one workspace is found in another, whatever its endpoints and models are named."""
+        """The folder of the MLflow workspace in HOME, which is HOME itself for the default workspace."""
         return Path(self._in_workspace(str(self.root_path)))
 
     @cached_property

@@ -1,12 +1,9 @@
 """Runs of a session through ONNX Runtime's IO binding: inputs in buffers that keep their address.
 
 On the host an input is in page-locked ("pinned") memory, which a GPU reads without the driver's own copy. On the device
-it is an `OrtValue` that is written in place. CUDA graphs need such buffers, and outputs at fixed addresses, too. A
-captured graph is replayed on the same memory each time, so that its runs take turns. Each shape of the inputs has a
-graph of its own, named by the run option `gpu_graph_id`; -1 runs without one.
-
-ONNX Runtime's copies into and out of an `OrtValue` hold the GIL, and those of `InferenceSession.run` do not, so large
-inputs may gain less than page-locked memory promises. `benchmarks/gpu.py` compares both ways.
+it is an `OrtValue` that is written in place. CUDA graphs need such buffers, and outputs at fixed addresses. A captured
+graph is replayed on the same memory each time, so that its runs take turns. Each shape of the inputs has a graph of its
+own, named by the run option `gpu_graph_id`; -1 runs without one. `benchmarks/gpu.py` compares both ways.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """

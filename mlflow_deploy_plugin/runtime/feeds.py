@@ -1,16 +1,12 @@
 """Feeds: arrays by ONNX input name, the rows first; and the dimensions that a graph declares for them.
 
-`NarrowedFeeds` also carry the values that the client sent.
-
-A graph often takes 32-bit floating-point numbers where the signature says `long` or `double`. Capture, masking and
-other versions need the values as they were sent, so feeds that lost precision carry them along. The schema decides that
-by the types of the signature and of the graph (`Schema.sent_inputs`).
+A graph often takes 32-bit floating-point numbers where the signature has `long` or `double`. Capture, masking and other
+versions need the values as they were sent, so `NarrowedFeeds` also carry these (`Schema.sent_inputs`).
 
 Dimensions have to be equal only if they share a symbolic name
 (https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a
 free first dimension, all of one name or all unnamed, and an output has one too. If the first dimensions are all fixed
-at 1, a request is one such row. Every other graph (sizes fixed, or not shared, or scalars) answers a request as a
-whole, which counts as one row.
+at 1, a request is one such row. Every other graph answers a request as a whole, which counts as one row.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

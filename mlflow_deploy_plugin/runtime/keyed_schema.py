@@ -1,10 +1,8 @@
 """Key columns: columns of a request that the model does not take, such as the id of a customer.
 
-The spec names them (`capture.keys`), so that labels can name rows by an id of the business. Their values are captured
-next to the inputs, and the graph is never fed with them: they travel in `NarrowedFeeds.sent`, under their own names.
-
-The values of a key are texts, numbers or booleans, and each of them may be missing. An integer keeps all its digits
-next to a missing value, since an id may have more than a float64 holds.
+The spec names them (`capture.keys`), so that labels can name rows by an id of the business. Their values (texts,
+numbers or booleans, some of them missing) are captured next to the inputs, and never fed to the graph: they travel in
+`NarrowedFeeds.sent`. An integer keeps all its digits next to a missing value.
 """
 
 from collections.abc import Mapping, Sequence

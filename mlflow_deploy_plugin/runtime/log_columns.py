@@ -1,9 +1,8 @@
 """Requests and answers as a table: the columns of the inference log and of a model's reference sample.
 
-Both hold the columns of the signature under their own names, then `prediction` (if `predict` returns one value a row)
-and `output.NAME` for every other output, so that a drift monitor can compare them. Names that begin with an underscore
-are the log's own (`EVENT_TIME`, …). Labels, keys and masks are compared as text, which `as_text` and `as_key` write the
-same way everywhere.
+Both hold the columns of the signature under their own names, then `prediction` (if `predict` returns one value per row)
+and `output.NAME` for every other output. Names that begin with an underscore are the log's own (`EVENT_TIME`, …).
+Labels, keys and masks are compared as text, which `as_text` and `as_key` write the same way everywhere.
 """
 
 import math

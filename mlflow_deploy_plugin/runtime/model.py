@@ -276,11 +276,11 @@ class OnnxModel:
             check_rows(values.pop(), self._reason)
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
-        """Return what `predict` returns: the bare array of the one prediction output, or a mapping of several.
+        """Return the bare array of the one prediction output, or a mapping of several.
 
         A stock `onnx` model answers as its pyfunc in MLflow does, always with a mapping. For columns, and for a table
-        without a signature that calls it a tensor, that is an array of records, one a row. If an output has several
-        values a row, it stays a mapping of arrays: MLflow would spread it over more rows than it was given.
+        without a signature that calls it a tensor, that is an array of records, one per row. If an output has several
+        values per row, it stays a mapping of arrays.
         """
         names = self.artifact.prediction
         if self.artifact.flavor != "onnx":

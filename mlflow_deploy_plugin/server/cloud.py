@@ -47,7 +47,7 @@ class Cloud:
     Attributes:
         port: the port that the platform sends requests to, if it names one.
         model_uri: the model to serve if the command line names none; empty if the platform names none either.
-        health_route / predict_route: Vertex AI's; empty elsewhere. They win over a route of ours at the same path.
+        health_route / predict_route: Vertex AI's; empty elsewhere. They take precedence over ours at the same path.
     """
 
     port: int | None = None

@@ -1,7 +1,6 @@
 """The check of a server's device before anything is fetched or started, and the choice of each worker's GPU.
 
-The check computes one addition on the device, in a process of its own: CUDA takes hundreds of megabytes of memory, and
-ONNX Runtime writes a page of text to stderr if a library is missing.
+The check runs in a process of its own, because CUDA takes hundreds of megabytes of memory.
 """
 
 import fcntl

@@ -1,10 +1,8 @@
 """A listening socket that is shared by servers, so that one takes over from another without a gap.
 
 `python -m mlflow_deploy_plugin.server.listener SOCKET PORT` is its holder. It sends the socket to each server that
-connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container. These servers accept from one
-queue of the kernel: while one of them ends, no connection is refused or lost. Requests take no longer.
-
-A server keeps its connection to the holder. Once that is closed, the listening socket is gone.
+connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container. While one of these servers ends,
+no connection is refused or lost. A server keeps its connection to the holder, which is closed when the holder ends.
 """
 
 import os

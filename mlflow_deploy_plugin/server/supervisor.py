@@ -3,9 +3,9 @@
 It opens the sockets, then starts the agent and gunicorn. gunicorn imports its modules while the agent resolves and
 fetches, and forks its workers after that. The server is announced when every worker is ready.
 
-An agent that crashes is restarted. A gunicorn that is killed is restarted on the same socket as soon as none of its old
-workers lives; new clients wait meanwhile. The server ends if gunicorn exits by itself, or is killed again and again. On
-SIGTERM gunicorn finishes the requests in flight; then the agent ships what was captured.
+An agent that crashes is restarted. A gunicorn that is killed is restarted on the same socket as soon as its old workers
+have ended. The server ends if gunicorn exits by itself, or is killed again and again. On SIGTERM gunicorn finishes the
+requests in flight; then the agent ships the captured rows.
 """
 
 import errno
@@ -387,9 +387,8 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
 def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
     """Reserve `grpc_port`, if it is set, for the workers: each binds it after the fork, with SO_REUSEPORT.
 
-    With that option the port could silently be shared with another server. So it is bound without the option first,
-    which fails if it is in use. Then it is held by a socket that is bound and never listens: that gets no connections,
-    and nobody else can take the port while a worker is replaced.
+    With that option the port could silently be shared with another server. So it is bound without the option first.
+    Then it is held by a socket that never listens, so that the port stays reserved while a worker is replaced.
 
     Raises:
         InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.

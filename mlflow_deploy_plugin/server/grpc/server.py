@@ -77,8 +77,7 @@ class GrpcServer:
     def wait(self) -> None:
         """Wait until everything is answered. Drain first if the worker has not: gunicorn's own does not.
 
-        gRPC itself goes on waiting, for as long as 20 s, until each client has acknowledged the end, which one that is
-        stopped or whose machine is gone does not.
+        gRPC itself would wait up to 20 s longer until each client has acknowledged the end.
         """
         if self._ended is None:
             self.drain()

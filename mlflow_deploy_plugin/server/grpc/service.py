@@ -1,15 +1,14 @@
 """The methods of the gRPC services.
 
 An infer call goes through `inference/pipeline.py` like every prediction, with the message as its body. The methods
-about models and the server answer with the documents of V2's REST form (`inference/management.py`): Triton gave both
-the same fields. This module adds what only gRPC has: metadata, status codes, deadlines, streams.
+about models and the server answer with the documents of V2's REST form (`inference/management.py`). This module adds
+what only gRPC has: metadata, status codes, deadlines, streams.
 
 HTTP's status codes become gRPC's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
 but 413 and 429 both become RESOURCE_EXHAUSTED, with which gRPC itself answers a message above its limit.
 
-A call holds a thread from its first byte on, and grpcio waits for the rest of its message without a limit. So every
-method is registered as one that takes a stream, even if it takes one message; on the wire they are the same. Then the
-wait is ours: it is bounded, and ends when the server drains.
+grpcio waits for the rest of a message without a limit, and holds a thread. So every method is registered for a stream,
+which is the same on the wire. Then the wait is bounded, and ends when the server drains.
 """
 
 import threading
@@ -248,7 +247,7 @@ def _model_stream_infer(
     """Yield one response for each request, in order. After an error the stream goes on, as in Triton.
 
     A response within a stream has no metadata, so that its ids are parameters of the message. Triton's clients read
-    until `triton_final_response` is true, as it is in each response.
+    until `triton_final_response` is true.
     """
     if _is_stranger(server, context):
         _finish(context, _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None))
@@ -343,8 +342,8 @@ def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
     """Return gRPC's code of an error. One that is not in the table is the caller's fault or ours, by its status."""
-    is_callers = error.http_status < 500
-    return _CODES.get(error.http_status, grpc.StatusCode.INVALID_ARGUMENT if is_callers else grpc.StatusCode.INTERNAL)
+    other = grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
+    return _CODES.get(error.http_status, other)
 
 
 def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:

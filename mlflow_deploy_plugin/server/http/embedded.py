@@ -1,9 +1,7 @@
 """One endpoint within the process of another application, as a WSGI and an ASGI application.
 
 The process does as a worker of `onnxserve serve`: it has a state folder, loads the versions in `wanted.json`, and
-answers by the same code. The agent is a child process, so that MLflow takes no memory of the application's. The kernel
-ends the agent together with the thread that has started it (`processes/child.py`). That thread lives as long as the
-process.
+answers by the same code. The agent is a child process, so that MLflow takes no memory of the application's.
 """
 
 import asyncio
@@ -18,6 +16,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, MutableMapping
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -155,11 +154,11 @@ class _AgentKeeper:
                 self._stopping.wait(pause)
 
 
+@dataclass(eq=False)
 class WsgiApp:
     """The WSGI application (PEP 3333): Flask's, mounted at any prefix."""
 
-    def __init__(self, model: EmbeddedModel) -> None:
-        self._model = model
+    _model: EmbeddedModel
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ.get("PATH_INFO") or "/"
@@ -170,7 +169,6 @@ class WsgiApp:
         return self._model.app({**environ, **target}, start_response)
 
     def close(self) -> None:
-        """Drop the model and end its agent."""
         self._model.close()
 
 
@@ -212,10 +210,10 @@ class AsgiApp:
             raw = RawRequest(scope["method"], path, headers, b"".join(pieces), client, query)
             response = await loop.run_in_executor(self._threads, self._model.handle, raw)
         fields = dict(safe_headers(response.headers))
-        if response.pieces is not None:
+        if response.status != 204:
             fields["Content-Type"] = response.content_type
-        elif response.status != 204:
-            fields |= {"Content-Type": response.content_type, "Content-Length": str(len(response.body))}
+        if response.status != 204 and response.pieces is None:
+            fields["Content-Length"] = str(len(response.body))
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:

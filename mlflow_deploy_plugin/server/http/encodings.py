@@ -1,8 +1,6 @@
-"""The content encodings of requests and responses.
+"""The content encodings of requests and responses: gzip (RFC 1952), zstd (RFC 8878), and deflate for requests.
 
-Compressed requests are decompressed, and responses compressed if Accept-Encoding asks for it: by gzip (RFC 1952) or
-zstd (RFC 8878). A body may have `server.max_body_bytes` when it is decompressed, as an uncompressed one. No more memory
-than that is given to it, whatever size it declares.
+A body may have `server.max_body_bytes` when it is decompressed. No more memory than that is given to it.
 """
 
 import zlib
@@ -35,11 +33,7 @@ _COMPRESSIBLE = ("application/json", "text/", "application/vnd.apache.arrow.", "
 
 
 def decode_body(request: RawRequest, limit: int) -> RawRequest:
-    """Return the request with its body decompressed.
-
-    A gzip body may have several members, as RFC 1952 says; a deflate body is one stream of zlib (RFC 9110), as
-    Triton's client and HTTPie send it; a zstd body is one frame. Several encodings are refused:
-    only an attempt to multiply the compression sends them.
+    """Return the request with its body decompressed. Several encodings are refused.
 
     Raises:
         UnsupportedMediaType: another encoding than gzip, deflate, zstd and identity, or several.

@@ -2,12 +2,11 @@
 
 Ambiguous requests are refused (RFC 9112, sections 2 to 7, and those that gunicorn refuses): requests are smuggled in
 bytes that two readers read differently. A client sends the same head with every request of a connection, so parsed
-heads are remembered. Measured on one core: 0.6 µs from memory, 5 µs parsed here, 4.5 µs by httptools, whose parser
-leaves Host, the limits and the form of the target to its caller, and cannot pause.
+heads are remembered: 0.6 µs from memory, 5 µs parsed here, 4.5 µs parsed by httptools.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
@@ -219,20 +218,32 @@ def body_parser(length: int, limit: int) -> "BodyParser":
     """
     if length > limit:
         raise body_too_large(limit)
-    return _ChunkedBody(limit) if length == CHUNKED else _SizedBody(length)
+    return BodyParser(length, limit)
 
 
-class _SizedBody:
-    """A body of a known length. `pieces`, joined, are the body once `is_whole` is True."""
+class BodyParser:
+    """A body of a known length, or in chunks (RFC 9112, 7.1).
 
-    def __init__(self, length: int) -> None:
-        self.pieces: list[bytes] = []
+    `_left` bytes of a chunk are to come, then its line end, if `_ends_chunk`. A body of a known length is one chunk
+    without a line end. `_trailers` counts the fields after the last chunk; it is -1 before.
+
+    Attributes:
+        is_whole: all of the body has come.
+        content: the bytes that are held.
+    """
+
+    def __init__(self, length: int, limit: int) -> None:
         self.is_whole = length == 0
-        self._length = self._left = length
+        self.content = bytearray()  # not a list of pieces: a million chunks of a byte would be a million objects
+        self._length = length
+        self._limit = limit
+        self._left = max(length, 0)
+        self._ends_chunk = False
+        self._trailers = -1
 
     @property
     def received(self) -> int:
-        return self._length - self._left
+        return len(self.content) if self._length == CHUNKED else self._length - self._left
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
@@ -240,55 +251,16 @@ class _SizedBody:
         Raises:
             InvalidRequest, BodyTooLarge: see `body_parser`.
         """
-        piece = data[: self._left]
-        self.pieces.append(piece)
-        self._left -= len(piece)
-        self.is_whole = self._left == 0
-        return data[len(piece) :]
-
-    def take(self) -> bytes:
-        """Return the content that has come since the last call, and forget it."""
-        taken = b"".join(self.pieces)
-        self.pieces.clear()
-        return taken
-
-    def missing(self) -> str:
-        return f"only {self.received} of the {self._length} bytes of the body arrived in time"
-
-
-class _ChunkedBody:
-    """A body in chunks (RFC 9112, 7.1), with the methods of `_SizedBody`.
-
-    `_left` bytes of a chunk are to come, then its line end, if `_ends_chunk`. `_trailers` counts the fields
-    after the last chunk; it is -1 before.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.is_whole = False
-        self._content = bytearray()  # not a list of pieces: a million chunks of a byte would be a million objects
-        self._limit = limit
-        self._left = 0
-        self._ends_chunk = False
-        self._trailers = -1
-
-    @property
-    def received(self) -> int:
-        return len(self._content)
-
-    @property
-    def pieces(self) -> Sequence[bytes | bytearray]:
-        return [self._content]
-
-    def feed(self, data: bytes) -> bytes:
         position = 0
         for _ in range(_STEPS):
             if self.is_whole or position == len(data):
                 break
             if self._left:
                 piece = data[position : position + self._left]
-                self._content += piece
+                self.content += piece
                 self._left -= len(piece)
                 position += len(piece)
+                self.is_whole = not self._left and self._length != CHUNKED
             elif self._ends_chunk:
                 ending = data[position : position + 2]
                 if ending == b"\r":
@@ -306,12 +278,16 @@ class _ChunkedBody:
         return data[position:]
 
     def take(self) -> bytes:
-        taken = bytes(self._content)
-        self._content.clear()
+        """Return the content that has come since the last call, and forget it."""
+        taken = bytes(self.content)
+        self.content.clear()
         return taken
 
     def missing(self) -> str:
-        return TORN_BODY
+        """Return the message for a body whose rest did not come."""
+        if self._length == CHUNKED:
+            return TORN_BODY
+        return f"only {self.received} of the {self._length} bytes of the body arrived in time"
 
     def _line_end(self, data: bytes, position: int) -> int:
         """Return the end of the line that begins at `position`, or -1 if it has not come yet."""
@@ -332,15 +308,12 @@ class _ChunkedBody:
         if not match:
             raise InvalidRequest(f"{line[:40].decode('latin-1')!r} is not the size of a chunk, in hexadecimal digits")
         self._left = int(match[1], 16)
-        if len(self._content) + self._left > self._limit:
+        if len(self.content) + self._left > self._limit:
             raise body_too_large(self._limit)
         if self._left:
             self._ends_chunk = True
         else:
             self._trailers = 0
-
-
-BodyParser = _SizedBody | _ChunkedBody
 
 
 def body_too_large(limit: int) -> BodyTooLarge:

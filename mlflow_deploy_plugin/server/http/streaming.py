@@ -2,8 +2,7 @@
 a model that answers in parts.
 
 If an error occurs after the head was sent, the response ends without its last chunk, so that no client takes it for a
-complete one. `stream_predictions` blocks its thread. `StreamedExchange` runs it in a thread for a connection on the
-event loop.
+complete one. `StreamedExchange` runs `stream_predictions` in a thread for a connection on the event loop.
 """
 
 import asyncio
@@ -48,16 +47,15 @@ class StreamedExchange:
     """One streamed request and its response, between a connection on the loop and the thread that answers.
 
     Most clients read the response only after they have sent all. So the response may wait here, up to the limit of a
-    whole body. Only beyond that the thread waits for the client to take something.
-
-    `receive`, `fail` and `resume_sending` are called on the loop, `run` in a thread. All callbacks run on the loop.
+    whole body. `receive`, `fail` and `resume_sending` are called on the loop, `run` in a thread. All callbacks run on
+    the loop.
 
     Args:
         body: the parser of the request's body.
         max_unsent_bytes: the most bytes of the response that wait for the client.
         write: sends a part of the response.
         begin: sends the head of a response that is made while it is sent.
-        end: sends any other response, or the end of such a one: whole (True) or broken off (False).
+        end: sends any other response, or the end of a response in parts: whole (True) or broken off (False).
     """
 
     def __init__(

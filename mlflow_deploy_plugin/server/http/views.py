@@ -129,12 +129,10 @@ def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None])
 def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
     """Refuse a request that a browser sends for a page of another site.
 
-    A load and an unload change what is served, and their callers do not authenticate. A page of another site can reach
-    this server through its reader's browser: on the reader's own machine, or behind a firewall. Such a request is
-    recognised by `Origin` and `Sec-Fetch-Site`, which no page can leave out or change; by a `Content-Type` that a
-    browser sends without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header); and, if the
-    page's own name resolves to this server for the moment (DNS rebinding), by that name in `Host`. An address in `Host`
-    cannot be rebound.
+    A load and an unload change what is served, and their callers do not authenticate. Such a request is recognised by
+    `Origin` and `Sec-Fetch-Site`, which no page can leave out or change; by a `Content-Type` that a browser sends
+    without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header); and, if the page's own name
+    resolves to this server (DNS rebinding), by that name in `Host`. An address in `Host` cannot be rebound.
 
     Raises:
         UnsupportedMediaType: a Content-Type other than JSON. None at all is accepted, since Triton's client sends none.
@@ -181,10 +179,9 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
     """Return 202 once the labels are in the spool. They are matched with predictions later, when they are joined.
 
     Raises:
-        NotReady, NotFound: no such endpoint; see `Repository.find`.
+        NotReady, NotFound: no such endpoint (`Repository.find`), or the spool cannot be written.
         UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `protocols/feedback.py`.
         TooManyRequests: a limit of the server is reached.
-        NotReady: the spool cannot be written.
     """
     try:
         with server.limits.admitted(request):
@@ -209,8 +206,8 @@ def _captured_columns(served: ServedEndpoint) -> set[str]:
     """Return the columns that a captured row of the endpoint may have; empty if a model has no named columns."""
     names: set[str] = set()
     for variant in served.variants.values():
-        if not variant.loaded.captured.schema.columns:
+        captured, schema = variant.captured, variant.loaded.captured.schema
+        if not schema.columns:
             return set()
-        names.update(variant.captured.schema.names)
-        names.update({*variant.captured.mask} & {*variant.loaded.captured.schema.names, *variant.captured.keys})
+        names |= {*captured.schema.names} | ({*captured.mask} & {*schema.names, *captured.keys})
     return names | {_REQUEST_ID_COLUMN} if names else names

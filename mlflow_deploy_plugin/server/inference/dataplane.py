@@ -100,31 +100,27 @@ class DataPlane:
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
-            predictor = variant.loaded.predictor
+            predictor, prediction_id = variant.loaded.predictor, new_id()
             assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
             _check_deadline(deadline)
             began = time.perf_counter()
-            prediction_id = new_id()
             read = predictor.answer(request.body, deadline, prediction_id)
             rows = predictor.schema.count_rows(read.feeds) if read.feeds else 1
             seconds, waited = time.perf_counter() - began, predictor.queue_seconds
             self.metrics.count_batch(variant.labels, rows, waited, seconds - waited)
-            return self._capture_response(
-                variant, request, arrived, read.feeds, read.outputs, read.content, prediction_id=prediction_id
-            )
-        if (
-            self.cache is not None
-            and variant.loaded.is_deterministic
-            and (key := request_digest(variant.loaded.identity, request.inputs)) is not None
-        ):
+            answer = read.feeds, read.outputs, read.content
+            return self._capture_response(variant, request, arrived, *answer, prediction_id=prediction_id)
+        key = outputs = is_cached = None
+        if self.cache is not None and variant.loaded.is_deterministic:
+            key = request_digest(variant.loaded.identity, request.inputs)
+        if self.cache is not None and key is not None:
             outputs = self.cache.get(key)
             is_cached = outputs is not None
-            if outputs is None:
-                outputs = self._run(variant, request, deadline)
+        if outputs is None:
+            outputs = self._run(variant, request, deadline)
+            if self.cache is not None and key is not None:
                 self.cache.put(key, outputs)
-            return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
-        outputs = self._run(variant, request, deadline)
-        return self._capture_response(variant, request, arrived, request.inputs, outputs)
+        return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
 
     def stream(self, variant: ServedVariant, request: InferRequest, prediction_id: str) -> Generator[bytes, None, None]:
         """Yield the parts of the answer to a body that asks for them.

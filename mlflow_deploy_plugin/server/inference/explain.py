@@ -40,14 +40,12 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
                 feeds, params = _decode(server, request, variant)
             predictor = variant.loaded.predictor
             # everything that can be refused is refused before the explainer's process is asked
-            rows, most = row_count(feeds), server.spec.explain_max_rows
-            if rows > most:
+            if (rows := row_count(feeds)) > (most := server.spec.explain_max_rows):
                 message = f"the request has {rows} rows; at most {most} are explained at once (server.explain_max_rows)"
                 raise SchemaMismatch(message)
             columns = len(explained_features(predictor.artifact, feeds))
             once = 2 * columns + 1  # evaluations of one permutation of the columns
-            max_evals = params.get("max_evals") or _PERMUTATIONS * once
-            if max_evals < once:
+            if (max_evals := params.get("max_evals") or _PERMUTATIONS * once) < once:
                 message = f"{columns} columns need at least {once}, twice as many and one"
                 raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
             outputs = predictor.run(feeds)

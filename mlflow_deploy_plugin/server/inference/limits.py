@@ -285,9 +285,9 @@ class _Reservation:
 class SharedRateLimiter:
     """Counts in Redis, together with all other workers, and for a busy client ahead.
 
-    A reservation is renewed when half of its requests have passed. What a client leaves of it may pass for a tenth of
-    the period; then it is lost. A client that asks seldom has none: each of its requests is counted alone. A refusal is
-    known for a moment, so that a client above its rate does not keep Redis busy.
+    A reservation is renewed when half of its requests have passed. The rest may pass for a tenth of the period; then it
+    is lost. Each request of a client that asks seldom is counted by itself. A refusal is known for a moment, so that a
+    client above its rate does not keep Redis busy.
     """
 
     def __init__(self, item: "RateLimitItem", redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
@@ -379,10 +379,7 @@ class RequestThreads(ThreadPoolExecutor):
 
 
 def request_threads(spec: ServerSpec) -> int:
-    """Return the number of a worker's threads for requests.
-
-    One batch runs while the next one fills. A request above the limit needs a free thread too, to be refused at once.
-    """
+    """Return the number of a worker's threads for requests, also for a batch that fills and for refusals."""
     batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
     refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1

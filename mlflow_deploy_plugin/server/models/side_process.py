@@ -1,8 +1,7 @@
 """A process beside the worker that runs the code of one pyfunc version, or explains predictions.
 
 So the worker has no mlflow, pandas or shap in memory, and survives whatever that code does. A keeper thread starts the
-process, waits for its end, and restarts it, after pauses that grow while it keeps ending. A request that finds no
-process is refused at once.
+process, waits for its end, and restarts it, after pauses that grow while it keeps ending.
 
 Each request has a connection of its own, and the process a thread for each connection, so that a model that waits for
 others (an agent) answers several requests at once. The worker passes the process's end of a new connection over the
@@ -11,9 +10,8 @@ first one. It keeps connections for later requests.
 A request that takes too long is given up. Its thread cannot be ended without its process. So the process is killed if
 it has answered nobody since the request was sent, or if as many given-up requests still run as may run at once.
 
-The process ends with its worker, however that ends: it watches its first connection, and the kernel kills it when its
-parent thread, the keeper, has gone. It leads a process group, which is killed with it. If it is ended on purpose, it
-has a moment to send what it holds back, as traces. The messages are those of `protocols/side_messages.py`.
+The process leads a process group, which is killed with it. It ends with its worker: it watches its first connection,
+and the kernel kills it when its parent thread, the keeper, has gone. The messages are in `protocols/side_messages.py`.
 """
 
 import contextlib

@@ -53,7 +53,7 @@ def read_ours(segments: list[bytes]) -> Reading:
                     if not body.is_whole:
                         data = body.feed(data)
                     if body.is_whole:
-                        requests.append((head.method.encode(), head.path, head.query, b"".join(body.pieces)))
+                        requests.append((head.method.encode(), head.path, head.query, bytes(body.content)))
                         if not head.keep_alive:
                             return Reading(requests, "closed")
                         head, body = None, None

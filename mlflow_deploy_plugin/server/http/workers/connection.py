@@ -4,10 +4,8 @@ A request that is expected to take less than a millisecond is answered on the lo
 answers one request at a time, so that pipelined requests are answered in their order. Bytes beyond the request wait in
 a bounded buffer, and reading is paused when it is full.
 
-Every wait has an end: for the first byte and between requests (keep-alive), for a whole request, and for a client that
-takes nothing of its response. Deadlines are checked a few times a second (`check_deadline`), which costs a request
-nothing. If there are too many connections, a new one replaces the one that has been idle the longest, so that a
-thousand clients that send (next to) nothing keep nobody out.
+Every wait has a deadline, which is checked a few times a second (`check_deadline`). If there are too many connections,
+a new one replaces the one that has been idle the longest.
 """
 
 import asyncio
@@ -15,7 +13,7 @@ import heapq
 import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum, auto
 from functools import partial
@@ -237,8 +235,7 @@ class HttpConnection(asyncio.Protocol):
     def _evict_idle_connection(self) -> bool:
         """Close the connection that has been idle the longest; return False if all of them are being answered.
 
-        One look at all connections finds the next sixteen, too: one that has done nothing since is still among the
-        first to go.
+        One look at all connections also finds the next sixteen.
         """
         idle = self._app.idle_connections
         while idle:
@@ -325,11 +322,11 @@ class HttpConnection(asyncio.Protocol):
             limit = self._app.server.max_body_bytes
             if 0 <= head.length <= min(len(self._buffer), limit):
                 piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
-                self._answer(head, (piece,))
+                self._answer(head, piece)
                 return
             if self._app.server.auth.is_stranger(head.headers, self._caller):  # its body is not read, and takes no room
                 self._is_ending = self._reads_on = True
-                self._answer(head, (b"",))
+                self._answer(head, b"")
                 return
             is_long = head.length == CHUNKED or head.length > limit
             if is_long and head.is_http_1_1 and may_stream(head.method, head.path, head.headers):
@@ -343,7 +340,7 @@ class HttpConnection(asyncio.Protocol):
         self._buffer = self._body.feed(self._buffer)
         self._count_buffered(self._body.received)
         if self._body.is_whole:
-            self._answer(head, self._body.pieces)
+            self._answer(head, self._body.content)
         elif 0 < len(self._buffer) < before:
             self._advance_later()
         elif self._has_eof:
@@ -365,9 +362,9 @@ class HttpConnection(asyncio.Protocol):
 
     # answering requests
 
-    def _answer(self, head: RequestHead, pieces: Sequence[bytes | bytearray]) -> None:
-        is_small = len(pieces) == 1 and len(pieces[0]) <= _LARGE_BYTES
-        request = self._request(head, bytes(pieces[0]) if is_small else b"")
+    def _answer(self, head: RequestHead, body: bytes | bytearray) -> None:
+        is_small = len(body) <= _LARGE_BYTES
+        request = self._request(head, bytes(body) if is_small else b"")
         if is_small and (response := self._app.answer_inline(request)) is not None:
             self._send(head, response)
             return
@@ -382,7 +379,7 @@ class HttpConnection(asyncio.Protocol):
         def answer_in_thread() -> None:
             try:
                 if not is_small:
-                    request.body = b"".join(pieces)
+                    request.body = bytes(body)
                 response = self._app.handle(request)
             except Exception as error:  # noqa: BLE001 - the boundary: the client waits, and nobody reads the future
                 response = failure_response(request, error)

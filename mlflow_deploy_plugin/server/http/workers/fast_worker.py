@@ -1,8 +1,7 @@
 """The fast worker: uvicorn's worker for gunicorn, on uvloop, with our own protocol (`connection.py`).
 
-uvicorn gives the loop, the listeners, TLS and the heartbeat. Added here: connections that the kernel holds already are
-answered before the listener closes, waits have an end, and SIGTERM ends the process in an orderly way (uvicorn would
-raise the signal once more at its end, and nothing would run at exit).
+uvicorn gives the loop, the listeners, TLS and the heartbeat. Added here: connections that the kernel already holds are
+answered before the listener closes, waits have an end, and SIGTERM ends the process in an orderly way.
 """
 
 import asyncio
@@ -99,7 +98,7 @@ class _Server(UvicornServer):
     async def _check_deadlines(self) -> None:
         """Check the deadlines of all connections, notify gunicorn, and end if gunicorn has ended.
 
-        uvicorn notifies it only after half of `--timeout`, and not while it ends. It would also outlive gunicorn.
+        uvicorn notifies gunicorn only after half of `--timeout`, and not while it ends.
         """
         loop = asyncio.get_running_loop()
         while True:

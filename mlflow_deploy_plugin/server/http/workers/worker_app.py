@@ -36,10 +36,9 @@ _RequestClass = tuple[str, str | None, int]
 class InlinePolicy:
     """Decides which requests are answered on the event loop, by the time that requests of the same class have taken.
 
-    A request of an unknown class goes to a thread. So does everything but predictions: pages, and admin calls, which
-    wait for other workers. The average of a class falls faster than it rises, since requests in threads slow each other
-    down. One measurement counts as eight times the average at most: a busy machine stops a thread for milliseconds now
-    and then, and only three slow answers in a row show that the model is slow.
+    A request of an unknown class goes to a thread, and so does everything but predictions. The average of a class falls
+    faster than it rises, because requests in threads slow each other down. One measurement counts as eight times the
+    average at most, so that only three slow answers in a row show that the model is slow.
 
     Attributes:
         may_be_inline: returns False if the request waits for others (batching), or for another process.
