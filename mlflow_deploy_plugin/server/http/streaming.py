@@ -10,6 +10,7 @@ import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, suppress
+from dataclasses import dataclass
 
 from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
 from mlflow_deploy_plugin.protocols import jsonlines, media_name
@@ -34,6 +35,7 @@ def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
     return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in ("*/*", media)
 
 
+@dataclass(eq=False)
 class StreamedExchange:
     """One streamed request and its response, between a connection on the loop and the thread that answers.
 
@@ -41,7 +43,7 @@ class StreamedExchange:
     whole body. `receive`, `fail` and `resume_sending` are called on the loop, `run` in a thread. All callbacks run on
     the loop.
 
-    Args:
+    Attributes:
         body: the parser of the request's body.
         max_unsent_bytes: the most bytes of the response that wait for the client.
         write: sends a part of the response.
@@ -49,21 +51,15 @@ class StreamedExchange:
         end: sends any other response, or the end of a response in parts: whole (True) or broken off (False).
     """
 
-    def __init__(
-        self,
-        body: BodyParser,
-        transport: asyncio.Transport,
-        max_unsent_bytes: int,
-        write: Callable[[bytes], None],
-        begin: Callable[[RawResponse], None],
-        end: Callable[[RawResponse | bool], None],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
-        self._loop = loop
-        self._body = body
-        self._transport = transport
-        self._max_unsent_bytes = max_unsent_bytes
-        self._write, self._begin, self._end = write, begin, end
+    body: BodyParser
+    transport: asyncio.Transport
+    max_unsent_bytes: int
+    write: Callable[[bytes], None]
+    begin: Callable[[RawResponse], None]
+    end: Callable[[RawResponse | bool], None]
+    loop: asyncio.AbstractEventLoop
+
+    def __post_init__(self) -> None:
         self._condition = threading.Condition()
         self._received = bytearray()  # and not taken by the thread
         self._error: OnnxserveError | None = None
@@ -76,7 +72,7 @@ class StreamedExchange:
 
     @property
     def is_whole(self) -> bool:
-        return self._body.is_whole or self._error is not None
+        return self.body.is_whole or self._error is not None
 
     def receive(self, data: bytes) -> bytes:
         """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
@@ -85,12 +81,12 @@ class StreamedExchange:
             InvalidRequest: it is no valid body; `fail` has to follow.
         """
         with self._condition:  # the thread must not find the end of the body before what came with it
-            data = self._body.feed(data)
-            self._received += self._body.take()
+            data = self.body.feed(data)
+            self._received += self.body.take()
             self._condition.notify()
             if len(self._received) > _AHEAD_BYTES and not self.is_paused:
                 self.is_paused = True
-                self._transport.pause_reading()
+                self.transport.pause_reading()
         return data
 
     def fail(self, error: OnnxserveError) -> None:
@@ -116,32 +112,32 @@ class StreamedExchange:
         response = observe_request(request, answer, server.tracer, server.logs_requests)
         with suppress(RuntimeError):  # the loop has ended, and with it the connection
             if response.pieces is None:
-                self._loop.call_soon_threadsafe(self._end, response)
+                self.loop.call_soon_threadsafe(self.end, response)
             else:
                 self.send(response, response.pieces)
 
     def send(self, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
         """Send a response as it is made, and close its pieces. Raises RuntimeError if the loop has ended."""
         with closing(pieces):
-            self._loop.call_soon_threadsafe(self._begin, response)
+            self.loop.call_soon_threadsafe(self.begin, response)
             is_whole = True
             try:
                 for piece in filter(None, pieces):  # a chunk without bytes would be the last one
                     self._may_send.clear()
-                    self._loop.call_soon_threadsafe(self._send, piece)
+                    self.loop.call_soon_threadsafe(self._send, piece)
                     self._may_send.wait()
                     if self._is_gone:
                         break
             except BrokenResponse:
                 is_whole = False
-            self._loop.call_soon_threadsafe(self._end, is_whole)
+            self.loop.call_soon_threadsafe(self.end, is_whole)
 
     def _send(self, piece: bytes) -> None:
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             self.resume_sending(is_gone=True)
             return
-        self._write(piece)
-        if self._transport.get_write_buffer_size() <= self._max_unsent_bytes:
+        self.write(piece)
+        if self.transport.get_write_buffer_size() <= self.max_unsent_bytes:
             self._may_send.set()
 
     def _pieces(self) -> Iterator[bytes]:
@@ -155,7 +151,7 @@ class StreamedExchange:
                 self._received.clear()
                 if self.is_paused:
                     self.is_paused = False
-                    self._loop.call_soon_threadsafe(self._resume_reading)
+                    self.loop.call_soon_threadsafe(self._resume_reading)
                 if not piece:
                     if self._error is not None:
                         raise self._error
@@ -163,5 +159,5 @@ class StreamedExchange:
             yield piece
 
     def _resume_reading(self) -> None:
-        if not self.is_paused and not self._transport.is_closing():
-            self._transport.resume_reading()
+        if not self.is_paused and not self.transport.is_closing():
+            self.transport.resume_reading()

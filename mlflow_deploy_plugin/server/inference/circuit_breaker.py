@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from types import ModuleType
@@ -38,6 +39,7 @@ def import_redis(url: str) -> ModuleType:
     return redis
 
 
+@dataclass(eq=False)
 class CircuitBreaker:
     """Keeps requests from a Redis that has failed, until it answers a thread that asks in their place.
 
@@ -45,25 +47,20 @@ class CircuitBreaker:
     within the pause it asks after the pause. Requests do not ask themselves, because resolving a host name may take
     longer than any timeout of Redis' client.
 
-    Args:
+    Attributes:
         consequence: the effect on requests, for the log.
         ping: asks Redis; raises if it does not answer.
         count_failure: called at each failure, also of the thread.
         pause_seconds: between two pings.
     """
 
-    def __init__(
-        self,
-        consequence: str,
-        ping: Callable[[], object],
-        count_failure: Callable[[], None],
-        pause_seconds: float = _PAUSE_SECONDS,
-    ) -> None:
+    consequence: str
+    ping: Callable[[], object]
+    count_failure: Callable[[], None]
+    pause_seconds: float = _PAUSE_SECONDS
+
+    def __post_init__(self) -> None:
         self.is_open = False
-        self._consequence = consequence
-        self._ping = ping
-        self._count_failure = count_failure
-        self._pause_seconds = pause_seconds
         self._failed_at = -math.inf
         self._lock = threading.Lock()
 
@@ -75,7 +72,7 @@ class CircuitBreaker:
             self._tell(error)
             self.is_open = True
             before, self._failed_at = self._failed_at, time.monotonic()
-            pause = self._pause_seconds if self._failed_at < before + self._pause_seconds else 0.0
+            pause = self.pause_seconds if self._failed_at < before + self.pause_seconds else 0.0
             ask = partial(self._close_when_it_answers, pause)
             try:
                 threading.Thread(target=ask, name="onnxserve-redis", daemon=True).start()
@@ -86,18 +83,18 @@ class CircuitBreaker:
         while True:
             time.sleep(pause)
             try:
-                self._ping()
+                self.ping()
             except Exception as error:  # noqa: BLE001 - the boundary of a thread without which the circuit never closes
                 self._tell(error)
-                pause = self._pause_seconds
+                pause = self.pause_seconds
             else:
                 break
         logger.info("Redis answers again")
         self.is_open = False
 
     def _tell(self, error: Exception) -> None:
-        self._count_failure()
+        self.count_failure()
         # not the client's own message: it may hold the address with its password
         system = error.__cause__ or error.__context__
         reason = system.strerror if isinstance(system, OSError) else None
-        logger.error("Redis does not answer (%s): %s", reason or type(error).__name__, self._consequence)
+        logger.error("Redis does not answer (%s): %s", reason or type(error).__name__, self.consequence)
