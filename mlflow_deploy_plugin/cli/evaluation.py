@@ -1,7 +1,7 @@
 """`onnxserve robustness`, `explain`, `optimize` and `profile`: measurements of a version.
 
-They measure how the metric falls with disturbances, what columns contribute to predictions, what a smaller or faster
-form costs, and where the time goes.
+They measure the loss of a metric under disturbances, the contributions of columns, the cost of a smaller or faster
+form, and the time of each operator.
 """
 
 from collections.abc import Iterator

@@ -222,9 +222,9 @@ def validate_crontab(text: str) -> str:
 def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
     """Return the times after `after`, in its zone, of a line like `15 6 * * 1-5`, as Debian's cron has them.
 
-    Sunday is 0 and 7. If both a day of the month and a day of the week are given, either will do. What a change of
-    clocks skips comes just after it. What it repeats comes once, unless the line has an asterisk for the hour. Raises
-    ValueError if a field cannot be read, or the line has no day.
+    Sunday is 0 and 7. If both a day of the month and a day of the week are given, either will do. A time that a change
+    of clocks skips comes just after it. A time that it repeats comes once, unless the line has an asterisk for the
+    hour. Raises ValueError if a field cannot be read, or the line has no day.
     """
     try:
         if len(text.split()) != 5:

@@ -34,7 +34,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("predict", 2, "Error: say either -m MODEL_URI or -n DEPLOYMENT"),
         ("promote m 1 --to Production --force", 2, "Error: --force needs its reason: --why REASON"),
         ("promote m 1 --to Production --wait nan", 2, "Error: Invalid value for '--wait': 'nan' is not a number"),
-        ("rollout flights --to 2 --every 5", 2, "Error: --every 5: a duration like 30s, 5m or 1h is expected"),
+        (
+            "rollout flights --to 2 --every 5",
+            2,
+            "Error: --every '5' cannot be read; a duration like 30s, 5m, 1h or 90d is expected",
+        ),
         (
             "rollout flights --to 2 --steps 50,10",
             2,

@@ -58,7 +58,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if expected is None:
         return drift("presence", f"in the window ({given.arrow_type}), not in the reference", "new")
     if given.mistyped and not expected.mistyped:
-        known, usual = given.rows - given.missing, _type(expected, given)
+        known, usual = given.rows - given.missing, expected.arrow_type or given.expected_type
         reason = f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {usual}"
         return drift("type", reason, f"{usual} → {given.arrow_type}", given.mistyped / max(known, 1))
     # columns without a distribution (times, binary values) have a type, too
@@ -107,10 +107,6 @@ def _families(column: ColumnSketch) -> set[str]:
     return {re.split(r"[0-9\[<(]", one)[0] for one in column.arrow_type.split(" | ")}
 
 
-def _type(expected: ColumnSketch, given: ColumnSketch) -> str:
-    return expected.arrow_type or given.expected_type
-
-
 def judgeable_columns(
     reference: DriftReference, window: Profile, columns: Sequence[str], segment: str = ""
 ) -> tuple[tuple[str, ...], list[Finding]]:
@@ -126,7 +122,8 @@ def judgeable_columns(
         elif name not in reference.bins:
             reasons[name] = f"a column of type {expected.arrow_type} has no distribution that is judged"
         elif given.kind == "other":
-            reasons[name] = f"its values are {given.arrow_type}, in the reference {_type(expected, given)}"
+            usual = expected.arrow_type or given.expected_type
+            reasons[name] = f"its values are {given.arrow_type}, in the reference {usual}"
         else:
             kept.append(name)
     return tuple(kept), not_judged_findings(reasons, segment)
@@ -212,12 +209,12 @@ class _JudgedColumn:
             return f"{now:.1%} missing, {first:.1%} in the reference", change
         beside = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
         if check == "unseen":
-            share = _share(given.unseen, given)
+            share = f"{given.unseen / max(given.rows, 1):.1%}"
             shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
             change = f"values that the reference lacks {usual:.1%} → {share}, more"
             return f"{share} of rows have a value that the reference lacks ({shown}), {beside}", change
         ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
-        share = _share(given.below + given.above, given)
+        share = f"{(given.below + given.above) / max(given.rows, 1):.1%}"
         side = "on both sides" if given.below and given.above else "above" if given.above else "below"
         change = f"out of range {usual:.1%} → {share}, {side}"
         return f"{share} of rows are outside of {ranges} ({side}), {beside}", change
@@ -281,10 +278,6 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
 def _share_change(name: str, first: float, now: float) -> str:
     where = "more often" if now > first else "less often"
     return f"{name} {first:.1%} → {now:.1%}, {where}"
-
-
-def _share(part: int, column: ColumnSketch) -> str:
-    return f"{part / max(column.rows, 1):.1%}"
 
 
 def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -89,7 +89,14 @@ def judge(request: WindowRequest) -> MonitorResult:
     compared = {
         variant: _compare(answered, rows, artifact_of, request.capture.mask) for variant, rows in shadows.items()
     }
-    confidence, parts, segment_notes = _parts(request, compared)
+    parts: dict[str, list[tuple[str, Array]]] = {}
+    segment_notes: list[str] = []
+    for variant, one in compared.items():
+        segments, left_out = find_segments(one.answered, spec.segment_by, spec.min_rows, one.comparable)
+        parts[variant] = [("", np.ones(len(one.same), bool)), *segments]
+        segment_notes += [note for note in left_out if note not in segment_notes]
+    intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
+    confidence = bonferroni_confidence(spec.false_alarm_rate, intervals)
     findings: list[Finding] = []
     figures: dict[str, float] = {}
     for variant, one in compared.items():
@@ -236,21 +243,6 @@ def _array(column: pa.Array) -> Array | None:
         column = pc.list_flatten(column)
     values: Array = column.to_numpy(zero_copy_only=False)
     return values.reshape(shape)
-
-
-def _parts(
-    request: WindowRequest, compared: Mapping[str, _ShadowRows]
-) -> tuple[float, dict[str, list[tuple[str, Array]]], list[str]]:
-    """Return the confidence of each interval, the rows of each variant's segments, and notes."""
-    spec = request.spec
-    parts: dict[str, list[tuple[str, Array]]] = {}
-    notes: list[str] = []
-    for variant, one in compared.items():
-        segments, left_out = find_segments(one.answered, spec.segment_by, spec.min_rows, one.comparable)
-        parts[variant] = [("", np.ones(len(one.same), bool)), *segments]
-        notes += [note for note in left_out if note not in notes]
-    intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
-    return bonferroni_confidence(spec.false_alarm_rate, intervals), parts, notes
 
 
 def _findings(
