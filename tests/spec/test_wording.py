@@ -46,7 +46,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         _with(monitors__daily__reference="window:a/b"),
         (
             "monitors.daily.reference: a window is START/END or START/DURATION in UTC, as "
-            "window:2013-01-01/2013-04-01 (got 'window:a/b')"
+            "window:2013-01-01/2013-04-01: 'a' is not a time (got 'window:a/b')"
         ),
     ),
     "a field of another kind of monitor": (
