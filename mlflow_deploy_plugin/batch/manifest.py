@@ -6,16 +6,16 @@ the last one ended; another model, other options or changed files are refused. `
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import orjson
 import pyarrow as pa
 from pyarrow import fs
 
-from mlflow_deploy_plugin.batch.part import REJECTED, Part, state_of
+from mlflow_deploy_plugin.batch.part import REJECTED, OnError, Part, state_of
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.messages import one_line
@@ -27,6 +27,26 @@ MANIFEST = "_batch.json"
 SUCCESS = "_SUCCESS"
 _LOCK = ".batch.lock"
 _SUFFIXES: dict[FileFormat, str] = {"csv": ".csv", "jsonl": ".jsonl", "parquet": ".parquet"}
+
+
+class ManifestPart(TypedDict):
+    """The output of a part, and the state of its input (`Part.state`)."""
+
+    output: str
+    state: str
+
+
+class Manifest(TypedDict):
+    """The content of `_batch.json`: the model, the options, and the parts by name."""
+
+    model: dict[str, str]
+    input: str
+    input_digest: str
+    keep: Sequence[str]
+    on_error: OnError
+    format: FileFormat | None
+    input_format: FileFormat | None
+    parts: dict[str, ManifestPart]
 
 
 def list_parts(input: str, input_format: FileFormat | None, output_format: FileFormat | None) -> list[Part]:
@@ -148,26 +168,27 @@ class BatchOutput:
                 raise OnnxserveError(f"--output {self.uri} cannot be written: {error.strerror}") from None
             yield
 
-    def begin(self, manifest: dict[str, Any], restart: bool) -> set[str]:
+    def begin(self, manifest: Manifest, restart: bool) -> set[str]:
         """Write the manifest, or go on by the one that is there; return the files that are finished.
 
         Raises:
             AlreadyExists: the output is of another batch, or nobody knows of which.
             OnnxserveError: it cannot be read or written.
         """
-        manifest = orjson.loads(orjson.dumps(manifest))
+        manifest = orjson.loads(orjson.dumps(manifest))  # a tuple becomes a list, as in the file
         try:
             files = {*_list_files(self._location)}
-            known: dict[str, Any] = {}  # of the batch that was begun here
+            known: Manifest | None = None  # of the batch that was begun here
+            written: set[str] = set()
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
-                    known = {**orjson.loads(file.read())}
-            written = {part["output"] for part in known["parts"].values()} if MANIFEST in files else set()
+                    begun: Manifest = orjson.loads(file.read())
+                known, written = begun, {part["output"] for part in begun["parts"].values()}
             # with nothing written, nothing is mixed; only a folder is locked against another batch that has just begun
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
-                files, known = {*_list_files(self._location)}, {}
+                files, known = {*_list_files(self._location)}, None
             # a name with a dot: the lock, and what a killed writer has left behind
             if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
@@ -197,7 +218,7 @@ class BatchOutput:
             raise OnnxserveError(f"--output {self.uri}: its {MANIFEST} is damaged; name another folder") from None
         return files
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, object]) -> None:
         """Write `_SUCCESS`."""
         try:
             write_file(self._location, SUCCESS, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
@@ -210,7 +231,7 @@ class BatchOutput:
             self._location.filesystem.delete_file(f"{self._location.root}/{name}")
 
 
-def _difference(known: dict[str, Any], manifest: dict[str, Any], files: set[str]) -> str:
+def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
     """Return what another batch has begun with, in words; an empty text if it is the same.
 
     Files of the input that have no predictions among `files` yet may have changed: a bad one was mended.

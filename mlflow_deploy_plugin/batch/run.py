@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, input_digest, list_parts, model_digest
+from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, Manifest, input_digest, list_parts, model_digest
 from mlflow_deploy_plugin.batch.part import (
     OnError,
     Part,
@@ -161,8 +161,8 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         result = BatchResult(resolved, tally.now(), rejected, failed)
         if not failed:
             last = {"parts": result.progress.parts, "rows": result.progress.rows, "rejected": rejected}
-            both = {name: manifest[name] for name in ("model", "input_digest")}
-            output.finish({**both, "parts": len(parts), "last_call": last})
+            digests = {"model": manifest["model"], "input_digest": manifest["input_digest"]}
+            output.finish({**digests, "parts": len(parts), "last_call": last})
         return replace(result, run=_log(plan, result, parts, manifest)) if plan.experiment else result
 
 
@@ -282,7 +282,7 @@ def _absolute(uri: str) -> str:
     return uri if "://" in uri or uri.startswith("file:") else str(absolute_path(uri))
 
 
-def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> dict[str, Any]:
+def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> Manifest:
     return {
         "model": {
             "uri": resolved.model_uri,
@@ -301,7 +301,7 @@ def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, d
     }
 
 
-def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: dict[str, Any]) -> LoggedRun:
+def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: Manifest) -> LoggedRun:
     """Record the batch as a run: the input as a dataset, the version, the output, and the figures of this call."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param  # a second
 

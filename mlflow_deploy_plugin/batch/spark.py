@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -28,6 +28,9 @@ from mlflow_deploy_plugin.registry import download, resolve
 from mlflow_deploy_plugin.statedir import temporary_folder
 
 if TYPE_CHECKING:
+    from pyspark import SparkContext
+    from pyspark.sql import DataFrame
+
     from mlflow_deploy_plugin.batch.run import Finished
 
 _LOOK_SECONDS = 0.5
@@ -81,7 +84,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
                 context.cancelJobGroup(archive)
 
 
-def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None) -> Any:
+def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None) -> "DataFrame":
     """Return a Spark DataFrame with the predictions of a model for each row, after the kept columns.
 
     Args:
@@ -132,7 +135,7 @@ def predict_frame(frame: Any, model_uri: str, keep: Sequence[str] | None = None)
     return frame.select(*wanted).mapInArrow(task, schema)
 
 
-def _ship(context: Any, model: Path) -> str:
+def _ship(context: "SparkContext", model: Path) -> str:
     """Send a model to the machines of a context; return its name there."""
     folder = _folder_until_exit()
     archive = shutil.make_archive(str(folder / folder.name), "zip", model)

@@ -154,7 +154,7 @@ class Client:
         self,
         rows: Any,
         *,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, object] | None = None,
         event_time: datetime | None = None,
         request_id: str | None = None,
     ) -> Prediction:
@@ -188,7 +188,7 @@ class Client:
         body = encode_json(rows, params)
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 
-    def infer(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> Prediction:
+    def infer(self, inputs: Mapping[str, object], outputs: Sequence[str] | None = None) -> Prediction:
         """Return outputs of the graph by their names, also those that `predict` leaves out, as `probabilities`.
 
         Args:

@@ -7,13 +7,16 @@ https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
 from mlflow_deploy_plugin.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 BODY_FORMS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 """MLflow's forms of a JSON body."""
@@ -27,7 +30,7 @@ _ARROW_TYPES = ("integer", "floating", "boolean", "string", "large_string", "dic
 Array = npt.NDArray[Any]
 
 
-def encode_json(rows: Any, params: Mapping[str, Any] | None = None) -> bytes:
+def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
     """Return the JSON body of `/invocations` for rows and params as in `Client.predict`.
 
     A mapping that is one of MLflow's forms is taken as that form. Numbers keep all their digits; NaN, NaT and None are
@@ -43,7 +46,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     """Return the body of `/invocations`, its Content-Type and the Accept header, in the fastest form that keeps the
     types of the rows: Arrow, or JSON, as for dates. An array is an Arrow column without a name."""
     rows = _without_series(rows)
-    columns: Mapping[str, Any] | None = None
+    columns: Mapping[str, object] | None = None
     if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
         columns = {"": rows}
     elif isinstance(rows, Mapping) and any(isinstance(values, np.ndarray) for values in rows.values()):
@@ -74,7 +77,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     return stream.getvalue().to_pybytes(), _ARROW, f"{_ARROW}, {JSON};q=0.5"
 
 
-def _to_arrow(array: Array) -> Any:
+def _to_arrow(array: Array) -> "pa.Array":
     """Return an array of [N, …] as a column: of lists, if its rows have several values."""
     import pyarrow as pa
 
@@ -84,7 +87,7 @@ def _to_arrow(array: Array) -> Any:
     return column
 
 
-def _from_arrow(column: Any) -> Array:
+def _from_arrow(column: "pa.ChunkedArray") -> Array:
     """Return a column of an answer as an array of [N, …]."""
     chunk, shape = column.combine_chunks(), [len(column)]
     while hasattr(chunk.type, "list_size"):
@@ -113,7 +116,7 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
     return as_array(predictions)
 
 
-def encode_tensors(inputs: Mapping[str, Any], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
+def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
     """Return the JSON head and the binary tensors of a V2 request for these outputs (None: all).
 
     Raises:
@@ -129,7 +132,7 @@ def encode_tensors(inputs: Mapping[str, Any], outputs: Sequence[str] | None) -> 
         parts.append(protocols.v2_tensors.to_binary(array))
         size = {"binary_data_size": len(parts[-1])}
         tensors.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size})
-    document: dict[str, Any] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
+    document: dict[str, object] = {"inputs": tensors, "parameters": {"binary_data_output": True}}
     if outputs is not None:
         document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
     return orjson.dumps(document), b"".join(parts)
@@ -152,7 +155,7 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
     return arrays
 
 
-def as_array(values: Any) -> Array:
+def as_array(values: object) -> Array:
     """Return an array; of objects for texts and for rows of different lengths. Among numbers, None is NaN."""
     try:
         array = np.asarray(values)
@@ -195,7 +198,7 @@ def _cells(values: Any) -> Array:
     return cells
 
 
-def _rows_document(rows: Any) -> Mapping[str, Any]:
+def _rows_document(rows: Any) -> Mapping[str, object]:
     """Return the rows in one of MLflow's forms."""
     rows = _without_series(rows)
     refusal = InvalidRequest(
@@ -228,14 +231,14 @@ def _rows_document(rows: Any) -> Mapping[str, Any]:
     raise refusal
 
 
-def dump_json(document: Mapping[str, Any]) -> bytes:
+def dump_json(document: Mapping[str, object]) -> bytes:
     try:
         return orjson.dumps(document, default=_json_value, option=orjson.OPT_SERIALIZE_NUMPY)
     except TypeError as error:
         raise InvalidRequest(f"the input cannot be sent as JSON: {error}") from None
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: object) -> object:
     """Return what orjson can encode for a scalar of numpy, an array that it does not take, a timestamp or a decimal."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 
@@ -161,7 +160,7 @@ class RobustnessReport:
 
 def robustness(
     model_uri: str,
-    data: Any,
+    data: object,
     target: str,
     *,
     metric: MetricName | None = None,

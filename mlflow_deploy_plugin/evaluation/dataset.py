@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -165,7 +164,7 @@ def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
     return _table_rows(table, f"the dataset {shown}")
 
 
-def frame_rows(data: Any) -> NamedArrays:
+def frame_rows(data: object) -> NamedArrays:
     """Return the rows of a DataFrame, or of arrays [N, …] by name, as a Parquet file would give them.
 
     Raises:

@@ -112,7 +112,7 @@ class Explanation:
     seed: int
     run: LoggedRun | None = None
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return a JSON document of all but the single rows."""
         return {
             "model": self.model,
@@ -208,7 +208,7 @@ class Explanation:
 
 def explain(
     model_uri: str,
-    data: Any,
+    data: object,
     target: str = "",
     *,
     metric: MetricName | None = None,

@@ -35,7 +35,7 @@ class ModelPredictions:
     prediction: Array
     is_label: bool
     probabilities: Array | None = None
-    classes: tuple[Any, ...] = ()
+    classes: tuple[object, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prediction)
@@ -175,7 +175,7 @@ class _LoadedPyfunc:
         try:
             if tensors or (not columns and any(values.ndim > 1 for values in rows.values())):
                 named = {tensor.name: rows[tensor.name] for tensor in tensors if tensor.name}
-                data: Any = named or next(iter(rows.values()))
+                data: Mapping[str, Array] | Array | pd.DataFrame = named or next(iter(rows.values()))
             else:
                 types = {column.name: column.type for column in columns}
                 given = {name: values for name, values in rows.items() if not types or name in types}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.messages import did_you_mean
@@ -51,7 +51,7 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 }
 
 
-def check_strengths(given: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+def check_strengths(given: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
     """Return the strengths of each disturbance in ascending order.
 
     Args:
@@ -68,17 +68,18 @@ def check_strengths(given: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
         if name not in given:
             continue
         one = given[name]
-        strengths: list[Any] = list(one) if isinstance(one, Iterable) and not isinstance(one, str) else [one]
+        strengths: list[object] = list(one) if isinstance(one, Iterable) and not isinstance(one, str) else [one]
         strengths = strengths or list(disturbance.strengths)
         if len(strengths) > _MAX_STRENGTHS:
             raise InvalidConfig(f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured")
-        most = 1.0 if disturbance.is_share else _MAX_STRENGTH
+        most, numbers = 1.0 if disturbance.is_share else _MAX_STRENGTH, set()
         for strength in strengths:
             is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-            if not is_number or not 0 < strength <= most:
+            if not (isinstance(strength, Real) and is_number and strength <= most) or strength <= 0:
                 expected = "a share above 0, up to 1," if disturbance.is_share else f"a number above 0, up to {most:g},"
                 raise InvalidConfig(f"{name} cannot have the strength {strength}; {expected} is expected")
-        checked[name] = tuple(sorted({float(strength) for strength in strengths}))
+            numbers.add(float(strength))
+        checked[name] = tuple(sorted(numbers))
     return checked
 
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+Array = npt.NDArray[Any]
 _FEW_ROWS = 3
 
 
@@ -26,7 +28,7 @@ class LiteRTModel:
         details = self._run.get_input_details()
         self._sizes = {name: tuple(one["shape_signature"][:1]) for name, one in details.items()}
 
-    def outputs(self, rows: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
         """Return every output for the rows. Calls of one row, of a few and of many have a part of them each."""
         # an input of the file's own size is given whole: it is one value for all rows, or the graph has no rows
         parted = {name: len(array) for name, array in rows.items() if array.shape[:1] not in ((), self._sizes[name])}
@@ -100,7 +102,7 @@ def _restore_names(file: Path, names: list[str]) -> None:
     file.write_bytes(builder.Output())
 
 
-def _unroll(graph: Any) -> None:
+def _unroll(graph: onnx.GraphProto) -> None:
     """Write LSTM and GRU layers over a known number of steps as the operations of each step.
 
     LiteRT's own layers keep their state from one call to the next, and take one number of rows.
@@ -126,15 +128,15 @@ def _unroll(graph: Any) -> None:
 class _Operations:
     """Appends operations to a graph, each under a name that begins with its layer's."""
 
-    def __init__(self, graph: Any, layer: str) -> None:
+    def __init__(self, graph: onnx.GraphProto, layer: str) -> None:
         self._graph, self._layer = graph, layer
 
-    def add(self, operator: str, *names: str, **attributes: Any) -> str:
+    def add(self, operator: str, *names: str, **attributes: object) -> str:
         output = f"{self._layer}__{len(self._graph.node)}"
         self._graph.node.append(helper.make_node(operator, names, [output], **attributes))
         return output
 
-    def constant(self, values: Any) -> str:
+    def constant(self, values: npt.ArrayLike) -> str:
         name = f"{self._layer}__constant{len(self._graph.initializer)}"
         self._graph.initializer.append(numpy_helper.from_array(np.array(values), name))
         return name
@@ -171,7 +173,7 @@ _STEPS = {"LSTM": (4, _add_lstm_step), "GRU": (3, _add_gru_step)}  # gates, and 
 _IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}  # of each direction
 
 
-def _unroll_layer(graph: Any, node: Any, inputs: list[str], steps: int, size: int) -> None:
+def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str], steps: int, size: int) -> None:
     """Append the operations of a layer."""
     ops = _Operations(graph, node.output[0] or node.output[1])
     gates, add_step = _STEPS[node.op_type]
@@ -201,7 +203,7 @@ def _unroll_layer(graph: Any, node: Any, inputs: list[str], steps: int, size: in
             graph.node.append(helper.make_node("Identity", [joined], [name]))
 
 
-def _is_zero(graph: Any, name: str) -> bool:
+def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
     """Return whether a value is zeros, or left out. torch expands a constant to the number of rows."""
     constant = next((one for one in graph.initializer if one.name == name), None)
     if constant is not None or not name:
@@ -215,7 +217,7 @@ def _is_zero(graph: Any, name: str) -> bool:
     return node.op_type in keeps and _is_zero(graph, node.input[0])
 
 
-def _keep_layout(model: Any) -> None:
+def _keep_layout(model: onnx.ModelProto) -> None:
     """Put two reshapes after each output of three and more dimensions: the converter keeps their layout.
 
     It would turn such an output of a convolution from NCHW to NHWC.

@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it is read at the import
 import onnxruntime
 
+Array = npt.NDArray[Any]
 METADATA_KEY = "onnxserve.model"
 _REFUSED_ROWS = "onnxserve_refused_rows"  # the output that marks them, and the key of the reason
 _COLUMN_TYPES = {"double": "float64", "float": "float32", "integer": "int32", "long": "int64", "boolean": "bool"}
@@ -73,7 +75,7 @@ class Model:
         outputs, names = self.outputs(rows), self._known["prediction"]
         return outputs[names[0]] if len(names) == 1 else {name: outputs[name] for name in names}
 
-    def outputs(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
+    def outputs(self, rows: Any) -> dict[str, Array]:
         """Return every output of the graph by its name; rows as in `predict`."""
         names = [output.name for output in self._session.get_outputs()]
         arrays = self._session.run(names, self._feeds(rows))
@@ -88,12 +90,12 @@ class Model:
             for name, values in zip(names, arrays, strict=True)
         }
 
-    def parse_texts(self, row: Mapping[str, str]) -> dict[str, Any]:
+    def parse_texts(self, row: Mapping[str, str]) -> dict[str, str | float | bool | None]:
         """Return a row of a CSV file with the values that its texts stand for; an empty one is a missing value."""
         kinds = {column["name"]: column["type"] for column in self._known["columns"]}
         return {name: _parsed(text, kinds[name]) for name, text in row.items() if name in kinds}
 
-    def _feeds(self, rows: Any) -> dict[str, np.ndarray[Any, Any]]:
+    def _feeds(self, rows: Any) -> dict[str, Array]:
         columns, tensors = self._known["columns"], self._known["tensors"]
         data = self._named(rows)
         feeds = {}
@@ -121,7 +123,7 @@ class Model:
             feeds[entry["name"]] = parts[0] if len(entry["shape"]) == 1 else np.stack(parts, axis=1)
         return feeds
 
-    def _check(self, name: str, array: np.ndarray[Any, Any]) -> None:
+    def _check(self, name: str, array: Array) -> None:
         """Refuse what the model refused before it became ONNX: missing and infinite numbers, unknown categories."""
         refused = self._known.get("refused", {})
         for kind, test, reason in (
@@ -156,7 +158,7 @@ class Model:
         return {names[0]: rows}
 
 
-def _table(rows: Any, width: int) -> np.ndarray[Any, Any]:
+def _table(rows: Any, width: int) -> Array:
     """Return rows without names as an array of [rows, width]."""
     for row, values in enumerate(rows):
         if not isinstance(values, (list, tuple, np.ndarray)):
@@ -167,7 +169,7 @@ def _table(rows: Any, width: int) -> np.ndarray[Any, Any]:
     return table
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str) -> npt.DTypeLike:
     return object if name == "str" else name
 
 
@@ -175,7 +177,7 @@ def _quoted(entries: list[dict[str, Any]]) -> str:
     return ", ".join(repr(entry["name"]) for entry in entries)
 
 
-def _parsed(text: str | None, kind: str) -> Any:
+def _parsed(text: str | None, kind: str) -> str | float | bool | None:
     """Return the value that a text of a CSV file stands for, or the text itself if it stands for none of its type."""
     if not text:
         return None
@@ -188,7 +190,7 @@ def _parsed(text: str | None, kind: str) -> Any:
     return text
 
 
-def _column(column: dict[str, Any], values: Any, missing: str | None) -> np.ndarray[Any, Any]:
+def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
     """Return the values of one column in its type; a missing number is NaN, a missing text what the model says."""
     name, kind = column["name"], column["type"]
     listed = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values

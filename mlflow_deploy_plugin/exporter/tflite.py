@@ -10,13 +10,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import CommandFailed, ConversionError
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.processes import run_to_end
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir import locked
+
+if TYPE_CHECKING:
+    import onnx
 
 LITERT = Path(__file__).with_name("litert.py")
 _REQUIREMENTS = Path(__file__).with_name("tflite-requirements.txt")
@@ -50,7 +53,7 @@ def refuse_unconvertible(graph: Path) -> None:
             )
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
+def _nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -85,7 +85,7 @@ class GateVerdict:
         return "; ".join([f"checked: {passed or 'nothing'}", *(f"not checked: {one}" for one in skipped)])
 
 
-def verdict_as_json(verdict: GateVerdict) -> dict[str, Any]:
+def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
     """Return the verdict as a JSON document."""
     document = asdict(verdict)
     document["at"] = verdict.at.isoformat(timespec="seconds")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import IO, Any
+from typing import IO
 
 import orjson
 import pyarrow as pa
@@ -59,7 +59,7 @@ class BadRow:
 
     place: str
     why: str
-    content: Any
+    content: object
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class _Row:
 
     number: int
     place: str
-    values: dict[str, Any]
-    content: Any
+    values: dict[str, object]
+    content: object
 
 
 def read_label_file(
@@ -108,7 +108,7 @@ def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
                 yield BadRow(row.place, why, row.content)
 
 
-def _decode(documents: Iterable[dict[str, Any]]) -> list[Feedback]:
+def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
     try:
         body = orjson.dumps({"feedback": list(documents)}, default=as_text)
     except TypeError as error:  # a number beyond 64 bits, a text that is not Unicode
@@ -133,8 +133,8 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
             return BadRow(row.place, f"it has no {missing[0]!r}, which is of the key", row.content)
         key = {name: values[name] for name in columns.key}
         for name in columns.numbers & key.keys():
-            if isinstance(key[name], str) and _FRACTION.fullmatch(key[name]):
-                key[name] = float(key[name])
+            if isinstance(value := key[name], str) and _FRACTION.fullmatch(value):
+                key[name] = float(value)
         return replace(row, values={"label": label, "key": key})
     if values.get(columns.prediction_id) is None:
         return BadRow(row.place, f"it has no {columns.prediction_id!r}", row.content)
@@ -192,7 +192,7 @@ def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator
         raise InvalidConfig(f"{name} cannot be read as Parquet: {shown[:200]}") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Return a value that JSON has: dates and decimals become texts, bytes the text that they are."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")

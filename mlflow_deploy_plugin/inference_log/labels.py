@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -74,7 +73,7 @@ MOST_KEPT_BYTES = 32 * 2**20
 MOST_HELD_LABELS = 500_000
 """An index of more labels is sorted by so many at a time, and lies in temporary files."""
 _BATCH_ROWS = 65_536
-_TRUTH: Mapping[Any, float] = {"true": 1.0, "false": 0.0}  # as a CSV file has them
+_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # as a CSV file has them
 _CLOCK_SKEW = timedelta(days=1)
 """Two machines' clocks differ by less: a label may seem to be earlier than its prediction, but not by more."""
 _ORDER = ("_received_time", "_segment", "_offset")
@@ -107,7 +106,7 @@ class Label:
 
     prediction_id: str | None
     row: int | None
-    key: Mapping[str, Any] | str | None
+    key: Mapping[str, object] | str | None
     label: str | float | bool | None
     received_us: int
     segment: str = ""
@@ -134,7 +133,7 @@ def labels_table(entries: Sequence[Label]) -> pa.Table:
     return pa.Table.from_pylist(rows, SCHEMA)
 
 
-def canonical_key(values: Mapping[str, Any]) -> str:
+def canonical_key(values: Mapping[str, object]) -> str:
     """Return the key as the log holds it: JSON, names in order, every value as text.
 
     Values are texts whatever their type was, since 7, 7.0 (a model may take numbers as floats) and the 7 of a CSV file
@@ -144,7 +143,7 @@ def canonical_key(values: Mapping[str, Any]) -> str:
     return json.dumps(texts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
-def as_number(value: Any) -> float | None:
+def as_number(value: str | float | bool | None) -> float | None:
     """Return a label's value as a number, 1 and 0 for true and false, or None if it is none."""
     if value is None:
         return None

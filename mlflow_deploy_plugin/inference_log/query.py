@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.inference_log.tables import conform
 from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.runtime import available_cores
 
+_Result = TypeVar("_Result")
 MEMORY_MB = 512
 _THREAD_MB = 128
 """Each thread that sorts holds blocks of its own. A sort of 8 million rows failed with 61 MB a thread and passed with
@@ -103,7 +104,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
     ):
         run = _Run(schema, connection.interrupt, thread)
 
-        def start() -> Any:
+        def start() -> pa.RecordBatchReader:
             connection.execute("SET TimeZone = 'UTC'")
             connection.execute("SET lock_configuration = true")
             columns, scans = _plan(connection, query, schema)
@@ -170,11 +171,11 @@ class _Run:
             self._failures.append(error)
             raise
 
-    def results(self, reader: Any) -> Iterator[pa.RecordBatch]:
+    def results(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
         while (batch := self.call(partial(next, reader, None))) is not None:
             yield batch
 
-    def call(self, function: Callable[[], Any]) -> Any:
+    def call(self, function: Callable[[], _Result]) -> _Result:
         """Return what a function of DuckDB returns; its errors become one line of ours."""
         self._timeout.restart()
         is_over = False
@@ -207,7 +208,7 @@ def _configuration(folder: str) -> dict[str, str]:
     }
 
 
-def _plan(connection: Any, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
+def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
     """Return the columns that the statement needs, and how often it reads the rows.
 
     Raises InvalidConfig if it is not one SELECT.

@@ -49,7 +49,7 @@ class LogLocation:
         endpoint, region: of the S3 API; an endpoint of None is Amazon's.
     """
 
-    filesystem: Any
+    filesystem: fs.FileSystem
     root: str
     shown: str
     is_local: bool
@@ -224,7 +224,7 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
     return content.getvalue()
 
 
-def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+def parquet_options(schema: pa.Schema) -> dict[str, object]:
     """Return the options of Parquet's writer for a file of the log.
 
     They take a quarter of the time of Arrow's defaults, and a third less room. Only strings that repeat have a

@@ -7,7 +7,6 @@ Connections for Efficient Neural Networks"). The others learn the labels or, wit
 import copy
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx
@@ -26,8 +25,8 @@ _EXAMPLE_ROWS = 100
 
 
 def pruned_and_tuned(
-    module: Any, base: LoadedOnnx, share: float, rows: NamedArrays, truth: Array | None, epochs: int, seed: int
-) -> Any:
+    module: nn.Module, base: LoadedOnnx, share: float, rows: NamedArrays, truth: Array | None, epochs: int, seed: int
+) -> onnx.ModelProto:
     """Return the ONNX graph of a pruned copy of the module, which is left as it is.
 
     Args:
@@ -70,18 +69,17 @@ def pruned_and_tuned(
     except (RuntimeError, TypeError, AttributeError, IndexError) as error:
         raise ConversionError(f"{type(module).__name__} cannot be trained on these rows: {error}") from None
     some = take_rows(rows, slice(0, _EXAMPLE_ROWS))
-    tensors = [tensor.name for tensor in base.artifact.tensors]
-    example: Any = {name: some[name] for name in tensors} if all(tensors) else next(iter(some.values()))
-    if base.artifact.columns:
-        example = pd.DataFrame({column.name: some[column.name] for column in base.artifact.columns})
+    names = [field.name for field in base.artifact.columns or base.artifact.tensors]
+    only = next(iter(some.values()))
+    example: NamedArrays | Array = {name: some[name] for name in names} if all(names) else only
     with TemporaryDirectory(prefix="onnxserve-") as folder:
-        save_model(module.eval(), folder, input_example=example)
+        save_model(module.eval(), folder, input_example=pd.DataFrame(example) if base.artifact.columns else example)
         made = read_artifact(Path(folder))
         graph = onnx.load(str(made.onnx_file))
-    names, others = (
+    own, others = (
         [sorted(entry.name for entry in side) for side in (one.inputs, one.outputs)] for one in (made, base.artifact)
     )
-    if names != others:
+    if own != others:
         raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the version it is to replace")
     return graph
 

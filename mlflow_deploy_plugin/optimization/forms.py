@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -47,7 +47,7 @@ _MASKED = 1e8
 """From here on numbers are the masks of attention (-inf, -1e9, the least float): a range to them leaves no scale."""
 
 
-def int8_dynamic(proto: Any) -> Any:
+def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Quantize the weights to 8 bits; activations are quantized in each run, by their own range.
 
     Raises:
@@ -64,7 +64,7 @@ def int8_dynamic(proto: Any) -> Any:
     )
 
 
-def _with_transposed_weights(proto: Any) -> Any:
+def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph with the weights of each Gemm as MatMul has them.
 
     The quantizer transposes them in their place, and so once for each layer that shares them: the towers of a siamese
@@ -86,7 +86,7 @@ def _with_transposed_weights(proto: Any) -> Any:
     return result
 
 
-def int8_static(proto: Any, rows: Sequence[Feeds], per_channel: bool = True) -> Any:
+def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool = True) -> onnx.ModelProto:
     """Quantize weights and activations to 8 bits, the latter by the ranges that they have on `rows` (QDQ, MinMax).
 
     What adds or reads a mask stays in 32 bits. Activations are unsigned. With signed ones, the quantizer's default,
@@ -124,7 +124,7 @@ def int8_static(proto: Any, rows: Sequence[Feeds], per_channel: bool = True) -> 
     )
 
 
-def half_precision(proto: Any, rows: Sequence[Feeds]) -> Any:
+def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelProto:
     """Turn 32-bit floats into 16-bit ones, with islands of 32 bits and unchanged inputs and outputs.
 
     Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), normalizations, and the nodes whose
@@ -153,7 +153,7 @@ def half_precision(proto: Any, rows: Sequence[Feeds]) -> Any:
     return _join_islands(half)
 
 
-def pruned(proto: Any, share: float) -> Any:
+def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     """Set the smallest weights of each layer to zero (magnitude pruning, Han et al. 2015).
 
     Args:
@@ -182,7 +182,7 @@ def pruned(proto: Any, share: float) -> Any:
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
-def preprocessed(proto: Any) -> Any:
+def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph folded and fused by ONNX Runtime's basic optimizations, with inferred shapes and named nodes.
 
     `quant_pre_process` of ONNX Runtime 1.31 does the same, but moves the weights out of a graph that it gets in
@@ -212,7 +212,9 @@ def preprocessed(proto: Any) -> Any:
     return graph
 
 
-def _quantized(proto: Any, quantize: Callable[[str, str], None], operators: Sequence[str]) -> Any:
+def _quantized(
+    proto: onnx.ModelProto, quantize: Callable[[str, str], None], operators: Sequence[str]
+) -> onnx.ModelProto:
     """Return the graph that `quantize` makes of the file of a preprocessed one; a graph in memory it would change."""
     present = sorted({node.op_type for node in proto.graph.node} & set(operators))
     if not present:
@@ -244,10 +246,10 @@ def _reduces_range() -> bool:
     return "avx2" in flags and "vnni" not in flags
 
 
-def _nodes_with(proto: Any, rows: Sequence[Feeds], is_large: Callable[[Array], Array]) -> list[str]:
+def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callable[[Array], Array]) -> list[str]:
     """Return the names of the nodes that have such numbers among their inputs or outputs on the rows."""
 
-    def exceeds(values: Any) -> bool:
+    def exceeds(values: object) -> bool:
         array: Array = np.asarray(values)
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
@@ -268,7 +270,7 @@ def _nodes_with(proto: Any, rows: Sequence[Feeds], is_large: Callable[[Array], A
     return [node.name for node in proto.graph.node if large & {*node.input, *node.output}]
 
 
-def _join_islands(half: Any) -> Any:
+def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph without casts to 16 bits and back again, which the converter leaves within an island."""
     from onnxruntime.quantization.onnx_model import ONNXModel  # heavy
 
@@ -289,7 +291,7 @@ def _join_islands(half: Any) -> Any:
     return sorter.model
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
+def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
     """Yield the weights of a graph: its initializers and constants."""
     yield from graph.initializer
     for node in graph.node:
@@ -297,7 +299,7 @@ def _tensors(graph: Any) -> Iterator[Any]:
             yield from (attribute.t for attribute in node.attribute if attribute.name == "value")
 
 
-def shown_operators(proto: Any) -> str:
+def shown_operators(proto: onnx.ModelProto) -> str:
     """Return the operators of a graph, the most frequent first, for a message."""
     counts = Counter(node.op_type for node in proto.graph.node)
     return f"its operators are {', '.join(name for name, _ in counts.most_common(6))}"

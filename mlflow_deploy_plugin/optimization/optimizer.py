@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -158,7 +157,7 @@ def optimize(
     target: str = "",
     metric: MetricName | None = None,
     max_loss: float = 0.01,
-    original: Any = "",
+    original: object = "",
     epochs: int = 10,
     register: str | None = None,
 ) -> Optimization:
@@ -216,7 +215,7 @@ def try_forms(
     target: str = "",
     metric: MetricName | None = None,
     max_loss: float = 0.01,
-    original: Any = "",
+    original: object = "",
     epochs: int = 10,
     register: str | None = None,
     progress: ProgressCallback = lambda line: None,
@@ -320,7 +319,7 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
 class _Draft:
     """A form that was made: its graph, its folder, and its agreement with the base."""
 
-    graph: Any
+    graph: onnx.ModelProto
     folder: Path
     agreement: Agreement
     note: str
@@ -340,7 +339,7 @@ class _FormMaker:
     calibration: _Half
     evaluation: _Half
     metric: MetricName | None
-    original: Any
+    original: object
     epochs: int
     drafts: Path
     trial: Worker
@@ -373,7 +372,7 @@ class _FormMaker:
             return self.best_scales(graph, str(recipe), note)
         return self.draft(graph, str(recipe), note)
 
-    def prune(self, graph: Any, share: float) -> tuple[Any, str]:
+    def prune(self, graph: onnx.ModelProto, share: float) -> tuple[onnx.ModelProto, str]:
         """Return the pruned graph, tuned if there is an original, and a note of that."""
         if isinstance(self.original, Refused):
             return forms.pruned(graph, share), f"cannot be tuned, because {self.original.reason}"
@@ -383,7 +382,7 @@ class _FormMaker:
         tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
         return tuned, f"tuned in {self.epochs} passes"
 
-    def best_scales(self, graph: Any, name: str, note: str) -> _Draft:
+    def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
         """Make 8-bit integers with one scale a channel and with one a tensor; keep the form closer to the base.
 
         The quantizer of ONNX Runtime 1.31 refuses scales by channel for a Gemm whose bias is a matrix.
@@ -404,7 +403,7 @@ class _FormMaker:
             raise failures[0]
         return min(found, key=lambda one: one[0])[1]
 
-    def draft(self, graph: Any, name: str, note: str) -> _Draft:
+    def draft(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
         folder, half = self.drafts / name, self.evaluation
         saved_form.save_model(folder, base=self.base.artifact.folder, graph=graph)
         try:

@@ -9,10 +9,10 @@ import json
 import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,10 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation import count_rows, downloaded_version, load_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.optimization.measure import load_onnx
 from mlflow_deploy_plugin.registry import registry_client, registry_errors, resolve
-from mlflow_deploy_plugin.runtime import OnnxModel, import_onnxruntime, repeat_row, session_options
+from mlflow_deploy_plugin.runtime import Feeds, OnnxModel, import_onnxruntime, repeat_row, session_options
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _WARM_UP, _RUNS = 5, 30
 _SECONDS = 10.0
@@ -51,6 +54,18 @@ class NodeTime:
     us: float
     calls: float
     types: tuple[str, ...] = ()
+
+
+@dataclass
+class _NodeRun:
+    """One execution of a node in the run of this number; `us` does not count the nodes that ran within it."""
+
+    run: int
+    name: str
+    operator: str
+    provider: str
+    us: float
+    types: list[str]
 
 
 @dataclass(frozen=True)
@@ -100,8 +115,8 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
             feeds = repeat_row(base.model.example_feeds(), 0, rows)
         times = _repeat(lambda: base.model.run(feeds))
         events, runs = _profiled_runs(base.model, feeds)
-    nodes = _sum_by(events, runs, lambda event: (event["name"], event["op"]))
-    operators = _sum_by(events, runs, lambda event: (event["op"], event["op"]))
+    nodes = _sum_by(events, runs, lambda event: event.name)
+    operators = _sum_by(events, runs, lambda event: event.operator)
     run_us = float(np.median(times)) * 1e6
     outside_us, advice = run_us - sum(node.us for node in nodes), _advise(operators, nodes, run_us)
     done = GraphProfile(resolved.source, rows, runs, run_us, outside_us, operators, nodes, advice)
@@ -114,7 +129,7 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
     return done
 
 
-def _repeat(work: Callable[[], Any]) -> list[float]:
+def _repeat(work: Callable[[], object]) -> list[float]:
     """Return the seconds of each call, after a warm-up; fewer calls if they are long."""
     times: list[float] = []
     end = time.perf_counter() + _SECONDS
@@ -125,7 +140,7 @@ def _repeat(work: Callable[[], Any]) -> list[float]:
     return times[_WARM_UP:]
 
 
-def _profiled_runs(model: OnnxModel, feeds: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]:
     """Return the nodes of all runs but the warm-up, and the number of these runs.
 
     The session is opened as for requests, with the profiler on.
@@ -140,50 +155,47 @@ def _profiled_runs(model: OnnxModel, feeds: Mapping[str, Any]) -> tuple[list[dic
         events = json.loads(Path(session.end_profiling()).read_text())
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     begin = starts[-runs]
-    found: list[dict[str, Any]] = []
-    enclosing: list[tuple[int, dict[str, Any]]] = []
+    found: list[_NodeRun] = []
+    enclosing: list[tuple[int, _NodeRun]] = []
     timed = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
     for event in sorted(timed, key=lambda event: (event["ts"], -event["dur"])):
         if event["ts"] < begin:
             continue
         arguments = event["args"]
-        types = sorted({name for entry in arguments.get("input_type_shape", ()) for name in entry})
-        one = {
-            "run": bisect_right(starts, event["ts"]),
-            "name": event["name"].removesuffix("_kernel_time"),
-            "op": arguments["op_name"],
-            "provider": arguments.get("provider", ""),
-            "us": float(event["dur"]),
-            "types": tuple(types),
-        }
+        node = _NodeRun(
+            run=bisect_right(starts, event["ts"]),
+            name=event["name"].removesuffix("_kernel_time"),
+            operator=arguments["op_name"],
+            provider=arguments.get("provider", ""),
+            us=float(event["dur"]),
+            types=[name for entry in arguments.get("input_type_shape", ()) for name in entry],
+        )
         while enclosing and enclosing[-1][0] <= event["ts"]:
             enclosing.pop()
         if enclosing:
-            enclosing[-1][1]["us"] -= one["us"]
-        if one["op"] in _LOOPS:
-            enclosing.append((event["ts"] + event["dur"], one))
-        found.append(one)
+            enclosing[-1][1].us -= node.us
+        if node.operator in _LOOPS:
+            enclosing.append((event["ts"] + event["dur"], node))
+        found.append(node)
     return found, runs
 
 
-def _sum_by(
-    events: list[dict[str, Any]], runs: int, key: Callable[[Mapping[str, Any]], tuple[str, str]]
-) -> tuple[NodeTime, ...]:
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def _sum_by(events: list[_NodeRun], runs: int, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
+    groups: dict[tuple[str, str], list[_NodeRun]] = {}
     for event in events:
-        groups.setdefault(key(event), []).append(event)
+        groups.setdefault((name_of(event), event.operator), []).append(event)
     medians = {}
     for node, group in groups.items():
         of_runs: dict[int, float] = {}
         for event in group:
-            of_runs[event["run"]] = of_runs.get(event["run"], 0.0) + event["us"]
+            of_runs[event.run] = of_runs.get(event.run, 0.0) + event.us
         medians[node] = float(np.median(list(of_runs.values())))  # a run that the system interrupted does not move it
     total = sum(medians.values()) or 1.0
     summed = []
     for (name, operator), group in groups.items():
         us = medians[name, operator]
-        types = tuple(sorted({one for event in group for one in event["types"]}))
-        summed.append(NodeTime(name, operator, group[0]["provider"], us / total, us, len(group) / runs, types))
+        types = tuple(sorted({kind for event in group for kind in event.types}))
+        summed.append(NodeTime(name, operator, group[0].provider, us / total, us, len(group) / runs, types))
     return tuple(sorted(summed, key=lambda entry: -entry.us))
 
 
@@ -244,7 +256,7 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
     return tuple(text for holds, text in advice if holds)
 
 
-def draw(done: GraphProfile) -> Any:
+def draw(done: GraphProfile) -> "Figure":
     """Return a figure: the share of each operator, and the longest nodes."""
     from matplotlib.figure import Figure  # heavy, of the extra `monitoring`
 

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import onnx
 import pyarrow as pa
@@ -26,15 +25,15 @@ def save_model(
     mlflow_model: Model | None = None,
     *,
     base: Path,
-    graph: Any,
-    record: Mapping[str, Any] | None = None,
-    parity: Mapping[str, Any] | None = None,
+    graph: onnx.ModelProto,
+    record: Mapping[str, object] | None = None,
+    parity: Mapping[str, object] | None = None,
 ) -> None:
     """Write a folder like `base`, with its signature, example, reference and environment, and another graph.
 
     Args:
         path: a folder that does not exist yet, or is empty.
-        graph: an `onnx.ModelProto` with the inputs and outputs of the base.
+        graph: has the inputs and outputs of the base.
         record: the section `optimization` of the MLmodel file; None for a draft, whose reference keeps the base's
             predictions. They are computed anew otherwise.
         parity: the section `parity`, for a base of our flavor.

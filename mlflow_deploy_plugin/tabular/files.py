@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date, time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import IO, TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import orjson
 
@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.messages import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 FileFormat = Literal["csv", "json", "jsonl", "parquet"]
 FILE_FORMATS: tuple[FileFormat, ...] = get_args(FileFormat)
@@ -32,7 +33,7 @@ _SUFFIXES: Mapping[str, FileFormat] = {
     ".parquet": "parquet",
     ".pq": "parquet",
 }
-SPARK_TIMES: Mapping[str, Any] = {"coerce_int96_timestamp_unit": "us"}
+SPARK_TIMES: Mapping[str, str] = {"coerce_int96_timestamp_unit": "us"}
 """An option of pyarrow: Spark writes times as Parquet's INT96, and in nanoseconds a year beyond 2262 overflows."""
 MISSING_TEXTS = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
@@ -228,7 +229,7 @@ def json_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
             yield number, line, position
 
 
-def open_parquet(file: IO[bytes]) -> Any:
+def open_parquet(file: IO[bytes]) -> "pq.ParquetFile":
     """Return a `pyarrow.parquet.ParquetFile`; a stream is read whole."""
     import pyarrow.parquet as pq  # here: no other format needs it
 
@@ -244,7 +245,7 @@ _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
 
 
 @contextmanager
-def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[Any]], Any]]:
+def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[object]], object]]:
     """Yield a function that writes rows, each a mapping of columns, or a value of the column `name`.
 
     JSON is `{"predictions": […]}`, as /invocations answers. A CSV file has a column for each value of a list:
@@ -254,7 +255,7 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
         InvalidRequest: rows have different columns, or do not make a Parquet file.
     """
 
-    def named(row: Any) -> Any:
+    def named(row: object) -> Mapping[str, object]:
         return row if isinstance(row, Mapping) else {name: row}
 
     if kind == "json":
@@ -273,7 +274,7 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
 @contextmanager
 def table_writer(
     kind: FileFormat, schema: "pa.Schema", file: IO[bytes], advice: str
-) -> Iterator[Callable[["pa.RecordBatch"], Any]]:
+) -> Iterator[Callable[["pa.RecordBatch"], object]]:
     """Yield a function that writes batches of the schema.
 
     CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64. JSON, one array, and JSON Lines do
@@ -308,10 +309,10 @@ def table_writer(
         raise InvalidConfig(f"the answer has no form in {kind}: {one_line(error)}; {advice}") from None
 
 
-def values_of(column: "pa.Array") -> list[Any]:
+def values_of(column: "pa.Array") -> list[object]:
     """Return [N] values; texts if Python has no such time, such as infinity or one before the year 1."""
     try:
-        values: list[Any] = column.to_pylist()
+        values: list[object] = column.to_pylist()
     except (OverflowError, ValueError):
         values = column.cast("string").to_pylist()
     return values
@@ -334,12 +335,12 @@ def _json_array(
     file.write(closing if before == separator else empty)
 
 
-def _csv_lines(rows: Iterable[Mapping[str, Any]], header: list[str]) -> bytes:
+def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes:
     """Return lines of a CSV file; the first call also fills and writes the header."""
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     for row in rows:
-        cells: dict[str, Any] = {}
+        cells: dict[str, object] = {}
         for name, value in row.items():
             parts = {f"{name}_{n}": one for n, one in enumerate(value)} if isinstance(value, list) else {name: value}
             # booleans and nested values as JSON, an empty field for None
@@ -357,7 +358,7 @@ def _csv_lines(rows: Iterable[Mapping[str, Any]], header: list[str]) -> bytes:
 
 
 @contextmanager
-def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, Any]]], None]]:
+def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
     """Yield a function that writes rows. A column's type is known after the last one; they wait in a temporary file."""
     import pyarrow as pa  # here: no other format needs it
     import pyarrow.parquet as pq
@@ -365,7 +366,7 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
     with tempfile.TemporaryFile() as waiting:
         schemas: list[pa.Schema] = []
 
-        def write(rows: list[Mapping[str, Any]]) -> None:
+        def write(rows: list[Mapping[str, object]]) -> None:
             table = pa.Table.from_pylist(rows)
             schemas.append(table.schema)
             with pa.ipc.new_stream(waiting, table.schema) as stream:
@@ -415,12 +416,13 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
     texts: list[str | None] = []
     for value in values_of(column):
         plain = None if value is None else _json_value(value)
-        is_text = isinstance(plain, str | None)
-        texts.append(plain if is_text else json.dumps(plain, default=_json_value, ensure_ascii=False))
+        if not isinstance(plain, str | None):
+            plain = json.dumps(plain, default=_json_value, ensure_ascii=False)
+        texts.append(plain)
     return pa.array(texts, pa.string())
 
 
-def _json_value(value: Any) -> Any:
+def _json_value(value: object) -> object:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, date | time):

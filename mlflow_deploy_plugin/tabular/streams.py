@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -62,7 +61,7 @@ class RejectedRow:
 
     number: int
     why: str
-    content: Any
+    content: object
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ class RowStream:
         return RowBlock(table, numbers, tuple(bad), end)
 
     def _json_schema(self) -> pa.Schema:
-        columns: dict[str, list[Any]] = {}
+        columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
             if block:  # only lines with a value of what is sought are parsed, and those that may escape its name
@@ -290,7 +289,7 @@ class RowStream:
     def _parquet(self) -> pq.ParquetFile:
         return self._open_parquet()
 
-    def _open_parquet(self, **options: Any) -> pq.ParquetFile:
+    def _open_parquet(self, **options: object) -> pq.ParquetFile:
         # buffered: of a row group of any size, only the pages that are being read are in memory
         return pq.ParquetFile(
             self._file,
@@ -322,7 +321,7 @@ class RowStream:
             yield RowBlock(table, numbers, (), int(self._file.size() * first / metadata.num_rows))
 
 
-def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, Any]]:
+def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
     """Yield the names and values of the JSON objects among the lines. Other lines are rejected when they are read."""
     for line in lines:
         try:
@@ -507,7 +506,7 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
     return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
 
 
-def _is_changed(value: Any, kind: pa.DataType) -> bool:
+def _is_changed(value: object, kind: pa.DataType) -> bool:
     """Return True for a value that Arrow would take as another one: 2.5 as the whole number 2, true as 1."""
     if isinstance(value, bool):
         return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -31,6 +31,7 @@ def test_refused_rows_are_found_by_halves_and_the_others_answered_in_order(model
     tables = pa.concat_tables([piece for piece in pieces if isinstance(piece, pa.Table)])
     assert [row.number for row in refused] == [7, 507, 1006]
     assert mentions(refused[1].why, "column 'hour' (long)", "null")
+    assert isinstance(refused[1].content, dict)
     assert refused[1].content["id"] == 500
     kept = [row for row in range(1000) if row not in (0, 500, 999)]
     assert tables["id"].to_pylist() == kept

@@ -9,7 +9,6 @@ Signature: a client that calls the current version can call the new version with
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from mlflow_deploy_plugin.evaluation import LabelledRows, LoadedOnnx, NamedArrays, cast_to_signature, compare_with_base
 from mlflow_deploy_plugin.gate.policy import GatePolicy
@@ -127,7 +126,7 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
     return CheckResult(SIGNATURE, "passed", f"callers need no change ({'; '.join(notes)})", figures, notes, table)
 
 
-def _compare_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> tuple[list[str], list[str], list[str]]:
+def _compare_names(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[list[str], list[str], list[str]]:
     """Return the removed, the added and the common names, in their order."""
     removed = [name for name in old if name not in new]
     return removed, [name for name in new if name not in old], [name for name in new if name in old]

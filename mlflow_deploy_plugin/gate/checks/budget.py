@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, OnnxserveError
-from mlflow_deploy_plugin.evaluation import load_version
+from mlflow_deploy_plugin.evaluation import LoadedModel, load_version
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.processes import Worker
@@ -32,7 +32,7 @@ _MAX_TIMES, _MIN_TIMES = 300, 3
 _START_TIMEOUT_SECONDS = 300.0
 _ROUND_TIMEOUT_SECONDS = 120.0
 
-_loaded: tuple[Any, list[Feeds], Feeds] | None = None
+_loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
 """In the process that measures: the model, its single rows, and a batch of them."""
 
 
@@ -194,7 +194,7 @@ def _measure_round() -> tuple[list[float], list[float]]:
     return _times(model, ones), _times(model, [many])
 
 
-def _times(model: Any, inputs: list[Feeds]) -> list[float]:
+def _times(model: LoadedModel, inputs: list[Feeds]) -> list[float]:
     """Predict the inputs in turn for `_ROUND_SECONDS`; return the seconds of each prediction."""
     times: list[float] = []
     end = time.perf_counter() + _ROUND_SECONDS
