@@ -50,12 +50,7 @@ class Manifest(TypedDict):
 
 
 def list_parts(input: str, input_format: FileFormat | None, output_format: FileFormat | None) -> list[Part]:
-    """Return the files of the input by name. As for Spark, a name that begins with `_` or a dot is no part.
-
-    Args:
-        input: a file, a folder, or one of them in a bucket.
-        input_format: of files whose names do not say it.
-        output_format: None: that of each part.
+    """Return the files of the input by name. As for Spark, a name that begins with `_` or a dot is not a part.
 
     Raises:
         InvalidConfig: there is no such file, its format is unknown, or two files have one output.
@@ -151,11 +146,7 @@ class BatchOutput:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keep other batches of this machine away from a folder: they would take each other's unfinished files.
-
-        Raises:
-            AlreadyExists: another batch writes to it just now.
-        """
+        """Lock the folder: batches delete each other's unfinished files. Raises AlreadyExists if it is locked."""
         if not self._location.is_local:  # a bucket has no unfinished files; two of one manifest write the same
             yield
             return
@@ -169,12 +160,7 @@ class BatchOutput:
             yield
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
-        """Write the manifest, or go on by the one that is there; return the files that are finished.
-
-        Raises:
-            AlreadyExists: the output is of another batch, or nobody knows of which.
-            OnnxserveError: it cannot be read or written.
-        """
+        """Write the manifest, or continue with the existing one; return the finished files. Raises as `run_batch`."""
         manifest = orjson.loads(orjson.dumps(manifest))  # a tuple becomes a list, as in the file
         try:
             files = {*_list_files(self._location)}

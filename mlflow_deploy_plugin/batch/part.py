@@ -117,12 +117,7 @@ class PartResult:
 
 
 def predict_part(job: PartJob) -> PartResult:
-    """Predict one part.
-
-    Raises:
-        OnnxserveError: a row is bad, a file cannot be read or written, or the model cannot be loaded; the message names
-            the file and the row. Nothing is then written.
-    """
+    """Predict one part; if it fails, raise OnnxserveError with the file and the row, and leave no output."""
     try:
         model = load_table_model(job.model, job.device)
         source = locate_log(job.part.uri, "--input")
@@ -333,11 +328,7 @@ class _Writer:
 
 @contextmanager
 def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
-    """Open a file that stands at `name` below a folder or bucket once it is whole, in place of one that is there.
-
-    Raises:
-        OnnxserveError: it cannot be written.
-    """
+    """Open a file that replaces `name` below a folder or bucket once it is whole; raise OnnxserveError if it cannot."""
     location = locate_log(output, "--output")
     try:
         if location.is_local:

@@ -104,11 +104,7 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """A batch that has ended.
-
-    Attributes:
-        failed: why a part was left out, by its name.
-    """
+    """A batch that has ended; `failed` has the reason for each part that was left out, by name."""
 
     model: ResolvedModel
     progress: BatchProgress
@@ -243,11 +239,7 @@ class _Tally:
         self._rows = self._done = self._bytes = 0
 
     def follow(self, finishing: Finished, on_error: OnError) -> tuple[dict[str, str], int]:
-        """Return why parts were left out, by name, and the number of rows that were.
-
-        Raises:
-            OnnxserveError: a part failed, and bad parts are not to be skipped.
-        """
+        """Return why parts were left out, by name, and the number of rejected rows; raise a failed part's error."""
         failed: dict[str, str] = {}
         rejected = 0
         for ended in finishing:

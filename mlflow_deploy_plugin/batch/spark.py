@@ -38,11 +38,7 @@ _LOOK_SECONDS = 0.5
 
 @contextmanager
 def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
-    """Predict each part as one task of Spark. The machines read the input and write the output themselves.
-
-    Raises:
-        InvalidConfig, NotInstalled, OnnxserveError: Spark does not start, see `spark_context`, or gives up.
-    """
+    """Predict each part as one task of Spark, which reads the input and writes the output; raise as `spark_context`."""
     if not jobs:
         yield iter(())
         return

@@ -47,13 +47,7 @@ _FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_bina
 
 @lru_cache(maxsize=2)
 def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
-    """Load the model of an MLmodel folder, once for this process.
-
-    Raises:
-        InvalidArtifact: it cannot be loaded.
-        InvalidConfig: it does not answer row by row.
-        DeviceUnavailable, RuntimeMissing: see `open_session`.
-    """
+    """Load the model of a folder, once for this process; raise InvalidConfig if it does not answer row by row."""
     model = _load(folder, device, 1)
     if isinstance(model, OnnxTable) and not model.schema.has_rows:
         raise InvalidConfig(f"the model does not answer row by row: {no_batch_dimension_reason(model.artifact)}")
@@ -62,12 +56,7 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
 
 @contextmanager
 def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes], Any]]:
-    """Yield `predict_body` of a version, which is loaded for the time of the block and uses all cores.
-
-    Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: the version cannot be had.
-        InvalidArtifact: it cannot be loaded.
-    """
+    """Yield `predict_body` of a version that is loaded for the time of the block, on all cores; raise as `resolve`."""
     with temporary_folder("onnxserve-predict-") as folder:
         yield _load(download(resolve(model_uri).source, folder), "cpu", available_cores()).predict_body
 
@@ -85,11 +74,7 @@ class OnnxTable:
         self.schema, self.artifact = self._model.schema, self._model.artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
-        """Return one row of outputs for each row, by the names of the model's signature.
-
-        Raises:
-            InvalidRequest, InferenceError: the model refuses a row.
-        """
+        """Return a row of outputs for each row; raise InvalidRequest or InferenceError if the model refuses a row."""
         for place, field in enumerate(table.schema):
             if field.type in (pa.string(), pa.large_string()):  # a text that repeats is made into one of Python's once
                 table = table.set_column(place, field.name, table.column(place).dictionary_encode())
@@ -181,11 +166,7 @@ def predict_block(
 
 
 def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
-    """Return the kept columns of a table, and the outputs for it.
-
-    Raises:
-        InvalidConfig: an output has the name of a kept column.
-    """
+    """Return the kept columns and the outputs; raise InvalidConfig if an output has the name of a kept column."""
     if doubled := [name for name in outputs.column_names if name in keep]:
         raise InvalidConfig(f"--keep {doubled[0]}: the model's output has this name, too; rename the column")
     columns = [*(table.column(name) for name in keep), *outputs.columns]
@@ -208,11 +189,7 @@ def _arrow_type(dtype: str) -> pa.DataType:
 
 
 def typed(table: pa.Table, schema: Schema) -> pa.Table:
-    """Return texts as the values of the signature's types, by the rules of `/invocations` for CSV.
-
-    Raises:
-        SchemaMismatch: a text is no such value; the message says which.
-    """
+    """Return texts as values of the signature's types, as `/invocations` reads CSV, or raise SchemaMismatch."""
     kinds: dict[str, str] = {column.name: column.type for column in schema.columns}
     if schema.tensors:  # every field has the type of the tensor
         kinds = dict.fromkeys(table.column_names, schema.tensors[0].dtype)

@@ -117,11 +117,7 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
 
 
 def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
-    """Return the JSON head and the binary tensors of a V2 request for these outputs (None: all).
-
-    Raises:
-        InvalidRequest: an array has a dtype that V2 has no datatype for.
-    """
+    """Return the JSON head and the binary tensors of a V2 request; raise InvalidRequest for a dtype that V2 lacks."""
     from mlflow_deploy_plugin import protocols  # here: only this protocol needs them
 
     tensors, parts = [], []

@@ -202,12 +202,9 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
 def _original_uri(
     model: ResolvedModel, flavors: Mapping[str, Any], metadata: Mapping[str, Any], follows_base: bool = True
 ) -> str:
-    """Return the URI of the model of which a version was made, or its own URI for a torch model.
+    """Return the URI of the model that a version was made from, or of a torch model itself; empty if none is named.
 
-    An optimized version has the original of its base. The URI is empty if no original is named.
-
-    Raises:
-        OnnxserveError: MLflow does not answer, or the base does not exist.
+    An optimized version has the original of its base.
     """
     named = str(metadata.get(WRAPPED_FROM_TAG, ""))
     if named or "pytorch" in flavors:

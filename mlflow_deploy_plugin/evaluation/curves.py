@@ -117,11 +117,7 @@ class RobustnessReport:
         return [figure for figure in found if math.isfinite(figure[1])]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write robustness.json and a picture of each curve into a folder, and return the files.
-
-        Raises:
-            NotInstalled: matplotlib is missing.
-        """
+        """Write robustness.json and a picture per curve; raise NotInstalled without matplotlib."""
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}

@@ -137,13 +137,9 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
-    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file.
+    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file; messages name the file as `shown`.
 
-    Args:
-        artifact: its signature has the types of the columns of a CSV file.
-
-    Raises:
-        InvalidConfig: it does not exist, is none of them, is too large, or cannot be read; it is called `shown`.
+    The signature of `artifact` has the types of CSV columns. Raises InvalidConfig if the file cannot be read.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -248,12 +244,7 @@ def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
-    """Read the file behind a dataset that was logged to a run by `mlflow.log_input`.
-
-    Raises:
-        NotFound: the run has no such dataset.
-        InvalidConfig: the dataset's source is no file that can be read.
-    """
+    """Read the file behind a dataset that was logged to a run; raise NotFound if the run has no such dataset."""
     from mlflow.data import get_source  # imported late: a second
     from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
     from mlflow.data.http_dataset_source import HTTPDatasetSource

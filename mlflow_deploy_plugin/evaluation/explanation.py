@@ -150,11 +150,7 @@ class Explanation:
         return pa.table({**columns, **{name: flat[:, place] for place, name in enumerate(self.columns)}})
 
     def write_contributions(self, path: str) -> None:
-        """Write the contributions to a file, CSV, JSON, JSON Lines or Parquet by its name.
-
-        Raises:
-            InvalidConfig: the name has another ending, or the file cannot be written.
-        """
+        """Write the contributions in the format of the file's name; raise InvalidConfig if that is not possible."""
         kind, table = contributions_format(path), self.contributions()
         with (
             open_output(path, sys.stdout.buffer) as file,
@@ -164,11 +160,7 @@ class Explanation:
                 write(batch)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write explain.json, contributions.parquet and SHAP's bar and beeswarm plots of each output into a folder.
-
-        Raises:
-            NotInstalled: matplotlib is missing.
-        """
+        """Write explain.json, contributions.parquet and SHAP's plots; raise NotInstalled without matplotlib."""
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "explain.json").write_text(json.dumps(self.as_dict(), indent=2, default=str) + "\n")

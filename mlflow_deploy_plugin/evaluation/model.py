@@ -110,11 +110,7 @@ class LoadedOnnx:
         return self.predictions(self.outputs(rows))
 
     def feeds(self, rows: Mapping[str, Array]) -> Feeds:
-        """Return the feeds of the graph for rows, which may have more columns than the model needs.
-
-        Raises:
-            SchemaMismatch: the rows do not fit the signature.
-        """
+        """Return the feeds of rows, which may have more columns than needed, or raise SchemaMismatch."""
         names = self.model.schema.names
         # the only tensor may have no name: then it takes all rows
         given = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)

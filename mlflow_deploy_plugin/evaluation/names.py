@@ -84,11 +84,7 @@ def check_strengths(given: Mapping[str, object]) -> dict[str, tuple[float, ...]]
 
 
 def parse_strengths(entries: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Parse `noise=0.1,0.5`, or `noise` for its default strengths.
-
-    Raises:
-        InvalidConfig: an entry has another form, or a disturbance is named twice.
-    """
+    """Parse `noise=0.1,0.5`, or `noise` for its default strengths; raise InvalidConfig for any other form."""
     found: dict[str, tuple[float, ...]] = {}
     for entry in entries:
         name, equals, values = entry.partition("=")

@@ -231,9 +231,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
 def _proof_rows(model: OnnxModel, folder: Path, given: Any) -> list[Rows]:
     """Return the rows of the proof: those that are known of the model and others drawn from them, or the known alone.
 
-    The model may refuse drawn ones.
-
-    Raises InvalidConfig if the given rows cannot be read or do not fit the model.
+    The model may refuse drawn rows. Raises InvalidConfig if the given rows do not fit the model.
     """
     random = np.random.default_rng(0)
     rows = _known_rows(model, folder, given)
@@ -356,12 +354,7 @@ def _prove(
 
 
 def _place(made: Path, target: Path) -> None:
-    """Move what was made and proven to its place.
-
-    Raises:
-        AlreadyExists: there is something.
-        OnnxserveError: the disk is full, or the folder cannot be written.
-    """
+    """Move the proven export to its place; raise AlreadyExists if the place is taken."""
     staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")  # on the target's disk: a copy takes time
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -98,16 +98,9 @@ _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 def write_wheel(
     folder: Path, graph: Path, runner: Path, described: Mapping[str, Any], name: str | None
 ) -> tuple[Path, Path]:
-    """Write the wheel into the folder, and its package as it will be installed beside it.
+    """Write the wheel into the folder, and return it and the runner in its unpacked package.
 
-    Args:
-        name: of the distribution and the package; None: the model's.
-
-    Returns:
-        The wheel, and the runner in the unpacked package.
-
-    Raises:
-        InvalidConfig: the name cannot be that of a Python package.
+    Raises InvalidConfig if `name`, or without it the model's name, is not a name of a Python package.
     """
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
@@ -161,12 +154,7 @@ def write_bundle(
     wheels: Path | str | None,
     download_wheels: bool,
 ) -> Path:
-    """Write the bundle into the folder, and return it.
-
-    Args:
-        example: a row as the graph takes it.
-        wheels: a folder whose wheels are copied.
-        download_wheels: have pip fetch those of onnxruntime and numpy for this machine's Python.
+    """Write the bundle into the folder, and return it; `wheels` and `download_wheels` are as in `export`.
 
     Raises:
         InvalidConfig: the folder has no wheels.

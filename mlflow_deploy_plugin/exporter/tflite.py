@@ -32,11 +32,7 @@ _PIP_OPTIONS = ("--no-deps", "--ignore-requires-python", "--only-binary", ":all:
 
 
 def refuse_unconvertible(graph: Path) -> None:
-    """Refuse a graph that TensorFlow Lite has no form for, before anything is installed.
-
-    Raises:
-        ConversionError: it takes or gives texts, or has an operator that is not of ONNX's own domain.
-    """
+    """Raise ConversionError for texts and for operators outside of ONNX's own domain, before anything is installed."""
     import onnx  # heavy, and only here
 
     model = onnx.load(str(graph), load_external_data=False)
@@ -62,11 +58,7 @@ def _nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
 
 
 def converter_python(progress: ProgressCallback) -> Path:
-    """Return the Python of the converter's environment, which is made if it is not there yet.
-
-    Raises:
-        ConversionError: it cannot be made, e.g. without a network.
-    """
+    """Return the Python of the converter's environment, made on first use; raise ConversionError if it fails."""
     requirements = _REQUIREMENTS.read_bytes()
     digest = hashlib.sha256(requirements + f"{sys.base_prefix} {sys.version}".encode()).hexdigest()[:16]
     folder = load_settings().cache_path / "environments" / f"tflite-{digest}"
@@ -97,13 +89,9 @@ def converter_python(progress: ProgressCallback) -> Path:
 
 
 def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:
-    """Return the graph as a file of TensorFlow Lite in the folder.
+    """Write the graph as a file of TensorFlow Lite, and return it; with `one_row` the file takes one row per call.
 
-    Args:
-        one_row: the file takes one row a call; otherwise any number where the graph does.
-
-    Raises:
-        ConversionError: the converter cannot write it; the message names the operator.
+    Raises ConversionError if the converter cannot write it; the message names the operator.
     """
     folder.mkdir()
     try:

@@ -227,14 +227,7 @@ def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
 
 
 def parse_policy(text: str, where: str) -> GatePolicy:
-    """Parse a YAML or JSON document.
-
-    Args:
-        where: the name of the document, for the message.
-
-    Raises:
-        InvalidConfig: the document is no policy; the message names the field.
-    """
+    """Parse a YAML or JSON document called `where`; raise InvalidConfig with the field if it is not a policy."""
     try:
         document = load_yaml(text)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, a number too long
@@ -257,11 +250,7 @@ def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
 
 
 def require_mlflow_artifact(dataset: str) -> None:
-    """Refuse a dataset that is not an artifact which MLflow gives to any client.
-
-    Raises:
-        InvalidConfig: it is a file of this machine, or elsewhere.
-    """
+    """Raise InvalidConfig for a dataset that is not an artifact which MLflow gives to any client."""
     if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
         return
     raise InvalidConfig(

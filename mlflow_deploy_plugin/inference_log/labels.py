@@ -159,14 +159,7 @@ def labels_folder(location: LogLocation, endpoint: str) -> str:
 
 
 def write_labels(location: LogLocation, endpoint: str, day: str, labels: pa.Table) -> None:
-    """Put labels into the log without a server.
-
-    Args:
-        day: of their receipt, as 2013-07-01.
-
-    Raises:
-        OnnxserveError: the log does not take them.
-    """
+    """Put labels that were received on a day (2013-07-01) into the log; raise OnnxserveError if it is down."""
     name = f"{LABELS}/endpoint={endpoint}/date={day}/file-{uuid4().hex}.parquet"
     with wrap_log_errors(location):
         write_file(location, name, encode_parquet(labels))
@@ -281,13 +274,8 @@ class _TooManyKeySets(Exception):
 class LabelIndex:
     """The last label of each join key, ascending by the key's hash.
 
-    Args:
-        labels: tables of `SCHEMA`.
-        key_sets: the sets of key columns that count; None takes all.
-        rows: only labels of these rows are kept; None keeps all.
-
-    Raises:
-        _TooManyKeySets: all are to be taken, and they are more than `MOST_KEY_SETS`.
+    The labels are tables of `SCHEMA`. Only labels with a key of `key_sets` and of `rows` are kept; None keeps all.
+    Raises _TooManyKeySets if all are to be kept, and they are more than `MOST_KEY_SETS`.
     """
 
     def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind] | None, rows: "RowKeys | None" = None) -> None:
@@ -387,11 +375,7 @@ class RowKeys:
         return None if first is None else first - _CLOCK_SKEW
 
     def choose_labels(self, labels: pa.Table) -> pa.Table:
-        """Return [N] the last label of each row, null for a row without one.
-
-        Args:
-            labels: what `LabelIndex.latest` returned.
-        """
+        """Return [N]: of the labels that `LabelIndex.latest` returned, the last one of each row, or null."""
         # the last one has the highest index
         labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
         names = labels.column("_name").to_numpy()
@@ -412,12 +396,9 @@ class RowKeys:
         return is_known
 
     def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
-        """Return for each part of the names the places, [F] int64, of the keys that one of the rows has.
+        """Return for each part of the names, [D] uint64, the places, [F] int64, of the keys that one of the rows has.
 
-        The work grows with the rows, not with the names.
-
-        Args:
-            parts: [D] uint64, ascending, of disjoint ranges; none is empty.
+        Parts are ascending, of disjoint ranges, and not empty. The work grows with the rows, not with the names.
         """
         hashes, found = self._hashes(kind)[1], []
         for names in parts:
@@ -534,11 +515,7 @@ def _hash_keys(texts: pa.ChunkedArray) -> Array:
 
 
 def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
-    """Return [N] the keys of rows as `canonical_key` writes them.
-
-    Args:
-        columns: the values of each key column in JSON, in the order of the names.
-    """
+    """Return [N] keys of rows as `canonical_key` writes them, from the JSON of each column in the order of names."""
     parts: list[pa.Array | str] = []
     for name, texts in columns.items():
         start = ("," if parts else "{") + json.dumps(name, ensure_ascii=False) + ":"

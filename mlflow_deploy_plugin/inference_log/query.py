@@ -209,10 +209,7 @@ def _configuration(folder: str) -> dict[str, str]:
 
 
 def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
-    """Return the columns that the statement needs, and how often it reads the rows.
-
-    Raises InvalidConfig if it is not one SELECT.
-    """
+    """Return the needed columns, and how often the rows are read; raise InvalidConfig unless it is one SELECT."""
     for sql in filter(None, (query.statement, query.sql())):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:

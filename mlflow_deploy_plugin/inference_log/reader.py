@@ -190,11 +190,7 @@ class InferenceLog:
         return sum(len(batch) for batch in self.batches(endpoint, window, columns=["_row"]))
 
     def latest_window(self, endpoint: str, every: str, now: datetime) -> Window:
-        """Return the last window of length `every` that is over and has rows.
-
-        Raises:
-            NotFound: there is none; the message says what there is.
-        """
+        """Return the last window of length `every` that is over and has rows, or raise NotFound."""
         unfinished = None
         for hour in self.walk_hours(endpoint, newest_first=True):
             for window in self._windows_of(hour, every):
@@ -286,11 +282,7 @@ class View:
 
 
 def view_schema(log: InferenceLog, view: View) -> pa.Schema:
-    """Return the columns of the rows: those of any file, since versions differ.
-
-    Raises:
-        NotFound: the endpoint has no rows at all; the message names the endpoints that have.
-    """
+    """Return the columns of any file, since versions differ; raise NotFound if the endpoint has no rows at all."""
     schema = log.schema(view)
     if not len(schema):
         require_endpoint(log, view.endpoint)
@@ -329,11 +321,7 @@ def view_tables(
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match the labels with the rows of the log, the newest hour first, until each has its row.
-
-    Raises:
-        OnnxserveError: the log is down.
-    """
+    """Match the labels with the rows of the log, newest hour first, until each has its row; raise as `view_tables`."""
     for hour in reversed(log.all_files(endpoint)) if matches.count else ():
         if matches.matched == matches.count:
             return

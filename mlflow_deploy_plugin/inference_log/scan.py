@@ -84,13 +84,9 @@ class RowFilter:
 
 
 def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: dict[str, str]) -> Iterator[pa.Table]:
-    """Yield the rows of an hour's folder, some thousand at a time.
+    """Yield the rows of an hour's folder, some thousand at a time; raise OnnxserveError if the log is down.
 
-    Args:
-        unreadable: gets the path of each file that cannot be understood, and why.
-
-    Raises:
-        OnnxserveError: the log is down.
+    `unreadable` gets the path of each file that cannot be understood, and the reason.
     """
 
     def may_have_rows(file: LogFile) -> bool:
@@ -175,12 +171,8 @@ def read_file(
 ) -> Iterator[pa.Table]:
     """Yield a file's rows, some tens of MiB at a time. If the connection breaks for a moment, rows may come twice.
 
-    Args:
-        content: the file's content, if it is fetched already.
-
-    Raises:
-        FileVanished: it is not there, or no longer.
-        OnnxserveError: the log is down.
+    `content` is the file's content, if it was fetched already. Raises FileVanished if the file is gone, and
+    OnnxserveError if the log is down.
     """
     why = ""
     for attempt in range(_TRIES):

@@ -222,11 +222,7 @@ def write_watermark(location: LogLocation, mark: Watermark) -> None:
 
 
 def read_watermarks(location: LogLocation) -> list[Watermark]:
-    """Return the watermark of every agent, by name; a malformed one is left out.
-
-    Raises:
-        OSError: the log cannot be read.
-    """
+    """Return the watermark of every agent, by name; a malformed one is left out. Raises OSError if the log is down."""
     marks = []
     for info in _files(location):
         with suppress(FileNotFoundError):  # it is gone for good
@@ -238,11 +234,7 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
 
 
 def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
-    """Delete the watermarks that were written `GONE_AFTER` ago or earlier, and return the agents' names.
-
-    Raises:
-        OSError: the log cannot be written.
-    """
+    """Delete watermarks that are `GONE_AFTER` old, and return the agents' names; raise OSError if the log is down."""
     gone = [info for info in _files(location) if info.mtime is not None and info.mtime + GONE_AFTER <= now]
     for info in gone:
         with suppress(FileNotFoundError):

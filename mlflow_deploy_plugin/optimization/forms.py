@@ -48,11 +48,7 @@ _MASKED = 1e8
 
 
 def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantize the weights to 8 bits; activations are quantized in each run, by their own range.
-
-    Raises:
-        ConversionError: nothing in the graph can be quantized.
-    """
+    """Quantize the weights to 8 bits; each run quantizes activations by their own range. Raises as `int8_static`."""
     from onnxruntime import quantization  # heavy
 
     return _quantized(

@@ -62,11 +62,7 @@ def try_out(folder: Path) -> None:
 
 
 def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
-    """Load a version whose requests have rows.
-
-    Raises:
-        InvalidConfig: it has no ONNX form, or a fixed number of rows.
-    """
+    """Load a version whose requests have rows; raise InvalidConfig without an ONNX form, or if it has no rows."""
     if not {FLAVOR, "onnx"} & set(read_mlmodel(folder).get("flavors") or ()):
         raise InvalidConfig(f"{resolved.source} has no ONNX form, so that there is no graph to look at")
     loaded = LoadedOnnx(OnnxModel.load(folder))
@@ -76,12 +72,7 @@ def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
 
 
 def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUNDS) -> list[FormCost]:
-    """Measure the forms in these MLmodel folders on the rows; the first one is the base.
-
-    Raises:
-        InvalidArtifact: a folder cannot be loaded.
-        InferenceError: a form refuses the rows.
-    """
+    """Measure the forms in these folders on the rows, the base first; raise InferenceError if one refuses them."""
     models = [OnnxModel.load(folder) for folder in folders]
     loads: list[list[float]] = [[] for _ in models]
     for folder, taken in [*zip(folders, loads, strict=True)] * _LOADS:

@@ -77,11 +77,7 @@ class Recipe:
     prune: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what makes no form.
-
-        Raises:
-            InvalidConfig: nothing is changed, two kinds of numbers are asked for, or the share is none.
-        """
+        """Raise InvalidConfig for an empty recipe, two kinds of numbers, or a share outside of 0 to 1."""
         if self.int8 not in (None, "dynamic", "static"):
             raise InvalidConfig(f"int8: {self.int8!r} is neither dynamic nor static")
         if self.int8 and self.fp16:
@@ -290,11 +286,7 @@ class _Half:
 
 
 def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half]:
-    """Return the rows to calibrate and tune on, and those to measure the loss on.
-
-    Raises:
-        InvalidConfig: there are too few, or the dataset cannot be read.
-    """
+    """Return the rows to calibrate on, and those to measure the loss on; raise InvalidConfig if they are few."""
     truth: Array | None = None
     if target and not data:
         raise InvalidConfig("target: name the data that has it; the reference beside a model has no labels")
@@ -356,11 +348,7 @@ class _FormMaker:
         return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
 
     def make(self, recipe: Recipe) -> _Draft:
-        """Make a form and compare it with the base.
-
-        Raises:
-            ConversionError: there is no such form, or ONNX Runtime cannot load it.
-        """
+        """Make a form and compare it with the base; raise ConversionError if it cannot be made or loaded."""
         graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
         if recipe.prune:
             graph, note = self.prune(graph, recipe.prune)

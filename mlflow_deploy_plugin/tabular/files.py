@@ -55,11 +55,7 @@ def compression_of(path: str) -> str | None:
 
 
 def output_format(path: str, given: FileFormat) -> FileFormat:
-    """Return the format of an output file by its name; one without an ending has the format of the input.
-
-    Raises:
-        InvalidConfig: its ending is unknown.
-    """
+    """Return the format of a file by its ending, or `given` without one; raise InvalidConfig for other endings."""
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
         raise InvalidConfig(
@@ -84,11 +80,7 @@ def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open a new file that replaces `path` at the end; `-` is standard output, written as it comes.
-
-    Raises:
-        InvalidConfig: the file cannot be written.
-    """
+    """Open a file that replaces `path` at the end (`-`: standard output); raise InvalidConfig if that fails."""
     if path == "-":
         yield stdout
         stdout.flush()

@@ -97,11 +97,7 @@ class _Change:
 
 
 def check_signature(candidate: Artifact, current: Artifact, against: str) -> CheckResult:
-    """Compare the inputs and outputs of two versions. A column that is no longer needed is ignored in requests.
-
-    Args:
-        against: the name of the current version.
-    """
+    """Compare inputs and outputs with the version called `against`. Requests may have unneeded columns."""
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else against
         return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")

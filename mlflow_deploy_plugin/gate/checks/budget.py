@@ -52,12 +52,7 @@ class MeasuredCost:
 
 @dataclass(frozen=True)
 class _Measure:
-    """One measure of the new version and, if there is one, of the current version.
-
-    Attributes:
-        figure: its name among the figures.
-        unit: ms or MB.
-    """
+    """A measure, in `unit`, of the new version and, if there is one, of the current version; `figure` is its name."""
 
     what: str
     figure: str
@@ -128,11 +123,7 @@ def _latency(what: str, figure: str, candidate: MeasuredCost, current: MeasuredC
 
 
 def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUNDS) -> list[MeasuredCost]:
-    """Measure the versions side by side, in alternate rounds.
-
-    Raises:
-        InferenceError: a version does not load, refuses the rows, or does not answer in time.
-    """
+    """Measure the versions side by side, in alternate rounds; raise InferenceError if a version cannot be measured."""
     sample = {name: array[:batch] for name, array in rows.items()}
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
