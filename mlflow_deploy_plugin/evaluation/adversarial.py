@@ -144,11 +144,7 @@ def torch_gradient(
     truth: Array,
     has_consent: bool = False,
 ) -> LossGradient | Refused:
-    """Return the gradient of the torch module that lies in the model's folder, or that the model was made of.
-
-    Args:
-        original / has_consent: as of `torch_original`.
-    """
+    """Return the gradient of the torch original, which is found as in `torch_original`, or a `Refused`."""
     if not _floats(rows):
         return Refused("the model takes no floating-point numbers")
     module = torch_original(model, folder, original, has_consent)

@@ -58,11 +58,7 @@ def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """A metric of predictions for rows as they are, with which those for changed rows are compared.
-
-    Attributes:
-        truth: [N].
-    """
+    """A metric of the predictions for the rows as they are, with which predictions for changed rows are compared."""
 
     metric: MetricName
     truth: Array
@@ -71,11 +67,7 @@ class Baseline:
 
     @classmethod
     def of(cls, predicted: ModelPredictions, truth: Array, metric: MetricName | None) -> "Baseline":
-        """Return the baseline by a metric, or the default one.
-
-        Raises:
-            InvalidConfig: the metric does not fit, or is no number.
-        """
+        """Return the baseline by a metric, or the default one; raise InvalidConfig if it does not fit."""
         metric = metric or default_metric(truth, predicted)
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
@@ -116,11 +108,7 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
 
 
 def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
-    """Return the metric of the predictions, as a function of the rows' weights.
-
-    Raises:
-        InvalidConfig: the metric does not fit the predictions, or the predictions do not fit the truth.
-    """
+    """Return the metric as a function of the rows' weights; raise InvalidConfig if it does not fit the predictions."""
     if metric in ("rmse", "mae"):
         try:
             wanted, found = truth.astype(np.float64), predictions.prediction.astype(np.float64)

@@ -49,21 +49,13 @@ class ModelPredictions:
 
 
 class LoadedModel(Protocol):
-    """A loaded version.
-
-    Attributes:
-        artifact: the content of its MLmodel file, with inputs and outputs bound.
-    """
+    """A loaded version; `artifact` is the content of its MLmodel file, with inputs and outputs bound."""
 
     @property
     def artifact(self) -> Artifact: ...
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        """Return the predictions for rows, which may have more columns than the model needs.
-
-        Raises:
-            SchemaMismatch, InferenceError: the model refuses the rows, as its server would.
-        """
+        """Return the predictions of rows with the needed columns, or raise SchemaMismatch or InferenceError."""
         ...
 
 

@@ -46,11 +46,7 @@ HTML, JSON = "gate_report.html", "gate.json"
 
 @dataclass(frozen=True)
 class GateRun:
-    """A verdict and the MLflow run that holds its report.
-
-    Attributes:
-        is_tagged: the verdict is written on the version.
-    """
+    """A verdict and the MLflow run that holds its report; `is_tagged` if the verdict is written on the version."""
 
     verdict: GateVerdict
     run: LoggedRun
@@ -86,11 +82,8 @@ class ServedVerdict:
 def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
     """Return the verdict on a version that alone has the gated stages and aliases, and that passed by this policy.
 
-    Judging such a version again would replace the verdict by one without a comparison. The result is None for any other
-    version, and for one whose files are not those that were judged. A forced version counts as passed.
-
-    Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: as `run_gate`.
+    Judging such a version again would lose the comparison. The result is None for any other version, and for a version
+    whose files have changed since. A forced version counts as passed. Raises as `run_gate`.
     """
     candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
     status = candidate.gate_status
@@ -160,11 +153,7 @@ def gate_version(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
 ) -> GateRun:
-    """Judge the candidate against the current version; log, tag and record the verdict.
-
-    Args:
-        is_official: the verdict is the one that the model's policy requires, so the version is tagged with it.
-    """
+    """Judge the candidate against the current version; log and record the verdict, and tag if `is_official`."""
     with store_or_default(store) as trail:
         verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original)
         progress("logging the report to MLflow")

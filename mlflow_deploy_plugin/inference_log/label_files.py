@@ -75,11 +75,7 @@ class _Row:
 def read_label_file(
     file: IO[bytes], name: str, kind: FileFormat, columns: LabelColumns
 ) -> Iterator[LabelEntry | BadRow]:
-    """Yield the labels of an open CSV, JSON Lines or Parquet file, in order.
-
-    Raises:
-        InvalidConfig: a column is missing, or the file is not of this format at all.
-    """
+    """Yield the labels of an open file, in order; raise InvalidConfig for a missing column or another format."""
     if kind == "csv":
         rows = _csv_rows(file, name, columns)
     else:

@@ -66,14 +66,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MaintenanceResult:
-    """Counts of what was done.
-
-    Attributes:
-        compacted_files: small files that were replaced.
-        written_files: files that took their place.
-        expired_files: files of rows, labels and sketches that were deleted for their age.
-        expired_bytes: their size.
-    """
+    """The counts of compacted files, of files in their place, and of expired files, and the bytes of expired files."""
 
     compacted_files: int = 0
     written_files: int = 0
@@ -84,11 +77,7 @@ class MaintenanceResult:
 def maintain(
     log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None, spared: Sequence[Window] = ()
 ) -> MaintenanceResult:
-    """Compact the hours of the endpoint that are over, and delete what is older than `keep`; None keeps all.
-
-    Args:
-        spared: windows of event time in which nothing is deleted.
-    """
+    """Compact the hours that are over, and delete rows older than `keep` (None: never) outside of `spared` windows."""
     compacted = compact(log, endpoint, now)
     if keep is None:
         return compacted

@@ -229,13 +229,7 @@ class InferenceLog:
     def labelled(
         self, endpoint: str, window: Window, max_rows: int = MAX_ROWS, labels: EndpointLabels | None = None
     ) -> WindowRows | None:
-        """Return what `read` does, with the columns `_label` (text) and `_label_number` (float64).
-
-        They are null for a row without a label. Of several labels of a row the last one wins (`labels.py`).
-
-        Args:
-            labels: of the endpoint, if the caller has them already.
-        """
+        """Return the rows of `read` with `_label` (text) and `_label_number` (float64), null without a label."""
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
@@ -297,13 +291,9 @@ def view_schema(log: InferenceLog, view: View) -> pa.Schema:
 def view_tables(
     log: InferenceLog, view: View, columns: Collection[str], labels: EndpointLabels | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` has one of theirs.
+    """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` has their column.
 
-    Args:
-        labels: of the endpoint, if the caller has them already.
-
-    Raises:
-        OnnxserveError: the log is down.
+    The caller may pass the labels of the endpoint. Raises OnnxserveError if the log is down.
     """
     if not {LABEL, LABEL_NUMBER} & set(columns):
         yield from _tables(log, view, set(columns))

@@ -80,11 +80,7 @@ def microseconds(time: datetime) -> int:
 
 
 def parse_window(text: str) -> Window:
-    """Parse `2013-07-01/2013-07-02`, `2013-07-01/1d`, `2013-07-01T12:00Z/6h`; a time without a zone is UTC.
-
-    Raises:
-        InvalidConfig: the text cannot be read, or the window ends before it begins.
-    """
+    """Parse `2013-07-01/2013-07-02`, `2013-07-01/1d` or `2013-07-01T12:00Z/6h`, in UTC, or raise InvalidConfig."""
     try:
         return Window(*parse_interval(text.strip()))
     except OverflowError:

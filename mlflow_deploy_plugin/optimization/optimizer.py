@@ -97,12 +97,7 @@ ALL_RECIPES = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True),
 
 @dataclass(frozen=True)
 class MeasuredForm:
-    """A form beside its base.
-
-    Attributes:
-        agreement: None for the base itself.
-        note: what else is to be known of how it was made.
-    """
+    """A form that was compared with its base; `agreement` is None for the base itself."""
 
     name: str
     cost: FormCost
@@ -216,15 +211,10 @@ def try_forms(
     register: str | None = None,
     progress: ProgressCallback = lambda line: None,
 ) -> Optimization:
-    """Make and measure the forms, and register the one that is chosen; a refusal is part of the result.
+    """Make and measure the forms, and register the chosen form; a refusal is part of the result.
 
-    Args:
-        recipes: a single one is taken if it is within the limit; of several, the fastest one that is.
-
-    The others are as in `optimize`.
-
-    Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: as `optimize`.
+    A single recipe is chosen if it is within the limit; of several, the fastest within the limit. Arguments and errors
+    are as in `optimize`.
     """
     if rows is not None and rows not in SIZES:
         raise InvalidConfig(f"rows: {rows} is not one of {', '.join(map(str, SIZES))}, which are measured")

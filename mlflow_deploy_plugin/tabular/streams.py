@@ -340,13 +340,9 @@ def open_csv(path: Path) -> RowStream:
 
 
 def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of a CSV file as tables of texts, beginning with an empty table; an empty field is null.
+    """Yield the rows of a CSV file as tables of texts, first an empty table; an empty field is null.
 
-    Args:
-        most_columns: only so many columns, the first ones.
-
-    Raises:
-        OSError, pyarrow.ArrowException: it cannot be read, a row is not valid, or two columns have one name.
+    Only the first `most_columns` are read. Raises OSError or pyarrow.ArrowException if the file cannot be read.
     """
     try:
         stream = open_csv(path)
@@ -363,13 +359,9 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
 
 
 def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Return the rows of a CSV or Parquet file.
+    """Return the rows of a CSV or Parquet file; types of CSV columns that are not given follow from the texts.
 
-    Args:
-        types: of columns of a CSV file, by name; the other types follow from the texts (`typed_tables`).
-
-    Raises:
-        OSError, pyarrow.ArrowException: it cannot be read.
+    Raises OSError or pyarrow.ArrowException if the file cannot be read.
     """
     if format_of(str(path)) == "parquet":
         return read_parquet(path)
