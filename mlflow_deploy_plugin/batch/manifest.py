@@ -4,7 +4,6 @@
 the last one ended; another model, other options or changed files are refused. `_SUCCESS` says that all parts are there.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,6 @@ from mlflow_deploy_plugin.batch.part import REJECTED, OnError, Part, state_of
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, write_file
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import hash_files
 from mlflow_deploy_plugin.statedir import locked
 from mlflow_deploy_plugin.tabular import FileFormat, compression_of, format_of, unfinished_stem
 
@@ -109,18 +107,6 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
                 raise InvalidConfig(
                     f"--input {input}: {shown} leads back to a folder that holds it; take the link away"
                 )
-
-
-def model_digest(folder: Path) -> str:
-    """Return `sha256:…` over the names and contents of a model's files."""
-    lines = "".join(f"{path} {content}\n" for path, content in hash_files(folder).items())
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
-
-
-def input_digest(parts: list[Part]) -> str:
-    """Return `sha256:…` over the names, sizes and times of the input's files."""
-    lines = "".join(f"{part.name} {part.state}\n" for part in parts)
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 class BatchOutput:

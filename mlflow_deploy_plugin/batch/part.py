@@ -4,7 +4,6 @@ Blocks of a few megabytes are read, predicted by several threads and written in 
 takes the memory of some blocks.
 """
 
-import hashlib
 import os
 import shutil
 import struct
@@ -45,7 +44,6 @@ from mlflow_deploy_plugin.tabular import (
     RowStream,
     atomic_file,
     compression_of,
-    cut_name,
     table_writer,
 )
 
@@ -79,11 +77,8 @@ class Part:
 
     @property
     def rejected(self) -> str:
-        """The name of the file with its rejected rows. A digest distinguishes names that have to be cut."""
-        folder, slash, base = self.output.rpartition("/")
-        cut = cut_name(base, len(".12345678.jsonl"))
-        digest = f".{hashlib.sha256(base.encode()).hexdigest()[:8]}" if cut != base else ""
-        return f"{REJECTED}/{folder}{slash}{cut}{digest}.jsonl"
+        """The name of the file with its rejected rows."""
+        return f"{REJECTED}/{self.output}.jsonl"
 
 
 @dataclass(frozen=True)

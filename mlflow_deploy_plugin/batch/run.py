@@ -4,6 +4,7 @@ The parts are predicted by processes of this machine, each with some threads, or
 part whatever predicts it, so that a batch that one engine began goes on with the other.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Literal
 
-from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, Manifest, input_digest, list_parts, model_digest
+from mlflow_deploy_plugin.batch.manifest import MANIFEST, BatchOutput, Manifest, list_parts
 from mlflow_deploy_plugin.batch.part import (
     OnError,
     Part,
@@ -30,7 +31,7 @@ from mlflow_deploy_plugin.batch.part import (
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
 from mlflow_deploy_plugin.registry import LoggedRun, ResolvedModel, download, get_or_create_experiment, log_run, resolve
-from mlflow_deploy_plugin.runtime import available_cores
+from mlflow_deploy_plugin.runtime import available_cores, combine_hashes, hash_files
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.statedir import temporary_folder
@@ -135,7 +136,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
     resolved = resolve(plan.model_uri)
     with output.claimed(), temporary_folder("onnxserve-batch-") as temporary:
         model = download(resolved.source, temporary)
-        manifest = _manifest(plan, parts, resolved, model_digest(model))
+        manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
         finished = output.begin(manifest, plan.restart)
         waiting = [part for part in parts if part.output not in finished]
         waiting.sort(key=lambda part: -part.size)  # the largest first: at the end all cores still have one
@@ -275,6 +276,7 @@ def _absolute(uri: str) -> str:
 
 
 def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, digest: str) -> Manifest:
+    files = "".join(f"{part.name} {part.state}\n" for part in parts)
     return {
         "model": {
             "uri": resolved.model_uri,
@@ -284,7 +286,7 @@ def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, d
             "digest": digest,
         },
         "input": plan.input,
-        "input_digest": input_digest(list(parts)),
+        "input_digest": f"sha256:{hashlib.sha256(files.encode()).hexdigest()}",
         "keep": plan.keep,
         "on_error": plan.on_error,
         "format": plan.output_format,

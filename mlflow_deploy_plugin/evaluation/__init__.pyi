@@ -11,7 +11,6 @@ from .curves import robustness as robustness
 from .dataset import LabelledRows as LabelledRows
 from .dataset import NamedArrays as NamedArrays
 from .dataset import cast_to_signature as cast_to_signature
-from .dataset import count_rows as count_rows
 from .dataset import load_dataset as load_dataset
 from .dataset import load_rows as load_rows
 from .dataset import own_columns as own_columns

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError, Refused
-from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, count_rows, take_rows
+from mlflow_deploy_plugin.evaluation.dataset import NamedArrays, take_rows
 from mlflow_deploy_plugin.evaluation.disturbances import value_range, within_type
 from mlflow_deploy_plugin.evaluation.metrics import argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, chunk_rows, downloaded_version
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import WRAPPED_FROM_TAG, ResolvedModel, fetch_mlmodel, resolve, wrapped_from
-from mlflow_deploy_plugin.runtime import FLAVOR, Array, Artifact, read_mlmodel
+from mlflow_deploy_plugin.runtime import FLAVOR, Array, Artifact, read_mlmodel, row_count
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
 """A function of N rows, and of a generator for what it draws. It returns the loss of each row, [N], and its gradient by
@@ -45,7 +45,7 @@ def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.rand
     """Return the worst of ten steps for each row, from a random start."""
     start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
     found = _moved(rows, rows, start, strength, strength, by_sign=False)
-    worst, worst_loss = rows, np.full(count_rows(rows), -np.inf)
+    worst, worst_loss = rows, np.full(row_count(rows), -np.inf)
     for step in range(_STEPS + 1):
         losses, slopes = gradient(found, rng)
         is_worse = losses > worst_loss

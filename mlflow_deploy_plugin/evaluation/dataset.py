@@ -14,7 +14,15 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.registry import fetch, registry_client, registry_errors
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, OUTPUT_PREFIX, PREDICTION, Array, Artifact, cast_columns
+from mlflow_deploy_plugin.runtime import (
+    COLUMN_TYPES,
+    OUTPUT_PREFIX,
+    PREDICTION,
+    Array,
+    Artifact,
+    cast_columns,
+    row_count,
+)
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.tabular import MAX_BYTES, read_table
 
@@ -30,10 +38,6 @@ class LabelledRows:
 
     rows: NamedArrays
     truth: Array
-
-
-def count_rows(rows: NamedArrays) -> int:
-    return len(next(iter(rows.values()))) if rows else 0
 
 
 def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
@@ -85,7 +89,7 @@ def labelled_rows(
 def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedArrays:
     """Return at most `most` rows of a dataset without looking for labels; raises as `load_dataset`."""
     rows = _without_log_columns(artifact, read_dataset(dataset, artifact))
-    return cast_to_signature(artifact, take_rows(rows, sample_positions(count_rows(rows), most, seed)))
+    return cast_to_signature(artifact, take_rows(rows, sample_positions(row_count(rows), most, seed)))
 
 
 def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | None:
@@ -93,7 +97,7 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
     if (path := artifact.reference_file) is None:
         return None
     rows = _read_reference(artifact, path)
-    return take_rows(rows, sample_positions(count_rows(rows), most, seed))
+    return take_rows(rows, sample_positions(row_count(rows), most, seed))
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:

@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.evaluation.curves import require_matplotlib
 from mlflow_deploy_plugin.evaluation.dataset import (
     LabelledRows,
     NamedArrays,
-    count_rows,
     frame_rows,
     labelled_rows,
     own_columns,
@@ -245,7 +244,7 @@ def explain(
         run = run_of_model(resolved, artifact.run_id, artifact.model_id) if log else None
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
         labelled = labelled_rows(rows, shown, target, model.artifact, seed, _LABELLED_ROWS) if target else None
-        positions = sample_positions(count_rows(rows), max_rows, seed)
+        positions = sample_positions(row_count(rows), max_rows, seed)
         inputs = {name: values for name, values in rows.items() if name != target}
         explained = take_rows(own_columns(model.artifact, inputs), positions)
         feeds = model.schema.from_columns(explained)

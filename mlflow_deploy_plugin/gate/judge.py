@@ -24,7 +24,6 @@ from mlflow_deploy_plugin.evaluation import (
     ModelPredictions,
     NamedArrays,
     cast_to_signature,
-    count_rows,
     default_metric,
     downloaded_version,
     graph_digest,
@@ -45,7 +44,7 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime import Array, combine_hashes, hash_files, numpy_dtype
+from mlflow_deploy_plugin.runtime import Array, combine_hashes, hash_files, numpy_dtype, row_count
 
 _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"
 
@@ -170,7 +169,7 @@ class _Checks:
         rows = self.rows(policy.max_rows)
         if rows is None:
             return CheckResult("robustness", "skipped", _NO_ROWS)
-        picked = sample_positions(count_rows(rows), policy.max_rows, seed)
+        picked = sample_positions(row_count(rows), policy.max_rows, seed)
         truth, metric = None, self.policy.evaluation.metric
         if self.labelled is not None and self.predictions is not None:
             metric = metric or default_metric(self.labelled.truth, self.predictions)

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -192,14 +192,8 @@ def gate_version(
 @contextmanager
 def store_or_default(store: Store | None) -> Iterator[Store]:
     """Yield the store, or this machine's if it is None; the latter is closed at the end."""
-    if store is not None:
-        yield store
-        return
-    own = open_store(load_settings().store_url)
-    try:
-        yield own
-    finally:
-        own.close()
+    with nullcontext(store) if store is not None else closing(open_store(load_settings().store_url)) as trail:
+        yield trail
 
 
 def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None) -> LoggedRun:

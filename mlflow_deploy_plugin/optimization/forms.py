@@ -11,6 +11,7 @@ Integers are made by ONNX Runtime's own quantizer, 16-bit floats by the converte
 `ModelProto`, which it leaves as it is, and returns another one with the same inputs and outputs.
 """
 
+import copy
 import logging
 import re
 from collections import Counter
@@ -66,8 +67,7 @@ def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
     The quantizer transposes them in their place, and so once for each layer that shares them: the towers of a siamese
     net, layers of ALBERT, equal weights (ONNX Runtime 1.31).
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copy.deepcopy(proto)
     weights = {one.name: one for one in result.graph.initializer}
     for node in result.graph.node:
         flag = next((one for one in node.attribute if one.name == "transB" and one.i), None)
@@ -158,8 +158,7 @@ def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     Raises:
         ConversionError: the graph has no such layer.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    result = copy.deepcopy(proto)
     used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
     found = False
     for tensor in _tensors(result.graph):
@@ -249,8 +248,7 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
         array: Array = np.asarray(values)
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
-    shown = onnx.ModelProto()
-    shown.CopyFrom(proto)
+    shown = copy.deepcopy(proto)
     floats = {one.name: one for one in shown.graph.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT}
     shown.graph.output.extend(floats.values())
     ort = import_onnxruntime()

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, count_rows, take_rows
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, take_rows
 from mlflow_deploy_plugin.registry import ResolvedModel
-from mlflow_deploy_plugin.runtime import FLAVOR, Feeds, OnnxModel, no_batch_dimension_reason, read_mlmodel
+from mlflow_deploy_plugin.runtime import FLAVOR, Feeds, OnnxModel, no_batch_dimension_reason, read_mlmodel, row_count
 
 SIZES = (1, 8, 1000)
 """Rows of a request whose latency is measured."""
@@ -81,7 +81,7 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
         taken.append(time.perf_counter() - start)
     times = np.empty((len(SIZES), rounds, len(models)))
     for size, of_size in zip(SIZES, times, strict=True):
-        picked = take_rows(rows, np.resize(np.arange(count_rows(rows)), size))
+        picked = take_rows(rows, np.resize(np.arange(row_count(rows)), size))
         feeds = [LoadedOnnx(model).feeds(picked) for model in models]
         for model, one in zip(models, feeds, strict=True):
             model.run(one)

@@ -25,7 +25,6 @@ from mlflow_deploy_plugin.evaluation import (
     MetricName,
     NamedArrays,
     compare_with_base,
-    count_rows,
     downloaded_version,
     graph_digest,
     load_dataset,
@@ -55,7 +54,7 @@ from mlflow_deploy_plugin.registry import (
     registry_errors,
     resolve,
 )
-from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, slice_feeds
+from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, row_count, slice_feeds
 from mlflow_deploy_plugin.statedir import temporary_folder
 
 MIN_ROWS = 100
@@ -286,7 +285,7 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
     else:
         found = load_rows(data, base.artifact, 2 * MAX_ROWS, _SEED) if data else None
         rows = found or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
-    total = count_rows(rows)
+    total = row_count(rows)
     if total < MIN_ROWS:
         where = data or "the reference beside the model"
         raise InvalidConfig(
@@ -334,7 +333,7 @@ class _FormMaker:
     def feeds(self) -> list[Feeds]:
         """The rows that calibrate, in parts."""
         rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
-        feeds, count = self.base.feeds(rows), count_rows(rows)
+        feeds, count = self.base.feeds(rows), row_count(rows)
         return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
 
     def make(self, recipe: Recipe) -> _Draft:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.evaluation import count_rows, downloaded_version, load_rows, reference_rows, take_rows
+from mlflow_deploy_plugin.evaluation import downloaded_version, load_rows, reference_rows, take_rows
 from mlflow_deploy_plugin.optimization.measure import load_onnx
 from mlflow_deploy_plugin.registry import registry_client, registry_errors, resolve
-from mlflow_deploy_plugin.runtime import Feeds, OnnxModel, import_onnxruntime, repeat_row, session_options
+from mlflow_deploy_plugin.runtime import Feeds, OnnxModel, import_onnxruntime, repeat_row, row_count, session_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +110,7 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
         base = load_onnx(folder, resolved)
         found = load_rows(data, base.artifact, rows, 0) if data else reference_rows(base.artifact, rows, 0)
         if found:
-            feeds = base.feeds(take_rows(found, np.resize(np.arange(count_rows(found)), rows)))
+            feeds = base.feeds(take_rows(found, np.resize(np.arange(row_count(found)), rows)))
         else:
             feeds = repeat_row(base.model.example_feeds(), 0, rows)
         times = _repeat(lambda: base.model.run(feeds))

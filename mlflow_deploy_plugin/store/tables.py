@@ -91,26 +91,17 @@ class RetrainingFigures:
 
     def as_json(self) -> dict[str, str | float | bool]:
         """Return the figures that are known, as the store and the answers have them."""
-        document: dict[str, str | float | bool] = {}
-        for name, value in vars(self).items():
-            if name == "evaluation":
-                document |= {f"{_EVALUATION}{figure}": number for figure, number in self.evaluation.items()}
-            elif value is not None:
-                document[name] = value.isoformat() if isinstance(value, datetime) else value
-        return document
+        known = {name: value for name, value in vars(self).items() if value is not None and name != "evaluation"}
+        known |= {name: value.isoformat() for name, value in known.items() if isinstance(value, datetime)}
+        return known | {f"evaluation.{name}": value for name, value in self.evaluation.items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RetrainingFigures":
         """Return the figures of a document. A key that is not known is left out."""
         known = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}
         known |= {name: datetime.fromisoformat(known[name]) for name in ("started_at", "gated_at") if name in known}
-        known["evaluation"] = {
-            name.removeprefix(_EVALUATION): document[name] for name in document if name.startswith(_EVALUATION)
-        }
-        return cls(**known)
-
-
-_EVALUATION = "evaluation."
+        scores = {name.partition(".")[2]: value for name, value in document.items() if name.startswith("evaluation.")}
+        return cls(**known | {"evaluation": scores})
 
 
 class _FiguresJson(TypeDecorator[RetrainingFigures]):

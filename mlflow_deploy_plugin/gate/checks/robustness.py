@@ -23,7 +23,6 @@ from mlflow_deploy_plugin.evaluation import (
     ModelPredictions,
     NamedArrays,
     RobustnessReport,
-    count_rows,
     take_rows,
     with_missing,
     with_noise,
@@ -31,7 +30,7 @@ from mlflow_deploy_plugin.evaluation import (
 )
 from mlflow_deploy_plugin.gate.policy import RobustnessPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime import Array, row_count
 
 NAME = "robustness"
 _MOVE = 0.25
@@ -126,7 +125,7 @@ def check_robustness(
     )
     outcomes = [_outcome(name, model, clean, changed, baseline) for name, changed in disturbed]
     noise = outcomes[0]
-    total = count_rows(rows)
+    total = row_count(rows)
     shown = baseline.metric if baseline is not None else "metric"
     found = f"{noise.flips:.1%} of the answers to {total:,} rows change under noise of {policy.noise:.0%} of the std"
     if noise.loss is not None:
