@@ -77,11 +77,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """The progress of one call: its rows and parts, and the bytes of its input.
-
-    Attributes:
-        finished_before: parts that an earlier call has predicted; `parts` are the others.
-    """
+    """The progress of one call; its `parts` do not include the parts that were `finished_before`."""
 
     rows: int
     parts_done: int

@@ -122,12 +122,10 @@ def _column_dtypes(artifact: Artifact) -> dict[str, str]:
 
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the columns or tensors that the model takes, in its types; all of them if its signature names none.
+    """Return the columns or tensors that the model takes, in its types; all of them if its signature has no names.
 
-    No disturbance may leave the bounds of those types.
-
-    Raises:
-        InvalidConfig: the model takes one tensor without a name, and there are several arrays.
+    Disturbances stay within the bounds of those types. Raises InvalidConfig for several arrays and a tensor without a
+    name.
     """
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}

@@ -19,13 +19,9 @@ _MAX_STRENGTH = 1e6
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One way in which rows go wrong.
+    """One way in which rows go wrong: the meaning of a strength (`unit`), and the default strengths.
 
-    Attributes:
-        unit: the meaning of a strength.
-        strengths: the default ones.
-        is_share: a strength is a share, from 0 to 1.
-        by_default: measured where nobody has chosen disturbances.
+    If `is_share`, a strength is from 0 to 1. A disturbance that is not `by_default` is measured if a user chooses it.
     """
 
     unit: str
@@ -52,13 +48,9 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 
 
 def check_strengths(given: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
-    """Return the strengths of each disturbance in ascending order.
+    """Return the strengths of each disturbance in ascending order; an empty sequence means the default strengths.
 
-    Args:
-        given: by disturbance one strength or several; an empty sequence means the default ones.
-
-    Raises:
-        InvalidConfig: there is no such disturbance, or it cannot have such a strength.
+    Raises InvalidConfig for an unknown disturbance, and for a strength that it cannot have.
     """
     if unknown := [name for name in given if name not in DISTURBANCES]:
         listed = f"there are {', '.join(DISTURBANCES)}"

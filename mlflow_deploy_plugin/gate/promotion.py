@@ -149,12 +149,7 @@ def promote(
 
 @dataclass(frozen=True)
 class _Request:
-    """A promotion that is requested.
-
-    Attributes:
-        before: the version that is there now; the candidate does not count.
-        tags: the candidate's.
-    """
+    """A promotion that is requested; `before` is the version that is there now, and `tags` are the candidate's."""
 
     candidate: ResolvedModel
     place: StageOrAlias

@@ -60,11 +60,7 @@ class GateRun:
 
 @dataclass(frozen=True)
 class ServedVerdict:
-    """The verdict on the version that is served, which has nothing left to be compared with.
-
-    Attributes:
-        stands: the gated stages and aliases that it has; the name is that of `onnxserve gate --output json`.
-    """
+    """The verdict on the served version; `stands` are its gated stages and aliases, as in `onnxserve gate -o json`."""
 
     model: str
     version: str

@@ -174,9 +174,7 @@ def read_labels(
 ) -> Iterator[pa.Table]:
     """Yield the labels of an endpoint as tables of `SCHEMA`; some may come twice.
 
-    Args:
-        since: earlier labels that name a prediction by its id may be left out.
-        columns: only these are read; the others are null.
+    With `since`, earlier labels that name a prediction by its id may be left out. Columns that are not read are null.
     """
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + DAY <= since

@@ -147,12 +147,7 @@ class InferenceLog:
     ) -> Iterator[pa.Table]:
         """Yield the rows of a window, each once, hour by hour and some thousand at a time.
 
-        Args:
-            columns: only these, if a file has them; its schema may differ from the next one's.
-            shadows: also rows that shadows answered.
-
-        Raises:
-            OnnxserveError: the log is down.
+        Only `columns` are read, if a file has them: schemas may differ. Raises OnnxserveError if the log is down.
         """
         for hour in iter_hours(self.location, endpoint, window):
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
@@ -262,12 +257,7 @@ def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
 
 @dataclass(frozen=True)
 class View:
-    """A selection of an endpoint's rows.
-
-    Attributes:
-        labels: with the columns `_label` and `_label_number`.
-        shadows: also rows that shadows answered.
-    """
+    """A selection of an endpoint's rows, with the columns of their labels, and with the rows of shadows."""
 
     endpoint: str
     times: TimeRange = field(default_factory=TimeRange)

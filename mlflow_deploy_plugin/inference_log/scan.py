@@ -44,12 +44,7 @@ class FileVanished(Exception):
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The rows and columns to be read.
-
-    Attributes:
-        columns: by name, in this order if a file has them; None for all.
-        shadows: also rows that shadows answered.
-    """
+    """The rows to be read, with or without the rows of shadows, and their columns in order; None: all columns."""
 
     columns: Sequence[str] | None
     times: TimeRange

@@ -79,15 +79,10 @@ class LogFile:
 
 
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
-    """Return the log, or other files, at a folder, a file:// or an s3:// URI.
+    """Return the log, or other files, at a folder, a file:// or an s3:// URI; messages name it as `setting`.
 
-    `AWS_ENDPOINT_URL` names an S3 API other than Amazon's, as for boto3 and so for MLflow's own artifacts.
-
-    Args:
-        setting: the variable or option that names it, for messages.
-
-    Raises:
-        InvalidConfig: any other URI. The message holds no part of a URI that may hold a secret.
+    `AWS_ENDPOINT_URL` names an S3 API other than Amazon's, as for boto3 and so for MLflow's own artifacts. Raises
+    InvalidConfig for any other URI, without the parts of the URI that may hold a secret.
     """
     if log_uri.startswith("/") or ":" not in log_uri:  # a folder, whatever its name contains
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
@@ -203,11 +198,8 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
 def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer, is_new: bool = False) -> None:
     """Write `content` as `name` below the log's root, in place of a file of that name.
 
-    Args:
-        is_new: in a bucket no object of that name may exist, also if two write it at once.
-
     Raises:
-        FileExistsError: `is_new`, and the object exists.
+        FileExistsError: with `is_new`, the bucket has an object of that name, perhaps since this moment.
         OSError: the log does not take it.
         NotInstalled: the log is in a bucket, and boto3 is not installed.
     """

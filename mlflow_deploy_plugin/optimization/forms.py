@@ -89,12 +89,8 @@ def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool
     ONNX Runtime 1.31 leaves half of the convolutions of a ResNet18 in 32 bits between conversions: 2.3 to 3.5 times the
     time of the base, not 0.74 to 0.82.
 
-    Args:
-        rows: feeds of the graph, in parts.
-        per_channel: a scale for each channel of a weight, not one for all of it.
-
-    Raises:
-        ConversionError: nothing in the graph can be quantized.
+    With `per_channel`, each channel of a weight has its own scale. Raises ConversionError if the graph has no node to
+    quantize.
     """
     from onnxruntime import quantization  # heavy
 
@@ -152,11 +148,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
 def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
     """Set the smallest weights of each layer to zero (magnitude pruning, Han et al. 2015).
 
-    Args:
-        share: of the weights of each Conv, MatMul and Gemm, from 0 to 1.
-
-    Raises:
-        ConversionError: the graph has no such layer.
+    The share, from 0 to 1, is of the weights per Conv, MatMul and Gemm. Raises ConversionError without such a layer.
     """
     result = copy.deepcopy(proto)
     used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}

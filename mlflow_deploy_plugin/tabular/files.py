@@ -260,13 +260,8 @@ def table_writer(
     """Yield a function that writes batches of the schema.
 
     CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64. JSON, one array, and JSON Lines do
-    likewise, and have null for NaN.
-
-    Args:
-        advice: what to do about a type that the format has no room for.
-
-    Raises:
-        InvalidConfig: the format has no room for a column's type, such as an interval in Parquet.
+    likewise, and have null for NaN. Raises InvalidConfig with the advice if the format has no room for a column's type,
+    such as an interval in Parquet.
     """
     import pyarrow as pa  # here: values without a schema need it for Parquet alone
     import pyarrow.csv

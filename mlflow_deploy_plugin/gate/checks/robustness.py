@@ -42,11 +42,8 @@ _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 class _Outcome:
     """The effect of one disturbance.
 
-    Attributes:
-        flips: the share of rows with another prediction.
-        no_answer: the share of rows whose prediction is no number any more.
-        loss: the loss of the metric; None without labels.
-        refusal: the model's message if it refuses the rows.
+    The shares of rows with another prediction and with no number, the loss of the metric (None without labels), and the
+    model's message if it refuses the rows.
     """
 
     name: str
