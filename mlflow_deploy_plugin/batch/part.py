@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import IO, Literal
 from urllib.parse import unquote
@@ -44,6 +45,7 @@ from mlflow_deploy_plugin.tabular import (
     RowStream,
     atomic_file,
     compression_of,
+    group_tables,
     table_writer,
 )
 
@@ -174,30 +176,43 @@ def _write_part(
     folders = _folder_columns(job, model, stream)
     columns = _columns(job, model, stream, folders)
     rows = rejected = 0
-    rejects: IO[bytes] | None = None
     with ExitStack() as output, ExitStack() as rejected_rows:  # these are there before the output is
-        writer = _Writer(job, output)
         # of a dictionary, pandas makes a categorical column
         dictionaries = {*columns} - {*job.keep} if isinstance(model, OnnxTable) else ()
         blocks = (_with_folders(block, folders) for block in stream.blocks(columns, dictionaries))
-        for piece, position in _predictions(job, model, blocks):
-            if isinstance(piece, RejectedRow):
-                if job.on_error != "skip-row":
-                    raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
-                if rejects is None:
-                    rejects = rejected_rows.enter_context(open_new(job.output, job.part.rejected))
-                row = {"row": piece.number, "why": piece.why, "content": piece.content}
-                rejects.write(orjson.dumps(row, default=str) + b"\n")
-                rejected += 1
-            else:
-                writer.add(piece)
-                rows += piece.num_rows
-            write_progress(job.progress, job.slot, rows, int(position * packed_share))
-        if not rows:
-            keep = job.keep if stream.schema.names else ()
-            nothing = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
-            writer.add(with_kept(nothing, keep, declared_outputs(model.artifact)))
-        writer.flush()
+
+        def predicted() -> Iterator[pa.Table]:
+            nonlocal rows, rejected
+            for piece, position in _predictions(job, model, blocks):
+                if isinstance(piece, RejectedRow):
+                    if job.on_error != "skip-row":
+                        raise InvalidRequest(f"row {piece.number} (from 0): {piece.why}")
+                    if not rejected:
+                        rejects = rejected_rows.enter_context(open_new(job.output, job.part.rejected))
+                    row = {"row": piece.number, "why": piece.why, "content": piece.content}
+                    rejects.write(orjson.dumps(row, default=str) + b"\n")
+                    rejected += 1
+                else:
+                    rows += piece.num_rows
+                    yield piece
+                write_progress(job.progress, job.slot, rows, int(position * packed_share))
+            if not rows:
+                keep = job.keep if stream.schema.names else ()
+                nothing = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
+                yield with_kept(nothing, keep, declared_outputs(model.artifact))
+
+        groups = group_tables(predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
+        first = next(groups)
+        schema = first[0].schema  # Only a table has the types of the outputs.
+        file = output.enter_context(open_new(job.output, job.part.output))
+        write = output.enter_context(table_writer(job.part.output_format, schema, file, _ADVICE))
+        for tables in chain([first], groups):
+            try:
+                whole = pa.concat_tables([table.cast(schema) for table in tables])
+            except (pa.ArrowException, ValueError) as error:
+                raise OnnxserveError(f"the outputs change their type: {one_line(error, 200)}") from None
+            for batch in whole.combine_chunks().to_batches():
+                write(batch)
         if job.part.state and _has_changed(job, source):
             raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
     return PartResult(rows, rejected)
@@ -282,43 +297,6 @@ def _predictions(
             running.append((pool.submit(predict, block), block.position))
             yield from finished(threads)
         yield from finished(0)
-
-
-class _Writer:
-    """Writes tables into the file of a part, which is opened with the first: only it tells the types."""
-
-    def __init__(self, job: PartJob, held: ExitStack) -> None:
-        self._job = job
-        self._held = held
-        self._waiting: list[pa.Table] = []
-        self._waiting_rows = self._waiting_bytes = 0
-        self._schema: pa.Schema | None = None
-
-    def add(self, table: pa.Table) -> None:
-        if self._schema is None:
-            self._schema = table.schema
-            file = self._held.enter_context(open_new(self._job.output, self._job.part.output))
-            self._write = self._held.enter_context(
-                table_writer(self._job.part.output_format, self._schema, file, _ADVICE)
-            )
-        if table.schema != self._schema:
-            try:
-                table = table.cast(self._schema)
-            except (pa.ArrowException, ValueError) as error:
-                raise OnnxserveError(f"the outputs change their type: {one_line(error, 200)}") from None
-        self._waiting.append(table)
-        self._waiting_rows += table.num_rows
-        self._waiting_bytes += table.nbytes
-        if self._waiting_rows >= _WRITTEN_ROWS or self._waiting_bytes >= _WRITTEN_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if not self._waiting:
-            return
-        for batch in pa.concat_tables(self._waiting).combine_chunks().to_batches():
-            self._write(batch)
-        self._waiting.clear()
-        self._waiting_rows = self._waiting_bytes = 0
 
 
 @contextmanager

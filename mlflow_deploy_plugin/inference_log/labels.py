@@ -39,17 +39,10 @@ from mlflow_deploy_plugin.inference_log.storage import (
     wrap_log_errors,
     write_file,
 )
-from mlflow_deploy_plugin.inference_log.tables import (
-    combine_hashes,
-    conform,
-    contains,
-    distinct,
-    group_tables,
-    hash_ids,
-    splitmix64,
-)
+from mlflow_deploy_plugin.inference_log.tables import combine_hashes, conform, contains, distinct, hash_ids, splitmix64
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, as_key, as_text
+from mlflow_deploy_plugin.tabular import group_tables
 
 LABELS = "_labels"
 """The folder below the log's root."""

@@ -45,7 +45,6 @@ from mlflow_deploy_plugin.inference_log.tables import (
     Deduplicator,
     combine_hashes,
     conform,
-    group_tables,
     hash_ids,
     hash_rows,
     hash_texts,
@@ -53,6 +52,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
 from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.tabular import group_tables
 
 QUIET = timedelta(minutes=10)
 """A file that was written since may be written again by its agent."""

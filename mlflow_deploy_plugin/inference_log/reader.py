@@ -28,18 +28,12 @@ from mlflow_deploy_plugin.inference_log.storage import (
     list_files_by_hour,
     locate_log,
 )
-from mlflow_deploy_plugin.inference_log.tables import (
-    Sample,
-    concat_tables,
-    group_tables,
-    is_list,
-    summarise_lists,
-    unify_schemas,
-)
+from mlflow_deploy_plugin.inference_log.tables import Sample, concat_tables, is_list, summarise_lists, unify_schemas
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
 from mlflow_deploy_plugin.messages import did_you_mean
 from mlflow_deploy_plugin.runtime import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
+from mlflow_deploy_plugin.tabular import group_tables
 
 MAX_ROWS = 100_000
 _TIME = pa.timestamp("us", tz="UTC")

@@ -7,7 +7,7 @@ time.
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import reduce
 
 import numpy as np
@@ -61,21 +61,6 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
         return pa.concat_tables(tables)
     schema = unify_schemas(table.schema for table in tables)
     return pa.concat_tables([conform(table, schema) for table in tables])
-
-
-def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[pa.Table]]:
-    """Group the tables, so that each group has at least so many rows, or bytes."""
-    held: list[pa.Table] = []
-    held_rows = held_bytes = 0
-    for table in tables:
-        held.append(table)
-        held_rows += len(table)
-        held_bytes += table.nbytes
-        if held_rows >= rows or held_bytes >= size:
-            yield held
-            held, held_rows, held_bytes = [], 0, 0
-    if held:
-        yield held
 
 
 def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:

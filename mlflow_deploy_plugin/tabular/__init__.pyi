@@ -21,6 +21,7 @@ from .streams import RejectedRow as RejectedRow
 from .streams import RowBlock as RowBlock
 from .streams import RowStream as RowStream
 from .streams import csv_tables as csv_tables
+from .streams import group_tables as group_tables
 from .streams import open_csv as open_csv
 from .streams import read_parquet as read_parquet
 from .streams import read_table as read_table

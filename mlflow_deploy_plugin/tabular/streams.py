@@ -368,6 +368,21 @@ def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
 
 
+def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[pa.Table]]:
+    """Group the tables, so that each group has at least so many rows, or bytes."""
+    held: list[pa.Table] = []
+    held_rows = held_bytes = 0
+    for table in tables:
+        held.append(table)
+        held_rows += len(table)
+        held_bytes += table.nbytes
+        if held_rows >= rows or held_bytes >= size:
+            yield held
+            held, held_rows, held_bytes = [], 0, 0
+    if held:
+        yield held
+
+
 def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
     """Return the values of tables of texts. A column has the same type in all tables.
 
