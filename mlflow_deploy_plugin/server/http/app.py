@@ -1,10 +1,11 @@
 """The Flask and WSGI application: predictions and health checks go their own way, everything else is in blueprints."""
 
+import errno
 import io
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from importlib.metadata import entry_points
 from typing import IO, TYPE_CHECKING
@@ -27,7 +28,9 @@ from mlflow_deploy_plugin.server.http.routes import (
     method_not_allowed,
     not_found,
 )
+from mlflow_deploy_plugin.server.http.streaming import may_stream, stream_predictions
 from mlflow_deploy_plugin.server.inference.auth import certificate_name
+from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest, safe_headers
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
@@ -81,12 +84,21 @@ class ServerApp(Flask):
         try:
             path = decode_path(request.environ["RAW_URI"])
             headers = {name.lower(): value for name, value in request.headers.items()}
-            if request.environ["SERVER_PROTOCOL"] == "HTTP/1.1" and "host" not in headers:
+            is_http_1_1 = request.environ["SERVER_PROTOCOL"] == "HTTP/1.1"
+            if is_http_1_1 and "host" not in headers:
                 raise InvalidRequest(MISSING_HOST)
             check_host(headers.get("host", ""))
             certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # over TLS and gunicorn
             caller = certificate_name(certificate()) if certificate else ""
             is_stranger = self.server.auth.is_stranger(headers, caller)  # whose body holds no thread
+            length = request.content_length
+            is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
+            if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):
+                raw = RawRequest(request.method, path, headers, b"", request.remote_addr or "", "", caller)
+                streamed = stream_predictions(self.server, raw, _pieces(stream, length))
+                if streamed.pieces is not None:
+                    streamed.pieces = _hold_back(streamed.pieces, limit)
+                return flask_response(streamed)
             body = b"" if is_stranger else _read_body(request, stream, limit)
         except OnnxserveError as error:
             return flask_response(exception_response(path, error))
@@ -141,30 +153,61 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
-    """Return the whole body. Nothing behind it is read, since some servers would wait for that.
+    """Return the whole body.
 
     werkzeug 3.1's own limit silently cuts a chunked body off, and takes half a body for a whole one.
 
     Raises:
         BodyTooLarge: it is larger than `limit`, by its length or by its chunks.
+        InvalidRequest: see `_pieces`.
+    """
+    content_length = request.content_length
+    if content_length is None and not request.environ.get("wsgi.input_terminated"):
+        return b""
+    if content_length is not None and content_length > limit:
+        raise body_too_large(limit)
+    body = bytearray()
+    for piece in _pieces(stream, content_length):
+        body += piece
+        if len(body) > limit:
+            raise body_too_large(limit)
+    return bytes(body)
+
+
+def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
+    """Yield the body as it comes. Nothing behind it is read, since some servers would wait for that.
+
+    Raises:
         InvalidRequest: it ended before its declared length, or the server could not read it.
     """
-    length = request.content_length
-    if length is None and not request.environ.get("wsgi.input_terminated"):
-        return b""
-    if length is not None and length > limit:
-        raise body_too_large(limit)
-    body, most = bytearray(), limit + 1 if length is None else length
+    left = sys.maxsize if content_length is None else content_length
     try:
-        while len(body) < most and (piece := stream.read(min(_PIECE_BYTES, most - len(body)))):
-            body += piece
+        while left and (piece := stream.read(min(_PIECE_BYTES, left))):
+            left -= len(piece)
+            yield piece
     except OSError:
         raise InvalidRequest(TORN_BODY) from None
-    if len(body) > limit:
-        raise body_too_large(limit)
-    if length is not None and len(body) < length:
-        raise InvalidRequest(f"only {len(body)} of the {length} bytes of the body arrived in time")
-    return bytes(body)
+    if content_length is not None and left:
+        raise InvalidRequest(f"only {content_length - left} of the {content_length} bytes of the body arrived in time")
+
+
+def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
+    """Yield the response once it has more than `limit` bytes, or at its end.
+
+    Most clients read nothing before they have sent all, and a WSGI server reads nothing while it cannot send. The
+    connection of a response that breaks off ends without the last chunk, as gunicorn ends it for a broken pipe.
+    """
+    held = bytearray()
+    try:
+        for piece in pieces:
+            held += piece
+            if len(held) > limit:
+                yield bytes(held)
+                held.clear()
+    except BrokenResponse:
+        yield bytes(held)
+        raise BrokenPipeError(errno.EPIPE, "the answer ended in an error") from None
+    yield bytes(held)
 
 
 class NameConverter(BaseConverter):

@@ -2,13 +2,13 @@
 a model that answers in parts.
 
 If an error occurs after the head was sent, the response ends without its last chunk, so that no client takes it for a
-complete one. `StreamedExchange` runs `infer_lines` in a thread for a connection on the event loop.
+complete one. `StreamedExchange` runs `stream_predictions` in a thread for a connection on the event loop.
 """
 
 import asyncio
 import re
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 
@@ -33,6 +33,15 @@ def may_stream(method: str, path: str, headers: Mapping[str, str]) -> bool:
         return False
     media = media_name(headers.get("content-type"))
     return media in jsonlines.MEDIA_TYPES and headers.get("accept", "*/*").strip().lower() in ("*/*", media)
+
+
+def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[bytes]) -> RawResponse:
+
+    def answer() -> RawResponse:
+        match = _PATH.fullmatch(request.path)
+        return http_response(request.path, infer_lines(server, request, match[1] if match else None, pieces))
+
+    return observe_request(request, answer, server.tracer, server.logs_requests)
 
 
 @dataclass(eq=False)
@@ -104,12 +113,7 @@ class StreamedExchange:
 
     def run(self, server: Server, request: RawRequest) -> None:
         """Answer the request, in a thread of its own, from the first byte to the last."""
-
-        def answer() -> RawResponse:
-            match = _PATH.fullmatch(request.path)
-            return http_response(request.path, infer_lines(server, request, match and match[1], self._pieces()))
-
-        response = observe_request(request, answer, server.tracer, server.logs_requests)
+        response = stream_predictions(server, request, self._pieces())
         with suppress(RuntimeError):  # the loop has ended, and with it the connection
             if response.pieces is None:
                 self.loop.call_soon_threadsafe(self.end, response)
