@@ -1,6 +1,6 @@
 """Bytes and headers ↔ named arrays, one module a protocol.
 
-The room knows no model and no server: `server/inference/protocol_table.py` binds each protocol to the variant that
+The room does not know the served models: `server/inference/protocol_table.py` binds each protocol to the variant that
 answers. A module is imported on first use.
 """
 

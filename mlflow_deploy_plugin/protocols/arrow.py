@@ -13,7 +13,7 @@ https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.ia
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from mlflow_deploy_plugin.protocols.content import check_row_aligned, dump_json
 from mlflow_deploy_plugin.protocols.mlflow import MOST_COLUMNS
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, NO_ROWS, PREDICTION, Array, Feeds, Schema, object_array
 from mlflow_deploy_plugin.tabular import first_line
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 STREAM = "application/vnd.apache.arrow.stream"
 FILE = "application/vnd.apache.arrow.file"
@@ -75,12 +78,12 @@ def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
         raise InvalidRequest(f"the body is not a valid Arrow stream: {first_line(error)}") from None
 
 
-def table_feeds(table: Any, schema: Schema, limit: int) -> Feeds:
+def table_feeds(table: "pa.Table", schema: Schema, limit: int) -> Feeds:
     """Return the feeds in a valid `pyarrow.Table`. Raises as `decode`."""
     return _feeds(table, select_columns(table.schema, schema), schema, limit)
 
 
-def _feeds(table: Any, chosen: list[str], schema: Schema, limit: int) -> Feeds:
+def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> Feeds:
     import pyarrow as pa
 
     _check_value_count(table.num_rows, len(chosen), limit)
@@ -127,7 +130,7 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
     return encoded
 
 
-def prediction_table(prediction: Array | dict[str, Array]) -> Any:
+def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
     """Return the prediction as a `pyarrow.Table` of N rows.
 
     One output is the column `prediction`, several are columns by their names, so are the fields of records. [N] and
@@ -149,7 +152,7 @@ def prediction_table(prediction: Array | dict[str, Array]) -> Any:
     return pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
 
 
-def select_columns(given: Any, schema: Schema) -> list[str]:
+def select_columns(given: "pa.Schema", schema: Schema) -> list[str]:
     """Return the columns to read of a table with this Arrow schema, before any value is read.
 
     Raises:
@@ -180,16 +183,16 @@ def select_columns(given: Any, schema: Schema) -> list[str]:
     return names
 
 
-def _check_column(name: str, kind: Any, dtype: str, takes_lists: bool) -> None:
+def _check_column(name: str, kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     try:
         check_type(kind, dtype, takes_lists)
     except UnsupportedColumn as error:
         raise SchemaMismatch(f"column {name[:100]!r} {error}", column=name) from None
 
 
-def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) -> Array:
+def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
     """Return one column of a table, whose pieces are concatenated."""
-    cast: dict[tuple[int, ...], Any] = {}
+    cast: dict[tuple[int, ...], pa.Array] = {}
     try:
         parts = [to_numpy(_without_views(piece, budget, cast), limit, budget) for piece in pieces]
     except UnsupportedColumn as error:
@@ -199,7 +202,7 @@ def _column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) 
     return np.concatenate(parts) if parts else np.empty(0, dtype=object)
 
 
-def _key_column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudget) -> Array:
+def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
     """Return one column of keys. Among integers and booleans a null stays None, so that an id keeps all its digits."""
     has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
     if not has_gaps or sum(map(len, pieces)) > limit:  # `_column` refuses so many values
@@ -207,7 +210,7 @@ def _key_column(name: str, pieces: Sequence[Any], limit: int, budget: StringBudg
     return object_array([value for piece in pieces for value in piece.to_pylist()])
 
 
-def _without_views(array: Any, budget: StringBudget, cast: dict[tuple[int, ...], Any]) -> Any:
+def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[int, ...], pa.Array]") -> "pa.Array":
     """Return an array with strings in place of string views, which polars writes.
 
     Views may overlap into terabytes, so the budget is asked first. A dictionary of views is cast once for all batches
@@ -244,7 +247,7 @@ def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
         raise
 
 
-def _to_arrow(array: Array) -> Any:
+def _to_arrow(array: Array) -> "pa.Array":
     """Return an array of [N, …] as an Arrow array of N, around the same memory if that is contiguous."""
     import pyarrow as pa
 
@@ -270,7 +273,7 @@ def _check_value_count(rows: int, columns: int, limit: int) -> None:
         raise BodyTooLarge(f"the table has {rows} rows of {columns} columns; this server's limit is {limit} values")
 
 
-def check_stream_size(messages: Iterable[Any], limit: int) -> None:
+def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
     """Check that the record batches of an Arrow stream have at most `limit` bytes when decompressed.
 
     Args:

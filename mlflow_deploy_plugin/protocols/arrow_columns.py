@@ -11,14 +11,17 @@ The format: https://arrow.apache.org/docs/format/Columnar.html.
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime import Array, Dtype
 
-_NUMBERS: dict[str, np.dtype[Any]] = {
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_NUMBERS: dict[str, Dtype] = {
     "halffloat": np.dtype("<f2"),
     "float": np.dtype("<f4"),
     "double": np.dtype("<f8"),
@@ -26,7 +29,7 @@ _NUMBERS: dict[str, np.dtype[Any]] = {
         f"{sign}int{bits}": np.dtype(f"<{sign[:1] or 'i'}{bits // 8}") for sign in ("", "u") for bits in (8, 16, 32, 64)
     },
 }
-_OFFSETS: dict[str, np.dtype[Any]] = {
+_OFFSETS: dict[str, Dtype] = {
     "string": np.dtype("<i4"),
     "large_string": np.dtype("<i8"),
     "list": np.dtype("<i4"),
@@ -34,7 +37,7 @@ _OFFSETS: dict[str, np.dtype[Any]] = {
 }
 _LISTS = frozenset({"list", "large_list", "fixed_size_list"})
 _TEXTS = frozenset({"string", "large_string", "string_view"})
-_DATES: dict[str, np.dtype[Any]] = {
+_DATES: dict[str, Dtype] = {
     "date32[day]": np.dtype("<i4"),
     "date64[ms]": np.dtype("<i8"),
     **dict.fromkeys(("timestamp[s]", "timestamp[ms]", "timestamp[us]", "timestamp[ns]"), np.dtype("<i8")),
@@ -68,7 +71,7 @@ class StringBudget:
             raise BodyTooLarge("the strings of the table take more than this server's limit when each row has its own")
 
 
-def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
+def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     """Check that values of an Arrow type can become those that the model takes, before any value is read.
 
     Args:
@@ -92,7 +95,7 @@ def check_type(kind: Any, dtype: str, takes_lists: bool) -> None:
         raise UnsupportedColumn(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model takes {dtype}")
 
 
-def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
+def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     """Return the values of an Arrow array of N: [N], of lists of equal length [N, length, …].
 
     Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nulls only. Dates and
@@ -138,7 +141,7 @@ def to_numpy(array: Any, limit: int, budget: StringBudget) -> Array:
     raise UnsupportedColumn(f"has Arrow's type {name[:60]}")
 
 
-def matrix(batch: Any) -> Array | None:
+def matrix(batch: "pa.RecordBatch") -> Array | None:
     """Return the values of a record batch whose columns are numbers of one type, [N, columns]; None for another one.
 
     Null is NaN, and integers become floating point for it, as in `to_numpy`.
@@ -151,12 +154,12 @@ def matrix(batch: Any) -> Array | None:
     return values
 
 
-def address(array: Any) -> tuple[int, ...]:
+def address(array: "pa.Array") -> tuple[int, ...]:
     """Return the address of an array, which no other has as long as both are held."""
     return (*(buffer.address if buffer else 0 for buffer in array.buffers()), array.offset, len(array))
 
 
-def _valid(array: Any) -> Array | None:
+def _valid(array: "pa.Array") -> Array | None:
     """Return True for each value that is not null; None if no value is null."""
     bitmap = array.buffers()[0]
     if bitmap is None or array.null_count == 0:
@@ -165,12 +168,12 @@ def _valid(array: Any) -> Array | None:
     return None if valid.all() else valid  # the sender has counted the nulls
 
 
-def _bits(buffer: Any, offset: int, count: int) -> Array:
+def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
     packed = _view(buffer, np.dtype(np.uint8), offset // 8, (offset % 8 + count + 7) // 8)
     return np.unpackbits(packed, bitorder="little")[offset % 8 :][:count].astype(np.bool_)
 
 
-def _view(buffer: Any, dtype: np.dtype[Any], offset: int, count: int) -> Array:
+def _view(buffer: "pa.Buffer", dtype: Dtype, offset: int, count: int) -> Array:
     """Return `count` elements of a buffer from the element `offset` on, without a copy if they are aligned."""
     if count == 0:
         return np.empty(0, dtype)
@@ -186,7 +189,7 @@ def _without_zone(name: str) -> str:
     return f"{name.partition(',')[0]}]" if ", tz=" in name else name
 
 
-def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
+def _numbers(array: "pa.Array", dtype: Dtype) -> Array:
     bitmap, data = array.buffers()
     values = _view(data, dtype, array.offset, len(array))
     if bitmap is not None and (valid := _valid(array)) is not None:
@@ -195,11 +198,11 @@ def _numbers(array: Any, dtype: np.dtype[Any]) -> Array:
     return values
 
 
-def _with_nan(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _with_nan(dtype: Dtype) -> Dtype:
     return dtype if dtype.kind == "f" else np.dtype(np.float64)
 
 
-def _dates(array: Any) -> Array:
+def _dates(array: "pa.Array") -> Array:
     name = str(array.type)
     kind = _without_zone(name)
     unit = kind.partition("[")[2].rstrip("]").replace("day", "D")
@@ -211,7 +214,7 @@ def _dates(array: Any) -> Array:
     return texts
 
 
-def _strings(array: Any) -> Array:
+def _strings(array: "pa.Array") -> Array:
     try:
         array.validate(full=True)
     except ValueError:
@@ -227,7 +230,7 @@ def _strings(array: Any) -> Array:
     return texts
 
 
-def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
+def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     key, known = address(array.dictionary), budget.dictionaries
     if key not in known:
         words = to_numpy(array.dictionary, limit, budget)
@@ -255,7 +258,7 @@ def _dictionary(array: Any, limit: int, budget: StringBudget) -> Array:
     return values
 
 
-def _lists(array: Any, limit: int, budget: StringBudget) -> Array:
+def _lists(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     """Return lists of equal length as the rows of a tensor."""
     if array.null_count:
         raise UnsupportedColumn("holds a null where a list is expected")

@@ -24,8 +24,8 @@ _PIECE_BYTES = 128 * 1024
 """Bytes whose brackets are counted at once, so that numpy's arrays stay in the processor's cache."""
 DEEPEST = 500
 """Levels of a document that Python's `json` reads or writes; orjson itself takes 1,024, and simdjson as many."""
-_TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
 _CONTAINERS = (list, dict)
+_TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
 
 
 @lru_cache(maxsize=256)
@@ -87,7 +87,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
         raise refusal from None
 
 
-def check_depth(document: Any) -> None:
+def check_depth(document: object) -> None:
     """Check that Python's own `json` can read and write the document in every version.
 
     How deep it can go depends on the interpreter, on the stack of its thread, and on its caller.
@@ -95,10 +95,10 @@ def check_depth(document: Any) -> None:
     Raises:
         InvalidRequest: it is nested more than `DEEPEST` levels deep.
     """
-    level = [document] if type(document) in _CONTAINERS else []
+    level = [document] if isinstance(document, _CONTAINERS) else []
     for _ in range(DEEPEST):
         within = (value.values() if isinstance(value, dict) else value for value in level)
-        level = [value for value in chain.from_iterable(within) if type(value) in _CONTAINERS]
+        level = [value for value in chain.from_iterable(within) if isinstance(value, _CONTAINERS)]
         if not level:
             return
     raise InvalidRequest(_TOO_DEEP)
@@ -149,7 +149,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     return document
 
 
-def dump_json(document: Any) -> bytes:
+def dump_json(document: object) -> bytes:
     """Return JSON with arrays as nested lists. NaN and infinity, which JSON does not know, become null."""
     return orjson.dumps(document, default=_plain_value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
@@ -162,7 +162,7 @@ def base64_text(value: Any, label: str) -> str:
         raise InvalidRequest(f"{label} is {short_repr(value)}; UTF-8 text in base64 is expected") from None
 
 
-def json_type(value: Any) -> str:
+def json_type(value: object) -> str:
     """Return JSON's name for the type of a decoded value."""
     if value is None:
         return "null"
@@ -170,7 +170,7 @@ def json_type(value: Any) -> str:
     return names.get(type(value), "object")
 
 
-def _plain_value(value: Any) -> Any:
+def _plain_value(value: object) -> object:
     """Convert values that orjson does not take.
 
     These are arrays of strings, arrays that are not contiguous, and ONNX Runtime's 64-bit integers (numpy.longlong).
@@ -190,7 +190,7 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
         raise SchemaMismatch("the outputs of this model are not one value for each row; ask for JSON at /invocations")
 
 
-def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, Any]]:
+def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:
     """Return one mapping a row, from each output to its value. Raises as `check_row_aligned`."""
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

@@ -7,7 +7,6 @@
 
 import math
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
@@ -77,7 +76,7 @@ def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
     return f"{name[:60]!r}, which no logged row of {endpoint} has{known}; {remedy}"
 
 
-def _entry(entry: Any, where: str) -> Feedback:
+def _entry(entry: object, where: str) -> Feedback:
     if not isinstance(entry, dict):
         raise InvalidRequest(f"{where} is {short_repr(entry)}; an object with a prediction_id or a key, and a label")
     dot = where + "." if where else ""
@@ -110,7 +109,7 @@ def _entry(entry: Any, where: str) -> Feedback:
     return Feedback(prediction_id, row, None, label)
 
 
-def _checked_value(value: Any, where: str) -> Value:
+def _checked_value(value: object, where: str) -> Value:
     if not isinstance(value, str | int | float | bool | None):
         raise InvalidRequest(f"{where} is {short_repr(value)}; a text, a number, true, false or null is expected")
     if isinstance(value, float) and math.isinf(value):

@@ -159,7 +159,7 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
     return schema.from_columns(columns)
 
 
-def load_infer_request(text: bytes) -> dict[str, Any] | None:
+def load_infer_request(text: bytes) -> dict[str, object] | None:
     """Return a V2 infer request, the `data` of each tensor of numbers as an array; None if it is small or not plain.
 
     The arrays are float64, int64 or uint64, flat or nested as they came.
@@ -186,7 +186,7 @@ def load_infer_request(text: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _read_tensor(value: Any, opened: int) -> tuple[dict[str, Any], int]:
+def _read_tensor(value: object, opened: int) -> tuple[dict[str, object], int]:
     """Return a tensor's entries, and the number of arrays among them; `data` may be missing."""
     entries = object_entries(value)
     has_data, data = "data" in entries, entries.pop("data", None)
@@ -202,7 +202,7 @@ def _read_tensor(value: Any, opened: int) -> tuple[dict[str, Any], int]:
     return {**plain, "data": array}, arrays + seen
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     if isinstance(value, simdjson.Array):
         return value.as_list()
     return value.as_dict() if isinstance(value, simdjson.Object) else value

@@ -64,7 +64,7 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     return decode_document(document, schema)
 
 
-def decode_document(document: dict[str, Any], schema: Schema) -> Feeds:
+def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
     """Return the feeds in a JSON document; see `decode`."""
     if len(document) == 1:
         ((field, value),) = document.items()
@@ -114,7 +114,7 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
     return parameters
 
 
-def _decode_split(value: Any, schema: Schema) -> Feeds:
+def _decode_split(value: object, schema: Schema) -> Feeds:
     """Decode pandas' `to_dict(orient="split")`. Its `index` is ignored, as in MLflow's response."""
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         raise InvalidRequest("dataframe_split must be an object with the arrays `columns` and `data`")
@@ -135,7 +135,7 @@ def _decode_split(value: Any, schema: Schema) -> Feeds:
     return schema.from_rows(columns if types == {str} else list(map(str, columns)), value["data"])
 
 
-def _decode_named_or_rows(field: str, value: Any, schema: Schema) -> Feeds:
+def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
     """Decode columns or tensors by name, one record (none of its values is a list), records, or rows without names."""
     if isinstance(value, dict):
         is_record = schema.columns and value and list not in set(map(type, value.values()))
@@ -144,13 +144,13 @@ def _decode_named_or_rows(field: str, value: Any, schema: Schema) -> Feeds:
     return schema.from_records(rows) if rows and isinstance(rows[0], dict) else schema.from_array(rows)
 
 
-def _checked_rows(field: str, value: Any) -> list[Any]:
+def _checked_rows(field: str, value: object) -> list[Any]:
     if not isinstance(value, list):
         raise InvalidRequest(f"{field} is a JSON {json_type(value)}; an array is expected")
     return value
 
 
-_FIELD_DECODERS: dict[str, Callable[[Any, Schema], Feeds]] = {
+_FIELD_DECODERS: dict[str, Callable[[object, Schema], Feeds]] = {
     "dataframe_split": _decode_split,
     "dataframe_records": lambda value, schema: schema.from_records(_checked_rows("dataframe_records", value)),
     "instances": partial(_decode_named_or_rows, "instances"),
@@ -160,7 +160,7 @@ BODY_FORMS = _FIELD_DECODERS.keys()
 """The fields of which a JSON body has one. Chats and prompts have none, and are answered without `predictions`."""
 
 
-def take_column(document: dict[str, Any], name: str) -> list[Any] | None:
+def take_column(document: dict[str, object], name: str) -> list[object] | None:
     """Take a column out of a JSON document of `/invocations`, and return its values; None if it lacks the column."""
     form = next((form for form in BODY_FORMS if form in document), None)
     content = document[form] if form else document  # the document of a chat is the row itself
@@ -278,7 +278,7 @@ def _check_column_count(count: int) -> None:
         raise InvalidRequest(f"the CSV has {count} columns; at most {MOST_COLUMNS} are taken")
 
 
-def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[Any]:
+def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[object]:
     """Return the values of one column, at once if Python reads all of them as we do."""
     read = _FIELD_READERS.get(types.get(name, "string"), str)
     if read is str:
@@ -288,7 +288,7 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
             return list(map(int if read is _integer else read, fields))
     except (KeyError, ValueError):
         pass  # missing and wrong values are read one by one
-    values: list[Any] = []
+    values: list[object] = []
     for row, text in enumerate(fields):
         if not text or text in MISSING_TEXTS:
             values.append(None)
@@ -311,7 +311,7 @@ def _integer(text: str) -> int | float:
         return float(text)
 
 
-_FIELD_READERS: dict[str, Callable[[str], Any]] = {
+_FIELD_READERS: dict[str, Callable[[str], object]] = {
     **dict.fromkeys(("double", "float", "float16", "float32", "float64"), float),
     **dict.fromkeys(("integer", "long"), _integer),
     **{f"{sign}int{bits}": _integer for sign in ("", "u") for bits in (8, 16, 32, 64)},

@@ -1,4 +1,4 @@
-"""The messages between a worker and a process beside it, and the passing of connections to that process.
+"""The messages between a worker and its side process, and the passing of connections to that process.
 
 A message is a frame: a magic number, two lengths, then JSON, then arrays and bytes as they lie in memory. The JSON
 names the message, its plain fields and its arrays in order. Unlike a pickle, it holds no code, so that no message can

@@ -66,7 +66,7 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
     return dump_json({field: rows_of(named) if is_by_row else named})
 
 
-def decode_base64(document: Any, schema: Schema) -> Any:
+def decode_base64(document: object, schema: Schema) -> Any:
     """Return the JSON document with the text itself in place of every `{"b64": …}`, for a column of bytes its base64.
 
     Raises:
@@ -74,7 +74,7 @@ def decode_base64(document: Any, schema: Schema) -> Any:
     """
     binary = schema.binary_columns
 
-    def decoded(value: Any, depth: int, is_binary: bool) -> Any:
+    def decoded(value: object, depth: int, is_binary: bool) -> object:
         if depth > _DEEPEST:
             raise InvalidRequest(f"the JSON is nested more than {_DEEPEST} levels deep")
         if isinstance(value, list):
@@ -117,7 +117,7 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
     )
 
 
-def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, object]:
     """Return a TensorInfo in protobuf's JSON, in which 64-bit integers are strings."""
     dimensions = [{"size": str(size), "name": ""} for size in shape]
     return {

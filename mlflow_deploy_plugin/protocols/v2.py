@@ -66,7 +66,7 @@ class V2Request(NamedTuple):
     id: str
     feeds: Feeds
     outputs: tuple[RequestedOutput, ...]
-    parameters: Mapping[str, Any]
+    parameters: Mapping[str, object]
 
 
 def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
@@ -95,7 +95,9 @@ def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: 
     return _decode_document(json_object(text), binary, artifact, schema)
 
 
-def _decode_document(document: Mapping[str, Any], binary: memoryview, artifact: Artifact, schema: Schema) -> V2Request:
+def _decode_document(
+    document: Mapping[str, object], binary: memoryview, artifact: Artifact, schema: Schema
+) -> V2Request:
     with np.errstate(over="raise"):
         arrays = _read_inputs(document.get("inputs"), binary, schema)
     return V2Request(
@@ -116,7 +118,7 @@ def encode(
     entries, blobs = [], []
     for wanted in resolve_outputs(request.outputs, outputs):
         array = outputs[wanted.name]
-        entry: dict[str, Any] = {"name": wanted.name, "shape": array.shape, "datatype": array_datatype(array)}
+        entry: dict[str, object] = {"name": wanted.name, "shape": array.shape, "datatype": array_datatype(array)}
         if wanted.is_binary:
             blobs.append(to_binary(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
@@ -130,7 +132,7 @@ def encode(
     return b"".join([text, *blobs]), {HEADER_LENGTH: str(len(text))}
 
 
-def server_metadata() -> dict[str, Any]:
+def server_metadata() -> dict[str, object]:
     """Return the document of `GET /v2`."""
     return {"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS}
 
@@ -159,7 +161,7 @@ def platform(artifact: Artifact) -> str:
     return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
 
 
-def _read_inputs(entries: Any, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
+def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
     """Return the tensors by name. Those without `data` take their bytes from `binary`, one after the other."""
     if not isinstance(entries, list):
         raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
@@ -193,7 +195,7 @@ def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
     return is_binary and head.content_type != "base64"
 
 
-def read_id(given: Any) -> str:
+def read_id(given: object) -> str:
     """Return the id of a request, or an empty string if it has none.
 
     Raises:
@@ -205,7 +207,7 @@ def read_id(given: Any) -> str:
     return given
 
 
-def parameters_of(owner: TensorHeader | str, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Mapping[str, object]:
     """Return the `parameters` of a request, an input or an output. Null counts as missing, as everywhere in a request.
 
     Raises:
@@ -272,7 +274,7 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     return fed.from_columns(data)
 
 
-def requested_outputs(document: Mapping[str, Any], artifact: Artifact) -> tuple[RequestedOutput, ...]:
+def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tuple[RequestedOutput, ...]:
     """Return the outputs that a request names, or else all that have a datatype in V2.
 
     The outputs of a pyfunc may be unknown until it has answered, so that any may be named.
@@ -310,7 +312,7 @@ def resolve_outputs(wanted: Sequence[RequestedOutput], outputs: Mapping[str, Arr
     return wanted
 
 
-def _flag(label: str, entry: Mapping[str, Any], name: str, default: bool) -> bool:
+def _flag(label: str, entry: Mapping[str, object], name: str, default: bool) -> bool:
     value = parameters_of(label, entry).get(name, default)
     if not isinstance(value, bool):
         raise InvalidRequest(f"{label}: the parameter {name} is {short_repr(value)}; true or false is expected")

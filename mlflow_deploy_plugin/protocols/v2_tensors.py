@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime import Array, short_repr
+from mlflow_deploy_plugin.runtime import Array, Dtype, short_repr
 
 MAX_RANK = 32
 """The dimensions that numpy allows; the product of a million sizes would take hours."""
@@ -22,7 +22,7 @@ MAX_EMPTY_TENSOR_SIZE = 65_536
 """The largest product of the other sizes of an empty tensor: a graph may return that many elements, as a sum over no
 rows."""
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+_DTYPES: dict[str, Dtype] = {
     "BOOL": np.dtype(np.bool_),
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -67,7 +67,7 @@ class TensorHeader(NamedTuple):
     name: str
     shape: tuple[int, ...]
     datatype: str
-    content_type: Any = None
+    content_type: object = None
 
     def __str__(self) -> str:
         return f"tensor {self.name[:100]!r} ({self.datatype}, shape {list(self.shape)})"
@@ -87,12 +87,12 @@ def array_datatype(array: Array) -> str:
     return _DATATYPE_OF_DTYPE.get(array.dtype) or datatype_of(array.dtype.name)
 
 
-def dtype_of(datatype: str) -> np.dtype[Any]:
+def dtype_of(datatype: str) -> Dtype:
     """Return the numpy dtype of one of V2's datatypes, which `read_tensor_header` has checked."""
     return _DTYPES[datatype]
 
 
-def kind_of(datatype: Any) -> str:
+def kind_of(datatype: object) -> str:
     """Return the numpy kind of one of V2's datatypes, or an empty string for anything else."""
     return _DTYPES[datatype].kind if isinstance(datatype, str) and datatype in _DTYPES else ""
 
@@ -103,7 +103,7 @@ def check_datatype(head: TensorHeader, dtype: str) -> None:
         raise head.mismatch(f" is of the wrong datatype; {datatype_of(dtype)} is expected")
 
 
-def read_tensor_header(position: int, entry: Any) -> TensorHeader:
+def read_tensor_header(position: int, entry: object) -> TensorHeader:
     """Return the header of the request's tensor at `position`.
 
     Raises:
@@ -132,7 +132,7 @@ def _header_error(name: str, why: str) -> SchemaMismatch:
     return SchemaMismatch(f"tensor {name[:100]!r} has {why}", column=name)
 
 
-def from_json(head: TensorHeader, data: Any) -> Array:
+def from_json(head: TensorHeader, data: object) -> Array:
     """Return the array of a tensor whose elements came as a JSON array, flat in row-major order or nested as its shape.
 
     Args:
@@ -143,7 +143,7 @@ def from_json(head: TensorHeader, data: Any) -> Array:
             that is too large for it is seen only within numpy's `errstate(over="raise")`.
     """
     dtype = _DTYPES[head.datatype]
-    values: Array | Sequence[Any]
+    values: Array | Sequence[object]
     if isinstance(data, np.ndarray):
         if data.shape not in (head.shape, (prod(head.shape),)):
             raise head.mismatch(f" has elements of the shape {list(data.shape)}")
@@ -217,7 +217,7 @@ def _check_count(head: TensorHeader, count: int) -> None:
         raise head.mismatch(f" has {count} elements; its shape asks for {prod(head.shape)}")
 
 
-def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[Any]:
+def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[object]:
     """Return the elements of nested lists."""
     level = [data]
     for size in head.shape:

@@ -30,6 +30,7 @@ from .explained import explained_features as explained_features
 from .explained import explained_outputs as explained_outputs
 from .explained import is_explainable as is_explainable
 from .feeds import Array as Array
+from .feeds import Dtype as Dtype
 from .feeds import Feeds as Feeds
 from .feeds import NarrowedFeeds as NarrowedFeeds
 from .feeds import array_bytes as array_bytes

@@ -2,11 +2,11 @@ from .captured_model import MASK_KEY as MASK_KEY
 from .captured_model import STREAM_OUTPUT as STREAM_OUTPUT
 from .captured_model import CapturedModel as CapturedModel
 from .captured_model import ColumnMask as ColumnMask
+from .captured_model import Value as Value
 from .captured_model import exclude_columns as exclude_columns
 from .codec import Feedback as Feedback
 from .codec import FeedbackFrame as FeedbackFrame
 from .codec import RequestRecord as RequestRecord
-from .codec import Value as Value
 from .codec import as_one_row as as_one_row
 from .frames import SHIPPED as SHIPPED
 from .frames import SUFFIX as SUFFIX

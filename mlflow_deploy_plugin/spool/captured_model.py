@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import orjson
@@ -37,6 +37,7 @@ MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server with a copy of it makes the same hashes."""
 STREAM_OUTPUT = "stream"
 """The output that holds all parts of an answer in parts."""
+Value = str | int | float | bool | None
 _KEY_BYTES, _MAX_KEY_BYTES = 32, 64
 _DIGEST_BYTES = 16
 
@@ -46,7 +47,7 @@ class ColumnMask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keyed: Any = None  # keyed once: a copy of it costs half of what a new one does
+        self._keyed: hashlib.blake2b | None = None  # keyed once: a copy of it costs half of what a new one does
 
     def ensure_key(self) -> None:
         """Raise InvalidConfig if there is no key and none can be made."""
@@ -71,14 +72,14 @@ class ColumnMask:
         hashes = {value: self._hash(value) for value in dict.fromkeys(rows)}  # repeated values are hashed once
         return [hashes[value] for value in rows]
 
-    def hash_values(self, values: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
         """Return the values with those under `names` hashed as in a column.
 
         Raises: as `hash_column`.
         """
         return {**values, **{name: self._hash(values[name]) for name in values if name in names}}
 
-    def _hash(self, value: Any) -> str | None:
+    def _hash(self, value: object) -> str | None:
         text = as_key(value)
         if text is None:
             return None

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array, as_table
-from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask, decode_model
+from mlflow_deploy_plugin.runtime import Array, Dtype, as_table
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask, Value, decode_model
 from mlflow_deploy_plugin.spool.frames import REFERRING
 
 FIRST_ERROR_STATUS = 400
@@ -26,9 +26,9 @@ _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256
 """The most plans that are kept; one more empties the cache."""
-_form: Callable[[Array], tuple[tuple[int, ...], np.dtype[Any]]] = attrgetter("shape", "dtype")
-
-Value = str | int | float | bool | None
+Layout = dict[str, Any]
+"""The document of a layout, as `RequestEncoder` writes it."""
+_form: Callable[[Array], tuple[tuple[int, ...], Dtype]] = attrgetter("shape", "dtype")
 
 
 class RequestRecord(NamedTuple):
@@ -77,7 +77,7 @@ class EncodingPlan:
     model: CapturedModel
     layout: bytes
     names: list[str]
-    forms: list[tuple[tuple[int, ...], np.dtype[Any]]]
+    forms: list[tuple[tuple[int, ...], Dtype]]
     kept: Sequence[KeptArray]
     masked: Sequence[MaskedColumn]
     rows: int
@@ -92,7 +92,7 @@ class RequestEncoder:
 
     def __init__(self, mask: ColumnMask) -> None:
         self._mask = mask
-        self._plans: dict[tuple[Any, ...], EncodingPlan] = {}
+        self._plans: dict[tuple[object, ...], EncodingPlan] = {}
 
     def encode(
         self,
@@ -153,7 +153,7 @@ def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
 
 def decode_layout(
     payload_of: Callable[[int], memoryview | None], offset: int, models: dict[int, CapturedModel]
-) -> tuple[CapturedModel, Any]:
+) -> tuple[CapturedModel, Layout]:
     """Return the layout at `offset` and its model. All layouts of a model share one object.
 
     Args:

@@ -6,7 +6,7 @@ part of all of them in one call: a million requests of 30 floats take a second i
 """
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -19,7 +19,7 @@ import orjson
 
 from mlflow_deploy_plugin.runtime import Array
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
-from mlflow_deploy_plugin.spool.codec import FeedbackFrame, decode_feedback, decode_layout
+from mlflow_deploy_plugin.spool.codec import FeedbackFrame, Layout, decode_feedback, decode_layout
 from mlflow_deploy_plugin.spool.frames import FEEDBACK_KIND, FRAME, Frames, find_frames, payload_at
 
 _HEAD = np.dtype(
@@ -119,7 +119,7 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
         requests, heads = frames.requests, _gather(content, frames.requests + FRAME.size, _HEAD.itemsize).view(_HEAD)
         hours = heads["event_time"] // _MICROSECONDS_AN_HOUR
         models: dict[int, CapturedModel] = {}
-        layouts: dict[int, tuple[CapturedModel, Any]] = {}
+        layouts: dict[int, tuple[CapturedModel, Layout]] = {}
 
         def payload_of(offset: int) -> memoryview | None:
             """Return the payload of a frame, which may lie before `start`."""
@@ -179,7 +179,7 @@ def _group_by(*keys: Array) -> list[Array]:
 
 
 def _decode_batch(
-    content: bytes, begins: Array, heads: Array, hour: int, start: int, model: CapturedModel, layout: Mapping[str, Any]
+    content: bytes, begins: Array, heads: Array, hour: int, start: int, model: CapturedModel, layout: Layout
 ) -> CapturedBatch:
     rows = int(heads["rows"][0])
     position = begins + (FRAME.size + _HEAD.itemsize)
@@ -243,7 +243,7 @@ def _gather(content: bytes, begins: Array, length: int) -> Array:
 def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
     """Return [values] objects: the strings of JSON lists nested `depth` deep. Equal lists are parsed once."""
 
-    def parse(piece: bytes) -> list[Any]:
+    def parse(piece: bytes) -> list[str]:
         values: list[Any] = orjson.loads(piece)
         for _ in range(depth - 1):
             values = list(chain.from_iterable(values))

@@ -2,7 +2,7 @@
 
 A worker leaves a command for the agent, which answers it. Files are named by the time they were made, so that commands
 are executed in order. The worker removes both files; the agent removes the files of workers that have died. All times
-are those of the machine's monotonic clock, which all its processes share.
+are read from the machine's monotonic clock, which all its processes share.
 """
 
 from pathlib import Path

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import orjson
 
@@ -140,7 +140,7 @@ def _read_counts(folder: Path) -> _Counts:
     return counts
 
 
-def _document(at: float, seconds: float, counts: _Counts) -> dict[str, Any]:
+def _document(at: float, seconds: float, counts: _Counts) -> dict[str, object]:
     counted = [(kind, labels, number) for (kind, *labels), number in counts.items() if number]
     durations = defaultdict[tuple[str, ...], dict[str, int]](dict)
     for kind, labels, number in counted:

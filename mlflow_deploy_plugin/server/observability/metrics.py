@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -151,7 +151,7 @@ class Metrics:
         gauges.unlink(missing_ok=True)  # process ids come back
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
-        self._predictions: dict[str, dict[Any, int]] = {}
+        self._predictions: dict[str, dict[object, int]] = {}
         self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
         # the slots of a label set are looked up for each request
@@ -391,7 +391,7 @@ class Metrics:
         of_numbers = {"difference": slot(_SHADOW_DIFFERENCE, named), "seconds": slot(_SHADOW_DURATION, named)}
         return {**requests, **rows, **of_numbers}
 
-    def _prediction_slot(self, known: dict[Any, int], version: str, label: Any) -> int:
+    def _prediction_slot(self, known: dict[object, int], version: str, label: Label) -> int:
         of_type = type(label), label  # 1 == True in Python; every label is hashable
         if (slot := known.get(of_type)) is not None:
             return slot
