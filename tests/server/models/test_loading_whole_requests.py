@@ -1,0 +1,148 @@
+"""A request to a graph without a batch dimension is one row, and it is never joined with others."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
+from tests.support.handling import ask
+from tests.support.models import write_model
+from tests.support.servers import variant
+from tests.support.spool import CapturedRequest, read_segment
+
+GRAPHS = {
+    "fixed": "g (float[3,2] x) => (float[3,2] y) { y = Neg(x) }",
+    "pair": "g (float[N,2] a, float[M,2] b) => (float[N,M] y) { c = Transpose<perm = [1, 0]>(b) \n y = MatMul(a, c) }",
+    "scalar": "g (float s, string[2] t) => (float y, string[2] u) { y = Neg(s) \n u = Identity(t) }",
+    "nothing": "g () => (float[2] y) <float[2] c = {1, 2}> { y = Identity(c) }",
+}
+REASONS = {
+    "fixed": "its input 'x' has the fixed first size 3",
+    "pair": "the first dimensions of its inputs are not the same: 'a' (N), 'b' (M)",
+    "scalar": "its input 's' is a scalar",
+    "nothing": "it has no inputs",
+}
+INPUTS: dict[str, dict[str, Any]] = {
+    "fixed": {"x": [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]},
+    "pair": {"a": [[1.0, 2.0]], "b": [[1.0, 1.0], [2.0, 0.0], [0.0, 2.0]]},
+    "scalar": {"s": 2.5, "t": ["p", "q"]},
+    "nothing": {},
+}
+ANSWERS: dict[str, dict[str, Any]] = {
+    "fixed": {"y": [[-1.0, -2.0], [-3.0, -4.0], [-5.0, -6.0]]},
+    "pair": {"y": [[3.0, 2.0, 4.0]]},
+    "scalar": {"y": -2.5, "u": ["p", "q"]},
+    "nothing": {"y": [1.0, 2.0]},
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path, serve_here: Callable[..., Any]) -> Any:
+    """Serve each graph at an endpoint of its name, with batching and capture on."""
+    folders = {name: write_model(tmp_path / name, graph) for name, graph in GRAPHS.items()}
+    endpoints = {name: {"main": variant(folder)} for name, folder in folders.items()}
+    return serve_here(endpoints, {"max_batch_size": 8})
+
+
+def told(server: Any, path: str, body: Any = None) -> Any:
+    response = ask(server, path, "GET") if body is None else ask(server, path, body=json.dumps(body).encode())
+    assert response.status == 200, response.body
+    return json.loads(response.body)
+
+
+def captured(server: Any) -> CapturedRequest:
+    (segment,) = (server.repository.state_dir / SPOOL).glob("*.seg")
+    (request,) = read_segment(segment)[0]
+    return request
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_protocol_answers_for_the_whole_request(server: Any, name: str) -> None:
+    assert told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]}) == {"predictions": ANSWERS[name]}
+    batch = told(server, f"/endpoints/{name}/predict/batch", {"inputs": INPUTS[name]})
+    assert batch["count"] == 1
+    only = next(iter(ANSWERS[name].values()))
+    assert batch["predictions"] == (only if len(ANSWERS[name]) == 1 else ANSWERS[name])
+
+
+def test_one_record_of_the_short_protocol_is_the_whole_of_the_tensors(server: Any) -> None:
+    assert told(server, "/predict", INPUTS["fixed"])["prediction"] == ANSWERS["fixed"]["y"]
+    assert told(server, "/predict", {"features": INPUTS["fixed"]["x"]})["prediction"] == ANSWERS["fixed"]["y"]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_it_is_never_joined_and_says_so(server: Any, name: str) -> None:
+    assert server.repository.select_variant(name).loaded.batcher is None
+    said = f"none: {REASONS[name]}"
+    assert told(server, f"/v2/models/{name}")["parameters"] == {"batch_dimension": said}
+    config = told(server, f"/v2/models/{name}/config")
+    assert config["max_batch_size"] == 0
+    assert config["parameters"] == {"batch_dimension": {"string_value": said}}
+    state = read_state(worker_file(server.repository.state_dir, os.getpid()), WorkerState)
+    assert state is not None
+    assert state.endpoints[name]["main"].no_batch == REASONS[name]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_its_pages_and_its_document_can_be_read(server: Any, name: str) -> None:
+    for path in (f"/endpoints/{name}", f"/endpoints/{name}/docs", f"/endpoints/{name}/openapi.json"):
+        assert ask(server, path, "GET").status == 200, path
+
+
+@pytest.mark.parametrize("name", ["fixed", "pair", "scalar"])
+def test_a_request_is_one_row_of_metrics_and_of_the_log(server: Any, name: str) -> None:
+    told(server, f"/endpoints/{name}/invocations", {"inputs": INPUTS[name]})
+
+    page = server.metrics.page().decode()
+    rows = [line for line in page.splitlines() if line.startswith("onnxserve_batch_rows_sum{") and f'"{name}"' in line]
+    assert [line.rsplit(" ", 1)[1] for line in rows] == ["1.0"]
+    request = captured(server)
+    assert {key: array.tolist() for key, array in request.feeds.items()} == {k: [v] for k, v in INPUTS[name].items()}
+    assert {key: array.tolist() for key, array in request.outputs.items()} == {k: [v] for k, v in ANSWERS[name].items()}
+
+
+TABLES: dict[str, tuple[str, bytes]] = {
+    "CSV": ("text/csv", b"s,t\n1,2\n"),
+    "JSON Lines": ("application/jsonl", b'{"s": 1, "t": "a"}\n'),
+    "lines of rows": ("application/jsonl", b"[1, 2]\n[3, 4]\n"),
+    "split": ("application/json", b'{"dataframe_split": {"columns": ["s"], "data": [[1]]}}'),
+    "records": ("application/json", b'{"dataframe_records": [{"s": 1, "t": "a"}]}'),
+    "instances": ("application/json", b'{"instances": [{"x": [1, 2]}]}'),
+    "a number": ("application/json", b'{"inputs": 1}'),
+    "nothing": ("application/json", b'{"inputs": []}'),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("accept", ["application/json", "application/vnd.apache.arrow.stream"])
+def test_a_table_is_answered_or_refused_in_words(server: Any, name: str, accept: str) -> None:
+    for content_type, body in TABLES.values():
+        for path in (
+            f"/endpoints/{name}/invocations",
+            f"/endpoints/{name}/predict/batch",
+            f"/v1/models/{name}:predict",
+        ):
+            response = ask(server, path, body=body, content_type=content_type, accept=accept)
+            assert response.status < 500, (path, body, response.body)
+
+
+def test_rows_of_nothing_pass_where_the_graph_takes_them(server: Any) -> None:
+    empty = {"name": "a", "shape": [0, 2], "datatype": "FP32", "data": []}
+    full = {"name": "b", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]}
+    (output,) = told(server, "/v2/models/pair/infer", {"inputs": [empty, full]})["outputs"]
+    assert (output["shape"], output["data"]) == ([0, 1], [])
+
+
+def test_a_graph_of_one_row_is_logged_and_answered_as_a_row(tmp_path: Path, serve_here: Callable[..., Any]) -> None:
+    folder = write_model(tmp_path / "one", "g (float[1,2] x) => (float[1,2] y) { y = Neg(x) }")
+    server = serve_here({"one": {"main": variant(folder)}})
+
+    assert told(server, "/predict", {"x": [1.0, 2.0]})["prediction"] == [-1.0, -2.0]
+    request = captured(server)
+    assert (request.feeds["x"].tolist(), request.outputs["y"].tolist()) == ([[1.0, 2.0]], [[-1.0, -2.0]])
+    said = "none: its input 'x' has the fixed first size 1"
+    assert told(server, "/v2/models/one")["parameters"] == {"batch_dimension": said}
