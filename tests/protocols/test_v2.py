@@ -102,7 +102,7 @@ def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(s
     assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}]}, "mixed"))
     assert repr(name) in error(ask(server, {"inputs": [column(name, "FP32", 1, 2)]}))
     image = {"name": name, "shape": [1, 4], "datatype": "FP32", "data": [1, 2, 3, 4]}
-    assert "[any, 2, 2] is expected" in error(ask(server, {"inputs": [image]}, "tensor"))
+    assert "[any, 2, 2]" in error(ask(server, {"inputs": [image]}, "tensor"))
 
 
 def test_texts_that_mlservers_base64_codec_has_encoded_are_read_as_texts(server: Server) -> None:

@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.supervisor import supervise
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.statedir import LOCAL_KEY, make_local_key
+from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, write_spec
 from tests.support.serving import Served
 from tests.support.waiting import free_port
@@ -130,9 +131,7 @@ def test_a_caller_needs_a_certificate_of_the_named_authority(
 ) -> None:
     refused = client.post()
     assert refused.status_code == 401
-    assert refused.json()["message"] == (
-        "this server answers callers with a client certificate of one of its authorities only"
-    )
+    assert mentions(refused.json()["message"], "client certificate", "authorities")
     lines: dict[str, Any] = {"content_type": "application/jsonl"}
     assert client.post(iter([b"[1, 2, 3]\n"]), **lines).status_code == 401
     assert client.post(authorization="Bearer wrong").status_code == 401
@@ -250,5 +249,5 @@ def test_a_caller_has_the_name_of_its_certificate(certificate: Any, name: str) -
 
 
 def test_client_certificates_are_about_https() -> None:
-    with pytest.raises(ValueError, match="ca_certs is about https: certfile and keyfile are expected with it"):
+    with pytest.raises(ValueError, match=r"ca_certs.*certfile and keyfile"):
         ServerSpec(ca_certs=ssl.get_default_verify_paths().openssl_cafile)

@@ -27,7 +27,7 @@ def test_the_cpu_is_always_there() -> None:
 @no_cuda
 @pytest.mark.parametrize("name", ["cuda", "tensorrt"])
 def test_a_device_that_the_runtime_was_not_built_for_is_refused_by_name(name: Device) -> None:
-    with pytest.raises(DeviceUnavailable, match=rf"^--device {name} needs ONNX Runtime's GPU build"):
+    with pytest.raises(DeviceUnavailable, match=f"--device {name}.*GPU build"):
         require_device(name)
 
 

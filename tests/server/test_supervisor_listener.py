@@ -15,7 +15,7 @@ from tests.support.waiting import free_port
 def test_a_port_in_use_is_refused_by_name() -> None:
     with open_listener("127.0.0.1", None) as first:
         port = first.getsockname()[1]
-        with pytest.raises(InvalidConfig, match=f"port {port} on 127.0.0.1 is in use; choose another with --port"):
+        with pytest.raises(InvalidConfig, match=f"port {port} .*--port"):
             open_listener("127.0.0.1", port)
 
 
@@ -30,7 +30,7 @@ def test_without_a_port_the_first_free_one_is_taken() -> None:
     [("192.0.2.1", "Cannot assign"), ("no.such.host.invalid", "(not known|failure in name resolution)")],
 )
 def test_a_host_that_is_not_this_machine_is_refused(host: str, reason: str) -> None:
-    with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080 cannot be listened on: .*{reason}"):
+    with pytest.raises(InvalidConfig, match=f"{re.escape(host)}:8080 .*{reason}"):
         open_listener(host, 8080)
 
 
@@ -103,7 +103,7 @@ def test_a_server_that_only_its_machine_reaches_needs_no_keys(host: str) -> None
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "models.example"])
 def test_a_server_that_others_reach_needs_keys_or_says_that_it_has_none(host: str) -> None:
     said: list[str] = []
-    with pytest.raises(InvalidConfig, match=r"say -C server\.api_keys=true .*; or --insecure"):
+    with pytest.raises(InvalidConfig, match=r"-C server\.api_keys=true .*--insecure"):
         check_exposure(ServerSpec(host=host), said.append)
     check_exposure(ServerSpec(host=host, api_keys=True), said.append)
     assert said == []

@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.spool.reader import read_batches
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.statedir import SPOOL, WorkerState, read_state, worker_file
 from tests.support.handling import handle
+from tests.support.refusals import mentions
 from tests.support.servers import variant, want
 from tests.support.waiting import wait_until
 
@@ -168,7 +169,7 @@ def test_a_name_that_a_new_version_does_not_have_keeps_the_one_before(
         state = read_state(account, WorkerState)
         return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
 
-    assert "capture.drop: m 2 has no column 'aa'; did you mean 'a'?" in wait_until(told, what="the refusal")
+    assert mentions(wait_until(told, what="the refusal"), "capture.drop", "'aa'", "'a'")
     assert handle(server, request).headers["X-Model-Version"] == "1"
     (batch,) = read_batches(segments(state_dir / SPOOL)[0]).batches
     assert list(to_log_columns(batch.model.schema, (), batch.feeds, {})) == ["b", "c"]
@@ -187,5 +188,5 @@ def test_where_there_is_no_key_to_mask_with_the_version_is_not_served(
         state = read_state(worker_file(state_dir, os.getpid()), WorkerState)
         return state.endpoints["e"]["e"].error if state and state.generation == 2 else ""
 
-    assert "mask.key holds no key: 32 to 128 hexadecimal digits are expected" in wait_until(told, what="the refusal")
+    assert mentions(wait_until(told, what="the refusal"), "mask.key", "32 to 128")
     assert server.repository.table["e"].answering[0].loaded.version == "1"

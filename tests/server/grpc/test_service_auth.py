@@ -45,7 +45,7 @@ def test_each_method_needs_its_scope_and_health_needs_none(tmp_path: Path, model
                 client.infer("tensor", image, headers=headers(key) if key else None)
             assert code(refused) == f"StatusCode.{expected}"
         client.infer("tensor", image, headers=headers("once"))
-        with pytest.raises(InferenceServerException, match="the key 'once' may ask for 1/hour") as refused:
+        with pytest.raises(InferenceServerException, match=r"'once'.*1/hour") as refused:
             client.infer("tensor", image, headers=headers("once"))
         assert code(refused) == "StatusCode.RESOURCE_EXHAUSTED"
         with pytest.raises(InferenceServerException) as refused:
@@ -55,7 +55,7 @@ def test_each_method_needs_its_scope_and_health_needs_none(tmp_path: Path, model
             client.unload_model("tensor", headers=headers("read"))
         assert code(refused) == "StatusCode.PERMISSION_DENIED"
         with served.stub() as stub:
-            with pytest.raises(grpc.RpcError, match="send Authorization: Bearer KEY"):
+            with pytest.raises(grpc.RpcError, match="Authorization: Bearer KEY"):
                 next(stub.ModelStreamInfer(iter([message("tensor")]), timeout=10))
             twice = [("authorization", "Bearer wrong"), ("authorization", "Bearer read")]
             with pytest.raises(grpc.RpcError, match="UNAUTHENTICATED"):

@@ -117,7 +117,7 @@ def test_no_message_brings_anything_but_our_errors(noise: bytes, datatype: str, 
 def test_a_typed_value_beyond_its_datatype_is_named(datatype: str, value: int, words: str) -> None:
     array = np.array([[1, value]])
     artifact, schema = model_of(array.astype(DTYPES[datatype]))
-    with pytest.raises(InvalidRequest, match=f"element 1 is {value}.*{words}"):
+    with pytest.raises(InvalidRequest, match=f"element 1 .*{value}.*{words}"):
         decode(request_of(array, datatype, is_raw=False), artifact, schema)
 
 
@@ -141,7 +141,7 @@ def test_fields_that_are_unknown_beside_typed_values_are_left_out(datatype: str)
 def test_a_message_of_too_many_fields_is_refused_whatever_stands_first(first: bytes) -> None:
     empty_input = b"\x2a\x00"
     assert len(read_message(messages.ModelInferRequest, first + 3 * empty_input).inputs) == 3
-    with pytest.raises(InvalidRequest, match="more than 100000 inputs, outputs and parameters"):
+    with pytest.raises(InvalidRequest, match="100000 inputs"):
         read_message(messages.ModelInferRequest, first + (MAX_FIELDS + 1) * empty_input)
 
 
@@ -149,7 +149,7 @@ def test_a_typed_text_that_is_no_utf_8_is_named() -> None:
     artifact, schema = model_of(np.array([["a", "b"]], dtype=object))
     request = request_of(np.array([["a", "b"]], dtype=object), "BYTES", is_raw=False)
     request.inputs[0].contents.bytes_contents[1] = b"\xff"
-    with pytest.raises(InvalidRequest, match="element 1 is not valid UTF-8"):
+    with pytest.raises(InvalidRequest, match=r"element 1 .*UTF-8"):
         decode(request, artifact, schema)
 
 
@@ -167,7 +167,7 @@ def test_an_input_in_shared_memory_is_named_beside_one_whose_bytes_came() -> Non
     request = request_of(array, "FP32", is_raw=True)
     shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])
     shared.parameters["shared_memory_region"].string_param = "region"
-    with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region is not supported"):
+    with pytest.raises(InvalidRequest, match=r"'shared'.*shared_memory_region"):
         decode(request, *model_of(array))
 
 

@@ -65,7 +65,7 @@ def test_the_members_of_a_gzip_body_are_one_body(parts: list[bytes]) -> None:
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", " zstd "])
 def test_the_limit_holds_to_the_byte(encoding: str) -> None:
     assert undo(COMPRESS[encoding](b"x" * LIMIT), encoding) == b"x" * LIMIT
-    with pytest.raises(BodyTooLarge, match="1000000 bytes when decompressed"):
+    with pytest.raises(BodyTooLarge, match="1000000 bytes"):
         undo(COMPRESS[encoding](b"x" * (LIMIT + 1)), encoding)
 
 
@@ -122,7 +122,7 @@ def test_what_lies_behind_the_data_is_not_passed_over() -> None:
 
 @pytest.mark.parametrize("encoding", ["br", "gzip, gzip", "gzip,zstd", "x" * 1000])
 def test_an_unknown_encoding_is_refused_with_those_that_are_known(encoding: str) -> None:
-    with pytest.raises(UnsupportedMediaType, match="gzip, deflate, zstd or identity"):
+    with pytest.raises(UnsupportedMediaType, match="gzip, deflate, zstd"):
         undo(b"x", encoding)
 
 

@@ -92,7 +92,7 @@ def test_a_body_larger_than_the_limit_is_no_matter_where_no_line_is(post: Post) 
     assert response.content == b"[1006.0]\n" * body.count(b"\n")
     refused = post(b"[1, 2, " + b" " * LIMIT + b"3]\n" + body)
     assert refused.status_code == 413
-    assert "line 1 is larger" in refused.json()["message"]
+    assert "line 1 is" in refused.json()["message"]
 
 
 def test_an_answer_comes_before_the_body_has_ended(connect: Callable[[], socket.socket]) -> None:

@@ -164,14 +164,14 @@ def test_a_certificate_stands_beside_the_key_or_in_its_place(tmp_path: Path) -> 
     alone = Authenticator(tmp_path, WITH_CERTIFICATES)
     assert alone.require({}, "admin", certificate="laptop").name == "laptop"
     assert alone.require({}, "infer", certificate="laptop").counted_as == "a certificate"
-    with pytest.raises(Unauthenticated, match="with a client certificate"):
+    with pytest.raises(Unauthenticated, match="client certificate"):
         alone.require(bearer("nobody"), "infer")
 
 
 def test_an_expired_key_holds_no_more(auth: Authenticator, clock: Clock[float]) -> None:
     assert holds(auth, "shop")
     clock.now += 60
-    with pytest.raises(Unauthenticated, match="the key 'shop' has expired"):
+    with pytest.raises(Unauthenticated, match=r"'shop' .*expired"):
         auth.require(bearer("shop"), "infer", "flights")
 
 
@@ -226,13 +226,13 @@ def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
     sent = bearer(token())
     for _ in range(2):  # verified once, remembered
         assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"  # which no key is called
-    with pytest.raises(ScopeMissing, match=r"the key 'shop@login\.example' is for infer; this needs read"):
+    with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
         of_issuer.require(sent, "read")
     limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
     assert of_issuer.require(limited, "infer", "flights").endpoints == ("flights",)
-    with pytest.raises(ScopeMissing, match="this is about endpoint 'taxis'"):
+    with pytest.raises(ScopeMissing, match="'taxis'"):
         of_issuer.require(limited, "infer", "taxis")
-    with pytest.raises(ScopeMissing, match="is for nothing here; this needs infer"):
+    with pytest.raises(ScopeMissing, match=r"nothing here.*infer"):
         of_issuer.require(bearer(token(scope="openid")), "infer")
     with pytest.raises(ScopeMissing, match="this needs infer"):
         of_issuer.require(bearer(token(onnxserve_endpoints=[])), "infer", "flights")
@@ -275,7 +275,7 @@ def test_a_token_that_does_not_hold_is_refused_with_the_reason(
 def test_a_token_whose_time_is_not_a_number_of_seconds_is_refused(
     of_issuer: Authenticator, claim: str, seconds: Any
 ) -> None:
-    with pytest.raises(Unauthenticated, match="the token does not hold"):
+    with pytest.raises(Unauthenticated, match="does not hold"):
         of_issuer.require(bearer(token(**{claim: seconds})), "infer")
 
 
@@ -297,10 +297,10 @@ def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Auth
     sent = bearer(token())
     auth.require(sent, "infer")
     clock.now += 91  # its 60 s, and half a minute for clocks that differ
-    with pytest.raises(Unauthenticated, match=r"the key 'shop@login\.example' has expired"):
+    with pytest.raises(Unauthenticated, match=r"'shop@login\.example' .*expired"):
         auth.require(sent, "infer")
 
 
 def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match="have not been fetched yet"):  # its client may ask again with the same token
+    with pytest.raises(NotReady, match="not been fetched"):  # its client may ask again with the same token
         Authenticator(tmp_path, WITH_TOKENS).require(bearer(token()), "infer")

@@ -111,7 +111,7 @@ def test_a_caller_may_ask_for_less_time_over_v2(serve: Serve) -> None:
 @pytest.mark.parametrize("timeout", [-1, 1.5, "soon", True, [1]])
 def test_a_timeout_that_is_none_is_the_callers_mistake(serve: Serve, timeout: Any) -> None:
     server = serve()
-    with pytest.raises(InvalidRequest, match="a whole number of microseconds"):
+    with pytest.raises(InvalidRequest, match="number of microseconds"):
         infer(server, parameters={"timeout": timeout})
 
 

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.server.inference.limits import (
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.statedir import KeyEntry
 from tests.support.clocks import Clock
+from tests.support.refusals import mentions
 from tests.support.waiting import free_port
 
 
@@ -49,7 +50,7 @@ def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     two.acquire()
     two.acquire()
 
-    with pytest.raises(TooManyRequests, match="2 requests are being answered") as error:
+    with pytest.raises(TooManyRequests, match="2 requests") as error:
         two.acquire()
 
     assert error.value.retry_after == 1
@@ -98,7 +99,7 @@ def test_each_caller_has_the_rate_for_itself(clock: Clock[float]) -> None:
     for _ in range(3):
         limited.check_rates(sent("192.0.2.1"), None)
 
-    with pytest.raises(TooManyRequests, match="more than 3/minute from one caller") as error:
+    with pytest.raises(TooManyRequests, match="3/minute") as error:
         limited.check_rates(sent("192.0.2.1"), None)
 
     assert error.value.retry_after is not None
@@ -197,7 +198,7 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
         return ""
 
     assert [ask("shop"), ask("shop"), ask("other")] == ["", "", ""]
-    assert ask("shop") == "2: the key 'shop' may ask for 2/second; ask again later"
+    assert mentions(ask("shop"), "2:", "'shop'", "2/second")
     clock.now += 2
     assert ask("shop") == ""
     assert ask("shop").endswith("the key 'shop' may ask for 3/day; ask again later")
@@ -350,7 +351,7 @@ def test_keys_share_their_limits_over_redis(redis_url: str) -> None:
     shop = KeyEntry(name="shop", scopes=("infer",), limits=("2/day",))
     for worker in workers:
         worker.check_rates(sent(), shop)
-    with pytest.raises(TooManyRequests, match="the key 'shop' may ask for 2/day"):
+    with pytest.raises(TooManyRequests, match=r"'shop' .*2/day"):
         workers[0].check_rates(sent(), shop)
 
 

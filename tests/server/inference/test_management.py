@@ -73,13 +73,13 @@ def test_a_config_that_is_no_endpoint_is_refused_in_one_line(config: str) -> Non
 
 
 def test_tritons_own_configuration_is_refused_by_its_name() -> None:
-    with pytest.raises(InvalidConfig, match=r"config is an endpoint as in the server's spec.*ModelConfig.*name: Field"):
+    with pytest.raises(InvalidConfig, match=r"ModelConfig.*name: Field"):
         management.endpoint_to_load("e", {"config": '{"backend": "onnxruntime", "max_batch_size": 8}'})
 
 
 def test_an_unload_takes_what_tritons_client_sends() -> None:
     management.check_unload_parameters({"unload_dependents": False})
-    with pytest.raises(InvalidRequest, match="'x' of an unload"):
+    with pytest.raises(InvalidRequest, match=r"'x' .*unload"):
         management.check_unload_parameters({"x": 1})
 
 

@@ -156,7 +156,7 @@ def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> N
 def test_a_model_of_embeddings_answers(client: Callable[..., Any], given: Any) -> None:
     answer = client("/endpoints/embedder").embeddings.create(model="any", input=given)
     assert [one.embedding for one in answer.data] == [[5, 0.5], [3, 0.5]][: len(answer.data)]
-    with pytest.raises(openai.BadRequestError, match="one size: send it without dimensions"):
+    with pytest.raises(openai.BadRequestError, match="without dimensions"):
         client("/endpoints/embedder").embeddings.create(model="any", input=given, dimensions=64)
 
 
@@ -187,12 +187,12 @@ def test_an_error_has_the_words_that_the_client_shows(client: Callable[..., Any]
 def test_a_model_of_another_form_says_where_to_ask(
     client: Callable[..., Any], path: str, task: str, own_route: str
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=f"/chat/completions .* {task}.* send it to {own_route}"):
+    with pytest.raises(openai.BadRequestError, match=f"/chat/completions .*{task}.*{own_route}"):
         client(path).chat.completions.create(model="any", messages=USER)
 
 
 def test_a_whole_answer_is_not_taken_for_an_empty_stream() -> None:
     artifact = SimpleNamespace(task="llm/v1/chat", is_streamable=False)
     variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=SimpleNamespace(artifact=artifact)))
-    with pytest.raises(InvalidRequest, match=r"no predict_stream.* without stream"):
+    with pytest.raises(InvalidRequest, match=r"no predict_stream.*without stream"):
         CHAT_COMPLETIONS.decode({"content-type": "application/json"}, b'{"messages": [], "stream": true}', variant, 100)

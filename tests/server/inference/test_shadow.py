@@ -33,6 +33,7 @@ from tests.support.handling import handle
 from tests.support.models import columns, mixed_model, write_model
 from tests.support.pyfuncs import save_pyfuncs
 from tests.support.raising import raise_it
+from tests.support.refusals import mentions
 from tests.support.spool import CapturedRequest, read_segment
 from tests.support.waiting import wait_until
 
@@ -150,7 +151,7 @@ def test_a_shadow_that_refuses_the_input_has_failed(
     wait_until(lambda: shadowed(server, "requests", outcome="failed") == 1, what="the failure")
     assert shadowed(server, "requests", outcome="compared") == 0
     (record,) = [record for record in caplog.records if record.name.endswith(".shadow")]
-    assert "the shadow e/new fails: columns 'carrier', 'distance', 'hour', 'late' are missing" in record.message
+    assert mentions(record.message, "e/new", "'carrier', 'distance', 'hour', 'late'")
     assert record.exc_info is None
 
 

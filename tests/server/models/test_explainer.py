@@ -87,7 +87,7 @@ def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explain
     with ThreadPoolExecutor(2) as pool:
         hanging = [pool.submit(ask, asked, HANGS) for _ in range(2)]
         wait_until(lambda: asked._active == 2, 60, "two that wait")
-        with pytest.raises(TooManyRequests, match="2 requests are being explained") as caught:
+        with pytest.raises(TooManyRequests, match="2 requests") as caught:
             ask(asked)
         assert caught.value.retry_after == 1
         asked.close()
@@ -96,7 +96,7 @@ def test_more_than_may_wait_are_refused_at_once(explainer: Callable[..., Explain
 
 def test_a_process_that_ends_over_a_question_is_started_anew(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer()
-    with pytest.raises(NotReady, match=r"the process of this explainer .* over this request"):
+    with pytest.raises(NotReady, match="this explainer"):
         ask(asked, CRASHES)
 
     def answers() -> bool:
@@ -128,7 +128,7 @@ def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Calla
         ask(explainer("never", answer_seconds=0.3))
     broken = explainer("failed")
     for _ in range(2):
-        with pytest.raises(NotReady, match="predictions cannot be explained: shap cannot be imported here"):
+        with pytest.raises(NotReady, match="shap cannot be"):
             ask(broken)
 
 
@@ -139,7 +139,7 @@ def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(ask, asked, HANGS)
         wait_until(lambda: asked._process is not None and not asked._process._turn._value, 60, "the first question")
-        with pytest.raises(DeadlineExceeded, match="before the explainer was free"):
+        with pytest.raises(DeadlineExceeded, match="explainer was free"):
             ask(asked)
         asked.close()
         assert isinstance(hanging.exception(60), NotReady)

@@ -13,6 +13,7 @@ from mlflow_deploy_plugin.runtime import Array, BatchPolicy, Feeds, OnnxModel, P
 from mlflow_deploy_plugin.server.models.loading import MemoryLimit, has_random_nodes, load_warm, worker_limit
 from tests.support.models import mixed_model, write_model
 from tests.support.page_models import with_example
+from tests.support.refusals import mentions
 
 FIXED = "fixed (float[2,2] X) => (float[2,2] y) { y = Identity(X) }"
 NOISY = "noisy (float[N,2] X) => (float[N,2] y) { noise = RandomNormalLike(X) y = Add(X, noise) }"
@@ -27,7 +28,7 @@ endless (float[N,2] X) => (float[N,2] y) <int64 trips = {1000000000000}, bool go
 
 
 def test_a_graph_that_does_not_come_to_an_end_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArtifact, match=r"it has not computed its first answer within 0\.3 s"):
+    with pytest.raises(InvalidArtifact, match=r"within 0\.3 s"):
         load_warm(write_model(tmp_path / "model", ENDLESS), Placement(), 1, timeout_seconds=0.3)
 
 
@@ -68,7 +69,7 @@ def test_a_version_that_refuses_a_row_of_zeros_starts_cold(tmp_path: Path, caplo
     with caplog.at_level(logging.INFO):
         load_warm(write_model(tmp_path / "model", graph), Placement(), 1)
 
-    assert "no warm-up, since it refuses a row of zeros: row 0: the original refuses it" in caplog.text
+    assert mentions(caplog.text, "no warm-up", "row 0", "refuses it")
 
 
 def test_without_a_policy_nothing_is_batched(model_folders: dict[str, Path]) -> None:
@@ -80,7 +81,7 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, cap
         warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
 
     assert warm.batcher is None
-    assert "requests are not joined: it has no batch dimension: its input 'X'" in caplog.text
+    assert mentions(caplog.text, "not joined", "batch dimension", "'X'")
 
 
 @pytest.mark.parametrize(

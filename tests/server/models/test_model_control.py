@@ -85,14 +85,14 @@ def test_an_error_comes_back_as_what_it_is(tmp_path: Path, error: OnnxserveError
 
 
 def test_without_an_agent_nobody_waits_long_and_the_command_is_withdrawn(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match="the agent that would load it does not run"):
+    with pytest.raises(NotReady, match=r"agent .*not run"):
         commands(tmp_path).load("e")
     assert not left_over(tmp_path)
 
 
 def test_an_agent_that_takes_too_long_is_not_waited_for(tmp_path: Path) -> None:
     agent_lives(tmp_path)
-    with pytest.raises(DeadlineExceeded, match="to unload 'e' takes longer than 0 s and goes on"):
+    with pytest.raises(DeadlineExceeded, match=r"'e' .*0 s"):
         commands(tmp_path, patience=0.2).unload("e")
     assert not left_over(tmp_path)
 
@@ -107,7 +107,7 @@ def test_an_endpoint_that_is_too_large_for_a_command_is_refused_at_once(tmp_path
     agent_lives(tmp_path)
     variants = {"main": VariantSpec(model="models:/m/1")}
     large = EndpointSpec(name="e", variants=variants, capture=CaptureSpec(drop=("column" * 10_000,) * 10))
-    with pytest.raises(InvalidConfig, match=r"takes 60\d{4} bytes as JSON; at most 262144 are taken"):
+    with pytest.raises(InvalidConfig, match=r"60\d{4} bytes .*262144"):
         commands(tmp_path).load("e", large)
     assert not left_over(tmp_path)
 

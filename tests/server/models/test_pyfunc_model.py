@@ -351,7 +351,7 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: not_installed.at_all}}\n")
     with pytest.raises(InvalidArtifact) as caught:
         PyfuncPredictor.load(read_served_artifact(tmp_path), 10.0)
-    assert "the Python module 'not_installed'" in caught.value.message
+    assert "module 'not_installed'" in caught.value.message
     assert str(tmp_path) not in caught.value.message  # clients are told it, at /ping
     assert str(tmp_path / "requirements.txt") in capfd.readouterr().err
 
@@ -361,7 +361,7 @@ def test_without_mlflow_it_says_what_is_missing(
 ) -> None:
     (tmp_path / "pandas.py").write_text("raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(InvalidArtifact, match=r"needs mlflow and pandas, .*\(No module named 'pandas'\): pip install"):
+    with pytest.raises(InvalidArtifact, match=r"mlflow and pandas.*'pandas'.*pip install"):
         PyfuncPredictor.load(read_served_artifact(pyfunc_folders["knn"]), 10.0)
 
 
@@ -388,7 +388,7 @@ def test_an_endpoint_goes_from_onnx_to_a_pyfunc_and_back_and_is_not_ready_while_
     wait_until(lambda: get("/ping").status == 503, what="the end to be noticed")
     for path in ("/ping", "/v2/models/e/ready", "/v2/models/e/versions/2/ready"):
         response = get(path)
-        assert (response.status, "was killed by SIGKILL and is started anew" in message(response)) == (503, True)
+        assert (response.status, "killed by SIGKILL" in message(response)) == (503, True)
     wait_until(lambda: get("/ping").status == get("/v2/models/e/ready").status == 200, 60, "the process")
     side = psutil.Process(server.repository.select_variant("e").loaded.predictor.pid)
     assert is_alive(side)

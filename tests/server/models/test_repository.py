@@ -30,6 +30,7 @@ from mlflow_deploy_plugin.statedir import (
 )
 from tests.support import servers
 from tests.support.disk import files_of_at_most
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 
@@ -70,7 +71,7 @@ def serve(tmp_path: Path, repository: Repository) -> Serve:
 
 def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> None:
     repository.poll()
-    assert "no model is loaded yet" in repository.not_ready_reason()
+    assert "no model is" in repository.not_ready_reason()
     with pytest.raises(NotReady):
         repository.select_variant("e", draw=0.0)
 
@@ -190,9 +191,9 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
 
     serve(3, {"key": "a"}, 100, 0)
     assert repository.select_variant("e", draw=0.9).key is None
-    assert "callers could stick by" not in caplog.text
+    assert "stick by" not in caplog.text
     serve(4, {"key": "z"}, 50, 50)
-    assert "e/1: version 1 takes no column 'z' that callers could stick by: they go by chance" in caplog.text
+    assert mentions(caplog.text, "e/1", "version 1", "'z'", "stick by")
 
 
 def test_a_variant_in_the_shadow_or_without_weight_never_answers(
@@ -309,7 +310,7 @@ def test_endpoints_come_and_go(repository: Repository, bias_folders: dict[str, P
     servers.want(tmp_path, 2, {"two": {"v": second}})
     repository.poll()
     assert repository.select_variant(None, draw=0.0).loaded.version == "2"
-    with pytest.raises(NotFound, match="no endpoint 'one' here; there is 'two'"):
+    with pytest.raises(NotFound, match=r"'one' .*'two'"):
         repository.select_variant("one", draw=0.0)
 
 
@@ -385,7 +386,7 @@ def test_whoever_asks_an_endpoint_without_a_version_is_told_what_the_agent_knows
     write_state(tmp_path / WANTED, Wanted.model_validate({"generation": 1, "endpoints": endpoints}))
     repository.poll()
     assert repository.not_ready_reason() == ""
-    with pytest.raises(NotReady, match=r"'bad' has no version that answers: v: models:/x/1: there is no registered"):
+    with pytest.raises(NotReady, match=r"'bad'.*v: models:/x/1"):
         repository.select_variant("bad", draw=0.0)
 
 

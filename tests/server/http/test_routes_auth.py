@@ -25,6 +25,7 @@ from mlflow_deploy_plugin.statedir import KeyEntry, Scope
 from tests.support.handling import ROW, V2_ROW, ask, handle
 from tests.support.keys import write_keys
 from tests.support.models import write_model
+from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, one_endpoint, variant, want
 
 SCOPES: tuple[Scope, ...] = ("infer", "read", "admin")
@@ -141,7 +142,7 @@ def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Pat
 
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:
     answer = ask(server)
-    assert answer.headers["WWW-Authenticate"] == 'Basic realm="onnxserve", Bearer realm="onnxserve"'
+    assert answer.headers["WWW-Authenticate"].split(", ") == ['Basic realm="onnxserve"', 'Bearer realm="onnxserve"']
     assert b"send Authorization: Bearer KEY" in answer.body
 
 
@@ -245,7 +246,7 @@ def test_a_worker_counts_requests_by_key_and_refuses_what_is_above_its_limit(url
     answers = [requests.post(f"{url}/invocations", ROW, headers=headers, timeout=10) for _ in range(4)]
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
-    assert answers[-1].json()["message"] == "the key 'thrice' may ask for 3/hour; ask again later"
+    assert mentions(answers[-1].json()["message"], "'thrice'", "3/hour")
     assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600  # to the end of the hour that the worker counts in
     headers["Authorization"] = "Bearer infer"
     for body in (ROW, b"no JSON"):  # by its plan, and by the general way
