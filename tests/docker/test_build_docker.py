@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.images import planned_image
 from mlflow_deploy_plugin.images.engine import build, image_fields
 from tests.docker.conftest import HARDENED, ROOT, send
 from tests.docker.test_image import ROWS, log_version
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 from tests.support.workflows import Workflow
 
@@ -43,7 +44,7 @@ def test_an_image_says_what_it_holds(image: str, tag: str, model_folder: Path, t
     fields = image_fields(tag)
     assert fields is not None
     assert done.stdout.startswith(f"{tag}: model, ")
-    assert f" MB for linux/{fields['Architecture']}, {fields['Id']} on {image}\n" in done.stdout
+    assert mentions(done.stdout, f"linux/{fields['Architecture']}", f"{fields['Id']} on {image}")
     assert fields["Config"]["Labels"]["onnxserve.model"] == str(model_folder)
     assert fields["Config"]["User"] == "10001"
     assert json.loads(sbom.read_bytes())["bomFormat"] == "CycloneDX"
@@ -86,7 +87,7 @@ def test_a_followed_model_is_the_registrys(image: str, tag: str, start: Any, tra
 def test_a_followed_model_needs_a_word_about_its_callers(image: str, docker: Any) -> None:
     ended = docker("run", "--rm", "-e", "ONNXSERVE_MODEL_URI=models:/x@y", image, check=False)
     assert ended.returncode == 1
-    assert "0.0.0.0 is reached from other machines, and no caller would need a key" in ended.stderr
+    assert mentions(ended.stderr, "0.0.0.0", "need a key")
 
 
 def test_a_followed_model_needs_the_address_of_mlflow(image: str, docker: Any) -> None:

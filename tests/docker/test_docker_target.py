@@ -27,6 +27,7 @@ from mlflow_deploy_plugin.deployments.backends import local
 from tests.docker.conftest import run_docker
 from tests.support.deployments import SIGNATURE, Models, save_models
 from tests.support.models import FAILING, adder, parse_graph
+from tests.support.refusals import mentions
 from tests.support.traffic import Traffic
 from tests.support.waiting import free_port, wait_until
 
@@ -166,7 +167,7 @@ def test_a_deployment_is_a_hardened_container_of_its_name(
 def test_every_command_knows_the_target_and_a_client_only_its_own(client: BaseDeploymentClient, flights: str) -> None:
     assert flights in [one["name"] for one in client.list_deployments()]
     assert get_deploy_client("onnxserve").list_deployments() == []
-    with pytest.raises(MlflowException, match="it is at `-t onnxserve:/docker`"):
+    with pytest.raises(MlflowException, match="`-t onnxserve:/docker`"):
         get_deploy_client("onnxserve").get_deployment(flights)
     head, row = CliRunner().invoke(main, ["list"]).output.splitlines()
     assert head.split()[:2] == ["NAME", "TARGET"]
@@ -215,7 +216,7 @@ def test_an_update_that_does_not_come_up_leaves_what_serves_alone(
     with load(client.get_deployment(flights)["url"]) as answers, pytest.raises(MlflowException) as failure:
         client.update_deployment(flights, config={"container.environment.ONNXSERVE_POLL_SECONDS": "often"})
 
-    assert "has ended with exit status 1: ONNXSERVE_POLL_SECONDS: " in failure.value.message
+    assert mentions(failure.value.message, "exit status 1", "ONNXSERVE_POLL_SECONDS")
     assert container(flights)["Id"] == before
     assert ours(home) == [flights, f"{flights}-listener"]
     assert list(answers) == [str(b'{"predictions":[{"y":3.0}]}')]
@@ -242,7 +243,7 @@ def test_a_container_that_is_taken_away_is_said_and_brought_back(client: BaseDep
     shown = client.get_deployment(flights)
     assert shown["state"] == "failed"
     assert shown["reason"].startswith("its container was killed (exit status 137); `onnxserve start")
-    assert f"`onnxserve start {flights}` brings it back" in shown["reason"]
+    assert f"`onnxserve start {flights}`" in shown["reason"]
     with open_deployments(print) as deployments:
         deployments.start(flights)
         assert predictions(client, flights) == [{"y": 3.0}]
@@ -346,11 +347,11 @@ def test_a_taken_port_and_a_taken_name_are_said(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(MlflowException, match=f"port {port} on 127.0.0.1 is in use"):
+        with pytest.raises(MlflowException, match=f"port {port}.*in use"):
             client.create_deployment(name, models.once, config={"container.image": image, "server.port": port})
     run_docker("create", "--name", name, image)
     try:
-        with pytest.raises(MlflowException, match=f"a container '{name}' is there already, and not ours"):
+        with pytest.raises(MlflowException, match=f"container '{name}'.*not ours"):
             client.create_deployment(name, models.once, config={"container.image": image})
     finally:
         run_docker("rm", "-v", name)
@@ -364,7 +365,7 @@ def test_an_endpoint_whose_containers_would_have_the_names_of_anothers_is_refuse
     client.create_deployment(other, models.once, config={"container.image": image})
     try:
         serving = container(other)["Id"]
-        with pytest.raises(MlflowException, match=f"a container '{other}' is there already, of the endpoint '{other}'"):
+        with pytest.raises(MlflowException, match=f"container '{other}'.*endpoint '{other}'"):
             client.create_deployment(name, models.once, config={"container.image": image})
         assert container(other)["Id"] == serving
         assert not (home / "docker" / name).exists()
@@ -380,7 +381,7 @@ def test_an_endpoint_whose_name_another_home_has_is_refused_and_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(tmp_path))
         other = get_deploy_client("onnxserve:/docker")
-        with pytest.raises(MlflowException, match=f"a container '{name}' is there already, of ONNXSERVE_HOME="):
+        with pytest.raises(MlflowException, match=f"container '{name}' .*ONNXSERVE_HOME="):
             other.create_deployment(name, models.once, config={"container.image": image})
 
     assert not (tmp_path / "docker" / name).exists()
@@ -391,7 +392,7 @@ def test_no_engine_is_one_line(
     client: BaseDeploymentClient, flights: str, name: str, models: Models, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///of/nobody.sock")
-    with pytest.raises(MlflowException, match=r"no Docker engine answers at unix:///of/nobody\.sock: start it"):
+    with pytest.raises(MlflowException, match=r"unix:///of/nobody\.sock"):
         client.create_deployment(name, models.once)
     shown = client.get_deployment(flights)
     assert (shown["state"], shown["reason"][:30]) == ("failed", "no Docker engine answers at un")
@@ -450,7 +451,7 @@ def test_a_rollout_of_a_failing_version_goes_back_by_itself(
     traffic.stop()
 
     assert said.exit_code == 1
-    assert "version 1 → 2: rolled back; error_rate>1%: " in said.output
+    assert mentions(said.output, "version 1 → 2", "rolled back", "error_rate>1%")
     assert container(name)["Id"] == before
     assert {status for version, status in traffic.answers if version != "2"} == {200}
 

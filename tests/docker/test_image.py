@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.models import infer_signature
 
 from mlflow_deploy_plugin.images import image_sbom
+from tests.support.refusals import mentions
 from tests.support.tracking import DEFAULT_EXPERIMENT
 from tests.support.waiting import wait_until
 
@@ -113,14 +114,14 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(image: str, docker: A
     ended = docker("run", "--rm", "-v", mount, image, "serve", "-m", "/model", "--device", "cuda", check=False)
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert "--device cuda needs ONNX Runtime's GPU build" in ended.stderr
+    assert mentions(ended.stderr, "--device cuda", "GPU build")
 
 
 def test_a_command_that_the_image_does_not_hold_says_so_in_one_line(image: str, docker: Any) -> None:
     ended = docker("run", "--rm", image, "drift", "run", "flights", check=False)
     assert ended.returncode == 1
     assert len(ended.stderr.strip().splitlines()) == 1, ended.stderr
-    assert "which is not installed here" in ended.stderr
+    assert "not installed here" in ended.stderr
 
 
 @pytest.mark.long

@@ -35,6 +35,7 @@ from mlflow_deploy_plugin.deployments import ServerMetrics, open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from tests.docker.conftest import BASE_IMAGE, ROOT, run_docker
 from tests.support.models import FAILING, adder, parse_graph
+from tests.support.refusals import mentions
 from tests.support.services.cluster import NEEDS_CLUSTER, Cluster, Manifest, own_namespace
 from tests.support.services.faulty_api import faulty_api
 from tests.support.services.mlflow_server import MlflowServer
@@ -212,7 +213,7 @@ def test_other_traffic_and_another_model_need_no_new_pods(endpoint: Endpoint, cl
     assert endpoint.pods() == pods
     assert seconds < 30  # kubelet alone takes up to 90
 
-    with pytest.raises(MlflowException, match="model adder has no version 9"):
+    with pytest.raises(MlflowException, match=r"adder .*version 9"):
         client.update_deployment("challenger", "models:/adder/9", endpoint=endpoint.name)
     assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
     client.update_endpoint(endpoint.name, {"traffic": {endpoint.name: 100, "challenger": 0}})
@@ -273,7 +274,7 @@ def test_a_rollout_of_a_failing_version_goes_back_by_itself(endpoint: Endpoint, 
     ended = CliRunner().invoke(main, ["rollout", endpoint.name, "--to", "3", *options])
 
     assert ended.exit_code == 1
-    assert "version 1 → 3: rolled back; error_rate>1%: " in ended.output
+    assert mentions(ended.output, "version 1 → 3", "rolled back", "error_rate>1%")
     assert {endpoint.predict() for _ in range(20)} == {2.0}
     assert endpoint.pods() == pods
     assert {status for version, status in traffic.answers if version != "3"} == {200}
@@ -322,7 +323,7 @@ def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(endpoint: End
         with under_load(endpoint) as load:
             assert "Success" in evict(first)
             wait_until(lambda: endpoint.ready_pods() == 1, 60, "one pod is left")
-            assert "Cannot evict pod as it would violate the pod's disruption budget" in evict(second)
+            assert "disruption budget" in evict(second)
             cluster.kubectl("uncordon", node["metadata"]["name"])
             wait_until(lambda: endpoint.ready_pods() == 2, 120, "another pod is ready")
             assert "Success" in evict(second)
@@ -335,17 +336,15 @@ def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(endpoint: End
 def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
     endpoint: Endpoint, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 'ImagePullBackOff: Back-off pulling image "nowhere:1"' in endpoint.refused(container__image="nowhere:1")
+    assert mentions(endpoint.refused(container__image="nowhere:1"), "ImagePullBackOff", '"nowhere:1"')
     said = endpoint.refused(container__memory_bytes=70_000_000)
-    assert "was killed for want of memory (OOMKilled), container.memory_bytes is 70M" in said
+    assert mentions(said, "OOMKilled", "container.memory_bytes is 70M")
     said = endpoint.refused(container__environment__ONNXSERVE_POLL_SECONDS="soon")
-    assert "ends again and again (exit status 1): " in said
-    assert 'secret "missing" not found' in endpoint.refused(container__secrets__A="missing/key")
+    assert mentions(said, "again and again", "exit status 1")
+    assert mentions(endpoint.refused(container__secrets__A="missing/key"), "secret", '"missing"')
     monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "15")
     said = endpoint.refused(container__cpus=900)
-    assert (
-        "is unschedulable: 0/1 nodes are available: 1 Insufficient cpu. (ONNXSERVE_READY_TIMEOUT_SECONDS sets" in said
-    )
+    assert mentions(said, "unschedulable", "Insufficient cpu", "ONNXSERVE_READY_TIMEOUT_SECONDS")
 
 
 def test_a_quota_that_is_full_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
@@ -357,7 +356,7 @@ def test_a_quota_that_is_full_is_said(endpoint: Endpoint, cluster: Cluster) -> N
         said = endpoint.refused(server__threads=6)
     finally:
         cluster.kubectl("delete", "resourcequota", "few")
-    assert "the cluster refuses a pod: pods " in said
+    assert "cluster refuses a" in said
     assert "exceeded quota: few" in said
 
 
@@ -379,9 +378,7 @@ def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint:
     cluster.kubectl("patch", "deployment", endpoint.name, "-p", '{"spec": {"replicas": 1}}')
     endpoint.update(server__threads=6)  # says nothing of pods
     assert endpoint.ready_pods() == 1
-    with pytest.raises(
-        MlflowException, match=r"Deployment f\d+ has fields that kubectl-patch has set: .*spec\.replicas"
-    ):
+    with pytest.raises(MlflowException, match=r"Deployment f\d+.*kubectl-patch.*:.*spec\.replicas"):
         endpoint.update(kubernetes__replicas=3)
     endpoint.update(kubernetes__force_conflicts=True)
     assert endpoint.ready_pods() == 2
@@ -424,11 +421,9 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
         "Service",
         "ServiceAccount",
     }
-    with pytest.raises(
-        MlflowException, match=r"a ConfigMap .gitops. is in namespace .* already, which onnxserve has not made"
-    ):
+    with pytest.raises(MlflowException, match=r"ConfigMap .gitops..*not made"):
         client.create_deployment("gitops", "models:/adder/1")
-    with pytest.raises(MlflowException, match="/nosuch does not exist"):
+    with pytest.raises(MlflowException, match="/nosuch"):
         client.create_deployment("gitops", "/nosuch", config={"kubernetes.force_conflicts": True})
     assert objects_of("gitops", cluster) == before
     cluster.kubectl("delete", "-f", "-", given=old)
@@ -462,9 +457,7 @@ def test_the_endpoint_of_another_store_is_neither_changed_nor_deleted(
 ) -> None:
     owner = os.environ["ONNXSERVE_HOME"]
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
-    with pytest.raises(
-        MlflowException, match=f"already, which belongs to the store sqlite:///{owner}/onnxserve.db on "
-    ):
+    with pytest.raises(MlflowException, match=f"belongs .*sqlite:///{owner}/onnxserve.db on"):
         endpoint.client.create_deployment(endpoint.name, "models:/adder/2")
     assert endpoint.predict() == 2.0
 
@@ -559,7 +552,7 @@ def test_the_shipped_role_of_a_controller_is_enough_for_a_rollout_and_without_it
         failures: list[str] = []
         assert list(reached_places(deployments, failures.append)) == []
     (line,) = failures
-    assert f"leaves rollouts of onnxserve:/kubernetes/{cluster.namespace} to other controllers: the Kubernetes" in line
+    assert mentions(line, f"onnxserve:/kubernetes/{cluster.namespace}", "other controllers")
 
     for one in rights:
         cluster.apply(one)
@@ -602,7 +595,7 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     cluster.kubectl("create", "serviceaccount", "deployer")
     config = kubeconfig_of(cluster, "deployer", tmp_path)
     monkeypatch.setenv("KUBECONFIG", config)
-    with pytest.raises(MlflowException, match=r'forbids it: deployments\.apps "f\d+" is forbidden: User "system:'):
+    with pytest.raises(MlflowException, match=r'forbids it: deployments\.apps "f\d+".*"system:'):
         create()
 
     monkeypatch.undo()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.refusals import mentions
+
 SLIM = Path(__file__).parents[2] / "docker" / "slim.py"
 
 
@@ -35,7 +37,7 @@ def test_the_byte_code_of_others_takes_the_place_of_its_source(packages: Path) -
     assert {name for name in files(packages) if name.startswith("other/")} == {"other/used.pyc", "other/unused.py"}
     ended = subprocess.run([sys.executable, "-c", "import other.used; other.used.fail()"], cwd=packages,
                            capture_output=True, text=True, check=False)  # fmt: skip
-    assert f'File "{packages}/other/used.py", line 2, in fail' in ended.stderr
+    assert mentions(ended.stderr, f'File "{packages}/other/used.py"', "in fail")
 
 
 def test_libraries_that_were_not_imported_go_from_mlflow(packages: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from mlflow_deploy_plugin.manifests import FORMATS, Place
 from mlflow_deploy_plugin.spec import new_endpoint
 from tests.docker.conftest import BASE_IMAGE, Container, run_docker
+from tests.support.refusals import mentions
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.long]
@@ -136,12 +137,9 @@ def test_a_unit_that_cannot_serve_says_so_and_is_tried_again_without_end(machine
     config = {"container__environment__MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "server__port": "8083"}
     unit = machine.install("away", "models:/flights/1", tmp_path, **config)
     begun = machine.systemctl("start", unit)
-    assert (begun.returncode, "failed because the control process exited with error code" in begun.stderr) == (1, True)
+    assert (begun.returncode, "exited with error" in begun.stderr) == (1, True)
     messages = [one["MESSAGE"] for one in machine.journal(unit)]
-    assert (
-        "Error: model flights: MLflow at http://127.0.0.1:9 does not answer as it should: connection refused"
-        in messages
-    )
+    assert any(mentions(line, "model flights", "http://127.0.0.1:9", "connection refused") for line in messages)
     wait_until(lambda: int(machine.shown(unit, "NRestarts")) > 1, 60, "it is tried again")
     assert machine.shown(unit, "StartLimitIntervalUSec") == "0"
     machine.systemctl("stop", unit)

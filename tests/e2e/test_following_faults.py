@@ -22,6 +22,7 @@ from benchmarks.serving.load import post
 from benchmarks.serving.timeline import Answers, OpenLoop
 from mlflow_deploy_plugin.statedir import AGENT, WANTED, AgentState, Wanted, read_state, read_workers
 from tests.support.models import parse_graph
+from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import Proxy, proxy_to
 from tests.support.serving import Served
@@ -258,7 +259,7 @@ def test_a_registry_that_is_stopped_for_a_minute_is_not_missed(
         while time.monotonic() < until:
             assert serves(served, "1")
             time.sleep(0.05)
-        assert "does not answer as it should" in agent(served).error
+        assert "does not answer" in agent(served).error
         own.start()
         Model(model.name, own).promote("2")
         wait_served(served, "2")
@@ -287,7 +288,7 @@ def test_a_version_that_cannot_be_fetched_is_told_everywhere_and_served_once_it_
         (refused,) = agent(served).refused
         assert (refused.model, refused.version) == (model.name, "2")
         assert refused.cause in ("fetch", "load")
-        assert "version 2 cannot be" in served.log.read_text()
+        assert mentions(served.log.read_text(), "version 2", "cannot be")
         labels = f'model="{model.name}",variant="{model.name}",version="2"'
         wait_until(lambda: f"{labels}}} 1.0" in metrics(served), PATIENCE, "the metric")
         wait_until(lambda: model.tags("2").get("onnxserve.error"), PATIENCE, "the tag")
@@ -352,7 +353,7 @@ def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Mode
     command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(served.state_dir)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert second.returncode == 1
-    assert "another agent follows for" in second.stderr
+    assert "another agent follows" in second.stderr
     assert agent(served).pid == before
     model.promote("2")
     wait_served(served, "2")

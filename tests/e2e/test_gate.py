@@ -17,6 +17,7 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow_deploy_plugin.cli import main
 from tests.support.classifiers import COLUMNS, labelled, write_classifier, write_rows
 from tests.support.deployments import empty_home
+from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 from tests.support.waiting import wait_until
@@ -69,8 +70,8 @@ def journey(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactor
 def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) -> None:
     first = journey.run("promote", MODEL, "1", "--to", "Production")
     assert first.exit_code == 0, first.output
-    assert f"{MODEL} version 1 is in Production" in first.stdout
-    assert "there is no version to compare it with" in first.stdout
+    assert mentions(first.stdout, MODEL, "version 1", "in Production")
+    assert "no version to" in first.stdout
 
     config = {"require": "gate=passed"}
     journey.deployments.create_deployment("toy", f"models:/{MODEL}/Production", config=config)
@@ -98,7 +99,7 @@ def passes(journey: Journey) -> None:
 
     promoted = journey.run("promote", MODEL, "2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
-    assert "the gate said of version 2 at" in promoted.stderr  # the fresh verdict was taken
+    assert mentions(promoted.stderr, "the gate said", "version 2")  # the fresh verdict was taken
     answer = json.loads(promoted.stdout)
     assert (answer["before"], answer["gate"]) == ("1", "passed")
     (served,) = answer["served"]
@@ -110,8 +111,8 @@ def is_refused(journey: Journey) -> None:
     """A worse one is refused with the figures, and what was served goes on."""
     refused = journey.run("promote", MODEL, "3", "--to", "Production")
     assert refused.exit_code == 1
-    assert f"{MODEL} version 3 does not go to Production, it has not passed its gate" in refused.stderr
-    assert "evaluation: worse by more than the margin of 0.0100; roc_auc 0." in refused.stderr
+    assert mentions(refused.stderr, MODEL, "version 3", "Production", "passed its gate")
+    assert mentions(refused.stderr, "evaluation", "the margin of 0.0100")
     assert journey.tags(3)["onnxserve.gate"] == "failed"
     assert journey.client.get_model_version(MODEL, "3").current_stage == "None"
     assert journey.served() == "2"
@@ -121,10 +122,10 @@ def by_force(journey: Journey) -> None:
     """Somebody answers for the worse one by name: it is served, and everybody can see who and why."""
     forced = journey.run("promote", MODEL, "3", "--to", "Production", "--force", "--why", "a drill")
     assert forced.exit_code == 0, forced.output
-    assert "toy/toy serves it after" in forced.stdout
+    assert mentions(forced.stdout, "toy/toy serves")
     assert journey.served() == "3"
     assert journey.tags(3)["onnxserve.gate"] == "forced"
-    assert ": a drill (the gate: evaluation: worse by more" in journey.tags(3)["onnxserve.gate.reason"]
+    assert mentions(journey.tags(3)["onnxserve.gate.reason"], "a drill", "the gate: evaluation")
 
     history = journey.run("history", "toy", "-o", "jsonl")
     events = [json.loads(line) for line in history.stdout.splitlines()]

@@ -19,6 +19,7 @@ from mlflow_deploy_plugin.images.context import PROJECT_FILES
 from mlflow_deploy_plugin.version import __version__
 from tests.support.guides import ROOT, blocks, run_smallest_example, section, shell, walk_by_hand
 from tests.support.models import tensor_model
+from tests.support.refusals import mentions
 
 pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # the first installation fetches everything
 
@@ -198,7 +199,7 @@ def test_without_extras_everything_but_their_rooms_is_imported(
     missing = _output([python, "-W", "ignore", "-c", _IMPORT_ALL], cwd=tmp_path).split()
     assert set(missing) == NEEDS_AN_EXTRA
     assert "Usage: onnxserve" in _output([python.with_name("onnxserve"), "--help"], cwd=tmp_path)
-    assert "there are no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
+    assert "no deployments" in _output([python.with_name("onnxserve"), "list"], cwd=tmp_path)
     model = tensor_model(tmp_path / "model")
     planned = _output([python.with_name("onnxserve"), "build-docker", "-m", model, "--dry-run"], cwd=tmp_path)
     assert " docker/Dockerfile\n" in planned
@@ -207,9 +208,7 @@ def test_without_extras_everything_but_their_rooms_is_imported(
         cwd=tmp_path, env=shell(Path(sys.prefix), tmp_path), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert judged.returncode == 1
-    assert judged.stderr == (
-        "Error: this command needs duckdb, which is not installed here: pip install 'mlflow-onnxserve[monitoring]'\n"
-    )
+    assert mentions(judged.stderr, "duckdb", "pip install 'mlflow-onnxserve[monitoring]'")
 
 
 @pytest.mark.parametrize("extra", ROOMS)

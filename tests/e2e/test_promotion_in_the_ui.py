@@ -239,7 +239,7 @@ def test_a_passed_version_moves_with_the_files_that_were_judged_only(platform: P
     judged = graph.read_bytes()
     try:
         graph.write_bytes(judged + b"\0")
-        with pytest.raises(MlflowException, match="differ from the files that the gate judged"):
+        with pytest.raises(MlflowException, match=r"differ .*gate judged"):
             client.transition_model_version_stage(MODEL, "3", "Staging")
         graph.write_bytes(judged)
         assert client.transition_model_version_stage(MODEL, "3", "Staging").current_stage == "Staging"

@@ -123,7 +123,7 @@ def test_the_page_of_the_version_leads_to_the_report(reader: Reader) -> None:
     expect(link).to_be_visible()
     reader.picture("version")
     assert link.get_attribute("href") == f"{url}/artifacts/report.html"
-    assert "onnxserve: what follows is replaced" not in reader.page.inner_text("body")
+    assert "onnxserve: what follows" not in reader.page.inner_text("body")
 
 
 def test_mlflow_draws_all_windows_of_a_monitor_over_time(reader: Reader) -> None:

@@ -24,6 +24,7 @@ from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
 from tests.support.models import FAILING, adder, parse_graph
+from tests.support.refusals import mentions
 from tests.support.services.mlflow_server import MlflowServer
 from tests.support.tracking import DEFAULT_EXPERIMENT, pass_gate, tracking_at
 from tests.support.traffic import Traffic
@@ -157,7 +158,7 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
     )
 
     assert status == 0, output
-    assert "version 1 → 2: promoted" in output
+    assert mentions(output, "version 1 → 2", "promoted")
     assert fresh.stages() == {"1": "Archived", "2": "Production", "3": "None", "4": "None"}
     assert fresh.variants() == {"arena": 100}
     wait_until(lambda: fresh.traffic.last_version == "2", PATIENCE, "version 2 answers")
@@ -170,11 +171,11 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
     status, output = fresh.run("rollback", "arena", "--why", "the phones ring")
 
     assert status == 0, output
-    assert f"arena: {fresh.model} 1 instead of 2 after" in output
-    assert "it stood there before version 2, says the audit trail" in output
+    assert mentions(output, fresh.model, "1 instead of 2")
+    assert mentions(output, "before version 2", "audit trail")
     assert fresh.stages() == {"1": "Production", "2": "Archived", "3": "None", "4": "None"}
     assert requests.post(fresh.url, json={"inputs": [[0.0]]}, timeout=30).headers["X-Model-Version"] == "1"
-    assert fresh.tags("2")["onnxserve.rolled_back"] == "arena: the phones ring"
+    assert mentions(fresh.tags("2")["onnxserve.rolled_back"], "arena", "the phones ring")
     (event,) = fresh.events("rollback")
     assert (event.before, event.after, event.why) == ("version 2", "version 1", "the phones ring")
 
@@ -184,14 +185,14 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
         start_rollout(
             deployments, "arena", RolloutRequest("2", why="it is new")
         )  # the controller that was to do it is gone
-    assert "version 1 → 2: starting" in fresh.run("rollout", "arena", "--status")[1]
+    assert mentions(fresh.run("rollout", "arena", "--status")[1], "version 1 → 2", "starting")
     status, output = fresh.run("rollout", "arena", "--to", "2")
-    assert (status, "`onnxserve rollout arena --abort`" in output) == (1, True), output
+    assert (status, mentions(output, "onnxserve rollout arena --abort")) == (1, True), output
 
     status, output = fresh.run("rollback", "arena", "--why", "second thoughts")
 
     assert status == 0, output
-    assert "the rollout under way was aborted" in output
+    assert mentions(output, "rollout", "was aborted")
     assert fresh.rollout().state == "rolled_back"
     assert fresh.rollout().reason.endswith(": second thoughts")
     assert fresh.variants() == {"arena": 100}
@@ -229,11 +230,11 @@ def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_
         client.update_deployment("arena", config={"require": ""})
 
     assert status == 1
-    assert f"requires gate=passed, and {fresh.model} version 2 does not have it: it has not been" in output
+    assert mentions(output, "gate=passed", fresh.model, "version 2")
     assert fresh.variants() == {"arena": 100}
     assert back_status == 1
-    assert "arena: version 2 does not come back: it has not been through the gate" in back_output
-    assert "version 1 stays, in the registry too" in back_output
+    assert mentions(back_output, "arena", "version 2", "come back", "the gate")
+    assert mentions(back_output, "version 1 stays")
     assert (stages["1"], stages["2"]) == ("Production", "Archived")
 
 
@@ -332,7 +333,7 @@ def test_a_rollout_of_a_bad_version_rolls_back_by_itself(fresh: Arena, version: 
     )
 
     assert status == 1
-    assert f"version 1 → {version}: rolled back; {said}" in output
+    assert mentions(output, f"version 1 → {version}", "rolled back", said)
     assert fresh.stages()["1"] == "Production"
     assert fresh.variants() == {"arena": 100}
     assert fresh.tags(version)["onnxserve.rolled_back"].startswith(f"arena: {said}")
