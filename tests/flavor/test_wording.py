@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,6 @@ from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import Ridge
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.flavor.wrap import wrap
 from tests.support.messages import message_of
 from tests.support.models import parse_graph
 
@@ -19,9 +19,15 @@ TABLE = pd.DataFrame(ROWS, columns=["a", "b"])
 TARGET = ROWS.sum(1)
 LINE = Ridge().fit(TABLE, TARGET)
 GRAPH = parse_graph("g (float[N,2] x) => (float[N,2] y) { y = Identity(x) }")
+
+
+def _save(model: Any, example: Any = None, **options: Any) -> None:
+    onnxserve.save_model(model, "model", input_example=example, **options)
+
+
 MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "no model": (
-        lambda: wrap({}),
+        lambda: _save({}),
         (
             "builtins.dict is of no framework that can be converted to ONNX; known are catboost, keras, "
             "lightgbm, onnx, sklearn, statsmodels, tensorflow, torch, xgboost. Log it with "
@@ -30,19 +36,19 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         ),
     ),
     "no example": (
-        lambda: wrap(Ridge().fit(ROWS, TARGET)),
+        lambda: _save(Ridge().fit(ROWS, TARGET)),
         "input_example: a scikit-learn model needs one, to know its columns and their types",
     ),
     "a model that is not fitted": (
-        lambda: wrap(Ridge(), ROWS),
+        lambda: _save(Ridge(), ROWS),
         "the Ridge is not fitted: call its fit before it is logged",
     ),
     "an example of another kind": (
-        lambda: wrap(LINE, object()),
+        lambda: _save(LINE, object()),
         "input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not a object",
     ),
     "random answers": (
-        lambda: wrap(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),
+        lambda: _save(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),
         (
             "DummyClassifier cannot be converted to ONNX: DummyClassifier with strategy='stratified': its "
             "answers are drawn by chance. Log it with mlflow.sklearn.log_model(…, "
@@ -51,19 +57,19 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         ),
     ),
     "a column of another name": (
-        lambda: wrap(GRAPH, pd.DataFrame({"z": [1.0]})),
+        lambda: _save(GRAPH, pd.DataFrame({"z": [1.0]})),
         "input_example: its columns ['z'] are not the graph's inputs ['x']",
     ),
     "no graph": (
-        lambda: wrap(Path("nowhere/model.onnx")),
+        lambda: _save(Path("nowhere/model.onnx")),
         "not a valid ONNX model: [Errno 2] No such file or directory: 'nowhere/model.onnx'",
     ),
     "a reference without a column": (
-        lambda: wrap(LINE, TABLE, reference_data=TABLE[["a"]]),
+        lambda: _save(LINE, TABLE, reference_data=TABLE[["a"]]),
         "reference_data: 'b' is missing; the example has it",
     ),
     "a column of times that is none": (
-        lambda: wrap(LINE, TABLE, event_time=np.arange(20)),
+        lambda: _save(LINE, TABLE, event_time=np.arange(20)),
         "event_time: 0 is a number; give times (pandas.to_datetime(…, unit='s') makes them)",
     ),
     "a name that MLflow refuses": (
@@ -74,5 +80,8 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
 
 
 @pytest.mark.parametrize(("cause", "message"), MESSAGES.values(), ids=MESSAGES)
-def test_a_refusal_names_the_model_and_what_would_help(cause: Callable[[], object], message: str) -> None:
+def test_a_refusal_names_the_model_and_what_would_help(
+    cause: Callable[[], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert message_of(cause) == message
