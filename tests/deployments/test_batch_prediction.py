@@ -59,18 +59,17 @@ def test_rows_of_parquet_are_sent_as_arrow() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "content", "message"),
+    ("kind", "content", "names"),
     [
-        ("csv", b"a,b\n1,2\n3\n", "rows, line 3: 1 fields; the header has 2"),
-        ("jsonl", b'{"a": 1}\n[1]\n', "rows, line 2: one line is a JSON object, another is not"),
-        ("jsonl", b'{"a": 1}\n{"a"\n', "rows, line 2: not valid JSON"),
-        ("json", b'"text"', "rows: a JSON object or array is expected"),
+        ("csv", b"a,b\n1,2\n3\n", ["rows", "line 3", "1 fields"]),
+        ("jsonl", b'{"a": 1}\n[1]\n', ["rows", "line 2", "a JSON object"]),
+        ("jsonl", b'{"a": 1}\n{"a"\n', ["rows", "line 2", "not valid JSON"]),
+        ("json", b'"text"', ["rows", "a JSON object or array"]),
     ],
 )
-def test_a_mistake_in_a_file_names_its_line(kind: FileFormat, content: bytes, message: str) -> None:
-    with pytest.raises(InvalidRequest) as raised:
+def test_a_mistake_in_a_file_names_its_line(kind: FileFormat, content: bytes, names: list[str]) -> None:
+    with refused(InvalidRequest, *names):
         list(read_rows(io.BytesIO(content), "rows", kind, 2).batches)
-    assert raised.value.message.startswith(message)
 
 
 def predict(_: str, body: bytes) -> Any:

@@ -51,48 +51,30 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("fields", "names"),
     [
-        ({"columns": "temp,winds"}, "monitors.m.columns: the model has no column 'winds'; did you mean 'wind'?"),
-        (
-            {"kind": "prediction_drift", "columns": "temp,prediction"},
-            "monitors.m.columns: temp: prediction_drift judges answers: prediction, output.NAME",
-        ),
+        ({"columns": "temp,winds"}, ["monitors.m.columns", "'winds'", "'wind'"]),
+        ({"kind": "prediction_drift", "columns": "temp,prediction"}, ["monitors.m.columns", "temp", "output.NAME"]),
         (
             {"segment_by": "airport"},
-            "monitors.m.segment_by: the model has no column 'airport'; "
-            "it has temp, wind, visib, prediction, output.probabilities",
+            ["monitors.m.segment_by", "'airport'", "wind, visib, prediction, output.probabilities"],
         ),
         (
             {"kind": "data_quality", "require": "missing(nope)<=0.1"},
-            "monitors.m.require: missing(nope)<=0.1: the model has no column 'nope'",
+            ["monitors.m.require", "missing(nope)<=0.1", "'nope'"],
         ),
-        (
-            {"kind": "shadow", "require": "disagreement(flight)<=0.1"},
-            "monitors.m.require: disagreement(flight)<=0.1: the endpoint has no deployment 'flight'; "
-            "did you mean 'flights'?",
-        ),
-        (
-            {"reference": "dataset:/nowhere/calm.csv"},
-            "monitors.m.reference: the dataset /nowhere/calm.csv does not exist",
-        ),
-        (
-            {"reference": "rolling:36h"},
-            "monitors.m: reference rolling:36h: no window of 1d begins 36h before another; take a multiple",
-        ),
-        (
-            {"reference": "rolling:30m", "every": "1h"},
-            "monitors.m: reference rolling:30m lies in the window itself, which is 1h long",
-        ),
+        ({"kind": "shadow", "require": "disagreement(flight)<=0.1"}, ["monitors.m.require", "'flight'", "'flights'"]),
+        ({"reference": "dataset:/nowhere/calm.csv"}, ["monitors.m.reference", "dataset /nowhere/calm.csv"]),
+        ({"reference": "rolling:36h"}, ["monitors.m", "rolling:36h", "1d", "a multiple"]),
+        ({"reference": "rolling:30m", "every": "1h"}, ["monitors.m", "rolling:30m", "the window itself", "1h"]),
     ],
 )
 def test_a_monitor_that_could_never_judge_is_refused(
-    flights: Deployments, fields: dict[str, str], message: str
+    flights: Deployments, fields: dict[str, str], names: list[str]
 ) -> None:
-    with pytest.raises(InvalidConfig) as raised:
+    with refused(InvalidConfig, *names):
         add(flights, **fields)
 
-    assert raised.value.message.startswith(message)
     assert not flights.store.require_endpoint("flights").spec.monitors
 
 

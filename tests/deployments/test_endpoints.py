@@ -199,41 +199,38 @@ def test_get_and_list_tell_the_traffic_and_every_deployment(shared: BaseDeployme
 
 
 @pytest.mark.parametrize(
-    ("call", "said", "code"),
+    ("call", "names", "code"),
     [
-        (lambda c: c.create_endpoint("e"), "'e' exists already", "RESOURCE_ALREADY_EXISTS"),
-        (lambda c: c.create_endpoint("sum"), "'sum' exists already", "RESOURCE_ALREADY_EXISTS"),
-        (lambda c: c.create_endpoint("../x"), "letters, digits, . _ - are expected", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_endpoint("x", {"traffic.a": 1}), "'a'; it has none yet", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.create_endpoint("x", {"server.prot": 1}), "did you mean 'server.port'", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.get_endpoint("no"), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.update_endpoint("no", {}), "there is no endpoint 'no'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.update_endpoint("e", {"traffic": {"no": 1}}), "it has champion, c", "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_endpoint("e"), ["'e'"], "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_endpoint("sum"), ["'sum'"], "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.create_endpoint("../x"), ["letters, digits"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_endpoint("x", {"traffic.a": 1}), ["deployment 'a'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.create_endpoint("x", {"server.prot": 1}), ["'server.port'"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.get_endpoint("no"), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.update_endpoint("no", {}), ["no endpoint 'no'"], "RESOURCE_DOES_NOT_EXIST"),
         (
-            lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}),
-            "at most 100 is expected",
+            lambda c: c.update_endpoint("e", {"traffic": {"no": 1}}),
+            ["'no'", "champion, challenger"],
             "INVALID_PARAMETER_VALUE",
         ),
+        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 101}}), ["at most 100"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_endpoint("e", {"traffic": {"champion": 0}}), ["no variant"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.update_endpoint("e", {"traffic": {"copy": 1}}), ["'copy'", "a shadow"], "INVALID_PARAMETER_VALUE"),
         (
-            lambda c: c.update_endpoint("e", {"traffic": {"champion": 0}}),
-            "no variant answers",
+            lambda c: c.update_endpoint("e", {"traffic": "champion"}),
+            ["-C traffic.NAME=WEIGHT"],
             "INVALID_PARAMETER_VALUE",
         ),
-        (lambda c: c.update_endpoint("e", {"traffic": {"copy": 1}}), "'copy' is a shadow", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.update_endpoint("e", {"traffic": "champion"}), "-C traffic.NAME=", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.predict("challenger", ROWS, "e"), "cannot be asked alone", "INVALID_PARAMETER_VALUE"),
-        (lambda c: c.get_deployment("no", "e"), "no deployment 'no' in endpoint 'e'", "RESOURCE_DOES_NOT_EXIST"),
-        (lambda c: c.create_deployment("copy", "m", endpoint="e"), "'copy' already", "RESOURCE_ALREADY_EXISTS"),
+        (lambda c: c.predict("challenger", ROWS, "e"), ["'challenger'", "--endpoint e"], "INVALID_PARAMETER_VALUE"),
+        (lambda c: c.get_deployment("no", "e"), ["deployment 'no'", "endpoint 'e'"], "RESOURCE_DOES_NOT_EXIST"),
+        (lambda c: c.create_deployment("copy", "m", endpoint="e"), ["'copy'"], "RESOURCE_ALREADY_EXISTS"),
     ],
 )
 def test_what_cannot_be_done_to_an_endpoint_is_an_mlflow_exception_with_its_code(
-    shared: BaseDeploymentClient, call: Any, said: str, code: str
+    shared: BaseDeploymentClient, call: Any, names: list[str], code: str
 ) -> None:
-    with pytest.raises(MlflowException) as caught:
+    with refused(MlflowException, *names, code=code):
         call(shared)
-
-    assert said in caught.value.message
-    assert caught.value.error_code == code
     assert shared.get_endpoint("e")["traffic"] == {"champion": 100, "challenger": 0}
 
 
@@ -247,13 +244,13 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
     deleted = typed("delete-endpoint", "--endpoint", "nobody")
     assert mentions(deleted.stdout, "nobody", "deleted")  # MLflow's own words, whatever a plugin finds
-    assert deleted.stderr.startswith("nothing was deleted: there is no endpoint 'nobody'; there are ")
+    assert mentions(deleted.stderr, "nothing was deleted", "no endpoint 'nobody'")
     by_the_wrong_name = typed("delete", "--name", "empty")
     assert by_the_wrong_name.exit_code == 0
-    assert by_the_wrong_name.stderr.startswith("nothing was deleted: there is no deployment 'empty'; 'empty' is an end")
+    assert mentions(by_the_wrong_name.stderr, "nothing was deleted", "no deployment 'empty'")
     missing = typed("get-endpoint", "--endpoint", "nobody")
     assert missing.exit_code == 1
-    assert missing.stderr.startswith("Error: there is no endpoint 'nobody'; there are ")
+    assert mentions(missing.stderr, "Error", "no endpoint 'nobody'")
     assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # so that we hear of its repair
 
 

@@ -100,14 +100,15 @@ def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.parametrize(
-    ("is_trusted", "said"),
-    [
-        (True, "there is no endpoint 'x'"),
-        (False, "does not reach itself at {}: start it with MLFLOW_TRACKING_SERVER_CERT_PATH naming the file of"),
-    ],
+    ("is_trusted", "names"),
+    [(True, ["no endpoint", "'x'"]), (False, ["does not reach itself", "MLFLOW_TRACKING_SERVER_CERT_PATH"])],
 )
 def test_a_button_trusts_the_authority_that_mlflow_is_told_to_trust(
-    private_mlflow: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_trusted: bool, said: str
+    private_mlflow: tuple[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_trusted: bool,
+    names: list[str],
 ) -> None:
     address, certfile = private_mlflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "replaced")
@@ -122,7 +123,8 @@ def test_a_button_trusts_the_authority_that_mlflow_is_told_to_trust(
 
     ended = read_state(job, Job)
     assert ended is not None
-    assert said.format(address) in ended.message
+    assert mentions(ended.message, *names)
+    assert (address in ended.message) is not is_trusted
 
 
 def session_of(browser: Any) -> tuple[str, str]:
@@ -136,25 +138,25 @@ def ended(browser: Any, path: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("changed", "status", "said"),
+    ("changed", "status", "names"),
     [
-        ({"weight:champion": "much"}, 400, "the weight of champion is &#39;much&#39;; a whole number"),
-        ({"weight:champion": "101"}, 400, "a whole number from 0 to 100 is expected"),
-        ({"weight:champion": "0"}, 400, "give at least one variant a weight"),
-        ({"endpoint": "nobody"}, 404, "there is no endpoint &#39;nobody&#39;"),
-        ({"action": "explode"}, 400, "there is no action &#39;explode&#39;"),
-        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, "no stage and no @alias"),
-        ({"action": "gate", "model": "m", "version": "one"}, 400, "the number of its version"),
-        ({"why": "x" * 501}, 400, "at most 500 are kept"),
+        ({"weight:champion": "much"}, 400, ["champion", "&#39;much&#39;"]),
+        ({"weight:champion": "101"}, 400, ["&#39;101&#39;", "0 to 100"]),
+        ({"weight:champion": "0"}, 400, ["at least one variant"]),
+        ({"endpoint": "nobody"}, 404, ["no endpoint", "&#39;nobody&#39;"]),
+        ({"action": "explode"}, 400, ["&#39;explode&#39;"]),
+        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, ["&#39;Mars&#39;", "@alias"]),
+        ({"action": "gate", "model": "m", "version": "one"}, 400, ["a registered model", "its version"]),
+        ({"why": "x" * 501}, 400, ["501", "500"]),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_line(
-    mlflow_app: Any, endpoint: str, changed: dict[str, str], status: int, said: str
+    mlflow_app: Any, endpoint: str, changed: dict[str, str], status: int, names: list[str]
 ) -> None:
     browser, _, token = open_page(mlflow_app)
     answer = browser.post(PAGE, data={**form(endpoint, token), **changed})
     assert answer.status_code == status
-    assert said in answer.get_data(as_text=True)
+    assert mentions(answer.get_data(as_text=True), *names)
 
 
 PRODUCTION, STAGING = StageOrAlias(stage="Production"), StageOrAlias(stage="Staging")

@@ -71,20 +71,18 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     waiting = world.take()
     assert waiting.state == "gated"
-    assert waiting.reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
+    assert mentions(waiting.reason, "waits", ENDPOINT, "the server is gone")
     world.ahead = timedelta(hours=2)
     proposed = world.take()
     assert proposed.state == "proposed"
-    assert proposed.reason.startswith(
-        "it has passed its gate without an evaluation (all good), and the endpoint has not"
-    )
+    assert mentions(proposed.reason, "without an evaluation", "all good")
     assert mentions(proposed.reason, f"`onnxserve rollout {ENDPOINT} --to 2`")
     assert any(mentions(line, "version 2", "proposed") for line in told(world))
 
 
 def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: RetrainingWorld) -> None:
     gated(world, "rollout")
-    assert world.take().reason.startswith("waits for the endpoint: its server is out of reach from here")
+    assert mentions(world.take().reason, "waits", "out of reach")
     start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
     assert "out of reach" in world.latest().reason
 
@@ -93,7 +91,7 @@ def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: R
     assert "out of reach" in world.latest().reason
     start_rollouts_at(RetrainingContext(world.deployments, "controller@beside"), world.deployments.place(ENDPOINT))
 
-    assert world.latest().reason.startswith(f"waits for the endpoint: {ENDPOINT}: failed; the server is gone")
+    assert mentions(world.latest().reason, "waits", ENDPOINT, "the server is gone")
 
 
 def test_where_no_controller_reaches_the_server_the_version_is_proposed(world: RetrainingWorld) -> None:
@@ -107,7 +105,8 @@ def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWo
     gated(world, "rollout")
     MlflowClient().set_registered_model_alias(MODEL, "champion", "2")
     promoted = world.take()
-    assert (promoted.state, promoted.reason) == ("promoted", "somebody has brought it already: it is served")
+    assert promoted.state == "promoted"
+    assert mentions(promoted.reason, "already")
 
 
 @pytest.mark.parametrize("then", ["rollout", "propose"])
@@ -118,21 +117,24 @@ def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile
     world.register()
     MlflowClient().set_registered_model_alias(MODEL, "champion", "3")
     again = world.take()
-    assert (again.state, again.reason) == ("registered", "version 3 is served now, and it was judged beside 1")
+    assert again.state == "registered"
+    assert mentions(again.reason, "version 3", "beside 1")
 
 
 def test_an_endpoint_that_serves_another_model_by_now_is_left_alone(world: RetrainingWorld) -> None:
     gated(world, "rollout")
     world.serve_model("other")
     left = world.take()
-    assert (left.state, left.reason) == ("left", f"endpoint '{ENDPOINT}' serves other now, and no longer {MODEL}")
+    assert left.state == "left"
+    assert mentions(left.reason, f"'{ENDPOINT}'", "other", MODEL)
 
 
 def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(world: RetrainingWorld) -> None:
     gated(world, "rollout")
     world.divide_traffic()
     waiting = world.take()
-    assert (waiting.state, waiting.reason) == ("gated", "waits for the end of rollout 1 of the endpoint")
+    assert waiting.state == "gated"
+    assert mentions(waiting.reason, "waits", "rollout 1")
 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
@@ -140,7 +142,8 @@ def test_the_endpoint_is_deleted_meanwhile(world: RetrainingWorld, state: str) -
     begun = world.at(state)
     world.deployments.store.remove_endpoint(ENDPOINT)
     failed = world.take()
-    assert (failed.state, failed.reason) == ("failed", f"endpoint '{ENDPOINT}' was deleted meanwhile")
+    assert failed.state == "failed"
+    assert mentions(failed.reason, f"'{ENDPOINT}'", "deleted")
     if begun.run_id:
         assert MlflowClient().get_run(begun.run_id).info.status == "KILLED"
 
@@ -151,7 +154,7 @@ def test_where_the_spec_of_the_endpoint_cannot_be_read_it_waits_and_says_so(worl
     spoil(world)
     waiting = world.take()
     assert waiting.state == state
-    assert waiting.reason.startswith(f"the spec of endpoint '{ENDPOINT}' in the store cannot be read")
+    assert mentions(waiting.reason, f"'{ENDPOINT}'", "the store", "cannot be read")
 
 
 def test_a_training_of_an_endpoint_whose_spec_cannot_be_read_is_watched(world: RetrainingWorld) -> None:

@@ -89,7 +89,8 @@ def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
 
     done = roll_back("flights")
 
-    assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
+    assert done["to"] == "2"
+    assert mentions(done["source"], "version 3", "the audit trail")
 
 
 def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Store, model: str) -> None:
@@ -106,7 +107,7 @@ def test_the_servers_know_what_has_answered_where_the_trail_does_not(store: Stor
     done = rollback(Counted(store, load_settings(), print), "flights")
 
     assert done["to"] == "2"
-    assert done["source"].startswith("it has answered last before version 3, says the server; passed over is version 1")
+    assert mentions(done["source"], "version 3", "the server", "version 1")
 
 
 def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: str) -> None:
@@ -116,7 +117,8 @@ def test_what_stood_in_another_stage_is_not_gone_back_to(store: Store, model: st
 
     done = roll_back("flights")
 
-    assert (done["to"], done["source"]) == ("2", "it stood there before version 3, says the audit trail")
+    assert done["to"] == "2"
+    assert mentions(done["source"], "version 3", "the audit trail")
 
 
 @pytest.mark.parametrize(

@@ -145,31 +145,26 @@ def test_an_object_that_changes_meanwhile_is_applied_again(api: ScriptedApi) -> 
 
 
 @pytest.mark.parametrize(
-    ("answer", "kind", "message"),
+    ("answer", "kind", "names"),
     [
         (
             (404, {"message": 'namespaces "ml" not found', "details": {"name": "ml", "kind": "namespaces"}}),
             InvalidConfig,
-            "there is no namespace 'ml' in the cluster: kubectl create namespace ml",
+            ["'ml'", "kubectl create namespace ml"],
         ),
         (
             (403, {"message": 'services is forbidden: User "u" cannot patch'}),
             DeploymentFailed,
-            'the Kubernetes API forbids it: services is forbidden: User "u" cannot patch',
+            ["forbids", 'services is forbidden: User "u"'],
         ),
-        ((401, {"message": "Unauthorized"}), DeploymentFailed, "does not accept the credentials of KUBECONFIG"),
-        (
-            (422, {"message": "spec.ports: Required value"}),
-            DeploymentFailed,
-            "answered 422: spec.ports: Required value",
-        ),
+        ((401, {"message": "Unauthorized"}), DeploymentFailed, ["KUBECONFIG"]),
+        ((422, {"message": "spec.ports: Required value"}), DeploymentFailed, ["422", "spec.ports"]),
     ],
 )
-def test_a_refusal_is_one_line(api: ScriptedApi, answer: Answer, kind: type[OnnxserveError], message: str) -> None:
+def test_a_refusal_is_one_line(api: ScriptedApi, answer: Answer, kind: type[OnnxserveError], names: list[str]) -> None:
     api.script = [answer]
-    with pytest.raises(kind) as raised:
+    with refused(kind, *names):
         Cluster("ml").apply(SERVICE)
-    assert message in str(raised.value)
 
 
 def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:

@@ -330,22 +330,22 @@ def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_ar
 
 
 @pytest.mark.parametrize(
-    ("rows", "spec", "reason"),
+    ("rows", "spec", "names"),
     [
-        (0, {"min_rows": 1}, "the window has no rows"),
-        (1, {"min_rows": 1}, "the window has 1 rows; at least 30 are needed"),
-        (60, {"min_rows": 61}, "the window has 60 rows; min_rows is 61"),
-        (60, {"false_alarm_rate": 0.001}, r"needs at least 999 windows of 1d .* 59, worth 88 .* supports is 0\.0113"),
+        (0, {"min_rows": 1}, ["no rows"]),
+        (1, {"min_rows": 1}, ["1 rows", "at least 30"]),
+        (60, {"min_rows": 61}, ["60 rows", "min_rows is 61"]),
+        (60, {"false_alarm_rate": 0.001}, ["999 windows of 1d", "59", "worth 88", "0.0113"]),
     ],
 )
 def test_what_cannot_be_supported_is_not_judged(
-    days: DriftReference, rows: int, spec: dict[str, Any], reason: str
+    days: DriftReference, rows: int, spec: dict[str, Any], names: list[str]
 ) -> None:
     verdict = verdict_on(window(rows=rows), days, **spec)
 
     assert verdict.state == "not judged"
     assert not {"p_value", "threshold"} & verdict.figures.keys()
-    assert re.search(reason, verdict.reason)
+    assert mentions(verdict.reason, *names)
     assert {one.subject for one in verdict.findings} == set(window().column_names)
 
 

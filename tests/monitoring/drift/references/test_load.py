@@ -189,28 +189,26 @@ def test_a_log_that_is_younger_than_the_lag_has_no_window_to_compare_with(ask: C
 
 
 @pytest.mark.parametrize(
-    ("reference", "error", "message"),
+    ("reference", "names"),
     [
-        ("window:2012-01-03/2012-01-09", NotFound, "nothing was captured of 'flights' in 2012-01-03/2012-01-09"),
-        ("rolling:7d", NotFound, "nothing was captured of 'flights' before 2012-02-01"),
+        ("window:2012-01-03/2012-01-09", ["'flights'", "2012-01-03/2012-01-09"]),
+        ("rolling:7d", ["'flights'", "before 2012-02-01"]),
     ],
 )
-def test_a_past_without_rows_is_a_clear_error(
-    ask: Callable[..., Any], reference: str, error: type[Exception], message: str
-) -> None:
-    with pytest.raises(error, match=message):
+def test_a_past_without_rows_is_a_clear_error(ask: Callable[..., Any], reference: str, names: list[str]) -> None:
+    with refused(NotFound, *names):
         ask(reference, window=parse_window("2012-02-01/1d"))
 
 
 @pytest.mark.parametrize(
-    ("reference", "message"),
+    ("reference", "names"),
     [
-        ("rolling:1d", "rolling:1d lies in the window itself, which is 1 day, 12:00:00 long"),
-        ("rolling:2d", "no window of 1 day, 12:00:00 begins 2d before another; take a multiple"),
+        ("rolling:1d", ["rolling:1d", "the window itself", "1 day, 12:00:00"]),
+        ("rolling:2d", ["no window", "1 day, 12:00:00", "2d", "a multiple"]),
     ],
 )
 def test_a_window_by_hand_of_another_length_may_have_none_so_long_before_it(
-    ask: Callable[..., Any], reference: str, message: str
+    ask: Callable[..., Any], reference: str, names: list[str]
 ) -> None:
-    with pytest.raises(InvalidConfig, match=message):
+    with refused(InvalidConfig, *names):
         ask(reference, window=parse_window("2013-01-11/36h"))

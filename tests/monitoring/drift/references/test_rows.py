@@ -114,19 +114,19 @@ def test_the_times_of_a_dataset_may_be_texts(
 
 
 @pytest.mark.parametrize(
-    ("content", "error", "message"),
+    ("content", "error", "names"),
     [
-        (None, NotFound, "does not exist"),
-        (b"no parquet", InvalidConfig, "cannot be read"),
-        (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, "has no rows"),
-        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, r"several columns of times \(a, b\): name the"),
-        (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, "1 rows have no _event_time"),
-        (pa.table({"_event_time": [1372636800]}), InvalidConfig, "_event_time holds int64, of which the unit"),
-        (pa.table({"_event_time": ["31.07.2013"]}), InvalidConfig, "'31.07.2013'; a timestamp is expected, or a text"),
+        (None, NotFound, ["does not exist"]),
+        (b"no parquet", InvalidConfig, ["cannot be read"]),
+        (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, ["no rows"]),
+        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, ["columns of times", "(a, b)"]),
+        (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, ["1 rows", "_event_time"]),
+        (pa.table({"_event_time": [1372636800]}), InvalidConfig, ["_event_time", "int64"]),
+        (pa.table({"_event_time": ["31.07.2013"]}), InvalidConfig, ["'31.07.2013'", "a timestamp"]),
     ],
 )
 def test_a_dataset_that_is_none_is_a_clear_error(
-    ask: Callable[..., Any], tmp_path: Path, content: bytes | pa.Table | None, error: type[Exception], message: str
+    ask: Callable[..., Any], tmp_path: Path, content: bytes | pa.Table | None, error: type[Exception], names: list[str]
 ) -> None:
     path = tmp_path / "data.parquet"
     if isinstance(content, bytes):
@@ -134,7 +134,7 @@ def test_a_dataset_that_is_none_is_a_clear_error(
     elif content is not None:
         pq.write_table(content, path)
 
-    with pytest.raises(error, match=message):
+    with refused(error, str(path), *names):
         ask(f"dataset:{path}")
 
 
