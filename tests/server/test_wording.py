@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.server.assembly import Server
+from mlflow_deploy_plugin.server.inference.server import Server
 from tests.support import servers
 from tests.support.handling import ask
 

@@ -2,10 +2,6 @@
 
 import pytest
 
-from mlflow_deploy_plugin.agent.ship import captured_tables
-from mlflow_deploy_plugin.server.http.responses import RawResponse
-from mlflow_deploy_plugin.server.inference.server import Server
-from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spool.codec import Feedback, FeedbackFrame, decode_feedback, encode_feedback
 
 ENTRIES = (
