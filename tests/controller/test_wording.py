@@ -76,7 +76,10 @@ def deployments(tmp_path: Path) -> Deployments:
             lambda _: RolloutRequest(to="2", steps="0,50"),
             "--steps 0,50: they must rise, from at least 1 to at most 100",
         ),
-        (lambda _: RolloutRequest(to="2", every="5"), "--every 5: a duration like 30s, 5m or 1h is expected"),
+        (
+            lambda _: RolloutRequest(to="2", every="5"),
+            "--every '5' cannot be read; a duration like 30s, 5m, 1h or 90d is expected",
+        ),
         (
             lambda _: RolloutRequest(to="2", abort_on="p99>0.5x"),
             "--abort-on: p99>0.5x: the candidate would have to be faster; say at least 1x",
