@@ -3,18 +3,20 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.pyfunc.scoring_server import infer_and_parse_data
 from mlflow.types import Schema
+from pydantic import JsonValue
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.flavor.batch import ModelData
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array
 from mlflow_deploy_plugin.tabular import SPARK_TIMES, FileFormat, first_line, format_of
@@ -24,7 +26,7 @@ _FREE_SIZE = 4
 """The size of a made-up tensor's dimension that the signature leaves free."""
 
 
-def read_rows(path: Path, kind: FileFormat | None = None) -> Any:
+def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
     """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays where JSON has `inputs`.
 
     JSON is a list of records, a mapping of columns, or a body of MLflow's scoring server (`dataframe_split`,
@@ -34,7 +36,7 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> Any:
         InvalidConfig: the file cannot be read, is not of its kind, or has no rows.
     """
     kind = kind or format_of(str(path))
-    readers: Mapping[FileFormat, Callable[[Path], Any]] = {
+    readers: Mapping[FileFormat, Callable[[Path], ModelData]] = {
         "csv": pd.read_csv,
         "parquet": partial(pd.read_parquet, **SPARK_TIMES),
         "json": lambda path: _from_json(orjson.loads(path.read_bytes())),
@@ -53,7 +55,7 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> Any:
     return rows
 
 
-def _from_json(document: Any) -> Any:
+def _from_json(document: JsonValue) -> ModelData:
     if isinstance(document, list):
         return pd.DataFrame(document) if document and isinstance(document[0], dict) else np.asarray(document)
     if isinstance(document, dict) and all(isinstance(values, list) for values in document.values()):
@@ -62,7 +64,7 @@ def _from_json(document: Any) -> Any:
     return infer_and_parse_data(document)
 
 
-def fit_to_signature(rows: Any, signature: ModelSignature | None, names: list[str] | None = None) -> Any:
+def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None) -> ModelData:
     """Return the rows as the signature has them: a table's columns, or arrays for tensors.
 
     Args:
@@ -90,7 +92,7 @@ def fit_to_signature(rows: Any, signature: ModelSignature | None, names: list[st
         raise InvalidConfig(f"the rows make no tensor of the signature: {first_line(error)}") from None
 
 
-def saved_example(mlmodel: Model, folder: Path) -> Any:
+def saved_example(mlmodel: Model, folder: Path) -> ModelData:
     """Return the input example in the model's folder; None if there is none, or its file is damaged."""
     info, schema = mlmodel.saved_input_example_info or {}, mlmodel.get_input_schema()
     try:
@@ -105,7 +107,7 @@ def saved_example(mlmodel: Model, folder: Path) -> Any:
     return example if example is not None and len(example) else None
 
 
-def made_up_rows(signature: ModelSignature, model: Any) -> Any:
+def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     """Return rows as the signature describes them, of the values that the model has learned, as far as known."""
     random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
@@ -126,7 +128,7 @@ def made_up_rows(signature: ModelSignature, model: Any) -> Any:
     return table if signature.inputs.has_input_names() else table.to_numpy()
 
 
-def _made_up_tensor(dtype: Any, shape: list[int]) -> Array:
+def _made_up_tensor(dtype: npt.DTypeLike, shape: list[int]) -> Array:
     random, size = np.random.default_rng(0), (16, *shape)
     kind = np.dtype(dtype).kind
     return (random.normal(size=size) if kind == "f" else random.integers(0, 2, size)).astype(dtype)

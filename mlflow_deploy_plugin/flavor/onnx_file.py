@@ -6,9 +6,9 @@ its bytes. ONNX Runtime maps them into memory where the system can, from offsets
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 import onnx
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.errors import ConversionError
 
@@ -22,12 +22,12 @@ _LEAST_BYTES = 1024
 _PAGE = 4096
 
 
-def has_external_weights(proto: Any) -> bool:
+def has_external_weights(proto: ModelProto) -> bool:
     """Return True if the weights of the `onnx.ModelProto` do not fit into one file with its graph."""
     return bool(sum(weights.ByteSize() for weights in proto.graph.initializer) > MAX_INLINE_BYTES)
 
 
-def check_graph(proto: Any) -> None:
+def check_graph(proto: ModelProto) -> None:
     """Check the model by ONNX's rules. The checker takes no more than 2 GB: it then gets the graph without its weights.
 
     Raises:
@@ -43,7 +43,7 @@ def check_graph(proto: Any) -> None:
     onnx.checker.check_model(graph)
 
 
-def write_graph(folder: Path, proto: Any) -> dict[str, str]:
+def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
     """Write the `onnx.ModelProto`, which stays as it is, and return the digests of its files, `sha256:…`, by name.
 
     Raises:
@@ -73,7 +73,7 @@ def write_graph(folder: Path, proto: Any) -> dict[str, str]:
     return {ONNX_FILE: f"sha256:{hashlib.sha256(content).hexdigest()}", **digests}
 
 
-def _without_weights(proto: Any) -> Any:
+def _without_weights(proto: ModelProto) -> ModelProto:
     """Return a copy whose large initializers name `DATA_FILE` and have no bytes; those are never copied."""
     slim = onnx.ModelProto()
     for source, target, left_out in ((proto, slim, "graph"), (proto.graph, slim.graph, "initializer")):

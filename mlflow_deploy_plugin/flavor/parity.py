@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import JsonValue
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
 from mlflow_deploy_plugin.flavor.batch import Batch
@@ -106,10 +107,10 @@ class ParityReport:
         close = any(output.max_excess > _CLOSE for output in self.outputs)
         return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         """Return the report for JSON: an infinite error is a string."""
 
-        def document(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        def document(pairs: list[tuple[str, object]]) -> dict[str, object]:
             return {
                 name: str(value) if isinstance(value, float) and not np.isfinite(value) else value
                 for name, value in pairs
@@ -118,7 +119,7 @@ class ParityReport:
 
         return asdict(self, dict_factory=document)
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, object]:
         """Return the short form for the MLmodel file."""
         short = self.as_dict()
         return {
@@ -223,11 +224,11 @@ class _WorstRow(NamedTuple):
     excess: float
     source: str
     output: str
-    original: Any
-    onnx: Any
+    original: Array
+    onnx: Array
     input: Batch
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, object]:
         return {
             "source": self.source,
             "output": self.output,
@@ -405,7 +406,7 @@ class _ParityProof:
         )
 
 
-def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, Any]:
+def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
     """Return the section `refused` of the MLmodel file: the values that the original refuses, by column.
 
     The graph would compute something of a missing or infinite number, or of a category that its encoder never saw;
@@ -415,7 +416,7 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
     refused = {source: set(names) for source, names in report.refused_columns.items()}
-    categories: dict[str, list[Any]] = {}
+    categories: dict[str, list[JsonValue]] = {}
     for name in sorted(refused.get("unseen", set()) | refused.get("near categories", set())):
         learned = boundary_values.categories.get(name, ())
         known = list(dict.fromkeys(_plain(value) for value in learned if value is not None and value == value))
@@ -425,11 +426,11 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
         are_codes = all(isinstance(one, int | float) and abs(one) <= 2**24 and one == int(one) for one in numbers)
         if known and is_whole and are_codes:
             categories[name] = known
-    found: dict[str, Any] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
+    found: dict[str, object] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
     return {name: entry for name, entry in (found | {"categories": categories}).items() if entry}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> JsonValue:
     """Return a short value for JSON: numbers and texts as they are, arrays as their first numbers."""
     if isinstance(value, np.ndarray):
         flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
@@ -462,7 +463,7 @@ def parity_error(report: ParityReport) -> ParityError:
     )
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     """Return the value with six digits, which are enough to see what is wrong."""
     if isinstance(value, float):
         return f"{value:.6g}"

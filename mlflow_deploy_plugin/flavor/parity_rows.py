@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.flavor.batch import Batch, column_type, missing_value, unseen_category
-from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues
+from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, Category
 from mlflow_deploy_plugin.flavor.parity import RowGroup
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array
@@ -47,7 +48,7 @@ _OTHER_SIZES = 8  # for tensors with free sizes
 _OTHER_SIZE_ROWS = 8
 
 
-def symbolic_sizes(proto: Any) -> dict[str, dict[int, str]]:
+def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
     """Return the symbols of the free sizes beside the rows, by the axes of each of a graph's inputs."""
     shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
     return {
@@ -125,7 +126,7 @@ def _chunk_rows(tensors: Batch) -> int:
     return max(_CHUNK_ELEMENTS // max(tensors.row_size, 1), 2)
 
 
-_Change = Callable[["pd.Series[Any]", "pd.Series[Any]"], "pd.Series[Any]"]
+_Change = Callable[[pd.Series, pd.Series], pd.Series]
 """The change of drawn values of a column, given the example's whole column."""
 
 
@@ -160,7 +161,7 @@ class _TableRows:
         return RowGroup("vocabulary", Batch(table), alone=True)
 
     def changed(
-        self, source: str, fits: Callable[["pd.Series[Any]"], bool], count: int, change: _Change, compared: bool
+        self, source: str, fits: Callable[[pd.Series], bool], count: int, change: _Change, compared: bool
     ) -> Iterator[RowGroup]:
         """Yield rows in which one column is changed; the arguments are an entry of `_CHANGES`."""
         if names := self.some_columns(fits, count):
@@ -180,7 +181,7 @@ class _TableRows:
             yield RowGroup("far", Batch(self.one_changed(dict.fromkeys(numbers, 4 * len(_FAR)), _far)))
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
-    def at_categories(self, learned: Mapping[str, tuple[Any, ...]]) -> Iterator[RowGroup]:
+    def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
         """Yield rows in which one column has a category, and rows in which it has a value that resembles one."""
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
@@ -193,7 +194,7 @@ class _TableRows:
                         table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
             yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
-            changed: dict[Any, pd.Series[Any]] = {}
+            changed: dict[Any, pd.Series] = {}
             for name in names:
                 chosen = self.some_categories(name, values_of(learned[name]), most)
                 whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
@@ -204,7 +205,7 @@ class _TableRows:
                 table = self.one_changed(lengths, lambda _, example: changed[example.name])  # noqa: B023 - called here
                 yield RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
 
-    def some_categories(self, name: Any, values: Sequence[Any], most: int) -> list[Any]:
+    def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:
         """Return at most so many of the values that the column can hold."""
         dtype = self.example[name].dtype
         # what is no category would be missing, which no integer can be
@@ -230,7 +231,7 @@ class _TableRows:
     def some(self, count: int) -> pd.DataFrame:
         return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)
 
-    def some_columns(self, fits: Callable[["pd.Series[Any]"], bool], rows: int) -> list[Any]:
+    def some_columns(self, fits: Callable[[pd.Series], bool], rows: int) -> list[str]:
         """Return the columns that fit, in order; in a wide table only as many as allow `rows` for each."""
         names = [name for name in self.example.columns if fits(self.example[name])]
         most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
@@ -238,14 +239,14 @@ class _TableRows:
             return names
         return [names[position] for position in np.sort(self.random.choice(len(names), most, replace=False))]
 
-    def by_column(self, count: int, draw: Callable[["pd.Series[Any]", int], "pd.Series[Any]"]) -> pd.DataFrame:
+    def by_column(self, count: int, draw: Callable[[pd.Series, int], pd.Series]) -> pd.DataFrame:
         """Draw each column by itself, so that new combinations come up."""
         return pd.DataFrame({name: draw(self.example[name], count) for name in self.example.columns})
 
-    def observed(self, series: "pd.Series[Any]", count: int) -> "pd.Series[Any]":
+    def observed(self, series: pd.Series, count: int) -> pd.Series:
         return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
 
-    def in_range(self, series: "pd.Series[Any]", count: int) -> "pd.Series[Any]":
+    def in_range(self, series: pd.Series, count: int) -> pd.Series:
         """Draw between the smallest and the largest value; codes, categories and booleans as observed.
 
         A column of one value, as in an example of one row, is drawn from around it.
@@ -323,9 +324,9 @@ def _finite_range(values: Array) -> tuple[float, float]:
     return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
 
 
-def _near(categories: Any) -> list[Any]:
+def _near(categories: Iterable[Category]) -> list[Category]:
     """Return values that look like a category and are none."""
-    found: list[Any] = []
+    found: list[Category] = []
     for value in categories:
         if isinstance(value, str):
             found += [value.upper(), value.lower(), f"{value} ", f" {value}", f"{value}é", value[:-1]]
@@ -354,7 +355,7 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 )
 
 
-def _far(column: "pd.Series[Any]", _: "pd.Series[Any]") -> "pd.Series[Any]":
+def _far(column: pd.Series, _: pd.Series) -> pd.Series:
     """Multiply the column's largest number by `_FAR` and, in further rows, each row's own number."""
     reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
     own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
@@ -362,14 +363,14 @@ def _far(column: "pd.Series[Any]", _: "pd.Series[Any]") -> "pd.Series[Any]":
     return _as(factors * some, column.dtype)
 
 
-def _reach(series: "pd.Series[Any]") -> float:
+def _reach(series: pd.Series) -> float:
     """Return the largest number of a column, at least 1, and so small that 32 bits hold a million times it."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
 
 
-def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
+def _as(values: Any, dtype: Any) -> pd.Series:
     """Return a column of the type; whole numbers are rounded and clipped to its bounds."""
     if pd.api.types.is_integer_dtype(dtype):
         bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
@@ -383,11 +384,11 @@ def _as(values: Any, dtype: Any) -> "pd.Series[Any]":
     return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(dtype)
 
 
-def _is_number(series: "pd.Series[Any]") -> bool:
+def _is_number(series: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(series.dtype) and not pd.api.types.is_bool_dtype(series.dtype)
 
 
-_CHANGES: tuple[tuple[str, Any, int, _Change, bool], ...] = (
+_CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...] = (
     (
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",

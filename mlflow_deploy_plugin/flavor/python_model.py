@@ -1,34 +1,143 @@
-"""A model as pyfunc that MLflow's own flavor of its library cannot serve, logged in a Python model.
+"""A model without an ONNX form, logged as pyfunc: by MLflow's own flavor, or in a Python model.
 
-`mlflow.pytorch` takes one array and answers one; `mlflow.keras` answers one; neither logs a program of `torch.export`
-or what `tf.saved_model.load` returns. XGBoost and LightGBM refuse texts where they have learned categories of pandas,
-and no request carries categories, or durations.
+A Python model is for what MLflow's own flavors cannot serve: `mlflow.pytorch` takes and answers one array,
+`mlflow.keras` answers one, and neither logs a program of `torch.export` or the result of `tf.saved_model.load`. XGBoost
+and LightGBM refuse texts where they have learned categories of pandas, and no request carries categories or durations.
 """
 
-import contextlib
+import inspect
 import io
+import logging
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from types import FunctionType
+from typing import IO, Any, TypeAlias, cast
 
+import cloudpickle
+import mlflow
 import numpy as np
 import pandas as pd
+from mlflow.models import Model, infer_signature
+from mlflow.models.model import ModelInfo
+from mlflow.models.utils import _Example
 from mlflow.pyfunc import PythonModel
 
-from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.flavor.batch import Batch, column_values, unseen_category
-from mlflow_deploy_plugin.flavor.convert.converted import call_original
-from mlflow_deploy_plugin.flavor.convert.converters import converter_for
+from mlflow_deploy_plugin.errors import ModelError, SchemaMismatch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, column_values, unseen_category
+from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel, call_original
+from mlflow_deploy_plugin.flavor.convert.converters import NetConverter, converter_for
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
+from mlflow_deploy_plugin.messages import one_line
+from mlflow_deploy_plugin.registry import log_flavor
 from mlflow_deploy_plugin.runtime import Array, Input, Output
 
+_logger = logging.getLogger("mlflow_deploy_plugin.flavor")
+
+LogOptions: TypeAlias = dict[str, Any]
+"""Arguments by name of MLflow's `log_model` or `save_model` of a flavor."""
+FALLBACK_TAG = "onnxserve.fallback"
+"""The tag with the reason why MLflow's own flavor has logged a model."""
+_LONGEST_TAG = 5000
+_SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
 """The module that saves and loads a net of a class, which torch's own modules need not: they pickle themselves."""
+
+
+def log_as_pyfunc(
+    model: TrainedModel,
+    error: ModelError,
+    flavor: str,
+    input_example: ModelData,
+    others: list[ModelData],
+    options: dict[str, Any],
+) -> ModelInfo:
+    """Log a model without an ONNX form by MLflow's own flavor, and say why.
+
+    A model that this flavor does not serve as pyfunc is logged in a Python model.
+    """
+    rows = _first_rows(input_example)
+    arguments: LogOptions = {"input_example": rows}
+    if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
+        # MLflow would infer the outputs from `predict`
+        options["signature"] = infer_signature(rows, model.predict_proba(rows))
+    predict_fn = options.get("pyfunc_predict_fn", "predict")
+    own = net_options(flavor, model, input_example, *others) or typed_columns_options(model, predict_fn, rows)
+    if own is None:
+        try:
+            _Example(rows if rows is not None else {})
+        except Exception as problem:  # noqa: BLE001 - of MLflow's encoder, and of what the example holds
+            _logger.warning(
+                "the model is logged without its input_example, which MLflow cannot save: %s", one_line(problem)
+            )
+            arguments["input_example"] = None
+    else:
+        flavor, arguments = own
+        options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
+    code = [] if options["code_paths"] else _own_code(model)
+    _logger.warning(
+        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)%s',
+        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
+        flavor,
+        f". It needs modules of yours where it is served: code_paths={code} logs them with it" if code else "",
+    )
+    module = import_module(f"mlflow.{flavor}")
+    accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
+    tag = error.message[:_LONGEST_TAG]
+    options["tags"] = {**options["tags"], FALLBACK_TAG: tag}
+    arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
+    if own is None:
+        arguments[accepted[0]] = model
+    info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
+    if info.run_id:
+        mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
+    return info
+
+
+def _first_rows(input_example: ModelData) -> ModelData:
+    """Return as many rows of an example as MLflow is to save; a tensor of torch or TensorFlow as an array."""
+    if isinstance(input_example, Mapping):
+        return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
+    rows: ModelData = None if input_example is None else input_example[:EXAMPLE_ROWS]
+    if hasattr(rows, "numpy"):
+        rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
+    return rows
+
+
+class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
+    """Collects the modules of the classes and functions that a pickle names."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__(file)
+        self.modules: set[str] = set()
+
+    def reducer_override(self, value: object) -> object:
+        if isinstance(value, type | FunctionType):
+            self.modules.add(str(value.__module__).partition(".")[0])
+        return super().reducer_override(value)
+
+
+def _own_code(model: TrainedModel) -> list[str]:
+    """Return the files and folders of the user's modules that the pickle of a model needs."""
+    with open(os.devnull, "wb") as file:
+        finder = _ModuleFinder(file)
+        with suppress(Exception):  # a model that cannot be pickled
+            finder.dump(model)
+    stdlib, found = sysconfig.get_path("stdlib"), []
+    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):  # `__main__` is pickled by value
+        module = sys.modules.get(name)
+        places = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
+        place = Path(places[0] or stdlib)  # a module of the interpreter itself has no file
+        if not place.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {*place.parts}:
+            found.append(os.path.relpath(place))
+    return found
 
 
 class NetModel(PythonModel):  # type: ignore[misc]
@@ -36,16 +145,16 @@ class NetModel(PythonModel):  # type: ignore[misc]
 
     _skip_type_hint_validation = True  # MLflow's switch; otherwise it warns at each import of this module
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, net: TrainedModel) -> None:
         self.net = net
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
         """Return the only output as an array, several by name."""
-        converter = converter_for(self.net)
+        converter = cast(NetConverter, converter_for(self.net))
         answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
         return next(iter(answers.values())) if len(answers) == 1 else answers
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         kinds = {kind.__name__ for kind in type(self.net).__mro__}
         if module := next((_TORCH_FORMATS[kind] for kind in kinds & _TORCH_FORMATS.keys()), None):
             buffer = io.BytesIO()
@@ -64,7 +173,7 @@ class NetModel(PythonModel):  # type: ignore[misc]
             return {"keras": (keras.backend.backend(), pickle.dumps(self.net))}
         return {"net": self.net}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, TrainedModel]) -> None:
         ((kind, packed),) = state.items()
         if kind in _TORCH_FORMATS.values():
             self.net = import_module(kind).load(io.BytesIO(packed))
@@ -88,7 +197,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 
     _skip_type_hint_validation = True  # as above
 
-    def __init__(self, model: Any, predict_fn: str, dtypes: dict[str, Any], closed: list[str]) -> None:
+    def __init__(self, model: TrainedModel, predict_fn: str, dtypes: dict[str, Any], closed: list[str]) -> None:
         self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
@@ -104,7 +213,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
         return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
 
 
-def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, dict[str, Any]] | None:
+def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData) -> tuple[str, LogOptions] | None:
     """Return the flavor and its arguments for a model that answers otherwise where categories and durations are texts
     and numbers; None for all other models."""
     dtypes = {str(name): dtype for name, dtype in rows.dtypes.items()} if isinstance(rows, pd.DataFrame) else {}
@@ -119,7 +228,7 @@ def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, 
         wanted = answer(rows)
     except Exception:  # noqa: BLE001 - MLflow's flavor asks it in another way
         return None
-    with contextlib.suppress(Exception):  # whatever a model says of what it has not learned
+    with suppress(Exception):  # whatever a model says of what it has not learned
         if np.array_equal(answer(plain), wanted):
             return None
     closed = [name for name in categories if _refuses(answer, rows, name)]
@@ -127,7 +236,7 @@ def typed_columns_options(model: Any, predict_fn: str, rows: Any) -> tuple[str, 
     return "pyfunc", {"python_model": python_model, "input_example": plain}
 
 
-def _refuses(answer: Callable[[pd.DataFrame], Any], rows: pd.DataFrame, name: str) -> bool:
+def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str) -> bool:
     """Return True if a model refuses the rows with a category of a column that it has not learned."""
     unseen = unseen_category(rows[name])
     try:
@@ -137,7 +246,9 @@ def _refuses(answer: Callable[[pd.DataFrame], Any], rows: pd.DataFrame, name: st
     return False
 
 
-def net_options(flavor: str, model: Any, input_example: Any, *others: Any) -> tuple[str, dict[str, Any]] | None:
+def net_options(
+    flavor: str, model: TrainedModel, input_example: ModelData, *others: ModelData
+) -> tuple[str, LogOptions] | None:
     """Return the flavor that logs a net as pyfunc, and its arguments; None if it is `flavor`, as for all other models.
 
     Args:

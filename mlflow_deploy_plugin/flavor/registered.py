@@ -16,10 +16,10 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import LoggedModel, Metric, Run
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.tracking.fluent import _get_experiment_id
@@ -32,7 +32,9 @@ from mlflow_deploy_plugin.errors import (
     NotFound,
     ParityError,
 )
+from mlflow_deploy_plugin.flavor.batch import ModelData
 from mlflow_deploy_plugin.flavor.convert import converters
+from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import is_onnx
 from mlflow_deploy_plugin.flavor.example_rows import fit_to_signature, made_up_rows, saved_example
 from mlflow_deploy_plugin.flavor.parity import ParityReport
@@ -84,7 +86,7 @@ class Original:
         warnings: what the user should know, one line each.
     """
 
-    model: Any
+    model: TrainedModel
     mlmodel: Model | None = None
     predict_fn: PredictFunction = "predict"
     warnings: tuple[str, ...] = ()
@@ -120,7 +122,7 @@ def wrap_registered(
     model_uri: str,
     register: str | None = None,
     *,
-    data: Any = None,
+    data: ModelData = None,
     pyfunc_predict_fn: PredictFunction | None = None,
     parity: ParityPolicy = "require",
     allow_pickle: bool = False,
@@ -192,7 +194,7 @@ def wrap_registered(
 
 
 def _convert(
-    original: Original, folder: Path, shown: str, data: Any, parity: ParityPolicy
+    original: Original, folder: Path, shown: str, data: ModelData, parity: ParityPolicy
 ) -> tuple[WrappedModel, tuple[str, ...]]:
     """Return the model converted and proven, and warnings."""
     model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
@@ -276,7 +278,9 @@ def _log_next_version(
     return replace(made, version=version, model_id=model_id or "", run_id=info.run_id or "")
 
 
-def _create_logged_model(client: MlflowClient, logged: Any, run: Any, origin_tags: dict[str, str]) -> str:
+def _create_logged_model(
+    client: MlflowClient, logged: LoggedModel | None, run: Run | None, origin_tags: dict[str, str]
+) -> str:
     """Create the new logged model like the original's, or its run, and return its id."""
     if logged is not None:
         experiment_id, params = logged.experiment_id, logged.params
@@ -299,7 +303,7 @@ def _kept_tags(tags: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in tags.items() if name in _KEPT_TAGS or not name.startswith(_OTHERS_TAGS)}
 
 
-def _provenance(provenance: Mapping[str, Any], run: Any) -> dict[str, Any]:
+def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, object]:
     """Return the provenance with the git commit and the dataset of the run that trained the model."""
     kept = {name: value for name, value in provenance.items() if not name.startswith("git_")}
     if run is None:
@@ -327,7 +331,7 @@ def load_folder(folder: Path, shown: str) -> Original:
         raise InvalidArtifact(f"{shown} is no model: it has no MLmodel file")
     try:
         mlmodel = Model.load(str(folder))
-        flavors: dict[str, Any] = mlmodel.flavors
+        flavors = mlmodel.flavors
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
     except Exception as error:  # noqa: BLE001 - whatever the YAML holds
         raise InvalidArtifact(f"{shown} is no model: its MLmodel file cannot be read: {error_summary(error)}") from None

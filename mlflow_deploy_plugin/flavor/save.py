@@ -5,53 +5,41 @@ Keras and statsmodels an array for arrays and a DataFrame (or Series) for a Data
 several outputs.
 """
 
-import inspect
 import json
 import logging
-import os
-import sys
-import sysconfig
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
-from types import FunctionType
 from typing import Any, Literal, cast
 
-import cloudpickle
 import mlflow
 import mlflow.data
 import numpy as np
 import pandas as pd
 from mlflow.entities import Dataset, DatasetInput, InputTag
-from mlflow.models import Model, ModelSignature, infer_signature
+from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.models.utils import _Example
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.tracking.artifact_utils import _download_artifact_from_uri
 from mlflow.utils.logging_utils import eprint
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ModelError, OnnxserveError, ParityError
+from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError
 from mlflow_deploy_plugin.evaluation import explain as explain_rows
 from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
 from mlflow_deploy_plugin.flavor import saved_model
-from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, as_pandas
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
+from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import load_file
-from mlflow_deploy_plugin.flavor.python_model import net_options, typed_columns_options
+from mlflow_deploy_plugin.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
-from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, check_choice, wrap
+from mlflow_deploy_plugin.flavor.wrap import EventTimes, ParityPolicy, PredictFunction, check_choice, wrap
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
 from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
-FALLBACK_TAG = "onnxserve.fallback"
-"""The tag with the reason why MLflow's own flavor has logged a model."""
-_LONGEST_TAG = 5000
-_SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
 """The frameworks whose own pyfunc answers a table for a table."""
 
@@ -61,21 +49,21 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 
 def save_model(
-    model: Any,
+    model: TrainedModel,
     path: str | Path,
     *,
     signature: ModelSignature | None = None,
-    input_example: Any = None,
+    input_example: ModelData = None,
     pyfunc_predict_fn: PredictFunction = "predict",
     parity: ParityPolicy = "require",
-    parity_data: Any = None,
-    reference_data: Any = None,
-    event_time: Any = None,
+    parity_data: ModelData = None,
+    reference_data: ModelData = None,
+    event_time: EventTimes = None,
     mlflow_model: Model | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    conda_env: Any = None,
-    pip_requirements: Any = None,
-    extra_pip_requirements: Any = None,
+    metadata: Mapping[str, object] | None = None,
+    conda_env: str | Mapping[str, object] | None = None,
+    pip_requirements: str | list[str] | None = None,
+    extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
 ) -> None:
     """Convert `model` to ONNX, prove the result against it, and save that to the folder `path`.
@@ -125,27 +113,27 @@ def save_model(
 
 
 def log_model(
-    model: Any,
+    model: TrainedModel,
     name: str | None = None,
     *,
     registered_model_name: str | None = None,
     signature: ModelSignature | None = None,
-    input_example: Any = None,
+    input_example: ModelData = None,
     pyfunc_predict_fn: PredictFunction = "predict",
     parity: ParityPolicy = "require",
     fallback: Fallback = "pyfunc",
-    parity_data: Any = None,
-    reference_data: Any = None,
-    event_time: Any = None,
+    parity_data: ModelData = None,
+    reference_data: ModelData = None,
+    event_time: EventTimes = None,
     explain: bool = False,
     await_registration_for: int | None = DEFAULT_AWAIT_MAX_SLEEP_SECONDS,
-    metadata: Mapping[str, Any] | None = None,
-    conda_env: Any = None,
-    pip_requirements: Any = None,
-    extra_pip_requirements: Any = None,
+    metadata: Mapping[str, object] | None = None,
+    conda_env: str | Mapping[str, object] | None = None,
+    pip_requirements: str | list[str] | None = None,
+    extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
-    params: Mapping[str, Any] | None = None,
-    tags: Mapping[str, Any] | None = None,
+    params: Mapping[str, object] | None = None,
+    tags: Mapping[str, object] | None = None,
     model_type: str | None = None,
     step: int = 0,
     model_id: str | None = None,
@@ -172,7 +160,7 @@ def log_model(
         require_matplotlib()
         if input_example is None and reference_data is None:
             raise InvalidConfig("explain: there are no rows to explain; give input_example= or reference_data=")
-    mlflow_options: dict[str, Any] = {
+    mlflow_options: LogOptions = {
         "name": name,
         "registered_model_name": registered_model_name,
         "await_registration_for": await_registration_for,
@@ -203,17 +191,17 @@ def log_model(
         flavor = pyfunc_flavor(model, pyfunc_predict_fn, input_example) if fallback == "pyfunc" else None
         if flavor is None:
             raise with_alternative(error, model) from (error.__cause__ or error)
-        if isinstance(event_time, str) and isinstance(input_example, pd.DataFrame):
-            input_example = input_example.drop(columns=event_time, errors="ignore")
         if explain:
             _logger.warning("the model is not explained: it has no ONNX form")
-        flavor_options = {"signature": signature, **flavor[1], **mlflow_options}
-        reference_data = as_pandas(reference_data)
-        if isinstance(event_time, str) and isinstance(reference_data, pd.DataFrame):
-            reference_data = reference_data.drop(columns=event_time, errors="ignore")
-        others = (as_pandas(parity_data), reference_data)
-        info = _log_as_pyfunc(model, error, flavor[0], input_example, others, flavor_options)
-        _log_dataset(info.run_id, input_example if reference_data is None else reference_data)
+        example, reference = (
+            data.drop(columns=event_time, errors="ignore")
+            if isinstance(event_time, str) and isinstance(data, pd.DataFrame)
+            else data
+            for data in (input_example, as_pandas(reference_data))
+        )
+        options = {"signature": signature, **flavor[1], **mlflow_options}
+        info = log_as_pyfunc(model, error, flavor[0], example, [as_pandas(parity_data), reference], options)
+        _log_dataset(info.run_id, example if reference is None else reference)
         return info
     info = log_wrapped(wrapped, **mlflow_options)
     _log_dataset(info.run_id, wrapped.data)
@@ -228,7 +216,7 @@ def log_model(
     return info
 
 
-def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, Any], **mlflow_options: Any) -> ModelInfo:
+def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any) -> ModelInfo:
     """Log a wrapped model to MLflow, with the figures of its proof; the options are those of `log_flavor`."""
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
@@ -239,7 +227,7 @@ def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, Any], **mlflow_options
     return info
 
 
-def _log_dataset(run_id: str | None, data: Any) -> None:
+def _log_dataset(run_id: str | None, data: ModelData) -> None:
     """Log the data of a model as a dataset input of its run, unless the run has the same data as an input already."""
     if run_id is None or data is None:
         return
@@ -263,90 +251,6 @@ def _log_dataset(run_id: str | None, data: Any) -> None:
         _logger.warning("the data of the model is not logged as an input of its run: %s", one_line(error))
 
 
-class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """Collects the modules of the classes and functions that a pickle names."""
-
-    def __init__(self, file: Any) -> None:
-        super().__init__(file)
-        self.modules: set[str] = set()
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, type | FunctionType):
-            self.modules.add(str(value.__module__).partition(".")[0])
-        return super().reducer_override(value)
-
-
-def _own_code(model: Any) -> list[str]:
-    """Return the files and folders of the user's modules that the pickle of a model needs."""
-    with open(os.devnull, "wb") as file:
-        finder = _ModuleFinder(file)
-        with suppress(Exception):  # a model that cannot be pickled
-            finder.dump(model)
-    stdlib, found = sysconfig.get_path("stdlib"), []
-    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):  # `__main__` is pickled by value
-        module = sys.modules.get(name)
-        places = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
-        place = Path(places[0] or stdlib)  # a module of the interpreter itself has no file
-        if not place.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {*place.parts}:
-            found.append(os.path.relpath(place))
-    return found
-
-
-def _log_as_pyfunc(
-    model: Any, error: ModelError, flavor: str, input_example: Any, others: tuple[Any, ...], options: dict[str, Any]
-) -> ModelInfo:
-    """Log a model without an ONNX form by MLflow's own flavor, and say why.
-
-    A model that this flavor does not serve (`python_model.py`) is logged by mlflow.pyfunc.
-    """
-    rows = _first_rows(input_example)
-    arguments: dict[str, Any] = {"input_example": rows}
-    if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
-        # MLflow would infer the outputs from `predict`
-        options["signature"] = infer_signature(rows, model.predict_proba(rows))
-    predict_fn = options.get("pyfunc_predict_fn", "predict")
-    own = net_options(flavor, model, input_example, *others) or typed_columns_options(model, predict_fn, rows)
-    if own is None:
-        try:
-            _Example(rows if rows is not None else {})
-        except Exception as problem:  # noqa: BLE001 - of MLflow's encoder, and of what the example holds
-            _logger.warning(
-                "the model is logged without its input_example, which MLflow cannot save: %s", one_line(problem)
-            )
-            arguments["input_example"] = None
-    else:
-        flavor, arguments = own
-        options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
-    code = [] if options["code_paths"] else _own_code(model)
-    _logger.warning(
-        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)%s',
-        error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
-        flavor,
-        f". It needs modules of yours where it is served: code_paths={code} logs them with it" if code else "",
-    )
-    module = import_module(f"mlflow.{flavor}")
-    accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
-    tag = error.message[:_LONGEST_TAG]
-    options["tags"] = {**options["tags"], FALLBACK_TAG: tag}
-    arguments |= {name: value for name, value in options.items() if value is not None or name not in arguments}
-    if own is None:
-        arguments[accepted[0]] = model
-    info = log_flavor(module, **{name: value for name, value in arguments.items() if name in accepted or value})
-    if info.run_id:
-        mlflow.MlflowClient().set_tag(info.run_id, FALLBACK_TAG, tag)
-    return info
-
-
-def _first_rows(input_example: Any) -> Any:
-    """Return as many rows of an example as MLflow is to save; a tensor of torch or TensorFlow as an array."""
-    if isinstance(input_example, Mapping):
-        return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
-    rows: Any = None if input_example is None else input_example[:EXAMPLE_ROWS]
-    if hasattr(rows, "numpy"):
-        rows = np.asarray(rows.detach().cpu() if hasattr(rows, "detach") else rows)
-    return rows
-
-
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
     """Load a saved model; errors are those of `OnnxModel.load` and of MLflow's download."""
     local = _download_artifact_from_uri(artifact_uri=model_uri)
@@ -362,7 +266,7 @@ class PyfuncModel:
     def get_raw_model(self) -> OnnxModel:
         return self._model
 
-    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> Any:
+    def predict(self, data: ModelData, params: Mapping[str, object] | None = None) -> ModelData:
         """Predict a DataFrame, an array, a mapping of columns or tensors, or a list of rows or records.
 
         Raises:
@@ -394,7 +298,7 @@ class PyfuncModel:
         return pd.DataFrame(prediction, index=data.index)
 
 
-def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> PyfuncModel:
+def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
     """Load a model; MLflow calls it. `path` is the model's folder, `model_config` as in `saved_model.DEFAULT_CONFIG`.
 
     Raises:
@@ -403,5 +307,5 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Py
     config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
     device = str(config["device"])
     check_choice("model_config: device", device, Device)
-    threads = int(config["intra_op_num_threads"] or available_cores())
+    threads = int(cast(int | None, config["intra_op_num_threads"]) or available_cores())
     return PyfuncModel(OnnxModel.load(Path(path), Placement(cast(Device, device)), threads))

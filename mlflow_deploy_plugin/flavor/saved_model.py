@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import Distribution, distribution, distributions
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import mlflow.utils.environment as environment
@@ -27,7 +26,7 @@ from mlflow.models.utils import _save_example
 from mlflow.utils.file_utils import get_total_file_size
 from mlflow.utils.model_utils import _validate_and_copy_code_paths, _validate_and_prepare_target_save_path
 
-from mlflow_deploy_plugin.flavor.batch import Batch
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.parity import ParityReport, refusals_of
@@ -81,10 +80,10 @@ class WrappedModel:
     signature: ModelSignature
     predict_fn: str
     report: ParityReport
-    example: Any
+    example: ModelData
     data: Batch | None
-    reference: Any
-    provenance: Mapping[str, Any]
+    reference: pa.Table | None
+    provenance: Mapping[str, object]
     lock: str
 
 
@@ -93,10 +92,10 @@ def save_model(
     wrapped: WrappedModel,
     mlflow_model: Model | None = None,
     *,
-    metadata: Mapping[str, Any] | None = None,
-    conda_env: Any = None,
-    pip_requirements: Any = None,
-    extra_pip_requirements: Any = None,
+    metadata: Mapping[str, object] | None = None,
+    conda_env: str | Mapping[str, object] | None = None,
+    pip_requirements: str | list[str] | None = None,
+    extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
 ) -> None:
     """Write the model to `path`, a folder that is empty or does not exist."""
@@ -128,7 +127,7 @@ def save_model(
     )
     (folder / PARITY_FILE).write_text(json.dumps(wrapped.report.as_dict(), indent=2, allow_nan=False) + "\n")
     (folder / LOCK_FILE).write_text(wrapped.lock)
-    proofs: dict[str, Any] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
+    proofs: dict[str, object] = {"parity": wrapped.report.figures(), "provenance": dict(wrapped.provenance)}
     if wrapped.reference is not None:
         pq.write_table(wrapped.reference, folder / REFERENCE_FILE, compression="zstd")
         proofs["reference"] = {"data": REFERENCE_FILE, "rows": wrapped.reference.num_rows}
@@ -173,7 +172,7 @@ def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
 
 
 def write_mlmodel(
-    folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, Any]
+    folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, object]
 ) -> None:
     """Write the files that `runtime.OnnxModel` reads: the ONNX file, and the MLmodel file with the flavor's section.
 
@@ -217,7 +216,7 @@ def environment_lock() -> str:
     return "".join(f"{installed[name]}\n" for name in sorted(installed))
 
 
-def provenance_section(batch: Batch | None, lock: str) -> dict[str, Any]:
+def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     """Return `provenance` of the MLmodel file: git commit of the current folder, dataset digest, the environment.
 
     Args:

@@ -4,21 +4,21 @@ A model may have several ONNX forms: each is saved as a draft, loaded and compar
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidArtifact, InvalidConfig, ModelError
-from mlflow_deploy_plugin.flavor.batch import Batch, as_pandas, check_outputs
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, as_pandas, check_outputs
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, call_original
-from mlflow_deploy_plugin.flavor.convert.converters import converter_for, is_onnx
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, TrainedModel, call_original
+from mlflow_deploy_plugin.flavor.convert.converters import FrameworkConverter, converter_for, is_onnx
 from mlflow_deploy_plugin.flavor.parity import Answers, ParityReport, RowGroup, ask_original, parity_error, prove_parity
 from mlflow_deploy_plugin.flavor.parity_rows import MIN_PARITY_ROWS, parity_rows, symbolic_sizes
 from mlflow_deploy_plugin.flavor.saved_model import (
@@ -35,19 +35,21 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 ParityPolicy = Literal["require", "warn"]
 PredictFunction = Literal["predict", "predict_proba"]
+EventTimes: TypeAlias = str | Sequence[object] | Array | pd.Series | pd.DatetimeIndex | None
+"""The times of rows: the name of a column, or one time for each row."""
 _HEAD = slice(0, 3)
 
 
 def wrap(
-    model: Any,
-    input_example: Any = None,
+    model: TrainedModel,
+    input_example: ModelData = None,
     *,
     signature: ModelSignature | None = None,
     predict_fn: PredictFunction = "predict",
     parity: ParityPolicy = "require",
-    parity_data: Any = None,
-    reference_data: Any = None,
-    event_time: Any = None,
+    parity_data: ModelData = None,
+    reference_data: ModelData = None,
+    event_time: EventTimes = None,
 ) -> WrappedModel:
     """Convert `model`, prove the result and sample the reference.
 
@@ -116,13 +118,13 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
 
 
 def _read_data(
-    converter: Any,
-    model: Any,
-    input_example: Any,
-    signature: Any,
-    parity_data: Any,
-    reference_data: Any,
-    event_time: Any,
+    converter: FrameworkConverter,
+    model: TrainedModel,
+    input_example: ModelData,
+    signature: ModelSignature | None,
+    parity_data: ModelData,
+    reference_data: ModelData,
+    event_time: EventTimes,
 ) -> tuple[Batch | None, Batch | None, Batch | None, Array | None, ModelSignature | None]:
     """Return the example, `parity_data` and `reference_data` as batches of the model, the event times, the signature.
 
@@ -143,14 +145,14 @@ def _read_data(
         example = example.cast_to_signature(signature)
         example.check_as_example()
 
-    def read(data: Any, argument: str) -> Batch | None:
+    def read(data: ModelData, argument: str) -> Batch | None:
         return None if data is None else Batch(converter.read_batch(model, data)).aligned(example, argument)
 
     further = None if reference_data is None else judged
     return example, read(parity_data, "parity_data"), read(further, "reference_data"), times, signature
 
 
-def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
+def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
     """Return the event times in UTC, and the data without them.
 
     Args:
@@ -166,7 +168,8 @@ def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
-        event_time, data = data[event_time], data.drop(columns=[event_time])
+        column, data = data[event_time], data.drop(columns=[event_time])
+        event_time = column
     try:
         given = event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
         if pd.api.types.is_numeric_dtype(given.dtype) and len(given):
@@ -183,7 +186,7 @@ def _split_event_times(event_time: Any, data: Any) -> tuple[Array | None, Any]:
     return times.dt.tz_localize(None).to_numpy(), data
 
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
+def check_choice(name: str, value: object, choices: object) -> None:
     """Raise InvalidConfig if the value is none of a Literal's."""
     if value not in get_args(choices):
         raise InvalidConfig(f"{name}: {value!r} is not one of {', '.join(get_args(choices))}")
@@ -208,8 +211,8 @@ class _FormTrials:
         left_out: as in `ParityReport`.
     """
 
-    converter: Any
-    model: Any
+    converter: FrameworkConverter
+    model: TrainedModel
     example: Batch | None
     parity_data: Batch | None
     signature: ModelSignature | None

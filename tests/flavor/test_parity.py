@@ -218,7 +218,13 @@ def test_columns_of_which_the_original_refuses_infinity_are_known_and_its_answer
 
 
 def test_categories_count_only_if_all_of_them_are_known_and_accepted() -> None:
-    learned = {"c": ("x", None, "y"), "k": (1.0, 2.0, np.nan), "half": (0.5,), "many": tuple(range(1_000)), "d": ("z",)}
+    learned: Any = {
+        "c": ("x", None, "y"),
+        "k": (1.0, 2.0, np.nan),
+        "half": (0.5,),
+        "many": tuple(range(1_000)),
+        "d": ("z",),
+    }
     names = [*learned, "e"]
     report = ParityReport("proven", refused_columns={"unseen": names, "categories": ["d"]})
 

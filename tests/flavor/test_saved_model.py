@@ -93,7 +93,7 @@ def test_commit_and_uncommitted_changes_are_recorded(tmp_path: Path, monkeypatch
     (tmp_path / "train.py").write_text("2")
     dirty = provenance_section(None, "")
 
-    assert len(clean["git_commit"]) == 40
+    assert len(str(clean["git_commit"])) == 40
     assert (clean["git_dirty"], dirty["git_dirty"]) == (False, True)
 
 

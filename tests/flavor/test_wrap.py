@@ -56,6 +56,7 @@ def line(timed: pd.DataFrame) -> LinearRegression:
 def test_times_of_a_column_are_kept_in_utc_and_are_no_input(line: LinearRegression, timed: pd.DataFrame) -> None:
     wrapped = wrap(line, timed, event_time="when")
 
+    assert wrapped.reference is not None
     assert wrapped.reference.column_names == ["a", "b", "prediction", "_event_time"]
     assert wrapped.reference["_event_time"][0].as_py().isoformat() == "2013-01-01T05:00:00+00:00"
 
@@ -63,6 +64,7 @@ def test_times_of_a_column_are_kept_in_utc_and_are_no_input(line: LinearRegressi
 def test_reference_data_of_its_own(line: LinearRegression, timed: pd.DataFrame) -> None:
     wrapped = wrap(line, timed[["a", "b"]].head(50), reference_data=timed, event_time="when")
 
+    assert wrapped.reference is not None
     assert wrapped.reference.num_rows == 400
     assert len(wrapped.example) == 5
 
@@ -74,6 +76,7 @@ def test_large_data_is_sampled_in_order(
 
     sample = wrap(line, timed, event_time="when").reference
 
+    assert sample is not None
     times = sample["_event_time"].to_pylist()
     assert sample.num_rows == 100
     assert times == sorted(times)
@@ -86,7 +89,10 @@ def test_large_tensors_are_bounded_by_their_numbers(monkeypatch: pytest.MonkeyPa
     rows = random.normal(size=(50, 4))
     line = LinearRegression().fit(rows, rows[:, 0])
 
-    assert wrap(line, rows).reference.num_rows == 40
+    sample = wrap(line, rows).reference
+
+    assert sample is not None
+    assert sample.num_rows == 40
 
 
 def test_missing_column_of_the_reference_is_named(line: LinearRegression, timed: pd.DataFrame) -> None:

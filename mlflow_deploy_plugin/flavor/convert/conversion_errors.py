@@ -8,9 +8,10 @@ import re
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from mlflow_deploy_plugin.errors import ModelError
+from mlflow_deploy_plugin.flavor.batch import ModelData
+from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import is_onnx, packages_of
 from mlflow_deploy_plugin.messages import one_line
 
@@ -48,7 +49,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 
 
 def pyfunc_flavor(
-    model: Any, predict_fn: str = "predict", input_example: Any = None
+    model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
     """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one.
 
@@ -70,7 +71,7 @@ def pyfunc_flavor(
     return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}
 
 
-def with_alternative(error: ModelError, model: Any) -> ModelError:
+def with_alternative(error: ModelError, model: TrainedModel) -> ModelError:
     """Return the error of a model without an ONNX form, with the way in which it can still be served."""
     if is_onnx(model):
         return error
@@ -83,9 +84,9 @@ def with_alternative(error: ModelError, model: Any) -> ModelError:
     return type(error)(f"{error.message.removesuffix('.')}. {way}.")
 
 
-def explain_failure(error: BaseException, model: Any) -> str:
+def explain_failure(error: BaseException, model: TrainedModel) -> str:
     """Return the message if a model is not converted, or its graph not loaded: the step, its option, the reason."""
-    part: Any = None
+    part: object = None
     unread = ""
     for frame, _ in traceback.walk_tb(error.__traceback__):  # the estimator that skl2onnx was converting
         part = getattr(frame.f_locals.get("operator"), "raw_operator", None) or part
@@ -132,7 +133,7 @@ def plain_reason(text: str) -> str:
     return text.strip(" .:")[:300]
 
 
-def _parts(model: Any) -> Iterator[tuple[str, Any]]:
+def _parts(model: TrainedModel) -> Iterator[tuple[str, TrainedModel]]:
     """Yield the estimators within an estimator by the names of their parameters, and the estimator itself."""
     if hasattr(model, "get_params"):
         for name, value in model.get_params(deep=True).items():

@@ -4,18 +4,24 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import pandas as pd
-from onnx import TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input, Output
+
+TrainedModel: TypeAlias = Any
+"""A trained model of any framework: the frameworks have no base class in common, and most have no types."""
+
+Category: TypeAlias = str | int | float | bool | None
+"""A category that a model has learned, or a missing one."""
 
 OriginalModel = Callable[[ModelInput], dict[str, Array]]
 """A function that returns the original model's predictions for a batch, by ONNX output name; its errors are its own."""
@@ -47,7 +53,7 @@ class BoundaryValues:
     """
 
     edges: Mapping[str, Array] = field(default_factory=dict)
-    categories: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    categories: Mapping[str, tuple[Category, ...]] = field(default_factory=dict)
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rows: tuple[Mapping[str, Array], ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +78,7 @@ class ConvertedModel:
         repair: the change that keeps 32-bit floats from changing the predictions; empty for the plain conversion.
     """
 
-    proto: Any
+    proto: ModelProto
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
     prediction: tuple[str, ...]
@@ -88,7 +94,7 @@ class ConvertedModel:
 
 
 def bind_graph(
-    proto: Any, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
+    proto: ModelProto, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
 ) -> ConvertedModel:
     """Return a graph as a converted model, its inputs bound to the columns or tensors of the batch.
 
@@ -145,7 +151,7 @@ def bind_graph(
     )
 
 
-def _refuse_empty_sequences(graph: Any) -> None:
+def _refuse_empty_sequences(graph: GraphProto) -> None:
     """Make an LSTM or GRU refuse an empty tensor that the graph itself has made, as a selection of steps.
 
     ONNX Runtime 1.31 ends the process there. To reshape to [0, 0, -1] changes nothing, and is an error for an empty
@@ -171,13 +177,13 @@ def _refuse_empty_sequences(graph: Any) -> None:
             graph.node.insert(place, reshape)
 
 
-def fed_inputs(graph: Any) -> list[Any]:
+def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
     """Return the inputs that a caller gives; older graphs name their weights among the inputs, too."""
     held = {initializer.name for initializer in graph.initializer}
     return [value for value in graph.input if value.name not in held]
 
 
-def served_type(value: Any, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
+def served_type(value: ValueInfoProto, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
     """Return dtype and shape of a graph's input or output. Raises ConversionError if it cannot be served."""
     dtype, shape = dtype_and_shape(value)
     if not dtype:
@@ -189,7 +195,7 @@ def served_type(value: Any, original: OriginalModel | None) -> tuple[str, tuple[
     return dtype, shape
 
 
-def _unservable(kind: Any) -> str:
+def _unservable(kind: TypeProto) -> str:
     """Describe a value that is no tensor of numbers, booleans and texts, and say what would be right."""
     match kind.WhichOneof("value"):
         case "sequence_type":
@@ -208,7 +214,7 @@ def _unservable(kind: Any) -> str:
     return "no tensor, which cannot be served"
 
 
-def rename_values(proto: Any, inputs: list[str], outputs: list[str]) -> Any:
+def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
     """Return the graph with other names of its inputs and outputs, given in their order.
 
     `Identity` nodes stand between the old names and the new: subgraphs may refer to the old ones.
@@ -268,7 +274,7 @@ DTYPES: dict[int, str] = {
 }
 
 
-def dtype_and_shape(value: Any) -> tuple[str, tuple[int, ...]]:
+def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
     """Return the numpy dtype (`str` for strings) and shape of a graph input or output; -1 for free dimensions."""
     tensor = value.type.tensor_type
     sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)

@@ -13,11 +13,11 @@ from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import ParamSpec, Protocol, TypeVar, cast
 
 from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError
-from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
+from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, OriginalModel, TrainedModel
 from mlflow_deploy_plugin.messages import one_line
 
 GROUP = "onnxserve.converters"
@@ -31,6 +31,8 @@ _MODULES = {
 _NEVER = ("pmdarima",)
 """Packages whose classes inherit from a framework's, and answer no rows: MLflow's own flavor logs them."""
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 
@@ -41,10 +43,10 @@ class Converter(Protocol):
     arrays.
     """
 
-    def matches(self, model: Any) -> bool:
+    def matches(self, model: TrainedModel) -> bool:
         """Return True for the models that it converts. It is asked for every model, so it imports nothing heavy."""
 
-    def convert(self, model: Any, example: ModelInput | None, **options: Any) -> ConvertedModel:
+    def convert(self, model: TrainedModel, example: ModelInput | None, **options: object) -> ConvertedModel:
         """Return the ONNX form, by `bind_graph`, with the original's predictions.
 
         Args:
@@ -57,26 +59,42 @@ class Converter(Protocol):
         """
 
 
+class FrameworkConverter(Protocol):
+    """A module of this room. That of scikit-learn also has `known_values`."""
+
+    def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput: ...
+
+    def forms(
+        self, model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    ) -> list[Callable[[], ConvertedModel]]: ...
+
+
+class NetConverter(FrameworkConverter, Protocol):
+    """A module of torch, Keras or TensorFlow."""
+
+    def original_model(self, model: TrainedModel) -> OriginalModel: ...
+
+
 @dataclass(frozen=True)
 class _Registered:
     """A converter of another distribution, with the functions of our modules."""
 
     entry: EntryPoint
-    converter: Any
+    converter: Converter
 
-    def read_batch(self, model: Any, data: Any) -> ModelInput:
+    def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput:
         if hasattr(self.converter, "read_batch"):
             batch: ModelInput = self._call(self.converter.read_batch, model, data)
             return batch
         return Batch.read(data).data
 
     def forms(
-        self, model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+        self, model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
     ) -> list[Callable[[], ConvertedModel]]:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
         return [partial(self._call, self.converter.convert, model, batch, **options)]
 
-    def _call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    def _call(self, function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         try:
             return function(*arguments, **options)
         except OnnxserveError:
@@ -97,7 +115,7 @@ def check_flavor(flavor: str) -> None:
         raise _unknown_framework(f"a model of mlflow.{flavor}")
 
 
-def converter_for(model: Any) -> Any:
+def converter_for(model: TrainedModel) -> FrameworkConverter:
     """Return what converts `model`: a registered converter, or the module of the first package in its ancestry.
 
     A converter of another distribution that fails is logged by one line and left out.
@@ -119,7 +137,9 @@ def converter_for(model: Any) -> Any:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
-        return import_module(f"{_ROOM}.{extra}")  # only now: the frameworks are heavy, and optional
+        return cast(
+            FrameworkConverter, import_module(f"{_ROOM}.{extra}")
+        )  # only now: the frameworks are heavy, and optional
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(
@@ -127,12 +147,12 @@ def converter_for(model: Any) -> Any:
         ) from None
 
 
-def is_onnx(model: Any) -> bool:
+def is_onnx(model: TrainedModel) -> bool:
     """Return True for an ONNX model, or the path of its file."""
     return isinstance(model, str | PathLike) or "onnx" in packages_of(model)
 
 
-def packages_of(model: Any) -> list[str]:
+def packages_of(model: TrainedModel) -> list[str]:
     """Return the packages of the classes in the model's ancestry, its own class first."""
     return [kind.__module__.split(".")[0] for kind in type(model).__mro__]
 
@@ -167,7 +187,7 @@ FILE_ENDINGS = (*_LOADERS, ".onnx")
 _SAVED_MODEL = ("tensorflow", "saved_model.load")
 
 
-def load_file(model: Any) -> Any:
+def load_file(model: TrainedModel) -> TrainedModel:
     """Return the model in a file of Keras, `torch.export` or TorchScript, or in a folder of TensorFlow's SavedModel.
 
     Everything else is returned as it is, the path of an ONNX file too.

@@ -14,15 +14,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import keras
 import numpy as np
 import onnx
 import pandas as pd
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import ModelInput
+from mlflow_deploy_plugin.flavor.batch import ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import moved_by_roundings
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
@@ -36,11 +36,12 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
 )
 from mlflow_deploy_plugin.runtime import Array
 
+TensorFunction = Callable[..., tuple[keras.KerasTensor, ...]]
 _UNNAMED = "input"
 """The name of an only input for which neither the model nor the example has one."""
 
 
-def read_batch(model: Any, data: Any) -> ModelInput:
+def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
     """Return a table of numbers, or arrays by the names of the model's inputs (a mapping, or a list in their order)."""
     if isinstance(data, pd.DataFrame):
         return data
@@ -52,7 +53,7 @@ def read_batch(model: Any, data: Any) -> ModelInput:
 
 
 def forms(
-    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return the forms: with the free sizes that the model's inputs declare, then with those of the data alone.
 
@@ -73,12 +74,12 @@ def forms(
     return [partial(_export, model, batch, names, axes, legacy) for legacy in ways for axes in free]
 
 
-def _export(model: Any, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
+def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: DynamicAxes, legacy: bool) -> ConvertedModel:
     original = original_model(model)
     arrays = _arrays(model, batch, names)
     outputs = list(call_original(original, batch))
 
-    def function(*tensors: Any) -> tuple[Any, ...]:
+    def function(*tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
         return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
     try:
@@ -101,7 +102,7 @@ def _export(model: Any, batch: ModelInput, names: list[str], axes: DynamicAxes, 
 
 
 @contextmanager
-def _move_weights(model: Any, random: np.random.Generator) -> Iterator[None]:
+def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
     """Do as `ConvertedModel.move_weights` says."""
     weights = model.get_weights()
     try:
@@ -111,7 +112,9 @@ def _move_weights(model: Any, random: np.random.Generator) -> Iterator[None]:
         model.set_weights(weights)
 
 
-def _by_torch(model: Any, arrays: dict[str, Array], axes: DynamicAxes, original: OriginalModel, legacy: bool) -> Any:
+def _by_torch(
+    model: keras.Model, arrays: dict[str, Array], axes: DynamicAxes, original: OriginalModel, legacy: bool
+) -> ModelProto:
     import torch
 
     from mlflow_deploy_plugin.flavor.convert.torch import export
@@ -121,7 +124,7 @@ def _by_torch(model: Any, arrays: dict[str, Array], axes: DynamicAxes, original:
             super().__init__()
             self.model = model
 
-        def forward(self, *tensors: Any) -> tuple[Any, ...]:
+        def forward(self, *tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
             return tuple(_call(self.model, dict(zip(arrays, tensors, strict=True))).values())
 
     Positional.__name__ = type(model).__name__  # which the exporter's errors name
@@ -129,8 +132,11 @@ def _by_torch(model: Any, arrays: dict[str, Array], axes: DynamicAxes, original:
 
 
 def _by_jax(
-    function: Callable[..., tuple[Any, ...]], arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes
-) -> Any:
+    function: Callable[..., tuple[keras.KerasTensor, ...]],
+    arrays: dict[str, Array],
+    outputs: list[str],
+    axes: DynamicAxes,
+) -> ModelProto:
     import jax
     import jax2onnx
 
@@ -151,7 +157,7 @@ def _by_jax(
         return rename_values(onnx.load(str(path)), list(arrays), outputs)
 
 
-def original_model(model: Any) -> OriginalModel:
+def original_model(model: keras.Model) -> OriginalModel:
     """Return the predictions of a Keras model by output name."""
 
     def original(batch: ModelInput) -> dict[str, Array]:
@@ -161,12 +167,12 @@ def original_model(model: Any) -> OriginalModel:
     return original
 
 
-def _inputs(model: Any) -> list[Any]:
+def _inputs(model: keras.Model) -> list[keras.KerasTensor]:
     """Return the declared inputs; a subclassed model has none."""
     return list(getattr(model, "inputs", None) or ())
 
 
-def _names(model: Any, batch: ModelInput) -> list[str]:
+def _names(model: keras.Model, batch: ModelInput) -> list[str]:
     """Return the names of the inputs in their order. Raises InvalidConfig if the batch does not have them."""
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
@@ -179,7 +185,7 @@ def _names(model: Any, batch: ModelInput) -> list[str]:
     return names or given
 
 
-def _arrays(model: Any, batch: ModelInput, names: list[str]) -> dict[str, Array]:
+def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str, Array]:
     """Return the arrays of a batch by input, with the types that the model declares."""
     if isinstance(batch, pd.DataFrame):
         if len(names) == 1:
@@ -196,7 +202,7 @@ def _arrays(model: Any, batch: ModelInput, names: list[str]) -> dict[str, Array]
     return arrays
 
 
-def _call(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+def _call(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
     """Return the outputs by name: those of a mapping, the model's `output_names` if they differ, or `output`."""
     if inputs := _inputs(model):  # one tensor, a list or a mapping, as the model was made; a Sequential has one
         form = getattr(model, "input", inputs[0])

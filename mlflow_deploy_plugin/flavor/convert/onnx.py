@@ -4,17 +4,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
+    TrainedModel,
     bind_graph,
     dtype_and_shape,
     fed_inputs,
@@ -23,17 +24,22 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime import Array, describe_error, import_onnxruntime, numpy_dtype, session_options
 
+if TYPE_CHECKING:
+    import onnxruntime
+
+Sizes = list[int | str | None]
+"""The sizes of an output, by number or by name; None if they are free."""
 _OLDEST_OPSET = 7
 """The oldest that ONNX Runtime promises to read, and so one that goes with every IR version."""
 
 
-def read_batch(model: Any, data: Any) -> ModelInput:
+def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
     return Batch.read(data).data
 
 
 def forms(
-    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, a copy of the graph with its weights inline.
 
@@ -75,13 +81,13 @@ def forms(
     return [load]
 
 
-def _matrices_for_maps(proto: Any) -> dict[str, tuple[Any, ...]]:
+def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
     """Make each output of a ZipMap the matrix behind it, and return its classes.
 
     The converters of scikit-learn and of boosters write by default one mapping from class to probability a row, which
     has no form as an array.
     """
-    classes: dict[str, tuple[Any, ...]] = {}
+    classes: dict[str, tuple[int | str, ...]] = {}
     graph = proto.graph
     for node in graph.node:
         if node.op_type == "ZipMap":
@@ -99,7 +105,7 @@ def _matrices_for_maps(proto: Any) -> dict[str, tuple[Any, ...]]:
     return classes
 
 
-def _tensors_for_sequences(proto: Any) -> None:
+def _tensors_for_sequences(proto: ModelProto) -> None:
     """Replace each output that is a sequence of fixed length by its tensors: `NAME_0`, `NAME_1`, ….
 
     skl2onnx writes the probabilities of several targets as such a sequence, with one matrix for each target. A sequence
@@ -136,7 +142,7 @@ def _tensors_for_sequences(proto: Any) -> None:
 
 
 def _sequence_length(
-    name: str, nodes: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, int]
+    name: str, nodes: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, int]
 ) -> int | None:
     """Return the number of tensors that a sequence always has; None if it depends on the input.
 
@@ -167,7 +173,7 @@ def _sequence_length(
     return None
 
 
-def _declare_outputs(proto: Any) -> None:
+def _declare_outputs(proto: ModelProto) -> None:
     """Give each output without a type or a shape the ones that ONNX Runtime finds.
 
     If it finds no shape, rows of zeros are computed.
@@ -187,7 +193,7 @@ def _declare_outputs(proto: Any) -> None:
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         raise ConversionError(f"ONNX Runtime cannot load the graph: {describe_error(error)}") from None
     found = {node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")}
-    shapes: dict[str, list[Any]] = {name: node.shape for name, node in found.items()}
+    shapes: dict[str, Sizes] = {name: node.shape for name, node in found.items()}
     if unknown := [name for name, shape in shapes.items() if not shape]:
         shapes |= _computed_shapes(session, unknown, proto.graph)
     for name, node in found.items():
@@ -195,7 +201,9 @@ def _declare_outputs(proto: Any) -> None:
         bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
 
 
-def _computed_shapes(session: Any, outputs: list[str], graph: Any) -> dict[str, list[Any]]:
+def _computed_shapes(
+    session: "onnxruntime.InferenceSession", outputs: list[str], graph: GraphProto
+) -> dict[str, Sizes]:
     """Return the shapes of outputs as two and three rows of zeros show them: None for a size that differs."""
     inputs = {one.name: served_type(one, None) for one in fed_inputs(graph)}
 

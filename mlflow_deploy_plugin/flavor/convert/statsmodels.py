@@ -6,7 +6,6 @@ that computes (`C(city)`, `np.log(x)`) is Python, and so are time series.
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,13 +13,15 @@ import statsmodels
 from onnx import TensorProto, helper
 from scipy import special
 from skl2onnx.common._topology import Scope
+from statsmodels.base.model import Model
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
     OriginalModel,
+    TrainedModel,
     bind_graph,
     call_original,
     require_example,
@@ -33,7 +34,7 @@ _LINEAR = ("OLS", "WLS", "GLS", "GLSAR", "QuantReg", "RLM")
 _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}
 
 
-def read_batch(model: Any, data: Any) -> ModelInput:
+def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     """Return a table, of a formula's own columns, or one [N, k] array in the order of the parameters."""
     if not isinstance(data, pd.DataFrame):
         return {"": np.asarray(data, dtype=np.float64)}
@@ -44,13 +45,13 @@ def read_batch(model: Any, data: Any) -> ModelInput:
 
 
 def forms(
-    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, the linear predictor with its link. Raises as `require_example`."""
     return [partial(_convert, model, require_example(batch, predict_fn, "a model of statsmodels", "predict"))]
 
 
-def _convert(results: Any, batch: ModelInput) -> ConvertedModel:
+def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     weights = np.asarray(results.params, dtype=np.float64)
     link, graph, original = _inverse_link(results.model), Subgraph(Scope("statsmodels")), original_model(results)
     has_formula, is_table = getattr(results.model, "formula", None) is not None, isinstance(batch, pd.DataFrame)
@@ -68,7 +69,7 @@ def _convert(results: Any, batch: ModelInput) -> ConvertedModel:
     return bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 
-def _formula(model: Any, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
+def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
     """Return the linear predictor of a formula of these columns; an interaction is the product of its columns.
 
     Raises ConversionError if Python computes a term.
@@ -90,7 +91,7 @@ def _formula(model: Any, weights: Array, rows: TracedArray, columns: list[str]) 
     return linear + weights[[place for place in range(len(terms)) if place not in factors]].sum(axis=0)
 
 
-def _inverse_link(model: Any) -> Callable[[TracedArray], TracedArray]:
+def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
     """Return the prediction as a function of the linear predictor. Raises ConversionError if the model has another."""
     kind = type(model).__name__
     if type(model).__module__.startswith("statsmodels."):
@@ -107,7 +108,7 @@ def _inverse_link(model: Any) -> Callable[[TracedArray], TracedArray]:
     )
 
 
-def original_model(results: Any) -> OriginalModel:
+def original_model(results: TrainedModel) -> OriginalModel:
     """Return the predictions as `prediction`."""
 
     def original(batch: ModelInput) -> dict[str, Array]:

@@ -6,22 +6,23 @@ they become constants of the graph again.
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx
 import pandas as pd
 import tensorflow as tf
+from onnx import ModelProto
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
     OriginalModel,
+    TrainedModel,
     bind_graph,
     call_original,
     rename_values,
@@ -29,17 +30,18 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
 )
 from mlflow_deploy_plugin.runtime import Array
 
+TensorFunction = Callable[..., Sequence[tf.Tensor]]
 _OPSET = 18
 _SIGNATURE = "serving_default"
 
 
-def read_batch(model: Any, data: Any) -> ModelInput:
+def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
     return Batch.read(data).data
 
 
 def forms(
-    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, the graph of the signature `serving_default`, or of the call.
 
@@ -50,19 +52,19 @@ def forms(
     return [partial(_export, model, batch, dynamic_axes)]
 
 
-def _export(model: Any, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
+def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
     specs = _specs(model)
     arrays = _arrays(specs, batch)
     original = original_model(model)
     outputs = list(call_original(original, batch))
     axes = {
-        name: tuple(axis for axis, size in enumerate(specs[name].shape) if axis and size is None)
-        if specs[name] is not None and specs[name].shape.rank is not None
+        name: tuple(axis for axis, size in enumerate(spec.shape) if axis and size is None)
+        if (spec := specs[name]) is not None and spec.shape.rank is not None
         else tuple(dynamic_axes.get(name, dynamic_axes.get("", ())))
         for name in arrays
     }
 
-    def function(*tensors: Any) -> list[Any]:
+    def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
         return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
     shown = "the SavedModel" if getattr(model, "signatures", None) else type(model).__name__
@@ -71,8 +73,12 @@ def _export(model: Any, batch: ModelInput, dynamic_axes: DynamicAxes) -> Convert
 
 
 def export(
-    function: Callable[..., Any], arrays: dict[str, Array], outputs: list[str], axes: DynamicAxes, shown: str
-) -> Any:
+    function: Callable[..., list[tf.Tensor] | tuple[tf.Tensor, ...]],
+    arrays: dict[str, Array],
+    outputs: list[str],
+    axes: DynamicAxes,
+    shown: str,
+) -> ModelProto:
     """Return the ModelProto of a function of tensors, which returns several.
 
     Args:
@@ -114,7 +120,7 @@ def export(
     return rename_values(proto, list(arrays), outputs)
 
 
-def original_model(model: Any) -> OriginalModel:
+def original_model(model: TrainedModel) -> OriginalModel:
     """Return the predictions of a TensorFlow model by output name."""
     specs = _specs(model)
 
@@ -125,7 +131,7 @@ def original_model(model: Any) -> OriginalModel:
     return original
 
 
-def _specs(model: Any) -> dict[str, Any]:
+def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
     """Return the inputs by name: their `tf.TensorSpec` in the signature, None for parameters of a call without one."""
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         return dict(signature.structured_input_signature[1])
@@ -134,7 +140,7 @@ def _specs(model: Any) -> dict[str, Any]:
     return {name: None for name in inspect.signature(function).parameters if name != "self"}
 
 
-def _arrays(specs: dict[str, Any], batch: ModelInput) -> dict[str, Array]:
+def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
     """Return the arrays of a batch in the order of the inputs, with the types that these declare."""
     if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
         batch = {"": batch.to_numpy(dtype=np.float32)}
@@ -153,7 +159,7 @@ def _arrays(specs: dict[str, Any], batch: ModelInput) -> dict[str, Array]:
     return arrays
 
 
-def _call(model: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Return the outputs by name: those of the signature, the keys of a mapping, or `output`."""
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         answer = signature(**tensors)

@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from onnx import TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 from onnx_ir.passes.common import NameFixPass
 from onnxscript import ir
 from onnxscript import opset18 as op
@@ -31,13 +31,14 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import ROUNDINGS
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
     OriginalModel,
+    TrainedModel,
     bind_graph,
     call_original,
     require_example,
@@ -52,7 +53,7 @@ _FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimensio
 _NO_BFLOAT16 = "which neither numpy nor a request has; model.float() makes it a module of float32"
 
 
-def read_batch(model: Any, data: Any) -> ModelInput:
+def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     """Return a table of numbers, or tensors by name from an array, a tuple in the order of `forward`, or a mapping."""
     if isinstance(data, pd.DataFrame):
         return data
@@ -64,7 +65,7 @@ def read_batch(model: Any, data: Any) -> ModelInput:
 
 
 def forms(
-    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return one form, the exported module. Raises as `require_example`."""
     batch = require_example(batch, predict_fn, "a torch module", "forward")
@@ -75,7 +76,7 @@ def forms(
     return [partial(_export, model, batch, dynamic_axes)]
 
 
-def _export(model: Any, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
+def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
     model = getattr(model, "_orig_mod", model)  # of torch.compile, which compiles for each size of batches, for seconds
     parameters = _parameters(model)
     if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
@@ -95,7 +96,7 @@ def _export(model: Any, batch: ModelInput, dynamic_axes: DynamicAxes) -> Convert
 
 
 @contextmanager
-def move_weights(module: Any, random: np.random.Generator) -> Iterator[None]:
+def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[None]:
     """Do as `ConvertedModel.move_weights` says, with the weights of a module or a program."""
     weights = [one.data for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()]
     kept = [one.clone() for one in weights]
@@ -110,13 +111,13 @@ def move_weights(module: Any, random: np.random.Generator) -> Iterator[None]:
 
 
 def export(
-    model: Any,
+    model: TrainedModel,
     batch: ModelInput,
     names: list[str],
     dynamic_axes: DynamicAxes,
     original: OriginalModel,
     legacy: bool = False,
-) -> Any:
+) -> ModelProto:
     """Return the ModelProto of a module (or a program) in `eval` mode, by rows of the batch.
 
     Args:
@@ -153,7 +154,7 @@ def export(
     return proto
 
 
-def _mark_unknown_ids(proto: Any) -> Any:
+def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
     """Add the output `REFUSED_ROWS` to a graph that embeds ids, and return the graph.
 
     torch refuses an id that its embedding does not have. ONNX counts negative ones from the end, and CUDA's Gather
@@ -194,7 +195,7 @@ def _mark_unknown_ids(proto: Any) -> Any:
     return proto
 
 
-def _mark_ids(graph: Any, ids: str, kind: int, last: int, mark: str) -> str:
+def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
     """Add the nodes of a mark, [N], that is 0 if all ids of a row are from 0 to `last`; `{mark}_ids` are all so."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     constants = {f"{mark}_least": np.array(0, dtype), f"{mark}_most": np.array(last, dtype), f"{mark}_axis": [1]}
@@ -234,13 +235,13 @@ def _silenced() -> Iterator[None]:
 
 
 def _to_onnx(
-    model: Any,
+    model: TrainedModel,
     arguments: tuple[torch.Tensor, ...],
     names: list[str],
     outputs: list[str],
     dynamic_axes: DynamicAxes,
     legacy: bool,
-) -> Any:
+) -> ModelProto:
     """Return the ModelProto, its weights inline.
 
     Args:
@@ -250,7 +251,7 @@ def _to_onnx(
         ConversionError: the exporter refuses the module; the message has its first line.
     """
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
-    options: dict[str, Any] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
+    options: dict[str, object] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
         # for free lengths the exporter replaces their kernels, and not what an earlier export has cached (torch 2.13)
         operator._dispatch_cache.clear()
@@ -331,7 +332,7 @@ _TRANSLATIONS = {
 
 
 @contextmanager
-def _eval_mode(module: Any) -> Iterator[None]:
+def _eval_mode(module: TrainedModel) -> Iterator[None]:
     """Switch to `eval` mode, and afterwards each layer to its own mode again: some may be frozen in training."""
     if isinstance(module, ExportedProgram):
         yield  # it has the mode in which it was exported
@@ -346,7 +347,7 @@ def _eval_mode(module: Any) -> Iterator[None]:
             layer.training = training
 
 
-def original_model(model: Any, of_tensors: bool = False) -> OriginalModel:
+def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalModel:
     """Return the predictions of a module or a program by output name.
 
     Args:
@@ -369,7 +370,7 @@ def original_model(model: Any, of_tensors: bool = False) -> OriginalModel:
     return original
 
 
-def by_name(answer: Any, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
+def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
     """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping, fields."""
     if isinstance(answer, torch.Tensor):
         if answer.dtype == torch.bfloat16:
@@ -396,7 +397,7 @@ def by_name(answer: Any, of_tensors: bool, name: str = "") -> dict[str, torch.Te
     }
 
 
-def _tensors(batch: ModelInput, names: list[str], model: Any) -> tuple[torch.Tensor, ...]:
+def _tensors(batch: ModelInput, names: list[str], model: TrainedModel) -> tuple[torch.Tensor, ...]:
     """Return the arguments of `forward` on the module's device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if isinstance(batch, pd.DataFrame):
@@ -405,7 +406,7 @@ def _tensors(batch: ModelInput, names: list[str], model: Any) -> tuple[torch.Ten
     return tuple(torch.from_numpy(np.ascontiguousarray(array)).to(device) for array in arrays)
 
 
-def _parameters(model: Any) -> list[str]:
+def _parameters(model: TrainedModel) -> list[str]:
     if isinstance(model, ExportedProgram):
         return list(model.graph_signature.user_inputs)
     if isinstance(model, torch.jit.ScriptModule):
@@ -413,7 +414,7 @@ def _parameters(model: Any) -> list[str]:
     return list(_signature(model))
 
 
-def _by_keyword(model: Any, names: list[str]) -> bool:
+def _by_keyword(model: TrainedModel, names: list[str]) -> bool:
     """Return True if `forward` takes the inputs by their names: an earlier parameter keeps its default, or needs it."""
     parameters = _parameters(model)
     if not set(names) <= set(parameters):
@@ -424,11 +425,11 @@ def _by_keyword(model: Any, names: list[str]) -> bool:
     return needed or parameters[: len(names)] != names
 
 
-def _signature(model: Any) -> Mapping[str, inspect.Parameter]:
+def _signature(model: TrainedModel) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(model.forward).parameters
 
 
-def _array(values: Any) -> Array:
+def _array(values: ModelData) -> Array:
     if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
         raise InvalidConfig(f"input_example: it holds bfloat16, {_NO_BFLOAT16}")
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

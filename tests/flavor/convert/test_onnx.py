@@ -275,6 +275,7 @@ def test_table_is_bound_by_position_to_the_only_input(proto: onnx.ModelProto) ->
     wrapped = wrap(proto, pd.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
 
     assert wrapped.converted.inputs[0].columns == ("a", "b", "c")
+    assert wrapped.reference is not None
     assert wrapped.reference.column("output.total").to_pylist() == [6]
 
 

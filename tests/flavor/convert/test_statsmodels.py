@@ -82,10 +82,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_computed_otherwise_is_refused_with_its_flavor(name: str) -> None:
+def test_what_is_computed_otherwise_is_refused_with_its_flavor(name: str, tmp_path: Path) -> None:
     make, said = REFUSED[name]
     with pytest.raises(ConversionError, match=rf"{said}.* mlflow.statsmodels.log_model"):
-        wrap(make(), DATA)
+        save_model(make(), tmp_path / "model", input_example=DATA)
 
 
 def test_a_formula_reads_its_own_columns_of_a_table_with_texts() -> None:

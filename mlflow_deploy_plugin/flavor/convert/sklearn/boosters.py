@@ -15,38 +15,42 @@ The trees are read from the libraries' own documents of a model: XGBoost's JSON
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import library_of
+from mlflow_deploy_plugin.flavor.batch import ModelData
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, library_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import LEAF, Boosting, Node, Tree
 from mlflow_deploy_plugin.runtime import Array
+
+Document: TypeAlias = Mapping[str, Any]
+"""A model, a tree or a node in the JSON of its library."""
 
 
 class NativeBooster(BaseEstimator):  # type: ignore[misc]
     """A booster of XGBoost's or LightGBM's own API, with the interface of an estimator."""
 
-    def __init__(self, native_booster: Any) -> None:
+    def __init__(self, native_booster: Estimator) -> None:
         self.native_booster = native_booster
 
-    def predict(self, rows: Any) -> Array:
+    def predict(self, rows: ModelData) -> Array:
         if library_of(self) == "xgboost":
             rows = sys.modules["xgboost"].DMatrix(rows, enable_categorical=True)
         return np.asarray(self.native_booster.predict(rows))
 
 
-def as_estimator(model: Any) -> Any:
+def as_estimator(model: Estimator) -> Estimator:
     """Return a native booster as an estimator, and any other model as it is."""
     return NativeBooster(model) if library_of(model) and type(model).__name__ == "Booster" else model
 
 
-def read_boosting(estimator: Any) -> Boosting:
+def read_boosting(estimator: Estimator) -> Boosting:
     """Return the trees of a fitted booster.
 
     Raises:
@@ -56,7 +60,7 @@ def read_boosting(estimator: Any) -> Boosting:
     return _READERS[library_of(booster)](booster)
 
 
-def _xgboost(model: Any) -> Boosting:
+def _xgboost(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
@@ -95,7 +99,7 @@ def _xgboost(model: Any) -> Boosting:
     return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, tuple(encoded), lines)
 
 
-def _xgboost_trees(document: dict[str, Any], target: int, weight: float) -> list[tuple[int, Tree]]:
+def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
     """Return a tree for each of the targets that the leaves have values of, with its target.
 
     Args:
@@ -124,7 +128,7 @@ def _xgboost_trees(document: dict[str, Any], target: int, weight: float) -> list
     ]
 
 
-def _xgboost_categories(encoded: dict[str, Any]) -> tuple[str | int, ...]:
+def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
     """Return the categories of a column. XGBoost stores texts as their bytes, one after the other.
 
     XGBoost 3.2 counts the characters of texts instead of their bytes, so it cuts texts that are not ASCII.
@@ -146,7 +150,7 @@ _XGBOOST_LINKS = {
 }
 
 
-def _lightgbm(model: Any) -> Boosting:
+def _lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
     document = booster.dump_model()  # of the best iteration, where training has stopped early
     name, *parameters = (document.get("objective") or "custom").split()
@@ -171,7 +175,7 @@ def _lightgbm(model: Any) -> Boosting:
     return Boosting(trees, targets, np.zeros(width), "BRANCH_LEQ", link, categories=categories, slopes=slopes)
 
 
-def _lightgbm_trees(root: dict[str, Any], scale: float, kinds: dict[tuple[int, bool], int]) -> list[tuple[int, Tree]]:
+def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], int]) -> list[tuple[int, Tree]]:
     """Return the tree of the constants of its leaves as number 0, and of each kind of slopes one.
 
     A feature has a kind of positive and one of negative slopes, as infinity times both, which two trees add up, is NaN.
@@ -180,7 +184,7 @@ def _lightgbm_trees(root: dict[str, Any], scale: float, kinds: dict[tuple[int, b
     members: dict[int, list[int]] = {}
     slopes: dict[int, dict[int, float]] = {}
 
-    def add(node: dict[str, Any]) -> int:
+    def add(node: Document) -> int:
         position = len(rows)
         if "leaf_value" in node:
             read = node.get("leaf_features", ())
@@ -224,7 +228,7 @@ _LIGHTGBM_LINKS = {
 }
 
 
-def _catboost(model: Any) -> Boosting:
+def _catboost(model: Estimator) -> Boosting:
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
         path = Path(folder) / "model.json"
         model.save_model(str(path), format="json")
@@ -250,10 +254,10 @@ def _catboost(model: Any) -> Boosting:
     return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link, False, True)
 
 
-def _nested(tree: dict[str, Any]) -> dict[str, Any]:
+def _nested(tree: Document) -> Document:
     """Return a symmetric tree, which has one split a level, as nested nodes; the last split is at the root."""
     leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
-    level: list[dict[str, Any]] = [{"value": values} for values in leaves]
+    level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
         pairs = zip(level[::2], level[1::2], strict=True)
         level = [{"split": split, "left": left, "right": right} for left, right in pairs]
@@ -261,12 +265,12 @@ def _nested(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _catboost_tree(
-    root: dict[str, Any], target: int, scale: float, places: dict[int, int], goes_left: dict[int, bool]
+    root: Document, target: int, scale: float, places: dict[int, int], goes_left: dict[int, bool]
 ) -> Tree:
     """Return a tree with the values of one target. A row goes to the right above the border."""
     rows: list[Node] = []
 
-    def add(node: dict[str, Any]) -> int:
+    def add(node: Document) -> int:
         position = len(rows)
         rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # its place, before those of its children
         if "split" in node:
@@ -289,4 +293,4 @@ _CATBOOST_LINKS = {
     "MultiClass": "Softmax",
 }
 
-_READERS: dict[str, Callable[[Any], Boosting]] = {"xgboost": _xgboost, "lightgbm": _lightgbm, "catboost": _catboost}
+_READERS = {"xgboost": _xgboost, "lightgbm": _lightgbm, "catboost": _catboost}

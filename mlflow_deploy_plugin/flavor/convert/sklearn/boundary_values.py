@@ -5,11 +5,11 @@ before it (`_back`), if each of them turns one column into one column: scalers, 
 ColumnTransformers.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from sklearn.compose import ColumnTransformer
@@ -23,6 +23,7 @@ from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransform
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    Estimator,
     best_estimator,
     is_tree,
     library_of,
@@ -44,6 +45,9 @@ _ROWS = (
 _MAX_ROW_SETS = 3
 
 
+_Value = TypeVar("_Value")
+
+
 @dataclass
 class _Collected:
     """Boundary values by the position of the input column, while they are collected.
@@ -59,7 +63,7 @@ class _Collected:
         self.values += other.values
         self.rows += other.rows[: _MAX_ROW_SETS - len(self.rows)]
 
-    def at(self, positions: Any) -> "_Collected":
+    def at(self, positions: Iterable[int]) -> "_Collected":
         """Return the same for a table with each column at its new position; columns without one are dropped."""
         new = {old: int(position) for old, position in enumerate(positions)}
         moved = [(kind, new[old], values) for kind, old, values in self.values if old in new]
@@ -74,7 +78,7 @@ class _Collected:
         return found
 
 
-def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
+def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
     """Return the boundary values of the columns with these names, as far as they can be traced back.
 
     A step that raises an error has none; `left_out` of the result names it.
@@ -82,7 +86,7 @@ def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
     left_out: dict[str, str] = {}
     found = _known(fitted, left_out)
 
-    def named(values: dict[int, Any]) -> dict[str, Any]:
+    def named(values: dict[int, _Value]) -> dict[str, _Value]:
         return {names[position]: value for position, value in values.items() if position < len(names)}
 
     edges, categories, texts = (named(found.of(kind)) for kind in ("edges", "categories", "texts"))
@@ -95,7 +99,7 @@ def boundary_values_of(fitted: Any, names: list[str]) -> BoundaryValues:
     )
 
 
-def _known(estimator: Any, left_out: dict[str, str]) -> _Collected:
+def _known(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
     estimator = best_estimator(estimator)
     if not isinstance(estimator, Pipeline):
         return _or_none(estimator, left_out, partial(_of_parts, estimator, left_out))
@@ -106,7 +110,7 @@ def _known(estimator: Any, left_out: dict[str, str]) -> _Collected:
     return found
 
 
-def _or_none(step: Any, left_out: dict[str, str], read: Callable[[], _Collected]) -> _Collected:
+def _or_none(step: Estimator, left_out: dict[str, str], read: Callable[[], _Collected]) -> _Collected:
     """Return the values that `read` finds in a step. If it raises an error, return none, and keep it in `left_out`.
 
     A proof without these rows is weaker, but a model must not be refused because of them.
@@ -118,7 +122,7 @@ def _or_none(step: Any, left_out: dict[str, str], read: Callable[[], _Collected]
         return _Collected()
 
 
-def _of_parts(estimator: Any, left_out: dict[str, str]) -> _Collected:
+def _of_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
     found = _own(estimator)
     for part, positions in _inner(estimator):
         known = _known(part, left_out)
@@ -126,7 +130,7 @@ def _of_parts(estimator: Any, left_out: dict[str, str]) -> _Collected:
     return found
 
 
-def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
+def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
     """Yield the estimators within one, each with the positions of its columns, or None if it reads all."""
     if isinstance(estimator, ColumnTransformer):
         yield from ((step, positions) for _, step, positions in named_steps(estimator))
@@ -144,7 +148,7 @@ def _inner(estimator: Any) -> Iterator[tuple[Any, Any]]:
             yield estimator.regressor_, None
 
 
-def _own(estimator: Any) -> _Collected:
+def _own(estimator: Estimator) -> _Collected:
     """Return the boundary values of one estimator itself."""
     found = _Collected()
     splits: Mapping[int, Array] = {}
@@ -190,7 +194,7 @@ def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[tuple[str, int, 
             yield "edges", feature, np.concatenate([thresholds, middle])
 
 
-_EDGES: dict[type, Callable[[Any], Any]] = {
+_EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
     AdditiveModel: lambda model: [
         np.concatenate([[], *(cuts for place, cuts in model.cuts if place == position and cuts is not None)])
         for position in range(model.n_features_in_)
@@ -206,7 +210,7 @@ _EDGES: dict[type, Callable[[Any], Any]] = {
 }
 
 
-def _back(step: Any, found: _Collected) -> _Collected:
+def _back(step: Estimator, found: _Collected) -> _Collected:
     """Turn boundary values of a step's output into those of its input."""
     if isinstance(step, Pipeline):
         for _, part in reversed(step.steps):

@@ -6,11 +6,11 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
-from onnx import helper
+from onnx import ModelProto, helper
 from skl2onnx import convert_sklearn
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
@@ -20,7 +20,7 @@ from sklearn.ensemble._hist_gradient_boosting.gradient_boosting import BaseHistG
 from threadpoolctl import ThreadpoolController
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig
-from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
+from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.comparison import top_margins
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import explain_failure
 from mlflow_deploy_plugin.flavor.convert.converted import (
@@ -34,6 +34,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, formulas, leve
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    Estimator,
     best_estimator,
     bind_inputs,
     estimator_input,
@@ -56,11 +57,12 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refuse
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input
 
+F = TypeVar("F")
 _HEAD = slice(0, 3)
 _DENSE_VALUES = 50_000_000
 
 
-def read_batch(model: Any, data: Any) -> ModelInput:
+def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     """Return a DataFrame for a table or a column of texts (a Series, a list, an array of [N]), or one [N, k] array.
 
     Of a sparse matrix, as many rows are taken as make `_DENSE_VALUES`.
@@ -103,7 +105,7 @@ def _numbers(array: Array) -> Array:
 
 
 def forms(
-    model: Any, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
+    model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
 ) -> list[Callable[[], ConvertedModel]]:
     """Return three forms: 32-bit floats; if they change predictions, 64 bits up to the last step; 64 bits throughout.
 
@@ -144,7 +146,7 @@ def forms(
     ]
 
 
-def _has_probabilities(model: Any, batch: ModelInput) -> bool:
+def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """Return True if a classifier answers probabilities of one target; some have the method, and refuse to."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # a Gaussian process of one_vs_one, support vector machines of other libraries
@@ -153,14 +155,14 @@ def _has_probabilities(model: Any, batch: ModelInput) -> bool:
     return False
 
 
-def known_values(model: Any, names: list[str]) -> BoundaryValues:
+def known_values(model: Estimator, names: list[str]) -> BoundaryValues:
     """Return the values of the columns with these names that a fitted model has learned or decides by."""
     return boundary_values_of(with_stand_ins(best_estimator(boosters.as_estimator(model)), names), names)
 
 
 def _convert(
-    model: Any,
-    fitted: Any,
+    model: Estimator,
+    fitted: Estimator,
     batch: ModelInput,
     original: OriginalModel,
     predict_fn: str,
@@ -198,7 +200,7 @@ def _convert(
     )
 
 
-def _single_threaded(function: Any, fitted: Any) -> Any:
+def _single_threaded(function: F, fitted: Estimator) -> F:
     """Return the function as one that runs boosting by histograms on one thread.
 
     Its threads meet at each tree, and wait for each other on busy cores: a proof of 2,000 trees took 200 s of CPU
@@ -206,10 +208,11 @@ def _single_threaded(function: Any, fitted: Any) -> Any:
     """
     if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
         return function
-    return ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
+    limited: F = ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
+    return limited
 
 
-def _margin(model: Any) -> Callable[[ModelInput], Array] | None:
+def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     """Return a function of the lead of the best label, [N] or scores [N, C]; a probability may be rounded to 1."""
 
     def decision(batch: ModelInput) -> Array:
@@ -231,7 +234,7 @@ def _margin(model: Any) -> Callable[[ModelInput], Array] | None:
 _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
 
 
-def to_onnx(fitted: Any, inputs: tuple[Input, ...], precision: Precision) -> Any:
+def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: Precision) -> ModelProto:
     """Return the ModelProto of a fitted estimator.
 
     Raises:

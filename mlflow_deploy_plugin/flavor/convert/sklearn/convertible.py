@@ -6,7 +6,6 @@ replaced by the ones of `stand_ins.py`.
 
 from copy import deepcopy
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,12 +16,18 @@ from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import FunctionTransformer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, encoders, passes_on, sub_estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    MISSING,
+    Estimator,
+    encoders,
+    passes_on,
+    sub_estimators,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets, Transforming
 from mlflow_deploy_plugin.runtime import Array
 
 
-def convertible_copy(fitted: Any) -> Any:
+def convertible_copy(fitted: Estimator) -> Estimator:
     """Return a copy that skl2onnx converts correctly; the estimator itself stays unchanged."""
     copy = deepcopy(fitted)
     for encoder in encoders(copy):
@@ -32,7 +37,7 @@ def convertible_copy(fitted: Any) -> Any:
         _change_kind(part)
         _use_transforms(part)
         if not isinstance(part, ColumnTransformer):
-            vars(part).pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
+            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
     return copy
 
 
@@ -45,7 +50,7 @@ def _graph_categories(categories: Array) -> Array:
     return categories
 
 
-def _change_kind(part: Any) -> None:
+def _change_kind(part: Estimator) -> None:
     """Change the class or the options of an estimator to those that skl2onnx reads; predictions stay the same."""
     # ensembles of imbalanced-learn learn from other rows than scikit-learn's, and predict alike
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
@@ -56,7 +61,7 @@ def _change_kind(part: Any) -> None:
         part.__class__ = SeveralTargets
 
 
-def _use_transforms(part: Any) -> None:
+def _use_transforms(part: Estimator) -> None:
     """Replace the steps that are used by their `transform`, write weights as steps, and leave out idle steps."""
     if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
         weights, part.transformer_weights = part.transformer_weights or {}, None
@@ -74,7 +79,7 @@ def _use_transforms(part: Any) -> None:
         part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
 
 
-def _transforming(step: Any) -> Any:
+def _transforming(step: Estimator) -> Estimator:
     if isinstance(step, Pipeline):
         step.steps[-1:] = [(name, _transforming(last)) for name, last in step.steps[-1:]]
     replaced = isinstance(step, _BaseKMeans | LinearDiscriminantAnalysis) and hasattr(step, "n_features_in_")

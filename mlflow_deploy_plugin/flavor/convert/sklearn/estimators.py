@@ -7,7 +7,7 @@ table from which a ColumnTransformer picks becomes one input [N, 1] for each col
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from copy import deepcopy
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -32,7 +32,13 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput, columns_of, missing_value
 from mlflow_deploy_plugin.flavor.convert.converted import call_original
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables, Selection
-from mlflow_deploy_plugin.runtime import Column, Input
+from mlflow_deploy_plugin.runtime import Array, Column, Input
+
+Estimator: TypeAlias = Any
+"""A fitted estimator of any class: scikit-learn has no types, and estimators of other libraries share no base class."""
+
+ColumnKeys: TypeAlias = str | int | slice | Sequence[str] | Sequence[int] | Sequence[bool]
+"""The columns of a step of a ColumnTransformer: by name, by position, as a slice or as a mask."""
 
 MISSING = "⟨missing⟩"
 """The value of a missing text in the graph: ONNX strings have no missing value. Nobody types its brackets."""
@@ -43,17 +49,17 @@ MATRIX = "X"
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
 
 
-def passes_on(step: Any) -> bool:
+def passes_on(step: Estimator) -> bool:
     """Return True if a step of a pipeline or a ColumnTransformer changes nothing."""
     return step in (None, "passthrough") or (isinstance(step, FunctionTransformer) and step.func is None)
 
 
-def marks_nan(imputer: Any) -> bool:
+def marks_nan(imputer: Estimator) -> bool:
     """Return True if an imputer or indicator takes NaN, and nothing else, as missing."""
     return isinstance(imputer.missing_values, float) and bool(np.isnan(imputer.missing_values))
 
 
-def best_estimator(model: Any) -> Any:
+def best_estimator(model: Estimator) -> Estimator:
     """Return the estimator that predicts: the best one of a search, or the one within a wrapper.
 
     A recursive elimination (RFE) becomes a pipeline of its selection and its estimator.
@@ -73,21 +79,21 @@ def best_estimator(model: Any) -> Any:
             return model
 
 
-def thawed(fitted: Any) -> Any:
+def thawed(fitted: Estimator) -> Estimator:
     """Return the estimator, or a copy in which each frozen estimator is replaced by the one within it."""
     while frozen := [part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"]:
         fitted = deepcopy(fitted, {id(part): part.estimator for part in frozen})
     return fitted
 
 
-def is_linear(estimator: Any) -> bool:
+def is_linear(estimator: Estimator) -> bool:
     """Return True for a linear classifier or regression."""
     estimator = best_estimator(estimator)
     is_regression = isinstance(estimator, LinearModel) and is_regressor(estimator)
     return is_regression or isinstance(estimator, LinearClassifierMixin)
 
 
-def sub_estimators(estimator: Any) -> Iterator[Any]:
+def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
     """Yield the estimator and all estimators within it, however deep, each once."""
     seen: set[int] = set()
     waiting = [estimator]
@@ -109,24 +115,24 @@ def sub_estimators(estimator: Any) -> Iterator[Any]:
             waiting.extend(reversed(part.ravel().tolist()))  # GradientBoosting keeps its trees in an array
 
 
-def library_of(estimator: Any) -> str:
+def library_of(estimator: Estimator) -> str:
     """Return the boosting library of an estimator's class, or of the booster that it holds; empty if there is none."""
     package = type(getattr(estimator, "native_booster", estimator)).__module__.partition(".")[0]
     return package if package in ("xgboost", "lightgbm", "catboost") else ""
 
 
-def compares_in_64_bits(estimator: Any) -> bool:
+def compares_in_64_bits(estimator: Estimator) -> bool:
     """Return True for LightGBM and scikit-learn's boosting by histograms, which do not round features to 32 bits."""
     return hasattr(estimator, "_predictors") or library_of(estimator) == "lightgbm"
 
 
-def last_step(estimator: Any) -> Any:
+def last_step(estimator: Estimator) -> Estimator:
     while isinstance(estimator, Pipeline):
         estimator = estimator.steps[-1][1]
     return estimator
 
 
-def first_steps(estimator: Any) -> list[Any]:
+def first_steps(estimator: Estimator) -> list[Estimator]:
     """Return the estimators that read the input: the first step of a pipeline, and of each member of an ensemble."""
     estimator = best_estimator(estimator)
     match estimator:
@@ -153,17 +159,17 @@ def first_steps(estimator: Any) -> list[Any]:
     return [step for one in within for step in first_steps(one)]
 
 
-def column_transformers(estimator: Any) -> list[ColumnTransformer]:
+def column_transformers(estimator: Estimator) -> list[ColumnTransformer]:
     """Return the ColumnTransformers that read the input; none if the first step reads all columns."""
     return [step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)]
 
 
-def is_tree(estimator: Any) -> bool:
+def is_tree(estimator: Estimator) -> bool:
     """Return True for a fitted decision tree; neighbours of other libraries have trees of their own."""
     return isinstance(getattr(estimator, "tree_", None), Tree)
 
 
-def encoders(estimator: Any) -> list[Any]:
+def encoders(estimator: Estimator) -> list[Estimator]:
     return [part for part in sub_estimators(estimator) if isinstance(part, _ENCODERS)]
 
 
@@ -177,7 +183,7 @@ def encoded_columns(transformer: ColumnTransformer) -> set[str]:
     return found
 
 
-def column_names(columns: Any, names: list[str]) -> list[str]:
+def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
     """Return the names of a ColumnTransformer's columns, which are given as names, positions, a slice or booleans."""
     if isinstance(columns, str):
         return [columns]
@@ -185,13 +191,13 @@ def column_names(columns: Any, names: list[str]) -> list[str]:
         return names[columns]
     if isinstance(columns, int):
         return [names[columns]]
-    listed = list(columns)
+    listed: list[Any] = list(columns)
     if listed and all(isinstance(entry, bool) or str(getattr(entry, "dtype", "")) == "bool" for entry in listed):
         return [name for name, chosen in zip(names, listed, strict=True) if chosen]
     return [entry if isinstance(entry, str) else names[int(entry)] for entry in listed]
 
 
-def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Any, list[int]]]:
+def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
     """Return the steps of a ColumnTransformer that read columns: the name, the step, and the columns' positions."""
     names = [str(name) for name in getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))]
     return [
@@ -201,7 +207,7 @@ def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Any, list[int
     ]
 
 
-def bind_inputs(model: Any, fitted: Any, batch: ModelInput, float_dtype: str) -> tuple[Input, ...]:
+def bind_inputs(model: Estimator, fitted: Estimator, batch: ModelInput, float_dtype: str) -> tuple[Input, ...]:
     """Return the graph's inputs: numbers in `float_dtype`, except integers and booleans that an encoder reads."""
     if not isinstance(batch, pd.DataFrame):
         array = batch[""]
@@ -232,7 +238,7 @@ def bind_inputs(model: Any, fitted: Any, batch: ModelInput, float_dtype: str) ->
     return tuple(inputs)
 
 
-def is_fitted(model: Any, batch: ModelInput | None) -> bool:
+def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
     """Return True for a fitted estimator, also of a library that does not follow scikit-learn's names (NGBoost)."""
     with suppress(NotFittedError):
         check_is_fitted(model)
@@ -245,7 +251,7 @@ def is_fitted(model: Any, batch: ModelInput | None) -> bool:
     return False
 
 
-def estimator_input(model: Any, batch: ModelInput) -> Any:
+def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Series | Array:
     """Return a batch as the estimator itself takes it: a table, a matrix, or a column of texts."""
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
@@ -255,7 +261,7 @@ def estimator_input(model: Any, batch: ModelInput) -> Any:
     return batch.iloc[:, 0] if any(isinstance(step, CountVectorizer | HashingVectorizer) for step in steps) else batch
 
 
-def _may_be_missing(model: Any, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
+def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
     """Return the text columns that may be missing from a row that the model itself still predicts.
 
     The time of a call grows with the table's width, so each call tries several columns: twice as many after an answer,

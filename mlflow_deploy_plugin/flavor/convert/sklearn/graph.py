@@ -7,20 +7,23 @@
 | `double`                 | 64 bits throughout                                                                  |
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import groupby
 from threading import Lock
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import onnx
-from onnx import helper
+from onnx import GraphProto, NodeProto, TensorProto, helper
 from skl2onnx import update_registered_converter
 from skl2onnx._parse import _parse_sklearn, do_not_merge_columns, sklearn_parsers_map
 from skl2onnx._supported_operators import sklearn_operator_name_map
-from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common._container import ModelComponentContainer
+from skl2onnx.common._topology import Operator, Scope, Variable
+from skl2onnx.common.data_types import DataType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.operator_converters.common import concatenate_variables
 from skl2onnx.sklapi import CastTransformer
 from sklearn.compose import ColumnTransformer
@@ -28,6 +31,7 @@ from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shape
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    Estimator,
     compares_in_64_bits,
     first_steps,
     last_step,
@@ -43,20 +47,26 @@ OPSETS = {"": 21, "ai.onnx.ml": 3}
 _ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
 
 
+NodeInput: TypeAlias = npt.ArrayLike
+"""The name of a value, or a constant: an array, or a list of 64-bit numbers or booleans."""
+
+ConvertsOperator: TypeAlias = Callable[[Scope, Operator, ModelComponentContainer], None]
+"""A converter of skl2onnx, which adds the nodes of an operator to the container."""
+
+
 class NodeBuilder:
-    """Adds nodes and constants to a graph that skl2onnx is making, each under a name of its own.
+    """Adds nodes and constants to a graph that skl2onnx is making, each under a name of its own."""
 
-    An input of a node is the name of a value, or a constant: an array, or a list of 64-bit numbers or booleans.
-    """
-
-    def __init__(self, scope: Any, container: Any) -> None:
+    def __init__(self, scope: Scope, container: ModelComponentContainer) -> None:
         self._scope, self._container = scope, container
 
-    def node(self, operator: str, inputs: list[Any], output: str = "", **attributes: Any) -> str:
+    def node(self, operator: str, inputs: Sequence[NodeInput], output: str = "", **attributes: Any) -> str:
         """Add a node with one output, and return the output's name."""
         return self.nodes(operator, inputs, 1, output, **attributes)[0]
 
-    def nodes(self, operator: str, inputs: list[Any], count: int, output: str = "", **attributes: Any) -> list[str]:
+    def nodes(
+        self, operator: str, inputs: Sequence[NodeInput], count: int, output: str = "", **attributes: Any
+    ) -> list[str]:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
         names = [one if isinstance(one, str) else self.constant(one) for one in inputs]
@@ -71,7 +81,7 @@ class NodeBuilder:
         """Return a name that no other value of the graph has."""
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
-    def constant(self, values: Any) -> str:
+    def constant(self, values: npt.ArrayLike) -> str:
         """Add an initializer like an array, whose objects are texts, and return its name."""
         array, name = np.asarray(values), self.name("constant")
         flat = array.ravel().tolist()
@@ -81,7 +91,7 @@ class NodeBuilder:
         self._container.add_initializer(name, kind, list(array.shape), flat)
         return name
 
-    def equal_blocks(self, count: str, largest: Any) -> tuple[str, str]:
+    def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:
         """Return the number of blocks of equal size that hold so many rows, and their size, each [1].
 
         Args:
@@ -96,7 +106,7 @@ class NodeBuilder:
         """Return the builder of a graph within this one."""
         return Subgraph(self._scope)
 
-    def sub_model(self, estimator: Any, inputs: list[Any], raw_scores: bool = False) -> list[str]:
+    def sub_model(self, estimator: Estimator, inputs: list[Variable], raw_scores: bool = False) -> list[str]:
         """Add the graph of another fitted estimator on skl2onnx's variables, and return the names of its outputs.
 
         Raises:
@@ -111,13 +121,13 @@ class NodeBuilder:
                 raise NotImplementedError(f"the scores of {type(last).__name__}, which is within it")
         return [str(one.full_name) for one in _parse_sklearn(self._scope, estimator, inputs)]
 
-    def variable(self, name: str, kind: Any) -> Any:
+    def variable(self, name: str, kind: DataType) -> Variable:
         """Return skl2onnx's variable for an array of the graph, as the input of another estimator."""
         variable = self._scope.declare_local_variable("onnxserve_rows", kind)
         self.node("Identity", [name], variable.full_name)
         return variable
 
-    def declare(self, estimator: Any, inputs: list[Any]) -> Any:
+    def declare(self, estimator: Estimator, inputs: list[Variable]) -> Operator:
         """Tell skl2onnx that an estimator, which a formula converts, reads these variables (for `refused_rows.py`).
 
         The result is its operator, which may get an output.
@@ -127,7 +137,7 @@ class NodeBuilder:
         operator.init_status(is_evaluated=True)  # so it is not converted
         return operator
 
-    def joined(self, inputs: list[Any]) -> str:
+    def joined(self, inputs: list[Variable]) -> str:
         """Return skl2onnx's variables side by side, [N, k]."""
         if len(inputs) == 1:  # skl2onnx does not know the shape of what the last estimator of a stack reads
             return str(inputs[0].full_name)
@@ -157,7 +167,7 @@ def own_converters() -> Iterator[None]:
                     del table[kind]
 
 
-def register_converter(kind: type, convert: Any, has_labels: bool, keeps_type: bool = False) -> None:
+def register_converter(kind: type, convert: ConvertsOperator, has_labels: bool, keeps_type: bool = False) -> None:
     """Tell skl2onnx how an estimator is converted, to labels and probabilities or to one output.
 
     skl2onnx's own parser knows ClassifierMixin only, and declares a second output for clusters and outliers. The
@@ -168,7 +178,7 @@ def register_converter(kind: type, convert: Any, has_labels: bool, keeps_type: b
     """
     alias = f"Onnxserve{kind.__name__}"
 
-    def parse(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+    def parse(scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None) -> list[Variable]:
         operator = scope.declare_local_operator(alias, model)
         operator.inputs = inputs
         values = type(inputs[0].type) if keeps_type else FloatTensorType
@@ -180,11 +190,13 @@ def register_converter(kind: type, convert: Any, has_labels: bool, keeps_type: b
     update_registered_converter(kind, alias, no_shapes, convert, parser=parse, options=options)
 
 
-def no_shapes(operator: Any) -> None:
+def no_shapes(operator: Operator) -> None:
     """Do nothing: skl2onnx calls the converter of an operator right after this, and that sets the output types."""
 
 
-def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any = None) -> list[Any]:
+def parse_columns(
+    scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
+) -> list[Variable]:
     """Return skl2onnx's variable of a ColumnTransformer's output, or several variables if it makes texts and numbers.
 
     Joined, all would be texts, and ONNX Runtime writes a number with eight digits. skl2onnx's own parser joins them,
@@ -193,7 +205,7 @@ def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any
     widths = [model.n_features_in_] if len(inputs) == 1 else [one.type.shape[1] for one in inputs]
     places = [(one, place) for one, width in zip(inputs, widths, strict=True) for place in range(width)]
     names, given = getattr(model, "feature_names_in_", ()), {one.raw_name: (one, 0) for one in inputs}
-    parts: list[Any] = []
+    parts: list[Variable] = []
     for name, step, positions in named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
         by_name = len(inputs) == len(places) and {*read} <= given.keys()  # the graph's inputs, in an order of their own
@@ -220,7 +232,7 @@ def parse_columns(scope: Any, model: Any, inputs: list[Any], custom_parsers: Any
     return [_declare(scope, "SklearnConcat", parts, type(parts[0].type)([None, None]))]
 
 
-def _declare(scope: Any, operator: str, inputs: list[Any], kind: Any, **attributes: Any) -> Any:
+def _declare(scope: Scope, operator: str, inputs: list[Variable], kind: DataType, **attributes: object) -> Variable:
     """Add one of skl2onnx's own operators, and return the variable of its output."""
     declared, output = scope.declare_local_operator(operator), scope.declare_local_variable("columns", kind)
     declared.inputs = inputs
@@ -232,22 +244,28 @@ def _declare(scope: Any, operator: str, inputs: list[Any], kind: Any, **attribut
 class Subgraph(NodeBuilder):
     """The body of an `If` or a `Scan`. It has its own constants: each one from outside makes an `If` slower."""
 
-    def __init__(self, scope: Any) -> None:
+    def __init__(self, scope: Scope) -> None:
         super().__init__(scope, self)
-        self._nodes: list[Any] = []
-        self._initializers: list[Any] = []
+        self._nodes: list[NodeProto] = []
+        self._initializers: list[TensorProto] = []
 
     def add_node(
-        self, operator: str, inputs: list[str], outputs: list[str], op_domain: str, op_version: int, **attributes: Any
+        self,
+        operator: str,
+        inputs: list[str],
+        outputs: list[str],
+        op_domain: str,
+        op_version: int,
+        **attributes: object,
     ) -> None:
         """Collect a node, as skl2onnx' container does it."""
         self._nodes.append(helper.make_node(operator, inputs, outputs, domain=op_domain, **attributes))
 
-    def add_initializer(self, name: str, kind: int, shape: list[int], values: list[Any]) -> None:
+    def add_initializer(self, name: str, kind: int, shape: list[int], values: list[float] | list[bytes]) -> None:
         """Collect a constant, as skl2onnx' container does it."""
         self._initializers.append(helper.make_tensor(name, kind, shape, values))
 
-    def finish(self, inputs: "Values", outputs: "Values") -> Any:
+    def finish(self, inputs: "Values", outputs: "Values") -> GraphProto:
         """Return the GraphProto."""
         given, found = (
             [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
@@ -272,7 +290,7 @@ def _domain_and_version(operator: str) -> tuple[str, int]:
 Precision = Literal["single", "double_until_last_step", "double"]
 
 
-def round_before_last_step(copy: Any) -> Any:
+def round_before_last_step(copy: Estimator) -> Estimator:
     """Round to 32 bits right before the predictor, also within ensembles; boosting by histograms does not round."""
     if isinstance(copy, Pipeline):
         name, last = copy.steps[-1]
@@ -285,7 +303,7 @@ def round_before_last_step(copy: Any) -> Any:
     return copy
 
 
-def finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
+def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output, ...]:
     """Give the outputs the names, shapes and label types of the original's; skl2onnx's other outputs are dropped."""
     finished, outputs = [], []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
@@ -313,7 +331,7 @@ def finish_outputs(graph: Any, answers: dict[str, Array]) -> tuple[Output, ...]:
     return tuple(outputs)
 
 
-def _drop_unused(graph: Any) -> None:
+def _drop_unused(graph: GraphProto) -> None:
     """Drop the nodes and constants that no output needs: ONNX Runtime computes them with each request.
 
     They make the scores that nobody is told: of the 50 classes of an SVC, 6,236 of 6,240 nodes.

@@ -2,13 +2,15 @@
 
 import sys
 from copy import deepcopy
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto
+from skl2onnx.common._container import ModelComponentContainer
+from skl2onnx.common._topology import Operator, Scope, Variable
 from skl2onnx.common.data_types import FloatTensorType, Int64TensorType
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import OPSETS, NodeBuilder, register_converter
 
 _ESTIMATORS = {
@@ -24,7 +26,7 @@ def register() -> None:
             register_converter(getattr(sys.modules[library], name), convert_net, name.endswith("Classifier"))
 
 
-def convert_net(scope: Any, operator: Any, container: Any) -> None:
+def convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
     estimator, graph = operator.raw_operator, NodeBuilder(scope, container)
     answer = _add_net(graph, container, estimator, operator.inputs)
     *labels, values = operator.outputs
@@ -41,7 +43,9 @@ def convert_net(scope: Any, operator: Any, container: Any) -> None:
             graph.node("ArgMax", [answer], label, axis=1, keepdims=0)
 
 
-def _add_net(graph: NodeBuilder, container: Any, estimator: Any, inputs: list[Any]) -> str:
+def _add_net(
+    graph: NodeBuilder, container: ModelComponentContainer, estimator: Estimator, inputs: list[Variable]
+) -> str:
     """Add the graph of an estimator's net, and return the name of its answer, [N, …]."""
     import torch  # heavy, and of no use to other estimators
 
@@ -58,7 +62,7 @@ def _add_net(graph: NodeBuilder, container: Any, estimator: Any, inputs: list[An
                 if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
                     layer.forward = layer.bn.forward  # it cuts the batch by numpy, which changes nothing after training
 
-        def forward(self, rows: Any) -> Any:
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
             answer = self.net(rows)
             return self.last(answer[0] if isinstance(answer, tuple) else answer)
 

@@ -6,17 +6,17 @@ it marks. No other graph has it.
 """
 
 import warnings
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from onnx import TensorProto, helper, numpy_helper
-from skl2onnx.common._topology import Scope
+from onnx import GraphProto, NodeProto, TensorProto, helper, numpy_helper
+from skl2onnx.common._topology import Operator, Scope, Topology
 from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, PowerTransformer, SplineTransformer
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed
-from mlflow_deploy_plugin.runtime import REFUSED_ROWS
+from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array
 
 _PARTIAL = {
     *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")
@@ -26,7 +26,7 @@ _Marks = Iterator[tuple[str, str]]
 """The reason why rows are refused, and the name of an array [N, k] of 32-bit floats that is 0 except for these rows."""
 
 
-def mark_refused_rows(graph: Any, topology: Any) -> str:
+def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
     """Add the output to the GraphProto of a topology of skl2onnx if a step may refuse a row, and return the reason."""
     operators = [one for scope in topology.scopes for one in scope.operators.values()]
     added = Subgraph(Scope("refused", naming="refused_rows_"))
@@ -42,8 +42,9 @@ def mark_refused_rows(graph: Any, topology: Any) -> str:
     return ", or ".join(dict(marks))
 
 
-def _out_of_range(added: Subgraph, operators: list[Any]) -> _Marks:
+def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
     """Mark the rows with a number that is not within the range of a step."""
+    tests: Mapping[str, Sequence[float] | Array]
     for one in operators:
         match step := one.raw_operator:
             case PowerTransformer(method="box-cox"):
@@ -66,11 +67,11 @@ def _out_of_range(added: Subgraph, operators: list[Any]) -> _Marks:
             start = end
 
 
-def _not_finite(added: Subgraph, graph: Any, operators: list[Any]) -> _Marks:
+def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
     """Mark the rows of which a function or a product is not finite, if a later step refuses that."""
     makers = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
-    readers: dict[str, list[Any]] = {}
+    readers: dict[str, list[Estimator]] = {}
     doubtful: set[str] = set()
     for one in operators:
         for entry in one.inputs:
@@ -95,7 +96,7 @@ def _not_finite(added: Subgraph, graph: Any, operators: list[Any]) -> _Marks:
                 yield reason, added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT)
 
 
-def _is_partial(operator: Any, makers: Any, constants: Any) -> bool:
+def _is_partial(operator: Operator, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> bool:
     """Return True if the nodes of an operator may compute NaN or infinity of finite numbers."""
     seen, names = {entry.full_name for entry in operator.inputs}, [entry.full_name for entry in operator.outputs]
     while names:
@@ -111,11 +112,11 @@ def _is_partial(operator: Any, makers: Any, constants: Any) -> bool:
     return False
 
 
-def _takes(estimator: Any, number: float) -> bool:
+def _takes(estimator: Estimator, number: float) -> bool:
     """Return False if a fitted estimator refuses a row of such numbers, and answers one of others."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        answer: Any = getattr(estimator, "predict", None) or getattr(estimator, "transform", None)
+        answer = getattr(estimator, "predict", None) or estimator.transform
         for value in (1.0, number):
             try:
                 answer(np.full((1, estimator.n_features_in_), value))

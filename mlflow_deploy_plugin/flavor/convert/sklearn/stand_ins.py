@@ -3,10 +3,11 @@
 Each holds what its original has learned. `formulas/` has their formulas.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.feature_selection import SelectorMixin
@@ -18,7 +19,7 @@ from mlflow_deploy_plugin.runtime import Array
 class _Fitted(BaseEstimator):  # type: ignore[misc]
     """An estimator that is made fitted. scikit-learn still requires the method."""
 
-    def fit(self, rows: Any, target: Any = None) -> "_Fitted":
+    def fit(self, rows: object, target: object = None) -> "_Fitted":
         return self
 
 
@@ -71,12 +72,17 @@ class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
     """
 
     def __init__(
-        self, compute: Any, refuses: str = "", tests: Any = None, stands_for: str = "", edges: Any = ()
+        self,
+        compute: Callable[..., Array],
+        refuses: str = "",
+        tests: Mapping[str, Sequence[float] | Array] | None = None,
+        stands_for: str = "",
+        edges: Sequence[Array] = (),
     ) -> None:
         self.compute, self.refuses, self.tests, self.stands_for = compute, refuses, tests, stands_for
         self.edges = edges
 
-    def transform(self, rows: Any) -> Any:
+    def transform(self, rows: npt.ArrayLike) -> Array:
         return self.compute(np.asarray(rows, np.float64))
 
 
@@ -114,7 +120,7 @@ class AdditiveClassifier(ClassifierMixin, AdditiveModel):  # type: ignore[misc]
 class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]
     """A predictor used by its `transform`. skl2onnx would always convert its `predict`."""
 
-    def __init__(self, estimator: Any) -> None:
+    def __init__(self, estimator: BaseEstimator) -> None:
         self.estimator = estimator
         self.n_features_in_ = estimator.n_features_in_
 

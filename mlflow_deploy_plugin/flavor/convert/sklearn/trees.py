@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 from onnx import TensorProto, numpy_helper
+from sklearn.tree._tree import Tree as SklearnTree
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.flavor.convert.sklearn.levels import MANY_ROWS, MAX_SUMMED, MIN_TREES, Levels, write_levels
 from mlflow_deploy_plugin.runtime import Array
@@ -53,7 +55,7 @@ class Tree:
         return cls(feature, threshold.astype(np.float64), left, right, default_left, value, members or {})
 
     @classmethod
-    def fitted(cls, tree: Any, value: Array, columns: Array | None = None) -> "Tree":
+    def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
         """Return a tree of scikit-learn, which compares in 32 bits, with other values, of all columns or some."""
         feature = np.maximum(tree.feature, 0)
         sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
@@ -269,7 +271,7 @@ _LINKS = {"IdentityLink": "Identity", "LogLink": "Exp", "LogitLink": "Sigmoid", 
 """The inverse of each link of scikit-learn's losses, as an ONNX operator."""
 
 
-def histogram_boosting(estimator: Any) -> Boosting:
+def histogram_boosting(estimator: Estimator) -> Boosting:
     """Return the trees of scikit-learn's boosting by histograms. Raises NotImplementedError for another link."""
     name = type(estimator._loss.link).__name__
     if (link := _LINKS.get(name)) is None:
@@ -294,7 +296,7 @@ def histogram_boosting(estimator: Any) -> Boosting:
     return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
 
 
-def categories_of(estimator: Any) -> dict[int, Array]:
+def categories_of(estimator: Estimator) -> dict[int, Array]:
     """Return the categories of each column that boosting by histograms reads as such, in the order of their codes."""
     if estimator.is_categorical_ is None:
         return {}

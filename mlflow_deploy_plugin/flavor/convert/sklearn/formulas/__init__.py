@@ -17,9 +17,10 @@
 
 import sys
 from functools import partial
-from typing import Any
 
 import numpy as np
+from skl2onnx.common._container import ModelComponentContainer
+from skl2onnx.common._topology import Operator, Scope
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import ClassifierMixin
 from sklearn.impute import SimpleImputer
@@ -62,7 +63,7 @@ def register() -> None:
     SCORES.update(ensembles.SCORES)
 
 
-def convert_formula(is_double: bool, scope: Any, operator: Any, container: Any) -> None:
+def convert_formula(is_double: bool, scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
     """Add the nodes of the formula, and set the output types: 64-bit floats for 64-bit inputs, else 32-bit ones.
 
     Args:

@@ -5,13 +5,12 @@ number of its own (OrdinalEncoder), refuse numbers with fractions, and make grap
 categories are grouped as infrequent (OneHotEncoder). That of SimpleImputer refuses texts, indicators and 64-bit floats.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
+from mlflow_deploy_plugin.flavor.convert.converted import Category
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import MISSING, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, TracedArray, take
@@ -94,7 +93,7 @@ def encoded(column: TracedArray, categories: Array, codes: list[float], unknown:
         found = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
     else:
         attribute, convert = _KEYS[kind]
-        attributes: dict[str, Any] = {attribute: [convert(key) for key in keys], "values_floats": values}
+        attributes: dict[str, object] = {attribute: [convert(key) for key in keys], "values_floats": values}
         sample = np.ones((SAMPLE_ROWS, 1), np.float32)
         found = column.emit("LabelEncoder", [column], sample, **attributes, default_float=float(unknown))
     if len(present) == len(categories) or kind == "i":
@@ -103,11 +102,15 @@ def encoded(column: TracedArray, categories: Array, codes: list[float], unknown:
     return np.where(np.isnan(column), np.float32(gap), found)
 
 
-_KEYS: dict[str, tuple[str, Any]] = {"O": ("keys_strings", str), "i": ("keys_int64s", int), "f": ("keys_floats", float)}
+_KEYS: dict[str, tuple[str, type]] = {
+    "O": ("keys_strings", str),
+    "i": ("keys_int64s", int),
+    "f": ("keys_floats", float),
+}
 """The attribute of LabelEncoder for the keys of an input type, and their conversion."""
 
 
-def is_missing(entry: Any) -> bool:
+def is_missing(entry: Category) -> bool:
     return bool(pd.isna(entry)) or entry == MISSING
 
 

@@ -4,8 +4,7 @@ The arithmetic is scikit-learn's own, in its order (https://scikit-learn.org/sta
 …/calibration.html); the estimators within answer by `Rows.ask`.
 """
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import special
@@ -28,7 +27,13 @@ from sklearn.multioutput import ClassifierChain, RegressorChain
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, PowerTransformer, QuantileTransformer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import best_estimator, is_linear, is_tree, marks_nan
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    Estimator,
+    best_estimator,
+    is_linear,
+    is_tree,
+    marks_nan,
+)
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.predictors import isotonic
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import (
@@ -86,7 +91,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     return np.argmax(mean, axis=1), mean
 
 
-def thresholded(model: Any, rows: Rows) -> Decision:
+def thresholded(model: Estimator, rows: Rows) -> Decision:
     """Return the decision of scikit-learn's two classifiers with a threshold of their own."""
     estimator = best_estimator(getattr(model, "estimator_", model.estimator))
     asked = model._get_response_method()
@@ -106,7 +111,7 @@ def thresholded(model: Any, rows: Rows) -> Decision:
     return position, np.stack([-score, score], axis=1)
 
 
-def chained(model: Any, rows: Rows) -> TracedArray:
+def chained(model: Estimator, rows: Rows) -> TracedArray:
     """Return the answers [N, targets] of a chain, whose estimators read the answers before theirs as columns."""
     method = getattr(model, "chain_method_", "predict")
     before: list[TracedArray] = []
@@ -123,7 +128,7 @@ def _flat(answer: Traced) -> TracedArray:
     return answer[:, 0] if answer.ndim > 1 else answer
 
 
-def _scores(estimators: list[Any], rows: Rows, method: str = "") -> TracedArray:
+def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
     """Return the scores of the estimators' classes side by side, [N, k]; of two classes, that of the second.
 
     Args:
@@ -187,7 +192,7 @@ def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
     return np.argmin(distances, axis=1), -distances
 
 
-def stacked(model: Any, rows: Rows) -> TracedArray | Decision:
+def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """Return the answer of the last estimator, which reads those of the others as columns."""
     columns = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
@@ -211,7 +216,7 @@ def stacked(model: Any, rows: Rows) -> TracedArray | Decision:
     return position, np.stack([-score, score], axis=1) if score.ndim == 1 else score
 
 
-def voted(model: Any, rows: Rows) -> TracedArray | Decision:
+def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the answers, or the class with the most votes."""
     weights = model._weights_not_none
     if is_regressor(model):
@@ -225,7 +230,7 @@ def voted(model: Any, rows: Rows) -> TracedArray | Decision:
     return np.argmax(votes, axis=1), votes
 
 
-def bagged(model: Any, rows: Rows) -> TracedArray | Decision:
+def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
     """Return the mean of the answers of the members, each of which reads some of the columns; else votes."""
     count = 0 if is_regressor(model) else model.n_classes_  # a member may not have seen all classes
     if all(is_tree(one) and len(getattr(one, "classes_", ())) == count for one in model.estimators_):
@@ -249,7 +254,7 @@ def bagged_scores(model: BaggingClassifier, rows: Rows) -> TracedArray:
     return _mean([read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)])
 
 
-def _members(model: Any, rows: Rows) -> Iterator[tuple[Any, Rows]]:
+def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
     """Yield the members of a bag, each with the rows of the columns that it reads."""
     for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
         has_all = np.array_equal(features, np.arange(model.n_features_in_))
@@ -277,13 +282,11 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
     return filled
 
 
-def _mean(answers: list[TracedArray], weights: Any = None) -> TracedArray:
-    if weights is None:
-        weights = np.ones(len(answers))
-    else:
+def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
+    if weights is not None:
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
     total = answers[0].emit("Sum", answers, np.sum([one.sample for one in answers], axis=0))  # one after the other
-    return total / float(sum(weights))
+    return total / float(len(answers) if weights is None else sum(weights))
 
 
 def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
@@ -300,7 +303,7 @@ def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedA
     return _inverse(model.transformer_, answer[:, None] if answer.ndim == 1 else answer)
 
 
-def _inverse(transformer: Any, y: TracedArray) -> TracedArray:
+def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
     """Return transformer.inverse_transform(y) for targets [N, k]."""
     match transformer:
         case Pipeline():

@@ -2,10 +2,10 @@
 
 from functools import reduce
 from math import factorial
-from typing import Any
 
 import numpy as np
 from scipy import special
+from scipy.interpolate import BSpline
 from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -35,7 +35,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.random_projection import SparseRandomProjection
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import Traced, TracedArray, counted, of_column, take
@@ -43,7 +43,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Sele
 from mlflow_deploy_plugin.runtime import Array
 
 
-def selected(model: Any, rows: Rows) -> TracedArray:
+def selected(model: Estimator, rows: Rows) -> TracedArray:
     return rows.matrix[:, np.flatnonzero(model.get_support())]
 
 
@@ -90,7 +90,7 @@ def independent(model: FastICA, rows: Rows) -> TracedArray:
     return (rows.matrix - model.mean_ if model.whiten else rows.matrix) @ model.components_.T
 
 
-def sparse_components(model: Any, rows: Rows) -> TracedArray:
+def sparse_components(model: Estimator, rows: Rows) -> TracedArray:
     """Return the ridge regression of a row on the components."""
     gram = model.components_ @ model.components_.T + model.ridge_alpha * np.eye(len(model.components_))
     return (rows.matrix - model.mean_) @ np.linalg.solve(gram, model.components_).T
@@ -101,7 +101,7 @@ def agglomerated(model: FeatureAgglomeration, rows: Rows) -> TracedArray:
     return np.stack([model.pooling_func(rows.matrix[:, group], axis=1) for group in groups], axis=1)
 
 
-def _random_cosines(x: TracedArray, model: Any) -> TracedArray:
+def _random_cosines(x: TracedArray, model: Estimator) -> TracedArray:
     return np.cos(x @ model.random_weights_ + model.random_offset_) * (2.0 / model.n_components) ** 0.5
 
 
@@ -124,8 +124,8 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
         x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
     count = model.n_components
     fourier = np.fft.fft(np.eye(count))
-    real: Any = 1.0
-    imaginary: Any = 0.0
+    real: TracedArray = 1.0
+    imaginary: TracedArray = 0.0
     for places, signs in zip(model.indexHash_, model.bitHash_, strict=True):
         sketch = np.eye(count)[places] * signs[:, None]
         one, other = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
@@ -146,14 +146,14 @@ def products(model: PolynomialFeatures, rows: Rows) -> TracedArray:
     return np.concatenate(parts, axis=1)
 
 
-def scaled(model: Any, rows: Rows) -> TracedArray:
+def scaled(model: Estimator, rows: Rows) -> TracedArray:
     """Return scikit-learn's operations in its order and precision, each rounded to that of the rows, as in place.
 
     skl2onnx multiplies by the inverse of a scale while scikit-learn divides by it, so that a number can end one step
     beside the original's, and on the other side of a tree's threshold. Here the bits are the same, in 32 and in 64.
     """
     x = rows.own
-    steps: list[tuple[Any, Any]]
+    steps: list[tuple[np.ufunc, Array | None]]
     match model:
         case MinMaxScaler():
             low, high = (np.array([bound], x.dtype) for bound in model.feature_range)
@@ -188,12 +188,12 @@ def binned(model: KBinsDiscretizer, rows: Rows) -> TracedArray:
     return np.concatenate(flags, axis=1).astype(np.float64)
 
 
-def box_cox(x: Any, powers: Array) -> Any:
+def box_cox(x: TracedArray, powers: Array) -> TracedArray:
     none = np.abs(powers) < np.spacing(1.0)
     return np.where(none, np.log(x), (x**powers - 1.0) / np.where(none, 1.0, powers))
 
 
-def yeo_johnson(x: Any, powers: Array) -> Any:
+def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
     """Return the power transform of https://doi.org/10.1093/biomet/87.4.954."""
     upper, lower = np.where(x >= 0, x, 0.0) + 1.0, 1.0 - np.where(x >= 0, 0.0, x)
     return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
@@ -275,7 +275,7 @@ def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
     return np.concatenate(columns, axis=1)
 
 
-def _derivative(spline: Any, x: Any, order: int) -> Array:
+def _derivative(spline: BSpline, x: float | Array, order: int) -> Array:
     return np.asarray(spline(x, nu=order))
 
 

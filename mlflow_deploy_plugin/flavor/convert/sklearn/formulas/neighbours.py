@@ -3,11 +3,12 @@
 Distances have 64 bits, and are those of scikit-learn's `metrics.pairwise`.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
-from scipy.sparse import issparse
+from scipy.sparse import spmatrix
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
+from sklearn.cluster._bisect_k_means import _BisectingTree
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.kernel_ridge import KernelRidge
@@ -23,22 +24,25 @@ from sklearn.neighbors import (
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import marks_nan
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, marks_nan
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax, votes_of_pairs
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, smallest, take
 from mlflow_deploy_plugin.runtime import Array
 
+Metric = str | Callable[[Array, Array], float]
+"""A distance or a kernel: the name that scikit-learn has for it, or a function of a user."""
+Option = float | None
 _MAX_DIFFERENCES = 100_000  # of a row: with more, all differences at once would take 1 MB a row and more
 _MAX_DENSE = 10_000_000  # numbers of 8 bytes in the graph, which takes some ten times as much to write
 
 
-def _dense(known: Any) -> Array:
+def _dense(known: "Array | spmatrix") -> Array:
     """Return learned rows [K, k] as an array; those of texts are sparse."""
-    if issparse(known):
-        if np.prod(known.shape) > _MAX_DENSE:
-            raise NotImplementedError(f"{known.shape[0]} learned rows of {known.shape[1]} sparse columns")
-        known = known.toarray()
-    return np.asarray(known, float)
+    if isinstance(known, np.ndarray):
+        return np.asarray(known, float)
+    if np.prod(known.shape) > _MAX_DENSE:
+        raise NotImplementedError(f"{known.shape[0]} learned rows of {known.shape[1]} sparse columns")
+    return np.asarray(known.toarray(), float)
 
 
 def squared_distances(x: TracedArray, known: Array) -> TracedArray:
@@ -51,14 +55,15 @@ def squared_distances(x: TracedArray, known: Array) -> TracedArray:
     return np.maximum((x * x).sum(axis=1, keepdims=True) - 2.0 * products + (known * known).sum(axis=1), 0.0)
 
 
-def distances(x: TracedArray, known: Array, metric: Any, p: float = 2) -> TracedArray:
+def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> TracedArray:
     """Return the distances [N, K] of rows x [N, k] from known ones [K, k].
 
     Raises:
         NotImplementedError: another metric than the Euclidean one and its relatives.
     """
     known = _dense(known)
-    power = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}.get(metric)
+    powers: dict[Metric, float] = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}
+    power = powers.get(metric)
     if power == 2:
         return np.sqrt(squared_distances(x, known))
     if metric == "sqeuclidean":
@@ -76,7 +81,12 @@ def distances(x: TracedArray, known: Array, metric: Any, p: float = 2) -> Traced
 
 
 def kernel(
-    x: TracedArray, known: Array, metric: Any, gamma: Any = None, degree: Any = None, coef0: Any = None
+    x: TracedArray,
+    known: Array,
+    metric: Metric,
+    gamma: float | None = None,
+    degree: float | None = None,
+    coef0: float | None = None,
 ) -> TracedArray:
     """Return the kernel [N, K] of sklearn.metrics.pairwise between rows x [N, k] and known ones [K, k].
 
@@ -102,31 +112,31 @@ def kernel(
     raise NotImplementedError(f"kernel={metric!r}")
 
 
-def _weights(far: TracedArray, weights: Any) -> TracedArray:
+def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
     """Return the weights [N, k] of neighbours at these distances: a neighbour at no distance counts alone."""
-    if weights in (None, "uniform"):
-        return np.ones_like(far)
-    if weights != "distance":
+    if callable(weights):
         return weights(far)
+    if weights != "distance":
+        return np.ones_like(far)
     same = far == 0
     one = np.any(same, axis=1, keepdims=True)
     return np.where(one, same.astype(np.float64), 1.0 / np.where(same, 1.0, far))
 
 
-def _metric(model: Any) -> tuple[Any, float]:
+def _metric(model: Estimator) -> tuple[Metric, float]:
     if model.metric_params:
         raise NotImplementedError(f"metric_params={model.metric_params!r}")
     return model.metric, model.p
 
 
-def _nearest(model: Any, rows: Rows, targets: Array) -> TracedArray:
+def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
     """Return the weighted mean [N, t] of the targets [K, t] of the nearest learned rows."""
     far, places = smallest(distances(rows.matrix, model._fit_X, *_metric(model)), model.n_neighbors)
     weights = _weights(far, model.weights)[:, :, None]
     return (take(targets, places) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
-def _within_radius(model: Any, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
+def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
     """Return the weighted mean [N, t] of the targets of the learned rows within the radius, and how many [N] there are.
 
     Without any, the mean is NaN.
@@ -137,11 +147,11 @@ def _within_radius(model: Any, rows: Rows, targets: Array) -> tuple[TracedArray,
     return (weights @ targets) / weights.sum(axis=1, keepdims=True), inside.sum(axis=1)
 
 
-def _targets(model: Any) -> Array:
+def _targets(model: Estimator) -> Array:
     return np.asarray(model._y, float).reshape(len(model._y), -1)
 
 
-def _one_hot(model: Any) -> Array:
+def _one_hot(model: Estimator) -> Array:
     if model.outputs_2d_:
         raise NotImplementedError(f"{type(model).__name__} of several targets")
     return np.asarray(np.eye(len(model.classes_))[np.ravel(model._y)])
@@ -207,7 +217,7 @@ def nearest_centroid(model: NearestCentroid, rows: Rows) -> tuple[TracedArray, T
     return np.argmax(scores, axis=1), softmax(scores)
 
 
-def closest_centre(model: Any, rows: Rows) -> TracedArray:
+def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
     if len(model.cluster_centers_) == 0:
         raise NotImplementedError("AffinityPropagation that did not converge")
     return np.argmin(squared_distances(rows.matrix, model.cluster_centers_), axis=1)
@@ -216,7 +226,7 @@ def closest_centre(model: Any, rows: Rows) -> TracedArray:
 def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
     """Return the leaf of the tree of clusters, at each node of which a row goes to the nearer of two centres."""
 
-    def below(node: Any) -> Any:
+    def below(node: _BisectingTree) -> TracedArray:
         if node.left is None:
             return np.int64(node.label)
         centres = np.vstack((node.left.center, node.right.center)) + getattr(model, "_X_mean", 0.0)
@@ -226,7 +236,7 @@ def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
     return below(model._bisecting_tree)
 
 
-def propagated_labels(model: Any, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def propagated_labels(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
     labels = model.label_distributions_
     if model.kernel == "rbf":
         likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
@@ -251,7 +261,7 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
     return kernel(rows.matrix, model.components_, model.kernel, **options) @ model.normalization_.T
 
 
-def _decisions(model: Any, rows: Rows) -> TracedArray:
+def _decisions(model: Estimator, rows: Rows) -> TracedArray:
     """Return the sums [N, k] of libsvm's svm_predict_values: one, or one for each pair of classes."""
     options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
@@ -268,7 +278,7 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
     return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
 
 
-def machine_classes(model: Any, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
     """Return the decision of an SVC or NuSVC: a positive sum is a vote for the first class of a pair."""
     if len(model.probA_):
         raise NotImplementedError(f"{type(model).__name__} with probability=True: libsvm finds them step by step")
@@ -281,7 +291,7 @@ def machine_classes(model: Any, rows: Rows) -> tuple[TracedArray, TracedArray]:
     return np.argmax(scores if model.break_ties else votes, axis=1), scores
 
 
-def _neighbours_of(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
+def _neighbours_of(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
     if model.n_neighbors is None:
         raise NotImplementedError(f"{type(model).__name__} with a radius")
     nearest = model.nbrs_

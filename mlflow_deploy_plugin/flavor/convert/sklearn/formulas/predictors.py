@@ -3,8 +3,6 @@
 Kernels of Gaussian processes follow sklearn.gaussian_process.kernels.
 """
 
-from typing import Any
-
 import numpy as np
 from scipy import special
 from sklearn.covariance import EllipticEnvelope
@@ -16,8 +14,9 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import SGDClassifier
 from sklearn.multiclass import OneVsRestClassifier
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.neighbours import squared_distances
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, logistic, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Answer, Formula, Rows, logistic, softmax
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray, counted, interpolated, take
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel
 from mlflow_deploy_plugin.runtime import Array
@@ -61,7 +60,7 @@ def elliptic(model: EllipticEnvelope, rows: Rows) -> TracedArray:
     return np.where(-distance - model.offset_ >= 0, 1, -1)
 
 
-def partial_least_squares(model: Any, rows: Rows) -> TracedArray:
+def partial_least_squares(model: Estimator, rows: Rows) -> TracedArray:
     return (rows.matrix - model._x_mean) @ model.coef_.T + model.intercept_
 
 
@@ -76,7 +75,7 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> tuple[Trace
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
 
 
-def additive(model: AdditiveModel, rows: Rows) -> Any:
+def additive(model: AdditiveModel, rows: Rows) -> Answer:
     """Return sums of scores by bins: 0 for a missing number, then as many as there are cuts up to it, and 1."""
     places, all_cuts = zip(*model.cuts, strict=True)
     x = rows.matrix[:, list(places)]
@@ -104,7 +103,7 @@ def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedAr
     return np.argmax(scores, axis=1), rows.ask(model, "predict_proba") if hasattr(model, "predict_proba") else scores
 
 
-def _latent(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
+def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
     """Return the mean [N] of the latent process, and the probability [N] of its second class.
 
     Algorithm 3.2 of Rasmussen and Williams, Gaussian Processes for Machine Learning, https://gaussianprocess.org/gpml/.
@@ -121,7 +120,7 @@ def _latent(model: Any, x: TracedArray) -> tuple[TracedArray, TracedArray]:
     return mean, integrals @ np.ravel(COEFS) + 0.5 * float(COEFS.sum())
 
 
-def _kernel(kernel: Any, x: TracedArray, known: Array) -> Any:
+def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array) -> TracedArray:
     """Return the kernel [N, K] between rows x [N, k] and known ones [K, k]."""
     match kernel:
         case kernels.Sum() | kernels.Product():
@@ -153,7 +152,7 @@ def _kernel(kernel: Any, x: TracedArray, known: Array) -> Any:
     raise NotImplementedError(f"the kernel {kernel!r}")
 
 
-def _diagonal(kernel: Any, x: TracedArray) -> Any:
+def _diagonal(kernel: kernels.Kernel, x: TracedArray) -> TracedArray:
     """Return the kernel between each row and itself, [N] or one number."""
     match kernel:
         case kernels.Sum() | kernels.Product():

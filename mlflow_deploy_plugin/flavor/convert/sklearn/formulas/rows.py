@@ -4,11 +4,12 @@ from collections.abc import Callable
 from copy import copy
 from itertools import groupby
 from pickle import PicklingError
-from typing import Any
+from typing import TypeAlias
 
 import joblib
 import numpy as np
 from onnx import TensorProto
+from skl2onnx.common._topology import Operator, Variable
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from sklearn.base import is_regressor
 from sklearn.compose import ColumnTransformer
@@ -19,6 +20,7 @@ from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
+    Estimator,
     best_estimator,
     is_linear,
     last_step,
@@ -44,17 +46,21 @@ class Rows:
         is_single: True if the original reads 32-bit floats: it compares in 32 bits. It takes integers as 64-bit floats.
     """
 
-    def __init__(self, graph: NodeBuilder, inputs: list[Any], columns: int, matrix: TracedArray = None) -> None:
+    def __init__(
+        self, graph: NodeBuilder, inputs: list[Variable], columns: int, matrix: TracedArray | None = None
+    ) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
         # what was asked already, so that its part of the graph is made once
-        self._after: dict[int | str, tuple[Rows, Any]] = {}  # by `_learned`, with the step: no other gets its id then
+        self._after: dict[
+            int | str, tuple[Rows, Estimator]
+        ] = {}  # by `_learned`, with the step: no other gets its id then
         self._outputs: dict[tuple[int, bool], list[str]] = {}  # by the id of an estimator, without and with raw scores
-        self._answers: dict[int, tuple[Any, Any]] = {}  # of a formula, with the estimator
+        self._answers: dict[int, tuple[Answer, Estimator]] = {}  # of a formula, with the estimator
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
         self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
 
     @classmethod
-    def of(cls, graph: NodeBuilder, operator: Any) -> "Rows":
+    def of(cls, graph: NodeBuilder, operator: Operator) -> "Rows":
         widths = [entry.type.shape[1] if len(entry.type.shape) > 1 else 1 for entry in operator.inputs]
         known = getattr(operator.raw_operator, "n_features_in_", None)
         return cls(graph, list(operator.inputs), known or sum(width or 1 for width in widths))
@@ -117,7 +123,7 @@ class Rows:
         rows.is_double = self.is_double
         return rows
 
-    def ask(self, estimator: Any, method: str) -> TracedArray:
+    def ask(self, estimator: Estimator, method: str) -> TracedArray:
         """Return the answer of an estimator within: `predict`, `predict_proba`, `decision_function` or `transform`.
 
         Labels are numbers, those of the method `label` texts or integers; of two classes, the decision function is [N].
@@ -152,7 +158,7 @@ class Rows:
             return answer[place].astype(np.float64)
         return self._by_converter(estimator, method)
 
-    def before_last_step(self, estimator: Any) -> tuple["Rows", Any]:
+    def before_last_step(self, estimator: Estimator) -> tuple["Rows", Estimator]:
         """Return the rows that the last step of a pipeline reads, and that step; others read these rows.
 
         Steps that learned the same, as in one pipeline for each class, lead to the same rows.
@@ -170,12 +176,12 @@ class Rows:
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 
-    def _declare(self, estimators: list[Any]) -> list[Any]:
+    def _declare(self, estimators: list[Estimator]) -> list[Operator]:
         """Tell skl2onnx which estimators read these rows, and return their operators."""
         inputs = self._inputs or [self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns]))]
         return [self._graph.declare(best_estimator(one), inputs) for one in estimators]
 
-    def sums(self, estimators: list[Any]) -> TracedArray:
+    def sums(self, estimators: list[Estimator]) -> TracedArray:
         """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""
         self._declare(estimators)
         linear = [best_estimator(one) for one in estimators]
@@ -183,7 +189,7 @@ class Rows:
         shifts = [np.broadcast_to(one.intercept_, len(some)) for one, some in zip(linear, weights, strict=True)]
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
 
-    def _linear(self, estimator: Any, method: str) -> TracedArray | None:
+    def _linear(self, estimator: Estimator, method: str) -> TracedArray | None:
         """Return the answer of a linear estimator as scikit-learn computes it; None for other probabilities."""
         scores = self.sums([estimator])
         single = scores.sample.shape[1] == 1
@@ -208,7 +214,7 @@ class Rows:
         total = likely.sum(axis=1, keepdims=True)
         return np.where(total == 0, 1 / len(estimator.classes_), likely / np.where(total == 0, 1.0, total))
 
-    def _by_converter(self, estimator: Any, method: str) -> TracedArray:
+    def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
         key = id(estimator), method == "decision_function"
         if key[1] and len(getattr(estimator, "probA_", ())):  # its operator writes either scores or probabilities
@@ -226,7 +232,7 @@ class Rows:
             return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
         return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
-    def _variables(self, estimator: Any) -> list[Any]:
+    def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter; gradient boosting reads 32-bit floats, as in scikit-learn."""
         rounds = any(isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator))
         is_table = len(self._inputs) > 1 and not isinstance(last_step(estimator), ColumnTransformer | FeatureUnion)
@@ -236,7 +242,7 @@ class Rows:
         kind = DoubleTensorType if matrix.dtype == np.float64 else FloatTensorType
         return [self._graph.variable(matrix.name, kind([None, matrix.sample.shape[1]]))]
 
-    def _sample(self, estimator: Any, method: str) -> Array:
+    def _sample(self, estimator: Estimator, method: str) -> Array:
         """Return numbers in the shape of the estimator's answer for `SAMPLE_ROWS` rows."""
         if method == "label":
             return np.ones(SAMPLE_ROWS, labels_of(estimator).dtype)
@@ -264,14 +270,16 @@ _DTYPES = {
     DoubleTensorType: np.float64,
 }
 _SCORES = ("predict_proba", "decision_function")
-Formula = Callable[[Any, Rows], Any]
+Answer: TypeAlias = TracedArray | tuple[TracedArray, ...]
+"""What a formula returns: see the table of `formulas/__init__.py`."""
+Formula = Callable[[Estimator, Rows], Answer]
 FORMULAS: dict[type, Formula] = {}
 """The formula of each estimator that has one; `formulas.register` fills it."""
 SCORES: dict[type, Formula] = {}
 """The same for decision functions, which are neither labels nor probabilities."""
 
 
-def _learned(step: Any) -> int | str:
+def _learned(step: Estimator) -> int | str:
     """Return a digest of what a step has learned; its id if it holds a function without a name."""
     try:
         return str(joblib.hash(step))
@@ -279,12 +287,12 @@ def _learned(step: Any) -> int | str:
         return id(step)
 
 
-def labels_of(estimator: Any) -> Array:
+def labels_of(estimator: Estimator) -> Array:
     """Return the classes as a graph has them: texts, or integers of 64 bits."""
     return np.asarray(estimator.classes_.astype(object if estimator.classes_.dtype.kind in "OU" else np.int64))
 
 
-def _classes_at(estimator: Any, position: TracedArray, method: str) -> TracedArray:
+def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> TracedArray:
     if method == "label":
         return take(labels_of(estimator), position)
     if estimator.classes_.dtype.kind not in "fiub":
@@ -292,7 +300,7 @@ def _classes_at(estimator: Any, position: TracedArray, method: str) -> TracedArr
     return take(estimator.classes_.astype(np.float64), position)
 
 
-def is_logistic(estimator: Any) -> bool:
+def is_logistic(estimator: Estimator) -> bool:
     """Return True for a linear classifier whose probabilities are the logistic function of its scores."""
     by_loss = isinstance(estimator, SGDClassifier) and estimator.loss == "log_loss"
     return by_loss or isinstance(estimator, LogisticRegression | LinearDiscriminantAnalysis)

@@ -7,7 +7,7 @@ rebuilt character by character.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from sklearn.feature_extraction.text import (
     strip_accents_unicode,
 )
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values
@@ -94,7 +95,7 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
 
 
 def _in_blocks(
-    column: TracedArray, vectorizer: Any, width: int, write: Callable[[NodeBuilder, str], str]
+    column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
 ) -> TracedArray:
     """Return the numbers [N, width] of the texts, computed in blocks of rows, each row alone if a text is long.
 
@@ -148,8 +149,8 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     words = () if characters else sorted(vectorizer.get_stop_words() or ())
     if not words:
         return tokens
-    known: dict[str, Any] = {"keys_strings": words, "values_int64s": [1] * len(words), "default_int64": 0}
-    flags = graph.node("LabelEncoder", [tokens], **known)
+    ones = [1] * len(words)
+    flags = graph.node("LabelEncoder", [tokens], keys_strings=words, values_int64s=ones, default_int64=0)
     tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
     if vectorizer.ngram_range[1] == 1:
         return tokens
@@ -185,13 +186,13 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     These are joined with their neighbours, in as many rounds as the length of the longest text has bits.
     """
     known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
-    attributes: dict[str, Any] = {"keys_strings": [*known, _PAD], "values_strings": [*known.values(), ""]}
+    keys, values = [*known, _PAD], [*known.values(), ""]
     characters = graph.node("Tokenizer", [texts], tokenexp="(?s:.)", pad_value=_PAD, mark=0, mincharnum=1)
     column = graph.node("Reshape", [texts, [-1, 1]])
     characters = graph.node("Concat", [characters, graph.node("Where", [[True], _text(_PAD), column])], axis=1)
     if vectorizer.lowercase and others:
         characters = _with_final_sigma(graph, characters)
-    found = graph.node("LabelEncoder", [characters], default_string=others, **attributes)
+    found = graph.node("LabelEncoder", [characters], keys_strings=keys, values_strings=values, default_string=others)
     found = graph.node("Where", [graph.node("Equal", [found, _text(_PAD)]), characters, found])
 
     body = graph.subgraph()
@@ -214,9 +215,8 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
     A letter stands before it, and none after it; accents, apostrophes and full stops between are skipped.
     """
     letters, skipped = _cases()
-    codes: dict[str, Any] = {"keys_strings": [*letters, *skipped]}
-    codes["values_floats"] = [2.0] * len(letters) + [0.0] * len(skipped)
-    code = graph.node("LabelEncoder", [characters], default_float=1.0, **codes)
+    keys, codes = [*letters, *skipped], [2.0] * len(letters) + [0.0] * len(skipped)
+    code = graph.node("LabelEncoder", [characters], keys_strings=keys, values_floats=codes, default_float=1.0)
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.node("Cast", [code], to=TensorProto.DOUBLE)
     length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
@@ -346,7 +346,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     return f"{_class(kind)}{{{least},}}"
 
 
-def _pattern_of(tokenizer: Any) -> str:
+def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
     """Return a pattern that finds the same tokens in texts with all that usually separates them.
 
     The proof shows afterwards whether it does so in the rows of the model.
@@ -365,7 +365,7 @@ def _pattern_of(tokenizer: Any) -> str:
     )
 
 
-def _named(option: Any) -> str:
+def _named(option: object) -> str:
     return getattr(option, "__qualname__", None) or repr(option)[:60]
 
 

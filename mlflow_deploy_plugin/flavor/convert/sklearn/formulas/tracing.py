@@ -8,11 +8,12 @@ A traced array has the rows of a request in its first axis, and nothing may depe
 no form in a graph raises NotImplementedError: an `if` on values, other functions, other types than numbers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from onnx import TensorProto
 from scipy import special
 
@@ -33,8 +34,14 @@ SAMPLE_ROWS = 7
 _METHODS = ("sum", "mean", "max", "min", "clip")
 """Methods of an array that are numpy's functions of it."""
 
-TracedArray = Any
+TracedArray: TypeAlias = Any
 """A `Traced` in a formula: numpy's own annotations have an ndarray for what its functions return."""
+
+ArrayFunction: TypeAlias = Callable[..., TracedArray]
+"""A function of arrays, as numpy has them, or its form for traced ones."""
+
+Operand: TypeAlias = TracedArray
+"""A traced array, or a constant array or number."""
 
 
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
@@ -58,16 +65,16 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self.sample.ndim
 
     @property
-    def dtype(self) -> np.dtype[Any]:
+    def dtype(self) -> np.dtype[np.generic]:
         return self.sample.dtype
 
-    def emit(self, operator: str, inputs: list[Any], sample: Array, **attributes: Any) -> TracedArray:
+    def emit(self, operator: str, inputs: Sequence[Operand], sample: Array, **attributes: Any) -> TracedArray:
         """Add a node. Inputs are traced arrays, and constants of their own type."""
         given = [one.name if isinstance(one, Traced) else np.asarray(one) for one in inputs]
         given = [one if isinstance(one, str) else one.astype(_supported(one.dtype)) for one in given]
         return Traced(self.graph, self.graph.node(operator, given, **attributes), sample)
 
-    def astype(self, dtype: Any, **_: Any) -> TracedArray:
+    def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
         kind = _supported(np.dtype(dtype))
         if kind == self.dtype:
             return self
@@ -76,7 +83,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         with np.errstate(all="ignore"):
             return self.emit("Cast", [self], self.sample.astype(kind), to=ONNX_TYPES[kind.name])
 
-    def reshape(self, *shape: Any) -> TracedArray:
+    def reshape(self, *shape: int | Sequence[int]) -> TracedArray:
         """Return the rows in another shape; the first length is -1, for all rows."""
         sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
@@ -84,7 +91,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             raise NotImplementedError("reshape to a number of rows")
         return self.emit("Reshape", [self, np.array([-1, *sample.shape[1:]])], sample)
 
-    def __getitem__(self, key: Any) -> TracedArray:
+    def __getitem__(self, key: object) -> TracedArray:
         keys = key if isinstance(key, tuple) else (key,)
         if any(isinstance(entry, str) for entry in (key if isinstance(key, list) else keys)):
             raise NotImplementedError("columns by their names; by positions, as x[:, 0], they have a form")
@@ -109,7 +116,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             axis += 1
         return current
 
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> TracedArray:
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Operand, **options: object) -> TracedArray:
         if method == "reduce" and ufunc in _REDUCERS and options.get("out") is None:
             return reduced(_REDUCERS[ufunc], inputs[0], options.get("axis", 0), bool(options.get("keepdims")))
         if method != "__call__" or options:
@@ -131,17 +138,19 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         same = [one.astype(kind) if isinstance(one, Traced) else np.asarray(one, kind) for one in inputs]
         return self.emit(operator, same, sample)
 
-    def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
+    def __array_function__(
+        self, function: ArrayFunction, types: object, inputs: Sequence[TracedArray], options: Mapping[str, object]
+    ) -> TracedArray:
         if (form := _FUNCTIONS.get(function)) is None:
             raise NotImplementedError(f"numpy.{function.__name__}, which has no form in a graph")
         return form(*inputs, **options)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> ArrayFunction:
         if name in _METHODS:
             return partial(getattr(np, name), self)
         raise AttributeError(f".{name}, which has no form in a graph")
 
-    def __array__(self, *_: Any, **__: Any) -> Any:
+    def __array__(self, *_: object, **__: object) -> Array:
         raise NotImplementedError("a call that reads the numbers, as numpy.asarray and float do")
 
     def __bool__(self) -> bool:
@@ -150,17 +159,17 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def __len__(self) -> int:
         raise NotImplementedError("the number of rows")
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[TracedArray]:
         raise NotImplementedError("a loop over rows")
 
-    def to_numpy(self, *_: Any, **__: Any) -> "Traced":
+    def to_numpy(self, *_: object, **__: object) -> "Traced":
         return self
 
     copy = to_numpy
     values = property(to_numpy)
 
 
-def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _supported(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
     """Return the graph's type for one of numpy's: small integers and floats are widened."""
     if dtype.kind in "iu":
         return np.dtype(np.int64)
@@ -169,10 +178,15 @@ def _supported(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.dtype(dtype.name)
 
 
-_REDUCING: dict[str, Any] = {"ReduceSum": np.sum, "ReduceMax": np.max, "ReduceMin": np.min, "ReduceProd": np.prod}
+_REDUCING: dict[str, ArrayFunction] = {
+    "ReduceSum": np.sum,
+    "ReduceMax": np.max,
+    "ReduceMin": np.min,
+    "ReduceProd": np.prod,
+}
 
 
-def reduced(operator: str, x: TracedArray, axis: Any = None, keepdims: bool = False) -> TracedArray:
+def reduced(operator: str, x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedArray:
     """Return the sum, the largest number or the like along an axis that is not that of the rows."""
     axis = _axis(x, axis)
     if x.dtype == bool:
@@ -182,23 +196,23 @@ def reduced(operator: str, x: TracedArray, axis: Any = None, keepdims: bool = Fa
     return x.emit(operator, [x, np.array([axis])], sample, keepdims=int(keepdims))
 
 
-def _axis(x: TracedArray, axis: Any) -> int:
+def _axis(x: TracedArray, axis: object) -> int:
     if not isinstance(axis, int) or axis % x.ndim == 0:
         raise NotImplementedError("a sum, mean or the like over several rows; axis=1 is that of a row")
     return int(axis % x.ndim)
 
 
-def mean(x: TracedArray, axis: Any = None, keepdims: bool = False) -> TracedArray:
+def mean(x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedArray:
     return reduced("ReduceSum", x, axis, keepdims) / float(x.sample.shape[_axis(x, axis)])
 
 
-def variance(x: TracedArray, axis: Any = None, ddof: float = 0, keepdims: bool = False) -> TracedArray:
+def variance(x: TracedArray, axis: object = None, ddof: float = 0, keepdims: bool = False) -> TracedArray:
     away = x - mean(x, axis, keepdims=True)
     return reduced("ReduceSum", away * away, axis, keepdims) / (x.sample.shape[_axis(x, axis)] - ddof)
 
 
-def _chosen(operator: str, function: Any) -> Callable[..., TracedArray]:
-    def chosen(x: TracedArray, axis: Any = None, keepdims: bool = False) -> TracedArray:
+def _chosen(operator: str, function: ArrayFunction) -> Callable[..., TracedArray]:
+    def chosen(x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedArray:
         axis = _axis(x, axis)
         return x.emit(
             operator, [x], function(x.sample, axis=axis, keepdims=keepdims), axis=axis, keepdims=int(keepdims)
@@ -207,11 +221,11 @@ def _chosen(operator: str, function: Any) -> Callable[..., TracedArray]:
     return chosen
 
 
-def where(condition: Any, yes: Any, no: Any) -> TracedArray:
+def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
     given = [condition, yes, no]
     some = next(one for one in given if isinstance(one, Traced))
     samples = [one.sample if isinstance(one, Traced) else one for one in given]
-    sample = np.where(*samples)
+    sample = np.where(samples[0], samples[1], samples[2])
     sample = sample.astype(_supported(sample.dtype))
     kinds = [np.dtype(bool), sample.dtype, sample.dtype]
     same = [
@@ -221,7 +235,7 @@ def where(condition: Any, yes: Any, no: Any) -> TracedArray:
     return some.emit("Where", same, sample)
 
 
-def concatenated(arrays: Any, axis: Any = 0) -> TracedArray:
+def concatenated(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
     some = next(one for one in arrays if isinstance(one, Traced))
     if any(not isinstance(one, Traced) for one in arrays):
         raise NotImplementedError("rows beside constant rows")
@@ -230,22 +244,22 @@ def concatenated(arrays: Any, axis: Any = 0) -> TracedArray:
     return some.emit("Concat", [one.astype(sample.dtype) for one in arrays], sample, axis=axis)
 
 
-def stacked(arrays: Any, axis: Any = 0) -> TracedArray:
+def stacked(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
     place = axis % (arrays[0].ndim + 1)
     return concatenated([expanded(one, place) for one in arrays], axis=place)
 
 
 def expanded(x: TracedArray, axis: int) -> TracedArray:
-    keys: list[Any] = [slice(None)] * (x.ndim + 1)
+    keys: list[slice | None] = [slice(None)] * (x.ndim + 1)
     keys[axis] = None
     return x[tuple(keys)]
 
 
-def side_by_side(arrays: Any) -> TracedArray:
+def side_by_side(arrays: Sequence[TracedArray]) -> TracedArray:
     return concatenated([one[:, None] if one.ndim == 1 else one for one in arrays], axis=1)
 
 
-def clipped(x: TracedArray, a_min: Any = None, a_max: Any = None, **limits: Any) -> TracedArray:
+def clipped(x: TracedArray, a_min: Operand = None, a_max: Operand = None, **limits: Operand) -> TracedArray:
     low, high = limits.get("min", a_min), limits.get("max", a_max)
     x = x if low is None else np.maximum(x, low)
     return x if high is None else np.minimum(x, high)
@@ -260,7 +274,7 @@ def filled(x: TracedArray, fill_value: float) -> TracedArray:
 
 
 def nan_to_num(
-    x: TracedArray, copy: bool = True, nan: float = 0.0, posinf: Any = None, neginf: Any = None
+    x: TracedArray, copy: bool = True, nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
 ) -> TracedArray:
     limits = np.finfo(x.dtype)
     x = where(np.isnan(x), np.asarray(nan, x.dtype), x)
@@ -268,13 +282,13 @@ def nan_to_num(
     return where(x == -np.inf, np.asarray(limits.min if neginf is None else neginf, x.dtype), x)
 
 
-def norm(x: TracedArray, ord: Any = None, axis: Any = None, keepdims: bool = False) -> TracedArray:
+def norm(x: TracedArray, ord: object = None, axis: object = None, keepdims: bool = False) -> TracedArray:
     if ord not in (None, 2):
         raise NotImplementedError(f"numpy.linalg.norm with ord={ord!r}")
     return np.sqrt(reduced("ReduceSum", x * x, axis, keepdims))
 
 
-def selected(conditions: list[Any], choices: list[Any], default: Any = 0) -> Any:
+def selected(conditions: list[Operand], choices: list[Operand], default: Operand = 0) -> TracedArray:
     for condition, choice in zip(reversed(conditions), reversed(choices), strict=True):
         default = where(condition, choice, default)
     return default
@@ -285,7 +299,7 @@ def of_column(table: Array, places: TracedArray) -> TracedArray:
     return take(table.T.ravel(), places + len(table) * np.arange(table.shape[1]))
 
 
-def counted(table: Array, compare: Any, x: TracedArray) -> TracedArray:
+def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
     """Return how many numbers of its column, ascending [K, M], compare so with each of x [N, M], by bisection."""
     bits = len(table).bit_length()
     padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
@@ -309,14 +323,16 @@ def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]
     return (high - low) / (right - left) * (x - left) + low
 
 
-def interp(x: TracedArray, xp: Any, fp: Any, left: Any = None, right: Any = None) -> TracedArray:
+def interp(
+    x: TracedArray, xp: npt.ArrayLike, fp: npt.ArrayLike, left: Operand = None, right: Operand = None
+) -> TracedArray:
     known, values = np.asarray(xp, float), np.asarray(fp, float)
     inside = interpolated(clipped(x, known[0], known[-1])[:, None], [known], [values])[:, 0]
     inside = where(x < known[0], values[0] if left is None else left, inside)
     return where(x > known[-1], values[-1] if right is None else right, inside)
 
 
-def digitized(x: TracedArray, bins: Any, right: bool = False) -> TracedArray:
+def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> TracedArray:
     edges = np.asarray(bins)
     if (np.diff(edges) < 0).any():
         raise NotImplementedError("numpy.digitize with descending bins")
@@ -338,7 +354,7 @@ def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
     return Traced(x.graph, names[0], values), Traced(x.graph, names[1], places)
 
 
-_UFUNCS: dict[Any, str] = {
+_UFUNCS: dict[np.ufunc, str] = {
     np.add: "Add", np.subtract: "Sub", np.multiply: "Mul", np.divide: "Div", np.power: "Pow", np.matmul: "MatMul",
     np.maximum: "Max", np.minimum: "Min", np.negative: "Neg", np.positive: "Identity", np.absolute: "Abs",
     np.exp: "Exp", np.log: "Log", np.sqrt: "Sqrt", np.sin: "Sin", np.cos: "Cos", np.tanh: "Tanh", np.sign: "Sign",
@@ -350,7 +366,7 @@ _UFUNCS: dict[Any, str] = {
 _LOGICAL = (*(np.logical_and, np.logical_or, np.logical_not, np.logical_xor, np.bitwise_and, np.bitwise_or, np.invert),)
 
 
-def _single(operator: str, ufunc: Any) -> Callable[[TracedArray], TracedArray]:
+def _single(operator: str, ufunc: np.ufunc) -> Callable[[TracedArray], TracedArray]:
     """Return a function that computes in 32 bits: ONNX Runtime has no such kernel for 64."""
 
     def computed(x: TracedArray) -> TracedArray:
@@ -369,7 +385,7 @@ def error_function(x: TracedArray) -> TracedArray:
     return areas * x * (2 / np.sqrt(np.pi))
 
 
-_COMPOSED: dict[Any, Callable[..., Any]] = {
+_COMPOSED: dict[ArrayFunction, ArrayFunction] = {
     np.square: lambda x: x * x,
     np.reciprocal: lambda x: 1.0 / x,
     np.fabs: np.absolute,
@@ -402,7 +418,7 @@ _COMPOSED: dict[Any, Callable[..., Any]] = {
     special.erf: error_function,
 }
 _REDUCERS = {np.add: "ReduceSum", np.maximum: "ReduceMax", np.minimum: "ReduceMin", np.multiply: "ReduceProd"}
-_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+_FUNCTIONS: dict[ArrayFunction, ArrayFunction] = {
     **{function: partial(reduced, operator) for operator, function in _REDUCING.items()},
     np.any: lambda x, axis=None, keepdims=False: reduced("ReduceMax", x.astype(bool), axis, keepdims).astype(bool),
     np.all: lambda x, axis=None, keepdims=False: reduced("ReduceMin", x.astype(bool), axis, keepdims).astype(bool),

@@ -1,8 +1,7 @@
 """Formulas of trees, forests and boosted trees, all of which are one ONNX node."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from scipy import special
@@ -28,9 +27,11 @@ from sklearn.tree import (
     ExtraTreeRegressor,
 )
 
+from mlflow_deploy_plugin.flavor.convert.converted import Category
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import NativeBooster, read_boosting
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.categories import encoded, is_missing
-from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows, softmax
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Answer, Formula, Rows, softmax
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
     SAMPLE_ROWS,
     Traced,
@@ -38,6 +39,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
     smallest,
     take,
 )
+from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
     Boosting,
     Tree,
@@ -47,6 +49,8 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
     write_walk,
 )
 
+WritesTrees = Callable[[NodeBuilder, str, Boosting], str]
+"""`write_trees` or `write_walk`."""
 _LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
     "Identity": lambda scores: scores,
     "Exp": np.exp,
@@ -55,7 +59,7 @@ _LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
 }
 
 
-def boosted(model: Any, rows: Rows) -> Any:
+def boosted(model: Estimator, rows: Rows) -> Answer:
     """Return predictions, or the decision, the probabilities and the scores of a classifier.
 
     With one score for two classes, a positive one is that of the second.
@@ -82,13 +86,13 @@ def boosted(model: Any, rows: Rows) -> Any:
     return (flat > 0).astype(np.int64), np.concatenate([1.0 - likely, likely], axis=1), flat
 
 
-def _features(model: Any, rows: Rows, boosting: Boosting) -> TracedArray:
+def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
     """Return the columns as numbers [N, k]: a code for each category, NaN for a value that is missing or no category.
 
     Raises:
         NotImplementedError: the categories of a booster are not in columns of texts or integers.
     """
-    known: Any = categories_of(model) if hasattr(model, "_predictors") else {}
+    known: Mapping[int, Iterable[Category]] = categories_of(model) if hasattr(model, "_predictors") else {}
     columns = rows.columns() if known or boosting.categories or rows.has_texts else []
     if columns and not known:
         places = [place for place, column in enumerate(columns) if column.dtype.kind in "iO"]
@@ -106,20 +110,20 @@ def _features(model: Any, rows: Rows, boosting: Boosting) -> TracedArray:
     return x if np.isnan(boosting.missing) else np.where(x == boosting.missing, dtype(np.nan), x)
 
 
-def _walked(x: TracedArray, boosting: Boosting, write: Any = write_walk) -> TracedArray:
+def _walked(x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk) -> TracedArray:
     sample = np.ones((SAMPLE_ROWS, len(boosting.base)), np.float32)
     return Traced(x.graph, write(x.graph, x.name, boosting), sample)
 
 
 def _sums(
-    rows: Rows, trees: list[Tree], targets: list[int], is_single: bool = False, write: Any = write_trees
+    rows: Rows, trees: list[Tree], targets: list[int], is_single: bool = False, write: WritesTrees = write_trees
 ) -> TracedArray:
     """Return [N, targets], the sums of the leaves of scikit-learn's trees, which read 32-bit floats."""
     forest = Boosting(trees, targets, np.zeros(max(targets) + 1), "BRANCH_LEQ", "Identity", is_single, True)
     return _walked(rows.own.astype(np.float32), forest, write)
 
 
-def grown(model: Any, rows: Rows) -> Any:
+def grown(model: Estimator, rows: Rows) -> Answer:
     """Return the answer of a decision tree, or the mean of a forest or of a bag of trees, which read 32-bit floats."""
     members = getattr(model, "estimators_", [model])
     columns = getattr(model, "estimators_features_", [None] * len(members))
@@ -170,7 +174,7 @@ def adaptive_values(model: AdaBoostRegressor, rows: Rows) -> TracedArray:
     return np.where(median[:, None] == np.arange(count), values, 0.0).sum(axis=1)
 
 
-def _of_members(model: Any, rows: Rows) -> TracedArray:
+def _of_members(model: Estimator, rows: Rows) -> TracedArray:
     """Return the members' predictions side by side, [N, members], of a classifier the positions of the classes."""
     trees, answers = [], []
     for one in model.estimators_:

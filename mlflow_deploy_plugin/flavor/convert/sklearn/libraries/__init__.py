@@ -8,17 +8,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from copy import deepcopy
 from functools import partial
-from typing import Any
 
 import numpy as np
 from sklearn.preprocessing import FunctionTransformer
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import first_steps, sub_estimators, thawed
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, first_steps, sub_estimators, thawed
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import affine, category_tables, feature_engine, interpret
 
 _CONVERTED = ("sklearn", "xgboost", "lightgbm", "catboost")
 """The packages whose estimators are converted as they are."""
-_STAND_INS: dict[str, Callable[[Any], Any]] = {
+_STAND_INS: dict[str, Callable[[Estimator], Estimator]] = {
     "category_encoders": category_tables.of_category_encoders,
     "feature_engine": feature_engine.stand_in,
     "interpret": interpret.as_additive,
@@ -30,7 +29,7 @@ They raise a ConversionError for an estimator whose options no graph has.
 """
 
 
-def with_stand_ins(fitted: Any, columns: list[str] | int = 0) -> Any:
+def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
     """Return the estimator, or a copy in which the estimators of other libraries are replaced.
 
     Args:
@@ -41,7 +40,7 @@ def with_stand_ins(fitted: Any, columns: list[str] | int = 0) -> Any:
         ConversionError: an estimator of a library in `_STAND_INS` has no form in a graph.
     """
     fitted = thawed(fitted)
-    stand_ins: dict[int, Any] = {}
+    stand_ins: dict[int, Estimator] = {}
     replaced_inside: set[int] = set()
     first = set(map(id, first_steps(fitted)))
     for part in sub_estimators(fitted):
@@ -49,14 +48,14 @@ def with_stand_ins(fitted: Any, columns: list[str] | int = 0) -> Any:
         if (package in _CONVERTED and not _is_function_of_a_table(part)) or id(part) in replaced_inside:
             continue
         of_any = partial(affine.stand_in, columns=columns if id(part) in first else 0)
-        of_library: Callable[[Any], Any] = _STAND_INS.get(package, of_any)
+        of_library: Callable[[Estimator], Estimator] = _STAND_INS.get(package, of_any)
         if (stand_in := of_library(part)) is not None:
             stand_ins[id(part)] = stand_in
             replaced_inside.update(map(id, sub_estimators(part)))
     return deepcopy(fitted, stand_ins) if stand_ins else fitted
 
 
-def _is_function_of_a_table(part: Any) -> bool:
+def _is_function_of_a_table(part: Estimator) -> bool:
     """Return True for a FunctionTransformer that answers no matrix, since it picks columns by their names."""
     if not isinstance(part, FunctionTransformer) or part.func is None or not hasattr(part, "feature_names_in_"):
         return False

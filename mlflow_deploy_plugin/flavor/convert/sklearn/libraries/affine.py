@@ -8,7 +8,6 @@ compares the model's answers on other rows.
 
 import warnings
 from contextlib import suppress
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,8 @@ from sklearn.base import is_classifier
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import Pipeline
 
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, Selection
 from mlflow_deploy_plugin.runtime import Array
 
@@ -28,7 +29,7 @@ _CLOSE = 1e-12
 """The largest error of an answer, as a share of the sum of its terms without their signs."""
 
 
-def stand_in(part: Any, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
+def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
     """Return an affine step, or a regression for an affine predictor with `coef_`; None for any other estimator.
 
     Args:
@@ -77,7 +78,7 @@ def _regression(weights: Array, intercept: Array) -> Pipeline | None:
     return Pipeline([("select", Selection(reads)), ("sum", regression)])
 
 
-def _step(weights: Array, intercept: Array, part: Any) -> Computed | Selection:
+def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selection:
     """Return a step. Each of its columns is missing where one is that it is made of, and nowhere else."""
     origins, reads = np.abs(weights).argmax(axis=0), weights != 0
     scales = weights[origins, np.arange(len(origins))]
@@ -85,7 +86,7 @@ def _step(weights: Array, intercept: Array, part: Any) -> Computed | Selection:
     if of_one.all() and (scales == 1).all() and not intercept.any() and (np.diff(origins) > 0).all():
         return Selection(reads.any(axis=1), type(part).__name__)
 
-    def compute(x: Any) -> Any:
+    def compute(x: TracedArray) -> TracedArray:
         scaled = x[:, origins] * scales
         if not of_one.all():
             is_missing = np.isnan(x).astype(np.float64) @ reads.astype(np.float64) > 0

@@ -6,7 +6,7 @@ The graph looks them up. The proof then compares the model's answers on rows tha
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -15,6 +15,8 @@ import pandas as pd
 from sklearn.compose import ColumnTransformer
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.converted import Category
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables
 from mlflow_deploy_plugin.runtime import Array
 
@@ -26,7 +28,7 @@ _REFUSED = -1.0
 _MOST_NUMBERS = 20_000_000
 
 
-def of_category_encoders(encoder: Any) -> CategoryTables | ColumnTransformer | None:
+def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransformer | None:
     mapping = getattr(getattr(encoder, "ordinal_encoder", encoder), "mapping", None) or {}
     if isinstance(mapping, list):
         mapping = {entry["col"]: entry["mapping"] for entry in mapping}
@@ -34,7 +36,7 @@ def of_category_encoders(encoder: Any) -> CategoryTables | ColumnTransformer | N
     return as_tables(encoder, learned)
 
 
-def of_skrub(vectorizer: Any) -> CategoryTables | ColumnTransformer | None:
+def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
     """Return the tables of a TableVectorizer; None if it reads dates, or texts of many words."""
     steps = getattr(vectorizer, "transformers_", {})
     learned = {name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")}
@@ -42,7 +44,9 @@ def of_skrub(vectorizer: Any) -> CategoryTables | ColumnTransformer | None:
     return as_tables(vectorizer, learned) if all(other == "PassThrough" for other in others) else None
 
 
-def as_tables(encoder: Any, learned: dict[Any, Iterable[Any]]) -> CategoryTables | ColumnTransformer | None:
+def as_tables(
+    encoder: Estimator, learned: Mapping[Hashable, Iterable[Category]]
+) -> CategoryTables | ColumnTransformer | None:
     """Return a table for each column, or a step for each column if some have no categories; None without any category.
 
     Args:
@@ -74,7 +78,7 @@ def as_tables(encoder: Any, learned: dict[Any, Iterable[Any]]) -> CategoryTables
         source[depends] = position
         is_taken |= depends
 
-    steps: list[tuple[str, Any, list[str]]] = []
+    steps: list[tuple[str, Estimator, list[str]]] = []
     for position, numbers in groupby(range(len(source)), key=lambda number: int(source[number])):
         name, step = names[position], "passthrough"
         if name in tables:
@@ -94,7 +98,7 @@ class _Probe:
         usual: the numbers of the usual row, [1, numbers].
     """
 
-    def __init__(self, encoder: Any, usual_row: pd.DataFrame, most_categories: int) -> None:
+    def __init__(self, encoder: Estimator, usual_row: pd.DataFrame, most_categories: int) -> None:
         self._encoder, self._usual_row = encoder, usual_row
         self._kind = type(encoder).__name__
         first = usual_row.columns[0]

@@ -4,10 +4,9 @@ A transformer takes a table and returns one in which some columns are changed, d
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import product
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +14,15 @@ from sklearn.compose import ColumnTransformer
 from sklearn.impute import SimpleImputer
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import box_cox, yeo_johnson
+from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import ArrayFunction, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries.category_tables import as_tables
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed, GroupedCategories
 from mlflow_deploy_plugin.messages import one_line
 
 
-def stand_in(transformer: Any) -> Any:
+def stand_in(transformer: Estimator) -> Estimator:
     """Return what replaces a fitted transformer of feature-engine; None if nothing does."""
     if not hasattr(transformer, "feature_names_in_") or getattr(transformer, "add_indicators", False):
         return None
@@ -33,7 +34,7 @@ def stand_in(transformer: Any) -> Any:
     return None
 
 
-def _column_steps(transformer: Any) -> ColumnTransformer:
+def _column_steps(transformer: Estimator) -> ColumnTransformer:
     """Return a step for each column that is kept or added.
 
     Raises:
@@ -41,8 +42,8 @@ def _column_steps(transformer: Any) -> ColumnTransformer:
     """
     names = [str(name) for name in transformer.feature_names_in_]
     kind = type(transformer).__name__
-    changed: dict[str, Any] = {}
-    added: list[tuple[Any, list[str]]] = []
+    changed: dict[str, Estimator] = {}
+    added: list[tuple[Estimator, list[str]]] = []
     dropped: list[str] = []
     try:
         if kind in _STEPS:
@@ -65,19 +66,19 @@ def _column_steps(transformer: Any) -> ColumnTransformer:
         raise ConversionError(f"its step {kind} has options that no graph has ({one_line(error, 100)})") from error
 
 
-def _known(table: dict[str, Any], function: str) -> Any:
+def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
     if function not in table:
         raise ValueError(f"func={function!r}")
     return table[function]
 
 
-def _intervals(fitted: Any, name: str) -> Computed:
+def _intervals(fitted: Estimator, name: str) -> Computed:
     """Return the step to the position of a number's interval, which includes its upper edge; outside of all: NaN."""
     if fitted.return_boundaries:
         raise ValueError("return_boundaries=True makes texts")
     edges = np.asarray(fitted.binner_dict_[name], float)
 
-    def compute(x: Any) -> Any:
+    def compute(x: TracedArray) -> TracedArray:
         is_outside = (x < edges[0]) | (x > edges[-1])
         return np.where(is_outside, np.nan, np.digitize(x, edges[1:-1], right=True).astype(np.float64))
 
@@ -86,21 +87,21 @@ def _intervals(fitted: Any, name: str) -> Computed:
     return Computed(compute, "takes numbers within its intervals only", refused, edges=finite)
 
 
-def _logarithm(fitted: Any, name: str) -> Computed:
+def _logarithm(fitted: Estimator, name: str) -> Computed:
     log, added = {"e": np.log, "10": np.log10}[fitted.base], getattr(fitted, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
     reason = f"takes numbers above {0.0 - added:.6g} only"
     return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
 
 
-def _grouped(fitted: Any, name: str) -> GroupedCategories:
+def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
     known = fitted.encoder_dict_[name]
     if not known or not all(isinstance(one, str) for one in [*known, fitted.replace_with]):
         raise ValueError("no texts among its categories")
     return GroupedCategories(known, fitted.replace_with)
 
 
-def _added_steps(fitted: Any) -> Iterator[tuple[Computed, list[str]]]:
+def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
     """Yield the steps that add columns, with the columns that each reads."""
     match type(fitted).__name__:
         case "CyclicalFeatures":
@@ -123,18 +124,18 @@ def _added_steps(fitted: Any) -> Iterator[tuple[Computed, list[str]]]:
                     yield Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), reason, tests), columns
 
 
-def _filled(divided: Any, fill: float, left: Any, right: Any) -> Any:
+def _filled(divided: ArrayFunction, fill: float, left: TracedArray, right: TracedArray) -> TracedArray:
     return np.where(right == 0, fill, divided(left, np.where(right == 0, 1.0, right)))
 
 
-_REDUCTIONS: dict[str, Any] = {
+_REDUCTIONS: dict[str, ArrayFunction] = {
     **{name: getattr(np, name) for name in ("sum", "mean", "min", "max", "prod")},
     **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # of a sample, as pandas has them
 }
-_DIVISIONS: dict[str, Any] = {"div": operator.truediv, "truediv": operator.truediv, "mod": np.remainder}
+_DIVISIONS: dict[str, ArrayFunction] = {"div": operator.truediv, "truediv": operator.truediv, "mod": np.remainder}
 _RELATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow} | _DIVISIONS
 
-_STEPS: dict[str, Callable[[Any, str], Any]] = {
+_STEPS: dict[str, Callable[[Estimator, str], Estimator]] = {
     **dict.fromkeys(
         ("MeanMedianImputer", "ArbitraryNumberImputer", "EndTailImputer", "CategoricalImputer"),
         lambda fitted, name: SimpleImputer(strategy="constant", fill_value=fitted.imputer_dict_[name]),

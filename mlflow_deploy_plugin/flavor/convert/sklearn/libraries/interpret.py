@@ -4,23 +4,24 @@ Each term depends on the bins of one column or of several. Texts have bins by th
 `CategoryTables` before it. The bins of numbers are counted in the graph.
 """
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.errors import ConversionError
+from mlflow_deploy_plugin.flavor.convert.converted import Category
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveClassifier, AdditiveModel, CategoryTables
 from mlflow_deploy_plugin.runtime import Array
 
 _LINKS = ("identity", "log", "logit", "mlogit")
+_Step = tuple[str, Estimator, list[str]]
 _Key = tuple[int, int]
 """A feature, and the level of its bins: those of pairs may have fewer bins than single ones."""
 
 
-def as_additive(machine: Any) -> Pipeline | None:
+def as_additive(machine: Estimator) -> Pipeline | None:
     """Return the step that looks up the bins of categories, and the sums after it; None for what is no fitted machine.
 
     Raises:
@@ -51,8 +52,10 @@ def as_additive(machine: Any) -> Pipeline | None:
 
 
 def _binned_columns(
-    machine: Any,
-) -> tuple[dict[_Key, int], list[tuple[int, Array | None]], list[tuple[str, Any, list[str]]], dict[str, Any]]:
+    machine: Estimator,
+) -> tuple[
+    dict[_Key, int], list[tuple[int, Array | None]], list[tuple[str, Estimator, list[str]]], dict[str, Category]
+]:
     """Return the columns that the sums read.
 
     Returns:
@@ -61,8 +64,8 @@ def _binned_columns(
     """
     names = [str(name) for name in machine.feature_names_in_]
     columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
-    steps: list[tuple[str, Any, list[str]]] = [("numbers", "passthrough", columns)]
-    row: dict[str, Any] = dict.fromkeys(columns, 0.0)
+    steps: list[_Step] = [("numbers", "passthrough", columns)]
+    row: dict[str, Category] = dict.fromkeys(columns, 0.0)
     places: dict[_Key, int] = {}
     cuts: list[tuple[int, Array | None]] = []
     for feature, level in sorted({key for term in machine.term_features_ for key in _levels(machine, term)}):
@@ -81,12 +84,12 @@ def _binned_columns(
     return places, cuts, steps, row
 
 
-def _levels(machine: Any, features: tuple[int, ...]) -> list[_Key]:
+def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
     """Return the features of a term, each with its level."""
     return [(feature, min(len(machine.bins_[feature]), len(features)) - 1) for feature in features]
 
 
-def _category(text: str) -> Any:
+def _category(text: str) -> Category:
     """Return the number or boolean that interpret knows by its text, or the text."""
     try:
         return float({"True": "1", "False": "0"}.get(text, text))
