@@ -107,7 +107,6 @@ class Batch:
         return sum(array[:1].size for array in self.tensors.values())
 
     def take(self, positions: Positions) -> "Batch":
-        """Return the rows at these positions."""
         if isinstance(self.data, pd.DataFrame):
             return Batch(self.data.iloc[positions])
         return Batch({name: array[positions] for name, array in self.data.items()})
@@ -407,7 +406,6 @@ def column_type(series: pd.Series) -> ColumnType:
 
 
 def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
-    """Return the table as `Batch.cast_to_signature` does."""
     if inputs.is_tensor_spec():
         raise InvalidConfig("signature: it describes tensors, and the example is a table with columns")
     names = [name for name in inputs.input_names() if name is not None]

@@ -119,7 +119,6 @@ def changes_within_one_step(
     """Return [N] booleans: True for a row if a small step of one number changes the original's prediction.
 
     Args:
-        batch: N rows that differ.
         answers_otherwise: (rows, the row of `batch` that each comes from) → [rows] booleans, True if the original's
             prediction differs from that of the origin.
         is_net: all numbers of a row are moved together, each by its own roundings.

@@ -67,11 +67,9 @@ def _from_json(document: JsonValue) -> ModelData:
 def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None) -> ModelData:
     """Return the rows as the signature has them: a table's columns, or arrays for tensors.
 
-    Args:
-        names: the columns of a model without a signature, as its framework knows them; others of the table are dropped.
+    `names` are the columns of a model without a signature; other columns of the table are dropped.
 
-    Raises:
-        InvalidConfig: a column is missing, or no array of the tensor's shape.
+    Raises InvalidConfig if a column is missing, or makes no array of the tensor's shape.
     """
     inputs: Schema | None = signature.inputs if signature is not None else None
     if not isinstance(rows, pd.DataFrame):

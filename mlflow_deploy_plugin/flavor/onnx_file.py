@@ -28,11 +28,7 @@ def has_external_weights(proto: ModelProto) -> bool:
 
 
 def check_graph(proto: ModelProto) -> None:
-    """Check the model by ONNX's rules. The checker takes no more than 2 GB: it then gets the graph without its weights.
-
-    Raises:
-        onnx.checker.ValidationError: it breaks them.
-    """
+    """Check the model by ONNX's rules, without its weights if they exceed 2 GB. Raises onnx.checker.ValidationError."""
     if not has_external_weights(proto):
         onnx.checker.check_model(proto)
         return
@@ -44,10 +40,9 @@ def check_graph(proto: ModelProto) -> None:
 
 
 def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
-    """Write the `onnx.ModelProto`, which stays as it is, and return the digests of its files, `sha256:…`, by name.
+    """Write the `onnx.ModelProto`, which stays unchanged, and return the digests of its files, `sha256:…`, by name.
 
-    Raises:
-        ConversionError: the graph is too large even without its initializers.
+    Raises ConversionError if the graph is too large even without its weights.
     """
     digests = {}
     if has_external_weights(proto):

@@ -15,17 +15,9 @@ import numpy as np
 from pydantic import JsonValue
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, ParityError, SchemaMismatch
+from mlflow_deploy_plugin.flavor import comparison
 from mlflow_deploy_plugin.flavor.batch import Batch
-from mlflow_deploy_plugin.flavor.comparison import (
-    ABSOLUTE,
-    ENOUGH_ROWS,
-    RELATIVE,
-    TIE_MARGIN,
-    answer_spread,
-    changes_within_one_step,
-    compare_output,
-    top_margins,
-)
+from mlflow_deploy_plugin.flavor.comparison import ABSOLUTE, RELATIVE, TIE_MARGIN
 from mlflow_deploy_plugin.flavor.convert.converted import (
     MAX_VALUES,
     BoundaryValues,
@@ -164,10 +156,9 @@ class RowGroup:
 
 
 def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield each group with the original's answers; a group that it refuses in blocks, with None for the refused ones.
+    """Yield each group with the original's answers, or in blocks, with None for the blocks that it refuses.
 
-    A call takes twice as many blocks after an answer, and half as many after a refusal: some originals refuse all
-    blocks, others one of hundreds.
+    A call takes twice as many blocks after an answer, and half as many after a refusal.
     """
     for group in groups:
         if (answers := _ask(original, group)) is not None:
@@ -206,10 +197,7 @@ def prove_parity(
     answered: Iterable[tuple[RowGroup, Answers | None]],
     at_least: int = 1,
 ) -> ParityReport:
-    """Compare the saved model with the original on all rows that `ask_original` yields; it must answer `at_least`.
-
-    The report's state is `proven`, or `warned` if the answers differ; the caller decides whether that is an error.
-    """
+    """Compare the saved model with the original on all rows that `ask_original` yields; it must answer `at_least`."""
     proof = _ParityProof(model, converted, original)
     for group, answers in answered:
         proof.add(group, answers)
@@ -322,10 +310,10 @@ class _ParityProof:
             self._count(group, output, expected, found, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if len(want) >= ENOUGH_ROWS:  # the spread is that of the first group with enough rows
-            self._spreads.setdefault(output.name, answer_spread(want))
-        spread = self._spreads.get(output.name, answer_spread(want))
-        measured = compare_output(output.role, want, got, spread)
+        if len(want) >= comparison.ENOUGH_ROWS:  # the spread is that of the first group with enough rows
+            self._spreads.setdefault(output.name, comparison.answer_spread(want))
+        spread = self._spreads.get(output.name, comparison.answer_spread(want))
+        measured = comparison.compare_output(output.role, want, got, spread)
         beyond = measured.excess > 1
         ties = beyond & tied if output.role == "label" else np.zeros(len(beyond), dtype=bool)
         move_weights = self._converted.move_weights
@@ -337,9 +325,9 @@ class _ParityProof:
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
                 with move_weights(random) if move_weights else nullcontext():
                     answers = self._original(moved.data)[output.name]
-                return compare_output(output.role, expected[origin], answers, spread).excess > 1
+                return comparison.compare_output(output.role, expected[origin], answers, spread).excess > 1
 
-            ties[beyond] |= changes_within_one_step(rows, answers_otherwise, move_weights is not None)
+            ties[beyond] |= comparison.changes_within_one_step(rows, answers_otherwise, move_weights is not None)
         beyond &= ~ties
         figures = self._figures[output.name]
         figures.beyond_tolerance += int(beyond.sum())
@@ -362,15 +350,15 @@ class _ParityProof:
             probabilities = want["probabilities"]
             if want["label"].ndim > 1:  # several labels a row, each decided by itself
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
-            tied = top_margins(probabilities) < TIE_MARGIN
+            tied = comparison.top_margins(probabilities) < TIE_MARGIN
             if margin is not None and tied.any():  # far outside, probabilities of 1 hide the best label
                 scores = margin(batch.data)
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
-                tied &= top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
+                tied &= comparison.top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
             return tied
         if margin is not None:
             scores = margin(batch.data)
-            return top_margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
+            return comparison.top_margins(scores) < TIE_MARGIN * min(1.0, float(np.abs(scores).max()))
         return np.zeros(len(batch), dtype=bool)
 
     def _beyond(self) -> int:
@@ -409,8 +397,7 @@ class _ParityProof:
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
     """Return the section `refused` of the MLmodel file: the values that the original refuses, by column.
 
-    The graph would compute something of a missing or infinite number, or of a category that its encoder never saw;
-    scikit-learn raises an error there, and so has the server to refuse them. A column counts only if the original
+    The graph would compute something of them, so the server has to refuse them. A column counts only if the original
     refused every row in which that column alone was changed so, and took the rows around it.
     """
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):

@@ -70,7 +70,7 @@ def parity_rows(
 
     Args:
         sizes: as `symbolic_sizes` returns them; rows of other sizes than the example's are drawn, too.
-        left_out: filled with the error of each generator that raises one, by its name; its rows are left out.
+        left_out: gets the error of each generator that raises one, by its name.
     """
     random = np.random.default_rng(0)
     given = 0
@@ -132,8 +132,6 @@ _Change = Callable[[pd.Series, pd.Series], pd.Series]
 
 @dataclass(frozen=True)
 class _TableRows:
-    """Draws rows from an example."""
-
     example: pd.DataFrame
     random: np.random.Generator
 
@@ -216,7 +214,7 @@ class _TableRows:
     def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
         """Return the given number of rows for each column, in which only this column is changed.
 
-        They are one table from the beginning: the cost of a table for each column would grow with their square.
+        One table from the beginning: the cost of a table for each column would grow with their square.
         """
         table = self.some(sum(rows.values()))
         start = 0

@@ -59,10 +59,7 @@ def log_as_pyfunc(
     others: list[ModelData],
     options: dict[str, Any],
 ) -> ModelInfo:
-    """Log a model without an ONNX form by MLflow's own flavor, and say why.
-
-    A model that this flavor does not serve as pyfunc is logged in a Python model.
-    """
+    """Log a model without an ONNX form by MLflow's own flavor or in a Python model, and state the reason."""
     rows = _first_rows(input_example)
     arguments: LogOptions = {"input_example": rows}
     if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
@@ -251,11 +248,9 @@ def net_options(
 ) -> tuple[str, LogOptions] | None:
     """Return the flavor that logs a net as pyfunc, and its arguments; None if it is `flavor`, as for all other models.
 
-    Args:
-        others: more data or None; a size that differs between them and the example is free in the signature.
+    A size that differs between the example and `others` is free in the signature.
 
-    Raises:
-        InvalidConfig: the model refuses the example, or other data; or these or its answers have other dimensions.
+    Raises InvalidConfig if the model refuses the data, or if these or its answers have other dimensions.
     """
     framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
     if not framework or input_example is None:

@@ -196,7 +196,6 @@ def wrap_registered(
 def _convert(
     original: Original, folder: Path, shown: str, data: ModelData, parity: ParityPolicy
 ) -> tuple[WrappedModel, tuple[str, ...]]:
-    """Return the model converted and proven, and warnings."""
     model, mlmodel, notes = original.model, original.mlmodel, list(original.warnings)
     signature: ModelSignature | None = mlmodel.signature if mlmodel is not None else None
     if signature is not None and signature.params:
@@ -281,7 +280,6 @@ def _log_next_version(
 def _create_logged_model(
     client: MlflowClient, logged: LoggedModel | None, run: Run | None, origin_tags: dict[str, str]
 ) -> str:
-    """Create the new logged model like the original's, or its run, and return its id."""
     if logged is not None:
         experiment_id, params = logged.experiment_id, logged.params
     elif run is not None:
@@ -316,10 +314,7 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
 
 
 def load_folder(folder: Path, shown: str) -> Original:
-    """Load the model of an MLmodel folder; its files may run code, as with MLflow's own `load_model`.
-
-    Args:
-        shown: the name of the model in messages.
+    """Load the model of an MLmodel folder, which `shown` names; its files may run code.
 
     Raises:
         InvalidArtifact: the folder has no MLmodel file, or MLflow cannot read it.

@@ -299,11 +299,7 @@ class PyfuncModel:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
-    """Load a model; MLflow calls it. `path` is the model's folder, `model_config` as in `saved_model.DEFAULT_CONFIG`.
-
-    Raises:
-        InvalidConfig: `device` is unknown.
-    """
+    """Load the model of a folder for MLflow. Raises InvalidConfig for an unknown `device` in `model_config`."""
     config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
     device = str(config["device"])
     check_choice("model_config: device", device, Device)

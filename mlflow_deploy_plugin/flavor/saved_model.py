@@ -156,13 +156,9 @@ def save_model(
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
-    """Return the requirement that installs this package elsewhere.
+    """Return the requirement that installs this package elsewhere, with the `extras` in brackets.
 
     It is the version. For a package that pip installed from a repository, it is the commit, as `pip freeze` states it.
-
-    Args:
-        extras: in brackets.
-        files: the installed package; by default this one.
     """
     name = f"mlflow-onnxserve{extras}"
     origin = json.loads((files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}")  # PEP 610
@@ -174,10 +170,9 @@ def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
 def write_mlmodel(
     folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, object]
 ) -> None:
-    """Write the files that `runtime.OnnxModel` reads: the ONNX file, and the MLmodel file with the flavor's section.
+    """Write the files that `runtime.OnnxModel` reads: the graph, and the MLmodel file with the flavor's section.
 
-    Raises:
-        ConversionError: the graph does not fit into one ONNX file.
+    Raises ConversionError if the graph does not fit into one ONNX file.
     """
     digests = write_graph(folder, converted.proto)
     model.add_flavor(
@@ -219,9 +214,7 @@ def environment_lock() -> str:
 def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
     """Return `provenance` of the MLmodel file: git commit of the current folder, dataset digest, the environment.
 
-    Args:
-        batch: the data the model is judged by. Its digest is used if the active run has logged no dataset.
-        lock: text of the environment lock.
+    The digest of `batch` is used if the active run has logged no dataset.
     """
     dataset = {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
     run = mlflow.active_run()
@@ -252,10 +245,7 @@ def _git(*arguments: str) -> str | None:
 def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.Table:
     """Return a uniform sample of the rows, with the saved model's predictions, against which drift is judged.
 
-    An output without one entry a row is left out, as it is in the inference log.
-
-    Args:
-        times: [N] event times (datetime64, UTC), kept as the column `_event_time`; None if there are none.
+    An output without one entry per row is left out. `times` [N] (datetime64, UTC) become the column `_event_time`.
     """
     most = MAX_REFERENCE_ROWS
     if not data.is_table:

@@ -98,8 +98,8 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     """Log the outcome of the proof.
 
     Raises:
-        ParityError: the form answers otherwise, and `parity` is "require"; or it cannot answer even the example.
-        ConversionError: the model's answers are random.
+        ParityError: the form cannot answer the example, or answers otherwise and `parity` is "require".
+        ConversionError: the answers of the model are random.
     """
     report = form.report
     original = form.converted.original
@@ -126,10 +126,7 @@ def _read_data(
     reference_data: ModelData,
     event_time: EventTimes,
 ) -> tuple[Batch | None, Batch | None, Batch | None, Array | None, ModelSignature | None]:
-    """Return the example, `parity_data` and `reference_data` as batches of the model, the event times, the signature.
-
-    The signature is the user's, unless the example consists of texts without a name.
-    """
+    """Return the example, `parity_data` and `reference_data` as batches, the event times, and the signature."""
     input_example, parity_data, reference_data = map(as_pandas, (input_example, parity_data, reference_data))
     times, judged = _split_event_times(event_time, reference_data if reference_data is not None else input_example)
     if reference_data is None:
@@ -153,14 +150,7 @@ def _read_data(
 
 
 def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
-    """Return the event times in UTC, and the data without them.
-
-    Args:
-        event_time: None, the name of a column of `data`, or N times; times without a zone are UTC.
-
-    Raises:
-        InvalidConfig: no such column, not times, or of another length than the data.
-    """
+    """Return the event times in UTC, and the data without them. Times without a zone are UTC."""
     if event_time is None:
         return None, data
     if data is None:
@@ -187,7 +177,6 @@ def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array |
 
 
 def check_choice(name: str, value: object, choices: object) -> None:
-    """Raise InvalidConfig if the value is none of a Literal's."""
     if value not in get_args(choices):
         raise InvalidConfig(f"{name}: {value!r} is not one of {', '.join(get_args(choices))}")
 
@@ -204,12 +193,7 @@ class OnnxForm:
 
 @dataclass
 class _FormTrials:
-    """Compares all forms of a model on the same rows, for which the original is called once.
-
-    Attributes:
-        answered: the rows with the original's answers, once the first form has been compared with them.
-        left_out: as in `ParityReport`.
-    """
+    """Compares all forms of a model on the same rows, for which the original is called once (`answered`)."""
 
     converter: FrameworkConverter
     model: TrainedModel
@@ -222,13 +206,9 @@ class _FormTrials:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def select(self, folder: Path) -> OnnxForm:
-        """Return the first form without doubts, else the one that comes closest to the original.
+        """Return the first form without doubts, or the form that comes closest to the original.
 
-        Args:
-            folder: an empty folder for the drafts.
-
-        Raises:
-            ConversionError: no form can be made, or run.
+        `folder` gets the drafts. Raises ConversionError if no form can be made, or run.
         """
         best: OnnxForm | None = None
         failure: ModelError | None = None

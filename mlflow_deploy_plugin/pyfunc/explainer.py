@@ -221,7 +221,6 @@ class _CodedModel:
         return np.concatenate(parts)
 
     def _feeds(self, matrix: Array) -> Feeds:
-        """Return the feeds of a matrix of codes."""
         feeds = {name: np.empty((len(matrix), *like.shape[1:]), dtype=like.dtype) for name, like in self._like.items()}
         for feature, values, codes in zip(self._features, self._values, matrix.T.astype(np.intp), strict=True):
             for name, position in feature.places:

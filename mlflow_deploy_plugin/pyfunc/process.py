@@ -46,14 +46,10 @@ stack."""
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
-    """Answer until the worker has gone, or return at once if nothing can be made ready.
+    """Answer until the worker has gone, or return at once if `start` raises InvalidArtifact.
 
     The process ends soon after that. Before, the interpreter calls what libraries have registered for its end: MLflow
-    sends the traces that wait.
-
-    Args:
-        name: the role of this process in its log.
-        start: returns the message that reports readiness, and the function that answers; raises `InvalidArtifact`.
+    sends the traces that wait. `name` is the role of this process in its log.
     """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
@@ -81,7 +77,6 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
 
 
 def _answer_connection(connection: socket.socket, answer: Answer) -> None:
-    """Answer the requests of a connection until the worker closes it."""
     with connection, contextlib.suppress(OSError):  # nobody reads the answer any more
         while (request := receive_message(connection)) is not None:
             with contextlib.closing(_messages(request, answer)) as messages:

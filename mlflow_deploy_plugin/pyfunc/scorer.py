@@ -94,12 +94,7 @@ def to_model_input(
 ) -> Any:
     """Return the input of `predict` for arrays that fit the signature.
 
-    Args:
-        types: MLflow's type of each column, by name.
-        names: MLflow's name of each column: a number if it has none, or a number for a name.
-
-    Raises:
-        SchemaMismatch: a text is not base64.
+    `types` and `names` have MLflow's type and name of each column. Raises SchemaMismatch for a text that is not base64.
     """
     # a model may write into its input
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
@@ -118,8 +113,7 @@ def to_model_input(
 def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
     """Return a column of texts as datetime64[ns], which is MLflow's unit. Each text is read by itself.
 
-    Raises:
-        SchemaMismatch: a value is not a date in ISO 8601, or does not fit into nanoseconds; the message names its row.
+    Raises SchemaMismatch for a value that is not a date in ISO 8601, or does not fit into nanoseconds.
     """
     values = column.astype(object)
     is_iso = values.map(lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))))
@@ -169,12 +163,9 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
-    """Return the value of a missing text in each column: None or NaN, which encoders of scikit-learn tell apart.
+    """Return the value of a missing text in each column, as the encoders and imputers of the model have learned it.
 
-    The encoders and imputers of the model have learned one of the two from its training rows.
-
-    Args:
-        otherwise: the value for a model that has learned neither of them, or both.
+    It is None or NaN, which they tell apart, and `otherwise` for a model that has learned neither of them, or both.
     """
     # The key is the column's name. The empty name stands for all columns.
     learned: dict[str, set[float | None]] = {"": set()}
@@ -196,8 +187,7 @@ def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | No
 def to_outputs(prediction: Any) -> dict[str, Array]:
     """Return the result of `predict` as named arrays.
 
-    Raises:
-        NotRepresentable: it holds values that are neither numbers, booleans nor strings.
+    Raises NotRepresentable for values that are not numbers, booleans or strings.
     """
     if isinstance(prediction, pd.DataFrame):
         named = {str(name): _array(prediction.iloc[:, place]) for place, name in enumerate(prediction.columns)}
@@ -212,12 +202,9 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
     """Return an answer that has no form as named arrays, with a value or a JSON text for each row.
 
-    Args:
-        names: the names of the outputs. One output holds the whole answer. Several are columns, read from the objects
-            or the table of the answer.
+    One output holds the whole answer. Several are columns, read from the objects or the table of the answer.
 
-    Raises:
-        NotRepresentable: the answer has another number of rows, no such names, or values that JSON cannot hold.
+    Raises NotRepresentable for another number of rows, other names, or values that JSON cannot hold.
     """
     answers: Any = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
     if isinstance(answers, str | Mapping) or not np.iterable(answers):
@@ -250,10 +237,7 @@ def _json_texts(values: Any) -> Array:
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
     """Return the arrays that the inference log keeps of the data that MLflow read from a body.
 
-    This is the inverse of `to_model_input`.
-
-    Raises:
-        NotRepresentable: the signature describes other data.
+    This is the inverse of `to_model_input`. Raises NotRepresentable if the signature describes other data.
     """
     try:
         if columns := artifact.columns or artifact.logged_columns:

@@ -3,9 +3,7 @@
 The next framework is one module with the two functions below, and one line in `converters._MODULES`:
 
     read_batch(model, data) -> ModelInput  returns the user's example or data as the model takes it
-    forms(model, batch, predict_fn, dynamic_axes) -> list[Callable[[], ConvertedModel]]
-                                           returns functions that make an ONNX form, the preferred one first; they are
-                                           called until one form is proven
+    forms(model, batch, predict_fn, dynamic_axes) -> Forms
 
 A framework of your own is a `Converter` of another distribution, in the entry-point group `onnxserve.converters`
 (docs/extend.md). It may import the names below.

@@ -51,9 +51,9 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 def pyfunc_flavor(
     model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
-    """Return MLflow's own flavor that logs the model as a pyfunc, and the options that it needs; None without one.
+    """Return MLflow's own flavor that logs the model as a pyfunc, and its options; None without one.
 
-    One of a library that MLflow does not know is pickled as scikit-learn's are, if it predicts one answer for a row.
+    A model of a library that MLflow does not know is pickled as scikit-learn's are, if it predicts one answer per row.
     """
     if predict_fn != "predict":  # the flavors of the boosters have none, and theirs are estimators of scikit-learn, too
         options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}

@@ -93,21 +93,22 @@ class ConvertedModel:
     repair: str = ""
 
 
+Forms: TypeAlias = list[Callable[[], ConvertedModel]]
+"""Functions that make an ONNX form of a model, the preferred one first; they are called until one form is proven."""
+
+
 def bind_graph(
     proto: ModelProto, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
 ) -> ConvertedModel:
     """Return a graph as a converted model, its inputs bound to the columns or tensors of the batch.
 
     A table's columns are the graph's inputs by name, or all of them are stacked into its only input, [N, columns]. All
-    outputs are answered, as values; `dataclasses.replace` gives them other roles.
+    outputs are answered, as values; `dataclasses.replace` gives them other roles. The graph itself is changed.
 
     Args:
-        proto: an `onnx.ModelProto`, its weights inline.
         batch: the example, or a table of no rows with the signature's columns; None for a graph that is served as it
             declares its inputs.
         original: as in `ConvertedModel`. With one, each input and output needs a free first dimension, its rows.
-
-    The graph is changed: see `_refuse_empty_sequences`.
 
     Raises:
         ConversionError: not valid ONNX, a type that cannot be served, or batches of one size only.
@@ -215,10 +216,7 @@ def _unservable(kind: TypeProto) -> str:
 
 
 def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
-    """Return the graph with other names of its inputs and outputs, given in their order.
-
-    `Identity` nodes stand between the old names and the new: subgraphs may refer to the old ones.
-    """
+    """Return the graph with other names of its inputs and outputs; subgraphs still find the old names."""
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
@@ -235,8 +233,8 @@ def require_example(batch: ModelInput | None, predict_fn: str, what: str, method
     """Return the example of a model, called `what`, that answers by this method alone.
 
     Raises:
-        InvalidConfig: there is no example, whose shapes and types are needed; or `predict_proba` is asked for.
-        ConversionError: the first dimensions of its tensors are not the same, and so no rows.
+        InvalidConfig: there is no example, or `predict_proba` is asked for.
+        ConversionError: the first dimensions of its tensors are not the same, so that they have no rows.
     """
     if batch is None:
         raise InvalidConfig(f"input_example: {what} needs one, to know the shapes and types of its inputs")
@@ -249,11 +247,7 @@ def require_example(batch: ModelInput | None, predict_fn: str, what: str, method
 
 
 def call_original(original: OriginalModel, batch: ModelInput, argument: str = "input_example") -> dict[str, Array]:
-    """Return the original's predictions for the user's rows.
-
-    Raises:
-        InvalidConfig: the model refuses the rows; the message has the argument's name and the model's reason.
-    """
+    """Return the original's predictions for the user's rows. Raises InvalidConfig if the model refuses the rows."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about unseen categories and the like: generated rows have them on purpose

@@ -17,7 +17,13 @@ from typing import ParamSpec, Protocol, TypeVar, cast
 
 from mlflow_deploy_plugin.errors import ConversionError, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
-from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, OriginalModel, TrainedModel
+from mlflow_deploy_plugin.flavor.convert.converted import (
+    ConvertedModel,
+    DynamicAxes,
+    Forms,
+    OriginalModel,
+    TrainedModel,
+)
 from mlflow_deploy_plugin.messages import one_line
 
 GROUP = "onnxserve.converters"
@@ -66,7 +72,7 @@ class FrameworkConverter(Protocol):
 
     def forms(
         self, model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-    ) -> list[Callable[[], ConvertedModel]]: ...
+    ) -> Forms: ...
 
 
 class NetConverter(FrameworkConverter, Protocol):
@@ -88,9 +94,7 @@ class _Registered:
             return batch
         return Batch.read(data).data
 
-    def forms(
-        self, model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-    ) -> list[Callable[[], ConvertedModel]]:
+    def forms(self, model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
         options = {"predict_fn": predict_fn, "dynamic_axes": dynamic_axes}
         return [partial(self._call, self.converter.convert, model, batch, **options)]
 
@@ -106,11 +110,7 @@ class _Registered:
 
 
 def check_flavor(flavor: str) -> None:
-    """Check that what MLflow's flavor loads may have a converter, so that nothing is loaded in vain.
-
-    Raises:
-        ConversionError: nothing knows the flavor's framework.
-    """
+    """Raise ConversionError if nothing converts what MLflow's flavor loads, before it is loaded in vain."""
     if flavor.replace("pytorch", "torch") not in _MODULES and not entry_points(group=GROUP):
         raise _unknown_framework(f"a model of mlflow.{flavor}")
 
@@ -120,8 +120,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
 
     A converter of another distribution that fails is logged by one line and left out.
 
-    Raises:
-        ConversionError: nothing knows the model's framework, or the framework's converter is not installed.
+    Raises ConversionError if there is none, or if its framework is not installed.
     """
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
@@ -190,10 +189,7 @@ _SAVED_MODEL = ("tensorflow", "saved_model.load")
 def load_file(model: TrainedModel) -> TrainedModel:
     """Return the model in a file of Keras, `torch.export` or TorchScript, or in a folder of TensorFlow's SavedModel.
 
-    Everything else is returned as it is, the path of an ONNX file too.
-
-    Raises:
-        ConversionError: the file is not what its name says, or the framework is not installed.
+    Everything else is returned unchanged. Raises ConversionError if the file cannot be loaded.
     """
     if not isinstance(model, str | PathLike):
         return model

@@ -28,6 +28,7 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
+    Forms,
     OriginalModel,
     bind_graph,
     call_original,
@@ -52,14 +53,8 @@ def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
     return {"": data if isinstance(data, np.ndarray) else np.asarray(data)}
 
 
-def forms(
-    model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-) -> list[Callable[[], ConvertedModel]]:
-    """Return the forms: with the free sizes that the model's inputs declare, then with those of the data alone.
-
-    Raises:
-        InvalidConfig: as `require_example`, or unknown inputs.
-    """
+def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+    """Return the forms: with the free sizes that the inputs declare, then with those of the data."""
     batch = require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
     asked = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
@@ -158,7 +153,6 @@ def _by_jax(
 
 
 def original_model(model: keras.Model) -> OriginalModel:
-    """Return the predictions of a Keras model by output name."""
 
     def original(batch: ModelInput) -> dict[str, Array]:
         answers = _call(model, _arrays(model, batch, _names(model, batch)))

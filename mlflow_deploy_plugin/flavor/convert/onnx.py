@@ -1,6 +1,6 @@
 """ONNX models and files: nothing to convert, and no original to compare with."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -15,6 +15,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
+    Forms,
     TrainedModel,
     bind_graph,
     dtype_and_shape,
@@ -38,9 +39,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     return Batch.read(data).data
 
 
-def forms(
-    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-) -> list[Callable[[], ConvertedModel]]:
+def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form, a copy of the graph with its weights inline.
 
     Raises:
@@ -144,13 +143,7 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
 def _sequence_length(
     name: str, nodes: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, int]
 ) -> int | None:
-    """Return the number of tensors that a sequence always has; None if it depends on the input.
-
-    Args:
-        nodes: by the names of their outputs.
-        shapes: what is known of the tensors' sizes, -1 for free ones.
-        parts: the lengths of constant vectors.
-    """
+    """Return the number of tensors that a sequence always has; None if it depends on the input."""
     node = nodes.get(name)
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
@@ -174,13 +167,9 @@ def _sequence_length(
 
 
 def _declare_outputs(proto: ModelProto) -> None:
-    """Give each output without a type or a shape the ones that ONNX Runtime finds.
+    """Give each output without a type or a shape those that ONNX Runtime finds, or that rows of zeros show.
 
-    If it finds no shape, rows of zeros are computed.
-
-    Raises:
-        ConversionError: ONNX Runtime does not load the graph, or cannot compute rows of zeros; or, where these are
-            needed, an input cannot be served.
+    Raises ConversionError if ONNX Runtime does not load the graph, or cannot compute such rows.
     """
     tensors = [output for output in proto.graph.output if output.type.WhichOneof("value") in (None, "tensor_type")]
     bare = {output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")}

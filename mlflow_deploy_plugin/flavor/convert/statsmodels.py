@@ -20,6 +20,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, ModelInput
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
+    Forms,
     OriginalModel,
     TrainedModel,
     bind_graph,
@@ -44,9 +45,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     return data[[name for name in data if name in read]] if read and read <= set(data) else data  # else Python computes
 
 
-def forms(
-    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-) -> list[Callable[[], ConvertedModel]]:
+def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form, the linear predictor with its link. Raises as `require_example`."""
     return [partial(_convert, model, require_example(batch, predict_fn, "a model of statsmodels", "predict"))]
 

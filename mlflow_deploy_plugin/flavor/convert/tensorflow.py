@@ -21,6 +21,7 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
+    Forms,
     OriginalModel,
     TrainedModel,
     bind_graph,
@@ -40,14 +41,8 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     return Batch.read(data).data
 
 
-def forms(
-    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-) -> list[Callable[[], ConvertedModel]]:
-    """Return one form, the graph of the signature `serving_default`, or of the call.
-
-    Raises:
-        InvalidConfig: as `require_example`.
-    """
+def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
+    """Return one form, the graph of the signature `serving_default`, or of the call. Raises as `require_example`."""
     batch = require_example(batch, predict_fn, "a TensorFlow model", "signature")
     return [partial(_export, model, batch, dynamic_axes)]
 
@@ -79,16 +74,11 @@ def export(
     axes: DynamicAxes,
     shown: str,
 ) -> ModelProto:
-    """Return the ModelProto of a function of tensors, which returns several.
+    """Return the ModelProto of a function that takes tensors like the `arrays` and returns the `outputs`.
 
-    Args:
-        arrays: an example of its inputs, in their order.
-        outputs: the names of what it returns.
-        axes: the free sizes of its inputs; their first dimension is always free.
-        shown: the name of the model in messages.
+    The first dimension of each input and those in `axes` are free; `shown` is the name of the model in messages.
 
-    Raises:
-        ConversionError: tf2onnx is not installed, or has no ONNX operator for an operation.
+    Raises ConversionError if tf2onnx is not installed, or has no ONNX operator for an operation.
     """
     try:
         import tf2onnx  # heavy, and of the extra `tensorflow`
@@ -121,7 +111,6 @@ def export(
 
 
 def original_model(model: TrainedModel) -> OriginalModel:
-    """Return the predictions of a TensorFlow model by output name."""
     specs = _specs(model)
 
     def original(batch: ModelInput) -> dict[str, Array]:
@@ -141,7 +130,6 @@ def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
 
 
 def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[str, Array]:
-    """Return the arrays of a batch in the order of the inputs, with the types that these declare."""
     if isinstance(batch, pd.DataFrame) and not set(specs) <= set(batch.columns):
         batch = {"": batch.to_numpy(dtype=np.float32)}
     if "" not in batch and (

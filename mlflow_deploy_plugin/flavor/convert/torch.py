@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import fields, is_dataclass, replace
 from functools import partial
@@ -37,6 +37,7 @@ from mlflow_deploy_plugin.flavor.convert.conversion_errors import plain_reason
 from mlflow_deploy_plugin.flavor.convert.converted import (
     ConvertedModel,
     DynamicAxes,
+    Forms,
     OriginalModel,
     TrainedModel,
     bind_graph,
@@ -64,9 +65,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     return {"": _array(data)}
 
 
-def forms(
-    model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-) -> list[Callable[[], ConvertedModel]]:
+def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form, the exported module. Raises as `require_example`."""
     batch = require_example(batch, predict_fn, "a torch module", "forward")
     if not isinstance(batch, pd.DataFrame) and any(array.dtype.kind in "OUT" for array in batch.values()):
@@ -121,11 +120,11 @@ def export(
     """Return the ModelProto of a module (or a program) in `eval` mode, by rows of the batch.
 
     Args:
-        names: those of its inputs, in the order of `forward`.
+        names: the inputs, in the order of `forward`.
         legacy: use the exporter that traces modules by TorchScript.
 
     Raises:
-        ConversionError: as `_to_onnx`.
+        ConversionError: the exporter refuses the module.
         InvalidConfig: the model refuses the batch.
     """
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
@@ -242,14 +241,7 @@ def _to_onnx(
     dynamic_axes: DynamicAxes,
     legacy: bool,
 ) -> ModelProto:
-    """Return the ModelProto, its weights inline.
-
-    Args:
-        dynamic_axes: by the names of the inputs; an exported program has its own.
-
-    Raises:
-        ConversionError: the exporter refuses the module; the message has its first line.
-    """
+    """Return the ModelProto, its weights inline. Raises ConversionError with the first line of the exporter."""
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
     options: dict[str, object] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
@@ -350,8 +342,7 @@ def _eval_mode(module: TrainedModel) -> Iterator[None]:
 def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalModel:
     """Return the predictions of a module or a program by output name.
 
-    Args:
-        of_tensors: refuse an answer with anything else, as a graph has it; else that is left out, as a decoder's cache.
+    `of_tensors` refuses an answer with other values, such as a decoder's cache; otherwise these are left out.
     """
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)

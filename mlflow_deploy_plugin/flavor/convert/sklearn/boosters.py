@@ -100,12 +100,7 @@ def _xgboost(model: Estimator) -> Boosting:
 
 
 def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
-    """Return a tree for each of the targets that the leaves have values of, with its target.
-
-    Args:
-        target: the target if the leaves have one value.
-        weight: of the tree's values.
-    """
+    """Return a tree for each target that the leaves have values of; `target` is the target of leaves with one value."""
     conditions = np.array(document["split_conditions"], dtype=np.float32)
     left, right = np.array(document["left_children"]), np.array(document["right_children"])
     default_left = np.array(document["default_left"], dtype=bool)
@@ -129,10 +124,7 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
 
 
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
-    """Return the categories of a column. XGBoost stores texts as their bytes, one after the other.
-
-    XGBoost 3.2 counts the characters of texts instead of their bytes, so it cuts texts that are not ASCII.
-    """
+    """Return the categories of a column. XGBoost stores texts as bytes, and 3.2 cuts texts that are not ASCII."""
     if "offsets" not in encoded:
         return tuple(encoded["values"])  # XGBoost takes no fractions
     if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:

@@ -21,15 +21,9 @@ from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import Binarizer, KBinsDiscretizer, QuantileTransformer, SplineTransformer
 
 from mlflow_deploy_plugin.flavor.convert.converted import MAX_VALUES, BoundaryValues
+from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.boosters import read_boosting
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    Estimator,
-    best_estimator,
-    is_tree,
-    library_of,
-    named_steps,
-    passes_on,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, best_estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.features import SCALERS
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import AdditiveModel, Computed
 from mlflow_deploy_plugin.flavor.convert.sklearn.trees import categories_of, histogram_boosting, rounded_down
@@ -111,10 +105,7 @@ def _known(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
 
 
 def _or_none(step: Estimator, left_out: dict[str, str], read: Callable[[], _Collected]) -> _Collected:
-    """Return the values that `read` finds in a step. If it raises an error, return none, and keep it in `left_out`.
-
-    A proof without these rows is weaker, but a model must not be refused because of them.
-    """
+    """Return the values that `read` finds in a step, or none, with its error in `left_out`; the proof gets weaker."""
     try:
         return read()
     except Exception as error:  # noqa: BLE001 - estimators raise anything
@@ -133,7 +124,7 @@ def _of_parts(estimator: Estimator, left_out: dict[str, str]) -> _Collected:
 def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | None]]:
     """Yield the estimators within one, each with the positions of its columns, or None if it reads all."""
     if isinstance(estimator, ColumnTransformer):
-        yield from ((step, positions) for _, step, positions in named_steps(estimator))
+        yield from ((step, positions) for _, step, positions in estimators.named_steps(estimator))
     elif isinstance(estimator, FeatureUnion):
         yield from ((step, None) for _, step in estimator.transformer_list)
     else:
@@ -149,16 +140,15 @@ def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | No
 
 
 def _own(estimator: Estimator) -> _Collected:
-    """Return the boundary values of one estimator itself."""
     found = _Collected()
     splits: Mapping[int, Array] = {}
-    if library_of(estimator):
+    if estimators.library_of(estimator):
         boosting = read_boosting(estimator)
         splits = boosting.edges()
         found.values += [
             ("categories", *known) for known in zip(boosting.category_columns, boosting.categories, strict=False)
         ]
-    elif is_tree(estimator):
+    elif estimators.is_tree(estimator):
         inner = estimator.tree_.feature >= 0
         features, edges = estimator.tree_.feature[inner], estimator.tree_.threshold[inner]
         splits = {int(feature): edges[features == feature] for feature in np.unique(features)}
@@ -182,7 +172,6 @@ def _own(estimator: Estimator) -> _Collected:
 
 
 def _beside_thresholds(splits: Mapping[int, Array]) -> Iterator[tuple[str, int, Array]]:
-    """Yield the edges of the features that trees split on."""
     for feature, values in splits.items():
         # an infinite threshold separates missing values from all numbers
         thresholds = np.asarray(values[np.abs(values) < np.finfo(np.float32).max], dtype=np.float64)
@@ -231,13 +220,13 @@ def _back(step: Estimator, found: _Collected) -> _Collected:
         return _Collected(values, learned)
     if hasattr(step, "get_support"):
         return found.at(np.flatnonzero(step.get_support()))
-    return found if passes_on(step) or isinstance(step, SimpleImputer) else _Collected()
+    return found if estimators.passes_on(step) or isinstance(step, SimpleImputer) else _Collected()
 
 
 def _back_columns(transformer: ColumnTransformer, found: _Collected) -> _Collected:
     before = _Collected()
     learned: list[dict[int, Array]] = [{} for _ in found.rows]
-    for name, step, inputs in named_steps(transformer):
+    for name, step, inputs in estimators.named_steps(transformer):
         made = transformer.output_indices_[name]
         places = {position: place for place, position in enumerate(range(made.start, made.stop))}
         if len(places) != len(inputs):

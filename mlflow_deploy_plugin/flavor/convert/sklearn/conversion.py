@@ -1,17 +1,22 @@
 """The forms of a scikit-learn estimator: the rows that it reads, its predictions, and the graph that skl2onnx makes."""
 
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
 from importlib import import_module
 from typing import TypeVar
 
 import numpy as np
+import onnx
 import pandas as pd
-from onnx import ModelProto, helper
+from onnx import ModelProto, TensorProto, helper
 from skl2onnx import convert_sklearn
+from skl2onnx.common._container import ModelComponentContainer
+from skl2onnx.common._topology import Operator, Scope, Variable
 from skl2onnx.common.data_types import DoubleTensorType, FloatTensorType, Int64TensorType, StringTensorType
 from skl2onnx.common.onnx_optimisation_identity import onnx_remove_node_identity
 from sklearn.base import is_classifier
@@ -27,31 +32,15 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     BoundaryValues,
     ConvertedModel,
     DynamicAxes,
+    Forms,
     OriginalModel,
     call_original,
 )
-from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, formulas, levels, nets
+from mlflow_deploy_plugin.flavor.convert.sklearn import boosters, estimators, formulas, graph, levels
 from mlflow_deploy_plugin.flavor.convert.sklearn.boundary_values import boundary_values_of
 from mlflow_deploy_plugin.flavor.convert.sklearn.convertible import convertible_copy
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    Estimator,
-    best_estimator,
-    bind_inputs,
-    estimator_input,
-    is_fitted,
-    last_step,
-    library_of,
-    sub_estimators,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step, sub_estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS
-from mlflow_deploy_plugin.flavor.convert.sklearn.graph import (
-    OPSETS,
-    Precision,
-    finish_outputs,
-    no_shapes,
-    own_converters,
-    round_before_last_step,
-)
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
@@ -59,6 +48,11 @@ from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input
 
 F = TypeVar("F")
 _HEAD = slice(0, 3)
+_NETS = {
+    "skorch": ("NeuralNetClassifier", "NeuralNetBinaryClassifier", "NeuralNetRegressor"),
+    "pytorch_tabnet.tab_model": ("TabNetRegressor",),
+}
+"""Nets of torch in the form of estimators, which torch's exporter converts, by their library."""
 _DENSE_VALUES = 50_000_000
 
 
@@ -104,9 +98,7 @@ def _numbers(array: Array) -> Array:
         return array
 
 
-def forms(
-    model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes
-) -> list[Callable[[], ConvertedModel]]:
+def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return three forms: 32-bit floats; if they change predictions, 64 bits up to the last step; 64 bits throughout.
 
     A scaler in 32-bit floats moves rows across the thresholds of the trees behind it: measured, up to 653 of 4,000.
@@ -117,7 +109,7 @@ def forms(
         ConversionError: the model has no `predict`.
     """
     model = boosters.as_estimator(model)
-    if not isinstance(model, boosters.NativeBooster) and not is_fitted(model, batch):
+    if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
         raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged")
     if batch is None:
         raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
@@ -129,15 +121,15 @@ def forms(
         raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
 
     def original(batch: ModelInput) -> dict[str, Array]:
-        data = estimator_input(model, batch)
+        data = estimators.estimator_input(model, batch)
         predicted = np.asarray(model.predict(data))
         if not classifier:
             return {"prediction": predicted}
         return {"label": predicted} | ({"probabilities": model.predict_proba(data)} if has_proba else {})
 
-    precisions: tuple[Precision, ...] = ("single", "double_until_last_step", "double")
+    precisions: tuple[graph.Precision, ...] = ("single", "double_until_last_step", "double")
     columns = list(map(str, batch.columns)) if isinstance(batch, pd.DataFrame) else int(batch[""].shape[1])
-    fitted = with_stand_ins(best_estimator(model), columns)
+    fitted = with_stand_ins(estimators.best_estimator(model), columns)
     names = columns if isinstance(columns, list) else list(map(str, range(columns)))
     known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
     return [
@@ -150,14 +142,14 @@ def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
     """Return True if a classifier answers probabilities of one target; some have the method, and refuse to."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
         with suppress(Exception):  # a Gaussian process of one_vs_one, support vector machines of other libraries
-            model.predict_proba(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
+            model.predict_proba(estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
 
 
 def known_values(model: Estimator, names: list[str]) -> BoundaryValues:
     """Return the values of the columns with these names that a fitted model has learned or decides by."""
-    return boundary_values_of(with_stand_ins(best_estimator(boosters.as_estimator(model)), names), names)
+    return boundary_values_of(with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names), names)
 
 
 def _convert(
@@ -167,22 +159,22 @@ def _convert(
     original: OriginalModel,
     predict_fn: str,
     boundary_values: Callable[[], BoundaryValues],
-    precision: Precision,
+    precision: graph.Precision,
 ) -> ConvertedModel:
     answers = call_original(original, Batch(batch).take(_HEAD).data)
-    inputs = bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
+    inputs = estimators.bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
     # skl2onnx rewrites names that are not identifiers, and keeps the order
     nodes = zip(inputs, proto.graph.input, strict=True)
     inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
-    outputs = finish_outputs(proto.graph, answers)
-    repairs: dict[Precision, str] = {
+    outputs = graph.finish_outputs(proto.graph, answers)
+    repairs: dict[graph.Precision, str] = {
         "single": "",
         "double_until_last_step": "32-bit floats changed answers; inputs are read in 64 bits, and rounded only before "
         f"{type(last_step(fitted)).__name__}",
         "double": "32-bit floats changed answers; everything is computed in 64 bits",
     }
-    framework = library_of(model) or "sklearn"
+    framework = estimators.library_of(model) or "sklearn"
     classes = getattr(model, "classes_", None) if outputs[0].role == "label" else None
     return ConvertedModel(
         proto=proto,
@@ -203,8 +195,7 @@ def _convert(
 def _single_threaded(function: F, fitted: Estimator) -> F:
     """Return the function as one that runs boosting by histograms on one thread.
 
-    Its threads meet at each tree, and wait for each other on busy cores: a proof of 2,000 trees took 200 s of CPU
-    instead of 4.
+    Its threads wait for each other at each tree: a proof of 2,000 trees took 200 s of CPU instead of 4.
     """
     if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
         return function
@@ -216,10 +207,10 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
     """Return a function of the lead of the best label, [N] or scores [N, C]; a probability may be rounded to 1."""
 
     def decision(batch: ModelInput) -> Array:
-        return np.asarray(model.decision_function(estimator_input(model, batch)))
+        return np.asarray(model.decision_function(estimators.estimator_input(model, batch)))
 
     def of_several_targets(batch: ModelInput) -> Array:
-        by_target = model.predict_proba(estimator_input(model, batch))
+        by_target = model.predict_proba(estimators.estimator_input(model, batch))
         return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
 
     # a bag decides by the mean of probabilities, and has no scores if its members know different classes
@@ -234,7 +225,7 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
 _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int64TensorType, "str": StringTensorType}
 
 
-def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: Precision) -> ModelProto:
+def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
     """Return the ModelProto of a fitted estimator.
 
     Raises:
@@ -244,12 +235,12 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: Precision) 
     try:
         copy = convertible_copy(fitted)
         if precision == "double_until_last_step":
-            copy = round_before_last_step(copy)
+            copy = graph.round_before_last_step(copy)
         last = last_step(copy)
-        with warnings.catch_warnings(), own_converters():
+        with warnings.catch_warnings(), graph.own_converters():
             warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
             formulas.register()
-            nets.register()
+            _register_nets()
             # probabilities as a matrix; the default is a list of mappings
             options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
             proto, topology = convert_sklearn(
@@ -258,8 +249,8 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: Precision) 
                 # for options, skl2onnx looks at each attribute of each tree, twice; a formula has none
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
-                custom_shape_calculators=dict.fromkeys(precise, no_shapes),
-                target_opset=OPSETS,
+                custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
+                target_opset=graph.OPSETS,
                 intermediate=True,
             )
             refusal = mark_refused_rows(proto.graph, topology)
@@ -268,9 +259,69 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: Precision) 
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
     # skl2onnx lowers the versions to what its nodes need, and does not look into subgraphs
-    others = [entry for entry in proto.opset_import if entry.domain not in OPSETS]
-    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
+    opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]
     proto.opset_import.extend([*opsets, *others])
     sort_rows(proto.graph)
     return proto
+
+
+def _register_nets() -> None:
+    """Tell skl2onnx about the estimators of the libraries in use: a fitted one has imported its own."""
+    for library, names in _NETS.items():
+        for name in names if library in sys.modules else ():
+            graph.register_converter(getattr(sys.modules[library], name), _convert_net, name.endswith("Classifier"))
+
+
+def _convert_net(scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
+    estimator, builder = operator.raw_operator, graph.NodeBuilder(scope, container)
+    answer = _add_net(builder, container, estimator, operator.inputs)
+    *labels, values = operator.outputs
+    values.type = FloatTensorType([None, None])
+    builder.node("Identity", [answer], values.full_name)
+    for output in labels:
+        output.type = Int64TensorType([None])  # skorch answers the places of the classes
+        label = output.full_name
+        if hasattr(estimator, "threshold"):
+            second = builder.node("Gather", [answer, np.array(1)], axis=1)
+            above = builder.node("Greater", [second, np.array(estimator.threshold, np.float32)])
+            builder.node("Cast", [above], label, to=TensorProto.INT64)
+        else:
+            builder.node("ArgMax", [answer], label, axis=1, keepdims=0)
+
+
+def _add_net(
+    builder: graph.NodeBuilder, container: ModelComponentContainer, estimator: Estimator, inputs: list[Variable]
+) -> str:
+    """Add the graph of an estimator's net, and return the name of its answer, [N, …]."""
+    import torch  # heavy, and of no use to other estimators
+
+    from mlflow_deploy_plugin.flavor.convert.torch import export, original_model
+
+    class Answer(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            if not hasattr(estimator, "network"):
+                self.net, self.last = estimator.module_, estimator._get_predict_nonlinearity()
+                return
+            self.net, self.last = deepcopy(estimator.network), lambda answer: answer
+            for layer in self.net.modules():
+                if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
+                    layer.forward = layer.bn.forward  # it cuts the batch by numpy, which changes nothing after training
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            answer = self.net(rows)
+            return self.last(answer[0] if isinstance(answer, tuple) else answer)
+
+    Answer.__name__ = type(estimator).__name__  # which the exporter's errors name
+    net = Answer().eval()
+    rows = np.zeros((1, sum(variable.type.shape[1] for variable in inputs)), np.float32)
+    exported = export(net, {"": rows}, ["rows"], {}, original_model(net))
+    proto = onnx.compose.add_prefix(
+        onnx.version_converter.convert_version(exported, graph.OPSETS[""]), builder.name("net_")
+    )
+    builder.node("Cast", [builder.joined(inputs)], proto.graph.input[0].name, to=TensorProto.FLOAT)
+    container.initializers.extend(proto.graph.initializer)
+    container.nodes.extend(proto.graph.node)
+    return str(proto.graph.output[0].name)

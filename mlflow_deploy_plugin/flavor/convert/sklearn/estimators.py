@@ -87,7 +87,6 @@ def thawed(fitted: Estimator) -> Estimator:
 
 
 def is_linear(estimator: Estimator) -> bool:
-    """Return True for a linear classifier or regression."""
     estimator = best_estimator(estimator)
     is_regression = isinstance(estimator, LinearModel) and is_regressor(estimator)
     return is_regression or isinstance(estimator, LinearClassifierMixin)
@@ -174,7 +173,6 @@ def encoders(estimator: Estimator) -> list[Estimator]:
 
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
-    """Return the names of the columns that an encoder reads as categories."""
     names = list(getattr(transformer, "feature_names_in_", ()))
     found: set[str] = set()
     for _, step, columns in transformer.transformers_:

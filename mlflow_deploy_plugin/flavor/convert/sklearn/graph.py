@@ -30,15 +30,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 
 from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shape
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    Estimator,
-    compares_in_64_bits,
-    first_steps,
-    last_step,
-    named_steps,
-    passes_on,
-    sub_estimators,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
 from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Output, Role
 
@@ -92,25 +85,18 @@ class NodeBuilder:
         return name
 
     def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:
-        """Return the number of blocks of equal size that hold so many rows, and their size, each [1].
-
-        Args:
-            count: the rows, [1]; the last block may have to be filled up.
-            largest: the most rows of a block, [1].
-        """
+        """Return the number of equal blocks of at most `largest` rows that hold `count` rows, and their size, [1]."""
         one = [1]
         blocks = self.node("Div", [self.node("Sub", [self.node("Add", [count, largest]), one]), largest])
         return blocks, self.node("Div", [self.node("Sub", [self.node("Add", [count, blocks]), one]), blocks])
 
     def subgraph(self) -> "Subgraph":
-        """Return the builder of a graph within this one."""
         return Subgraph(self._scope)
 
     def sub_model(self, estimator: Estimator, inputs: list[Variable], raw_scores: bool = False) -> list[str]:
         """Add the graph of another fitted estimator on skl2onnx's variables, and return the names of its outputs.
 
-        Raises:
-            NotImplementedError: `raw_scores` are asked of an estimator whose converter has only probabilities.
+        Raises NotImplementedError for `raw_scores` of an estimator whose converter has only probabilities.
         """
         last = last_step(estimator)
         for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
@@ -128,10 +114,7 @@ class NodeBuilder:
         return variable
 
     def declare(self, estimator: Estimator, inputs: list[Variable]) -> Operator:
-        """Tell skl2onnx that an estimator, which a formula converts, reads these variables (for `refused_rows.py`).
-
-        The result is its operator, which may get an output.
-        """
+        """Return skl2onnx's operator of an estimator that a formula converts, so that `refused_rows.py` finds it."""
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
         operator.init_status(is_evaluated=True)  # so it is not converted
@@ -150,10 +133,7 @@ _REGISTERING = Lock()
 
 @contextmanager
 def own_converters() -> Iterator[None]:
-    """Have skl2onnx use `parse_columns` and what `register_converter` tells it, and forget both afterwards.
-
-    A user's own conversions are left to skl2onnx.
-    """
+    """Have skl2onnx use `parse_columns` and the converters of `register_converter`, and forget both afterwards."""
     tables = sklearn_operator_name_map, sklearn_parsers_map
     with _REGISTERING:
         before = [dict(table) for table in tables]
@@ -199,14 +179,13 @@ def parse_columns(
 ) -> list[Variable]:
     """Return skl2onnx's variable of a ColumnTransformer's output, or several variables if it makes texts and numbers.
 
-    Joined, all would be texts, and ONNX Runtime writes a number with eight digits. skl2onnx's own parser joins them,
-    and picks columns from the graph's inputs only.
+    ONNX Runtime would write joined numbers as texts of eight digits. skl2onnx's own parser joins them.
     """
     widths = [model.n_features_in_] if len(inputs) == 1 else [one.type.shape[1] for one in inputs]
     places = [(one, place) for one, width in zip(inputs, widths, strict=True) for place in range(width)]
     names, given = getattr(model, "feature_names_in_", ()), {one.raw_name: (one, 0) for one in inputs}
     parts: list[Variable] = []
-    for name, step, positions in named_steps(model):
+    for name, step, positions in estimators.named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
         by_name = len(inputs) == len(places) and {*read} <= given.keys()  # the graph's inputs, in an order of their own
         found = [given[one] for one in read] if read and by_name else [places[position] for position in positions]
@@ -217,8 +196,8 @@ def parse_columns(
                 kind = type(variable.type)([None, len(columns)])
                 variable = _declare(scope, "SklearnArrayFeatureExtractor", [variable], kind, column_indices=columns)
             picked.append(variable)
-        if not passes_on(step):
-            if len(picked) > 1 and not isinstance(first_steps(step)[0], do_not_merge_columns):
+        if not estimators.passes_on(step):
+            if len(picked) > 1 and not isinstance(estimators.first_steps(step)[0], do_not_merge_columns):
                 picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
             made = model.output_indices_[name]
             picked = _parse_sklearn(scope, step, picked)
@@ -258,15 +237,12 @@ class Subgraph(NodeBuilder):
         op_version: int,
         **attributes: object,
     ) -> None:
-        """Collect a node, as skl2onnx' container does it."""
         self._nodes.append(helper.make_node(operator, inputs, outputs, domain=op_domain, **attributes))
 
     def add_initializer(self, name: str, kind: int, shape: list[int], values: list[float] | list[bytes]) -> None:
-        """Collect a constant, as skl2onnx' container does it."""
         self._initializers.append(helper.make_tensor(name, kind, shape, values))
 
     def finish(self, inputs: "Values", outputs: "Values") -> GraphProto:
-        """Return the GraphProto."""
         given, found = (
             [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
             for values in (inputs, outputs)
@@ -298,7 +274,7 @@ def round_before_last_step(copy: Estimator) -> Estimator:
         copy.steps[-1:] = rounded.steps if isinstance(rounded, Pipeline) else [(name, rounded)]
     elif isinstance(copy, SeveralTargets):
         copy.estimators_ = [round_before_last_step(part) for part in copy.estimators_]
-    elif hasattr(copy, "predict") and not any(map(compares_in_64_bits, sub_estimators(copy))):
+    elif hasattr(copy, "predict") and not any(map(estimators.compares_in_64_bits, estimators.sub_estimators(copy))):
         return Pipeline([("onnxserve_round", CastTransformer(dtype=np.float32)), ("model", copy)])
     return copy
 

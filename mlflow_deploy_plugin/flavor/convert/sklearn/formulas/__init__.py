@@ -1,11 +1,5 @@
 """Estimators as formulas: a function of the fitted estimator and its rows, in 64-bit floats, that makes the graph.
 
-| module                                                    | content                                                  |
-|-----------------------------------------------------------|----------------------------------------------------------|
-| `tracing.py`                                              | arrays that write numpy's functions down as nodes        |
-| `rows.py`                                                 | the rows, and the answers of estimators within another   |
-| all others                                                | the formulas                                             |
-
 | a formula returns                           | the estimator's outputs                                                |
 |---------------------------------------------|------------------------------------------------------------------------|
 | texts [N, k], integers [N, k]               | the columns of a transformer, or labels of several targets             |

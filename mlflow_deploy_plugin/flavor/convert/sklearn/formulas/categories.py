@@ -66,7 +66,6 @@ def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
 
 
 def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
-    """Return the numbers of each column's category."""
     parts = []
     for column, categories, table in zip(rows.columns(), model.categories_, model.tables, strict=True):
         code = encoded(column, categories, [*map(float, range(len(categories)))], float(len(categories)))
@@ -115,11 +114,7 @@ def is_missing(entry: Category) -> bool:
 
 
 def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
-    """Return the columns with their gaps filled, of the type of the first, and 1 where a column with a mark has one.
-
-    Raises:
-        NotImplementedError: an option that drops columns, or marks something else as missing.
-    """
+    """Return the columns with their gaps filled, of the type of the first, and 1 where a column with a mark has one."""
     x, marked = rows.raw, model.indicator_.features_.tolist() if model.add_indicator else []
     is_text = x.dtype.kind == "O"
     if not (marks_nan(model) or is_text) or (is_text and marked):

@@ -8,17 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy import special
+from sklearn import ensemble
 from sklearn.base import is_regressor
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor
-from sklearn.ensemble import (
-    BaggingClassifier,
-    BaggingRegressor,
-    StackingClassifier,
-    StackingRegressor,
-    VotingClassifier,
-    VotingRegressor,
-)
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401  # the next import needs it
 from sklearn.impute import IterativeImputer
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
@@ -131,8 +124,7 @@ def _flat(answer: Traced) -> TracedArray:
 def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
     """Return the scores of the estimators' classes side by side, [N, k]; of two classes, that of the second.
 
-    Args:
-        method: as `Rows.ask` has it; empty: that of multiclass._predict_binary.
+    Without a `method` of `Rows.ask`, the method is that of multiclass._predict_binary.
     """
     behind = [rows.before_last_step(one) for one in estimators]
     if all(before is behind[0][0] for before, _ in behind):
@@ -250,12 +242,11 @@ def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
     return mean if is_regressor(model) else (np.argmax(mean, axis=1), mean)
 
 
-def bagged_scores(model: BaggingClassifier, rows: Rows) -> TracedArray:
+def bagged_scores(model: ensemble.BaggingClassifier, rows: Rows) -> TracedArray:
     return _mean([read.ask(estimator, "decision_function") for estimator, read in _members(model, rows)])
 
 
 def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
-    """Yield the members of a bag, each with the rows of the columns that it reads."""
     for estimator, features in zip(model.estimators_, model.estimators_features_, strict=True):
         has_all = np.array_equal(features, np.arange(model.n_features_in_))
         yield estimator, rows if has_all else rows.with_matrix(rows.matrix[:, features])
@@ -304,7 +295,6 @@ def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedA
 
 
 def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
-    """Return transformer.inverse_transform(y) for targets [N, k]."""
     match transformer:
         case Pipeline():
             for _, step in reversed(transformer.steps):
@@ -321,20 +311,16 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             columns = [_unpowered(transformer, y[:, n], float(power)) for n, power in enumerate(transformer.lambdas_)]
             y = np.stack(columns, axis=1)
         case QuantileTransformer():
-            y = _at_shares(transformer, y)
+            # y are the shares of the training targets below a value, or the normal deviates of these shares
+            if transformer.output_distribution == "normal":
+                y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
+            known = enumerate(transformer.quantiles_.T)
+            y = np.stack([np.interp(y[:, n], transformer.references_, values) for n, values in known], axis=1)
         case _:
             raise NotImplementedError(f"the inverse of {type(transformer).__name__} as transformer of the target")
     if not isinstance(y, Traced):
         raise NotImplementedError(f"the inverse of {type(transformer).__name__}, which is no function of its numbers")
     return y
-
-
-def _at_shares(transformer: QuantileTransformer, y: TracedArray) -> TracedArray:
-    """Return the values whose shares of the training targets, or the normal deviates of these, are y [N, k]."""
-    if transformer.output_distribution == "normal":
-        y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
-    known = transformer.quantiles_.T
-    return np.stack([np.interp(y[:, n], transformer.references_, values) for n, values in enumerate(known)], axis=1)
 
 
 def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
@@ -360,8 +346,8 @@ FORMULAS: dict[type, Formula] = {
     SeveralTargets: several_targets,
     TransformedTargetRegressor: transformed_target,
     IterativeImputer: imputed_in_turn,
-    **dict.fromkeys((BaggingClassifier, BaggingRegressor), bagged),
-    **dict.fromkeys((StackingClassifier, StackingRegressor), stacked),
-    **dict.fromkeys((VotingClassifier, VotingRegressor), voted),
+    **dict.fromkeys((ensemble.BaggingClassifier, ensemble.BaggingRegressor), bagged),
+    **dict.fromkeys((ensemble.StackingClassifier, ensemble.StackingRegressor), stacked),
+    **dict.fromkeys((ensemble.VotingClassifier, ensemble.VotingRegressor), voted),
 }
-SCORES: dict[type, Formula] = {BaggingClassifier: bagged_scores}
+SCORES: dict[type, Formula] = {ensemble.BaggingClassifier: bagged_scores}

@@ -6,33 +6,13 @@ from math import factorial
 import numpy as np
 from scipy import special
 from scipy.interpolate import BSpline
+from sklearn import feature_selection, preprocessing
 from sklearn.cluster import FeatureAgglomeration
 from sklearn.decomposition import FactorAnalysis, FastICA, MiniBatchSparsePCA, SparsePCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.feature_selection import (
-    RFE,
-    RFECV,
-    GenericUnivariateSelect,
-    SelectFromModel,
-    SelectPercentile,
-    SequentialFeatureSelector,
-)
 from sklearn.impute import MissingIndicator
 from sklearn.kernel_approximation import AdditiveChi2Sampler, PolynomialCountSketch, RBFSampler, SkewedChi2Sampler
 from sklearn.neural_network import BernoulliRBM
-from sklearn.preprocessing import (
-    Binarizer,
-    FunctionTransformer,
-    KBinsDiscretizer,
-    MaxAbsScaler,
-    MinMaxScaler,
-    PolynomialFeatures,
-    PowerTransformer,
-    QuantileTransformer,
-    RobustScaler,
-    SplineTransformer,
-    StandardScaler,
-)
 from sklearn.random_projection import SparseRandomProjection
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, marks_nan
@@ -56,12 +36,8 @@ def transformed(model: Transforming, rows: Rows) -> TracedArray:
     return centred @ within.scalings_[:, : within._max_components]
 
 
-def called(model: FunctionTransformer, rows: Rows) -> TracedArray:
-    """Return the columns that a function of numpy functions makes.
-
-    Raises:
-        NotImplementedError: the function has no form in a graph; the message names the operation at which it stopped.
-    """
+def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
+    """Return the columns that a function of numpy functions makes; an error names the operation without a form."""
     if model.func is None:
         return rows.matrix
     name = getattr(model.func, "__name__", repr(model.func))
@@ -133,11 +109,8 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
 
 
-def products(model: PolynomialFeatures, rows: Rows) -> TracedArray:
-    """Return the products of columns, in the precision of the rows; those of one degree are computed together.
-
-    skl2onnx has two nodes for each product.
-    """
+def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray:
+    """Return the products of columns, in the precision of the rows; those of one degree are computed together."""
     x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
     for degree in np.unique(degrees):  # ascending, as the products are
         factors = [np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]]
@@ -155,14 +128,14 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
     x = rows.own
     steps: list[tuple[np.ufunc, Array | None]]
     match model:
-        case MinMaxScaler():
+        case preprocessing.MinMaxScaler():
             low, high = (np.array([bound], x.dtype) for bound in model.feature_range)
             clipped = [(np.maximum, low), (np.minimum, high)] if model.clip else []
             steps = [(np.multiply, model.scale_), (np.add, model.min_), *clipped]
-        case StandardScaler():
+        case preprocessing.StandardScaler():
             center = model.mean_.astype(x.dtype) if model.with_mean else None
             steps = [(np.subtract, center), (np.divide, model.scale_.astype(x.dtype) if model.with_std else None)]
-        case RobustScaler():
+        case preprocessing.RobustScaler():
             center = model.center_ if model.with_centering else None
             steps = [(np.subtract, center), (np.divide, model.scale_ if model.with_scaling else None)]
         case _:
@@ -172,13 +145,13 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
     return x
 
 
-def binarized(model: Binarizer, rows: Rows) -> TracedArray:
+def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
     """Return 1 where a value is above the threshold, which is compared in the precision of the rows, else 0."""
     threshold = np.float32(model.threshold) if rows.is_single else model.threshold
     return (rows.matrix > float(threshold)).astype(np.float64)
 
 
-def binned(model: KBinsDiscretizer, rows: Rows) -> TracedArray:
+def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
     """Return the number of inner edges that a value has reached, as a code or one-hot."""
     edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
     codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
@@ -199,13 +172,13 @@ def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
     return np.where(x >= 0, box_cox(upper, powers), -box_cox(lower, 2 - powers))
 
 
-def powered(model: PowerTransformer, rows: Rows) -> TracedArray:
+def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
     """Return Box-Cox or Yeo-Johnson, standardised."""
     found = (box_cox if model.method == "box-cox" else yeo_johnson)(rows.matrix, model.lambdas_)
     return (found - model._scaler.mean_) / model._scaler.scale_ if model.standardize else found
 
 
-def ranked(model: QuantileTransformer, rows: Rows) -> TracedArray:
+def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     """Return the share of the training rows below each value, or the normal deviate of that share.
 
     The operations are those of scikit-learn, which interpolates upwards and downwards, as quantiles may be equal.
@@ -246,7 +219,7 @@ def _deviates(share: TracedArray) -> TracedArray:
     return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
 
 
-def splines(model: SplineTransformer, rows: Rows) -> TracedArray:
+def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
     """Return the basis splines of each column: a polynomial between two knots."""
     columns = []
     for number, spline in enumerate(model.bsplines_):
@@ -294,10 +267,14 @@ _FAR = (
      0.68976733498510000455, 1.6763848301838038494, 2.05319162663775882187, 1.0),
 )  # fmt: skip
 
-SCALERS = (StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler)
+SCALERS = (
+    *(preprocessing.StandardScaler, preprocessing.MinMaxScaler),
+    *(preprocessing.MaxAbsScaler, preprocessing.RobustScaler),
+)
 _SELECTORS = (
-    *(GenericUnivariateSelect, SelectFromModel, SelectPercentile, SequentialFeatureSelector),
-    *(RFE, RFECV, Selection),
+    *(feature_selection.GenericUnivariateSelect, feature_selection.SelectFromModel),
+    *(feature_selection.SelectPercentile, feature_selection.SequentialFeatureSelector),
+    *(feature_selection.RFE, feature_selection.RFECV, Selection),
 )
 FORMULAS: dict[type, Formula] = {
     **dict.fromkeys(_SELECTORS, selected),
@@ -310,16 +287,16 @@ FORMULAS: dict[type, Formula] = {
     RBFSampler: lambda model, rows: _random_cosines(rows.matrix, model),
     SkewedChi2Sampler: lambda model, rows: _random_cosines(np.log(rows.matrix + model.skewedness), model),
     **dict.fromkeys(SCALERS, scaled),
-    Binarizer: binarized,
-    KBinsDiscretizer: binned,
+    preprocessing.Binarizer: binarized,
+    preprocessing.KBinsDiscretizer: binned,
     Computed: lambda model, rows: model.compute(rows.matrix),
-    FunctionTransformer: called,
-    PowerTransformer: powered,
-    QuantileTransformer: ranked,
+    preprocessing.FunctionTransformer: called,
+    preprocessing.PowerTransformer: powered,
+    preprocessing.QuantileTransformer: ranked,
     AdditiveChi2Sampler: additive_chi2,
     PolynomialCountSketch: count_sketch,
-    PolynomialFeatures: products,
-    SplineTransformer: splines,
+    preprocessing.PolynomialFeatures: products,
+    preprocessing.SplineTransformer: splines,
     BernoulliRBM: lambda model, rows: special.expit(rows.matrix @ model.components_.T + model.intercept_hidden_),
     SparseRandomProjection: lambda model, rows: rows.matrix @ np.asarray(model.components_.todense()).T,
 }

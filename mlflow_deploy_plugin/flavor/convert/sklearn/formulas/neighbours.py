@@ -7,20 +7,12 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy.sparse import spmatrix
+from sklearn import neighbors
 from sklearn.cluster import AffinityPropagation, Birch, BisectingKMeans, MeanShift
-from sklearn.cluster._bisect_k_means import _BisectingTree
 from sklearn.impute import KNNImputer
 from sklearn.kernel_approximation import Nystroem
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.manifold import Isomap, LocallyLinearEmbedding
-from sklearn.neighbors import (
-    KNeighborsClassifier,
-    KNeighborsRegressor,
-    NearestCentroid,
-    RadiusNeighborsClassifier,
-    RadiusNeighborsRegressor,
-    RadiusNeighborsTransformer,
-)
 from sklearn.semi_supervised import LabelPropagation, LabelSpreading
 from sklearn.svm import SVC, SVR, NuSVC, NuSVR, OneClassSVM
 
@@ -32,6 +24,7 @@ from mlflow_deploy_plugin.runtime import Array
 Metric = str | Callable[[Array, Array], float]
 """A distance or a kernel: the name that scikit-learn has for it, or a function of a user."""
 Option = float | None
+"""A parameter of a kernel; None for the default of scikit-learn."""
 _MAX_DIFFERENCES = 100_000  # of a row: with more, all differences at once would take 1 MB a row and more
 _MAX_DENSE = 10_000_000  # numbers of 8 bytes in the graph, which takes some ten times as much to write
 
@@ -56,11 +49,7 @@ def squared_distances(x: TracedArray, known: Array) -> TracedArray:
 
 
 def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> TracedArray:
-    """Return the distances [N, K] of rows x [N, k] from known ones [K, k].
-
-    Raises:
-        NotImplementedError: another metric than the Euclidean one and its relatives.
-    """
+    """Return the distances [N, K] of rows x [N, k] from known ones [K, k]."""
     known = _dense(known)
     powers: dict[Metric, float] = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}
     power = powers.get(metric)
@@ -81,18 +70,9 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
 
 
 def kernel(
-    x: TracedArray,
-    known: Array,
-    metric: Metric,
-    gamma: float | None = None,
-    degree: float | None = None,
-    coef0: float | None = None,
+    x: TracedArray, known: Array, metric: Metric, gamma: Option = None, degree: Option = None, coef0: Option = None
 ) -> TracedArray:
-    """Return the kernel [N, K] of sklearn.metrics.pairwise between rows x [N, k] and known ones [K, k].
-
-    Raises:
-        NotImplementedError: another kernel.
-    """
+    """Return the kernel [N, K] of sklearn.metrics.pairwise between rows x [N, k] and known ones [K, k]."""
     known = _dense(known)
     scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
     shift = 1.0 if coef0 is None else float(coef0)
@@ -137,10 +117,7 @@ def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
 
 
 def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
-    """Return the weighted mean [N, t] of the targets of the learned rows within the radius, and how many [N] there are.
-
-    Without any, the mean is NaN.
-    """
+    """Return the weighted mean [N, t] of the targets within the radius, NaN if there are none, and their number [N]."""
     far = distances(rows.matrix, model._fit_X, *_metric(model))
     inside = (far <= model.radius).astype(np.float64)
     weights = inside * _weights(far, model.weights)
@@ -157,12 +134,12 @@ def _one_hot(model: Estimator) -> Array:
     return np.asarray(np.eye(len(model.classes_))[np.ravel(model._y)])
 
 
-def neighbour_classes(model: KNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def neighbour_classes(model: neighbors.KNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
     scores = _nearest(model, rows, _one_hot(model))
     return np.argmax(scores, axis=1), scores
 
 
-def radius_classes(model: RadiusNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
     scores, count = _within_radius(model, rows, _one_hot(model))
     if model.outlier_label_ is None:  # scikit-learn refuses such a row
         return np.argmax(scores, axis=1), scores
@@ -173,7 +150,7 @@ def radius_classes(model: RadiusNeighborsClassifier, rows: Rows) -> tuple[Traced
     return np.argmax(scores, axis=1), scores
 
 
-def within_radius(model: RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
+def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> TracedArray:
     far = distances(rows.matrix, model._fit_X, *_metric(model))
     return np.where(far <= model.radius, far if model.mode == "distance" else 1.0, 0.0)
 
@@ -208,7 +185,7 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     return np.stack(columns, axis=1)
 
 
-def nearest_centroid(model: NearestCentroid, rows: Rows) -> tuple[TracedArray, TracedArray]:
+def nearest_centroid(model: neighbors.NearestCentroid, rows: Rows) -> tuple[TracedArray, TracedArray]:
     spread = np.where(model.within_class_std_dev_ == 0, 1.0, model.within_class_std_dev_)
     far = distances(rows.matrix / spread, model.centroids_ / spread, model.metric)
     scores = -(far * far) + 2.0 * np.log(model.class_prior_)
@@ -226,7 +203,7 @@ def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
 def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
     """Return the leaf of the tree of clusters, at each node of which a row goes to the nearer of two centres."""
 
-    def below(node: _BisectingTree) -> TracedArray:
+    def below(node: Estimator) -> TracedArray:
         if node.left is None:
             return np.int64(node.label)
         centres = np.vstack((node.left.center, node.right.center)) + getattr(model, "_X_mean", 0.0)
@@ -329,13 +306,13 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
 
 
 FORMULAS: dict[type, Formula] = {
-    KNeighborsClassifier: neighbour_classes,
-    KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
-    RadiusNeighborsClassifier: radius_classes,
-    RadiusNeighborsRegressor: lambda model, rows: _within_radius(model, rows, _targets(model))[0],
-    RadiusNeighborsTransformer: within_radius,
+    neighbors.KNeighborsClassifier: neighbour_classes,
+    neighbors.KNeighborsRegressor: lambda model, rows: _nearest(model, rows, _targets(model)),
+    neighbors.RadiusNeighborsClassifier: radius_classes,
+    neighbors.RadiusNeighborsRegressor: lambda model, rows: _within_radius(model, rows, _targets(model))[0],
+    neighbors.RadiusNeighborsTransformer: within_radius,
     KNNImputer: imputed,
-    NearestCentroid: nearest_centroid,
+    neighbors.NearestCentroid: nearest_centroid,
     **dict.fromkeys((MeanShift, AffinityPropagation), closest_centre),
     Birch: lambda model, rows: take(
         np.asarray(model.subcluster_labels_, np.int64),

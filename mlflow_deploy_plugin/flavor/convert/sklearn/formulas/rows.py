@@ -19,14 +19,8 @@ from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.pipeline import FeatureUnion, Pipeline, make_pipeline
 
-from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
-    Estimator,
-    best_estimator,
-    is_linear,
-    last_step,
-    passes_on,
-    sub_estimators,
-)
+from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
+from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, best_estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
     ONNX_TYPES,
     SAMPLE_ROWS,
@@ -92,7 +86,6 @@ class Rows:
 
     @property
     def _parts(self) -> list[TracedArray]:
-        """The inputs, [N, k] each."""
         widths = [entry.type.shape[1] if len(self._inputs) > 1 else self._columns for entry in self._inputs]
         return [
             Traced(self._graph, entry.full_name, np.ones((SAMPLE_ROWS, width), _DTYPES[type(entry.type)]))
@@ -127,9 +120,7 @@ class Rows:
         """Return the answer of an estimator within: `predict`, `predict_proba`, `decision_function` or `transform`.
 
         Labels are numbers, those of the method `label` texts or integers; of two classes, the decision function is [N].
-
-        Raises:
-            NotImplementedError: its converter has no such answer.
+        Raises NotImplementedError if its converter has no such answer.
         """
         if not (isinstance(estimator, RFE) and method == "transform"):  # it selects columns, too
             estimator = best_estimator(estimator)
@@ -137,7 +128,7 @@ class Rows:
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
         [operator] = self._declare([estimator])
-        if is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
+        if estimators.is_linear(estimator) and (answer := self._linear(estimator, method)) is not None:
             return answer
         if method == "decision_function" and type(estimator) in SCORES:
             return SCORES[type(estimator)](estimator, self)
@@ -165,7 +156,7 @@ class Rows:
         """
         rows, estimator = self, best_estimator(estimator)
         while isinstance(estimator, Pipeline):
-            used = (step for _, step in estimator.steps[:-1] if not passes_on(step))
+            used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
             for picks_columns, run in groupby(used, lambda step: isinstance(step, ColumnTransformer)):
                 steps = [*run]  # ColumnTransformers in turn are one step: their texts and numbers make no matrix
                 for step in [make_pipeline(*steps)] if picks_columns and len(steps) > 1 else steps:
@@ -176,15 +167,14 @@ class Rows:
             estimator = best_estimator(estimator.steps[-1][1])
         return rows, estimator
 
-    def _declare(self, estimators: list[Estimator]) -> list[Operator]:
-        """Tell skl2onnx which estimators read these rows, and return their operators."""
+    def _declare(self, members: list[Estimator]) -> list[Operator]:
         inputs = self._inputs or [self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns]))]
-        return [self._graph.declare(best_estimator(one), inputs) for one in estimators]
+        return [self._graph.declare(best_estimator(one), inputs) for one in members]
 
-    def sums(self, estimators: list[Estimator]) -> TracedArray:
+    def sums(self, members: list[Estimator]) -> TracedArray:
         """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""
-        self._declare(estimators)
-        linear = [best_estimator(one) for one in estimators]
+        self._declare(members)
+        linear = [best_estimator(one) for one in members]
         weights = [np.atleast_2d(one.coef_).astype(float) for one in linear]
         shifts = [np.broadcast_to(one.intercept_, len(some)) for one, some in zip(linear, weights, strict=True)]
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
@@ -234,8 +224,10 @@ class Rows:
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
         """Return the inputs of an estimator's converter; gradient boosting reads 32-bit floats, as in scikit-learn."""
-        rounds = any(isinstance(part, BaseGradientBoosting) for part in sub_estimators(estimator))
-        is_table = len(self._inputs) > 1 and not isinstance(last_step(estimator), ColumnTransformer | FeatureUnion)
+        rounds = any(isinstance(part, BaseGradientBoosting) for part in estimators.sub_estimators(estimator))
+        is_table = len(self._inputs) > 1 and not isinstance(
+            estimators.last_step(estimator), ColumnTransformer | FeatureUnion
+        )
         if self._inputs and not is_table and not (rounds and self.is_double):
             return self._inputs
         matrix = self.matrix.astype(np.float64 if self.is_double and not rounds else np.float32)
@@ -250,7 +242,7 @@ class Rows:
             count = len(estimator.classes_)
             flat = count == 2 and method == "decision_function"
             return np.ones(SAMPLE_ROWS) if flat else np.full((SAMPLE_ROWS, count), 1 / count)
-        if isinstance(last := last_step(estimator), ColumnTransformer):
+        if isinstance(last := estimators.last_step(estimator), ColumnTransformer):
             return np.ones((SAMPLE_ROWS, max(part.stop for part in last.output_indices_.values())))
         if self.has_texts:
             if method == "transform":

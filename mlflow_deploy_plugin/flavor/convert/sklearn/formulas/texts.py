@@ -43,11 +43,7 @@ _TOKENS = re.compile(
 
 
 def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
-    """Return the counts of the terms, by TfIdfVectorizer, with the weights of TF-IDF.
-
-    Raises:
-        NotImplementedError: tokens are not found by one class of characters; the message names the obstacle.
-    """
+    """Return the counts of the terms, by TfIdfVectorizer, with the weights of TF-IDF."""
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
@@ -63,11 +59,7 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
 
 
 def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
-    """Return the sums of the columns, which MurmurHash3 of each token names with a sign.
-
-    Raises:
-        NotImplementedError: n-grams of several tokens, more than 2**16 columns, an obstacle of the tokens.
-    """
+    """Return the sums of the columns, which MurmurHash3 of each token names with a sign."""
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
     if vectorizer.n_features > _MAX_HASHED:
@@ -97,13 +89,10 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
 def _in_blocks(
     column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
 ) -> TracedArray:
-    """Return the numbers [N, width] of the texts, computed in blocks of rows, each row alone if a text is long.
+    """Return the numbers [N, width] that `write` adds for blocks of texts; beside a long text, each row is a block.
 
     The tokens of a block are a table as wide as its longest text: 1,000 rows at once beside a text of 50,000 words took
     20 s and more than 9 GB.
-
-    Args:
-        write: adds the output [n, width] for the texts [n] of a block to the graph that it is given.
     """
     graph, given = column.graph, column.name
     count = graph.node("Shape", [given], start=0, end=1)
@@ -303,11 +292,7 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
 
 
 def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the expression of a token in a preprocessed text, for RE2.
-
-    Raises:
-        NotImplementedError: the vectorizer finds its tokens in another way.
-    """
+    """Return the expression of a token in a preprocessed text, for RE2. Raises NotImplementedError if there is none."""
     for option in ("analyzer", "preprocessor", "strip_accents"):
         if callable(function := getattr(vectorizer, option)):
             raise NotImplementedError(
@@ -321,11 +306,7 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
-    """Return what `_token_expression` does for words, the longest runs of characters of one class.
-
-    Raises:
-        NotImplementedError: the pattern is another.
-    """
+    """Return the expression of words, which are the longest runs of characters of one class."""
     pattern = vectorizer.token_pattern if vectorizer.tokenizer is None else _pattern_of(vectorizer.tokenizer)
     found = _TOKENS.fullmatch(pattern)
     second = found and found["second"]
@@ -347,10 +328,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
-    """Return a pattern that finds the same tokens in texts with all that usually separates them.
-
-    The proof shows afterwards whether it does so in the rows of the model.
-    """
+    """Return a pattern that finds the same tokens in texts with the usual separators; the proof has other texts."""
     texts = (
         *("", " a", "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ", "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”"),
         # what a stemmer, a lemmatizer or a list of stop words changes

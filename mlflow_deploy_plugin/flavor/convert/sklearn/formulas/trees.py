@@ -5,19 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 from scipy import special
+from sklearn import ensemble
 from sklearn.base import is_classifier
-from sklearn.ensemble import (
-    AdaBoostClassifier,
-    AdaBoostRegressor,
-    ExtraTreesClassifier,
-    ExtraTreesRegressor,
-    HistGradientBoostingClassifier,
-    HistGradientBoostingRegressor,
-    IsolationForest,
-    RandomForestClassifier,
-    RandomForestRegressor,
-    RandomTreesEmbedding,
-)
 from sklearn.ensemble._iforest import _average_path_length
 from sklearn.tree import (
     BaseDecisionTree,
@@ -87,11 +76,7 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
 
 
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
-    """Return the columns as numbers [N, k]: a code for each category, NaN for a value that is missing or no category.
-
-    Raises:
-        NotImplementedError: the categories of a booster are not in columns of texts or integers.
-    """
+    """Return the columns as numbers [N, k]: a code for each category, NaN for a missing value and other categories."""
     known: Mapping[int, Iterable[Category]] = categories_of(model) if hasattr(model, "_predictors") else {}
     columns = rows.columns() if known or boosting.categories or rows.has_texts else []
     if columns and not known:
@@ -147,7 +132,7 @@ def grown(model: Estimator, rows: Rows) -> Answer:
     return np.stack(labels, axis=1)
 
 
-def adaptive_classes(model: AdaBoostClassifier, rows: Rows) -> tuple[TracedArray, TracedArray, TracedArray]:
+def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> tuple[TracedArray, TracedArray, TracedArray]:
     """Return the decision of the members' weighted votes: 1 for a class, and -1 / (C - 1) for each other."""
     count, members = len(model.classes_), model.estimators_
     weights = model.estimator_weights_[: len(members)]
@@ -165,7 +150,7 @@ def adaptive_classes(model: AdaBoostClassifier, rows: Rows) -> tuple[TracedArray
     return (score > 0).astype(np.int64), softmax(np.stack([-score, score], axis=1) / 2.0), score
 
 
-def adaptive_values(model: AdaBoostRegressor, rows: Rows) -> TracedArray:
+def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArray:
     """Return the weighted median of the members' predictions."""
     count = len(model.estimators_)
     values, members = smallest(_of_members(model, rows), count)
@@ -193,14 +178,14 @@ def _of_members(model: Estimator, rows: Rows) -> TracedArray:
     return _sums(rows, trees, [*range(len(trees))]).astype(np.float64)
 
 
-def embedded(model: RandomTreesEmbedding, rows: Rows) -> TracedArray:
+def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
     """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
     trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
     reached, leaves = _sums(rows, trees, [*range(len(trees))]), model.one_hot_encoder_.categories_
     return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
 
 
-def isolated(model: IsolationForest, rows: Rows) -> TracedArray:
+def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     """Return 1 for an inlier, else -1, by the sum of the depths of its leaves.
 
     skl2onnx writes 27 nodes a tree: a model of 500 trees took minutes to load.
@@ -215,11 +200,21 @@ def isolated(model: IsolationForest, rows: Rows) -> TracedArray:
 
 
 FORMULAS: dict[type, Formula] = {
-    AdaBoostClassifier: adaptive_classes,
-    AdaBoostRegressor: adaptive_values,
-    **dict.fromkeys((HistGradientBoostingClassifier, HistGradientBoostingRegressor, NativeBooster), boosted),
+    ensemble.AdaBoostClassifier: adaptive_classes,
+    ensemble.AdaBoostRegressor: adaptive_values,
+    **dict.fromkeys(
+        (ensemble.HistGradientBoostingClassifier, ensemble.HistGradientBoostingRegressor, NativeBooster), boosted
+    ),
     **dict.fromkeys((DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor), grown),
-    **dict.fromkeys((RandomForestClassifier, RandomForestRegressor, ExtraTreesClassifier, ExtraTreesRegressor), grown),
-    RandomTreesEmbedding: embedded,
-    IsolationForest: isolated,
+    **dict.fromkeys(
+        (
+            ensemble.RandomForestClassifier,
+            ensemble.RandomForestRegressor,
+            ensemble.ExtraTreesClassifier,
+            ensemble.ExtraTreesRegressor,
+        ),
+        grown,
+    ),
+    ensemble.RandomTreesEmbedding: embedded,
+    ensemble.IsolationForest: isolated,
 }

@@ -1,7 +1,7 @@
 """Estimators of other libraries, replaced by estimators that this package converts.
 
 `_STAND_INS` has a function for some libraries; estimators of the others, and of users, are replaced if they are affine.
-Boosters and nets need none (`boosters.py`, `nets.py`).
+Boosters and nets need none (`boosters.py`, `conversion.py`).
 """
 
 from collections.abc import Callable
@@ -32,12 +32,9 @@ They raise a ConversionError for an estimator whose options no graph has.
 def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
     """Return the estimator, or a copy in which the estimators of other libraries are replaced.
 
-    Args:
-        columns: the names of the columns of its table, or the number of those of its matrix; 0 if
-            nobody knows.
+    `columns` are the names of the columns of its table, or their number in its matrix; 0 if it is not known.
 
-    Raises:
-        ConversionError: an estimator of a library in `_STAND_INS` has no form in a graph.
+    Raises ConversionError if an estimator of a library in `_STAND_INS` has no form in a graph.
     """
     fitted = thawed(fitted)
     stand_ins: dict[int, Estimator] = {}

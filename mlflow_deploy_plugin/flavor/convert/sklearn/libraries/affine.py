@@ -32,8 +32,7 @@ _CLOSE = 1e-12
 def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
     """Return an affine step, or a regression for an affine predictor with `coef_`; None for any other estimator.
 
-    Args:
-        columns: the names of the columns that it reads, or their number; 0 if nobody knows.
+    `columns` are the names of the columns that it reads, or their number; 0 if it is not known.
     """
     with suppress(Exception), warnings.catch_warnings():  # whatever the library raises for rows of numbers
         warnings.simplefilter("ignore")

@@ -35,11 +35,7 @@ def stand_in(transformer: Estimator) -> Estimator:
 
 
 def _column_steps(transformer: Estimator) -> ColumnTransformer:
-    """Return a step for each column that is kept or added.
-
-    Raises:
-        ConversionError: an option of the transformer has no form in a graph.
-    """
+    """Return a step for each column that is kept or added. Raises ConversionError for an option that no graph has."""
     names = [str(name) for name in transformer.feature_names_in_]
     kind = type(transformer).__name__
     changed: dict[str, Estimator] = {}

@@ -56,11 +56,10 @@ def _binned_columns(
 ) -> tuple[
     dict[_Key, int], list[tuple[int, Array | None]], list[tuple[str, Estimator, list[str]]], dict[str, Category]
 ]:
-    """Return the columns that the sums read.
+    """Return what the sums read.
 
-    Returns:
-        The place of each feature and level among the binned columns; their `cuts` as in `AdditiveModel`; the steps that
-        make the columns, numbers first; and a row that the steps take.
+    These are the place of each feature and level among the binned columns, their cuts as in `AdditiveModel`, the steps
+    that make them, numbers first, and a row that the steps take.
     """
     names = [str(name) for name in machine.feature_names_in_]
     columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
@@ -85,7 +84,6 @@ def _binned_columns(
 
 
 def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
-    """Return the features of a term, each with its level."""
     return [(feature, min(len(machine.bins_[feature]), len(features)) - 1) for feature in features]
 
 
