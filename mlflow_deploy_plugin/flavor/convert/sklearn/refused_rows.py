@@ -116,10 +116,10 @@ def _takes(estimator: Estimator, number: float) -> bool:
     """Return False if a fitted estimator refuses a row of such numbers, and answers one of others."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        answer = getattr(estimator, "predict", None) or estimator.transform
+        method = "predict" if hasattr(estimator, "predict") else "transform"
         for value in (1.0, number):
             try:
-                answer(np.full((1, estimator.n_features_in_), value))
+                getattr(estimator, method)(np.full((1, estimator.n_features_in_), value))
             except Exception:  # noqa: BLE001 - estimators raise anything
                 return value == 1.0
     return True

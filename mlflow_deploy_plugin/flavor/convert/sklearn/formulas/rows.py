@@ -263,7 +263,7 @@ _DTYPES = {
 }
 _SCORES = ("predict_proba", "decision_function")
 Answer: TypeAlias = TracedArray | tuple[TracedArray, ...]
-"""What a formula returns: see the table of `formulas/__init__.py`."""
+"""The answer of a formula, as the table of `formulas/__init__.py` describes it."""
 Formula = Callable[[Estimator, Rows], Answer]
 FORMULAS: dict[type, Formula] = {}
 """The formula of each estimator that has one; `formulas.register` fills it."""
