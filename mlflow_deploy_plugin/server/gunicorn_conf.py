@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.runtime import available_cores
-from mlflow_deploy_plugin.server.http.limits import KEEP_ALIVE_SECONDS, MAX_CONNECTIONS
+from mlflow_deploy_plugin.server.http.limits import (
+    FIELD_BYTES,
+    FIELDS,
+    KEEP_ALIVE_SECONDS,
+    MAX_CONNECTIONS,
+    REQUEST_LINE_BYTES,
+)
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
 from mlflow_deploy_plugin.statedir import METRICS, make_metrics_folder, remove_metrics, shared_memory, worker_file
@@ -61,6 +67,9 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
         "--keep-alive": KEEP_ALIVE_SECONDS,
+        "--limit-request-line": REQUEST_LINE_BYTES,
+        "--limit-request-fields": FIELDS,
+        "--limit-request-field_size": FIELD_BYTES,
         "--log-level": "warning",
     }
     if (memory := shared_memory()) is not None:
