@@ -19,7 +19,7 @@ from tests.support.waiting import free_port
 
 KSERVE = "0.21.0"
 ENVIRONMENT = Path("~/.cache/onnxserve-tests").expanduser() / f"kserve-{KSERVE}-py{sys.version_info[1]}"
-PROGRAM = Path(__file__).parents[2] / "support" / "services" / "kserve_client.py"
+PROGRAM = Path(__file__).parents[1] / "support" / "services" / "kserve_client.py"
 
 
 @pytest.fixture(scope="module")
