@@ -1,10 +1,10 @@
+from .csv_file import MISSING_TEXTS as MISSING_TEXTS
+from .csv_file import csv_records as csv_records
 from .files import FILE_FORMATS as FILE_FORMATS
-from .files import MISSING_TEXTS as MISSING_TEXTS
 from .files import SPARK_TIMES as SPARK_TIMES
 from .files import FileFormat as FileFormat
 from .files import atomic_file as atomic_file
 from .files import compression_of as compression_of
-from .files import csv_records as csv_records
 from .files import first_line as first_line
 from .files import format_of as format_of
 from .files import json_lines as json_lines

@@ -26,16 +26,8 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
-from mlflow_deploy_plugin.tabular.files import (
-    MISSING_TEXTS,
-    SPARK_TIMES,
-    CsvRecord,
-    FileFormat,
-    compression_of,
-    csv_records,
-    first_line,
-    format_of,
-)
+from mlflow_deploy_plugin.tabular.csv_file import MISSING_TEXTS, CsvRecord, csv_records
+from mlflow_deploy_plugin.tabular.files import SPARK_TIMES, FileFormat, compression_of, first_line, format_of
 
 _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
