@@ -27,7 +27,7 @@ from sklearn.model_selection import train_test_split
 from torch import nn
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.optimization import MeasuredForm, Recipe, try_forms
+from mlflow_deploy_plugin.optimization.optimizer import MeasuredForm, Recipe, try_forms
 from projects.digits_cnn.fitting import DigitsCNN
 from projects.image_resnet18.network import resnet18
 

@@ -103,16 +103,8 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
     from mlflow_deploy_plugin.logs import configure_logging
     from mlflow_deploy_plugin.server.assembly import open_server
     from mlflow_deploy_plugin.settings import load_settings
-    from mlflow_deploy_plugin.statedir import (
-        KEYS,
-        SPEC,
-        WANTED,
-        KeyEntry,
-        ValidKeys,
-        Wanted,
-        write_atomically,
-        write_state,
-    )
+    from mlflow_deploy_plugin.statedir import KeyEntry, ValidKeys, Wanted
+    from mlflow_deploy_plugin.statedir.files import KEYS, SPEC, WANTED, write_atomically, write_state
 
     servers = {}
     if label in ("logged", "traced"):

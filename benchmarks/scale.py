@@ -306,7 +306,8 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
     """Rows of 14 columns, as an agent writes them: a file each ten minutes of two workers."""
     import pyarrow as pa
 
-    from mlflow_deploy_plugin.inference_log import encode_parquet, open_log, parse_window
+    from mlflow_deploy_plugin.inference_log import open_log, parse_window
+    from mlflow_deploy_plugin.inference_log.storage import encode_parquet
 
     rng = np.random.default_rng(0)
     per_file, start = 25_000, datetime(2026, 1, 1, tzinfo=UTC)

@@ -35,7 +35,8 @@ def open_apps(root: Path) -> dict[str, "ServerApp"]:
     """By what stands in the shadow."""
     from mlflow_deploy_plugin.server.assembly import open_server
     from mlflow_deploy_plugin.server.http.app import ServerApp
-    from mlflow_deploy_plugin.statedir import WANTED, Wanted, write_state
+    from mlflow_deploy_plugin.statedir import Wanted
+    from mlflow_deploy_plugin.statedir.files import WANTED, write_state
 
     folder = str(request_path.MODELS / "numbers")
     copy = root / "copy"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.manifests import values_schema
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import field_descriptions, field_reference
+from mlflow_deploy_plugin.spec.document import field_reference
+from mlflow_deploy_plugin.spec.types import field_descriptions
 
 PAGE = Path(__file__).with_name("reference.md")
 SCHEMA = Path(__file__).parents[1] / "docker" / "helm" / "onnxserve" / "values.schema.json"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.exporter import export
     from mlflow_deploy_plugin.flavor import load_model, log_model, save_model
     from mlflow_deploy_plugin.flavor import wrap_registered as wrap
-    from mlflow_deploy_plugin.optimization import optimize
+    from mlflow_deploy_plugin.optimization.optimizer import optimize
 
 __all__ = [
     "__version__",

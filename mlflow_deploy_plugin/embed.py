@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.registry import default_endpoint_name
-from mlflow_deploy_plugin.server import AsgiApp, EmbeddedModel, WsgiApp
+from mlflow_deploy_plugin.server.http.embedded import AsgiApp, EmbeddedModel, WsgiApp
 from mlflow_deploy_plugin.settings import absolute_path, load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
 

@@ -209,30 +209,6 @@ def headless_docstrings(found: list[Module]) -> list[str]:
     ]
 
 
-def _room(name: str) -> str:
-    """Return the first folder below the package, or the module itself where it lies in none."""
-    return name.split(".")[1] if name.count(".") else name
-
-
-def imports_past_a_face(found: list[Module]) -> list[str]:
-    """Return the imports of another room's inner modules that its face, the names of its `__init__`, does not show."""
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
-    shown = set(names_in_faces())
-    past = []
-    for module in found:
-        own = Path(module.name).parts[0]
-        for node in ast.walk(module.tree):
-            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(f"{PACKAGE.name}."):
-                continue
-            room = _room(node.module or "")
-            inner = (node.module or "").count(".") > 1 or any(
-                (PACKAGE / room / f"{n.name}.py").exists() and f"{room} {n.name}" not in shown for n in node.names
-            )
-            if room in rooms and room != own and inner:
-                past.append(f"{module.at(node)} {node.module}")
-    return past
-
-
 def lines_of_rooms(found: list[Module]) -> dict[str, int]:
     """Return the number of lines of each room; a module outside of the folders is a room of its own."""
     lines = Counter[str]()
@@ -391,7 +367,6 @@ def measure(found: list[Module]) -> dict[str, Figure]:
         "results that are a value or a text": counted(results_or_text),
         "decisions by a text for people": counted(decisions_by_text),
         "docstrings that begin without a subject": counted(headless_docstrings),
-        "imports past another room's face": counted(imports_past_a_face),
         "modules with a test of their own, %": Figure(
             round(100 * (1 - len(without_test(found)) / len(tested)), 1), 80, lambda: without_test(found), higher=True
         ),

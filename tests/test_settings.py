@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.settings import Settings, load_secrets, load_settings
-from mlflow_deploy_plugin.spec import field_descriptions
+from mlflow_deploy_plugin.spec.types import field_descriptions
 from tests.support.refusals import mentions
 
 

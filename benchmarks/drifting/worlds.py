@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.monitoring.drift.references.windows import (
     window_grid,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from projects.flight_delay.data import EVENT_TIME as FLIGHT_TIME
 from projects.flight_delay.data import FEATURES, load_flights
 

@@ -29,21 +29,14 @@ from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.logs import configure_logging
 from mlflow_deploy_plugin.processes import die_with_parent, end_on_signals
-from mlflow_deploy_plugin.registry import hidden_pandas, ignore_warnings, set_service_timeouts
+from mlflow_deploy_plugin.registry import hidden_pandas, set_service_timeouts
+from mlflow_deploy_plugin.registry.connection import ignore_warnings
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import load_specs
 from mlflow_deploy_plugin.spool import segments
-from mlflow_deploy_plugin.statedir import (
-    AGENT,
-    METRICS,
-    SPEC,
-    SPOOL,
-    AgentState,
-    HistoryWriter,
-    locked,
-    remove_metrics,
-    write_state,
-)
+from mlflow_deploy_plugin.statedir import AgentState, remove_metrics
+from mlflow_deploy_plugin.statedir.files import AGENT, METRICS, SPEC, SPOOL, locked, write_state
+from mlflow_deploy_plugin.statedir.history import HistoryWriter
 
 _log = logging.getLogger("mlflow_deploy_plugin.agent")
 

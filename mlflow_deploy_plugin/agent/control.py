@@ -18,20 +18,10 @@ from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
 from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.statedir import (
-    ANSWERS,
-    COMMANDS,
-    CONTROL,
-    MAX_COMMAND_AGE_SECONDS,
-    MAX_WAITING,
-    Command,
-    Control,
-    assert_content,
-    command_answer,
-    command_files,
-    read_state,
-    write_state,
-)
+from mlflow_deploy_plugin.statedir import MAX_WAITING, Command, command_files
+from mlflow_deploy_plugin.statedir.commands import MAX_COMMAND_AGE_SECONDS, command_answer
+from mlflow_deploy_plugin.statedir.files import ANSWERS, COMMANDS, CONTROL, assert_content, read_state, write_state
+from mlflow_deploy_plugin.statedir.models import Control
 
 _log = logging.getLogger(__name__)
 

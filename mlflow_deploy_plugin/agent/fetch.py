@@ -24,38 +24,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryRefused, RegistryUnavailable
-from mlflow_deploy_plugin.registry import (
-    ERROR_TAG,
-    BatchResolver,
-    Resolution,
-    ResolvedModel,
-    download,
-    parse_model_uri,
-    refuse_links,
-    registry_address,
-    tag_version,
-    untag_version,
-)
+from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, registry_address
+from mlflow_deploy_plugin.registry.model_files import download, refuse_links
+from mlflow_deploy_plugin.registry.resolution import BatchResolver, Resolution
+from mlflow_deploy_plugin.registry.tags import ERROR_TAG, tag_version, untag_version
 from mlflow_deploy_plugin.runtime import (
     FLAVOR,
     MLMODEL,
     PYTHON_FUNCTION,
-    altered_file_message,
-    check_digests,
     combine_hashes,
     hash_files,
     read_mlmodel,
     read_served_artifact,
 )
-from mlflow_deploy_plugin.statedir import (
-    FOLLOWED,
-    WANTED,
-    FetchedVersion,
-    Followed,
-    Wanted,
-    read_state,
-    write_atomically,
-)
+from mlflow_deploy_plugin.runtime.artifact import altered_file_message, check_digests
+from mlflow_deploy_plugin.statedir import Wanted
+from mlflow_deploy_plugin.statedir.files import FOLLOWED, WANTED, read_state, write_atomically
+from mlflow_deploy_plugin.statedir.models import FetchedVersion, Followed
 
 _log = logging.getLogger(__name__)
 

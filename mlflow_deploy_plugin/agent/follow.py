@@ -23,24 +23,19 @@ from mlflow_deploy_plugin.agent.resolver import PyfuncPolicy, VersionResolver
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.registry import redact_addresses
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec, load_specs
-from mlflow_deploy_plugin.statedir import (
+from mlflow_deploy_plugin.statedir import AgentState, RefusedVersion, Wanted, WantedEndpoint, WantedVariant, WorkerState
+from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     LOOK,
     SPEC,
     WANTED,
-    AgentState,
-    RefusedVersion,
-    ShippingState,
-    Wanted,
-    WantedEndpoint,
-    WantedVariant,
-    WorkerState,
     assert_state,
     is_alive,
     read_state,
     read_workers,
     take_load_deaths,
 )
+from mlflow_deploy_plugin.statedir.models import ShippingState
 
 _log = logging.getLogger(__name__)
 

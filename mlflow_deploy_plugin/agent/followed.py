@@ -12,20 +12,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from mlflow_deploy_plugin.errors import ModelError, OnnxserveError
-from mlflow_deploy_plugin.registry import Resolution, ResolvedModel
+from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.registry.resolution import Resolution
 from mlflow_deploy_plugin.runtime import read_served_artifact
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir import (
-    FOLLOWED,
-    WANTED,
-    FetchedVersion,
-    Followed,
-    FollowedReference,
-    Wanted,
-    WantedVariant,
-    assert_state,
-    read_state,
-)
+from mlflow_deploy_plugin.statedir import Wanted, WantedVariant
+from mlflow_deploy_plugin.statedir.files import FOLLOWED, WANTED, assert_state, read_state
+from mlflow_deploy_plugin.statedir.models import FetchedVersion, Followed, FollowedReference
 
 _log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import bounded_answers
-from mlflow_deploy_plugin.statedir import JWKS, KEYS, ValidKeys, assert_content
+from mlflow_deploy_plugin.statedir import ValidKeys
+from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, assert_content
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import Store

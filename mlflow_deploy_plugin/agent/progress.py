@@ -18,15 +18,11 @@ from pathlib import Path
 import orjson
 
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.inference_log import LogLocation, Watermark, write_watermark
-from mlflow_deploy_plugin.statedir import (
-    WANTED,
-    Wanted,
-    read_capture_counters,
-    read_state,
-    saved_capture_counters,
-    write_atomically,
-)
+from mlflow_deploy_plugin.inference_log import LogLocation, Watermark
+from mlflow_deploy_plugin.inference_log.stats import write_watermark
+from mlflow_deploy_plugin.statedir import Wanted
+from mlflow_deploy_plugin.statedir.files import WANTED, read_state, write_atomically
+from mlflow_deploy_plugin.statedir.metric_files import read_capture_counters, saved_capture_counters
 
 _log = logging.getLogger(__name__)
 

@@ -25,9 +25,11 @@ from mlflow_deploy_plugin.errors import (
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.processes import backoff_seconds
-from mlflow_deploy_plugin.registry import GateStatus, Resolution, ResolvedModel, lookup_key
+from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.registry.resolution import Resolution, lookup_key
+from mlflow_deploy_plugin.registry.tags import GateStatus
 from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.statedir import FetchedVersion
+from mlflow_deploy_plugin.statedir.models import FetchedVersion
 
 _log = logging.getLogger(__name__)
 

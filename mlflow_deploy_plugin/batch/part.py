@@ -35,19 +35,13 @@ from mlflow_deploy_plugin.batch.table_model import (
     with_kept,
 )
 from mlflow_deploy_plugin.errors import InvalidRequest, OnnxserveError
-from mlflow_deploy_plugin.inference_log import LogLocation, locate_log, upload_file
+from mlflow_deploy_plugin.inference_log import LogLocation, locate_log
+from mlflow_deploy_plugin.inference_log.storage import upload_file
 from mlflow_deploy_plugin.messages import join_names, one_line
 from mlflow_deploy_plugin.spec import Device
-from mlflow_deploy_plugin.tabular import (
-    FileFormat,
-    RejectedRow,
-    RowBlock,
-    RowStream,
-    atomic_file,
-    compression_of,
-    group_tables,
-    table_writer,
-)
+from mlflow_deploy_plugin.tabular import FileFormat, group_tables, table_writer
+from mlflow_deploy_plugin.tabular.files import atomic_file, compression_of
+from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock, RowStream
 
 OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"

@@ -19,24 +19,25 @@ import pyarrow.parquet as pq
 from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InferenceError, InvalidConfig, InvalidRequest, OnnxserveError, SchemaMismatch
 from mlflow_deploy_plugin.messages import without_row_number
-from mlflow_deploy_plugin.registry import download, resolve
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.model_files import download
 from mlflow_deploy_plugin.runtime import (
     COLUMN_TYPES,
     PYTHON_FUNCTION,
-    RUN_ROWS,
     Artifact,
     OnnxModel,
-    Placement,
     Schema,
-    available_cores,
-    no_batch_dimension_reason,
-    numpy_dtype,
     pyfunc_schema,
     read_served_artifact,
 )
+from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime.model import RUN_ROWS
+from mlflow_deploy_plugin.runtime.session import Placement, available_cores
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.spec import Device
-from mlflow_deploy_plugin.statedir import temporary_folder
-from mlflow_deploy_plugin.tabular import RejectedRow, RowBlock, first_line
+from mlflow_deploy_plugin.statedir.files import temporary_folder
+from mlflow_deploy_plugin.tabular import first_line
+from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock
 
 _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8
@@ -106,7 +107,7 @@ class PyfuncTable:
     """A version without an ONNX form, with the methods of `OnnxTable` for one thread at a time."""
 
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow_deploy_plugin.pyfunc import load_scorer  # here: mlflow.pyfunc takes a second
+        from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # here: mlflow.pyfunc takes a second
 
         with redirect_stdout(sys.stderr):  # a model may print, and predictions may go to stdout
             self._scorer = load_scorer(artifact.folder)

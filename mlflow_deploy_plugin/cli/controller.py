@@ -77,8 +77,9 @@ def controller(metrics_port: int | None, **options: Any) -> None:
     ended = threading.Event()
     end_on_signals(ended)  # before the imports, which take seconds: who ends it meanwhile gets an orderly end, too
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
-    from mlflow_deploy_plugin.controller import run_controller, start_metrics_server
-    from mlflow_deploy_plugin.deployments import open_deployments
+    from mlflow_deploy_plugin.controller.metrics import start_metrics_server
+    from mlflow_deploy_plugin.controller.service import run_controller
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
     with open_deployments(logging.getLogger(__name__).info) as deployments:
         configure_logging(deployments.settings, "controller")
@@ -156,14 +157,14 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     """
     if (to is None) == (action is None) and not (to is None and wait):
         raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
-    from mlflow_deploy_plugin.controller import (
+    from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
+    from mlflow_deploy_plugin.controller.rollouts.commands import (
         RolloutRequest,
         command_rollout,
         controller_status,
         describe_rollout,
         last_rollout,
         require_controller,
-        rollouts_lease_name,
         stall_reason,
     )
 
@@ -177,8 +178,8 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
             return rollouts_lease_name(deployments.place(name))
 
         if request is not None:
-            from mlflow_deploy_plugin.controller import start_rollout
-            from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
+            from mlflow_deploy_plugin.controller.rollouts.commands import start_rollout
+            from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
             import_mlflow_without_pandas()
 
@@ -217,7 +218,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
     It is done when the endpoint NAME answers with the earlier version. The stage or alias that it follows is given back
     to the earlier version, and the newer one is archived; a rollout that is under way is aborted.
     """
-    from mlflow_deploy_plugin.registry import import_mlflow_without_pandas
+    from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
     import_mlflow_without_pandas()
     from mlflow_deploy_plugin.controller import rollback as go_back
@@ -231,7 +232,7 @@ def rollback(name: str, to: str | None, why: str) -> None:
 
 def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
     """Show the progress of a rollout until it has ended, and run it here if no controller does."""
-    from mlflow_deploy_plugin.controller import rollout_summary
+    from mlflow_deploy_plugin.controller.rollouts.state_machine import rollout_summary
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
     current, shown, shown_at = begun, ("", -1, ""), 0.0
@@ -268,7 +269,8 @@ def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
     """Run the rollouts of an endpoint's place until `ended` is set; wait until its server is reached from here."""
-    from mlflow_deploy_plugin.controller import RolloutActions, RolloutController, controller_name, process_name
+    from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
+    from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 
     is_told = False
     while not ended.is_set():
@@ -331,7 +333,10 @@ def retrain(
         raise click.UsageError("--list starts nothing: beside it are NAME and -o alone")
     if not listed and output != "text":
         raise click.UsageError("-o is of --list")
-    from mlflow_deploy_plugin.controller import STORE_LEASE, controller_status, request_retraining, retraining_summary
+    from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
+    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
+    from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
+    from mlflow_deploy_plugin.controller.rollouts.commands import controller_status
     from mlflow_deploy_plugin.inference_log import parse_window
     from mlflow_deploy_plugin.store import Retrainings
 
@@ -359,7 +364,8 @@ def retrain(
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
     """Show the progress of a retraining until it has ended, and run it here if no controller does."""
-    from mlflow_deploy_plugin.controller import retraining_summary, run_retrainings
+    from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
+    from mlflow_deploy_plugin.controller.service import run_retrainings
     from mlflow_deploy_plugin.store import Retrainings
 
     retrainings, current, shown = Retrainings(deployments.store), begun, retraining_summary(begun)

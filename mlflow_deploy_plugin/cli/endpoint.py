@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller import MonitorOverview
+    from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
     from mlflow_deploy_plugin.deployments import ObservedEndpoint
     from mlflow_deploy_plugin.store import AuditEvent
 
@@ -142,7 +142,8 @@ def list_endpoints(output: str) -> None:
 
     `onnxserve list` shows their deployments and monitors, too.
     """
-    from mlflow_deploy_plugin.deployments import summarize_endpoints, traffic_shares
+    from mlflow_deploy_plugin.deployments.config import traffic_shares
+    from mlflow_deploy_plugin.deployments.description import summarize_endpoints
 
     with opened_deployments() as deployments:
         found = summarize_endpoints(deployments)
@@ -174,8 +175,8 @@ def list_(output: str) -> None:
     Servers that `onnxserve serve` runs in the foreground are not listed.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import overviews
-        from mlflow_deploy_plugin.deployments import describe_endpoints
+        from mlflow_deploy_plugin.controller.monitors.schedule import overviews
+        from mlflow_deploy_plugin.deployments.description import describe_endpoints
 
         found = describe_endpoints(deployments)
         monitors = overviews(deployments.store)
@@ -270,7 +271,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
     events. A deleted endpoint keeps its history. A step of a rollout, a promotion and a rollback are one entry here;
     JSON has also the events that belong to them (the traffic, the gate, tags, the move in MLflow).
     """
-    from mlflow_deploy_plugin.registry import event_as_json, event_history, without_step_events
+    from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history, without_step_events
     from mlflow_deploy_plugin.store import unknown_endpoint
 
     with opened_store() as store:
@@ -296,7 +297,7 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
-    from mlflow_deploy_plugin.deployments import describe_endpoint
+    from mlflow_deploy_plugin.deployments.description import describe_endpoint
 
     described = describe_endpoint(observed)
     show_result(output, described, _endpoint_lines(described))

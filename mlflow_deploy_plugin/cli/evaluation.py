@@ -22,11 +22,12 @@ from mlflow_deploy_plugin.cli.options import (
     show_result,
     usage_errors,
 )
-from mlflow_deploy_plugin.evaluation import DISTURBANCES, METRICS, parse_strengths
+from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, parse_strengths
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.optimization import GraphProfile, Optimization
-    from mlflow_deploy_plugin.registry import LoggedRun
+    from mlflow_deploy_plugin.optimization.optimizer import Optimization
+    from mlflow_deploy_plugin.optimization.profiler import GraphProfile
+    from mlflow_deploy_plugin.registry.runs import LoggedRun
 
 _SHOWN_NODES = 10
 _seed_option = option(
@@ -142,8 +143,8 @@ def explain(
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
       onnxserve explain models:/flight-delay/7 --data reference --contributions rows.csv --log
     """
-    from mlflow_deploy_plugin.evaluation import contributions_format
     from mlflow_deploy_plugin.evaluation import explain as explain_file
+    from mlflow_deploy_plugin.evaluation.explanation import contributions_format
 
     if contributions:
         contributions_format(contributions)  # before the work
@@ -222,7 +223,7 @@ def optimize(
       onnxserve optimize models:/digits-cnn/1 --int8 static
       onnxserve optimize models:/digits-cnn/1 --auto --data test.parquet --target digit --max-loss 0.005
     """
-    from mlflow_deploy_plugin.optimization import ALL_RECIPES, Recipe, try_forms
+    from mlflow_deploy_plugin.optimization.optimizer import ALL_RECIPES, Recipe, try_forms
 
     if auto == bool(int8 or fp16 or prune is not None):
         raise click.UsageError(
@@ -279,7 +280,7 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
       onnxserve profile models:/digits-cnn/1
       onnxserve profile models:/digits-cnn/1 --rows 1000 --log
     """
-    from mlflow_deploy_plugin.optimization import profile as run
+    from mlflow_deploy_plugin.optimization.profiler import profile as run
 
     done = run(model_uri, **options)
     show_result(output, asdict(done), _profile_lines(done))

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.registry import default_endpoint_name
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs, new_endpoint
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.exporter import ExportFormat
+    from mlflow_deploy_plugin.exporter.exporting import ExportFormat
 
 _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")
 
@@ -110,7 +110,8 @@ def build_docker(
     model put onto it; equal inputs give an equal layer. The image starts on what MLflow's own containers, SageMaker,
     Vertex AI, Azure ML, KServe and Cloud Run expect.
     """
-    from mlflow_deploy_plugin.images import build_image, image_sbom, planned_image, push_image
+    from mlflow_deploy_plugin.images.build import build_image, planned_image
+    from mlflow_deploy_plugin.images.engine import image_sbom, push_image
 
     if not (name or dry_run):
         raise click.UsageError("Missing option '-n' / '--name'.")

@@ -20,11 +20,12 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import NotFound
 from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.spec import RATE, empty_endpoint, parse_duration
+from mlflow_deploy_plugin.spec import empty_endpoint, parse_duration
+from mlflow_deploy_plugin.spec.parts import RATE
 from mlflow_deploy_plugin.statedir import Scope
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.store import ApiKey
+    from mlflow_deploy_plugin.store.keys import ApiKey
 
 _SCOPES: tuple[Scope, ...] = get_args(Scope)
 

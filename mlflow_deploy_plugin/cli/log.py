@@ -23,10 +23,13 @@ from mlflow_deploy_plugin.cli.options import (
 )
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.spec import parse_duration
-from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer, values_of
+from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
+from mlflow_deploy_plugin.tabular.files import values_of
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log import InferenceLog, LogStats, QueryResult
+    from mlflow_deploy_plugin.inference_log import InferenceLog
+    from mlflow_deploy_plugin.inference_log.query import QueryResult
+    from mlflow_deploy_plugin.inference_log.stats import LogStats
 
 _TABLE_ROWS = 20
 _WIDEST_CELL, _WIDEST_REASON = 40, 200
@@ -119,14 +122,10 @@ def query(
         raise click.UsageError(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")
     if output == "parquet" and file == "-" and sys.stdout.isatty():
         raise click.UsageError("Parquet is nothing for a terminal: name a FILE")
-    from mlflow_deploy_plugin.inference_log import (
-        Query,
-        View,
-        limit_memory,
-        parse_time_range,
-        require_endpoint,
-        run_query,
-    )
+    from mlflow_deploy_plugin.inference_log import Query, View, run_query
+    from mlflow_deploy_plugin.inference_log.query import limit_memory
+    from mlflow_deploy_plugin.inference_log.reader import require_endpoint
+    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 
     labels = labels and not failed
     if is_table:
@@ -174,7 +173,8 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
     the log. If a deleted endpoint had the same name, only rows since the present one was created are counted; --since
     counts the older ones, too.
     """
-    from mlflow_deploy_plugin.inference_log import log_stats, parse_time_range
+    from mlflow_deploy_plugin.inference_log.stats import log_stats
+    from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 
     with usage_errors():
         span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
@@ -205,7 +205,7 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
 
     Rows go by their event time, labels by the day they came in, profiles of rows that monitors keep by their day.
     """
-    from mlflow_deploy_plugin.inference_log import expire as delete
+    from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
@@ -224,7 +224,7 @@ def compact(name: str) -> None:
     The files of an hour that is over become one. Rows stay as they are, and readers and agents go on meanwhile.
     `onnxserve controller` does the same once an hour.
     """
-    from mlflow_deploy_plugin.inference_log import compact as make_one
+    from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
 
     opened = _open()
     _require_logged(opened, name)
@@ -235,7 +235,9 @@ def compact(name: str) -> None:
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
     """Raise NotFound if the log has nothing of the endpoint: no rows, no labels (they outlive rows), no failures."""
-    from mlflow_deploy_plugin.inference_log import LABELS, list_endpoints, require_endpoint
+    from mlflow_deploy_plugin.inference_log.labels import LABELS
+    from mlflow_deploy_plugin.inference_log.reader import require_endpoint
+    from mlflow_deploy_plugin.inference_log.storage import list_endpoints
 
     if name not in list_endpoints(opened.location, LABELS) and name not in opened.failures.endpoints():
         require_endpoint(opened, name)

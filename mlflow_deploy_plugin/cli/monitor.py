@@ -34,9 +34,11 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.spec import MonitorKind, parse_duration, parse_time
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.controller import EvaluatedWindow, MonitorOverview
+    from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
+    from mlflow_deploy_plugin.controller.monitors.schedule import MonitorOverview
     from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
-    from mlflow_deploy_plugin.store import MonitorWindow, Silence
+    from mlflow_deploy_plugin.store import MonitorWindow
+    from mlflow_deploy_plugin.store.alerts import Silence
 
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
@@ -85,7 +87,8 @@ def list_(name: str | None, output: str) -> None:
     The list shows the state of each, its last result, and when it is due next.
     """
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import STORE_LEASE, overviews
+        from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
+        from mlflow_deploy_plugin.controller.monitors.schedule import overviews
         from mlflow_deploy_plugin.inference_log import Window, locate_log, read_watermarks
 
         try:
@@ -129,8 +132,8 @@ def expire(keep: str, dry_run: bool) -> None:
     still alarms stays, as do the newest 200 windows of each monitor, the runs in MLflow, the audit trail, rollouts and
     retrainings.
     """
-    from mlflow_deploy_plugin.store import MIN_DAYS
     from mlflow_deploy_plugin.store import expire as delete
+    from mlflow_deploy_plugin.store.expiry import MIN_DAYS
 
     with usage_errors():
         length = parse_duration(keep, "--keep")
@@ -170,7 +173,7 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
     if window is not None or output != "text" or engine != "local":
         raise click.UsageError("--due judges what is due, in lines and here: it takes no --window, -o or --engine")
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import find_monitor, run_due
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
         from mlflow_deploy_plugin.monitoring import send_due
 
         found = find_monitor(deployments, name, monitor_name)
@@ -223,8 +226,9 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     """
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import backfill as backfill_windows
-        from mlflow_deploy_plugin.controller import find_monitor, judge_and_log
+        from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import backfill as backfill_windows
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
         from mlflow_deploy_plugin.inference_log import Window
 
         found = find_monitor(deployments, name, monitor_name)
@@ -367,7 +371,7 @@ def run_drift(
         if rows is None or reference is None or window is not None or monitor_name is not None:
             raise click.UsageError("--rows and --reference go together, without --window and --monitor")
         show_progress(f"judging {rows} beside {reference}")  # before seconds of imports
-        from mlflow_deploy_plugin.controller import run_files
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
         from mlflow_deploy_plugin.settings import load_settings
 
         _show_result(*run_files(name, rows, reference, load_settings(), _judge, **bounds), output)
@@ -445,7 +449,7 @@ def _judge_window(
 ) -> None:
     """Judge one window now and show the result; with fields of the spec that are only `tried`, it is not stored."""
     with opened_deployments() as deployments:
-        from mlflow_deploy_plugin.controller import find_monitor, run_window
+        from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window
 
         with usage_errors():
@@ -462,13 +466,13 @@ def _judge_window(
 
 def _judge(request: "WindowRequest") -> "EvaluatedWindow":
     """Judge a window in this process, whose steps are shown."""
-    from mlflow_deploy_plugin.controller import judge_and_log
+    from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
 
     return judge_and_log(replace(request, progress=show_progress))
 
 
 def _show_result(stored: "MonitorWindow", evaluated: "EvaluatedWindow", output: str) -> None:
-    from mlflow_deploy_plugin.monitoring import to_document
+    from mlflow_deploy_plugin.monitoring.result import to_document
 
     result = evaluated.result
     document = {

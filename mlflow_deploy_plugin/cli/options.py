@@ -110,7 +110,8 @@ def read_spec_file(path: Path) -> str:
 @contextmanager
 def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deployments"]:
     """Open the user's deployments (of one target); long steps report on standard error, unless `quiet`."""
-    from mlflow_deploy_plugin.deployments import open_deployments, parse_target
+    from mlflow_deploy_plugin.deployments import parse_target
+    from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
     only = parse_target(target) if target else None
     with open_deployments((lambda line: None) if quiet else show_progress, only) as deployments:

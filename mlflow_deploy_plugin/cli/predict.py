@@ -14,19 +14,12 @@ import orjson
 from mlflow_deploy_plugin.cli.options import opened_deployments, option
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.registry import hidden_pandas
-from mlflow_deploy_plugin.tabular import (
-    FILE_FORMATS,
-    FileFormat,
-    format_of,
-    open_input,
-    open_output,
-    output_format,
-    value_writer,
-)
+from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output
+from mlflow_deploy_plugin.tabular.files import FILE_FORMATS, open_input, output_format, value_writer
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.batch import BatchProgress
-    from mlflow_deploy_plugin.deployments import RowBatch, RowFile
+    from mlflow_deploy_plugin.batch.run import BatchProgress
+    from mlflow_deploy_plugin.deployments.batch_prediction import RowBatch, RowFile
     from mlflow_deploy_plugin.inference_log import BadRow
 
 _SHOWN_BAD = 20
@@ -85,8 +78,9 @@ def feedback(
     last one counts. Labels without a row are kept: it may come later. A bad row is named, the others are taken; the
     exit status is then 1.
     """
-    from mlflow_deploy_plugin.deployments import check_key_columns, import_labels, label_sink
-    from mlflow_deploy_plugin.inference_log import LabelColumns, open_log, read_label_file
+    from mlflow_deploy_plugin.deployments.feedback import check_key_columns, import_labels, label_sink
+    from mlflow_deploy_plugin.inference_log import LabelColumns, open_log
+    from mlflow_deploy_plugin.inference_log.label_files import read_label_file
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import unknown_endpoint
 
@@ -185,7 +179,8 @@ def predict(
     """
     if (model_uri is None) == (name is None):
         raise click.UsageError("say either -m MODEL_URI or -n DEPLOYMENT")
-    from mlflow_deploy_plugin.deployments import predict_batch, read_rows, scoring_target, server_predictor
+    from mlflow_deploy_plugin.deployments.batch_prediction import predict_batch, read_rows, server_predictor
+    from mlflow_deploy_plugin.deployments.scoring import scoring_target
 
     given = cast(FileFormat, content_type or format_of(input_path) or "json")
     wanted = cast(FileFormat, output_type or output_format(output_path, given))
@@ -201,7 +196,7 @@ def predict(
         if first is None:
             raise InvalidRequest(f"{input_name} has no rows")
         if model_uri is not None:
-            from mlflow_deploy_plugin.batch import body_predictor  # here: a server is asked without pyarrow
+            from mlflow_deploy_plugin.batch.table_model import body_predictor  # here: a server is asked without pyarrow
 
             predictor = held.enter_context(body_predictor(model_uri))
         else:

@@ -17,11 +17,14 @@ from mlflow_deploy_plugin.cli.options import (
     show_progress,
     show_result,
 )
-from mlflow_deploy_plugin.registry import check_registered_name, parse_model_uri
+from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.registry.resolution import check_registered_name
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.deployments import Deployment, Deployments
-    from mlflow_deploy_plugin.gate import GateRun, Promotion
+    from mlflow_deploy_plugin.deployments import Deployments
+    from mlflow_deploy_plugin.deployments.lifecycle import Deployment
+    from mlflow_deploy_plugin.gate.promotion import Promotion
+    from mlflow_deploy_plugin.gate.run import GateRun
 
 
 _POLL_SECONDS = 0.2
@@ -88,7 +91,8 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
       onnxserve gate flight-delay 7
       onnxserve gate flight-delay 7 --policy gate.yaml --against models:/flight-delay/5
     """
-    from mlflow_deploy_plugin.gate import run_gate, verdict_as_json, verdict_of_served
+    from mlflow_deploy_plugin.gate import run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate.verdict import verdict_as_json
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
         show_result(output, known, [f"{known}; --against URI compares it with the version that you name"])

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlflow_deploy_plugin.cli.options import align_columns, option, output_option, show_progress, show_result
-from mlflow_deploy_plugin.tabular import FILE_FORMATS, FileFormat
+from mlflow_deploy_plugin.tabular import FileFormat
+from mlflow_deploy_plugin.tabular.files import FILE_FORMATS
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.flavor import WrappedVersion

@@ -18,7 +18,8 @@ from prometheus_client import Gauge
 
 from mlflow_deploy_plugin.deployments import Deployments, parse_target
 from mlflow_deploy_plugin.errors import InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Store
+from mlflow_deploy_plugin.store import Endpoint, Store
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 
 _log = logging.getLogger(__name__)
 

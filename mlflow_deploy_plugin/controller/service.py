@@ -11,7 +11,8 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController, run_rollouts
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.monitoring import GROUPING_DELAY, send_due
+from mlflow_deploy_plugin.monitoring import send_due
+from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY
 
 _REPEAT_SECONDS = 5.0
 _AWAITED_SECONDS = 0.5  # the same for a retraining that somebody waits for

@@ -4,14 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from mlflow_deploy_plugin.deployments import (
-    CountersByVersion,
-    Deployments,
-    DeploymentState,
-    MetricsByServer,
-    ObservedEndpoint,
-    ServerMetrics,
-)
+from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, ServerMetrics
+from mlflow_deploy_plugin.deployments.backends import DeploymentState
+from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve
 from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.errors import BodyTooLarge, InferenceError, InvalidReq
 from mlflow_deploy_plugin.inference_log import LabelColumns
 from mlflow_deploy_plugin.messages import without_row_number
 from mlflow_deploy_plugin.protocols import CSV, JSON, load_json
-from mlflow_deploy_plugin.runtime import PREDICTION
+from mlflow_deploy_plugin.runtime.log_columns import PREDICTION
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, first_line, json_lines, open_parquet
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from mlflow_deploy_plugin.deployments.lifecycle import Deployments, open_deploym
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.registry import resolve, set_service_timeouts
-from mlflow_deploy_plugin.spec import field_reference, new_endpoint
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec.document import field_reference
 from mlflow_deploy_plugin.store import Json
 
 Fields = Config | None

@@ -15,7 +15,8 @@ import yaml
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError, RegistryUnavailable
 from mlflow_deploy_plugin.messages import did_you_mean, join_names, one_line
-from mlflow_deploy_plugin.registry import LoggedColumns, fetch_mlmodel, logged_columns, parse_model_uri, resolve
+from mlflow_deploy_plugin.registry import parse_model_uri, resolve
+from mlflow_deploy_plugin.registry.model_files import LoggedColumns, fetch_mlmodel, logged_columns
 from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION
 from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, MonitorSpec, apply_config, load_time_zone
@@ -258,7 +259,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     """Check that the dataset has every judged column: one that only one side has is drift in every window."""
     # here: pyarrow and scipy, which no other command of deployments needs
-    from mlflow_deploy_plugin.monitoring import dataset_columns
+    from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns
 
     try:
         held = dataset_columns(monitor.reference.removeprefix(_DATASET))

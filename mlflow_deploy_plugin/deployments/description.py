@@ -11,8 +11,10 @@ from mlflow_deploy_plugin.deployments.config import traffic_shares, traffic_weig
 from mlflow_deploy_plugin.deployments.endpoints import ObservedEndpoint
 from mlflow_deploy_plugin.deployments.lifecycle import Deployment, Deployments
 from mlflow_deploy_plugin.errors import InvalidArtifact, OnnxserveError
-from mlflow_deploy_plugin.registry import fetch_mlmodel, parse_model_uri, resolve
-from mlflow_deploy_plugin.runtime import FLAVOR, PYFUNC_PARITY, PYTHON_FUNCTION, read_served_artifact
+from mlflow_deploy_plugin.registry import parse_model_uri, resolve
+from mlflow_deploy_plugin.registry.model_files import fetch_mlmodel
+from mlflow_deploy_plugin.runtime import FLAVOR, PYTHON_FUNCTION, read_served_artifact
+from mlflow_deploy_plugin.runtime.artifact import PYFUNC_PARITY
 from mlflow_deploy_plugin.statedir import WantedVariant
 from mlflow_deploy_plugin.store import Json
 

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.deployments.backends.targets import Backend, Target, p
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, load_specs
-from mlflow_deploy_plugin.statedir import SPEC, locked
+from mlflow_deploy_plugin.statedir.files import SPEC, locked
 from mlflow_deploy_plugin.store import ApiKeys, Endpoint, Store, held_lease, unknown_endpoint
 
 _PORT_ATTEMPTS = 5

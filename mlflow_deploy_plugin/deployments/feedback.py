@@ -19,20 +19,10 @@ from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.deployments.lifecycle import Deployments
 from mlflow_deploy_plugin.deployments.server_client import ServerSession, post_with_retries
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidConfig, InvalidRequest, NotReady
-from mlflow_deploy_plugin.inference_log import (
-    BadRow,
-    InferenceLog,
-    Label,
-    LabelEntry,
-    LabelMatches,
-    TimeRange,
-    View,
-    labels_table,
-    match_labels,
-    view_schema,
-    view_tables,
-    write_labels,
-)
+from mlflow_deploy_plugin.inference_log import BadRow, InferenceLog, TimeRange, View
+from mlflow_deploy_plugin.inference_log.label_files import LabelEntry
+from mlflow_deploy_plugin.inference_log.labels import Label, LabelMatches, labels_table, write_labels
+from mlflow_deploy_plugin.inference_log.reader import match_labels, view_schema, view_tables
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spool import MASK_KEY, ColumnMask
 

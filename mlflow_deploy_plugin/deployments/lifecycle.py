@@ -25,15 +25,10 @@ from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, 
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.registry import parse_model_uri, resolve, set_service_timeouts
 from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.spec import (
-    EndpointSpec,
-    add_variant,
-    empty_endpoint,
-    new_endpoint,
-    remove_monitor,
-    remove_variant,
-)
-from mlflow_deploy_plugin.statedir import HISTORY, Span, read_history
+from mlflow_deploy_plugin.spec import EndpointSpec, empty_endpoint, new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant, remove_monitor, remove_variant
+from mlflow_deploy_plugin.statedir import Span, read_history
+from mlflow_deploy_plugin.statedir.history import HISTORY
 from mlflow_deploy_plugin.store import Endpoint, Store, open_store, unknown_endpoint
 
 _PAGE_SECONDS = 5.0

@@ -15,7 +15,8 @@ from urllib3.exceptions import InsecureRequestWarning
 from mlflow_deploy_plugin.client import response_error
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests, Unauthenticated
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.statedir import LOCAL_KEY, SERVER, ServerState, read_state
+from mlflow_deploy_plugin.statedir import ServerState
+from mlflow_deploy_plugin.statedir.files import LOCAL_KEY, SERVER, read_state
 from mlflow_deploy_plugin.store import Json
 
 _CONNECT_SECONDS = 5

@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.evaluation.dataset import NamedArrays
 from mlflow_deploy_plugin.evaluation.metrics import Baseline, argmax_labels
 from mlflow_deploy_plugin.evaluation.model import LoadedOnnx
 from mlflow_deploy_plugin.evaluation.names import MetricName
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 @dataclass(frozen=True)

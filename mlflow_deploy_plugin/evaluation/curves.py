@@ -35,8 +35,9 @@ from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_versio
 from mlflow_deploy_plugin.evaluation.names import DISTURBANCES, METRICS, MetricName, check_strengths
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")

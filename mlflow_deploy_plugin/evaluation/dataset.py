@@ -13,18 +13,13 @@ import pyarrow as pa
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.evaluation.names import REFERENCE
 from mlflow_deploy_plugin.messages import join_names, one_line
-from mlflow_deploy_plugin.registry import fetch, registry_client, registry_errors
-from mlflow_deploy_plugin.runtime import (
-    COLUMN_TYPES,
-    OUTPUT_PREFIX,
-    PREDICTION,
-    Array,
-    Artifact,
-    cast_columns,
-    row_count,
-)
+from mlflow_deploy_plugin.registry import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.model_files import fetch
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Artifact
+from mlflow_deploy_plugin.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.tabular import MAX_BYTES, read_table
+from mlflow_deploy_plugin.tabular.streams import MAX_BYTES, read_table
 
 NamedArrays = dict[str, Array]
 """Arrays of [N] (tensors: [N, …]) by column: texts as objects, a missing value as NaN or None."""

@@ -38,20 +38,14 @@ from mlflow_deploy_plugin.evaluation.metrics import HIGHER_IS_BETTER, Baseline
 from mlflow_deploy_plugin.evaluation.model import LoadedModel, downloaded_version, load_version
 from mlflow_deploy_plugin.evaluation.names import METRICS, MetricName
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import LoggedRun, resolve, run_of_model
-from mlflow_deploy_plugin.runtime import (
-    PYTHON_FUNCTION,
-    Array,
-    Feeds,
-    OnnxModel,
-    explained_features,
-    read_served_artifact,
-    row_count,
-)
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.runs import LoggedRun, run_of_model
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, OnnxModel, explained_features, read_served_artifact
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
 from mlflow_deploy_plugin.tabular import FileFormat, format_of, open_output, table_writer
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.pyfunc import RowContributions
+    from mlflow_deploy_plugin.pyfunc.explainer import RowContributions
     from mlflow_deploy_plugin.runtime import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
@@ -296,7 +290,7 @@ def _contributions(
         from numba import config
     before, config.DISABLE_JIT = config.DISABLE_JIT, 1  # numba would compile shap for 20 s (`pyfunc/__main__.py`)
     try:
-        from mlflow_deploy_plugin.pyfunc import explain_rows, most_background_rows, read_background
+        from mlflow_deploy_plugin.pyfunc.explainer import explain_rows, most_background_rows, read_background
     finally:
         config.DISABLE_JIT = before
     most = most_background_rows(model, feeds)

@@ -16,7 +16,7 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.evaluation.names import MetricName
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 WeightedMetric = Callable[[Array], float]
 """A function of the weight of each row, [N], that returns the metric."""

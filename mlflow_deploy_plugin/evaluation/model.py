@@ -12,9 +12,11 @@ import numpy as np
 
 from mlflow_deploy_plugin.errors import CodeRefused, InferenceError, SchemaMismatch
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import ResolvedModel, download
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OnnxModel, read_served_artifact
-from mlflow_deploy_plugin.statedir import temporary_folder
+from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.registry.model_files import download
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _CHUNK, _CHUNK_VALUES = 5_000, 4_000_000
 TIMEOUT_SECONDS = 600.0

@@ -29,20 +29,16 @@ from mlflow_deploy_plugin.exporter.package import write_bundle, write_wheel
 from mlflow_deploy_plugin.exporter.tflite import LITERT, converter_python, refuse_unconvertible, write_tflite
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.processes import run_to_end
+from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.protocols import JSON
-from mlflow_deploy_plugin.registry import ResolvedModel, download, resolve
-from mlflow_deploy_plugin.runtime import (
-    INPUT_EXAMPLE,
-    PYTHON_FUNCTION,
-    Array,
-    OnnxModel,
-    import_onnxruntime,
-    numpy_dtype,
-    read_served_artifact,
-)
+from mlflow_deploy_plugin.registry import ResolvedModel, resolve
+from mlflow_deploy_plugin.registry.model_files import download
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.statedir import temporary_folder
+from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 ExportFormat = Literal["onnx", "ort", "wheel", "bundle", "tflite", "savedmodel"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)

@@ -29,8 +29,8 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 
 from mlflow_deploy_plugin.errors import CommandFailed, ConversionError, InvalidConfig
-from mlflow_deploy_plugin.processes import run_to_end
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.processes.child import run_to_end
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.settings import absolute_path
 
 _PYTHON = "3.11"

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import CommandFailed, ConversionError
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.processes import run_to_end
+from mlflow_deploy_plugin.processes.child import run_to_end
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.statedir import locked
+from mlflow_deploy_plugin.statedir.files import locked
 
 if TYPE_CHECKING:
     import onnx

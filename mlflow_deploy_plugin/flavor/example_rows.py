@@ -18,7 +18,8 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.flavor.batch import ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, TrainedModel
 from mlflow_deploy_plugin.flavor.convert.converters import converter_for
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Array
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.tabular import SPARK_TIMES, FileFormat, first_line, format_of
 
 MADE_UP_ROWS = 500

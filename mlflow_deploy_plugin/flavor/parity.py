@@ -25,7 +25,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     OriginalModel,
     call_original,
 )
-from mlflow_deploy_plugin.runtime import Array, OnnxModel, Output, ParityState
+from mlflow_deploy_plugin.runtime import OnnxModel, Output
+from mlflow_deploy_plugin.runtime.artifact import ParityState
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 Answers = dict[str, Array]
 

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.flavor.batch import Batch, column_type, missing_value,
 from mlflow_deploy_plugin.flavor.convert.converted import BoundaryValues, Category
 from mlflow_deploy_plugin.flavor.parity import RowGroup
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 MIN_PARITY_ROWS = 1_000
 """The least number of rows for a proof."""

@@ -36,8 +36,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import TrainedModel, call_ori
 from mlflow_deploy_plugin.flavor.convert.converters import NetConverter, converter_for
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, own_requirement
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import log_flavor
-from mlflow_deploy_plugin.runtime import Array, Input, Output
+from mlflow_deploy_plugin.registry.runs import log_flavor
+from mlflow_deploy_plugin.runtime import Input, Output
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 

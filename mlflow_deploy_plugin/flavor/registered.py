@@ -41,28 +41,30 @@ from mlflow_deploy_plugin.flavor.parity import ParityReport
 from mlflow_deploy_plugin.flavor.save import log_wrapped
 from mlflow_deploy_plugin.flavor.saved_model import WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import ParityPolicy, PredictFunction, wrap
-from mlflow_deploy_plugin.pyfunc import error_summary, load_failure, version_differences
+from mlflow_deploy_plugin.pyfunc.process import error_summary, load_failure, version_differences
 from mlflow_deploy_plugin.registry import (
-    CAUSE_TAG,
-    DATA_DIGEST_TAG,
-    GIT_COMMIT_TAG,
-    PARENT_TAG,
     PARITY_TAG,
-    TRAINING_TAG,
-    WRAPPED_FROM_TAG,
     ResolvedModel,
     check_new_name,
-    download,
-    has_logged_models,
     parse_model_uri,
     registry_client,
     registry_errors,
     resolve,
+)
+from mlflow_deploy_plugin.registry.model_files import download
+from mlflow_deploy_plugin.registry.resolution import GIT_COMMIT_TAG
+from mlflow_deploy_plugin.registry.runs import has_logged_models
+from mlflow_deploy_plugin.registry.tags import (
+    CAUSE_TAG,
+    DATA_DIGEST_TAG,
+    PARENT_TAG,
+    TRAINING_TAG,
+    WRAPPED_FROM_TAG,
     with_description_section,
 )
 from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, PYTHON_FUNCTION, Input, Output
 from mlflow_deploy_plugin.settings import absolute_path
-from mlflow_deploy_plugin.statedir import temporary_folder
+from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
 """Our own tags that say how the model was trained; the others (gate, parity, fallback) judge the old version."""

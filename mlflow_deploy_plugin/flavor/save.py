@@ -26,7 +26,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, OnnxserveError, ParityError
 from mlflow_deploy_plugin.evaluation import explain as explain_rows
-from mlflow_deploy_plugin.evaluation import require_matplotlib, require_shap
+from mlflow_deploy_plugin.evaluation import require_matplotlib
+from mlflow_deploy_plugin.evaluation.explanation import require_shap
 from mlflow_deploy_plugin.flavor import saved_model
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelData, as_pandas
 from mlflow_deploy_plugin.flavor.convert.conversion_errors import pyfunc_flavor, with_alternative
@@ -36,8 +37,10 @@ from mlflow_deploy_plugin.flavor.python_model import LogOptions, log_as_pyfunc
 from mlflow_deploy_plugin.flavor.saved_model import EXAMPLE_ROWS, OWN_DATASET, WrappedModel
 from mlflow_deploy_plugin.flavor.wrap import EventTimes, ParityPolicy, PredictFunction, check_choice, wrap
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import PARITY_TAG, log_flavor
-from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, Placement, available_cores
+from mlflow_deploy_plugin.registry import PARITY_TAG
+from mlflow_deploy_plugin.registry.runs import log_flavor
+from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel
+from mlflow_deploy_plugin.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")

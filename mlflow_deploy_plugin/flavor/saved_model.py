@@ -30,15 +30,10 @@ from mlflow_deploy_plugin.flavor.batch import Batch, ModelData
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel
 from mlflow_deploy_plugin.flavor.onnx_file import ONNX_FILE, write_graph
 from mlflow_deploy_plugin.flavor.parity import ParityReport, refusals_of
-from mlflow_deploy_plugin.runtime import (
-    EVENT_TIME,
-    FLAVOR,
-    MLMODEL,
-    Array,
-    OnnxModel,
-    import_onnxruntime,
-    to_log_columns,
-)
+from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, to_log_columns
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.version import __version__
 
 LOCK_FILE = "requirements.lock"

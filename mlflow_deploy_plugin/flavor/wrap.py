@@ -29,7 +29,9 @@ from mlflow_deploy_plugin.flavor.saved_model import (
     sample_reference,
     write_mlmodel,
 )
-from mlflow_deploy_plugin.runtime import Array, OnnxModel, available_cores, no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import Array, no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime.session import available_cores
 
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 

@@ -17,25 +17,19 @@ from mlflow_deploy_plugin.errors import (
     RegistryUnavailable,
 )
 from mlflow_deploy_plugin.evaluation import (
-    LabelledRows,
-    LoadedModel,
     LoadedOnnx,
-    LossGradient,
-    ModelPredictions,
     NamedArrays,
-    cast_to_signature,
-    default_metric,
     downloaded_version,
     graph_digest,
     load_dataset,
-    load_version,
-    measure_robustness,
-    own_columns,
     reference_rows,
-    sample_positions,
     take_rows,
-    torch_gradient,
 )
+from mlflow_deploy_plugin.evaluation.adversarial import LossGradient, torch_gradient
+from mlflow_deploy_plugin.evaluation.curves import measure_robustness
+from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, cast_to_signature, own_columns, sample_positions
+from mlflow_deploy_plugin.evaluation.metrics import default_metric
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, ModelPredictions, load_version
 from mlflow_deploy_plugin.gate.checks.artifact import PARITY, check_agreement, check_parity, check_signature
 from mlflow_deploy_plugin.gate.checks.budget import MeasuredCost, check_budget, measure_costs
 from mlflow_deploy_plugin.gate.checks.evaluation import check_evaluation
@@ -44,7 +38,9 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permis
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, GateVerdict
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import ResolvedModel, resolve
-from mlflow_deploy_plugin.runtime import Array, combine_hashes, hash_files, numpy_dtype, row_count
+from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
+from mlflow_deploy_plugin.runtime.feeds import Array, row_count
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"
 

@@ -11,6 +11,14 @@ from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, Permissions, Polic
 from mlflow_deploy_plugin.gate.run import gate_version, store_or_default
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.registry import (
+    ResolvedModel,
+    parse_model_uri,
+    registered_version,
+    registry_client,
+    registry_errors,
+)
+from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
     GATE_DIGEST_TAG,
@@ -19,21 +27,17 @@ from mlflow_deploy_plugin.registry import (
     GATE_REASON_TAG,
     GATE_TAG,
     PASSED_WITHOUT_EVALUATION,
-    STARTED_AT,
     GateStatus,
-    ResolvedModel,
-    StageOrAlias,
     gate_status_of,
-    move_version,
-    parse_model_uri,
-    parse_stage_or_alias,
-    registered_version,
-    registry_client,
-    registry_errors,
-    rolled_back_refusal,
     tag_version,
+)
+from mlflow_deploy_plugin.registry.transitions import (
+    STARTED_AT,
+    StageOrAlias,
+    move_version,
+    parse_stage_or_alias,
+    rolled_back_refusal,
     version_at,
-    version_digest,
 )
 from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 

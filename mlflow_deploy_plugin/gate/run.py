@@ -16,7 +16,10 @@ from mlflow_deploy_plugin.gate.judge import EvaluationData, judge
 from mlflow_deploy_plugin.gate.policy import ALL_PERMISSIONS, GatePolicy, Permissions, PolicyChoice, choose_policy
 from mlflow_deploy_plugin.gate.verdict import MAX_FIGURE, GateVerdict, verdict_as_html, verdict_as_json
 from mlflow_deploy_plugin.logs import ProgressCallback
-from mlflow_deploy_plugin.registry import (
+from mlflow_deploy_plugin.registry import ResolvedModel, registered_version, registry_client, registry_errors, resolve
+from mlflow_deploy_plugin.registry.model_files import version_digest
+from mlflow_deploy_plugin.registry.runs import LoggedRun, get_or_create_experiment, log_metrics, log_run
+from mlflow_deploy_plugin.registry.tags import (
     GATE_AGAINST_TAG,
     GATE_AT_TAG,
     GATE_DIGEST_TAG,
@@ -25,19 +28,9 @@ from mlflow_deploy_plugin.registry import (
     GATE_REPORT_TAG,
     GATE_TAG,
     MAX_TAG_LENGTH,
-    LoggedRun,
-    ResolvedModel,
-    get_or_create_experiment,
-    log_metrics,
-    log_run,
-    registered_version,
-    registry_client,
-    registry_errors,
-    resolve,
     tag_version,
-    version_at,
-    version_digest,
 )
+from mlflow_deploy_plugin.registry.transitions import version_at
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Store, open_store
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 from mlflow_deploy_plugin import protocols
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import as_text
+from mlflow_deploy_plugin.runtime.log_columns import as_text
 from mlflow_deploy_plugin.spool import Feedback
 from mlflow_deploy_plugin.tabular import FileFormat, csv_records, json_lines, open_parquet
 

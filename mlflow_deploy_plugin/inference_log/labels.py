@@ -41,7 +41,8 @@ from mlflow_deploy_plugin.inference_log.storage import (
 )
 from mlflow_deploy_plugin.inference_log.tables import combine_hashes, conform, contains, distinct, hash_ids, splitmix64
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import Array, as_key, as_text
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import as_key, as_text
 from mlflow_deploy_plugin.tabular import group_tables
 
 LABELS = "_labels"

@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.inference_log.tables import (
     unify_schemas,
 )
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.tabular import group_tables
 
 QUIET = timedelta(minutes=10)

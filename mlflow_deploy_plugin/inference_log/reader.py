@@ -31,7 +31,7 @@ from mlflow_deploy_plugin.inference_log.storage import (
 from mlflow_deploy_plugin.inference_log.tables import Sample, concat_tables, is_list, summarise_lists, unify_schemas
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, Window, window_at
 from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.tabular import group_tables
 

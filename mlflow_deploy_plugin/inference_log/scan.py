@@ -23,7 +23,8 @@ from mlflow_deploy_plugin.inference_log.storage import LogFile, LogLocation, lis
 from mlflow_deploy_plugin.inference_log.tables import IDENTITY, Deduplicator, hash_rows
 from mlflow_deploy_plugin.inference_log.windows import TimeRange, microseconds
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536

@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, requir
 from mlflow_deploy_plugin.inference_log.scan import SHADOW, microseconds_of
 from mlflow_deploy_plugin.inference_log.storage import LogLocation, wrap_log_errors, write_file
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, TimeRange
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 WATERMARKS = "_watermarks"
 """The folder below the log's root."""

@@ -22,9 +22,9 @@ from pyarrow import fs
 from mlflow_deploy_plugin.errors import InvalidConfig, NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.inference_log.windows import EPOCH, Window
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.statedir import write_atomically
+from mlflow_deploy_plugin.statedir.files import write_atomically
 
 FAILURES = "_failed"
 """The folder below the log's root that is a log of its own: requests that got no answer, without a model's columns."""

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.runtime import Array, as_text
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import as_text
 
 _COMPONENTS = 8
 _PROJECTIONS = 8

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from mlflow_deploy_plugin.manifests.kubernetes import SERVICE_NAME, kubernetes_documents
 from mlflow_deploy_plugin.manifests.served import Document, Place, dump_documents
-from mlflow_deploy_plugin.spec import IMAGE, EndpointSpec, spec_document
+from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
+from mlflow_deploy_plugin.spec.types import IMAGE
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors")
 """Fields of a spec that its values leave out: the chart's own key has the name, and monitors are in the store."""

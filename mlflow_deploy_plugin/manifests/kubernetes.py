@@ -27,7 +27,8 @@ from mlflow_deploy_plugin.manifests.served import (
     refuse_strangers,
     served_spec,
 )
-from mlflow_deploy_plugin.spec import SECRET_KEY, EndpointSpec, dump_spec, spec_document
+from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, spec_document
+from mlflow_deploy_plugin.spec.types import SECRET_KEY
 
 _INSTANCE = "app.kubernetes.io/instance"
 MANAGED_BY = {"app.kubernetes.io/managed-by": "onnxserve"}

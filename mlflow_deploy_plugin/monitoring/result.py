@@ -8,7 +8,8 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
-from mlflow_deploy_plugin.inference_log import EndpointLabels, InferenceLog, Window, open_log
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
+from mlflow_deploy_plugin.inference_log.labels import EndpointLabels
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
 from mlflow_deploy_plugin.settings import Settings

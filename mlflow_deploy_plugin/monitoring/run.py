@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.monitoring.kinds import drift, performance, service_le
 from mlflow_deploy_plugin.monitoring.reports.history import add_history
 from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result, past_windows
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, ReportData, WindowRequest
-from mlflow_deploy_plugin.registry import LoggedRun
+from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.spec import MonitorKind
 
 KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {

@@ -4,7 +4,3 @@ optimize   make a form, measure its loss and its speed beside its base, register
 forms      8-bit integers, 16-bit floats, pruned weights (`forms.py`, `fine_tuning.py`)
 profile    ONNX Runtime's profiler, read back (`profiler.py`)
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

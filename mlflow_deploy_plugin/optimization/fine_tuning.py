@@ -17,7 +17,8 @@ from torch import nn
 from mlflow_deploy_plugin.errors import ConversionError
 from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, take_rows
 from mlflow_deploy_plugin.flavor import save_model
-from mlflow_deploy_plugin.runtime import Array, read_artifact
+from mlflow_deploy_plugin.runtime import read_artifact
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 _BATCH = 64
 _RATE = 1e-3

@@ -25,7 +25,8 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from mlflow_deploy_plugin.errors import ConversionError
-from mlflow_deploy_plugin.runtime import Array, Feeds, describe_error, import_onnxruntime
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime
 
 Int8 = Literal["dynamic", "static"]
 

@@ -15,7 +15,8 @@ import numpy as np
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, take_rows
 from mlflow_deploy_plugin.registry import ResolvedModel
-from mlflow_deploy_plugin.runtime import FLAVOR, Feeds, OnnxModel, no_batch_dimension_reason, read_mlmodel, row_count
+from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, read_mlmodel
+from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, row_count
 
 SIZES = (1, 8, 1000)
 """Rows of a request whose latency is measured."""

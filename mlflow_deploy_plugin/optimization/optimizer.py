@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.errors import (
     Refused,
 )
 from mlflow_deploy_plugin.evaluation import (
-    Agreement,
     LoadedOnnx,
     MetricName,
     NamedArrays,
@@ -28,34 +27,36 @@ from mlflow_deploy_plugin.evaluation import (
     downloaded_version,
     graph_digest,
     load_dataset,
-    load_rows,
     reference_rows,
     take_rows,
-    torch_original,
 )
+from mlflow_deploy_plugin.evaluation.adversarial import torch_original
+from mlflow_deploy_plugin.evaluation.agreement import Agreement
+from mlflow_deploy_plugin.evaluation.dataset import load_rows
 from mlflow_deploy_plugin.gate import choose_policy
 from mlflow_deploy_plugin.logs import ProgressCallback
 from mlflow_deploy_plugin.optimization import forms, saved_form
 from mlflow_deploy_plugin.optimization.measure import SIZES, FormCost, load_onnx, measure_forms, try_out
 from mlflow_deploy_plugin.processes import ProcessCrashed, Worker
 from mlflow_deploy_plugin.registry import (
-    DATA_DIGEST_TAG,
-    OPTIMIZED_FROM_TAG,
-    OPTIMIZED_WITH_TAG,
-    PARENT_TAG,
     PARITY_TAG,
-    TRAINING_TAG,
     ResolvedModel,
     check_new_name,
-    get_or_create_experiment,
-    log_flavor,
-    log_metrics,
     registry_client,
     registry_errors,
     resolve,
 )
-from mlflow_deploy_plugin.runtime import Array, Feeds, OnnxModel, row_count, slice_feeds
-from mlflow_deploy_plugin.statedir import temporary_folder
+from mlflow_deploy_plugin.registry.runs import get_or_create_experiment, log_flavor, log_metrics
+from mlflow_deploy_plugin.registry.tags import (
+    DATA_DIGEST_TAG,
+    OPTIMIZED_FROM_TAG,
+    OPTIMIZED_WITH_TAG,
+    PARENT_TAG,
+    TRAINING_TAG,
+)
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count, slice_feeds
+from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 MIN_ROWS = 100
 """Fewer rows say nothing about a loss of one in a hundred."""

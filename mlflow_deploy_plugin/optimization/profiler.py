@@ -17,10 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.evaluation import downloaded_version, load_rows, reference_rows, take_rows
+from mlflow_deploy_plugin.evaluation import downloaded_version, reference_rows, take_rows
+from mlflow_deploy_plugin.evaluation.dataset import load_rows
 from mlflow_deploy_plugin.optimization.measure import load_onnx
 from mlflow_deploy_plugin.registry import registry_client, registry_errors, resolve
-from mlflow_deploy_plugin.runtime import Feeds, OnnxModel, import_onnxruntime, repeat_row, row_count, session_options
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import Feeds, repeat_row, row_count
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime, session_options
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

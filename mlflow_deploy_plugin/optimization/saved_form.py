@@ -16,8 +16,9 @@ from mlflow.utils.file_utils import get_total_file_size
 
 from mlflow_deploy_plugin.evaluation import LoadedOnnx, reference_rows
 from mlflow_deploy_plugin.flavor import ONNX_FILE, PARITY_FILE, write_graph
-from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OUTPUT_PREFIX, PREDICTION, OnnxModel, read_artifact
-from mlflow_deploy_plugin.runtime import to_log_columns as log_columns
+from mlflow_deploy_plugin.runtime import FLAVOR, MLMODEL, OnnxModel, read_artifact
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.runtime.log_columns import to_log_columns as log_columns
 
 
 def save_model(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.runtime import Array, Dtype
+from mlflow_deploy_plugin.runtime.feeds import Array, Dtype
 
 if TYPE_CHECKING:
     import pyarrow as pa

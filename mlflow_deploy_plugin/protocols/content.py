@@ -12,7 +12,8 @@ import numpy as np
 import orjson
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch, UnsupportedMediaType
-from mlflow_deploy_plugin.runtime import Array, short_repr
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.values import short_repr
 
 JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlflow_deploy_plugin.runtime import Array, pack_arrays, unpack_arrays
+from mlflow_deploy_plugin.runtime.feeds import Array, pack_arrays, unpack_arrays
 
 READY_MESSAGE, FAILED_MESSAGE = "ready", "failed"
 PART_MESSAGE = "part"

@@ -27,18 +27,10 @@ from mlflow_deploy_plugin.protocols.v2_tensors import (
     read_tensor_header,
     to_binary,
 )
-from mlflow_deploy_plugin.runtime import (
-    PYTHON_FUNCTION,
-    Array,
-    Artifact,
-    Feeds,
-    KeyedSchema,
-    Schema,
-    fits_shape,
-    no_batch_dimension_reason,
-    shape_text,
-    short_repr,
-)
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Schema
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, no_batch_dimension_reason
+from mlflow_deploy_plugin.runtime.keyed_schema import KeyedSchema
+from mlflow_deploy_plugin.runtime.values import fits_shape, shape_text, short_repr
 from mlflow_deploy_plugin.version import __version__
 
 OCTETS = "application/octet-stream"

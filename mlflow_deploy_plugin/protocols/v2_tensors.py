@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime import Array, Dtype, short_repr
+from mlflow_deploy_plugin.runtime.feeds import Array, Dtype
+from mlflow_deploy_plugin.runtime.values import short_repr
 
 MAX_RANK = 32
 """The dimensions that numpy allows; the product of a million sizes would take hours."""

@@ -30,17 +30,10 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.protocols import JSON, SideMessage
-from mlflow_deploy_plugin.runtime import (
-    INPUT_EXAMPLE,
-    Array,
-    ExplainedFeature,
-    Feeds,
-    OnnxModel,
-    cast_columns,
-    explained_columns,
-    explained_features,
-    explained_outputs,
-)
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, ExplainedFeature, OnnxModel, explained_features
+from mlflow_deploy_plugin.runtime.explained import explained_columns, explained_outputs
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.log_columns import cast_columns
 from mlflow_deploy_plugin.tabular import read_parquet
 
 BACKGROUND_ROWS = 100

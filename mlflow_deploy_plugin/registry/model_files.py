@@ -185,12 +185,8 @@ class LoggedColumns:
 
 def logged_columns(source: str) -> LoggedColumns:
     """Return the columns of the model at `source` (of a `ResolvedModel`). Raises as `fetch_mlmodel`."""
-    from mlflow_deploy_plugin.runtime import (  # imported late: a quarter of a second
-        COLUMN_TYPES,
-        FLAVOR,
-        OUTPUT_PREFIX,
-        PREDICTION,
-    )
+    from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR  # imported late: a quarter of a second
+    from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 
     info = fetch_mlmodel(source)
     inputs = info.signature.inputs if info.signature is not None else None

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.spec import Device, ProviderOptions
+from mlflow_deploy_plugin.spec import Device
+from mlflow_deploy_plugin.spec.parts import ProviderOptions
 
 if TYPE_CHECKING:
     import onnxruntime as ort

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.statedir import file_identity
+from mlflow_deploy_plugin.statedir.files import file_identity
 
 if TYPE_CHECKING:
     from gunicorn.config import Config

@@ -73,7 +73,7 @@ def _compute_on(device: Device, device_ids: Sequence[int]) -> None:
     # imported here: the supervisor calls this function in another process, and needs no numpy itself
     import numpy as np
 
-    from mlflow_deploy_plugin.runtime import Placement, check_device_libraries, import_onnxruntime, open_session
+    from mlflow_deploy_plugin.runtime.session import Placement, check_device_libraries, import_onnxruntime, open_session
 
     check_device_libraries(import_onnxruntime(), device)
     with tempfile.NamedTemporaryFile(suffix=".onnx") as file:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.runtime import available_cores
+from mlflow_deploy_plugin.runtime.session import available_cores
 from mlflow_deploy_plugin.server.http.limits import (
     FIELD_BYTES,
     FIELDS,
@@ -22,8 +22,11 @@ from mlflow_deploy_plugin.server.http.limits import (
     REQUEST_LINE_BYTES,
 )
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import ServerSpec, WorkerClass
-from mlflow_deploy_plugin.statedir import METRICS, make_metrics_folder, remove_metrics, shared_memory, worker_file
+from mlflow_deploy_plugin.spec import ServerSpec
+from mlflow_deploy_plugin.spec.parts import WorkerClass
+from mlflow_deploy_plugin.statedir import remove_metrics
+from mlflow_deploy_plugin.statedir.files import METRICS, worker_file
+from mlflow_deploy_plugin.statedir.metric_files import make_metrics_folder, shared_memory
 
 if TYPE_CHECKING:
     from gunicorn.arbiter import Arbiter

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotInstalled, RuntimeMissing
-from mlflow_deploy_plugin.processes import (
+from mlflow_deploy_plugin.processes import exit_reason
+from mlflow_deploy_plugin.processes.child import (
     Crashes,
     SupervisedChild,
     SupervisedChildren,
     adopt_orphans,
     awaiting_signals,
-    exit_reason,
     signal_group,
 )
 from mlflow_deploy_plugin.server.certificates import open_tls
@@ -38,22 +38,20 @@ from mlflow_deploy_plugin.server.gunicorn_conf import gunicorn_command
 from mlflow_deploy_plugin.server.listener import SharedListener, shared_listener
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import ServerSpec, is_loopback, load_specs, reachable_url
-from mlflow_deploy_plugin.statedir import (
+from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted
+from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     SERVER,
     SPEC,
     SPOOL,
     WANTED,
-    AgentState,
-    Phase,
-    ServerState,
-    Wanted,
     is_alive,
     make_local_key,
     read_state,
     read_workers,
     write_state,
 )
+from mlflow_deploy_plugin.statedir.models import Phase
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import Batcher, Feeds, Predictor, Schema, sent_arrays, with_keys
+from mlflow_deploy_plugin.runtime import Schema
+from mlflow_deploy_plugin.runtime.batcher import Batcher
+from mlflow_deploy_plugin.runtime.feeds import Feeds, sent_arrays
+from mlflow_deploy_plugin.runtime.keyed_schema import with_keys
+from mlflow_deploy_plugin.runtime.model import Predictor
 from mlflow_deploy_plugin.spec import CaptureSpec, StickySpec
-from mlflow_deploy_plugin.spool import CapturedModel
+from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,19 +19,16 @@ import orjson
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.messages import did_you_mean
-from mlflow_deploy_plugin.runtime import (
+from mlflow_deploy_plugin.runtime import Column, Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import (
     OUTPUT_PREFIX,
     PREDICTION,
-    Array,
-    Column,
-    Input,
-    Schema,
-    Tensor,
     as_key,
     only_answer_columns,
     output_column,
 )
-from mlflow_deploy_plugin.statedir import read_or_make_secret
+from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 
 MASK_KEY = "mask.key"
 """The file in a server's state folder. Another server with a copy of it makes the same hashes."""

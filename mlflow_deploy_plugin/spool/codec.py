@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array, Dtype, as_table
+from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, as_table
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask, Value, decode_model
 from mlflow_deploy_plugin.spool.frames import REFERRING
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 SUFFIX = ".seg"
 SHIPPED = ".shipped"

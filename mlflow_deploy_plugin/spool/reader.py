@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import FeedbackFrame, Layout, decode_feedback, decode_layout
 from mlflow_deploy_plugin.spool.frames import FEEDBACK_KIND, FRAME, Frames, find_frames, payload_at

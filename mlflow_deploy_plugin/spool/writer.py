@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow_deploy_plugin.runtime import Array, NarrowedFeeds
+from mlflow_deploy_plugin.runtime.feeds import Array, NarrowedFeeds
 from mlflow_deploy_plugin.spool.captured_model import MASK_KEY, CapturedModel, ColumnMask, encode_model
 from mlflow_deploy_plugin.spool.codec import EncodingPlan, Feedback, RequestEncoder, RequestRecord, encode_feedback
 from mlflow_deploy_plugin.spool.frames import (

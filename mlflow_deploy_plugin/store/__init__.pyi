@@ -1,32 +1,21 @@
 from .alerts import Alert as Alert
 from .alerts import Alerts as Alerts
-from .alerts import Silence as Silence
 from .alerts import Silences as Silences
 from .audit import AuditEvent as AuditEvent
 from .audit import current_actor as current_actor
 from .audit import move_detail as move_detail
 from .database import open_store as open_store
-from .database import utc_now as utc_now
-from .expiry import MIN_DAYS as MIN_DAYS
 from .expiry import expire as expire
-from .keys import ApiKey as ApiKey
 from .keys import ApiKeys as ApiKeys
-from .leases import Lease as Lease
-from .leases import LeaseKeeper as LeaseKeeper
 from .leases import held_lease as held_lease
-from .monitors import MonitorKey as MonitorKey
 from .monitors import Monitors as Monitors
-from .monitors import MonitorState as MonitorState
 from .monitors import MonitorWindow as MonitorWindow
-from .monitors import read_counts as read_counts
 from .retrainings import Retraining as Retraining
 from .retrainings import Retrainings as Retrainings
-from .retrainings import WaitsFor as WaitsFor
 from .store import Endpoint as Endpoint
 from .store import Rollout as Rollout
 from .store import Store as Store
 from .store import unknown_endpoint as unknown_endpoint
 from .tables import Json as Json
-from .tables import RetrainingFigures as RetrainingFigures
 
 __all__: list[str]

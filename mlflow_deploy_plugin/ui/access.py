@@ -18,8 +18,8 @@ from types import ModuleType
 from flask import Flask, g, request
 from flask.sessions import SecureCookieSessionInterface
 
-from mlflow_deploy_plugin.registry import models_served_by
-from mlflow_deploy_plugin.statedir import read_or_make_secret
+from mlflow_deploy_plugin.registry.transitions import models_served_by
+from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 from mlflow_deploy_plugin.store import AuditEvent, Store
 
 try:

@@ -21,21 +21,18 @@ from typing import TYPE_CHECKING
 
 import requests
 
-from mlflow_deploy_plugin.controller import rollback_target
-from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, rollout_traffic_refusal
+from mlflow_deploy_plugin.controller.rollouts.rollback import rollback_target
+from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.lifecycle import rollout_traffic_refusal
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.gate import GatePolicy, require_mlflow_artifact
+from mlflow_deploy_plugin.gate.policy import GatePolicy, require_mlflow_artifact
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import (
-    PreviousVersion,
-    StageOrAlias,
-    gate_status_of,
-    redact_addresses,
-    registered_model_names,
-    rolled_back_refusal,
-)
+from mlflow_deploy_plugin.registry import redact_addresses
+from mlflow_deploy_plugin.registry.model_uri import registered_model_names
+from mlflow_deploy_plugin.registry.tags import gate_status_of
+from mlflow_deploy_plugin.registry.transitions import PreviousVersion, StageOrAlias, rolled_back_refusal
 from mlflow_deploy_plugin.settings import Settings, load_settings
-from mlflow_deploy_plugin.statedir import read_state, write_state
+from mlflow_deploy_plugin.statedir.files import read_state, write_state
 from mlflow_deploy_plugin.store import Endpoint, Json, Store, open_store
 from mlflow_deploy_plugin.ui.jobs import Job
 
@@ -256,7 +253,8 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
 
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
-    from mlflow_deploy_plugin.gate import Permissions, promote, run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate import promote, run_gate, verdict_of_served
+    from mlflow_deploy_plugin.gate.policy import Permissions
 
     model, version = job.arguments["model"], job.arguments["version"]
     allowed = Permissions(code=False, files=not job.has_account)

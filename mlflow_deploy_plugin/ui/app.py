@@ -19,7 +19,7 @@ from flask import Blueprint, Flask, Response, make_response, redirect, render_te
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.registry import event_as_json, event_history
+from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history
 from mlflow_deploy_plugin.settings import (
     DEFAULT_WORKSPACE,
     active_workspace,

@@ -31,19 +31,18 @@ from flask import Flask, Response, jsonify, make_response
 
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.gate import policy_from_tags
-from mlflow_deploy_plugin.registry import (
+from mlflow_deploy_plugin.gate.policy import policy_from_tags
+from mlflow_deploy_plugin.registry.model_files import is_loading_trace
+from mlflow_deploy_plugin.registry.tags import (
     ERROR_TAG,
     GATE_DIGEST_TAG,
     GATE_POLICY_DIGEST_TAG,
     GATE_POLICY_TAG,
     GATE_TAG,
-    ROLLED_BACK_TAG,
     GateStatus,
-    StageOrAlias,
     gate_status_of,
-    is_loading_trace,
 )
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, StageOrAlias
 from mlflow_deploy_plugin.runtime import MLMODEL, combine_hashes
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import Json, Store, move_detail, open_store

@@ -18,7 +18,8 @@ from pydantic import Field
 
 from mlflow_deploy_plugin.errors import TooManyRequests
 from mlflow_deploy_plugin.processes import Child, exit_reason
-from mlflow_deploy_plugin.statedir import State, is_alive, read_state, write_state
+from mlflow_deploy_plugin.statedir.files import is_alive, read_state, write_state
+from mlflow_deploy_plugin.statedir.models import State
 from mlflow_deploy_plugin.store import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"

@@ -8,7 +8,7 @@ from datetime import datetime, time, timedelta
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-from mlflow_deploy_plugin.monitoring import mark_of
+from mlflow_deploy_plugin.monitoring.result import mark_of
 from mlflow_deploy_plugin.settings import workspace_query
 from mlflow_deploy_plugin.store import MonitorWindow
 

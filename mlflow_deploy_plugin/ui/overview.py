@@ -21,19 +21,16 @@ from mlflow_deploy_plugin.deployments import (
     total_metrics,
 )
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused, RegistryUnavailable
-from mlflow_deploy_plugin.gate import GatePolicy, policy_from_tags
+from mlflow_deploy_plugin.gate.policy import GatePolicy, policy_from_tags
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import (
+from mlflow_deploy_plugin.registry import all_versions, parse_model_uri
+from mlflow_deploy_plugin.registry.model_uri import registered_model_names, registered_model_uris
+from mlflow_deploy_plugin.registry.tags import GateStatus, gate_status_of
+from mlflow_deploy_plugin.registry.transitions import (
     ROLLED_BACK_TAG,
-    GateStatus,
     StageOrAlias,
-    all_versions,
     event_history,
-    gate_status_of,
-    parse_model_uri,
     parse_stage_or_alias,
-    registered_model_names,
-    registered_model_uris,
     without_step_events,
 )
 from mlflow_deploy_plugin.settings import Settings

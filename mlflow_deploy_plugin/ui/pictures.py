@@ -13,16 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 
-from mlflow_deploy_plugin.deployments import (
-    CountedInterval,
-    Deployments,
-    HistoryByServer,
-    ObservedEndpoint,
-    VersionCounters,
-)
+from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, VersionCounters
+from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, HistoryByServer
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.spec import EndpointSpec
-from mlflow_deploy_plugin.statedir import HISTORY_INTERVALS, Span
+from mlflow_deploy_plugin.statedir import Span
+from mlflow_deploy_plugin.statedir.history import HISTORY_INTERVALS
 from mlflow_deploy_plugin.store import Json, Monitors, Rollout, Store
 from mlflow_deploy_plugin.ui.charts import COLOURS, LineChart, Series, Unit, ago_axis, duration, line_chart, since_axis
 from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict

@@ -22,7 +22,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.deployments import get_deploy_client
 
-from mlflow_deploy_plugin.controller import EvaluatedWindow
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow
 from mlflow_deploy_plugin.errors import NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.reports.log import PAGE as REPORT

@@ -8,8 +8,9 @@ onnxserve/DEPLOYMENT.
 
 import argparse
 
-from mlflow_deploy_plugin.controller import EvaluatedWindow, find_monitor, judge_and_log, run_window
-from mlflow_deploy_plugin.deployments import open_deployments
+from mlflow_deploy_plugin.controller.monitors.evaluation import EvaluatedWindow, judge_and_log
+from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.inference_log import Window, parse_window
 from projects.command import one_line_errors
 

@@ -22,8 +22,10 @@ import mlflow
 import numpy as np
 import pandas as pd
 
-from mlflow_deploy_plugin.deployments import Deployments, open_deployments
-from mlflow_deploy_plugin.inference_log import InferenceLog, Window, microseconds, open_log, window_at
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window, microseconds, open_log
+from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.store import Retraining, Retrainings
 from projects.command import one_line_errors

@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.gate import run_gate
-from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from projects.flight_delay.data import DAY, EVENT_TIME, FEATURES, HELD_OUT_DAYS, LABEL, choose_days
 from projects.flight_delay.fitting import build_pipeline, score
 from projects.flight_delay.training_data import load_training_data

@@ -1,6 +1,8 @@
 """`Follower` round by round: it decides which versions are wanted, and when the registry is polled."""
 
-from mlflow_deploy_plugin.statedir import AGENT, LOOK, SPEC, AgentState, ShippingState, read_state
+from mlflow_deploy_plugin.statedir import AgentState
+from mlflow_deploy_plugin.statedir.files import AGENT, LOOK, SPEC, read_state
+from mlflow_deploy_plugin.statedir.models import ShippingState
 from tests.support.fake_registry import STAGE, Case
 
 

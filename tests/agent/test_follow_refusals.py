@@ -3,7 +3,8 @@
 import subprocess
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.statedir import LOADING, SPEC, LoadedVariant, LoadingState, write_state
+from mlflow_deploy_plugin.statedir.files import LOADING, SPEC, write_state
+from mlflow_deploy_plugin.statedir.models import LoadedVariant, LoadingState
 from tests.support.fake_registry import STAGE, Case
 from tests.support.refusals import mentions
 

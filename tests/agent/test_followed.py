@@ -3,7 +3,9 @@ from pathlib import Path
 from typing import Any
 
 from mlflow_deploy_plugin.agent.followed import FollowedModel, ModelRef, checkpoint, restore_checkpoint
-from mlflow_deploy_plugin.statedir import WANTED, FetchedVersion, Wanted, write_state
+from mlflow_deploy_plugin.statedir import Wanted
+from mlflow_deploy_plugin.statedir.files import WANTED, write_state
+from mlflow_deploy_plugin.statedir.models import FetchedVersion
 
 MakeModel = Callable[..., Path]
 STAGE = ModelRef("models:/x/Production", "gate=passed")

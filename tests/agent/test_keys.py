@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.keys import api_key_fetcher
-from mlflow_deploy_plugin.statedir import KEYS, KeyEntry, ValidKeys, read_state
+from mlflow_deploy_plugin.statedir import KeyEntry, ValidKeys
+from mlflow_deploy_plugin.statedir.files import KEYS, read_state
 from mlflow_deploy_plugin.store import ApiKeys, open_store
 from tests.support.waiting import wait_until
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.statedir import METRICS, SPEC
+from mlflow_deploy_plugin.statedir.files import METRICS, SPEC
 from tests.support.refusals import mentions
 from tests.support.shipping import files, write
 

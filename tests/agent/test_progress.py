@@ -20,7 +20,8 @@ from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
-from mlflow_deploy_plugin.statedir import METRICS, WANTED, Wanted, WantedEndpoint, write_state
+from mlflow_deploy_plugin.statedir import Wanted, WantedEndpoint
+from mlflow_deploy_plugin.statedir.files import METRICS, WANTED, write_state
 from mlflow_deploy_plugin.statedir.metric_files import read_capture_counters, save_capture_counters
 from tests.support.clocks import Clock
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.agent.ship import Shipper
-from mlflow_deploy_plugin.inference_log import open_log, parse_window, read_labels
+from mlflow_deploy_plugin.inference_log import open_log, parse_window
+from mlflow_deploy_plugin.inference_log.labels import read_labels
 from mlflow_deploy_plugin.spool.codec import Feedback
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from tests.support.shipping import NOON, files, forget_what_is_shipped, rows, write

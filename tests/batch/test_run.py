@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.batch import BatchPlan, manifest, run_batch
 from mlflow_deploy_plugin.batch.run import BatchProgress
 from mlflow_deploy_plugin.errors import AlreadyExists, OnnxserveError
 from mlflow_deploy_plugin.inference_log import LogLocation
-from mlflow_deploy_plugin.tabular import unfinished_stem
+from mlflow_deploy_plugin.tabular.files import unfinished_stem
 from tests.support.models import mixed_model
 from tests.support.pyfuncs import Days
 from tests.support.refusals import mentions

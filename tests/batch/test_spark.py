@@ -14,7 +14,7 @@ import pytest
 
 from mlflow_deploy_plugin.batch import BatchPlan, predict_frame, run_batch
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.processes import spark_session
+from mlflow_deploy_plugin.processes.spark import spark_session
 from tests.support.models import tensor_model
 from tests.support.waiting import free_port, wait_until
 

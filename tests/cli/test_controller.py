@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlflow_deploy_plugin import controller
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.controller import STORE_LEASE
+from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import add_variant, new_endpoint
+from mlflow_deploy_plugin.spec import new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant
 from mlflow_deploy_plugin.store import Store, open_store
 from mlflow_deploy_plugin.store.retrainings import Retrainings
 from tests.support.clusters import silent_api
@@ -29,9 +29,8 @@ from tests.support.rollouts import PLAN as ROLLOUT
 
 CODE = """
 import sys
-from mlflow_deploy_plugin import controller
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.controller import STORE_LEASE
+from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
 try:
     main(sys.argv[2:])
 finally:
@@ -69,6 +68,7 @@ def test_what_the_store_knows_is_said_without_mlflow_and_arrow(
     assert said.stdout.endswith("[]\n")
 
 
+TRIGGER = "mlflow_deploy_plugin.controller.retraining.trigger.request_retraining"
 PLAN = {
     "endpoint": "flights",
     "model": "X",
@@ -124,7 +124,7 @@ def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
 
 def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = Retrainings(store).add("flights", "accuracy", "X", {"kind": "asked", "why": "new"}, PLAN, "waiting")
-    monkeypatch.setattr("mlflow_deploy_plugin.controller.request_retraining", lambda *_: begun)
+    monkeypatch.setattr(TRIGGER, lambda *_: begun)
     store.acquire_lease(STORE_LEASE, "controller@here", 15.0)
     assert mentions(ask("flights").output, "controller@here", "`onnxserve retrain --list`")
 
@@ -141,7 +141,7 @@ def test_the_list_says_why_and_what_became_of_it(store: Store) -> None:
 def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     cause = {"kind": "asked", "why": "asked by ada"}
     begun = Retrainings(store).add("flights", "accuracy", "X", cause, PLAN, "waiting")
-    monkeypatch.setattr(controller, "request_retraining", lambda *_: begun)
+    monkeypatch.setattr(TRIGGER, lambda *_: begun)
 
     asked = ask("flights", "--wait")
 

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.spec import MonitorKind, field_reference
+from mlflow_deploy_plugin.spec import MonitorKind
+from mlflow_deploy_plugin.spec.document import field_reference
 from mlflow_deploy_plugin.spec.parts import Device
 from mlflow_deploy_plugin.statedir.models import Scope
 from mlflow_deploy_plugin.tabular import FileFormat

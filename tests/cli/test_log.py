@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.cli.log import size_text, table_lines
-from mlflow_deploy_plugin.inference_log import Label
+from mlflow_deploy_plugin.inference_log.labels import Label
 from mlflow_deploy_plugin.inference_log.query import QueryResult
 from tests.support.commands import said
 from tests.support.inference_log import LogWriter

@@ -10,8 +10,8 @@ import mlflow
 import pytest
 from click.testing import CliRunner, Result
 
-from mlflow_deploy_plugin import controller
 from mlflow_deploy_plugin.cli import main
+from mlflow_deploy_plugin.controller.monitors import evaluation
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.store import Alert, Alerts, Store, open_store
@@ -120,15 +120,15 @@ def test_ctrl_c_ends_a_backfill_and_the_same_command_goes_on(
     for days in (30, 31):
         capture(home, CALM + days * DAY)
     command = ["backfill", "flights", "daily", "--from", "2013-07-31", "--to", "2013-08-02"]
-    judge = controller.judge_and_log
+    judge = evaluation.judge_and_log
 
-    def interrupted(asked: WindowRequest) -> controller.EvaluatedWindow:
+    def interrupted(asked: WindowRequest) -> evaluation.EvaluatedWindow:
         if asked.window.start == CALM + 31 * DAY:
             raise KeyboardInterrupt
         return judge(asked)
 
     with monkeypatch.context() as person:
-        person.setattr(controller, "judge_and_log", interrupted)
+        person.setattr(evaluation, "judge_and_log", interrupted)
         ended = invoke(*command)
 
     assert ended.exit_code == 130

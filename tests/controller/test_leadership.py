@@ -12,7 +12,8 @@ from mlflow_deploy_plugin.controller.leadership import LEADS, STORE_LEASE, lead_
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import LeaseKeeper, open_store
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from tests.support.clusters import kubeconfig
 from tests.support.waiting import wait_until
 

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, event
 
 from mlflow_deploy_plugin.controller.metrics import StoreMetrics, start_metrics_server
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
-from mlflow_deploy_plugin.monitoring import record_failure
+from mlflow_deploy_plugin.monitoring.alerts.record import record_failure
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec
 from mlflow_deploy_plugin.store import Store, open_store

@@ -4,7 +4,8 @@ from contextlib import closing
 from pathlib import Path
 
 from mlflow_deploy_plugin.controller.snapshot import served_model, take_snapshot
-from mlflow_deploy_plugin.deployments import MetricsByServer, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.deployments import MetricsByServer, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.errors import InvalidConfig, Refused
 from mlflow_deploy_plugin.spec import new_endpoint

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.controller import (
+from mlflow_deploy_plugin.controller import rollback
+from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
+from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
+from mlflow_deploy_plugin.controller.rollouts.commands import (
     RolloutRequest,
     command_rollout,
-    find_monitor,
     last_rollout,
-    request_retraining,
     require_controller,
-    rollback,
 )
 from mlflow_deploy_plugin.controller.work import next_fire
 from mlflow_deploy_plugin.deployments import Deployments

@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_deploy_plugin.deployments import Deployment, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.deployments import ObservedEndpoint
+from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.description import describe, describe_endpoint
-from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import LoadedVariant, RefusedVersion, WantedEndpoint, WantedVariant, WorkerState
+from mlflow_deploy_plugin.deployments.lifecycle import Deployment
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant
+from mlflow_deploy_plugin.statedir import RefusedVersion, WantedEndpoint, WantedVariant, WorkerState
+from mlflow_deploy_plugin.statedir.models import LoadedVariant
 from mlflow_deploy_plugin.store import Endpoint
 from tests.support.models import write_model
 from tests.support.tracking import tracking_at

@@ -18,9 +18,9 @@ from mlflow.deployments import BaseDeploymentClient
 from mlflow.deployments.cli import commands
 from mlflow.exceptions import MlflowException
 
-from mlflow_deploy_plugin.deployments import open_deployments
 from mlflow_deploy_plugin.deployments.backends.targets import parse_target
 from mlflow_deploy_plugin.deployments.endpoints import Endpoints
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint

@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.deployments.server_client import ServerSession, post, 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotReady, OnnxserveError, TooManyRequests
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.statedir import LOCAL_KEY, SERVER, ServerState, write_state
+from mlflow_deploy_plugin.statedir import ServerState
+from mlflow_deploy_plugin.statedir.files import LOCAL_KEY, SERVER, write_state
 from tests.support.refusals import refused
 
 

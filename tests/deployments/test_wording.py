@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin.deployments import Deployments, parse_target, read_rows
+from mlflow_deploy_plugin.deployments import Deployments, parse_target
+from mlflow_deploy_plugin.deployments.batch_prediction import read_rows
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.cli import main
-from mlflow_deploy_plugin.images import planned_image
+from mlflow_deploy_plugin.images.build import planned_image
 from mlflow_deploy_plugin.images.engine import build, image_fields
 from tests.docker.conftest import HARDENED, ROOT, send
 from tests.docker.test_image import ROWS, log_version

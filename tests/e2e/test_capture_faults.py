@@ -24,7 +24,7 @@ import requests
 
 from mlflow_deploy_plugin.inference_log import Watermark, open_log, parse_window, read_watermarks
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.statedir import SPOOL, read_workers
+from mlflow_deploy_plugin.statedir.files import SPOOL, read_workers
 from tests.support.models import write_model
 from tests.support.refusals import mentions
 from tests.support.services.s3 import Bucket, s3_server

@@ -34,7 +34,7 @@ LEFT_OUT = {
     "dev": "what `make install` installs",
 }
 ROOMS = {
-    "cpu": "from mlflow_deploy_plugin.runtime import import_onnxruntime; import_onnxruntime().InferenceSession",
+    "cpu": "from mlflow_deploy_plugin.runtime.session import import_onnxruntime; import_onnxruntime().InferenceSession",
     "monitoring": "import evidently, matplotlib, apprise, mlflow_deploy_plugin.inference_log.query, "
     "mlflow_deploy_plugin.monitoring.run, mlflow_deploy_plugin.monitoring.reports, mlflow_deploy_plugin.cli.monitor",
     "controller": "import mlflow_deploy_plugin.controller.leadership, mlflow_deploy_plugin.cli.controller",

@@ -20,7 +20,7 @@ from mlflow.deployments import get_deploy_client
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
 from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, start_rollout
-from mlflow_deploy_plugin.deployments import open_deployments
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, open_store
 from tests.support.models import FAILING, adder, parse_graph

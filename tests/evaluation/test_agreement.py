@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation import LoadedOnnx, compare_with_base, load_version
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, compare_with_base
+from mlflow_deploy_plugin.evaluation.model import load_version
 from tests.support.classifiers import labelled, write_classifier, write_regressor
 
 ROWS = labelled(500, seed=3)

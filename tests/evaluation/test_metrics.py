@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.evaluation.metrics import MetricComparison, default_metric, paired_bootstrap, weighted_metric
 from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.evaluation.names import MetricName
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 ROWS = 300
 

@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     ParityError,
 )
-from mlflow_deploy_plugin.exporter import FORMATS, exporting
+from mlflow_deploy_plugin.exporter import exporting
+from mlflow_deploy_plugin.exporter.exporting import FORMATS
 from mlflow_deploy_plugin.exporter.runner import METADATA_KEY, Model
 from mlflow_deploy_plugin.flavor import load_model, save_model
 from mlflow_deploy_plugin.runtime import OnnxModel

@@ -6,7 +6,7 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.policy import GatePolicy, PolicyChoice, choose_policy, parse_policy
-from mlflow_deploy_plugin.registry import StageOrAlias
+from mlflow_deploy_plugin.registry.transitions import StageOrAlias
 from tests.support.refusals import mentions, refused
 
 

@@ -8,7 +8,8 @@ from mlflow_deploy_plugin.errors import GateRefused, InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.policy import Permissions
 from mlflow_deploy_plugin.gate.promotion import promote
 from mlflow_deploy_plugin.gate.run import run_gate
-from mlflow_deploy_plugin.registry import resolve, version_digest
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 from tests.support.refusals import mentions, refused

@@ -9,7 +9,8 @@ from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.gate.run import run_gate, verdict_of_served
-from mlflow_deploy_plugin.registry import resolve, version_digest
+from mlflow_deploy_plugin.registry import resolve
+from mlflow_deploy_plugin.registry.model_files import version_digest
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.store import AuditEvent, open_store
 from tests.support.refusals import mentions

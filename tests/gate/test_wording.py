@@ -6,7 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.errors import InvalidConfig, OnnxserveError
-from mlflow_deploy_plugin.gate import parse_policy, promote
+from mlflow_deploy_plugin.gate import promote
+from mlflow_deploy_plugin.gate.policy import parse_policy
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ import pytest
 import requests
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable
-from mlflow_deploy_plugin.runtime import Placement, open_session
 from mlflow_deploy_plugin.runtime.binding import BoundSession, pinned_empty
+from mlflow_deploy_plugin.runtime.session import Placement, open_session
 from mlflow_deploy_plugin.server.device import require_device
-from mlflow_deploy_plugin.spec import ProviderOptions
+from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import parse_graph, write_model
 from tests.support.serving import Served
 

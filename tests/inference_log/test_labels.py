@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, open_l
 from mlflow_deploy_plugin.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.tables import contains
 from mlflow_deploy_plugin.inference_log.windows import microseconds, parse_window
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 from tests.support.inference_log import LogWriter
 
 RECEIVED = 1_372_636_800_000_000

@@ -9,22 +9,18 @@ import pytest
 from pyarrow.fs import FileSelector, LocalFileSystem
 
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log import (
-    InferenceLog,
-    Label,
-    LabelMatches,
-    LogLocation,
-    View,
-    labels_table,
+from mlflow_deploy_plugin.inference_log import InferenceLog, LogLocation, View, microseconds
+from mlflow_deploy_plugin.inference_log.labels import Label, LabelMatches, labels_table
+from mlflow_deploy_plugin.inference_log.reader import (
+    MAX_ROWS,
+    WindowRows,
     match_labels,
-    microseconds,
-    parse_time_range,
+    open_log,
     require_endpoint,
     view_schema,
     view_tables,
 )
-from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows, open_log
-from mlflow_deploy_plugin.inference_log.windows import parse_window
+from mlflow_deploy_plugin.inference_log.windows import parse_time_range, parse_window
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)

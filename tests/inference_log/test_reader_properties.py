@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.inference_log.maintenance import compact, expire
 from mlflow_deploy_plugin.inference_log.reader import InferenceLog, View, open_log, view_tables
 from mlflow_deploy_plugin.inference_log.stats import LabelCounts, log_stats
 from mlflow_deploy_plugin.inference_log.windows import Window
-from mlflow_deploy_plugin.runtime import as_key, as_text
+from mlflow_deploy_plugin.runtime.log_columns import as_key, as_text
 from tests.support.inference_log import LogWriter
 
 DAY = datetime(2013, 7, 1, tzinfo=UTC)

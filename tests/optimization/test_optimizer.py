@@ -14,10 +14,10 @@ from mlflow import MlflowClient
 
 import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, ParityError
-from mlflow_deploy_plugin.evaluation import Agreement
+from mlflow_deploy_plugin.evaluation.agreement import Agreement
 from mlflow_deploy_plugin.gate import run_gate
-from mlflow_deploy_plugin.optimization import MeasuredForm, Optimization, Recipe, choose, try_forms
 from mlflow_deploy_plugin.optimization.measure import FormCost
+from mlflow_deploy_plugin.optimization.optimizer import MeasuredForm, Optimization, Recipe, choose, try_forms
 from tests.support.classifiers import write_classifier
 from tests.support.models import write_model
 from tests.support.networks import network, network_rows, write_labelled, write_network

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import mlflow_deploy_plugin as onnxserve
-from mlflow_deploy_plugin.optimization import profile
+from mlflow_deploy_plugin.optimization.profiler import profile
 from tests.support.messages import message_of
 from tests.support.networks import write_network
 

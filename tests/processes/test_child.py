@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import CommandFailed
-from mlflow_deploy_plugin.processes import (
-    Child,
-    backoff_seconds,
-    exit_reason,
-    read_log_tail,
-    run_to_end,
-    signal_group,
-    signal_process,
-)
+from mlflow_deploy_plugin.processes import Child, backoff_seconds, exit_reason, read_log_tail, signal_process
+from mlflow_deploy_plugin.processes.child import run_to_end, signal_group
 from tests.support.macos import MACOS
 from tests.support.waiting import is_gone, wait_until
 
@@ -42,7 +35,7 @@ time.sleep(600)
 """
 READS = """
 import os, socket, subprocess, sys, time
-from mlflow_deploy_plugin.processes import requests_of_parent
+from mlflow_deploy_plugin.processes.child import requests_of_parent
 connection = socket.socket(fileno=int(sys.argv[1]))
 connection.set_inheritable(False)
 grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
@@ -249,7 +242,7 @@ def test_the_last_lines_of_a_log_are_read(tmp_path: Path) -> None:
 
 PRELUDE = """
 import os, signal, sys, time
-from mlflow_deploy_plugin.processes import SupervisedChildren, awaiting_signals, signal_group
+from mlflow_deploy_plugin.processes.child import SupervisedChildren, awaiting_signals, signal_group
 signals = awaiting_signals()
 wait_for_signal = signals.__enter__()
 children = SupervisedChildren()
@@ -349,7 +342,7 @@ print(child.wait())
 
 def test_an_orphan_that_falls_to_the_supervisor_is_reaped() -> None:
     assert run("""
-from mlflow_deploy_plugin.processes import adopt_orphans
+from mlflow_deploy_plugin.processes.child import adopt_orphans
 adopt_orphans()
 child = children.start(["sh", "-c", "sleep 0.2 & exit 0"])
 print(wait(child))
@@ -363,7 +356,7 @@ print(len(orphans()))
 
 
 WAITS_FOR_SIGNALS = """
-from mlflow_deploy_plugin.processes import awaiting_signals
+from mlflow_deploy_plugin.processes.child import awaiting_signals
 with awaiting_signals() as wait:
     while (number := wait(0.2)) is None:
         print("nobody", flush=True)

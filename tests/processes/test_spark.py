@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import NotInstalled
-from mlflow_deploy_plugin.processes import spark_context, spark_session
+from mlflow_deploy_plugin.processes.spark import spark_context, spark_session
 
 
 @pytest.mark.parametrize("start", [spark_session, spark_context])

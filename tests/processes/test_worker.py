@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, NotFound, OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.processes import ProcessCrashed, ProcessEnded, Worker, WorkerPool
+from mlflow_deploy_plugin.processes import ProcessCrashed, Worker, WorkerPool
+from mlflow_deploy_plugin.processes.worker import ProcessEnded
 from tests.support.raising import raise_it
 from tests.support.waiting import is_gone, wait_until
 

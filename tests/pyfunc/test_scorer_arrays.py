@@ -20,15 +20,8 @@ from mlflow_deploy_plugin.pyfunc.scorer import (
     to_model_input,
     to_outputs,
 )
-from mlflow_deploy_plugin.runtime import (
-    Artifact,
-    Column,
-    Input,
-    Tensor,
-    object_array,
-    pyfunc_schema,
-    read_served_artifact,
-)
+from mlflow_deploy_plugin.runtime import Artifact, Column, Input, Tensor, pyfunc_schema, read_served_artifact
+from mlflow_deploy_plugin.runtime.feeds import object_array
 
 
 @pytest.mark.parametrize(

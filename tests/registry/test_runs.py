@@ -9,10 +9,10 @@ from mlflow import MlflowClient
 from mlflow.models import Model
 
 from mlflow_deploy_plugin.errors import RegistryUnavailable
-from mlflow_deploy_plugin.registry import (
+from mlflow_deploy_plugin.registry import ResolvedModel
+from mlflow_deploy_plugin.registry.runs import (
     SUPERSEDED,
     IdempotentRun,
-    ResolvedModel,
     get_or_create_experiment,
     log_flavor,
     log_metrics,

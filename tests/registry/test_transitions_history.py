@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.registry import (
+from mlflow_deploy_plugin.registry.transitions import (
     STARTED_AT,
     event_as_json,
     event_history,

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.registry import download, registered_version, registry_errors, resolve
+from mlflow_deploy_plugin.registry import registered_version, registry_errors, resolve
+from mlflow_deploy_plugin.registry.model_files import download
 from tests.support.tracking import tracking_at
 
 

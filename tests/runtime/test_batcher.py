@@ -20,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, TooManyRequests
-from mlflow_deploy_plugin.runtime import Array, Batcher, BatchPolicy, Feeds, OnnxModel, repeat_row, unbatchable_reason
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, repeat_row
 from tests.support.models import write_model
 from tests.support.raising import raise_it
 from tests.support.refusals import mentions

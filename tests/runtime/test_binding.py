@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import OnnxModel, Placement, binding, open_session
+from mlflow_deploy_plugin.runtime import OnnxModel, binding
 from mlflow_deploy_plugin.runtime.binding import MAX_GRAPHS, MAX_IDLE_BUFFERS, BoundSession, can_bind, pinned_empty
-from mlflow_deploy_plugin.spec import ProviderOptions
+from mlflow_deploy_plugin.runtime.session import Placement, open_session
+from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import parse_graph, write_model
 
 GRAPH = """

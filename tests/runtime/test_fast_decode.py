@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Feeds, Input, Schema, Tensor, compile_schema, sent_arrays
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.feeds import Feeds, sent_arrays
+from mlflow_deploy_plugin.runtime.schema import compile_schema
 
 NUMERIC = ["float32", "float64", "int64", "float16"]
 VALUES: dict[str, st.SearchStrategy[Any]] = {

@@ -7,16 +7,17 @@ import onnx
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError, SchemaMismatch
-from mlflow_deploy_plugin.runtime import (
-    OnnxModel,
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import (
+    NarrowedFeeds,
     concatenate_feeds,
+    narrowed_feeds,
     no_batch_dimension_reason,
     repeat_row,
     row_count,
     sent_arrays,
     slice_feeds,
 )
-from mlflow_deploy_plugin.runtime.feeds import NarrowedFeeds, narrowed_feeds
 from tests.support.models import write_model
 from tests.support.refusals import mentions
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.runtime import (
-    Array,
-    OnnxModel,
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import (
     as_key,
     as_text,
     cast_columns,

@@ -12,8 +12,9 @@ import onnxruntime
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, RuntimeMissing
-from mlflow_deploy_plugin.runtime import Placement, available_cores, open_session, session
-from mlflow_deploy_plugin.spec import ProviderOptions
+from mlflow_deploy_plugin.runtime import session
+from mlflow_deploy_plugin.runtime.session import Placement, available_cores, open_session
+from mlflow_deploy_plugin.spec.parts import ProviderOptions
 from tests.support.models import adder, parse_graph
 
 CUDA = {
@@ -53,7 +54,7 @@ ALL = ProviderOptions(
 
 
 def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
-    code = "from mlflow_deploy_plugin.runtime import import_onnxruntime; import_onnxruntime()"
+    code = "from mlflow_deploy_plugin.runtime.session import import_onnxruntime; import_onnxruntime()"
     environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}  # without CI, where it is off by itself
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not list(tmp_path.iterdir())

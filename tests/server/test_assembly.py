@@ -9,7 +9,7 @@ from mlflow_deploy_plugin.server.assembly import open_server, read_server_spec
 from mlflow_deploy_plugin.server.inference.pipeline import may_wait_for_limits
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import SPEC
+from mlflow_deploy_plugin.statedir.files import SPEC
 
 ENDPOINT = "name: {name}\nvariants: {{main: {{model: models:/m/1}}}}\nserver: {{threads: {threads}}}\n"
 

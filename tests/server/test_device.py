@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable
-from mlflow_deploy_plugin.runtime import import_onnxruntime
+from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 from mlflow_deploy_plugin.server import device
 from mlflow_deploy_plugin.server.device import require_device
 from mlflow_deploy_plugin.spec import Device

@@ -5,16 +5,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import (
-    bin_period,
-    duration_seconds,
+from mlflow_deploy_plugin.spec import bin_period, duration_seconds, load_time_zone, parse_duration, reachable_url
+from mlflow_deploy_plugin.spec.types import (
     duration_text,
-    load_time_zone,
-    parse_duration,
-    reachable_url,
     rolling_span,
+    validate_crontab,
+    validate_lag,
+    validate_reference,
 )
-from mlflow_deploy_plugin.spec.types import validate_crontab, validate_lag, validate_reference
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("1h", 3600), ("2d", 172800)])

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, ModelError, NotFound, OnnxserveError
-from mlflow_deploy_plugin.statedir import COMMANDS
 from mlflow_deploy_plugin.statedir.commands import command_answer, command_error, command_files
+from mlflow_deploy_plugin.statedir.files import COMMANDS
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.statedir import (
+from mlflow_deploy_plugin.statedir.files import (
     SERVER_LOCK,
     FileCache,
     claim_state_dir,
@@ -153,7 +153,7 @@ def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from mlflow_deploy_plugin.statedir import locked
+from mlflow_deploy_plugin.statedir.files import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -209,7 +209,7 @@ def test_many_who_want_it_hold_it_one_after_the_other(tmp_path: Path) -> None:
 
 LEFT = """
 import os, signal, tempfile
-from mlflow_deploy_plugin.statedir import temporary_folder
+from mlflow_deploy_plugin.statedir.files import temporary_folder
 with temporary_folder("ours-") as folder:
     (folder / "file").touch()
     os.kill(os.getpid(), signal.SIGKILL)

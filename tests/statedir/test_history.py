@@ -8,7 +8,8 @@ import pytest
 
 from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, parse_server_history
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
-from mlflow_deploy_plugin.statedir import METRICS, history
+from mlflow_deploy_plugin.statedir import history
+from mlflow_deploy_plugin.statedir.files import METRICS
 from mlflow_deploy_plugin.statedir.history import HistoryWriter, read_history
 
 OF_VERSION = ("e", "v", "m", "7")

@@ -18,7 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from mlflow_deploy_plugin.server.observability.metrics import Metrics
-from mlflow_deploy_plugin.statedir import METRICS, metric_files
+from mlflow_deploy_plugin.statedir import metric_files
+from mlflow_deploy_plugin.statedir.files import METRICS
 from mlflow_deploy_plugin.statedir.metric_files import (
     COUNTED,
     CaptureCounters,

@@ -19,8 +19,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_u
 from mlflow_deploy_plugin.errors import InvalidConfig, StoreUnavailable
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Store, open_store, utc_now
-from mlflow_deploy_plugin.store.database import SCHEMA, migration_config
+from mlflow_deploy_plugin.store import Store, open_store
+from mlflow_deploy_plugin.store.database import SCHEMA, migration_config, utc_now
 from mlflow_deploy_plugin.store.store import store_unavailable
 from mlflow_deploy_plugin.store.tables import VERSION_TABLE, Base
 from tests.support.refusals import mentions, refused

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import Engine, event, text
 
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, expiry, open_store, read_counts
+from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, expiry, open_store
 from mlflow_deploy_plugin.store.expiry import Expired, expire
+from mlflow_deploy_plugin.store.monitors import read_counts
 from tests.support.clocks import Clock
 from tests.support.waiting import wait_until
 

@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import Engine, event, select
 
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound
-from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint, remove_variant
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant, remove_variant
 from mlflow_deploy_plugin.store import Monitors, Store, open_store
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.refusals import refused

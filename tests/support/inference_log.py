@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mlflow_deploy_plugin.inference_log import LABELS, Label, labels_table
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 
 ENDPOINT, MODEL = "flights", "flight-delay"
 _segments = itertools.count(1)

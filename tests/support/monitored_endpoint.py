@@ -10,7 +10,8 @@ import yaml
 
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import WANTED, Wanted, WantedEndpoint, WantedVariant, write_state
+from mlflow_deploy_plugin.statedir import Wanted, WantedEndpoint, WantedVariant
+from mlflow_deploy_plugin.statedir.files import WANTED, write_state
 from mlflow_deploy_plugin.store import open_store
 from tests.support.inference_log import MODEL, LogWriter
 

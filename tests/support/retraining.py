@@ -22,11 +22,13 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import try_step
 from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.inference_log import LABELS, Label, Window, labels_table
+from mlflow_deploy_plugin.inference_log import Window
+from mlflow_deploy_plugin.inference_log.labels import LABELS, Label, labels_table
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, State
-from mlflow_deploy_plugin.registry import LoggedRun
+from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import MonitorSpec, add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.spec import MonitorSpec, apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant
 from mlflow_deploy_plugin.store import open_store
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining, Retrainings

@@ -1,6 +1,8 @@
 """Schemas of columns and tensors, made in a line."""
 
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, ColumnType, Input, Schema, Tensor, compile_schema
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
+from mlflow_deploy_plugin.runtime.artifact import ColumnType
+from mlflow_deploy_plugin.runtime.schema import compile_schema
 
 
 def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 from mlflow_deploy_plugin.spool.codec import RequestRecord, decode_layout
 from mlflow_deploy_plugin.spool.frames import FRAME, REFERRING, REQUEST_KIND, payload_at

@@ -47,7 +47,8 @@ def tracking_at(uri: str) -> Iterator[None]:
 
 def pass_gate(model: str, version: str) -> None:
     """Write on a version of the registry in use what a passed gate writes: the state and the digest of the files."""
-    from mlflow_deploy_plugin.registry import GATE_DIGEST_TAG, GATE_TAG, tag_version, version_digest
+    from mlflow_deploy_plugin.registry.model_files import version_digest
+    from mlflow_deploy_plugin.registry.tags import GATE_DIGEST_TAG, GATE_TAG, tag_version
 
     tag_version(model, version, GATE_TAG, "passed")
     tag_version(model, version, GATE_DIGEST_TAG, version_digest(f"models:/{model}/{version}"))

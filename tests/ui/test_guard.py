@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.gate import parse_policy
+from mlflow_deploy_plugin.gate.policy import parse_policy
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.statedir import LOOK
+from mlflow_deploy_plugin.statedir.files import LOOK
 from tests.support.console import AJAX, API, POLICY, events, move, point
 from tests.support.refusals import mentions
 from tests.support.waiting import wait_until

@@ -11,12 +11,14 @@ import mlflow
 import pytest
 
 from mlflow_deploy_plugin.controller.snapshot import take_snapshot
-from mlflow_deploy_plugin.deployments import Deployments, Observation, ObservedEndpoint
+from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint
+from mlflow_deploy_plugin.deployments.backends import Observation
 from mlflow_deploy_plugin.deployments.server_metrics import parse_server_metrics
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.registry import STARTED_AT
+from mlflow_deploy_plugin.registry.transitions import STARTED_AT
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import LoadedVariant, WorkerState
+from mlflow_deploy_plugin.statedir import WorkerState
+from mlflow_deploy_plugin.statedir.models import LoadedVariant
 from mlflow_deploy_plugin.store import Alert, Alerts, Monitors, Store, move_detail
 from mlflow_deploy_plugin.store.tables import EndpointRow
 from tests.support.console import PAGE

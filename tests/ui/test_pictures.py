@@ -13,14 +13,9 @@ import mlflow
 import orjson
 import pytest
 
-from mlflow_deploy_plugin.deployments import (
-    CountedInterval,
-    Deployments,
-    Observation,
-    ObservedEndpoint,
-    VersionCounters,
-)
-from mlflow_deploy_plugin.deployments.server_metrics import parse_server_history
+from mlflow_deploy_plugin.deployments import Deployments, ObservedEndpoint, VersionCounters
+from mlflow_deploy_plugin.deployments.backends import Observation
+from mlflow_deploy_plugin.deployments.server_metrics import CountedInterval, parse_server_history
 from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint

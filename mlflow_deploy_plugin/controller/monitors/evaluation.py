@@ -21,11 +21,14 @@ import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log import LABEL, LABEL_NUMBER, InferenceLog, Window, open_log
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window, open_log
+from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER
 from mlflow_deploy_plugin.logs import configure_logging
-from mlflow_deploy_plugin.monitoring import MonitorResult, WindowRequest
+from mlflow_deploy_plugin.monitoring import WindowRequest
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.processes import Worker, WorkerPool
-from mlflow_deploy_plugin.registry import LoggedRun, registry_client, registry_errors
+from mlflow_deploy_plugin.registry import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.runs import LoggedRun
 from mlflow_deploy_plugin.settings import Settings, load_settings
 from mlflow_deploy_plugin.spec import REGRESSION, CaptureSpec, MonitorKind, MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, MonitorWindow
@@ -74,7 +77,7 @@ def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
         OnnxserveError: the log or the reference cannot be read.
     """
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without
-    from mlflow_deploy_plugin.monitoring import run_monitor
+    from mlflow_deploy_plugin.monitoring.run import run_monitor
 
     # checked before a minute's work that an outage would waste
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
@@ -131,7 +134,7 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
     The labels are read once. Raises OnnxserveError if the log is down.
     """
     # here: the controller judges nothing itself, so it need not hold these libraries in memory
-    from mlflow_deploy_plugin.monitoring import affordable_rows
+    from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
 
     counts, labels = [], requests[0].labels
     for request in requests:

@@ -30,25 +30,17 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import (
 from mlflow_deploy_plugin.controller.monitors.schedule import oldest_unjudged_start
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import (
-    DAY,
-    GONE_AFTER,
-    InferenceLog,
-    MaintenanceResult,
-    Window,
-    expire_watermarks,
-    labels_folder,
-    list_days,
-    list_files,
-    maintain,
-    open_log,
-    parse_window,
-    wrap_log_errors,
-)
-from mlflow_deploy_plugin.processes import ProcessEnded, Worker
+from mlflow_deploy_plugin.inference_log import DAY, InferenceLog, Window, open_log, parse_window
+from mlflow_deploy_plugin.inference_log.labels import labels_folder
+from mlflow_deploy_plugin.inference_log.maintenance import MaintenanceResult, maintain
+from mlflow_deploy_plugin.inference_log.stats import GONE_AFTER, expire_watermarks
+from mlflow_deploy_plugin.inference_log.storage import list_days, list_files, wrap_log_errors
+from mlflow_deploy_plugin.processes import Worker
+from mlflow_deploy_plugin.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec, bin_period, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorWindow, expire
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, expire
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 
 _log = logging.getLogger(__name__)
 

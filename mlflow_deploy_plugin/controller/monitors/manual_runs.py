@@ -36,16 +36,21 @@ from mlflow_deploy_plugin.controller.monitors.window_runner import (
     unsaved_window,
     window_summary,
 )
-from mlflow_deploy_plugin.deployments import Deployments, left_specs
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.endpoints import left_specs
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError
-from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log, window_at
-from mlflow_deploy_plugin.monitoring import Engine, ReferenceRows, WindowRequest, load_datasets
-from mlflow_deploy_plugin.runtime import EVENT_TIME
+from mlflow_deploy_plugin.inference_log import EPOCH, HOUR_US, Window, open_log
+from mlflow_deploy_plugin.inference_log.windows import window_at
+from mlflow_deploy_plugin.monitoring import Engine, WindowRequest
+from mlflow_deploy_plugin.monitoring.drift.references.rows import ReferenceRows, load_datasets
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, CaptureSpec, MonitorSpec, empty_endpoint
 from mlflow_deploy_plugin.spool import segments, shipped_bytes
-from mlflow_deploy_plugin.statedir import AGENT, SPOOL, AgentState, is_alive, read_state
-from mlflow_deploy_plugin.store import LeaseKeeper, Monitors, MonitorWindow, held_lease, unknown_endpoint
+from mlflow_deploy_plugin.statedir import AgentState
+from mlflow_deploy_plugin.statedir.files import AGENT, SPOOL, is_alive, read_state
+from mlflow_deploy_plugin.store import Monitors, MonitorWindow, held_lease, unknown_endpoint
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 
 DEFAULT_MONITOR = "drift"
 PATIENCE_SECONDS = 60.0

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Literal
 
 from mlflow_deploy_plugin.controller.work import MAX_BACKOFF, next_fire
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import Window, microseconds, window_at
+from mlflow_deploy_plugin.inference_log import Window, microseconds
+from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
-from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorState, MonitorWindow, Store
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, Store
+from mlflow_deploy_plugin.store.monitors import MonitorState
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.inference_log import Watermark  # at run time Arrow, of which `onnxserve list` has no need

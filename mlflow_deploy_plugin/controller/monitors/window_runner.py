@@ -31,12 +31,16 @@ from mlflow_deploy_plugin.controller.retraining.trigger import retrain_on_alarm
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, backoff
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.inference_log import Window, locate_log, microseconds, read_watermarks, window_at
+from mlflow_deploy_plugin.inference_log import Window, locate_log, microseconds, read_watermarks
+from mlflow_deploy_plugin.inference_log.windows import window_at
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.monitoring import ALARMS, UNDECIDED, record_failure, record_result
-from mlflow_deploy_plugin.processes import ProcessEnded
+from mlflow_deploy_plugin.monitoring.alerts.record import record_failure, record_result
+from mlflow_deploy_plugin.monitoring.result import ALARMS, UNDECIDED
+from mlflow_deploy_plugin.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
-from mlflow_deploy_plugin.store import Endpoint, LeaseKeeper, Monitors, MonitorState, MonitorWindow
+from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
+from mlflow_deploy_plugin.store.monitors import MonitorState
 
 _log = logging.getLogger(__name__)
 

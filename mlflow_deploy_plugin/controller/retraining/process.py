@@ -32,22 +32,24 @@ import psutil
 from mlflow_deploy_plugin.errors import OnnxserveError
 from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.registry import (
+    all_versions,
+    redact_credentials,
+    registry_client,
+    registry_errors,
+    set_service_timeouts,
+)
+from mlflow_deploy_plugin.registry.connection import child_environment, no_request_timeout
+from mlflow_deploy_plugin.registry.runs import get_or_create_experiment
+from mlflow_deploy_plugin.registry.tags import (
     CAUSE_TAG,
     DATA_DIGEST_TAG,
     MAX_TAG_LENGTH,
     PARENT_TAG,
     TRAINING_TAG,
-    all_versions,
-    child_environment,
-    get_or_create_experiment,
-    no_request_timeout,
-    redact_credentials,
-    registry_client,
-    registry_errors,
-    set_service_timeouts,
     tag_version,
 )
-from mlflow_deploy_plugin.store import Retraining, utc_now
+from mlflow_deploy_plugin.store import Retraining
+from mlflow_deploy_plugin.store.database import utc_now
 
 if TYPE_CHECKING:
     from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan

@@ -27,10 +27,14 @@ from mlflow_deploy_plugin.controller.rollouts.commands import RolloutRequest, st
 from mlflow_deploy_plugin.controller.snapshot import ServedModelChanged, answering_version
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.gate import PolicyChoice, choose_policy, gate_version
+from mlflow_deploy_plugin.gate import choose_policy
+from mlflow_deploy_plugin.gate.policy import PolicyChoice
+from mlflow_deploy_plugin.gate.run import gate_version
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.registry import CANDIDATE_TAG, PASSED_STATES, registered_version, resolve, tag_version
-from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout, WaitsFor
+from mlflow_deploy_plugin.registry import registered_version, resolve
+from mlflow_deploy_plugin.registry.tags import CANDIDATE_TAG, PASSED_STATES, tag_version
+from mlflow_deploy_plugin.store import Retraining, Retrainings, Rollout
+from mlflow_deploy_plugin.store.retrainings import WaitsFor
 
 _log = logging.getLogger(__name__)
 

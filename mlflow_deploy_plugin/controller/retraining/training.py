@@ -13,23 +13,17 @@ import pyarrow.parquet as pq
 
 from mlflow_deploy_plugin.controller.retraining import process
 from mlflow_deploy_plugin.controller.retraining.plan import TRAINING_FILES, RetrainingContext, RetrainPlan, plan_of
-from mlflow_deploy_plugin.deployments import check_project
+from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.inference_log import (
-    LABEL,
-    LABEL_NUMBER,
-    InferenceLog,
-    Sample,
-    Window,
-    join_labels,
-    microseconds_of,
-    open_log,
-    parse_window,
-)
+from mlflow_deploy_plugin.inference_log import InferenceLog, Sample, Window, microseconds_of, open_log, parse_window
+from mlflow_deploy_plugin.inference_log.labels import LABEL, LABEL_NUMBER, join_labels
 from mlflow_deploy_plugin.messages import join_names
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME, OUTPUT_PREFIX, PREDICTION, cast_columns
 from mlflow_deploy_plugin.spec import CaptureSpec
-from mlflow_deploy_plugin.store import Retraining, RetrainingFigures, utc_now
+from mlflow_deploy_plugin.store import Retraining
+from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.tables import RetrainingFigures
 
 MAX_TRAININGS = 2
 """A training that was killed from outside is begun once more; one that fails by itself is not."""

@@ -12,12 +12,15 @@ from mlflow_deploy_plugin.controller.leadership import controller_name
 from mlflow_deploy_plugin.controller.retraining.plan import RetrainPlan, plan_for
 from mlflow_deploy_plugin.controller.snapshot import main_variant, served_model, served_version, take_snapshot
 from mlflow_deploy_plugin.controller.work import next_fire
-from mlflow_deploy_plugin.deployments import Deployments, check_project
+from mlflow_deploy_plugin.deployments import Deployments
+from mlflow_deploy_plugin.deployments.config import check_project
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady, OnnxserveError
 from mlflow_deploy_plugin.inference_log import Window
-from mlflow_deploy_plugin.monitoring import MonitorResult, announce
-from mlflow_deploy_plugin.registry import LoggedRun
-from mlflow_deploy_plugin.spec import MonitorSpec, RetrainSpec, duration_seconds
+from mlflow_deploy_plugin.monitoring.alerts.record import announce
+from mlflow_deploy_plugin.monitoring.result import MonitorResult
+from mlflow_deploy_plugin.registry.runs import LoggedRun
+from mlflow_deploy_plugin.spec import MonitorSpec, duration_seconds
+from mlflow_deploy_plugin.spec.monitors import RetrainSpec
 from mlflow_deploy_plugin.store import AuditEvent, Endpoint, Json, Retraining, Retrainings, Store, current_actor
 
 _log = logging.getLogger(__name__)

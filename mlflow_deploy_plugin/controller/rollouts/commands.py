@@ -26,9 +26,11 @@ from mlflow_deploy_plugin.controller.rollouts.state_machine import (
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, NotReady, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.registry import ModelURI, ResolvedModel, parse_model_uri, resolve
+from mlflow_deploy_plugin.registry import ResolvedModel, parse_model_uri, resolve
+from mlflow_deploy_plugin.registry.model_uri import ModelURI
 from mlflow_deploy_plugin.spec import EndpointSpec, parse_duration
-from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, current_actor, utc_now
+from mlflow_deploy_plugin.store import AuditEvent, Rollout, Store, current_actor
+from mlflow_deploy_plugin.store.database import utc_now
 
 CANDIDATE = "candidate"
 DEFAULT_STEPS = "1,10,50,100"

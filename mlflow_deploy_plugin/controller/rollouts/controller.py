@@ -40,16 +40,12 @@ from mlflow_deploy_plugin.controller.snapshot import EndpointSnapshot, take_snap
 from mlflow_deploy_plugin.controller.work import TRANSIENT_ERRORS, WorkRunner
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, OnnxserveError, StoreUnavailable
-from mlflow_deploy_plugin.registry import (
-    ROLLED_BACK_TAG,
-    current_version,
-    move_version,
-    parse_model_uri,
-    tag_version,
-    untag_version,
-)
+from mlflow_deploy_plugin.registry import parse_model_uri
+from mlflow_deploy_plugin.registry.tags import tag_version, untag_version
+from mlflow_deploy_plugin.registry.transitions import ROLLED_BACK_TAG, current_version, move_version
 from mlflow_deploy_plugin.spec import VariantSpec
-from mlflow_deploy_plugin.store import Lease, LeaseKeeper, Rollout, Store, move_detail
+from mlflow_deploy_plugin.store import Rollout, Store, move_detail
+from mlflow_deploy_plugin.store.leases import Lease, LeaseKeeper
 
 _log = logging.getLogger(__name__)
 

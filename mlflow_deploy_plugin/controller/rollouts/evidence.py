@@ -9,7 +9,8 @@ from pydantic import TypeAdapter
 
 from mlflow_deploy_plugin.controller.rollouts.plan import Criterion, RolloutPlan
 from mlflow_deploy_plugin.controller.rollouts.sequential import SequentialTest, upper_limit
-from mlflow_deploy_plugin.deployments import CountersByVersion, VersionCounters
+from mlflow_deploy_plugin.deployments import VersionCounters
+from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion
 from mlflow_deploy_plugin.store import Json
 
 _MIN_TIMED = 100

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter
 
 from mlflow_deploy_plugin.controller.work import read_plan
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.spec import parse_condition
+from mlflow_deploy_plugin.spec.monitors import parse_condition
 from mlflow_deploy_plugin.store import Json, Rollout
 
 CriterionKind = Literal["error_rate", "latency", "disagreement"]

@@ -12,17 +12,16 @@ from mlflow_deploy_plugin.controller.rollouts.plan import plan_of
 from mlflow_deploy_plugin.controller.snapshot import main_variant, take_snapshot
 from mlflow_deploy_plugin.deployments import Deployments, MetricsByServer, ObservedEndpoint, total_metrics
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig, NotFound
-from mlflow_deploy_plugin.registry import (
+from mlflow_deploy_plugin.registry import parse_model_uri, registry_address
+from mlflow_deploy_plugin.registry.model_uri import ModelURI
+from mlflow_deploy_plugin.registry.tags import tag_version
+from mlflow_deploy_plugin.registry.transitions import (
     ROLLED_BACK_TAG,
     STARTED_AT,
-    ModelURI,
     PreviousVersion,
     current_version,
     move_version,
-    parse_model_uri,
     previous_in_registry,
-    registry_address,
-    tag_version,
     was_rolled_back,
 )
 from mlflow_deploy_plugin.spec import load_specs

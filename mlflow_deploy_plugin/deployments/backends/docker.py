@@ -59,14 +59,14 @@ from mlflow_deploy_plugin.errors import AlreadyExists, DeploymentFailed, Invalid
 from mlflow_deploy_plugin.manifests import Document
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, dump_spec
 from mlflow_deploy_plugin.spool import MASK_KEY
-from mlflow_deploy_plugin.statedir import (
+from mlflow_deploy_plugin.statedir import ServerState
+from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     CONTROL,
     FOLLOWED,
     SERVER,
     SPEC,
     SPOOL,
-    ServerState,
     read_state,
     write_atomically,
 )

@@ -60,7 +60,8 @@ from mlflow_deploy_plugin.manifests import (
 )
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
 from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, load_specs
-from mlflow_deploy_plugin.statedir import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED, AgentState, Wanted, WorkerState
+from mlflow_deploy_plugin.statedir import AgentState, Wanted, WorkerState
+from mlflow_deploy_plugin.statedir.files import AGENT, LOCAL_KEY, LOOK, SPEC, WANTED
 
 _KINDS = (
     *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),

@@ -18,8 +18,10 @@ from mlflow_deploy_plugin.deployments.backends.served_state import STOPPED, Mach
 from mlflow_deploy_plugin.deployments.backends.supervisor import final_error, last_error, server_environment
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.processes import exit_reason, read_log_tail
-from mlflow_deploy_plugin.spec import ContainerSpec, EndpointSpec, ServerSpec, apply_config, dump_spec
-from mlflow_deploy_plugin.statedir import LOG, SERVER, SPEC, ServerState, read_state, remove_metrics, write_atomically
+from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, apply_config, dump_spec
+from mlflow_deploy_plugin.spec.parts import ContainerSpec
+from mlflow_deploy_plugin.statedir import ServerState, remove_metrics
+from mlflow_deploy_plugin.statedir.files import LOG, SERVER, SPEC, read_state, write_atomically
 
 FIRST_PORT = 8080
 _PORTS_TRIED = 1000

@@ -20,18 +20,14 @@ from mlflow_deploy_plugin.deployments.server_metrics import fetch_page
 from mlflow_deploy_plugin.errors import DeploymentFailed, NotReady, OnnxserveError, Refused
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, reachable_url
-from mlflow_deploy_plugin.statedir import (
+from mlflow_deploy_plugin.statedir import AgentState, ServerState, Wanted, WantedEndpoint, WorkerState
+from mlflow_deploy_plugin.statedir.files import (
     AGENT,
     LOOK,
     SERVER,
     SERVER_LOCK,
     SPEC,
     WANTED,
-    AgentState,
-    ServerState,
-    Wanted,
-    WantedEndpoint,
-    WorkerState,
     is_locked,
     locked,
     read_state,

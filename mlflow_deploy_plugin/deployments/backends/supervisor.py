@@ -19,7 +19,7 @@ import psutil
 
 from mlflow_deploy_plugin.processes import Child, read_log_tail, signal_process
 from mlflow_deploy_plugin.settings import Settings, workspace_environment
-from mlflow_deploy_plugin.statedir import LOG, SPEC, write_atomically
+from mlflow_deploy_plugin.statedir.files import LOG, SPEC, write_atomically
 
 EARLIER_LOG = "server.1.log"
 ENVIRONMENT = "environment.json"

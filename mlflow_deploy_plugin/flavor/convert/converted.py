@@ -15,7 +15,9 @@ from mlflow_deploy_plugin.errors import ConversionError, InvalidConfig, Onnxserv
 from mlflow_deploy_plugin.flavor.batch import Batch, ModelInput
 from mlflow_deploy_plugin.flavor.onnx_file import check_graph
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input, Output
+from mlflow_deploy_plugin.runtime import Input, Output
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 TrainedModel: TypeAlias = Any
 """A trained model of any framework: the frameworks have no base class in common, and most have no types."""

@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     rename_values,
     require_example,
 )
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 TensorFunction = Callable[..., tuple[keras.KerasTensor, ...]]
 _UNNAMED = "input"

@@ -23,7 +23,9 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     served_type,
 )
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import Array, describe_error, import_onnxruntime, numpy_dtype, session_options
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxruntime, session_options
+from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
 if TYPE_CHECKING:
     import onnxruntime

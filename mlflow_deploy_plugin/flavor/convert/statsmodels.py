@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import OPSETS, Subgraph
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 _LINEAR = ("OLS", "WLS", "GLS", "GLSAR", "QuantReg", "RLM")
 _DISCRETE = {"Logit": "Logit", "Poisson": "Log", "MNLogit": "Multinomial"}

@@ -44,7 +44,8 @@ from mlflow_deploy_plugin.flavor.convert.converted import (
     call_original,
     require_example,
 )
-from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 _EXAMPLE_ROWS = 3
 """The least rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with as

@@ -10,7 +10,8 @@ Signature: a client that calls the current version can call the new version with
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from mlflow_deploy_plugin.evaluation import LabelledRows, LoadedOnnx, NamedArrays, cast_to_signature, compare_with_base
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, NamedArrays, compare_with_base
+from mlflow_deploy_plugin.evaluation.dataset import LabelledRows, cast_to_signature
 from mlflow_deploy_plugin.gate.policy import GatePolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Output

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InferenceError, OnnxserveError
-from mlflow_deploy_plugin.evaluation import LoadedModel, load_version
+from mlflow_deploy_plugin.evaluation.model import LoadedModel, load_version
 from mlflow_deploy_plugin.gate.policy import BudgetPolicy
 from mlflow_deploy_plugin.gate.verdict import CheckResult, ReportTable
 from mlflow_deploy_plugin.processes import Worker
-from mlflow_deploy_plugin.runtime import Array, Feeds
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
 
 NAME = "budget"
 ROUNDS = 7
@@ -162,7 +162,7 @@ def _load(folder: Path, rows: Feeds, batch: int) -> int:
     """Load a version in this process, and return the memory that loading it and predicting a batch added."""
     import psutil  # imported late: the parent does not need it
 
-    from mlflow_deploy_plugin.runtime import import_onnxruntime
+    from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 
     global _loaded
     total = len(next(iter(rows.values())))

@@ -9,17 +9,17 @@ intervals.
 import numpy as np
 
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.evaluation import (
+from mlflow_deploy_plugin.evaluation.metrics import (
     HIGHER_IS_BETTER,
     RELATIVE_METRICS,
-    ModelPredictions,
     default_metric,
     paired_bootstrap,
     weighted_metric,
 )
+from mlflow_deploy_plugin.evaluation.model import ModelPredictions
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy
 from mlflow_deploy_plugin.gate.verdict import NO_CURRENT, CheckResult, CheckState
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 NAME = "evaluation"
 

@@ -68,8 +68,9 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
 )
 from mlflow_deploy_plugin.monitoring.drift.threshold.windows import Contiguous, Lagged, Overlapping
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.spec import SMALLEST_ROLLING_RATE, MonitorSpec, duration_text
-from mlflow_deploy_plugin.statedir import FileCache
+from mlflow_deploy_plugin.spec import MonitorSpec
+from mlflow_deploy_plugin.spec.types import SMALLEST_ROLLING_RATE, duration_text
+from mlflow_deploy_plugin.statedir.files import FileCache
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400

@@ -33,11 +33,11 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import norm, rankdata, t
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.evaluation import HITS_DIVISORS, log_losses, mean_over_labels, weight_below_scores
+from mlflow_deploy_plugin.evaluation.metrics import HITS_DIVISORS, log_losses, mean_over_labels, weight_below_scores
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval
 from mlflow_deploy_plugin.monitoring.kinds.metrics import CLASSIFICATION, ClassPredictions
-from mlflow_deploy_plugin.runtime import Array
-from mlflow_deploy_plugin.spec import MIN_LABELLED_WINDOWS
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.spec.monitors import MIN_LABELLED_WINDOWS
 
 _DRAWS, _DRAWN_ROWS = 100, 2_000
 """The simulations of a window's labels, and the rows in each; the variance falls with the number of rows."""

@@ -19,7 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InvalidArtifact, InvalidConfig, NotFound
-from mlflow_deploy_plugin.inference_log import Window, concat_tables, is_answered_by
+from mlflow_deploy_plugin.inference_log import Window, concat_tables
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by
 from mlflow_deploy_plugin.messages import did_you_mean, join_names
 from mlflow_deploy_plugin.monitoring.drift.column_findings import describe_worst, not_judged_findings
 from mlflow_deploy_plugin.monitoring.drift.references.load import load_reference, load_segment_references
@@ -57,9 +58,10 @@ from mlflow_deploy_plugin.monitoring.result import (
     WindowRequest,
 )
 from mlflow_deploy_plugin.monitoring.segments import as_texts, count_texts, largest_values, segment_name
-from mlflow_deploy_plugin.processes import spark_session
-from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION
-from mlflow_deploy_plugin.spec import CaptureSpec, Requirement
+from mlflow_deploy_plugin.processes.spark import spark_session
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
+from mlflow_deploy_plugin.spec import CaptureSpec
+from mlflow_deploy_plugin.spec.monitors import Requirement
 
 SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000

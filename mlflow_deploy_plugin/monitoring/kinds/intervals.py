@@ -33,12 +33,13 @@ import pyarrow as pa
 from scipy.stats import norm, t
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.evaluation import weight_below_scores
+from mlflow_deploy_plugin.evaluation.metrics import weight_below_scores
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.drift.threshold.dependence import dependence
 from mlflow_deploy_plugin.monitoring.result import Finding, State, WindowRequest
-from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
-from mlflow_deploy_plugin.spec import Requirement
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.spec.monitors import Requirement
 
 Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst case"]
 

@@ -25,13 +25,14 @@ import pyarrow.compute as pc
 from scipy.stats import chi2_contingency
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.evaluation import EPSILON
+from mlflow_deploy_plugin.evaluation.metrics import EPSILON
 from mlflow_deploy_plugin.inference_log import microseconds_of
 from mlflow_deploy_plugin.monitoring.kinds.intervals import MetricInterval, Sampling
 from mlflow_deploy_plugin.monitoring.kinds.metrics import Metrics, classification_metrics, regression_metrics
 from mlflow_deploy_plugin.monitoring.kinds.predictions import Predictions
 from mlflow_deploy_plugin.monitoring.segments import as_texts
-from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10

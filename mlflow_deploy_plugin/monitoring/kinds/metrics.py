@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.evaluation import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
+from mlflow_deploy_plugin.evaluation.metrics import EPSILON, HITS_DIVISORS, log_losses, mean_over_labels
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
     Sampling,
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     bootstrap_interval,
     share_interval,
 )
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 _LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
 MOST_CLASSES = 200

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.inference_log import EPOCH, MAX_ROWS, Window, WindowRows, concat_tables
+from mlflow_deploy_plugin.inference_log import EPOCH, Window, concat_tables
+from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS, WindowRows
 from mlflow_deploy_plugin.monitoring.kinds.cbpe import CbpeEstimate, LabelledWindow, estimate, labels_contradict
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
@@ -30,8 +31,10 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import Array, Artifact
-from mlflow_deploy_plugin.spec import REGRESSION, length_of
+from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.spec import REGRESSION
+from mlflow_deploy_plugin.spec.types import length_of
 
 _MOST_CELLS = 20_000_000
 _EARLIER_WINDOWS = 8

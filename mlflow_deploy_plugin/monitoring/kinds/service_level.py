@@ -30,8 +30,8 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 from mlflow_deploy_plugin.monitoring.kinds.predictions import as_numbers, count_versions, most_first, unreadable_notes
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import as_texts, largest_values, segment_name
-from mlflow_deploy_plugin.runtime import Array
-from mlflow_deploy_plugin.spec import Requirement
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.spec.monitors import Requirement
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import InferenceError, Refused
-from mlflow_deploy_plugin.inference_log import combine_hashes, concat_tables, hash_texts, is_answered_by
+from mlflow_deploy_plugin.inference_log import concat_tables
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.inference_log.tables import combine_hashes, hash_texts
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import OWN_PREFIX
 from mlflow_deploy_plugin.monitoring.kinds.intervals import (
     MetricInterval,
@@ -33,7 +35,9 @@ from mlflow_deploy_plugin.monitoring.kinds.predictions import (
 )
 from mlflow_deploy_plugin.monitoring.result import Finding, ModelVersion, MonitorResult, WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import find_segments
-from mlflow_deploy_plugin.runtime import OUTPUT_PREFIX, PREDICTION, Array, Artifact, Output, compare_outputs
+from mlflow_deploy_plugin.runtime import Artifact, Output, compare_outputs
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 from mlflow_deploy_plugin.spec import MonitorSpec
 
 MAX_ROWS = 100_000

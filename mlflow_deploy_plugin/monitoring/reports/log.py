@@ -31,18 +31,9 @@ from mlflow_deploy_plugin.monitoring.reports.history import (
     trend_lines,
 )
 from mlflow_deploy_plugin.monitoring.result import MonitorResult, format_time, mark_of, to_document
-from mlflow_deploy_plugin.registry import (
-    MAX_TAG_LENGTH,
-    SUPERSEDED,
-    IdempotentRun,
-    LoggedRun,
-    log_metrics,
-    project_run_id,
-    registry_client,
-    registry_errors,
-    tag_version,
-    write_description_section,
-)
+from mlflow_deploy_plugin.registry import registry_client, registry_errors
+from mlflow_deploy_plugin.registry.runs import SUPERSEDED, IdempotentRun, LoggedRun, log_metrics, project_run_id
+from mlflow_deploy_plugin.registry.tags import MAX_TAG_LENGTH, tag_version, write_description_section
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -24,7 +24,8 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from mlflow_deploy_plugin.errors import InvalidRequest, NotFound, NotReady, OnnxserveError
-from mlflow_deploy_plugin.protocols import dump_json, v2
+from mlflow_deploy_plugin.protocols import v2
+from mlflow_deploy_plugin.protocols.content import dump_json
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.inference import management as documents

@@ -15,7 +15,8 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 
 from mlflow_deploy_plugin.errors import InvalidRequest
-from mlflow_deploy_plugin.protocols import (
+from mlflow_deploy_plugin.protocols import v2
+from mlflow_deploy_plugin.protocols.v2_tensors import (
     MAX_RANK,
     TensorHeader,
     array_datatype,
@@ -23,9 +24,9 @@ from mlflow_deploy_plugin.protocols import (
     from_binary,
     read_tensor_header,
     to_binary,
-    v2,
 )
-from mlflow_deploy_plugin.runtime import Array, Artifact, Schema
+from mlflow_deploy_plugin.runtime import Artifact, Schema
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.server.grpc import inference_pb2 as messages
 
 _FIELDS = {

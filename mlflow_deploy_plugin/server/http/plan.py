@@ -14,8 +14,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from mlflow_deploy_plugin.protocols import JSON, LARGE_BYTES, decode_document, dump_json, json_object
-from mlflow_deploy_plugin.runtime import Feeds, OnnxModel
+from mlflow_deploy_plugin.protocols import JSON
+from mlflow_deploy_plugin.protocols.content import dump_json, json_object
+from mlflow_deploy_plugin.protocols.large_json import LARGE_BYTES
+from mlflow_deploy_plugin.protocols.mlflow import decode_document
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.feeds import Feeds
 from mlflow_deploy_plugin.server.http.encodings import COMPRESSED_FROM_BYTES, encode_body
 from mlflow_deploy_plugin.server.http.responses import RawResponse, header_fields
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
@@ -32,7 +36,7 @@ from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.messages import RawRequest, new_id, request_id
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows
 from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant, weighted_variant
-from mlflow_deploy_plugin.spool import RequestRecord
+from mlflow_deploy_plugin.spool.codec import RequestRecord
 
 Plan = Callable[[RawRequest], RawResponse | None]
 """Answers a POST; returns None if the general way has to. Then nothing has been captured, and nothing counted but the

@@ -13,7 +13,8 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from mlflow_deploy_plugin.errors import ClientDisconnected, OnnxserveError
-from mlflow_deploy_plugin.protocols import jsonlines, media_name
+from mlflow_deploy_plugin.protocols import jsonlines
+from mlflow_deploy_plugin.protocols.content import media_name
 from mlflow_deploy_plugin.server.http.parser import BodyParser
 from mlflow_deploy_plugin.server.http.responses import RawResponse, http_response
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer_lines

@@ -11,8 +11,9 @@ from contextlib import suppress
 from urllib.parse import parse_qs
 
 from mlflow_deploy_plugin.errors import CallerRefused, InvalidRequest, NotReady, OnnxserveError
-from mlflow_deploy_plugin.protocols import JSON, dump_json, json_object, media_name, media_type, tfserving
+from mlflow_deploy_plugin.protocols import JSON, tfserving
 from mlflow_deploy_plugin.protocols import feedback as protocol
+from mlflow_deploy_plugin.protocols.content import dump_json, json_object, media_name, media_type
 from mlflow_deploy_plugin.server.http.responses import RawResponse, error_response, http_response
 from mlflow_deploy_plugin.server.inference import explain as explanations
 from mlflow_deploy_plugin.server.inference import management
@@ -24,7 +25,8 @@ from mlflow_deploy_plugin.server.observability import metrics
 from mlflow_deploy_plugin.server.observability.gauges import agent_metrics_page, gpu_metrics_page
 from mlflow_deploy_plugin.server.variants import ServedEndpoint
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import SPANS, read_history
+from mlflow_deploy_plugin.statedir import read_history
+from mlflow_deploy_plugin.statedir.history import SPANS
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"

@@ -31,7 +31,8 @@ from mlflow_deploy_plugin.errors import NotReady, ScopeMissing, Unauthenticated
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import JWKS, KEYS, LOCAL_KEY, KeyEntry, Scope, ValidKeys, file_identity, read_state
+from mlflow_deploy_plugin.statedir import KeyEntry, Scope, ValidKeys
+from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, LOCAL_KEY, file_identity, read_state
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,9 @@ from functools import partial
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidRequest, OnnxserveError
 from mlflow_deploy_plugin.messages import one_line
-from mlflow_deploy_plugin.runtime import Array, Feeds, OpaqueBody, object_array, short_repr
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, object_array
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.inference.response_cache import ResponseCache, request_digest
 from mlflow_deploy_plugin.server.inference.shadow import Shadows
 from mlflow_deploy_plugin.server.messages import new_id, without_keys
@@ -18,7 +20,9 @@ from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.models.repository import Repository
 from mlflow_deploy_plugin.server.observability.metrics import CapturedRows, Metrics
 from mlflow_deploy_plugin.server.variants import ServedVariant, sticky_key
-from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CaptureWriter, RequestRecord
+from mlflow_deploy_plugin.spool.captured_model import STREAM_OUTPUT
+from mlflow_deploy_plugin.spool.codec import RequestRecord
+from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
 """The most bytes of a stream that are captured. Later parts are left out."""

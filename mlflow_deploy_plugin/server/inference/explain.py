@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidRequest, SchemaMismatch
-from mlflow_deploy_plugin.protocols import JSON, SideMessage, dump_json, load_json_object, media_name, mlflow
-from mlflow_deploy_plugin.runtime import Array, Feeds, check_explainable, explained_features, row_count, short_repr
+from mlflow_deploy_plugin.protocols import JSON, SideMessage, mlflow
+from mlflow_deploy_plugin.protocols.content import dump_json, load_json_object, media_name
+from mlflow_deploy_plugin.runtime import explained_features
+from mlflow_deploy_plugin.runtime.explained import check_explainable
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count
+from mlflow_deploy_plugin.runtime.values import short_repr
 from mlflow_deploy_plugin.server.inference.pipeline import RequestContext
 from mlflow_deploy_plugin.server.inference.protocol_table import decode_rows
 from mlflow_deploy_plugin.server.inference.server import Server

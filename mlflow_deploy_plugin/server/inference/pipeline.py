@@ -26,8 +26,9 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     SchemaMismatch,
 )
-from mlflow_deploy_plugin.protocols import EVENTS, dump_json, jsonlines, media_type
-from mlflow_deploy_plugin.runtime import Array, Feeds, slice_feeds
+from mlflow_deploy_plugin.protocols import jsonlines
+from mlflow_deploy_plugin.protocols.content import EVENTS, dump_json, media_type
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, slice_feeds
 from mlflow_deploy_plugin.server.inference.dataplane import InferRequest, InferResponse
 from mlflow_deploy_plugin.server.inference.protocol_table import INVOCATIONS, DecodedRequest, Protocol
 from mlflow_deploy_plugin.server.inference.server import Server

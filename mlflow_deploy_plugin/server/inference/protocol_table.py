@@ -26,23 +26,18 @@ from werkzeug.datastructures import Accept
 from werkzeug.http import parse_accept_header
 
 from mlflow_deploy_plugin.errors import BodyTooLarge, InvalidRequest
-from mlflow_deploy_plugin.protocols import (
-    CSV,
-    JSON,
-    arrow,
+from mlflow_deploy_plugin.protocols import CSV, JSON, arrow, jsonlines, load_json, mlflow, tfserving, v2
+from mlflow_deploy_plugin.protocols.content import (
     check_depth,
     dump_json,
     json_type,
-    jsonlines,
-    load_json,
     load_json_object,
     media_type,
-    mlflow,
     rows_of,
-    tfserving,
-    v2,
 )
-from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Array, Artifact, Feeds, OpaqueBody, Schema
+from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, Artifact, Schema
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.server.inference.dataplane import InferResponse
 from mlflow_deploy_plugin.server.variants import ServedVariant
 

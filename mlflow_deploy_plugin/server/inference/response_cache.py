@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import orjson
 
-from mlflow_deploy_plugin.runtime import Array, Feeds, array_bytes, pack_arrays, unpack_arrays
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, array_bytes, pack_arrays, unpack_arrays
 from mlflow_deploy_plugin.server.inference.circuit_breaker import (
     ANSWER_SECONDS,
     CONNECT_SECONDS,

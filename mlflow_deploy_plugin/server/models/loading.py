@@ -14,25 +14,16 @@ import psutil
 
 from mlflow_deploy_plugin.errors import InferenceError, InvalidArtifact, ModelError, OnnxserveError
 from mlflow_deploy_plugin.protocols import JSON, mlflow
-from mlflow_deploy_plugin.runtime import (
-    INPUT_EXAMPLE,
-    PYTHON_FUNCTION,
-    Batcher,
-    BatchPolicy,
-    OnnxModel,
-    Placement,
-    Predictor,
-    memory_limit,
-    no_batch_dimension_reason,
-    physical_memory,
-    read_served_artifact,
-    repeat_row,
-    unbatchable_reason,
-)
+from mlflow_deploy_plugin.runtime import INPUT_EXAMPLE, PYTHON_FUNCTION, OnnxModel, read_served_artifact
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy, unbatchable_reason
+from mlflow_deploy_plugin.runtime.feeds import no_batch_dimension_reason, repeat_row
+from mlflow_deploy_plugin.runtime.model import Predictor
+from mlflow_deploy_plugin.runtime.session import Placement, memory_limit, physical_memory
 from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.server.variants import LoadedVersion
-from mlflow_deploy_plugin.spool import STREAM_OUTPUT, CapturedModel
-from mlflow_deploy_plugin.statedir import WantedVariant, mark_loading
+from mlflow_deploy_plugin.spool.captured_model import STREAM_OUTPUT, CapturedModel
+from mlflow_deploy_plugin.statedir import WantedVariant
+from mlflow_deploy_plugin.statedir.files import mark_loading
 
 logger = logging.getLogger(__name__)
 

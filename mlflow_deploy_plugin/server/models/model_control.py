@@ -14,22 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidConfig, NotReady, TooManyRequests
-from mlflow_deploy_plugin.spec import EndpointSpec, ModelControlMode
-from mlflow_deploy_plugin.statedir import (
-    AGENT,
-    ANSWERS,
-    COMMAND_TIMEOUT_SECONDS,
-    COMMANDS,
-    MAX_WAITING,
-    AgentState,
-    Command,
-    CommandAnswer,
-    command_error,
-    command_files,
-    is_alive,
-    read_state,
-    write_state,
-)
+from mlflow_deploy_plugin.spec import EndpointSpec
+from mlflow_deploy_plugin.spec.parts import ModelControlMode
+from mlflow_deploy_plugin.statedir import MAX_WAITING, AgentState, Command, command_files
+from mlflow_deploy_plugin.statedir.commands import COMMAND_TIMEOUT_SECONDS, command_error
+from mlflow_deploy_plugin.statedir.files import AGENT, ANSWERS, COMMANDS, is_alive, read_state, write_state
+from mlflow_deploy_plugin.statedir.models import CommandAnswer
 
 _MAX_COMMAND_BYTES = 256 * 1024
 _AGENT_SECONDS = 10.0

@@ -37,16 +37,17 @@ from mlflow_deploy_plugin.errors import (
     OnnxserveError,
     TooManyRequests,
 )
-from mlflow_deploy_plugin.processes import Child, Crashes, exit_reason
+from mlflow_deploy_plugin.processes import Child, exit_reason
+from mlflow_deploy_plugin.processes.child import Crashes
 from mlflow_deploy_plugin.protocols import (
     FAILED_MESSAGE,
     PART_MESSAGE,
     READY_MESSAGE,
-    MalformedMessage,
     SideMessage,
     receive_message,
     send_message,
 )
+from mlflow_deploy_plugin.protocols.side_messages import MalformedMessage
 
 logger = logging.getLogger(__name__)
 

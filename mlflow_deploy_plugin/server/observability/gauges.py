@@ -7,15 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from mlflow_deploy_plugin.statedir import (
-    AGENT,
-    AgentState,
-    MetricFamily,
-    MetricSeries,
-    is_alive,
-    prometheus_text,
-    read_state,
-)
+from mlflow_deploy_plugin.statedir import AgentState
+from mlflow_deploy_plugin.statedir.files import AGENT, is_alive, read_state
+from mlflow_deploy_plugin.statedir.metric_files import MetricFamily, MetricSeries, prometheus_text
 
 logger = logging.getLogger(__name__)
 

@@ -17,15 +17,17 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mlflow_deploy_plugin.runtime import Array, Artifact, ShadowComparison
+from mlflow_deploy_plugin.runtime import Artifact
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.shadow_compare import ShadowComparison
 from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant
-from mlflow_deploy_plugin.statedir import (
+from mlflow_deploy_plugin.statedir import KeyEntry
+from mlflow_deploy_plugin.statedir.metric_files import (
     CAPTURE_ROWS,
     FEEDBACK_LABELS,
     OF_VARIANT,
     REQUEST_DURATION,
     REQUESTS,
-    KeyEntry,
     Metric,
     MetricSeries,
     MmapCounters,

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlflow_deploy_plugin.errors import NotReady
-from mlflow_deploy_plugin.inference_log import LABEL, EndpointLabels, InferenceLog, Window, join_labels
+from mlflow_deploy_plugin.inference_log import InferenceLog, Window
+from mlflow_deploy_plugin.inference_log.labels import LABEL, EndpointLabels, join_labels
 from mlflow_deploy_plugin.spec import duration_seconds
 from mlflow_deploy_plugin.store import Monitors, MonitorWindow, Retraining, Retrainings, Store
 from projects.flight_delay.loop.setup import ACCURACY, DRIFT, ReplaySettings

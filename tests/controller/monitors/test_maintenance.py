@@ -17,7 +17,8 @@ from mlflow_deploy_plugin.inference_log import Window
 from mlflow_deploy_plugin.monitoring.drift.references.load import rolling_windows
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.store import Alert, Alerts, LeaseKeeper
+from mlflow_deploy_plugin.store import Alert, Alerts
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.store.tables import AlertRow
 from tests.support.monitors import NOON, SECONDS, MonitoredWorld
 from tests.support.refusals import mentions

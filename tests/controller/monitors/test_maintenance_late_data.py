@@ -12,8 +12,8 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.maintenance import is_material
 from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.inference_log import Label
-from mlflow_deploy_plugin.store import LeaseKeeper
+from mlflow_deploy_plugin.inference_log.labels import Label
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from mlflow_deploy_plugin.store.monitors import MonitorWindow
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 from tests.support.refusals import mentions

@@ -13,9 +13,9 @@ from sqlalchemy.orm import Session
 from mlflow_deploy_plugin.controller.monitors.evaluation import count_rows
 from mlflow_deploy_plugin.controller.monitors.scheduler import lease_name
 from mlflow_deploy_plugin.errors import OnnxserveError, RegistryUnavailable
-from mlflow_deploy_plugin.inference_log import FAILURES
+from mlflow_deploy_plugin.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
-from mlflow_deploy_plugin.processes import ProcessEnded
+from mlflow_deploy_plugin.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.tables import LeaseRow
 from tests.support.inference_log import LogWriter

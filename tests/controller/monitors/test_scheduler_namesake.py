@@ -10,9 +10,11 @@ from mlflow_deploy_plugin.controller.monitors.evaluation import endpoint_log
 from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import NotFound
-from mlflow_deploy_plugin.inference_log import View, Window, compact, log_stats, open_log
+from mlflow_deploy_plugin.inference_log import View, Window, open_log
+from mlflow_deploy_plugin.inference_log.maintenance import compact
 from mlflow_deploy_plugin.inference_log.query import Query, run_query
-from mlflow_deploy_plugin.monitoring import record_failure
+from mlflow_deploy_plugin.inference_log.stats import log_stats
+from mlflow_deploy_plugin.monitoring.alerts.record import record_failure
 from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import window_versions
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.store.alerts import Alert, Alerts

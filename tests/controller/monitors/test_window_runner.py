@@ -5,7 +5,8 @@ from datetime import datetime, timedelta
 from mlflow_deploy_plugin.controller.monitors.evaluation import Evaluator
 from mlflow_deploy_plugin.controller.monitors.window_runner import Idle, WindowRunner
 from mlflow_deploy_plugin.deployments import Deployments
-from mlflow_deploy_plugin.store import LeaseKeeper, open_store
+from mlflow_deploy_plugin.store import open_store
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from tests.support.monitors import HOUR, NOON, MonitoredWorld
 
 

@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.controller.retraining.plan import RetrainingContext
 from mlflow_deploy_plugin.controller.retraining.runner import MAX_DEFECTS, RetrainingRunner, start_rollouts_at
 from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
 from mlflow_deploy_plugin.errors import InvalidConfig
-from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.alerts import Alerts
 from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.retrainings import Retraining

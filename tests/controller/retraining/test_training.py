@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.controller.retraining.trigger import request_retrainin
 from mlflow_deploy_plugin.deployments.config import configure
 from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.inference_log import InferenceLog, open_log
-from mlflow_deploy_plugin.registry import GATE_POLICY_TAG
+from mlflow_deploy_plugin.registry.tags import GATE_POLICY_TAG
 from mlflow_deploy_plugin.store.retrainings import Retraining
 from mlflow_deploy_plugin.store.tables import RetrainingFigures
 from tests.support.classifiers import labelled

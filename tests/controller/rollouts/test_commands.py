@@ -19,7 +19,8 @@ from mlflow_deploy_plugin.controller.rollouts.commands import (
 from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import AlreadyExists, InvalidConfig, NotFound, NotReady
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant
 from mlflow_deploy_plugin.store import Store, open_store
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN

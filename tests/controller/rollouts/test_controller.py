@@ -27,8 +27,9 @@ from mlflow_deploy_plugin.deployments import Deployments
 from mlflow_deploy_plugin.errors import DeploymentFailed, RegistryUnavailable
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import new_endpoint
-from mlflow_deploy_plugin.store import LeaseKeeper, Rollout, Store, open_store
+from mlflow_deploy_plugin.store import Rollout, Store, open_store
 from mlflow_deploy_plugin.store.database import utc_now
+from mlflow_deploy_plugin.store.leases import LeaseKeeper
 from tests.support.refusals import mentions
 from tests.support.rollouts import PLAN, counted, numbers, variants
 from tests.support.waiting import wait_until

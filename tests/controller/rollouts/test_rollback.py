@@ -19,11 +19,12 @@ from mlflow_deploy_plugin.deployments import (
     ObservedEndpoint,
     ServerMetrics,
     VersionCounters,
-    open_deployments,
 )
+from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 from mlflow_deploy_plugin.errors import InvalidConfig, NotFound, Refused
 from mlflow_deploy_plugin.settings import load_settings
-from mlflow_deploy_plugin.spec import add_variant, apply_config, new_endpoint
+from mlflow_deploy_plugin.spec import apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant
 from mlflow_deploy_plugin.store import Rollout, Store, move_detail, open_store
 from tests.support.refusals import mentions, refused
 from tests.support.rollouts import PLAN

@@ -10,7 +10,7 @@ from mlflow_deploy_plugin.deployments.backends.local import LocalBackend, check_
 from mlflow_deploy_plugin.errors import DeploymentFailed, InvalidConfig
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import LOG, METRICS, claim_state_dir
+from mlflow_deploy_plugin.statedir.files import LOG, METRICS, claim_state_dir
 from tests.support.refusals import refused
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_deploy_plugin import statedir
 from mlflow_deploy_plugin.deployments.backends.served_state import (
     MachineBackend,
     compare_applied,
@@ -15,18 +14,11 @@ from mlflow_deploy_plugin.deployments.backends.served_state import (
 )
 from mlflow_deploy_plugin.errors import DeploymentFailed
 from mlflow_deploy_plugin.settings import Settings
-from mlflow_deploy_plugin.spec import EndpointSpec, add_variant, apply_config, new_endpoint
-from mlflow_deploy_plugin.statedir import (
-    WANTED,
-    LoadedVariant,
-    ServerState,
-    Wanted,
-    WantedEndpoint,
-    WantedVariant,
-    WorkerState,
-    worker_file,
-    write_state,
-)
+from mlflow_deploy_plugin.spec import EndpointSpec, apply_config, new_endpoint
+from mlflow_deploy_plugin.spec.document import add_variant
+from mlflow_deploy_plugin.statedir import ServerState, Wanted, WantedEndpoint, WantedVariant, WorkerState, files
+from mlflow_deploy_plugin.statedir.files import WANTED, worker_file, write_state
+from mlflow_deploy_plugin.statedir.models import LoadedVariant
 from tests.support.refusals import mentions, refused
 
 SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
@@ -64,7 +56,7 @@ def test_an_empty_folder_waits_for_the_models(tmp_path: Path) -> None:
 
 def test_a_server_is_observed_without_reading_its_spec(tmp_path: Path, say: Callable[..., None]) -> None:
     say(a=LoadedVariant(version="1"), b=LoadedVariant(version="1"))
-    (tmp_path / statedir.SPEC).write_bytes(b"\xff")
+    (tmp_path / files.SPEC).write_bytes(b"\xff")
     server = ServerState(pid=os.getpid(), host="127.0.0.1", port=8080, started_at=0.0, phase="serving")
     spec = apply_config(SPEC, {"server.port": 8080})
 

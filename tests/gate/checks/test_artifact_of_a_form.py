@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlflow_deploy_plugin.evaluation import LabelledRows, LoadedOnnx, graph_digest, load_version
+from mlflow_deploy_plugin.evaluation import LoadedOnnx, graph_digest
+from mlflow_deploy_plugin.evaluation.dataset import LabelledRows
+from mlflow_deploy_plugin.evaluation.model import load_version
 from mlflow_deploy_plugin.gate.checks.artifact import check_agreement
 from mlflow_deploy_plugin.gate.judge import judge
 from mlflow_deploy_plugin.gate.policy import EvaluationPolicy, GatePolicy

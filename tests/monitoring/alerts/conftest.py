@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring import record_result, send_due
+from mlflow_deploy_plugin.monitoring import send_due
+from mlflow_deploy_plugin.monitoring.alerts.record import record_result
 from mlflow_deploy_plugin.monitoring.result import MonitorResult
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from mlflow_deploy_plugin.monitoring import announce, record_failure, record_result, send_due
+from mlflow_deploy_plugin.monitoring import send_due
+from mlflow_deploy_plugin.monitoring.alerts.record import announce, record_failure, record_result
 from mlflow_deploy_plugin.monitoring.result import Finding
 from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.spec import MonitorSpec

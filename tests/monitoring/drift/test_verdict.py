@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.bins import bins_digest
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
 from mlflow_deploy_plugin.monitoring.drift.verdict import DriftVerdict, judge_profile
 from mlflow_deploy_plugin.monitoring.result import Finding
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import MonitorSpec
 from tests.support.refusals import mentions
 

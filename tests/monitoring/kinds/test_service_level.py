@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlflow_deploy_plugin.inference_log import FAILURES
+from mlflow_deploy_plugin.inference_log.storage import FAILURES
 from mlflow_deploy_plugin.monitoring.kinds.service_level import judge
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.refusals import mentions
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.monitoring.kinds.shadow import judge
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.spec import CaptureSpec
 from tests.monitoring.kinds.conftest import EndpointWorld, finding
 from tests.support.refusals import mentions

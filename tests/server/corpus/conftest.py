@@ -10,7 +10,7 @@ import pytest
 
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import read_workers
+from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.server.corpus.routes import MAX_BODY_BYTES, VERTEX, VERTEX_HEALTH
 from tests.server.corpus.wire import Wire, Wsgi
 from tests.support.servers import gunicorn, variant, want, write_spec

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from mlflow_deploy_plugin.server.grpc.server import GrpcServer
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import read_workers
+from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.server.grpc.conftest import calling, message, tensor
 from tests.support.servers import variant
 from tests.support.waiting import free_port, wait_until

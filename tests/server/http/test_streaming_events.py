@@ -13,7 +13,7 @@ import yaml
 
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
-from mlflow_deploy_plugin.statedir import SPOOL
+from mlflow_deploy_plugin.statedir.files import SPOOL
 from tests.support.refusals import mentions
 from tests.support.servers import gunicorn, variant
 from tests.support.spool import CapturedRequest, read_segment

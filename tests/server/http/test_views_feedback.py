@@ -15,7 +15,7 @@ from mlflow_deploy_plugin.spool.captured_model import ColumnMask
 from mlflow_deploy_plugin.spool.codec import Feedback, FeedbackFrame
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import read_batches
-from mlflow_deploy_plugin.statedir import SPOOL
+from mlflow_deploy_plugin.statedir.files import SPOOL
 from tests.support.disk import files_of_at_most
 from tests.support.handling import handle
 from tests.support.refusals import mentions

@@ -17,7 +17,8 @@ import yaml
 
 from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.spec import ServerSpec
-from mlflow_deploy_plugin.statedir import WANTED, Wanted, write_state
+from mlflow_deploy_plugin.statedir import Wanted
+from mlflow_deploy_plugin.statedir.files import WANTED, write_state
 from tests.support import page_models
 from tests.support.models import mixed_model, write_model
 from tests.support.servers import gunicorn, variant, write_spec

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from mlflow_deploy_plugin.errors import InvalidConfig, InvalidRequest, NotFound
-from mlflow_deploy_plugin.runtime import Batcher, BatchPolicy
+from mlflow_deploy_plugin.runtime.batcher import Batcher, BatchPolicy
 from mlflow_deploy_plugin.server.inference import management
 from mlflow_deploy_plugin.server.inference.server import Server
 from mlflow_deploy_plugin.server.observability.metrics import Statistics

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from mlflow_deploy_plugin.errors import ClientDisconnected, InferenceError
-from mlflow_deploy_plugin.runtime import OpaqueBody
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.server import assembly
 from mlflow_deploy_plugin.server.inference.pipeline import BrokenResponse, infer, infer_lines
 from mlflow_deploy_plugin.server.inference.protocol_table import DecodedRequest, Protocol

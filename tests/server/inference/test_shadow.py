@@ -17,7 +17,8 @@ import pyarrow as pa
 import pytest
 
 from mlflow_deploy_plugin.errors import InferenceError
-from mlflow_deploy_plugin.runtime import Array, Feeds, Predictor
+from mlflow_deploy_plugin.runtime.feeds import Array, Feeds
+from mlflow_deploy_plugin.runtime.model import Predictor
 from mlflow_deploy_plugin.server.http.responses import RawResponse
 from mlflow_deploy_plugin.server.http.routes import handle_request_async
 from mlflow_deploy_plugin.server.inference.server import Server

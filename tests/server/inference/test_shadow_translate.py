@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mlflow_deploy_plugin.errors import SchemaMismatch
-from mlflow_deploy_plugin.runtime import Column, Input, compile_schema
+from mlflow_deploy_plugin.runtime import Column, Input
+from mlflow_deploy_plugin.runtime.schema import compile_schema
 from mlflow_deploy_plugin.server.inference.shadow import translate_feeds
 
 COLUMNS = (Column("name", "string"), Column("hour", "long"), Column("distance", "double"))

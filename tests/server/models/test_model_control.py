@@ -21,8 +21,9 @@ from mlflow_deploy_plugin.errors import (
 )
 from mlflow_deploy_plugin.server.models.model_control import ModelControl
 from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, VariantSpec
-from mlflow_deploy_plugin.statedir import AGENT, ANSWERS, COMMANDS, AgentState, Command, read_state, write_state
+from mlflow_deploy_plugin.statedir import AgentState, Command
 from mlflow_deploy_plugin.statedir.commands import MAX_WAITING, command_answer, command_files
+from mlflow_deploy_plugin.statedir.files import AGENT, ANSWERS, COMMANDS, read_state, write_state
 from tests.support.waiting import wait_until
 
 

@@ -24,7 +24,8 @@ from mlflow import MlflowClient
 from mlflow_deploy_plugin.agent.ship import Shipper
 from mlflow_deploy_plugin.errors import DeadlineExceeded, InvalidArtifact
 from mlflow_deploy_plugin.protocols.v2_tensors import to_binary
-from mlflow_deploy_plugin.runtime import OpaqueBody, read_served_artifact
+from mlflow_deploy_plugin.runtime import read_served_artifact
+from mlflow_deploy_plugin.runtime.model import OpaqueBody
 from mlflow_deploy_plugin.server.assembly import open_server
 from mlflow_deploy_plugin.server.cloud import Cloud
 from mlflow_deploy_plugin.server.http.responses import RawResponse
@@ -36,7 +37,7 @@ from mlflow_deploy_plugin.server.models.pyfunc_model import PyfuncPredictor
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spool.frames import segments
 from mlflow_deploy_plugin.spool.reader import read_batches
-from mlflow_deploy_plugin.statedir import SPEC
+from mlflow_deploy_plugin.statedir.files import SPEC
 from tests.support import servers
 from tests.support.handling import handle
 from tests.support.pyfuncs import save_pyfuncs

@@ -44,7 +44,9 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import FORMULAS
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import with_stand_ins
 from mlflow_deploy_plugin.flavor.convert.sklearn.refused_rows import mark_refused_rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.row_order import sort_rows
-from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Input
+from mlflow_deploy_plugin.runtime import Input
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 F = TypeVar("F")
 _HEAD = slice(0, 3)

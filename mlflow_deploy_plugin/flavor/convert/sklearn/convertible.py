@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import (
     sub_estimators,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets, Transforming
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 def convertible_copy(fitted: Estimator) -> Estimator:

@@ -33,7 +33,10 @@ from mlflow_deploy_plugin.flavor.convert.converted import DTYPES, dtype_and_shap
 from mlflow_deploy_plugin.flavor.convert.sklearn import estimators
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, last_step
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
-from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array, Output, Role
+from mlflow_deploy_plugin.runtime import Output
+from mlflow_deploy_plugin.runtime.artifact import Role
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
 """Said explicitly: with skl2onnx's defaults IsolationForest is not converted, and newer opsets need a newer runtime."""

@@ -19,7 +19,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 MANY_ROWS = 128
 """The fewest rows that are computed by levels. There, 32 trees take as long in both forms, and more are faster so."""

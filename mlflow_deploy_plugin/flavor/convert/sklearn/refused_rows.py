@@ -16,7 +16,8 @@ from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures, Power
 from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import Subgraph
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import Computed
-from mlflow_deploy_plugin.runtime import REFUSED_ROWS, Array
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 _PARTIAL = {
     *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")

@@ -29,19 +29,19 @@ from mlflow_deploy_plugin.errors import InvalidConfig, NotFound
 from mlflow_deploy_plugin.inference_log import (
     EPOCH,
     HOUR_US,
-    MAX_ROWS,
-    SKETCHES,
     InferenceLog,
     Sample,
     TimeRange,
     View,
     Window,
-    is_answered_by,
     microseconds,
     microseconds_of,
     parse_window,
-    summarise_lists,
 )
+from mlflow_deploy_plugin.inference_log.reader import MAX_ROWS
+from mlflow_deploy_plugin.inference_log.scan import is_answered_by
+from mlflow_deploy_plugin.inference_log.storage import SKETCHES
+from mlflow_deploy_plugin.inference_log.tables import summarise_lists
 from mlflow_deploy_plugin.monitoring.drift.references.rows import (
     ReferenceRows,
     event_times,
@@ -70,8 +70,9 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import coalesce_batches
 from mlflow_deploy_plugin.monitoring.result import WindowRequest
 from mlflow_deploy_plugin.monitoring.segments import is_segment
-from mlflow_deploy_plugin.runtime import EVENT_TIME
-from mlflow_deploy_plugin.spec import bin_period, length_of, rolling_span
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
+from mlflow_deploy_plugin.spec import bin_period
+from mlflow_deploy_plugin.spec.types import length_of, rolling_span
 
 CACHE = "references"
 _last_cut: dict[bytes, ReferencePieces] = {}

@@ -22,7 +22,8 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     sketch_by,
     sketch_groups,
 )
-from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 MAX_WINDOWS = 500
 _FEW_WINDOWS = 100

@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mlflow_deploy_plugin.inference_log import summarise_lists
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.inference_log.tables import summarise_lists
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 Kind = Literal["number", "category"]
 Family = Literal["number", "category", "null", "other"]

@@ -39,18 +39,15 @@ from mlflow_deploy_plugin.errors import NotInstalled, OnnxserveError
 from mlflow_deploy_plugin.inference_log import (
     DAY,
     EPOCH,
-    HOUR,
     HOUR_US,
-    SKETCHES,
-    Hour,
     InferenceLog,
-    LogFile,
     LogLocation,
     Window,
     microseconds_of,
     open_log,
     write_file,
 )
+from mlflow_deploy_plugin.inference_log.storage import HOUR, SKETCHES, Hour, LogFile
 from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import Bins
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
@@ -61,7 +58,8 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import (
     sketch_by,
 )
 from mlflow_deploy_plugin.monitoring.segments import is_segment
-from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.columns import (
     feature_columns,
     type_family,
 )
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 SketchKind = Literal["number", "category", "other"]
 

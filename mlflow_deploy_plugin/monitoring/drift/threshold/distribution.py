@@ -29,7 +29,7 @@ from scipy.special import betaincinv
 from scipy.stats import betabinom, binom
 
 from mlflow_deploy_plugin.errors import Refused
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])

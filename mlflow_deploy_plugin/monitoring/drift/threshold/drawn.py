@@ -76,7 +76,7 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     smallest_deviations,
     subsample,
 )
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 _DRAWS = 400

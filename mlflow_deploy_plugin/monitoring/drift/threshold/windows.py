@@ -30,7 +30,8 @@ from mlflow_deploy_plugin.monitoring.drift.threshold.null import (
     slowest_column,
     subsample,
 )
-from mlflow_deploy_plugin.runtime import EVENT_TIME, Array
+from mlflow_deploy_plugin.runtime.feeds import Array
+from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")

@@ -7,7 +7,8 @@ from functools import cached_property
 from urllib.parse import quote
 
 from mlflow_deploy_plugin.errors import NotReady
-from mlflow_deploy_plugin.protocols import EVENTS, JSON
+from mlflow_deploy_plugin.protocols import JSON
+from mlflow_deploy_plugin.protocols.content import EVENTS
 from mlflow_deploy_plugin.runtime import Artifact, Schema
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.examples import Example

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from mlflow_deploy_plugin.errors import OnnxserveError
-from mlflow_deploy_plugin.protocols import JSON, datatype_of, load_json, mlflow
+from mlflow_deploy_plugin.protocols import JSON, load_json, mlflow
+from mlflow_deploy_plugin.protocols.v2_tensors import datatype_of
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Schema
 from mlflow_deploy_plugin.server.variants import LoadedVersion
 

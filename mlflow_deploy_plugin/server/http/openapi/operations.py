@@ -7,8 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mlflow_deploy_plugin.protocols import CSV, EVENTS, JSON, OCTETS, feedback
-from mlflow_deploy_plugin.runtime import Artifact, Schema, is_explainable
+from mlflow_deploy_plugin.protocols import CSV, JSON, feedback
+from mlflow_deploy_plugin.protocols.content import EVENTS
+from mlflow_deploy_plugin.protocols.v2 import OCTETS
+from mlflow_deploy_plugin.runtime import Artifact, Schema
+from mlflow_deploy_plugin.runtime.explained import is_explainable
 from mlflow_deploy_plugin.server.http.openapi import examples, schemas
 from mlflow_deploy_plugin.server.http.openapi.schemas import (
     ARRAY_OR_OBJECT,

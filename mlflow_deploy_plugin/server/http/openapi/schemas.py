@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from mlflow_deploy_plugin.protocols import DATATYPES, datatype_of
-from mlflow_deploy_plugin.runtime import COLUMN_TYPES, PYTHON_FUNCTION, Artifact, Output, Schema, Tensor, shape_text
+from mlflow_deploy_plugin.protocols.v2_tensors import DATATYPES, datatype_of
+from mlflow_deploy_plugin.runtime import COLUMN_TYPES, PYTHON_FUNCTION, Artifact, Output, Schema, Tensor
+from mlflow_deploy_plugin.runtime.values import shape_text
 
 JsonSchema = dict[str, Any]
 

@@ -18,7 +18,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mlflow_deploy_plugin.errors import NotFound, NotReady
-from mlflow_deploy_plugin.protocols import dtype_of, dump_json, mlflow
+from mlflow_deploy_plugin.protocols import mlflow
+from mlflow_deploy_plugin.protocols.content import dump_json
+from mlflow_deploy_plugin.protocols.v2_tensors import dtype_of
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Schema, Tensor
 from mlflow_deploy_plugin.server.http.openapi import document, examples
 from mlflow_deploy_plugin.server.http.openapi.document import DescribedEndpoint, describe_endpoint

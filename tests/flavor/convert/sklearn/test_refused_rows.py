@@ -28,7 +28,8 @@ from sklearn.svm import SVC
 from mlflow_deploy_plugin.errors import InferenceError
 from mlflow_deploy_plugin.flavor import save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
-from mlflow_deploy_plugin.runtime import REFUSED_ROWS, OnnxModel
+from mlflow_deploy_plugin.runtime import OnnxModel
+from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 RANDOM = np.random.default_rng(0)
 TABLE = pd.DataFrame({"a": RANDOM.lognormal(size=300), "b": RANDOM.lognormal(size=300)})

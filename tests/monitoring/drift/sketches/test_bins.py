@@ -8,7 +8,7 @@ import pytest
 
 from mlflow_deploy_plugin.monitoring.drift.sketches.bins import CategoryBins, OrderedBins, freeze_bins, hash_texts
 from mlflow_deploy_plugin.monitoring.drift.sketches.columns import ColumnValues
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 RNG = np.random.default_rng(0)
 

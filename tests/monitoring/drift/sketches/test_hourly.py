@@ -27,7 +27,7 @@ from mlflow_deploy_plugin.monitoring.drift.sketches.hourly import (
     window_versions,
 )
 from mlflow_deploy_plugin.monitoring.drift.sketches.sketch import Profile, sketch_batches
-from mlflow_deploy_plugin.processes import spark_session
+from mlflow_deploy_plugin.processes.spark import spark_session
 from tests.monitoring.conftest import FIRST_DAY, day_of_rows
 from tests.support.inference_log import ENDPOINT, MODEL, LogWriter, event_table
 from tests.support.services.s3 import s3_server

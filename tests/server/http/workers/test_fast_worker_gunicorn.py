@@ -16,7 +16,7 @@ import requests
 
 from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.spool.frames import is_released, segments
-from mlflow_deploy_plugin.statedir import read_workers
+from mlflow_deploy_plugin.statedir.files import read_workers
 from tests.support.servers import gunicorn, one_endpoint, ping, want
 from tests.support.spool import read_segment
 from tests.support.waiting import wait_until

@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import (
     take,
 )
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 class Rows:

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.rows import Formula, Rows
 from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_ROWS, Traced, TracedArray
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 # fills up after the last token; it is no character and no term; a constant would lose a NUL at its end
 _PAD = "\x01 \x01"

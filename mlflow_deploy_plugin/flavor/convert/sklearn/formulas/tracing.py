@@ -18,7 +18,7 @@ from onnx import TensorProto
 from scipy import special
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
-from mlflow_deploy_plugin.runtime import Array
+from mlflow_deploy_plugin.runtime.feeds import Array
 
 ONNX_TYPES = {
     "bool": TensorProto.BOOL,
