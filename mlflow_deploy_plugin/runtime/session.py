@@ -13,11 +13,10 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mlflow_deploy_plugin.errors import DeviceUnavailable, InvalidArtifact, RuntimeMissing
 from mlflow_deploy_plugin.messages import one_line
@@ -99,7 +98,7 @@ OLDEST_ONNXRUNTIME = (1, 29)
 52 labels of 569), and 1.26 reads any file of the machine as a graph's weights."""
 
 
-def import_onnxruntime() -> ModuleType:
+def import_onnxruntime() -> Any:
     """Return the module, with its telemetry off unless the environment turns it on.
 
     Since 1.29, its import writes an id of this machine into HOME, and reports loaded models to Microsoft.
@@ -109,7 +108,7 @@ def import_onnxruntime() -> ModuleType:
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        module = import_module("onnxruntime")  # late: it is heavy, and comes from one of two distributions
+        import onnxruntime as module  # late: it is heavy, and comes from one of two distributions
     except ImportError:
         raise RuntimeMissing(
             "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from types import ModuleType
+from typing import Any
 
 from mlflow_deploy_plugin.errors import InvalidConfig
 
@@ -21,10 +20,10 @@ CONNECT_SECONDS, ANSWER_SECONDS = 0.25, 0.25
 _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
-def import_redis(url: str) -> ModuleType:
+def import_redis(url: str) -> Any:
     """Import Redis' client and check the URL. Raises InvalidConfig: it is not installed, or `url` is malformed."""
     try:
-        redis = import_module("redis")  # late: it is optional, and costs memory and time at the start
+        import redis  # late: it is optional, and costs memory and time at the start
     except ImportError:
         raise InvalidConfig(
             "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'"
