@@ -42,13 +42,13 @@ _HOMES = {
     "export": ("exporter", "export"),
     "load_model": ("flavor", "load_model"),
     "log_model": ("flavor", "log_model"),
-    "optimize": ("optimization", "optimize"),
+    "optimize": ("optimization.optimizer", "optimize"),
     "robustness": ("evaluation", "robustness"),
     "save_model": ("flavor", "save_model"),
     "wrap": ("flavor", "wrap_registered"),
     "wsgi_app": ("embed", "wsgi_app"),
 }
-"""Name → (its room, its name there)."""
+"""Name → (its room or module, its name there)."""
 
 
 def __getattr__(name: str) -> Any:

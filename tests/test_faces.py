@@ -33,6 +33,11 @@ def test_every_name_of_a_face_that_loads_late_is_there(room: str) -> None:
     assert [name for name in face.__all__ if not hasattr(face, name)] == []
 
 
+def test_every_public_name_of_the_package_is_there() -> None:
+    package = import_module("mlflow_deploy_plugin")
+    assert [name for name in package.__all__ if not hasattr(package, name)] == []
+
+
 @pytest.mark.parametrize(
     ("name", "others"),
     [
