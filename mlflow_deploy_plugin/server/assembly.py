@@ -34,11 +34,10 @@ _KEPT_BYTES = 16 * 1024 * 1024
 
 
 def open_worker(state_dir: str) -> Server:
-    """Open the server of a worker of gunicorn, after the fork. Raises as `open_server`.
+    """Open the server of a gunicorn worker after the fork. Raises as `open_server`.
 
-    The garbage collector ignores all modules that are imported by now. A body of 10,000 rows makes so many lists that
-    one in eight caused a full collection, which stopped the worker for 50 ms. glibc returns memory to the system, and
-    asks for it again, until a block as large has been freed once: 100 rows of 30 numbers had 50 page faults.
+    The garbage collector ignores the imported modules: the lists of a body of 10,000 rows caused full collections,
+    which stopped the worker for 50 ms. glibc keeps freed memory: otherwise 100 rows of 30 numbers had 50 page faults.
     """
     configure_logging(load_settings(), "worker")
     gc.freeze()
@@ -49,11 +48,7 @@ def open_worker(state_dir: str) -> Server:
 
 
 def open_server(state_dir: Path) -> Server:
-    """Open the server of the state folder; it begins to load at once, in a thread of its own.
-
-    Raises:
-        InvalidConfig: spec.yaml is malformed.
-    """
+    """Open the server; it loads in a thread. Raises InvalidConfig if spec.yaml is malformed."""
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or available_cores(spec.workers)
     metrics = Metrics(state_dir / METRICS)
@@ -125,11 +120,7 @@ def open_server(state_dir: Path) -> Server:
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:
-    """Return the `server:` part of spec.yaml (of its first endpoint if it has several), or the defaults.
-
-    Raises:
-        InvalidConfig: spec.yaml is malformed.
-    """
+    """Return the `server:` part of spec.yaml, or the defaults. Raises InvalidConfig if spec.yaml is malformed."""
     try:
         text = (state_dir / SPEC).read_text()
     except FileNotFoundError:

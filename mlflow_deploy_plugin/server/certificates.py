@@ -1,7 +1,4 @@
-"""The certificates of a server, which are replaced while it runs (cert-manager, certbot, a Secret of Kubernetes).
-
-Each handshake looks at the files. So new connections take a renewed certificate, and the authorities of now.
-"""
+"""The certificates of a server. Each handshake checks the files, so that renewed certificates need no restart."""
 
 import logging
 import ssl
@@ -21,10 +18,9 @@ _Made = TypeVar("_Made")
 
 
 def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContext:
-    """Return the context of a server; with authorities it verifies the certificates of clients that send one.
+    """Return the context of a server; with `ca_certs` it verifies the certificates of clients that send one.
 
-    Raises:
-        InvalidConfig: a file cannot be read, or they do not go together.
+    Raises InvalidConfig if a file cannot be read or the files do not match.
     """
     try:
         for file in filter(None, (certfile, keyfile, ca_certs)):
@@ -44,12 +40,10 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
 
 
 def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[], _Made]:
-    """Return a function that returns what `make` makes of the files as they are when it is called.
+    """Return a function that calls `make` again when the files have changed, and returns its last result.
 
-    Files that cannot be used leave what was made before: a certificate may be replaced a moment before its key.
-
-    Raises:
-        InvalidConfig: `make` does, at the first time.
+    If the new files are unusable, the last result stays: a certificate may be replaced a moment before its key. At the
+    first call, `make` raises InvalidConfig.
     """
 
     def identify() -> list[object]:

@@ -8,16 +8,13 @@
 | SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as given (8080) | `/ping`, `/invocations` | /opt/ml/model |
 | KServe | `KUBERNETES_SERVICE_HOST` and the model | 8080 | V2 | /mnt/models |
 
-The model of an image also lies in /opt/ml/model. It is served if the platform names no other. Each platform
-authenticates callers itself, or leaves that to a proxy before its containers.
-
+An image's own model also lies in /opt/ml/model; a model that the platform names takes precedence.
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements,
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html,
 https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container,
 https://cloud.google.com/run/docs/container-contract, https://kserve.github.io/website (storage initializer)
 
-`python -m mlflow_deploy_plugin.server.cloud [URL]` asks the server of a container for its health: at the URL, or where
-the platform or the image says that it listens.
+`python -m mlflow_deploy_plugin.server.cloud [URL]` checks the health of the server in a container.
 """
 
 import http.client
@@ -42,12 +39,9 @@ _MLMODEL = "MLmodel"
 
 @dataclass(frozen=True)
 class Cloud:
-    """The settings from the platform; empty outside of one.
+    """The settings from the platform. An empty value or None means that the platform does not specify the setting.
 
-    Attributes:
-        port: the port that the platform sends requests to, if it names one.
-        model_uri: the model to serve if the command line names none; empty if the platform names none either.
-        health_route / predict_route: Vertex AI's; empty elsewhere. They take precedence over ours at the same path.
+    Vertex AI's `health_route` and `predict_route` take precedence over our routes at the same path.
     """
 
     port: int | None = None
@@ -63,11 +57,7 @@ class Cloud:
 def read_cloud(
     environment: Mapping[str, str] = os.environ, folders: tuple[Path, Path] = (SAGEMAKER_MODEL, KSERVE_MODEL)
 ) -> Cloud:
-    """Read the environment, and look for a model in the folders of SageMaker and KServe.
-
-    Raises:
-        InvalidConfig: a port or a route is malformed; the message names the variable.
-    """
+    """Read the environment and the folders. Raises InvalidConfig if a port or a route is malformed."""
     sagemaker, kserve = folders
     here = str(sagemaker) if (sagemaker / _MLMODEL).exists() else ""
     if "KUBERNETES_SERVICE_HOST" in environment and (kserve / _MLMODEL).exists():
@@ -108,11 +98,7 @@ def _route(environment: Mapping[str, str], name: str) -> str:
 
 
 def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True if the server in this container answers `/ping` with 200 within four seconds.
-
-    Args:
-        url: its address, http or https; by default http at the port that the environment says.
-    """
+    """Return True if the server at `url` (default: this container's) answers `/ping` with 200 within four seconds."""
     if not url:
         port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
         url = f"http://127.0.0.1:{port}"

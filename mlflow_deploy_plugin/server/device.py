@@ -1,7 +1,4 @@
-"""The check of a server's device before anything is fetched or started, and the choice of each worker's GPU.
-
-The check runs in a process of its own, because CUDA takes hundreds of megabytes of memory.
-"""
+"""The check of a server's device before the start, and the choice of each worker's GPU."""
 
 import fcntl
 import os
@@ -23,11 +20,7 @@ _TIMEOUT_SECONDS = 120.0  # TensorRT compiles even an addition
 
 
 def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
-    """Check that ONNX Runtime computes on `device`, and on each GPU in `device_ids`.
-
-    Raises:
-        DeviceUnavailable: it does not; the message says what is missing.
-    """
+    """Raise DeviceUnavailable unless ONNX Runtime computes on `device` and on each GPU in `device_ids`."""
     if device == "cpu":
         return
     with tempfile.TemporaryFile() as output:
@@ -49,10 +42,9 @@ def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
 
 
 def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
-    """Claim a GPU for this worker, and return its id: the first one among those with the fewest workers.
+    """Claim a GPU with the fewest workers for this worker, and return its id.
 
-    A worker claims a GPU by a lock on a file (flock) of the state folder. The lock ends with the process, so that the
-    worker's successor gets the same GPU.
+    The claim is a flock on a file of the state folder. It ends with the process, so the successor gets the same GPU.
     """
     folder = state_dir / "gpus"
     folder.mkdir(parents=True, exist_ok=True)

@@ -48,15 +48,14 @@ _WORKERS: dict[WorkerClass, tuple[str, str]] = {
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
-    """Return the command that serves the state folder until SIGTERM. It may run in any folder.
+    """Return the command that serves the state folder until SIGTERM.
 
-    After SIGTERM, requests in flight have `graceful_timeout_seconds` to finish. The application's modules are imported
-    once, before the fork. Each worker makes its application, and loads ONNX Runtime and its models, after the fork,
-    since ONNX Runtime's threads do not survive one.
+    Modules are imported before the fork. Each worker loads ONNX Runtime and its models after the fork, because ONNX
+    Runtime's threads do not survive a fork.
 
     Args:
-        listeners: inherited file descriptors of bound sockets; the second one is shared with other servers.
-        may_fork: an inherited file descriptor. Workers are forked once it is at its end; None: at once.
+        listeners: inherited file descriptors of bound sockets; the second socket is shared with other servers.
+        may_fork: an inherited file descriptor; workers are forked when it is at its end (None: at once).
     """
     worker, application = _WORKERS[server.worker_class]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -127,10 +126,8 @@ def on_exit(arbiter: "Arbiter") -> None:
 def post_worker_init(worker: "Worker") -> None:
     """Wait until the versions are loaded, and open the gRPC listener if the spec has a port.
 
-    New clients wait in the kernel's queue until a worker accepts them. So a worker that replaces a dead one answers
-    nobody with 503 while it loads. After `_MAX_LOAD_SECONDS` it accepts all the same, so that `/ping` can report the
-    reason. A worker that shares its listener with another server waits until it can answer, because the other server
-    takes the clients meanwhile.
+    New clients wait in the kernel's queue meanwhile. After `_MAX_LOAD_SECONDS` the worker accepts them, so that `/ping`
+    can report the reason; a worker that shares its listener with another server waits on, since that server takes them.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
     server, is_shared = worker.wsgi.server, len(worker.sockets) > 1

@@ -1,8 +1,7 @@
 """A listening socket that is shared by servers, so that one takes over from another without a gap.
 
 `python -m mlflow_deploy_plugin.server.listener SOCKET PORT` is its holder. It sends the socket to each server that
-connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container. While one of these servers ends,
-no connection is refused or lost. A server keeps its connection to the holder, which is closed when the holder ends.
+connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container.
 """
 
 import os
@@ -37,8 +36,7 @@ class SharedListener:
 def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
     """Yield the listening socket of the holder at `path`, which may start later; None without a path.
 
-    Raises:
-        DeploymentFailed: there is no holder.
+    Raises DeploymentFailed if there is no holder.
     """
     if path is None:
         yield None

@@ -1,6 +1,6 @@
 """Requests and replies of every transport as plain values, and the meaning of their headers.
 
-A gRPC call is a POST over HTTP/2, too: its path is the method, and its headers are the metadata.
+A gRPC call is a POST whose path is the method and whose headers are the metadata.
 """
 
 import os
@@ -30,8 +30,7 @@ _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
 class RawRequest:
     """One whole request; names of headers in lower case.
 
-    Only authentication, limits and plans change it. A frozen class would cost half a microsecond per request, and as
-    much for the response.
+    Only authentication, limits and plans change it. A frozen class would cost half a microsecond per request.
 
     Attributes:
         client: the address that it came from.
@@ -39,7 +38,7 @@ class RawRequest:
         caller: the name of its key once it is authenticated, before that the name in its client certificate, or empty.
         arrived: the time when it was whole, in `time.perf_counter()`. The wait for a thread counts for its deadline.
         is_counted: its rates have counted it (`RequestLimits.check_rates`).
-        refusal: why a rate refuses it, and for how many seconds.
+        refusal: the reason of a rate's refusal, and its duration in seconds.
         draw: the number in [0, 1) by which a plan has chosen among weighted variants; None if no plan has.
     """
 
@@ -58,12 +57,9 @@ class RawRequest:
 
 @dataclass(slots=True)
 class Reply:
-    """The result of a request, before its transport writes it: an encoded response, or an error.
+    """The result of a request before its transport writes it. With an `error`, `body` is empty.
 
-    Attributes:
-        headers: the headers of an HTTP response, or gRPC's trailing metadata.
-        error: the error, if there is one. `body` is empty then: each transport and route has its own form for errors.
-        pieces: the body, if it is made while it is sent. The transport has to close them.
+    `headers` become gRPC's trailing metadata. `pieces` is a body in parts, which the transport must close.
     """
 
     headers: dict[str, str]
@@ -78,11 +74,7 @@ class Reply:
 
 
 def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply for one of our errors.
-
-    Its headers have the time after which to try again, if the error names one, and the ways to authenticate (RFC 9110
-    §11.6.1).
-    """
+    """Return the reply for one of our errors, with Retry-After and WWW-Authenticate (RFC 9110 §11.6.1) if needed."""
     more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, Unauthenticated):
         more["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
@@ -90,10 +82,7 @@ def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) ->
 
 
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the headers of a response with % and everything but visible ASCII percent-encoded.
-
-    So a line end in a value cannot begin another header. A caller's id is returned unchanged.
-    """
+    """Return the headers with % and all but visible ASCII percent-encoded, against header injection."""
     text = "".join(headers.values())
     if text.isascii() and text.isprintable() and "%" not in text:
         return headers
@@ -119,8 +108,7 @@ def without_keys(text: str) -> str:
 def event_time(headers: Mapping[str, str]) -> int | None:
     """Return `X-Event-Time` in microseconds since 1970 (UTC), or None if the header is missing.
 
-    Raises:
-        InvalidRequest: it is not a time of RFC 3339 with its offset, or lies too far back or ahead.
+    Raises InvalidRequest if it is not a time of RFC 3339 with its offset, or is too far from now.
     """
     given = headers.get("x-event-time")
     if given is None:

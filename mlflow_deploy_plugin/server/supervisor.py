@@ -1,11 +1,9 @@
 """`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
 
-It opens the sockets, then starts the agent and gunicorn. gunicorn imports its modules while the agent resolves and
-fetches, and forks its workers after that. The server is announced when every worker is ready.
-
-An agent that crashes is restarted. A gunicorn that is killed is restarted on the same socket as soon as its old workers
-have ended. The server ends if gunicorn exits by itself, or is killed again and again. On SIGTERM gunicorn finishes the
-requests in flight; then the agent ships the captured rows.
+gunicorn imports its modules while the agent resolves and fetches, and forks its workers after that. A crashed agent is
+restarted. A killed gunicorn is restarted on the same socket when its old workers have ended. The server ends if
+gunicorn exits by itself, or is killed repeatedly. On SIGTERM gunicorn finishes the requests in flight; then the agent
+ships the captured rows.
 """
 
 import errno
@@ -69,17 +67,15 @@ _ORPHAN_SECONDS = 2.0
 def supervise(
     state_dir: Path, follow: bool, announce: Callable[[str], None], refresh: Callable[[], None] | None = None
 ) -> None:
-    """Serve what `state_dir/spec.yaml` says until SIGTERM or SIGINT; return after an orderly end.
+    """Serve the spec in `state_dir` until SIGTERM or SIGINT; return after an orderly end.
 
-    Call it within `claim_state_dir`, in a process without other threads.
-
-    Args:
-        refresh: called about once a second while the server serves; it may replace spec.yaml.
+    Call it within `claim_state_dir`, in a process without other threads. `refresh` is called about once a second while
+    the server serves; it may replace spec.yaml.
 
     Raises:
         InvalidConfig: the spec is malformed, or one of its ports or the files of TLS cannot be used.
-        RuntimeMissing, NotInstalled: it asks for gRPC, and grpcio is not installed; or for tokens, and PyJWT is not.
-        DeploymentFailed: the server did not become ready (the message says why), or gunicorn is gone for good.
+        RuntimeMissing, NotInstalled: the spec needs grpcio or PyJWT, and it is not installed.
+        DeploymentFailed: the server did not become ready (with the reason), or gunicorn ended.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
     check_exposure(server, announce)
@@ -176,11 +172,7 @@ class _Supervisor:
                 raise DeploymentFailed("the process that holds the listening socket has ended")
 
     def _check_gunicorn(self) -> None:
-        """Start gunicorn again if its pause is over. If it has been killed, let the pause begin.
-
-        Raises:
-            DeploymentFailed: it has ended and is not restarted.
-        """
+        """Restart gunicorn after a pause if it was killed; otherwise raise DeploymentFailed if it has ended."""
         gunicorn, now = self._gunicorn, time.monotonic()
         if gunicorn is None:
             return
@@ -248,10 +240,7 @@ class _Supervisor:
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
     def _answers(self) -> bool:
-        """Return whether HTTP answers and every worker has applied the wanted state and serves something of it.
-
-        The workers that a killed gunicorn has left do not count.
-        """
+        """Return True if HTTP answers and every worker of this gunicorn serves the wanted state."""
         if self._restart_gunicorn_at < math.inf:
             return False
         wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
@@ -334,11 +323,7 @@ class _Supervisor:
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
-    """Refuse to listen beyond this machine for callers without a key. If the spec allows that, announce it.
-
-    Raises:
-        InvalidConfig: it is not allowed.
-    """
+    """Announce a server without keys beyond this machine. Raises InvalidConfig if the spec does not allow it."""
     if server.authenticates or is_loopback(server.host):
         return
     if not server.insecure:
@@ -351,13 +336,9 @@ def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
 
 
 def open_listener(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:
-    """Open a listening socket on `port`, or on the first free port from 8080 up. gunicorn inherits it.
+    """Open a listening socket on `port`, or on the first free port from 8080, for gunicorn to inherit.
 
-    Args:
-        option: the option that chooses another port, for error messages.
-
-    Raises:
-        InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.
+    Raises InvalidConfig with the `option` if the port is in use or not permitted, or the host is not this machine's.
     """
     for candidate in range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]:
         try:
@@ -385,12 +366,9 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
 def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
     """Reserve `grpc_port`, if it is set, for the workers: each binds it after the fork, with SO_REUSEPORT.
 
-    With that option the port could silently be shared with another server. So it is bound without the option first.
-    Then it is held by a socket that never listens, so that the port stays reserved while a worker is replaced.
-
-    Raises:
-        InvalidConfig: the port is in use or may not be used, or the host is no address of this machine.
-        RuntimeMissing: grpcio is not installed.
+    With that option another server could silently share the port, so the port is bound without it first. Then a socket
+    that never listens holds it while a worker is replaced. Raises InvalidConfig if the port or host cannot be used, and
+    RuntimeMissing if grpcio is not installed.
     """
     if spec.grpc_port is None:
         yield

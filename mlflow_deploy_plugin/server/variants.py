@@ -23,7 +23,7 @@ class LoadedVersion:
     """One version in memory. `eq=False`: a version that is loaded twice is two objects.
 
     Attributes:
-        batcher: runs requests together; None if each is run alone.
+        batcher: runs requests together; None if each is run separately.
         is_deterministic: the graph is known to compute the same outputs from the same feeds.
     """
 
@@ -37,10 +37,7 @@ class LoadedVersion:
 
     @cached_property
     def identity(self) -> tuple[str, ...]:
-        """The model, the version, its ids and the digests of its files. No other version has the same.
-
-        The folder stands for the files of a model that records no digests.
-        """
+        """The model, version, ids and file digests (otherwise the folder), which no other version shares."""
         artifact = self.predictor.artifact
         files = artifact.digests.values() or [str(self.folder)]
         return self.model, self.version, artifact.model_id, artifact.run_id, *files
@@ -51,10 +48,9 @@ class ServedVariant:
     """A variant that answers requests with a loaded version, which other variants may share.
 
     Attributes:
-        captured: says which columns of its requests are kept, by `capture`.
         shadows: the endpoint's shadows with another version; each gets a copy of every request.
         key: the input column whose value chooses the answering variant; None if no column does.
-        has_others: the endpoint has other variants, so that a response names the one that gave it.
+        has_others: the endpoint has other variants, so a response names its variant.
     """
 
     endpoint: str
@@ -135,9 +131,9 @@ def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVa
 def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
     """Return the variant of `key`: the same in every worker and after every restart, in the shares of the weights.
 
-    Each variant has a number from a hash of endpoint, variant and key, exponentially distributed with its weight as the
-    rate. The smallest wins (weighted rendezvous hashing). A variant whose weight grows only gains keys. No method
-    without a memory moves fewer keys (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
+    Weighted rendezvous hashing: the smallest of exponentially distributed hashes of endpoint, variant and key wins. A
+    variant whose weight grows only gains keys. No method without a memory moves fewer keys (Bavarian et al., "The
+    Optimality of Correlated Sampling", 2016).
     """
     if len(variants) == 1:
         return variants[0]
@@ -157,8 +153,7 @@ def has_sticky_column(schema: Schema, column: str) -> bool:
 def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
     """Return the first row's value of a column (of a tensor its first number) as text; None if it is missing.
 
-    A whole number has the same text in every type, so that a version that takes it as another type keeps its clients.
-    So has a boolean, which is 1 or 0.
+    Whole numbers and booleans have the same text in every type, so that clients keep their variant across versions.
     """
     arrays = sent_arrays(feeds)
     for entry in schema.sent_inputs:

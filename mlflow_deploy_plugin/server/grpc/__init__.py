@@ -1,4 +1,1 @@
-"""The Open Inference Protocol V2 over gRPC: messages ↔ arrays, methods, and the server of a worker.
-
-Nothing here is imported unless `grpc_port` is set: grpcio costs memory and start-up.
-"""
+"""The Open Inference Protocol V2 over gRPC. It is imported only if `grpc_port` is set: grpcio costs memory."""

@@ -1,14 +1,10 @@
-"""The methods of the gRPC services.
+"""The methods of the gRPC services: metadata, status codes, deadlines and streams around `server/inference/`.
 
-An infer call goes through `inference/pipeline.py` like every prediction, with the message as its body. The methods
-about models and the server answer with the documents of V2's REST form (`inference/management.py`). This module adds
-what only gRPC has: metadata, status codes, deadlines, streams.
+HTTP's status codes become gRPC's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto, but
+413 and 429 both become RESOURCE_EXHAUSTED, with which gRPC itself answers a message above its limit.
 
-HTTP's status codes become gRPC's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
-but 413 and 429 both become RESOURCE_EXHAUSTED, with which gRPC itself answers a message above its limit.
-
-grpcio waits for the rest of a message without a limit, and holds a thread. So every method is registered for a stream,
-which is the same on the wire. Then the wait is bounded, and ends when the server drains.
+grpcio waits without a limit for the rest of a message, and holds a thread. So every method is registered for a stream,
+which is the same on the wire: then the wait is bounded and ends when the server drains.
 """
 
 import threading
@@ -70,15 +66,11 @@ ManagementMethod = Callable[..., dict[str, object]]
 
 
 class OpenCalls:
-    """The open calls of one worker.
+    """The open calls of one worker. A call is open until its response is on the way to the client.
 
     Args:
-        max_streams: the most streams at the same time, and the most public ones, which need no key; more are refused.
-        message_seconds: the time that the message of a unary call may take to arrive whole.
-
-    Attributes:
-        open: the number of open calls. A call is open until its response is on the way to the client.
-        draining: set once the server drains.
+        max_streams: the maximum number of streams, and of public streams (which need no key), at the same time.
+        message_seconds: the longest wait for the whole message of a unary call.
     """
 
     def __init__(self, max_streams: int, message_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -99,8 +91,7 @@ class OpenCalls:
     ) -> bytes | None:
         """Return the message of a unary call, or None if there is none.
 
-        Raises:
-            grpc.RpcError: the client has gone, its time was up, or later strangers have taken its place.
+        Raises grpc.RpcError if the client has gone, the time was up, or a later stranger needs the thread.
         """
         self._open_call(context)
         with self._lock:
@@ -204,8 +195,7 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 def _unary(
     server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a method of one message. It does not await a message that has no fields, or that a stranger
-    sends, who is refused in any case."""
+    """Return the handler of a unary method. It does not wait for an empty message, or for a message that is refused."""
     is_empty = not getattr(messages, f"{name}Request").DESCRIPTOR.fields
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -245,10 +235,9 @@ def _management_call(
 def _model_stream_infer(
     server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
 ) -> Iterator[bytes]:
-    """Yield one response for each request, in order. After an error the stream goes on, as in Triton.
+    """Yield one response for each request, in order. The stream continues after an error, as in Triton.
 
-    A response within a stream has no metadata, so that its ids are parameters of the message. Triton's clients read
-    until `triton_final_response` is true.
+    A response in a stream has no metadata, so its ids are parameters. Triton's clients need `triton_final_response`.
     """
     if _is_stranger(server, context):
         _finish(context, _infer(server, _raw_request(server, "ModelStreamInfer", b"", context), None))
@@ -368,8 +357,7 @@ def watch_health(
 ) -> Iterator[bytes]:
     """Answer `grpc.health.v1.Health/Watch` with the status now and after every change.
 
-    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status, not an error, and a
-    server says NOT_SERVING before it ends. A watcher takes a place among the public streams of its worker.
+    https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status, not an error.
     """
     with calls.stream(context, is_public=True):
         try:

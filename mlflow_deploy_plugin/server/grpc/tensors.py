@@ -1,8 +1,7 @@
 """The messages of an infer call ↔ named arrays, checked by the functions of `protocols` that REST uses.
 
-https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: the tensors of a
-request come all as bytes (`raw_input_contents`) or all as typed values (`contents`), and the response has the form of
-the request. FP16 has no typed form: a response that holds it is in bytes, whatever the request was.
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: all tensors are
+bytes (`raw_input_contents`) or all are typed (`contents`), in the response as in the request. FP16 needs bytes.
 """
 
 import base64
@@ -49,10 +48,9 @@ _VARINT_BYTES = 10
 
 
 def read_message(kind: type[Message], body: bytes) -> Any:
-    """Parse a message. Its fields are counted first, since protobuf makes an object of 80 bytes from two bytes.
+    """Parse a message. Raises InvalidRequest if it is malformed or has more than `MAX_FIELDS` fields.
 
-    Raises:
-        InvalidRequest: it is no such message, or has more than `MAX_FIELDS` fields.
+    The fields are counted first, because protobuf makes an object of 80 bytes from two bytes.
     """
     if len(body) > MAX_FIELDS:
         _check_fields(memoryview(body))
@@ -82,12 +80,7 @@ def _check_fields(view: memoryview) -> None:
 
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    """Return the number in base 128 (LEB128) that begins at `at`, and its end.
-
-    Raises:
-        ValueError: it has more than ten bytes.
-        IndexError: the bytes end within it.
-    """
+    """Return the LEB128 number at `at`, and its end. Raises ValueError above ten bytes, IndexError if it is cut."""
     value = 0
     for position in range(_VARINT_BYTES):
         byte = view[at + position]
@@ -98,11 +91,9 @@ def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
 
 
 def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:
-    """Decode an infer request.
+    """Decode an infer request. Raises InvalidRequest if it is malformed or not supported.
 
-    Raises:
-        InvalidRequest: it is malformed, or needs what is not supported.
-        SchemaMismatch: a tensor is unknown, missing, doubled, or does not fit its shape, its datatype or the model.
+    Raises SchemaMismatch if a tensor is unknown, missing, repeated, or does not fit its shape, datatype or model.
     """
     parameters = v2.parameters_of("the request", {"parameters": parameter_values(request.parameters)})
     wanted = [{"name": output.name, "parameters": parameter_values(output.parameters)} for output in request.outputs]

@@ -47,11 +47,7 @@ _PIECE_BYTES = 64 * 1024
 
 
 def create_app(state_dir: str) -> Flask:
-    """Return the application of one worker for the state folder. Call it after the fork.
-
-    Raises:
-        InvalidConfig: spec.yaml in the folder is not a spec.
-    """
+    """Return the application of one worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
     return ServerApp(open_worker(state_dir))
 
 
@@ -153,13 +149,9 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
-    """Return the whole body.
+    """Return the whole body. Raises BodyTooLarge above `limit`, and InvalidRequest as `_pieces`.
 
-    werkzeug 3.1's own limit silently cuts a chunked body off, and takes half a body for a whole one.
-
-    Raises:
-        BodyTooLarge: it is larger than `limit`, by its length or by its chunks.
-        InvalidRequest: see `_pieces`.
+    werkzeug 3.1's own limit silently truncates a chunked body, and accepts a body that ends too early.
     """
     content_length = request.content_length
     if content_length is None and not request.environ.get("wsgi.input_terminated"):
@@ -175,10 +167,9 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it comes. Nothing behind it is read, since some servers would wait for that.
+    """Yield the body as it arrives, and read nothing after it, since some servers would wait for more.
 
-    Raises:
-        InvalidRequest: it ended before its declared length, or the server could not read it.
+    Raises InvalidRequest if the body ends before its declared length, or the server could not read it.
     """
     left = sys.maxsize if content_length is None else content_length
     try:
@@ -194,8 +185,7 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
     """Yield the response once it has more than `limit` bytes, or at its end.
 
-    Most clients read nothing before they have sent all, and a WSGI server reads nothing while it cannot send. The
-    connection of a response that breaks off ends without the last chunk, as gunicorn ends it for a broken pipe.
+    Most clients send everything before they read, and a WSGI server does not read while it cannot send.
     """
     held = bytearray()
     try:

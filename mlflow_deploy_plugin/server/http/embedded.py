@@ -1,7 +1,6 @@
 """One endpoint within the process of another application, as a WSGI and an ASGI application.
 
-The process does as a worker of `onnxserve serve`: it has a state folder, loads the versions in `wanted.json`, and
-answers by the same code. The agent is a child process, so that MLflow takes no memory of the application's.
+It works like a worker of `onnxserve serve`; the agent is a child process, so MLflow takes no memory of the application.
 """
 
 import asyncio
@@ -53,14 +52,12 @@ _Send = Callable[[Message], Coroutine[None, None, None]]
 class EmbeddedModel:
     """One endpoint that is answered in this process. It is ready when the constructor returns.
 
+    Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the folder cannot be written.
+
     Args:
-        folder: the state folder; if another process uses it, the next free one beside it is taken.
+        folder: the state folder; if another process uses it, the next free folder next to it is taken.
         follow: follow a stage or alias; if False, it is resolved once.
         wait_seconds: the time for the registry and the load.
-
-    Raises:
-        DeploymentFailed: the model cannot be resolved, fetched or loaded; the message says why.
-        InvalidConfig: the folder cannot be written.
     """
 
     def __init__(self, spec: EndpointSpec, folder: Path, follow: bool, wait_seconds: float) -> None:

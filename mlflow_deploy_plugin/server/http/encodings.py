@@ -1,7 +1,4 @@
-"""The content encodings of requests and responses: gzip (RFC 1952), zstd (RFC 8878), and deflate for requests.
-
-A body may have `server.max_body_bytes` when it is decompressed. No more memory than that is given to it.
-"""
+"""The content encodings: gzip (RFC 1952) and zstd (RFC 8878), and deflate for requests only."""
 
 import zlib
 from collections.abc import Callable
@@ -33,12 +30,9 @@ _COMPRESSIBLE = ("application/json", "text/", "application/vnd.apache.arrow.", "
 
 
 def decode_body(request: RawRequest, limit: int) -> RawRequest:
-    """Return the request with its body decompressed. Several encodings are refused.
+    """Return the request with its body decompressed, up to `limit` bytes; above it, raises BodyTooLarge.
 
-    Raises:
-        UnsupportedMediaType: another encoding than gzip, deflate, zstd and identity, or several.
-        InvalidRequest: the compressed data is broken or ends too early.
-        BodyTooLarge: it is larger than `limit` bytes when decompressed.
+    Raises UnsupportedMediaType for several or other encodings, and InvalidRequest if the data is broken or truncated.
     """
     given = request.headers.get("content-encoding")
     if given is None or not request.body:
@@ -56,10 +50,9 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
 
 
 def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
-    """Return the response, compressed if it is large and Accept-Encoding asks for it.
+    """Return the response, compressed if it is large and Accept-Encoding allows it; zstd is preferred.
 
-    zstd comes before gzip if both have one weight. A response that could be compressed has `Vary` even if it is not, so
-    that no cache gives it to the wrong client.
+    A compressible response always has `Vary`, so that no cache gives it to the wrong client.
     """
     if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(_COMPRESSIBLE):
         return response

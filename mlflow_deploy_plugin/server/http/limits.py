@@ -1,8 +1,4 @@
-"""The limits of HTTP requests and their connections: the numbers of `docs/http.md`, each stated once.
-
-The parser, the connections of the fast worker and gunicorn's command line take them from here. The largest body and
-the time of a request are fields of the spec: `server.max_body_bytes` and `server.request_timeout_seconds`.
-"""
+"""The limits of HTTP requests and connections: the figures of `docs/http.md`, each specified once."""
 
 from dataclasses import dataclass
 
@@ -30,7 +26,7 @@ class ConnectionLimits:
         request_seconds: `--timeout`: for a request to arrive, and for a client to take a part of its response.
         keep_alive_seconds: `--keep-alive`: for a connection to be idle.
         connections: `--worker-connections`: one more replaces an idle connection, or is refused.
-        body_bytes: for all bodies that are incomplete or not answered; above it, requests are refused.
+        body_bytes: the limit of all incomplete or unanswered bodies together.
     """
 
     request_seconds: float

@@ -1,7 +1,6 @@
 """The parser of HTTP/1.1 requests of the fast worker: bytes → `RequestHead`, and the body piece by piece.
 
-Ambiguous requests are refused (RFC 9112, sections 2 to 7, and those that gunicorn refuses): requests are smuggled in
-bytes that two readers read differently. A client sends the same head with every request of a connection, so parsed
+Ambiguous requests are refused (RFC 9112, sections 2 to 7, and gunicorn's rules), against request smuggling. Parsed
 heads are remembered: 0.6 µs from memory, 5 µs parsed here, 4.5 µs parsed by httptools.
 """
 
@@ -54,11 +53,10 @@ class RequestHead:
 
     Attributes:
         path / query: the path is decoded; the query is as it was sent.
-        headers: names in lower case; the values of a name that comes several times are joined by commas.
-        length: bytes of the body; `CHUNKED` if the body says itself where it ends.
-        keep_alive: True if the client wants to reuse the connection.
+        headers: names in lower case; repeated values are joined by commas.
+        length: bytes of the body; `CHUNKED` if the body itself specifies its end.
         expects_continue: True if the client waits for a 100 before it sends the body.
-        is_http_1_1: False for HTTP/1.0, whose responses cannot come in chunks.
+        is_http_1_1: False for HTTP/1.0, whose responses cannot be chunked.
     """
 
     method: str
@@ -72,12 +70,9 @@ class RequestHead:
 
 
 def parse_head(data: bytes) -> tuple[RequestHead | None, bytes]:
-    """Return the head at the beginning of the data, and the rest; or None and all of it if the head is incomplete.
+    """Return the head and the rest of the data; if the head is incomplete, None and all data.
 
-    The result does not depend on the pieces in which the data comes.
-
-    Raises:
-        TargetTooLong, HeadersTooLarge, InvalidRequest: see `read_head`; raised as soon as it shows.
+    Raises as `read_head`, as early as the error is visible; the result does not depend on how the data is split.
     """
     begin = 2 if data.startswith(EMPTY_LINE) else 0
     end = data.find(b"\r\n\r\n", begin)
@@ -88,12 +83,12 @@ def parse_head(data: bytes) -> tuple[RequestHead | None, bytes]:
 
 
 def read_head(head: bytes) -> RequestHead:
-    """Parse the head of a request: the bytes up to, and without, the empty line.
+    """Parse the head of a request: the bytes before the empty line.
 
     Raises:
-        TargetTooLong, HeadersTooLarge: it is beyond a limit.
-        UnknownTransferCoding, ExpectationFailed: it asks for what is not supported.
-        InvalidRequest: it is not HTTP/1.1, or can be read in two ways.
+        TargetTooLong, HeadersTooLarge: a limit is exceeded.
+        UnknownTransferCoding, ExpectationFailed: the head requests what is not supported.
+        InvalidRequest: the head is not HTTP/1.1, or is ambiguous.
     """
     return _remembered(head) if len(head) <= _REMEMBERED_BYTES else _read(head)
 
@@ -181,9 +176,7 @@ def _shown(line: bytes) -> str:
 def decode_path(target: str) -> str:
     """Return the path of a request target (its bytes as latin-1), decoded as WSGI and Flask decode it.
 
-    Raises:
-        UnfitPath: the target is no path of this server: absolute, with dot segments, empty segments or characters that
-            no path has.
+    Raises UnfitPath if it is absolute, or has dot segments, empty segments or invalid characters.
     """
     if not _TARGET.fullmatch(target):
         message = f"the target {target[:200]!r} is not a path and a query in ASCII, as in '/invocations'"
@@ -207,15 +200,7 @@ def check_host(host: str) -> None:
 
 
 def body_parser(length: int, limit: int) -> "BodyParser":
-    """Return the parser of a body that is to come.
-
-    Args:
-        length: the bytes of the body, or `CHUNKED`.
-        limit: the bytes that it may have at most.
-
-    Raises:
-        BodyTooLarge: the length is above the limit. For chunks, `feed` raises it.
-    """
+    """Return the parser of a body of `length` bytes (or `CHUNKED`). Raises BodyTooLarge if it exceeds `limit` bytes."""
     if length > limit:
         raise body_too_large(limit)
     return BodyParser(length, limit)
@@ -226,10 +211,6 @@ class BodyParser:
 
     `_left` bytes of a chunk are to come, then its line end, if `_ends_chunk`. A body of a known length is one chunk
     without a line end. `_trailers` counts the fields after the last chunk; it is -1 before.
-
-    Attributes:
-        is_whole: all of the body has come.
-        content: the bytes that are held.
     """
 
     def __init__(self, length: int, limit: int) -> None:
@@ -246,11 +227,7 @@ class BodyParser:
         return len(self.content) if self._length == CHUNKED else self._length - self._left
 
     def feed(self, data: bytes) -> bytes:
-        """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
-
-        Raises:
-            InvalidRequest, BodyTooLarge: see `body_parser`.
-        """
+        """Take bytes of the body and return unused bytes. Raises InvalidRequest or BodyTooLarge."""
         position = 0
         for _ in range(_STEPS):
             if self.is_whole or position == len(data):

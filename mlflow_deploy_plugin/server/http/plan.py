@@ -1,13 +1,10 @@
 """Plans: the pipeline of a prediction, composed when a version is swapped in.
 
-As long as the same versions are served, most decisions of the pipeline are the same for every request to a path: its
-protocol, and whether there are rates, a tracer, a cache, shadows, a sticky key, a batcher, a deadline. `PlanTable`
-makes them once. A request that its plan does not cover, or that fails in it, takes the general way
-(`routes.handle_direct`), which makes every error.
-
-A plan intentionally repeats the rules of `pipeline.infer`, because each call that it saves is time of every request. A
-property test (`tests/server/http/test_plan.py`) keeps the two equal: the same bytes, status and counters for generated
-requests. Change the rules in both modules.
+A plan makes the decisions that are the same for every request to a path (protocol, rates, tracer, cache, shadows,
+sticky key, batcher, deadline) once. A request that its plan does not cover, or that fails in it, takes the general way
+(`routes.handle_direct`), which makes every error. A plan intentionally repeats the rules of `pipeline.infer`, because
+each saved call shortens every request. Change the rules in both modules; `tests/server/http/test_plan.py` compares
+them.
 """
 
 import random

@@ -21,9 +21,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class RawResponse:
     """One HTTP response.
 
-    Attributes:
-        fields: the headers as they are sent, if who made the response has them ready; see `header_fields`.
-        pieces: the body, if it is made while it is sent. Whoever has them has to close them.
+    `fields` are the ready headers, if any (`header_fields`). `pieces` is a body in parts; its user must close it.
     """
 
     status: int
@@ -70,12 +68,7 @@ def header_fields(headers: Mapping[str, str]) -> str:
 
 
 def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:
-    """Return the head and the body, to be sent in one write.
-
-    Args:
-        keep_alive: False if the response has to say that the connection ends.
-        with_body: False for the response to a HEAD.
-    """
+    """Return the head and the body (without it for HEAD), to be sent in one write."""
     fields = response.fields or header_fields(response.headers)
     start = _head_start(response.status, keep_alive, int(time.time()))
     if response.status == 204:

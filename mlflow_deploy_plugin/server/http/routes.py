@@ -1,7 +1,6 @@
 """The routes of the HTTP surface, in one table, and the dispatch of predictions and health checks.
 
-Flask dispatches all other routes (`app.py`). A route's path is a template as documentation shows it: `NAME`
-stands for an endpoint, `V` for a version, `L` for a label, and a part in brackets may be left out.
+In a route's path, `NAME` is an endpoint, `V` a version and `L` a label; a part in brackets is optional.
 """
 
 import re
@@ -51,9 +50,9 @@ class Route:
         protocol: the protocol of a prediction; None for other views, and where the body may name the endpoint.
         is_direct: a prediction or a health check, which the fast worker answers without Flask.
         need: the scope that a caller needs; None if everybody may call. `RequestContext.admit` checks it for direct
-            routes, `app.py` for all others.
-        is_server_wide: the route is about all endpoints, and a key has to be for all of them. Other routes without NAME
-            are about the default endpoint.
+            routes,
+            `app.py` for all others.
+        is_server_wide: a key has to be for all endpoints. Other routes without NAME are about the default endpoint.
     """
 
     path: str
@@ -83,10 +82,7 @@ def _direct(path: str, method: str, view: View, operation: Operation, need: Need
 
 
 def _page(name: str, otherwise: bytes = b"") -> View:
-    """Return the view of a page, or of a file of the pages; `otherwise` is JSON for who takes no text.
-
-    The pages are imported at the first request for one, so that other servers do not hold their templates.
-    """
+    """Return the view of a page or file; the pages are imported at the first request. `otherwise` is JSON."""
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):
@@ -201,9 +197,8 @@ def list_routes() -> list[Route]:
 def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
     """Answer a prediction of a batched version without blocking, for an event loop.
 
-    Returns:
-        True if `done` is called once with the response, in this thread or another; it must not raise. False if nothing
-        has happened; the caller has to ask in a thread.
+    Return True if `done`, which must not raise, is called once with the response in any thread. Return False if nothing
+    has happened; the caller has to ask in a thread.
     """
     if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
         return False
@@ -225,10 +220,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
 
 
 def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
-    """Answer a request to the path of a prediction or a health check; return None for other paths.
-
-    Never raises: an unexpected error is logged with its traceback and answered without.
-    """
+    """Answer a prediction or a health check; return None for other paths. Log unexpected errors and never raise."""
     path = request.path
     routes, named = _match(path) if path not in server.cloud.paths else (_cloud_routes(server, path), _NOTHING_NAMED)
     if not routes:

@@ -1,8 +1,7 @@
-"""Responses that are sent while they are made: the predictions for JSON Lines that are still coming, and the events of
-a model that answers in parts.
+"""Responses that are sent while they are made: predictions for JSON Lines, and the events of a model that streams.
 
 If an error occurs after the head was sent, the response ends without its last chunk, so that no client takes it for a
-complete one. `StreamedExchange` runs `stream_predictions` in a thread for a connection on the event loop.
+complete one.
 """
 
 import asyncio
@@ -49,15 +48,12 @@ def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[byt
 class StreamedExchange:
     """One streamed request and its response, between a connection on the loop and the thread that answers.
 
-    Most clients read the response only after they have sent all. So the response may wait here, up to the limit of a
-    whole body. `receive`, `fail` and `resume_sending` are called on the loop, `run` in a thread. All callbacks run on
-    the loop.
+    Most clients read only after they have sent everything, so the response may wait here up to the limit of a body.
+    `receive`, `fail`, `resume_sending` and all callbacks run on the loop, `run` in a thread.
 
     Attributes:
-        body: the parser of the request's body.
         max_unsent_bytes: the most bytes of the response that wait for the client.
-        write: sends a part of the response.
-        begin: sends the head of a response that is made while it is sent.
+        begin: sends the head of a response that is made while it is sent; `write` sends a part.
         end: sends any other response, or the end of a response in parts: whole (True) or broken off (False).
     """
 
@@ -85,11 +81,7 @@ class StreamedExchange:
         return self.body.is_whole or self._error is not None
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes of the body, and return those that are not used, perhaps not all that could be used.
-
-        Raises:
-            InvalidRequest: it is no valid body; `fail` has to follow.
-        """
+        """Take bytes of the body and return unused bytes. Raises InvalidRequest; `fail` has to follow."""
         with self._condition:  # the thread must not find the end of the body before what came with it
             data = self.body.feed(data)
             self._received += self.body.take()

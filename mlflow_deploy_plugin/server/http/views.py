@@ -49,9 +49,9 @@ def predict(
 def predict_by_model(
     server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None
 ) -> RawResponse:
-    """Return predictions of the endpoint. If the path names none, `model` in the body may, as OpenAI's clients send it.
+    """Return predictions of the endpoint in the path, or in `model` of the body, as OpenAI's clients send it.
 
-    A `model` that is not an endpoint here, or not one of this caller's, is passed over: the default endpoint answers.
+    If `model` is not an endpoint that this caller may use, the default endpoint answers.
     """
     if endpoint is None and len(server.repository.table) > 1:
         with suppress(OnnxserveError):  # the prediction refuses the body, or the caller
@@ -129,16 +129,13 @@ def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None])
 
 
 def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
-    """Refuse a request that a browser sends for a page of another site.
+    """Refuse a request that a browser sends for a page of another site; callers of loads do not authenticate.
 
-    A load and an unload change what is served, and their callers do not authenticate. Such a request is recognised by
-    `Origin` and `Sec-Fetch-Site`, which no page can leave out or change; by a `Content-Type` that a browser sends
-    without asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header); and, if the page's own name
-    resolves to this server (DNS rebinding), by that name in `Host`. An address in `Host` cannot be rebound.
-
-    Raises:
-        UnsupportedMediaType: a Content-Type other than JSON. None at all is accepted, since Triton's client sends none.
-        CallerRefused: the request comes, or may come, from a page of another site.
+    `Origin` and `Sec-Fetch-Site` cannot be changed by a page. A `Content-Type` other than JSON may be sent without
+    asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), and raises UnsupportedMediaType. If
+    the page's name resolves to this server (DNS rebinding), `Host` has that name; an address in `Host` cannot be
+    rebound. The others raise CallerRefused. Triton's client sends no Content-Type, so a missing Content-Type is
+    accepted.
     """
     if "content-type" in request.headers:
         media_type(request.headers["content-type"], (JSON,))
@@ -178,12 +175,9 @@ def tf_metadata(
 
 
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    """Return 202 once the labels are in the spool. They are matched with predictions later, when they are joined.
+    """Return 202 once the labels are in the spool.
 
-    Raises:
-        NotReady, NotFound: no such endpoint (`Repository.find`), or the spool cannot be written.
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `protocols/feedback.py`.
-        TooManyRequests: a limit of the server is reached.
+    Raises NotReady, NotFound or TooManyRequests, or as `protocols/feedback.py` for a malformed body.
     """
     try:
         with server.limits.admitted(request):

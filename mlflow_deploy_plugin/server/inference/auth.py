@@ -1,18 +1,14 @@
-"""Authentication of callers by API keys, by the tokens of an issuer, or by certificates, and the rights of each.
+"""Authentication of callers by API keys, by an issuer's tokens, or by certificates, and the rights of each.
 
-A caller sends its key as `Authorization: Bearer KEY` (RFC 6750), over gRPC as metadata of that name. Clients that know
-only user names and passwords, like a browser, send it as the password of Basic (RFC 7617); the user name is not read.
+The agent writes the SHA-256 of the valid keys (`keys.json`). A key has 256 random bits, so a slower hash would not make
+it harder to guess. Browsers send the key as the password of Basic (RFC 7617); the user name is not read.
 
-The agent writes the valid keys (`keys.json`), by the SHA-256 of their text. A key has 256 random bits, so a slower hash
-would not make it harder to guess. A worker looks for a new file once a second.
+A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068) contains infer, read and admin,
+and its optional claim `onnxserve_endpoints` the endpoints. The agent fetches the issuer's public keys (`jwks.json`); no
+worker waits for the issuer. The signature of a token takes 100 µs, and is verified once.
 
-A token is a JWT (RFC 7519) that an OpenID Connect issuer has signed. Its claim `scope` (RFC 9068) has the words infer,
-read and admin among others. Its claim `onnxserve_endpoints`, if there is one, has the endpoints that it is for. The
-agent fetches the issuer's public keys (`jwks.json`); no worker waits for the issuer. The signature of a token takes
-100 µs, and is verified once.
-
-With `server.ca_certs`, TLS verifies the client's certificate, if it sends one. All routes but health checks need a
-certificate: beside the key, or in its place on a server without keys. The commands of this machine have the local key.
+With `server.ca_certs`, all routes but health checks need a verified client certificate: in addition to the key, or
+instead of it on a server without keys. The commands of this machine have the local key.
 """
 
 import base64
@@ -56,13 +52,12 @@ class Authenticator:
     """The callers that one worker answers.
 
     Args:
-        spec: says what callers need: a key, a token, a certificate, or nothing.
         count: counts a request of this key.
         clock: seconds since 1970, by which keys expire.
-        monotonic: seconds by which the files are looked at. A wall clock that is set back would keep revoked keys.
+        monotonic: seconds by which the files are checked. A wall clock that is set back would keep revoked keys.
 
     Attributes:
-        is_required: if false, everybody may do everything, and `require` is not to be called.
+        is_required: if false, everybody may do everything, and `require` must not be called.
     """
 
     def __init__(
@@ -87,9 +82,9 @@ class Authenticator:
         self._look_at = 0.0
 
     def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry | None:
-        """Return the caller's key if it allows this, count the request, and name its caller. Raises as `require`.
+        """Count the request and return the caller's key, or None if everybody may do everything.
 
-        Return None if everybody may do everything.
+        Raises as `require`.
         """
         if not self.is_required:
             return None
@@ -101,15 +96,9 @@ class Authenticator:
     def require(
         self, headers: Mapping[str, str], need: Need, endpoint: str | None = None, certificate: str = ""
     ) -> KeyEntry:
-        """Return the caller's key if it allows this.
+        """Return the caller's key if it allows this. `endpoint` is None if the request is not about one endpoint.
 
-        Args:
-            headers / certificate: as of `find`.
-            endpoint: None: not about one endpoint.
-
-        Raises:
-            Unauthenticated, NotReady: see `find`.
-            ScopeMissing: the key is for something else.
+        Raises Unauthenticated or NotReady as `find`, and ScopeMissing if the key is for something else.
         """
         entry = self.find(headers, certificate)
         if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
@@ -134,11 +123,11 @@ class Authenticator:
 
         Args:
             headers: by their names in lower case; over gRPC the metadata.
-            certificate: the name in the client's verified certificate; empty without one.
+            certificate: the name in the client's verified certificate; empty without a certificate.
 
         Raises:
-            Unauthenticated: there is no key, or it is not valid (any more).
-            NotReady: it is a token, and the issuer's keys have not been fetched yet.
+            Unauthenticated: the key is missing or not valid.
+            NotReady: the caller has a token, and the issuer's keys have not been fetched yet.
         """
         if certificate and not self._takes_keys:
             return _of_certificate(certificate)
@@ -217,9 +206,7 @@ class Authenticator:
     def _verify(self, token: bytes) -> Mapping[str, Any]:
         """Return the claims of a token.
 
-        Raises:
-            Unauthenticated: it is no token of this issuer, for this audience and this time.
-            NotReady: the agent has not fetched the issuer's keys yet.
+        Raises Unauthenticated if it is not for this issuer, audience and time; NotReady without the issuer's keys.
         """
         import jwt
 
@@ -262,11 +249,7 @@ def _of_certificate(name: str) -> KeyEntry:
 
 
 def certificate_name(certificate: Mapping[str, Any] | None) -> str:
-    """Return the common name in a verified certificate, else its first alternative name; empty without a certificate.
-
-    Args:
-        certificate: as `ssl.SSLSocket.getpeercert` returns it.
-    """
+    """Return the common name, otherwise the first alternative name, of `getpeercert()`; empty without a certificate."""
     if not certificate:
         return ""
     names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}

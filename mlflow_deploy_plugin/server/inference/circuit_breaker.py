@@ -40,17 +40,15 @@ def import_redis(url: str) -> Any:
 
 @dataclass(eq=False)
 class CircuitBreaker:
-    """Keeps requests from a Redis that has failed, until it answers a thread that asks in their place.
+    """Keeps requests from a Redis that has failed, until it answers a thread.
 
-    The thread asks at once: one slow answer of a busy Redis keeps requests away for milliseconds. At a second failure
-    within the pause it asks after the pause. Requests do not ask themselves, because resolving a host name may take
-    longer than any timeout of Redis' client.
+    The thread asks at once, so that a slow answer costs milliseconds. After a second failure within `pause_seconds` it
+    asks after the pause. Requests do not ask, because resolving a host name may exceed any timeout of Redis' client.
 
     Attributes:
         consequence: the effect on requests, for the log.
         ping: asks Redis; raises if it does not answer.
         count_failure: called at each failure, also of the thread.
-        pause_seconds: between two pings.
     """
 
     consequence: str

@@ -56,10 +56,8 @@ class InferRequest:
 class InferResponse:
     """The outputs of exactly one version.
 
-    Attributes:
-        prediction_id: made here; it never repeats, since feedback joins on it.
-        body: the response to a `body`, ready to be sent; else empty.
-        is_cached: True if the outputs come from the response cache; None if they are not cacheable.
+    `prediction_id` never repeats, since feedback joins on it. `body` is the encoded response to a `body`, or empty.
+    `is_cached` is None if the outputs are not cacheable.
     """
 
     id: str
@@ -73,9 +71,7 @@ class InferResponse:
 class DataPlane:
     """Runs requests on the versions of a repository and captures them.
 
-    Attributes:
-        cache: the response cache, if there is one.
-        default_timeout_microseconds: a request is given up if its run has not begun after this time; 0 for never.
+    A request is given up if it has not begun after `default_timeout_microseconds` (0: never). `cache` is optional.
     """
 
     repository: Repository
@@ -99,7 +95,7 @@ class DataPlane:
         Raises:
             InferenceError: the model refuses the input.
             InvalidRequest: the parameter `timeout` is malformed.
-            DeadlineExceeded, TooManyRequests: its time is up, or the batcher's queue is full; nothing was computed.
+            DeadlineExceeded, TooManyRequests: the time is up, or the batcher's queue is full; nothing was computed.
         """
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
@@ -127,10 +123,7 @@ class DataPlane:
         return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
 
     def stream(self, variant: ServedVariant, request: InferRequest, prediction_id: str) -> Generator[bytes, None, None]:
-        """Yield the parts of the answer to a body that asks for them.
-
-        When they end, or the caller wants no more, they are captured as one output: a JSON list. Raises as `infer`.
-        """
+        """Yield the parts of the answer, then capture them as one output, a JSON list. Raises as `infer`."""
         arrived = time.time_ns() // 1000
         predictor, deadline = variant.loaded.predictor, self._deadline(request)
         assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
@@ -173,8 +166,8 @@ class DataPlane:
     ) -> None:
         """Capture a request that failed, with the sampling of all others, so that failures are a share of all.
 
-        Where `capture` drops or masks columns, no message is captured, because it may quote a value. A column that the
-        signature does not name is not captured either, because the header of a CSV body may be a row.
+        No message is captured if `capture` drops or masks columns, since it may quote a value; nor are columns outside
+        the signature, because the header of a CSV body may be a row.
         """
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
@@ -201,7 +194,7 @@ class DataPlane:
     def infer_async(
         self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
     ) -> None:
-        """Do as `infer` for an event loop. `done` gets the response, or the error of `infer`, in another thread.
+        """Do as `infer`, and call `done` with the response or the error in another thread.
 
         Raises InvalidRequest if the parameter `timeout` is malformed.
         """

@@ -1,7 +1,6 @@
 """`POST /explain`: the contribution of each column of a row to its prediction.
 
-The body is one of `/invocations`. The names and shapes of the response are those of `shap.Explanation`, so that SHAP's
-plots take them as they are.
+The response has the names and shapes of `shap.Explanation`, so that SHAP's plots accept it.
 """
 
 from collections.abc import Mapping
@@ -62,13 +61,10 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 
 
 def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tuple[Feeds, Mapping[str, Any]]:
-    """Decode the request for this variant: a table, or a JSON document of `/invocations` and its `params`.
+    """Decode a table, or a JSON document of `/invocations` and its `params`, for this variant.
 
-    These are `max_evals` (evaluations of the model per row), `seed`, and the loaded `version` to explain.
-
-    Raises:
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode_rows`; or the variant is not explained, or a
-            param is unknown or invalid.
+    The params are `max_evals` (evaluations of the model per row), `seed`, and the loaded `version` to explain. Raises
+    as `decode_rows`; and InvalidRequest if the variant is not explained, or a param is unknown or invalid.
     """
     if server.spec.explain_max_rows == 0:
         raise InvalidRequest("this server explains nothing (server.explain_max_rows is 0)")
@@ -93,10 +89,9 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tupl
 
 
 def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int) -> bytes:
-    """Return `{"columns", "outputs", "background", "base_values", "values", "predictions", "max_evals"}`.
+    """Return the explanation as JSON: `values` [rows][columns][outputs] and `base_values` [rows][outputs].
 
-    `values` is [rows][columns][outputs] and `base_values` [rows][outputs]. If one number a row is explained, both lack
-    their last dimension.
+    If the model has one number per row, both lack their last dimension.
     """
     arrays = explanation.arrays["explained"]
     values = arrays["values"]

@@ -1,8 +1,7 @@
 """The limits of a worker: requests in flight, requests of one client in a period, and threads for requests.
 
-A rate that all workers share is counted in Redis. A worker counts the requests of a busy client there ahead of time, as
-Envoy's quotas do, so that most of them wait for no other machine and may be answered on an event loop. Each request is
-counted before it passes, so that together the workers never admit more than the rate.
+A rate that all workers share is counted in Redis, for a busy client ahead of time (like Envoy's quotas), so that most
+requests do not wait for Redis. Each request is counted before it passes, so the workers never exceed the rate.
 """
 
 import hashlib
@@ -62,7 +61,7 @@ class RequestLimits:
     Attributes:
         max_concurrent_requests: requests in flight; None for any number.
         rate: of the requests of each client, as the spec has it; empty for no limit.
-        rate_header: the header (lower case) that identifies the client; without it, its address does.
+        rate_header: the header (lower case) that identifies the client; if empty, its address does.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
         are_shared: a limit, or one that a key may have, is counted on another machine; see `may_wait`.
         has_rate: if false, `check_rates` need not be called for a request whose key has no limits.
@@ -84,12 +83,9 @@ class RequestLimits:
         self._in_flight = 0
 
     def check_rates(self, request: RawRequest, key: KeyEntry | None) -> None:
-        """Count a request by the rates of its key, then by the server's.
+        """Count a request by the rates of its key, then by the server's. Raises TooManyRequests above a rate.
 
         A request is counted once, even if its plan fails and the general way asks again.
-
-        Raises:
-            TooManyRequests: with the seconds after which to try again.
         """
         if not request.is_counted:
             request.is_counted = True
@@ -126,11 +122,7 @@ class RequestLimits:
         return True
 
     def acquire(self) -> None:
-        """Take a place among the requests in flight; the caller has to `release` it, however the request ends.
-
-        Raises:
-            TooManyRequests: there is none.
-        """
+        """Take a place among the requests in flight, to be `release`d. Raises TooManyRequests if there is none."""
         if self.has_places and not self.take_place():
             self.count_refused("concurrency")
             message = f"{self.max_concurrent_requests} requests are being answered here already; ask again later"
@@ -173,14 +165,11 @@ def _digest(source: str) -> bytes:
 
 @dataclass(eq=False)
 class MemoryRateLimiter:
-    """Counts in this process, in a sliding window of two counters: each worker allows each client the whole rate.
+    """Counts per worker in a sliding window of two counters; `clock` is in seconds.
 
-    Requests of the previous window count with the share of that window that lies within the last period, as if they had
-    come evenly. Over time exactly the rate passes, within one period at worst nearly twice as much. The storage of the
-    `limits` library is not used: it starts a thread every 10 ms that looks at every client, and never bounds them.
-
-    Attributes:
-        clock: seconds.
+    Requests of the previous window count with the share of that window that lies within the last period. On average
+    exactly the rate passes, within one period at most nearly twice the rate. The storage of the `limits` library is not
+    used: it starts a thread every 10 ms that checks every client, and never bounds their number.
     """
 
     amount: int
@@ -213,7 +202,7 @@ class MemoryRateLimiter:
 
 
 class RedisRates:
-    """Counts in Redis: all workers that name it count together. While it does not answer, every request passes.
+    """Counts in Redis for all workers that name it. While it does not answer, every request passes.
 
     All limits of a worker share its connections and its circuit breaker. Raises as `import_redis`.
     """
@@ -243,9 +232,9 @@ class RedisRates:
         return self._circuit.is_open
 
     def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
-        """Count this many requests of the client ahead; or one, if no more may pass.
+        """Count `requests` of the client ahead, or one if no more may pass.
 
-        Return the number of requests that may pass, and if it is 0, the seconds until one may.
+        Return the number of requests that may pass, and if it is 0, the seconds until a request may.
         """
         from limits.errors import StorageError
 
@@ -267,10 +256,8 @@ class _Reservation:
     Attributes:
         began / ends: by the limiter's clock.
         size: the requests that were counted at once.
-        passed: the requests that have passed since it began.
-        left: the requests that may pass until it ends.
-        passes_at: when a refused client may ask again; 0 if it was not refused.
-        is_renewed: a thread is asking for the next one.
+        passes_at: the time when a refused client may ask again; 0 if it was not refused.
+        is_renewed: a thread is asking for the next reservation.
     """
 
     began: float
@@ -285,9 +272,8 @@ class _Reservation:
 class SharedRateLimiter:
     """Counts in Redis, together with all other workers, and for a busy client ahead.
 
-    A reservation is renewed when half of its requests have passed. The rest may pass for a tenth of the period; then it
-    is lost. Each request of a client that asks seldom is counted by itself. A refusal is known for a moment, so that a
-    client above its rate does not keep Redis busy.
+    A reservation is renewed when half of its requests have passed; the rest is valid for a tenth of the period. A
+    refusal is remembered for a moment, so that a client above its rate does not keep Redis busy.
     """
 
     def __init__(self, item: "RateLimitItem", redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
@@ -361,10 +347,7 @@ def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
 
 
 class RequestThreads(ThreadPoolExecutor):
-    """A pool of threads that goes on with fewer if the machine allows no more (`ulimit -u`, a container's pids).
-
-    The `submit` of `ThreadPoolExecutor` would raise then, and leave the call in the queue.
-    """
+    """A pool that continues with fewer threads at `ulimit -u`; the base class would raise and keep the call."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="onnxserve-request")

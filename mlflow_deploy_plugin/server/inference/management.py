@@ -1,11 +1,9 @@
 """V2's documents about models and the server, and the commands to load and unload a model, for REST and gRPC.
 
-The metadata are V2's own. The rest are extensions of Triton, with the same fields in both transports: model
-repository, model configuration (protobuf/model_config.proto) and statistics
-(https://github.com/triton-inference-server/server/tree/main/docs/protocol).
-
-A "model" is an endpoint here. The parameter `config` of a load is an endpoint of our spec, not Triton's ModelConfig.
-For an endpoint or a version that is not served, a function raises as `Repository.select_variant`.
+The metadata are V2's. The model repository, configuration and statistics are Triton's extensions
+(https://github.com/triton-inference-server/server/tree/main/docs/protocol, protobuf/model_config.proto). A "model" is
+an endpoint here. The parameter `config` of a load is an endpoint of our spec, not Triton's ModelConfig. A function
+raises as `Repository.select_variant` for an endpoint or a version that is not served.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,11 +100,9 @@ def decode_parameters(body: bytes) -> Mapping[str, object]:
 
 
 def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
-    """Return the endpoint that the parameters of a load describe; None without parameters: the server knows it already.
+    """Return the endpoint that the parameters of a load describe; None without parameters.
 
-    Raises:
-        InvalidRequest: a parameter is unknown, or both are given.
-        InvalidConfig: they describe no endpoint of this name.
+    Raises InvalidRequest if a parameter is unknown or both are set, InvalidConfig if the endpoint is invalid.
     """
     for key, value in parameters.items():
         if key not in ("config", "model_uri"):
@@ -203,10 +199,9 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Docume
 
 
 def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> Document:
-    """Return the statistics of each version in memory: of every endpoint, of one, or of one of its versions.
+    """Return the statistics of each version in memory, summed over all workers.
 
-    They are sums over all workers. `success.ns` is the time of all requests, also of those that failed. A time that is
-    not measured is 0.
+    `success.ns` includes failed requests. A time that is not measured is 0.
     """
     repository, counted = server.repository, server.metrics.statistics()
     if version is not None:

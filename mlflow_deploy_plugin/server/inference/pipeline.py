@@ -1,14 +1,10 @@
-"""The pipeline of a request, whatever its transport and protocol.
+"""The pipeline of a request: authenticate → limits → variant → decode → infer → encode → count.
 
-Its steps: authenticate → limits → variant → decode → infer → encode → count.
+`infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the thread that has computed the
+batch. `infer_lines` is for JSON Lines and `explain.py` for explanations. All share `RequestContext`.
 
-`infer` takes them in one thread. `infer_async` decodes on an event loop, and encodes in the thread that has computed
-the batch. `infer_lines` takes them for JSON Lines that are answered while they come, and `explain.py` for explanations.
-All four share the steps of `RequestContext`.
-
-The fast worker first tries a plan (`http/plan.py`), which composes these steps once for the usual request and
-intentionally repeats the rules of `infer`. A property test (`tests/server/http/test_plan.py`) keeps the two equal.
-Change the rules in both modules.
+A plan (`http/plan.py`) composes these steps once for the usual request and intentionally repeats the rules of `infer`.
+Change the rules in both modules; `tests/server/http/test_plan.py` compares them.
 """
 
 import logging
@@ -54,11 +50,9 @@ class BrokenResponse(Exception):
 
 
 class RequestContext:
-    """One request on its way through the pipeline: its place within the limits, its variant, the headers of its reply.
+    """One request on its way through the pipeline.
 
-    Attributes:
-        headers: the headers of the reply.
-        variant: the variant that answers; None until one is selected.
+    `headers` are those of the reply. `variant` is None until it is selected.
     """
 
     __slots__ = ("_is_admitted", "_protocol", "headers", "request", "server", "variant")
@@ -78,10 +72,7 @@ class RequestContext:
         self.release()
 
     def admit(self, endpoint: str | None) -> None:
-        """Authenticate the caller, and take a place within the server's limits.
-
-        Raises as `Authenticator.require` and `RequestLimits.acquire`.
-        """
+        """Authenticate the caller and take a place. Raises as `Authenticator.require` and `RequestLimits.acquire`."""
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
         key = server.auth.identify(request, "infer", named)
@@ -159,11 +150,7 @@ class RequestContext:
 
 
 def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply to a request that has failed. An error that is not ours is logged with its traceback.
-
-    Args:
-        request: None for one that could not be read.
-    """
+    """Return the reply to a failed request (None: it was unreadable), and log an error that is not ours."""
     if isinstance(error, MemoryError):
         error = NotReady("the server lacks memory for this request; ask again in a moment, or send less", 1)
         logger.warning("requests are refused: %s", error.message)
@@ -233,9 +220,8 @@ def infer_async(
 ) -> bool:
     """Submit the request to its version's batcher, without blocking.
 
-    Returns:
-        True if `done` is called once with the reply, in this thread or another. False if the request cannot be answered
-        in this way: nothing has happened, and the caller has to call `infer`.
+    Return True if `done` is called once with the reply in any thread; False if nothing has happened, and the caller has
+    to call `infer`.
     """
     dataplane = server.dataplane
     if not dataplane.can_infer_async(endpoint) or may_wait_for_limits(server, request):
@@ -270,15 +256,11 @@ def infer_async(
 
 
 def infer_lines(server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]) -> Reply:
-    """Answer JSON Lines while they come. Neither the body nor the response is ever held whole.
+    """Answer JSON Lines while they come; `request` has no body. Neither body nor response is held whole.
 
-    One version answers the whole stream, in pieces of up to a thousand lines. Each piece is captured as a request of
-    its own. If the first piece fails, the reply is an error like any other. If a later one fails, the last line is an
-    object with `error_code` and `message`, after which the reply's pieces raise `BrokenResponse`.
-
-    Args:
-        request: the request without its body.
-        pieces: the body as it comes. An error that they raise ends the response.
+    One version answers the whole stream, in pieces of up to a thousand lines, each captured as a request. If the first
+    piece fails, the reply is an error. If a later piece fails, the last line is an object with `error_code` and
+    `message`, after which the reply's pieces raise `BrokenResponse`. An error that `pieces` raises ends the response.
     """
     context = RequestContext(server, request, INVOCATIONS.name)
     try:
@@ -329,8 +311,8 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
     """Return the reply that sends the parts of an answer, each a JSON text, as server-sent events.
 
-    OpenAI's API and MLflow's agent server have the same events. If the first part fails, the reply is an error.
-    After an error in a later part, the last event but one is an object with `error`.
+    The events are OpenAI's and MLflow's. If the first part fails, the reply is an error; after a later error, the last
+    event but one is an object with `error`.
     """
     try:
         first = next(parts, None)
@@ -355,11 +337,7 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
 def _finish_pieces(
     context: RequestContext, pieces: Iterator[bytes], end: Callable[[OnnxserveError], bytes], breaks_off: bool = False
 ) -> Generator[bytes, None, None]:
-    """Return a generator of the pieces, and of the `end` after an error. It counts the response when it ends.
-
-    Args:
-        breaks_off: raise `BrokenResponse` after an error.
-    """
+    """Yield the pieces, and after an error the `end` and (`breaks_off`) BrokenResponse; then count the response."""
 
     def finish() -> Generator[bytes, None, None]:
         reply, status = None, ClientDisconnected.http_status

@@ -1,18 +1,15 @@
 """The table of prediction protocols: how a request becomes the feeds of a model, and how its outputs become a response.
 
-Each module of `protocols/` knows the bytes of one protocol. A `Protocol` binds such a module to the variant that serves
-the request: its schema, its artifact, and whether it is a pyfunc. A pyfunc reads and writes the forms of MLflow itself,
-since objects, dates and params have no form as arrays.
+A `Protocol` binds a module of `protocols/` to the variant that serves the request. A pyfunc reads and writes the forms
+of MLflow itself, since objects, dates and params have no form as arrays. Three protocols of JSON are defined here:
 
-Three protocols are small documents of JSON, and stand here:
-The guides' own: `/predict` for one record, `/predict/batch` for many.
-Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`, one element an instance
-(https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
-Azure ML: `{"input_data": …}` → the bare predictions, as its deployments of MLflow models without code
-(https://learn.microsoft.com/azure/machine-learning/how-to-deploy-mlflow-models-online-endpoints).
+- The guides' own: `/predict` for one record, `/predict/batch` for many.
+- Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`
+  (https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
+- Azure ML: `{"input_data": …}` → the bare predictions
+  (https://learn.microsoft.com/azure/machine-learning/how-to-deploy-mlflow-models-online-endpoints).
 
-The routes of OpenAI's clients take and give what `/invocations` does, for models whose task says that this is OpenAI's
-form (https://platform.openai.com/docs/api-reference/responses/create, …/chat/create).
+The routes of OpenAI's clients (https://platform.openai.com/docs/api-reference) work like `/invocations`.
 """
 
 import json
@@ -70,10 +67,7 @@ class EncodedResponse(NamedTuple):
 class DecodedRequest(NamedTuple):
     """The contents of a request's body, and the function that encodes its response.
 
-    Attributes:
-        id: the id in the body; empty if it has none.
-        body: the body itself, for a pyfunc, which reads it in place of `feeds`.
-        parameters: the request's parameters for the data plane: `timeout` in microseconds.
+    `id` may be empty. `body` is set in place of `feeds` for a pyfunc. `parameters` may have `timeout` in microseconds.
     """
 
     feeds: Feeds
@@ -85,12 +79,10 @@ class DecodedRequest(NamedTuple):
 
 @dataclass(frozen=True)
 class Protocol:
-    """A prediction protocol.
+    """A prediction protocol; `name` is its label in metrics.
 
-    Attributes:
-        name: its label in metrics.
-        decode: takes the headers (names in lower case), the body, the variant that answers, and the bytes that a
-            compressed table may take when decompressed.
+    `decode` takes the headers (names in lower case), the body, the variant, and the limit of a decompressed table
+    (bytes).
     """
 
     name: str
@@ -98,13 +90,9 @@ class Protocol:
 
 
 def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: int) -> Feeds:
-    """Return the rows of a body in any format of `/invocations`.
+    """Return the rows of a body in any format of `/invocations`; a compressed table may have `limit` bytes.
 
-    Args:
-        limit: bytes that a compressed table may take when decompressed.
-
-    Raises:
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see the modules of the formats.
+    Raises UnsupportedMediaType, InvalidRequest or SchemaMismatch as the modules of the formats.
     """
     media = media_type(content_type, _MEDIA_TYPES)
     if media in arrow.MEDIA_TYPES:
@@ -186,12 +174,8 @@ def _predict_protocol(
 def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """Return the feeds in one record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
 
-    For a graph without rows, a record is the whole of its tensors.
-
-    Raises:
-        UnsupportedMediaType: not JSON.
-        InvalidRequest: not a JSON object.
-        SchemaMismatch: it does not fit the signature.
+    A graph without rows takes all of its tensors. Raises UnsupportedMediaType if the body is not JSON, InvalidRequest
+    if it is not an object, and SchemaMismatch if it does not fit the signature.
     """
     document = load_json_object(content_type, body)
     if "features" in document and "features" not in schema.names:
@@ -207,11 +191,7 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
 
 
 def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in many records: a list of objects or of rows, or a body of `/invocations`.
-
-    Raises:
-        UnsupportedMediaType, InvalidRequest, SchemaMismatch: see `decode_record`.
-    """
+    """Return the feeds in a list of objects or rows, or a body of `/invocations`. Raises as `decode_record`."""
     if media_type(content_type, (JSON, CSV)) == CSV:
         return mlflow.read_csv(body, schema)
     document = load_json(body)
@@ -349,12 +329,9 @@ def _openai_protocol(name: str, route: str) -> Protocol:
 
 
 def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
-    """Return MLflow's document for a body of Vertex AI. MLflow's own, which `rawPredict` passes on, stays as it is.
+    """Return MLflow's document for a body of Vertex AI; `parameters` are `params`. MLflow's own stays unchanged.
 
-    `parameters` are MLflow's `params`. Text and bytes may come as `{"b64": …}`.
-
-    Raises:
-        UnsupportedMediaType, InvalidRequest: the body is no JSON object, or `parameters` is none.
+    Text and bytes may be `{"b64": …}`. Raises UnsupportedMediaType or InvalidRequest if the body is not an object.
     """
     document = load_json_object(content_type, body)
     parameters = document.pop("parameters", None)
@@ -371,10 +348,9 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
-    """Return `{"predictions": [...]}`. Vertex AI takes only an array there, so several outputs are one object a row.
+    """Return `{"predictions": [...]}`. Vertex AI needs an array, so several outputs are one object per row.
 
-    Raises:
-        SchemaMismatch: an output has not one value for each row.
+    Raises SchemaMismatch if an output does not have one value for each row.
     """
     return dump_json({"predictions": rows_of(prediction) if isinstance(prediction, dict) else prediction})
 
@@ -382,8 +358,7 @@ def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
 def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
     """Return MLflow's document for `{"input_data": …}`: a table (`columns`, `index`, `data`), rows, records or columns.
 
-    Raises:
-        UnsupportedMediaType, InvalidRequest: the body is no JSON object, or lacks the field.
+    Raises UnsupportedMediaType or InvalidRequest if the body is not an object with this field.
     """
     document = load_json_object(content_type, body)
     if "input_data" not in document:

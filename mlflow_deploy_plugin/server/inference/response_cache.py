@@ -1,8 +1,7 @@
 """The response cache: outputs that a version has computed before for the same feeds.
 
-They are kept in this worker's memory, where the least recently used are dropped first, or in a Redis that workers and
-servers share. Only outputs of graphs without random nodes are kept (`models/loading.py`). The cache has arrays, not
-bodies, so that all protocols share it.
+It is the worker's memory (least recently used outputs are dropped first) or a shared Redis. Only graphs without random
+nodes are cached (`models/loading.py`). The cache has arrays, not bodies, so that all protocols share it.
 """
 
 import hashlib
@@ -32,11 +31,7 @@ Outputs = dict[str, Array]
 
 
 def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
-    """Return a digest of everything that the outputs depend on, or None if the feeds hold other objects than texts.
-
-    Args:
-        version: `LoadedVersion.identity`.
-    """
+    """Return a digest of `LoadedVersion.identity` and the feeds; None if the feeds hold objects other than texts."""
     if (packed := _pack({name: feeds[name] for name in sorted(feeds)})) is None:
         return None
     layout = orjson.dumps(version) + packed[0]
@@ -91,10 +86,9 @@ class MemoryCache:
 
 
 class RedisCache:
-    """Keeps outputs in Redis, each for `seconds`; while Redis is down, everything is computed.
+    """Keeps outputs of up to `max_bytes` in Redis for `seconds`; while Redis is down, everything is computed.
 
-    Redis bounds its memory itself (`maxmemory`, `maxmemory-policy allkeys-lru`). Outputs above `max_bytes` are not sent
-    there.
+    Redis bounds its memory itself (`maxmemory`, `maxmemory-policy allkeys-lru`).
     """
 
     def __init__(self, url: str, max_bytes: int, seconds: int, count_failure: Callable[[], None]) -> None:
@@ -138,9 +132,9 @@ def open_cache(
 
 
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
-    """Return the outputs as bytes: the length of a JSON head with the layout of each array, the head, and the arrays.
+    """Return the outputs as bytes: the length of a JSON head with the layouts, the head, and the arrays.
 
-    Return None if an output holds other objects than texts.
+    Return None if an output holds objects other than texts.
     """
     if (packed := _pack(outputs)) is None:
         return None

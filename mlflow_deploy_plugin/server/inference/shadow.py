@@ -1,8 +1,7 @@
 """Shadows: variants that run a copy of each request, which is compared with the response. They never answer.
 
-A request only puts a copy into a queue. One thread of each worker empties it, with a low priority. It runs requests of
-one kind together if the shadow's rows do not depend on each other. If the queue is full, a copy is dropped and
-counted. A failure is counted and logged. So a slow shadow loses copies, and never a response.
+One thread per worker empties a queue of copies with a low priority, and runs requests of one kind together if the
+shadow's rows are independent. If the queue is full, a copy is dropped and counted, so no response is delayed.
 """
 
 import logging
@@ -51,11 +50,11 @@ class MirroredRequest:
     """One request for one shadow.
 
     Attributes:
-        record: the record of the response. The shadow's captured rows have the same ids and times.
+        record: of the response. The shadow's captured rows have the same ids and times.
         is_captured: the response is captured, and so are the shadow's outputs.
-        feeds / outputs: those of the answering variant.
+        feeds / outputs: of the answering variant.
         body: the body of a request that a pyfunc has read itself.
-        size: the bytes that it holds.
+        size: in bytes.
     """
 
     shadow: ServedVariant
@@ -85,8 +84,7 @@ class MirroredRequest:
 class Shadows:
     """The queue of one worker's copies, and the thread that runs them, which starts with the first copy.
 
-    Attributes:
-        capture: writes the shadows' rows. No other rows are written by it, so that no response waits for it.
+    `capture` writes only the shadows' rows, so that no response waits for it.
     """
 
     capture: CaptureWriter
@@ -273,10 +271,8 @@ def detach(array: Array) -> Array:
 def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
     """Turn feeds made by the schema `given` into feeds for the graph behind `wanted`.
 
-    Columns that `given` does not know are missing, and so are digits that a narrower type has cut off.
-
-    Raises:
-        SchemaMismatch: `wanted` needs a column that is missing, or of another type.
+    Columns that `given` does not know, and digits that a narrower type has cut off, are missing. Raises SchemaMismatch
+    if `wanted` needs a column that is missing or of another type.
     """
     if given == wanted:
         return feeds

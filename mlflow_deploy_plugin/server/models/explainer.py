@@ -1,7 +1,6 @@
-"""Explanations of predictions, from a process beside the worker that runs only while it is used.
+"""Explanations of predictions, from a process next to the worker that runs only while it is used.
 
-SHAP takes seconds to import, and 250 MB. So the first request starts the process, which ends after some minutes without
-a request. One process explains for every version of the worker.
+SHAP takes seconds and 250 MB to import. One process explains for every version of the worker.
 """
 
 import importlib.util
@@ -26,11 +25,11 @@ _GRACE_SECONDS = 5.0
 
 
 class ExplainerClient:
-    """Keeps the explaining process as long as it is needed, and sends it requests.
+    """Starts the explaining process at the first request and sends it requests.
 
     Args:
         timeout_seconds: the time for one explanation, with the wait for its turn and the start of the process.
-        max_waiting: the most requests in this worker that are explained or wait for it.
+        max_waiting: the most requests in this worker that are explained or wait.
         idle_seconds: the process ends after this time without a request.
     """
 
@@ -60,7 +59,7 @@ class ExplainerClient:
             InvalidRequest, InferenceError: the model cannot be explained.
             DeadlineExceeded: it took longer than `timeout_seconds`.
             TooManyRequests: `max_waiting` requests wait already.
-            NotReady: the process cannot be started, is still starting, or has ended over this request.
+            NotReady: the process cannot be started, is still starting, or has ended during this request.
         """
         deadline = time.perf_counter() + self._timeout_seconds
         if importlib.util.find_spec("shap") is None:

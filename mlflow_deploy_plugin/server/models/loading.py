@@ -49,8 +49,7 @@ class WarmVersion:
 def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant) -> LoadedVersion:
     """Load and warm the version. If the worker dies meanwhile, a state file names the folder to the agent.
 
-    Raises:
-        OnnxserveError: it cannot be loaded; the message may be shown to clients.
+    Raises OnnxserveError if it cannot be loaded; the message may be shown to clients.
     """
     try:
         with mark_loading(state_dir, want.folder):
@@ -86,7 +85,7 @@ def load_warm(
 
     Args:
         policy: how its requests are run together, if that is possible; None if they are not.
-        check_determinism: search the graph for random nodes, which takes a second for a gigabyte.
+        check_determinism: search the graph for random nodes, which takes a second per gigabyte.
         timeout_seconds: for the first run, and for every request to a pyfunc (`SideProcess`).
         concurrency: requests that a pyfunc answers at the same time.
 
@@ -137,12 +136,11 @@ def has_random_nodes(onnx_file: Path) -> bool:
 
 
 class MemoryLimit:
-    """The memory limit of one worker in bytes, or None. A version is loaded beside the serving one if both have room.
+    """The memory limit of one worker in bytes, or None. A version is loaded next to the serving one if both have room.
 
-    A container that exceeds its limit is killed. So the memory of a load is estimated first: from the memory that the
-    last version took for each byte of its files, or as twice the files if none was large enough to measure. The first
-    version of a worker is refused only if its files alone are too large. Loads wait for each other, because the memory
-    of a load that has just begun cannot be seen.
+    A container that exceeds its limit is killed. So the memory of a load is estimated first: from the last version's
+    memory per byte of its files, or as twice the files. The first version is refused only if its files are too large.
+    Loads wait for each other, because the memory of a load that has just begun cannot be measured.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -152,10 +150,9 @@ class MemoryLimit:
 
     @contextmanager
     def loading(self, folder: Path) -> Iterator[None]:
-        """Check that the version in `folder` has room, and measure what loading it within the context takes.
+        """Check that the version in `folder` has room, and measure the memory that is taken within the context.
 
-        Raises:
-            ModelError: it would exceed the limit; the message has the figures.
+        Raises ModelError if it would exceed the limit.
         """
         if self._limit is None:
             yield

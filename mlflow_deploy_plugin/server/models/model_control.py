@@ -1,8 +1,7 @@
 """Model control: a request to a worker loads an endpoint into the memory of all workers, or unloads it.
 
-The wanted state has one writer, the agent. So a worker leaves a command file in the state folder
-(`statedir/commands.py`), and waits for the agent's answer for a bounded time. The agent (`agent/control.py`) answers
-once every worker has applied the change.
+Only the agent writes the wanted state. So a worker leaves a command file (`statedir/commands.py`), and the agent
+(`agent/control.py`) answers once every worker has applied the change.
 """
 
 import os
@@ -29,13 +28,12 @@ _POLL_SECONDS = 0.05
 
 @dataclass(eq=False)
 class ModelControl:
-    """Loads and unloads endpoints on behalf of the requests to one worker.
+    """Loads and unloads endpoints for the requests to one worker; the mode "explicit" allows it.
 
     Attributes:
-        mode: only "explicit" allows it.
         max_waiting: the most requests of this worker that wait for an answer, each in its thread.
         timeout_seconds: the longest wait for a command.
-        agent_seconds: the longest time for which the agent may be down (it is restarted when it crashes).
+        agent_seconds: the longest downtime of the agent (it is restarted when it crashes).
     """
 
     state_dir: Path
@@ -50,17 +48,15 @@ class ModelControl:
     def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
         """Load the endpoint into every worker; resolve its versions again if it is loaded.
 
-        Args:
-            added: the endpoint, if the server's spec does not have it.
-            actor: the name of the caller's key.
+        `added` is the endpoint if the spec lacks it; `actor` is the name of the caller's key.
 
         Raises:
-            InvalidConfig: model control is off, the spec has an endpoint of the name of `added`, or that is too large.
-            NotFound: there is no such endpoint, or no such model.
+            InvalidConfig: model control is off, or `added` is too large or already in the spec.
+            NotFound: the endpoint or the model does not exist.
             ModelError: the model cannot be served.
             NotReady, RegistryUnavailable: the agent, or the registry, does not answer.
             TooManyRequests: too many commands are under way.
-            DeadlineExceeded: it takes longer than a request can wait, and goes on.
+            DeadlineExceeded: it takes longer than a request can wait, and continues.
         """
         self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=time.monotonic()))
 

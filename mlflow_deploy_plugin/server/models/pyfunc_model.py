@@ -23,9 +23,8 @@ logger = logging.getLogger(__name__)
 class PyfuncPredictor:
     """A model that runs in a process of its own (`mlflow_deploy_plugin.pyfunc`), which ends with this object.
 
-    Attributes:
-        artifact: the content of its folder. Without outputs in the signature, the first response declares them.
-        schema: turns columns, rows or tensors into feeds; refuses them all if the model takes no named arrays.
+    Without outputs in the signature, the first response declares them. `schema` refuses all feeds if the model does not
+    take named arrays.
     """
 
     def __init__(self, artifact: Artifact, process: SideProcess, answered: Mapping[str, Array]) -> None:
@@ -39,10 +38,7 @@ class PyfuncPredictor:
 
     @classmethod
     def load(cls, artifact: Artifact, timeout_seconds: float, concurrency: int = 1) -> "PyfuncPredictor":
-        """Start the process and wait until the model is loaded and has answered its own example, if it has one.
-
-        Raises InvalidArtifact if the model cannot be loaded.
-        """
+        """Start the process and wait until the model has answered its example. Raises InvalidArtifact if it fails."""
         command = [sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()
@@ -72,14 +68,11 @@ class PyfuncPredictor:
         deadline: float = math.inf,
         parameters: Mapping[str, object] | None = None,
     ) -> dict[str, Array]:
-        """Do as `Predictor.run`.
-
-        Args:
-            parameters: those of the request. The model is given those that are params of its signature.
+        """Do as `Predictor.run`; the model gets the `parameters` that are params of its signature.
 
         Raises:
-            SchemaMismatch, InferenceError: the model refuses the input, or answers with other outputs than before.
-            BodyTooLarge: it answers with more values than `limit_values` allows.
+            SchemaMismatch, InferenceError: the model refuses the input, or its outputs differ from earlier outputs.
+            BodyTooLarge: the answer has more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
         fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
@@ -104,10 +97,8 @@ class PyfuncPredictor:
     def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
         """Answer a body of `/invocations` with MLflow's own scoring functions; `prediction_id` tags the model's traces.
 
-        Raises:
-            InvalidRequest, UnsupportedMediaType, InferenceError: as MLflow refuses it.
-            BodyTooLarge: it answers with more values than `limit_values` allows.
-            NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
+        Raises InvalidRequest, UnsupportedMediaType or InferenceError as MLflow, BodyTooLarge if the answer has more
+        values than `limit_values` allows, and as `SideProcess.request`.
         """
         answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
         outputs, texts = (dict(answer.arrays.get(group, {})) for group in ("outputs", "texts"))
@@ -117,10 +108,7 @@ class PyfuncPredictor:
     def stream(
         self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
     ) -> Generator[OpaqueResponse, None, None]:
-        """Yield the parts of the answer to a body of `/invocations` as the model makes them, each as JSON.
-
-        The first one has the feeds. Raises as `answer`.
-        """
+        """Yield the parts of the answer as JSON; the first part has the feeds. Raises as `answer`."""
         with closing(self._process.stream(self._message("stream", body, prediction_id), deadline)) as parts:
             for part in parts:
                 yield OpaqueResponse(part.body, _captured_feeds(part), {})

@@ -1,9 +1,7 @@
 """The versions in a worker's memory: load, warm, swap in one assignment, free the old ones.
 
-`Repository` follows `wanted.json`. A request takes one `ServedVariant` out of its table and holds it until it is
-answered, so that exactly one version answers it. A version that is in no table any more is freed when the last such
-request ends. If a new version fails to load, the old version is still served, and this worker's state file has the
-reason.
+A request holds one `ServedVariant` until it is answered, so exactly one version answers it. A version outside the table
+is freed when its last request ends. If a new version fails to load, the old version is still served.
 """
 
 import logging
@@ -52,7 +50,6 @@ class Repository:
     """The versions in the memory of one worker.
 
     Attributes:
-        state_dir: the server's state folder.
         table: the endpoints that are served now.
         unloaded: endpoints that a command has unloaded and another may load again.
         has_pyfuncs: a side process answers for a version in memory. Shadows do not count.
@@ -113,15 +110,14 @@ class Repository:
         Args:
             endpoint: None for the only endpoint, or the first of several.
             version: the loaded version that answers, whatever its weight. If it is None, `key` decides, then the
-                endpoint's sticky header, then `draw`.
+                endpoint's
+                sticky header, then `draw`.
             headers: by their names in lower case.
             key: the value of the sticky column. It is known only once some variant has decoded the request.
-            draw: a number in [0, 1); None for a random one.
+            draw: a number in [0, 1); None for a random number.
             label: the name of the variant that answers, or the alias that it follows.
 
-        Raises:
-            NotReady: nothing is loaded that could answer.
-            NotFound: no endpoint of this name, or it has not loaded this version, or no variant has this label.
+        Raises NotReady if nothing is loaded that could answer, and NotFound for an unknown endpoint, version or label.
         """
         name, served = self.find(endpoint)
         if label is not None:
@@ -169,10 +165,7 @@ class Repository:
         return name, served
 
     def not_ready_reason(self) -> str:
-        """Return why this worker answers no requests yet; empty if it does, or if nothing is to be served.
-
-        A worker is ready as soon as one of its endpoints answers.
-        """
+        """Return the reason why no endpoint of this worker answers yet; empty if one does or nothing is wanted."""
         if self._generation is None:
             return _NOT_LOADED
         table = self.table
@@ -267,10 +260,9 @@ class Repository:
     def _load_endpoint(
         self, endpoint: str, wanted: WantedEndpoint, begun: dict[Path, Future[WarmVersion]]
     ) -> tuple[ServedEndpoint, dict[str, str]]:
-        """Return the endpoint as far as its versions can be loaded, and the errors by variant.
+        """Return the endpoint with its loadable versions, and the errors by variant.
 
-        Args:
-            begun: the loads that are under way, by folder; each is taken out once.
+        `begun` has the loads under way by folder; each is taken out once.
         """
 
         def load(folder: Path) -> WarmVersion:
@@ -314,11 +306,7 @@ class Repository:
         return served, errors
 
     def _wait_for_retiring(self, model: str) -> None:
-        """Wait some seconds at most until no replaced version of the model is in memory.
-
-        So the third version of a model is not loaded while two are in memory. `MemoryLimit` decides if a request holds
-        a replaced version for longer.
-        """
+        """Wait some seconds until no replaced version of the model is in memory, so that no third version is loaded."""
         deadline = time.monotonic() + _MAX_RETIRING_SECONDS
         while any(one.model == model for one in self._retiring) and time.monotonic() < deadline:
             if self._stopping.wait(_RETIRING_POLL_SECONDS):

@@ -1,14 +1,13 @@
-"""A process beside the worker that runs the code of one pyfunc version, or explains predictions.
+"""A process next to the worker that runs the code of one pyfunc version, or explains predictions.
 
-So the worker has no mlflow, pandas or shap in memory, and survives whatever that code does. A keeper thread starts the
-process, waits for its end, and restarts it, after pauses that grow while it keeps ending.
+So the worker has no mlflow, pandas or shap in memory, and survives a crash of that code. A keeper thread starts the
+process and restarts it after growing pauses.
 
-Each request has a connection of its own, and the process a thread for each connection, so that a model that waits for
-others (an agent) answers several requests at once. The worker passes the process's end of a new connection over the
-first one. It keeps connections for later requests.
+Each request has a connection, and the process a thread for each connection. The worker passes the process's end of a
+new connection over the first connection, and keeps connections for later requests.
 
-A request that takes too long is given up. Its thread cannot be ended without its process. So the process is killed if
-it has answered nobody since the request was sent, or if as many given-up requests still run as may run at once.
+A request that takes too long is given up. A thread cannot be ended without its process. So the process is killed if it
+has answered no request since this request was sent, or if the given-up requests that still run reach the concurrency.
 
 The process leads a process group, which is killed with it. It ends with its worker: it watches its first connection,
 and the kernel kills it when its parent thread, the keeper, has gone. The messages are in `protocols/side_messages.py`.
@@ -65,10 +64,7 @@ _REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidReques
 class _ProcessRun:
     """One run of the process and the connections to it.
 
-    Attributes:
-        control: the first connection, which brings the first message and passes the ends of the others.
-        is_ending: the process is about to be killed.
-        answered_at: the monotonic time of its last answer.
+    `control` is the first connection, which passes the ends of the others. `answered_at` is monotonic.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -110,8 +106,8 @@ class _ProcessRun:
     def put_back(self, connection: socket.socket, seconds: float) -> bool:
         """Keep the connection of a request that has ended, unless the request was given up.
 
-        If more of an answer may come, wait until the process has noticed that the request has ended. Return False if
-        that takes longer than `seconds`.
+        If more of an answer may come, wait up to `seconds` until the process has noticed the end; otherwise return
+        False.
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
@@ -139,9 +135,9 @@ class _ProcessRun:
             return len(self._given_up)
 
     def wait(self) -> None:
-        """Wait until the process has ended and nothing of its group is left.
+        """Wait until the process and its group have ended.
 
-        The thread of a request closes its connection itself. Otherwise a new connection could get the same descriptor.
+        The thread of a request closes its connection itself; otherwise a new connection could get the same descriptor.
         """
         self.child.wait()
         with self._lock:
@@ -177,8 +173,7 @@ class SideProcess:
 
     Args:
         command: gets the descriptor of its socket as its last argument; its first message is `ready` or `failed`.
-        timeout_seconds: for one request; then it is given up, and the process is perhaps killed.
-        label: its name in messages.
+        timeout_seconds: for one request; then it is given up, and the process may be killed.
         concurrency: requests at the same time; more wait for their turn.
     """
 
@@ -200,11 +195,9 @@ class SideProcess:
         self._keeper = threading.Thread(target=self._keep_running, name="onnxserve-side-process", daemon=True)
 
     def start(self, wait_seconds: float | None = None) -> SideMessage:
-        """Start the process and return its first message.
+        """Start the process and return its first message. `wait_seconds` is None for no limit.
 
-        Raises:
-            InvalidArtifact: it cannot be started; the message says why.
-            NotReady: it is not ready after `wait_seconds` (None to wait as long as it takes), but still starting.
+        Raises InvalidArtifact if it cannot be started, and NotReady if it is still starting after `wait_seconds`.
         """
         self._keeper.start()
         threading.Thread(target=self._end_when_closed, daemon=True).start()
@@ -221,20 +214,19 @@ class SideProcess:
         """Send a message and return the answer. Its turn has to come by `deadline`, in `time.perf_counter()`.
 
         Raises:
-            NotReady: the process is being started, or has ended over this request.
-            DeadlineExceeded: the turn did not come in time, or the process did not answer in time.
+            NotReady: the process is being started, or has ended during this request.
+            DeadlineExceeded: the turn, or the answer of the process, did not come in time.
             TooManyRequests: other requests have kept the process busy all that time.
-            BodyTooLarge: the message is too large, and the process has seen nothing of it; or the answer is.
+            BodyTooLarge: the message is too large, and was not sent; or the answer is.
             InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports it.
         """
         with self._exchange(deadline) as ask:
             return ask(message)
 
     def stream(self, message: SideMessage, deadline: float = math.inf) -> Generator[SideMessage, None, None]:
-        """Send a message and yield the parts of its answer as they come. Each part has the time of an answer.
+        """Send a message and yield the parts of its answer, each within the time of an answer. Raises as `request`.
 
-        It keeps its turn until the process has ended the answer, or has noticed that the generator was closed. Raises
-        as `request`.
+        The turn ends when the process has ended the answer, or has noticed that the generator was closed.
         """
         with self._exchange(deadline) as ask:
             part = ask(message)

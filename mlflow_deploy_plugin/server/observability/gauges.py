@@ -68,10 +68,9 @@ _GPU_GAUGES: dict[str, tuple[str, Callable[[Any, Any], float]]] = {
 
 
 def gpu_metrics_page() -> bytes:
-    """Return the gauges of every GPU as NVML says at this moment; empty without NVML (extra `gpu`) or a driver.
+    """Return the gauges of every GPU by NVML; empty without NVML (extra `gpu`) or a driver.
 
-    A value that a GPU does not have is left out. NVML counts the GPUs that the driver shows to this process, whatever
-    CUDA_VISIBLE_DEVICES hides, so each series has the GPU's uuid too.
+    NVML ignores CUDA_VISIBLE_DEVICES, so each series has the GPU's uuid too.
     """
     nvml = _nvml()
     if nvml is None:

@@ -1,7 +1,4 @@
-"""Prometheus metrics of the server, summed over its workers, and the statistics of V2 that are made of them.
-
-Every worker keeps its values in files of one folder (`statedir/metric_files.py`), which is made before the first fork.
-"""
+"""Prometheus metrics of the server, summed over its workers by `statedir/metric_files.py`, and V2's statistics."""
 
 import os
 import threading
@@ -120,7 +117,7 @@ class Statistics:
     Attributes:
         queue_seconds: the waits of all requests in the batcher.
         compute_seconds: the time of all runs; a batch counts once.
-        last_request: in seconds since 1970; 0 before the first one.
+        last_request: in seconds since 1970; 0 before the first request.
     """
 
     requests: int = 0
@@ -136,8 +133,7 @@ class Statistics:
 class Metrics:
     """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
 
-    Args:
-        folder: the folder of the files of all workers. It is made if it is missing; a link is resolved now.
+    The folder of all workers' files is made if it is missing; a link is resolved at construction.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -179,11 +175,9 @@ class Metrics:
     def count_response(
         self, variant: ServedVariant | None, protocol: str, status: str, seconds: float, outputs: Mapping[str, Array]
     ) -> None:
-        """Count one request of any transport, and the labels that it predicted.
+        """Count one request of any transport, and the labels that it predicted; `outputs` may be empty.
 
-        Args:
-            variant: None if none was selected. The labels are empty then, because the endpoint is the client's text.
-            outputs: of the graph; empty if it was not run.
+        Without a variant the labels of the metric are empty, because the endpoint is the client's text.
         """
         if variant is None:
             self.count_request(("", "", "", "", protocol, status), seconds)
@@ -201,10 +195,7 @@ class Metrics:
             self._observe(of_compute, compute_seconds)
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
-        """Return a function that counts a prediction that succeeded.
-
-        It does as `count_batch`, `count_response` and `count_capture` together, under one lock.
-        """
+        """Return `count_batch`, `count_response` and `count_capture` of a success as one function under one lock."""
         artifact, version = variant.loaded.predictor.artifact, variant.loaded.version
         label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
         values = self._values
@@ -412,10 +403,9 @@ def _without_variant(labels: Sequence[str]) -> dict[str, str]:
 
 
 def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
-    """Return each predicted label with its number of rows.
+    """Return each predicted label with its number of rows; empty for a model without labels.
 
-    A label is the value of the label output, else the class of the highest probability. A model without these outputs
-    predicts no labels, also if it predicts numbers.
+    A label is the value of the label output, otherwise the class of the highest probability.
     """
     for output in artifact.outputs:
         array = outputs.get(output.name)

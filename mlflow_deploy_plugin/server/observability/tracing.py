@@ -1,10 +1,8 @@
-"""The trace span and the access log line of a request, each if it is asked for.
+"""The trace span and the access log line of a request, each if it is requested.
 
-OpenTelemetry's traces are sent by OTLP; it is off, and not imported, unless the environment names a collector. The
-variables are OpenTelemetry's own (https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/):
-`OTEL_EXPORTER_OTLP_ENDPOINT=http://jaeger:4318` is enough; `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME`, `OTEL_BSP_*` and
-`OTEL_SDK_DISABLED` mean what they mean everywhere. Spans leave in a thread of their own; a collector that is down
-costs requests nothing.
+Traces are sent by OTLP if the environment names a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); otherwise OpenTelemetry is
+not imported. All variables of the SDK apply:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. Spans leave in a thread.
 """
 
 import logging
@@ -43,11 +41,7 @@ def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def open_tracer() -> "Tracer | None":
-    """Return the tracer of this process, made after the fork; None if tracing is off.
-
-    Raises:
-        RuntimeMissing: tracing is on, and the OpenTelemetry SDK is not installed.
-    """
+    """Return this process's tracer, or None. Raises RuntimeMissing if the OpenTelemetry SDK is missing."""
     if not tracing_is_on():
         return None
     try:
@@ -91,11 +85,7 @@ class Tracer:
     def request(
         self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
     ) -> Iterator[tuple[Any, str]]:
-        """Open the span of a request, current in this thread. Yield it and the `traceparent` (W3C) that continues it.
-
-        Args:
-            headers: of the request, by their names in lower case.
-        """
+        """Open the span of a request; yield it and the `traceparent` (W3C). Headers have names in lower case."""
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
             name, parent, self._kind, attributes=attributes, record_exception=False
@@ -105,10 +95,9 @@ class Tracer:
             yield span, carrier["traceparent"]
 
     def phases(self, marks: Sequence[tuple[str, float]]) -> None:
-        """Add child spans to the current request after the fact, so that a request without a trace costs nothing.
+        """Add child spans to the current request afterwards, so that a request without a trace costs nothing.
 
-        Args:
-            marks: (name of what began, `time.perf_counter()`), in order; the last one only ends the one before it.
+        `marks` are (name, begin in `time.perf_counter()`) in order; the last mark only ends the previous span.
         """
         offset = time.time_ns() - int(time.perf_counter() * 1e9)
         for (name, begun), (_, ended) in pairwise(marks):
@@ -116,10 +105,9 @@ class Tracer:
             span.end(offset + int(ended * 1e9))
 
     def close(self) -> None:
-        """Send what is left, for a second at most: a collector that is down must not delay the shutdown.
+        """Send the remaining spans, for at most a second.
 
-        The SDK takes a time limit here and does not keep it (opentelemetry-python #4568), 10 s measured; an exporter
-        that is shut down gives up.
+        The SDK does not keep its time limit (opentelemetry-python #4568; 10 s measured), so the exporter is shut down.
         """
         self._closing.set()
         self._closer.join(_FLUSH_SECONDS)
@@ -147,10 +135,7 @@ AnyResponse = TypeVar("AnyResponse", bound=Response)
 def observe_request(
     request: RawRequest, handle: Callable[[], AnyResponse], tracer: Tracer | None, logs_requests: bool
 ) -> AnyResponse:
-    """Handle the request; trace it if there is a tracer, and log it with `logs_requests`.
-
-    A traced response has the header `traceparent`.
-    """
+    """Handle the request; trace it (header `traceparent`) if there is a tracer; log it with `logs_requests`."""
     if not (tracer or logs_requests):
         return handle()
     path = without_keys(request.path)[:500]

@@ -98,8 +98,7 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
 def document(server: Server, only: str | None = None) -> JsonSchema:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
-    Plain routes are described for the default endpoint, and routes with a name for each endpoint, or for `only` one. If
-    there are more than `MAX_ENDPOINTS`, the document describes the default one alone, and each has its own document.
+    It describes routes with a name for `only` one endpoint, for all, or for the default above `MAX_ENDPOINTS`.
     """
     routes, table = list_routes(), server.repository.table.items()
     answering = [DescribedEndpoint(name, served) for name, served in table if served.answering]
@@ -165,10 +164,7 @@ def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint])
 
 
 def _with_references(schema: JsonSchema, endpoint: str, components: dict[str, JsonSchema]) -> JsonSchema:
-    """Return the schema with a reference in place of each part that has a title; the parts become `components`.
-
-    Generators of clients name a class by its title, and leave out what would need two classes of one name.
-    """
+    """Return the schema with a reference in place of each part that has a title; the parts become `components`."""
     part: JsonSchema = {}
     for keyword, value in schema.items():
         if keyword == "properties":

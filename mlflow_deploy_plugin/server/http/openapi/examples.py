@@ -1,7 +1,6 @@
 """A small example of a version's input, in the form of every protocol.
 
-It is the input example that the model was logged with (its first rows), or a row of zeros. It is shown on pages and in
-the OpenAPI document, so its size is bounded: there is none for a tensor that is too large to be read by people.
+It is the model's own input example (first rows) or a row of zeros. A tensor that is too large to read has no example.
 """
 
 import csv
@@ -29,12 +28,11 @@ _BLANKS = {"str": "text", "bool": False}  # CSV has no empty text: an empty fiel
 
 @dataclass(frozen=True)
 class Example:
-    """An input example: values by column (lists of N) or by tensor (nested lists, or the value of a scalar).
+    """An input example: values by column (lists of N) or by tensor (nested lists, or a scalar's value).
 
     Attributes:
         values: empty if an example would be too large, or the signature is unknown.
-        rows: how many rows the values have; 1 where the model's tensors have none.
-        is_own: True for the model's own example, False for zeros.
+        rows: the number of rows; 1 if the model's tensors have no rows.
         document: the model's own body of `/invocations`, if that has no form as named values.
     """
 

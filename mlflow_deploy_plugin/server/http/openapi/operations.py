@@ -1,7 +1,4 @@
-"""The operation documents of the routes, and the bodies that they take and give.
-
-`http/routes.py` declares each route with its `Operation`; `document.py` fills in what depends on a model.
-"""
+"""The operation documents of the routes, and their request and response bodies."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,9 +24,7 @@ from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES, 
 class RequestBody:
     """A request whose form depends on the model.
 
-    Attributes:
-        name: the name of its schema in the document, which the endpoint's name precedes.
-        example: returns the model's example in this form; empty if the form cannot hold it.
+    `name` follows the endpoint's name in the schema's name; `example` returns "" if the form cannot hold the example.
     """
 
     name: str
@@ -60,11 +55,9 @@ class Operation:
     """The document of one method of one path.
 
     Attributes:
-        response: the bodies of a success; empty if it has none, or one that is no document.
-        request: the bodies that it takes; empty if it takes none.
-        errors: the statuses of its errors, beside 404 for a path that names something.
-        status: the status of a success.
-        needs_body: True if the request may not be empty.
+        response: the bodies of a success; empty if it has no body or no document.
+        request: the accepted bodies; empty if the operation has no body.
+        errors: the statuses of errors, in addition to 404 for a path with a name.
         is_prediction: True if it takes and gives the headers of a prediction.
         applies_to: returns False for a model that the operation refuses.
     """

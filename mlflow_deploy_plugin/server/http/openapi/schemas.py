@@ -1,8 +1,7 @@
-"""JSON Schemas (draft 2020-12, as in OpenAPI 3.1) of the requests and responses of a model, made from its signature.
+"""JSON Schemas (draft 2020-12, as in OpenAPI 3.1) of a model's requests and responses, made from its signature.
 
-They allow what the server accepts and refuse what it refuses, as far as JSON Schema can say it: a null stands for a
-missing value in a floating-point column, `20.0` is an integer, and columns that the model does not know are ignored.
-A part with a title becomes a component of the document, so one title has one content for a model.
+They accept and refuse what the server does, as far as JSON Schema can express it. A part with a title becomes a
+component of the document, so one title must have one content per model.
 """
 
 from collections.abc import Mapping
@@ -32,10 +31,7 @@ def object_schema(
 
 
 def array_schema(items: JsonSchema | None = None, **more: object) -> JsonSchema:
-    """Return the schema of an array of anything, or of such items; `more` are further keywords.
-
-    `items` always stands there: generators of clients leave operations out whose arrays have none.
-    """
+    """Return the schema of an array; `items` is always set, because client generators need it."""
     return {"type": "array", "items": items or {}, **more}
 
 
@@ -95,10 +91,7 @@ def predict_schema(schema: Schema) -> JsonSchema:
 
 
 def invocations_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/invocations`: exactly one of MLflow's four fields, and `params`, which is ignored.
-
-    A pyfunc whose inputs have no form as arrays takes any object: also a chat or a prompt.
-    """
+    """Return the schema of `/invocations`; a pyfunc without inputs as arrays takes any object."""
     if not schema.names:
         return _ANY_OBJECT
     fields: dict[str, JsonSchema] = {
@@ -176,8 +169,7 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 def invocations_answer(artifact: Artifact) -> JsonSchema:
     """Return the schema of `{"predictions": …}`: nested lists for one output, an object for several.
 
-    The predictions of a stock ONNX model may be anything. MLflow writes what a pyfunc answers: a table as records, a
-    chat without `predictions`.
+    A stock ONNX model's predictions may be anything. A pyfunc's table has records; its chat lacks `predictions`.
     """
     if artifact.flavor == PYTHON_FUNCTION:
         return {}

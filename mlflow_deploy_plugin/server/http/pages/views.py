@@ -1,8 +1,4 @@
-"""The pages, rendered from templates, and the headers that restrict them.
-
-Everything that comes from a model or a request is text to a page: the templates escape it, and the content security
-policy allows no script that is not a file of this package, and no other host.
-"""
+"""The pages, rendered from templates that escape all text; the content security policy allows only our own scripts."""
 
 import json
 import re
@@ -63,11 +59,7 @@ def asset(file: Path, *_asked: object) -> RawResponse:
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the OpenAPI document, of all endpoints or of one.
-
-    Raises:
-        NotReady, NotFound: see `Repository.select_variant`, for one endpoint.
-    """
+    """Return the OpenAPI document of all endpoints or one. Raises NotReady or NotFound as `select_variant`."""
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
 
@@ -112,9 +104,9 @@ def _page(
     request: RawRequest,
     endpoint: str | None,
 ) -> RawResponse:
-    """Return the page of an endpoint (None: the default one), or a notice with the reason why there is nothing to see.
+    """Return the page of an endpoint (None: the default one), or a notice with the reason why it has no page.
 
-    The notice of the default endpoint has the status 200: the server lives.
+    The notice of the default endpoint has the status 200, because the server lives.
     """
     status, subject, shown = 200, None, {}
     try:
@@ -192,12 +184,9 @@ _LEAST_SIDE, _MOST_SIDE = 8, 4096
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The tensor that a picture becomes.
+    """The tensor that a picture becomes, in the layout NCHW, NHWC or NHW with a batch of one.
 
-    Attributes:
-        layout: NCHW, NHWC or NHW; the batch is one picture.
-        channels: 1 (grey) or 3 (red, green, blue).
-        is_scaled: True if 0–255 becomes 0–1, as for floating point.
+    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if 0–255 becomes 0–1, as for floating point.
     """
 
     layout: Literal["NCHW", "NHWC", "NHW"]
@@ -209,15 +198,12 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """One input.
+    """One input of the form.
 
     Attributes:
-        id: of its element on the page.
         quoted_name: the name as the server's errors quote it.
-        type: type, or dtype and shape, as developers write them.
-        words: the same for everybody.
+        type: type, or dtype and shape, as developers write them; `words` state it for everybody.
         is_nullable: True if an empty field is sent as null.
-        value: the initial text of the field.
         choices: the categories of the column, as text; empty if they are not known.
     """
 
@@ -239,11 +225,7 @@ def form_fields(
     example: Example,
     categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
 ) -> list[FormField]:
-    """Return the fields of a form, in the signature's order, filled with the example's first row.
-
-    Args:
-        categories: column → its values.
-    """
+    """Return the fields of a form in the signature's order, with the example's first row; `categories` by column."""
     if not schema.columns:
         return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
@@ -319,12 +301,9 @@ def _field_text(value: Any) -> str:
 def snippets(
     base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
 ) -> dict[str, str]:
-    """Return code that asks for the example's predictions and runs as it is, by the tool that it uses.
+    """Return runnable code that requests the example's predictions, by the tool that it uses.
 
-    Args:
-        base: the server's address, as http://127.0.0.1:8080.
-        path: the endpoint's `/invocations`.
-        takes_keys: a caller needs a key, for which the word KEY stands.
+    `base` is the server's address and `path` the endpoint's `/invocations`. With `takes_keys`, KEY stands for a key.
     """
     body = invocations_example(schema, example)
     if not body:

@@ -1,11 +1,7 @@
 """A connection of the fast worker: HTTP/1.1 on the event loop, bytes → `ServerApp.handle` → bytes.
 
 A request that is expected to take less than a millisecond is answered on the loop, any other in a thread. A connection
-answers one request at a time, so that pipelined requests are answered in their order. Bytes beyond the request wait in
-a bounded buffer, and reading is paused when it is full.
-
-Every wait has a deadline, which is checked a few times a second (`check_deadline`). If there are too many connections,
-a new one replaces the one that has been idle the longest.
+answers one request at a time; further bytes wait in a bounded buffer. Every wait has a deadline (`check_deadline`).
 """
 
 import asyncio
@@ -233,10 +229,7 @@ class HttpConnection(asyncio.Protocol):
         return min(since, self._loop.time())
 
     def _evict_idle_connection(self) -> bool:
-        """Close the connection that has been idle the longest; return False if all of them are being answered.
-
-        One look at all connections also finds the next sixteen.
-        """
+        """Close the connection that has been idle the longest; return False if all of them are being answered."""
         idle = self._app.idle_connections
         while idle:
             since, other = idle.pop()
@@ -532,8 +525,7 @@ class HttpConnection(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Close. If the client may still be sending, close only after it has stopped: a reset would take the response
-        from it."""
+        """Close; if the client may be sending, wait until it stops, because a reset would discard the response."""
         if not (self._reads_on or self._buffer or self._is_paused):
             self._transport.close()
             self._deadline = self._app.now + self._limits.request_seconds

@@ -1,7 +1,7 @@
 """The fast worker: uvicorn's worker for gunicorn, on uvloop, with our own protocol (`connection.py`).
 
-uvicorn gives the loop, the listeners, TLS and the heartbeat. Added here: connections that the kernel already holds are
-answered before the listener closes, waits have an end, and SIGTERM ends the process in an orderly way.
+In addition to uvicorn, connections in the kernel's queue are answered before the listener closes, waits are bounded,
+and SIGTERM ends the process in order.
 """
 
 import asyncio
@@ -96,10 +96,7 @@ class _Server(UvicornServer):
         self._checker.cancel()
 
     async def _check_deadlines(self) -> None:
-        """Check the deadlines of all connections, notify gunicorn, and end if gunicorn has ended.
-
-        uvicorn notifies gunicorn only after half of `--timeout`, and not while it ends.
-        """
+        """Check all deadlines, notify gunicorn (uvicorn does it too rarely), and end if gunicorn has ended."""
         loop = asyncio.get_running_loop()
         while True:
             self._worker.notify()

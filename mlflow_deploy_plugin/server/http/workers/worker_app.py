@@ -34,14 +34,11 @@ _RequestClass = tuple[str, str | None, int]
 
 
 class InlinePolicy:
-    """Decides which requests are answered on the event loop, by the time that requests of the same class have taken.
+    """Decides by the time of earlier requests of a class if a request is answered on the event loop.
 
-    A request of an unknown class goes to a thread, and so does everything but predictions. The average of a class falls
-    faster than it rises, because requests in threads slow each other down. One measurement counts as eight times the
-    average at most, so that only three slow answers in a row show that the model is slow.
-
-    Attributes:
-        may_be_inline: returns False if the request waits for others (batching), or for another process.
+    An unknown class goes to a thread. The average of a class falls faster than it rises, because requests in threads
+    slow each other down. One measurement counts as at most eight times the average, so only three slow answers in a row
+    show that the model is slow. `may_be_inline` returns False if the request waits for a batch or for another process.
     """
 
     def __init__(self, may_be_inline: Callable[[RawRequest], bool]) -> None:
@@ -76,14 +73,12 @@ class WorkerApp:
 
     Args:
         may_be_inline: predictions do not wait for each other, so that one can be computed on the loop.
-        threads: requests that are answered in threads at the same time.
 
     Attributes:
         limits: set by the worker before it listens.
-        now: the loop's time, a tenth of a second old at most.
+        now: the loop's time, at most a tenth of a second old.
         buffered_bytes: see `ConnectionLimits.body_bytes`.
-        streams: the number of streamed requests that are being answered (`http/streaming.py`).
-        blocked_connections: the connections whose clients do not take what is sent, in the order in which that began.
+        blocked_connections: the connections whose clients do not read, in the order in which that began.
         idle_connections: the connections to close first for new ones, and since when they are idle (`connection.py`).
     """
 
@@ -119,10 +114,7 @@ class WorkerApp:
         return response
 
     def answer_inline(self, request: RawRequest) -> RawResponse | None:
-        """Answer a quick request on the loop; return None for another one.
-
-        Each microsecond counts here. So one in eight of the quick answers is learned from, and every slow one.
-        """
+        """Answer a quick request on the loop; return None otherwise. One in eight quick answers is measured."""
         if not self.inline_policy.is_quick(request):
             return None
         response = self._handle(request)
@@ -136,11 +128,7 @@ class WorkerApp:
 
 
 def create_worker_app(state_dir: str) -> WorkerApp:
-    """Return the application of one worker for the state folder. Call it after the fork.
-
-    Raises:
-        InvalidConfig: spec.yaml in the folder is not a spec.
-    """
+    """Return the application of one worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     server = open_worker(state_dir)
     spec = server.spec
