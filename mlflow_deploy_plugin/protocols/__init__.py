@@ -1,7 +1,6 @@
-"""Bytes and headers ↔ named arrays, one module a protocol.
+"""Bytes and headers ↔ named arrays, one module per protocol, imported on first use.
 
-The room does not know the served models: `server/inference/protocol_table.py` binds each protocol to the variant that
-answers. A module is imported on first use.
+The room does not know the served models: `server/inference/protocol_table.py` binds protocols to variants.
 """
 
 import lazy_loader

@@ -1,11 +1,10 @@
 """Tables as Arrow IPC streams and files: bodies ↔ feeds and predictions.
 
-Columns go from the body's buffers into the graph's input without a Python object a value. pyarrow is imported on the
-first such request (75 ms, 33 MB) and by no other; it works in the thread of the request, and never reaches pandas.
+Columns go from the body's buffers into the graph's input without Python objects. pyarrow is imported on the first such
+request (75 ms, 33 MB), and never reaches pandas.
 
-Arrow's reader is safe against torn and hostile bodies, but it trusts sizes: a compressed buffer of a record batch says
-how large it is, and that much memory is taken. So the headers are read first, with the reader's own framing, and the
-sizes in them have to fit the server's limit (`check_stream_size`).
+Arrow's reader is safe against torn and hostile bodies, but it trusts the declared size of a compressed buffer and takes
+that much memory. So the sizes in the headers are checked first (`check_stream_size`).
 
 https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.iana.org/assignments/media-types
 """
@@ -53,16 +52,16 @@ _I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct
 def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
     """Return the feeds in an Arrow stream or file. Columns that the model does not take are not read.
 
-    A null is NaN in a floating-point column and a missing string in a string column. Strings may be encoded as a
-    dictionary. A tensor is a column of lists, of any one length, or, of rank 2, all columns as they come. If the only
-    column of a table has no name, each list in it is a row, with the model's columns in the signature's order.
+    A null is NaN in a floating-point column and a missing string in a string column. Strings may be dictionary-encoded.
+    A tensor is a column of lists of equal length, or, of rank 2, all columns. If the only column of a table has no
+    name, each list in it is a row in the signature's order.
 
     Args:
-        limit: bytes that the columns may take when decompressed, and values that they may have.
+        limit: bytes of the decompressed columns, and number of their values.
 
     Raises:
         InvalidRequest: the body is not a stream or file of Arrow.
-        BodyTooLarge: it takes more than `limit`.
+        BodyTooLarge: it exceeds `limit`.
         SchemaMismatch: the table does not fit the signature.
     """
     import pyarrow as pa
@@ -136,11 +135,9 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
 def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
     """Return the prediction as a `pyarrow.Table` of N rows.
 
-    One output is the column `prediction`, several are columns by their names, so are the fields of records. [N] and
-    [N, 1] are plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on.
-
-    Raises:
-        SchemaMismatch: an output has not one value, or list of values, for each row.
+    One output is the column `prediction`; several outputs, and the fields of records, are columns by their names. [N]
+    and [N, 1] are plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on. Raises
+    SchemaMismatch if an output does not have one value, or list of values, per row.
     """
     import pyarrow as pa
 
@@ -158,9 +155,7 @@ def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
 def select_columns(given: "pa.Schema", schema: Schema) -> list[str]:
     """Return the columns to read of a table with this Arrow schema, before any value is read.
 
-    Raises:
-        BodyTooLarge: it has too many columns.
-        SchemaMismatch: a column is missing, stands twice, or is of a type that the model does not take.
+    Raises BodyTooLarge above the limit, SchemaMismatch if a column is missing, repeated, or of an unfit type.
     """
     if len(given.names) > MOST_COLUMNS:
         raise BodyTooLarge(f"the table has {len(given.names)} columns; at most {MOST_COLUMNS} are taken")
@@ -216,8 +211,7 @@ def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: Str
 def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[int, ...], pa.Array]") -> "pa.Array":
     """Return an array with strings in place of string views, which polars writes.
 
-    Views may overlap into terabytes, so the budget is asked first. A dictionary of views is cast once for all batches
-    that share it: `cast` keeps it by its address, as `StringBudget` keeps decoded dictionaries.
+    Views may overlap into terabytes, so the budget is asked first. `cast` keeps a stream's dictionaries by address.
     """
     if "string_view" not in str(array.type):
         return array
@@ -277,14 +271,9 @@ def _check_value_count(rows: int, columns: int, limit: int) -> None:
 
 
 def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
-    """Check that the record batches of an Arrow stream have at most `limit` bytes when decompressed.
+    """Raise BodyTooLarge if the record batches of an Arrow stream exceed `limit` bytes when decompressed.
 
-    Args:
-        messages: those of `pyarrow.ipc.MessageReader`.
-
-    Raises:
-        BodyTooLarge: they have more.
-        InvalidRequest: a message is torn.
+    `messages` are those of `pyarrow.ipc.MessageReader`. Raises InvalidRequest if a message is torn.
     """
     left = limit
     for number, message in enumerate(messages):
@@ -300,11 +289,11 @@ def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
 
 
 def _message_bytes(metadata: memoryview, body: memoryview) -> int:
-    """Return the bytes that the buffers of one message take: their own or, if they are compressed, those they declare.
+    """Return the bytes of the buffers of one message; a compressed buffer declares its decompressed length.
 
-    Message: header type (1), header (2). DictionaryBatch: data (1), is a delta (2; the pieces are joined anew for every
-    batch). RecordBatch: buffers (2), compression (3). The numbers are the positions of the fields in Message.fbs. A
-    compressed buffer begins with its length in 8 bytes, which is -1 if it is not compressed after all.
+    The numbers are positions in Message.fbs. Message: header type (1), header (2). DictionaryBatch: data (1), is a
+    delta (2; the pieces are joined anew for every batch). RecordBatch: buffers (2), compression (3). A compressed
+    buffer begins with its length in 8 bytes, which is -1 if it is not compressed after all.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _flatbuffers_field(metadata, message, 1)

@@ -1,11 +1,8 @@
-"""One Arrow array as a numpy array and back, by its buffers.
+"""One Arrow array as a numpy array and back, by its buffers (https://arrow.apache.org/docs/format/Columnar.html).
 
-pyarrow's own `to_numpy` and `array` import pandas if it is installed (pyarrow 25: 100 MB and a second in a worker that
-answers requests), and make objects of arrays with nulls. Reading the buffers avoids both, and copies no numbers without
-nulls. The caller has compared the sizes of the buffers with the lengths of the arrays (`pyarrow.Table.validate`), so
-that numpy and Python read only within their bounds, whatever the buffers hold.
-
-The format: https://arrow.apache.org/docs/format/Columnar.html.
+pyarrow's own `to_numpy` and `array` import pandas if it is installed (pyarrow 25: 100 MB and a second), and make
+objects of arrays with nulls. The caller has compared the sizes of the buffers with the lengths of the arrays
+(`pyarrow.Table.validate`), so that numpy and Python read only within their bounds.
 """
 
 from contextlib import suppress
@@ -53,12 +50,8 @@ class UnsupportedColumn(Exception):
 class StringBudget:
     """The characters that the strings of one table may still take, and its dictionaries.
 
-    The string of a dictionary counts once for each row that has it.
-
-    Attributes:
-        left: the characters that are left.
-        dictionaries: for the address of a dictionary: its values, and the length of each. The batches of a stream
-            share a dictionary.
+    A dictionary's string counts once for each row that has it. `dictionaries` has the values of a dictionary and their
+    lengths by its address, since the batches of a stream share it.
     """
 
     left: int
@@ -72,14 +65,7 @@ class StringBudget:
 
 
 def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
-    """Check that values of an Arrow type can become those that the model takes, before any value is read.
-
-    Args:
-        dtype: the numpy dtype that the model takes (`str`: strings).
-
-    Raises:
-        UnsupportedColumn: they cannot.
-    """
+    """Raise UnsupportedColumn if values of an Arrow type cannot become numpy's `dtype` (`str`: strings)."""
     inner, name = kind, str(kind)
     while name.partition("<")[0] in _LISTS:
         if not takes_lists:
@@ -99,17 +85,13 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     """Return the values of an Arrow array of N: [N], of lists of equal length [N, length, …].
 
     Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nulls only. Dates and
-    times are strings as in JSON, those with a zone in UTC: `2013-07-01T12:30:00.000Z`. A decimal is the float64 nearest
-    to it, or an int64 if its type has no decimal places and all fit.
-
-    Args:
-        limit: how many values there may be.
-        budget: the characters of this array's dictionaries are taken from it.
+    times are strings as in JSON, those with a zone in UTC: `2013-07-01T12:30:00.000Z`. A decimal is the nearest
+    float64, or an int64 if its type has no decimal places and all fit.
 
     Raises:
         UnsupportedColumn: another type than numbers, booleans, strings, dates, lists of numbers, dictionaries of those;
             a null boolean, a null within a list, lists of different lengths.
-        InvalidRequest: there are more values, or the buffers contradict each other.
+        InvalidRequest: there are more than `limit` values, or the buffers contradict each other.
         BodyTooLarge: the strings of dictionaries take more than is left in the budget.
     """
     name = str(array.type)
@@ -142,10 +124,7 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
 
 
 def matrix(batch: "pa.RecordBatch") -> Array | None:
-    """Return the values of a record batch whose columns are numbers of one type, [N, columns]; None for another one.
-
-    Null is NaN, and integers become floating point for it, as in `to_numpy`.
-    """
+    """Return a record batch of one numeric type as [N, columns], nulls as in `to_numpy`; None for other batches."""
     kinds = set(map(str, batch.schema.types))
     # pyarrow before 25 makes 0 of a null among 16-bit floats
     if len(kinds) != 1 or not kinds <= _NUMBERS.keys() - {"halffloat"}:

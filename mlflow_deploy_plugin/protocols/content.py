@@ -33,8 +33,7 @@ _TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
 def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
     """Return the media type of a `Content-Type` header, one of `accepted`, in lower case.
 
-    Raises:
-        UnsupportedMediaType: no header, another type, or a charset that is not UTF-8.
+    Raises UnsupportedMediaType if it is missing or another type, or the charset is not UTF-8.
     """
     takes = " or ".join(accepted)
     if not content_type:
@@ -57,12 +56,8 @@ def media_name(content_type: str | None) -> str:
 def load_json(body: bytes, subject: str = "the body is ") -> Any:
     """Return the document in `body`, which a message calls `subject`. orjson bounds its depth (1,024 levels).
 
-    The bare words NaN and Infinity are no JSON, but MLflow's own clients and input examples write them, and its server
-    reads them; so does this one. A byte order mark before the document is accepted as well.
-
-    Raises:
-        InvalidRequest: not JSON; the message says where. Or more than `MOST_CONTAINERS` arrays and objects.
-        MemoryError: there is no room for the document.
+    NaN and Infinity are accepted, because MLflow's clients and examples write them; so is a byte order mark. Raises
+    InvalidRequest if it is not JSON or has more than `MOST_CONTAINERS` arrays and objects; MemoryError without memory.
     """
     if not body:
         raise InvalidRequest(f"{subject}empty; a JSON document is expected")
@@ -89,12 +84,9 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
 
 
 def check_depth(document: object) -> None:
-    """Check that Python's own `json` can read and write the document in every version.
+    """Raise InvalidRequest if the document is nested more than `DEEPEST` levels deep.
 
-    How deep it can go depends on the interpreter, on the stack of its thread, and on its caller.
-
-    Raises:
-        InvalidRequest: it is nested more than `DEEPEST` levels deep.
+    The depth that Python's `json` supports depends on the interpreter, the thread's stack, and the caller.
     """
     level = [document] if isinstance(document, _CONTAINERS) else []
     for _ in range(DEEPEST):
@@ -106,10 +98,9 @@ def check_depth(document: object) -> None:
 
 
 def check_containers(body: bytes) -> int:
-    """Return how many arrays open in a JSON text. Brackets within its strings count as well.
+    """Return the number of arrays that open in a JSON text, including brackets within its strings.
 
-    Raises:
-        InvalidRequest: more than `MOST_CONTAINERS` arrays and objects do: they would take hundreds of megabytes.
+    Raises InvalidRequest above `MOST_CONTAINERS` arrays and objects, which would take hundreds of megabytes.
     """
     data = np.frombuffer(body, np.uint8)
     pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
@@ -134,9 +125,7 @@ def _parse_int(digits: str) -> int | float:
 def load_json_object(content_type: str | None, body: bytes) -> dict[str, Any]:
     """Return the JSON object in `body`.
 
-    Raises:
-        UnsupportedMediaType: the content type is not JSON.
-        InvalidRequest: not JSON, or not an object.
+    Raises UnsupportedMediaType for another content type, and InvalidRequest if it is not a JSON object.
     """
     media_type(content_type, (JSON,))
     return json_object(body)
@@ -172,10 +161,9 @@ def json_type(value: object) -> str:
 
 
 def _plain_value(value: object) -> object:
-    """Convert values that orjson does not take.
+    """Convert strings, non-contiguous arrays and ONNX Runtime's 64-bit integers (numpy.longlong) for orjson.
 
-    These are arrays of strings, arrays that are not contiguous, and ONNX Runtime's 64-bit integers (numpy.longlong).
-    Numbers of 32-bit floats stay such, so that their texts stay short.
+    32-bit floats stay 32-bit, so that their texts stay short.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not value.flags.c_contiguous:
         return np.ascontiguousarray(value)

@@ -29,9 +29,7 @@ _BATCH = "feedback"
 def decode(content_type: str | None, body: bytes) -> list[Feedback]:
     """Return the entries of a body.
 
-    Raises:
-        UnsupportedMediaType: it is not JSON.
-        InvalidRequest: it has no entries, too many, or an invalid one; the message says which.
+    Raises UnsupportedMediaType if it is not JSON, InvalidRequest if it has no, too many or invalid entries.
     """
     document = load_json_object(content_type, body)
     if _BATCH not in document:
@@ -50,14 +48,7 @@ def decode(content_type: str | None, body: bytes) -> list[Feedback]:
 
 
 def check_columns(entries: Collection[Feedback], columns: Collection[str], endpoint: str) -> None:
-    """Check that the keys name columns of the log.
-
-    Args:
-        columns: the columns of a captured row.
-
-    Raises:
-        SchemaMismatch: a column is not among them; the message names the nearest one.
-    """
+    """Raise SchemaMismatch with the nearest name if a key is not in `columns`, those of a captured row."""
     known = set(columns)
     for place, entry in enumerate(entries):
         for name in entry.key or ():
@@ -67,10 +58,7 @@ def check_columns(entries: Collection[Feedback], columns: Collection[str], endpo
 
 
 def unknown_column(name: str, columns: Iterable[str], endpoint: str) -> str:
-    """Return the end of a message about a key column that no logged row has: the name, and the columns that rows have.
-
-    The log's own columns are left out, since a business does not know their values.
-    """
+    """Return the end of a message about an unknown key column; it omits the log's own columns."""
     own = [column for column in columns if not column.startswith("_")]
     known = f"{did_you_mean(name, own)}; rows have {join_names(own, name) or 'no columns'}"
     remedy = "capture.keys in the spec adds a business id, which the model does not take"

@@ -1,7 +1,6 @@
-"""JSON Lines (https://jsonlines.org, also NDJSON): a record or a row a line, answered by one prediction a line.
+"""JSON Lines (https://jsonlines.org, also NDJSON): one record or row per line, and one prediction per line.
 
-The lines become arrays a thousand at a time, so that a large body is never held as Python objects all at once. Each
-line has every column that the model requires, whatever the others have.
+The lines become arrays a thousand at a time, so that a large body is never held as Python objects all at once.
 """
 
 import io
@@ -27,15 +26,10 @@ _Line = tuple[int, Any]
 
 
 class LineReader:
-    """A reader of lines as they come: it takes pieces of a body and yields feeds of up to a thousand lines.
+    """Takes pieces of a body and yields feeds of up to a thousand lines.
 
-    Args:
-        most_bytes: the bytes that one line may have.
-
-    Every method raises:
-        InvalidRequest: a line is not JSON, or of another kind than the first.
-        SchemaMismatch: a line does not fit the signature; the message says which, counting from 1.
-        BodyTooLarge: a line has more than `most_bytes`.
+    Every method raises InvalidRequest if a line is not JSON or differs in kind from the first line; SchemaMismatch with
+    the line (from 1) that does not fit the signature; BodyTooLarge if a line has more than `most_bytes`.
     """
 
     def __init__(self, schema: Schema, most_bytes: int = sys.maxsize) -> None:
@@ -87,10 +81,9 @@ class LineReader:
 
 
 def decode(body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a body of objects, arrays, or (for a model of one column) bare values, all of one kind.
+    """Return the feeds in a body of objects, arrays, or (for one column) bare values, all of one kind.
 
-    Raises:
-        InvalidRequest, SchemaMismatch: see `LineReader`; or there are no lines.
+    Raises InvalidRequest or SchemaMismatch as `LineReader`, or if there are no lines.
     """
     parts = list(LineReader(schema).read(body))
     if not parts:
@@ -104,10 +97,9 @@ def decode(body: bytes, schema: Schema) -> Feeds:
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """Return one prediction a line: a value, a list of them, or an object of the outputs by name.
+    """Return one prediction per line: a value, a list of values, or an object of the outputs by name.
 
-    Raises:
-        SchemaMismatch: an output has not one value, or list of values, for each row.
+    Raises SchemaMismatch if an output does not have one value, or list of values, for each row.
     """
     if isinstance(prediction, dict):
         return b"".join(dump_json(row) + b"\n" for row in rows_of(prediction))

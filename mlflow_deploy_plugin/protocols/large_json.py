@@ -1,13 +1,12 @@
 """Large bodies of numbers, in JSON and CSV, read by simdjson without a Python object for each.
 
-simdjson (https://simdjson.org, by `pysimdjson`) hands out all numbers of nested arrays as one buffer. It does not say
-whether the arrays were ragged, and takes documents that Python reads otherwise (a key that stands twice). So every
-function returns None for a body that is not plainly rows of numbers, and for each where simdjson is not installed; the
-caller then reads it by `content.load_json`, or line by line.
+simdjson (https://simdjson.org, by `pysimdjson`) returns all numbers of nested arrays as one buffer. It does not report
+ragged arrays, and accepts repeated keys. So every function returns None for a body that is not plainly rows of numbers,
+or without simdjson; the caller then reads it by `content.load_json`, or line by line.
 
-Measured, 10,000 x 30 numbers as float64 in 6 MB: a third of the time of orjson and numpy. As one V2 tensor: FP32 in
-6 MB 11 ms instead of 35 flat, 13 instead of 50 nested; INT64 in 2 MB 4 and 6 instead of 29 and 35. Columns in
-`inputs` take a ninth, CSV a tenth, and with a tenth of the fields empty two fifths.
+Measured, 10,000 x 30 numbers as float64 in 6 MB: a third of the time of orjson and numpy. As one V2 tensor: FP32 in 6
+MB 11 ms instead of 35 flat, 13 instead of 50 nested; INT64 in 2 MB 4 and 6 instead of 29 and 35. Columns in `inputs`
+take a ninth, CSV a tenth, and with a tenth of the fields empty two fifths.
 """
 
 import re
@@ -46,11 +45,9 @@ _NEGATIVE_ZERO = re.compile(rb"-0(?![\d.eE])")
 
 
 def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
-    """Return the feeds in a JSON body of `/invocations`; None if it is small, or not plainly what the signature wants.
+    """Return the feeds in a JSON body of `/invocations`; None if it is small, or does not plainly fit.
 
-    Raises:
-        InvalidRequest: it holds more arrays and objects than are taken.
-        SchemaMismatch: a number is too large for the model's type.
+    Raises InvalidRequest for too many arrays and objects, SchemaMismatch if a number exceeds the model's type.
     """
     if not simdjson or len(body) < LARGE_BYTES or not (kind := _kind_of_all(schema)):
         return None
@@ -89,13 +86,9 @@ def _feeds_of_json(body: bytes, opened: int, schema: Schema, kind: str, nulls: i
 
 
 def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | None:
-    """Return the feeds in a CSV text, its lines read as JSON's rows; None if it is small, or not plainly numbers.
+    """Return the feeds in a CSV text; None if it is small, or not plainly numbers. An empty field is null.
 
-    Every number of JSON is one for Python, too. An empty field is null. The caller has looked at the number of lines
-    and columns.
-
-    Raises:
-        SchemaMismatch: a number is too large for the model's type.
+    The caller has checked the number of lines and columns. Raises SchemaMismatch if a number exceeds the model's type.
     """
     if not simdjson or len(body) < LARGE_BYTES or not schema.columns or not _kind_of_all(schema) or b"[" in body:
         return None
@@ -162,12 +155,9 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
 
 
 def load_infer_request(text: bytes) -> dict[str, object] | None:
-    """Return a V2 infer request, the `data` of each tensor of numbers as an array; None if it is small or not plain.
+    """Return a V2 infer request with its tensors of numbers as arrays; None if it is small or not plain.
 
-    The arrays are float64, int64 or uint64, flat or nested as they came.
-
-    Raises:
-        InvalidRequest: it holds more arrays and objects than are taken.
+    The arrays are float64, int64 or uint64, flat or nested. Raises InvalidRequest for too many arrays and objects.
     """
     if not simdjson or len(text) < LARGE_BYTES or b"\\" in text:
         return None
@@ -219,12 +209,10 @@ def _count_arrays(value: Any) -> int:
 
 
 def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
-    """Return an object's entries. Its arrays and objects are not read yet.
+    """Return an object's entries, with unread arrays and objects. Raises ValueError if a key is repeated.
 
-    simdjson looks a key up among all of them, one after the other: 1,000 take a millisecond, 100,000 half a minute.
-
-    Raises:
-        ValueError: a key stands twice, or there are more than `at_most` entries, or none.
+    simdjson's lookup is linear: 1,000 keys take a millisecond, 100,000 half a minute. So also raises ValueError above
+    `at_most` entries, and without entries.
     """
     keys = list(value.keys()) if len(value) <= at_most else []
     if not keys or len(set(keys)) != len(keys):
@@ -235,12 +223,8 @@ def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
 def numbers_of(value: Any, at_most: int, kind: str = "f") -> tuple[Array, int]:
     """Return the numbers of nested arrays, and the number of these arrays.
 
-    simdjson flattens an array that stands among the numbers. Then the body opens more arrays than that: the caller
-    compares.
-
-    Args:
-        at_most: the arrays that the body opens.
-        kind: numpy's, `f` for float64, `i` for int64, `u` for uint64. Integers take no fraction.
+    simdjson flattens an array among numbers. Then the body opens more arrays than that, which the caller compares.
+    `kind` is `f` (float64), `i` (int64) or `u` (uint64); integers must not have a fraction.
 
     Raises:
         ValueError: there are more than `at_most` arrays, or they are ragged.

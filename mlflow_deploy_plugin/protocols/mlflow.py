@@ -1,10 +1,8 @@
 """MLflow's scoring protocol: the body of `/invocations`, in JSON or CSV, and its response.
 
 https://mlflow.org/docs/latest/genai/serving/custom-apps.html and `mlflow/pyfunc/scoring_server/__init__.py` (3.17):
-exactly one of `dataframe_split`, `dataframe_records`, `instances`, `inputs` in JSON, or CSV with a header; the response
-is `{"predictions": …}`. `params` is accepted; an ONNX graph has none, and MLflow ignores those it does not know.
-
-CSV is typed by the signature: nothing is guessed from the text, not even whether it has a header.
+exactly one of `dataframe_split`, `dataframe_records`, `instances`, `inputs` in JSON, or CSV with a header. `params` is
+accepted and ignored. CSV is typed by the signature, and its header is not guessed.
 """
 
 import csv
@@ -47,10 +45,8 @@ def asks_for_stream(body: bytes) -> bool:
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """Return the feeds in the body of `/invocations`.
 
-    Raises:
-        UnsupportedMediaType: neither JSON nor CSV in UTF-8, or a parameter beside the charset.
-        InvalidRequest: the body cannot be read, or holds none or several of the four fields.
-        SchemaMismatch: it can be read, and does not fit the signature.
+    Raises UnsupportedMediaType if it is not JSON or CSV in UTF-8 or has further parameters, InvalidRequest if it cannot
+    be read or does not have one of the four fields, and SchemaMismatch if it does not fit the signature.
     """
     media = media_type(content_type, _ACCEPTED)
     parameters = _parameters(content_type or "", media) if content_type != media else {}
@@ -97,9 +93,9 @@ def encode(prediction: Array | dict[str, Array]) -> bytes:
 
 
 def _parameters(content_type: str, media: str) -> dict[str, str]:
-    """Return the parameters of the content type: `charset`, and for CSV `header=present|absent` (RFC 4180).
+    """Return the content type's parameters: `charset`, and for CSV `header=present|absent` (RFC 4180).
 
-    Others would change the meaning, as MLflow 1's `format=pandas-split`, and are refused.
+    Other parameters would change the meaning, as MLflow 1's `format=pandas-split`, and are refused.
     """
     parameters: dict[str, str] = {}
     for parameter in content_type.split(";")[1:]:
@@ -184,15 +180,15 @@ def take_column(document: dict[str, object], name: str) -> list[object] | None:
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
-    """Return the feeds in a CSV text. An empty field is null, so is pandas' NA for a number.
+    """Return the feeds in a CSV text. An empty field is null; so is pandas' NA for a number.
 
-    A line without a character other than ASCII whitespace is skipped. A quoted blank is a value.
-
-    Without a header the fields are the signature's columns, in its order (those of a tensor have no names anyway).
+    A line without a character other than ASCII whitespace is skipped. A quoted blank is a value. Without a header the
+    fields are the signature's columns, in its order (those of a tensor have no names anyway).
 
     Raises:
-        InvalidRequest: not UTF-8, not CSV, or with more lines or columns than are taken.
-        SchemaMismatch: a field is not of its column's type, a row has another length than the header, no rows.
+        InvalidRequest: the text is not UTF-8 or CSV, or has too many lines or columns.
+        SchemaMismatch: a field is not of its column's type, a row has another length than the header, or there are no
+            rows.
     """
     if len(body) > MOST_COLUMNS:  # many lines or columns are refused before a line is read
         returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
@@ -232,10 +228,9 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
 
 
 def _check_header(header: Sequence[str], schema: Schema) -> None:
-    """Refuse a row in place of the header. Numbers are names if the model has such columns, or if they count columns.
+    """Raise SchemaMismatch if a row stands in place of the header.
 
-    Raises:
-        SchemaMismatch: the header is a row.
+    Numbers are names if the model has such columns, or if they count columns.
     """
     try:
         numbers = list(map(float, header))
@@ -255,8 +250,7 @@ def _check_header(header: Sequence[str], schema: Schema) -> None:
 def _parse_csv(body: bytes) -> list[list[str]]:
     """Return the fields of each line, and at least one line.
 
-    Raises:
-        InvalidRequest: not UTF-8, not CSV, empty, or with more columns than are taken.
+    Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many columns.
     """
     try:
         text = body.decode("utf-8-sig")

@@ -1,8 +1,7 @@
 """The messages between a worker and its side process, and the passing of connections to that process.
 
-A message is a frame: a magic number, two lengths, then JSON, then arrays and bytes as they lie in memory. The JSON
-names the message, its plain fields and its arrays in order. Unlike a pickle, it holds no code, so that no message can
-make a worker run anything. Lengths are checked before anything is read.
+A message is a frame: a magic number, two lengths, then JSON (the name, plain fields, and arrays in order), then arrays
+and bytes as they lie in memory. Unlike a pickle, it cannot make a worker run code. Lengths are checked first.
 """
 
 import json
@@ -33,11 +32,9 @@ class MalformedMessage(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SideMessage:
-    """One message.
+    """One message with JSON `fields`.
 
-    Attributes:
-        fields: values that JSON has.
-        arrays: by group and name; numbers, booleans, or strings in object arrays.
+    `arrays` are by group and name: numbers, booleans, or strings in object arrays.
     """
 
     kind: str
@@ -49,10 +46,8 @@ class SideMessage:
 def send_message(connection: socket.socket, message: SideMessage, deadline: float = math.inf) -> None:
     """Send the whole message; `deadline` in monotonic seconds.
 
-    Raises:
-        TimeoutError: the deadline has passed.
-        OSError: the other side has gone.
-        ValueError: the message is too large; nothing was sent.
+    Raises TimeoutError after the deadline, OSError if the other side has gone, ValueError (nothing sent) if it is too
+    large.
     """
     layout: dict[str, list[tuple[Any, ...]]] = {}
     blobs: list[Any] = []
@@ -76,10 +71,7 @@ def send_message(connection: socket.socket, message: SideMessage, deadline: floa
 def receive_message(connection: socket.socket, deadline: float = math.inf) -> SideMessage | None:
     """Receive the next message, or None if the other side has gone; `deadline` in monotonic seconds.
 
-    Raises:
-        TimeoutError: the deadline has passed.
-        MalformedMessage: no message, or half of one.
-        OSError: the connection cannot be read.
+    Raises TimeoutError after the deadline, MalformedMessage for an invalid or partial message, and OSError.
     """
     prefix = _read(connection, _FRAME.size, deadline)
     if not prefix:

@@ -1,8 +1,7 @@
 """TensorFlow Serving's REST protocol: bytes ↔ arrays (https://www.tensorflow.org/tfx/serving/api_rest).
 
-`instances` (row format) is answered by `predictions`, `inputs` (column format) by `outputs`. The name of the only input
-or output of a model is left out. Every model has one signature, `serving_default`, with all outputs of its graph. Text
-and bytes may come as `{"b64": …}`.
+`instances` (row format) is answered by `predictions`, `inputs` (column format) by `outputs`. A single input or output
+has no name. Every model has one signature, `serving_default`. Text and bytes may be `{"b64": …}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +29,8 @@ _DTYPES = {
 def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     """Return the feeds in the body of a `:predict`, and True if it has `instances`, which are answered row by row.
 
-    Raises:
-        InvalidRequest: not JSON, not exactly one of `instances` and `inputs`, or another signature.
-        SchemaMismatch: the values do not fit the signature.
+    Raises InvalidRequest if it is not JSON, does not have one of `instances` and `inputs`, or names another signature;
+    SchemaMismatch if the values do not fit.
     """
     document = json_object(body)
     if b'"b64"' in body:
@@ -56,10 +54,9 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
 
 
 def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
-    """Return `{"predictions": …}` for rows, `{"outputs": …}` for columns; without names if there is one output.
+    """Return `{"predictions": …}` for rows, `{"outputs": …}` for columns; without names for one output.
 
-    Raises:
-        SchemaMismatch: the request is by row, and an output has not one value for each row.
+    Raises SchemaMismatch if the request is by row, and an output does not have one value for each row.
     """
     named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES} or outputs
     field = "predictions" if is_by_row else "outputs"
@@ -69,10 +66,9 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
 
 
 def decode_base64(document: object, schema: Schema) -> Any:
-    """Return the JSON document with the text itself in place of every `{"b64": …}`, for a column of bytes its base64.
+    """Return the document with `{"b64": …}` replaced by its text, for a column of bytes by its base64.
 
-    Raises:
-        InvalidRequest: a text is not base64, or not UTF-8, or the document is nested too deeply.
+    Raises InvalidRequest if a text is not base64 or UTF-8, or the document is nested too deeply.
     """
     binary = schema.binary_columns
 

@@ -4,7 +4,7 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 
 The inputs of a request are those of the graph or, for a column-based signature, its columns as [N] or [N, 1]. All
-outputs are computed, whichever are requested: the inference log has them all.
+outputs are computed, because the inference log has all outputs.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -64,12 +64,9 @@ class V2Request(NamedTuple):
 def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
     """Decode the body of an infer request; names of headers in lower case.
 
-    `tritonclient` sends no Content-Type. One that is sent must be that of JSON, of bytes, or curl's default.
-
-    Raises:
-        UnsupportedMediaType: another content type.
-        InvalidRequest: the body cannot be read, or is no infer request.
-        SchemaMismatch: a tensor is unknown, missing, doubled, or not what its shape, its datatype or the model says.
+    `tritonclient` does not send a Content-Type. If it is sent, it must be that of JSON, of bytes, or curl's default;
+    otherwise raises UnsupportedMediaType. Raises InvalidRequest if the body is not an infer request, and SchemaMismatch
+    if a tensor is unknown, missing, repeated, or does not fit its shape, its datatype or the model.
     """
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
@@ -103,10 +100,7 @@ def _decode_document(
 def encode(
     request: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the response of `version` of the endpoint, and the headers that its format needs.
-
-    Its id is the request's, or else `request_id`. JSON needs no headers; with bytes, a header has the JSON's length.
-    """
+    """Return the response with the request's id or else `request_id`, and headers: with bytes, the JSON's length."""
     entries, blobs = [], []
     for wanted in resolve_outputs(request.outputs, outputs):
         array = outputs[wanted.name]
@@ -188,11 +182,7 @@ def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
 
 
 def read_id(given: object) -> str:
-    """Return the id of a request, or an empty string if it has none.
-
-    Raises:
-        InvalidRequest: it is no string, or not printable.
-    """
+    """Return a request's id, or "". Raises InvalidRequest if it is not a string or not printable."""
     given = "" if given is None else given
     if not isinstance(given, str) or not given.isprintable():
         raise InvalidRequest(f"id is {short_repr(given)}; a string of printable characters is expected")
@@ -200,10 +190,9 @@ def read_id(given: object) -> str:
 
 
 def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the `parameters` of a request, an input or an output. Null counts as missing, as everywhere in a request.
+    """Return the `parameters` of a request, an input or an output. Null counts as missing.
 
-    Raises:
-        InvalidRequest: they are no object, or a parameter that would change the response is not supported.
+    Raises InvalidRequest if they are not an object, or an unsupported parameter would change the response.
     """
     parameters = entry.get("parameters")
     if parameters is None:
@@ -228,10 +217,8 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     """Return the feeds of the graph, from tensors that are its inputs, or the signature's columns.
 
     The only tensor for the only column or input may have any name, as in MLServer, whose codecs call it `input-1`.
-    Texts that its Base64Codec has encoded are decoded; a column of bytes takes base64.
-
-    Raises:
-        SchemaMismatch: a tensor is unknown, missing, or not what the model says.
+    Base64 of its Base64Codec is decoded for texts. Raises SchemaMismatch if a tensor is unknown, missing, or does not
+    fit.
     """
     if isinstance(schema, KeyedSchema):
         own, keys = schema.split(arrays)
@@ -267,12 +254,10 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
 
 
 def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tuple[RequestedOutput, ...]:
-    """Return the outputs that a request names, or else all that have a datatype in V2.
+    """Return the outputs that a request names, otherwise all that have a datatype in V2.
 
-    The outputs of a pyfunc may be unknown until it has answered, so that any may be named.
-
-    Raises:
-        InvalidRequest, SchemaMismatch: `outputs` is invalid, or a name is unknown or stands twice.
+    The outputs of a pyfunc may be unknown until it has answered, so any name is accepted. Raises InvalidRequest or
+    SchemaMismatch if `outputs` is invalid, or a name is unknown or repeated.
     """
     is_binary = _flag("the request", document, "binary_data_output", False)
     known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]

@@ -1,6 +1,6 @@
-"""One tensor of the Open Inference Protocol V2: its datatype, its data in JSON or in Triton's binary form, its array.
+"""One tensor of V2: its datatype, its data in JSON or in Triton's binary form, its array.
 
-No memory is taken for a shape: it is only compared with the elements that came.
+Shapes allocate no memory: a shape is only compared with the number of elements.
 """
 
 import base64
@@ -59,10 +59,9 @@ _LENGTH = struct.Struct("<I")
 
 
 class TensorHeader(NamedTuple):
-    """The name, shape and datatype of a tensor in a request. A frozen dataclass takes three times as long to make.
+    """The name, shape and datatype of a tensor. A frozen dataclass takes three times as long to make.
 
-    Attributes:
-        content_type: the parameter by which MLServer's codecs say what the elements stand for.
+    `content_type` is the parameter by which MLServer's codecs specify the meaning of the elements.
     """
 
     name: str
@@ -105,11 +104,7 @@ def check_datatype(head: TensorHeader, dtype: str) -> None:
 
 
 def read_tensor_header(position: int, entry: object) -> TensorHeader:
-    """Return the header of the request's tensor at `position`.
-
-    Raises:
-        SchemaMismatch: name, shape or datatype is missing or invalid.
-    """
+    """Return the tensor's header. Raises SchemaMismatch if name, shape or datatype is missing or invalid."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise SchemaMismatch(
             f"inputs[{position}] is {short_repr(entry)}; an object with name, shape, datatype is expected"
@@ -136,12 +131,9 @@ def _header_error(name: str, why: str) -> SchemaMismatch:
 def from_json(head: TensorHeader, data: object) -> Array:
     """Return the array of a tensor whose elements came as a JSON array, flat in row-major order or nested as its shape.
 
-    Args:
-        data: lists; or an array that `large_json.load_infer_request` has read.
-
-    Raises:
-        SchemaMismatch: there are more or fewer elements than the shape says, or one is not of the datatype. A number
-            that is too large for it is seen only within numpy's `errstate(over="raise")`.
+    `data` are lists, or an array of `large_json.load_infer_request`. Raises SchemaMismatch if the number of elements
+    does not match the shape, or an element is not of the datatype; overflows raise only within
+    `errstate(over="raise")`.
     """
     dtype = _DTYPES[head.datatype]
     values: Array | Sequence[object]
@@ -171,13 +163,10 @@ def from_json(head: TensorHeader, data: object) -> Array:
 
 
 def from_binary(head: TensorHeader, data: memoryview, is_binary: bool = False) -> Array:
-    """Return the array of a tensor in bytes: little-endian, each string behind its length in 4 bytes.
+    """Return the array of a tensor in bytes: little-endian, each string after its length in 4 bytes.
 
-    Args:
-        is_binary: the strings are bytes, and become base64.
-
-    Raises:
-        SchemaMismatch: another number of bytes than the shape says, a string that is cut off or is not UTF-8.
+    With `is_binary` the strings become base64. Raises SchemaMismatch if the number of bytes does not match the shape,
+    or a string is truncated or not UTF-8.
     """
     dtype = _DTYPES[head.datatype]
     if dtype.kind == "O":
