@@ -1,8 +1,4 @@
-"""The spool: captured requests and feedback as bytes on disk, written by the workers and read by the agent.
-
-`frames.py` has the segments and their checksummed frames, `captured_model.py` selects and masks columns, `codec.py`
-encodes a request, `writer.py` appends it and `reader.py` reads whole segments.
-"""
+"""The spool: captured requests and feedback as bytes on disk, written by the workers and read by the agent."""
 
 import lazy_loader
 

@@ -1,9 +1,7 @@
-"""The model that a captured request refers to: it binds arrays to the columns of the log, and says which are kept.
+"""The model that a captured request refers to: it binds arrays to the columns of the log, and selects columns.
 
-A masked column holds keyed hashes instead of values, in the spool and in the log. Equal values have equal hashes, in
-every column, version and server with the same key. Without the key nobody can find a value by trying.
-
-The hash is keyed BLAKE2b (RFC 7693) of 128 bits over the value as text, in hexadecimal.
+A masked column holds keyed BLAKE2b hashes (RFC 7693; 128 bits of the value as text, hexadecimal), in the spool and in
+the log. Equal values have equal hashes with the same key. Without the key, values cannot be found by trying.
 """
 
 import hashlib
@@ -54,11 +52,9 @@ class ColumnMask:
             raise InvalidConfig(f"the key of masked columns cannot be read or made: {error.strerror}") from None
 
     def hash_column(self, values: Array) -> list[str | None]:
-        """Return [N] hashes, None for a missing value; for [N, …] values one hash a row.
+        """Return [N] hashes, None for a missing value; [N, …] values have one hash per row.
 
-        Raises:
-            OSError: the key cannot be read or made.
-            InvalidConfig: the file holds no key.
+        Raises OSError if the key cannot be read or made, and InvalidConfig if the file holds no key.
         """
         if values.shape == (1,):  # most requests: the general way takes thrice as long
             return [self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item())]
@@ -70,10 +66,7 @@ class ColumnMask:
         return [hashes[value] for value in rows]
 
     def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
-        """Return the values with those under `names` hashed as in a column.
-
-        Raises: as `hash_column`.
-        """
+        """Return the values with those under `names` hashed. Raises as `hash_column`."""
         return {**values, **{name: self._hash(values[name]) for name in values if name in names}}
 
     def _hash(self, value: object) -> str | None:
@@ -110,10 +103,10 @@ class CapturedModel:
     Attributes:
         schema: with the columns that are kept, and the names of the arrays that hold them as they were sent.
         outputs: the names of the graph's outputs; None if they are not known.
-        mask: columns of the log that are masked; their values are in none of the arrays that are kept.
-        cuts: for each input that is not kept whole: the places of the columns that are kept, [columns] intp.
+        mask: columns of the log that are masked; no kept array has their values.
+        cuts: for each input that is not kept whole: the positions of the kept columns, [columns] intp.
         left_out: outputs that are not kept; PREDICTION stands for all outputs of a model whose outputs are not known.
-        masked: for each input with masked columns: (column, place), place None if the whole input is the column.
+        masked: for each input with masked columns: (column, position), None if the whole input is the column.
         keys: columns that are captured and not fed; each is an input of the schema.
     """
 
@@ -147,11 +140,7 @@ class CapturedModel:
         return [(column, None)] if is_masked else []
 
     def with_keys(self, keys: tuple[str, ...]) -> Self:
-        """Return the model with the further columns `keys`.
-
-        Raises:
-            InvalidConfig: a key is an input of the model.
-        """
+        """Return the model with the columns `keys`. Raises InvalidConfig if a key is an input of the model."""
         schema = self.schema
         taken = {*schema.names, *(entry.name for entry in schema.inputs)}
         if both := next((name for name in keys if name in taken), ""):
@@ -168,13 +157,9 @@ class CapturedModel:
 def exclude_columns(
     model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], keys: tuple[str, ...] = ()
 ) -> CapturedModel:
-    """Return the model with the further columns `keys`, without the columns `drop`, and with the columns `mask` masked.
+    """Return the model with `keys`, without the columns `drop`, and with `mask` masked; cached per arguments.
 
-    The same arguments give the same object.
-
-    Raises:
-        InvalidConfig: a name of `drop` or `mask` is none of the log's columns; the message says which is nearest. Or a
-            key is an input of the model.
+    Raises InvalidConfig if a name is not a column of the log, or a key is an input of the model.
     """
     model = model.with_keys(keys) if keys else model
     if not drop and not mask:

@@ -2,8 +2,7 @@
 
 Requests of one kind share a layout, which is written once: JSON that names the arrays in order, with their dtypes and
 the shape of a row. A request is a head of fixed size, both ids, and the arrays: numbers as they lie in memory, strings
-as JSON after its length. `RequestEncoder` keeps a plan for each kind, so that a request costs a comparison and one copy
-an array.
+as JSON after its length. A plan for each kind reduces a request to a comparison and one copy per array.
 """
 
 import struct
@@ -39,7 +38,7 @@ class RequestRecord(NamedTuple):
     Attributes:
         latency: microseconds from the request's arrival to the model's outputs; for a shadow, those of its run.
         status: HTTP's, of the response.
-        is_shadow: the variant has computed a copy that is sent to nobody.
+        is_shadow: the variant has computed a copy whose outputs are not sent.
     """
 
     endpoint: str
@@ -65,13 +64,11 @@ class EncodingPlan:
     """The encoding of arrays of exactly these names, shapes and dtypes.
 
     Attributes:
-        model: says which columns are kept.
         layout: the JSON for the reader.
-        names, forms: of the arrays; a form is a shape and a dtype.
+        forms: a shape and a dtype of each array.
         rows: of the request; `kept_rows` of them are written.
         is_plain: every array is written as it lies in memory.
-        segment, reference: of the writer: the number of the last segment that has the layout, and the beginning of a
-            request's payload there.
+        segment, reference: the last segment that has the layout, and the first bytes of a request's payload there.
     """
 
     model: CapturedModel
@@ -104,8 +101,8 @@ class RequestEncoder:
     ) -> tuple[EncodingPlan, list[bytes]]:
         """Encode the first `max_rows` rows of a request; return the plan and the pieces of the payload.
 
-        An array is left out if it does not have one entry a row, holds objects other than texts, or is not kept by the
-        model. A request to a model without rows is one row of whole arrays.
+        An array is left out if it does not have one entry per row, holds objects other than texts, or is excluded. A
+        request to a model without rows is one row of whole arrays.
         """
         if not model.schema.has_rows:
             feeds, outputs = as_one_row(feeds), as_one_row(outputs)
@@ -156,12 +153,8 @@ def decode_layout(
 ) -> tuple[CapturedModel, Layout]:
     """Return the layout at `offset` and its model. All layouts of a model share one object.
 
-    Args:
-        payload_of: returns the payload of the frame at an offset of the segment.
-        models: the models decoded so far, by offset; a new one is added.
-
-    Raises:
-        ValueError, KeyError, TypeError: there is no layout or model.
+    `payload_of` maps an offset of the segment to a payload. `models` caches decoded models by offset. Raises
+    ValueError, KeyError or TypeError if there is no layout or model.
     """
 
     def payload_at(offset: int) -> memoryview:
@@ -232,11 +225,9 @@ class Feedback(NamedTuple):
 
 @dataclass(frozen=True)
 class FeedbackFrame:
-    """The feedback of one request.
+    """The feedback of one request, received at `received_time` in microseconds since 1970 (UTC).
 
-    Attributes:
-        received_time: microseconds since 1970 (UTC).
-        offset: of the frame in its segment; with the segment's name it identifies duplicates.
+    The segment's name and the frame's `offset` identify duplicates.
     """
 
     endpoint: str

@@ -10,8 +10,8 @@ byte of a payload is its kind:
 | request | the offset of its layout frame, then ids, times and arrays as they lie in memory |
 | feedback | labels of earlier predictions (`codec.py`) |
 
-A worker holds an flock on its open segment. The kernel releases it however the worker ends, so that the agent knows
-when a segment stops growing (`is_released`). A reader stops at a last frame that a crash has torn.
+A worker holds an flock on its open segment, which the kernel releases when the worker ends (`is_released`). A reader
+stops at a last frame that a crash has torn.
 """
 
 import contextlib
@@ -91,7 +91,7 @@ class Frames:
     Attributes:
         requests, feedback: [N] int64, ascending.
         end: the end of the last whole frame.
-        lost_bytes: the number of bytes between whole frames that belong to none.
+        lost_bytes: the number of bytes between whole frames that belong to no frame.
         malformed: the number of frames that are too short for their kind.
     """
 
@@ -105,8 +105,7 @@ class Frames:
 def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     """Find the frames of a segment; a request's payload has at least `min_request_bytes`.
 
-    An incomplete frame at the end is being written or was torn. One before other frames was damaged later: it is lost,
-    and the reader goes on at the next whole frame.
+    An incomplete last frame is being written or was torn. An earlier incomplete frame was damaged, and is skipped.
     """
     begins, lengths = [], []
     lost_bytes = offset = 0

@@ -1,8 +1,7 @@
 """The spool's reader. It reads requests in batches, without a Python object for each of them.
 
-The frames of requests of one layout have the same parts in the same order, mostly of the same size. So numpy reads each
-part of all of them in one call: a million requests of 30 floats take a second instead of fifteen
-(benchmarks/RESULTS.md). tests/support/spool.py reads requests one by one, and a test holds both equal.
+numpy reads each part of all requests of one layout in one call: a million requests of 30 floats take one second instead
+of fifteen (benchmarks/RESULTS.md). A test compares it with tests/support/spool.py, which reads single requests.
 """
 
 import struct
@@ -61,9 +60,9 @@ class CapturedBatch:
         event_times / received_times: [N] int64, microseconds since 1970 (UTC).
         latencies: [N] int64, microseconds.
         statuses: [N] int16, HTTP's.
-        is_shadow: the outputs were sent to nobody.
+        is_shadow: the outputs were not sent.
         is_failed: these requests got no prediction; their outputs are texts that give the reason.
-        feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry a row.
+        feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry per row.
         masked: [N * rows] hashes by column.
     """
 
@@ -91,10 +90,9 @@ class CapturedSegment:
     """The content of a segment from some offset on.
 
     Attributes:
-        batches: its requests, one batch for each layout, number of rows and hour.
-        feedback: labels that callers have reported.
+        batches: one for each layout, number of rows and hour.
         end: the offset to continue from the next time.
-        lost_bytes: bytes between whole frames that belong to none.
+        lost_bytes: bytes between whole frames that belong to no frame.
         malformed: frames that are whole but cannot be decoded.
     """
 
@@ -143,8 +141,7 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
 def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
     """Return the segment's bytes from `start` on, and the frames in them.
 
-    On a full disk, a worker truncates a frame that it could write only half, and writes another one there. A reader may
-    see the beginning of the first and the end of the second, which looks like damage. So it reads again.
+    On a full disk, a worker replaces a half-written frame. A mix of both looks like damage, so it is read again.
     """
     for _ in range(_READS):
         file.seek(start)
@@ -228,10 +225,7 @@ def _decode_batch(
 
 
 def _gather(content: bytes, begins: Array, length: int) -> Array:
-    """Return [N * length] uint8: `length` bytes from each of the positions on.
-
-    Viewing every stretch of that length as one item lets numpy copy them without an index for each byte.
-    """
+    """Return [N * length] uint8: `length` bytes from each position, copied by numpy without an index per byte."""
     if not length or not len(begins):
         return np.empty(0, dtype=np.uint8)
     if begins[-1] + length > len(content):

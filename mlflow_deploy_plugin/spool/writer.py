@@ -1,8 +1,4 @@
-"""The spool's writer: every worker appends the requests it has answered to a segment file (`frames.py`).
-
-A model frame and a layout frame are written before the first request of a segment that needs them, so that writing a
-request costs microseconds.
-"""
+"""The spool's writer: every worker appends the requests it has answered to a segment file (`frames.py`)."""
 
 import fcntl
 import logging
@@ -43,10 +39,8 @@ _LOOK_SECONDS = 1.0
 class CaptureWriter:
     """Appends to this worker's own segment. A request that cannot be written is logged; it never fails.
 
-    Attributes:
-        clock: monotonic seconds, for the log's one line a minute and the one look at the spool a second.
-        max_bytes: the limit of the spool, of all workers together. Above it nothing is captured until the agent has
-            shipped something. It may be exceeded by the bytes that are written between two looks.
+    `clock` is in monotonic seconds. `max_bytes` limits the spool of all workers: above it nothing is captured until the
+    agent has shipped. The bytes that are written between two checks (one per second) may exceed it.
     """
 
     spool: Path
@@ -76,8 +70,7 @@ class CaptureWriter:
     ) -> tuple[int, int, bool]:
         """Append the first `max_rows` rows of a request as it was sent. A failed request is a row of texts.
 
-        Returns:
-            Its rows, how many of them were to be written, and whether they are in the file.
+        Return its rows, the number of rows to write, and True if they are in the file.
         """
         if isinstance(feeds, NarrowedFeeds):
             feeds = feeds.sent
@@ -96,14 +89,9 @@ class CaptureWriter:
     def write_feedback(
         self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
     ) -> None:
-        """Append labels of earlier predictions, received at `received_time` (microseconds since 1970).
+        """Append labels, received at `received_time` (µs since 1970); the columns `mask` of keys are hashed.
 
-        Args:
-            mask: columns whose values are hashed in keys, as they are in rows.
-
-        Raises:
-            OSError: the spool, or the disk, is full; the caller has to know.
-            InvalidConfig: there is no key to hash with.
+        Raises OSError if the spool or the disk is full, and InvalidConfig if there is no key to hash with.
         """
         if mask:
             names = frozenset(mask)
