@@ -1,7 +1,4 @@
-"""A saved model as a function of named arrays: its files, its schema, its session, and batches of requests.
-
-Imports neither mlflow, pandas nor any training framework, and ONNX Runtime only when the first session is opened.
-"""
+"""A saved model as a function of named arrays. Imports neither mlflow, pandas nor a training framework."""
 
 import lazy_loader
 

@@ -1,10 +1,8 @@
 """The folder of a saved model: the MLmodel file, the signature, the ONNX file, the meaning of its outputs.
 
-`flavor/save.py` writes the section `flavors.onnxserve` that is read here. A model that has only MLflow's own `onnx`
-section is read, too; its inputs are bound to the signature when the graph is loaded (`runtime/model.py`).
-
-libyaml reads the files: 1.7 ms per file compared with 5.8 ms by PyYAML's own reader. Several functions read the same
-file one after the other, so the last few documents are kept.
+`flavor/save.py` writes the section `flavors.onnxserve`. A model with only MLflow's `onnx` section is read, too; its
+inputs are bound to the signature when the graph is loaded (`runtime/model.py`). libyaml takes 1.7 ms per file, PyYAML
+5.8 ms. The last few documents are kept, because several functions read the same file.
 """
 
 import hashlib
@@ -76,10 +74,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a tensor-based signature.
-
-    The name is empty if it is the only one. -1 in `shape` is a free dimension.
-    """
+    """One tensor of a tensor-based signature; the only tensor may have an empty name. -1 in `shape` is free."""
 
     name: str
     dtype: str
@@ -91,14 +86,12 @@ class Input:
     """An ONNX input and the part of the signature that feeds it.
 
     Attributes:
-        name: the name in the graph.
         dtype: its numpy dtype, `str` for strings.
         shape: -1 for free dimensions.
         columns: the signature columns that are stacked along axis 1, in this order. Empty: the tensor of this name
             feeds it.
         missing: for strings, the text that stands for a missing value. None: a missing value is an error.
-        dimension_names: the symbolic names of its dimensions, an empty text for those without. Only the loaded graph
-            knows them.
+        dimension_names: symbolic names, or empty texts. Only the loaded graph has them.
     """
 
     name: str
@@ -113,10 +106,7 @@ class Input:
 class Refusals:
     """The values that the original refuses, as the proof of parity has found. The graph would answer them.
 
-    Attributes:
-        missing: the columns (or tensors) that take no missing number.
-        infinite: the columns (or tensors) that take no infinite number.
-        categories: the values of each column that takes no others.
+    `missing` and `infinite` name columns (or tensors) that refuse such numbers. `categories` has all allowed values.
     """
 
     missing: frozenset[str] = frozenset()
@@ -146,7 +136,6 @@ class Artifact:
         columns / tensors: the inputs of the signature. One of them is empty; both are if there is no signature.
         has_signature: the MLmodel file has one. Without one, `tensors` are the inputs of the loaded graph.
         inputs / outputs: those of the graph, bound to the signature. Empty for a stock `onnx` model until it is loaded.
-        refusals: the values that the server refuses because the original does.
         categories: the values of each column of texts that an encoder of the model has learned, if they are few.
         prediction: the outputs that `predict` returns: a single one as a bare array, several as a mapping
             (see `OnnxModel.prediction` for a stock `onnx` model).
@@ -204,8 +193,7 @@ class Artifact:
 def read_mlmodel(folder: Path) -> Mapping[str, Any]:
     """Return the MLmodel file in `folder`. Callers share the result and must not change it.
 
-    Raises:
-        InvalidArtifact: there is no file, it is not a YAML mapping, or an identifier in it is malformed.
+    Raises InvalidArtifact if the file is missing, is not a YAML mapping, or has a malformed identifier.
     """
     file = folder / MLMODEL
     try:
@@ -232,24 +220,16 @@ def _read(file: Path, modified_ns: int, size: int) -> object:
 
 
 def load_yaml(text: str) -> Any:
-    """Parse a YAML text with libyaml.
-
-    Raises:
-        YAMLError: see `check_yaml`.
-        ValueError: a scalar is malformed, as the date 2001-99-99.
-    """
+    """Parse a YAML text with libyaml. Raises YAMLError as `check_yaml`, ValueError for a date like 2001-99-99."""
     check_yaml(text)
     return yaml.load(text, Loader=_LOADER)
 
 
 def check_yaml(text: str) -> None:
-    """Check the syntax, the depth, the aliases and the numbers of a YAML text without building anything of it.
+    """Raise YAMLError if the syntax, the depth, the aliases or the numbers of a YAML text are not acceptable.
 
     Deep nesting ends the process in libyaml, which recurses in C. A few hundred characters of aliases may become
     gigabytes of text. A number with colons (1:59:59) takes time that grows with the square of its parts.
-
-    Raises:
-        YAMLError: it is not YAML, is nested too deeply, its aliases stand for too much, or a number has too many parts.
     """
     open_anchors: list[str | None] = []
     open_sizes = [0]  # of what is open, the document first
@@ -283,8 +263,7 @@ def check_yaml(text: str) -> None:
 def read_artifact(folder: Path) -> Artifact:
     """Read the MLmodel file in `folder`. The graph itself is not opened.
 
-    Raises:
-        InvalidArtifact: no MLmodel file, no ONNX in it, a file missing, or a signature that no graph can take.
+    Raises InvalidArtifact if a file is missing, or the MLmodel has no ONNX or a signature that no graph can take.
     """
     document = read_mlmodel(folder)
     flavors = document.get("flavors")
@@ -380,9 +359,9 @@ def _inside(folder: Path, relative: str) -> Path:
 
 
 def checked_name(name: object) -> str:
-    """Return the name of a column or a tensor; raise TypeError or ValueError if it is no text of Unicode.
+    """Return a column's or tensor's name. Raises TypeError or ValueError if it is not a number or Unicode text.
 
-    A name may be a number: MLflow writes those of a frame that was made of an array so.
+    MLflow writes numbers as the names of a frame that was made of an array.
     """
     if type(name) is int:
         return str(name)

@@ -6,15 +6,12 @@ as it has a preferred size or is full, or when its first request has waited for 
 batch is larger than the largest of them.
 
 The oldest request leads: its thread computes one batch that includes it, passes the lead to the next request in the
-queue, and wakes the requests of the batch. While a batch is computed, and ONNX Runtime has released the GIL, the next
-one gathers by itself.
+queue, and wakes the requests of the batch. Meanwhile the next batch gathers, because ONNX Runtime releases the GIL.
 
-`run` blocks the caller's thread. Alone, without a delay, it costs 6 µs and no change of threads. Among many, each
-request pays for being put to sleep and woken under the GIL (40 µs). `submit` is for an event loop: one of the batcher's
-own threads delivers the answers of a whole batch. A thread waits on a bare lock, which wakes it 5 µs earlier than
-threading.Event.
-
-Only a version whose rows do not depend on each other is batched (`unbatchable_reason`).
+A single `run` without a delay costs 6 µs and no change of threads. Among many, each request is put to sleep and woken
+under the GIL (40 µs). `submit` is for an event loop: a thread of the batcher delivers the answers of a whole batch. A
+thread waits on a bare lock, which wakes it 5 µs earlier than threading.Event. Only versions whose rows are independent
+are batched (`unbatchable_reason`).
 """
 
 import threading
@@ -39,10 +36,9 @@ _RELATIVE, _ABSOLUTE = 1e-2, 1e-6
 class BatchPolicy:
     """The limits of a batcher, as fields of `spec.ServerSpec`.
 
-    Attributes:
-        pads: a batch is filled up to the next of `sizes` with copies of a row, as TensorFlow Serving does for its
-            `allowed_batch_sizes`. On a GPU a shape that is new costs a search of algorithms (cuDNN) or an engine
-            (TensorRT), and has no CUDA graph.
+    With `pads`, copies of a row fill a batch up to the next of `sizes`, as in TensorFlow Serving
+    (`allowed_batch_sizes`). On a GPU a new shape costs a search of algorithms (cuDNN) or an engine (TensorRT), and has
+    no CUDA graph.
     """
 
     max_batch_size: int
@@ -75,10 +71,9 @@ class RequestState(Enum):
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """One request in the queue. Its thread waits on `wake`; a submitted one has a `done` callback instead.
+    """One request in the queue. Its thread waits on `wake`; a submitted request has a `done` callback instead.
 
-    Attributes:
-        key: requests of the same key may be computed together.
+    Only requests of the same `key` are computed together.
     """
 
     feeds: Feeds
@@ -97,21 +92,14 @@ class QueuedRequest:
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
-        """Change the state and wake the request's thread.
-
-        The leader's own thread runs already. A submitted request has no thread: the leader calls `done`.
-        """
+        """Change the state and wake the request's thread; for a submitted request the leader calls `done`."""
         leads, self.state = self.state is RequestState.LEADER, state
         if not leads and self.done is None:
             self.wake.release()
 
 
 class Batcher:
-    """Batches the requests to one version.
-
-    Args:
-        compute: runs the model on feeds whose first axis is the rows; each output has one entry a row.
-    """
+    """Batches the requests to one version; `compute` maps feeds to outputs, both with rows as the first axis."""
 
     def __init__(self, compute: Compute, policy: BatchPolicy) -> None:
         self.policy = policy
@@ -157,10 +145,9 @@ class Batcher:
         return self._result(entry)
 
     def submit(self, feeds: Feeds, deadline: float, count: BatchCallback, done: ResultCallback) -> None:
-        """Compute one request as `run` does, without blocking.
+        """Do as `run` without blocking; `done` is called in another thread, or in this one if the queue is full.
 
-        `done` is called in another thread, or in this one if the queue is full. A request whose deadline passes while a
-        batch is computed is answered when the batch is done.
+        A request whose deadline passes during a batch is answered when the batch is done.
         """
         rows = _row_counts(feeds)
         # the graph decides if it takes inputs of different lengths: such a request is a batch of its own
@@ -311,10 +298,7 @@ class Batcher:
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
     def _select(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
-        """Return the leader with the queued requests that fit behind it, their rows, and True if the batch is complete.
-
-        A request of more rows than the limit is complete by itself.
-        """
+        """Return the leader's batch, its rows, and True if it is complete; so is a request above the limit."""
         chosen: list[QueuedRequest] = []
         rows = preferred = 0
         for entry in self._queue:
@@ -357,14 +341,11 @@ def _row_counts(feeds: Feeds) -> set[int]:
 
 
 def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
-    """Return why the rows of several requests cannot be computed together; an empty text if they can.
+    """Return the reason why rows of several requests cannot be computed together; empty if they can.
 
-    Every input needs a free first dimension, and every output one entry a row. The answer to a row must not depend on
-    the row before or behind it, as it does with the ranges of dynamic quantization. Two batches of one size are
-    computed by the same operations, so the answers to a row in both have to be equal to the bit.
-
-    Args:
-        feeds: one row or more that the model computes.
+    Every input needs a free first dimension, and every output one entry per row. The answer to a row must not depend on
+    its neighbours, as with dynamic quantization. Two batches of one size use the same operations, so the answers to a
+    row in both have to be equal to the bit. `feeds` are one row or more that the model computes.
     """
     if reason := no_batch_dimension_reason(predictor.artifact):
         return f"it has no batch dimension: {reason}"
@@ -402,10 +383,7 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
 
 
 def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
-    """Return rows that differ as far as the model takes them: a mean over equal rows would not be noticed.
-
-    The first is near to the given row, the others have large numbers of either sign.
-    """
+    """Return a near row and rows of large numbers of either sign: a mean over equal rows would be missed."""
     rows = []
     for factor in (1, 1000, -1000):
         row = first

@@ -1,9 +1,8 @@
 """Runs of a session through ONNX Runtime's IO binding: inputs in buffers that keep their address.
 
-On the host an input is in page-locked ("pinned") memory, which a GPU reads without the driver's own copy. On the device
-it is an `OrtValue` that is written in place. CUDA graphs need such buffers, and outputs at fixed addresses. A captured
-graph is replayed on the same memory each time, so that its runs take turns. Each shape of the inputs has a graph of its
-own, named by the run option `gpu_graph_id`; -1 runs without one. `benchmarks/gpu.py` compares both ways.
+On the host an input is in page-locked ("pinned") memory, which a GPU reads without the driver's own copy. CUDA graphs
+need such buffers, and outputs at fixed addresses, so their runs take turns. Each shape of the inputs has a graph, named
+by the run option `gpu_graph_id`; -1 runs without a graph. `benchmarks/gpu.py` compares both ways.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -35,11 +34,7 @@ _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
 
 class Buffers:
-    """Buffers for inputs of one shape, used by one run at a time.
-
-    Attributes:
-        binding: ONNX Runtime's, with all inputs bound.
-    """
+    """Buffers for inputs of one shape, used by one run at a time; `binding` has all inputs bound."""
 
     def __init__(
         self, session: "ort.InferenceSession", placement: Placement, feeds: Feeds, names: Sequence[str]
@@ -83,11 +78,7 @@ class Buffers:
 
 
 class BoundSession:
-    """A session whose runs go through IO binding; any number of threads may call `run`.
-
-    Args:
-        session: its inputs and outputs are tensors of numbers (`can_bind`).
-    """
+    """A session of number tensors (`can_bind`) whose runs use IO binding; any thread may call `run`."""
 
     def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session

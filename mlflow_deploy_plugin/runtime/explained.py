@@ -1,7 +1,4 @@
-"""The parts of a model that can be explained: its features, and the numbers among its outputs.
-
-The worker asks to refuse a request early, the process that explains (`pyfunc/explainer.py`) to compute.
-"""
+"""The parts of a model that can be explained: its features, and the numbers among its outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +18,7 @@ Name = str | int | float | bool
 
 @dataclass(frozen=True, slots=True)
 class ExplainedFeature:
-    """A column of a table, or of a tensor of rank 2.
-
-    Attributes:
-        places: the inputs of the graph that it feeds, and its position in each.
-    """
+    """A column of a table, or of a tensor of rank 2; `places` has its position in each input that it feeds."""
 
     name: str
     places: tuple[tuple[str, int], ...]
@@ -37,11 +30,7 @@ class ExplainedFeature:
 
 
 def check_explainable(artifact: Artifact) -> None:
-    """Check, as far as that is possible without rows, that the model can be explained.
-
-    Raises:
-        InvalidRequest: it cannot; the message says why.
-    """
+    """Raise InvalidRequest if it is clear without rows that the model cannot be explained."""
     if artifact.flavor == PYTHON_FUNCTION:
         raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model is explained here")
     for entry in artifact.inputs:
@@ -68,10 +57,9 @@ def is_explainable(artifact: Artifact) -> bool:
 
 
 def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
-    """Return the features in the order of the signature; `feeds` show how many a tensor has.
+    """Return the features in the order of the signature; `feeds` show the width of a tensor.
 
-    Raises:
-        InvalidRequest: the rows are not made of single values, or of too many.
+    Raises InvalidRequest if the rows do not consist of single values, or have too many of them.
     """
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
@@ -95,11 +83,7 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
 
 
 def explained_outputs(artifact: Artifact) -> list[Output]:
-    """Return the outputs to explain: probabilities of the classes, else scores, else the numbers of `predict`.
-
-    Raises:
-        InvalidRequest: the model has none of them.
-    """
+    """Return the probabilities, otherwise scores, otherwise numbers. Raises InvalidRequest if all are missing."""
     for role in ("probabilities", "scores"):
         if found := [output for output in artifact.outputs if output.role == role]:
             return found
@@ -117,10 +101,8 @@ def explained_columns(
 ) -> tuple[list[Name], Array]:
     """Return the names of the numbers to explain, and the numbers, [N, K] float64.
 
-    A number is named by its class, else by its position; the only number of a row has the name of its output.
-
-    Raises:
-        InvalidRequest: an output does not have one row of numbers for each row, or there are too many of them.
+    A name is the class, otherwise the position; a row's only number has its output's name. Raises InvalidRequest if an
+    output does not have one row of numbers per row, or there are too many of them.
     """
     names: list[Name] = []
     parts = []

@@ -1,8 +1,7 @@
-"""The fast path from a table to feeds, for nearly every request: the right columns, the right types, no gaps.
+"""The fast path from a table to feeds, for tables with the right columns and types and without gaps.
 
-`FastDecoder` works out once a version which columns have which type and which input they feed. A request then takes one
-look at its types and one array a type. For anything unusual the decoder returns None, and `runtime/schema.py` decides,
-column by column, and names what is wrong. A property test holds both to the same feeds.
+`FastDecoder` compiles a version's columns and inputs once. A request then takes one check of its types and one array
+per type. For other tables it returns None, and `runtime/schema.py` decides. A property test compares their feeds.
 """
 
 import struct
@@ -49,13 +48,7 @@ _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The columns of one type.
-
-    Attributes:
-        pick: takes their values out of a row of all columns.
-        accepted: the Python types of their values.
-        dtype: of their array.
-    """
+    """The columns of one type: `pick` takes their values out of a row, and `dtype` is the array's."""
 
     column_type: str
     names: list[str]
@@ -80,7 +73,7 @@ class _Group:
 
 
 class FastDecoder:
-    """Turns tables that fit into feeds; every method returns None for one that may not fit.
+    """Turns tables that fit into feeds; every method returns None for a table that may not fit.
 
     Args:
         columns: those of the signature. A text column feeds an input of texts, and nothing else does.
@@ -158,11 +151,9 @@ class FastDecoder:
 
 
 class _MatrixDecoder:
-    """Decodes tables of one type of number or boolean whose columns, in their order, are the graph's only input.
+    """Decodes tables of one numeric or boolean type whose columns, in order, are the graph's only input.
 
-    Args:
-        width: the number of columns.
-        block: the name of the table in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
+    `block` is the table's name in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
     """
 
     def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
@@ -197,12 +188,7 @@ class _MatrixDecoder:
 @final
 @dataclass(frozen=True, slots=True)
 class _SingleColumn:
-    """An input of the graph that takes one column.
-
-    Attributes:
-        cast: the position of the column's group in `_ColumnDecoder._casts`.
-        place: the position of the column in its group.
-    """
+    """An input that takes one column: position `place` in the group at `_ColumnDecoder._casts[cast]`."""
 
     name: str
     cast: int
@@ -212,12 +198,7 @@ class _SingleColumn:
 @final
 @dataclass(frozen=True, slots=True)
 class _StackedColumns:
-    """An input of the graph that takes several columns.
-
-    Attributes:
-        groups: the positions of their groups.
-        order: the positions of the columns among those of all these groups, one group after the other.
-    """
+    """An input that takes several columns; `order` counts them through all `groups`, one group after the other."""
 
     name: str
     dtype: Dtype
@@ -234,11 +215,10 @@ class _ColumnDecoder:
     """Decodes tables of several types or inputs: an array for each type, cut into the inputs.
 
     Attributes:
-        _casts: (group, dtype, whether its inputs are vectors). Columns that are inputs by themselves are converted
+        _casts: (group, dtype, True if its inputs are vectors). Columns that are inputs by themselves are converted
             together with the others of their type.
         _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for the group of texts. No names at all
             if the graph takes the types of the signature.
-        _texts: the inputs of texts.
     """
 
     def __init__(self, groups: list[_Group], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
@@ -294,11 +274,7 @@ class _ColumnDecoder:
             return None
 
     def _to_feeds(self, blocks: Sequence[Array]) -> Feeds:
-        """Return the feeds of the groups' blocks, each of [columns, N, 1] in the type of its group.
-
-        Raises:
-            FloatingPointError: a number is too large for its input.
-        """
+        """Return the feeds of the groups' blocks, each [columns, N, 1]. Raises FloatingPointError on overflow."""
         casts = []
         for source, dtype, is_vector in self._casts:
             cast = blocks[source].astype(dtype, copy=False)
@@ -318,10 +294,9 @@ class _ColumnDecoder:
 def compile_fast_tensor_decoder(
     bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds of tensors by name, by a look at their dtypes and shapes.
+    """Return a function that makes feeds of tensors by their dtypes and shapes, or None if that is not enough.
 
-    It returns None if one needs more than a look. There is no such function if a tensor is text or has to be converted,
-    unless it is the only one and a matrix.
+    There is no such function for text or conversions, unless the tensor is the only one and a matrix.
     """
     decode_matrix = _compile_matrix_decoder(*bound[0]) if len(bound) == 1 and not shared else None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
@@ -346,10 +321,9 @@ def compile_fast_tensor_decoder(
 
 
 def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds of the rows of the only tensor, as of columns of one type.
+    """Return a function that makes feeds of the only tensor's rows, and None for anything but lists that fit.
 
-    It returns None for anything but lists that fit. There is no such function unless the tensor is a matrix of fixed
-    width whose type a column may have.
+    There is no such function unless the tensor is a matrix of fixed width whose type a column may have.
     """
     kind = _COLUMN_TYPES.get(tensor.dtype)
     if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:
@@ -385,13 +359,10 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
 
 
 def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Sequence[object]], Feeds | None]:
-    """Return a decoder of a single row that does as `_MatrixDecoder.from_matrix`, in a quarter of the time.
+    """Return a decoder of a single row like `_MatrixDecoder.from_matrix`, in a quarter of the time.
 
-    It returns None for a null, and for a number that is too large.
-
-    Args:
-        form: the `struct` format of a number of the graph's.
-        block: the name of the row in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
+    It returns None for a null or an overflow. `form` is the graph's number in `struct` format, `block` the row's name
+    in `NarrowedFeeds.sent` (empty if the graph takes the row as it was sent).
     """
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
     name, dtype, shape, exact = entry.name, numpy_dtype(entry.dtype), (1, width), np.dtype("float64")

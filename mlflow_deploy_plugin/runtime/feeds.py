@@ -1,12 +1,11 @@
 """Feeds: arrays by ONNX input name, the rows first; and the dimensions that a graph declares for them.
 
-A graph often takes 32-bit floating-point numbers where the signature has `long` or `double`. Capture, masking and other
-versions need the values as they were sent, so `NarrowedFeeds` also carry these (`Schema.sent_inputs`).
+`NarrowedFeeds` also carry the values as they were sent, since a graph may take narrower numbers than the signature.
 
 Dimensions have to be equal only if they share a symbolic name
-(https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a
-free first dimension, all of one name or all unnamed, and an output has one too. If the first dimensions are all fixed
-at 1, a request is one such row. Every other graph answers a request as a whole, which counts as one row.
+(https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a free
+first dimension, all of one name or all unnamed, and an output has one too. If the first dimensions are all fixed at 1,
+a request is one such row. Every other graph answers a request as a whole, which counts as one row.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,11 +32,7 @@ SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
 
 
 class NarrowedFeeds(dict[str, Array]):
-    """Feeds, and the same rows as they were sent.
-
-    Attributes:
-        sent: arrays in the types of the signature, by the name of an entry of `Schema.sent_inputs`.
-    """
+    """Feeds, and the same rows as they were sent: `sent` is by the name of an entry of `Schema.sent_inputs`."""
 
     __slots__ = ("sent",)
     sent: Mapping[str, Array]
@@ -126,10 +121,9 @@ def pack_arrays(
 def unpack_arrays(
     layout: Iterable[ArrayLayout], content: memoryview, load_texts: Callable[[bytes], list[object]]
 ) -> tuple[dict[str, Array], memoryview]:
-    """Reverse `pack_arrays`; return what follows the contents, too. The arrays of numbers are views of `content`.
+    """Reverse `pack_arrays`; return the rest, too. The arrays of numbers are views of `content`.
 
-    Raises:
-        ValueError, TypeError: the layout or the contents are malformed.
+    Raises ValueError or TypeError if the layout or the contents are malformed.
     """
     arrays: dict[str, Array] = {}
     for name, dtype, shape, size in layout:
@@ -173,11 +167,7 @@ def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
 
 
 def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
-    """Return why the first dimensions of the tensors are not rows; an empty text if they are, or if there are columns.
-
-    Args:
-        outputs: empty if they are not known.
-    """
+    """Return why the first dimensions are not rows; empty if they are, or the model has columns."""
     if columns:
         return ""
     firsts = [entry.shape[:1] for entry in inputs]
@@ -198,10 +188,7 @@ def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: 
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:
-    """Return why a request cannot have any number of rows.
-
-    Empty if it can, and for a model without a graph, whose dimensions nobody knows.
-    """
+    """Return why a request has a fixed number of rows; empty if it does not, or the model has no graph."""
     columns, inputs = artifact.columns, artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
         return ""

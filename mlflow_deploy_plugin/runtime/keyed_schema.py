@@ -1,8 +1,7 @@
-"""Key columns: columns of a request that the model does not take, such as the id of a customer.
+"""Key columns (`capture.keys`): columns of a request that the model does not take, such as the id of a customer.
 
-The spec names them (`capture.keys`), so that labels can name rows by an id of the business. Their values (texts,
-numbers or booleans, some of them missing) are captured next to the inputs, and never fed to the graph: they travel in
-`NarrowedFeeds.sent`. An integer keeps all its digits next to a missing value.
+Their values (texts, numbers or booleans, which may be missing) are captured, and travel in `NarrowedFeeds.sent`. An
+integer keeps all its digits next to a missing value.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,10 +23,7 @@ _EXACT = range(-(2**53), 2**53)
 
 @dataclass(frozen=True)
 class KeyedSchema(Schema):
-    """The schema of a model whose requests may also have the columns `keys`. It decodes as `model` does.
-
-    Every request has an array for each key. If it lacks the column, all values are missing.
-    """
+    """The schema of a model whose requests may also have the columns `keys`. A missing column has missing values."""
 
     model: Schema = field(default_factory=lambda: Schema((), (), ()))
 
@@ -70,9 +66,7 @@ class KeyedSchema(Schema):
     def attach(self, feeds: Feeds, keys: Mapping[str, Any]) -> NarrowedFeeds:
         """Return the feeds with the values of the keys.
 
-        Raises:
-            SchemaMismatch: a key has another number of values than the request has rows, or a value is a list or an
-                object.
+        Raises SchemaMismatch if a key does not have one value per row, or a value is a list or an object.
         """
         rows, arrays = self.count_rows(feeds), {}
         for name in self.keys:
@@ -106,12 +100,9 @@ def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
 
 
 def key_array(name: str, values: Sequence[object] | Array) -> Array:
-    """Return the values of a key, [N]: numbers or booleans, or objects if they are texts or if one is missing.
+    """Return the values of a key, [N]: numbers or booleans, or objects for texts or missing values.
 
-    Values of several types become texts.
-
-    Raises:
-        SchemaMismatch: a value is a list or an object.
+    Values of several types become texts. Raises SchemaMismatch if a value is a list or an object.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
         return values

@@ -1,8 +1,7 @@
 """Requests and answers as a table: the columns of the inference log and of a model's reference sample.
 
-Both hold the columns of the signature under their own names, then `prediction` (if `predict` returns one value per row)
-and `output.NAME` for every other output. Names that begin with an underscore are the log's own (`EVENT_TIME`, …).
-Labels, keys and masks are compared as text, which `as_text` and `as_key` write the same way everywhere.
+Both have the signature's columns, then `prediction` (if `predict` returns one value per row) and `output.NAME` for
+other outputs. Names with a leading underscore are the log's own. Labels, keys and masks are compared as text.
 """
 
 import math
@@ -43,12 +42,9 @@ def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
     """Return the same rows with numbers in the types of the signature; fractions are rounded.
 
-    A CSV file has all numbers in 64 bits, and whole numbers and booleans that were stacked among floats are floats. A
-    whole number that would change stays as it is, to be refused by name. The log must not round: it takes
-    `cast_columns_losslessly`.
-
-    Args:
-        dtypes: numpy's, by column or tensor. Columns without one are left alone.
+    CSV files have 64-bit numbers, and whole numbers and booleans among floats are floats. A whole number that would
+    change stays, to be refused by name. The log must use `cast_columns_losslessly`. `dtypes` are numpy's; others stay
+    unchanged.
     """
     cast = dict(rows)
     for name, values in rows.items():
@@ -71,10 +67,9 @@ def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[s
 
 
 def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the same rows, each column in the type of the signature if every value survives the way there and back.
+    """Return the rows, each column in the signature's type if every value survives the way there and back.
 
-    Args:
-        dtypes: numpy's, by column. Texts and columns without one are left alone.
+    `dtypes` are numpy's, by column; texts and other columns stay unchanged.
     """
     cast = dict(rows)
     for name, values in rows.items():
@@ -93,8 +88,7 @@ def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]
 def _is_in_range(floats: Array, integers: Array) -> bool:
     """Return True if the floats lie within the range of the integers' type.
 
-    The first float beyond it may come back as itself, since the largest integers round to it, and processors clip or
-    wrap around.
+    The round trip does not detect the first float beyond it: the largest integers round to it, and processors clip.
     """
     if floats.dtype.kind != "f" or integers.dtype.kind not in "iu":
         return True
@@ -103,9 +97,9 @@ def _is_in_range(floats: Array, integers: Array) -> bool:
 
 
 def as_key(value: object) -> str | None:
-    """Return the text by which a key is compared: `as_text`, but 1 and 0 for true and false in any spelling.
+    """Return the text by which a key is compared: `as_text`, but 1 and 0 for booleans in any spelling.
 
-    A column of booleans stands in the log as booleans or as the numbers that the graph takes; a CSV file says True.
+    The log may hold a boolean as a number; a CSV file has True.
     """
     text = as_text(value)
     return _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text

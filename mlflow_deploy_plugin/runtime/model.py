@@ -55,10 +55,8 @@ class Predictor(Protocol):
     """One version as a function of named arrays; usually an `OnnxModel`.
 
     Attributes:
-        artifact: the content of its folder, with inputs and outputs bound.
-        schema: turns columns, rows or tensors into feeds.
         queue_seconds: the seconds that this thread's last `run` (or `answer`) waited for its turn.
-        unavailable_reason: why it cannot compute just now; an empty text if it can.
+        unavailable_reason: why it cannot compute now; an empty text if it can.
     """
 
     artifact: Artifact
@@ -73,13 +71,10 @@ class Predictor(Protocol):
     def run(self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf) -> dict[str, Array]:
         """Compute the named outputs (default: all) for feeds made by `schema`.
 
-        Args:
-            deadline: in `time.perf_counter()`; a call that still waits for its turn gives up then.
-
         Raises:
             InferenceError: the model refuses the input.
             BodyTooLarge: the outputs have more values than `limit_values` allows.
-            DeadlineExceeded: its turn did not come.
+            DeadlineExceeded: its turn did not come by `deadline`, in `time.perf_counter()`.
         """
         ...
 
@@ -103,9 +98,7 @@ def too_many_values(most: int) -> str:
 class OpaqueBody:
     """The body of a request that the version reads itself, since not all of its inputs have a form as arrays.
 
-    Attributes:
-        is_streamed: the answer is sent in parts, as events.
-        keys: columns that are taken out of it before the model reads it, and captured.
+    With `is_streamed`, the answer is sent as events. `keys` are columns that are captured and not passed to the model.
     """
 
     content_type: str
@@ -118,9 +111,7 @@ class OpaqueBody:
 class OpaqueResponse:
     """The JSON that answers an `OpaqueBody`.
 
-    Attributes:
-        feeds / outputs: the parts of the request and of its answer that have a form as arrays, named as in
-            `Predictor.run`. Empty if none has.
+    `feeds` and `outputs` have the parts with a form as arrays, named as in `Predictor.run`; they may be empty.
     """
 
     content: bytes
@@ -184,11 +175,9 @@ class OnnxModel:
 
     @classmethod
     def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
-        """Load an MLmodel folder.
+        """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing as `open_session`.
 
-        Raises:
-            InvalidArtifact: the folder or its graph cannot be used, or a file is not the one that was saved.
-            DeviceUnavailable, RuntimeMissing: see `open_session`.
+        Raises InvalidArtifact if the folder or its graph cannot be used, or a file has changed since it was saved.
         """
         artifact = read_artifact(folder)
         check_digests(artifact)
@@ -210,11 +199,7 @@ class OnnxModel:
     def run(
         self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf, first_row: int = 0
     ) -> dict[str, Array]:
-        """Do as `Predictor.run`, without waiting: all threads may compute a graph at the same time.
-
-        Args:
-            first_row: the position of the first row in the request, for errors.
-        """
+        """Do as `Predictor.run`, but without waiting. `first_row` is the first row's position, for errors."""
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
             reason = f"{empty!r} is empty, which its {self._fatal_if_empty} does not take"
@@ -278,9 +263,9 @@ class OnnxModel:
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
         """Return the bare array of the one prediction output, or a mapping of several.
 
-        A stock `onnx` model answers as its pyfunc in MLflow does, always with a mapping. For columns, and for a table
-        without a signature that calls it a tensor, that is an array of records, one per row. If an output has several
-        values per row, it stays a mapping of arrays.
+        A stock `onnx` model answers with a mapping, as its pyfunc in MLflow. For columns, and for a table without a
+        signature that declares a tensor, that is an array of records, one per row, unless an output has several values
+        per row.
         """
         names = self.artifact.prediction
         if self.artifact.flavor != "onnx":

@@ -1,8 +1,7 @@
 """The MLmodel folder of a model without an ONNX form: the part of its signature that has a form as named arrays.
 
-MLflow's signatures know more than arrays (objects, maps, nested arrays, Python type hints). If one of those is an
-input, `Artifact.undescribed` says so, and only `/invocations` serves the model; the inference log holds objects, maps
-and arrays as JSON texts. Dates and bytes are carried as strings: ISO 8601 and base64, as in MLflow's own JSON.
+If an input has no such form (objects, maps, nested arrays, type hints), only `/invocations` serves the model
+(`Artifact.undescribed`), and the log has JSON texts. Dates and bytes are strings: ISO 8601 and base64, as in MLflow.
 """
 
 import json
@@ -42,11 +41,7 @@ _ONLY_INPUT = "input"
 
 
 def read_served_artifact(folder: Path) -> Artifact:
-    """Return the content of a model folder, be it a model with an ONNX form (`read_artifact`) or a pyfunc.
-
-    Raises:
-        InvalidArtifact: the model cannot be served.
-    """
+    """Return the content of an ONNX or pyfunc folder. Raises InvalidArtifact if the model cannot be served."""
     document = read_mlmodel(folder)
     try:
         flavors = document.get("flavors") or ()
@@ -59,10 +54,7 @@ def read_served_artifact(folder: Path) -> Artifact:
 
 @dataclass(frozen=True)
 class FrameSchema(Schema):
-    """The columns of a pyfunc as a pandas frame holds them: optional columns may be absent, and texts missing.
-
-    A graph has to be fed with something in their place; a model that takes a frame can tell the difference.
-    """
+    """The columns of a pyfunc's pandas frame: optional columns may be absent, and texts missing."""
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         columns = tuple(column for column in self.columns if column.required or column.name in data)
@@ -77,11 +69,7 @@ class FrameSchema(Schema):
 
 @dataclass(frozen=True)
 class UndescribedSchema(Schema):
-    """The schema of a pyfunc whose inputs have no form as named arrays: it refuses every array with `reason`.
-
-    Attributes:
-        logged_columns: of its captured rows, if it has columns.
-    """
+    """The schema of a pyfunc whose inputs have no form as named arrays: it refuses every array with `reason`."""
 
     reason: str = ""
     logged_columns: tuple[Column, ...] = ()

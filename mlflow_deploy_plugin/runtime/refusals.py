@@ -1,11 +1,8 @@
 """The values that the original of a model refuses, refused before the graph computes something of them.
 
-scikit-learn raises an error for a missing number where nothing imputes it, for an infinite one, and for a category
-that an encoder without `handle_unknown` has not learned. An ONNX graph answers them. The proof of parity finds these
-columns (`flavor/parity.py`), and the schema checks the feeds of each request here.
-
-A step within the original may refuse what the steps before it have made, as a regression does with the logarithm of
-a negative number. The graph itself then marks such rows, in the output `REFUSED_ROWS`.
+scikit-learn raises an error for some missing or infinite numbers and unknown categories; an ONNX graph answers them.
+The proof of parity finds these columns (`flavor/parity.py`), and the schema checks each request here. If a later step
+of the original refuses a row, such as a logarithm of a negative number, the graph marks it in `REFUSED_ROWS`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,9 +42,8 @@ class ValueCheck(NamedTuple):
 
     Attributes:
         input: the name of an input of the graph, or of a block of sent numbers.
-        complete: the columns that take no missing number.
-        finite: the columns that take no infinite number.
-        categories: the columns that take only known values, with these values, and the values as an error shows them.
+        complete / finite: the columns that refuse missing or infinite numbers.
+        categories: (column, known values, the values as an error shows them).
     """
 
     input: str
@@ -57,11 +53,9 @@ class ValueCheck(NamedTuple):
 
 
 def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]) -> list[ValueCheck]:
-    """Return the checks of the arrays of a request.
+    """Return the checks of the arrays of a request; `inputs` are the graph's or the blocks of sent numbers.
 
-    Args:
-        inputs: those of the graph, or the blocks of sent numbers.
-        tensors: input → the tensor of the signature that feeds it; empty for a signature of columns.
+    `tensors` maps an input to the signature's tensor; it is empty for a signature of columns.
     """
     checks: list[ValueCheck] = []
     if not (refusals.missing or refusals.infinite or refusals.categories):
@@ -87,11 +81,7 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
 
 
 def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> None:
-    """Check the values of a request.
-
-    Raises:
-        SchemaMismatch: a number is missing or infinite, or a value is no category of its column.
-    """
+    """Raise SchemaMismatch if a number is missing or infinite, or a value is not a category of its column."""
     for name, complete, finite, categories in checks:
         array = arrays[name]
         # the product is NaN or infinite if one number is; it takes half the time of `isfinite`, and warns of no

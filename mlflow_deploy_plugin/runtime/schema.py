@@ -1,8 +1,7 @@
 """The compiled signature: columns, records, rows or tensors → the named arrays that feed the graph, and back.
 
-Columns of the signature are stacked into the graph's input that they belong to. Further columns are ignored, a missing
-one is an error. `runtime/values.py` checks the values. A table that plainly fits takes the fast path of
-`runtime/fast_decode.py`; any other table is decoded here.
+Further columns are ignored; a missing column is an error. `runtime/values.py` checks the values. A table that plainly
+fits takes the fast path of `runtime/fast_decode.py`; any other table is decoded here.
 """
 
 from collections import Counter
@@ -55,11 +54,8 @@ class Schema:
     """The inputs of one model, ready to turn data into feeds.
 
     Attributes:
-        columns: the columns of the signature; empty for a tensor-based one.
-        tensors: the tensors of the signature; empty for a column-based one.
-        inputs: the inputs of the graph, each bound to columns or to a tensor.
-        has_rows: the first dimension of every tensor is its rows. If not, a request counts as one row.
-        refusals: the values that are refused because the original of the model refuses them.
+        columns / tensors: those of the signature, which is based on one of them; the other is empty.
+        has_rows: the first dimension of every tensor is its rows. Otherwise a request counts as one row.
         keys: further columns that are captured and not fed (`keyed_schema.py`).
         is_foreign: the graph was not converted by this project. Exporters give unrelated dimensions one name, so that
             only ONNX Runtime decides which sizes agree.
@@ -85,8 +81,7 @@ class Schema:
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         """Return feeds from columns (or tensors) by name, each a list or an array of N.
 
-        Raises:
-            SchemaMismatch: a column is missing, mistyped or of another length than the others; no rows.
+        Raises SchemaMismatch if a column is missing, mistyped or of another length, or there are no rows.
         """
         if not self.columns:
             return self._from_tensors(data)
@@ -118,9 +113,9 @@ class Schema:
         return self._taken(narrowed_feeds(feeds, sent))
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
-        """Return feeds from rows that are mappings from column to value. A column that a row lacks is null in it.
+        """Return feeds from rows that map column to value. A column that a row lacks is null in it.
 
-        Raises as `from_columns`. The rows of tensors need to have the same names.
+        Raises as `from_columns`. The rows of tensors must have the same names.
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
             return self._taken(feeds)
@@ -160,10 +155,7 @@ class Schema:
         return self.from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
 
     def from_array(self, values: object) -> Feeds:
-        """Return feeds from unnamed rows: nested lists or an array, with the columns in order or the only tensor.
-
-        Raises as `from_columns`.
-        """
+        """Return feeds from nested lists or an array, in the columns' order. Raises as `from_columns`."""
         if not self.columns:
             if len(self.tensors) != 1:
                 raise SchemaMismatch(f"the model takes several tensors; give each by name: {join_names(self.names)}")
@@ -187,7 +179,7 @@ class Schema:
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the sent values of feeds, as captured rows hold them: [N] by column, or [N, …] by tensor.
 
-        An input that is not in `feeds` is left out: one value for all rows is not captured. A missing text is None.
+        An input that is not in `feeds` is left out. A missing text is None.
         """
         columns: dict[str, Array] = {}
         arrays = sent_arrays(feeds)
@@ -299,8 +291,7 @@ class Schema:
     def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
         """Return feeds from a table by column name: all columns are lists, or all are arrays.
 
-        The only tensor takes the only column. If it has rank 2, it takes all columns in their order. Raises as
-        `from_columns`.
+        The only tensor takes the only column; with rank 2, all columns in order. Raises as `from_columns`.
         """
         if self.columns:
             return self.from_columns(data)
@@ -390,14 +381,9 @@ def compile_schema(
     refusals: Refusals = NO_REFUSALS,
     is_foreign: bool = False,
 ) -> Schema:
-    """Return the schema after checking that the signature feeds every input of the graph.
+    """Return the schema. Raises InvalidArtifact if the signature lacks an input or repeats a name.
 
-    Args:
-        outputs: empty if they are not known.
-        is_foreign: as in `Schema`.
-
-    Raises:
-        InvalidArtifact: an input has no source in the signature, or a name stands twice in it.
+    `outputs` are empty if they are not known.
     """
     names = Counter(field.name for field in columns or tensors)
     if doubled := [name for name, count in names.items() if count > 1]:
@@ -412,8 +398,7 @@ def compile_schema(
 
 
 def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
-    """Return a column of a table as a tensor. A cell holds the row's only value, or all of its values flat, as in
-    MLflow."""
+    """Return a table column as a tensor. A cell is the row's only value, or all its values flat, as in MLflow."""
     inner = tensor.shape[1:]
     if isinstance(cells, np.ndarray):
         values = cells.size // max(len(cells), 1)

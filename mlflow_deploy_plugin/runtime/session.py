@@ -1,7 +1,6 @@
 """An ONNX Runtime session with explicit providers and threads, on a device that is really used.
 
-ONNX Runtime optimises a graph at each load. Optimised graphs are not kept for the next load, because the first load,
-which serving waits for, would take longer (for 201 MB 653 ms compared with 202 ms).
+Optimised graphs are not kept, because the first load would take longer (653 instead of 202 ms for 201 MB).
 """
 
 import contextlib
@@ -69,10 +68,7 @@ class Placement:
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:
-        """ONNX Runtime's providers in the order of preference, each with its options; never the CPU beside a GPU.
-
-        https://onnxruntime.ai/docs/execution-providers/ documents the names and values.
-        """
+        """The providers (https://onnxruntime.ai/docs/execution-providers/) in order; never the CPU next to a GPU."""
         if self.device == "cpu":
             return [(_PROVIDERS["cpu"], {})]
         said = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
@@ -101,10 +97,8 @@ OLDEST_ONNXRUNTIME = (1, 29)
 def import_onnxruntime() -> Any:
     """Return the module, with its telemetry off unless the environment turns it on.
 
-    Since 1.29, its import writes an id of this machine into HOME, and reports loaded models to Microsoft.
-
-    Raises:
-        RuntimeMissing: it is not installed; the message says how to install it.
+    Since 1.29, its import writes an id of this machine into HOME, and reports loaded models to Microsoft. Raises
+    RuntimeMissing if it is not installed.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
@@ -119,10 +113,7 @@ def import_onnxruntime() -> Any:
 
 
 def available_cores(processes: int = 1) -> int:
-    """Return the number of cores for each of so many processes, by the affinity and by the quotas of the cgroups.
-
-    ONNX Runtime itself ignores the quotas.
-    """
+    """Return the cores per process by the affinity and the cgroups' quotas, which ONNX Runtime ignores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
     for folder in cgroup_folders("cpu"):
         with contextlib.suppress(OSError):
@@ -136,10 +127,7 @@ def available_cores(processes: int = 1) -> int:
 
 
 def cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's cgroup and of those above it, which limit it, too (cgroups(7)).
-
-    In a container its own cgroup is the topmost one, a unit of systemd is below that. Some folders may not exist.
-    """
+    """Yield the folders of this process's cgroup and its parents, which limit it (cgroups(7)); some may not exist."""
     with contextlib.suppress(OSError):
         for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
@@ -188,15 +176,11 @@ def open_session(
 
 
 class Arena:
-    """The memory that a session on a CPU keeps for its next large run.
+    """The memory that ONNX Runtime's own `session` on a CPU keeps for its next large run.
 
-    ONNX Runtime itself keeps the memory of the largest runs that it ever ran at the same time: 174 MB for a small CNN
-    with 1 to 512 rows in four threads. If each run gave its memory back, 1,000 rows would take twice the time. So a
-    thread gives the memory back when no large run comes for some time. While the process holds more than half of its
-    memory (`limit_memory`), each large run gives the memory back.
-
-    Args:
-        session: ONNX Runtime's own, without the Python around it.
+    ONNX Runtime keeps the memory of the largest simultaneous runs: 174 MB for a small CNN with 1 to 512 rows in four
+    threads. If each run returned its memory, 1,000 rows would take twice the time. So a thread returns the memory after
+    a pause. While the process has more than half of its limit (`limit_memory`), each large run returns its memory.
     """
 
     def __init__(self, session: "ort.InferenceSession") -> None:
@@ -305,11 +289,7 @@ def describe_error(error: Exception) -> str:
 
 
 def check_device_libraries(module: ModuleType, device: Device) -> None:
-    """Load the libraries that `device` needs beside ONNX Runtime itself.
-
-    Raises:
-        DeviceUnavailable: this ONNX Runtime was built without the device, or NVIDIA's driver is not there.
-    """
+    """Load the libraries of `device`. Raises DeviceUnavailable if this build or NVIDIA's driver lacks it."""
     if device == "cpu":
         return
     if _PROVIDERS[device] not in module.get_available_providers():

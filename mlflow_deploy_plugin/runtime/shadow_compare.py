@@ -1,7 +1,7 @@
 """Comparison of a shadow's outputs with those of the answering variant, row by row.
 
-Classifiers agree if their labels are equal. Everything else agrees if texts, integers and booleans are equal and
-floating-point numbers are within `RELATIVE` of the larger one.
+Classifiers agree if their labels are equal. Other rows agree if texts, integers and booleans are equal and
+floating-point numbers are within `RELATIVE` of the larger number.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,12 +20,10 @@ Outputs = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class ShadowComparison:
-    """The comparison of two sets of outputs for the same rows.
+    """The comparison of two sets of outputs for the same rows: `same` is bool [N].
 
-    Attributes:
-        same: bool [N].
-        differences: float64 [N], the largest absolute difference among a row's floating-point numbers; not finite if
-            only one of two is a number. Empty if the outputs have no such numbers.
+    `differences` is float64 [N], the largest absolute difference of a row's floating-point numbers; it is not finite if
+    only one of two is a number, and empty if the outputs have no such numbers.
     """
 
     same: Array
@@ -35,10 +33,9 @@ class ShadowComparison:
 def compare_outputs(
     answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> ShadowComparison:
-    """Compare the outputs of two graphs for the same rows, whichever of them were requested.
+    """Compare the outputs of two graphs for the same rows.
 
-    Raises:
-        InferenceError: they have no outputs in common, or not the same number of rows.
+    Raises InferenceError if they have no common outputs or different numbers of rows.
     """
     rows, shadow_rows = row_count(outputs), row_count(shadow_outputs)
     if rows != shadow_rows:
@@ -58,10 +55,10 @@ def compare_outputs(
 
 
 def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
-    """Return each row's label [N, k], or None if the model has none.
+    """Return each row's label [N, k], or None if the model has no labels.
 
-    It is the label output, else the class of the highest probability, else what `predict` returns (of a stock `onnx`
-    model the first output) if that is one value a row and no fraction.
+    It is the label output, otherwise the class of the highest probability, otherwise the prediction (of a stock `onnx`
+    model the first output) if that is one value per row and not a fraction.
     """
     by_role = {output.role: outputs[output.name] for output in artifact.outputs if output.name in outputs}
     if (label := by_role.get("label")) is not None and label.shape[:1] == (rows,):

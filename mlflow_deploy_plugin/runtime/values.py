@@ -1,8 +1,7 @@
-"""Values as they came, checked and converted into one column or one tensor of the signature's type.
+"""Values, checked and converted into one column or one tensor of the signature's type.
 
 The rules are those of MLflow's signature enforcement: integers go into floating-point columns. In lists, numbers such
-as 20.0 go into integer columns, because nothing is lost. Nothing else changes its type silently. An error names the
-column, the row and the value.
+as 20.0 go into integer columns. No other type changes silently. An error names the column, the row and the value.
 """
 
 import reprlib
@@ -63,11 +62,8 @@ def short_repr(value: object) -> str:
 def convert_column(column: Column, values: Sequence[object] | Array, missing: str | Missing | None) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
-    Args:
-        missing: the text that replaces a missing string. `Missing.KEPT`: it stays None. None: it is an error.
-
-    Raises:
-        SchemaMismatch: a value has another type, does not fit, or is missing and the type has no missing value.
+    `missing` is the text that replaces a missing string, `Missing.KEPT` keeps None, and None makes it an error. Raises
+    SchemaMismatch if a value has another type, does not fit, or is missing and the type has no missing value.
     """
     dtype = numpy_dtype(COLUMN_TYPES[column.type])
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
@@ -92,8 +88,7 @@ def convert_column(column: Column, values: Sequence[object] | Array, missing: st
 def convert_tensor(tensor: Tensor, values: object) -> Array:
     """Return one tensor in the dtype and shape of the signature. In a floating-point tensor, null is NaN.
 
-    Raises:
-        SchemaMismatch: ragged, of another type or shape, or a number that does not fit.
+    Raises SchemaMismatch if it is ragged, of another type or shape, or has a number that does not fit.
     """
     label = tensor_label(tensor.name)
     dtype = numpy_dtype(tensor.dtype)
@@ -124,11 +119,7 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
 
 
 def cast_tensor(name: str, array: Array, dtype: str) -> Array:
-    """Return the array in this dtype. An overflow is seen where numpy's `errstate` has it raise.
-
-    Raises:
-        SchemaMismatch: a floating-point number does not fit.
-    """
+    """Return the array in this dtype. Raises SchemaMismatch on overflow, if numpy's `errstate` raises it."""
     try:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
