@@ -24,7 +24,7 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
     """
     try:
         for file in filter(None, (certfile, keyfile, ca_certs)):
-            Path(file).read_bytes()  # OpenSSL does not say which of them it misses
+            Path(file).read_bytes()  # OpenSSL does not report which file is missing
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
         context.load_cert_chain(certfile, keyfile, password="")  # without one OpenSSL would ask the terminal
     except ssl.SSLError as error:

@@ -100,7 +100,7 @@ def on_starting(arbiter: "Arbiter") -> None:
     gc.disable()  # it would look through what is imported again and again
     import_module(arbiter.app.app_uri.partition(":")[0])
     gc.enable()
-    gc.freeze()  # else a collection in a worker would write to the pages that it shares
+    gc.freeze()  # otherwise a collection in a worker would write to the pages that it shares
     if (may_fork := os.environ.pop(_MAY_FORK, None)) is not None:
         with open(int(may_fork), "rb") as held:
             held.read()

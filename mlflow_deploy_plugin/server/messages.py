@@ -18,7 +18,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
 """The earliest event time that every reader of the inference log can hold; pandas' nanoseconds begin in 1677."""
 _MOST_AHEAD = timedelta(days=1)
-"""The tolerance for a wrong clock or time zone. No monitor judges a row before its event time."""
+"""The tolerance for a wrong clock or time zone. Monitors ignore a row before its event time."""
 _KEY = re.compile(r"onnxserve_[A-Za-z0-9_-]{43}")
 """The text of an API key (`store/keys.py`)."""
 _REQUEST_ID = re.compile(rf"(?!.*{_KEY.pattern})[!-~]{{1,128}}")
@@ -146,4 +146,4 @@ def new_id() -> str:
             _ready.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
 
 
-os.register_at_fork(after_in_child=_ready.clear)  # else both processes would return the same ones
+os.register_at_fork(after_in_child=_ready.clear)  # otherwise both processes would return the same ids

@@ -58,10 +58,9 @@ _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
-"""The server ends at this number of deaths of gunicorn, each within a minute of its start. Before that gunicorn is
-restarted: at once, then after 0.5 and 1 s."""
+"""The server ends at this number of deaths of gunicorn, each within a minute of its start."""
 _ORPHAN_SECONDS = 2.0
-"""The time for the workers of a killed gunicorn to finish the requests in flight; nobody takes new ones meanwhile."""
+"""The time for the workers of a killed gunicorn to finish the requests in flight; new requests wait."""
 
 
 def supervise(
@@ -201,7 +200,7 @@ class _Supervisor:
         self._write("starting")
 
     def _has_orphans(self, dead: SupervisedChild) -> bool:
-        """Return whether a worker of the dead gunicorn lives; kill those whose time is up."""
+        """Return True if a worker of the dead gunicorn lives; kill workers whose time is up."""
         return signal_group(dead.pid, signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
 
     def _check_agent(self) -> None:
@@ -219,7 +218,7 @@ class _Supervisor:
         self._restart_agent_later(exit_reason(self._agent.exit_status), self._agent.started_at)
 
     def _restart_agent_later(self, how: str, started_at: float | None) -> None:
-        """Let the pause before the next start begin. Raises DeploymentFailed for one that never was ready."""
+        """Let the pause before the next start begin. Raises DeploymentFailed if the agent never was ready."""
         pause = self._agent_crashes.add(started_at)
         if not self._is_ready and self._agent_crashes.in_a_row >= _CRASHES_BEFORE_READY:
             raise DeploymentFailed(f"the agent {how} again and again; the log says why")
@@ -235,7 +234,7 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
-        """Return the state that the running (or just ended) agent has written, not that of an earlier one."""
+        """Return the state that the running (or just ended) agent has written, never that of an earlier agent."""
         state = read_state(self.state_dir / AGENT, AgentState)
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
@@ -250,7 +249,7 @@ class _Supervisor:
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
-        self.listener.close()  # leave it to gunicorn alone: once that closes it, connections are refused
+        self.listener.close()  # only gunicorn keeps it: once gunicorn closes it, connections are refused
         if self.shared is not None:
             self.shared.listener.close()
         if self._gunicorn is not None:
@@ -315,7 +314,7 @@ class _Supervisor:
             self._phase = phase
 
     def _notify(self, state: str) -> None:
-        """Tell systemd the state of a service of Type=notify, by sd_notify(3)."""
+        """Report the state of a service of Type=notify to systemd, by sd_notify(3)."""
         if self._notify_socket:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
                 is_abstract = self._notify_socket.startswith("@")

@@ -90,7 +90,7 @@ class ServedEndpoint:
 
 
 def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
-    """Return the endpoint of these variants; tell each of them about the others."""
+    """Return the endpoint of these variants; each variant gets a reference to the others."""
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(variants.values())) < 2:
         sticky = None

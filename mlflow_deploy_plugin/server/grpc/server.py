@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request
 from mlflow_deploy_plugin.server.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The streams of a worker, and its public ones; each has a thread of its own beside those of unary calls."""
+"""The streams, and the public streams, of a worker; each has a thread in addition to those of unary calls."""
 
 _MAX_WAITING = 128
 """Calls that may wait for a thread; gRPC answers more with RESOURCE_EXHAUSTED."""
@@ -22,7 +22,7 @@ _QUIET_SECONDS = 1.0
 """The seconds without a call after which a drained server ends: every call that has come has a thread by then."""
 
 _FRAMING_BYTES = 64 * 1024
-"""Room for the names, shapes and parameters of a message beside tensors of `max_body_bytes`."""
+"""Room for the names, shapes and parameters of a message in addition to tensors of `max_body_bytes`."""
 
 _OPTIONS = {
     "grpc.so_reuseport": 1,
@@ -90,7 +90,7 @@ class GrpcServer:
 
 
 def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> grpc.ServerCertificateConfiguration:
-    """Return the files as gRPC takes them, which would go on with those of before without a word if they were bad."""
+    """Return the files as gRPC takes them. gRPC itself would silently keep the previous files if they were bad."""
     open_tls(certfile, keyfile, ca_certs)
     authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None
     return grpc.ssl_server_certificate_configuration(

@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 
 _CHECK_SECONDS = 0.5
 MAX_STRANGERS = 64
-"""The most callers without a key whose message is awaited; one more takes the place of the oldest."""
+"""The most callers without a key whose message is awaited; a further caller replaces the oldest caller."""
 _MICROSECONDS = 1_000_000
 
 _CODES = {
@@ -331,7 +331,7 @@ def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
-    """Return gRPC's code of an error. One that is not in the table is the caller's fault or ours, by its status."""
+    """Return gRPC's code of an error. An error outside the table is the caller's or ours, by its status."""
     other = grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
     return _CODES.get(error.http_status, other)
 

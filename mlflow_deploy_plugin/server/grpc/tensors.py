@@ -105,7 +105,7 @@ def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Sche
 def encode(
     request: v2.V2Request, is_raw: bool, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> messages.ModelInferResponse:
-    """Encode the response of a version, in bytes if the request was; its id is the request's, else `request_id`."""
+    """Encode the response, in bytes if the request was; its id is the request's, otherwise `request_id`."""
     response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=request.id or request_id)
     arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.resolve_outputs(request.outputs, outputs)]
     is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
@@ -122,7 +122,7 @@ def encode(
 
 
 def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
-    """Return the parameters as Python values, None for one without. Raises InvalidRequest: there are too many."""
+    """Return the parameters as Python values, None for an empty parameter. Raises InvalidRequest above the limit."""
     if len(parameters) > _MAX_PARAMETERS:
         raise InvalidRequest(f"there are {len(parameters)} parameters in one place; at most {_MAX_PARAMETERS} are read")
     kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}

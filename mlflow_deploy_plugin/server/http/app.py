@@ -207,7 +207,7 @@ class NameConverter(BaseConverter):
 
 
 def register_blueprints(app: ServerApp) -> None:
-    """Register our routes, then the blueprints of other distributions. One that cannot be loaded is logged."""
+    """Register our routes, then the blueprints of other distributions. A blueprint that cannot be loaded is logged."""
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
     blueprint = Blueprint(BLUEPRINT, __name__)

@@ -67,7 +67,7 @@ class EmbeddedModel:
         try:
             self.state_dir = self._held.enter_context(claim_free_state_dir(folder))
             write_atomically(self.state_dir / SPEC, dump_spec(spec).encode())
-            # process ids come back: the states of an earlier run could pass for those of this one
+            # process ids come back: the states of an earlier run could pass for states of this run
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
             agent = _AgentKeeper(self.state_dir, follow)
@@ -100,8 +100,6 @@ class EmbeddedModel:
 
 
 class _AgentKeeper:
-    """Keeps an agent for the state folder running."""
-
     def __init__(self, state_dir: Path, follow: bool) -> None:
         self._state_dir = state_dir
         self._command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(state_dir)]
@@ -119,7 +117,7 @@ class _AgentKeeper:
         return state is not None
 
     def stop(self) -> None:
-        """Tell the agent to ship the rest and to end; kill it if that takes too long."""
+        """Let the agent ship the rest and end; kill it if that takes too long."""
         self._stopping.set()
         if (child := self._child) is not None and child.exit_status is None:
             signal_process(child.pid, signal.SIGTERM)
@@ -208,7 +206,7 @@ class AsgiApp:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            # this ends when the client has gone; uvicorn's `send` does not say so
+            # this ends when the client has gone; uvicorn's `send` does not report it
             gone = asyncio.ensure_future(receive())
             try:
                 await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
@@ -235,7 +233,6 @@ def _send_pieces(
 
 
 def _no_page(path: str) -> RawResponse | None:
-    """Return the response for the path of a page; None for any other path."""
     message = "a model within an application has no pages; `onnxserve serve` has them"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message) if _PAGES.fullmatch(path) else None
 

@@ -12,8 +12,7 @@ MAX_CONNECTIONS = 1000
 SLOWEST_BYTES_PER_SECOND = 1024
 """A slower request counts as idle if other clients want its place."""
 MAX_UNSENT_BYTES = 256 * 1024 * 1024
-"""The limit of the bytes of responses that the clients of a worker have not taken. Above it, the response that waits
-longest is broken off."""
+"""The limit of unsent response bytes per worker; above it, the response that waits longest is broken off."""
 LINGER_SECONDS, LINGER_BYTES = 5.0, 64 * 1024 * 1024
 """The seconds and bytes for which a client that is still sending is read before its connection is closed."""
 

@@ -36,17 +36,15 @@ from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant, wei
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 
 Plan = Callable[[RawRequest], RawResponse | None]
-"""Answers a POST; returns None if the general way has to. Then nothing has been captured, and nothing counted but the
-request's rates (`RequestLimits.check_rates`). The general way takes the variant that the plan has drawn."""
+"""Answers a POST; None leaves it to the general way, and only the rates and the drawn variant are kept."""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
-"""The feeds (none if the general way has to answer), the encoder of the response (None: that of MLflow's JSON), and the
-id in the body."""
+"""The feeds (empty: the general way answers), the encoder (None: JSON of MLflow), and the id in the body."""
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
-"""The largest body of a plan. A body that is refused is decoded twice, and a larger one gains nothing by a plan."""
+"""The largest body of a plan. A refused body is decoded twice, and a larger body gains nothing by a plan."""
 
 
 class PlanTable:
@@ -168,7 +166,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
 
 
 def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server that bounds the requests in flight. The general way refuses one too many."""
+    """Return the plan for a server that bounds the requests in flight; the general way refuses above it."""
 
     def answer(request: RawRequest) -> RawResponse | None:
         if not limits.take_place():
@@ -182,7 +180,7 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
 
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
-    """Return the decoder of a plan: JSON of MLflow's by its shortest way, all else by the protocol."""
+    """Return the decoder of a plan: JSON of MLflow's by its shortest way, other bodies by the protocol."""
     schema = variant.schema
     takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 

@@ -53,7 +53,7 @@ def failure_response(request: RawRequest | None, error: Exception) -> RawRespons
 def error_response(
     path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
 ) -> RawResponse:
-    """Return an error in the form of the path's protocol: V2's, TensorFlow's, OpenAI's, or else MLflow's."""
+    """Return an error in the form of the path's protocol: V2's, TensorFlow's, OpenAI's, or otherwise MLflow's."""
     document: dict[str, object] = {"error_code": error_code, "message": message}
     if path == "/v2" or path.startswith(("/v2/", "/v1/models/")):
         document = {"error": message}

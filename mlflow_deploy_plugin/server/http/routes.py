@@ -235,7 +235,6 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
 
 
 def not_found(path: str) -> RawResponse:
-    """Return the response for a path without a route: it names the nearest ones, of the same endpoint."""
     named = _ENDPOINT.match(path[:200])
     plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
     known = dict.fromkeys(one.replace("NAME", named[1]) if named else one for one in plain)

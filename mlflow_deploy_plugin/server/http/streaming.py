@@ -119,7 +119,7 @@ class StreamedExchange:
             self.loop.call_soon_threadsafe(self.begin, response)
             is_whole = True
             try:
-                for piece in filter(None, pieces):  # a chunk without bytes would be the last one
+                for piece in filter(None, pieces):  # a chunk without bytes would end the response
                     self._may_send.clear()
                     self.loop.call_soon_threadsafe(self._send, piece)
                     self._may_send.wait()

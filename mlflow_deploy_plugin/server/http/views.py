@@ -42,7 +42,6 @@ def predict(
     version: str | None = None,
     label: str | None = None,
 ) -> RawResponse:
-    """Return predictions of the endpoint (None: the default one) in this protocol."""
     return http_response(request.path, infer(server, request, protocol, endpoint, version, label))
 
 
@@ -73,7 +72,7 @@ def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
-    """Return 200 with `body` if some endpoint can answer, or if nothing is to be served; else 503 with the reason."""
+    """Return 200 with `body` if an endpoint can answer or nothing is wanted; otherwise 503 with the reason."""
     if reason := server.repository.not_ready_reason():
         if server.auth.is_stranger(request.headers, request.caller):
             reason = "nothing is served here just now; a caller with a key is told why"

@@ -156,7 +156,6 @@ class Authenticator:
         return self._known.get(_short(request.headers.get("authorization", "")))
 
     def _find(self, authorization: str) -> KeyEntry:
-        """Return the key in the header, or raise Unauthenticated."""
         key = _sent_key(authorization)
         entry = self._keys.get(hashlib.sha256(key).hexdigest())
         if entry is not None:
@@ -265,7 +264,6 @@ def _short(authorization: str) -> str | bytes:
 
 
 def _sent_key(authorization: str) -> bytes:
-    """Return the key in the header. Raises Unauthenticated if there is none."""
     kind, _, sent = authorization.partition(" ")
     match kind.lower():
         case "bearer":

@@ -62,7 +62,6 @@ class CircuitBreaker:
         self._lock = threading.Lock()
 
     def record_failure(self, error: Exception) -> None:
-        """Open the circuit: Redis has just failed."""
         with self._lock:
             if self.is_open:
                 return  # a request that had asked before another one failed

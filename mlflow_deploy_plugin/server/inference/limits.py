@@ -33,22 +33,19 @@ if TYPE_CHECKING:
     from limits import RateLimitItem
 
 MAX_CLIENTS = 65_536
-"""The clients that a worker remembers. One more drops the client that was idle for longest."""
+"""The clients that a worker remembers. A further client replaces the client that was idle for longest."""
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
 _RESERVED_SHARE, _KEPT_SHARE, _EXPECTED_SECONDS = 0.01, 0.1, 0.05
-"""A reservation has what a client asks in `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of its rate. It is kept for
-`_KEPT_SHARE` of the period, so that a client that comes in bursts loses a tenth of its rate at most."""
+"""A reservation is the demand of `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of the rate, for `_KEPT_SHARE`."""
 
 
 class RateLimiter(Protocol):
-    """The requests of each client within a rate."""
-
     def __call__(self, client: bytes) -> float | None:
-        """Count a request of the client with this key; return None if it may pass, else the seconds until one would."""
+        """Count a request of the client with this key; return None if it may pass, otherwise the seconds to wait."""
 
     def may_wait(self, client: bytes) -> bool:
         """Return True if the next call for this client asks another machine: an event loop must not wait for it."""
@@ -312,7 +309,7 @@ class SharedRateLimiter:
         return None
 
     def _count(self, client: bytes, asked: int, passed: int) -> float | None:
-        """Count requests of which some, one or none, pass at once; return None if they may, else as `__call__`."""
+        """Count `asked` requests, of which `passed` pass at once; return None if they may, or as `__call__`."""
         passing, seconds = self._redis.count(self._item, client, asked)
         with self._lock:
             held, now = self._clients.get(client), self._clock()

@@ -28,7 +28,6 @@ from mlflow_deploy_plugin.spec import EndpointSpec, ServerSpec, load_specs, new_
 
 LARGEST_CONFIG_BYTES = 64 * 1024
 Document = dict[str, Any]
-"""An object as JSON has it."""
 _LONGEST_MESSAGE = 500
 _INT64_DIGITS = 18
 _NANOSECONDS = 1_000_000_000
@@ -48,7 +47,7 @@ def model_metadata(server: Server, endpoint: str, version: str | None = None) ->
 
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> Document:
-    """Return the document of a model that is ready. Raises NotReady if it is not; the message says why."""
+    """Return the document of a model that is ready. Raises NotReady with the reason if it is not."""
     if reason := server.repository.select_variant(endpoint, version).loaded.predictor.unavailable_reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}

@@ -362,5 +362,5 @@ def _finish_pieces(
                 context.finish(reply)
 
     generator = finish()
-    next(generator)  # one that has not begun would not count when it is closed
+    next(generator)  # a generator that has not begun would not count when it is closed
     return generator

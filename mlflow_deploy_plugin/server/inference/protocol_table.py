@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
-"""Media types that `/invocations` takes and writes beside MLflow's JSON and CSV."""
+"""Media types that `/invocations` takes and writes in addition to MLflow's JSON and CSV."""
 _MOST_PROBABILITIES = 4_000_000
 """The most probabilities by name in one answer. Each takes 105 bytes of memory, in a matrix as JSON 18."""
 OPENAI_ROUTES = {
@@ -57,8 +57,6 @@ _MEDIA_TYPES = (JSON, CSV, *TABLE_FORMATS)
 
 
 class EncodedResponse(NamedTuple):
-    """The body of a response, and the headers that its format needs."""
-
     body: bytes
     content_type: str = JSON
     headers: Mapping[str, str] = _EMPTY
@@ -103,7 +101,6 @@ def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: in
 
 
 def parse_accept(header: str) -> Accept:
-    """Return what an Accept header, or one of its kind, prefers."""
     return parse_accept_header(header if len(header) <= _MAX_ACCEPT_CHARACTERS else "", Accept)
 
 

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
 logger = logging.getLogger(__name__)
 
 _ENTRY_BYTES = 1024
-"""The memory of an entry beside its arrays: key, Python objects, place in the order."""
+"""The memory of an entry in addition to its arrays: key, Python objects, place in the order."""
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
@@ -152,7 +152,7 @@ def decode_outputs(content: bytes) -> Outputs | None:
 
 
 def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
-    """Return the layout of `pack_arrays` as JSON, and the contents, or None: one has other objects than texts."""
+    """Return the layout of `pack_arrays` as JSON, and the contents; None if an array has objects other than texts."""
     if not _are_plain(arrays):
         return None
     try:

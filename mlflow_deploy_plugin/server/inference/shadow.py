@@ -39,8 +39,7 @@ _NICE = 10
 _PAUSE_SECONDS = 0.05
 """The pause before the queue is emptied: the response leaves undisturbed, and copies gather that can run together."""
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
-"""A thread that sleeps gives the interpreter away at once. A thread that computes keeps it for 5 ms each time that
-another one wants it (`sys.getswitchinterval`)."""
+"""A sleeping thread gives the interpreter away at once, a busy thread after 5 ms (`sys.getswitchinterval`)."""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
 """The pause of the thread, as a multiple of the time for which it held the interpreter, which a running graph frees."""
 
@@ -158,7 +157,7 @@ class Shadows:
 
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
-            with suppress(OSError):  # a sandbox may allow it nobody
+            with suppress(OSError):  # a sandbox may forbid it
                 os.nice(_NICE)  # of this thread alone there; the threads of a session have its loader's priority
         while not self._is_stopping:
             self._wake.wait()
@@ -177,7 +176,7 @@ class Shadows:
                 time.sleep(max(_HANDOVER_SECONDS, min(_REST * held, _MAX_REST_SECONDS)))
 
     def _take_batch(self) -> list[MirroredRequest]:
-        """Take the next copy out of the queue, and those behind it that can be run together with it."""
+        """Take the next copy out of the queue, and the following copies that can be run together with it."""
         batch = [self._copies.popleft()]
         first, rows, kind = batch[0], batch[0].rows, batch[0].kind
         while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:

@@ -32,7 +32,7 @@ _RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial
 _OTHERS_BYTES = 384 * 2**20
 """The memory of supervisor, gunicorn and agent in a container; at most a quarter of the limit is set aside for them."""
 _MEASURABLE_BYTES = 4 * 2**20
-"""Smaller files tell nothing: their load mostly takes the memory of the libraries that they need."""
+"""Smaller files are not measured: their load mostly takes the memory of the libraries that they need."""
 _DEFAULT_FACTOR = 2.0
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 

@@ -58,7 +58,7 @@ class PyfuncPredictor:
         return self._process.queue_seconds
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Refuse answers as `Predictor.limit_values` says, before they are written or sent here."""
+        """Refuse answers as `Predictor.limit_values`, before they are written or sent."""
         self._most_values = most * batch_rows
 
     def run(
@@ -91,7 +91,6 @@ class PyfuncPredictor:
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
-        """Return the bare array of a single output, a mapping of several."""
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
     def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
@@ -118,7 +117,7 @@ class PyfuncPredictor:
         return SideMessage(kind, {**fields, "keys": body.keys}, body=body.content)
 
     def _learn_outputs(self, computed: Mapping[str, Array], source: str = "to its first request it answered") -> None:
-        """Take the outputs of the first response for those of the model, if nothing else has declared them."""
+        """Take the outputs of the first response for those of the model, unless they are known."""
         if self.artifact.outputs or not computed:
             return
         outputs = tuple(

@@ -142,7 +142,6 @@ class Repository:
 
     @property
     def default_endpoint(self) -> str | None:
-        """The endpoint of requests that name none; None if nothing is served."""
         return next(iter(self.table), None)
 
     def versions(self, endpoint: str) -> tuple[str, ...]:

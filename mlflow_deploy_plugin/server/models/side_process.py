@@ -164,7 +164,7 @@ class _ProcessRun:
 def _has_ended(connection: socket.socket, seconds: float = 0.0) -> bool:
     """Return True once the process has closed its end of the connection; wait so long for that."""
     poll = select.poll()
-    poll.register(connection, 0)  # reports the end alone
+    poll.register(connection, 0)  # reports only the end
     return bool(poll.poll(1000 * seconds))
 
 
@@ -242,7 +242,7 @@ class SideProcess:
 
     @staticmethod
     def wait_for_ends() -> None:
-        """Wait until those that are closed have ended, for a few seconds at most."""
+        """Wait a few seconds until the processes that were closed have ended."""
         deadline = time.monotonic() + _END_SECONDS
         for keeper in [process._keeper for process in _ENDING if process._keeper.is_alive()]:
             keeper.join(max(0.0, deadline - time.monotonic()))
@@ -254,7 +254,6 @@ class SideProcess:
 
     @property
     def queue_seconds(self) -> float:
-        """The seconds that this thread's last request waited for its turn."""
         return getattr(self._local, "queue_seconds", 0.0)
 
     @property
@@ -399,7 +398,7 @@ class SideProcess:
             self._state = f"cannot be started: {first.fields['message']}"
         else:
             self._state = f"{running.exit_reason()} and is started anew"
-        if not self._closed.is_set() and self._looked.is_set():  # else `start` raises
+        if not self._closed.is_set() and self._looked.is_set():  # otherwise `start` raises
             logger.error("the process %d of this %s %s", running.child.pid, self._label, self._state)
 
 

@@ -104,7 +104,7 @@ _BatchSlots = tuple[int, int, int]
 
 
 CapturedRows = tuple[int, int, bool | None]
-"""The rows of a response, how many of them were to be captured, and whether they were; None if the spec excludes it."""
+"""The rows of a response, the number to capture, and True if they were captured (None: the spec excludes it)."""
 
 PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
 """Takes the rows, the seconds of the run, the seconds of the request, and the outputs."""
@@ -248,11 +248,9 @@ class Metrics:
         self._add(1, _REDIS_FAILURES)
 
     def count_key(self, key: KeyEntry) -> None:
-        """Count one request that this key has let in."""
         self._add(1, _KEY_REQUESTS, key=key.counted_as or key.name)
 
     def count_prediction(self, version: str, label: Label, rows: int = 1) -> None:
-        """Count `rows` rows for which this version has predicted `label`."""
         with self._lock:
             slot = self._prediction_slot(self._predictions.setdefault(version, {}), version, label)
             self._values.cells[slot] += rows
@@ -265,7 +263,6 @@ class Metrics:
             self._observe(self._values.slot(_FIRST_PART, named), first_seconds)
 
     def count_capture(self, endpoint: str, captured: CapturedRows) -> None:
-        """Count the rows of one response."""
         rows, kept, is_written = captured
         with self._lock:
             of_capture = self._row_slots(endpoint)
@@ -281,7 +278,6 @@ class Metrics:
             self._values.cells[self._captures[is_written]] += 1
 
     def count_shadow(self, labels: VariantLabels, outcome: ShadowOutcome) -> None:
-        """Count a request whose copy was compared, failed, or was dropped."""
         with self._lock:  # the slot is found first: the file may have to grow for it
             slot = self._shadow_slots(labels)[outcome]
             self._values.cells[slot] += 1
@@ -304,7 +300,6 @@ class Metrics:
             self._observe(slots["seconds"], seconds)
 
     def count_feedback(self, outcome: str, labels: int) -> None:
-        """Count labels that were accepted, or requests with labels that were refused."""
         self._add(labels, _FEEDBACK_LABELS, outcome=outcome)
 
     def set_served_versions(self, table: ServedTable) -> None:
@@ -345,7 +340,6 @@ class Metrics:
         return dict(summed)
 
     def _add(self, number: int, metric: Metric, **labels: str) -> None:
-        """Add to a counter."""
         known = metric.name, *labels.values()
         with self._lock:
             if (slot := self._slots.get(known)) is None:
@@ -353,7 +347,6 @@ class Metrics:
             self._values.cells[slot] += number
 
     def _observe(self, histogram: int, value: float, bounds: tuple[float, ...] = SECONDS) -> None:
-        """Add a value to a histogram."""
         self._values.cells[histogram] += value
         self._values.cells[histogram + 1 + bisect_left(bounds, value)] += 1
 
@@ -372,7 +365,6 @@ class Metrics:
         return slot(_BATCH_ROWS, named), slot(_QUEUE_SECONDS, named), slot(_COMPUTE_SECONDS, named)
 
     def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
-        """Return the slots of the rows that were answered, captured and dropped."""
         outcomes = "answered", "captured", "dropped"
         return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": one}) for one in outcomes)
 

@@ -65,7 +65,7 @@ def open_tracer() -> "Tracer | None":
 
 
 class Tracer:
-    """Makes one span a request, below the client's if that sends `traceparent`."""
+    """Makes one span per request, below the client's span if `traceparent` is sent."""
 
     def __init__(self, provider: Any, exporter: Any) -> None:
         from opentelemetry.trace import SpanKind, StatusCode

@@ -60,8 +60,6 @@ _RESPONSE_HEADERS = {
 
 @dataclass(frozen=True)
 class DescribedEndpoint:
-    """An endpoint that can answer."""
-
     endpoint: str
     served: ServedEndpoint
 
@@ -88,7 +86,6 @@ class DescribedEndpoint:
 
 
 def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint:
-    """Return the endpoint (None: the default one). Raises as `Repository.select_variant`."""
     name, served = server.repository.find(endpoint)
     if not served.answering:
         raise NotReady(server.repository.unavailable_reason(name))

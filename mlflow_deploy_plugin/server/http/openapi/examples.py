@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.runtime import COLUMN_TYPES, INPUT_EXAMPLE, Schema
 from mlflow_deploy_plugin.server.variants import LoadedVersion
 
 Document = dict[str, Any]
-"""An object as JSON has it."""
 MAX_ROWS = 3
 MAX_VALUES = 1024
 _MAX_DOCUMENT_BYTES = 64 * 1024
@@ -113,7 +112,6 @@ def csv_example(schema: Schema, example: Example) -> str:
 
 
 def _read(loaded: LoadedVersion) -> Example | None:
-    """Return the model's own example, or None if it has none that can be shown."""
     path, schema = loaded.folder / INPUT_EXAMPLE, loaded.predictor.schema
     try:
         if path.stat().st_size > _MAX_FILE_BYTES:

@@ -41,7 +41,6 @@ class ResponseBody:
 
 
 Bodies = Mapping[str, JsonSchema | RequestBody | ResponseBody]
-"""The body in each media type."""
 
 TAGS = ("Predictions", "Open Inference Protocol V2", "TensorFlow Serving", "Server", "Pages")
 """The groups of operations, in the order of the page."""
@@ -74,7 +73,6 @@ class Operation:
 
 
 def _object_of(**types: str) -> JsonSchema:
-    """Return the schema of an object with these properties, given by their JSON types."""
     return object_schema({name: array_schema() if kind == "array" else {"type": kind} for name, kind in types.items()})
 
 

@@ -25,7 +25,6 @@ _VERSION: dict[str, JsonSchema] = {"model": STRING, "model_version": STRING}
 def object_schema(
     required: Mapping[str, JsonSchema], optional: Mapping[str, JsonSchema] | None = None, **more: object
 ) -> JsonSchema:
-    """Return the schema of an object with these properties; `more` are further keywords."""
     names = {"required": list(required)} if required else {}
     return {"type": "object", **names, "properties": {**required, **(optional or {})}, **more}
 
@@ -236,7 +235,6 @@ def _named_schema(schema: Schema) -> JsonSchema:
 
 
 def _rows_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of rows as objects or, without names, as lists."""
     if not schema.names:
         return array_schema(minItems=1)
     return {"anyOf": [array_schema(record_schema(schema), minItems=1, title="records"), *_unnamed_schemas(schema)]}

@@ -142,7 +142,6 @@ def _json_text(body: dict[str, Any]) -> str:
 
 
 def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the operations by tag, without the files of the pages."""
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
     listed = ((path, one) for path, operations in openapi["paths"].items() for one in operations.items())
     for path, (method, operation) in listed:

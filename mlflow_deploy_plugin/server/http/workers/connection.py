@@ -60,8 +60,6 @@ _STALE_SECONDS = 0.5
 
 
 class _Phase(Enum):
-    """The state of a connection."""
-
     NEW = auto()  # the client has not sent anything yet
     IDLE = auto()  # no part of the next request has come
     RECEIVING = auto()  # a part of a request has come
@@ -259,7 +257,7 @@ class HttpConnection(asyncio.Protocol):
     # reading requests
 
     def _answer_inline(self, data: bytes) -> bool:
-        """Answer one whole and quick request, as nearly every read brings it. Else do nothing, and return False."""
+        """Answer one whole and quick request, as nearly every read brings it. Otherwise return False."""
         if self._known_head is None or not data.startswith(self._known_bytes):
             end = data.find(b"\r\n\r\n") + 4
             if not 8 <= end <= _KNOWN_BYTES:
@@ -293,7 +291,6 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(error)
 
     def _advance_later(self) -> None:
-        """Take the next step after other connections had their turn."""
         phase, self._phase = self._phase, _ANSWERING
 
         def advance() -> None:
@@ -374,7 +371,7 @@ class HttpConnection(asyncio.Protocol):
                 if not is_small:
                     request.body = bytes(body)
                 response = self._app.handle(request)
-            except Exception as error:  # noqa: BLE001 - the boundary: the client waits, and nobody reads the future
+            except Exception as error:  # noqa: BLE001 - the boundary: the client waits, and the future is not read
                 response = failure_response(request, error)
             if response.pieces is None:
                 self._loop.call_soon_threadsafe(self._send, head, response)

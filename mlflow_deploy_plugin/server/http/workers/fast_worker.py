@@ -54,8 +54,6 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
 
 
 class _Server(UvicornServer):
-    """The listeners, and the deadlines of their connections."""
-
     def __init__(self, worker: FastWorker) -> None:
         super().__init__(worker.config)
         self._worker = worker

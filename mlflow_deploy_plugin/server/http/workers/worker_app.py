@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 INLINE_SECONDS = 0.001
 """A request that is expected to take longer than this is answered in a thread, and not on the event loop."""
 _SWITCH_SECONDS = 0.0005
-"""The time after which a thread with a large request gives the interpreter to the loop. With Python's default, small
-requests waited 5 ms."""
+"""The longest time of a thread before the loop gets the interpreter; by default small requests waited 5 ms."""
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
 _FALLING_WEIGHT, _RISING_WEIGHT, _MAX_RISE = 0.5, 0.25, 8
@@ -134,7 +133,7 @@ def create_worker_app(state_dir: str) -> WorkerApp:
     spec = server.spec
     return WorkerApp(
         server,
-        # a response from the cache does not tell what others cost
+        # the time of a cached response does not predict that of other responses
         may_be_inline=max_batch_rows(spec) == 1 and not spec.response_cache_bytes,
         threads=request_threads(spec),
     )
