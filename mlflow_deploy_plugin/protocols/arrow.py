@@ -189,7 +189,6 @@ def _check_column(name: str, kind: "pa.DataType", dtype: str, takes_lists: bool)
 
 
 def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
-    """Return one column of a table, whose pieces are concatenated."""
     cast: dict[tuple[int, ...], pa.Array] = {}
     try:
         parts = [to_numpy(_without_views(piece, budget, cast), limit, budget) for piece in pieces]

@@ -43,7 +43,7 @@ _DATES: dict[str, Dtype] = {
 
 
 class UnsupportedColumn(Exception):
-    """An array has an Arrow type that no model takes, or a null that its type cannot hold; the message says which."""
+    """An array has an Arrow type that no model takes, or a null that its type cannot hold; the message names it."""
 
 
 @dataclass

@@ -153,7 +153,6 @@ def base64_text(value: Any, label: str) -> str:
 
 
 def json_type(value: object) -> str:
-    """Return JSON's name for the type of a decoded value."""
     if value is None:
         return "null"
     names: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
@@ -180,6 +179,6 @@ def check_row_aligned(outputs: Mapping[str, Array]) -> None:
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:
-    """Return one mapping a row, from each output to its value. Raises as `check_row_aligned`."""
+    """Return one mapping per row, from each output to its value. Raises as `check_row_aligned`."""
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

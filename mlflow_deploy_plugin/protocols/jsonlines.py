@@ -54,7 +54,6 @@ class LineReader:
         yield from self.read(bytes(self._unfinished))
 
     def read(self, whole: bytes) -> Iterator[Feeds]:
-        """Yield the feeds of complete lines."""
         lines = self._lines(whole)
         while chunk := list(islice(lines, _CHUNK)):
             self._kind = self._kind or json_type(chunk[0][1])

@@ -31,9 +31,9 @@ _COLUMN_BYTES = 512
 """Columns, or tensors, that are shorter in the mean are read as fast by orjson."""
 
 _EXACT = 2.0**53
-"""Smaller integers are exact as doubles; the caller reads larger numbers one by one."""
+"""Smaller integers are exact as doubles; the caller reads larger numbers separately."""
 _NULL = b"-1e308"
-"""Stands in the text for a null, which simdjson takes for no number."""
+"""Stands in the text for a null, which simdjson does not accept as a number."""
 _MOST_ENTRIES = 1_000
 _WHOLE = frozenset({"integer", "long"})
 _NUMBERS = _WHOLE | {"double", "float"}
@@ -201,7 +201,6 @@ def _plain(value: object) -> object:
 
 
 def _count_arrays(value: Any) -> int:
-    """Return the number of arrays within a container."""
     within = value.values() if isinstance(value, dict) else value
     if {list, dict}.isdisjoint(map(type, within)):
         return 0

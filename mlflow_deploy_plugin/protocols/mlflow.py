@@ -37,7 +37,7 @@ def asks_for_stream(body: bytes) -> bool:
     """Return True for a JSON object with `"stream": true`, as OpenAI's clients and MLflow's agents send it."""
     if b'"stream"' not in body:
         return False
-    with suppress(InvalidRequest):  # whoever reads the body says so
+    with suppress(InvalidRequest):  # the reader of the body raises it
         return json_object(body).get("stream") is True
     return False
 
@@ -62,7 +62,6 @@ def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
 
 
 def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
-    """Return the feeds in a JSON document; see `decode`."""
     if len(document) == 1:
         ((field, value),) = document.items()
         if read := _FIELD_DECODERS.get(field):

@@ -27,7 +27,7 @@ _CHUNK = 1024 * 1024
 
 
 class MalformedMessage(Exception):
-    """The bytes are no message, or the other side has gone in the middle of one."""
+    """The bytes are not a message, or the other side has gone within a message."""
 
 
 @dataclass(frozen=True, slots=True)

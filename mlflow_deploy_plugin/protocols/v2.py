@@ -46,7 +46,7 @@ _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
 class RequestedOutput(NamedTuple):
-    """An output of the response, as bytes behind the JSON or within it. One without a name stands for all of them."""
+    """An output of the response, as bytes after the JSON or within it. An empty name stands for all outputs."""
 
     name: str
     is_binary: bool = False
@@ -119,7 +119,6 @@ def encode(
 
 
 def server_metadata() -> dict[str, object]:
-    """Return the document of `GET /v2`."""
     return {"name": "onnxserve", "version": __version__, "extensions": EXTENSIONS}
 
 
@@ -148,7 +147,7 @@ def platform(artifact: Artifact) -> str:
 
 
 def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
-    """Return the tensors by name. Those without `data` take their bytes from `binary`, one after the other."""
+    """Return the tensors by name. Tensors without `data` take their bytes from `binary`, in order."""
     if not isinstance(entries, list):
         raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
     arrays: dict[str, tuple[TensorHeader, Array]] = {}

@@ -20,8 +20,7 @@ MAX_RANK = 32
 """The dimensions that numpy allows; the product of a million sizes would take hours."""
 
 MAX_EMPTY_TENSOR_SIZE = 65_536
-"""The largest product of the other sizes of an empty tensor: a graph may return that many elements, as a sum over no
-rows."""
+"""The largest product of the other sizes of an empty tensor; a sum over no rows returns that many elements."""
 
 _DTYPES: dict[str, Dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -208,7 +207,6 @@ def _check_count(head: TensorHeader, count: int) -> None:
 
 
 def _flattened(head: TensorHeader, data: list[Any]) -> Sequence[object]:
-    """Return the elements of nested lists."""
     level = [data]
     for size in head.shape:
         if level and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
