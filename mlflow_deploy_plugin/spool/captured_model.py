@@ -42,7 +42,7 @@ class ColumnMask:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keyed: hashlib.blake2b | None = None  # keyed once: a copy of it costs half of what a new one does
+        self._keyed: hashlib.blake2b | None = None  # keyed once: a copy costs half the time of a new hash
 
     def ensure_key(self) -> None:
         """Raise InvalidConfig if there is no key and none can be made."""
@@ -82,7 +82,7 @@ class ColumnMask:
 
 def _read_key(path: Path) -> bytes:
     """Return the key that the file holds in hexadecimal; make a new one if there is no file."""
-    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # all workers need the same one
+    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # all workers need the same key
     try:
         key = bytes.fromhex(text.decode().strip())
     except ValueError:
@@ -126,11 +126,10 @@ class CapturedModel:
 
     @property
     def has_all_outputs(self) -> bool:
-        """True if no output is left out or masked, as a stream of parts of all outputs must not be otherwise."""
+        """True if no output is left out or masked; a stream is captured only then."""
         return not self.left_out and PREDICTION not in self.mask
 
     def leaves_out(self, output: str) -> bool:
-        """Return True if the values of this output are not kept."""
         return output in self.left_out or (self.outputs is None and PREDICTION in self.left_out)
 
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:

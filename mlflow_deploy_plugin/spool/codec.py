@@ -24,9 +24,8 @@ _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, s
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256
-"""The most plans that are kept; one more empties the cache."""
+"""The most plans that are kept; a further plan empties the cache."""
 Layout = dict[str, Any]
-"""The document of a layout, as `RequestEncoder` writes it."""
 _form: Callable[[Array], tuple[tuple[int, ...], Dtype]] = attrgetter("shape", "dtype")
 
 
@@ -53,8 +52,7 @@ class RequestRecord(NamedTuple):
 
 
 KeptArray = tuple[int, bool, Array | None]
-"""An array that is written: its position in the request, True if it is text, and the columns that are kept (None: all).
-A named tuple would be unpacked more slowly."""
+"""An array: its position, True if it is text, and the kept columns (None: all). A named tuple would be slower."""
 MaskedColumn = tuple[int, int | None]
 """A column whose hashes are written: the position of its array, and its place in the array (None: it is the array)."""
 

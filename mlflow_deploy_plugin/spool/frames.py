@@ -28,7 +28,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 SUFFIX = ".seg"
 SHIPPED = ".shipped"
-"""The suffix of the file beside a segment that says how many of its bytes are in the inference log."""
+"""The suffix of the file next to a segment that holds the number of its bytes in the inference log."""
 
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
 REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs

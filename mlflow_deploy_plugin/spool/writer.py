@@ -53,7 +53,7 @@ class CaptureWriter:
         self._lock = threading.Lock()
         self._file = -1
         self._size = 0
-        self._segment = 0  # the number of the one that is open
+        self._segment = 0  # the number of the open segment
         self._models: dict[CapturedModel, int] = {}
         self._layouts: dict[tuple[CapturedModel, bytes], int] = {}
         self._mask = ColumnMask(self.spool.parent / MASK_KEY)
