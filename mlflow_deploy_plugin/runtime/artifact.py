@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.messages import one_line
 
 MLMODEL = "MLmodel"
 INPUT_EXAMPLE = "serving_input_example.json"
-"""MLflow writes it beside a model that was logged with an input example: a body for `/invocations`."""
+"""MLflow writes it next to a model that was logged with an input example: a body for `/invocations`."""
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")
 """Identifiers are shown in headers, metrics and logs, and the author of the file is not always who serves it."""
@@ -119,8 +119,6 @@ NO_REFUSALS: Final = Refusals()
 
 @dataclass(frozen=True)
 class Output:
-    """An ONNX output and what it means."""
-
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -332,7 +330,7 @@ def combine_hashes(hashes: Mapping[Path, str]) -> str:
 
 
 def check_digests(artifact: Artifact) -> None:
-    """Compare the files with the digests that the model records. Raises InvalidArtifact if one is not the same file."""
+    """Compare the files with the digests that the model records. Raises InvalidArtifact if a file differs."""
     for name, expected in artifact.digests.items():
         path = _inside(artifact.folder, name)
         try:

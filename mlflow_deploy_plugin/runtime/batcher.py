@@ -241,7 +241,7 @@ class Batcher:
             entry.wake.acquire()
 
     def _lead(self, leader: QueuedRequest) -> None:
-        """Compute one batch and distribute its outputs. Whatever happens, the lead is passed on and nobody waits."""
+        """Compute one batch and distribute its outputs. The lead is passed on in any case, so that no request waits."""
         batch: list[QueuedRequest] = []
         results: list[dict[str, Array]] = []
         try:
@@ -271,7 +271,7 @@ class Batcher:
                     self._finish(entry)
 
     def _gather_batch(self, leader: QueuedRequest) -> list[QueuedRequest]:
-        """Take the batch out of the queue once it is worth computing; an empty one if the leader's deadline passed."""
+        """Take the batch out of the queue once it is worth computing; an empty list if the leader's deadline passed."""
         until = leader.queued + self._delay
         while True:
             with self._lock:
@@ -315,7 +315,7 @@ class Batcher:
         return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
 
     def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
-        """Return the outputs of each request: views of the batch's. Empty if they cannot be told apart."""
+        """Return the outputs of each request: views of the batch's. Empty if they cannot be separated."""
         first, rows = batch[0], sum(entry.rows for entry in batch)
         size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
         if len(batch) == 1 and size == rows:
@@ -327,7 +327,7 @@ class Batcher:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in first.feeds}
         outputs = self._compute(joined)
         if any(array.shape[:1] != (size,) for array in outputs.values()):
-            return []  # not one entry a row after all
+            return []  # an output does not have one entry per row
         ends = np.cumsum([entry.rows for entry in batch]).tolist()
         return [
             {name: array[end - entry.rows : end] for name, array in outputs.items()}
@@ -413,5 +413,5 @@ def _is_close(batched: Array, alone: Array) -> bool:
         scale = float(finite.max()) if finite.size else 0.0
         return bool(np.allclose(batched, alone, rtol=_RELATIVE, atol=_RELATIVE * scale + _ABSOLUTE, equal_nan=True))
     if batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in alone.flat):
-        return True  # class → probability; the labels beside it tell
+        return True  # class → probability; the labels show a difference
     return bool(np.array_equal(batched, alone))

@@ -118,7 +118,7 @@ class BoundSession:
         return computed
 
     def _run_graph(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """Replay the graph of this shape. The first run computes without one, to learn the shapes of the outputs."""
+        """Replay the graph of this shape. The first run has no graph, to learn the output shapes."""
         if key not in self._graphs:
             buffers = Buffers(self._session, self._placement, feeds, names)
             buffers.fill(feeds)

@@ -34,7 +34,7 @@ def check_explainable(artifact: Artifact) -> None:
     if artifact.flavor == PYTHON_FUNCTION:
         raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model is explained here")
     for entry in artifact.inputs:
-        if entry.shape:  # an empty one says nothing
+        if entry.shape:  # an empty shape is unknown
             _check_rank(entry.name, len(entry.shape))
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
@@ -74,7 +74,7 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
         for entry in artifact.inputs:
             array = feeds[entry.name]
             for place in range(1 if array.ndim == 1 else array.shape[1]):
-                # those of the only tensor are numbered, as unnamed columns are
+                # the features of the only tensor are numbered, as unnamed columns are
                 numbered = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
                 features.append(ExplainedFeature(entry.name if array.ndim == 1 else numbered, ((entry.name, place),)))
     if len(features) > MAX_COLUMNS:

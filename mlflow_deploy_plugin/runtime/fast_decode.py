@@ -35,12 +35,10 @@ _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "fl
 """The `struct` format of (column type, input dtype); packing rounds once, as numpy does."""
 
 _MAX_TRANSPOSED = 1_000_000
-"""The largest number of values in columns that are turned into rows, each of which takes 50 bytes and more beside its
-values. The exact path needs no rows."""
+"""The largest number of values in columns that become rows (50 bytes each); the exact path needs no rows."""
 _COLUMN_TYPES = {dtype: kind for kind, dtype in COLUMN_TYPES.items() if dtype != "str"}
 """The type of the columns whose values a matrix of this dtype takes."""
 _BLOCK = "@"
-"""The first character of the name of a block."""
 
 _Rows = Sequence[Sequence[object]]
 _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
@@ -76,7 +74,7 @@ class FastDecoder:
     """Turns tables that fit into feeds; every method returns None for a table that may not fit.
 
     Args:
-        columns: those of the signature. A text column feeds an input of texts, and nothing else does.
+        columns: those of the signature. Only text columns feed inputs of texts.
         blocks: those of `type_blocks` if the types of the graph are narrower than the signature's.
 
     Attributes:

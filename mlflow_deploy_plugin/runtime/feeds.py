@@ -20,7 +20,6 @@ from mlflow_deploy_plugin.runtime.artifact import PYTHON_FUNCTION, Artifact, Col
 Array = npt.NDArray[Any]
 Dtype = np.dtype[Any]
 Feeds = dict[str, Array]
-"""Arrays by ONNX input name."""
 
 _FREE, _ONE = (-1,), (1,)
 _TEXT_BYTES = 64  # an object of str, without its characters
@@ -28,7 +27,7 @@ _TEXT_BYTES = 64  # an object of str, without its characters
 ArrayLayout = tuple[str, str, Sequence[int], int]
 """Name, dtype (`str`: texts), shape and number of bytes of an array."""
 SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
-"""Each symbolic name that stands at several places, with those places: (input, axis)."""
+"""Each symbolic name that several dimensions share, with these dimensions: (input, axis)."""
 
 
 class NarrowedFeeds(dict[str, Array]):
@@ -46,7 +45,7 @@ def object_array(values: Sequence[object]) -> Array:
 
 
 def as_table(array: Array) -> Array:
-    """Return an array of [N, …] as [N, values of a row]. From no rows numpy itself cannot tell how many these are."""
+    """Return an array of [N, …] as [N, values of a row]. numpy cannot derive their number if N is 0."""
     return array.reshape(len(array), prod(array.shape[1:]))
 
 
@@ -63,7 +62,7 @@ def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
 
 
 def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
-    """Return the rows of several feeds, one after the other. Raises ValueError: their arrays have different shapes."""
+    """Return the rows of several feeds, one after the other. Raises ValueError if their shapes differ."""
 
     def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
         return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}

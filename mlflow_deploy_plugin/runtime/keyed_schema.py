@@ -18,7 +18,6 @@ from mlflow_deploy_plugin.runtime.values import LISTS, short_repr
 
 _INTEGERS = range(-(2**63), 2**63)
 _EXACT = range(-(2**53), 2**53)
-"""The integers that are exact as float64."""
 
 
 @dataclass(frozen=True)

@@ -141,12 +141,12 @@ class OnnxModel:
         outputs = self.artifact.outputs
         self._output_names = [output.name for output in outputs]
         self._has_columns = bool(self.artifact.columns)
-        # without a proof, which tries rows beside others, they may be related
+        # without a proof, which tries rows next to other rows, they may be related
         self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
         self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
             self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
-        # an output whose first dimension has another name has no rows: the frames of a sound, say
+        # an output whose first dimension has another name does not have rows, such as the frames of a sound
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
         if artifact.flavor != "onnx":
             of_rows.add(("batch",))  # the converters call the rows of every output so
@@ -211,7 +211,7 @@ class OnnxModel:
                     return joined
                 compute = self._compute_large
                 break
-            if self._has_columns:  # they all have one length
+            if self._has_columns:  # all columns have the same length
                 break
         try:
             values = compute(names + self._marks, feeds, self._small_run)
@@ -227,7 +227,7 @@ class OnnxModel:
         return dict(zip(names, values, strict=True))
 
     def _run_in_pieces(self, outputs: Sequence[str] | None, feeds: Feeds, rows: int) -> dict[str, Array]:
-        """Compute the rows of a table some at a time; return nothing if an output has not one entry a row."""
+        """Compute the rows of a table some at a time; return nothing if an output does not have one entry per row."""
         if rows > self._answer_rows:
             raise BodyTooLarge(
                 f"the answer to {rows} rows has {rows * self._row_values} values, which are too many at once: send at "
@@ -290,7 +290,7 @@ class OnnxModel:
 
 
 def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:
-    """Bind the inputs of the graph to the signature by name, or else all columns, stacked, to the only input."""
+    """Bind the inputs of the graph to the signature by name, otherwise all columns, stacked, to the only input."""
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
     outputs = tuple(
         # skl2onnx writes classifiers with ZipMap by default: one mapping from class to probability a row

@@ -137,7 +137,7 @@ def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
 def _read_inputs(
     signature: Mapping[str, Any], takes_objects: bool
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
-    """Return the columns and the tensors of a signature, and the reason why they are not all that it says."""
+    """Return the columns and the tensors of a signature, and the reason why they are incomplete."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
         return (), (), "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV"

@@ -18,9 +18,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr, tensor_label
 
 REFUSED_ROWS = "onnxserve_refused_rows"
-"""The name of the graph's output, [N], that marks the rows which the original refuses; all others are 0.
-
-It is none of the model's outputs. The graph's metadata has the reason under the same name."""
+"""The graph's output [N] that marks refused rows; its metadata has the reason under the same name."""
 
 
 class CheckedColumn(NamedTuple):
@@ -102,7 +100,6 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
 
 
 def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: str) -> None:
-    """Raise SchemaMismatch if one of the columns has a number that is marked in `refused`."""
     if not refused.any():
         return
     for column in columns:

@@ -222,7 +222,6 @@ class Schema:
         return self._missing_error("column", missing, given) if missing else None
 
     def _missing_error(self, noun: str, missing: Sequence[str], given: Iterable[str]) -> SchemaMismatch:
-        """Name what is missing, and the unknown name that came in its place."""
         instead = hint_for_missing(missing, (name for name in given if name not in self.dtypes))
         needed = "" if "did you mean" in instead else f"; the model needs {join_names(self.names, missing[0])}"
         called = join_names([repr(name) for name in missing])

@@ -207,7 +207,6 @@ class Arena:
         return time.monotonic() > self._last_run + _KEEP_SECONDS
 
     def shrink(self) -> None:
-        """Give back the memory that no run is using."""
         with contextlib.suppress(Exception):  # the run is terminated before its first node, and shrinks the arena then
             self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
@@ -308,7 +307,6 @@ def check_device_libraries(module: ModuleType, device: Device) -> None:
 
 
 def session_options(module: ModuleType, device: Device, intra_op_num_threads: int) -> "ort.SessionOptions":
-    """Return the options of every session that answers requests."""
     options = module.SessionOptions()
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1

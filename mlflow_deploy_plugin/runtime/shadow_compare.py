@@ -79,7 +79,7 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
 def _pairs(
     answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield corresponding arrays, [N, k] each: those of the same name, else of the same position among their role."""
+    """Yield corresponding arrays, [N, k] each: of the same name, otherwise of the same position in their role."""
     ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
     by_name = {other.name: other for other in others.values()}
     for place, output in ours.items():
@@ -105,7 +105,7 @@ def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int]
 
 
 def _are_floats(left: Array, right: Array) -> bool:
-    """Return whether both are numbers, and one of them floating-point: integers may be codes."""
+    """Return True if both are numbers, and one is floating-point: integers may be codes."""
     kinds = left.dtype.kind + right.dtype.kind
     return "f" in kinds and set(kinds) <= set("fiu")
 

@@ -31,7 +31,7 @@ _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxoth
 
 
 class Missing(Enum):
-    """Says that a missing string stays None instead of becoming a text that stands for it."""
+    """Specifies that a missing string stays None instead of becoming a replacement text."""
 
     KEPT = None
 
@@ -127,7 +127,7 @@ def cast_tensor(name: str, array: Array, dtype: str) -> Array:
 
 
 def tensor_label(name: str) -> str:
-    """Return the words for a tensor in an error; the only one of a signature may have no name."""
+    """Return the words for a tensor in an error; the only tensor of a signature may be unnamed."""
     return f"tensor {name!r}" if name else "the tensor"
 
 
