@@ -131,9 +131,9 @@ def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVa
 def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
     """Return the variant of `key`: the same in every worker and after every restart, in the shares of the weights.
 
-    Weighted rendezvous hashing: the smallest of exponentially distributed hashes of endpoint, variant and key wins. A
-    variant whose weight grows only gains keys. No method without a memory moves fewer keys (Bavarian et al., "The
-    Optimality of Correlated Sampling", 2016).
+    Weighted rendezvous hashing: a hash of endpoint, variant and key gives an exponential number with the weight as its
+    rate, and the smallest wins. A variant whose weight grows only gains keys. No method without a memory moves fewer
+    keys (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
     """
     if len(variants) == 1:
         return variants[0]

@@ -1,7 +1,7 @@
 """Authentication of callers by API keys, by an issuer's tokens, or by certificates, and the rights of each.
 
 The agent writes the SHA-256 of the valid keys (`keys.json`). A key has 256 random bits, so a slower hash would not make
-it harder to guess. Browsers send the key as the password of Basic (RFC 7617); the user name is not read.
+it harder to guess. It is sent as Bearer (RFC 6750), or by browsers as the password of Basic (RFC 7617).
 
 A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068) contains infer, read and admin,
 and its optional claim `onnxserve_endpoints` the endpoints. The agent fetches the issuer's public keys (`jwks.json`); no
