@@ -1,6 +1,7 @@
 """JSON Lines (https://jsonlines.org, also NDJSON): one record or row per line, and one prediction per line.
 
-The lines become arrays a thousand at a time, so that a large body is never held as Python objects all at once.
+The lines become arrays a thousand at a time, so that a large body is never held as Python objects. Each line needs all
+required columns.
 """
 
 import io
