@@ -1,7 +1,7 @@
 """The controller runs rollouts, monitors and retrainings over time, under leases in the store.
 
-A name is imported from its module on first use: a command that needs one part must not wait for the imports of others.
-What reads the store raises `StoreUnavailable` if that does not answer, and what asks MLflow `RegistryUnavailable`.
+Each name is imported at its first use, because a command that needs one part must not wait for the other imports.
+Readers of the store raise `StoreUnavailable` if it does not answer; queries to MLflow raise `RegistryUnavailable`.
 """
 
 import lazy_loader

@@ -1,7 +1,6 @@
-"""Leadership: a process works only while it holds a lease of the store, and another takes over when it ends.
+"""A process works only while it holds a lease of the store (`store/leases.py`). Each of its tasks has its own thread.
 
-`store/leases.py` has the rules. Under a lease run background tasks, each in a thread of its own. Of all controllers of
-a store one holds `STORE_LEASE`: it runs the monitors, alerts and retrainings.
+The holder of `STORE_LEASE` runs the monitors, alerts and retrainings of the store.
 """
 
 import logging
@@ -31,7 +30,6 @@ _LOOK_SECONDS = 0.2
 
 
 def controller_name() -> str:
-    """Return the name that a controller of this machine has in the audit trail."""
     return f"controller@{socket.gethostname()}"
 
 
@@ -56,8 +54,7 @@ def lead(
 ) -> None:
     """Wait for a lease and run the tasks under it, again and again until `ended` is set.
 
-    Args:
-        role: follows the holder's name in the line that `say` gets whenever the holder changes.
+    `say` gets a line with the holder's name and `role` whenever the holder changes.
     """
     last_holder = ""
     while not ended.is_set():
@@ -88,8 +85,6 @@ def lead_store(
     say: Callable[[str], None],
     ended: threading.Event,
 ) -> None:
-    """Wait for the store's lease and run the tasks under it, until `ended` is set."""
-
     def show_lead(_: LeaseKeeper, over: threading.Event) -> None:
         LEADS.set(1)
         over.wait()
@@ -132,18 +127,15 @@ def log_errors(function: Callable[[], object]) -> None:
 
 
 def rollouts_lease_name(place: str) -> str:
-    """Return the name of the lease for the rollouts of a place (`Deployments.place`).
-
-    Controllers that reach the same servers contend for it. Others neither run those rollouts nor block them.
-    """
+    """Return the lease's name for a place (`Deployments.place`), whose rollouts one controller runs at a time."""
     return f"rollouts/{place}"
 
 
 def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-    """Yield the places whose servers this process reaches, each with the words for its servers.
+    """Yield the places whose servers this process reaches, each with a text that names its servers.
 
-    A target is reached if one of its endpoints is; an endpoint on another machine is not a failure. This machine comes
-    first, because a cluster that does not answer takes until its timeout. `fail` gets a line per target that fails.
+    An endpoint on another machine is not a failure. `fail` gets a line for each target that fails. This machine comes
+    first, because a cluster that does not answer takes until its timeout.
     """
     reached: set[str] = set()
     failures: dict[str, str] = {}
@@ -171,7 +163,7 @@ def _is_elsewhere(stored: Endpoint) -> bool:
 
 
 def reaches(deployments: Deployments, endpoint: str, place: str | None = None) -> bool:
-    """Return True if this process reaches the endpoint's server, and if that is at `place`, where one is given."""
+    """Return True if this process reaches the endpoint's server, and the server is at `place` if a place is given."""
     try:
         return place in (None, deployments.place(endpoint))
     except OnnxserveError:

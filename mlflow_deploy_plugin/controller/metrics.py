@@ -1,7 +1,6 @@
 """Metrics of monitors, alerts and retrainings for Prometheus, read from the store at each scrape.
 
-So every controller of a store answers the same, whichever does the work, and a monitor that has stopped is visible: the
-time of its last success stands still.
+Every controller of a store therefore returns the same values. The time of the last success shows a stopped monitor.
 """
 
 import logging
@@ -50,9 +49,9 @@ _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 
 
 def start_metrics_server(store: Store, port: int, host: str = "", request_seconds: float = 10.0) -> "WSGIServer":
-    """Answer Prometheus at `http://HOST:PORT/metrics` from a thread, for as long as the process lives.
+    """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises InvalidConfig if the port is taken.
 
-    `request_seconds` is the longest wait for a client to send anything. Raises InvalidConfig if the port is taken.
+    `request_seconds` is the longest wait for a client to send anything.
     """
     registry = CollectorRegistry()
     registry.register(StoreMetrics(store))
@@ -81,10 +80,10 @@ class _Reading:
 
 
 class StoreMetrics(Collector):
-    """The metrics of one store.
+    """The metrics of one store, which one thread reads.
 
-    A thread reads the store, one reading at a time. If that takes longer than `patience_seconds`, the last reading is
-    given. If the store does not answer or fails, `onnxserve_store_up` is 0.
+    If a reading takes longer than `patience_seconds`, the last reading is returned. If the store does not answer or
+    fails, `onnxserve_store_up` is 0.
     """
 
     def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -160,7 +159,6 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
 
 
 def _state(judged: MonitorWindow | None, last: MonitorWindow | None) -> str:
-    """Return the state of a monitor that is not paused, from its newest judged window and its newest window."""
     if last is not None and (last.state == "failed" or last.attempts > 0) and last.state != "judged":
         return "failing"
     if judged is None:

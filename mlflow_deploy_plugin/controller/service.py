@@ -21,7 +21,7 @@ _AWAITED_SECONDS = 0.5  # the same for a retraining that somebody waits for
 def run_controller(
     deployments: Deployments, ended: threading.Event, *, lease_seconds: float, judge_at_once: int, judge_seconds: float
 ) -> None:
-    """Run everything until `ended` is set. Of several controllers, those without a lease wait to take over.
+    """Run everything until `ended` is set. Controllers without a lease wait to take over.
 
     `judge_at_once` windows are judged at the same time; a judgement that takes longer than `judge_seconds` is ended.
     """

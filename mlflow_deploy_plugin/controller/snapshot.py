@@ -1,4 +1,4 @@
-"""A snapshot of an endpoint: which model and versions answer, and what they have counted."""
+"""A snapshot of an endpoint: its main model, the versions that answer, and their counters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class EndpointSnapshot:
 
     Attributes:
         reason: why it is not running, or what it waits for.
-        versions: variant → the version with which every worker answers; a variant with none or several is missing.
+        versions: variant → the version that all workers serve; a variant without exactly one is missing.
         errors: variant → why a worker could not load the version.
         refused: variant and version → why the agent refuses to serve it.
         unread: why the counters of a server are missing; empty if none are.
@@ -73,10 +73,7 @@ class ServedModelChanged(InvalidConfig):
 
 
 def served_model(observed: ObservedEndpoint) -> str:
-    """Return the registered model that answers.
-
-    Raises InvalidConfig if no registered model answers, or several deployments share the traffic.
-    """
+    """Return the registered model that answers. Raises InvalidConfig if there is none, or several variants answer."""
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:
@@ -85,11 +82,9 @@ def served_model(observed: ObservedEndpoint) -> str:
 
 
 def served_version(observed: ObservedEndpoint) -> str:
-    """Return the version that answers. If the server does not run, return the one that it would serve.
+    """Return the version that answers. If the server does not run, return the version that it would serve.
 
-    Raises:
-        InvalidConfig: as `served_model`.
-        NotFound / RegistryUnavailable: nobody says which.
+    Raises InvalidConfig as `served_model`, and NotFound or RegistryUnavailable if the version is unknown.
     """
     spec = observed.endpoint.spec
     main = main_variant(spec)
@@ -99,12 +94,8 @@ def served_version(observed: ObservedEndpoint) -> str:
 def answering_version(deployments: Deployments, endpoint: str, model: str) -> str:
     """Return the version of the model that answers now; empty while a rollout decides it, or if it is unknown.
 
-    Model and version may change while a retraining takes minutes to days.
-
-    Raises:
-        ServedModelChanged: the endpoint serves another one by now.
-        NotFound: there is no such endpoint.
-        RegistryUnavailable: nobody says which version.
+    Model and version may change during a retraining. Raises ServedModelChanged if the endpoint serves another model,
+    NotFound if there is no such endpoint, and RegistryUnavailable if the version is unknown.
     """
     observed = deployments.get_endpoint(endpoint)
     try:

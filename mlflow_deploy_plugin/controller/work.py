@@ -1,8 +1,7 @@
-"""Durable work in this process: attempts at rollouts, retrainings and monitors.
+"""Durable work in this process: attempts at rollouts, retrainings and monitors, and the fire times of schedules.
 
-The store has all work that is to be done. So an attempt may end anywhere, and the next holder of the lease begins the
-next one. A `WorkRunner` keeps only state that may be lost: which attempts are running, and when each piece of work may
-be tried again. The fire times of monitors and scheduled retrainings come from here, too.
+The store has all work to be done, so an attempt may end anywhere and the next holder of the lease repeats it. The state
+of a `WorkRunner` (running attempts and pauses) may be lost.
 """
 
 import logging
@@ -33,10 +32,7 @@ Attempt = Callable[[], float]
 
 
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
-    """Return the first time after `after`, in UTC, of a crontab line, as `crontab_times` has them.
-
-    Raises InvalidConfig if this machine does not know the time zone.
-    """
+    """Return the first time after `after`, in UTC, of a crontab line (`crontab_times`). Raises InvalidConfig."""
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
     # in the second of two equal hours they begin with those of the first
     return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
@@ -58,9 +54,8 @@ class _Work:
 class WorkRunner:
     """Runs attempts in daemon threads: one at a time for each key, the longest waiting first.
 
-    Attributes:
-        failure_seconds: the pause after an unexpected exception.
-        on_defect: is called with the key, the exception and how many there were in a row; the exception is logged.
+    `failure_seconds` is the pause after an unexpected exception. The exception is logged, and `on_defect` is called
+    with the key, the exception and the number of exceptions in a row.
     """
 
     name: str
@@ -94,7 +89,7 @@ class WorkRunner:
                 thread.start()
 
     def pause(self, key: Hashable, seconds: float) -> None:
-        """Begin no attempt at the work for so long."""
+        """Start no attempt at the work for so many seconds."""
         self._works.setdefault(key, _Work()).not_before = self.monotonic() + seconds
 
     def stop(self, wait: bool) -> None:

@@ -1,9 +1,9 @@
-"""Judges one window of a monitor from the log and logs the result to MLflow, and counts the rows and labels of windows.
+"""Judges one window of a monitor from the log, logs the result to MLflow, and counts the rows and labels of windows.
 
-These functions run in the process of a command, or in judging processes. So a judgement that hangs or crashes harms
-nothing else. To import Evidently takes seconds and half a gigabyte, so a process is kept for the next window. It is
-ended once it has been idle for a while, or has judged so many windows that its leaked memory matters. It ends itself
-once the controller is gone, so that two processes never log the same window.
+The functions run in the process of a command or in a judging process, because a judgement may hang or crash. A judging
+process is kept for the next window, since the import of Evidently takes seconds and half a gigabyte. It ends after a
+while without work, after as many windows as its leaked memory allows, and together with the controller, so that two
+processes never log the same window.
 """
 
 import contextlib
@@ -42,8 +42,6 @@ _OOM_SCORE = "500"
 
 @dataclass(frozen=True)
 class EvaluatedWindow:
-    """The result of a window, the run that shows it, and the rows of the window that the log had at that time."""
-
     result: MonitorResult
     run: LoggedRun
     log_rows: int
@@ -70,11 +68,10 @@ def window_request(
 
 
 def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
-    """Judge the window and log its run. If this revision has a run already, return that one.
+    """Judge the window and log its run. If this revision already has a run, return that run.
 
-    Raises:
-        RegistryUnavailable: MLflow does not answer; this is checked before anything is judged.
-        OnnxserveError: the log or the reference cannot be read.
+    Raises RegistryUnavailable, before anything is judged, if MLflow does not answer, and OnnxserveError if the log or
+    the reference cannot be read.
     """
     # here: Evidently takes seconds and half a gigabyte that the controller itself does without
     from mlflow_deploy_plugin.monitoring.run import run_monitor
@@ -91,8 +88,7 @@ def count_rows(request: WindowRequest) -> int:
 
 
 def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> bool:
-    """Return True if the log has a row of the window, or a file of its hours that cannot be read, which the result
-    names. A window shorter than an hour may have none in files that others have rows in."""
+    """Return True if the log has a row of the window, or a file of the window's hours that cannot be read."""
     logs = _judged_logs(log, kind)
     return any(len(batch) for one in logs for batch in one.batches(endpoint, window, ["_row"])) or bool(log.unreadable)
 
@@ -117,7 +113,6 @@ def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
 
 
 def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> str:
-    """Return a digest of the files of the window's hours; empty if there are none."""
     logs = _judged_logs(log, kind)
     files = [(file.path, file.size) for one in logs for hour in one.hours(endpoint, window) for file in one.files(hour)]
     return digest(sorted(files)) if files else ""
@@ -129,9 +124,9 @@ def digest(of: object) -> str:
 
 
 def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
-    """Return for each window of a monitor how many of the rows that are judged have a usable label.
+    """Return for each window of a monitor how many of its judged rows have a usable label; the labels are read once.
 
-    The labels are read once. Raises OnnxserveError if the log is down.
+    Raises OnnxserveError if the log is down.
     """
     # here: the controller judges nothing itself, so it need not hold these libraries in memory
     from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows

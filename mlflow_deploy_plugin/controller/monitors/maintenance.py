@@ -1,13 +1,11 @@
-"""The hourly upkeep of the inference log, and of the windows that were judged from it.
+"""The hourly upkeep of the inference log, and further revisions of windows for which rows or labels came late.
 
-The log is compacted, what is older than its retention is deleted, and so are watermarks of agents that are gone. This
-runs in a child process, because it reads and writes whole hours. What has expired in the store is deleted here.
+A child process compacts the log and deletes rows past their retention and watermarks of agents that are gone, because
+it reads and writes whole hours. Expired rows of the store are deleted in this process.
 
-A window for which rows or labels came after it was judged gets a further revision.
-
-Late rows are looked for if the files of the window's hours have changed, for a day after the window's end. A monitor of
-kind performance also looks for late labels if the files of labels have changed, for a week after its labels should have
-been in. Files also change without new rows, when small ones are merged; so rows and labels are counted.
+Late rows are searched for one day after the window's end, and only if the files of its hours have changed. A monitor of
+kind performance also searches for late labels, for a week after the labels are due, if the files of labels have
+changed. Merging also changes files, so rows and labels are counted.
 """
 
 import logging
@@ -59,7 +57,6 @@ _TIMEOUT_SECONDS = 1800.0
 
 
 def revision_period(spec: MonitorSpec) -> timedelta:
-    """Return how long after its end a window may get a further revision."""
     if spec.kind != "performance":
         return _ROWS_LOOKED_FOR
     within = duration_seconds(spec.labels_within) if spec.labels_within is not None else 0
@@ -67,7 +64,7 @@ def revision_period(spec: MonitorSpec) -> timedelta:
 
 
 def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
-    """Return for each window of a monitor a digest of the files that its judgement reads; empty if it has no rows."""
+    """Return for each window a digest of the files that its judgement reads; empty if the window has no rows."""
     rows = [files_digest(log, one.endpoint, Window(one.start, one.end), spec.kind) for one in windows]
     if spec.kind != "performance" or not any(rows):
         return rows
@@ -89,7 +86,7 @@ def add_revisions(
 ) -> list[tuple[MonitorWindow, LateData]]:
     """Add a revision of each window that now has more rows, or materially more labels, than when it was judged.
 
-    Return the revisions, which have to be judged, each with the kind of the late data.
+    Return the revisions, which are still to be judged, each with the kind of the late data.
     """
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)
@@ -126,7 +123,7 @@ def add_revisions(
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     """Return True if a window that now has `labels` labels should be judged again.
 
-    Either it has enough labels for the first time, or the new labels are a twentieth of its judged rows.
+    It has enough labels for the first time, or the new labels are a twentieth of its judged rows.
     """
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:
@@ -139,8 +136,8 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
 class RetainedWindows:
     """The parts of the log, in event time, that an endpoint's monitors will read again, however old they are.
 
-    `rolling` has for each `rolling:` reference the time before the next window; the rows that its bins are frozen on
-    may lie long before that.
+    `rolling` maps each `rolling:` reference to the start of the next window; the rows that its bins are frozen on may
+    be much older.
     """
 
     windows: list[Window] = field(default_factory=list)
@@ -211,7 +208,6 @@ def _logged_errors(failure: str) -> Iterator[None]:
 def maintain_log(
     settings: Settings, endpoint: str, now: datetime, retention: str | None, needed: RetainedWindows
 ) -> MaintenanceResult:
-    """Compact the hours that are over, and delete what is older than the endpoint's retention, if it has one."""
     keep = timedelta(seconds=duration_seconds(retention)) if retention is not None else None
     log = open_log(settings.inference_log)
     return maintain(log, endpoint, now, keep, needed.of(log, endpoint))

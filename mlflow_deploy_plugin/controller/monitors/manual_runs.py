@@ -1,7 +1,7 @@
 """Windows that a person asks for, judged at once by `onnxserve monitor run` and `backfill`.
 
-The result goes to the caller and into the store, marked `by_hand`: nobody is alerted and nothing is started. The
-schedule still judges the windows that it comes to.
+The result is stored with `by_hand`; no alert is sent and no retraining is started. The schedule still judges its
+windows.
 """
 
 import tempfile
@@ -67,11 +67,10 @@ _INDEPENDENT = f"{{}} says when its rows happened (a column {EVENT_TIME}): they 
 
 @dataclass(frozen=True)
 class SelectedMonitor:
-    """A monitor of an endpoint, or one made of the defaults if the endpoint's spec has none.
+    """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has none.
 
-    Attributes:
-        tried: bounds that replace those of the spec this once, as `min_rows=50`; the monitor's verdict stays then.
-        columns, exclude: only these columns are judged this once, or all but these; empty: those of the spec.
+    `tried` has bounds that replace the spec's for this run (`min_rows=50`); the monitor's own verdict then stays. Only
+    `columns` are judged, or all but `exclude`; if both are empty, the spec's columns are judged.
     """
 
     endpoint: str
@@ -87,7 +86,7 @@ class SelectedMonitor:
     ) -> "SelectedMonitor":
         """Return the monitor with these fields of its spec replaced; None leaves a field as it is.
 
-        Raises InvalidConfig if columns are named, and the monitor's kind does not judge columns.
+        Raises InvalidConfig if columns are named and the monitor's kind does not judge columns.
         """
         named = {name: ",".join(names) for name, names in (("columns", columns), ("exclude", exclude)) if names}
         if named and self.spec.kind not in KINDS_WITH_REFERENCE:
@@ -100,11 +99,10 @@ class SelectedMonitor:
 
 
 def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> SelectedMonitor:
-    """Return the monitor of this name; by default the endpoint's only one, or a daily drift monitor if it has none.
+    """Return the monitor of this name; by default the endpoint's only monitor, or a daily drift monitor if it has none.
 
-    Raises:
-        NotFound: there is no such endpoint or monitor.
-        InvalidConfig: the endpoint has several, and none is named.
+    Raises NotFound if the endpoint or monitor does not exist, and InvalidConfig if `name` is None and there are
+    several.
     """
     stored = deployments.store.endpoint(endpoint)
     if stored is not None:
@@ -129,15 +127,12 @@ def find_monitor(deployments: Deployments, endpoint: str, name: str | None) -> S
 def run_window(
     deployments: Deployments, monitor: SelectedMonitor, window: Window | None, judge: Judge, engine: Engine = "local"
 ) -> tuple[MonitorWindow, EvaluatedWindow]:
-    """Judge a window, by default the latest whole one of the monitor's length that has rows.
+    """Judge a window, by default the latest whole window of the monitor's length that has rows.
 
-    A window that is in the store already gets a further revision. A result with other bounds than the monitor's stands
-    in MLflow alone; the returned window is not in the store then.
-
-    Raises:
-        InvalidConfig: Spark is asked for and does not help this kind of monitor.
-        NotFound: the window has no rows.
-        OnnxserveError: it cannot be judged, or the controller is judging it.
+    A window that is already in the store gets a further revision. A result with bounds other than the monitor's is
+    stored only in MLflow; the returned window is then not in the store. Raises InvalidConfig if Spark does not support
+    this kind of monitor, NotFound if the window has no rows, and OnnxserveError if it cannot be judged or the
+    controller judges it.
     """
     if engine == "spark" and monitor.spec.kind not in KINDS_WITH_REFERENCE:
         raise InvalidConfig(
@@ -240,7 +235,7 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
 
 
 def _hold_lease(deployments: Deployments, monitor: SelectedMonitor) -> AbstractContextManager[LeaseKeeper]:
-    """Hold the monitor's lease, which a controller holds while it judges a window itself."""
+    """Hold the monitor's lease, which a controller holds while it judges a window."""
     deadline = time.monotonic() + PATIENCE_SECONDS
 
     def wait_for(holder: str) -> None:
@@ -271,25 +266,19 @@ def run_files(
 ) -> tuple[MonitorWindow, EvaluatedWindow]:
     """Compare the rows of a file with those of another, and log the report to the experiment `onnxserve/NAME`.
 
-    This is for somebody who has two tables and no endpoint yet. The rows become one window of a temporary log that
-    holds the file alone; verdict and report are those of a drift monitor. Nothing is written but the run.
-
-    The columns are those of the files. A column of a CSV file has the type that it has in a Parquet file next to it,
-    otherwise the type that fits the texts of both files.
-
-    If both files say when each row happened, the rows are one window, as long as they last, compared with windows of
-    the reference. Otherwise rows are compared with rows, taken as independent, and a note says so.
+    No endpoint is needed. The rows become a window of a temporary log; verdict and report are those of a drift monitor.
+    Only the MLflow run is written. A CSV column has the type of the same column in the other file if that is Parquet,
+    otherwise the type that fits the texts of both files. If both files have event times, the rows are one window that
+    is compared with windows of the reference of the same length. Otherwise rows are compared with rows as independent
+    samples, and a note reports this.
 
     Args:
-        name: an endpoint's name; the endpoint need not exist.
-        rows / reference: Parquet or CSV, a path or any URI that MLflow can fetch; of more than a million rows a sample
-            is taken.
+        rows / reference: Parquet or CSV, a path or any URI that MLflow can fetch; above a million rows a sample is
+            taken.
         bounds: as `SelectedMonitor.with_bounds` takes them.
 
-    Raises:
-        NotFound: a file is not there.
-        InvalidConfig: one cannot be read, or has no rows, or the name cannot be an endpoint's.
-        RegistryUnavailable: MLflow, or the storage of a file, does not answer.
+    Raises NotFound if a file is missing, InvalidConfig if a file cannot be read or has no rows or `name` is not valid
+    for an endpoint, and RegistryUnavailable if MLflow or the storage of a file does not answer.
     """
     empty_endpoint(name)
     found, against = load_datasets([rows, reference])
@@ -317,7 +306,6 @@ def run_files(
 
 
 def _lay_out(rows: ReferenceRows, times: np.ndarray, folder: Path) -> None:
-    """Write the rows as an agent does: a file for each hour of event time."""
     count = len(rows.table)
     table = rows.table.select([name for name in rows.table.column_names if not name.startswith("_")])
     table = table.append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
@@ -344,7 +332,7 @@ def wait_until_shipped(
 ) -> bool:
     """Wait at most `patience` seconds for the agent; return True if the log has all that was in the folder's spool.
 
-    Without a living agent nobody ships, and there is nothing to wait for.
+    Without a living agent nothing is shipped, and the function returns at once.
     """
     deadline = clock() + patience
     sizes: dict[Path, int] = {}

@@ -1,10 +1,8 @@
-"""The schedule of a monitor: which window is next, when it may be judged, and whether its rows are in the log.
+"""The schedule of a monitor: the next window, the time when it may be judged, and whether its rows are in the log.
 
-A window is due once it is over and `grace` has passed, and for a monitor of labels also `labels_within`. With a
-schedule it is due at the schedule's first time after that. Nothing has to fire at that time: the window stays due until
-somebody looks, so a controller catches up on the windows that it missed.
-
-Everything here is a function of times, the spec and what the store has.
+A window is due after its end and `grace`, and for a monitor of labels also `labels_within`; with a schedule, at the
+schedule's first time after that. A due window stays due, so a controller catches up on missed windows. All functions
+depend only on times, the spec and the contents of the store.
 """
 
 import hashlib
@@ -36,8 +34,8 @@ _MAX_JITTER = timedelta(seconds=30)
 class DueWindow:
     """The oldest window that is due and not in the store yet.
 
-    `left_out` earlier windows are skipped, since there are too many. `oldest` is the start of the first of them, or of
-    the window itself.
+    `left_out` earlier windows exceed the limit and are skipped; `oldest` is the start of the first of all these
+    windows.
     """
 
     window: Window
@@ -48,10 +46,9 @@ class DueWindow:
 def next_due_window(
     endpoint: Endpoint, state: MonitorState, now: datetime, max_catch_up: int = MAX_CATCH_UP
 ) -> DueWindow | None:
-    """Return the next window, or None if none is due. Of more than `max_catch_up` windows only the newest are taken.
+    """Return the next window, or None if no window is due. Only the newest `max_catch_up` windows are taken.
 
-    A monitor begins with the window that holds the endpoint's creation. Raises InvalidConfig if the schedule cannot be
-    read.
+    The first window contains the endpoint's creation. Raises InvalidConfig if the schedule cannot be read.
     """
     spec = endpoint.spec.monitors[state.monitor]
     starts = windows_between(spec, _begin(endpoint, state, now), now)
@@ -63,9 +60,9 @@ def next_due_window(
 
 
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
-    """Return True if the clock now shows a time before the endpoint's creation, or before the windows that were judged.
+    """Return True if the clock shows a time before the endpoint's creation, or before the windows that were judged.
 
-    The monitor then continues with the present window, and judges again what it has judged too early.
+    The monitor then continues with the present window, and judges again the windows that it judged too early.
     """
     return (state.made_up_to or endpoint.created_at) > now
 
@@ -78,10 +75,7 @@ def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> dat
 
 
 def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return the start of the oldest window that is not in the store yet and will be, now or when the first is due.
-
-    Raises as `next_due_window`.
-    """
+    """Return the start of the oldest window that is still to be stored. Raises as `next_due_window`."""
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     over = windows_between(spec, begin, now)
     if not over:
@@ -92,7 +86,7 @@ def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime
 
 
 def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
-    """Return the oldest of the windows that wait to be judged; None if it may not be tried yet. All others wait for it.
+    """Return the oldest window that waits to be judged; None if it may not be tried yet, since all others wait for it.
 
     A `not_before` further ahead than the longest back-off was set by a wrong clock, and is ignored.
     """
@@ -117,10 +111,7 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
 
 
 def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
-    """Return a delay that is fixed for the monitor, so that not all begin at the full hour.
-
-    It is at most 30 s and a hundredth of the window.
-    """
+    """Return the monitor's fixed delay, by which monitors start apart: at most 30 s and a hundredth of the window."""
     most = min(_MAX_JITTER, timedelta(seconds=duration_seconds(spec.every)) / 100)
     number = int.from_bytes(hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest())
     return most * (number / 2**32)
@@ -135,11 +126,9 @@ def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
 
 @dataclass(frozen=True)
 class Readiness:
-    """The completeness of an endpoint's log, as its agents say.
+    """The completeness of an endpoint's log, by its agents' watermarks; `notes` has the agents not waited for, and why.
 
-    Attributes:
-        complete_until: every earlier row is in the log; None if no agent is waited for.
-        notes: the agents that are not waited for, and why.
+    Every row before `complete_until` is in the log; None if no agent is waited for.
     """
 
     complete_until: datetime | None
@@ -196,7 +185,7 @@ class MonitorOverview:
         last: the newest window that was judged, by the schedule or by hand.
         open: the schedule's window that is being judged, or tried again.
         given_up: scheduled windows that could not be judged, among the newest hundred.
-        next_due: when the next window may be judged; None if that is unknown, or the monitor is paused.
+        next_due: None if unknown, or if the monitor is paused.
     """
 
     endpoint: str
@@ -214,7 +203,7 @@ class MonitorOverview:
 def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
     """Return the monitors of all endpoints, or of one endpoint, by name. Raises NotFound.
 
-    By `marks`, the watermarks of the log's agents, a window waits for its rows.
+    With `marks`, the watermarks of the log's agents, a window waits for its rows.
     """
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     stored = {(one.endpoint, one.monitor): one for one in Monitors(store).states(endpoint)}

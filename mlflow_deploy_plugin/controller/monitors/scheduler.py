@@ -1,8 +1,7 @@
-"""Runs every monitor of the store: looks which windows are due, and has a few at a time judged.
+"""Runs every monitor of the store: finds the windows that are due, and judges a few at a time.
 
-All lasting state is in the store and is read again at each look. So a monitor may be changed, paused or deleted at any
-time, and the next holder of the lease continues. A monitor's windows are judged one after the other, oldest first,
-under the monitor's own lease. `onnxserve monitor run` takes the same lease.
+All lasting state is in the store and is read again at each look, so monitors may change at any time. The windows of a
+monitor are judged in order under the monitor's own lease, which `onnxserve monitor run` also takes.
 """
 
 import threading
@@ -35,11 +34,10 @@ _HELD_SECONDS = 2.0
 
 @dataclass
 class _Watched:
-    """A monitor as this controller remembers it; nothing is lost with it.
+    """A monitor as this controller remembers it; none of this state has to last.
 
-    Attributes:
-        looked_for_late: when late rows and labels were last looked for (monotonic).
-        troubles / late_troubles: failures in a row to run it, and to look for late rows and labels.
+    `looked_for_late` is the monotonic time of the last search for late data; `troubles` and `late_troubles` count
+    failures in a row.
     """
 
     looked_for_late: float = float("-inf")
@@ -55,10 +53,8 @@ class _Watched:
 class MonitorScheduler:
     """Runs the monitors while the controller's lease lasts.
 
-    Attributes:
-        judging_seconds: a judgement that takes longer is ended, and tried again.
-        at_once: judgements at the same time, each in a process of its own.
-        evaluator: judges and counts; default: in those processes.
+    A judgement that takes longer than `judging_seconds` is ended and tried again. `at_once` judgements run at the same
+    time, each in its own process. `evaluator` is by default the evaluator in those processes.
     """
 
     deployments: Deployments
@@ -79,7 +75,6 @@ class MonitorScheduler:
         self._said_unreadable: set[str] = set()
 
     def run(self, keeper: LeaseKeeper, over: threading.Event) -> None:
-        """Work until the lease is lost or `over` is set. The next leader takes over the windows being judged then."""
         workers = WorkerPool([judging_worker() for _ in range(self.at_once)])
         evaluator = self.evaluator or evaluator_in(workers, self.judging_seconds)
         windows = WindowRunner(self.deployments, evaluator, self.deployments.progress, max_catch_up=self.max_catch_up)
@@ -100,7 +95,6 @@ class MonitorScheduler:
             work.stop(wait=True)
 
     def _look(self, work: WorkRunner, keeper: LeaseKeeper, windows: WindowRunner) -> None:
-        """Start an attempt at each monitor that has something due."""
         now = self._store.now()
         states = {(one.endpoint, one.monitor): one for one in self._monitors.states()}
         pending: dict[MonitorKey, list[MonitorWindow]] = {}
@@ -194,7 +188,7 @@ class MonitorScheduler:
                 self._monitors.close(window, "the monitor was deleted before the window was judged")
 
     def _report_trouble(self, key: MonitorKey, reason: str) -> None:
-        """Say once why a monitor cannot be run, and note it for `onnxserve monitor list`."""
+        """Report once why a monitor cannot be run, and note it for `onnxserve monitor list`."""
         watched = self._watched[key]
         if watched.last_reason != reason:
             watched.last_reason = reason

@@ -1,8 +1,8 @@
 """Runs one window of a monitor, under the monitor's lease: the oldest due window is stored, judged and closed.
 
-An attempt at a window ends in one of three ways: the window is judged, it is to be tried again, or it is given up. What
-follows from a verdict is begun before the verdict is written. If the controller is killed in between, the next one
-judges the window again, adopts its MLflow run, and alerts again: an alarm may be sent twice, and none is lost.
+An attempt ends in one of three ways: the window is judged, it will be tried again, or it is given up. Alerts and
+retrainings start before the verdict is written. After a crash in between, the next controller judges the window again
+and adopts its MLflow run: an alarm may be sent twice, but is never lost.
 """
 
 import logging
@@ -64,11 +64,8 @@ class Idle(Enum):
 class WindowRunner:
     """Judges the windows of monitors.
 
-    Attributes:
-        say: takes one line for each change.
-        by_hand: a person has asked for the window and sees the result: no alert is sent, no retraining is started, and
-            a failure is not tried again.
-        max_catch_up: only so many windows that were missed are judged, the newest.
+    `say` takes a line for each change. With `by_hand` a person sees the result: no alert is sent, no retraining is
+    started, and a failure is not retried. Of the missed windows only the newest `max_catch_up` are judged.
     """
 
     deployments: Deployments
@@ -82,11 +79,9 @@ class WindowRunner:
         return Monitors(self.deployments.store)
 
     def run_next(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Idle | None:
-        """Judge one window of the monitor. Return the window, or why none was judged; None as `judge_window`.
+        """Judge one window of the monitor. Return the window, or why no window was judged; None as `judge_window`.
 
-        Raises:
-            InvalidConfig: the monitor's schedule cannot be read.
-            OnnxserveError: the log cannot be read.
+        Raises InvalidConfig if the monitor's schedule cannot be read, and OnnxserveError if the log cannot be read.
         """
         store = self.deployments.store
         now = store.now()  # before the spec: one that was changed since must not cut windows that are due only now
@@ -117,7 +112,7 @@ class WindowRunner:
     ) -> MonitorWindow | None:
         """Make one attempt at the window, and return it: judged, to be tried again, or given up.
 
-        None is returned if the window was not written: the lease is lost, or the attempt was ended on purpose.
+        Return None if nothing was written, because the lease is lost or the attempt was ended on purpose.
         """
         if window.state == "running" and not self.by_hand:  # its lease was free: the process that judged it was killed
             if window.attempts + 1 >= MAX_ATTEMPTS:
@@ -143,7 +138,6 @@ class WindowRunner:
         return self._write(judged, keeper) if keeper.is_held else None
 
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
-        """Store further revisions of windows that got more rows or labels since they were judged."""
         added = add_revisions(self.deployments, self.evaluator, name, monitor)
         for window, what in added:
             self.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")

@@ -36,10 +36,10 @@ class RetrainPlan:
         base_version: the model's version that was judged; the new version is compared with it.
         project / entry_point / mode / parameters / env_manager: of `mlflow run`.
         timeout: the seconds that the run may take.
-        then / steps / step_every: say how a version that passes its gate is deployed.
+        then / steps / step_every: the deployment of a version that passes its gate.
         min_requests: the requests that the new version has to answer in each step of its rollout.
-        window: `START/END`, whose labelled rows are learned; empty: the latest whole one of length `every`.
-        actor: the audit trail's name for who starts it.
+        window: `START/END`, whose labelled rows are learned; empty: the latest whole window of length `every`.
+        actor: the user in the audit trail.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -107,7 +107,7 @@ def retraining_summary(retraining: Retraining) -> str:
 
 @dataclass(frozen=True)
 class RetrainingContext:
-    """The tools of every step: they store a retraining, wait for it, end it and announce it."""
+    """The functions that every step uses to store, delay, end and announce a retraining."""
 
     deployments: Deployments
     actor: str
@@ -129,7 +129,7 @@ class RetrainingContext:
         return AuditEvent(self.now(), self.actor, action, *of_model, before, after, why, named)
 
     def wait(self, one: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
-        """Store what it waits for, once for the same reason."""
+        """Store the reason why it waits, once for the same reason."""
         if one.reason != reason:
             self.write(replace(one, reason=reason), waits_for=waits_for)
 
@@ -145,9 +145,7 @@ class RetrainingContext:
         self.end(one, state, reason)
 
     def end(self, one: Retraining, state: RetrainingState, reason: str) -> None:
-        """End it, with its audit event. The rows of the model's trainings go, but for this one's if it has failed: a
-        person may want to see them until the next has ended.
-        """
+        """End it, with its audit event. Delete rows of the model's trainings; a failed one keeps its own."""
         detail = {"state": state, "run_id": one.run_id, "rollout": one.rollout_id}
         given = {name: value for name, value in detail.items() if value not in ("", None)}
         event = self.event("retrain.end", one, "", state.replace("_", " "), reason, given)
@@ -161,7 +159,6 @@ class RetrainingContext:
                             file.unlink(missing_ok=True)
 
     def folder(self, one: Retraining) -> Path:
-        """Return the folder where an attempt keeps its rows and its log."""
         return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{one.figures.attempt or 1}"
 
     def _announce(self, one: Retraining, text: str) -> None:

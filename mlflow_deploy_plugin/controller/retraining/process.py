@@ -1,16 +1,12 @@
-"""The training process: `mlflow run` in a session of its own, which outlives its controller.
+"""The training process: `mlflow run` in its own session, which outlives its controller; and its run in MLflow.
 
-All processes of a training have the run's id in their environment. So the next controller of this machine finds them,
-and can end them together. The MLflow run is created before they start: every controller finds the registered version by
-the run's id, and the outcome by the run's status.
+All processes of a training have the run's id in their environment, so the next controller of this machine can find and
+end them. The MLflow run is created before they start: the registered version is found by the run's id, and the outcome
+by the run's status.
 
 The training process is this module, run as `python -m … RUN_ID PROJECT -e train …`. It starts `mlflow run` and writes
-heartbeats to the MLflow run, because MLflow shows the run of a dead machine as running for ever. A controller on
-another machine cannot see the process; the heartbeat says whether to wait for it. If a controller ends the run in
-MLflow, the training ends itself.
-
-This module also reads the retraining's run in MLflow, finds the version that the run has registered, and sets the
-version's provenance tags.
+heartbeats to the MLflow run, because MLflow shows the run of a dead machine as running for ever and a controller on
+another machine cannot see the process. If a controller ends the run in MLflow, the training ends itself.
 """
 
 import contextlib
@@ -74,10 +70,7 @@ _started: dict[str, Child] = {}
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run as MLflow has it.
-
-    `status` is RUNNING, FINISHED, FAILED, KILLED or SCHEDULED; `alive_at` is the time of the last heartbeat.
-    """
+    """A run of MLflow. `status`: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED; `alive_at`: the last heartbeat."""
 
     status: str
     alive_at: datetime | None
@@ -85,10 +78,7 @@ class TrainingRun:
 
 
 def column_types(model_uri: str) -> dict[str, str]:
-    """Return the columns of the model's signature with their types, as `long`; empty for tensors, or no signature.
-
-    Raises NotFound or RegistryUnavailable if the version is not there, or MLflow does not answer.
-    """
+    """Return the types of the signature's columns, as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
     from mlflow.models import Model
 
     with registry_errors(model_uri), no_request_timeout:
@@ -99,7 +89,7 @@ def column_types(model_uri: str) -> dict[str, str]:
 
 
 def ensure_run(one: Retraining, plan: "RetrainPlan", attempt: int, parameters: Mapping[str, str]) -> str:
-    """Return the id of the run that trains; create it if it is not there yet."""
+    """Return the id of the run that trains. Create the run if it does not exist."""
     from mlflow.entities import Param
 
     key = f"{one.id}.{attempt} {one.created_at.isoformat()}"
@@ -142,7 +132,6 @@ def get_run(run_id: str) -> TrainingRun:
 
 
 def write_heartbeat(run_id: str, now: datetime) -> None:
-    """Write a heartbeat to the run: its training is alive. Raises as `get_run`."""
     with registry_errors(f"run {run_id}"):
         registry_client().set_tag(run_id, HEARTBEAT_TAG, now.isoformat())
 
@@ -155,9 +144,9 @@ def end_run(run_id: str, state: str) -> None:
 
 
 def registered_version(model: str, run_id: str) -> str:
-    """Return the newest version of the model that the run, or a run nested in it, has registered; empty if none.
+    """Return the newest version that the run, or a run nested in it, has registered; empty if none.
 
-    Raises NotFound or RegistryUnavailable if the run is gone, or MLflow does not answer.
+    Raises NotFound if the run is gone, and RegistryUnavailable.
     """
     with registry_errors(f"model {model}"):
         client = registry_client()
@@ -170,10 +159,7 @@ def registered_version(model: str, run_id: str) -> str:
 
 
 def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
-    """Tag the version with its cause, parent, kind of training and data. Tags that the project has set stay.
-
-    Raises as `tag_version`.
-    """
+    """Tag the version with its provenance, but keep the project's tags. Raises as `tag_version`."""
     with registry_errors(f"model {plan.model} version {version}"):
         known = registry_client().get_model_version(plan.model, version).tags
     tags = {
@@ -203,10 +189,7 @@ def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folde
 
 
 def host() -> str:
-    """Return the name of this machine since its last start.
-
-    Two machines may have the same hostname, and no process survives the restart of its machine.
-    """
+    """Return this machine's name since its last start: hostnames repeat, and a restart ends all processes."""
     boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
     return f"{socket.gethostname()} {boot[:8]}".strip()
 
@@ -218,9 +201,9 @@ def has_failed(run_id: str) -> bool:
 
 
 def is_alive(run_id: str) -> bool:
-    """Return True if the training goes on, on this machine; a process that its project has left behind does not count.
+    """Return True if the training runs on this machine. Processes that its project has left behind do not count.
 
-    The process that trains and `mlflow run` below it have the run's id among their arguments.
+    The training process and `mlflow run` below it have the run's id among their arguments.
     """
     child = _started.get(run_id)
     if child is not None and child.wait(0) is None:
@@ -229,7 +212,6 @@ def is_alive(run_id: str) -> bool:
 
 
 def end(run_id: str) -> None:
-    """End all processes of the training: by SIGTERM, and soon after by SIGKILL."""
     deadline = time.monotonic() + _GRACE_SECONDS
     for pid in _processes(run_id):
         signal_process(pid, signal.SIGTERM)
@@ -250,10 +232,9 @@ def last_line(folder: Path) -> str:
 
 
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
-    """Yield the processes of this machine and user that carry the mark, without this one.
+    """Yield this user's processes that carry the mark, without this process.
 
-    Args:
-        are_named: only those that have the run's id among their arguments.
+    With `are_named`, yield only those that have the run's id among their arguments.
     """
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # ended just now, or somebody else's
@@ -263,10 +244,9 @@ def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
 
 
 def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: float = BEAT_SECONDS) -> int:
-    """Write heartbeats until the training has ended. End it if its run was ended in MLflow.
+    """Write heartbeats until the training has ended, and return its exit status; negative if it was killed.
 
-    Returns:
-        Its exit status; negative if it was killed.
+    End the training if its run was ended in MLflow.
     """
     while training.poll() is None:
         try:

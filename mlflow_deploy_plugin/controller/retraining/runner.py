@@ -1,16 +1,16 @@
 """Advances retrainings, each by one step at a time and without waiting for another.
 
-Every state is stored before the next one's work begins, and every step first checks whether its work is done
-already. So a step may be done again after a crash in the middle of it.
+Every state is stored before the work of the next one begins. Every step first checks whether its work is already done,
+so it may be repeated after a crash.
 
-    waiting       the rows are collected and the MLflow run is made
-    running       `mlflow run` trains; it outlives the controller, and the next one adopts it
-    registered    the run has registered a version; the gate judges it against what is served
+    waiting       the rows are collected and the MLflow run is created
+    running       `mlflow run` trains; it outlives the controller, and the next controller adopts it
+    registered    the run has registered a version; the gate compares it with the served version
     gated         by the spec's `then`: a rollout, a proposal, or nothing
-    rolling_out   the rollout brings it
-    promoted, proposed, left, rolled_back, failed         the end
+    rolling_out   the rollout brings the version into service
+    promoted, proposed, left, rolled_back, failed         final
 
-`training.py` has the first two steps, the others are here.
+`training.py` has the first two steps.
 """
 
 import logging
@@ -48,10 +48,9 @@ MAX_SERVER_WAIT = timedelta(hours=1)
 
 
 def judge_version(context: RetrainingContext, one: Retraining) -> None:
-    """Judge the version by its model's policy against the version that is served, and write the verdict down.
+    """Judge the version by its model's policy against the served version, and store the verdict.
 
-    If the policy names no dataset, it is the newest labelled rows of the window, which neither version has learned: the
-    candidate may not be worse on them than the served version, by the policy's own margin and confidence.
+    If the policy names no dataset, the newest labelled rows of the window are used, which neither version has learned.
     """
     plan = plan_of(one)
     served = answering_version(context.deployments, plan.endpoint, plan.model)
@@ -93,7 +92,6 @@ def judge_version(context: RetrainingContext, one: Retraining) -> None:
 
 
 def deploy_version(context: RetrainingContext, one: Retraining) -> None:
-    """Start the version's rollout, propose it, or leave it, by its gate and the spec's `then`."""
     plan = plan_of(one)
     if one.figures.gate not in PASSED_STATES:
         context.finish(one, "left", f"it has not passed its gate: {one.figures.gate_reason}")
@@ -192,8 +190,6 @@ _STEPS = {
 
 
 class RetrainingRunner:
-    """Runs the retrainings of a store, in the process that holds the store's lease."""
-
     def __init__(self, context: RetrainingContext, retry_seconds: float = _RETRY_SECONDS) -> None:
         self._context = context
         self._retry_seconds = retry_seconds
@@ -202,16 +198,15 @@ class RetrainingRunner:
         self.work = WorkRunner("retraining", _AT_ONCE, retry_seconds, self._end_if_defective)
 
     def advance(self) -> None:
-        """Add the retrainings that are scheduled, and start a step of each that has not ended. Never wait for one.
+        """Add the scheduled retrainings, and start a step of each live retraining, without waiting.
 
-        This is to be called again and again. What a step was doing when the process ends is done again by the next one.
+        Call it repeatedly. If the process ends during a step, the next process repeats the step.
         """
         self._schedule.request_due()
         for one in Retrainings(self._context.deployments.store).find(live=True):
             self.start(one)
 
     def start(self, one: Retraining) -> None:
-        """Start its next step, unless one runs or its pause is not over."""
         self.work.start(one.id, partial(self._attempt, one))
 
     def _attempt(self, one: Retraining) -> float:
@@ -238,10 +233,7 @@ class RetrainingRunner:
 
 
 def start_rollouts_at(context: RetrainingContext, place: str) -> None:
-    """Start the rollouts that wait for a controller that reaches the server, for the servers of a place.
-
-    This is to be called again and again by the process that runs the rollouts of the place.
-    """
+    """Start the rollouts that wait for a controller that reaches the servers of this place; call it repeatedly."""
     for one in Retrainings(context.deployments.store).find(live=True):
         if one.waits_for == "local_controller" and reaches(context.deployments, one.endpoint, place):
             try_step(context, one)
@@ -273,8 +265,8 @@ def try_step(context: RetrainingContext, one: Retraining) -> bool:
 def _end_reason(context: RetrainingContext, one: Retraining) -> str:
     """Return why it cannot go on: its endpoint was deleted, or its plan cannot be read; empty if it can.
 
-    While the endpoint's spec cannot be read, nothing new begins; a training that runs is watched. Raises NotReady if it
-    is to be tried again.
+    While the endpoint's spec cannot be read, only a running training is watched. Raises NotReady if it should be tried
+    again.
     """
     try:
         stored = context.deployments.store.endpoint(one.endpoint)

@@ -82,7 +82,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
 
 
 def watch_training(context: RetrainingContext, one: Retraining) -> None:
-    """Store the version that the run has registered, or that the run has failed. Do nothing while it is running."""
+    """Store the version that the run has registered, or the failure of the run. Do nothing while the run is running."""
     plan = plan_of(one)
     is_late = context.now() > _started_at(one) + timedelta(seconds=plan.timeout)
     if process.is_alive(one.run_id):
@@ -118,7 +118,7 @@ def watch_training(context: RetrainingContext, one: Retraining) -> None:
 
 
 def end_training(one: Retraining) -> None:
-    """End its processes and its run. A training on another machine ends itself when it sees that its run has ended."""
+    """End its processes and its run. A training on another machine ends itself once its run has ended."""
     if one.run_id:
         process.end(one.run_id)
         process.end_run(one.run_id, "KILLED")
@@ -164,12 +164,11 @@ class TrainingData:
 
     Attributes:
         data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
-        held_out: a file of the same form with the newest rows of the window; None if they could not judge a model, as
-            if capture withholds one of its columns.
-        target: the column of `held_out` with the truth, as the model answers it.
+        held_out: a file of the same form with the newest rows of the window; None if they could not judge a model, for
+            example if capture withholds one of its columns.
+        target: the column of `held_out` with the label, in the form of the model's answer.
         digest: SHA-256 of `data`.
-        rows / held_out_rows: the number of rows in the two files.
-        window: the window of the rows; a full training also learns what came before it.
+        window: the window of the rows; a full training also learns the rows before it.
     """
 
     data: Path
@@ -187,14 +186,11 @@ def collect_training_data(
     """Write the labelled rows of the window into the folder, and for a full training also all rows before it.
 
     Args:
-        types: the types of the model's columns, by its signature; the log has whole numbers and booleans as the graph
-            takes them, which may be as floats.
-        withheld: columns of which capture drops the values, or masks them, and keys, which the model does not take;
-            they are left out also of older rows.
+        types: the column types of the model's signature; the log may have integers and booleans as floats.
+        withheld: columns that are left out, also of older rows: capture drops or masks them, or they are keys.
 
-    Raises:
-        NotFound: nothing was captured.
-        InvalidConfig: there are too few labelled rows to learn anything, or their labels are all the same.
+    Raises NotFound if nothing was captured, and InvalidConfig if there are too few labelled rows or all labels are
+    equal.
     """
     window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
     rows = _labelled(log, plan, window, withheld)
@@ -254,7 +250,7 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Co
 def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
     """Split the rows into the older ones and the newest. Rows of the same event time stay together.
 
-    Nothing is held out if it could not judge: too few rows, or of one answer alone, which a constant model gets right.
+    Nothing is held out if there are too few rows, or only one label, which a constant model predicts.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
     place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
@@ -269,7 +265,6 @@ def _distinct_labels(labelled: pa.Table) -> int:
 
 
 def _model_columns(table: pa.Table) -> pa.Table:
-    """Return the model's columns, the label and the event time."""
     kept = (EVENT_TIME, LABEL, LABEL_NUMBER)
     names = [
         name
@@ -280,10 +275,7 @@ def _model_columns(table: pa.Table) -> pa.Table:
 
 
 def _cast_to_signature(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """Cast numbers to the signature's types, so that the new version's signature is the same.
-
-    A column with gaps stays as it is.
-    """
+    """Cast numbers to the signature's types, so that the new version has the same signature; columns with gaps stay."""
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     columns = {name: table.column(name) for name in table.column_names if name in dtypes}
     values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}

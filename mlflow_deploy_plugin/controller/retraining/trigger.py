@@ -1,7 +1,6 @@
 """Starts retrainings: on an alarm, within cool-down and budget; by a schedule; and for a person.
 
-A model has at most one retraining that has not ended. An alarm or a schedule that starts nothing is in the audit
-trail with the reason.
+A model has at most one live retraining. If an alarm or a schedule starts nothing, the audit trail has the reason.
 """
 
 import logging
@@ -38,12 +37,9 @@ def retrain_on_alarm(
 ) -> Retraining | None:
     """Start a retraining if the result is an alarm and its monitor's spec asks for one.
 
-    An alarm may start nothing: cool-down, budget, one under way, or a version that is no longer served.
-
-    Returns:
-        The retraining, also if the same result has started it before; None if there is none.
-
-    Raises StoreUnavailable if the retraining was not written; then call this again.
+    Return the retraining, also if the same result has started it before. Return None if cool-down, budget, a live
+    retraining or a version that is no longer served prevents it. Raises StoreUnavailable if it was not written; call
+    again.
     """
     if spec.retrain is None or not result.is_alarm:
         return None
@@ -93,17 +89,14 @@ def request_retraining(
     actor: str | None = None,
     kind: str = "asked",
 ) -> Retraining:
-    """Start the retraining that a person wants, whatever cool-down and budget say.
+    """Start the retraining that a person requests, regardless of cool-down and budget.
 
-    Args:
-        monitor: its spec says how to train; default: the only one that has `retrain`.
-        mode: default: the spec's.
-        window: default: the latest whole one of the monitor's length that has rows.
+    By default `monitor` is the only monitor with `retrain`, `mode` is the spec's, and `window` is the latest whole
+    window of the monitor's length that has rows.
 
     Raises:
-        NotFound / RegistryUnavailable: no such endpoint or monitor, or nobody says which version is served.
-        InvalidConfig: no monitor says how the model is trained, its project is not there, or the endpoint serves no
-            registered model.
+        NotFound / RegistryUnavailable: no such endpoint or monitor, or the served version is unknown.
+        InvalidConfig: no monitor specifies the training, its project is missing, or no registered model is served.
         AlreadyExists: the model is being trained already, or a rollout of the endpoint is under way.
     """
     actor = actor or current_actor()
@@ -135,7 +128,7 @@ def request_retraining(
 
 
 class RetrainingSchedule:
-    """Starts retrainings at fixed times, by `retrain.schedule` of monitors' specs, whatever the monitors find."""
+    """Starts retrainings by `retrain.schedule` of monitors' specs, independent of the monitors' results."""
 
     def __init__(self, deployments: Deployments, actor: str) -> None:
         self._deployments = deployments
@@ -144,9 +137,9 @@ class RetrainingSchedule:
         self._first_look = datetime.max.replace(tzinfo=UTC)
 
     def request_due(self, now: datetime | None = None) -> None:
-        """Start the retrainings that are due; of several times that have passed, one.
+        """Start the retrainings that are due, one if several times have passed. An error is logged once.
 
-        While the model is being trained, or a rollout is under way, the next one waits. An error is logged once.
+        A due retraining waits while the model is being trained or a rollout is under way.
         """
         now = now or self._deployments.store.now()
         self._first_look = min(self._first_look, now)
@@ -187,10 +180,7 @@ class RetrainingSchedule:
 
 
 def _record_refusal(store: Store, event: AuditEvent) -> None:
-    """Write into the audit trail that nothing is trained, once for the same monitor and reason.
-
-    An hourly monitor would fill the trail otherwise.
-    """
+    """Record once per monitor and reason that nothing is trained, so that the audit trail does not fill."""
     _log.info("%s: no retraining: %s", event.endpoint, event.why)
     try:
         store.record_unless_repeated(event)
@@ -215,9 +205,9 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raise InvalidConfig if it is too early, or the model was trained too often.
+    """Raise InvalidConfig if the cool-down has not passed or the budget is spent.
 
-    A retraining with a start in the future comes from a wrong clock, and does not count.
+    A retraining that starts in the future was written by a wrong clock and is not counted.
     """
     found = [one for one in retrainings.find(model=model) if one.created_at <= now]
     if not found:

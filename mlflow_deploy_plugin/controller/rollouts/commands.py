@@ -68,14 +68,13 @@ def start_rollout(
     actor: str | None = None,
     before_it_starts: Callable[[], None] = lambda: None,
 ) -> Rollout:
-    """Store the rollout; a controller does the rest.
+    """Store the rollout, which a controller then runs.
 
-    Args:
-        before_it_starts: is called when the request is found valid; if it raises, nothing is started.
+    `before_it_starts` is called after the request is found valid; if it raises, nothing is started.
 
     Raises:
         NotFound: there is no such endpoint or version.
-        InvalidConfig: the request is not possible; the message says what is.
+        InvalidConfig: the request is not possible; the message names the possible ones.
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
@@ -115,9 +114,9 @@ def start_rollout(
 
 
 def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:
-    """Return the version that is asked for; a number is a version of the model that is served.
+    """Return the requested version; a number is a version of the served model.
 
-    Raises InvalidConfig if it cannot take the place of version `before`.
+    Raises InvalidConfig if it cannot replace version `before`.
     """
     if to.isdecimal() and served.kind in ("path", "remote", "run", "logged_model"):
         raise InvalidConfig(f"--to {to}: what is served is no registered model; say models:/NAME/{to}")
@@ -144,7 +143,7 @@ def _free_name(wanted: str, taken: Iterable[str]) -> str:
 
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
-    """Return the live rollout of an endpoint, or else its last one. Raises NotFound if there was none."""
+    """Return the endpoint's live rollout, otherwise its last. Raises NotFound if there was none."""
     for rollout in store.rollouts(endpoint, limit=1):
         return rollout
     raise NotFound(f"endpoint {endpoint!r} has had no rollout")
@@ -166,9 +165,9 @@ def command_rollout(
 
 
 def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
-    """End the live rollout and go back to the earlier version. This needs no controller. Raises NotFound.
+    """End the live rollout and restore the earlier version, without a controller. Raises NotFound.
 
-    A rollout whose plan cannot be read is ended, and nothing is put back.
+    If the rollout's plan cannot be read, the rollout is ended and nothing is restored.
     """
     store = deployments.store
     for live in store.rollouts(endpoint, live=True):
@@ -189,7 +188,6 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
 
 
 def describe_rollout(rollout: Rollout) -> str:
-    """Return the rollout's state and the evidence of each criterion, in a few lines."""
     lines = [rollout_summary(rollout)]
     for text, judged in rollout.figures.get("criteria", {}).items():
         share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
@@ -198,9 +196,9 @@ def describe_rollout(rollout: Rollout) -> str:
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Wait for a controller that was started just now to take the lease.
+    """Wait for a controller that was just started to take the lease.
 
-    Raises NotReady if no controller takes it: a rollout would not advance, and would block others.
+    Raises NotReady if no controller takes it, because the rollout would not advance and would block others.
     """
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:
@@ -213,7 +211,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
 
 
 def controller_status(store: Store, lease: str, look: str) -> str:
-    """Say if a controller that has this lease runs, as far as the store knows; `look` is the command to watch it."""
+    """Return whether the store knows a controller that holds this lease; `look` is the command to watch it."""
     view = store.lease(lease)
     if view is None:
         return "no controller runs: start one with `onnxserve controller`, or say --wait"
@@ -223,7 +221,7 @@ def controller_status(store: Store, lease: str, look: str) -> str:
 
 
 def stall_reason(deployments: Deployments, endpoint: str) -> str:
-    """Say why the rollout of an endpoint stands still, as far as this machine knows; empty if it does not."""
+    """Return why the rollout of an endpoint stands still, as far as this machine knows; empty if it does not."""
     try:
         place = deployments.place(endpoint)
     except OnnxserveError as error:

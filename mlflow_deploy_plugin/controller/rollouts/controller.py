@@ -1,8 +1,7 @@
-"""Runs the rollouts of a place: the holder of its lease advances each one by a decision, again and again.
+"""Runs the rollouts of a place: the holder of its lease repeatedly advances each rollout by one decision.
 
-The servers of a place are reached by the same processes: those of one machine, or of a namespace of a cluster. A second
-controller of the place waits for the lease. If the first one is killed, the second goes on from what is written in the
-store; see `state_machine.py`. Only the monotonic clock decides anything.
+A place is a machine, or a namespace of a cluster: its servers are reached by the same processes. After a crash, the
+next holder continues from the store (`state_machine.py`). Only the monotonic clock is used in decisions.
 """
 
 import logging
@@ -62,8 +61,8 @@ _AT_ONCE = 8
 class RolloutActions:
     """Does the actions of rollouts: adds and removes deployments, sets the traffic, moves the registry.
 
-    Every action first checks whether it is done already, so that it may be repeated after a crash in the middle of it.
-    `say` is called with one line for each change.
+    Every action first checks whether it is already done, so it may be repeated after a crash. `say` gets a line per
+    change.
     """
 
     deployments: Deployments
@@ -107,7 +106,7 @@ class RolloutActions:
                 self.roll_back(plan, progress.reason)
 
     def roll_back(self, plan: RolloutPlan, why: str) -> None:
-        """Go back to what was served before: the traffic first, then the registry."""
+        """Restore the earlier version: the traffic first, then the registry."""
         self._clear(plan, why)
         reference = parse_model_uri(plan.before_uri)
         if plan.kind == "pinned":
@@ -164,7 +163,7 @@ class RolloutActions:
 class RolloutController:
     """Runs the rollouts of the servers of one place (`Deployments.place`), which `servers` names for people.
 
-    The `background` tasks run while the lease is held, each in a thread of its own.
+    The `background` tasks run while the lease is held, each in its own thread.
     """
 
     store: Store
@@ -178,7 +177,6 @@ class RolloutController:
     _looked_at: dict[int, float] = field(default_factory=dict, init=False)
 
     def run(self, ended: threading.Event) -> None:
-        """Wait for the lease, and work under it until `ended` is set."""
         name, role = rollouts_lease_name(self.place), f"takes rollouts of {self.servers} further"
         tasks, say = (self._work, *self.background), self.actions.say
         lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
@@ -253,9 +251,10 @@ def write_progress(
 def run_rollouts(
     deployments: Deployments, controller_at: Callable[[str, str], RolloutController], ended: threading.Event
 ) -> None:
-    """Run a controller for each place that this process reaches, also for those to come, until `ended` is set.
+    """Run a controller for each place that this process reaches, also for new places, until `ended` is set.
 
-    The controller of a place that is no longer reached ends: its lease would keep out one that does reach it.
+    The controller of a place that is no longer reached ends, because its lease would keep out a controller that reaches
+    it.
     """
     running: dict[str, tuple[Future[None], threading.Event]] = {}
     reported: set[str] = set()

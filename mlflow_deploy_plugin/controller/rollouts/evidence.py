@@ -26,10 +26,10 @@ class StepEvidence:
     """The counts of a rollout and the tests of its step.
 
     Attributes:
-        last: server → role → its counters when it was last read, the latest last; empty before the first look.
+        last: server → role → its counters at the last reading, the latest last; empty before the first look.
         step: role → its counts since the step began.
-        history: the counts of the current version, from before the rollout up to the last look. The bounds that a look
-            is judged by come from here, so that they do not depend on what the look finds.
+        history: the counts of the current version, from before the rollout up to the last look. The bounds of a look
+            come from here, so that they do not depend on the look's own counts.
         before_step: `history` when the step began.
     """
 
@@ -74,9 +74,8 @@ def add_counters(
 ) -> StepEvidence:
     """Return the evidence with the counts since the last look.
 
-    Each server's counters are compared with its own last ones. So the sum does not fall if a server ends, and a server
-    that could not be read for a while is counted from its last counters. A server that is read for the first time is
-    counted from then on: it may be an old one that was not ready before.
+    Each server's counters are compared with its own last ones, so that the sum does not fall if a server ends. A server
+    that is read for the first time is counted from then on: it may be an old server that was not ready before.
     """
     variants = {
         "current": (plan.main, plan.before_version),
@@ -118,7 +117,7 @@ def add_counters(
 
 
 def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
-    """Say why the candidate is not good enough, with the figures; empty while there is no proof of it."""
+    """Return why the candidate is not good enough, with the figures; empty while this is not proved."""
     for criterion in plan.criteria:
         test = evidence.tests.get(criterion.text)
         if test is None or not test.rejects:
@@ -131,7 +130,7 @@ def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
 
 
 def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> str:
-    """Say what has to be counted before the step may end; empty if enough was."""
+    """Return the counts that the step still needs before it may end; empty if none."""
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
         return f"the candidate has answered {answered:.0f} of the {plan.min_requests} requests that a step needs"
@@ -164,8 +163,8 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
 def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:
     """Return the tests of a step.
 
-    At 100 % the current version gets no requests any more. There the candidate must be proved worse than the largest
-    share that the current version's history leaves possible; half of the level goes to that limit.
+    At 100 % the current version gets no requests. The candidate must then be worse than the upper limit of the current
+    version's share in its history; half of the level is spent on that limit.
     """
     tests = {}
     for criterion in plan.criteria:
@@ -184,8 +183,7 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
 def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | None = None) -> tuple[float, float]:
     """Return how many requests, or rows, had the criterion's event, and of how many.
 
-    Args:
-        slow_from: of a latency, from how many seconds a request is slow; None: nothing is counted.
+    For a latency, a request is slow from `slow_from` seconds on; if that is None, nothing is counted.
     """
     match criterion.kind:
         case "error_rate":
@@ -200,9 +198,9 @@ def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | N
 
 
 def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
-    """Return from how many seconds a request is slow: a bucket's bound, the next above the criterion's.
+    """Return from how many seconds a request is slow: the next bucket bound above the criterion's.
 
-    None if the current version has answered too few requests, or if the bound is beyond the last bucket.
+    Return None if the current version has answered too few requests, or the bound is beyond the last bucket.
     """
     wanted = criterion.seconds
     if criterion.factor is not None and history.timed.get(math.inf, 0) >= _MIN_TIMED:

@@ -41,7 +41,7 @@ class Criterion:
     Attributes:
         text: as it was written, without blanks.
         share: the share of requests, or of rows, that may have the event.
-        factor: of a latency: a request is slow from so many times the current version's quantile; None: from `seconds`.
+        factor: of the current version's latency quantile, from which a request is slow; None: `seconds` is the bound.
     """
 
     text: str
@@ -77,13 +77,12 @@ class RolloutPlan:
         main: the variant that answers now, and is promoted in the end.
         candidate / shadow: the variants that the rollout adds; `shadow` is empty if no criterion needs it.
         to_uri / model / version: the model that the candidate serves; the version is the registry's number.
-        before_uri / before_version: the model that `main` serves now, as the spec has it and as it was resolved.
+        before_uri / before_version: the model that `main` serves now, as in the spec and as resolved.
         kind / selector: `main` is moved by its stage, alias or tag, or by changing its model.
-        steps: shares of the traffic in percent, ascending; after the last one comes the promotion.
+        steps: shares of the traffic in percent, ascending; the promotion follows the last.
         every: the least seconds of a step.
-        level: the probability of a false abort: of a version that is no worse than the criteria allow.
-        min_requests: a step is neither judged nor over before the candidate has answered so many; disagreement is
-            judged once so many rows were compared.
+        level: the probability of aborting a version that is no worse than the criteria allow.
+        min_requests: the candidate's requests (for disagreement, compared rows) before a step is judged or ends.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -113,7 +112,7 @@ class RolloutPlan:
 
     @property
     def level_of_a_test(self) -> float:
-        """Return the level of one step's test of one criterion, so that all of them together keep to `level`."""
+        """Return the level of one step's test of one criterion, so that all tests together keep to `level`."""
         return self.level / (len(self.steps) * len(self.criteria))
 
     def to_json(self) -> Json:

@@ -34,22 +34,19 @@ _POLL_SECONDS = 0.05
 def rollback(
     deployments: Deployments, endpoint: str, why: str = "", actor: str | None = None, to: str | None = None
 ) -> dict[str, str]:
-    """Bring back what `endpoint` served before, and return when it answers.
+    """Bring back the version that `endpoint` served before, and return once it answers.
 
-    If a rollout is live, it is aborted, and that is all. Otherwise the stage, alias or tag that the endpoint follows
-    moves to the earlier version, and the newer one is archived. An endpoint that follows nothing gets its
-    earlier model. The version that is taken back gets a tag, so that no later rollback takes it for the earlier one.
+    A live rollout is only aborted. Otherwise the stage, alias or tag that the endpoint follows moves to the earlier
+    version, and the newer one is archived; an endpoint that follows nothing gets its earlier model. The version that is
+    taken back gets a tag, so that no later rollback returns to it.
 
-    Args:
-        to: the version to go back to, or the model URI if nothing is followed; None: what was served before.
-
-    Returns:
-        The figures of the rollback: model, from, to, source (how the earlier version is known), seconds.
+    `to` is the version, or the model URI if nothing is followed; None: the version or model before. Return the figures
+    model, from, to, source (how the earlier version is known) and seconds.
 
     Raises:
-        NotFound: there is no such endpoint or version, or nothing tells what was served before.
+        NotFound: there is no such endpoint or version, or the earlier version is unknown.
         InvalidConfig: several deployments answer, or MLflow refuses the earlier version.
-        DeploymentFailed: the earlier version does not come back; the newer one stays, in the registry and in service.
+        DeploymentFailed: the earlier version cannot be served; the newer one stays, in the registry and in service.
     """
     by = actor or current_actor()
     begun, store = time.monotonic(), deployments.store
@@ -72,11 +69,9 @@ def rollback(
 def rollback_target(
     store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
 ) -> PreviousVersion:
-    """Return what `rollback` would bring back now: a version, or the model URI of an endpoint that follows nothing.
+    """Return the target of `rollback` now: a version, or the model URI of an endpoint that follows nothing.
 
-    `registry` is MLflow's registry store, in MLflow's own server; None: this process is a client.
-
-    Raises InvalidConfig or NotFound as `rollback`.
+    `registry` is MLflow's registry store inside MLflow's own server; None in a client. Raises as `rollback`.
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
@@ -156,12 +151,10 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
 
 @dataclass(frozen=True)
 class _Follower:
-    """An endpoint that follows a stage, an alias or a tag, and the sources that tell what it served before.
+    """An endpoint that follows a stage, an alias or a tag, and the sources of the versions that it served before.
 
-    Attributes:
-        main: the variant that answers; `reference` is its model.
-        metrics: returns what the endpoint's servers have counted; they are asked if the audit trail does not tell.
-        registry: as for `rollback_target`.
+    `main` is the variant that answers and `reference` its model. `metrics` returns the counters of the endpoint's
+    servers, which are read if the audit trail does not have the version. `registry` is as for `rollback_target`.
     """
 
     store: Store
@@ -172,7 +165,7 @@ class _Follower:
     registry: Any = None
 
     def current(self) -> str:
-        """Return the version that is followed now, or else served; empty if there is none."""
+        """Return the followed version, otherwise the served version; empty if there is none."""
         followed = current_version(self.reference, self.registry)
         return followed or take_snapshot(self.observed).versions.get(self.main, "")
 
@@ -213,10 +206,9 @@ class _Follower:
         yield from in_trail
 
     def _versions_in_trail(self) -> list[str]:
-        """Return the versions that were followed, the last one first: each that was moved there, and the one before it.
+        """Return the followed versions, newest first: each version that was moved there, and its predecessor.
 
-        The trail counts as far as the model is the same. A move into an empty stage names no version before it; the
-        earlier moves do.
+        Only moves of the same model count. A move into an empty stage has no predecessor.
         """
         versions: list[str] = []
         for event in self.store.events(model=self.reference.name, newest_first=True):
@@ -233,9 +225,9 @@ class _Follower:
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
-    """Return the model that the deployment had before, by the audit trail since the endpoint was created.
+    """Return the deployment's earlier model, by the audit trail since the endpoint was created.
 
-    A model that failed does not count, nor one that was rolled back and not given to it again.
+    A model that failed does not count, nor a model that was rolled back and not deployed again.
     """
     taken_back: set[str] = set()
     models: list[str] = []

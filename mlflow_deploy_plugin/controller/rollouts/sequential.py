@@ -38,11 +38,7 @@ ODDS_RATIOS: Floats = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
 def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floats:
     """Return the logarithm of each alternative's likelihood ratio for `events` of `trials` against `probability`.
 
-    Args:
-        events / trials / probability: numbers or arrays of one shape.
-
-    Returns:
-        That shape, with a last axis for ODDS_RATIOS.
+    The arguments broadcast to one shape; the result has that shape and a last axis for ODDS_RATIOS.
     """
     events, trials, probability = (np.asarray(value, float)[..., None] for value in (events, trials, probability))
     grown: Floats = events * np.log(ODDS_RATIOS) - trials * np.log1p(probability * (ODDS_RATIOS - 1))
@@ -72,7 +68,6 @@ def upper_limit(events: float, trials: float, level: float) -> float:
 
 
 def _divergence(p: float, q: float) -> float:
-    """Return the Kullback–Leibler divergence of two Bernoulli distributions."""
     if q >= 1:
         return math.inf if p < 1 else 0.0
     heads = p * math.log(p / q) if p > 0 else 0.0
@@ -86,9 +81,9 @@ class SequentialTest:
     Attributes:
         threshold: the share of the candidate's requests that may have the event; an array for tests side by side.
         level: the probability of a false rejection, over all looks.
-        against_current: whether the candidate must also be worse than the current version.
-        above_threshold / above_current: the alternatives' likelihood ratios so far, as logarithms; with more than one
-            axis many tests run side by side.
+        against_current: True if the candidate must also be worse than the current version.
+        above_threshold / above_current: log likelihood ratios of the alternatives so far, alternatives on the last
+            axis.
     """
 
     threshold: float | Floats
@@ -116,6 +111,5 @@ class SequentialTest:
 
     @property
     def rejects(self) -> NDArray[np.bool_]:
-        """Return True if the candidate is worse than allowed."""
         rejected: NDArray[np.bool_] = self.log_evidence >= math.log(1 / self.level)
         return rejected

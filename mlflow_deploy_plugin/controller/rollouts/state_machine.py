@@ -4,10 +4,9 @@
         └──────────┴──────────┴────────┴─────→ rolling_back → rolled_back
                                                             (abandoned: the endpoint is gone)
 
-Nothing happens here: `decide` is a function of its arguments. A controller writes the progress down and then does the
-action, which may be done again at any time. So a new controller goes on from what is written, whatever the one before
-was doing when it ended. Time is counted in seconds during which the step was watched, added up from look to look. No
-clock is compared with another, and time during which nobody watched does not end a step.
+`decide` has no side effects. A controller stores the progress and then does the action, which may be repeated, so a new
+controller continues from the stored progress. Time is the sum of the seconds during which a controller watched the
+step: clocks are never compared, and unwatched time does not end a step.
 """
 
 from dataclasses import dataclass, field, replace
@@ -43,9 +42,8 @@ _TRACED_POINTS = 120
 class Progress:
     """The progress of a rollout.
 
-    Attributes:
-        elapsed: the seconds of the state, or of the step, during which a controller watched it.
-        trouble / failures: why the last action has failed, and how many have failed in a row.
+    `elapsed` has the watched seconds of the state or step. `trouble` is the reason of the last failed action,
+    `failures` the number of failures in a row.
     """
 
     state: RolloutState = "starting"
@@ -61,7 +59,7 @@ class Progress:
 class Decision:
     """The next action of a rollout, which is repeated until it succeeds.
 
-    `progress` is stored before the action is done, and `then` once it is done; None: `progress` stays.
+    `progress` is stored before the action, and `then` after it; if `then` is None, `progress` stays.
     """
 
     progress: Progress
@@ -70,10 +68,9 @@ class Decision:
 
 
 def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | None, seconds: float) -> Decision:
-    """Return the next action.
+    """Return the next action; `snapshot` is None if the endpoint does not exist.
 
-    `snapshot` is None if the endpoint does not exist. `seconds` have passed since the last decision of the same
-    controller; 0 for its first.
+    `seconds` have passed since the last decision of the same controller; 0 for its first.
     """
     if progress.state in ENDED:
         return Decision(progress)
@@ -133,7 +130,7 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
 
 
 def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
-    """Say where else than to the rollout's version somebody has moved the main deployment; empty if nowhere."""
+    """Return the other version to which somebody has moved the main deployment; empty if it was not moved."""
     model, version = snapshot.variants[plan.main].model, snapshot.versions.get(plan.main, plan.before_version)
     if model not in (plan.before_uri, plan.to_uri):
         return f"the model of {plan.main} was changed to {model} meanwhile"
@@ -220,7 +217,6 @@ def _turned_back(progress: Progress, reason: str) -> Progress:
 
 
 def progress_of(rollout: Rollout) -> Progress:
-    """Return the progress that `with_progress` has written."""
     written = rollout.figures
     return Progress(
         state=cast(RolloutState, rollout.state),
@@ -236,8 +232,8 @@ def progress_of(rollout: Rollout) -> Progress:
 def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollout:
     """Return the row with this progress, to be written.
 
-    Its figures are for people, except for `ledger`, the evidence to continue from. `trace` is for pictures. It has of
-    each look the seconds since the rollout began, the step, and by criterion the share of the evidence that ends it.
+    Its figures are for people, except for `ledger`, the evidence to continue from. For the pictures, `trace` has per
+    look the seconds since the rollout began, the step, and by criterion the share of the evidence that ends it.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
@@ -287,7 +283,7 @@ def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
 
 
 def progress_event(rollout: Rollout, progress: Progress, actor: str, now: datetime) -> AuditEvent | None:
-    """Return the event of the change from `rollout`'s row to `progress`; None if the trail keeps nothing of it."""
+    """Return the event of the change from `rollout`'s row to `progress`; None if the change is not audited."""
     plan = plan_of(rollout)
     if progress.state in ENDED:
         after = plan.version if progress.state == "promoted" else plan.before_version
