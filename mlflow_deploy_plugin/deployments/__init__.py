@@ -1,7 +1,6 @@
 """CONTROL: the `mlflow.deployments` plugin. `client.py` translates, `lifecycle.py` decides, `backends/` act.
 
-Other rooms import from here. A name's module is loaded when the name is imported: SQLAlchemy, pandas and pyarrow take
-seconds that most callers need not wait for.
+Other rooms import from here; modules are loaded on first use, because SQLAlchemy, pandas and pyarrow take seconds.
 """
 
 import lazy_loader

@@ -1,9 +1,7 @@
-"""Batch prediction: one prediction for every row of a file, by the server of a deployment or by a model in this
-process.
+"""Batch prediction of the rows of a file, by the server of a deployment or by a model in this process.
 
-Rows are read in batches, and only one batch is in memory. A JSON document is an exception: it is read whole. A row is
-sent in the form that it has in the file, and a row of Parquet as Arrow. So the server reads each row by the same rules
-as a request, and no value is guessed here.
+Only one batch of rows is in memory; only a JSON document is read whole. A row is sent in its form in the file, and a
+row of Parquet as Arrow, so the server reads it by the same rules as a request.
 """
 
 import base64
@@ -86,8 +84,7 @@ class RowFile:
 def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
     """Return the rows of an open file, `batch_rows` at a time.
 
-    Raises (also while the batches are taken):
-        InvalidRequest: it is not of this kind, or has no rows; the message says where.
+    Raises InvalidRequest, also while the batches are taken, if the file is not of this kind or has no rows.
     """
     match kind:
         case "csv":
@@ -105,10 +102,10 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 @contextmanager
 def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
-    """Predict by a server; one that is overloaded, or is just being changed, is tried again.
+    """Predict by a server; a request is repeated while the server is overloaded or is being changed.
 
-    If the endpoint has key columns, they are in the answer (`_with_keys`). A pyfunc is sent JSON in place of Arrow, so
-    that MLflow's functions read the rows and write the answer.
+    The answer has the endpoint's key columns (`_with_keys`). A pyfunc is sent JSON in place of Arrow, so that MLflow's
+    functions read the rows and write the answer.
     """
     url = f"{target.url}/invocations"
     with ServerSession() as session:
@@ -127,9 +124,9 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return a mapping for each row: its keys, the columns by which `onnxserve feedback` finds it, and the prediction.
+    """Return a mapping for each row: its keys, by which `onnxserve feedback` finds it, and the prediction.
 
-    An answer without one prediction per row is returned as it is, and refused by the caller.
+    An answer without one prediction per row is returned unchanged, and refused by the caller.
     """
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
@@ -163,7 +160,7 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
     """Return one plain value for each row of a batch of the file `name`.
 
-    Raises InvalidRequest if a row cannot be answered; the message has its place and the reason.
+    Raises InvalidRequest, with the row's place and the reason, if a row cannot be answered.
     """
     try:
         return _split_by_row(predict(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
@@ -210,7 +207,6 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
 def _in_batches(
     rows: Iterator[tuple[object, str, int]], batch_rows: int, content_type: str, encode: Callable[[_Rows], bytes]
 ) -> Iterator[RowBatch]:
-    """Yield batches of rows, each of which is a record with its place and the position after it."""
     while batch := list(islice(rows, batch_rows)):
         records, places, positions = zip(*batch, strict=True)
         yield RowBatch(records, places, content_type, encode, positions[-1])
@@ -290,7 +286,6 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
 
 
 def _read_arrow(body: bytes) -> "Table":
-    """Return the table in a body that `_parquet` has made."""
     import pyarrow as pa  # here: as above
 
     return pa.ipc.open_stream(body).read_all()
@@ -299,7 +294,7 @@ def _read_arrow(body: bytes) -> "Table":
 def _arrow_as_json(body: bytes) -> bytes:
     """Return the body with the same rows as JSON: bytes in base64, and infinity by the word that MLflow reads.
 
-    Raises InvalidRequest if a value cannot be JSON, as a time span.
+    Raises InvalidRequest if a value has no JSON form, for example a time span.
     """
 
     def plain(value: bytes | Decimal | date) -> str | float:
@@ -337,7 +332,7 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
 
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """Return the message about the first row that is refused alone, or about the file if no row is."""
+    """Return the message about the first row that is refused on its own, or about the file if no row is."""
     first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"

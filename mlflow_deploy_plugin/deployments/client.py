@@ -84,10 +84,7 @@ CONFIGURATION (-C NAME=VALUE; -C NAME= brings the default back)
 
 
 class DeploymentError(MlflowException, ClickException):  # type: ignore[misc]  # mlflow is untyped here
-    """The exception that callers of `mlflow.deployments` expect, and one line for people.
-
-    The commands of MLflow let an MlflowException through as a traceback; click prints its own exceptions by message.
-    """
+    """The exception that callers of `mlflow.deployments` expect; click prints it as one line instead of a traceback."""
 
 
 class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here
@@ -222,10 +219,7 @@ def _deployments(target: Target) -> Iterator[Deployments]:
 
 @contextmanager
 def _mlflow_errors() -> Iterator[None]:
-    """Raise a `DeploymentError` with the same message and error code for every error of ours and of MLflow's.
-
-    The commands of MLflow would print an MlflowException from below us as a traceback.
-    """
+    """Raise a `DeploymentError` with the same message and error code for every error of ours and of MLflow's."""
     try:
         yield
     except DeploymentError:

@@ -1,9 +1,8 @@
 """The configuration that people give (`-C NAME=VALUE`, a flavor, traffic) as fields of an endpoint's spec.
 
-Monitors are checked when they are written: their references, the columns and variants that they name, their projects. A
-typing error would otherwise be found with the first window, a day later, and in a report that nobody is told of. The
-model's columns come from the registry (its MLmodel file alone). If nobody knows them, as for a pyfunc's answers or
-while MLflow is down, a name passes.
+Monitors are checked when they are written, because a typing error would otherwise appear only with the first window, a
+day later. The model's columns come from the registry (only its MLmodel file). If they are unknown, as for a pyfunc's
+answers or while MLflow is down, a name passes.
 """
 
 import re
@@ -40,7 +39,7 @@ _EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
 def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
     """Return `spec` with the fields of `config`; traffic and paths are brought into the form of the spec.
 
-    Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or a training project is not there.
+    Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or a training project is missing.
     """
     fields = _expand_traffic(spec, config)
     models = {name: uri for name, uri in fields.items() if name.startswith("variants.") and name.endswith(".model")}
@@ -84,12 +83,9 @@ def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
 def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: Config | None) -> Config:
     """Return `config` for the deployment `name`, with the fields that its flavor implies.
 
-    python_function lets its stage or alias move to a version without an ONNX form. A version that has that form is
-    served as ONNX, whatever flavor is given.
-
-    Raises:
-        InvalidConfig: there is no such flavor, or the model does not have it.
-        NotFound, RegistryUnavailable: the model cannot be had.
+    python_function lets its stage or alias move to a version without an ONNX form; a version with that form is served
+    as ONNX, whatever flavor is given. Raises InvalidConfig if there is no such flavor, or the model does not have it,
+    and NotFound or RegistryUnavailable.
     """
     if flavor is None:
         return config or {}
@@ -105,8 +101,7 @@ def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: C
 def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
     """Return `config` with its `traffic` as weights of the variants.
 
-    `{"traffic": {NAME: WEIGHT}}` is all of the traffic: a deployment that is not named gets nothing.
-    `traffic.NAME` is the weight of one deployment.
+    `{"traffic": {NAME: WEIGHT}}` is all of the traffic: other deployments get 0. `traffic.NAME` is one weight.
     """
     fields: Json = {}
     for name, value in config.items():
@@ -139,12 +134,9 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
 def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str], None]) -> None:
     """Check the monitors that `config` changes against the models and datasets that they name.
 
-    `progress` takes one line for each check that could not be made.
-
-    Raises:
-        InvalidConfig: a monitor names a column or a variant that is not there, or a dataset that is missing, cannot be
-            read, or lacks a column to be judged.
-        RegistryUnavailable: a dataset at a remote URI cannot be fetched.
+    `progress` takes one line for each check that could not be made. Raises InvalidConfig if a monitor names a missing
+    column, variant or dataset, or a dataset that cannot be read or lacks a judged column, and RegistryUnavailable if a
+    remote dataset cannot be fetched.
     """
     changed = {
         name: monitor
@@ -164,9 +156,9 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
 
 
 def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
-    """Return a dataset and a project in a folder that `config` sets, by their fields, with absolute paths.
+    """Return the dataset and the project folder that `config` sets, by their fields, with absolute paths.
 
-    The controller does not run where the command is typed. A project is checked as by `check_project`.
+    The controller does not run where the command is typed. A project is checked by `check_project`.
     """
     found = {}
     project_fields = tuple(f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters"))
@@ -214,7 +206,7 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
 
 
 def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
-    """Return the columns of the endpoint's log, over all its variants; None if nobody knows them."""
+    """Return the columns of the endpoint's log, over all its variants; None if they are unknown."""
     logged: list[LoggedColumns] = []
     for name, variant in spec.variants.items():
         try:
@@ -234,7 +226,6 @@ def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> Logge
 
 
 def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
-    """Check that the endpoint has the deployments, and its log the columns, that a monitor names."""
     required = [one for one in monitor.requirements if one.argument]
     if monitor.kind == "shadow" and spec.variants:
         for one in required:
@@ -305,7 +296,6 @@ def _project_folder(project: str) -> Path | None:
 
 
 def _entry_points(folder: Path) -> dict[str, Json]:
-    """Return the parameters of each entry point, as the project declares them."""
     try:
         document = yaml.safe_load((folder / _MLPROJECT).read_text())
     except FileNotFoundError:
@@ -320,6 +310,6 @@ def _entry_points(folder: Path) -> dict[str, Json]:
 
 
 def _field(document: object, name: str) -> Json:
-    """Return a mapping within a document that a person wrote; empty if it is not there."""
+    """Return a mapping within a document that a person wrote; empty if it is missing."""
     found = document.get(name) if isinstance(document, dict) else None
     return found if isinstance(found, dict) else {}

@@ -1,6 +1,6 @@
-"""Deployments and endpoints as the flat mappings that `mlflow deployments get` and `get-endpoint` print line by line.
+"""Deployments and endpoints as flat mappings of plain values, printed by `mlflow deployments get` and `get-endpoint`.
 
-The values are plain; an unknown one is an empty text.
+An unknown value is an empty text.
 """
 
 from collections.abc import Mapping
@@ -109,7 +109,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
 
 
 def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: Mapping[int, object]) -> Json:
-    """Return the last lines, which are about the server; `workers` says what each has loaded, by its process id."""
+    """Return the last lines, which are about the server; `workers` maps process ids to the loaded versions."""
     endpoint, observation = observed.endpoint, observed.observation
     started = observation.started_at
     return {
@@ -126,9 +126,9 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
 
 
 def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
-    """Return flavor, parity and origin of the version.
+    """Return flavor, parity and origin of the version, as the agent reports them.
 
-    The agent reports them. Otherwise the MLmodel file counts: on this machine, or in MLflow if only a pod has it.
+    Otherwise the MLmodel file is read: on this machine, or from MLflow if only a pod has it.
     """
     known = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
     reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}

@@ -1,7 +1,7 @@
 """Endpoints, and the only way to change them.
 
-The store holds the spec, and the backend applies it. The spec is stored first, so that the next `start` or `update`
-finishes what a crash has interrupted. If it cannot be applied, store and backend return to the state before.
+The spec is stored before the backend applies it, so that the next `start` or `update` finishes interrupted work. If it
+cannot be applied, store and backend return to the state before.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ class Endpoints:
         return parse_target(stored.target).backend(self.settings)
 
     def target_of(self, name: str) -> Target:
-        """Return the target of an endpoint, also of one whose spec cannot be read; raise NotFound if there is none."""
+        """Return the target of an endpoint, also if its spec cannot be read; raise NotFound if there is none."""
         targets = {one.name: one.target for one in self.store.endpoints()}
         targets |= {one.name: one.target for one in self.store.unreadable()}
         if name not in targets:
@@ -71,10 +71,7 @@ class Endpoints:
         self._serve(self.backend(stored), stored.spec)
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
-        """Take the name, and serve the endpoint if it has a variant. A failure leaves nothing behind.
-
-        Raises as `Deployments.create`.
-        """
+        """Store the endpoint, and serve it if it has a variant, or undo both. Raises as `Deployments.create`."""
         backend = self.target.backend(self.settings)  # a missing SDK is said before anything is stored
         # before the name is taken, so that nobody deletes it before it is served
         with self.lock(spec.name, self.target):
@@ -93,9 +90,9 @@ class Endpoints:
     def change(self, stored: Endpoint, new: EndpointSpec, **audit: Any) -> None:
         """Replace the spec of an endpoint, or leave it as it was. The caller holds the lock.
 
-        An endpoint without a variant has no server, and keeps its port. A stopped server is started again. If only
-        monitors change, the server is left alone: it knows nothing of them. `audit` has the `action`, the `actor` and
-        the reason `why`, as `Store.replace_spec` takes them. Raises as `Deployments.update`.
+        An endpoint without a variant has no server, and keeps its port. A stopped server is started. Changes of
+        monitors do not reach the server. `audit` has `action`, `actor` and `why` for `Store.replace_spec`. Raises as
+        `Deployments.update`.
         """
         old = stored.spec
         if new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old:
@@ -133,10 +130,7 @@ class Endpoints:
         self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
 
     def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
-        """Serve `placed`, which is `requested` with a port.
-
-        Another program may take a chosen port before the server does: then the next one is chosen.
-        """
+        """Serve `placed`, which is `requested` with a port; if a chosen port was taken meanwhile, choose the next."""
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 self._serve(backend, placed)
@@ -159,13 +153,11 @@ class Endpoints:
 
     @contextlib.contextmanager
     def lock(self, name: str, target: Target | None = None) -> Iterator[None]:
-        """Hold the lock of an endpoint, or of a new one at `target`; every change of it happens meanwhile.
+        """Hold the lock of an endpoint, or of a new one at `target`, during a change.
 
-        It is a file for the processes of this machine, and a lease too where other machines may change the endpoint.
-
-        Raises:
-            NotFound: it was deleted meanwhile.
-            InvalidConfig: the disk is full, or the folder of the deployments cannot be written.
+        The lock is a file for the processes of this machine, and also a lease if other machines may change the
+        endpoint. Raises NotFound if it was deleted meanwhile, and InvalidConfig if the folder of the deployments cannot
+        be written.
         """
         target = target or self.target_of(name)
         try:
@@ -182,7 +174,7 @@ class Endpoints:
 
     @contextlib.contextmanager
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
-        """Give a function that returns a spec with a port of this machine that no other endpoint has.
+        """Yield a function that returns a spec with a port of this machine that no other endpoint has.
 
         No other process chooses a port meanwhile, so the caller stores the spec before it leaves. A spec for another
         machine's ports stays as it is.
@@ -219,7 +211,7 @@ class Endpoints:
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:
     """Return the specs of an endpoint that servers of this machine have left, each with its state folder.
 
-    The deployment's own comes first, then those of `onnxserve serve`. One that cannot be read is passed over.
+    The deployment's own comes first, then those of `onnxserve serve`; unreadable specs are skipped.
     """
     left: list[tuple[Path, EndpointSpec]] = []
     for folder in (settings.state_dir(endpoint), *sorted((settings.home_path / "serve").glob("*"))):

@@ -1,7 +1,4 @@
-"""Labels of earlier predictions: by the endpoint's server if one runs, else straight into the inference log.
-
-Labels that go straight into the log are masked as the server would mask them.
-"""
+"""Labels of earlier predictions, sent to the endpoint's server if one runs, otherwise masked and put into the log."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -35,7 +32,7 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that are hashes in the log, and the file of the mask's key; `refusal` is why there is none."""
+    """The key columns that are hashes in the log, and the file of the mask's key; `refusal`: why there is no key."""
 
     columns: frozenset[str] = frozenset()
     key: Path | None = None
@@ -59,13 +56,13 @@ class LabelMasking:
 
 @dataclass
 class LabelSink:
-    """The place where an endpoint's labels go: its server, and once that does not answer the inference log.
+    """The destination of an endpoint's labels: its server, and once that does not answer the inference log.
 
     Attributes:
         url: of the server; empty if none runs.
         keys: the key columns of the endpoint's spec, which rows may have.
         only_server: labels do not go into the log if the server does not answer.
-        destinations: what has taken labels, as keys: the server's URL, the log.
+        destinations: the used destinations, as keys: the server's URL, the log.
     """
 
     log: InferenceLog
@@ -98,8 +95,6 @@ class LabelSink:
 
 @dataclass(frozen=True)
 class LabelImport:
-    """The numbers of accepted labels and of bad rows, the destinations of the labels, and the rows that they name."""
-
     accepted: int
     bad: int
     destinations: tuple[str, ...]
@@ -107,7 +102,6 @@ class LabelImport:
 
 
 def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> LabelSink:
-    """Return where the endpoint's labels go. Raises OnnxserveError if the log is down."""
     stored = deployments.store.endpoint(endpoint)
     if stored is None:
         return LabelSink(log, endpoint, "", _masking_without_spec(deployments.settings, log, endpoint))
@@ -122,9 +116,8 @@ def import_labels(
 ) -> LabelImport:
     """Store the labels of a file batch by batch, and with `match` count those whose row is in the log.
 
-    Raises:
-        NotReady: the server does not answer, and the labels go nowhere else.
-        OnnxserveError: the log is down. Labels that were stored before stay; storing them again does no harm.
+    Raises NotReady if the server does not answer and the labels have no other destination, and OnnxserveError if the
+    log is down. Labels that were stored before stay; storing them again does no harm.
     """
     matches = LabelMatches() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()
@@ -152,9 +145,8 @@ def check_key_columns(
 ) -> frozenset[str]:
     """Return the columns of the key that hold numbers or booleans in the log.
 
-    Without any logged row every key passes. Rows with `keys`, the endpoint's `capture.keys`, may be logged later.
-
-    Raises InvalidConfig if no logged row of the endpoint has a column; the message names the nearest one.
+    Every key passes if no row is logged, or if it is in `keys`, the endpoint's `capture.keys`, whose rows may come
+    later. Otherwise raises InvalidConfig, with the nearest name, if no logged row has a column.
     """
     hours = log.hours(endpoint)
     if not key or not hours:
@@ -172,10 +164,9 @@ def check_key_columns(
 
 
 def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
-    """Return the masking of an endpoint that is not in the store.
+    """Return the masking of an endpoint outside the store, from the specs that servers of this machine have left.
 
-    It comes from the specs that servers of this machine have left. If there are none, a column whose logged values
-    look like masks is masked.
+    Without such specs, a column whose logged values look like masks is masked.
     """
     left = left_specs(endpoint, settings)
     if not left:
@@ -208,7 +199,7 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
-    """Post labels to the server, which is tried again while it is overloaded, and return those that it refuses.
+    """Post labels, again while the server is overloaded, and return those that it refuses.
 
     Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all of them.
     """

@@ -1,7 +1,7 @@
 """The life of deployments: the work behind `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop`.
 
-An endpoint is a server; a deployment is a variant in it. Every change is live: the server goes on answering while it
-is made, and every worker serves it when the call returns. Only a change of the spec's `server` part restarts it.
+An endpoint is a server; a deployment is a variant in it. Changes are live: the server goes on answering, and every
+worker serves the change when the call returns. Only a change of the spec's `server` part restarts it.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -48,9 +48,9 @@ class Deployment:
 class Deployments:
     """All deployments and endpoints of the store.
 
-    The audit trail has every change, with `why` it was made and the `actor` who made it; None is this process's user.
-    `progress` is called with one line for each long step. `target` is the only target whose deployments are seen and
-    made; None: all are seen, and made on this machine.
+    Every change is audited with its reason `why` and its `actor`, by default this process's user. `progress` gets a
+    line for each long step. If `target` is set, only its deployments are seen and made; otherwise all are seen, and new
+    ones are made on this machine.
     """
 
     store: Store
@@ -90,10 +90,8 @@ class Deployments:
     def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
         """Change a deployment; its server is started if it does not run.
 
-        Raises:
-            NotFound: there is no such deployment.
-            InvalidConfig: as `create`.
-            DeploymentFailed: the change cannot be served; what was served before still is.
+        Raises NotFound, InvalidConfig as `create`, and DeploymentFailed if the change cannot be served; the earlier
+        state is then served again.
         """
         found = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
@@ -103,12 +101,9 @@ class Deployments:
     def delete(self, name: str, endpoint: str | None = None) -> bool:
         """End a deployment, and return True. If there is none, `progress` gets a line: MLflow wants no error.
 
-        An endpoint of the deployment's own name goes with it. An endpoint that is named by `endpoint`, or has another
-        name, stays, empty after its last deployment.
-
-        Raises:
-            InvalidConfig: no deployment that stays would answer the endpoint's traffic.
-            DeploymentFailed: the server does not go on without it.
+        An endpoint of the deployment's own name goes with it; any other endpoint stays, empty after its last
+        deployment. Raises InvalidConfig if no other deployment would answer the endpoint's traffic, and
+        DeploymentFailed if the server does not go on without it.
         """
         try:
             found = self._find(name, endpoint).name
@@ -130,7 +125,6 @@ class Deployments:
         return True
 
     def get(self, name: str, endpoint: str | None = None) -> Deployment:
-        """Return a deployment; raise NotFound if there is none."""
         stored = self._find(name, endpoint)
         return Deployment(name, stored, self._endpoints.observe(stored).observation)
 
@@ -139,7 +133,7 @@ class Deployments:
         return self._endpoints.backend(stored).reached(stored.spec)
 
     def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = _PAGE_SECONDS) -> MetricsByServer:
-        """Return what each server of an endpoint has counted; nothing if none answers."""
+        """Return the counters of each server of an endpoint; empty if no server answers."""
         pages = self._server_pages(observed, "/metrics", timeout_seconds)
         return {
             server: read_page(page, lambda content: parse_server_metrics(content.decode()))
@@ -149,7 +143,7 @@ class Deployments:
     def server_history(
         self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
     ) -> HistoryByServer:
-        """Return the intervals that each server of an endpoint keeps; that of this machine need not run."""
+        """Return the intervals that each server of an endpoint keeps; a server of this machine need not run."""
         name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
         pages: Mapping[str, bytes | Refused]
         if (folder / HISTORY).is_dir():
@@ -160,7 +154,7 @@ class Deployments:
         return found or {name: Refused("the server does not run")}
 
     def place(self, endpoint: str) -> str:
-        """Return the name of the place where an endpoint's server is, the same for every process that reaches it.
+        """Return the name of the endpoint server's place, the same for every process that reaches it.
 
         Raises NotFound, and another OnnxserveError if this process does not reach the server.
         """
@@ -197,7 +191,7 @@ class Deployments:
             self.store.record("stop", endpoint=found)
 
     def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
-        """Take a name for deployments to come; its server starts with the first of them.
+        """Take a name for later deployments; its server starts with the first of them.
 
         Raises AlreadyExists, and InvalidConfig if the name or a field of `config` is invalid.
         """
@@ -214,9 +208,9 @@ class Deployments:
     def set_traffic(
         self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
     ) -> ObservedEndpoint:
-        """Give each variant its weight, a variant that is not named 0; shadows stay. Raises as `update`.
+        """Set the weight of each variant, 0 for a variant that is not named; shadows stay. Raises as `update`.
 
-        While a rollout is under way, any other caller than the rollout itself is refused.
+        During a rollout, only the rollout itself may change weights.
         """
         config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
@@ -234,13 +228,12 @@ class Deployments:
         return self._nothing_deleted(unknown_endpoint(endpoint, self.store.names()))
 
     def get_endpoint(self, endpoint: str) -> ObservedEndpoint:
-        """Return an endpoint; raise NotFound if there is none."""
         return self._endpoints.observe(self._require(endpoint))
 
     def list_endpoints(self, only: Collection[str] | None = None) -> Sequence[ObservedEndpoint]:
         """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read.
 
-        They are observed at the same time: a cluster that hangs is waited for once, and does not delay the others.
+        They are observed at the same time, so that a cluster that hangs does not delay the others.
         """
         for one in self.store.unreadable():
             self.progress(one.reason)
@@ -307,7 +300,6 @@ class Deployments:
         return [stored for stored in self.store.endpoints() if self._sees(stored)]
 
     def _require(self, endpoint: str) -> Endpoint:
-        """Return an endpoint; raise NotFound if there is none at this target."""
         stored = self.store.require_endpoint(endpoint)
         if not self._sees(stored):
             raise NotFound(f"there is no endpoint {endpoint!r} at {self.target}; it is at `-t {stored.target}`")
@@ -343,7 +335,6 @@ class Deployments:
         return (own or stored)[0]
 
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
-        """Return the error, with the nearest name and all names. Raises if the endpoint is unreadable."""
         namesake = self.store.endpoint(endpoint or name)
         if namesake is not None and not self._sees(namesake):
             return NotFound(f"there is no deployment {name!r} at {self.target}; it is at `-t {namesake.target}`")
@@ -373,7 +364,6 @@ class Deployments:
 
 @contextmanager
 def open_deployments(progress: Callable[[str], None], target: Target | None = None) -> Iterator[Deployments]:
-    """Open the deployments of this user (of one target), with bounded waits for the registry."""
     set_service_timeouts()
     settings = load_settings()
     with closing(open_store(settings.store_url)) as store:
@@ -381,10 +371,7 @@ def open_deployments(progress: Callable[[str], None], target: Target | None = No
 
 
 def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
-    """Return why the endpoint's weights cannot be changed now, or None if they can.
-
-    The rollout under way would set other weights back with its next step.
-    """
+    """Return why a live rollout forbids a change of weights, which its next step would undo; None without one."""
     if not store.rollouts(endpoint, live=True):
         return None
     return Refused(

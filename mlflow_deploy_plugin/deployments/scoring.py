@@ -31,8 +31,6 @@ _MLFLOW_CLI_MODULE = "mlflow.deployments.cli"
 
 @dataclass(frozen=True)
 class ScoringTarget:
-    """The server that answers a request, and the deployments that its endpoint's traffic goes to."""
-
     url: str
     timeout_seconds: float
     keys: tuple[str, ...]
@@ -40,7 +38,6 @@ class ScoringTarget:
 
     @cached_property
     def has_pyfunc(self) -> bool:
-        """True if a model without an ONNX form may answer."""
         return any(describe(deployment)["flavor"] == PYTHON_FUNCTION for deployment in self.answering)
 
 
@@ -48,10 +45,8 @@ class ScoringTarget:
 def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
     """Yield the server of a deployment, or of an endpoint, which chooses by its traffic, as this machine reaches it.
 
-    Raises:
-        InvalidConfig: neither is given, or the deployment is not the only one that answers its endpoint.
-        NotFound: there is no such deployment or endpoint.
-        NotReady: it does not run.
+    Raises InvalidConfig if neither is given or the deployment shares its endpoint's traffic, NotFound, and NotReady if
+    the server does not run.
     """
     observed: Deployment | ObservedEndpoint
     if name is not None:
@@ -78,9 +73,8 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
     """Return the server's JSON object for `inputs`; /invocations has the predictions under `predictions`.
 
-    Raises:
-        InvalidRequest: `inputs` have no form that can be sent.
-        OnnxserveError: the server refuses, as `server_client.post` raises it; NotReady if it does not answer.
+    Raises InvalidRequest if `inputs` have no form that can be sent, OnnxserveError as `server_client.post`, and
+    NotReady.
     """
     body = encode_body(inputs)
     with ServerSession() as session:
@@ -93,9 +87,8 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
 def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
     """Yield the parts of the server's answer for `inputs`, as the model's `predict_stream` makes them.
 
-    Raises:
-        InvalidRequest: `inputs` have no form that can be sent, or the model answers only whole.
-        OnnxserveError: as `server_client.post_for_events` raises it.
+    Raises InvalidRequest if `inputs` cannot be sent or the model does not stream, and as
+    `server_client.post_for_events`.
     """
     body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
     with ServerSession() as session:
@@ -114,9 +107,9 @@ def encode_body(inputs: object) -> bytes:
 def original_document(inputs: object) -> object:
     """Return the JSON document of `mlflow deployments predict -I FILE`; other callers get `inputs` back.
 
-    The command of MLflow hands on the frame that `pandas.read_json` makes of the file: numbers out of texts, dates out
-    of columns with certain names, floats that have lost a digit, and none of MLflow's own forms recognised. So the file
-    is read once more, unless it is in one of pandas' own forms or is no file of this machine.
+    MLflow passes the frame that `pandas.read_json` makes of the file: texts become numbers or dates, floats lose a
+    digit, and MLflow's own forms are not recognised. So the file is read again, unless it is in one of pandas' own
+    forms.
     """
     context = click.get_current_context(silent=True)
     command = getattr(context.command.callback, "__module__", "") if context is not None else ""

@@ -28,7 +28,7 @@ _MAX_PAUSE_SECONDS = 10
 class ServerSession(requests.Session):
     """A session for servers of this machine.
 
-    No proxy is used. A certificate names the public host, so it is not verified here. If the server asks for a key, the
+    No proxy is used. A certificate names the public host, so it is not verified. If the server asks for a key, the
     session sends the key in the server's state folder below `deployments`, which only the server's user may read.
     """
 
@@ -48,7 +48,7 @@ class ServerSession(requests.Session):
             return response
 
     def _local_key(self, url: str) -> str:
-        """Return the key of the deployment that listens on the port of `url`; empty if there is none to be read."""
+        """Return the key of the deployment that listens on the port of `url`; empty if no key can be read."""
         port = urlsplit(url).port
         for file in self._deployments.glob(f"*/{SERVER}"):
             state = read_state(file, ServerState)
@@ -61,9 +61,7 @@ class ServerSession(requests.Session):
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> Json:
     """Return the JSON object that the server answers.
 
-    Raises:
-        NotReady: the server does not answer.
-        OnnxserveError: the server refuses; the error is the one of its status, with the server's message.
+    Raises NotReady if the server does not answer. A refusal raises the OnnxserveError of its status, with its message.
     """
     return _read_object(_post(session, url, body, content_type, timeout_seconds))
 
@@ -79,12 +77,10 @@ def _read_object(response: requests.Response) -> Json:
 
 
 def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[object]:
-    """Yield the JSON text of each server-sent event that answers the body, which is JSON.
+    """Yield the JSON text of each server-sent event that answers the JSON body.
 
-    Raises:
-        NotReady: the server does not answer, or not to the end.
-        InvalidRequest: the answer is no stream of events.
-        OnnxserveError: the server refuses; or an event holds an error.
+    Raises NotReady if the answer is missing or cut, InvalidRequest if it is not a stream of events, and OnnxserveError
+    if the server refuses or an event holds an error.
     """
     with _post(session, url, body, "application/json", timeout_seconds, stream=True) as response:
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
@@ -123,9 +119,9 @@ def _post(
 def post_with_retries(
     session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
 ) -> tuple[Json, str]:
-    """Return the answer as `post` does, and its prediction id, which is empty if it has none.
+    """Return the answer as `post` does, and its prediction id, which may be empty.
 
-    The request is sent again while the server is overloaded or is just being changed.
+    The request is sent again while the server is overloaded or is being changed.
     """
     for attempt in range(tries):
         try:

@@ -1,13 +1,10 @@
-"""Counters of a server since its start (`/metrics`), and their growth in the last hour or day (`/metrics/history`,
-`statedir/history.py`). The controller and the console use them.
+"""Counters of a server since its start (`/metrics`), and their growth (`/metrics/history`, `statedir/history.py`).
 
-The counters are the server's own, summed over its workers and protocols. They begin at zero with each server. A lower
-value than before means a restart, as in Prometheus.
+The counters are summed over the server's workers and protocols. A lower value than before means a restart, as in
+Prometheus. Rollouts and the console count by one rule:
 
-Rollouts and the console count by one rule:
-
-- An answer without success is an error. A refusal of the input (4xx) is one, too: a rollout has to notice a model that
-  no longer takes what its callers send. The console shows refusals apart from failures.
+- An answer without success is an error. A refusal of the input (4xx) is also an error: a rollout has to notice a model
+  that no longer takes its callers' inputs. The console shows refusals apart from failures.
 - A request whose caller left before the answer (499) is not counted.
 - Explanations take seconds, so their times are not among the times of a version.
 """
@@ -46,7 +43,7 @@ class VersionCounters:
     """The counters of one version under one variant's name.
 
     Attributes:
-        requests / errors: the requests that were answered, and those of them that were answered without success.
+        requests / errors: the answered requests, and those without success.
         timed: upper bound in seconds → requests that took at most so long, without explanations.
         same / different: rows that a shadow has answered like the answering version, and otherwise; a request that it
             could not answer counts as one row.
@@ -69,7 +66,7 @@ class VersionCounters:
         return self.same + self.different
 
     def since(self, before: "VersionCounters") -> "VersionCounters":
-        """Return what was added since `before`; everything if the server has restarted since."""
+        """Return the counts added since `before`; all counts if the server has restarted since."""
         is_anew = self.requests < before.requests or self.compared < before.compared
         return self if is_anew else self._combined(before, -1)
 
@@ -84,8 +81,7 @@ class VersionCounters:
         return VersionCounters(**sums, timed=timed)
 
     def quantile(self, quantile: float) -> float | None:
-        """Return the quantile in seconds, linear within its bucket, as Prometheus' histogram_quantile; None without
-        answers."""
+        """Return the quantile in seconds, linear within its bucket as in Prometheus; None without answers."""
         total = self.timed.get(math.inf, 0)
         if not total:
             return None
@@ -107,9 +103,8 @@ _Version = tuple[str, str, str, str]
 class ServerMetrics:
     """The counters of one server.
 
-    Attributes:
-        counters: by endpoint, variant, model and version.
-        last_requests: endpoint, model and version → the time of its last request in seconds since the epoch.
+    `counters` has the keys endpoint, variant, model and version. `last_requests` maps endpoint, model and version to
+    the time of the last request in seconds since 1970.
     """
 
     counters: Mapping[_Version, VersionCounters] = field(default_factory=dict)
@@ -138,7 +133,7 @@ class ServerMetrics:
 
 
 MetricsByServer = Mapping[str, ServerMetrics | Refused]
-"""Server → what it has counted, or why it does not say."""
+"""Server → its counters, or why they cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +143,7 @@ class CountedInterval:
     Attributes:
         at: the interval's end in seconds since 1970, by the server's clock.
         counters: by endpoint, variant, model and version; without shadows.
-        labels: labels that were accepted, of all endpoints of the server.
+        labels: accepted labels of all endpoints of the server.
     """
 
     at: float
@@ -159,11 +154,11 @@ class CountedInterval:
 
 
 HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
-"""Server → the intervals that it keeps, oldest first, or why it does not say."""
+"""Server → the intervals that it keeps, oldest first, or why they cannot be read."""
 
 
 def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None) -> bytes | Refused:
-    """Return a page of a server, or why it does not give it; `deployments` as of `ServerSession`."""
+    """Return a page of a server, or why it cannot be read; `deployments` as of `ServerSession`."""
     try:
         with ServerSession(deployments) as session:
             answer = session.get(url, timeout=timeout_seconds)
@@ -178,7 +173,6 @@ def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None
 
 
 def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
-    """Return what `parse` makes of a page, or why that is not known."""
     try:
         return page if isinstance(page, Refused) else parse(page)
     except ValueError:
@@ -186,7 +180,6 @@ def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> Parse
 
 
 def total_metrics(servers: MetricsByServer) -> ServerMetrics:
-    """Return the counters of all servers that say what they have counted, added up."""
     counters: defaultdict[_Version, VersionCounters] = defaultdict(VersionCounters)
     last_requests: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for found in servers.values():
@@ -199,7 +192,7 @@ def total_metrics(servers: MetricsByServer) -> ServerMetrics:
 
 
 def parse_server_metrics(page: str) -> ServerMetrics:
-    """Return the counters of a page in Prometheus' text format; raise ValueError if it is none."""
+    """Return the counters of a page in Prometheus' text format; raise ValueError for other text."""
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
@@ -225,9 +218,9 @@ def parse_server_metrics(page: str) -> ServerMetrics:
 
 
 def parse_server_history(lines: bytes) -> list[CountedInterval]:
-    """Return the intervals of `/metrics/history`; raise ValueError if it is none.
+    """Return the intervals of `/metrics/history`. Raises ValueError for other text.
 
-    A server's clock may be set back. The intervals after that are the newer ones, and those that they overlap go.
+    If the server's clock was set back, the later intervals replace those that they overlap.
     """
     intervals: list[CountedInterval] = []
     try:

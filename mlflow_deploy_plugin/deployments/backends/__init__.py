@@ -18,15 +18,14 @@ class Observation:
 
     Attributes:
         reason: why it is not running, or what it still waits for; empty while all is well.
-        url: its address; empty while it does not answer.
+        url: empty while the server does not answer.
         pid / started_at: of the supervisor; None while it does not live.
         restarts: how often gunicorn was killed and restarted since then; None if the backend does not count it.
         wanted: the versions to be served, as the agent has resolved them.
         workers: the state files of the living workers.
-        errors: variant → why a worker could not load the wanted version; the version before goes on answering.
+        errors: variant → why a worker could not load the wanted version; the earlier version still answers.
         refused: versions that the registry names and the agent does not let be served.
-        registry_error: why the agent's last look at the registry failed.
-        shipping_error: why captured requests do not get into the inference log.
+        registry_error / shipping_error: the last failure to read the registry, or to ship captured requests.
         log: the path of the server's log, or the command that shows it.
     """
 

@@ -1,7 +1,7 @@
-"""Make the containers of an endpoint, tell how one has ended, and raise our errors for Docker's.
+"""The containers of an endpoint: their options, how one has ended, and our errors for Docker's.
 
-Both run the image without rights: as the user who deploys (for root: as the image's own), on a read-only file system,
-without capabilities. A digest of all that needs another container is one of the server's labels.
+Containers run without rights: as the user who deploys (for root: the image's own), on a read-only file system, without
+capabilities. A label has a digest of all options whose change needs another container.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ def home_folder(endpoint: str, settings: Settings) -> Path:
 
 
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
-    """Return the arguments of `docker.containers.create` for a server, without its name, its slot and its command.
+    """Return the arguments of `docker.containers.create` for a server, without name, slot and command.
 
     Raises InvalidConfig if it would not reach the registry, or not read a file that it needs.
     """
@@ -109,13 +109,12 @@ def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """Make a folder that this user's containers may write."""
     folder.mkdir(parents=True, exist_ok=True, mode=mode)
     share(folder)
 
 
 def share(path: Path) -> None:
-    """Let root's containers, which have his group, do with a file or folder what he may."""
+    """Give root's containers, which have the owner's group, the owner's rights on a file or folder."""
     mode = path.stat().st_mode
     if os.getuid() == 0 and mode & 0o070 != (mode & 0o700) >> 3:
         path.chmod(mode | (mode & 0o700) >> 3)
@@ -137,7 +136,6 @@ def check_registry(uri: str, is_host: bool) -> None:
 
 
 def end_of(container: Container) -> str:
-    """Return how a container has ended, with its last words."""
     state, limit = container.attrs["State"], container.attrs["HostConfig"]["Memory"]
     if state["OOMKilled"]:
         return f"is out of memory: -C container.memory_bytes=… is to be more than {limit:,} bytes"
@@ -188,7 +186,7 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
-    """Return the paths of this machine that the server needs, and whether it only reads them."""
+    """Return the paths of this machine that the server needs, with True for those that it only reads."""
     files = local_files(spec)
     if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
         if settings.keys_file is None:
@@ -206,7 +204,6 @@ def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
 
 
 def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
-    """Return what the server takes from the environment of this process, and what is its own."""
     folder, is_host = home_folder(spec.name, settings), spec.container.network == "host"
     found = server_environment(folder, settings)
     if asks_mlflow(spec):

@@ -1,13 +1,13 @@
 """Deployments in containers of this machine's Docker engine.
 
-`NAME` is the server. Its state folder is the host's, mounted at the same path. So a change of the spec needs no new
-container, and every reader of state folders can read it. `NAME-listener` has the published port, and hands its
-listening socket to the servers (`server/listener.py`). A container of another image starts beside the serving one. Once
-it is ready, it accepts from the same socket and takes over the name, and the earlier container finishes its requests.
-With `container.network: host` there is no listener, and a server is replaced with a gap.
+`NAME` is the server. Its state folder is mounted from the host at the same path, so that readers of state folders can
+read it and a change of the spec needs no new container. `NAME-listener` has the published port, and hands its listening
+socket to the servers (`server/listener.py`). A container of another image starts next to the serving container, accepts
+from the same socket once it is ready, and takes over the name while the earlier container finishes its requests. With
+`container.network: host` there is no listener, and a server is replaced with a gap.
 
-    HOME/docker/NAME/SLOT     the state folder of one server; the next one has another
-    HOME/docker/NAME/cache    the models that they have fetched
+    HOME/docker/NAME/SLOT     the state folder of one server; the next server has another slot
+    HOME/docker/NAME/cache    the fetched models
     HOME/deployments/NAME     a link to the state folder of the current server
     volume onnxserve-NAME     the Unix socket over which the listening socket is handed
 """
@@ -85,10 +85,10 @@ class DockerBackend(MachineBackend):
         return True  # the ids are the container's, whose gunicorn removes the files of dead workers
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set. Another image, or a change of the parts `server` and `container`, brings
-        another container, which takes over when it is ready; the running server applies any other change itself.
+        """Serve `spec`, whose port is set. A change of the image, `server` or `container` brings another container.
 
-        Raises as `Backend.apply`, and AlreadyExists if another container has the name.
+        The running server applies any other change itself. Raises as `Backend.apply`, and AlreadyExists if another
+        container has the name.
         """
         with docker_errors(spec):
             self._settle(spec.name)
@@ -183,7 +183,7 @@ class DockerBackend(MachineBackend):
         return self._connected
 
     def _slot(self, name: str) -> str:
-        """Return the slot of the server that counts; empty before the first is ready."""
+        """Return the slot of the current server; empty before the first is ready."""
         link = self.settings.state_dir(name)
         return link.readlink().name if link.is_symlink() else ""
 
@@ -195,16 +195,13 @@ class DockerBackend(MachineBackend):
         return [one for one in self._containers(name) if SLOT in one.labels]
 
     def _listener(self, name: str) -> Container | None:
-        """Return the container that has the port; None if there is none."""
         return next((one for one in self._containers(name) if SLOT not in one.labels), None)
 
     def _server(self, name: str) -> Container | None:
-        """Return the container that counts; None if there is none."""
         slot = self._slot(name)
         return next((one for one in self._servers(name) if one.labels[SLOT] == slot), None)
 
     def _check_names(self, name: str) -> None:
-        """Raise AlreadyExists if a container of anybody else has a name that the endpoint's are to have."""
         for container in (server_name(name), listener_name(name)):
             try:
                 labels = self._engine.containers.get(container).labels
@@ -236,7 +233,6 @@ class DockerBackend(MachineBackend):
             raise InvalidConfig(f"the image {name!r} is not here, and cannot be pulled: {explanation(error)}") from None
 
     def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
-        """Start another server, and let it take the place of `server` once it is ready."""
         name, labels = spec.name, options["labels"]
         self._check_names(name)  # a stranger's container is no reason to stop ours
         listener = self._listener(name)
@@ -290,7 +286,7 @@ class DockerBackend(MachineBackend):
         self._settle(name)
 
     def _settle(self, name: str) -> None:
-        """End the servers that do not count, also those that a crash has left, and give the one that does its name."""
+        """End the servers that are not current, also after a crash, and give the current server its name."""
         slot = self._slot(name)
         for server in self._servers(name):
             if server.labels[SLOT] == slot:
@@ -307,7 +303,7 @@ class DockerBackend(MachineBackend):
             server.rename(server_name(name))
 
     def _start_listener(self, spec: EndpointSpec) -> None:
-        """Have the container that holds the port run; none with `container.network: host`."""
+        """Run the container that holds the port; none with `container.network: host`."""
         options, network = listener_options(spec, self.settings), spec.container.network
         listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
@@ -328,7 +324,7 @@ class DockerBackend(MachineBackend):
             raise
 
     def _network(self) -> str:
-        """Return the id of the listeners' network, which stays; of two that were made at the same time, the first."""
+        """Return the id of the listeners' network; of two that were created at the same time, the first."""
         if not (found := self._engine.networks.list(names=[f"^{NETWORK}$"])):
             between = {"com.docker.network.bridge.enable_icc": "false"}
             self._engine.networks.create(NETWORK, driver="bridge", options=between)
@@ -347,7 +343,7 @@ class DockerBackend(MachineBackend):
         self.wait_until_served(spec, folder, before, why_ended, say)
 
     def _stop(self, server: Container) -> None:
-        """Let a server finish its requests and ship its rows; kill it when its time is up."""
+        """Let a server finish its requests and ship its rows; kill it at the end of its grace period."""
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
         of_server = spec.server if spec is not None else ServerSpec()
         server.stop(timeout=of_server.stop_seconds)  # does nothing if it has ended

@@ -1,8 +1,8 @@
 """Deployments on Kubernetes: the objects of `manifests/kubernetes.py`, applied to a namespace and watched until served.
 
 Server-side apply changes only what differs, so the same call after a crash finishes the work. A change of variants
-reaches the running pods by the ConfigMap; the state files within the pods show whether they serve it. The state is
-polled: a failed poll is repeated, while a watched stream could be cut.
+reaches running pods by the ConfigMap; their state files show whether they serve it. The state is polled, because a
+watched stream may be cut.
 """
 
 import hashlib
@@ -123,7 +123,7 @@ class KubernetesBackend:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`; after a failure pods that were ready go on, and objects taken over from others are as before.
+        """Serve `spec`. After a failure, ready pods go on, and objects taken over from others are restored.
 
         Raises as `Backend.apply`, and AlreadyExists if objects of its name belong to others.
         """
@@ -217,7 +217,7 @@ class KubernetesBackend:
         )
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of each ready pod, by its name, or why the pod does not give it.
+        """Return a page of each ready pod by its name, or why the pod does not return it.
 
         Pods are asked from within, with the key that only the server's user reads: the API server's proxy passes no
         `Authorization` on, and has no client certificate. A pod that ends is asked as long as it answers.
@@ -242,19 +242,17 @@ class KubernetesBackend:
         }
 
     def place(self, name: str) -> str:
-        """Return the UID of the namespace, which no namespace of another cluster has.
+        """Return the UID of the namespace, which is unique among clusters.
 
-        Raises:
-            NotReady: it has no Deployment of this name.
-            InvalidConfig: the Deployment belongs to others.
-            DeploymentFailed: the API server does not answer, or forbids it.
+        Raises NotReady if it has no Deployment of this name, InvalidConfig if the Deployment belongs to others, and
+        DeploymentFailed if the API server does not answer, or forbids it.
         """
         if self._own_deployment(name) is None:
             raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
         return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
-        """Scale to no pod, and wait until the pods have finished their requests."""
+        """Scale to 0 pods, and wait until the pods have finished their requests."""
         if (deployment := self._own_deployment(name)) is not None:
             self._cluster.merge("Deployment", name, {"spec": {"replicas": 0}})
             self._wait_until_gone(name, deployment)
@@ -318,10 +316,7 @@ class KubernetesBackend:
 
     @contextmanager
     def reached(self, spec: EndpointSpec) -> Iterator[str]:
-        """Yield an address of this machine that leads to a ready pod, by port-forward: the cluster's own is inside it.
-
-        Raises NotReady if no pod is ready.
-        """
+        """Yield an address that leads to a ready pod by port-forward. Raises NotReady if no pod is ready."""
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
@@ -337,7 +332,7 @@ class KubernetesBackend:
 
     @cached_property
     def _owner(self) -> str:
-        """The store of this process, by which two of them do not change each other's endpoints."""
+        """Return the store of this process; two stores do not change each other's endpoints."""
         url = make_url(self.settings.store_url)
         where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
         return f"{url.render_as_string(hide_password=True)}{where}"
@@ -348,7 +343,7 @@ class KubernetesBackend:
     def _own_deployment(self, name: str) -> Document | None:
         """Return the endpoint's Deployment; None if there is none.
 
-        Raises InvalidConfig if it belongs to others: another store or GitOps has taken it over, for example.
+        Raises InvalidConfig if another store, or GitOps for example, has taken it over.
         """
         found = self._cluster.get("Deployment", name)
         if found is not None and not self._is_ours(found):
@@ -374,7 +369,7 @@ class KubernetesBackend:
         return True
 
     def _living_pods(self, name: str) -> list[Document]:
-        """Return the pods that are not ending; while the Deployment rolls, also those of before."""
+        """Return the pods that are not ending, of all revisions."""
         pods = self._cluster.find("Pod", endpoint_labels(name))
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
@@ -383,7 +378,7 @@ class KubernetesBackend:
             return list(pool.map(self._read_pod, pods))
 
     def _read_pod(self, pod: Document) -> ServedState | None:
-        """Return the state files of a pod; None if they cannot be read now, or never, as `_may_look` says."""
+        """Return the state files of a pod; None if they cannot be read."""
         if "running" not in container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
@@ -406,7 +401,7 @@ class KubernetesBackend:
     def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
         """Return when the Deployment has rolled and every pod serves `spec`.
 
-        Raises DeploymentFailed if it cannot become ready, or has not in time; the message has the pod's last words.
+        Raises DeploymentFailed, with the pod's last words, if it cannot become ready or is not ready in time.
         """
         unready: list[Document] = []
 
@@ -449,7 +444,6 @@ class KubernetesBackend:
         return ""
 
     def _newest_pods(self, deployment: Document) -> list[Document]:
-        """Return the living pods of the newest revision of a Deployment."""
         name = deployment["metadata"]["name"]
         revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
         sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
@@ -458,7 +452,7 @@ class KubernetesBackend:
         return [pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes]
 
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
-        """Return why pods do not come up: first what waiting does not help."""
+        """Return why pods do not come up; a final reason comes first."""
         name, conditions = deployment["metadata"]["name"], deployment.get("status", {}).get("conditions", ())
         found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
         if found:
@@ -475,7 +469,7 @@ class KubernetesBackend:
         return next((one for one in found if one.is_final), next(iter(found), None))
 
     def _last_words(self, pod: Document) -> str:
-        """Return the line of a pod's log that says best why it has ended or is not ready."""
+        """Return the line of a pod's log that best explains why it has ended or is not ready."""
         name = pod["metadata"]["name"]
         lines = self._cluster.pod_log(name, _LOG_LINES, previous=True)
         line = error_line(lines or self._cluster.pod_log(name, _LOG_LINES))
@@ -494,10 +488,10 @@ def _owner_of(document: Document) -> str:
 
 
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
-    """Return how many pods a Deployment is to have.
+    """Return how many pods a Deployment should have.
 
-    The `running` Deployment keeps its pods, also out of new bounds of its autoscaler. It also keeps the number to which
-    a person or an autoscaler of theirs has scaled it, while the spec asks for as many as when it was applied last.
+    The `running` Deployment keeps its pods, also outside new bounds of its autoscaler. It also keeps a number that a
+    person or a foreign autoscaler has set, while the spec asks for as many as when it was applied last.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
@@ -510,9 +504,8 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
     """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods reach them.
 
-    A later command, or a controller, may run with another MLflow. That is no reason to replace the pods.
-
-    Raises InvalidConfig if a model is in the registry, and no address of the registry is known that pods reach.
+    A later command may run with another MLflow, which is no reason to replace the pods. Raises InvalidConfig if a model
+    is in the registry and no address of the registry that pods reach is known.
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:

@@ -1,8 +1,7 @@
 """The API server of a Kubernetes cluster, for one namespace: objects as documents, and commands within pods.
 
-The official client finds the cluster and the credentials, and speaks the web sockets of `port-forward`. Plain requests
-carry documents by server-side apply. Every request is idempotent: a busy or failing API server (429,
-5xx) and a cut connection are tried again, after the pause that the server names.
+The official client finds the cluster and the credentials, and speaks the web sockets of `port-forward`. Every request
+is idempotent: after 429, 5xx or a cut connection it is repeated, after the pause that the server names.
 """
 
 import json
@@ -67,9 +66,7 @@ _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
 """The channels of a command's web socket: the first byte of each frame."""
 _LOADING = threading.Lock()
-"""The lock of loading a configuration. The client writes its certificates and keys to files, which all clients share,
-and removes them at the end. Without the lock, one of two clients would find an empty file, or leave a key behind.
-"""
+"""The lock of loading a configuration: all clients share, and in the end remove, the files with keys."""
 _CONFLICT_TRIES = 6
 _CONFLICT = re.compile(r'conflicts? with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")
@@ -123,18 +120,16 @@ class Cluster:
         return [*self._get(self._path(kind), {"labelSelector": selector})["items"]]
 
     def namespace_uid(self) -> str:
-        """Return the UID of the namespace; raise ApiRefused if it may not be read."""
         return str(self._get(f"/api/v1/namespaces/{self.namespace}")["metadata"]["uid"])
 
     def serves(self, kind: str) -> bool:
         return any(version in self._known_versions() for version in _RESOURCES[kind][1:])
 
     def apply(self, document: Document, force: bool = False) -> None:
-        """Apply a document. Fields of ours are taken back; those of others are, with `force`.
+        """Apply a document. Our own fields are taken back; the fields of others only with `force`.
 
-        Raises:
-            InvalidConfig: the namespace is missing, or the cluster does not know the kind.
-            DeploymentFailed: others have set its fields (`force` is False), or the API server refuses it.
+        Raises InvalidConfig if the namespace is missing or the cluster does not know the kind, and DeploymentFailed if
+        others have set its fields (without `force`) or the API server refuses it.
         """
         kind, name = document["kind"], document["metadata"]["name"]
         if not self.serves(kind):
@@ -158,7 +153,7 @@ class Cluster:
         self._patch(kind, name, change, "application/merge-patch+json")
 
     def put_back(self, document: Document) -> None:
-        """Make an object what it was when it was read. Raises DeploymentFailed as `apply`."""
+        """Restore an object as it was when it was read. Raises DeploymentFailed as `apply`."""
         metadata, kind = document["metadata"], document["kind"]
         content = {f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")}
         left_out = ("apiVersion", "kind", "metadata", "status")
@@ -208,13 +203,11 @@ class Cluster:
                 yield line.decode(errors="replace")
 
     def execute(self, pod: str, command: Sequence[str]) -> str:
-        """Run a command in our container and return what it prints.
+        """Run a command in our container and return its output.
 
-        The official client would wait for a node that hangs without end, and decodes each frame alone.
-
-        Raises:
-            ApiRefused: it cannot be run; with status 403, it may not.
-            DeploymentFailed: it ends with an error.
+        The official client would wait without end for a node that hangs, and decodes each frame alone. Raises
+        ApiRefused if the command cannot be run (status 403: it is forbidden), and DeploymentFailed if it ends with an
+        error.
         """
         query = urlencode({"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command}, doseq=True)
         path, written = f"{self._path('Pod')}/{pod}/exec?{query}", defaultdict[int, bytes](bytes)
@@ -314,7 +307,6 @@ class Cluster:
         stream: bool = False,
         is_endless: bool = False,
     ) -> requests.Response:
-        """Send a request. Raises ApiRefused."""
         headers = {"Accept": "application/json", "Content-Type": content_type, **self._credentials()}
         url, data = f"{self._configuration.host}{path}", None if body is None else json.dumps(body)
         timeout = _CONNECT_SECONDS, None if is_endless else _GET_SECONDS if method == "GET" else _CHANGE_SECONDS
@@ -364,7 +356,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
     """Return the client of the configured cluster or, if nothing is configured, of the cluster that this pod runs in.
 
-    Raises InvalidConfig if the configuration does not have the context, or there is no cluster.
+    Raises InvalidConfig if the configuration lacks the context, or there is no cluster.
     """
     file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
     try:

@@ -12,7 +12,7 @@ _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 @dataclass(frozen=True)
 class PodTrouble:
-    """The reason why a pod does not become ready. If it `is_final`, waiting does not help.
+    """The reason why a pod does not become ready; if it `is_final`, waiting does not help.
 
     If the container `wrote` more before its end, the last words in its log are part of the reason.
     """
@@ -47,12 +47,11 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 
 @dataclass
 class RefusedPods:
-    """A quota's refusal of pods, which the cluster may still take back. All times are of one monotonic clock.
+    """A quota's refusal of pods, which the cluster may still take back. Times are of one monotonic clock.
 
-    A quota counts pods that are ending. The cluster doubles its wait between two tries: after the last pod has ended,
-    it waits at most as long as it has tried in vain.
-
-    The cluster first refused at `since`, and may try again until `waits_until`; 0 while no pod was seen ending.
+    A quota counts pods that are ending, and the cluster doubles its wait between two tries: after the last pod has
+    ended, it waits at most as long as it has tried in vain. The cluster first refused at `since`, and may try until
+    `waits_until`.
     """
 
     since: float

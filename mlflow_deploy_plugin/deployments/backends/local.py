@@ -31,7 +31,7 @@ _POLL_SECONDS = 0.1
 @dataclass
 class LocalBackend(MachineBackend):
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set. The running server applies what is not of the `server` part itself.
+        """Serve `spec`, whose port is set. The running server applies changes outside the `server` part itself.
 
         Raises as `Backend.apply`; the folder stays.
         """
@@ -122,10 +122,7 @@ class LocalBackend(MachineBackend):
 
 
 def choose_port(host: str, reserved: Collection[int | None]) -> int:
-    """Return the first free port from 8080 up that no other deployment has reserved.
-
-    Raises DeploymentFailed if none is free.
-    """
+    """Return the first free port from 8080 up that is not reserved. Raises DeploymentFailed if none is free."""
     for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
         if port not in reserved and is_port_free(host, port):
             return port

@@ -1,7 +1,6 @@
-"""The state folder of an endpoint's server, read to tell what it serves, and awaited until that is its spec.
+"""The state folder of an endpoint's server, which is read and awaited until it serves its spec.
 
-A server of this machine and one in a container keep such a folder on this machine; in a pod its files are read by
-`kubernetes.py`, and judged here.
+Servers of this machine and in containers have the folder on this machine. `kubernetes.py` reads the files in a pod.
 """
 
 import time
@@ -48,9 +47,9 @@ class AppliedSpec:
 
     Attributes:
         is_resolved: the agent has versions for the whole spec.
-        pending: what is still to be done; empty once every worker has applied the whole spec, or failed to.
+        pending: the remaining work; empty once every worker has applied the whole spec, or failed to.
         errors: variant → why a worker could not load the wanted version.
-        missing: the variants with a share of the traffic that have no version in some worker.
+        missing: the variants with traffic that have no version in some worker.
         wanted: the versions to be served; None before the agent has found the first.
     """
 
@@ -86,9 +85,9 @@ class MachineBackend:
         return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
 
     def place(self, name: str) -> str:
-        """Return the name of the state folders of this machine, if the endpoint's is one of them.
+        """Return the name of this machine's state folders, if the endpoint's folder is among them.
 
-        Whoever sees them reads it there. A process in a pod, or beside other servers of the same store, has other ones.
+        The name is read from the folders: a process in a pod, or another machine of the same store, has other folders.
         """
         if not self.settings.state_dir(name).is_dir():
             raise NotReady(f"the server of {name!r} is on another machine")
@@ -121,7 +120,6 @@ class MachineBackend:
         return Observation("failed", f"{gone}; `onnxserve start {name}` brings it back", log=log)
 
     def observe_server(self, spec: EndpointSpec, state_dir: Path, server: ServerState, log: str) -> Observation:
-        """Return the observation of a server whose supervisor lives, by its state folder."""
         found = read_served_state(state_dir, self.lives)
         applied, agent = compare_applied(spec, found), found.agent or AgentState(pid=0)
         state, reason = _server_state(server, applied, found.workers)
@@ -142,7 +140,6 @@ class MachineBackend:
         )
 
     def state_before(self, state_dir: Path) -> ServedState:
-        """Return what a server serves before a change, with its spec."""
         return replace(read_served_state(state_dir, self.lives), spec=written_spec(state_dir))
 
     def wait_until_served(
@@ -150,10 +147,9 @@ class MachineBackend:
     ) -> None:
         """Return when every worker serves `spec` and the server reports that it is ready.
 
-        A variant that `spec` changes must be loaded. An unchanged variant may keep its earlier version.
-        `why_ended` returns why the server has ended; empty while it lives.
-
-        Raises DeploymentFailed if it cannot become ready, or has not in time; the message says why.
+        Changed variants must be loaded; an unchanged variant may keep its earlier version. `why_ended` returns why the
+        server has ended; empty while it lives. Raises DeploymentFailed, with the reason, if it cannot become ready or
+        not in time.
         """
 
         def pending() -> str:
@@ -252,9 +248,7 @@ def wait_while_pending(
 ) -> None:
     """Return when `pending` returns an empty text for the endpoint, and report the text whenever it changes.
 
-    `last_words` returns the end of the message if it takes too long.
-
-    Raises DeploymentFailed if it is not ready after `seconds`.
+    Raises DeploymentFailed, ending with `last_words()`, if it is not ready after `seconds`.
     """
     deadline, reported = time.monotonic() + seconds, ""
     while found := pending():

@@ -1,8 +1,7 @@
 """The supervisor's process: how it is started, known again later and ended, its log and its environment.
 
-It has a session of its own, so that it outlives the command that starts it. The session's id is the supervisor's
-process id. If somebody kills the supervisor, the processes that it leaves are found by that id together with the
-working directory, which is the state folder: a number alone may belong to a stranger by then.
+Its session outlives the command that starts it, and has the supervisor's process id. Processes that a killed supervisor
+leaves are found by that id and the working directory, the state folder, because process ids are reused.
 """
 
 import json
@@ -53,7 +52,7 @@ def command(state_dir: Path) -> list[str]:
 
 
 def is_alive(state_dir: Path, pid: int) -> bool:
-    """Return True if `pid` is the living supervisor of this state folder, and no stranger with a number used again.
+    """Return True if `pid` is the living supervisor of this state folder, and not another process with a reused id.
 
     A process that has just been started has no command line for a moment, in the middle of exec.
     """
@@ -69,8 +68,7 @@ def is_alive(state_dir: Path, pid: int) -> bool:
 def find(state_dir: Path) -> int | None:
     """Return the process id of the living supervisor of this state folder, by a look at every process.
 
-    A supervisor that has just been started has not written its id down yet, and the process that started it may be
-    gone. It leads its session; what it has forked has its command line, too, until it runs a program of its own.
+    A new supervisor has not written its id yet. It is the leader of its session: its forks have its command line, too.
     """
     last_arguments = command(state_dir)[-2:]
     return next(_processes(lambda one: one.cmdline()[-2:] == last_arguments and os.getsid(one.pid) == one.pid), None)
@@ -96,10 +94,9 @@ def last_error(state_dir: Path) -> str:
 
 
 def error_line(lines: list[str]) -> str:
-    """Return the line of a log that says best why the server ended; empty if there is none.
+    """Return the line of a log that best explains why the server ended; empty if there is none.
 
-    Where the supervisor refers to the log, which goes with a deployment that could not be made, what a child said
-    before stands in its place.
+    A line in which the supervisor refers to the log, which may be removed, is replaced by the child's earlier error.
     """
     said = _best_line(lines, (*_ERRORS, r"."))
     if said.endswith("exec format error"):  # the kernel's, as a container engine passes it on
@@ -112,8 +109,7 @@ def error_line(lines: list[str]) -> str:
 def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     """Return the environment of the server: that of this process, with the registry of the first start.
 
-    The registry's addresses are kept beside the spec, so that `onnxserve start` means the same MLflow server as the
-    command that created the deployment, whatever the shell and the folder it is typed in.
+    The registry's addresses are stored next to the spec, so that `onnxserve start` uses the same MLflow in any shell.
     """
     kept = state_dir / ENVIRONMENT
     if not kept.exists():
@@ -149,8 +145,8 @@ def _processes(is_meant: Callable[[psutil.Process], bool]) -> Iterator[int]:
 def _has_folder(process: psutil.Process, folder: Path) -> bool:
     """Return True also for a process that is ending.
 
-    Linux takes its working directory before it closes its sockets, and calls it a zombie while threads of it still end:
-    its port may be in use for some milliseconds more.
+    Linux removes its working directory before it closes its sockets, and reports a zombie while its threads still end:
+    its port may be in use for some milliseconds.
     """
     try:
         return Path(process.cwd()) == folder

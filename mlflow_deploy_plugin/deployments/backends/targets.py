@@ -18,10 +18,10 @@ class TargetKind(NamedTuple):
     """A kind of target.
 
     Attributes:
-        servers: what runs there, for help texts.
-        backend: module and class, imported when it is asked for: it may need an SDK. Its arguments are the settings
-            and, if the URI has one, the namespace.
-        is_on_this_machine: its servers use ports and folders of this machine, and have their state there.
+        servers: a noun for help texts.
+        backend: module and class, imported on use because it may need an SDK. Its arguments are the settings and, if
+            the URI has one, the namespace.
+        is_on_this_machine: its servers use ports and state folders of this machine.
     """
 
     uri: str
@@ -45,32 +45,27 @@ TARGETS = {
 
 
 class Backend(Protocol):
-    """A place to deploy to.
+    """A place to deploy to. Callers of functions that change something hold the endpoint's lock.
 
-    `apply` compares the spec with what runs, and does only what is missing. So the same call after a crash finishes the
-    work. Callers of functions that change something hold the endpoint's lock.
+    `apply` does only the work that is missing, so the same call after a crash finishes it.
     """
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
         """Serve `spec`, which has a variant, wait until every worker does, and return the address for callers.
 
-        Raises:
-            InvalidConfig: the spec cannot be served there: port, image or registry cannot be had, for example; the
-                server that runs goes on.
-            DeploymentFailed: it did not become ready. A server that was started for it is stopped.
+        Raises InvalidConfig if the spec cannot be served there, for example without a port, image or registry; the
+        running server goes on. Raises DeploymentFailed if it did not become ready; a server that was started for it is
+        stopped.
         """
 
     def observe(self, spec: EndpointSpec) -> Observation:
         """Return the state of the server of an endpoint with a variant; `reason` does not name the endpoint."""
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of each server of the endpoint, by the server's name, or why it does not give it."""
+        """Return a page of each server of the endpoint, by the server's name, or why it does not return it."""
 
     def place(self, name: str) -> str:
-        """Return the name of the place where the endpoint's server is, the same for every process that reaches it.
-
-        Raises NotReady if this process does not reach the server.
-        """
+        """Return the name of the server's place. Raises NotReady if this process does not reach the server."""
 
     def stop(self, name: str) -> None:
         """End the server, which finishes the requests in flight; `apply` starts it again."""
