@@ -24,9 +24,9 @@ class Alert:
     Attributes:
         fingerprint: identifies its subject; at most one alert of a fingerprint is firing.
         state: `said` is an announcement, which has no end.
-        first_at / last_at: the first and the last time that it was seen, by the store's clock.
-        told_at: the last time that it was sent; None if it never was.
-        detail: the content, and who it was sent to (`monitoring/alerts`).
+        first_at / last_at / told_at: when it was first and last seen, and last sent (None: never), by the store's
+            clock.
+        detail: the content and the recipients (`monitoring/alerts`).
     """
 
     fingerprint: str
@@ -62,7 +62,6 @@ class Alerts:
         self._store = store
 
     def firing(self, endpoint: str | None = None) -> list[Alert]:
-        """Return the firing alerts, oldest first."""
         query = select(AlertRow).filter_by(state=FIRING, **given(endpoint=endpoint)).order_by(AlertRow.id)
         return self._store.read(query, Alert)
 
@@ -73,7 +72,7 @@ class Alerts:
         return self._store.read(query, Alert)
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
-        """Write what `change` makes of the firing alert, or of None if there is none. Nothing if it returns None."""
+        """Write the result of `change`, which gets the firing alert or None. Write nothing if it returns None."""
         stored = storable_text(fingerprint, 255)
         query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
@@ -88,7 +87,7 @@ class Alerts:
             return None if session.scalars(query).first() is not None else _write(session, None, alert)
 
     def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
-        """Write what `change` makes of the alert with this number, whatever its state. Return None if it is gone."""
+        """Write the result of `change` for the alert with this number, in any state. Return None if it is gone."""
         with self._store.transaction() as session:
             row = session.get(AlertRow, number, with_for_update=True)
             return None if row is None else _write(session, row, change(from_row(row, Alert)))
@@ -99,7 +98,6 @@ class Silences:
         self._store = store
 
     def add(self, endpoint: str, monitor: str, length: timedelta, why: str = "", actor: str | None = None) -> Silence:
-        """Add a silence from now on, with its audit event."""
         now, by = self._store.now(), actor or current_actor()
         row = SilenceRow(
             endpoint=endpoint,

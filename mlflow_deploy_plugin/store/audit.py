@@ -20,12 +20,11 @@ class AuditEvent:
 
     Attributes:
         actor: user@machine, or the user that a server has authenticated.
-        action: create update delete start stop traffic transition alias promote gate refused rollout.start
-            rollout.step rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
-        model / version: a registered model and its version, if the change was about one.
+        action: create update delete start stop traffic transition alias promote gate refused rollout.start rollout.step
+            rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
+        model / version: set if the change was about a registered model.
         before / after: the values before and after, in words.
-        detail: what else belongs to the action: the spec it led to, the figures it was decided on, and of a move in the
-            registry its `move_detail`.
+        detail: the resulting spec, the figures of the decision, or the `move_detail` of a move in the registry.
     """
 
     at: datetime
@@ -41,16 +40,11 @@ class AuditEvent:
 
 
 def move_detail(place: str, before: str) -> Json:
-    """Return the detail of the event of a version that was moved to a stage, an @alias or a tag.
-
-    Args:
-        before: the version that was there; empty if there was none.
-    """
+    """Return the event's detail of a move to a stage, @alias or tag; `before` is the replaced version, or empty."""
     return {"moved": {"place": place, "before": before}}
 
 
 def current_actor() -> str:
-    """Return the user of this process as user@machine."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user id without a name
@@ -59,14 +53,14 @@ def current_actor() -> str:
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Write the event, its texts as far as a database takes them: every change is recorded, whatever was typed."""
+    """Write the event. Its texts are made storable, because every change must be recorded."""
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
 
 
 def save_row(session: Session, row: Base, kind: type[ValueT], event: AuditEvent | None = None) -> ValueT:
-    """Write the row, new or changed, and its event. Return it as a dataclass, with what the database has set."""
+    """Write the row and its event. Return the row as a dataclass, with the values that the database has set."""
     session.add(row)
     session.flush()
     if event is not None:
@@ -98,10 +92,10 @@ def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[
 
 
 def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
-    """Return what differs, before and after: `champion 100, candidate 0` and `champion 95, candidate 5`.
+    """Return the differences before and after: `champion 100, candidate 0` and `champion 95, candidate 5`.
 
-    A variant is shown with its model if that differs, an added or removed monitor with its kind and fields, and any
-    other field by its dotted name. Both texts are empty if nothing differs.
+    A variant has its model if that differs, an added or removed monitor its kind and fields, any other field its dotted
+    name.
     """
     texts = _describe_variants(before, after)
     specs = before, after
@@ -122,7 +116,7 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
-    """Return the fields that differ from the defaults by their dotted names, without traffic and these monitors."""
+    """Return the fields that differ from the defaults by dotted names, without traffic and `shown_monitors`."""
     document = spec_document(spec)
     for name in shown_monitors & set(spec.monitors):
         del document["monitors"][name]

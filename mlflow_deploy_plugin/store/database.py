@@ -1,8 +1,7 @@
 """Opens the store: connects, brings the schema up to date, and hands out a `Store`.
 
-Two processes may open a new store at the same time. One migrates while the other waits: on SQLite because every
-transaction takes the write lock at its start, on PostgreSQL because the migration's transaction takes an advisory
-lock first.
+If two processes open a new store, one migrates while the other waits: on SQLite because every transaction takes the
+write lock at its start, on PostgreSQL because the migration first takes an advisory lock.
 """
 
 import sqlite3
@@ -31,8 +30,9 @@ _ADVISORY_LOCK = 0x6F6E6E78  # "onnx"; any number that all of us agree on
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
 _LOST_MACHINE = {"tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
-"""By these a connection to a machine that has vanished fails after 20 s; by Linux's own bounds it hangs for a quarter
-of an hour, or for two hours if it was waiting (https://www.postgresql.org/docs/current/libpq-connect.html)."""
+"""With these a connection to a vanished machine fails after 20 s, by Linux's own bounds after 15 minutes to two hours
+(https://www.postgresql.org/docs/current/libpq-connect.html).
+"""
 
 
 def utc_now() -> datetime:
@@ -44,9 +44,8 @@ def open_store(
 ) -> Store:
     """Return the store at an SQLAlchemy URL. Create its schema or bring it up to date if needed.
 
-    Raises:
-        InvalidConfig: it is not a URL of a database that is known here.
-        StoreUnavailable: the store cannot be reached, or its schema is not known here.
+    Raises InvalidConfig if the URL is not of a supported database, and StoreUnavailable if the store cannot be reached
+    or its schema is unknown.
     """
     try:
         parsed = make_url(url)
@@ -136,8 +135,9 @@ def _engine(url: URL) -> Engine:
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:
-    """Begin transactions that write with the write lock: one that reads first would fail at once if another wrote in
-    between. One that only reads sees the store as it was at its start, and blocks nobody.
+    """Begin writing transactions with the write lock; otherwise one that reads first fails if another wrote meanwhile.
+
+    A transaction that only reads sees the store as it was at its start, and blocks no other.
     """
 
     @event.listens_for(engine, "connect")

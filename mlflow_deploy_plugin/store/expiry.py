@@ -1,8 +1,4 @@
-"""Deletes what monitors have left in the store long ago: judged windows, and alerts that are over.
-
-Both are made by the clock, and would fill the store over the years. All else stays: endpoints, the audit trail,
-rollouts, retrainings, keys.
-"""
+"""Deletes old judged windows and ended alerts, which monitors create by the clock; all other rows stay."""
 
 import time
 from collections import Counter
@@ -41,10 +37,9 @@ def expire(
 ) -> Expired:
     """Delete the windows and alerts that last changed longer ago than `keep`, and return their numbers.
 
-    Of each monitor, the newest window and the newest `KEPT_WINDOWS` judged ones stay, of the scheduled ones and of
-    those by hand. Windows that wait to be judged stay, and alerts that fire. Each transaction deletes at most a
-    thousand rows, and between two of them others get as much time as one takes. If `goes_on` returns False before a
-    transaction, the deletion ends.
+    Of each monitor, the newest window and the newest `KEPT_WINDOWS` judged ones stay, of the scheduled and of the
+    manual windows. Pending windows and firing alerts stay. A transaction deletes at most a thousand rows; between two
+    transactions others get as much time as one takes. The deletion ends if `goes_on` returns False.
     """
     try:
         before = store.now() - keep
@@ -61,7 +56,6 @@ def expire(
 
 
 def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime) -> ColumnElement[bool] | None:
-    """Return the condition of the windows that go; None if there are none of this monitor."""
     row = MonitorWindowRow
     of_monitor = and_(row.endpoint == key[0], row.monitor == key[1], row.by_hand == by_hand)
     starts = select(row.start).where(of_monitor).limit(1)

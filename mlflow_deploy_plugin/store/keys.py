@@ -1,4 +1,4 @@
-"""API keys in the store. The text of a key is in nobody's hands but its owner's: the store has its digest."""
+"""API keys in the store, by the digests of their texts."""
 
 import hashlib
 import secrets
@@ -29,7 +29,7 @@ class ApiKey:
     Attributes:
         digest: SHA-256 of the text, in hex.
         endpoints: the endpoints that it holds for; empty: all.
-        actor: who made it.
+        actor: the user who made it.
         limits: rates of its predictions, as 100/second, the shortest period first.
     """
 
@@ -67,9 +67,9 @@ class ApiKeys:
         actor: str | None = None,
         limits: Collection[str] = (),
     ) -> tuple[ApiKey, str]:
-        """Make a key, with its audit event. Returns the key and its text, which cannot be had again.
+        """Make a key, with its audit event. Return the key and its text, which is not stored.
 
-        Raises AlreadyExists if the name is, or was, that of another key: the audit trail and the logs have it.
+        Raises AlreadyExists if the name was ever used, since the audit trail and the logs have it.
         """
         from limits import parse  # here: most that open the store make no key, and its parts for Redis take a while
 
@@ -103,10 +103,9 @@ class ApiKeys:
             return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
-        """Take a deleted endpoint from the keys that name it: they must not hold for a later one of its name.
+        """Remove a deleted endpoint from keys, which must not hold for a later endpoint of its name.
 
-        Returns:
-            The keys that were for it alone. They are revoked.
+        Return the keys that were only for it; they are revoked.
         """
         revoked = []
         with self._store.transaction() as session:
@@ -129,7 +128,6 @@ class ApiKeys:
         return self._store.read(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.name), ApiKey)
 
     def valid(self) -> list[ApiKey]:
-        """Return the keys that hold now, by their names."""
         unexpired = or_(ApiKeyRow.expires_at.is_(None), ApiKeyRow.expires_at > self._store.now())
         query = select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None), unexpired).order_by(ApiKeyRow.name)
         return self._store.read(query, ApiKey)

@@ -1,10 +1,10 @@
 """Leases: at most one holder of a name at a time, among processes and machines that share the store.
 
-A contender never compares a time in the store with its own wall clock, which may jump or differ. It takes a lease over
-once it has itself seen it, unrenewed, for the lease's whole length by its own monotonic clock (the way of DynamoDB's
-lock client; Gray and Cheriton 1989 for leases). A holder counts its lease from before it asked for it, likewise by the
-monotonic clock, so it stops believing in it before another can have it. Each taking has a token of its own, and what is
-written under a lease is refused with another token: a holder that slept through its lease does no harm.
+No time in the store is compared with a wall clock, which may jump or differ. A contender takes a lease over once it has
+seen it unrenewed for the lease's whole length by its own monotonic clock (as DynamoDB's lock client; Gray and Cheriton
+1989). A holder counts its lease from before it asked for it, so it stops before another can have it. Each taking has
+its own token; a write under a lease with another token is refused, so a holder that slept through its lease does no
+harm.
 """
 
 import logging
@@ -55,7 +55,7 @@ class LeaseView:
 
 
 class LeaseKeeper:
-    """Renews a lease for as long as the `with` lasts, and releases it then.
+    """Renews a lease during the `with`, and releases it at the end.
 
     If the store does not answer, the lease is lost once its length has passed. A lost lease never comes back.
     """
@@ -103,8 +103,7 @@ class LeaseKeeper:
 def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> Iterator[LeaseKeeper]:
     """Wait for a lease, and hold it for as long as the `with` lasts.
 
-    Args:
-        waits_for: called with the holder's name at each look, five times a second; it may raise, to wait no longer.
+    `waits_for` gets the holder's name at each look, five times a second; it may raise to end the wait.
     """
     this = f"{current_actor()} (process {os.getpid()})"
     while (lease := store.acquire_lease(name, this, _LEASE_SECONDS)) is None:
@@ -116,9 +115,6 @@ def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> I
 
 
 def held_row(session: Session, lease: Lease) -> LeaseRow | None:
-    """Return the lease's row, locked, if nobody has taken the lease since; else None.
-
-    What this transaction writes is then written under the lease.
-    """
+    """Return the lease's row, locked for this transaction's writes; None if the lease was taken by another."""
     row = session.get(LeaseRow, lease.name, with_for_update=True)
     return row if row is not None and row.token == lease.token else None

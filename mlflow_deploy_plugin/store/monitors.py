@@ -40,18 +40,18 @@ _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "att
 
 @dataclass(frozen=True)
 class MonitorWindow:
-    """One revision of one window; (endpoint, monitor, start, revision) is there once.
+    """One revision of one window; (endpoint, monitor, start, revision) is unique.
 
     Attributes:
         start / end: event times t with start <= t < end.
-        revision: 1 at first; each time the window is judged again there is a further one.
+        revision: from 1; each further judgement of the window adds a revision.
         by_hand: a person has asked for it; it is not a scheduled window, whatever its times are.
         state: failed if it was given up.
         verdict: the state of the result; empty before.
         reason: of the verdict, or of the last attempt's failure.
-        rows: the rows that were judged.
+        rows: the judged rows.
         log_rows / log_digest: the window's rows in the log at that time, and a digest of the files of its hours.
-        attempts: the attempts that have failed.
+        attempts: the number of failed attempts.
     """
 
     id: int
@@ -80,10 +80,8 @@ class MonitorWindow:
 class MonitorState:
     """The state of a monitor.
 
-    Attributes:
-        made_up_to: every window that ends by then is in the store, or left out; None before the first.
-        consecutive: alarms in a row, up to the newest window.
-        note / note_kind: a note for people, and what it is about.
+    Every window that ends by `made_up_to` is stored or left out; None before the first. `consecutive` counts the alarms
+    in a row up to the newest window. `note` is for people, and `note_kind` is its subject.
     """
 
     endpoint: str
@@ -101,13 +99,11 @@ class Monitors:
         self._store = store
 
     def state(self, endpoint: str, monitor: str) -> MonitorState:
-        """Return the monitor's state; a new one if nothing is stored."""
         with self._store.transaction(is_read_only=True) as session:
             row = session.get(MonitorRow, (endpoint, monitor))
             return MonitorState(endpoint, monitor) if row is None else from_row(row, MonitorState)
 
     def states(self, endpoint: str | None = None) -> list[MonitorState]:
-        """Return the stored states, by name."""
         query = select(MonitorRow).filter_by(**given(endpoint=endpoint))
         query = query.order_by(MonitorRow.endpoint, MonitorRow.monitor)
         return self._store.read(query, MonitorState)
@@ -151,7 +147,6 @@ class Monitors:
             session.execute(scheduled.where(MonitorWindowRow.start >= to))
 
     def forget(self, endpoint: str, monitor: str) -> None:
-        """Delete the monitor's state, not its windows."""
         with self._store.transaction() as session:
             session.execute(delete(MonitorRow).filter_by(endpoint=endpoint, monitor=monitor))
 
@@ -167,8 +162,7 @@ class Monitors:
     ) -> MonitorWindow:
         """Add a pending window. Return the one that is there already, if there is one.
 
-        Args:
-            revision: default: the next one of windows that begin at `start`, however long they are.
+        `revision` is by default the next one of windows that begin at `start`, however long they are.
         """
         now, row = self._store.now(), MonitorWindowRow
         same = {"endpoint": endpoint, "monitor": monitor, "start": start}
@@ -185,16 +179,14 @@ class Monitors:
                 return from_row(session.scalars(select(row).filter_by(**same)).one(), MonitorWindow)
 
     def revisions(self, endpoint: str, monitor: str, start: datetime, end: datetime) -> list[MonitorWindow]:
-        """Return the revisions of a window in their order, scheduled and by hand."""
         same = {"endpoint": endpoint, "monitor": monitor, "start": start, "end": end}
         query = select(MonitorWindowRow).filter_by(**same).order_by(MonitorWindowRow.revision, MonitorWindowRow.id)
         return self._store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
-        """Write the fields of a window that may change, while the lease is held if one is given.
+        """Write the mutable fields of a window, under the lease if one is given.
 
-        Returns:
-            None if it was not written: the lease is somebody else's, or the window is judged already.
+        Return None if it was not written: the lease is lost, or the window is judged already.
         """
         with self._store.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
@@ -218,7 +210,6 @@ class Monitors:
                 row.state, row.reason, row.updated_at = "failed", storable_text(reason, None), self._store.now()
 
     def set_log_digest(self, window: MonitorWindow, digest: str) -> None:
-        """Write which files the log had when nothing new was in them."""
         with self._store.transaction() as session:
             if (row := session.get(MonitorWindowRow, window.id)) is not None:
                 row.log_digest = digest
@@ -233,12 +224,9 @@ class Monitors:
         by_hand: bool | None = None,
         limit: int | None = None,
     ) -> list[MonitorWindow]:
-        """Return windows, oldest first, a window's revisions in their order; with `limit` only the newest.
+        """Return windows, oldest first, with their revisions in order; with `limit` only the newest.
 
-        Args:
-            states: empty: any.
-            since: only those that end after it.
-            by_hand: only those that a person has asked for, or only the scheduled ones; None: both.
+        By default windows of all states, scheduled and by hand. `since` selects windows that end after it.
         """
         of, query = given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
@@ -303,11 +291,10 @@ class StoreCounts:
     """The numbers of a store for Prometheus; windows that a person asked for are not among them.
 
     Attributes:
-        judged: monitor → its newest judged window.
-        newest: monitor → its newest window in whatever state.
-        figures: monitor → the figure that was asked for, of the newest judged window that has it.
-        judged_windows: endpoint, monitor and verdict → judged windows, also those that have expired.
-        failures: monitor → failed attempts at its windows, also at those that have expired.
+        judged / newest: monitor → its newest judged window, and its newest window in any state.
+        figures: monitor → the requested figure of the newest judged window that has it.
+        judged_windows: endpoint, monitor and verdict → judged windows, also expired ones.
+        failures: monitor → failed attempts at its windows, also expired ones.
         retrainings: endpoint, monitor and state → retrainings, without those of an earlier endpoint of the name.
     """
 
@@ -324,9 +311,7 @@ class StoreCounts:
 def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looked_back: int) -> StoreCounts:
     """Return the numbers of these monitors and of the whole store, in one transaction.
 
-    Args:
-        figure: the name of a figure of windows.
-        looked_back: of a monitor so many judged windows are searched for the figure.
+    `figure` is a figure's name, which is searched in the newest `looked_back` judged windows of a monitor.
     """
     window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
     judged: dict[MonitorKey, MonitorWindow] = {}
@@ -376,7 +361,6 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
 def _add_up(
     windows: Iterable[Sequence[Any]],
 ) -> tuple[Counter[tuple[str, str, str]], Counter[MonitorKey], dict[MonitorKey, datetime]]:
-    """Return judged windows by verdict, failed attempts, and when a window was last judged."""
     judged: Counter[tuple[str, str, str]] = Counter()
     failures: Counter[MonitorKey] = Counter()
     last: dict[MonitorKey, datetime] = {}

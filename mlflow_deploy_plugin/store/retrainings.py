@@ -23,13 +23,11 @@ class Retraining:
 
     Attributes:
         monitor: the monitor whose alarm or spec asked for it.
-        cause: the result, the schedule or the person behind it; `why` says it in a sentence.
+        cause: the result, the schedule or the person; `why` is the cause as a sentence.
         spec: the plan (`controller/retraining/plan.py`); never changed.
-        state: one of `controller/retraining/runner.py`.
-        run_id: the MLflow run that trains; empty before it was made.
-        version: the version that the run registered; empty before.
+        state: a state of `controller/retraining/runner.py`, with its `reason` for people.
+        run_id / version: the MLflow run that trains, and the version that it registered; empty before.
         rollout_id: the rollout of the version.
-        reason: why it is in this state, for people.
         ended_at: None while it is live.
         waits_for: another process that has to advance it.
     """
@@ -106,10 +104,9 @@ class Retrainings:
             return None if row is None else from_row(row, Retraining)
 
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
-        """Write the fields of `retraining` that may change, and its event.
+        """Write the mutable fields of `retraining`, and its event.
 
-        Returns:
-            The retraining as written; None if it was changed since it was read, or has ended.
+        Return the retraining as written; None if it was changed since it was read, or has ended.
         """
         with self._store.transaction() as session:
             row = session.get(RetrainingRow, retraining.id, with_for_update=True)

@@ -1,7 +1,4 @@
-"""Reads and writes of the store: small transactions, frozen dataclasses out.
-
-Here are endpoints, audit events, rollouts and leases; monitors, alerts and retrainings have modules of their own.
-"""
+"""Endpoints, audit events, rollouts and leases in the store: small transactions, frozen dataclasses out."""
 
 import secrets
 import sqlite3
@@ -59,9 +56,8 @@ _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CA
 class Endpoint:
     """An endpoint: its deployment target and its spec.
 
-    Attributes:
-        rows_since: captured rows that were received earlier are those of a deleted endpoint of its name; None: there
-            was none, and all rows captured under the name are its own.
+    Rows captured under its name before `rows_since` are those of a deleted endpoint; None: there was no earlier
+    endpoint.
     """
 
     name: str
@@ -74,7 +70,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class UnreadableEndpoint:
-    """An endpoint whose spec, `text`, this onnxserve cannot read: another version wrote it, or a person did."""
+    """An endpoint whose spec, `text`, this onnxserve cannot read: another version or a person wrote it."""
 
     name: str
     target: str
@@ -88,7 +84,7 @@ class Rollout:
 
     Attributes:
         spec: the plan (`controller/rollouts/plan.py`); never changed.
-        state: one of `controller/rollouts/state_machine.py`.
+        state: a state of `controller/rollouts/state_machine.py`.
         step: index into the steps of `spec`.
         step_at: when the step began, for people.
         revision: grows with every write; a write with an older revision is refused.
@@ -116,8 +112,7 @@ class Rollout:
 class Store:
     """Endpoints, audit events, rollouts and leases of one database; made by `open_store`.
 
-    Every change of an endpoint is one transaction together with its audit event. If `actor` is None, it is the user of
-    this process.
+    An endpoint changes in one transaction with its audit event. An `actor` None is the user of this process.
     """
 
     def __init__(
@@ -191,7 +186,7 @@ class Store:
             return True
 
     def clear_if_deleted(self, name: str) -> None:
-        """Delete what was written of a deleted endpoint's monitors after it, by somebody who had read it before."""
+        """Delete late writes to a deleted endpoint's monitors, by processes that had read it before."""
         with self.transaction() as session:
             if session.get(EndpointRow, name) is None:
                 _delete_monitors(session, name, self._clock())
@@ -209,16 +204,14 @@ class Store:
         return found
 
     def names(self, *, deleted: bool = False) -> list[str]:
-        """Return the names of all endpoints in their order, also of unreadable ones and, if asked, of deleted ones."""
+        """Return the sorted names of all endpoints, also of unreadable ones and, with `deleted`, of deleted ones."""
         with self.transaction(is_read_only=True) as session:
             return sorted({*session.scalars(select(EndpointRow.name)), *(_deleted_names(session) if deleted else ())})
 
     def endpoints(self) -> list[Endpoint]:
-        """Return the endpoints that can be read, in the order of their names."""
         return [one for one in self._read_endpoints() if isinstance(one, Endpoint)]
 
     def unreadable(self) -> list[UnreadableEndpoint]:
-        """Return the endpoints that cannot be read, in the order of their names."""
         return [one for one in self._read_endpoints() if isinstance(one, UnreadableEndpoint)]
 
     def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
@@ -241,8 +234,8 @@ class Store:
     ) -> Iterator[AuditEvent]:
         """Yield the audit events of this endpoint and model (None: of any), oldest first. Events outlive both.
 
-        They are read a thousand at a time, as the trail may be larger than the memory. Between two reads the store is
-        not held, so that an event that is written meanwhile may come, too.
+        They are read a thousand at a time, as the trail may be larger than the memory, and may include events written
+        meanwhile.
         """
         query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
@@ -268,7 +261,6 @@ class Store:
             raise _rollout_exists(endpoint) from None
 
     def require_no_rollout(self, endpoint: str) -> None:
-        """Raise AlreadyExists if the endpoint has a rollout that is live."""
         if self.rollouts(endpoint, live=True):
             raise _rollout_exists(endpoint)
 
@@ -285,10 +277,9 @@ class Store:
             return None if row is None else from_row(row, Rollout)
 
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
-        """Write the fields of `rollout` that may change, and its event, and return it with its new revision.
+        """Write the mutable fields of `rollout`, and its event, and return it with its new revision.
 
-        Return None if the rollout was not written: the lease, if one is given, is lost, or the rollout was changed
-        since it was read, or it has ended.
+        Return None if it was not written: a given lease is lost, or the rollout has ended or changed since it was read.
         """
         with self.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
@@ -301,7 +292,7 @@ class Store:
             return save_row(session, row, Rollout, event)
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
-        """Return the lease of this name, or None while somebody has it.
+        """Return the lease of this name, or None while it is held.
 
         If its holder was killed, it is free once this store has seen it unrenewed for its length: call this again.
         """
@@ -338,7 +329,7 @@ class Store:
             return replace(lease, until=monotonic + lease.seconds)
 
     def release_lease(self, lease: Lease) -> None:
-        """Release the lease, so that the next one has it at once. It may be lost already."""
+        """Release the lease, so that it can be taken at once. It may be lost already."""
         with self.transaction() as session:
             if (row := held_row(session, lease)) is not None:
                 session.delete(row)
@@ -366,12 +357,10 @@ class Store:
 
         Args:
             is_read_only: it writes nothing, so SQLite lets others write meanwhile, however long it takes.
-            alone_with: a name; no other transaction with this name runs meanwhile. A row that does not exist yet cannot
-                be locked, and two transactions that miss it would both write it. SQLite runs one at a time anyway.
+            alone_with: transactions with the same name exclude each other, because a row that does not exist yet cannot
+                be locked. SQLite runs one writing transaction at a time anyway.
 
-        Raises:
-            IntegrityError: a unique value exists already.
-            StoreUnavailable: the database does not answer.
+        Raises IntegrityError if a unique value exists already, and StoreUnavailable if the database does not answer.
         """
         try:
             with Session(self._reading if is_read_only else self._engine) as session, session.begin():
@@ -408,11 +397,7 @@ def _deleted_names(session: Session, name: str | None = None) -> set[str]:
 
 
 def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
-    """Return the row's endpoint. Raises InvalidConfig if its spec cannot be read.
-
-    Args:
-        deleted: names of endpoints that were deleted once.
-    """
+    """Return the row's endpoint; `deleted` has names of deleted endpoints. Raises InvalidConfig for its spec."""
     since = row.created_at if row.name in deleted else None
     try:
         return Endpoint(row.name, row.target, _read_spec(row.spec), row.created_at, row.updated_at, since)
@@ -425,16 +410,15 @@ def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
 
 @lru_cache(maxsize=16_384)
 def _read_spec(text: str) -> EndpointSpec:
-    """Return the spec, parsed once: the controller reads every endpoint every few seconds, and specs are frozen.
+    """Return the spec from a cache: the controller reads every endpoint every few seconds, and specs are frozen.
 
-    With more endpoints than places, each reading parses all of them: 2.4 s for 10,000 instead of 0.2 s.
+    With more endpoints than the cache holds, a reading takes 2.4 s for 10,000 instead of 0.2 s.
     """
     (spec,) = load_specs(text, may_be_empty=True)
     return spec
 
 
 def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
-    """Return the error for a name that is not known; `otherwise` ends its message."""
     names = sorted({*known} - {""})
     others = f"there are {join_names(names, name)}" if names else "there is none yet"
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}{otherwise}")

@@ -1,8 +1,6 @@
-"""The tables of the store for SQLAlchemy: a new store gets them from here, an older one by Alembic's
-`migrations/versions`; a test holds both equal.
+"""The tables of the store for SQLAlchemy. A test compares them with Alembic's `migrations/versions`.
 
-Every name starts with `onnxserve_`: MLflow's own database has a table `endpoints` and an `alembic_version`, and both
-may live in one database.
+Every name starts with `onnxserve_`, because MLflow's own tables may live in the same database.
 """
 
 from collections.abc import Mapping
@@ -90,14 +88,13 @@ class RetrainingFigures:
     compared: bool | None = None
 
     def as_json(self) -> dict[str, str | float | bool]:
-        """Return the figures that are known, as the store and the answers have them."""
         known = {name: value for name, value in vars(self).items() if value is not None and name != "evaluation"}
         known |= {name: value.isoformat() for name, value in known.items() if isinstance(value, datetime)}
         return known | {f"evaluation.{name}": value for name, value in self.evaluation.items()}
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RetrainingFigures":
-        """Return the figures of a document. A key that is not known is left out."""
+        """Return the figures of a document; unknown keys are ignored."""
         known = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}
         known |= {name: datetime.fromisoformat(known[name]) for name in ("started_at", "gated_at") if name in known}
         scores = {name.partition(".")[2]: value for name, value in document.items() if name.startswith("evaluation.")}
@@ -105,8 +102,6 @@ class RetrainingFigures:
 
 
 class _FiguresJson(TypeDecorator[RetrainingFigures]):
-    """The figures of a retraining as JSON."""
-
     impl = JSON
     cache_ok = True
 
@@ -118,14 +113,13 @@ class _FiguresJson(TypeDecorator[RetrainingFigures]):
 
 
 class Base(DeclarativeBase):
-    """Every table of the store."""
+    pass
 
 
 RowT = TypeVar("RowT", bound=Base)
 
 
 def from_row(row: Base, kind: type[ValueT]) -> ValueT:
-    """Return the row as a frozen dataclass, whose fields have the names of its columns."""
     return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})
 
 
@@ -143,7 +137,6 @@ def storable_text(text: str, longest: int | None) -> str:
 
 
 def write_fields(row: Base, value: "DataclassInstance", *names: str) -> None:
-    """Write these fields of a dataclass into the row, its texts as far as a database takes them."""
     for name in names:
         written = getattr(value, name)
         setattr(row, name, storable_text(written, None) if isinstance(written, str) else written)
@@ -266,8 +259,6 @@ class MonitorWindowRow(Base):
 
 
 class MonitorRow(Base):
-    """The state of a monitor; it is deleted with its endpoint."""
-
     __tablename__ = "onnxserve_monitors"
 
     endpoint: Mapped[str] = mapped_column(String(63), primary_key=True)

@@ -1,7 +1,4 @@
-"""The schema of the first release.
-
-Its number is 0011 because builds before the release used 0001 to 0010 for schemas that are refused now.
-"""
+"""The schema of the first release; earlier builds used 0001 to 0010 for schemas that are refused."""
 
 from datetime import datetime
 from typing import Any
