@@ -1,8 +1,7 @@
 """The caller of a page, their permissions by MLflow's own accounts, and protection from forms of other sites (CSRF).
 
-Another site's page must not press our buttons, so two conditions must hold. The browser says that the form comes from
-this origin (`Sec-Fetch-Site`, else `Origin`; a client that sends neither is no browser). And the form has the token of
-the caller's session, by Flask-WTF.
+A form must come from this origin by `Sec-Fetch-Site`, otherwise `Origin` (a client without both is not a browser), and
+must have the token of the caller's session, by Flask-WTF.
 """
 
 import hashlib
@@ -38,9 +37,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The person or program that a request comes from.
+    """The person or program that sent a request; `address` may be a proxy's.
 
-    MLflow's basic auth has checked `user`, which is empty if the server has no accounts. `address` may be a proxy's.
+    MLflow's basic auth has checked `user`, which is empty if the server has no accounts.
     """
 
     user: str
@@ -62,7 +61,7 @@ def may_read(model: str) -> bool:
 def may_list(model: str) -> bool:
     """Return True if MLflow would list a registered model of this name for the caller.
 
-    That takes a query for all names together. `may_read` also checks whether there is such a model, and takes nine.
+    One query covers all names; `may_read` also checks whether the model exists, and takes nine.
     """
     if is_administrator():
         return True
@@ -157,16 +156,12 @@ def _permissions(model: str) -> tuple[bool, bool]:
 
 
 def _auth_module() -> ModuleType | None:
-    """Return MLflow's module of basic auth; None if this server does not use it."""
     auth = sys.modules.get("mlflow.server.auth")
     return auth if auth is not None and auth._auth_initialized else None
 
 
 def authenticate_once_a_request() -> None:
-    """Let MLflow check the caller's password once a request; MLflow 3.17 checks it for each permission that is asked.
-
-    A check takes some 0.1 s by design, and a page asks for the permission on every model.
-    """
+    """Check the password once per request: a check takes 0.1 s, and MLflow 3.17 repeats it per permission."""
     from mlflow.server import auth
 
     authenticate = auth.authenticate_request
@@ -201,7 +196,6 @@ def form_token(user: str) -> str:
 
 
 def form_refusal(user: str) -> str:
-    """Return why the form at hand is refused; empty if it is not."""
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
     # no form of another site can set X-Forwarded-Host: a proxy did, or several, the outermost first
     hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
@@ -216,12 +210,10 @@ def form_refusal(user: str) -> str:
 
 
 class _Sessions(SecureCookieSessionInterface):
-    """Sessions by a cookie that goes over TLS alone if it was set over TLS."""
-
     def get_cookie_secure(self, app: Flask) -> bool:
         return request.is_secure or super().get_cookie_secure(app)
 
 
 def _session_key(user: str) -> str:
-    """Return where the session keeps the token: a form holds only for the account that loaded the page."""
+    """Return the session's key for the token: a form holds only for the account that loaded the page."""
     return f"onnxserve_csrf_token_{user}"

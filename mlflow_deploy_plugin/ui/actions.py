@@ -1,11 +1,11 @@
-"""The actions of the console: what blocks one now, what a form asks for, and the process that does it.
+"""The actions of the console: their blockers, their forms, and the process that does them.
 
-`python -m mlflow_deploy_plugin.ui.actions FILE` does what a button asks for, and stores the outcome. It calls the same
-functions as the command line. The audit trail names the person who pressed the button.
+`python -m mlflow_deploy_plugin.ui.actions FILE` does the action of a button, by the functions of the command line, and
+stores the outcome. The audit trail names the person who pressed the button.
 
-A blocker is the reason why a button would be refused now. The page then does not offer the button, and the action
-refuses. Its text comes from the part that would refuse: lifecycle, rollback, promotion or gate. An empty text means
-that nothing blocks the button. A reason that only an attempt can find, such as the gate's verdict, is not among them.
+A blocker is the reason why a button would be refused now, from the part that would refuse it; empty if none. The page
+then does not offer the button, and the action refuses. Reasons that only an attempt finds, as the gate's verdict, are
+not among them.
 """
 
 import os
@@ -50,10 +50,7 @@ _MAX_WEIGHT = 100
 
 
 def server_blocker(observed: ObservedEndpoint) -> str:
-    """Return why the endpoint must be started first.
-
-    A server that is started from here would keep the credentials of the person who pressed the button.
-    """
+    """Return why the endpoint must be started first: a server started here would keep the credentials of the caller."""
     name, is_up = observed.endpoint.name, observed.observation.state in ("running", "starting")
     return "" if is_up else f"the server of {name} does not run: `onnxserve start {name}` first"
 
@@ -66,12 +63,10 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
 def rollback_target_of(
     store: Store, observed: ObservedEndpoint, registry: "Registry", metrics: MetricsByServer = MappingProxyType({})
 ) -> PreviousVersion:
-    """Return what the endpoint is rolled back to; `registry` and `metrics` as `rollback_target`.
+    """Return the rollback target of the endpoint; `registry` and `metrics` as `rollback_target`.
 
-    Raises:
-        NotFound: no earlier version or model is known.
-        InvalidConfig: it cannot be rolled back now.
-        RegistryUnavailable: MLflow does not answer.
+    Raises NotFound if no earlier version or model is known, InvalidConfig if it cannot be rolled back now, and
+    RegistryUnavailable.
     """
     try:
         target = rollback_target(store, observed, registry, metrics)
@@ -83,10 +78,9 @@ def rollback_target_of(
 
 
 def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, metrics: MetricsByServer) -> None:
-    """Refuse a rollback to anything but what the page showed.
+    """Raise InvalidConfig if the rollback target is not the one that the page showed.
 
-    Two people who press the button at once, or a person who presses it twice, want one step back. Raises InvalidConfig
-    if another press or a promotion came first.
+    Two presses of the button want one step back; another press or a promotion may have come first.
     """
     try:
         version = rollback_target(store, observed, None, metrics).version
@@ -181,12 +175,10 @@ def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
 
 
 def no_endpoint(name: str) -> NotFound:
-    """Return the error about an endpoint that is not there, or that the caller may not see."""
     return NotFound(f"there is no endpoint {name!r} (any more)")
 
 
 def main(path: Path) -> int:
-    """Return the exit status, 0 if the action was done."""
     job = read_state(path, Job)
     if job is None:
         return 2

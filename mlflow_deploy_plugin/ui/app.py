@@ -3,8 +3,8 @@
     mlflow server --app-name onnxserve …               without accounts
     mlflow server --app-name onnxserve-basic-auth …    on top of MLflow's own basic auth
 
-MLflow starts uvicorn by default, and wants FastAPI's app around its Flask app there; gunicorn and waitress want the
-Flask app itself. The console is the page `/onnxserve`: what is served, its health, and the buttons to change it.
+Under uvicorn, the default, MLflow needs FastAPI's app around its Flask app; gunicorn and waitress need the Flask app
+itself. The console is the page `/onnxserve`.
 """
 
 import json
@@ -71,7 +71,6 @@ _HEADERS = {
 
 
 def create_app() -> object:
-    """Return MLflow's server with our parts, as uvicorn, gunicorn or waitress runs it."""
     from mlflow.server import app
     from mlflow.server.fastapi_app import create_fastapi_app
 
@@ -111,9 +110,9 @@ def extend(app: Flask) -> None:
 
     @pages.before_request
     def enter_workspace() -> Response | None:
-        """Answer for the workspace that ?workspace= names, as MLflow's own pages have it; a browser sends no header.
+        """Answer for the workspace of ?workspace=, as MLflow's own pages do; a browser sends no header.
 
-        A server of artifacts alone has no registry, and is refused as MLflow refuses its own views there.
+        A server that only has artifacts has no registry, and is refused as MLflow refuses its own views.
         """
         from mlflow.exceptions import MlflowException
         from mlflow.server.handlers import _disable_if_artifacts_only
@@ -155,7 +154,7 @@ def _link_from_mlflow(app: Flask, script: str) -> None:
         return  # this MLflow serves its pages in another way, or was built without pages
 
     def serve_with_script() -> Response:
-        """Return the page without an ETag: that of the file would keep a copy without the script in browsers."""
+        """Return the page without the file's ETag, by which browsers would keep a copy without the script."""
         page = index.read_text().replace("</head>", f'<script src="{script}" defer></script></head>', 1)
         return Response(page, headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"})
 
@@ -166,8 +165,7 @@ def _link_from_mlflow(app: Flask, script: str) -> None:
 def _compare_versions_as_numbers() -> None:
     """Give MLflow's store the number of a version that is moved to a stage, where MLflow 3.17 gives it the text.
 
-    Where the others are archived, that is compared with a column of numbers, and PostgreSQL refuses it by psycopg 3:
-    nobody could put a version into Production, on no page and by no command.
+    With archived versions it is compared with a column of numbers, which PostgreSQL refuses by psycopg 3.
     """
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
@@ -195,10 +193,7 @@ class _Console:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def pictures(self) -> Response:
-        """Return the pictures of ?endpoint= as HTML, which the page's script puts in place of those that it has.
-
-        With ?whole=1 these are all pictures of its page, else those of the overview.
-        """
+        """Return the pictures of ?endpoint= as HTML; with ?whole=1 those of its own page, otherwise of the overview."""
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
         store = self._trail.store()
         if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
@@ -292,20 +287,20 @@ class _Console:
         return make_response(html, status)
 
     def _link(self, path: str = "", **query: str) -> str:
-        """Return the address of a page of the console in this workspace, without what is empty in the query."""
+        """Return the address of a page of the console in this workspace, without empty parameters."""
         given = {name: value for name, value in {**query, "workspace": active_workspace()}.items() if value}
         return f"{self._base}{path}{'?' if given else ''}{urlencode(given)}"
 
     def _here(self, job: str = "") -> str:
-        """Return the address of the page at hand, with a job that it follows."""
+        """Return the address of the current page, with a job that it follows."""
         kept = {name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")}
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
         """Return addresses of this MLflow server for a process of this machine, the best first.
 
-        The process takes what answers there for MLflow. A caller can send any Host, so it counts only where the
-        operator has named it.
+        The process trusts these addresses. A caller can send any Host, so it counts only where the operator has named
+        it.
         """
         from mlflow.server.security_utils import get_allowed_hosts_from_env
 

@@ -1,8 +1,7 @@
 """Pictures as plain values: lines over time, and windows in a row. The templates turn them into SVG and HTML.
 
-A plot is an SVG of 1000 × 100 units that its page stretches to any width; strokes keep their width. Words and numbers
-stand beside it as HTML, so that they have the size of the page's text on a phone, too. Colours are classes of the
-stylesheet, since the page allows no inline styles.
+A plot is an SVG of 1000 × 100 units, stretched to any width; words and numbers are HTML next to it, so that they have
+the size of the page's text. Colours are classes of the stylesheet, since the page allows no inline styles.
 """
 
 import math
@@ -73,9 +72,9 @@ class LineChart:
 
     Attributes:
         ticks: of the value axis, the highest first.
-        top: the value at the upper end; the lower one is 0.
-        limit: the height of a line that must not be reached, or None.
-        empty: why there is nothing to see; empty if there is.
+        top: the value at the upper end; the lower end is 0.
+        limit: the height of a marked limit, or None.
+        empty: the reason for an empty chart.
     """
 
     id: str
@@ -103,10 +102,8 @@ def line_chart(
 ) -> LineChart:
     """Return the chart of these series, each from the left end to the right end.
 
-    Args:
-        limit: a value that is marked.
-        is_growing: the right end lies in the future, and the last known value is the present one.
-        empty: the text if no series has a value.
+    `limit` is a marked value, and `empty` the text if no series has a value. With `is_growing` the right end lies in
+    the future, and the last known value is the present one.
     """
     drawn = [
         [None if value is None or math.isnan(value) or value > _LARGEST else max(value, 0.0) for value in one.values]
@@ -139,13 +136,12 @@ def line_chart(
 
 
 def ago_axis(end: datetime, seconds: float) -> TimeAxis:
-    """Return the axis of the last `seconds`, with ticks that say how long ago."""
     ticks = [duration(seconds * (_PARTS - part) / _PARTS) for part in range(_PARTS)]
     return TimeAxis(end - timedelta(seconds=seconds), end, (f"{ticks[0]} ago", *ticks[1:], "now"))
 
 
 def since_axis(begin: datetime, seconds: float) -> TimeAxis:
-    """Return the axis of something that has begun and lasts for `seconds` so far, with room for what is to come."""
+    """Return the axis of a process that has lasted for `seconds` so far, with room for its future."""
     length = next((one for one in _LENGTHS if one >= seconds), math.ceil(seconds / _LENGTHS[-1]) * _LENGTHS[-1])
     ticks = (duration(length * part / _PARTS) for part in range(1, _PARTS + 1))
     return TimeAxis(begin, begin + timedelta(seconds=length), ("start", *ticks))

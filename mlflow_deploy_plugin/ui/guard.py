@@ -1,16 +1,12 @@
 """The gate and the audit trail in MLflow's own API: every change of a stage or an alias goes through here.
 
-The view functions of MLflow are wrapped, not the routes: `/api` and `/ajax-api` reach the same ones, after MLflow's
-basic auth. A refusal is 403 PERMISSION_DENIED, which MLflow's UI shows in its own notice, and which its clients do not
-retry. A change in the database itself does not pass here; an endpoint that must not serve such a version has
-`require: gate=passed` in its spec.
+MLflow's view functions are wrapped, behind its basic auth, because `/api` and `/ajax-api` share them. A refusal is 403
+PERMISSION_DENIED, which MLflow's UI shows and its clients do not retry. Changes in the database are not seen; `require:
+gate=passed` in an endpoint's spec covers them.
 
-A verdict is on files, so a passed version moves only if it still has them. This process reads all files of a version
-once, one after the other. It reads them again if a name, a size or the MLmodel file has changed, which names the digest
-of each file of our flavor.
-
-A request to MLflow never waits for the audit trail nor for the notice to the agents of this machine, and never fails by
-them.
+A verdict covers the files of a version, so all files are read once, and again if a name, a size or the MLmodel file,
+which has the digests of our flavor's files, has changed. A request to MLflow never waits for, or fails by, the audit
+trail or the notice to the agents of this machine.
 """
 
 import hashlib
@@ -66,7 +62,7 @@ _VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
 
 
 class AuditTrail:
-    """The audit events of the stores, one for each MLflow workspace, each of which its first event opens.
+    """The audit events of the stores, one for each MLflow workspace, each opened at its first event.
 
     One thread writes, in the order of the calls. An event that cannot be written is logged whole.
     """
@@ -96,9 +92,7 @@ class AuditTrail:
     def store(self) -> Store:
         """Return the open store of the request's workspace.
 
-        Raises:
-            StoreUnavailable: it cannot be opened.
-            InvalidConfig: the workspaces have none of their own.
+        Raises StoreUnavailable if it cannot be opened, and InvalidConfig if the workspaces have no stores of their own.
         """
         url = load_settings().store_url
         with self._lock:
@@ -107,7 +101,7 @@ class AuditTrail:
             return self._stores[url]
 
     def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
-        """Do the work after what was submitted before; a failure is logged as `what`."""
+        """Do the work after all work submitted before; a failure is logged as `what`."""
 
         def attempt() -> None:
             try:
@@ -127,7 +121,7 @@ class RegistryChange:
     Attributes:
         action: `transition`, `alias`, `tag`, or `rename` or `delete` of a registered model itself.
         before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
-        why: why the gate lets it pass, or refuses it; empty if nothing is gated.
+        why: why the gate accepts or refuses it; empty if nothing is gated.
         also_of: other models whose trail has it, too.
         is_served_again: the version was rolled back, and comes to a stage or alias that is served.
     """
@@ -302,7 +296,7 @@ def _registry() -> "Registry":
 def _decide(
     trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
 ) -> tuple[str, bool]:
-    """Return why the gate lets a version take the place of `holder`, or why not, and True if it refuses."""
+    """Return the gate's reason for a version that replaces `holder`, and True if the gate refuses it."""
     number, what = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
@@ -332,7 +326,6 @@ def _decide(
 
 
 def _digest_now(model: str, version: str) -> str:
-    """Return the digest of all files that the version has now."""
     uri = _registry().get_model_version_download_uri(model, version)
     store, root = _artifact_store(uri)
     files, folders = [], [root]
@@ -354,7 +347,7 @@ def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _m
 
 
 def _artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
-    """Return the artifact store of `uri`, and the folder in it, as MLflow's server answers requests for artifacts."""
+    """Return the artifact store of `uri`, and the folder in it, as MLflow's server resolves them."""
     from mlflow.server import handlers
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -384,10 +377,7 @@ def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: Stag
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
-    """Put the gate before MLflow's views.
-
-    Raises OnnxserveError if this MLflow lacks such a view, and its server would run without the gate.
-    """
+    """Put the gate before MLflow's views. Raises OnnxserveError if this MLflow lacks one of the views."""
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
             raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not know it")
@@ -409,7 +399,6 @@ def install(app: Flask, trail: AuditTrail) -> None:
 
 
 def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be_known: bool) -> Callable[..., Any]:
-    """Return the view behind the gate; with `must_be_known` it refuses a request that cannot be read."""
     from mlflow.exceptions import MlflowException
 
     def guarded(**arguments: Any) -> Response:

@@ -1,7 +1,7 @@
-"""Jobs: each button starts a process of its own, which writes its result into a file.
+"""Jobs: each button starts its own process, which writes its result into a file.
 
-The MLflow server stays light and responsive, however few workers it has. The process talks to MLflow over HTTP with
-the credentials of the person who pressed the button, so that MLflow itself checks their permissions.
+The process uses MLflow over HTTP with the credentials of the person who pressed the button, so that MLflow checks their
+permissions.
 """
 
 import os
@@ -81,12 +81,10 @@ class Jobs:
     longest: float = _MAX_SECONDS
 
     def start(self, job: Job, secret: Mapping[str, str]) -> Job:
-        """Start a job and return at once; what is left of jobs of the days before is removed.
+        """Start a job and return at once; remove the remains of earlier days' jobs.
 
-        If a job with the same arguments runs already, it is returned: a button that is pressed twice does one thing.
-        The environment variables of `secret`, the caller's credentials, are in no file.
-
-        Raises TooManyRequests if too many jobs run.
+        If a job with the same arguments runs already, it is returned. `secret` has environment variables, the caller's
+        credentials, which are not written to a file. Raises TooManyRequests if too many jobs run.
         """
         actors: list[str] = []
         for path in self.folder.glob("*.json"):
@@ -117,7 +115,6 @@ class Jobs:
         return job.model_copy(update={"pid": process.pid})
 
     def get(self, id: str) -> Job | None:
-        """Return a job; None if there is no such job (any more)."""
         if len(id) != 16 or not id.isalnum():
             return None
         job = read_state(self.folder / f"{id}.json", Job)

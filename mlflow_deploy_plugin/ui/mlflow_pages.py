@@ -26,7 +26,7 @@ class MonitorVerdict:
     Attributes:
         state: of the verdict; of a window without one, of the work on it.
         report: its address within MLflow's pages; empty if there is none.
-        labelled_share: the share of the rows looked at that have a label, if the monitor counts them.
+        labelled_share: the labelled share of the rows, if the monitor counts them.
         by_hand: a person has asked for the verdict.
     """
 
@@ -58,8 +58,6 @@ class MonitorVerdict:
 
 @dataclass(frozen=True)
 class MlflowPages:
-    """Addresses within MLflow's UI, and the tracking store that they are looked up in."""
-
     tracking: "AbstractStore"
     prefix: str
 
@@ -88,7 +86,7 @@ class MlflowPages:
         return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
 
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
-        """Return windows of the endpoint as the page shows them, with the reports of those that have a run."""
+        """Return the windows as the page shows them, with the reports of those that have a run."""
         from mlflow.exceptions import MlflowException
 
         experiment = None

@@ -1,8 +1,4 @@
-"""The content of the page: alerts, endpoints, versions, traffic, health, monitors, models, rollouts, audit trail.
-
-Endpoints come from the store and their servers, verdicts of monitors from the store, and models from this MLflow
-server's own registry.
-"""
+"""The content of the page, from the store, the endpoints' servers and this MLflow server's own registry."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -77,7 +73,7 @@ _ASKED_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class PromotionTarget:
-    """A stage or @alias to promote a version to; `refusal` says why it may not go there, and is empty if it may."""
+    """A stage or @alias to promote a version to; `refusal`: why the version may not go there; empty if it may."""
 
     place: str
     refusal: str = ""
@@ -94,9 +90,8 @@ class PromotionTarget:
 class VersionRow:
     """One version of a registered model.
 
-    Attributes:
-        rolled_back: the endpoint that it was rolled back from, and why; empty if it was not.
-        targets: the stages and aliases that are followed, and the other stages.
+    `rolled_back` has the endpoint that it was rolled back from, and the reason; empty if it was not. `targets` has the
+    followed stages and aliases, and the other stages.
     """
 
     number: str
@@ -114,7 +109,7 @@ class ModelCard:
 
     Attributes:
         gated: the stages and aliases that only a passed version may take.
-        error: why this is not known; nothing can be promoted or judged then.
+        error: why the model is unknown; nothing can be promoted or judged then.
         no_gate: why the gate would be refused here; empty if it would not.
     """
 
@@ -142,13 +137,13 @@ class EndpointCard:
     """An endpoint as the page shows it.
 
     Attributes:
-        health: one word; `reason` says why it is not `healthy`.
+        health: one word, with the `reason` if it is not `healthy`.
         no_traffic / no_rollback: why a change of traffic, or a rollback, would be refused now; empty if it would not.
-        has_rollback: something was served before, as far as that is known.
-        rollback_to: the version or model that a rollback brings back; empty if that is not known.
+        has_rollback: an earlier version is known.
+        rollback_to: the version or model that a rollback brings back; empty if unknown.
         monitors: with their newest windows; none on a page of one endpoint, which has a picture of all.
         spec: None if it cannot be read.
-        pictures: None if the page's script gets them once they are in sight.
+        pictures: None if the page's script loads them once they are in sight.
     """
 
     name: str
@@ -172,9 +167,9 @@ class Overview:
 
     Attributes:
         pages: the first and the last endpoint of each page.
-        shown: the place of this page among them.
-        alerts: all that are firing, whichever page their endpoints are on; the oldest first.
-        hidden: endpoints that the caller may not see.
+        shown: the index of this page among them.
+        alerts: all firing alerts, of endpoints of all pages; the oldest first.
+        hidden: the number of endpoints that the caller may not see.
     """
 
     endpoints: tuple[EndpointCard, ...] = ()
@@ -200,10 +195,8 @@ def build_overview(
 ) -> Overview:
     """Return the content that the caller of the request at hand may see.
 
-    Args:
-        only: the only endpoint to show, with all its pictures; empty: all.
-        model: the registered model whose endpoints are shown; empty: of any.
-        beginning: a name on the page to show of all endpoints, or between two names there.
+    `only` is the only endpoint to show, with all its pictures; `model` is the registered model whose endpoints are
+    shown; empty: all. `beginning` is a name on the requested page, or between two names there.
 
     Raises NotFound if there is no endpoint `only`, or the caller may not see it; and StoreUnavailable.
     """
@@ -318,7 +311,6 @@ def _variant_row(one: ObservedEndpoint, name: str, metrics: ServerMetrics, pages
 
 
 def model_cards(registry: "Registry", specs: Iterable[EndpointSpec], link: Link, has_account: bool) -> list[ModelCard]:
-    """Return a card for each model that the endpoints refer to."""
     followed: defaultdict[str, set[str]] = defaultdict(set)
     for spec in specs:
         for reference in registered_model_uris(spec):
@@ -330,7 +322,7 @@ def model_cards(registry: "Registry", specs: Iterable[EndpointSpec], link: Link,
 def _versions_by_place(
     model: "RegisteredModel", versions: Sequence["ModelVersion"], followed: set[str]
 ) -> dict[StageOrAlias, frozenset[str]]:
-    """Return the versions at each place that a version may be promoted to: followed ones first."""
+    """Return the versions at each place that a version may be promoted to: followed places first."""
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
     places = [*sorted(followed, key=lambda place: (place.startswith("@"), place)), *stages]
     found = {}

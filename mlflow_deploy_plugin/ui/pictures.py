@@ -1,8 +1,6 @@
 """The pictures of an endpoint: traffic, latency and errors by version, labels, a rollout's evidence, monitors' windows.
 
-The figures of the traffic come from the server's own history, which is there whether anybody looks or not
-(`statedir/history.py`); a rollout's evidence and the windows of monitors come from
-the store.
+The traffic comes from the servers' own history (`statedir/history.py`), the rest from the store.
 """
 
 import math
@@ -41,7 +39,7 @@ _Version = tuple[str, str]
 
 @dataclass(frozen=True)
 class Timeline:
-    """The newest windows of a monitor, oldest first; `note` says why there will be no more, or what is amiss."""
+    """The newest windows of a monitor, oldest first; `note`: why there will be no more, or the monitor's problem."""
 
     monitor: str
     windows: tuple[MonitorVerdict, ...]
@@ -49,7 +47,7 @@ class Timeline:
 
     @property
     def latest(self) -> MonitorVerdict | None:
-        """Return the newest window that does not wait for its verdict, else the newest one; None if there is none."""
+        """Return the newest window with a verdict, otherwise the newest window; None if there is none."""
         newest = self.windows[::-1]
         return next((one for one in newest if one.mark != "waiting"), newest[0] if newest else None)
 
@@ -84,7 +82,7 @@ class Pictures:
 def endpoint_pictures(
     one: ObservedEndpoint, deployments: Deployments, pages: MlflowPages, span: Span, *, only_traffic: bool
 ) -> Pictures:
-    """Return the pictures of an endpoint; with `only_traffic` those that ask neither the store nor MLflow."""
+    """Return the pictures of an endpoint; with `only_traffic` those that need neither the store nor MLflow."""
     store = deployments.store
     name, now = one.endpoint.name, store.now()
     charts, notice = traffic_charts(name, deployments.server_history(one, span, _HISTORY_SECONDS), span, now)
@@ -103,10 +101,7 @@ def endpoint_pictures(
 def traffic_charts(
     endpoint: str, histories: HistoryByServer, span: Span, now: datetime
 ) -> tuple[tuple[LineChart, ...], str]:
-    """Return the charts of requests, latency, failures, and rows and labels; and why there are no newer figures, if so.
-
-    The servers' figures are added up.
-    """
+    """Return the charts, summed over the servers, and why there are no newer figures; empty if there are."""
     read = {server: found for server, found in histories.items() if not isinstance(found, Refused)}
     intervals = [one for found in read.values() for one in found]
     end, notice = _newest_figures(histories, span, now)
@@ -171,7 +166,7 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
 class _Slots:
     """The counts of servers for an endpoint in the seconds before `end`, in slots of equal length.
 
-    An interval belongs to every slot that it overlaps, so that one which was long leaves no gap.
+    An interval belongs to every slot that it overlaps, so that a long interval leaves no gap.
     """
 
     def __init__(
@@ -229,7 +224,6 @@ class _Slots:
 
 
 def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
-    """Return the rollout's steps, and the evidence against its version at the looks so far."""
     until = max(((rollout.ended_at or now) - rollout.created_at).total_seconds(), 0.0)
     axis = since_axis(rollout.created_at, until)
     spec, figures = rollout.spec, rollout.figures
@@ -292,10 +286,9 @@ def monitor_timelines(spec: EndpointSpec, store: Store, pages: MlflowPages, coun
 
 
 def newest_verdicts(windows: Iterable[MonitorVerdict], count: int) -> tuple[MonitorVerdict, ...]:
-    """Return one verdict for each of the newest windows: of the last revision that is judged, else of the last one.
+    """Return one verdict for each of the newest windows of a monitor: of the last judged revision, otherwise the last.
 
-    Args:
-        windows: of one monitor, a window's revisions in their order.
+    `windows` has a window's revisions in their order.
     """
     found = {
         (one.end, one.start): one for one in sorted(windows, key=lambda one: one.mark not in ("waiting", "failed"))
