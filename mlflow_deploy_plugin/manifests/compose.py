@@ -1,7 +1,6 @@
-"""An endpoint as a project of Docker Compose: one service, in no more room and with no more rights than it needs.
+"""An endpoint as a project of Docker Compose: compose.yaml, and the spec in a folder that the container reads.
 
-Two files: compose.yaml, and the spec in a folder that the container reads. The server follows changes of the spec but
-for its `server` part; a mounted folder shows them, where a mounted file would go on showing the replaced one.
+The folder is mounted, because a mounted file would not show a replaced spec.
 """
 
 from collections.abc import Mapping
@@ -28,10 +27,9 @@ SECRETS = "/run/secrets"
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return compose.yaml, and the spec that it mounts.
+    """Return compose.yaml, and the spec that it mounts. Raises InvalidConfig if it would be open to strangers.
 
-    The service listens on the address of `server.host` of this machine, by default on loopback. Raises InvalidConfig if
-    it would be open to strangers.
+    The service listens on the address of `server.host` of this machine, by default on loopback.
     """
     server, container = spec.server, spec.container
     if not is_loopback(server.host):

@@ -1,7 +1,4 @@
-"""An endpoint as values of the Helm chart in docker/helm/onnxserve, whose objects are those of `--for kubernetes`.
-
-The values of an endpoint are its spec, so that the chart's schema is made of the spec's fields.
-"""
+"""An endpoint as values of the Helm chart in docker/helm/onnxserve, which have the fields of its spec."""
 
 from collections.abc import Mapping
 
@@ -17,7 +14,7 @@ _NOT_OF_VALUES = ("apiVersion", "name", "monitors")
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return a values file with this endpoint; the namespace is the release's. Raises as `kubernetes_documents`.
 
-    The variables of the place stand with the endpoint: others of the release may be of another workspace.
+    The place's variables belong to the endpoint, because others of the release may be of another workspace.
     """
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}
@@ -83,5 +80,5 @@ def _without(fields: Document) -> Document:
 
 
 def _closed(properties: Document, required: tuple[str, ...] = ()) -> Document:
-    """Return the schema of an object with these fields alone. Helm takes a default away where values say null."""
+    """Return the schema of an object with only these fields. Helm removes a default where values have null."""
     return {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}

@@ -1,8 +1,8 @@
 """An endpoint for KServe: a ServingRuntime with our image and an InferenceService that uses it, by protocol V2.
 
-KServe brings a variant at the address of a store (s3://…, pvc://…) into the pod. Everything else, as a stage that is
-followed, is in the spec that the server follows itself: a ConfigMap, whose change needs no new pods.
-https://kserve.github.io/website/docs/concepts/resources has what its objects mean.
+KServe brings a variant at the address of a store (s3://…, pvc://…) into the pod. Everything else, as a followed stage,
+is in the spec that the server follows: a ConfigMap, whose change needs no new pods.
+https://kserve.github.io/website/docs/concepts/resources describes its objects.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ _NOT_TAKEN = ("name", "startupProbe", "livenessProbe", "lifecycle", "ports")
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return a file with the ConfigMap of the spec, the ServingRuntime and the InferenceService.
 
-    Without auth, the InferenceService is reached only from within the cluster. Raises InvalidConfig if it asks for an
-    object that KServe makes itself, or its name cannot be a Service's.
+    Without auth, only the cluster reaches the InferenceService. Raises InvalidConfig if it asks for an object that
+    KServe makes itself, or its name cannot be a Service's.
     """
     check_name(spec)
     if spec.kubernetes.host is not None:
@@ -54,8 +54,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Document]:
     """Return the spec as the server reads it, the field that names the model, and the field of a canary's share.
 
-    Of two variants in stores, the one with the smaller share is the canary: KServe keeps the one before it, which was
-    rolled out when the spec had it alone.
+    Of two variants in stores, the one with the smaller share is the canary: KServe keeps the earlier rollout next to
+    it.
     """
     variants = list(spec.variants.values())
     in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)

@@ -1,7 +1,7 @@
 """An endpoint as Kubernetes objects: plain documents, as `kubectl apply -f` takes them, in the newest API versions.
 
-The pods run `onnxserve serve --spec` on a file that comes from a ConfigMap and is read again when it changes, so that
-other variants or weights need no new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
+The pods run `onnxserve serve --spec` on the file of a ConfigMap, which is read again when it changes, so that variants
+and weights need no new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
 """
 
 import hashlib
@@ -46,10 +46,9 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
-    """Return the objects of an endpoint, in the order in which they are to be applied.
+    """Return the objects of an endpoint, in the order in which they must be applied.
 
-    Raises:
-        InvalidConfig: the endpoint's name cannot be a Service's, it is open to strangers, or fields do not go together.
+    Raises InvalidConfig if the name cannot be a Service's, the endpoint is open to strangers, or fields contradict.
     """
     kubernetes = spec.kubernetes
     check_name(spec)
@@ -122,15 +121,14 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
 
 
 def endpoint_labels(name: str) -> dict[str, str]:
-    """Return the labels that the objects and pods of an endpoint have, and no others of the namespace.
+    """Return the labels that identify an endpoint's objects and pods in the namespace.
 
-    The instance alone does not tell: any Helm release of the endpoint's name has it on its pods.
+    The instance label is not enough: any Helm release of the endpoint's name sets it.
     """
     return {"app.kubernetes.io/name": "onnxserve", _INSTANCE: name}
 
 
 def check_name(spec: EndpointSpec) -> None:
-    """Raise InvalidConfig if the endpoint's name cannot be a Service's."""
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
             f"{spec.name!r} cannot name a Service of Kubernetes: small letters, digits and - are expected, at most 63, "
@@ -154,7 +152,6 @@ def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
 
 
 def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
-    """Return the fields of `server` that name a certificate or a key, with the SECRET/KEY of each."""
     return {field: key for field in TLS_FILES if (key := getattr(spec.server, field)) is not None}
 
 
@@ -263,7 +260,6 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
 
 
 def _secret_key(field: str, said: str) -> Document:
-    """Return the Secret and its key that a field names, or raise InvalidConfig."""
     if re.fullmatch(SECRET_KEY, said) is None:
         raise InvalidConfig(f"{field}: SECRET/KEY is expected on Kubernetes (got {said!r})")
     name, _, key = said.partition("/")

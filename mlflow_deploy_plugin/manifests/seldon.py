@@ -1,8 +1,7 @@
-"""An endpoint for Seldon Core 1: a SeldonDeployment with one predictor a variant, by protocol V2.
+"""An endpoint for Seldon Core 1: a SeldonDeployment with one predictor per variant, by protocol V2.
 
-Seldon shares the traffic out among the predictors, so that its own tools see champion, canary and shadow. Each runs our
-image on its variant alone. Seldon Core 2 starts no image of a model server that it does not know
-(`Server.spec.serverConfig` names MLServer or Triton), so that there is nothing to render for it.
+Seldon distributes the traffic, so its own tools see champion, canary and shadow. Seldon Core 2 is not supported: its
+`Server.spec.serverConfig` only names MLServer or Triton.
 https://docs.seldon.io/projects/seldon-core/en/latest/reference/seldon-deployment.html
 """
 

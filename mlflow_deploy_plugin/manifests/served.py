@@ -1,4 +1,4 @@
-"""The parts that every format shares: where a container finds its files, the spec that it serves, and YAML."""
+"""The parts that every format shares: the paths in a container, the served spec, and YAML."""
 
 import re
 from collections.abc import Mapping
@@ -36,13 +36,11 @@ _NOT_SERVED = ("monitors", "container", "kubernetes")
 
 @dataclass(frozen=True)
 class Place:
-    """The place that documents are for.
+    """The place that documents are for. Raises InvalidConfig if no namespace can have this name.
 
     Attributes:
-        environment: variables that the server gets besides those of the spec, which win.
+        environment: further variables of the server; the spec's variables win.
         owner: the store that the objects belong to; empty for files that others apply.
-
-    Raises InvalidConfig if no namespace can have this name.
     """
 
     namespace: str = "default"
@@ -99,10 +97,10 @@ def http_port(spec: EndpointSpec) -> int:
 
 
 def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
-    """Return the spec as the server reads it: without what only the controller or its surroundings need to know.
+    """Return the spec for the server, without the fields that only the controller or its surroundings need.
 
-    It listens on `host`, or by default on every address of a container of its own. Whoever makes that container answers
-    for a server without auth: a NetworkPolicy stands before it, or its port is published on loopback alone.
+    It listens on `host`, by default on every address of its own container. The maker of that container protects a
+    server without auth: by a NetworkPolicy, or a port that is published only on loopback.
     """
     update = {
         "host": host or "0.0.0.0",
@@ -123,7 +121,6 @@ def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
 
 
 def asks_mlflow(spec: EndpointSpec) -> bool:
-    """Return True if a model is found by MLflow: in its registry, or in a run."""
     return any(parse_model_uri(one.model).kind not in ("path", "remote") for one in spec.variants.values())
 
 
@@ -139,7 +136,7 @@ def machine_name(spec: EndpointSpec, place: Place) -> str:
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
-    """Return the variables whose values stand in the spec or come from the place, but for those that are secrets."""
+    """Return the variables with known values of the spec and the place, without secrets."""
     found = {**place.environment, **spec.container.environment, **spec.container.secret_files}
     return {name: found[name] for name in sorted(found) if name not in spec.container.secrets}
 

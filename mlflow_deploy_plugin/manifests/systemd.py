@@ -1,7 +1,7 @@
-"""An endpoint as a systemd unit: the server under a user id of its own, which sees and writes no more than it needs.
+"""An endpoint as a systemd unit: the server with its own user id and minimal rights, and the spec that it serves.
 
-Two files: the unit, and the spec that it serves, whose changes are followed but for its `server` part. systemd reads
-secrets, their files and those of TLS, whose folders may be root's, and hands them on as credentials (systemd.exec(5)).
+systemd reads secrets, their files and those of TLS, whose folders may be root's, and passes them on as credentials
+(systemd.exec(5)).
 """
 
 import re
@@ -87,7 +87,7 @@ WantedBy=multi-user.target
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return the unit and the served spec, by the paths where systemd and the unit look for them.
 
-    Raises InvalidConfig if a path is relative, or cannot be quoted in a unit; a field is only for containers; or the
+    Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field is only for containers, or the
     endpoint would be open to strangers.
     """
     if spec.container.image is not None:
