@@ -1,4 +1,4 @@
-"""Plans and builds the image of one model: the server's image if it is not here yet, then the layer of the model."""
+"""Plans and builds the image of one model: the server's image if it is missing, then the layer of the model."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -28,10 +28,10 @@ class ImagePlan:
     """The images to build, one upon the other.
 
     Attributes:
-        server: the context from which `server_image` is built if it is not here; None for one that was named.
+        server: the context from which `server_image` is built if it is missing; None for a given image.
         options: of that build.
         platform: the options that name the platform of both builds.
-        resolved: the version that is baked in, or the one that is followed now.
+        resolved: the version that is baked in, or is followed now.
     """
 
     server_image: str
@@ -63,20 +63,18 @@ def planned_image(
     server_image: str | None = None,
     platform: str | None = None,
 ) -> Iterator[ImagePlan]:
-    """Resolve the model, fetch it unless it is followed, and yield what is to be built; its files go at the end.
+    """Resolve the model, fetch it unless it is followed, and yield the plan; its files are removed at the end.
 
     Args:
         model_uri: as of `onnxserve serve -m`; without `follow`, a stage or alias is resolved once.
-        device: of the server; for another than cpu, the image has CUDA's libraries.
+        device: for another than cpu, the image has CUDA's libraries.
         follow: leave the model out; the server follows `model_uri` when it runs.
         base_image: with Python 3.11 or newer, for the server's image; None: python:3.11-slim-bookworm.
-        server_image: a server's image that there is, instead of one built from this installation.
+        server_image: an existing server image, instead of one built from this installation.
         platform: as of `docker build`, e.g. linux/amd64; None: that of the engine.
 
-    Raises:
-        InvalidConfig: the options do not go together, or `follow` is asked of what cannot move.
-        ModelError: the model has no ONNX form, or its files are not what they should be.
-        NotFound, RegistryUnavailable: the model cannot be had.
+    Raises InvalidConfig if the options contradict or `follow` gets a URI that cannot move, ModelError if the model has
+    no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.
     """
     if base_image and server_image:
         raise InvalidConfig("--base-image is what a server image is built on; with --server-image none is built")
@@ -116,14 +114,11 @@ def planned_image(
 
 
 def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False) -> BuiltImage:
-    """Build the model's image as `name`, and the server's image before it if it is not here.
+    """Build the model's image as `name`, and the server's image before it if it is missing.
 
-    `report` gets the builder's lines. With `pull` the server's image is built anew on the newest base image.
-
-    Raises:
-        BuildFailed: there is no engine, or a build failed.
-        InvalidConfig: the server's image that was named holds no server.
-        NotInstalled: there is no docker command.
+    `report` gets the builder's lines. With `pull` the server's image is built anew on the newest base image. Raises
+    BuildFailed without an engine or if a build failed, InvalidConfig if the given image has no server, and NotInstalled
+    without a docker command.
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()
@@ -136,7 +131,7 @@ def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:
-    """Return labels by OCI's names for what there are names for. No time is among them: equal inputs, equal image."""
+    """Return labels with OCI's names. They have no time, so that equal inputs give equal images."""
     return {
         "org.opencontainers.image.title": resolved.name,
         "org.opencontainers.image.version": resolved.version,

@@ -1,9 +1,7 @@
-"""Build contexts: what Docker gets to build an image from. Equal files give equal bytes, and so equal layers.
+"""Build contexts: the files from which Docker builds an image. Equal files give equal bytes, and so equal layers.
 
-| image | context | works from |
-|---|---|---|
-| server | docker/Dockerfile, the constraints and the package: a small checkout | a checkout, or an installed wheel |
-| model | a Dockerfile of a few lines, and the model's files | the server's image |
+The server's context has docker/Dockerfile, the constraints and the package, from a checkout or an installed wheel. A
+model's context has a short Dockerfile on top of the server's image, and the model's files.
 """
 
 import hashlib
@@ -49,7 +47,7 @@ class BuildContext:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over names and contents, in hexadecimal digits."""
+        """Return the SHA-256 over names and contents, in hexadecimal digits."""
         whole = hashlib.sha256(self.dockerfile.encode())
         for name, digest, _ in self._measured:
             whole.update(f"\0{name}\0{digest}".encode())
@@ -57,7 +55,7 @@ class BuildContext:
 
     @cached_property
     def _measured(self) -> list[tuple[str, str, int]]:
-        """Name, SHA-256 and bytes of each file."""
+        """Return name, SHA-256 and bytes of each file."""
         found = []
         for name, content in sorted(self.files.items()):
             with _opened(content) as stream:
@@ -81,7 +79,7 @@ class BuildContext:
                     archive.addfile(entry, content)
 
     def listing(self) -> Iterator[str]:
-        """Yield the Dockerfile's lines, and a line for each file; one for all of the package."""
+        """Yield the Dockerfile's lines, and a line for each file; one line for the whole package."""
         yield from self.dockerfile.splitlines()
         yield ""
         groups = defaultdict(list)
@@ -97,9 +95,9 @@ class BuildContext:
 
 
 def server_context() -> BuildContext:
-    """Return what every server image is built from: this package as it is installed here, with its Dockerfile.
+    """Return the context of every server image: this package as it is installed, with its Dockerfile.
 
-    Raises NotInstalled if the installation lacks the files that a wheel of it brings.
+    Raises NotInstalled if the installation lacks the files that its wheel brings.
     """
     files: dict[str, Path | bytes] = {name: _project_file(name) for name in PROJECT_FILES}
     for path in _PACKAGE.rglob("*"):
@@ -111,7 +109,7 @@ def server_context() -> BuildContext:
 def model_context(
     server_image: str, folder: Path | None, labels: Mapping[str, str], environment: Mapping[str, str]
 ) -> BuildContext:
-    """Return what the image of one model is built from; without a folder it only follows what `environment` names."""
+    """Return the context of one model's image; without a folder it only follows the model that `environment` names."""
     lines = [f"FROM {server_image}"]
     files: dict[str, Path | bytes] = {}
     if folder is not None:
@@ -136,7 +134,7 @@ def _opened(content: Path | bytes) -> io.BufferedReader | io.BytesIO:
 
 
 def _project_file(name: str) -> Path:
-    """Return a file of the project: beside the package in a checkout, else where the wheel has put it."""
+    """Return a file of the project: next to the package in a checkout, otherwise where the wheel has put it."""
     if (_PACKAGE.parent / DOCKERFILE).is_file():
         return _PACKAGE.parent / name
     try:

@@ -1,4 +1,4 @@
-"""Docker as its command line: builds, pushes, logs in to ECR, and turns what went wrong into one line."""
+"""Docker's command line: builds, pushes and logins to ECR, with failures as one line."""
 
 import base64
 import json
@@ -23,10 +23,8 @@ _KEPT = 40
 def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
     """Build the context's image as `tag` with these options of `docker build`, and return its `image_fields`.
 
-    Raises:
-        BuildFailed: there is no engine, or the build failed; the message ends with its last words. Or the builder is
-            another than the engine's, and keeps what it makes.
-        NotInstalled: there is no docker command.
+    Raises BuildFailed, ending with its last words, if there is no engine, the build failed, or the builder keeps its
+    images apart from the engine's. Raises NotInstalled without a docker command.
     """
     with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
         context.write(archive)
@@ -42,10 +40,7 @@ def build(context: BuildContext, tag: str, report: ProgressCallback, options: Se
 
 
 def image_fields(name: str) -> dict[str, Any] | None:
-    """Return what `docker image inspect` says of a local image; None if there is no such image.
-
-    Raises BuildFailed or NotInstalled if no engine answers.
-    """
+    """Return `docker image inspect` of a local image; None if it is missing. Raises BuildFailed, NotInstalled."""
     if not _docker("image", "ls", "-q", name, what="Docker's images cannot be listed"):
         return None
     return {**json.loads(_docker("image", "inspect", name, what=f"{name} cannot be inspected"))[0]}
@@ -54,13 +49,9 @@ def image_fields(name: str) -> dict[str, Any] | None:
 def push_image(name: str, report: ProgressCallback) -> str:
     """Push an image to the registry that its name begins with, and return its digest there.
 
-    For a registry of Amazon's ECR, boto3 fetches the password with the caller's AWS credentials, and makes the
-    repository where there is none. Other registries take what `docker login` has kept.
-
-    Raises:
-        BuildFailed: the registry refused, or does not answer.
-        NotInstalled: ECR needs boto3.
-        Unauthenticated: AWS refused the caller's credentials.
+    For Amazon's ECR, boto3 fetches the password with the caller's AWS credentials, and makes a missing repository.
+    Other registries use the credentials of `docker login`. Raises BuildFailed if the registry refuses or does not
+    answer, NotInstalled if ECR needs boto3, and Unauthenticated if AWS refuses the credentials.
     """
     host, _, repository = name.partition("/")
     if ecr := _ECR.fullmatch(host):
@@ -75,8 +66,7 @@ def push_image(name: str, report: ProgressCallback) -> str:
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
 
-    The image itself lists them, without a network. Raises BuildFailed if the image cannot be run, or is none of
-    onnxserve's.
+    The image itself lists them, without a network. Raises BuildFailed if the image cannot run or is not onnxserve's.
     """
     lister = ("-m", "mlflow_deploy_plugin.images.sbom")
     rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")
@@ -108,7 +98,7 @@ def _docker(
 ) -> str:
     """Run `docker ARGUMENTS` and return its output, with standard error if it is reported line by line.
 
-    The command reads `stdin` or `text`. `report` gets each line as it comes. `what` begins the message of a failure.
+    The command reads `stdin` or `text`. `report` gets each line at once. `what` begins the message of a failure.
     """
     try:
         process = subprocess.Popen(

@@ -1,7 +1,7 @@
-"""Lists what is installed here as a bill of materials: `python -m mlflow_deploy_plugin.images.sbom`, run in an image.
+"""Lists the installed packages as a bill of materials: `python -m mlflow_deploy_plugin.images.sbom`, run in an image.
 
-CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/): the Python distributions on the path, and Debian's packages where
-dpkg is there. Without times or random numbers: equal images give equal documents.
+CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/) of the Python distributions and, with dpkg, Debian's packages. It
+has no times or random numbers, so that equal images give equal documents.
 """
 
 import json
