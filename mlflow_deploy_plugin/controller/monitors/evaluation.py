@@ -124,10 +124,7 @@ def digest(of: object) -> str:
 
 
 def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
-    """Return for each window of a monitor how many of its judged rows have a usable label; the labels are read once.
-
-    Raises OnnxserveError if the log is down.
-    """
+    """Return for each window how many judged rows have a usable label. Raises OnnxserveError if the log is down."""
     # here: the controller judges nothing itself, so it need not hold these libraries in memory
     from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
 

@@ -84,10 +84,7 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
 def add_revisions(
     deployments: Deployments, evaluator: Evaluator, name: str, monitor: str
 ) -> list[tuple[MonitorWindow, LateData]]:
-    """Add a revision of each window that now has more rows, or materially more labels, than when it was judged.
-
-    Return the revisions, which are still to be judged, each with the kind of the late data.
-    """
+    """Add revisions of windows with more rows, or materially more labels; return them with the kind of late data."""
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
@@ -121,10 +118,7 @@ def add_revisions(
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
-    """Return True if a window that now has `labels` labels should be judged again.
-
-    It has enough labels for the first time, or the new labels are a twentieth of its judged rows.
-    """
+    """Return True if labels suffice for the first time, or 1/20 of the judged rows got a label since."""
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:
         return labels >= spec.min_rows

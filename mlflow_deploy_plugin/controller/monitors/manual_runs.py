@@ -235,7 +235,6 @@ def run_due(deployments: Deployments, monitor: SelectedMonitor, say: Callable[[s
 
 
 def _hold_lease(deployments: Deployments, monitor: SelectedMonitor) -> AbstractContextManager[LeaseKeeper]:
-    """Hold the monitor's lease, which a controller holds while it judges a window."""
     deadline = time.monotonic() + PATIENCE_SECONDS
 
     def wait_for(holder: str) -> None:
@@ -330,10 +329,7 @@ def wait_until_shipped(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> bool:
-    """Wait at most `patience` seconds for the agent; return True if the log has all that was in the folder's spool.
-
-    Without a living agent nothing is shipped, and the function returns at once.
-    """
+    """Wait at most `patience` seconds for a living agent to ship the folder's spool; return True if it is shipped."""
     deadline = clock() + patience
     sizes: dict[Path, int] = {}
     for segment in segments(folder / SPOOL):

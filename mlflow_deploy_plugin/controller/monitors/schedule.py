@@ -98,10 +98,7 @@ def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWi
 
 
 def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> datetime:
-    """Return the time from which a window that ends at `end` may be judged.
-
-    Raises InvalidConfig if the schedule or its time zone cannot be read, or no time ever fits it.
-    """
+    """Return when a window that ends at `end` may be judged. Raises InvalidConfig if the schedule cannot be read."""
     ready = end + timedelta(seconds=duration_seconds(spec.grace))
     if spec.kind == "performance" and spec.labels_within is not None:
         ready += timedelta(seconds=duration_seconds(spec.labels_within))
@@ -201,10 +198,7 @@ class MonitorOverview:
 
 
 def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
-    """Return the monitors of all endpoints, or of one endpoint, by name. Raises NotFound.
-
-    With `marks`, the watermarks of the log's agents, a window waits for its rows.
-    """
+    """Return the monitors (of one endpoint) by name; `marks` are the log's watermarks. Raises NotFound."""
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
     stored = {(one.endpoint, one.monitor): one for one in Monitors(store).states(endpoint)}
     return [

@@ -110,10 +110,7 @@ class WindowRunner:
     def judge_window(
         self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
     ) -> MonitorWindow | None:
-        """Make one attempt at the window, and return it: judged, to be tried again, or given up.
-
-        Return None if nothing was written, because the lease is lost or the attempt was ended on purpose.
-        """
+        """Make one attempt at the window, and return it; None if the attempt was ended on purpose or lost its lease."""
         if window.state == "running" and not self.by_hand:  # its lease was free: the process that judged it was killed
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)

@@ -144,10 +144,7 @@ def end_run(run_id: str, state: str) -> None:
 
 
 def registered_version(model: str, run_id: str) -> str:
-    """Return the newest version that the run, or a run nested in it, has registered; empty if none.
-
-    Raises NotFound if the run is gone, and RegistryUnavailable.
-    """
+    """Return the newest version that the run, or a nested run, registered; empty if none. Raises as `get_run`."""
     with registry_errors(f"model {model}"):
         client = registry_client()
         found = [one for one in client.search_model_versions(f"run_id = '{run_id}'") if one.name == model]
@@ -232,10 +229,7 @@ def last_line(folder: Path) -> str:
 
 
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
-    """Yield this user's processes that carry the mark, without this process.
-
-    With `are_named`, yield only those that have the run's id among their arguments.
-    """
+    """Yield this user's processes with the mark; with `are_named` only those with the run's id in their arguments."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # ended just now, or somebody else's
             is_marked = process.pid != os.getpid() and process.environ().get(MARK) == run_id
@@ -261,7 +255,6 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
 
 
 def main(run_id: str, *arguments: str) -> None:
-    """Run the project, write heartbeats, and exit as the project did."""
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
     # in this process alone: MLflow's own retries may hold a heartbeat back for minutes after a server is up again
     set_service_timeouts()

@@ -198,10 +198,7 @@ class RetrainingRunner:
         self.work = WorkRunner("retraining", _AT_ONCE, retry_seconds, self._end_if_defective)
 
     def advance(self) -> None:
-        """Add the scheduled retrainings, and start a step of each live retraining, without waiting.
-
-        Call it repeatedly. If the process ends during a step, the next process repeats the step.
-        """
+        """Add the scheduled retrainings, and start a step of each live one, without waiting; call it repeatedly."""
         self._schedule.request_due()
         for one in Retrainings(self._context.deployments.store).find(live=True):
             self.start(one)

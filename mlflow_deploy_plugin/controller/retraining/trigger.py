@@ -137,10 +137,7 @@ class RetrainingSchedule:
         self._first_look = datetime.max.replace(tzinfo=UTC)
 
     def request_due(self, now: datetime | None = None) -> None:
-        """Start the retrainings that are due, one if several times have passed. An error is logged once.
-
-        A due retraining waits while the model is being trained or a rollout is under way.
-        """
+        """Start due retrainings, unless the model is being trained or rolled out. An error is logged once."""
         now = now or self._deployments.store.now()
         self._first_look = min(self._first_look, now)
         for endpoint in self._deployments.store.endpoints():
@@ -205,10 +202,7 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raise InvalidConfig if the cool-down has not passed or the budget is spent.
-
-    A retraining that starts in the future was written by a wrong clock and is not counted.
-    """
+    """Raise InvalidConfig during the cool-down or without a budget. A future start (wrong clock) does not count."""
     found = [one for one in retrainings.find(model=model) if one.created_at <= now]
     if not found:
         return

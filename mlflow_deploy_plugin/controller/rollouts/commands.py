@@ -152,10 +152,7 @@ def last_rollout(store: Store, endpoint: str) -> Rollout:
 def command_rollout(
     deployments: Deployments, endpoint: str, command: str, why: str = "", actor: str | None = None
 ) -> str:
-    """Pause, resume or abort the live rollout, and return its state in one line.
-
-    Raises NotFound if there is none, and InvalidConfig if its state does not allow the command.
-    """
+    """Pause, resume or abort the live rollout, and return its state. Raises NotFound or InvalidConfig."""
     actor = actor or current_actor()
     reason = f"{_DONE[command]} by {actor}" + (f": {why}" if why else "")
     if command == "abort":
@@ -165,10 +162,7 @@ def command_rollout(
 
 
 def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: str) -> Rollout:
-    """End the live rollout and restore the earlier version, without a controller. Raises NotFound.
-
-    If the rollout's plan cannot be read, the rollout is ended and nothing is restored.
-    """
+    """End the live rollout and, if its plan can be read, restore the earlier version. Raises NotFound."""
     store = deployments.store
     for live in store.rollouts(endpoint, live=True):
         try:
@@ -196,10 +190,7 @@ def describe_rollout(rollout: Rollout) -> str:
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Wait for a controller that was just started to take the lease.
-
-    Raises NotReady if no controller takes it, because the rollout would not advance and would block others.
-    """
+    """Wait for a new controller to take the lease. Raises NotReady, since the rollout would block others."""
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:
         if time.monotonic() > deadline:

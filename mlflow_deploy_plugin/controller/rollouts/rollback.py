@@ -118,7 +118,6 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
 
 
 def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: str, to: str | None) -> _Move:
-    """Move the stage, alias or tag to the earlier version, and wait until that is served."""
     begun_at, observed, reference = deployments.store.now(), follower.observed, follower.reference
     endpoint = observed.endpoint.name
     if not to:

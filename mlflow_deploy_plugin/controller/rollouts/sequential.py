@@ -95,7 +95,6 @@ class SequentialTest:
     def look(
         self, events: ArrayLike, trials: ArrayLike, current_events: ArrayLike = 0, current_trials: ArrayLike = 0
     ) -> None:
-        """Take in what happened since the last look."""
         self.above_threshold = self.above_threshold + growth(events, trials, self.threshold)
         if self.against_current:
             all_trials = np.asarray(trials, float) + np.asarray(current_trials, float)
