@@ -124,10 +124,7 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return a mapping for each row: its keys, by which `onnxserve feedback` finds it, and the prediction.
-
-    An answer without one prediction per row is returned unchanged, and refused by the caller.
-    """
+    """Return a mapping for each row: its keys and its prediction. Other answers are returned unchanged."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
@@ -158,10 +155,7 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
 
 
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
-    """Return one plain value for each row of a batch of the file `name`.
-
-    Raises InvalidRequest, with the row's place and the reason, if a row cannot be answered.
-    """
+    """Return one plain value for each row of a batch. Raises InvalidRequest with the place of a row that is refused."""
     try:
         return _split_by_row(predict(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
     except BodyTooLarge:
@@ -312,7 +306,6 @@ def _arrow_as_json(body: bytes) -> bytes:
 
 
 def _length(file: IO[bytes]) -> int | None:
-    """Return the length in bytes; None for a stream."""
     try:
         return os.fstat(file.fileno()).st_size if file.seekable() else None
     except OSError:  # no file of the system's
@@ -347,7 +340,6 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
 
 
 def _batch_error(predict: Predictor, batch: RowBatch) -> str:
-    """Return why these rows are refused; empty if they are not."""
     try:
         predict(batch.content_type, batch.body)
     except (InvalidRequest, InferenceError) as error:

@@ -156,10 +156,7 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
 
 
 def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
-    """Return the dataset and the project folder that `config` sets, by their fields, with absolute paths.
-
-    The controller does not run where the command is typed. A project is checked by `check_project`.
-    """
+    """Return the dataset and project of `config` as absolute paths, because the controller runs elsewhere."""
     found = {}
     project_fields = tuple(f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters"))
     if (retrain := monitor.retrain) is not None and any(field.startswith(project_fields) for field in config):
@@ -310,6 +307,5 @@ def _entry_points(folder: Path) -> dict[str, Json]:
 
 
 def _field(document: object, name: str) -> Json:
-    """Return a mapping within a document that a person wrote; empty if it is missing."""
     found = document.get(name) if isinstance(document, dict) else None
     return found if isinstance(found, dict) else {}

@@ -29,8 +29,6 @@ _PORT_ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class ObservedEndpoint:
-    """An endpoint as the store has it, and its server as the backend sees it."""
-
     endpoint: Endpoint
     observation: Observation
 

@@ -37,8 +37,6 @@ _OBSERVED_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Deployment:
-    """A variant of an endpoint, and the server as the backend sees it."""
-
     name: str
     endpoint: Endpoint
     observation: Observation
@@ -154,10 +152,7 @@ class Deployments:
         return found or {name: Refused("the server does not run")}
 
     def place(self, endpoint: str) -> str:
-        """Return the name of the endpoint server's place, the same for every process that reaches it.
-
-        Raises NotFound, and another OnnxserveError if this process does not reach the server.
-        """
+        """Return the name of the endpoint server's place. Raises NotFound, or as `Backend.place`."""
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
@@ -171,10 +166,7 @@ class Deployments:
         ]
 
     def start(self, name: str) -> None:
-        """Start the server of a deployment on its port, unless it runs.
-
-        Raises as `update`, and InvalidConfig if the endpoint has no deployment yet.
-        """
+        """Start a deployment's server unless it runs. Raises as `update`, and InvalidConfig without a deployment."""
         found = self._find_server(name)
         with self._endpoints.lock(found):
             stored = self._require(found)
@@ -191,10 +183,7 @@ class Deployments:
             self.store.record("stop", endpoint=found)
 
     def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
-        """Take a name for later deployments; its server starts with the first of them.
-
-        Raises AlreadyExists, and InvalidConfig if the name or a field of `config` is invalid.
-        """
+        """Take a name for later deployments. Raises AlreadyExists, and InvalidConfig if `config` is invalid."""
         self._endpoints.create(self._configured(empty_endpoint(name), config), why)
         return self.get_endpoint(name)
 
@@ -208,10 +197,7 @@ class Deployments:
     def set_traffic(
         self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
     ) -> ObservedEndpoint:
-        """Set the weight of each variant, 0 for a variant that is not named; shadows stay. Raises as `update`.
-
-        During a rollout, only the rollout itself may change weights.
-        """
+        """Set every weight, by default to 0; shadows stay. Raises as `update`, and for others during a rollout."""
         config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
@@ -358,7 +344,6 @@ class Deployments:
         return False
 
     def _find_server(self, name: str) -> str:
-        """Return the endpoint of this name, or the one of the deployment of this name."""
         return name if name in self.store.names() else self._find(name, None).name
 
 

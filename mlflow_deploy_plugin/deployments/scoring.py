@@ -71,11 +71,7 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
-    """Return the server's JSON object for `inputs`; /invocations has the predictions under `predictions`.
-
-    Raises InvalidRequest if `inputs` have no form that can be sent, OnnxserveError as `server_client.post`, and
-    NotReady.
-    """
+    """Return the server's JSON object for `inputs`. Raises InvalidRequest, and as `server_client.post`."""
     body = encode_body(inputs)
     with ServerSession() as session:
         document = post(session, f"{target.url}/{route}", body, "application/json", target.timeout_seconds)
@@ -85,11 +81,7 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
 
 
 def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
-    """Yield the parts of the server's answer for `inputs`, as the model's `predict_stream` makes them.
-
-    Raises InvalidRequest if `inputs` cannot be sent or the model does not stream, and as
-    `server_client.post_for_events`.
-    """
+    """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and as `post_for_events`."""
     body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
     with ServerSession() as session:
         yield from post_for_events(session, f"{target.url}/invocations", body, target.timeout_seconds)

@@ -119,10 +119,7 @@ def _post(
 def post_with_retries(
     session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
 ) -> tuple[Json, str]:
-    """Return the answer as `post` does, and its prediction id, which may be empty.
-
-    The request is sent again while the server is overloaded or is being changed.
-    """
+    """Return the answer and its prediction id (or ""). Repeats while the server is overloaded or being changed."""
     for attempt in range(tries):
         try:
             response = _post(session, url, body, content_type, timeout_seconds)

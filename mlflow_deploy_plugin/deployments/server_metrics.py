@@ -253,7 +253,6 @@ def _interval(document: Json, bounds: Sequence[float]) -> CountedInterval:
 
 
 def _count(sums: defaultdict[str, float], status: str, requests: float) -> None:
-    """Count requests that were answered with this status; see the rule above."""
     if status != _CALLER_LEFT:
         sums["requests"] += requests
         if not status.startswith("2"):

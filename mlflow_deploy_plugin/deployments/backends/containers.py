@@ -57,10 +57,7 @@ def home_folder(endpoint: str, settings: Settings) -> Path:
 
 
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
-    """Return the arguments of `docker.containers.create` for a server, without name, slot and command.
-
-    Raises InvalidConfig if it would not reach the registry, or not read a file that it needs.
-    """
+    """Return a server's arguments for `containers.create`. Raises InvalidConfig for an unreadable file."""
     wanted, is_host = spec.container, spec.container.network == "host"
     if spec.server.grpc_port is not None and not is_host:
         raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")

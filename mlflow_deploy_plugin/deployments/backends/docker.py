@@ -140,7 +140,6 @@ class DockerBackend(MachineBackend):
             (folder / STOPPED).touch()
 
     def remove(self, name: str) -> None:
-        """Remove containers, volume and folders; shipped rows stay in the inference log."""
         with docker_errors():
             for server in self._servers(name):
                 self._end(server)

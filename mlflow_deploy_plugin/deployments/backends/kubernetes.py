@@ -258,7 +258,6 @@ class KubernetesBackend:
             self._wait_until_gone(name, deployment)
 
     def remove(self, name: str) -> None:
-        """Delete all that was made for the endpoint, and wait until its pods have finished their requests."""
         deployment = self._cluster.get("Deployment", name)
         for kind in _KINDS:
             self._delete(kind, name)
@@ -356,7 +355,6 @@ class KubernetesBackend:
         return found
 
     def _delete(self, kind: str, name: str) -> bool:
-        """Delete an object if it is ours; return True if it was there."""
         try:
             found = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
         except ApiRefused as error:
@@ -399,10 +397,7 @@ class KubernetesBackend:
             return None
 
     def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
-        """Return when the Deployment has rolled and every pod serves `spec`.
-
-        Raises DeploymentFailed, with the pod's last words, if it cannot become ready or is not ready in time.
-        """
+        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the pod's last words, if that fails."""
         unready: list[Document] = []
 
         def pending() -> str:

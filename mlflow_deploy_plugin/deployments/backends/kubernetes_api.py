@@ -354,10 +354,7 @@ def _pump(source: socket.socket, sink: socket.socket) -> None:
 
 
 def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
-    """Return the client of the configured cluster or, if nothing is configured, of the cluster that this pod runs in.
-
-    Raises InvalidConfig if the configuration lacks the context, or there is no cluster.
-    """
+    """Return the client of the configured cluster, otherwise of this pod's. Raises InvalidConfig if there is none."""
     file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
     try:
         with _LOADING:

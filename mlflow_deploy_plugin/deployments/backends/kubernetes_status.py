@@ -90,7 +90,6 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
 
 
 def container_status(pod: Document) -> Document:
-    """Return the status of the server's container; empty before it has one."""
     statuses: list[Document] = pod.get("status", {}).get("containerStatuses", [])
     return next((one for one in statuses if one["name"] == CONTAINER), {})
 

@@ -31,10 +31,7 @@ _POLL_SECONDS = 0.1
 @dataclass
 class LocalBackend(MachineBackend):
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set. The running server applies changes outside the `server` part itself.
-
-        Raises as `Backend.apply`; the folder stays.
-        """
+        """Serve `spec`, whose port is set. Raises as `Backend.apply`; the folder stays."""
         if spec.container != ContainerSpec():
             raise InvalidConfig(
                 "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
@@ -92,7 +89,6 @@ class LocalBackend(MachineBackend):
             (folder / STOPPED).touch()
 
     def remove(self, name: str) -> None:
-        """End the server and remove its state folder; shipped rows stay in the inference log."""
         self.stop(name)
         shutil.rmtree(self.settings.state_dir(name), ignore_errors=True)
 
@@ -191,7 +187,6 @@ def _end(folder: Path, pid: int, server: ServerSpec) -> None:
 
 
 def _running_pid(folder: Path) -> int | None:
-    """Return the process id of a supervisor that lives and is not stopping."""
     server = read_state(folder / SERVER, ServerState)
     return None if server is not None and server.phase == "stopping" else _supervisor_pid(folder)
 

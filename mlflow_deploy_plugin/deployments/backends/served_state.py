@@ -176,7 +176,6 @@ class MachineBackend:
 def _server_state(
     server: ServerState, applied: AppliedSpec, workers: Sequence[WorkerState]
 ) -> tuple[DeploymentState, str]:
-    """Return state and reason of a server whose supervisor lives; the reason is empty if all is well."""
     if server.phase == "stopping":
         return "stopped", "it finishes the requests in flight"
     for name in applied.missing:
