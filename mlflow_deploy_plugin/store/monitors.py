@@ -160,10 +160,7 @@ class Monitors:
         *,
         by_hand: bool = False,
     ) -> MonitorWindow:
-        """Add a pending window. Return the one that is there already, if there is one.
-
-        `revision` is by default the next one of windows that begin at `start`, however long they are.
-        """
+        """Add a pending window, by default as the next revision. Return the existing window if there is one."""
         now, row = self._store.now(), MonitorWindowRow
         same = {"endpoint": endpoint, "monitor": monitor, "start": start}
         try:
@@ -184,10 +181,7 @@ class Monitors:
         return self._store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
-        """Write the mutable fields of a window, under the lease if one is given.
-
-        Return None if it was not written: the lease is lost, or the window is judged already.
-        """
+        """Write the mutable fields of a window. Return None if the lease is lost, or the window is judged already."""
         with self._store.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
                 return None
@@ -277,7 +271,6 @@ class Monitors:
 
     @contextmanager
     def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:
-        """Open a transaction with the monitor's row, which is made if there is none."""
         with self._store.transaction(alone_with=f"monitor/{endpoint}/{monitor}") as session:
             row = session.get(MonitorRow, (endpoint, monitor), with_for_update=True)
             if row is None:

@@ -104,10 +104,7 @@ class Retrainings:
             return None if row is None else from_row(row, Retraining)
 
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
-        """Write the mutable fields of `retraining`, and its event.
-
-        Return the retraining as written; None if it was changed since it was read, or has ended.
-        """
+        """Write the mutable fields and the event. Return None if it has ended or was changed since it was read."""
         with self._store.transaction() as session:
             row = session.get(RetrainingRow, retraining.id, with_for_update=True)
             if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:

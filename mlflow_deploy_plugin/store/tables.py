@@ -148,8 +148,6 @@ def given(**columns: object) -> dict[str, object]:
 
 
 class EndpointRow(Base):
-    """One endpoint; the backend knows if it runs."""
-
     __tablename__ = "onnxserve_endpoints"
 
     name: Mapped[str] = mapped_column(String(63), primary_key=True)
