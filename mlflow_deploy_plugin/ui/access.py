@@ -37,10 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The person or program that sent a request; `address` may be a proxy's.
-
-    MLflow's basic auth has checked `user`, which is empty if the server has no accounts.
-    """
+    """The sender of a request. `user` is checked by MLflow (empty without accounts); `address` may be a proxy's."""
 
     user: str
     address: str
@@ -59,10 +56,7 @@ def may_read(model: str) -> bool:
 
 
 def may_list(model: str) -> bool:
-    """Return True if MLflow would list a registered model of this name for the caller.
-
-    One query covers all names; `may_read` also checks whether the model exists, and takes nine.
-    """
+    """Return True if MLflow lists this model for the caller: one query for all names, where `may_read` takes nine."""
     if is_administrator():
         return True
     if "onnxserve_is_listed" not in g:

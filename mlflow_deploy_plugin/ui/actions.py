@@ -102,7 +102,6 @@ def promotion_blocker(
 
 
 def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
-    """Return why the gate cannot be run for versions of a model with this policy."""
     if has_account and "evaluation" not in policy.skip:
         try:
             require_mlflow_artifact(policy.evaluation.dataset)
@@ -121,10 +120,7 @@ class FormAction:
 
 
 def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
-    """Return the action of a form, checked as far as possible before anything is started.
-
-    Raises InvalidConfig or NotFound with a message for the page.
-    """
+    """Return the action of a form after its checks. Raises InvalidConfig or NotFound with a message for the page."""
     action = form.get("action", "")
     if action in ("traffic", "rollback"):
         endpoint = store.endpoint(form.get("endpoint", ""))

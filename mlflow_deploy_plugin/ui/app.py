@@ -316,7 +316,6 @@ class _Console:
 
 
 def _span() -> Span:
-    """Return the time that ?span= asks for; an hour for anything else."""
     return "day" if request.args.get("span") == "day" else "hour"
 
 

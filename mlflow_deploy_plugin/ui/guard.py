@@ -90,10 +90,7 @@ class AuditTrail:
         self._submit(poll, logging.WARNING, f"the agents are not told of {model}")
 
     def store(self) -> Store:
-        """Return the open store of the request's workspace.
-
-        Raises StoreUnavailable if it cannot be opened, and InvalidConfig if the workspaces have no stores of their own.
-        """
+        """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig if it has none."""
         url = load_settings().store_url
         with self._lock:
             if url not in self._stores:

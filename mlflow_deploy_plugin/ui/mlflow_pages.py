@@ -86,7 +86,6 @@ class MlflowPages:
         return self.artifact(experiment, run_id, path) if path else self.run(experiment, run_id)
 
     def windows(self, endpoint: str, windows: Iterable[MonitorWindow]) -> list[MonitorVerdict]:
-        """Return the windows as the page shows them, with the reports of those that have a run."""
         from mlflow.exceptions import MlflowException
 
         experiment = None

@@ -134,7 +134,6 @@ def traffic_charts(
 
 
 def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
-    """Return lines of seconds, or of milliseconds if all values are below a second, and the unit."""
     known = (value for line in latencies for value in line.values if value is not None)
     if max(known, default=0.0) >= 1:
         return "s", [*latencies]
@@ -273,7 +272,6 @@ def _evidence(
 
 
 def monitor_timelines(spec: EndpointSpec, store: Store, pages: MlflowPages, count: int) -> tuple[Timeline, ...]:
-    """Return the newest windows of each monitor of an endpoint, by name."""
     monitors = Monitors(store)
     notes = {
         one.monitor: f"paused by {one.paused_by}" if one.paused else one.note for one in monitors.states(spec.name)
