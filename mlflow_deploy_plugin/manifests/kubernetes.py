@@ -121,10 +121,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
 
 
 def endpoint_labels(name: str) -> dict[str, str]:
-    """Return the labels that identify an endpoint's objects and pods in the namespace.
-
-    The instance label is not enough: any Helm release of the endpoint's name sets it.
-    """
+    """Return the labels of an endpoint's objects. A Helm release of the same name shares the instance label."""
     return {"app.kubernetes.io/name": "onnxserve", _INSTANCE: name}
 
 

@@ -26,10 +26,7 @@ _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a file with a ConfigMap for each variant and the SeldonDeployment.
-
-    Raises InvalidConfig if Seldon cannot serve the spec, or everybody could use the endpoint.
-    """
+    """Return a file with all objects. Raises InvalidConfig if Seldon cannot serve it, or it is open to strangers."""
     check_name(spec)
     _check(spec)
     documents: list[Document] = []

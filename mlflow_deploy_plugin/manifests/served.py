@@ -57,7 +57,6 @@ class Place:
 def make_document(
     name: str, place: Place, api_version: str, kind: str, labels: Mapping[str, str] | None = None, **content: Any
 ) -> Document:
-    """Return an object of Kubernetes in the namespace of the place, with its owner if there is one."""
     metadata: Document = {"name": name, "namespace": place.namespace}
     if labels:
         metadata["labels"] = dict(labels)
