@@ -55,7 +55,6 @@ class BuildContext:
 
     @cached_property
     def _measured(self) -> list[tuple[str, str, int]]:
-        """Return name, SHA-256 and bytes of each file."""
         found = []
         for name, content in sorted(self.files.items()):
             with _opened(content) as stream:

@@ -74,7 +74,6 @@ def image_sbom(name: str) -> bytes:
 
 
 def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
-    """Return user and password of an ECR registry, in which the repository is made if it is missing."""
     try:
         import boto3
         from botocore.exceptions import BotoCoreError, ClientError

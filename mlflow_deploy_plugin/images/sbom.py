@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 
 def bill_of_materials() -> dict[str, object]:
-    """Return the document, its components sorted by their package URLs."""
     components = [
         _component("pypi", one.name.lower().replace("_", "-"), one.version, one.metadata.json.get("license_expression"))
         for one in distributions()
