@@ -95,7 +95,7 @@ def lead_store(
 
 @contextmanager
 def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
-    """Run the tasks for as long as the `with` lasts. One that fails is begun again: the lease keeps others away."""
+    """Run the tasks during the `with`. A failed task is restarted, because the lease keeps others away."""
     over = threading.Event()
     with ThreadPoolExecutor(max(len(tasks), 1), "background") as pool:
         for task in tasks:
@@ -107,7 +107,7 @@ def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Itera
 
 
 def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
-    """Return a task that calls the function again and again with a pause. Its errors are logged and end nothing."""
+    """Return a task that calls the function repeatedly with a pause. Its errors are only logged."""
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         while keeper.is_held and not over.is_set():

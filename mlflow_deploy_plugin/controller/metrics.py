@@ -60,7 +60,7 @@ def start_metrics_server(store: Store, port: int, host: str = "", request_second
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    opened: Any = server  # each connection has a thread: idle ones must not leave none to the controller's work
+    opened: Any = server  # each connection has a thread; idle connections must not use up the controller's threads
     opened.RequestHandlerClass = type("Handler", (opened.RequestHandlerClass,), {"timeout": request_seconds})
     opened.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
     return server
@@ -95,7 +95,7 @@ class StoreMetrics(Collector):
         self._logged = ""
 
     def describe(self) -> Iterable[Metric]:
-        return []  # nothing is read before the first scrape
+        return []  # the first scrape reads the store
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
@@ -117,7 +117,7 @@ class StoreMetrics(Collector):
             if self._logged != error.message:
                 self._logged = error.message
                 _log.warning("Prometheus is told what was last read: %s", error.message)
-        except Exception:  # noqa: BLE001 — `onnxserve_store_up` says that it failed
+        except Exception:  # noqa: BLE001 — `onnxserve_store_up` reports the failure
             reading.has_failed = True
             _log.exception("the gauges cannot be read")
         finally:
@@ -141,7 +141,7 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
             continue
         families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
         for metric, value in judged.figures.items():
-            if "/" not in metric and value is not None:  # those of columns and variants are in the report
+            if "/" not in metric and value is not None:  # the report has the figures of columns and variants
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
     # a monitor that was removed is silent on purpose
     last_success = {key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged}

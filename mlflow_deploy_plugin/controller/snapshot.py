@@ -106,5 +106,5 @@ def answering_version(deployments: Deployments, endpoint: str, model: str) -> st
         raise ServedModelChanged(f"endpoint {endpoint!r} serves {served} now, and no longer {model}")
     try:
         return served_version(observed)
-    except NotFound:  # the alias is held by nobody just now
+    except NotFound:  # no version has the alias now
         return ""

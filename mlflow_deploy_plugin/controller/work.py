@@ -34,7 +34,7 @@ Attempt = Callable[[], float]
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
     """Return the first time after `after`, in UTC, of a crontab line (`crontab_times`). Raises InvalidConfig."""
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
-    # in the second of two equal hours they begin with those of the first
+    # in the second of two equal hours (DST) the times begin with the first hour's
     return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
 
 
@@ -77,7 +77,7 @@ class WorkRunner:
         return work is None or not (work.is_running or work.not_before > self.monotonic())
 
     def start(self, key: Hashable, attempt: Attempt) -> None:
-        """Start the attempt as soon as a thread is free. Do nothing unless the work `is_free`."""
+        """Start the attempt as soon as a thread is free, but only if the work `is_free`."""
         with self._lock:
             if not self.is_free(key):
                 return
@@ -93,7 +93,7 @@ class WorkRunner:
         self._works.setdefault(key, _Work()).not_before = self.monotonic() + seconds
 
     def stop(self, wait: bool) -> None:
-        """Forget the attempts that wait for a thread, and with `wait` wait for those that run."""
+        """Forget waiting attempts, and with `wait` wait for running attempts."""
         with self._lock:
             self._waiting.clear()
             threads = [*self._threads]
@@ -117,7 +117,7 @@ class WorkRunner:
                 pause, work.defects = self.failure_seconds, work.defects + 1
                 try:
                     self.on_defect(key, error, work.defects)
-                except Exception:  # noqa: BLE001 — this thread goes on with the other pieces of work
+                except Exception:  # noqa: BLE001 — this thread continues with other work
                     _log.exception("%s %s: the failure cannot be handled", self.name, key)
             work.not_before = max(work.not_before, self.monotonic() + pause)
             work.is_running = False

@@ -333,7 +333,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
         refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
-        if refused is None:  # the rows are refused together, and neither half alone
+        if refused is None:  # the rows are refused together, and not as halves
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
     return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"

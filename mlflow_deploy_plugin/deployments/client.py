@@ -176,7 +176,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
-        """End the endpoint with every deployment in it. One that does not exist is no error, as for a deployment."""
+        """End the endpoint with every deployment in it. A missing endpoint is not an error, as for a deployment."""
         with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 

@@ -25,13 +25,13 @@ Config = Mapping[str, object]
 """Fields of a spec by their dotted names."""
 
 SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
-"""The parameters that every training is given, besides those of the spec."""
+"""The parameters of every training, next to the spec's."""
 _ONNX_FLAVORS = (FLAVOR, "onnx")
 _FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)
 _TRAFFIC = "traffic"
 _DATASET = "dataset:"
 _OWN_PREFIX = "_"
-_URI = re.compile(r"[^/]*:")  # as MLflow tells a Git repository from a folder
+_URI = re.compile(r"[^/]*:")  # MLflow's rule for Git repositories
 _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
 _EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
 
@@ -245,7 +245,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 
 
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
-    """Check that the dataset has every judged column: one that only one side has is drift in every window."""
+    """Check that the dataset has every judged column: a missing column would be drift in every window."""
     # here: pyarrow and scipy, which no other command of deployments needs
     from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns
 

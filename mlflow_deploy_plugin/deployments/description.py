@@ -69,7 +69,7 @@ def describe(deployment: Deployment) -> Json:
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
-    """Return what `list` shows of each endpoint, by name, and the names of its deployments."""
+    """Return the lines that `list` shows of each endpoint, by name, and the names of its deployments."""
     found = describe_endpoints(deployments)
     return [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in found]
 

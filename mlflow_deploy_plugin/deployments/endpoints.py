@@ -55,7 +55,7 @@ class Endpoints:
         return parse_target(targets[name])
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
-        """Return an endpoint with its server; one whose backend does not answer is `failed`, with the reason."""
+        """Return an endpoint with its server, which is `failed` with the reason if the backend does not answer."""
         if not stored.spec.variants:
             create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
             return ObservedEndpoint(stored, Observation("empty", f"no deployment yet; `{create}` adds one"))
@@ -65,12 +65,12 @@ class Endpoints:
             return ObservedEndpoint(stored, Observation("failed", error.message))
 
     def serve(self, stored: Endpoint) -> None:
-        """Serve an endpoint as the store has it, and say where and after how long. Raises as `Backend.apply`."""
+        """Serve an endpoint as the store has it, and report URL and seconds. Raises as `Backend.apply`."""
         self._serve(self.backend(stored), stored.spec)
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Store the endpoint, and serve it if it has a variant, or undo both. Raises as `Deployments.create`."""
-        backend = self.target.backend(self.settings)  # a missing SDK is said before anything is stored
+        backend = self.target.backend(self.settings)  # a missing SDK raises before the store changes
         # before the name is taken, so that nobody deletes it before it is served
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
@@ -143,7 +143,7 @@ class Endpoints:
                     self.store.replace_spec(placed, why=f"port {port} was taken by another program")
 
     def remove(self, name: str, why: str = "") -> None:
-        """End the server, revoke the keys for it alone, and remove it from the store. The caller holds the lock."""
+        """End the server, revoke its own keys, and remove the endpoint from the store. The caller holds the lock."""
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
             self.progress(f"{name}: the key {key} was for it alone, and is revoked")
@@ -187,7 +187,7 @@ class Endpoints:
                 if parse_target(one.target).is_on_this_machine
             }
             for unreadable in self.store.unreadable():  # its server may be stopped, or still run
-                # the errors are those of `load_specs`, or it has no port
+                # raises as `load_specs`, or it has no port
                 with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
                     if parse_target(unreadable.target).is_on_this_machine:
                         owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name

@@ -75,7 +75,7 @@ class LabelSink:
     destinations: dict[str, None] = field(default_factory=dict)
 
     def store(self, session: ServerSession, entries: Sequence[LabelEntry]) -> list[BadRow]:
-        """Store labels, and return those that the server refuses. Raises as `import_labels`."""
+        """Store labels, and return the labels that the server refuses. Raises as `import_labels`."""
         if self.url:
             try:
                 url = f"{self.url.rstrip('/')}/endpoints/{self.endpoint}/feedback"
@@ -184,7 +184,7 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
-    """Return the model's columns whose last logged values include one like those of the server's mask."""
+    """Return the model's columns whose last logged values include a value that looks masked."""
     for hour in log.hours(endpoint)[-1:]:
         view = View(endpoint, TimeRange(hour.start, hour.end), labels=False, shadows=True)
         schema = view_schema(log, view)
@@ -199,7 +199,7 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
-    """Post labels, again while the server is overloaded, and return those that it refuses.
+    """Post labels, again while the server is overloaded, and return the refused labels.
 
     Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all of them.
     """

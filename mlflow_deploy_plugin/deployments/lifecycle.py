@@ -239,7 +239,7 @@ class Deployments:
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
-        """Remove a deployment from an endpoint, which stays. A missing one is no error; raises as `delete`."""
+        """Remove a deployment from an endpoint, which stays. A missing deployment is accepted. Raises as `delete`."""
         self._require(endpoint)
         with self._endpoints.lock(endpoint):
             stored = self._require(endpoint)

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.store import Json
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
-"""Time beyond the server's own limit, so that the server itself says that a request took too long."""
+"""Time beyond the server's own limit, so that the server itself reports a timeout."""
 _MAX_PAUSE_SECONDS = 10
 
 

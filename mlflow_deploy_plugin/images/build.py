@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, read_served_artifact
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.version import __version__
 
-BASE_IMAGE = "python:3.11-slim-bookworm"  # as docker/Dockerfile says
+BASE_IMAGE = "python:3.11-slim-bookworm"  # the same as in docker/Dockerfile
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def planned_image(
     options: tuple[str, ...] = ()
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
-        # its name says what is in it, so that the same inputs find it and a new version of onnxserve never mixes in
+        # the name has a digest of the contents, so that equal inputs find the image and a new version gets a new one
         digest = sha256(" ".join(filter(None, (server.digest, base, platform))).encode()).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"

@@ -31,7 +31,7 @@ PROJECT_FILES = (
     "pyproject.toml",
     "setup.cfg",
 )
-"""The files that the Dockerfile copies beside the package; a wheel brings them in share/onnxserve (setup.cfg)."""
+"""The files that the Dockerfile copies next to the package; a wheel brings them in share/onnxserve (setup.cfg)."""
 _PACKAGE = Path(__file__).parents[1]
 _ROOT = "rootfs"
 """Copied onto / whole: both of Docker's builders then keep the folders' times too, and make one and the same layer."""
@@ -40,7 +40,7 @@ _MTIME = 1_577_836_800  # 2020-01-01: of every file, so that equal files make eq
 
 @dataclass(frozen=True)
 class BuildContext:
-    """A Dockerfile and the files beside it, by their paths in the context."""
+    """A Dockerfile and its files, by their paths in the context."""
 
     dockerfile: str
     files: Mapping[str, Path | bytes]

@@ -1,4 +1,4 @@
-"""Specs as documents for those who run servers: `FORMATS` has one function for each, and nothing here is applied."""
+"""Specs as documents for other platforms: `FORMATS` has a function for each; the documents are not applied here."""
 
 from collections.abc import Callable, Mapping
 

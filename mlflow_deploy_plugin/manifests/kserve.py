@@ -18,7 +18,7 @@ _SCHEMES = ("gs://", "s3://", "pvc://", "hdfs://", "webhdfs://", "hf://", "oci:/
 """Addresses that KServe's storage initializer takes, and MLflow's own artifact stores do not all know."""
 _FORMAT = "onnxserve"
 _NOT_TAKEN = ("name", "startupProbe", "livenessProbe", "lifecycle", "ports")
-"""Fields of a container that Knative Serving refuses, or that are said otherwise for it."""
+"""Fields of a container that Knative Serving refuses, or that have another form there."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -74,7 +74,7 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
     pod, port = pod_of(spec, place), http_port(spec)
     (container,) = pod["containers"]
     readiness = container["readinessProbe"]
-    # a ServingRuntime has no security context of its pod, and Knative takes none: the container says it
+    # neither ServingRuntime nor Knative takes a pod's security context: it is set on the container
     return {
         "annotations": {"prometheus.kserve.io/port": str(port), "prometheus.kserve.io/path": "/metrics"},
         "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],

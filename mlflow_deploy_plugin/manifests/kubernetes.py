@@ -37,7 +37,7 @@ SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
 _FILES_FOLDER = "/run/secrets/files"
 _DRAIN_SECONDS = 5
-"""Kube-proxies and ingress controllers learn of a pod's end while it ends: it goes on answering so long."""
+"""The seconds for which an ending pod still answers, until kube-proxies and ingress controllers know of its end."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -134,7 +134,7 @@ def check_name(spec: EndpointSpec) -> None:
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:
-    # server-side apply of older versions takes no port without its protocol
+    # server-side apply of older versions needs the protocol of a port
     ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
     if spec.server.grpc_port is not None:
         ports.append({"name": "grpc", "port": spec.server.grpc_port, "targetPort": "grpc", "protocol": "TCP"})
@@ -264,7 +264,7 @@ def _secret_key(field: str, said: str) -> Document:
 
 
 def _projected(files: Mapping[str, Document]) -> Document:
-    """Return the source of a volume with these files, each a key of a Secret; kubelet replaces those that change."""
+    """Return the source of a volume with these files, each a key of a Secret; kubelet replaces changed files."""
     sources = [
         {"secret": {"name": one["name"], "items": [{"key": one["key"], "path": file}]}} for file, one in files.items()
     ]

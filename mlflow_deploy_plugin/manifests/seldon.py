@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
-"""Fields of a pod that name what Seldon does not make: an account and labels of ours."""
+"""Fields of a pod that name an account or labels of ours, which Seldon does not create."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
@@ -90,7 +90,7 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
 
 
 def _shares(spec: EndpointSpec) -> dict[str, int]:
-    """Return the traffic of each variant in percent: those that answer have 100 together, by largest remainders."""
+    """Return the traffic of each variant in percent: answering variants have 100 together, by largest remainders."""
     weights = {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
     total = sum(weights.values())
     shares = {name: 100 * weight // total for name, weight in weights.items()}

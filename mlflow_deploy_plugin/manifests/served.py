@@ -72,7 +72,7 @@ _LINE_BREAKS = "\x85\u2028\u2029"
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and repeats what stands twice."""
+    """Writes texts of several lines as blocks, and repeats equal objects instead of YAML aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -111,7 +111,7 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
-    """Raise InvalidConfig if the endpoint asks nobody for a key, and everybody who reaches `entrance` could use it."""
+    """Raise InvalidConfig if the endpoint has no auth, and everybody who reaches `entrance` could use it."""
     if spec.server.is_open:
         raise InvalidConfig(
             f"everybody who reaches {entrance} could use the endpoint: say -C server.api_keys=true or "

@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.manifests.served import (
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
-"""systemd asks for an absolute path; the virtual environment of the images lies there, too."""
+"""systemd needs an absolute path; the images have the same virtual environment."""
 _FIRST_FREE_PORT = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,-]*")
 
@@ -142,8 +142,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """Return a text in the quotes of systemd.syntax(7), with `%` so that it is no specifier."""
-    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # a \r ends a line, too
+    """Return a text in the quotes of systemd.syntax(7), with `%` escaped, so that it is not a specifier."""
+    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # a \r also ends a line
     escaped = "".join(special.get(one, one) for one in text)
     return f'"{escaped}"'
 

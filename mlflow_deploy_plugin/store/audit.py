@@ -1,4 +1,4 @@
-"""Audit events: who changed what and when, its values before and after, the reason, and the figures behind it."""
+"""Audit events: actor, subject and time of a change, its values before and after, its reason and figures."""
 
 import getpass
 import socket

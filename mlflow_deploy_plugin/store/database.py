@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
-"""The newest of Alembic's revisions, by the names of its scripts: Alembic takes a fifth of a second to tell."""
+"""The newest of Alembic's revisions, by the names of its scripts: Alembic itself takes 0.2 s."""
 _ADVISORY_LOCK = 0x6F6E6E78  # "onnx"; any number that all of us agree on
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
@@ -135,14 +135,14 @@ def _engine(url: URL) -> Engine:
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:
-    """Begin writing transactions with the write lock; otherwise one that reads first fails if another wrote meanwhile.
+    """Begin writing transactions with the write lock: after a read, a write fails if another transaction wrote.
 
     A transaction that only reads sees the store as it was at its start, and blocks no other.
     """
 
     @event.listens_for(engine, "connect")
     def _connected(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves, so that DDL is part of the transaction too
+        connection.isolation_level = None  # this code issues BEGIN, so that DDL is also part of the transaction
         deadline = time.monotonic() + _BUSY_SECONDS
         while True:  # SQLite calls no busy handler while another process turns this log on
             try:

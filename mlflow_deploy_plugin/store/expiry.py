@@ -43,7 +43,7 @@ def expire(
     """
     try:
         before = store.now() - keep
-    except OverflowError:  # nothing is older than the calendar
+    except OverflowError:  # before the calendar's begin
         return Expired()
     windows = sum(
         _delete(store, MonitorWindowRow, old, only_count, goes_on)

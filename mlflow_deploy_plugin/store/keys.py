@@ -71,7 +71,7 @@ class ApiKeys:
 
         Raises AlreadyExists if the name was ever used, since the audit trail and the logs have it.
         """
-        from limits import parse  # here: most that open the store make no key, and its parts for Redis take a while
+        from limits import parse  # here: most commands do not make a key, and the import for Redis takes a while
 
         text = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         now, by = self._store.now(), actor or current_actor()
@@ -124,7 +124,7 @@ class ApiKeys:
         write_event(session, event)
 
     def created(self) -> list[ApiKey]:
-        """Return all keys, also those that were revoked, oldest first."""
+        """Return all keys, also revoked keys, oldest first."""
         return self._store.read(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.name), ApiKey)
 
     def valid(self) -> list[ApiKey]:

@@ -140,7 +140,7 @@ class Monitors:
                 row.note, row.note_kind = storable_text(note, None), note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
-        """Let the schedule go on at `to`, and delete its windows from there on: a clock was ahead."""
+        """Let the schedule continue at `to`, and delete its windows from there on: a clock was ahead."""
         with self._row(endpoint, monitor) as (session, row):
             row.made_up_to, row.note, row.note_kind = to, "", ""
             scheduled = delete(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor, by_hand=False)
@@ -197,7 +197,7 @@ class Monitors:
             return save_row(session, row, MonitorWindow)
 
     def close(self, window: MonitorWindow, reason: str) -> None:
-        """Give up a window that nobody will judge, unless it was judged meanwhile."""
+        """Give up a window, unless it was judged meanwhile."""
         with self._store.transaction() as session:
             row = session.get(MonitorWindowRow, window.id)
             if row is not None and row.state != "judged":

@@ -19,7 +19,7 @@ _WRITTEN = ("state", "run_id", "version", "rollout_id", "reason", "figures", "en
 
 @dataclass(frozen=True)
 class Retraining:
-    """One retraining; a model has at most one that is live.
+    """One retraining; a model has at most one live retraining.
 
     Attributes:
         monitor: the monitor whose alarm or spec asked for it.
@@ -73,7 +73,7 @@ class Retrainings:
         state: str,
         event: AuditEvent | None = None,
     ) -> Retraining:
-        """Add a retraining, together with its event. Raises AlreadyExists if the model has one that is live."""
+        """Add a retraining, together with its event. Raises AlreadyExists if the model has a live retraining."""
         now = self._store.now()
         with self._store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
@@ -92,7 +92,7 @@ class Retrainings:
             return save_row(session, row, Retraining, event)
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
-        """Return retrainings, oldest first; with `live` only those that have not ended."""
+        """Return retrainings, oldest first; with `live` only live retrainings."""
         query = select(RetrainingRow).filter_by(**given(endpoint=endpoint, model=model)).order_by(RetrainingRow.id)
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
@@ -110,6 +110,6 @@ class Retrainings:
             if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:
                 return None
             write_fields(row, retraining, *_WRITTEN)
-            # tells writes apart, also if the clock stands still
+            # unique per write, also if the clock stands still
             row.updated_at = max(self._store.now(), row.updated_at + timedelta(microseconds=1))
             return save_row(session, row, Retraining, event)

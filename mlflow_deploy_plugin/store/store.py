@@ -80,7 +80,7 @@ class UnreadableEndpoint:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout of an endpoint; an endpoint has at most one that is live.
+    """One rollout of an endpoint; an endpoint has at most one live rollout.
 
     Attributes:
         spec: the plan (`controller/rollouts/plan.py`); never changed.
@@ -132,7 +132,7 @@ class Store:
         try:
             with self.transaction() as session:
                 session.add(row)
-                _delete_monitors(session, spec.name, now)  # also of what was judged by hand while nobody had the name
+                _delete_monitors(session, spec.name, now)  # also windows judged by hand while the name was free
                 event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", None, endpoint=spec.name, **event)
                 session.flush()
@@ -251,7 +251,7 @@ class Store:
             page = query.where(AuditRow.id < last if newest_first else AuditRow.id > last)
 
     def add_rollout(self, endpoint: str, spec: Json, state: str, event: AuditEvent | None = None) -> Rollout:
-        """Add a rollout, together with its event. Raises AlreadyExists if the endpoint has one that is live."""
+        """Add a rollout, together with its event. Raises AlreadyExists if the endpoint has a live rollout."""
         now = self._clock()
         row = RolloutRow(endpoint=endpoint, spec=spec, state=state, step_at=now, created_at=now, updated_at=now)
         try:
@@ -265,7 +265,7 @@ class Store:
             raise _rollout_exists(endpoint)
 
     def rollouts(self, endpoint: str | None = None, live: bool = False, limit: int | None = None) -> list[Rollout]:
-        """Return rollouts, oldest first; with `live` only those that have not ended, with `limit` the newest."""
+        """Return rollouts, oldest first; with `live` only live rollouts, with `limit` the newest."""
         query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id.desc()).limit(limit)
         if live:
             query = query.where(RolloutRow.ended_at.is_(None))
@@ -335,7 +335,7 @@ class Store:
                 session.delete(row)
 
     def lease(self, name: str) -> LeaseView | None:
-        """Return the lease of this name as others see it; None if nobody holds it."""
+        """Return the lease of this name as others see it; None if it is free."""
         with self.transaction(is_read_only=True) as session:
             columns = LeaseRow.name, LeaseRow.holder, LeaseRow.expires_at, LeaseRow.expires_at > self._shared_now()
             found = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
@@ -348,7 +348,7 @@ class Store:
         return self._clock()
 
     def _shared_now(self) -> ColumnElement[datetime] | datetime:
-        """Return the time by the clock of all who share the store: PostgreSQL's as SQL, or that of the one machine."""
+        """Return the time by the clock that the store's users share: PostgreSQL's as SQL, otherwise this machine's."""
         return func.now() if self._engine.dialect.name == "postgresql" else self._clock()
 
     @contextmanager

@@ -131,7 +131,7 @@ def read_rows(session: Session, query: Select[RowT], kind: type[ValueT]) -> list
 
 
 def storable_text(text: str, longest: int | None) -> str:
-    """Return the text without what PostgreSQL or UTF-8 cannot hold. A text longer than its column ends with …"""
+    """Return the text without characters that PostgreSQL or UTF-8 cannot hold. A cut text ends with …"""
     kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 

@@ -122,7 +122,7 @@ def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
 
 
 def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
-    """Return the events of endpoints and models that the caller may see; those of neither are for administrators."""
+    """Return the events that the caller may see; events without endpoint and model are for administrators."""
     if is_administrator():
         return list(events)
     hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))
@@ -136,7 +136,7 @@ def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEven
 
 
 def _permissions(model: str) -> tuple[bool, bool]:
-    """Return (may read, may update) for a registered model, which MLflow is asked for once a request."""
+    """Return (may read, may update) for a registered model, cached per request."""
     from mlflow.exceptions import MlflowException
 
     known: dict[str, tuple[bool, bool]] = g.setdefault("onnxserve_permissions", {})

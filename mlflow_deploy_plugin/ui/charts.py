@@ -12,11 +12,11 @@ from typing import Literal
 
 WIDTH, HEIGHT = 1000, 100
 COLOURS = 6
-"""The lines that differ by colour and dash; further ones repeat them."""
+"""The lines that differ by colour and dash; further lines repeat them."""
 _LARGEST = 1e12
-"""A larger number is no figure of a server."""
+"""A larger number is not a server's figure."""
 _LEAST_TOP = 1.0
-"""No value axis ends lower, so that noise about nothing does not fill the picture."""
+"""No value axis ends lower, so that noise around 0 does not fill the picture."""
 _STEPS = (1, 2, 4, 5, 6, 8, 10)
 """Times a power of ten: the ends of an axis whose half is as short to read."""
 _LENGTHS = (60, 120, 240, 480, 1200, 2400, 4800, 7200, 14400, 28800, 86400, 172800, 345600)
@@ -178,7 +178,7 @@ def _number(value: float) -> str:
 
 
 def _path(values: Values, top: float) -> Iterator[str]:
-    """Yield the pieces of a path; a value alone between gaps is a dot, which a stroke with round ends shows."""
+    """Yield the pieces of a path; a single value between gaps is a dot, which a stroke with round ends shows."""
     is_down = False
     for index, value in enumerate(values):
         if value is None:

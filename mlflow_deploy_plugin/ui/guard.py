@@ -262,7 +262,7 @@ _GATED = ("_transition_stage", "_set_registered_model_alias")
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
-    """Return True for a prompt. A model with a policy is none, whatever its tag: anybody can set and remove the tag."""
+    """Return True for a prompt. A model with a policy is not a prompt, because anybody can set the tag."""
     return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
 
 
@@ -297,7 +297,7 @@ def _decide(
     number, what = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
-    except InvalidConfig as error:  # nobody knows what is gated
+    except InvalidConfig as error:  # the gated stages are unknown
         return f"{what} was not moved to {place}: {error.message}", True
     if policy is None or not policy.gates(place):
         return "", False
@@ -362,11 +362,11 @@ def _sha256(store: "ArtifactRepository", path: str) -> str:
 
 
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
-    """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if it does not say."""
+    """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if unknown."""
     with suppress(OnnxserveError):
         for event in trail.store().events(model=model, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
-                return False  # another model had this name: its numbers are not those of this one
+                return False  # another model had this name, with its own version numbers
             moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
             if moved and event.version == holder and moved["place"].lower() == str(place).lower():
                 return bool(moved["before"] == version)
@@ -383,7 +383,7 @@ def install(app: Flask, trail: AuditTrail) -> None:
     create = app.view_functions[_NEW_VERSION]
 
     def create_without_verdict(**arguments: Any) -> Response:
-        """Create a version without the gate's tags: MLflow copies those of any other model."""
+        """Create a version without the gate's tags, which MLflow copies from any other model."""
         response = make_response(create(**arguments))
         if response.status_code == 200:
             version = response.get_json()["model_version"]

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.store import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
-"""Jobs of all people, and of one: nobody can keep the others from rolling back."""
+"""Limits of all jobs, and of one person's: a person cannot keep the others from rolling back."""
 _KEPT_SECONDS = 24 * 3600
 _MAX_SECONDS = 3600.0
 """A gate takes minutes; a job that hangs must not block the others."""
@@ -75,7 +75,7 @@ class Job(State):
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a folder; one that takes longer than `longest` seconds is killed."""
+    """The jobs of a folder; a job that takes longer than `longest` seconds is killed."""
 
     folder: Path
     longest: float = _MAX_SECONDS

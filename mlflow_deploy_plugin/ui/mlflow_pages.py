@@ -71,7 +71,7 @@ class MlflowPages:
         return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
 
     def report(self, tag: str) -> str:
-        """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; else an empty text."""
+        """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; otherwise empty."""
         from mlflow.exceptions import MlflowException
 
         if tag.startswith(("http://", "https://")):

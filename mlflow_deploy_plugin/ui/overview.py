@@ -210,7 +210,7 @@ def build_overview(
     ]
     unreadable = [one for one in store.unreadable() if only in ("", one.name) and not model]
     seen = [one.name for one in stored if all(map(may_list, registered_model_names(one.spec)))]
-    names = sorted([*seen, *(one.name for one in unreadable if is_administrator())])  # nobody knows their models
+    names = sorted([*seen, *(one.name for one in unreadable if is_administrator())])  # their models are unknown
     shown = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
     listed = names[shown * _SHOWN :][:_SHOWN]
     unseen = hidden_endpoints(store, listed)  # such as those whose model was deleted
@@ -244,7 +244,7 @@ def build_overview(
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
         rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        # The page of one model counts none: it would tell anybody whether a model of that name is served.
+        # The page of one model does not count them: a count would reveal if a model of that name is served.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )
 
@@ -273,7 +273,7 @@ def _endpoint_card(
         try:
             rollback_to = rollback_target_of(store, one, registry, metrics).version
         except RegistryUnavailable:
-            pass  # the button says so
+            pass  # the button shows the error
         except NotFound:
             has_rollback = bool(silent)  # a server that is silent now may answer the rollback
         except InvalidConfig as error:

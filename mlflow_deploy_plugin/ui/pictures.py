@@ -157,7 +157,7 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
         return now, f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
     if late < -_CLOCK_SECONDS:
         notice = f"The server's clock is {duration(-late)} ahead of this one"
-    # the newest figures of all that count stand at the right end, whatever the clocks say
+    # the newest figures are at the right end, also if the servers' clocks differ
     counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
     return datetime.fromtimestamp(counted, UTC), notice
 

@@ -172,7 +172,7 @@ def run_window(
 def backfill(
     deployments: Deployments, monitor: SelectedMonitor, begin: datetime, end: datetime, judge: Judge
 ) -> Iterator[tuple[int, int, MonitorWindow, bool]]:
-    """Judge the monitor's windows in [begin, end), oldest first, and skip those that are judged already.
+    """Judge the monitor's windows in [begin, end), oldest first, and skip judged windows.
 
     Yield the number of the window from 1, how many there are, the window, and True if it was judged now. Raises
     InvalidConfig if the time has no whole window, or more than `MAX_BACKFILLED`.
@@ -189,7 +189,7 @@ def backfill(
         )
 
     def judge_as_selected(request: WindowRequest) -> EvaluatedWindow:
-        return judge(replace(request, capture=monitor.capture))  # the store may know nothing of the monitor
+        return judge(replace(request, capture=monitor.capture))  # the monitor may be missing in the store
 
     for number, start in enumerate(starts, 1):
         window = window_at(start, monitor.spec.every)
@@ -247,7 +247,7 @@ def _hold_lease(deployments: Deployments, monitor: SelectedMonitor) -> AbstractC
 def _judge_by_hand(
     deployments: Deployments, monitor: SelectedMonitor, window: Window, judge: Judge, notes: Sequence[str] = ()
 ) -> MonitorWindow:
-    """Judge a revision of the window: one that was asked for by hand and is not judged, or else a further one."""
+    """Judge the window's pending revision that was asked for by hand, otherwise a further revision."""
     runner = WindowRunner(deployments, Evaluator(judge), lambda line: None, by_hand=True)
     with _hold_lease(deployments, monitor) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
@@ -263,7 +263,7 @@ def _judge_by_hand(
 def run_files(
     name: str, rows: str, reference: str, settings: Settings, judge: Judge, **bounds: Any
 ) -> tuple[MonitorWindow, EvaluatedWindow]:
-    """Compare the rows of a file with those of another, and log the report to the experiment `onnxserve/NAME`.
+    """Compare the rows of two files, and log the report to the experiment `onnxserve/NAME`.
 
     No endpoint is needed. The rows become a window of a temporary log; verdict and report are those of a drift monitor.
     Only the MLflow run is written. A CSV column has the type of the same column in the other file if that is Parquet,

@@ -123,7 +123,7 @@ class MonitorScheduler:
                     continue
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
-                except (ValueError, OverflowError) as error:  # its times lie beyond the calendar
+                except (ValueError, OverflowError) as error:  # its times exceed the calendar
                     self._report_trouble(key, f"its times cannot be reckoned: {error}")
                 work.pause(key, _FAILURE_SECONDS)
         self._close_windows_of_gone(pending, known)
@@ -140,7 +140,7 @@ class MonitorScheduler:
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self.monotonic) as own:
                 taken = windows.run_next(*key, own)
-                watched.troubles, watched.last_reason = 0, ""  # what comes back is logged again
+                watched.troubles, watched.last_reason = 0, ""  # a reason that returns is logged again
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
                     watched.looked_for_late = self.monotonic()  # also if it fails: it may have read hours of rows
                     self._look_for_late_data(key, watched, windows)
@@ -153,7 +153,7 @@ class MonitorScheduler:
         return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
 
     def _look_for_late_data(self, key: MonitorKey, watched: _Watched, windows: WindowRunner) -> None:
-        """Add revisions for late rows and labels. A failure is noted, and in the end announced; judging goes on."""
+        """Add revisions for late rows and labels. A failure is noted and later announced; judging continues."""
         try:
             windows.add_late_revisions(*key)
         except ProcessEnded:
@@ -173,7 +173,7 @@ class MonitorScheduler:
                 self._monitors.update_state(*key, note="")
 
     def _close_windows_of_gone(self, pending: dict[MonitorKey, list[MonitorWindow]], known: set[MonitorKey]) -> None:
-        """Give up windows of monitors that were deleted. Say once of each unreadable endpoint why it is skipped."""
+        """Give up windows of monitors that were deleted. Report once per unreadable endpoint why it is skipped."""
         unreadable = {one.name: one.reason for one in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
             self.deployments.progress(unreadable[name])

@@ -84,7 +84,7 @@ class WindowRunner:
         Raises InvalidConfig if the monitor's schedule cannot be read, and OnnxserveError if the log cannot be read.
         """
         store = self.deployments.store
-        now = store.now()  # before the spec: one that was changed since must not cut windows that are due only now
+        now = store.now()  # before the spec is read: a changed spec must not cut windows that are due only now
         endpoint, state = store.endpoint(name), self.monitors.state(name, monitor)
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return Idle.NOTHING_DUE
@@ -185,7 +185,7 @@ class WindowRunner:
         return as_judged(replace(window, log_digest=digest), result, notes)
 
     def _report(self, window: MonitorWindow, spec: MonitorSpec, result: EvaluatedWindow) -> None:
-        """Send alerts and start what follows, if this is the monitor's newest window: an older one changes nothing."""
+        """Send alerts and start retrainings, but only if this is the monitor's newest window."""
         store, settings = self.deployments.store, self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
         if endpoint is None or window.monitor not in endpoint.spec.monitors:
@@ -236,7 +236,7 @@ class WindowRunner:
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
-    """Return how many of the newest windows are alarms, each by its newest revision; undecided ones are skipped."""
+    """Return how many of the newest windows are alarms, each by its newest revision; undecided windows are skipped."""
     newest = {(one.start): one.verdict for one in sorted(windows, key=lambda one: (one.start, one.revision))}
     count = 0
     for verdict in reversed(newest.values()):

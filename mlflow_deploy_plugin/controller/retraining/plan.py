@@ -25,7 +25,7 @@ RetrainingState = Literal[
 ]
 """The first five are live, and each is stored before the next begins; the others are final."""
 TRAINING_FILES = ("data.parquet", "held_out.parquet")
-"""The rows that a training learns, and those that its version is judged by."""
+"""The rows that a training learns, and the rows that judge its version."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class RetrainingContext:
         self.end(one, "failed", reason)
 
     def finish(self, one: Retraining, state: RetrainingState, reason: str) -> None:
-        """End it without a rollout of its version; the version's tag says how it ended."""
+        """End it without a rollout of its version; the version gets a tag with the outcome."""
         tag_version(one.model, one.version, CANDIDATE_TAG, state)
         if state == "proposed":
             self._announce(one, f"{one.model} version {one.version} is proposed: {reason}")

@@ -229,7 +229,7 @@ def last_line(folder: Path) -> str:
 
 
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
-    """Yield this user's processes with the mark; with `are_named` only those with the run's id in their arguments."""
+    """Yield this user's processes with the mark; with `are_named` the run's id must be in their arguments."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):  # ended just now, or somebody else's
             is_marked = process.pid != os.getpid() and process.environ().get(MARK) == run_id
@@ -247,7 +247,7 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
             write_heartbeat(run_id, utc_now())
             if get_run(run_id).status == "KILLED":
                 end(run_id)
-        except OnnxserveError as error:  # it is tried again; meanwhile nobody else can see the run either
+        except OnnxserveError as error:  # it is tried again; other processes cannot see the run meanwhile
             _log.warning("no heartbeat: %s", error.message)
         with contextlib.suppress(subprocess.TimeoutExpired):
             training.wait(seconds)
@@ -256,7 +256,7 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
 
 def main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
-    # in this process alone: MLflow's own retries may hold a heartbeat back for minutes after a server is up again
+    # only in this process: MLflow's retries may delay a heartbeat for minutes after a server is up again
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
     if status < 0:  # end by the same signal: a training that was killed from outside is begun once more

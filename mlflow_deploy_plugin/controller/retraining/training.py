@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.tables import RetrainingFigures
 
 MAX_TRAININGS = 2
-"""A training that was killed from outside is begun once more; one that fails by itself is not."""
+"""A training that was killed from outside is started once more; a training that fails by itself is not."""
 SILENT = timedelta(minutes=2)
 """Eight heartbeats: the clocks of two machines should differ by less."""
 SECOND_LOOK = timedelta(seconds=30)
@@ -223,7 +223,7 @@ def collect_training_data(
         data=data,
         held_out=judged_by if held_out is not None else None,
         digest=digest,
-        # the label as a text if the model answers texts, or a label is no number
+        # the label as a text if the model answers texts, or a label is not a number
         target=LABEL if answers_texts or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER,
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,

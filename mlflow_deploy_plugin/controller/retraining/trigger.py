@@ -159,7 +159,7 @@ class RetrainingSchedule:
                         continue
                     self._logged[key], name, why = error.message, endpoint.name, error.message
                     _log.warning("%s, monitor %s: no retraining: %s", name, monitor, why)
-                    if isinstance(error, InvalidConfig):  # which stays so until somebody changes the spec
+                    if isinstance(error, InvalidConfig):  # the error stays until the spec changes
                         announce(self._deployments.store, name, monitor, f"{name}: no retraining: {why}")
                         detail = {"monitor": monitor, "schedule": schedule}
                         event = AuditEvent(now, self._actor, "retrain.refused", name, why=why, detail=detail)

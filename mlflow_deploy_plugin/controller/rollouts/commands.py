@@ -212,7 +212,7 @@ def controller_status(store: Store, lease: str, look: str) -> str:
 
 
 def stall_reason(deployments: Deployments, endpoint: str) -> str:
-    """Return why the rollout of an endpoint stands still, as far as this machine knows; empty if it does not."""
+    """Return why the rollout of an endpoint does not advance, as far as this machine knows; empty if it does."""
     try:
         place = deployments.place(endpoint)
     except OnnxserveError as error:
@@ -234,6 +234,6 @@ def _change(
         if changed is None:
             raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}")
         written = write_progress(store, live[0], changed, actor)
-        if written is not None:  # else the controller has written in between
+        if written is not None:  # None: the controller has written in between
             return written
     raise StoreUnavailable(f"the rollout of {endpoint!r} changes too fast to be changed by hand: try again")

@@ -54,7 +54,7 @@ _FAILURE_SECONDS = 30.0
 _PLACES_SECONDS = 3.0
 _MAX_PLACES = 100
 _AT_ONCE = 8
-"""The rollouts that are advanced at the same time: one that waits for a server does not delay the others."""
+"""The rollouts that are advanced at the same time, so that a wait for a server does not delay the others."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class RolloutActions:
         return take_snapshot(observed, self.deployments.server_metrics(observed))
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
-        """Do the action. It raises what `Deployments` and the registry raise, and may be done again then."""
+        """Do the action. Raises as `Deployments` and the registry; the action may then be repeated."""
         match action:
             case "prepare":
                 variants, why = self._variants(plan), f"rollout to version {plan.version}"
@@ -136,7 +136,7 @@ class RolloutActions:
         )
 
     def _clear(self, plan: RolloutPlan, why: str) -> None:
-        """Leave the main deployment alone with all traffic."""
+        """Give the main deployment all traffic, and remove the others."""
         self._set_weights(plan, {plan.main: 100}, why)
         for name in (plan.candidate, plan.shadow):
             if name and name in self._variants(plan):
@@ -182,14 +182,14 @@ class RolloutController:
         lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
 
     def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
-        self._looked_at.clear()  # while another had the lease, nobody here watched
+        self._looked_at.clear()  # this process did not watch without the lease
         runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
         try:
             while keeper.is_held and not over.is_set():
                 pause = _MAX_PAUSE_SECONDS
                 for rollout in self.store.rollouts(live=True):
                     runner.start(rollout.id, partial(self._attempt, rollout, keeper))
-                    with suppress(InvalidConfig):  # its attempt says so
+                    with suppress(InvalidConfig):  # the attempt reports the error
                         pause = min(pause, plan_of(rollout).every / 10)
                 over.wait(max(_MIN_PAUSE_SECONDS, pause))
         finally:
@@ -221,13 +221,13 @@ class RolloutController:
                 self.actions.roll_back(plan_of(current), current.reason)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
-        if not self.actions.reaches(rollout.endpoint, self.place):  # which may take a while to find out
+        if not self.actions.reaches(rollout.endpoint, self.place):  # the check may take a while
             return _PLACES_SECONDS
         try:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
-            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # which stays so for a while
+            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # the error stays for a while
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
@@ -241,7 +241,7 @@ class RolloutController:
 def write_progress(
     store: Store, rollout: Rollout, progress: Progress, actor: str, lease: Lease | None = None
 ) -> Rollout | None:
-    """Write the progress with its event. The result and `lease` are those of `Store.update_rollout`."""
+    """Write the progress with its event; `lease` and the result as for `Store.update_rollout`."""
     now = store.now()
     return store.update_rollout(
         with_progress(rollout, progress, now), lease, progress_event(rollout, progress, actor, now)

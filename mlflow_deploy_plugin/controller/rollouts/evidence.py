@@ -1,4 +1,4 @@
-"""The evidence of a rollout's step: what was counted since it began, and what the sequential tests say of it."""
+"""The evidence of a rollout's step: the counts since it began, and the results of the sequential tests."""
 
 import math
 from collections.abc import Mapping
@@ -51,7 +51,7 @@ class StepEvidence:
 
     @staticmethod
     def from_json(plan: RolloutPlan, step: int, document: Json) -> "StepEvidence":
-        if "current" not in document:  # nothing was counted yet
+        if "current" not in document:  # before the first count
             return StepEvidence()
         last = {server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()}
         current = _COUNTERS.validate_python(document["current"])
@@ -100,7 +100,7 @@ def add_counters(
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
         if criterion.is_of_shadow:
-            # a shadow gets no copy of what the very same version has answered
+            # a shadow does not get a copy of requests that its own version has answered
             tests[criterion.text].look(*_events(criterion, added["shadow"]))
         else:
             slow_from = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)

@@ -1,4 +1,4 @@
-"""Rollback: one call brings back what an endpoint served before, in the registry and in service together."""
+"""Rollback: one call restores the earlier version of an endpoint, in the registry and in service together."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -85,7 +85,7 @@ def rollback_target(
 
 @dataclass(frozen=True)
 class _Move:
-    """A rollback that was done; `source` says how the earlier version is known."""
+    """A rollback that was done; `source` is the source of the earlier version."""
 
     model: str
     before: str
@@ -139,7 +139,7 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
         except DeploymentFailed as error:
             if not current:
                 raise
-            move_version(reference, current)  # so that the registry says what is served, as before
+            move_version(reference, current)  # the registry names the served version again
             deployments.poll_registry(reference.name)
             raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
     if current:
@@ -188,7 +188,7 @@ class _Follower:
         followed = self._versions_in_trail()
         source = f"it stood there before version {current}, says the audit trail"
         in_trail = [PreviousVersion(version, source) for version in followed if version != current]
-        if followed[:1] == [current]:  # else somebody moved the stage or alias without us
+        if followed[:1] == [current]:  # otherwise it was moved without an event
             yield from in_trail
         counted, endpoint = total_metrics(self.metrics()), self.observed.endpoint.name
         answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)

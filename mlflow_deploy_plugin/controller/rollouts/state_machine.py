@@ -110,7 +110,7 @@ def after_success(progress: Progress) -> Progress:
 
 
 def paused(progress: Progress, reason: str) -> Progress | None:
-    """Return the progress of a step that goes on until somebody resumes the rollout; None if it cannot be paused."""
+    """Return the progress of a step that lasts until the rollout is resumed; None if it cannot be paused."""
     return replace(progress, state="paused", reason=reason) if progress.state == "stepping" else None
 
 

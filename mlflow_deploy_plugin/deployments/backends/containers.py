@@ -183,7 +183,7 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
-    """Return the paths of this machine that the server needs, with True for those that it only reads."""
+    """Return the paths of this machine that the server needs, with True for paths that it only reads."""
     files = local_files(spec)
     if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
         if settings.keys_file is None:

@@ -72,12 +72,12 @@ from mlflow_deploy_plugin.statedir.files import (
 )
 
 _KEPT = (FOLLOWED, CONTROL, MASK_KEY)
-"""The files of a state folder that the server of the next one goes on with."""
+"""The files of a state folder that the next server continues."""
 
 
 @dataclass
 class DockerBackend(MachineBackend):
-    """Servers in containers of the engine that DOCKER_HOST names, else of this machine's own."""
+    """Servers in containers of the engine that DOCKER_HOST names, by default of this machine's own."""
 
     _connected: docker.DockerClient | None = field(default=None, init=False)
 
@@ -233,7 +233,7 @@ class DockerBackend(MachineBackend):
 
     def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
         name, labels = spec.name, options["labels"]
-        self._check_names(name)  # a stranger's container is no reason to stop ours
+        self._check_names(name)  # a foreign container does not stop ours
         listener = self._listener(name)
         running = [one for one in (server, listener) if one is not None and one.status == "running"]
         held = {one.labels.get(ADDRESS, "").partition("@")[0] for one in running}
@@ -267,7 +267,7 @@ class DockerBackend(MachineBackend):
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
-            new.update(restart_policy={"Name": spec.container.restart})  # until now a crash was to be seen
+            new.update(restart_policy={"Name": spec.container.restart})  # until now a crash has to stay visible
         except BaseException:
             if new is not None:  # it may have answered by now
                 self._end(new)
@@ -335,7 +335,7 @@ class DockerBackend(MachineBackend):
 
         def why_ended() -> str:
             server.reload()
-            is_killed = is_new and server.attrs["State"]["OOMKilled"]  # else it may be long ago, and of one worker
+            is_killed = is_new and server.attrs["State"]["OOMKilled"]  # otherwise it may be old, and of only one worker
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {end_of(server)}"
 

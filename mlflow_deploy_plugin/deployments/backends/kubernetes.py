@@ -70,7 +70,7 @@ _KINDS = (
 """All that may belong to an endpoint, in the order in which it is deleted."""
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
 _CUSTOM = ("HTTPRoute", "ServiceMonitor")
-"""Kinds that are no part of Kubernetes: its role `edit` gives no right to them."""
+"""Kinds outside Kubernetes, to which its role `edit` does not give rights."""
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
 _REPLICAS = "onnxserve/replicas"
@@ -123,7 +123,7 @@ class KubernetesBackend:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`. After a failure, ready pods go on, and objects taken over from others are restored.
+        """Serve `spec`. A failure leaves ready pods running, and restores objects taken over from others.
 
         Raises as `Backend.apply`, and AlreadyExists if objects of its name belong to others.
         """
@@ -134,7 +134,7 @@ class KubernetesBackend:
         )
         kinds = [(one["kind"], one["metadata"]["name"]) for one in documents if self._cluster.serves(one["kind"])]
         found = [self._cluster.get(kind, name) for kind, name in kinds]
-        # what is applied would be merged into the objects of others
+        # the applied fields would be merged into the objects of others
         others = [one for one in found if one is not None and not self._is_ours(one)]
         if others and not spec.kubernetes.force_conflicts:
             kind, owner = others[0]["kind"], _owner_of(others[0])
@@ -416,7 +416,7 @@ class KubernetesBackend:
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
-                return error.message  # what is applied goes on without the API server
+                return error.message  # applied objects run without the API server
 
         def last_words() -> str:
             return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
@@ -424,7 +424,7 @@ class KubernetesBackend:
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
-        """Return what pods that are ready still have to do; empty once all serve `spec`. Raises DeploymentFailed."""
+        """Return the pending work of ready pods; empty once all serve `spec`. Raises DeploymentFailed."""
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
             if state is None and self._may_look:
@@ -478,7 +478,7 @@ class KubernetesBackend:
 
 
 def _owner_of(document: Document) -> str:
-    """Return the store that an object belongs to; empty for one that onnxserve has not applied."""
+    """Return the store that an object belongs to; empty if onnxserve has not applied it."""
     return str(document["metadata"].get("annotations", {}).get(OWNER, ""))
 
 

@@ -176,7 +176,7 @@ class Cluster:
                 time.sleep(0.1 * 2**attempt)
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete an object with all that belongs to it; one that is gone is no error."""
+        """Delete an object with its dependents; a missing object is not an error."""
         try:
             self._send("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"})
         except ApiRefused as error:

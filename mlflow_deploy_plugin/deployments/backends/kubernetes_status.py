@@ -23,7 +23,7 @@ class PodTrouble:
 
 
 def pending_rollout(deployment: Document) -> str:
-    """Return what a Deployment still has to do until all its pods are new and ready; empty if nothing."""
+    """Return the pending work of a Deployment until all its pods are new and ready; empty if there is none."""
     status = deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return UNSEEN
@@ -65,7 +65,7 @@ class RefusedPods:
 
 
 def pod_trouble(pod: Document) -> PodTrouble | None:
-    """Return why a pod does not become ready, as its status says it; None while nothing is wrong."""
+    """Return why a pod does not become ready, by its status; None without a problem."""
     name = pod["metadata"]["name"]
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
@@ -95,6 +95,6 @@ def container_status(pod: Document) -> Document:
 
 
 def is_ready(pod: Document) -> bool:
-    """Return True if a Service counts the pod as ready; if its node is lost, its container's status still says so."""
+    """Return True if a Service counts the pod as ready; the status of its container stays ready if the node is lost."""
     conditions = pod.get("status", {}).get("conditions", ())
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)

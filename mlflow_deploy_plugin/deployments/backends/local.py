@@ -137,7 +137,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def is_port_free(host: str, port: int) -> bool:
-    """Return True if a server could listen there now; raise InvalidConfig if `host` is no address of this machine."""
+    """Return True if a server could listen there now; raise InvalidConfig if `host` is not an address here."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:

@@ -62,7 +62,7 @@ class AppliedSpec:
 
 @dataclass(frozen=True)
 class ServedState:
-    """The state files of one server: the spec as it is served there, and what the agent and the living workers say."""
+    """The state files of one server: the served spec, and the states of the agent and the living workers."""
 
     spec: EndpointSpec | None = None
     agent: AgentState | None = None
@@ -110,7 +110,7 @@ class MachineBackend:
         return psutil.pid_exists(pid)
 
     def observe_absent(self, name: str, gone: str, log: str) -> Observation:
-        """Return the observation of an endpoint whose server does not live; `gone` says so."""
+        """Return the observation of an endpoint whose server does not live; `gone` is the reason."""
         folder = self.settings.state_dir(name)
         is_starting = is_locked(lock_path(name, self.settings)) or is_locked(folder / SERVER_LOCK)
         if is_starting:  # its process id is not written yet
@@ -206,7 +206,7 @@ def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
-    """Compare the endpoint of `spec` with what the agent and the living workers of its server say."""
+    """Compare the endpoint of `spec` with the state of its server's agent and living workers."""
     wanted, workers = state.wanted, state.workers
     endpoint = wanted.endpoints.get(spec.name)
     found = endpoint or WantedEndpoint(variants={})

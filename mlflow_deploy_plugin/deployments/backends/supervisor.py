@@ -75,7 +75,7 @@ def find(state_dir: Path) -> int | None:
 
 
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
-    """Ask the supervisor to finish; kill what is left of its session after `patience_seconds`."""
+    """Ask the supervisor to finish; kill the rest of its session after `patience_seconds`."""
     if is_alive(state_dir, pid):
         signal_process(pid, signal.SIGTERM)
         _wait(lambda: not is_alive(state_dir, pid), patience_seconds)
@@ -129,7 +129,7 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
-    """Return the processes of the session whose working directory is the state folder, also those that are ending."""
+    """Return the processes of the session whose working directory is the state folder, also if they are ending."""
     _reap(session_id)
     folder = state_dir.resolve()
     return [*_processes(lambda one: os.getsid(one.pid) == session_id and _has_folder(one, folder))]
