@@ -202,7 +202,7 @@ def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_S
 
 
 def controller_status(store: Store, lease: str, look: str) -> str:
-    """Return whether the store knows a controller that holds this lease; `look` is the command to watch it."""
+    """Return a sentence on the controller with this lease, as the store knows it; `look` is the command to watch it."""
     view = store.lease(lease)
     if view is None:
         return "no controller runs: start one with `onnxserve controller`, or say --wait"

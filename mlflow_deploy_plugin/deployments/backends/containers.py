@@ -57,7 +57,7 @@ def home_folder(endpoint: str, settings: Settings) -> Path:
 
 
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
-    """Return a server's arguments for `containers.create`. Raises InvalidConfig for an unreadable file."""
+    """Return a server's arguments for `containers.create`. Raises InvalidConfig without its registry or files."""
     wanted, is_host = spec.container, spec.container.network == "host"
     if spec.server.grpc_port is not None and not is_host:
         raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")
