@@ -40,7 +40,7 @@ _CONNECT_SECONDS = 5.0
 _MOST_LABELS = 10_000
 """The most labels of one request, as in `protocols/feedback.py`."""
 _REFUSED_UNDONE = (429, 503)
-"""The statuses of requests that are sent again: nothing of them was computed."""
+"""The statuses of requests that are sent again, because the server has computed nothing."""
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -50,14 +50,10 @@ _Result = TypeVar("_Result")
 class RetryPolicy:
     """The number of tries of a request, and the pauses between them.
 
-    A request is sent again after a failed connection, and after 429 and 503: nothing of it was computed. The pause is
-    drawn between zero and a bound that doubles ("full jitter",
-    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server names a pause
-    (`Retry-After`), it is that and up to a tenth more, so that not all clients come back at the same moment.
-
-    Attributes:
-        tries: the most requests; 1 never tries again.
-        first_pause_seconds / max_pause_seconds: the bound of the first pause, and the largest bound.
+    A request is sent again after a failed connection and after 429 and 503, because the server has computed nothing.
+    The bound of a pause doubles from the first to the largest one, and the pause is drawn between zero and the bound
+    ("full jitter", https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server names a
+    pause (`Retry-After`), the client waits up to a tenth longer, so that clients do not return at the same moment.
     """
 
     tries: int = 4
@@ -73,13 +69,11 @@ class RetryPolicy:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The answer to some rows. `np.asarray(prediction)` returns its only output.
+    """The answer to some rows. `np.asarray(prediction)` returns its only output. A text that the server omits is empty.
 
     Attributes:
         values: the only output as an array, rows first; several outputs by their names.
-        id: the X-Prediction-Id, by which labels are sent; empty if the server gives none.
-        model / version: the model that answered, and its version; empty if the server does not name them.
-        request_id: the caller's X-Request-Id, or one that the server has made.
+        id: the X-Prediction-Id, by which labels are sent.
     """
 
     values: Array | dict[str, Array]
@@ -99,23 +93,17 @@ class Prediction:
 
 @dataclass
 class Client:
-    """A client of one endpoint. Any number of threads may share it.
+    """A client of one endpoint. Any number of threads may share it. Raises InvalidConfig for a URL without a host.
 
     Args:
         url: the address of the server, or of a mounted model (`http://HOST:PORT[/PREFIX]`).
-        endpoint: the name of the endpoint; None for the server's default one.
-        timeout_seconds: the time for a whole call, with its pauses.
-        headers: sent with every request, e.g. `{"Authorization": "Bearer KEY"}` for a server that asks for an API key.
-        retries: the tries of a request, and the pauses between them.
+        endpoint: the name of the endpoint; None for the server's default endpoint.
+        timeout_seconds: the limit of a whole call, including its pauses.
+        headers: sent with every request, such as `{"Authorization": "Bearer KEY"}`.
         connections: the number of connections that are kept open. More threads open further ones for one request.
-        only_json: send only JSON, which every model takes, and never Arrow. It becomes true once the server has
-            refused Arrow with 415, as MLflow's own does.
-        pool: sends the requests. It is given for a proxy (`urllib3.ProxyManager`), or for certificates of one's own
+        only_json: never send Arrow. The client sets it once the server has refused Arrow with 415, as MLflow's does.
+        pool: sends the requests. Specify it for a proxy (`urllib3.ProxyManager`) or for your own certificates
             (`urllib3.PoolManager(ca_certs=…)`).
-        generator: draws the pauses.
-
-    Raises:
-        InvalidConfig: the URL has no scheme or host.
     """
 
     url: str
@@ -147,7 +135,6 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections."""
         self._pool.clear()
 
     def predict(
@@ -164,8 +151,8 @@ class Client:
             rows: a frame; a Series of pandas, for a model of one column; an array of [rows, columns] in the signature's
                 order, or the model's tensor; a dict of columns or tensors by name; a list of records or rows; one
                 record.
-            params: MLflow's params, for a model that takes them.
-            event_time: the time of the event that the rows describe, with a time zone; else that of the request.
+            params: MLflow's params.
+            event_time: the time of the event that the rows describe, with a time zone; default: that of the request.
             request_id: the id of the request in the server's logs, 1 to 128 visible ASCII characters.
 
         Raises:
@@ -189,14 +176,10 @@ class Client:
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 
     def infer(self, inputs: Mapping[str, object], outputs: Sequence[str] | None = None) -> Prediction:
-        """Return outputs of the graph by their names, also those that `predict` leaves out, as `probabilities`.
+        """Return outputs of the graph by their names, also outputs that `predict` leaves out, such as `probabilities`.
 
-        Args:
-            inputs: the tensors of the graph, or the columns of the signature as [N] or [N, 1].
-            outputs: the names of the outputs; None for all.
-
-        Raises:
-            InvalidRequest: an array has no datatype of the protocol (V2), or as `predict`.
+        `inputs` are the tensors of the graph, or the columns of the signature as [N] or [N, 1]; without `outputs` the
+        answer has all of them. Raises as `predict`, and InvalidRequest if an array has no datatype of the V2 protocol.
         """
         head, tensors = encode_tensors(inputs, outputs)
         sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
@@ -211,15 +194,9 @@ class Client:
     ) -> dict[str, Any]:
         """Return the answer of `/explain` (docs/explain.md); `values` and `base_values` are arrays.
 
-        Args:
-            rows: as in `predict`.
-            max_evals: the most evaluations of the model for a row.
-            seed: the seed of the permutations.
-            version: the loaded version to explain; None for the one that would predict.
-
-        Raises:
-            InvalidRequest: the model cannot be explained, or as `predict`.
-            NotInstalled: the server has no SHAP.
+        `max_evals` limits the evaluations of the model per row. The `version` must be loaded; None selects the version
+        that would predict. Raises as `predict`, InvalidRequest if the model cannot be explained, and NotInstalled if
+        the server has no SHAP.
         """
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}
@@ -230,16 +207,14 @@ class Client:
             return document | {name: np.asarray(document[name]) for name in ("values", "base_values")}
 
     def feedback(self, prediction: Prediction | str, labels: Any) -> int:
-        """Send the true labels of an earlier prediction, and return how many the server has taken.
+        """Send the true labels of an earlier prediction, and return the number of labels that the server has taken.
 
         Args:
-            prediction: the prediction, or its id.
             labels: a label for each row, in their order; labels by the number of the row, from 0; or one for all rows.
-                The label None takes an earlier one back.
+                The label None withdraws an earlier label.
 
-        Raises:
-            InvalidRequest: the prediction has no id, or a label is no text, number or boolean.
-            OnnxserveError: as `predict`. Labels that were taken before stay; sending them again does no harm.
+        Raises as `predict`, and InvalidRequest if the prediction has no id, or a label is not a text, number or
+        boolean. Labels that were taken before an error stay; sending them again does no harm.
         """
         prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
         if not prediction_id:
@@ -297,7 +272,6 @@ class Client:
         headers: Mapping[str, str] | None = None,
         retries: RetryPolicy | None = None,
     ) -> urllib3.BaseHTTPResponse:
-        """Return the response if it is a success; see `predict` for the errors."""
         retries = retries or self.retries
         deadline = time.monotonic() + self.timeout_seconds
         fields = {"User-Agent": f"onnxserve/{__version__}", **self.headers, **(headers or {})}
@@ -317,7 +291,7 @@ class Client:
             except HTTPError as broken:
                 reason = one_line(broken, 200)
                 raise NotReady(f"the connection to {url} broke off: {reason}") from None
-            except ValueError as unsent:  # a header that HTTP has no form for
+            except ValueError as unsent:  # a header that HTTP cannot represent
                 raise InvalidRequest(f"the request cannot be sent: {one_line(unsent, 200)}") from None
             else:
                 if 200 <= response.status < 300:
@@ -335,8 +309,6 @@ class Client:
 def _in_thread(
     method: Callable[Concatenate[Client, _Given], _Result],
 ) -> Callable[Concatenate["AsyncClient", _Given], Coroutine[Any, Any, _Result]]:
-    """Return a method of `Client` as one of `AsyncClient`."""
-
     @wraps(method)
     async def call(self: "AsyncClient", /, *given: _Given.args, **named: _Given.kwargs) -> _Result:
         asked = partial(method, self._client, *given, **named)
@@ -346,10 +318,7 @@ def _in_thread(
 
 
 class AsyncClient:
-    """A `Client` for asyncio, with the same arguments. Each call runs in one of `connections` threads.
-
-    A thread costs less than a client of asyncio's own (docs/client.md).
-    """
+    """A `Client` for asyncio. Each call runs in a thread, which costs less than a native client (docs/client.md)."""
 
     def __init__(self, url: str, endpoint: str | None = None, **options: Any) -> None:
         self._client = Client(url, endpoint, **options)
@@ -362,7 +331,6 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Wait for the calls under way, and close the connections."""
         await asyncio.to_thread(self._threads.shutdown)
         self._client.close()
 
@@ -397,10 +365,7 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
 
 @contextmanager
 def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Raise OnnxserveError if the answer does not have the form that the block reads.
-
-    A proxy may also answer with the status 200, for example with its login page.
-    """
+    """Raise OnnxserveError if the answer has another form than the block reads, such as the login page of a proxy."""
     try:
         yield
     except (AttributeError, LookupError, OSError, TypeError, ValueError):  # orjson, numpy and Arrow raise these

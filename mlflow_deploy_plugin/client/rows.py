@@ -33,11 +33,8 @@ Array = npt.NDArray[Any]
 def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
     """Return the JSON body of `/invocations` for rows and params as in `Client.predict`.
 
-    A mapping that is one of MLflow's forms is taken as that form. Numbers keep all their digits; NaN, NaT and None are
-    null.
-
-    Raises:
-        InvalidRequest: the rows are none of these, or hold a value that JSON has no form for.
+    A mapping in one of MLflow's forms is sent in that form. Numbers keep all their digits; NaN, NaT and None are null.
+    Raises InvalidRequest if the rows have none of these types, or hold a value that JSON cannot represent.
     """
     return dump_json({**_rows_document(rows), **({"params": params} if params else {})})
 
@@ -53,7 +50,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
         columns = rows
     elif is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
         dtype, *others = set(rows.dtypes)
-        # pyarrow takes 25 µs a column of pandas, and sends pandas' metadata. A named index is a column to it
+        # pyarrow needs 25 µs per pandas column, sends pandas' metadata, and reads a named index as a column
         if not others and isinstance(dtype, np.dtype) and dtype.kind in "fiub" and list(rows.index.names) == [None]:
             columns = dict(zip(rows.columns, rows.to_numpy().T, strict=True))
     if columns is None and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
@@ -98,10 +95,7 @@ def _from_arrow(column: "pa.ChunkedArray") -> Array:
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
-    """Return the predictions in an answer: one output as an array, several by name.
-
-    An answer in another form raises an error of orjson or Arrow, a LookupError or a TypeError.
-    """
+    """Return an answer's predictions, several by name. Raises an error of orjson or Arrow, LookupError or TypeError."""
     if content_type.startswith(_ARROW):
         import pyarrow as pa
 
@@ -163,7 +157,6 @@ def as_array(values: object) -> Array:
 
 
 def _has_unnamed_columns(rows: Any) -> bool:
-    """Return True for a frame of pandas whose columns have numbers for names."""
     return getattr(getattr(rows, "columns", None), "inferred_type", "") == "integer"
 
 
@@ -177,10 +170,7 @@ def _is_pandas_series(rows: Any) -> bool:
 
 
 def _without_series(rows: Any) -> Any:
-    """Return a Series of pandas as a frame of one column, and the Series in a dict of columns as arrays.
-
-    A Series without a name becomes a column without a name, which is the only one of the model.
-    """
+    """Return a Series of pandas as a frame of one column, also without a name, and Series in a dict as arrays."""
     if _is_pandas_series(rows):
         return rows.to_frame()
     if not isinstance(rows, Mapping) or not any(map(_is_pandas_series, rows.values())):
@@ -195,7 +185,6 @@ def _cells(values: Any) -> Array:
 
 
 def _rows_document(rows: Any) -> Mapping[str, object]:
-    """Return the rows in one of MLflow's forms."""
     rows = _without_series(rows)
     refusal = InvalidRequest(
         f"cannot predict on {type(rows).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
@@ -235,7 +224,7 @@ def dump_json(document: Mapping[str, object]) -> bytes:
 
 
 def _json_value(value: object) -> object:
-    """Return what orjson can encode for a scalar of numpy, an array that it does not take, a timestamp or a decimal."""
+    """Return a value that orjson can encode for a scalar or other array of numpy, a timestamp or a decimal."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, datetime):
