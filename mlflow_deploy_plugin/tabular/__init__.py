@@ -1,7 +1,4 @@
-"""Files of rows: CSV, JSON, JSON Lines and Parquet, read record by record and written whole or not at all.
-
-pyarrow is imported when a Parquet file is read or written; `--help` imports this room.
-"""
+"""Files of rows: CSV, JSON, JSON Lines and Parquet. `--help` imports this room, so only Parquet imports pyarrow."""
 
 import lazy_loader
 

@@ -13,14 +13,14 @@ MISSING_TEXTS = frozenset(
 
 
 class CsvRecord(NamedTuple):
-    """One record of a CSV file, the header too; blank lines are none.
+    """A record of a CSV file, or its header; a blank line is not a record.
 
     Attributes:
         line: the number of its first line, from 1.
         fields: its texts; a byte that is not UTF-8 is a lone surrogate.
         raw: its bytes, with a line end.
         position: the position in the file after it, in bytes.
-        error: why it is not valid CSV, for the user; empty if it is.
+        error: the reason why it is not valid CSV; empty if it is valid.
     """
 
     line: int
@@ -30,11 +30,7 @@ class CsvRecord(NamedTuple):
     error: str = ""
 
     def fault(self, width: int, positions: Iterable[int] | None = None) -> str:
-        """Return why the record is not a row of a file with `width` columns; empty if it is a row.
-
-        Args:
-            positions: of the columns that are read; None: all columns.
-        """
+        """Return why the record is not a row of `width` columns, or "". Of the columns, `positions` are read."""
         if self.error:
             return f"not valid CSV: {self.error}"
         if len(self.fields) != width:
@@ -49,9 +45,8 @@ class CsvRecord(NamedTuple):
 def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
     """Yield the records of a CSV file. A record that is not valid CSV has an error, and the next ones follow.
 
-    A quotation mark that is not closed takes the lines after it into its value, until the next one tells, the file
-    ends, or the value is longer than `csv.field_size_limit`. Only its own line is then wrong: those after it are read
-    again.
+    A quotation mark that is not closed takes later lines into its value, up to the next mark, the end of the file or
+    `csv.field_size_limit`. Only its own line is wrong: the later lines are read again.
     """
     lines: list[bytes] = []
     again: deque[bytes] = deque()
@@ -60,7 +55,7 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
     def physical() -> Iterator[bytes]:
         for block in file:
             place = block.find(b"\r")
-            # a file may end its lines by a carriage return alone
+            # Lines may end with only a carriage return
             yield from (block,) if place < 0 or block[place:] == b"\r\n" else block.splitlines(keepends=True)
 
     unread = physical()
@@ -89,5 +84,5 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
             reader = csv.reader(texts(), strict=True)  # the one before may have ended with the file
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
-        if not raw.isspace():  # a blank line is no record
+        if not raw.isspace():  # a blank line is not a record
             yield CsvRecord(start, fields, raw if raw.endswith(b"\n") else raw + b"\n", position, error)

@@ -38,12 +38,10 @@ _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
 def format_of(path: str) -> FileFormat | None:
-    """Return the format that the name of a file says, if any."""
     return _SUFFIXES.get(Path(path).suffix.lower())
 
 
 def compression_of(path: str) -> str | None:
-    """Return Arrow's name of the compression that the name of a file says, if any."""
     return _COMPRESSIONS.get(Path(path).suffix.lower())
 
 
@@ -143,11 +141,8 @@ _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
 def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[object]], object]]:
     """Yield a function that writes rows, each a mapping of columns, or a value of the column `name`.
 
-    JSON is `{"predictions": […]}`, as /invocations answers. A CSV file has a column for each value of a list:
-    prediction_0, prediction_1.
-
-    Raises:
-        InvalidRequest: rows have different columns, or do not make a Parquet file.
+    JSON is `{"predictions": […]}`, as from /invocations. CSV has a column per value of a list: prediction_0,
+    prediction_1. Raises InvalidRequest if rows have different columns or do not make a Parquet file.
     """
 
     def named(row: object) -> Mapping[str, object]:
@@ -172,11 +167,10 @@ def table_writer(
 ) -> Iterator[Callable[["pa.RecordBatch"], object]]:
     """Yield a function that writes batches of the schema.
 
-    CSV holds times as RFC 3339, lists and structures as JSON, bytes as base64. JSON, one array, and JSON Lines do
-    likewise, and have null for NaN. Raises InvalidConfig with the advice if the format has no room for a column's type,
-    such as an interval in Parquet.
+    Times are RFC 3339 in CSV, JSON and JSON Lines, lists and structures JSON, bytes base64; NaN is null in JSON. Raises
+    InvalidConfig with the advice if the format has no room for a column's type, such as an interval in Parquet.
     """
-    import pyarrow as pa  # here: values without a schema need it for Parquet alone
+    import pyarrow as pa  # imported late: values without a schema need it only for Parquet
     import pyarrow.csv
     import pyarrow.parquet as pq
 
@@ -233,7 +227,7 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
         cells: dict[str, object] = {}
         for name, value in row.items():
             parts = {f"{name}_{n}": one for n, one in enumerate(value)} if isinstance(value, list) else {name: value}
-            # booleans and nested values as JSON, an empty field for None
+            # Booleans and nested values are written as JSON, None as an empty field
             cells |= {
                 part: orjson.dumps(one).decode() if isinstance(one, bool | list | dict) else one
                 for part, one in parts.items()
@@ -275,7 +269,6 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
 
 
 def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
-    """Return a JSON object for each row."""
     import pyarrow as pa
 
     columns = [_csv_column(column) if pa.types.is_timestamp(column.type) else column for column in batch.columns]
@@ -297,7 +290,7 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
 
     if pa.types.is_timestamp(column.type):
         zone = "UTC" if column.type.tz else None
-        column = column.cast(pa.timestamp(column.type.unit, zone))  # of another zone, the local time would be written
+        column = column.cast(pa.timestamp(column.type.unit, zone))  # otherwise the local time would be written
         with contextlib.suppress(pa.ArrowInvalid):  # nanoseconds stay, where there are any
             column = column.cast(pa.timestamp("us", zone))
         return pc.strftime(column, _TIME + ("Z" if zone else ""))

@@ -1,8 +1,7 @@
 """Files of rows of any size as Arrow tables of a few megabytes, one after the other: CSV, JSON Lines and Parquet.
 
-The columns of a CSV file are texts, and an empty field is null; `typed_tables` returns their values. The columns of a
-JSON Lines file have the types that the caller names, otherwise the types of its first block; a column that the caller
-names is looked for in the rest if the block has no value of it. Rows are counted from 0, without header and blank
+CSV columns are texts, and an empty field is null; `typed_tables` returns their values. JSON Lines columns have the
+types that the caller specifies, otherwise those of the first block. Rows are counted from 0, without header and blank
 lines.
 """
 
@@ -44,12 +43,12 @@ _CSV_TYPES = (
 """The types that a column of a CSV file may have, the first that fits; otherwise it is text."""
 _LEADING_ZERO = r"^[+-]?0[0-9xX]"
 _BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
-"""True for the bytes that may stand before a quotation mark that opens a value, and after one that closes it."""
+"""True for the bytes that may precede an opening quotation mark, and follow a closing one."""
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that cannot be read or predicted: its number in the file, from 0, the reason, and what it holds."""
+    """A row that cannot be read or predicted: its number in the file, from 0, the reason, and its content."""
 
     number: int
     why: str
@@ -58,13 +57,9 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows that follow each other in a file.
+    """Consecutive rows of a file: valid rows with their numbers in the file, and bad rows.
 
-    Attributes:
-        table: the rows that can be read.
-        numbers: the number of each of them in the file.
-        bad: the rows that cannot.
-        position: the bytes of the file that have been read, about.
+    `position` is the approximate number of bytes of the file that have been read.
     """
 
     table: pa.Table
@@ -73,21 +68,15 @@ class RowBlock:
     position: int = 0
 
     def part(self, start: int, stop: int) -> "RowBlock":
-        """Return some of the rows that can be read."""
         return RowBlock(self.table.slice(start, stop - start), self.numbers[start:stop])
 
 
 class RowStream:
-    """The rows of an open file.
+    """The rows of an open file, a `pyarrow.NativeFile` that can be sought.
 
-    Args:
-        file: a `pyarrow.NativeFile` that can be sought.
-        types: Arrow types of columns by name, for JSON Lines.
-        keep: more columns that JSON Lines may hold in a few late lines only.
-
-    Raises (also while the blocks are taken):
-        InvalidRequest: it is not of this format; the message ends with where.
-        InvalidConfig: the format has no stream.
+    `types` are Arrow types of columns by name, for JSON Lines; `keep` names further columns that only a few late lines
+    of JSON Lines may hold. The constructor and the blocks raise InvalidRequest with the position if the file has
+    another format, and InvalidConfig if the format has no stream.
     """
 
     def __init__(
@@ -102,7 +91,6 @@ class RowStream:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """All columns with their types."""
         try:
             if self._kind == "parquet":
                 return self._parquet.schema_arrow
@@ -122,11 +110,7 @@ class RowStream:
         return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
 
     def blocks(self, columns: Sequence[str], dictionaries: Collection[str] = ()) -> Iterator[RowBlock]:
-        """Yield the rows with these columns only, all of which are in the schema.
-
-        Args:
-            dictionaries: columns of texts that may come as dictionaries, as they stand in a Parquet file.
-        """
+        """Yield the rows with these columns of the schema; texts in `dictionaries` may come as dictionaries."""
         row = 0
         try:
             if self._kind == "parquet":
@@ -150,7 +134,7 @@ class RowStream:
                 table = self._csv_table(pa.py_buffer(content).slice(0, end), columns) if end else None
             except pa.ArrowInvalid:  # too few fields in a row, or not UTF-8
                 table = None
-            # of one column, Arrow takes a blank line for a value
+            # Arrow reads a blank line as a value if there is only one column
             if table is None or (len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()):
                 block = self._csv_records_block(position, first, columns)
             else:
@@ -174,7 +158,7 @@ class RowStream:
         )
 
     def _csv_records_block(self, position: int, first: int, columns: list[str]) -> RowBlock:
-        """Return the rows of about one block, each of which is looked at by itself."""
+        """Return the rows of about one block. Each row is checked separately."""
         names = self.schema.names
         places = [names.index(name) for name in columns]
         good: list[bytes] = []
@@ -206,7 +190,7 @@ class RowStream:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            if block:  # only lines with a value of what is sought are parsed, and those that may escape its name
+            if block:  # Only lines with a value of a sought column are parsed, and lines that may escape its name
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
                 lines = list(filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
             for name, value in _json_values(lines):
@@ -224,9 +208,9 @@ class RowStream:
         return pa.schema(list(types.items()))
 
     def _json_lines(self) -> Iterator[list[bytes]]:
-        """Yield the lines that are not blank, those of a few megabytes at a time."""
+        """Yield the lines that are not blank, a few megabytes at a time."""
         self._file.seek(0)
-        rest: list[bytes] = []  # of a line, whose pieces are joined once
+        rest: list[bytes] = []  # the pieces of a line, which are joined once
         if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             self._file.seek(0)
         while read := self._file.read(_BLOCK_BYTES):
@@ -261,7 +245,7 @@ class RowStream:
             yield block
 
     def _json_records_block(self, numbers: Sequence[int], lines: list[bytes], wanted: pa.Schema) -> RowBlock:
-        """Return the rows of some lines, each of which is looked at by itself; 20.0 is a whole number here."""
+        """Return the rows of some lines. Each row is checked separately; 20.0 counts as a whole number."""
         parts, kept, bad = [wanted.empty_table()], [], []
         for number, line in zip(numbers, lines, strict=True):
             try:
@@ -282,7 +266,7 @@ class RowStream:
         return self._open_parquet()
 
     def _open_parquet(self, **options: object) -> pq.ParquetFile:
-        # buffered: of a row group of any size, only the pages that are being read are in memory
+        # With a buffer, only the pages being read are in memory, not a whole row group
         return pq.ParquetFile(
             self._file,
             buffer_size=_BLOCK_BYTES // 4,
@@ -351,10 +335,7 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
 
 
 def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Return the rows of a CSV or Parquet file; types of CSV columns that are not given follow from the texts.
-
-    Raises OSError or pyarrow.ArrowException if the file cannot be read.
-    """
+    """Return the rows of a CSV file, with these or inferred `types`, or of a Parquet file. Raises as `csv_tables`."""
     if format_of(str(path)) == "parquet":
         return read_parquet(path)
     return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
@@ -378,12 +359,9 @@ def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[l
 def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
     """Return the values of tables of texts. A column has the same type in all tables.
 
-    A column has its known type if all of its texts fit it. Otherwise the type follows from the texts: they are whole
-    numbers, numbers, booleans, dates or times if all of them are. A number with a leading zero (01234) is a text,
-    because a number would lose the zero. In a column that is not text, texts that pandas reads as missing are missing.
-
-    Args:
-        known: types of columns by name, such as those of the model's signature, or of another file.
+    A column has its `known` type if all of its texts fit it. Otherwise the type follows from the texts: whole numbers,
+    numbers, booleans, dates or times if all of them are. A number with a leading zero (01234) is a text, because a
+    number would lose the zero. In a column that is not text, texts that pandas reads as missing are missing.
     """
     whole = pa.concat_tables(tables, promote_options="default")
     values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
@@ -395,7 +373,6 @@ def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -
 
 
 def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray:
-    """Return the values of texts in the known type, otherwise in the type that follows from them."""
     if known is not None and pa.types.is_dictionary(known):
         known = known.value_type
     if known in (pa.string(), pa.large_string(), pa.string_view()):
@@ -412,7 +389,6 @@ def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray
 
 
 def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
-    """Return the values of the texts, or None if a text is not of the type."""
     try:
         if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of a day
             texts = pc.binary_join_element_wise("1970-01-01", texts, " ").cast(pa.timestamp("ns"))
@@ -422,16 +398,12 @@ def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a Parquet file, if they fit into memory: a thousand million equal values take a few bytes.
-
-    Raises:
-        OSError, pyarrow.ArrowException: it cannot be read, or is too large.
-    """
+    """Return the rows of a Parquet file. Raises OSError or pyarrow.ArrowException if it is unreadable or too large."""
     metadata = pq.read_metadata(path)
     require_few_values([metadata])
     leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    lengths = [max(leaf.length, 0) for leaf in leaves]  # of values of one length
+    lengths = [max(leaf.length, 0) for leaf in leaves]  # for values of one length
     size = sum(group.column(place).num_values * length for group in groups for place, length in enumerate(lengths))
     texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
@@ -444,11 +416,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
-    """Raise pyarrow.ArrowInvalid if Parquet files hold more values, in lists too, than are read into memory.
-
-    Args:
-        share: of the rows that is read.
-    """
+    """Raise pyarrow.ArrowInvalid if the read `share` of the files has too many values (a value may take no bytes)."""
     groups = [one.row_group(group) for one in files for group in range(one.num_row_groups)]
     count = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
     if count * share > _MAX_VALUES:
@@ -482,10 +450,10 @@ def _long_csv_values() -> Iterator[None]:
 
 
 def _whole_rows(content: bytes, is_last: bool) -> int:
-    """Return the length of the rows of a CSV file that are whole in `content`, which begins with one.
+    """Return the length of the complete rows of a CSV file in `content`, which begins with a row.
 
-    It is 0 if no row is, or if a quotation mark among them does not stand as RFC 4180 wants it: before and after a
-    value, and doubled in it. Arrow reads rows with other marks in its own way, and says nothing.
+    It is 0 if no row is complete, or if a quotation mark is not placed as RFC 4180 requires: before and after a value,
+    and doubled in it. Arrow reads rows with other marks in its own way, without an error.
     """
     line_end = b"\n" if b"\n" in content else b"\r"
     if b'"' not in content:
@@ -500,13 +468,13 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
         while (end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1) == 0 and count:
             count -= 2
             stop = int(marks[count])
-    # one at an edge has itself beside it
+    # a mark at an edge of the content is its own neighbour
     before, after = signs[np.maximum(marks[:count:2], 1) - 1], signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
     return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
 
 
 def _is_changed(value: object, kind: pa.DataType) -> bool:
-    """Return True for a value that Arrow would take as another one: 2.5 as the whole number 2, true as 1."""
+    """Return True for a value that Arrow would turn into another value: 2.5 into the whole number 2, true into 1."""
     if isinstance(value, bool):
         return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
     if isinstance(value, float):
