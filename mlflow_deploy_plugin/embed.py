@@ -1,6 +1,5 @@
-"""Mounts a model into an application of one's own: the scoring routes of one endpoint under a prefix.
+"""Mount a model into another application: the scoring routes of one endpoint under a prefix.
 
-app = FastAPI()
 app.mount("/flights", asgi_app("models:/flight-delay/Production"))
 """
 
@@ -27,19 +26,18 @@ def asgi_app(
 ) -> AsgiApp:
     """Return an ASGI application that answers for the model, once it is loaded (docs/embed.md).
 
-    Call it in the process that answers, after a fork. `close()` ends it; the end of the process does, too.
+    Call it in the process that answers, after a fork. `close()` or the end of the process ends it.
 
     Args:
         model_uri: as of `onnxserve serve -m`.
         name: of the endpoint, in metrics, in the inference log and in paths; None: the model's.
         config: fields of the endpoint's spec by their dotted names, as `{"capture.fraction": 0.1}`.
-        follow: follow a stage or alias; if not, it is resolved once.
+        follow: follow a stage or alias; otherwise it is resolved once.
         state_dir: the folder of this process; None: the first free one of the endpoint in ONNXSERVE_HOME.
-        wait_seconds: for the registry and the load.
+        wait_seconds: the limit for the registry and the load.
 
-    Raises:
-        InvalidConfig: a field is unknown or mistyped, or the folder cannot be written.
-        DeploymentFailed: the model cannot be resolved, fetched or loaded; the message says why.
+    Raises InvalidConfig if a field is unknown or mistyped or the folder is not writable, and DeploymentFailed if the
+    model cannot be resolved, fetched or loaded.
     """
     return AsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
 
@@ -53,7 +51,7 @@ def wsgi_app(
     state_dir: Path | str | None = None,
     wait_seconds: float = _WAIT_SECONDS,
 ) -> WsgiApp:
-    """Return a WSGI application that answers for the model, once it is loaded. All else is as in `asgi_app`."""
+    """Return a WSGI application that answers for the model, once it is loaded. Otherwise it is as `asgi_app`."""
     return WsgiApp(_embedded_model(model_uri, name, config, follow, state_dir, wait_seconds))
 
 

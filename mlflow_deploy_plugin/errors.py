@@ -53,17 +53,15 @@ class OnnxserveError(Exception):
     """Base of everything that onnxserve raises on purpose.
 
     Attributes:
-        retry_after: seconds after which the same request may do better (HTTP's `Retry-After`); None: nobody knows.
-        status / request_id: HTTP status and X-Request-Id of the response that told of it; None and empty if the error
-            is this process's own.
-        column: the only column or tensor of the request that the message is about; empty: several, or none.
+        retry_after: seconds after which the same request may succeed (HTTP's `Retry-After`); None: unknown.
+        status / request_id: of the response that reported it; None and empty for an error of this process.
+        column: the only column or tensor that the message is about; empty: several, or none.
     """
 
     http_status: ClassVar[int] = 500
     error_code: ClassVar[str] = "INTERNAL_ERROR"
 
     def __init_subclass__(cls, http_status: int | None = None, error_code: str | None = None) -> None:
-        """Set what a subclass says otherwise than its base."""
         super().__init_subclass__()
         cls.http_status, cls.error_code = http_status or cls.http_status, error_code or cls.error_code
 
@@ -97,7 +95,7 @@ class RequestTimeout(InvalidRequest, http_status=408):
 
 
 class UnfitPath(InvalidRequest):
-    """The target of the request is no path of any server; `path` is what it says, for the form of the answer."""
+    """The target of the request is not a path; `path` is its text, which selects the form of the answer."""
 
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -149,7 +147,7 @@ class DeadlineExceeded(OnnxserveError, http_status=504, error_code="DEADLINE_EXC
 
 
 class ClientDisconnected(OnnxserveError, http_status=499, error_code="CANCELLED"):
-    """Nobody reads the response any more. The status is nginx's; it is counted and never sent."""
+    """The caller has closed the connection. The status is nginx's; it is counted and never sent."""
 
 
 class ModelError(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
@@ -221,20 +219,16 @@ class BuildFailed(OnnxserveError):
 
 
 class CommandFailed(OnnxserveError):
-    """Another program failed; the message is what it said last. Who ran it says what for."""
+    """An external program failed. The message is its last line of output; the caller adds the context."""
 
 
 class InternalError(OnnxserveError):
-    """An error that nobody foresaw. The log has it with its traceback; the message says no more than that."""
+    """An unforeseen error. Its traceback is in the log; the message does not contain it."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A function returns it instead of a value if there is none and that is an ordinary outcome, not an error.
-
-    Attributes:
-        reason: why there is no value, in a sentence for people. Nothing is ever decided by its text.
-    """
+    """The result of a function without a value, if that is not an error. Never decide by the text `reason`."""
 
     reason: str
 

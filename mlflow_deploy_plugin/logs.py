@@ -1,7 +1,6 @@
-"""Logging for the processes of a server and the controller: lines for people, or JSON for a log store.
+"""Logging for the server and the controller: lines for people, or JSON for a log store (`ONNXSERVE_LOG_FORMAT=ecs`).
 
-`ONNXSERVE_LOG_FORMAT=ecs` writes one JSON object a line in the Elastic Common Schema
-(https://www.elastic.co/docs/reference/ecs), which Filebeat, Fluent Bit and Logstash take as it is.
+The JSON is one object per line in the Elastic Common Schema (https://www.elastic.co/docs/reference/ecs).
 """
 
 import logging
@@ -24,11 +23,7 @@ _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 
 def configure_logging(settings: Settings, process: str) -> None:
-    """Send everything that this process logs, gunicorn's own lines included, to stderr.
-
-    Args:
-        process: the role of the process in its lines: worker, agent, serve, controller, or one of `_MANY`.
-    """
+    """Send all logs of this process, including gunicorn's, to stderr. `process` is its role in the log lines."""
     journal = os.environ.get("JOURNAL_STREAM")  # is stderr journald's? systemd.exec(5); shells inherit the variable
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
     handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
@@ -39,7 +34,7 @@ def configure_logging(settings: Settings, process: str) -> None:
         import ecs_logging  # only needed for this format
 
         service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
-        # the formatter's own version, 1.6, has no http.request.id, and its log.original, the message again, has gone
+        # The formatter's version, 1.6, has no http.request.id. Its log.original repeats the message, and was removed
         extra = {"service": service, "ecs": {"version": _ECS_VERSION}}
         exclude = ["ecs.version", "log.original"]
         handler.setFormatter(ecs_logging.StdlibFormatter(extra=extra, exclude_fields=exclude))
@@ -93,6 +88,5 @@ class _LineFormatter(logging.Formatter):
         return super().formatMessage(record).translate(self._ESCAPES)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of a record; a traceback follows it, indented."""
         line, *more = super().format(record).split("\n")
         return "\n".join([line, *(f"    {text.translate(self._ESCAPES)}" for text in more)])
