@@ -1,8 +1,7 @@
 """The registry: a model URI → one version, its files, its tags, and MLflow runs.
 
-Every function reaches MLflow when it is called, never at import: the command line and the workers import this room, and
-must start fast. So spec, store and numpy are imported for their types only, or where they are needed. Each of them
-raises `RegistryUnavailable` if MLflow does not answer.
+Functions import MLflow, spec, store and numpy when they are called, because the command line and the workers import
+this room and must start fast. Each function raises `RegistryUnavailable` if MLflow does not answer.
 """
 
 import lazy_loader

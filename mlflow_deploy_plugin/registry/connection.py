@@ -44,7 +44,7 @@ _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
 _UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")  # urllib3's
-_OWN_DISK = re.compile(  # of MLflow's client, where it writes what it downloads
+_OWN_DISK = re.compile(  # MLflow's client raises these errors where it writes its downloads
     rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)"
 )
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
@@ -67,19 +67,16 @@ _CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password
 
 
 def set_service_timeouts() -> None:
-    """Make MLflow give up on a silent server after seconds, and keep its progress bars out of the log.
-
-    By MLflow's defaults one call may take ten minutes. Variables that the environment already sets are kept.
-    """
+    """Make MLflow give up on a silent server after seconds, not ten minutes. Variables that are set already stay."""
     for variable, value in _SERVICE_SETTINGS.items():
         os.environ.setdefault(variable, value)
 
 
 class _NoRequestTimeout(AbstractContextManager[None]):
-    """Takes back the timeout of `set_service_timeouts` while at least one thread downloads files.
+    """Removes the timeout of `set_service_timeouts` while at least one thread downloads files.
 
     MLflow's server fetches a whole file from its artifact store before it sends the first byte. The timeout belongs to
-    the process: other calls made meanwhile have none either.
+    the process, so other calls have none meanwhile.
     """
 
     def __init__(self) -> None:
@@ -107,12 +104,9 @@ no_request_timeout = _NoRequestTimeout()
 def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
     """Bound each answer that this context reads in the block. A longer answer closes its connection.
 
-    A read timeout bounds only the pause between two packets: a server that sends a byte per second, or zeros without
-    end, would be read for ever. The library that reads the answer raises its own error with the reason: requests raises
-    a RequestException.
-
-    `most_bytes` limits the unpacked body, and `seconds` the time from the end of the request to the last byte of the
-    answer. A longer read timeout of the caller replaces `seconds`.
+    A read timeout bounds only the pause between two packets, so a server could send a byte per second without end.
+    `most_bytes` limits the unpacked body, and `seconds` the time from the end of the request to the last byte; a longer
+    read timeout of the caller replaces `seconds`. The library that reads raises its own error.
     """
     _extend_urllib3()
     token = _answer_bound.set((most_bytes, seconds))
@@ -138,7 +132,7 @@ class _Deadline:
     @contextmanager
     def enforced(self) -> Iterator[None]:
         """Raise ProtocolError if the deadline passes within the block, instead of the interrupted read's error."""
-        from urllib3.exceptions import ProtocolError  # as below
+        from urllib3.exceptions import ProtocolError  # imported late, as below
 
         try:
             yield
@@ -208,10 +202,7 @@ def _extend_urllib3() -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment for a child process that uses the same MLflow with timeouts of its own.
-
-    The run and the experiment of this process are left out.
-    """
+    """Return the environment for a child process with the same MLflow, its own timeouts, and no run or experiment."""
     import mlflow
 
     environment = {
@@ -227,10 +218,10 @@ def child_environment() -> dict[str, str]:
 
 @contextmanager
 def hidden_pandas() -> Iterator[None]:
-    """Make imports of pandas by MLflow, pyarrow and this package fail, in a process where they do without.
+    """Make imports of pandas by MLflow, pyarrow and this package fail, to save 0.6 s of CPU and 40 MB.
 
-    They import it where it is installed, which takes 0.6 s of CPU and 40 MB. Others get it: a store of MLflow's plugins
-    may need it. None in `sys.modules` does not do: pyarrow takes it for the module.
+    Other modules can import it: a store of MLflow's plugins may need it. None in `sys.modules` would not work, because
+    pyarrow takes it for the module.
     """
     sys.meta_path.insert(0, _NoPandas)
     try:
@@ -240,8 +231,6 @@ def hidden_pandas() -> Iterator[None]:
 
 
 class _NoPandas:
-    """A finder of modules."""
-
     @staticmethod
     def find_spec(name: str, *_: object) -> None:
         if name != "pandas":
@@ -254,28 +243,21 @@ class _NoPandas:
 
 
 def import_mlflow_without_pandas() -> None:
-    """Import MLflow without pandas, in a process that only calls the registry.
-
-    MLflow believes for the rest of the process that pandas is not installed (as with mlflow-skinny).
-    """
+    """Import MLflow in a process that only calls the registry. MLflow then runs without pandas, like mlflow-skinny."""
     if "mlflow" not in sys.modules and "pandas" not in sys.modules:
         with hidden_pandas():
             import mlflow  # noqa: F401
 
 
 def registry_client() -> "MlflowClient":
-    """Return a client for the MLflow that the environment names.
-
-    Raises:
-        InvalidConfig: MLflow does not support the address; a setting of its calls is no value, or contradicts another.
-    """
+    """Return a client for the environment's MLflow. Raises InvalidConfig for an unsupported address or bad setting."""
     import mlflow  # imported late: it takes a second, and a model on this disk does without
     from mlflow import environment_variables as known
     from mlflow.exceptions import MlflowException
 
     try:
         for variable in _SERVICE_SETTINGS:
-            getattr(known, variable).get()  # which the first call would do
+            getattr(known, variable).get()  # The first call would raise the same error
         if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
             raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set one of them")
         harden_mlflow_client()
@@ -294,9 +276,9 @@ def registry_client() -> "MlflowClient":
 def harden_mlflow_client() -> None:
     """Bound the answers that MLflow's client reads, and the hosts to which it sends its account.
 
-    It reads JSON of `_MOST_JSON` bytes at most; a download of files has no bound. It sends its account only to its own
-    addresses, and an account of Azure only to Azure: MLflow 3.17 sends them where the source of a version or the folder
-    of a run leads, which authors of models choose.
+    It reads at most `_MOST_JSON` bytes of JSON; a download of files has no bound. It sends its account only to its own
+    addresses, and an Azure account only to Azure. MLflow 3.17 sends it to the source of a version or the folder of a
+    run, which authors of models choose.
     """
     from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
     from mlflow.utils import rest_utils
@@ -337,14 +319,14 @@ def is_mlflow(uri: str) -> bool:
     """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
     import mlflow
     from mlflow.utils.uri import is_http_uri
-    from urllib3.util import parse_url  # as requests reads it: another parser may find another host
+    from urllib3.util import parse_url  # requests uses this parser; another parser may find another host
 
     def origin(address: str) -> tuple[str | None, str | None, int | None]:
         parsed = parse_url(address)
         return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
 
     own = filter(is_http_uri, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
-    with suppress(ValueError):  # requests refuses it, too
+    with suppress(ValueError):  # requests also refuses it
         return origin(uri) in map(origin, own)
     return False
 
@@ -357,7 +339,6 @@ def registry_address() -> str:
 
 
 def redact_credentials(text: str) -> str:
-    """Remove the user and the password from each URI in a text."""
     return _CREDENTIALS.sub("", text)
 
 
@@ -367,7 +348,7 @@ def redact_addresses(text: str) -> str:
 
 
 def ignore_warnings() -> None:
-    """Ignore what MLflow's client warns of at every call: stages, and MLFLOW_TRACKING_INSECURE_TLS."""
+    """Ignore the warnings of MLflow's client at every call: stages, and MLFLOW_TRACKING_INSECURE_TLS."""
     from urllib3.exceptions import InsecureRequestWarning
 
     for category in (FutureWarning, InsecureRequestWarning):
@@ -376,12 +357,7 @@ def ignore_warnings() -> None:
 
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
-    """Turn the errors of MLflow, and of the artifact store that its client writes to, into ours.
-
-    Raises:
-        NotFound: the server answers that `what`, e.g. "run 1a2b", does not exist.
-        RegistryUnavailable, RegistryRefused: the server does not answer, or refuses the account.
-    """
+    """Turn errors of MLflow and its artifact store into NotFound, RegistryUnavailable or RegistryRefused on `what`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -405,7 +381,7 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
-    from requests.utils import get_environ_proxies, select_proxy  # what MLflow's client goes by
+    from requests.utils import get_environ_proxies, select_proxy  # MLflow's client uses it
 
     code = getattr(error, "error_code", "")
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -432,7 +408,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
     if full := _OWN_DISK.search(text):
         return RegistryUnavailable(f"{what}: the disk of this machine takes no more: {full[1].strip()}")
     account = "the account"
-    if answered := _ANSWERED.search(text):  # who did so: a run's files may lie anywhere, too
+    if answered := _ANSWERED.search(text):  # The answering server is named, because a run's files may be anywhere
         store = "" if is_mlflow(answered[0]) else answered[1]
     elif not store and _is_of_store(error):
         store = "the artifact store"
@@ -441,7 +417,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
             return _registry_failure(what, error)
         store, account = f"the artifact store of MLflow at {registry_address()}", "the account of MLflow's server"
         code, text = answer[1], answer[2]
-    elif answered:  # the author would read in the version's tag what anybody answers
+    elif answered:  # Otherwise the version's tag would show the author the answer of any server
         text = text.partition(" Response text: ")[0]
         account += " (MLflow's is for MLflow's own addresses; ~/.netrc may have one for this host)"
     elif type(error).__module__.startswith(_TELL_ANSWERS):  # also the greeting of a database

@@ -45,7 +45,7 @@ def download(source: str, destination: Path) -> Path:
     Raises:
         NotFound: the registry knows the version, but its files are gone.
         InvalidArtifact: there is a link among the files.
-        InvalidConfig: MLflow knows no artifact store of this scheme, or the path has a segment `..`.
+        InvalidConfig: MLflow does not know the scheme's artifact store, or the path has a segment `..`.
         NotInstalled: the artifact store needs a package that is not installed.
         RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
     """
@@ -61,7 +61,7 @@ def download(source: str, destination: Path) -> Path:
         try:
             shutil.copytree(folder, copied, symlinks=True)
         except shutil.Error as error:
-            _, _, reason = error.args[0][0]  # of the first file: files vanish, or the disk is full
+            _, _, reason = error.args[0][0]  # The first file's reason is reported: files vanish, or the disk is full
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
         except OSError as error:
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
@@ -85,13 +85,9 @@ def version_digest(source: str) -> str:
 
 
 def fetch_mlmodel(source: str) -> "Model":
-    """Return the MLmodel file at `source` (of a `ResolvedModel`).
+    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises as `download`, and NotFound without the file.
 
-    MLflow's `Model.load` of anything but a local folder leaves a copy in TMPDIR for good.
-
-    Raises:
-        NotFound: it has no MLmodel file.
-        InvalidConfig, NotInstalled, RegistryUnavailable: as `download`.
+    MLflow's `Model.load` leaves a copy in TMPDIR unless the source is a local folder.
     """
     from mlflow.models import Model  # imported late: a second, and few commands need it
 
@@ -101,7 +97,7 @@ def fetch_mlmodel(source: str) -> "Model":
 
 
 def _location(source: str) -> str:
-    """Return where the files at `source` lie: a path, or an address that MLflow downloads from."""
+    """Return the path, or the address that MLflow downloads from, of the files at `source` (of a `ResolvedModel`)."""
     reference, location = parse_model_uri(source), source
     if reference.kind == "version":
         with registry_errors(f"model {reference.name} version {reference.selector}"):
@@ -113,7 +109,6 @@ def _location(source: str) -> str:
 
 
 def _local_folder(location: str) -> Path | None:
-    """Return the folder of this machine at a path or `file:` address; None for another address."""
     scheme = urlparse(location).scheme
     return Path(unquote(urlparse(location).path) if scheme else location) if scheme in ("", "file") else None
 
@@ -132,9 +127,7 @@ def refuse_links(folder: Path) -> None:
 
 
 def fetch(location: str, destination: Path, what: str) -> Path:
-    """Download a file or folder from where MLflow can reach it into a folder, and return its copy.
-    Raises as `download`; `what` names the thing in messages.
-    """
+    """Download a file or folder, which messages call `what`, and return its copy. Raises as `download`."""
     # imported late: it takes a second, and a model on this disk does without
     from mlflow.artifacts import download_artifacts
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
@@ -145,7 +138,7 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     if scheme not in stores:
         hint = did_you_mean(scheme, stores, "it knows s3, gs and others")
         raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…{hint}")
-    # MLflow's client follows it out of a run whose files lie on this machine
+    # MLflow's client follows `..` out of a run whose files are on this machine
     if scheme != "file" and ".." in unquote(location).split("/"):
         raise InvalidConfig(f"{what}: the path of {redact_credentials(location)} has a segment ..; say the path itself")
     harden_mlflow_client()
@@ -169,7 +162,7 @@ class LoggedColumns:
     """The columns of a model, or of several, in the inference log.
 
     Attributes:
-        inputs: those of the signature; empty if it has none, or if its only tensor has no name.
+        inputs: empty if the signature has none, or if its only tensor has no name.
         outputs: `prediction`, `output.NAME`; None if the MLmodel file does not name them (any flavor but ours).
         dtypes: the numpy dtypes of the signature's columns by name, `str` for text.
     """

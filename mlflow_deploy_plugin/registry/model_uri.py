@@ -1,4 +1,4 @@
-"""Model URIs: parsing them from their text alone, without a call of the registry and without importing mlflow."""
+"""Model URIs, which are parsed without a call of the registry and without importing mlflow."""
 
 import re
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
 """A registered model without its scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
 REGISTERED_META = "registered_model_meta"
-"""The file that MLflow puts beside a version that it downloads."""
+"""The file that MLflow adds to a version that it downloads."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ModelURI:
     """A parsed model URI.
 
     Attributes:
-        name: the registered model; the model id, the run id, the folder or the whole URI for the other kinds.
-        selector: the stage, alias or version, or KEY=VALUE of a tag; the artifact path for a run; empty otherwise.
+        name: the registered model; the model id, run id, folder or whole URI for the other kinds.
+        selector: the stage, alias or version, or KEY=VALUE of a tag; the artifact path for a run; otherwise empty.
     """
 
     kind: URIKind
@@ -51,7 +51,6 @@ class ModelURI:
 
     @property
     def is_registered(self) -> bool:
-        """True if it names a registered model."""
         return self.kind in ("stage", "alias", "tag", "version", "latest")
 
     @property
@@ -61,25 +60,22 @@ class ModelURI:
 
     @property
     def tag(self) -> tuple[str, str]:
-        """The key and the value of a tag."""
         key, _, value = self.selector.partition("=")
         return key, value
 
 
 def registered_model_uris(spec: "EndpointSpec") -> list[ModelURI]:
-    """Return the URIs of registered models among those of an endpoint's variants."""
     parsed = [parse_model_uri(variant.model) for variant in spec.variants.values()]
     return [one for one in parsed if one.is_registered]
 
 
 def registered_model_names(spec: "EndpointSpec") -> list[str]:
-    """Return the names of the registered models that an endpoint serves, sorted."""
     return sorted({uri.name for uri in registered_model_uris(spec)})
 
 
 def parse_model_uri(model_uri: str) -> ModelURI:
     """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI has none of the known forms."""
-    if not isinstance(model_uri, str):  # of a caller without types
+    if not isinstance(model_uri, str):  # The caller may not check types
         raise InvalidConfig(f"{model_uri!r} is not a text; a model is {_FORMS}")
     if not model_uri.strip():
         raise InvalidConfig(f"no model is named; it is {_FORMS}")
@@ -150,12 +146,12 @@ def model_name(uri: ModelURI) -> str:
 
 
 def registered_meta(folder: Path) -> dict[str, str]:
-    """Return `model_name` and `model_version` of a folder that is a downloaded registered version; else it is empty."""
+    """Return `model_name` and `model_version` of a folder with a downloaded registered version; otherwise empty."""
     try:
         text = (folder / REGISTERED_META).read_text()
     except (OSError, ValueError):
         return {}
-    import yaml  # here: most URIs are no such folders
+    import yaml  # imported late: most URIs are not such folders
 
     from mlflow_deploy_plugin.runtime import load_yaml
 

@@ -1,17 +1,13 @@
-"""A model URI → one concrete version, before anything is downloaded.
-
-`resolve` looks up one URI. `BatchResolver` looks up several with as few calls as MLflow allows, one for each model:
+"""A model URI → one concrete version, before anything is downloaded. `BatchResolver` makes few calls for several URIs:
 
 | URIs of one model               | call                                                                     |
 |---------------------------------|--------------------------------------------------------------------------|
-| stages, and aliases beside them | `get_registered_model`: the newest version of each stage, and the aliases |
+| stages, and aliases with them   | `get_registered_model`: the newest version of each stage, and the aliases |
 | one alias                       | `get_model_version_by_alias`                                             |
 | each tag                        | `search_model_versions` for the newest version with it                   |
 
-A version that passed its gate without an evaluation takes another call for the policy that its model has now.
-MLflow's own `get_latest_versions` makes two calls: it asks for the registered model first, which has the answer.
-A version that has an alias and is not the newest of its stage is fetched once, and again when MLflow says that the
-model has changed. No look reads every version: a model may have thousands, each with its tags.
+No lookup reads every version: a model may have thousands, each with its tags. MLflow's `get_latest_versions` would make
+a second call. A version that passed its gate without an evaluation takes a further call for the model's policy.
 """
 
 import re
@@ -56,14 +52,13 @@ class ResolvedModel:
     """One version of a model.
 
     Attributes:
-        name: the registered model, else the logged model's name or the last part of the path.
-        version: the registry's number or the model id. It is empty if only the files have it (a path, a URI, a run's
-            artifact): the agent reads the `model_id` of the MLmodel file once it has the files.
+        name: the registered model, the logged model, or otherwise the last part of the path.
+        version: the registry's number or the model id. It is empty for a path, a URI or a run's artifact: the agent
+            reads the `model_id` of the MLmodel file once it has the files.
         source: an immutable address of the files: models:/X/3, models:/m-…, runs:/…, a URI, a folder.
         followed: the URI can move to another version (a stage, an alias or a tag).
-        aspects: what else is known: stage, alias, tag, gate, run_id, model_id, parity, git_commit.
-        gate_status: the verdict of the model's gate. Only a registered version can pass one.
-        registered_at: when the version was registered, in milliseconds since 1970; 0 if it is not registered.
+        aspects: stage, alias, tag, gate, run_id, model_id, parity and git_commit, as far as they are known.
+        registered_at: milliseconds since 1970; 0 if the version is not registered.
     """
 
     model_uri: str
@@ -83,7 +78,7 @@ class ResolvedModel:
 
     @property
     def identity(self) -> str:
-        """A text that differs between versions, also if one was deleted and registered again under its number."""
+        """A text that differs between versions, even if a version was deleted and its number registered again."""
         return f"{self.source} {self.registered_at}"
 
 
@@ -91,11 +86,9 @@ Resolution = ResolvedModel | OnnxserveError
 
 
 def resolve(model_uri: str) -> ResolvedModel:
-    """Look up the version that the URI means now, with one call of the registry; a folder needs none.
+    """Look up the version that the URI selects now, with one call of the registry; a folder needs none.
 
-    Raises:
-        InvalidConfig: not a model URI.
-        NotFound: no such model, version, stage, alias, run or folder; the message names what exists.
+    Raises InvalidConfig if it is not a model URI, and NotFound with the existing names if it selects nothing.
     """
     uri = parse_model_uri(model_uri)
     match uri.kind:
@@ -220,7 +213,6 @@ def _find_version(uri: ModelURI) -> "ModelVersion | None":
 
 
 def selects(uri: ModelURI, version: "ModelVersion") -> bool:
-    """Return True if the version has the stage or the tag of the URI; the case of a stage does not matter."""
     if uri.kind == "tag":
         key, value = uri.tag
         return bool(version.tags.get(key) == value)
@@ -234,7 +226,7 @@ def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
 def _newest_versions(
     client: "MlflowClient", name: str, most: int, tag: tuple[str, str] | None = None
 ) -> "list[ModelVersion]":
-    """Return the versions with the highest numbers, the highest first: of all, or of those with the tag."""
+    """Return the versions with the highest numbers, the highest first, with the tag if it is given."""
     query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
     return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
 
@@ -254,10 +246,9 @@ def _quoted(text: str) -> str:
 
 
 def _not_found_message(uri: ModelURI) -> str:
-    """Say what exists instead: the model's versions with stage and alias or, if there is no such model, the models.
+    """Return the existing versions of the model with stage and alias or, without such a model, the existing models.
 
-    In the second case the message names the registry: without MLFLOW_TRACKING_URI it is a file in this folder, which is
-    rarely meant.
+    The second case also names the registry: without MLFLOW_TRACKING_URI it is a file in this folder, rarely intended.
     """
     import mlflow
 
@@ -288,7 +279,7 @@ def _not_found_message(uri: ModelURI) -> str:
 
 
 def lookup_key(model_uri: str) -> str:
-    """Return the key of the URIs that are looked up together: the registered model of a followed URI, else the URI."""
+    """Return the key of the URIs that are looked up together: the registered model of a followed URI, or the URI."""
     try:
         uri = parse_model_uri(model_uri)
     except OnnxserveError:
@@ -297,7 +288,7 @@ def lookup_key(model_uri: str) -> str:
 
 
 class BatchResolver:
-    """Looks up several URIs at once, and keeps from one call to the next what cannot have changed."""
+    """Looks up several URIs at once. Results that cannot have changed are kept for the next call."""
 
     def __init__(self) -> None:
         self._versions: dict[tuple[str, str], tuple[int, ModelVersion]] = {}
@@ -324,7 +315,7 @@ class BatchResolver:
                 with registry_errors(f"model {name}"):
                     found = self._find_versions(name, list(parsed.values()))
             except (NotFound, InvalidConfig):
-                found = {}  # each URI is looked up alone, for the message that says what exists instead
+                found = {}  # Each URI is looked up separately, for the message with the existing versions
             except OnnxserveError as error:
                 resolutions |= dict.fromkeys(uris, error)
                 continue
@@ -333,7 +324,6 @@ class BatchResolver:
         return resolutions
 
     def _find_versions(self, name: str, uris: Sequence[ModelURI]) -> "dict[ModelURI, ModelVersion]":
-        """Return the versions by URI; a URI without a version is left out."""
         client = registry_client()
         needs_model = any(uri.kind != "tag" for uri in uris)
         model: RegisteredModel = client.get_registered_model(name) if needs_model else None
@@ -354,8 +344,7 @@ class BatchResolver:
     def _version(self, client: "MlflowClient", model: "RegisteredModel", number: str) -> "ModelVersion":
         """Return the version with this number.
 
-        A version that has not passed the gate, or without an evaluation, is always fetched: setting a tag does not
-        update the model's timestamp.
+        A version that has not passed with an evaluation is always fetched: tags leave the model's timestamp unchanged.
         """
         for version in model.latest_versions:
             if str(version.version) == number:
@@ -371,7 +360,6 @@ class BatchResolver:
 
 
 def _try_resolve(model_uri: str, found: "ModelVersion | None" = None) -> Resolution:
-    """Return the resolution of the URI, whose version may be found already."""
     try:
         return resolve(model_uri) if found is None else _resolved_version(model_uri, parse_model_uri(model_uri), found)
     except OnnxserveError as error:

@@ -1,10 +1,8 @@
 """MLflow runs: logging to the project's run or a new one, its tags, and metrics in batches.
 
-An `IdempotentRun` is one run for one thing, however often it is reported and by however many processes at the same
-time. MLflow has no unique keys. So a run carries its identity as tags, and a process looks for it before it creates
-one. Two processes that look at the same time create two runs. Both look again, after they have created their run and
-after they have filled it, and agree without talking to each other on the one that counts, the primary: a complete run
-before an incomplete one, then the older one.
+MLflow has no unique keys. An `IdempotentRun` is therefore identified by tags, and a process looks for the run before it
+creates it. If two processes create it at the same time, each looks again after the creation and after all content is
+logged, and both choose the same run, the primary: a complete run before an incomplete one, then the older one.
 """
 
 import os
@@ -48,7 +46,7 @@ class LoggedRun:
     url: str
 
     def page_of(self, file: str) -> str:
-        """Return the address of a file's page in MLflow, else the path of the artifact."""
+        """Return the address of a file's page in MLflow, or otherwise the path of the artifact."""
         page, mark, workspace = self.url.partition("?")
         return f"{page}/artifacts/{file}{mark}{workspace}" if page else f"{self.run_id}/{file}"
 
@@ -60,11 +58,9 @@ def log_run(
     experiment_id: "Callable[[MlflowClient], str]",
     log_content: "Callable[[MlflowClient, str], None]",
 ) -> LoggedRun:
-    """Log to the run of the MLflow project that this process belongs to (`mlflow run . -e …`), else to a new one.
+    """Log to the run of the MLflow project that this process belongs to (`mlflow run . -e …`), or to a new run.
 
-    Args:
-        experiment_id: returns the experiment of a new run; called only for one.
-        log_content: a function of the client and the run's id. If it fails, a new run ends as FAILED.
+    `experiment_id` is called only for a new run, which ends as FAILED if `log_content` (client, run id) fails.
     """
     client = registry_client()
     with registry_errors(what), no_request_timeout:
@@ -84,7 +80,7 @@ def log_run(
 
 @dataclass(frozen=True)
 class ModelRun:
-    """The run beside a model: the one that logged it, else one that holds its evaluations, in its experiment.
+    """The run of a model: the run that logged it, or else a run in its experiment that holds its evaluations.
 
     `run_id` is empty if the run is yet to be created, `model_id` if no logged model exists.
     """
@@ -111,10 +107,7 @@ class ModelRun:
 
 
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
-    """Return the run beside a model; `run_id` and `model_id` are those of the MLmodel file.
-
-    Raises InvalidConfig if the model was never logged, and NotFound if its run or the logged model is gone.
-    """
+    """Return the run of a model. Raises InvalidConfig if it was never logged, NotFound if the run or model is gone."""
     run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
     if not run_id and not model_id:
         raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so there is no run to log to")
@@ -124,14 +117,14 @@ def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun
             return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
     with registry_errors(f"logged model {model_id}"):
         known = client.get_logged_model(model_id)
-        # MLflow's own id: over REST, an id of the file as `m-1?'` finds m-1
+        # Take MLflow's own id: over REST, the file's id `m-1?` would find m-1
         model_id, experiment_id = str(known.model_id), str(known.experiment_id)
         found = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
     return ModelRun(str(found[0].info.run_id) if found else "", experiment_id, model_id)
 
 
 def has_logged_models(client: "MlflowClient") -> bool:
-    """Return False if the tracking server is an MLflow before 3, which keeps models as artifacts of runs alone."""
+    """Return False if the tracking server is an MLflow before 3, which keeps models only as artifacts of runs."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -154,8 +147,8 @@ def log_flavor(
 ) -> "ModelInfo":
     """Log a model, with the arguments of `mlflow.models.Model.log`, and register it if a name is given.
 
-    To a server before MLflow 3 it becomes an artifact of its run, or of a new one: at `name`, or beside it if the run
-    has other files there. Of the options, those that describe a logged model are left out.
+    To a server before MLflow 3 it becomes an artifact of its run, or of a new one: at `name`, or next to it if the run
+    has other files there. Options that describe a logged model are left out.
     """
     import mlflow
     from mlflow.models import Model
@@ -213,9 +206,7 @@ def log_metrics(
 ) -> None:
     """Log names and values as metrics of the run, and of the model if this tracking server has it.
 
-    Args:
-        at_ms: the time of the values in milliseconds since 1970; default: now.
-        step: among values of one name and time, MLflow shows that of the last step.
+    `at_ms` is in milliseconds since 1970. Of values with one name and time, MLflow shows that of the last `step`.
     """
     from mlflow.entities import LoggedModelInput, Metric
     from mlflow.exceptions import MlflowException
@@ -241,18 +232,12 @@ def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> Non
 
 
 def project_run_id() -> str | None:
-    """Return the run of the MLflow project that this process belongs to."""
     return os.environ.get(_PROJECT_RUN) or None
 
 
 @dataclass(frozen=True)
 class IdempotentRun:
-    """The run for one thing.
-
-    Args:
-        identity: tags that identify the thing; their values hold no quotes.
-        done: the tag of a complete run, and its value; it is set last.
-    """
+    """The run for one thing. The tags `identity` (without quotes) identify the thing; the tag `done` is set last."""
 
     what: str
     experiment: str
@@ -262,10 +247,10 @@ class IdempotentRun:
     def log(
         self, name: str, tags: Mapping[str, str], log_content: "Callable[[MlflowClient, str, int], None]"
     ) -> LoggedRun:
-        """Log to the run of the MLflow project that this process belongs to, else to the existing run or a new one.
+        """Log to the run of the MLflow project that this process belongs to, to the existing run, or to a new one.
 
-        `log_content` gets the client, the run's id and the number of times that the run was begun before. If MLflow
-        does not answer (RegistryUnavailable), the next call continues the run.
+        `log_content` gets the client, the run's id and the number of earlier starts of the run. If MLflow does not
+        answer (RegistryUnavailable), the next call continues the run.
         """
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only the command prints to stdout
         client = registry_client()
@@ -283,9 +268,9 @@ class IdempotentRun:
         tags: Mapping[str, str],
         log_content: "Callable[[MlflowClient, str, int], None]",
     ) -> str | None:
-        """Return the id of the primary, with all content, or None if another process has deleted the run meanwhile.
+        """Return the id of the complete primary, or None if another process has deleted the run meanwhile.
 
-        A process deletes only a run that it has created itself and that is not the primary.
+        A process deletes only a run that it created and that is not the primary.
         """
         from mlflow.exceptions import MlflowException
 
@@ -317,7 +302,6 @@ class IdempotentRun:
             raise
 
     def _find_or_create(self, client: "MlflowClient", name: str, tags: Mapping[str, str]) -> "tuple[Run, bool]":
-        """Return the run to log to, and True if it was created here, with the tags."""
         if (run_id := project_run_id()) is not None:
             return client.get_run(run_id), False
         experiment_id = get_or_create_experiment(client, self.experiment)
@@ -326,7 +310,6 @@ class IdempotentRun:
         return client.create_run(experiment_id, run_name=name, tags=dict(tags)), True
 
     def _primary(self, client: "MlflowClient", run: "Run") -> str:
-        """Return the id of the run that counts among all runs for this thing in the experiment of `run`."""
         runs = self._runs(client, run.info.experiment_id)
         return project_run_id() or str((runs or [run])[0].info.run_id)
 
@@ -338,7 +321,6 @@ class IdempotentRun:
         return sorted(runs, key=lambda run: (self.done[0] not in run.data.tags, run.info.start_time, run.info.run_id))
 
     def _finish(self, client: "MlflowClient", run: "Run") -> None:
-        """Tag the run as complete and the others as superseded."""
         from mlflow.exceptions import MlflowException
 
         run_id = str(run.info.run_id)
@@ -350,7 +332,7 @@ class IdempotentRun:
             try:
                 tag_run(client, other_id, {SUPERSEDED: run_id})
             except MlflowException:
-                if not _is_deleted(client, other_id):  # by the process that created it, since it was found
+                if not _is_deleted(client, other_id):  # Its creator may have deleted it since it was found
                     raise
             if self.done[0] in other.data.tags:
                 with suppress(MlflowException):  # another process deleted the tag at the same time

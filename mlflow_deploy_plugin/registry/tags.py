@@ -66,8 +66,8 @@ class GateStatus:
 
     Attributes:
         passed: the version may be promoted and served: it passed, or a person forced it.
-        state: a `VerdictState`, `forced`, or empty if there is no verdict on the version's files.
-        digest: the digest of all files that were judged; empty if the verdict does not record it.
+        state: a `VerdictState`, `forced`, or empty without a verdict on the version's files.
+        digest: the digest of all judged files; empty if the verdict does not record it.
     """
 
     passed: bool
@@ -89,7 +89,6 @@ class GateStatus:
 
 
 def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
-    """Return the gate status that the tags of a version hold."""
     state, reason, report = tags.get(GATE_TAG, ""), tags.get(GATE_REASON_TAG, ""), tags.get(GATE_REPORT_TAG, "")
     if not state:
         return GateStatus(False, "", "it has not been through the gate")

@@ -1,7 +1,4 @@
-"""Stages, aliases and tags of a registered model: the version that each selects, moving a version, and moving back.
-
-Here is also the audit trail of an endpoint together with that of the models it serves.
-"""
+"""Stages, aliases and tags of a registered model: selecting and moving versions, and the audit trail of these moves."""
 
 import json
 from bisect import bisect_right
@@ -32,13 +29,13 @@ _STEPS = ("gate", "tag", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
 """On a version that was served, or tried, and rolled back: the endpoint and the reason."""
 _STAGES = ("Production", "Staging", "Archived", "None")
-_ARCHIVES_OTHERS = ("Production", "Staging")  # as in MLflow
+_ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the same stages
 
 
 def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
-    """Yield the events, oldest first; with `limit` the newest ones. All of them may be more than the memory holds.
+    """Yield the events of an endpoint and its registered models (or of `model` only), oldest first.
 
-    The events of an endpoint include those of the registered models that it serves, unless `model` names one.
+    With `limit` only the newest events are returned. Do not collect all events: they may exceed the memory.
     """
     newest_first = limit is not None
     found = [store.events(endpoint, model, newest_first=newest_first)]
@@ -52,10 +49,9 @@ def event_history(store: "Store", endpoint: str | None, model: str | None, limit
 
 
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
-    """Leave out the steps of a promotion or a rollback, which has an event of its own.
+    """Leave out the steps of a promotion or a rollback, which has its own event.
 
-    The steps are the run of the gate, the tags of its verdict, and the moves as MLflow's server saw them: into the
-    stage, and out of it to the archive.
+    The steps are the run of the gate, the tags of its verdict, and the moves into the stage and to the archive.
     """
     acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
     for act in events:
@@ -78,15 +74,11 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
 
 
 def event_as_json(event: "AuditEvent") -> str:
-    """Return the fields of the event as one line of JSON."""
     return json.dumps({**asdict(event), "at": event.at.isoformat()}, ensure_ascii=False, default=str)
 
 
 def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
-    """Return the registered models that an endpoint serves; for a deleted or emptied one, the last ones that it served.
-
-    The result is None if they are unknown: a newer onnxserve has written the spec, or the trail has no spec.
-    """
+    """Return the registered models that an endpoint serves or served last; None if its spec is missing or too new."""
     with suppress(InvalidConfig):
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
@@ -108,8 +100,6 @@ def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
 
 @dataclass(frozen=True)
 class StageOrAlias:
-    """A stage or an alias of a registered model, to which a version is promoted."""
-
     stage: str = ""
     alias: str = ""
 
@@ -122,7 +112,6 @@ class StageOrAlias:
         return bool(self.alias) or self.stage == "Production"
 
     def uri(self, model: str) -> str:
-        """Return the model URI that an endpoint follows."""
         return f"models:/{model}/{self.stage}" if self.stage else f"models:/{model}@{self.alias}"
 
 
@@ -146,10 +135,7 @@ def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedMo
 
 
 def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = "") -> str:
-    """Return the version that the stage (of several the highest number), the alias or the tag selects now, or "".
-
-    Within MLflow's own server, `registry` is its store. The version `exclude` is left out.
-    """
+    """Return the version that the stage (of several the highest number), the alias or the tag selects now, or ""."""
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()
         if uri.kind == "alias":
@@ -161,17 +147,10 @@ def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclu
 
 
 def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> None:
-    """Make the stage, the alias or the tag select `version`.
+    """Make the stage, the alias or the tag select only `version`, and delete its rolled-back tag if `clears_rollback`.
 
-    The other versions of Production or Staging are archived, because the highest number counts; the others with the tag
-    lose it. Nothing is moved if the version alone is selected already.
-
-    Args:
-        clears_rollback: delete the version's rolled-back tag, since it is served again.
-
-    Raises:
-        InvalidConfig: MLflow refuses it; the message is MLflow's, or the gate's.
-        NotFound: there is no such version.
+    The other versions of Production or Staging are archived, because the highest number counts; the other versions with
+    the tag lose it. Raises InvalidConfig if MLflow or the gate refuses the move, and NotFound without such a version.
     """
     from mlflow.exceptions import MlflowException  # imported late: it takes a second
 
@@ -195,7 +174,7 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
 
 
 def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
-    """Move the version to the stage or the tag, and those that were there away."""
+    """Move the version to the stage or the tag, and the earlier versions away."""
     name, before = uri.name, _selected(client, uri)
     if before.keys() == {version}:
         return
@@ -208,24 +187,23 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
         return
     client.transition_model_version_stage(name, version, uri.selector)
     if uri.selector.capitalize() in _ARCHIVES_OTHERS:
-        # one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
+        # The versions move one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.transition_model_version_stage(name, other, "Archived")
 
 
 def _selected(client: "MlflowClient", uri: ModelURI) -> "dict[str, ModelVersion]":
-    """Return the versions that have the stage or the tag, by number."""
     return {str(one.version): one for one in all_versions(client, uri.name) if selects(uri, one)}
 
 
 def _superseded(
     uri: ModelURI, version: str, before: "Mapping[str, ModelVersion]", after: "Mapping[str, ModelVersion]"
 ) -> list[str]:
-    """Return the versions that leave a stage or a tag to which `version` was moved, by those there before and after.
+    """Return the versions that leave a stage or a tag to which `version` was moved.
 
-    Other clients may have moved their versions there meanwhile. In a stage the version that was moved last stays, for
-    every client that looks: `version` itself may leave. MLflow keeps no time of a tag: there all that came meanwhile
-    stay, and the highest counts.
+    Other clients may have moved versions there meanwhile. In a stage the version that was moved last stays, so
+    `version` itself may leave. MLflow records no time of a tag: all versions that were tagged meanwhile keep it, and
+    the highest counts.
     """
     if version not in after:
         return []
@@ -242,17 +220,14 @@ def _superseded(
 
 @dataclass(frozen=True)
 class PreviousVersion:
-    """The version that was served before another one, and how that is known."""
+    """The version that was served before another version, and the source of this information."""
 
     version: str
     source: str
 
 
 def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | None" = None) -> PreviousVersion | None:
-    """Return the version that the stage had before `version`, or None if the registry does not show it.
-
-    Versions that were rolled back are left out. An alias and a tag leave no trace of where they were.
-    """
+    """Return the version that the stage had before `version`, except rolled-back ones. Aliases have no history."""
     if uri.kind != "stage":
         return None
     with registry_errors(f"model {uri.name}"):
@@ -275,7 +250,7 @@ def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = N
 
 
 def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Mapping[str, str]) -> str:
-    """Return why a version that was rolled back is not promoted to a served stage or alias; empty if it may be."""
+    """Return why a rolled-back version is not promoted to a served stage or alias; empty if it may be promoted."""
     if not place.is_served_from or ROLLED_BACK_TAG not in tags:
         return ""
     return (
