@@ -1,6 +1,6 @@
-"""Evaluation of one version on rows: its metrics, its robustness to disturbed rows, and what explains its answers.
+"""Evaluation of a version on rows: metrics, robustness and explanations.
 
-A name is imported from its module on first use: gate policies are read without numpy, and only explanations need shap.
+A name is imported on first use: gate policies are read without numpy, and only explanations need shap.
 """
 
 import lazy_loader

@@ -1,14 +1,13 @@
-"""Adversarial rows: changed by so little that nobody would notice, in the direction in which the model errs most.
+"""Adversarial rows: imperceptibly changed rows, in the direction in which the model errs most.
 
-No value moves by more than the strength: standard deviations of its column, or in a picture a share of the range, in
-which it stays. Only floating-point numbers are changed.
+No value moves by more than the strength: standard deviations of its column, or in a picture a share of its range, which
+bounds the result. Only floating-point numbers are changed.
 
 - `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
 - `pgd`, ten steps from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083
-- `spsa`, the same steps by gradients that are estimated from predictions alone: Uesato et al. 2018,
-  https://arxiv.org/abs/1802.05666, after Spall 1992
+- `spsa`, the same steps by gradients estimated from predictions: Uesato et al. 2018, https://arxiv.org/abs/1802.05666
 
-The first two need the torch module from which the ONNX form was made. The rows that they find go to the ONNX form.
+`fgsm` and `pgd` need the torch module from which the ONNX form was made. The ONNX form then predicts their rows.
 """
 
 import inspect
@@ -32,7 +31,7 @@ from mlflow_deploy_plugin.runtime import FLAVOR, Artifact, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
-"""A function of N rows, and of a generator for what it draws. It returns the loss of each row, [N], and its gradient by
+"""A function of N rows, and of a generator of random draws. It returns the loss of each row, [N], and its gradient by
 each floating-point array."""
 _STEPS = 10
 _STEP_SIZE = 2.5  # in strengths, over all steps: enough to reach any corner from any start (Madry)
@@ -40,12 +39,10 @@ _DIRECTIONS = 8
 
 
 def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
-    """Return the rows moved by the strength along the sign of the gradient."""
     return _moved(rows, rows, gradient(rows, rng)[1], strength, strength)
 
 
 def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
-    """Return the worst of ten steps for each row, from a random start."""
     start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
     found = _moved(rows, rows, start, strength, strength, by_sign=False)
     worst, worst_loss = rows, np.full(row_count(rows), -np.inf)
@@ -78,7 +75,6 @@ def _moved(
 
 
 def _unit(values: Array) -> Array:
-    """Return the standard deviation of each column, or the range of a picture's values."""
     low, high = value_range(values)
     return np.asarray(high - low if values.ndim > 2 else np.nan_to_num(np.nanstd(values.astype(np.float64), axis=0)))
 
@@ -88,11 +84,7 @@ def _floats(rows: NamedArrays) -> NamedArrays:
 
 
 def estimated_gradient(model: LoadedModel, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
-    """Return the gradient of a model that only predicts, estimated from steps in random directions (SPSA).
-
-    Args:
-        rows: as they are; the steps are a tenth of the standard deviation of their columns.
-    """
+    """Return the gradient estimated from predictions after steps of 0.1 standard deviations (SPSA, Spall 1992)."""
     if not _floats(rows):
         return Refused("the model takes no floating-point numbers")
     if isinstance(losses := _losses(truth, model.predict(rows)), Refused):
@@ -162,14 +154,10 @@ def torch_gradient(
 
 
 def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
-    """Return the torch module in the model's folder, or the one that the model was made of, or a `Refused`.
+    """Return the torch module in the model's folder, or the module that the model was made of, or a `Refused`.
 
-    An optimized version was made of the original of its base.
-
-    Args:
-        original: the URI of the module's model, whose code the caller consents to run; empty: the one that the model
-            names.
-        has_consent: the caller consents to run code that the model's author has named.
+    An optimized version was made of the original of its base. `original` is the URI of the module's model, whose code
+    the caller consents to run; if empty, the model names it, and its code runs only with `has_consent`.
     """
     document = read_mlmodel(folder)
     flavors, uri = document.get("flavors", {}), original
@@ -201,10 +189,7 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
 def _original_uri(
     model: ResolvedModel, flavors: Mapping[str, Any], metadata: Mapping[str, Any], follows_base: bool = True
 ) -> str:
-    """Return the URI of the model that a version was made from, or of a torch model itself; empty if none is named.
-
-    An optimized version has the original of its base.
-    """
+    """Return the URI of a torch model, or of the model that a version or its base was made from; empty if unknown."""
     named = str(metadata.get(WRAPPED_FROM_TAG, ""))
     if named or "pytorch" in flavors:
         return named or model.source
@@ -218,7 +203,6 @@ def _original_uri(
 
 
 def _load_torch(folder: Path) -> Any:
-    """Return the torch module of a model's folder, or a `Refused`."""
     try:
         import mlflow.pytorch  # here: seconds, and only for torch models
 
@@ -267,7 +251,7 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
-    """Return the cross-entropy of scores or probabilities of classes, else the squared error; [N]."""
+    """Return the cross-entropy of scores or probabilities of classes, otherwise the squared error; [N]."""
     numbers = answer.reshape(len(truth), -1)
     is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
     if not is_class:

@@ -16,17 +16,14 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 @dataclass(frozen=True)
 class Agreement:
-    """The answers of a form beside those of its base.
+    """The answers of a form compared with those of its base.
 
     Attributes:
-        rows: the number of rows compared.
         equal: the share of rows with the same labels; None if neither answers labels.
-        max_difference, mean_difference: of the outputs that are numbers, in their own unit; the largest of all outputs.
-            None if there are none.
+        max_difference, mean_difference: the largest of all numeric outputs, in their own unit; None without any.
         relative_difference: the mean difference as a share of the standard deviation of the base's answers.
-        metric: what is compared on labelled rows; empty without labels.
-        base_metric, form_metric: its values; NaN without labels.
-        loss: how much worse the form is, which a limit is set for (`loss_of` says in what).
+        base_metric, form_metric: NaN without labels.
+        loss: how much worse the form is, in the unit of `loss_of`. A limit is set for it.
     """
 
     rows: int
@@ -41,7 +38,7 @@ class Agreement:
 
     @property
     def loss_of(self) -> str:
-        """Return the measure of the loss: a metric, else the labels that differ, else the difference of the values."""
+        """Return the measure of the loss: a metric, otherwise the differing labels or the difference of the values."""
         return self.metric or ("labels" if self.equal is not None else "values")
 
     def __str__(self) -> str:
@@ -69,9 +66,8 @@ def compare_with_base(
         metric: default: accuracy of labels, rmse of numbers.
         base_outputs: the answers of the base, if they are known.
 
-    Raises:
-        InvalidConfig: the metric does not fit the answers, or a form answers other shapes than its base.
-        SchemaMismatch, InferenceError: one of them refuses the rows.
+    Raises InvalidConfig if the metric does not fit the answers or the shapes differ from the base, and SchemaMismatch
+    or InferenceError if a model refuses the rows.
     """
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)

@@ -1,7 +1,6 @@
-"""Robustness curves: how the metric of a version falls with the strength of a disturbance of its rows.
+"""Robustness curves: the metric of a version as a function of the strength of a disturbance of its rows.
 
-All strengths of a disturbance draw the same random numbers, so that a curve is smooth, and the same seed gives the same
-report.
+All strengths of a disturbance use the same random numbers, so that a curve is smooth and a seed reproduces the report.
 """
 
 import importlib.util
@@ -51,11 +50,11 @@ class RobustnessPoint:
     """The metric under a disturbance of one strength.
 
     Attributes:
-        value: None if the model refuses the rows, or answers no numbers.
-        loss: how much worse it is than for the rows as they are: in units of the metric; of rmse and mae a share.
-        variant: the worst one of several, such as the column that was scaled.
-        no_number: the share of rows that are answered by no number: NaN or infinity among the values or probabilities.
-        refusal: the model's message, or that the metric is no number.
+        value: None if the model refuses the rows, or its answers are not numbers.
+        loss: the metric's decline compared with undisturbed rows, in its unit; a share for rmse and mae.
+        variant: the worst of several variants, such as the scaled column.
+        no_number: the share of rows with NaN or infinity among the values or probabilities.
+        refusal: the model's message, or that the metric is not a number.
     """
 
     disturbance: str
@@ -72,11 +71,10 @@ class RobustnessReport:
     """The curves of one version.
 
     Attributes:
-        clean: the metric for the rows as they are.
+        clean: the metric of the undisturbed rows.
         points: by disturbance, then by strength.
-        cannot: the disturbances that could not be measured, and why.
-        notes: what was left out of a disturbance, because the model refuses such rows.
-        run: the run that it was logged to.
+        cannot: the disturbances that could not be measured, and the reasons.
+        notes: the parts of disturbances that were left out, because the model refuses such rows.
     """
 
     model: str
@@ -92,12 +90,10 @@ class RobustnessReport:
     run: LoggedRun | None = None
 
     def curves(self) -> Iterator[tuple[str, list[RobustnessPoint]]]:
-        """Yield each measured disturbance with its points."""
         for name in dict.fromkeys(point.disturbance for point in self.points):
             yield name, [point for point in self.points if point.disturbance == name]
 
     def table(self) -> list[tuple[str, ...]]:
-        """Return a header and a line of texts for each point."""
         lines: list[tuple[str, ...]] = [("disturbance", "strength", self.metric, "loss", "no number", "worst at")]
         lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
         for point in self.points:
@@ -107,7 +103,7 @@ class RobustnessReport:
         return lines
 
     def figures(self) -> list[tuple[str, float, int]]:
-        """Return metrics for MLflow with a step each: the strength in thousandths, so that the UI draws the curve."""
+        """Return metrics for MLflow. The step is the strength in thousandths, so that the UI draws the curve."""
         found = [("robustness/clean", self.clean, 0)]
         for name, points in self.curves():
             known = [
@@ -177,16 +173,13 @@ def robustness(
         metric: default: accuracy for labels, rmse for numbers.
         strengths: the disturbances, each with one strength or several (none: the default ones); default: all that fit.
         original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run.
-            Default: the one that the version names, if `strengths` names one of the two.
+            Default: the model that the version names, if `strengths` contains `fgsm` or `pgd`.
         max_rows: at most so many rows, chosen by the seed.
         log: log report, pictures and metrics to the version's run, under `robustness/`.
 
-    Raises:
-        InvalidConfig: the data, the target, the metric or a strength is not valid, or there is no run to log to.
-        NotFound: there is no such model.
-        NotInstalled: pictures need matplotlib.
-        SchemaMismatch, InferenceError: the model refuses the rows as they are.
-        RegistryUnavailable: MLflow does not answer.
+    Raises InvalidConfig if an argument is not valid or there is no run to log to, NotFound without such a model,
+    NotInstalled if pictures need matplotlib, SchemaMismatch or InferenceError if the model refuses the undisturbed
+    rows, and RegistryUnavailable if MLflow does not answer.
     """
     chosen = None if strengths is None else check_strengths(strengths)
     if metric is not None and metric not in METRICS:
@@ -200,7 +193,7 @@ def robustness(
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
         labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
         run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
-        # who names an attack consents to the code of the original that it needs
+        # A user who requests an attack consents to running the original's code, which the attack needs
         find_gradient = partial(
             torch_gradient, resolved, folder, model.artifact, original, has_consent=chosen is not None
         )
@@ -224,13 +217,10 @@ def measure_robustness(
 ) -> RobustnessReport:
     """Measure the curves of a loaded model; the report lacks the names of model, dataset and target.
 
-    Args:
-        strengths: as `check_strengths` returns them; None: the default ones of what fits the model.
-        find_gradient: returns the gradient of the torch original for rows and their truth, [N]; called if needed.
-
-    Raises:
-        InvalidConfig: the metric does not fit, there are fewer than two rows, or nothing can be measured.
-        SchemaMismatch, InferenceError: the model refuses the rows as they are.
+    `strengths` are as returned by `check_strengths`; None: the default strengths that fit the model. `find_gradient`
+    returns the gradient of the torch original for rows and their truth, [N]. Raises InvalidConfig if the metric does
+    not fit, there are fewer than two rows, or nothing can be measured, and SchemaMismatch or InferenceError if the
+    model refuses the undisturbed rows.
     """
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:
@@ -257,7 +247,7 @@ def measure_robustness(
             cannot[name] = variants.reason
             continue
         progress(f"measuring {name}")
-        # not `seed` alone: data that was made with the same seed would be its own noise
+        # The name is added to `seed`, because data made with the same seed would be its own noise
         stream = [zlib.crc32(name.encode()), seed]
         for strength in values:
             outcomes = [
@@ -301,7 +291,6 @@ def _disturber(
 def _point(
     baseline: Baseline, model: LoadedModel, name: str, strength: float, variant: str, rows: NamedArrays
 ) -> RobustnessPoint:
-    """Return the point of disturbed rows."""
     try:
         answers = model.predict(rows)
         value = baseline.value_of(answers)
@@ -314,6 +303,5 @@ def _point(
 
 
 def require_matplotlib() -> None:
-    """Raise NotInstalled if pictures cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         raise NotInstalled("pictures need matplotlib: pip install 'mlflow-onnxserve[monitoring]'")

@@ -1,4 +1,4 @@
-"""The rows that a version is judged on: a dataset with labels, or the reference that lies beside the model."""
+"""The rows that a version is judged on: a dataset with labels, or the reference in the model's folder."""
 
 import tempfile
 import zipfile
@@ -47,12 +47,9 @@ def sample_positions(total: int, most: int, seed: int) -> Array:
 
 
 def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int) -> LabelledRows:
-    """Return labelled rows of a dataset, at most `max_rows` of them.
+    """Return at most `max_rows` labelled rows of a dataset.
 
-    Raises:
-        InvalidConfig: there is no such file, it cannot be read, or it has no such target.
-        NotFound: the run, or its dataset, does not exist.
-        RegistryUnavailable: MLflow does not answer.
+    Raises InvalidConfig if the file or the target is missing, NotFound if the run is missing, and RegistryUnavailable.
     """
     return labelled_rows(read_dataset(dataset, artifact), f"the dataset {dataset}", target, artifact, seed, max_rows)
 
@@ -60,11 +57,7 @@ def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_r
 def labelled_rows(
     rows: NamedArrays, shown: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
-    """Return the rows whose target is known, at most `max_rows` of them; the message of an error calls them `shown`.
-
-    Raises:
-        InvalidConfig: there is no such target, the model takes it, or no row has it.
-    """
+    """Return at most `max_rows` rows with a known target. Raises InvalidConfig if none has it or the model takes it."""
     if target not in rows:
         raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
     if target in {column.name for column in artifact.columns}:
@@ -88,7 +81,6 @@ def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedAr
 
 
 def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | None:
-    """Return rows of the model's reference, without labels, or None if it has no reference."""
     if (path := artifact.reference_file) is None:
         return None
     rows = _read_reference(artifact, path)
@@ -98,8 +90,8 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the rows with numbers in the types of the model's signature; a file and the log may have other types.
 
-    Each version gets its own rows, because two versions may have different types. Columns of numbers, as many as the
-    model's only tensor is wide, become that tensor in the order of the file.
+    Call it per version, because the types differ. Columns of numbers, as many as the model's only tensor is wide,
+    become that tensor in the order of the file.
     """
     dtypes, tensors = _column_dtypes(artifact), artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
@@ -112,15 +104,13 @@ def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def _column_dtypes(artifact: Artifact) -> dict[str, str]:
-    """Return the numpy dtypes of the columns of the model's signature, `str` for text."""
     return {column.name: COLUMN_TYPES[column.type] for column in artifact.columns if column.type in COLUMN_TYPES}
 
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the columns or tensors that the model takes, in its types; all of them if its signature has no names.
 
-    Disturbances stay within the bounds of those types. Raises InvalidConfig for several arrays and a tensor without a
-    name.
+    Disturbances stay within the bounds of these types. Raises InvalidConfig for several arrays and an unnamed tensor.
     """
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
@@ -158,11 +148,7 @@ def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
 
 
 def frame_rows(data: object) -> NamedArrays:
-    """Return the rows of a DataFrame, or of arrays [N, …] by name, as a Parquet file would give them.
-
-    Raises:
-        InvalidConfig: the data is neither, or has no rows, or arrays of several lengths.
-    """
+    """Return the rows of a DataFrame, or of arrays [N, …] by name. Raises InvalidConfig for other or empty data."""
     if isinstance(data, Mapping):
         return _of_one_length({str(name): np.asarray(values) for name, values in data.items()}, "the data")
     try:

@@ -1,7 +1,7 @@
-"""Rows that are not as they should be: each function returns changed copies of named arrays, and takes a generator.
+"""Disturbances of rows: each function returns changed copies of named arrays, and takes a generator.
 
-Numbers keep their type and stay within its bounds. A tensor of two dimensions is a table of columns. One of more
-dimensions is a picture for each row: of four, the smaller outer one holds the channels.
+Numbers keep their type and stay within its bounds. A tensor of two dimensions is a table of columns; with more
+dimensions each row is a picture. Of four, the smaller outer dimension holds the channels.
 """
 
 import string
@@ -21,10 +21,7 @@ _MAX_SCALED = 50
 
 
 def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Add normal noise to every number, `share` of the standard deviation of its column, or of all values of a picture.
-
-    Whole numbers stay whole.
-    """
+    """Add normal noise of `share` standard deviations of the column, or of the picture. Whole numbers stay whole."""
 
     def disturb(values: Array) -> Array:
         scale = np.array([spread(column) for column in values.T]) if values.ndim == 2 else spread(values)
@@ -72,7 +69,6 @@ def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator
 
 
 def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
-    """Cast numbers to their column's type, within its bounds."""
     if dtype.kind == "f":
         limits = np.finfo(dtype)
         return np.where(np.isfinite(numbers), np.clip(numbers, limits.min, limits.max), numbers).astype(dtype)
@@ -130,7 +126,7 @@ def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
 
 
 def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Replace a share of the texts by one that no model has seen."""
+    """Replace a share of the texts by an unseen text."""
     return _of_texts(rows, lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts))
 
 
@@ -179,7 +175,6 @@ def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> Named
 
 
 def value_range(values: Array) -> tuple[float, float]:
-    """Return the smallest and the largest finite number of an array."""
     known = values[np.isfinite(values)]
     return (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
 

@@ -1,9 +1,8 @@
 """Explanations of a file of rows: the contribution of each column to each prediction, and the importance of columns.
 
 Contributions are those of `/explain` (`pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX form). The
-importance of a column is the mean of its absolute contributions and, with labels, the loss
-of the metric if its values are permuted: Breiman 2001, https://doi.org/10.1023/A:1010933404324, as scikit-learn's
-`permutation_importance` has it.
+importance of a column is its mean absolute contribution and, with labels, the loss of the metric if its values are
+permuted (Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
 """
 
 import contextlib
@@ -58,12 +57,9 @@ _SHOWN_COLUMNS = 20
 
 @dataclass(frozen=True)
 class ColumnImportance:
-    """The importance of one column.
+    """The importance of one column: its mean absolute contribution over rows and outputs, and the loss by permutation.
 
-    Attributes:
-        mean_abs: the mean of the absolute contributions over rows and outputs.
-        permutation: the mean loss of the metric if the column is permuted, in units of the metric; None without labels.
-        permutation_std: the standard deviation of that loss over the repeats.
+    `permutation` is the mean loss of the metric over the repeats, in the metric's unit; None without labels.
     """
 
     column: str
@@ -77,16 +73,15 @@ class Explanation:
     """The explanation of N rows by C columns and K outputs.
 
     Attributes:
-        outputs: a classifier's classes, else the outputs.
-        values: [N, C, K] float64, the contributions; with the base values they add up to what the model answers.
+        outputs: the classes of a classifier, otherwise the outputs.
+        values: [N, C, K] float64, the contributions; with the base values they add up to the model's answers.
         base_values: [K] float64.
         data: by column the values of the rows, [N].
-        positions: [N], the places of the rows in the data, from 0.
-        left_out: the number of further rows, which the model answers by no numbers.
+        positions: [N], the positions of the rows in the data, from 0.
+        left_out: the number of further rows, for which the model does not return numbers.
         importance: the most important column first.
         metric: of the permutation importance; None without labels.
-        background: the rows that were explained against: `reference`, `input_example` or `data`, and how many.
-        run: the run that it was logged to.
+        background: the rows that were explained against: `reference`, `input_example` or `data`, and their number.
     """
 
     model: str
@@ -123,7 +118,6 @@ class Explanation:
         }
 
     def table(self) -> list[tuple[str, ...]]:
-        """Return a header and a line of texts for each of the most important columns."""
         header = ("column", "mean |SHAP|", *((f"{self.metric} lost if permuted",) if self.metric else ()))
         lines = [header]
         for one in self.importance[:_SHOWN_COLUMNS]:
@@ -161,11 +155,11 @@ class Explanation:
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
     def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw the plots and yield their files; of two classes those of the second, which the first mirrors."""
+        """Draw the plots and yield their files; of two classes only the second, which the first mirrors."""
         import matplotlib.pyplot as plt  # here: half a second
         import shap
 
-        # a text has no place on a scale: it is grey
+        # A text has no position on the colour scale, so it is grey
         unknown = np.full(len(self.values), np.nan)
         numbers = [values if values.dtype.kind in "biuf" else unknown for values in self.data.values()]
         drawn = [1] if len(self.outputs) == 2 else list(range(len(self.outputs)))[:_MAX_PICTURES]
@@ -203,23 +197,20 @@ def explain(
     log: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> Explanation:
-    """Explain the predictions of a version for the rows of a file, and how important its columns are.
+    """Explain the predictions of a version for the rows of a file, and the importance of its columns.
 
     Args:
-        data: as for `robustness`; `reference` is the sample beside the model.
-        target: the column that holds the truth; empty: there is none, and no permutation importance.
+        data: as for `robustness`; `reference` is the sample in the model's folder.
+        target: the column that holds the truth; empty: no permutation importance.
         metric: of the permutation importance; default: accuracy for labels, rmse for numbers.
-        max_rows: at most so many rows are explained, chosen by the seed. The metric is of 2,000 at most.
-        max_evals: evaluations of the model a row, each with up to 100 rows; default: ten pairs of permutations.
+        max_rows: at most so many rows are explained, chosen by the seed. The metric uses at most 2,000.
+        max_evals: evaluations of the model per row, each with up to 100 rows; default: ten pairs of permutations.
         log: log the explanation to the version's run, under `explain/`.
 
     Raises:
-        InvalidConfig: the data, the target or the metric is not valid, or there is no run to log to.
         InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or takes pictures.
-        NotFound: there is no such model.
         NotInstalled: shap or, for the pictures, matplotlib is missing.
-        SchemaMismatch, InferenceError: the model refuses the rows.
-        RegistryUnavailable: MLflow does not answer.
+        InvalidConfig, NotFound, SchemaMismatch, InferenceError, RegistryUnavailable: as `robustness`.
     """
     require_shap()
     if log:
@@ -281,9 +272,9 @@ def explain(
 def _contributions(
     model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
 ) -> "tuple[RowContributions, str, int]":
-    """Return the contributions, the background as a text, and the evaluations a row.
+    """Return the contributions, the background as a text, and the evaluations per row.
 
-    Raises InvalidConfig if `max_evals` is too small, or the model does not answer one row of numbers a row.
+    Raises InvalidConfig if `max_evals` is too small, or the model does not answer a row of numbers per row.
     """
     config: Any = SimpleNamespace(DISABLE_JIT=0)
     with contextlib.suppress(ModuleNotFoundError):  # shap 0.54 needs none
@@ -295,7 +286,7 @@ def _contributions(
         config.DISABLE_JIT = before
     most = most_background_rows(model, feeds)
     try:
-        background = read_background(model, most, 0)  # as /explain
+        background = read_background(model, most, 0)  # /explain uses the same rows
         against, kind = background.feeds, background.source
     except InvalidArtifact:  # it came without rows
         against, kind = {name: array[:most] for name, array in feeds.items()}, "data"
@@ -309,14 +300,13 @@ def _contributions(
 
 
 def contributions_format(path: str) -> FileFormat:
-    """Return the format of a file for contributions; raise InvalidConfig if its name does not say one."""
+    """Return the format of a file for contributions; raise InvalidConfig if its ending is unknown."""
     if (kind := format_of(path)) is None:
         raise InvalidConfig(f"{path}: contributions are written to .csv, .json, .jsonl or .parquet")
     return kind
 
 
 def require_shap() -> None:
-    """Raise NotInstalled if nothing can be explained."""
     if importlib.util.find_spec("shap") is None:
         raise NotInstalled("explanations need shap: pip install 'mlflow-onnxserve[explain]'")
 

@@ -1,8 +1,7 @@
-"""Metrics of labelled rows whose weights change, and the paired bootstrap that compares two models by them.
+"""Metrics of labelled rows with weights, and the paired bootstrap that compares two models by them.
 
-Every metric equals scikit-learn's of the same name with `sample_weight`; a test compares them. A resample is a weight
-for each row. So a metric has two parts: one is computed once for the rows, the other for a thousand weightings.
-Monitoring builds its metrics with intervals from the same parts.
+Every metric equals scikit-learn's metric of the same name with `sample_weight`. A resample is a weight per row, so a
+metric has two parts: the first is computed once for the rows, the second for a thousand weightings.
 
 With two labels, f1 is that of the larger label, and roc_auc that of the pair. With more labels, both are the mean over
 the labels (macro), roc_auc of each label against all others.
@@ -39,10 +38,7 @@ HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
 class MetricComparison:
     """The difference between the candidate and the current version; negative is worse.
 
-    Attributes:
-        candidate, current: the metric of each on all rows.
-        difference: in units of the metric; for `RELATIVE_METRICS` a share of the current value.
-        low, high: bounds of the difference, each at the requested confidence.
+    For `RELATIVE_METRICS` it is a share of the current value. `low` and `high` each hold at the requested confidence.
     """
 
     candidate: float
@@ -58,7 +54,7 @@ def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """A metric of the predictions for the rows as they are, with which predictions for changed rows are compared."""
+    """The metric of the undisturbed rows, with which predictions for changed rows are compared."""
 
     metric: MetricName
     truth: Array
@@ -81,8 +77,7 @@ class Baseline:
     def loss(self, value: float) -> float:
         """Return how much worse the value is: in units of the metric; of rmse and mae a share.
 
-        A tiny error doubles easily, so that share is of the error before or of the spread of the predictions, the
-        larger.
+        The share is of the larger of the old error and the predictions' spread, because a tiny error doubles easily.
         """
         sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
         is_relative = self.metric in RELATIVE_METRICS
@@ -91,7 +86,6 @@ class Baseline:
 
 
 def spread(values: Array) -> float:
-    """Return the standard deviation of the finite numbers of a column or a whole tensor."""
     numbers = values.astype(np.float64)
     known = numbers[np.isfinite(numbers)]
     return float(known.std()) if known.size else 0.0
@@ -135,7 +129,7 @@ def paired_bootstrap(
     resamples: int,
     seed: int,
 ) -> MetricComparison:
-    """Compare two models by a paired bootstrap: each resample of the rows weighs both."""
+    """Compare two models by a paired bootstrap: both get the same weights in each resample."""
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def difference(weights: Array) -> float:
@@ -211,7 +205,6 @@ def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredic
 
 
 def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
-    """Return the share of pairs of a positive and a negative row in which the positive one has the higher score."""
     positive, weight_below = is_positive.astype(np.float64), weight_below_scores(scores)
 
     def score(weights: Array) -> float:
@@ -223,10 +216,7 @@ def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
 
 
 def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
-    """Return a function of weights, [N], that returns [N]: the weight of all rows with a lower score than each row.
-
-    Of the rows with the same score, half of the weight counts.
-    """
+    """Return a function of weights, [N], that returns [N]: the weight of lower scores and half of the equal ones."""
     _, ranks = np.unique(scores, return_inverse=True)
 
     def weight_below(weights: Array) -> Array:
@@ -238,7 +228,6 @@ def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
 
 
 def log_losses(probabilities: Array) -> Array:
-    """Return the log losses of rows, given the probability of each row's true label."""
     losses: Array = -np.log(np.clip(probabilities, EPSILON, 1 - EPSILON))
     return losses
 

@@ -29,8 +29,8 @@ class ModelPredictions:
 
     Attributes:
         prediction: [N], or [N, k] if a row has several values.
-        is_label: the prediction names a class.
-        probabilities: [N, C], if a classifier returns them.
+        is_label: the prediction is a class.
+        probabilities: [N, C]; None unless the model is a classifier that returns them.
         classes: the labels in the order of the probabilities; empty if unknown.
     """
 
@@ -69,7 +69,6 @@ def chunk_rows(rows: Mapping[str, Array]) -> int:
 
 @contextmanager
 def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
-    """Download a version into a temporary folder; raises what `download` raises."""
     with temporary_folder("onnxserve-evaluate-") as temporary:
         yield download(resolved.source, temporary)
 
@@ -77,10 +76,7 @@ def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
 def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
     """Load the model of an MLmodel folder; it computes in one thread.
 
-    Raises:
-        CodeRefused: it has no ONNX form, and `allow_pyfunc` is false.
-        InvalidArtifact: it is no model that can be served.
-        InferenceError: mlflow.pyfunc cannot load it.
+    Raises CodeRefused for a pyfunc if `allow_pyfunc` is false, InvalidArtifact, or InferenceError if loading fails.
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor != PYTHON_FUNCTION:
@@ -94,8 +90,6 @@ def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
 
 
 class LoadedOnnx:
-    """A version with an ONNX form."""
-
     def __init__(self, model: OnnxModel) -> None:
         self.model = model
         self.artifact = model.artifact
@@ -106,7 +100,7 @@ class LoadedOnnx:
     def feeds(self, rows: Mapping[str, Array]) -> Feeds:
         """Return the feeds of rows, which may have more columns than needed, or raise SchemaMismatch."""
         names = self.model.schema.names
-        # the only tensor may have no name: then it takes all rows
+        # If the only tensor has no name, it takes all rows
         given = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
         if not given or not len(next(iter(given.values()))):
             raise SchemaMismatch(f"none of the model's columns is in the rows; it needs {', '.join(names)}")
@@ -122,7 +116,6 @@ class LoadedOnnx:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def predictions(self, outputs: Mapping[str, Array]) -> ModelPredictions:
-        """Return the meaning of the outputs: labels or values, and probabilities."""
         artifact = self.artifact
         by_role: dict[str, Array] = {}
         for output in artifact.outputs:
@@ -186,7 +179,7 @@ class _LoadedPyfunc:
             raise InferenceError(f"the model cannot compute this input: {one_line(error, 200)}") from None
 
     def _in_time(self, work: Callable[[], Any]) -> Any:
-        """Run the model's code in a thread, which is left alone if it hangs. A model that hangs is not called again."""
+        """Run the model's code in a thread, which is abandoned if it hangs. A model that hangs is not called again."""
         if self._hangs:
             raise InferenceError("the model hangs")
         done: Future[Any] = Future()
@@ -205,5 +198,4 @@ class _LoadedPyfunc:
 
 
 def _flat(array: Array) -> Array:
-    """Return [N, 1] as [N]."""
     return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array

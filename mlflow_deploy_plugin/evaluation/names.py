@@ -19,10 +19,7 @@ _MAX_STRENGTH = 1e6
 
 @dataclass(frozen=True)
 class Disturbance:
-    """One way in which rows go wrong: the meaning of a strength (`unit`), and the default strengths.
-
-    If `is_share`, a strength is from 0 to 1. A disturbance that is not `by_default` is measured if a user chooses it.
-    """
+    """A disturbance of rows. `unit` is the meaning of its strength, which is from 0 to 1 if `is_share`."""
 
     unit: str
     strengths: tuple[float, ...]
@@ -48,10 +45,7 @@ DISTURBANCES: Mapping[str, Disturbance] = {
 
 
 def check_strengths(given: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
-    """Return the strengths of each disturbance in ascending order; an empty sequence means the default strengths.
-
-    Raises InvalidConfig for an unknown disturbance, and for a strength that it cannot have.
-    """
+    """Return the strengths in ascending order; an empty sequence selects the default ones. Raises InvalidConfig."""
     if unknown := [name for name in given if name not in DISTURBANCES]:
         listed = f"there are {', '.join(DISTURBANCES)}"
         raise InvalidConfig(f"there is no disturbance {unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}")
