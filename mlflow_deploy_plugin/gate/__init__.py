@@ -1,7 +1,7 @@
-"""The gate: what a version of a model has to prove before it is promoted, and the promotion itself.
+"""The gate: the requirements that a version has to meet before it is promoted, and the promotion itself.
 
-A name is imported from its module on first use. The console needs the policies only, and must not wait for mlflow and
-pandas; the process that measures a model (`gate/checks/budget.py`) must not hold them in memory.
+A name is imported on first use, because the console needs only the policies, and the process that measures a model
+(`gate/checks/budget.py`) must not hold mlflow and pandas in memory.
 """
 
 import lazy_loader

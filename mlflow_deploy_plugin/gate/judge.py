@@ -47,8 +47,6 @@ _NO_ROWS = "there are no rows: the policy names no dataset, and no reference lie
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """Labelled rows and the predictions for them, for MLflow's own evaluation."""
-
     dataset: str
     truth: Array
     candidate: ModelPredictions
@@ -57,7 +55,7 @@ class EvaluationData:
 
 @dataclass(eq=False)
 class _Checks:
-    """The checks of a version, and their inputs. If a check fails to get one, it stays empty for the next."""
+    """The checks of a version, and their inputs. An input that a check fails to get stays empty for the next checks."""
 
     policy: GatePolicy
     progress: ProgressCallback
@@ -109,7 +107,7 @@ class _Checks:
             self.notes.clear()
 
     def parity(self) -> CheckResult:
-        """Check the proof of the version's own, or for an optimized version that of its base, and the loss since."""
+        """Check the proof of the version or, if it is optimized, the proof of its base and the agreement of both."""
         record = self.candidate.artifact.optimization
         if not record or not isinstance(self.candidate, LoadedOnnx):
             return check_parity(self.candidate.artifact, self.policy)
@@ -225,7 +223,6 @@ class _Checks:
         return check_budget(candidate, None, policy)
 
     def rows(self, most: int) -> NamedArrays | None:
-        """Return the labelled rows, else the reference of the candidate, else that of the current version."""
         if self.labelled is not None:
             return self.labelled.rows
         found = reference_rows(self.candidate.artifact, most, self.policy.seed)
@@ -247,15 +244,12 @@ def judge(
     """Run the checks and return the verdict. A fault of the version or of the policy's dataset is a failed check.
 
     Args:
-        current: the version that is compared with, as the one that is served now; None if there is none.
-        allowed: what may be done here for it.
-        original: the URI of the torch model that the candidate was made of; default: the one that it names.
+        current: the version to compare with, such as the served version; None if there is none.
+        original: the URI of the torch model that the candidate was made of; default: the model that it names.
 
-    Raises:
-        CodeRefused: a version has no ONNX form, and its code may not run.
-        InvalidConfig: the dataset of the policy may not be read.
-        NotFound: the files of the version are gone.
-        RegistryUnavailable: MLflow does not answer.
+    Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the dataset of the
+    policy may not be read, NotFound if the files of the version are gone, and RegistryUnavailable if MLflow does not
+    answer.
     """
     if not allowed.files:
         evaluated, robustness = policy.evaluation.dataset, policy.robustness

@@ -1,4 +1,4 @@
-"""The gate policy of a registered model: what a version has to prove. A YAML (or JSON) document with defaults.
+"""The gate policy of a registered model: its requirements for a version, as a YAML or JSON document with defaults.
 
     gated_stages: [Production]
     gated_aliases: [champion]
@@ -184,18 +184,15 @@ class GatePolicy(_Part):
 
     @property
     def digest(self) -> str:
-        """A short hash of all fields."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """The policy that a version is judged by.
+    """The policy that a version is judged by; `where` is its origin, for the reader.
 
-    Attributes:
-        where: the place of the policy, for the reader.
-        is_models_own: the policy is the registered model's own, or the defaults if it has none. The verdict by another
-            policy, which a user tries out, is not written on the version.
+    `is_models_own` is true for the registered model's own policy, or the defaults if it has none. The verdict by
+    another policy, which a user tries out, is not written on the version.
     """
 
     policy: GatePolicy
@@ -204,14 +201,10 @@ class PolicyChoice:
 
 
 def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
-    """Return the policy of a file, else that of the registered model's tag, else the defaults.
+    """Return the policy of a file, of the registered model's tag, or otherwise the defaults.
 
-    A file counts as the model's own policy if the model has none, or the same one.
-
-    Raises:
-        NotFound: there is no such model.
-        InvalidConfig: the file or the tag is no policy.
-        RegistryUnavailable: MLflow does not answer.
+    A file counts as the model's own policy if the model has none, or the same one. Raises NotFound if there is no such
+    model, InvalidConfig if the file or the tag is not a policy, and RegistryUnavailable if MLflow does not answer.
     """
     with registry_errors(f"model {model}"):
         tags = registry_client().get_registered_model(model).tags
@@ -264,12 +257,12 @@ def require_mlflow_artifact(dataset: str) -> None:
 
 @dataclass(frozen=True)
 class Permissions:
-    """The permissions of a process that judges a version; a server that judges for its clients may not do everything.
+    """The permissions of a process that judges a version, which are limited in a server that judges for its clients.
 
     Attributes:
-        code: load versions without an ONNX form, which runs code of their own.
-        files: read the policy's dataset from a file of this machine, or from any address that this machine reaches.
-            Otherwise it has to be an artifact that MLflow gives to any client.
+        code: load versions without an ONNX form, which runs their own code.
+        files: read the policy's dataset from a file of this machine or any address that it reaches. Otherwise the
+            dataset has to be an artifact that MLflow gives to any client.
     """
 
     code: bool = True

@@ -48,12 +48,10 @@ class Promotion:
 
     Attributes:
         to: the stage, or @alias.
-        uri: the model URI by which endpoints follow it.
         before: the version that was there; empty if there was none.
         gate: a passed `VerdictState`, `forced`, or `not asked` if the policy does not gate the stage or alias.
-        reason: the reason of the gate, or of the person who forced it.
         report: the address of the gate's report; empty if there is none.
-        is_moved: False if it was there already, and nothing was done.
+        is_moved: False if the version was there already.
     """
 
     model: str
@@ -68,7 +66,6 @@ class Promotion:
 
     @property
     def location_text(self) -> str:
-        """The end of a sentence that begins with the version."""
         return f"{'has the alias' if self.to.startswith('@') else 'is in'} {self.to}"
 
 
@@ -86,27 +83,24 @@ def promote(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
 ) -> Promotion:
-    """Move a version to a stage or an alias once it has passed the gate that the policy puts before it.
+    """Move a version to a stage or an alias once it has passed the gate that the policy requires.
 
     A fresh passed verdict counts, and with `force` a fresh failed one too. It is fresh if it is by the same policy, on
-    the files that the version has now, against the version that is there now, and not older than the policy says.
-    Otherwise the gate is run. If the version is there already, alone and with the gate's consent, nothing is done.
+    the files that the version has now, against the version that is there now, and not older than the policy allows.
+    Otherwise the gate is run. If the version alone is there already, with the gate's consent, nothing is done.
 
     Args:
         to: a stage, or @alias.
-        force: moves it whatever the gate says; the version's tag, and with `why` the audit trail, say so.
-        actor: who does it; default: the user of this process.
+        force: ignores the gate's verdict; the version's tag, and with `why` the audit trail, record this.
+        actor: default: the user of this process.
         store: default: this machine's.
         allowed / original: see `gate.judge.judge`.
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
-        GateRefused: it has not passed (the message says what failed), or it was rolled back and is not forced.
-        InvalidConfig: the place, the version or the policy is not valid, `force` comes without `why`, or MLflow refuses
-            the move.
-        NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
-        StoreUnavailable: the audit trail cannot be written.
+        GateRefused: it has not passed (the message names the failures), or it was rolled back and is not forced.
+        InvalidConfig: an argument or the policy is not valid, `force` comes without `why`, or MLflow refuses the move.
+        NotFound, RegistryUnavailable, StoreUnavailable: there is no such version, or MLflow or the audit trail fails.
     """
     if force and not why.strip():
         raise InvalidConfig("a forced promotion needs its reason: say why (--why)")
@@ -153,7 +147,7 @@ def promote(
 
 @dataclass(frozen=True)
 class _Request:
-    """A promotion that is requested; `before` is the version that is there now, and `tags` are the candidate's."""
+    """A requested promotion; `before` is the version that is there now, and `tags` are the candidate's."""
 
     candidate: ResolvedModel
     place: StageOrAlias
@@ -176,7 +170,7 @@ class _Request:
         """Return the status of the version before the gate of this place; the gate is run unless a verdict is fresh."""
         if (ungated := self.ungated()) is not None:
             return ungated
-        # a forced one need not wait for the same verdict again
+        # A forced version need not wait for the same verdict again
         counted = ("passed", PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (known := self.verdict).state in counted:

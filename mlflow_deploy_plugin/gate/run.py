@@ -47,7 +47,6 @@ class GateRun:
 
     @property
     def report(self) -> str:
-        """The address of the report's page in MLflow, or of the artifact if the server has no pages."""
         return self.run.page_of(HTML)
 
 
@@ -69,16 +68,15 @@ class ServedVerdict:
 
 
 def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
-    """Return the verdict on a version that alone has the gated stages and aliases, and that passed by this policy.
+    """Return the verdict on a version that alone has the gated stages and aliases and passed by this policy, or None.
 
-    Judging such a version again would lose the comparison. The result is None for any other version, and for a version
-    whose files have changed since. A forced version counts as passed. Raises as `run_gate`.
+    Judging it again would lose the comparison. The verdict must be on the current files; a forced one counts as passed.
     """
     candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
     status = candidate.gate_status
     if not chosen.is_models_own or not status.passed or _served_version(candidate, chosen.policy):
         return None
-    # no other version is in these places, so a version that is there is the candidate
+    # No other version is in these places, so a version found there is the candidate
     places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         tags = registry_client().get_model_version(model, candidate.version).tags
@@ -104,18 +102,14 @@ def run_gate(
     """Judge a version, log the report to MLflow, tag the version and record the verdict in the audit trail.
 
     Args:
-        against: the model URI to compare with; default: the version in the first gated stage, else with the first gated
+        against: the model URI to compare with; default: the version in the first gated stage, or with the first gated
             alias, that has another version. A comparison with any other version is not written on the version.
-        actor: who runs it; default: the user of this process.
+        actor: default: the user of this process.
         store: default: this machine's.
         allowed / original: see `judge`.
 
-    Raises:
-        CodeRefused: see `judge`.
-        InvalidConfig: the policy, the version or `against` is not valid.
-        NotFound: there is no such version.
-        RegistryUnavailable: MLflow does not answer.
-        StoreUnavailable: the audit trail cannot be written.
+    Raises CodeRefused as `judge`, InvalidConfig if an argument or the policy is not valid, NotFound without the
+    version, and RegistryUnavailable or StoreUnavailable.
     """
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
@@ -126,7 +120,6 @@ def run_gate(
 
 
 def _served_version(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
-    """Return the version that the candidate would replace."""
     found = (version_at(candidate.name, place, exclude=candidate.version) for place in policy.gated_places)
     return next((version for version in found if version is not None), None)
 
@@ -155,7 +148,7 @@ def gate_version(
                 GATE_AT_TAG: verdict.at.isoformat(timespec="seconds"),
                 GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
                 GATE_TAG: verdict.state,  # late: a reader who sees it finds the tags before it
-                GATE_DIGEST_TAG: verdict.digest,  # the last: an earlier `passed` never stands beside these files
+                GATE_DIGEST_TAG: verdict.digest,  # The last tag: an earlier `passed` never applies to these files
             }
             for key, value in tags.items():
                 tag_version(verdict.model, verdict.version, key, value)
@@ -180,16 +173,14 @@ def gate_version(
 
 @contextmanager
 def store_or_default(store: Store | None) -> Iterator[Store]:
-    """Yield the store, or this machine's if it is None; the latter is closed at the end."""
     with nullcontext(store) if store is not None else closing(open_store(load_settings().store_url)) as trail:
         yield trail
 
 
 def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None) -> LoggedRun:
-    """Log to the run of the MLflow project that this process belongs to, else to a new one beside the model's run."""
+    """Log to the run of the MLflow project that this process belongs to, or to a new one next to the model's run."""
 
     def experiment_id(client: MlflowClient) -> str:
-        """Return the experiment of the model's run if this tracking server has it, else one of the model's own."""
         try:
             if run_id := candidate.aspects.get("run_id"):
                 return str(client.get_run(run_id).info.experiment_id)
@@ -225,14 +216,13 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     """Log MLflow's own evaluation of both versions' predictions, with its metrics and plots.
 
-    It decides nothing: it knows no margin, no interval and no pair of models. The run does without it if MLflow cannot
-    take the predictions.
+    It decides nothing, because it has no margin and no interval. It is omitted if MLflow cannot take the predictions.
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")
     with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None), ExitStack() as silenced:
         silenced.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)  # its steps would stand between the lines of a command
+        logger.setLevel(logging.ERROR)  # Its steps would appear between the lines of a command
         for side, predictions in sides.items():
             if predictions is None or predictions.prediction.ndim > 1:
                 continue

@@ -18,21 +18,13 @@ MAX_FIGURE = 1e300  # MLflow stores infinity as the largest number there is, whi
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table of the report; the cells are texts."""
-
     names: tuple[str, ...]
     lines: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check.
-
-    Attributes:
-        reason: one line with the figures that decided.
-        figures: numbers by name, which become metrics of the run.
-        notes: further sentences for the reader.
-    """
+    """The result of one check. `reason` is one line with the decisive figures; `figures` become metrics of the run."""
 
     name: str
     state: CheckState
@@ -46,11 +38,7 @@ class CheckResult:
 class GateVerdict:
     """The gate's verdict on one version.
 
-    Attributes:
-        digest: the digest of all files that were judged (`runtime.combine_hashes`).
-        against: the version that it was compared with, as models:/X/6; empty if there was none.
-        policy: the fields of the policy; `policy_digest` identifies them.
-        policy_from: the place of the policy, for the reader.
+    `digest` is of all judged files (`runtime.combine_hashes`). `against` is the version it was compared with, if any.
     """
 
     model: str
@@ -86,14 +74,13 @@ class GateVerdict:
 
 
 def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
-    """Return the verdict as a JSON document."""
     document = asdict(verdict)
     document["at"] = verdict.at.isoformat(timespec="seconds")
     return {"state": verdict.state, "reason": verdict.reason, **document}
 
 
 def verdict_as_html(verdict: GateVerdict) -> str:
-    """Return the verdict as a page that loads nothing from elsewhere: MLflow shows it in a sandboxed frame."""
+    """Return the verdict as a page without external resources: MLflow shows it in a sandboxed frame."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -102,8 +89,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
 
 
 def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
-    """Return where a picture of 600 points has the bounds of the difference, the margin and zero; right of the margin
-    is good enough. None: there is no difference, or it is no number."""
+    """Return the x coordinates of the difference's bounds, the margin and zero in a picture of 600 points, or None."""
     if not {"difference", "margin"} <= figures.keys():
         return None
     bounds = {name: figures[name] for name in ("difference_low", "difference", "difference_high")}

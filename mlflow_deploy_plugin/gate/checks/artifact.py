@@ -1,10 +1,10 @@
 """The checks of the versions' files: parity of the ONNX form, and the signature.
 
-Parity of an optimized version goes by way of its base. A quantized, halved or pruned graph answers otherwise than its
-original by intention, so no proof of parity can pass. Its base has that proof. The form is compared with its base on
-the rows of the gate, and may lose no more than the margin of the evaluation.
+The answers of a quantized, halved or pruned graph differ from the original intentionally, so an optimized version has
+no proof of parity. Its base has one. The form is compared with its base on the rows of the gate, and may lose no more
+than the margin of the evaluation.
 
-Signature: a client that calls the current version can call the new version without a change, and can read its response.
+Signature: a client of the current version can call the new version, and read its response, without a change.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,10 +33,7 @@ _LOSES = {("double", "float"): "numbers beyond 32 bits are refused, others round
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
-    """Check the parity of the ONNX form and the original, as proven when the model was logged.
-
-    The result is read from the model's own files, because anybody can set a tag.
-    """
+    """Check the parity that was proven at logging. The model's files hold the proof, because anybody can set a tag."""
     if artifact.flavor == PYTHON_FUNCTION:
         return CheckResult(PARITY, "skipped", "it has no ONNX form: the original itself answers")
     state = artifact.parity_state
@@ -57,11 +54,7 @@ def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
 def check_agreement(
     form: LoadedOnnx, base: LoadedOnnx, policy: GatePolicy, labelled: LabelledRows | None, rows: NamedArrays | None
 ) -> CheckResult:
-    """Check the parity of an optimized version by way of its base: the base is proven, and the form agrees with it.
-
-    Args:
-        labelled: the rows of the evaluation; None: the policy names no dataset, and `rows` are compared.
-    """
+    """Check the proof of an optimized version's base, and that both agree on `labelled` rows, or else on `rows`."""
     where = str(form.artifact.optimization.get("base"))
     proof = check_parity(base.artifact, policy)
     if proof.state == "failed":
@@ -124,7 +117,6 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
 
 
 def _compare_names(old: Mapping[str, object], new: Mapping[str, object]) -> tuple[list[str], list[str], list[str]]:
-    """Return the removed, the added and the common names, in their order."""
     removed = [name for name in old if name not in new]
     return removed, [name for name in new if name not in old], [name for name in new if name in old]
 

@@ -1,10 +1,8 @@
-"""Budget: time and memory compared with the current version on this machine, and absolute bounds where given.
+"""Budget: time and memory compared with the current version on this machine, and absolute bounds if specified.
 
-Each version is measured in a process of its own that holds nothing else. The rounds of two versions alternate, so that
-other load on this machine meets both; the ratio is the median over the rounds. Milliseconds of one machine say little
-about another; the ratio of two versions that were measured in turns says much. But a ratio makes much of little: three
-megabytes are twice as much as one and a half, and nobody minds. So a ratio counts only if the growth itself is large
-enough to matter.
+Each version is measured in its own process. The rounds of two versions alternate, so that other load on this machine
+affects both; the ratio is the median over the rounds, because absolute times do not transfer to other machines. A ratio
+counts only if the growth itself is large enough to matter: 3 MB are twice as much as 1.5 MB.
 """
 
 import subprocess
@@ -38,11 +36,9 @@ _loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCost:
-    """The cost of one version.
+    """The cost of one version: `memory` are bytes that loading it and predicting a batch added to its process.
 
-    Attributes:
-        memory: bytes that loading it and predicting a batch added to its process.
-        rows, batches: by round, the seconds of each prediction for one row, and for a batch.
+    `rows` and `batches` have, by round, the seconds of each prediction for one row, and for a batch.
     """
 
     memory: float
@@ -62,7 +58,6 @@ class _Measure:
     ratio: float | None = None
 
     def text(self, against: str) -> str:
-        """Return the measure of the new version, with its ratio to the version `against`."""
         compared = "" if self.ratio is None else f" ({self.ratio:.3g} times {against})"
         return f"{self.what} {self.ours:.3g} {self.unit}{compared}"
 
@@ -127,7 +122,7 @@ def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int 
     sample = {name: array[:batch] for name, array in rows.items()}
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
-        # versions load at the same time: only the memory of loading counts, and each process has its own
+        # The versions load concurrently, because only memory is measured here, which each process has separately
         with ThreadPoolExecutor(len(folders)) as threads:
             loading = [
                 threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
@@ -145,7 +140,6 @@ def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int 
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    """Return the median over the rounds of the ratio of the medians."""
     return float(np.median([np.median(one) / np.median(other) for one, other in zip(ours, theirs, strict=True)]))
 
 
@@ -179,14 +173,12 @@ def _load(folder: Path, rows: Feeds, batch: int) -> int:
 
 
 def _measure_round() -> tuple[list[float], list[float]]:
-    """Return the seconds of each prediction for one row, and for a batch."""
     assert _loaded is not None
     model, ones, many = _loaded
     return _times(model, ones), _times(model, [many])
 
 
 def _times(model: LoadedModel, inputs: list[Feeds]) -> list[float]:
-    """Predict the inputs in turn for `_ROUND_SECONDS`; return the seconds of each prediction."""
     times: list[float] = []
     end = time.perf_counter() + _ROUND_SECONDS
     while len(times) < _MIN_TIMES or (len(times) < _MAX_TIMES and time.perf_counter() < end):

@@ -1,9 +1,7 @@
 """Evaluation: on labelled rows, the new version must not be worse than the current one by more than a margin.
 
-The new version has the burden of proof: the lower bound of the paired bootstrap's interval must lie above the margin.
-So a version does not pass on few rows, or on rows that decide nothing. Both versions predict the same rows, and each
-resample gives them the same weights. What is common to both cancels out, so far fewer rows are needed than for two
-intervals.
+The lower bound of the paired bootstrap's interval must be above the margin, so few or undecided rows do not pass. Both
+versions predict the same rows with the same weights per resample. This needs far fewer rows than two intervals.
 """
 
 import numpy as np
@@ -32,15 +30,9 @@ def check_evaluation(
     seed: int,
     against: str = "",
 ) -> CheckResult:
-    """Compare the predictions of two versions for the same labelled rows.
+    """Compare the predictions of two versions for the same labelled rows, with their `truth`, [N].
 
-    Args:
-        truth: [N].
-        current: of the version that is compared with. If it is None, only `at_least` is checked.
-        against: the name of that version.
-
-    Raises:
-        InvalidConfig: the metric does not fit the predictions or the truth.
+    Without `current` only `at_least` is checked. Raises InvalidConfig if the metric does not fit predictions or truth.
     """
     metric = policy.metric or default_metric(truth, candidate)
     rows = len(truth)

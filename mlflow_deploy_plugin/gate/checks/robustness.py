@@ -1,10 +1,9 @@
-"""Robustness: how much the predictions change when the input is not as it should be.
+"""Robustness: how much the predictions change when the input is disturbed.
 
 The same rows are disturbed in three ways, all seeded: noise on the numbers, missing values, and values far out of range
-(and texts that were never seen). Under noise the predictions have to stay and the metric has to hold, within the
-policy's bounds, or within nearly those of the current version. The other two change what is known of a row, so their
-flips are reported and not judged. If the model refuses them as a bad request, its clients will see it: that is reported
-too, and is a failure only if the policy says so.
+(and unseen texts). Under noise, predictions and metric have to stay within the policy's bounds, or nearly within those
+of the current version. The other two change the information in a row, so their flips are only reported. If the model
+refuses them as a bad request, this is reported, and is a failure only if the policy requires it.
 
 A flip is another label or, for numbers, a move by more than a quarter of the predictions' own standard deviation: noise
 of 5 % moves the predictions of a linear model by 5 % of theirs, those of a forest in larger steps and less often.
@@ -26,16 +25,15 @@ from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 NAME = "robustness"
 _MOVE = 0.25
-_CURRENT_FACTOR = 1.25  # of two forests from the same data, one flips a little more
+_CURRENT_FACTOR = 1.25  # Of two forests trained on the same data, one flips slightly more
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """The effect of one disturbance.
+    """The effect of one disturbance, and the model's message if it refuses the rows.
 
-    The shares of rows with another prediction and with no number, the loss of the metric (None without labels), and the
-    model's message if it refuses the rows.
+    `flips` and `no_answer` are the shares of rows with another prediction and with no number. `loss` is of the metric.
     """
 
     name: str
@@ -92,18 +90,16 @@ def check_robustness(
     current: tuple[LoadedModel, NamedArrays] | None = None,
     against: str = "",
 ) -> CheckResult:
-    """Disturb the rows, and compare the predictions with those for the rows as they are.
+    """Disturb the rows, and compare the predictions with those of the undisturbed rows.
 
     Args:
-        rows: the model's columns alone.
-        truth: [N] labels of the rows; None: they have none, and no metric is judged.
+        rows: only the model's columns.
+        truth: [N] labels of the rows; None: no metric is judged.
         metric: default: accuracy of labels, rmse of numbers.
-        current: the version that is compared with, and the same rows in its types.
-        against: the name of that version.
+        current: the version to compare with, called `against`, and the same rows in its types.
 
-    Raises:
-        InvalidConfig: the metric does not fit the rows as they are, or is no number.
-        SchemaMismatch, InferenceError: the model refuses the rows as they are.
+    Raises InvalidConfig if the metric does not fit or is not a number, and SchemaMismatch or InferenceError if the
+    model refuses the undisturbed rows.
     """
     clean = model.predict(rows)
     baseline = None if truth is None else Baseline.of(clean, truth, metric)
@@ -140,7 +136,7 @@ def check_robustness(
 
 
 def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
-    """Hold the metric under the disturbances that the policy demands against the largest drop that it allows."""
+    """Compare the drop of the metric under each disturbance with the largest drop that the policy allows."""
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes: list[str] = []
     (failures if policy.refusals == "fail" else notes).extend(report.notes)
