@@ -1,7 +1,7 @@
-"""The parts of a batch, and the manifest in its output by which a batch goes on after a kill.
+"""The parts of a batch, and the manifest `_batch.json` in its output, by which a killed batch continues.
 
-`_batch.json` in the output has the model's version, the input's files and the options. The same command goes on where
-the last one ended; another model, other options or changed files are refused. `_SUCCESS` says that all parts are there.
+The manifest has the model's version, the input's files and the options. The same command continues the batch; another
+model, other options or changed files are refused. `_SUCCESS` marks that all parts are there.
 """
 
 import os
@@ -29,8 +29,6 @@ _SUFFIXES: dict[FileFormat, str] = {"csv": ".csv", "jsonl": ".jsonl", "parquet":
 
 
 class ManifestPart(TypedDict):
-    """The output of a part, and the state of its input (`Part.state`)."""
-
     output: str
     state: str
 
@@ -49,11 +47,9 @@ class Manifest(TypedDict):
 
 
 def list_parts(input: str, input_format: FileFormat | None, output_format: FileFormat | None) -> list[Part]:
-    """Return the files of the input by name. As for Spark, a name that begins with `_` or a dot is not a part.
+    """Return the files of the input by name. As in Spark, a name that begins with `_` or a dot is not a part.
 
-    Raises:
-        InvalidConfig: there is no such file, its format is unknown, or two files have one output.
-        OnnxserveError: the bucket cannot be reached.
+    Raises InvalidConfig without files, for an unknown format or equal outputs, and OnnxserveError if a bucket fails.
     """
     location = locate_log(input, "--input")
     try:
@@ -111,8 +107,6 @@ def _refuse_loops(location: LogLocation, input: str) -> None:
 
 
 class BatchOutput:
-    """The folder or bucket that a batch writes to."""
-
     def __init__(self, uri: str) -> None:
         if format_of(uri):
             raise InvalidConfig(
@@ -123,7 +117,7 @@ class BatchOutput:
         self._location: LogLocation = locate_log(uri, "--output")
 
     def refuse_overlap(self, input: str) -> None:
-        """Raise InvalidConfig if what is written would be read as input, or the other way round."""
+        """Raise InvalidConfig if the output would be read as input, or the other way round."""
         read = locate_log(input, "--input")
         if read.is_local != self._location.is_local:
             return
@@ -151,18 +145,18 @@ class BatchOutput:
         manifest = orjson.loads(orjson.dumps(manifest))  # a tuple becomes a list, as in the file
         try:
             files = {*_list_files(self._location)}
-            known: Manifest | None = None  # of the batch that was begun here
+            known: Manifest | None = None  # the manifest of the batch that was begun here
             written: set[str] = set()
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
                     begun: Manifest = orjson.loads(file.read())
                 known, written = begun, {part["output"] for part in begun["parts"].values()}
-            # with nothing written, nothing is mixed; only a folder is locked against another batch that has just begun
+            # No files are mixed before the first is written. Only a folder is locked against a batch that just began
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
                 files, known = {*_list_files(self._location)}, None
-            # a name with a dot: the lock, and what a killed writer has left behind
+            # Names that begin with a dot are the lock and the remains of a killed writer
             if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
                     f"--output {self.uri} holds {min(strange)}, which no batch has written: name another folder"
@@ -192,23 +186,19 @@ class BatchOutput:
         return files
 
     def finish(self, summary: Mapping[str, object]) -> None:
-        """Write `_SUCCESS`."""
         try:
             write_file(self._location, SUCCESS, orjson.dumps(summary, option=orjson.OPT_INDENT_2))
         except OSError as error:
             raise OnnxserveError(f"--output {self.uri} cannot be written: {error}") from None
 
     def _remove(self, names: set[str]) -> None:
-        # the manifest last: without it nobody knows whose the other files are
+        # The manifest is deleted last, because it identifies the other files' batch
         for name in sorted(names, key=lambda name: name == MANIFEST):
             self._location.filesystem.delete_file(f"{self._location.root}/{name}")
 
 
 def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return what another batch has begun with, in words; an empty text if it is the same.
-
-    Files of the input that have no predictions among `files` yet may have changed: a bad one was mended.
-    """
+    """Return the differences to the batch begun here, or "". An input file without predictions may have changed."""
     for field in ("digest", "name", "version"):
         one, other = known["model"].get(field), manifest["model"].get(field)
         if one != other:

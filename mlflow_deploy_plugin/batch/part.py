@@ -1,8 +1,4 @@
-"""One part of a batch: a file of rows → a file of predictions, written whole or not at all, by one worker.
-
-Blocks of a few megabytes are read, predicted by several threads and written in their order, so that a file of any size
-takes the memory of some blocks.
-"""
+"""One part of a batch: a file of rows → a file of predictions, block by block, written whole or not at all."""
 
 import os
 import shutil
@@ -54,13 +50,9 @@ _SLOT = struct.Struct("<qq")
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the input.
+    """A file of the input; `output` is the name of its file of predictions.
 
-    Attributes:
-        name / uri: its name below the input, and its address.
-        output: the name of the file of predictions below the output.
-        size: in bytes.
-        state: size and time of the last change, as a text; empty: it may change.
+    `size` is in bytes. `state` is the size and time of the last change, as a text; if it is empty, the file may change.
     """
 
     name: str
@@ -73,7 +65,6 @@ class Part:
 
     @property
     def rejected(self) -> str:
-        """The name of the file with its rejected rows."""
         return f"{REJECTED}/{self.output}.jsonl"
 
 
@@ -83,9 +74,8 @@ class PartJob:
 
     Attributes:
         output: URI of the folder of predictions.
-        on_error: what a bad row does: `fail` ends the part, and so does `skip-part`; `skip-row` leaves the row out.
-        threads: of this part.
-        progress / slot: the file that tells the other processes how far it is, and the place in it.
+        on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` leaves the row out.
+        progress / slot: the file that shows the progress to other processes, and the position in it.
     """
 
     part: Part
@@ -101,8 +91,6 @@ class PartJob:
 
 @dataclass(frozen=True)
 class PartResult:
-    """The rows of a part that were predicted, and those that were left out."""
-
     rows: int
     rejected: int
 
@@ -122,7 +110,6 @@ def predict_part(job: PartJob) -> PartResult:
 
 
 def state_of(entry: fs.FileInfo) -> str:
-    """Return size and time of the last change of a file, as a text."""
     return f"{entry.size} {entry.mtime_ns}"
 
 
@@ -134,7 +121,6 @@ def read_progress(path: Path) -> tuple[int, int]:
 
 
 def write_progress(path: str, slot: int, rows: int, position: int) -> None:
-    """Tell how far a part is."""
     if path:
         descriptor = os.open(path, os.O_WRONLY)
         try:
@@ -145,10 +131,7 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
 
 @contextmanager
 def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, float]]:
-    """Yield the file, or, of one that is compressed, its content in a temporary file, since readers seek.
-
-    The number is the size of the file divided by the size of its content.
-    """
+    """Yield the file, unpacked on disk because readers seek, and its packed size divided by its unpacked size."""
     if not (codec := compression_of(name)):
         yield file, 1.0
         return
@@ -171,7 +154,7 @@ def _write_part(
     columns = _columns(job, model, stream, folders)
     rows = rejected = 0
     with ExitStack() as output, ExitStack() as rejected_rows:  # these are there before the output is
-        # of a dictionary, pandas makes a categorical column
+        # pandas turns a dictionary into a categorical column
         dictionaries = {*columns} - {*job.keep} if isinstance(model, OnnxTable) else ()
         blocks = (_with_folders(block, folders) for block in stream.blocks(columns, dictionaries))
 
@@ -216,14 +199,14 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
     (entry,) = source.filesystem.get_file_info([source.root])
     if source.is_local:
         return state_of(entry) != job.part.state
-    # a bucket says another time of one object than in its list
+    # A bucket reports another time for an object than in its list
     return job.part.state.partition(" ")[0] != str(entry.size)
 
 
 def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
-    """Return one row with the columns that the part's folders name, as `date=2013-07-01/city=Wien`.
+    """Return one row with the columns in the names of the part's folders, as `date=2013-07-01/city=Wien`.
 
-    A column of the file goes before a folder. One that the model takes has the type of the signature; others are texts.
+    A column of the file takes precedence. A column that the model takes has the signature's type; others are texts.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
@@ -242,7 +225,6 @@ def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
 
 
 def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Table) -> list[str]:
-    """Return the columns to be read, after a look at whether they fit the model."""
     names = stream.schema.names
     if not names:  # an empty CSV or JSON Lines file
         return []
@@ -264,7 +246,7 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
 def _predictions(
     job: PartJob, model: TableModel, blocks: Iterable[RowBlock]
 ) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-    """Yield tables and rejected rows in their order, each with the bytes that had been read."""
+    """Yield tables and rejected rows in their order, each with the number of bytes read."""
 
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
         bad, tables = list(block.bad), []

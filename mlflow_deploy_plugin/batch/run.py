@@ -1,7 +1,6 @@
 """A whole batch: the model is resolved to one version, the missing parts are predicted, and `_SUCCESS` is written.
 
-The parts are predicted by processes of this machine, each with some threads, or by Spark (`spark.py`). A file is one
-part whatever predicts it, so that a batch that one engine began goes on with the other.
+Processes of this machine or Spark predict the parts. A part is always a file, so either can continue a batch.
 """
 
 import hashlib
@@ -50,18 +49,18 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """One batch as it was asked for.
+    """A requested batch.
 
     Attributes:
         input: a file or a folder of files, also s3://….
-        output: the folder, also s3://…, that gets one file for each of them.
-        keep: columns of the input that stand before the outputs.
-        input_format: of files whose names do not say it.
+        output: the folder, also s3://…, that gets one file per file of the input.
+        keep: columns of the input that precede the outputs.
+        input_format: of files whose names do not have it.
         output_format: None: that of each part.
-        on_error: what a bad row does: `fail` ends the batch, `skip-row` leaves it out, `skip-part` its file.
-        workers: cores that are used; None: all that there are. Spark has its own.
-        restart: what another batch has left in the output is deleted.
-        experiment: the experiment of a run that records the batch; empty: none does.
+        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` its file.
+        workers: cores that are used; None: all. Spark has its own setting.
+        restart: delete the files of another batch in the output.
+        experiment: the experiment of a run that records the batch; empty: it is not recorded.
     """
 
     model_uri: str
@@ -96,7 +95,7 @@ class BatchProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """The time that the rest takes at the speed so far; None: nobody can tell yet."""
+        """The remaining time at the average speed; None if it is unknown."""
         if not self.bytes_done:
             return None
         return self.seconds * max(0, self.bytes - self.bytes_done) / self.bytes_done
@@ -117,16 +116,12 @@ Report = Callable[[BatchProgress], None]
 
 
 def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
-    """Predict every part of the input that has no file in the output yet.
-
-    Args:
-        report: is told several times a second how far the batch is.
+    """Predict every part of the input that has no file in the output yet; `report` is called several times a second.
 
     Raises:
-        InvalidConfig, NotFound, RegistryUnavailable: the model or the input cannot be had.
+        InvalidConfig, NotFound, RegistryUnavailable: the model or the input is not available.
         AlreadyExists: the output is of another batch.
-        OnnxserveError: a part failed; the message names the file and the row. What is finished stays, and the same call
-            goes on from there.
+        OnnxserveError: a part failed; the message names the file and the row. The same call continues the batch.
     """
     plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
     output = BatchOutput(plan.output)
@@ -163,12 +158,12 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
-"""At each look the results of jobs that have ended since the last one, by position."""
+"""Each call returns the results of jobs that have ended since the last call, by position."""
 
 
 @contextmanager
 def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finished]:
-    """Predict by processes. As soon as the caller ends, so do they."""
+    """Predict by processes, which end as soon as the caller ends."""
     cores = plan.workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
@@ -217,9 +212,9 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
 
 
 def _prepare(threads: int) -> None:
-    """Leave the other processes their cores, and a refusal's traceback out of the output: the message has the reason.
+    """Leave the other processes their cores, and hide tracebacks of refusals, because the message has the reason.
 
-    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded; else each process takes all cores.
+    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded; otherwise each takes all cores.
     """
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -227,8 +222,6 @@ def _prepare(threads: int) -> None:
 
 
 class _Tally:
-    """Counts what has ended and what is under way, and reports it."""
-
     def __init__(self, parts: Sequence[Part], finished_before: int, progress: Path, report: Report) -> None:
         self._parts = parts
         self._finished_before = finished_before
@@ -295,7 +288,6 @@ def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, d
 
 
 def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: Manifest) -> LoggedRun:
-    """Record the batch as a run: the input as a dataset, the version, the output, and the figures of this call."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param  # a second
 
     model, progress = result.model, result.progress

@@ -1,10 +1,9 @@
 """Batches by Spark: the parts of a batch on the machines of a cluster, and the rows of a DataFrame.
 
-The model travels as an archive (`SparkContext.addArchive`). Each Python worker, of which Spark has one for each core,
-loads it once. Parts are tasks without rows; the rows of a DataFrame come as Arrow batches (`mapInArrow`). The machines
-need this package and its extra `cpu`.
-
-https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html
+The model travels as an archive (`SparkContext.addArchive`), and each Python worker, one per core, loads it once. Parts
+are tasks without rows; the rows of a DataFrame come as Arrow batches (`mapInArrow`,
+https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html). The
+machines need this package and its extra `cpu`.
 """
 
 import atexit
@@ -47,7 +46,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
     from pyspark.accumulators import AddingAccumulatorParam  # an extra, which is there now
 
     archive = _ship(context, model)
-    results = context.accumulator([], AddingAccumulatorParam([]))  # those of a task as soon as it ends, and once
+    results = context.accumulator([], AddingAccumulatorParam([]))  # A task's results arrive once, as soon as it ends
 
     def task(numbered: tuple[int, PartJob]) -> None:
         number, job = numbered
@@ -58,7 +57,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
     def predict() -> None:
         context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        # no rows go through Spark, and without its SQL it starts in half the time
+        # No rows go through Spark, so its SQL is not needed, and Spark starts in half the time
         context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
 
     def finished(running: Future[None]) -> "Finished":
@@ -82,15 +81,9 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
 
 def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None) -> "DataFrame":
-    """Return a Spark DataFrame with the predictions of a model for each row, after the kept columns.
+    """Return a Spark DataFrame with the predictions of a model for each row, after the `keep` columns (None: all).
 
-    Args:
-        frame: a `pyspark.sql.DataFrame` with the columns that the model takes.
-        keep: columns that are passed through; None: all.
-
-    Raises:
-        InvalidConfig: a column is missing, or the model does not declare its outputs.
-        NotFound, RegistryUnavailable, InvalidArtifact: the model cannot be had.
+    Raises as `resolve` and `download`, and InvalidConfig if a column is missing or the outputs are not declared.
     """
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # an extra
     from pyspark.sql.types import StructType
@@ -133,7 +126,6 @@ def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None
 
 
 def _ship(context: "SparkContext", model: Path) -> str:
-    """Send a model to the machines of a context; return its name there."""
     folder = _folder_until_exit()
     archive = shutil.make_archive(str(folder / folder.name), "zip", model)
     context.addArchive(archive)
@@ -141,14 +133,13 @@ def _ship(context: "SparkContext", model: Path) -> str:
 
 
 def _folder_until_exit() -> Path:
-    """Return an empty folder for what Spark fetches: when rows are asked for, or a machine joins."""
+    """Return an empty folder for Spark's fetches when rows are requested or a machine joins."""
     held = ExitStack()
     atexit.register(held.close)
     return held.enter_context(temporary_folder("onnxserve-batch-"))
 
 
 def _shipped(archive: str) -> Path:
-    """Return the folder of a model on the machine of a task."""
     from pyspark import SparkFiles
 
     gc.freeze()  # Spark collects garbage after each task: 65 ms of CPU for all that its process has imported

@@ -1,7 +1,6 @@
 """A version in this process, as a function of Arrow tables and of bodies of /invocations.
 
-ONNX Runtime computes it if it has an ONNX form, else MLflow. A table is read by the same rules as a request with Arrow
-or CSV in its body.
+ONNX Runtime computes an ONNX form, MLflow any other. A table is read as a request with Arrow or CSV in its body.
 """
 
 import sys
@@ -121,7 +120,7 @@ class PyfuncTable:
             else:
                 feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
                 outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
-        except OnnxserveError as error:  # of whatever kind: it is about this row
+        except OnnxserveError as error:  # Every kind of error is about this row
             raise InvalidRequest(error.message) from None
         return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
 
@@ -133,7 +132,7 @@ class PyfuncTable:
         try:
             with redirect_stdout(sys.stderr):
                 answer = self._scorer.invoke(content_type, body).body
-        except OnnxserveError as error:  # of whatever kind: it is about this row
+        except OnnxserveError as error:  # Every kind of error is about this row
             raise InvalidRequest(error.message) from None
         return orjson.loads(answer)["predictions"]
 
@@ -146,10 +145,8 @@ def predict_block(
 ) -> Iterator[pa.Table | RejectedRow]:
     """Yield tables of outputs, after the kept columns, and the rows that the model refuses, in their order.
 
-    Rows that are refused together are tried again by halves, a few one by one, until each refused row is known.
-
-    Args:
-        are_texts: the columns come from a CSV file, and are read as the signature says.
+    A refused block is tried again by halves, and finally row by row, until each refused row is known. If `are_texts`,
+    the columns come from a CSV file, and are read with the types of the signature.
     """
     inputs = block.table.select([name for name in block.table.column_names if takes(model.schema, name, keep)])
     try:
@@ -201,7 +198,7 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
         column, kind = table.column(place), _arrow_type(dtype)
         try:
             values = column.cast(kind)
-        except pa.ArrowInvalid:  # a missing value in words, 20.0 as a whole number, or what is refused
+        except pa.ArrowInvalid:  # a missing value in words, 20.0 as a whole number, or a refused value
             fields = [text or "" for text in column.to_pylist()]
             read = protocols.mlflow.read_column(name, kinds, fields)
             if cut := [one for one in read if isinstance(one, float) and kind == pa.int64() and not one.is_integer()]:
@@ -223,7 +220,6 @@ def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
 
 
 def declared_outputs(artifact: Artifact) -> pa.Table:
-    """Return the outputs that the artifact declares, of no rows."""
     names = artifact.prediction or tuple(output.name for output in artifact.outputs)
     shapes = {output.name: output for output in artifact.outputs}
     arrays = {
