@@ -1,4 +1,4 @@
-"""Specs as YAML documents and back, changes to them by dotted names, and the reference of those names."""
+"""Specs as YAML documents and back, changes to them by dotted names, and the reference of these names."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -60,9 +60,9 @@ _RETRAIN = ".retrain."
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
-    """Return the endpoints of a YAML text, one a document. They share one server, which the first describes.
+    """Return the endpoints of a YAML text, one per document. They share one server, which the first document describes.
 
-    Raises InvalidConfig for anything else. With `may_be_empty` an endpoint may have no variant, as a stored one.
+    Raises InvalidConfig for anything else. If `may_be_empty`, an endpoint may have no variant, like a stored endpoint.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
@@ -127,7 +127,6 @@ def field_reference() -> Iterator[tuple[str, str, str, str]]:
 
 
 def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
-    """Yield every field that `-C` takes: its dotted name, its part of the spec, its name there."""
     for prefix, part in _PARTS.items():
         for name in part.model_fields:
             dotted = f"{prefix}{name}"
@@ -148,10 +147,7 @@ def _type_name(annotation: object) -> str:
 def new_endpoint(
     name: str, model_uri: str, config: Mapping[str, object] | None = None, variant: str | None = None
 ) -> EndpointSpec:
-    """Return the endpoint `name` with one variant (by default of its name) at 100 %, changed by `config`.
-
-    Raises InvalidConfig as `apply_config`.
-    """
+    """Return the endpoint `name` with one variant (default: of its name) at 100 %, changed as by `apply_config`."""
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(validate_spec(document), config or {})
 
@@ -209,7 +205,6 @@ def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
 
 
 def remove_monitor(spec: EndpointSpec, name: str) -> EndpointSpec:
-    """Return `spec` without one of its monitors."""
     monitors = {key: monitor for key, monitor in spec_document(spec).get("monitors", {}).items() if key != name}
     return validate_spec({**spec_document(spec), "monitors": monitors})
 

@@ -1,9 +1,7 @@
 """The parts of a spec that describe monitors, and the retraining that an alarm starts.
 
-Conditions as a person writes them: `accuracy>=0.8`, `missing(temp)<=10%`, `p99>250ms`, `p99>2x`.
-
-A monitor's `require` and a rollout's `--abort-on` share this syntax. Each defines its own names, and the units in which
-they may be given.
+A monitor's `require` and a rollout's `--abort-on` share the syntax of conditions: `accuracy>=0.8`,
+`missing(temp)<=10%`, `p99>250ms`, `p99>2x`. Each defines its own names and units.
 """
 
 import re
@@ -60,7 +58,6 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition | None:
-    """Return the condition that a text states, or None if it cannot be parsed."""
     found = _FORM.match(text.strip())
     if found is None:
         return None
@@ -79,12 +76,9 @@ class MonitorMetric:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A condition that must hold in a window.
+    """A condition that must hold in a window. `argument` is the column or variant in brackets; empty for all of them.
 
-    Attributes:
-        text: the condition as it was written, stripped.
-        name / argument: the metric, and the column or variant in brackets; empty for all of them.
-        value: a share, seconds, or the metric's own unit.
+    `value` is a share, seconds, or in the metric's own unit.
     """
 
     text: str
@@ -95,7 +89,6 @@ class Requirement:
 
     @classmethod
     def parse(cls, text: str, metrics: Mapping[str, MonitorMetric], subject: str) -> "Requirement":
-        """Return the requirement that a text states; arguments and errors as of `parse_requirements`."""
         condition = parse_condition(text)
         name, first = next(iter(metrics.items()))
         if condition is None:
@@ -138,8 +131,7 @@ def parse_requirements(
 ) -> tuple[Requirement, ...]:
     """Return the requirements of a monitor by the metrics of its kind; `subject` is the kind in messages.
 
-    Raises InvalidConfig if a requirement cannot be parsed, names another kind's metric, asks for the wrong direction,
-    or is given twice.
+    Raises InvalidConfig if a requirement is malformed, of another kind, in the wrong direction, or given twice.
     """
     requirements = tuple(Requirement.parse(text.strip(), metrics, subject) for text in texts if text.strip())
     seen: dict[tuple[str, str, bool], str] = {}
@@ -288,7 +280,6 @@ class MonitorSpec(SpecPart):
 
     @property
     def requirements(self) -> tuple[Requirement, ...]:
-        """The parsed conditions of `require`."""
         if not self.require:
             return ()
         return parse_requirements(self.require, MONITOR_METRICS[self.kind], f"a monitor of kind {self.kind}")
@@ -300,10 +291,7 @@ class MonitorSpec(SpecPart):
 
     @property
     def history(self) -> timedelta:
-        """The span of the log before a window that is read, too.
-
-        A rolling reference reads the windows to compare with, an estimate the labelled windows that show its error.
-        """
+        """The span of the log before a window that is also read: by a rolling reference, or for an estimate's error."""
         every = length_of(self.every)
         if self.is_rolling:
             return rolling_span(length_of(self.reference.partition(":")[2]), every, self.false_alarm_rate)

@@ -162,7 +162,6 @@ class ServerSpec(SpecPart):
 
     @property
     def scheme(self) -> Literal["http", "https"]:
-        """The scheme of its URLs."""
         return "http" if self.certfile is None else "https"
 
     @property
@@ -250,7 +249,6 @@ class ContainerSpec(SpecPart):
         return self
 
     def image_for(self, device: Device) -> str:
-        """Return the image of a server with this device."""
         return self.image or ("onnxserve:cpu" if device == "cpu" else "onnxserve:gpu")
 
 
@@ -345,7 +343,7 @@ class KubernetesSpec(SpecPart):
 
     @property
     def is_autoscaled(self) -> bool:
-        """True if an autoscaler says how many pods there are, ours or the user's."""
+        """True if an autoscaler, ours or the user's, sets the number of pods."""
         return self.max_replicas is not None or self.replicas == 0
 
     @model_validator(mode="after")

@@ -1,8 +1,4 @@
-"""The types of a spec's fields: names, durations, times, references of monitors, and schedules.
-
-A schedule is written as crontab(5) has it, `15 6 * * 1-5`, and is validated with the spec, long before anybody waits
-for it.
-"""
+"""The types of a spec's fields: names, durations, times, references of monitors, and schedules (crontab(5))."""
 
 import ast
 import inspect
@@ -79,12 +75,7 @@ def reachable_url(host: str, port: int | None, scheme: str = "http") -> str:
 
 
 def parse_time(text: str) -> datetime:
-    """Return an ISO 8601 time in UTC. A time without a zone is in UTC.
-
-    Raises:
-        ValueError: the text is not a time.
-        OverflowError: in UTC the time is not within the years 1 to 9999.
-    """
+    """Return an ISO 8601 time in UTC, the default zone. Raises ValueError, or OverflowError outside years 1 to 9999."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
@@ -115,12 +106,10 @@ def parse_duration(text: str, option: str) -> timedelta:
 
 
 def length_of(duration: str) -> timedelta:
-    """Return the length of a duration such as `"90s"`, `"5m"`, `"1h"` or `"1d"`."""
     return timedelta(seconds=duration_seconds(duration))
 
 
 def duration_seconds(duration: str) -> int:
-    """Return the seconds of a duration such as `"90s"`, `"5m"`, `"1h"` or `"1d"`."""
     return int(duration[:-1]) * _SECONDS[duration[-1]]
 
 
@@ -139,7 +128,7 @@ def split_list(value: object) -> object:
 def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
     """Return the text below each field of a class, by the field's name.
 
-    It is read when somebody asks for it: by pydantic's `use_attribute_docstrings` each process would wait 25 ms.
+    It is read on demand, because pydantic's `use_attribute_docstrings` would delay each process by 25 ms.
     """
     (declared,) = ast.parse(inspect.getsource(model)).body
     assert isinstance(declared, ast.ClassDef)
@@ -152,7 +141,6 @@ def field_descriptions(model: type[BaseModel]) -> Mapping[str, str]:
 
 
 def _describe(schema: dict[str, Any], part: type[BaseModel]) -> None:
-    """Write the descriptions of a part's fields into its JSON schema."""
     for name, description in field_descriptions(part).items():
         schema["properties"][name]["description"] = description
 
@@ -170,12 +158,10 @@ def rolling_span(lag: timedelta, length: timedelta, false_alarm_rate: float) -> 
 
 
 def bin_period(first: datetime, start: datetime, span: timedelta) -> tuple[datetime, datetime]:
-    """Return the period of the log whose rows define the bins of a `rolling:` reference.
+    """Return the period of the log whose rows define the bins of a `rolling:` reference, which reads `span` of the log.
 
-    It changes once in four spans, so that the stored counts of each hour serve many windows. It is the span before the
-    last change, or the first span of a log that is younger than that.
-
-        span: how far before the window the log is read.
+    It is the span before the last change of the bins, or the first span of a younger log. The bins change once in four
+    spans, so that the stored counts of each hour serve many windows.
     """
     era = _SPANS_AN_ERA * span
     turn = _EPOCH + (start - _EPOCH) // era * era
@@ -222,8 +208,8 @@ def validate_crontab(text: str) -> str:
 def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
     """Return the times after `after`, in its zone, of a line like `15 6 * * 1-5`, as Debian's cron has them.
 
-    Sunday is 0 and 7. If both a day of the month and a day of the week are given, either will do. A time that a change
-    of clocks skips comes just after it. A time that it repeats comes once, unless the line has an asterisk for the
+    Sunday is 0 and 7. If both a day of the month and a day of the week are specified, either suffices. A time that a
+    change of clocks skips comes just after it. A repeated time comes once, unless the line has an asterisk for the
     hour. Raises ValueError if a field cannot be read, or the line has no day.
     """
     try:
