@@ -141,10 +141,7 @@ def _where_to_get(module: str) -> str:
 
 
 def disable_telemetry() -> None:
-    """Switch the telemetry of MLflow and Evidently off, unless the environment says otherwise.
-
-    Call it before they are imported.
-    """
+    """Switch off the telemetry of MLflow and Evidently, before their import, unless the environment sets it."""
     for variable, value in _NO_TELEMETRY.items():
         os.environ.setdefault(variable, value)
 

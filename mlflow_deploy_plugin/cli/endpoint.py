@@ -1,4 +1,4 @@
-"""`onnxserve endpoint …`, `list`, `start`, `stop` and `history`: endpoints, their deployments, and who changed what.
+"""`onnxserve endpoint …`, `list`, `start`, `stop` and `history`: endpoints, their deployments, and their changes.
 
 `mlflow deployments create-endpoint` raises a TypeError in MLflow itself; `onnxserve endpoint create` takes its place.
 """
@@ -342,7 +342,6 @@ def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOve
 
 
 def _share(deployment: Mapping[str, Any]) -> str:
-    """Return the share of the endpoint's traffic that a deployment receives, in percent."""
     return "shadow" if deployment["shadow"] else f"{deployment['share']:g}"
 
 

@@ -1,8 +1,4 @@
-"""`onnxserve robustness`, `explain`, `optimize` and `profile`: measurements of a version.
-
-They measure the loss of a metric under disturbances, the contributions of columns, the cost of a smaller or faster
-form, and the time of each operator.
-"""
+"""`onnxserve robustness`, `explain`, `optimize` and `profile`: measurements of a version."""
 
 from collections.abc import Iterator
 from dataclasses import asdict

@@ -141,7 +141,7 @@ def query(
             require_endpoint(of_answers, name)
             click.echo(f"no request of {name} is known to have failed", err=True)
             return
-    # a table reads one row more than it shows, to say that there are more
+    # A table reads one row more than it shows, to report that there are more
     request = Query(view, select or "*", where, order_by, sql, limit + 1 if is_table and limit is not None else limit)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
@@ -251,7 +251,6 @@ def _open(since: datetime | None = None) -> "InferenceLog":
 
 
 def _warn_of_unreadable(log: "InferenceLog") -> None:
-    """Name the files that were left out."""
     for path, why in log.unreadable.items():
         click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
 
@@ -280,7 +279,6 @@ def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_
 
 
 def stats_lines(stats: "LogStats", shown: str) -> Iterator[str]:
-    """Yield the counts of a log for people."""
     yield f"{stats.endpoint} in {shown}"
     span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
@@ -308,7 +306,6 @@ def stats_lines(stats: "LogStats", shown: str) -> Iterator[str]:
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes for people."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"

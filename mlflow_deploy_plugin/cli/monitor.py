@@ -1,7 +1,4 @@
-"""`onnxserve monitor …` and `onnxserve drift run`: the monitors of endpoints, their windows and results.
-
-`onnxserve silence NAME --for 2h`: hold the alerts of an endpoint back for a while.
-"""
+"""`onnxserve monitor …`, `drift run` and `silence`: the monitors of endpoints, their windows, results and alerts."""
 
 import sys
 from collections.abc import Iterator
@@ -61,7 +58,6 @@ _window_option = option(
 
 
 def _names(context: click.Context, parameter: click.Parameter, given: str | None) -> tuple[str, ...]:
-    """Return the names in a list that is separated by commas."""
     return tuple(name.strip() for name in (given or "").split(",") if name.strip())
 
 
@@ -465,7 +461,6 @@ def _judge_window(
 
 
 def _judge(request: "WindowRequest") -> "EvaluatedWindow":
-    """Judge a window in this process, whose steps are shown."""
     from mlflow_deploy_plugin.controller.monitors.evaluation import judge_and_log
 
     return judge_and_log(replace(request, progress=show_progress))
@@ -503,7 +498,6 @@ def _time(text: str) -> datetime:
 
 
 def monitor_document(one: "MonitorOverview") -> dict[str, object]:
-    """Return what JSON says of a monitor."""
     return {
         "endpoint": one.endpoint,
         "monitor": one.monitor,

@@ -1,7 +1,6 @@
 """The parts that several commands share: options, lines for a terminal, the user's deployments and store.
 
-Commands import other rooms within their functions: MLflow, SQLAlchemy, pandas, pyarrow and ONNX take seconds, and
-`--help` and other commands should not wait for them.
+Commands import MLflow, pandas, pyarrow and other slow libraries within functions, so that `--help` need not wait.
 """
 
 import math
@@ -36,7 +35,6 @@ class Commands(click.Group):
     """A group that answers an unknown command with those that it has."""
 
     def hint(self, name: str, ctx: click.Context) -> str:
-        """Return the end of the message about a command of this name."""
         return f"; there are {', '.join(self.list_commands(ctx))}"
 
     def resolve_command(
@@ -120,7 +118,6 @@ def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deplo
 
 @contextmanager
 def opened_store() -> Iterator["Store"]:
-    """Open the user's store."""
     from mlflow_deploy_plugin.settings import load_settings
     from mlflow_deploy_plugin.store import open_store
 
@@ -159,7 +156,6 @@ def show_table(output: str, documents: object, table: Sequence[tuple[str, ...]],
 
 
 def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    """Yield one line for each row; a column is as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

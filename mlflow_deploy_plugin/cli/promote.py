@@ -182,7 +182,6 @@ def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) ->
 
 
 def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[ServingState, str]:
-    """Return how far a deployment is with the version, and the reason."""
     observation = deployment.observation
     if observation.state in ("stopped", "failed"):
         return "stopped", observation.reason

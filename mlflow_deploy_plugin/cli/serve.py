@@ -91,7 +91,7 @@ def serve(
             first, *others = load_specs(read_spec_file(file))
         case _:
             raise click.UsageError("give either -m MODEL_URI or --spec FILE")
-    # a cloud sends requests from outside of the container, to the port that it names
+    # A cloud sends requests from outside the container, to the port that it specifies
     is_in_cloud = cloud.port is not None
     defaults = {
         "host": "0.0.0.0" if is_in_cloud and "host" not in settings.model_fields_set else settings.host,
@@ -116,9 +116,9 @@ def serve(
 
 
 class _WatchedSpec:
-    """The spec file of a running server. A change of it is served, except in the part `server`, which needs a restart.
+    """The spec file of a running server. Its changes are served, except in the part `server`, which needs a restart.
 
-    A file in a mounted ConfigMap changes by a link in its path, so its content is compared.
+    A mounted ConfigMap changes by a link in its path, so the content of the file is compared.
     """
 
     def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]) -> None:
