@@ -1,8 +1,4 @@
-"""Batches: model inputs as a DataFrame or as named tensors, their feeds, and their MLflow signature.
-
-A converter and the original model take the data of a `Batch`. `Batch.feeds` turns it into the feeds of the graph by the
-compiled signature of the saved model, as the pyfunc flavor and the server do.
-"""
+"""Batches: model inputs as a DataFrame or as named tensors, their feeds, and their MLflow signature."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -61,7 +57,6 @@ class Batch:
 
     @classmethod
     def joined(cls, batches: Sequence["Batch"]) -> "Batch":
-        """Join batches with the same columns."""
         tables = [batch.data for batch in batches if isinstance(batch.data, pd.DataFrame)]
         if tables:
             return cls(pd.concat(tables, ignore_index=True))
@@ -95,7 +90,6 @@ class Batch:
 
     @property
     def row_size(self) -> int:
-        """The number of values in one row of the tensors."""
         return sum(array[:1].size for array in self.tensors.values())
 
     def take(self, positions: Positions) -> "Batch":
@@ -138,12 +132,9 @@ class Batch:
     def signature(
         self, prediction: Array | dict[str, Array], inputs: Sequence[Input] = (), outputs: Sequence[Output] = ()
     ) -> ModelSignature:
-        """Return the names, order and types of the columns (or tensors), and the type of the prediction.
+        """Return the signature. Tensors have the sizes that the graph's `inputs` and `outputs` declare: -1 if free.
 
-        Integers are `long`: MLflow warns that they cannot be missing, and indeed an ONNX integer cannot.
-
-        Args:
-            inputs, outputs: of the graph. Tensors have the sizes that it declares: -1 for free ones.
+        MLflow warns that integers (`long`) cannot be missing, and an ONNX integer indeed cannot.
         """
         predicted = infer_signature(None, prediction).outputs
         declared = {output.name: output.shape for output in outputs}
@@ -156,10 +147,7 @@ class Batch:
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
-        """Return the signature of a ready graph: tensors have the types and sizes that it declares.
-
-        Texts have the type of the batch.
-        """
+        """Return the signature of a ready graph, with its types and sizes. Texts have the type of the batch."""
         answers = SignatureSchema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
         batch = self
         if isinstance(self.data, dict):  # an example is saved as JSON, so that MLflow reads all its floats in 64 bits
@@ -191,15 +179,10 @@ class Batch:
     def free_axes(
         self, others: Iterable[Mapping[str, Array]], argument: str, signature: ModelSignature | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """Return the axes of each tensor, behind the first, whose size differs between the batch and other data.
+        """Return the axes of each tensor, except axis 0, whose size differs between the batch and `others`.
 
-        Args:
-            others: tensors with the names of the batch.
-            argument: where the others come from, for the message.
-            signature: sizes that are -1 in it are free, too.
-
-        Raises:
-            InvalidConfig: a tensor has another number of dimensions than the batch's.
+        A size of -1 in the signature is free, too. Raises InvalidConfig, which names `argument` as the source of the
+        others, if a tensor has another number of dimensions than the batch's.
         """
         shapes = {name: [array.shape] for name, array in self.tensors.items()}
         for tensors in others:
@@ -219,12 +202,7 @@ class Batch:
         }
 
     def check_as_example(self) -> None:
-        """Refuse an example that has no signature.
-
-        Raises:
-            InvalidConfig: no rows, no columns, or a column's name that occurs twice.
-            ConversionError: a column's name that the table of a model's rows (`runtime/log_columns.py`) reserves.
-        """
+        """Raise InvalidConfig for an example without rows or values, and ConversionError for a reserved column name."""
         names = [str(name) for name in self.data]
         if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
             raise ConversionError(
@@ -243,11 +221,7 @@ class Batch:
             )
 
     def aligned(self, example: "Batch | None", argument: str) -> "Batch":
-        """Return the batch with the columns (or tensors) of the example and no others.
-
-        Raises:
-            InvalidConfig: one is missing; the message names it, and the argument.
-        """
+        """Return the batch with only the columns or tensors of the example. Raises InvalidConfig if one is missing."""
         if example is None:
             return self
         names = list(example.data)
@@ -258,12 +232,7 @@ class Batch:
         return Batch({str(name): self.data[str(name)] for name in names})
 
     def cast_to_signature(self, signature: ModelSignature | None) -> "Batch":
-        """Return the batch with the columns, the order and the types of the user's signature.
-
-        Raises:
-            InvalidConfig: the batch lacks a column of the signature, or contradicts it.
-            ConversionError: no ONNX graph can take a type of it.
-        """
+        """Cast the batch to the user's signature. Raises InvalidConfig, or ConversionError if ONNX has no such type."""
         if signature is None or signature.inputs is None:
             return self
         if not isinstance(self.data, pd.DataFrame):
@@ -272,10 +241,7 @@ class Batch:
         return self if signature.inputs == NAMELESS_TEXT else Batch(_cast_table(self.data, signature.inputs))
 
     def nameless_signature(self, origin: object, signature: ModelSignature | None) -> ModelSignature | None:
-        """Return the signature with `NAMELESS_TEXT` as its inputs if the origin of the batch is texts without a name.
-
-        With another signature, MLflow would refuse them: it refuses an array if the only column has a name.
-        """
+        """Use `NAMELESS_TEXT` for texts without a name: MLflow refuses an array if the only column has a name."""
         texts = origin if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index) else ()
         is_flat = self.is_table and np.ndim(texts) == 1 and isinstance(next(iter(texts), None), str)
         if not is_flat or getattr(origin, "name", None):
@@ -294,10 +260,7 @@ def _declared_type(entry: Input) -> "np.dtype[np.generic]":
 
 
 def as_pandas(data: ModelData) -> ModelData:
-    """Return a table of polars or Arrow as pandas' own, everything else as it is.
-
-    Sparse columns become dense, and decimals, as a database has them, numbers: requests carry neither.
-    """
+    """Return a table of polars or Arrow as pandas' own: dense, and decimals as numbers. Other data is unchanged."""
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
     if isinstance(data, pd.DataFrame) and any(_is_sparse(column) or _is_decimal(column) for _, column in data.items()):
         return data.apply(_plain_column)
@@ -336,10 +299,7 @@ def column_values(series: pd.Series) -> Array:
 
 
 def missing_value(series: pd.Series) -> float | None:
-    """Return a column's missing value: None if the column holds it as a Python object, else NaN.
-
-    A column of objects, as pandas 2 makes of texts, may hold either, and encoders of scikit-learn tell them apart.
-    """
+    """Return NaN, or None if a column of objects holds None: scikit-learn's encoders distinguish the two."""
     return None if pd.api.types.is_object_dtype(series) and any(value is None for value in series) else np.nan
 
 
@@ -361,16 +321,11 @@ def unseen_category(series: pd.Series) -> pd.Series | None:
 
 
 def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
-    """Return the signature's columns for a table: names, order, MLflow types; raises as `column_type`."""
     return tuple(Column(str(name), column_type(table[name])) for name in table.columns)
 
 
 def column_type(series: pd.Series) -> ColumnType:
-    """Return MLflow's type of a column.
-
-    Raises:
-        ConversionError: no ONNX graph can take its type; the message names the column.
-    """
+    """Return MLflow's type of a column. Raises ConversionError, which names the column, if ONNX has no such type."""
     dtype = series.cat.categories.dtype if isinstance(series.dtype, pd.CategoricalDtype) else series.dtype
     types = pd.api.types
     if types.is_bool_dtype(dtype):
@@ -449,12 +404,9 @@ def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
-    """Refuse a user's signature that has texts as outputs while the model predicts numbers, or the other way round.
+    """Raise InvalidConfig if the signature's outputs are texts and the model predicts numbers, or the reverse.
 
-    Other differences mean the same to MLflow's clients, such as columns for an array, or a wider number.
-
-    Raises:
-        InvalidConfig: the message names both types.
+    Other differences, such as columns for an array or a wider number, do not matter to MLflow's clients.
     """
     declared = signature.outputs if signature is not None else None
     if declared is None or len(declared) != len(inferred.outputs):

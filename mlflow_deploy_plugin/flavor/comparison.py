@@ -4,17 +4,14 @@
 |---------------|------------------------------------------------------------------------------------------------------|
 | label         | equal, except for ties                                                                               |
 | probabilities | 1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits          |
-| values        | 1e-4 of the value plus 1e-4 of the spread (standard deviation) of the original's predictions, so     |
-|               | that values near zero are measured on the scale of the target, each target on its own; 1e-2 if the   |
-|               | original predicts 16-bit floats                                                                      |
+| values        | 1e-4 of the value plus 1e-4 of the standard deviation of the original's predictions for the target,  |
+|               | since values near zero need the scale of the target; 1e-2 if the original predicts 16-bit floats     |
 
 A tie is a row whose prediction depends on a rounding, so that the original and the ONNX form may both be right. Ties
-are counted separately. A label is a tie if the original's own margin between its two best labels is below `TIE_MARGIN`.
-A row that was made to lie halfway between two learned rows is a tie if the original itself predicts otherwise once a
-number moves by one 32-bit step. A net itself computes in 32-bit floats: of it, any row is a tie if the original
-predicts otherwise once each number moves by some of its own roundings. No other row is a tie of the second kind, not
-even on a threshold: a comparison of an input with a constant involves no rounding. If such a row flips, the model is
-repaired or refused.
+are counted separately. A label is a tie if the original's margin between its two best labels is below `TIE_MARGIN`. A
+row halfway between two learned rows is a tie if one 32-bit step of a number changes the original's prediction. Any row
+of a net is a tie if some roundings of its numbers change it. A row on a threshold is not a tie: a comparison of an
+input with a constant involves no rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,11 +52,9 @@ _COPIES = 20
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """One output over N rows.
+    """One output over N rows. `excess` [N] is the error in units of its tolerance: a row above 1 is beyond it.
 
-    Attributes:
-        absolute, relative: [N], the row's largest error; for labels 0 or 1.
-        excess: [N], the error in units of its tolerance; a row above 1 is beyond it.
+    `absolute` and `relative` [N] are the largest errors of each row; for labels they are 0 or 1.
     """
 
     absolute: Array
@@ -119,10 +114,8 @@ def changes_within_one_step(
 ) -> Array:
     """Return [N] booleans: True for a row if a small step of one number changes the original's prediction.
 
-    Args:
-        answers_otherwise: (rows, the row of `batch` that each comes from) → [rows] booleans, True if the original's
-            prediction differs from that of the origin.
-        is_net: all numbers of a row are moved together, each by its own roundings.
+    `answers_otherwise` gets rows and the row of `batch` that each comes from, and returns [rows] booleans. If `is_net`,
+    all numbers of a row are moved together, each by its own roundings.
     """
     found = np.zeros(len(batch), dtype=bool)
     few = min(len(batch), _MAX_UNSTABLE_ROWS)
@@ -163,10 +156,9 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
 
 
 def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
-    """Return the numbers, each moved up or down by chance by some roundings of its own size; whole ones as they are.
+    """Move each number up or down at random by some roundings of its own size; whole numbers stay as they are.
 
-    In whatever order a layer adds products of numbers and weights, the sum is the exact one of some that are moved so
-    (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+    A layer's sum is the exact sum of numbers moved so (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
     """
     if values.dtype.kind != "f":
         return values

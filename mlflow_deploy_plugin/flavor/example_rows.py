@@ -28,13 +28,10 @@ _FREE_SIZE = 4
 
 
 def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
-    """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays where JSON has `inputs`.
+    """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays if JSON has `inputs`.
 
-    JSON is a list of records, a mapping of columns, or a body of MLflow's scoring server (`dataframe_split`,
-    `dataframe_records`, `instances`, `inputs`).
-
-    Raises:
-        InvalidConfig: the file cannot be read, is not of its kind, or has no rows.
+    JSON is a list of records, a mapping of columns, or a body of MLflow's scoring server (`dataframe_split`, …). Raises
+    InvalidConfig if the file cannot be read, is not of its kind, or has no rows.
     """
     kind = kind or format_of(str(path))
     readers: Mapping[FileFormat, Callable[[Path], ModelData]] = {
@@ -66,11 +63,9 @@ def _from_json(document: JsonValue) -> ModelData:
 
 
 def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None) -> ModelData:
-    """Return the rows as the signature has them: a table's columns, or arrays for tensors.
+    """Return the rows as a table with the signature's columns, or as arrays. Raises InvalidConfig if they do not fit.
 
     `names` are the columns of a model without a signature; other columns of the table are dropped.
-
-    Raises InvalidConfig if a column is missing, or makes no array of the tensor's shape.
     """
     inputs: Schema | None = signature.inputs if signature is not None else None
     if not isinstance(rows, pd.DataFrame):

@@ -1,7 +1,6 @@
-"""The ONNX file of a saved model. Weights that protobuf's 2 GB do not hold lie beside it, in ONNX's external data.
+"""The ONNX file of a saved model. Weights beyond protobuf's 2 GB are written next to it as ONNX's external data.
 
-https://github.com/onnx/onnx/blob/main/docs/ExternalData.md: an initializer names the file, the offset and the length of
-its bytes. ONNX Runtime maps them into memory where the system can, from offsets of whole pages.
+ONNX Runtime maps weights at whole pages into memory: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
 """
 
 import hashlib
@@ -40,10 +39,7 @@ def check_graph(proto: ModelProto) -> None:
 
 
 def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
-    """Write the `onnx.ModelProto`, which stays unchanged, and return the digests of its files, `sha256:…`, by name.
-
-    Raises ConversionError if the graph is too large even without its weights.
-    """
+    """Write the model, and return the `sha256:…` of its files by name. Raises ConversionError if it is too large."""
     digests = {}
     if has_external_weights(proto):
         graph = _without_weights(proto)

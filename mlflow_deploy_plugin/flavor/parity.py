@@ -1,8 +1,6 @@
-"""Parity: the saved model compared with the original on a thousand rows and more, before anything is logged.
+"""Parity: the saved model compared with the original on at least a thousand rows, before anything is logged.
 
-The saved side is the whole path of a request: the compiled signature, the graph, the outputs (`OnnxModel`). Every row
-counts once, with its source. A row that the original itself refuses is dropped and counted. The report stands in
-parity.json, in the metrics of the run, and in the error that refuses a model.
+The saved side is the whole path of a request (`OnnxModel`). Rows that the original refuses are only counted.
 """
 
 from collections import Counter
@@ -46,12 +44,7 @@ _TOLERANCES = {
 
 @dataclass
 class OutputFigures:
-    """The figures of one output.
-
-    Attributes:
-        agreement: the share of rows within the tolerance, ties included.
-        max_excess: the largest error in units of its tolerance, ties left out.
-    """
+    """One output: `agreement` is the share of rows within the tolerance, with ties; `max_excess` leaves ties out."""
 
     name: str
     role: str
@@ -141,8 +134,7 @@ class RowGroup:
         generated: the original may refuse them.
         block: if the original refuses, this many consecutive rows are dropped together.
         columns: the column that was changed in each block; a single one: in all blocks.
-        may_tie: the rows were made to lie between two predictions, so that a rounding decides: a row is a tie if the
-            original itself predicts otherwise once its input moves by one 32-bit step.
+        may_tie: the rows lie between two predictions, so that a 32-bit step of the input may change the original's.
         alone: the first rows are also predicted one by one.
         compared: False if it is only asked whether the original refuses them.
     """
@@ -158,10 +150,7 @@ class RowGroup:
 
 
 def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield each group with the original's answers, or in blocks, with None for the blocks that it refuses.
-
-    A call takes twice as many blocks after an answer, and half as many after a refusal.
-    """
+    """Yield each group with the original's answers, or in blocks, with None for the blocks that it refuses."""
     for group in groups:
         if (answers := _ask(original, group)) is not None:
             yield group, answers
@@ -229,8 +218,6 @@ class _WorstRow(NamedTuple):
 
 
 class _ParityProof:
-    """The figures over all rows so far."""
-
     def __init__(self, model: OnnxModel, converted: ConvertedModel, original: OriginalModel) -> None:
         self._model, self._converted, self._original = model, converted, original
         self._figures = {
@@ -397,10 +384,9 @@ class _ParityProof:
 
 
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
-    """Return the section `refused` of the MLmodel file: the values that the original refuses, by column.
+    """Return the section `refused` of the MLmodel file: the values, by column, that the server has to refuse.
 
-    The graph would compute something of them, so the server has to refuse them. A column counts only if the original
-    refused every row in which that column alone was changed so, and took the rows around it.
+    A column counts if the original refused each row with only that column changed, and took the rows around it.
     """
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}

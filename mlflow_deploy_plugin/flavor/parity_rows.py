@@ -1,10 +1,7 @@
 """The rows for the proof of parity: the user's own, rows drawn from the example column by column, and boundary values.
 
-The boundary values come from the model itself: its thresholds and edges in 64 bits, its categories, the terms of its
-vocabulary, the rows that it has learned and the middle between two of them. Numbers far outside of all ranges are
-added.
-
-The generator has a seed: the same model and example give the same rows.
+Boundary values are thresholds, categories, terms and learned rows of the model. Numbers far outside are added. The seed
+is fixed: the same model and example give the same rows.
 """
 
 import contextlib
@@ -68,9 +65,7 @@ def parity_rows(
 ) -> Iterator[RowGroup]:
     """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together.
 
-    Args:
-        sizes: as `symbolic_sizes` returns them; rows of other sizes than the example's are drawn, too.
-        left_out: gets the error of each generator that raises one, by its name.
+    Free `sizes` (`symbolic_sizes`) are drawn, too. `left_out` gets the error of each generator that raises one.
     """
     random = np.random.default_rng(0)
     given = 0
@@ -153,7 +148,6 @@ class _TableRows:
         yield RowGroup("halfway", Batch(self.learned(learned, halfway=True)), may_tie=True)
 
     def vocabulary(self, name: str, terms: tuple[str, ...]) -> RowGroup:
-        """Return rows with texts that are made of the terms of a column."""
         texts = [*("", " ", "\t\n  ", "!", "é"), *(self.sentence(terms, number) for number in range(_TEXT_ROWS))]
         table = self.some(len(texts)).assign(**{name: _as(texts, self.example[name].dtype)})
         return RowGroup("vocabulary", Batch(table), alone=True)
@@ -212,10 +206,7 @@ class _TableRows:
         return [values[position] for position in self.random.permutation(len(values))[:most]]
 
     def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
-        """Return the given number of rows for each column, in which only this column is changed.
-
-        One table from the beginning: the cost of a table for each column would grow with their square.
-        """
+        """Return rows in which one column is changed, as one table: a table per column would take quadratic time."""
         table = self.some(sum(rows.values()))
         start = 0
         for name, count in rows.items():
@@ -245,10 +236,7 @@ class _TableRows:
         return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
 
     def in_range(self, series: pd.Series, count: int) -> pd.Series:
-        """Draw between the smallest and the largest value; codes, categories and booleans as observed.
-
-        A column of one value, as in an example of one row, is drawn from around it.
-        """
+        """Draw between the smallest and the largest value, or around an only value; draw codes as observed."""
         if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
             only, reach = float(series.dropna().iloc[0]), _reach(series)
             if abs(only) <= reach:  # it is neither infinite nor immense

@@ -1,8 +1,7 @@
 """A model without an ONNX form, logged as pyfunc: by MLflow's own flavor, or in a Python model.
 
-A Python model is for what MLflow's own flavors cannot serve: `mlflow.pytorch` takes and answers one array,
-`mlflow.keras` answers one, and neither logs a program of `torch.export` or the result of `tf.saved_model.load`. XGBoost
-and LightGBM refuse texts where they have learned categories of pandas, and no request carries categories or durations.
+`mlflow.pytorch` takes and answers one array, `mlflow.keras` answers one array, and neither logs a program of
+`torch.export` or a SavedModel. No request carries pandas' categories or durations.
 """
 
 import inspect
@@ -199,11 +198,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
         self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
-        """Return the model's own answer; a value that is not a category is missing.
-
-        Raises:
-            SchemaMismatch: there is such a value in a column of `closed`: the model itself refuses it.
-        """
+        """Return the model's own answer. Raises SchemaMismatch for an unknown category in a column of `closed`."""
         for name in self.closed:
             values = model_input[name].reset_index(drop=True)
             for row, value in values[values.notna() & ~values.isin(self.dtypes[name].categories)].items():
@@ -212,8 +207,7 @@ class TypedColumnsModel(PythonModel):  # type: ignore[misc]
 
 
 def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData) -> tuple[str, LogOptions] | None:
-    """Return the flavor and its arguments for a model that answers otherwise where categories and durations are texts
-    and numbers; None for all other models."""
+    """Return the flavor and its arguments for a model that needs pandas' categories or durations; None for others."""
     dtypes = {str(name): dtype for name, dtype in rows.dtypes.items()} if isinstance(rows, pd.DataFrame) else {}
     categories = {name: dtype for name, dtype in dtypes.items() if dtype.name == "category"}
     durations = {name: dtype for name, dtype in dtypes.items() if dtype.kind == "m"}
@@ -249,9 +243,7 @@ def net_options(
 ) -> tuple[str, LogOptions] | None:
     """Return the flavor that logs a net as pyfunc, and its arguments; None if it is `flavor`, as for all other models.
 
-    A size that differs between the example and `others` is free in the signature.
-
-    Raises InvalidConfig if the model refuses the data, or if these or its answers have other dimensions.
+    Sizes that differ between the example and `others` are free. Raises InvalidConfig if the model refuses the data.
     """
     framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
     if not framework or input_example is None:

@@ -1,11 +1,7 @@
-"""Wrapping a model that is there already: a version in any MLflow flavor becomes the next version, as checked ONNX.
+"""Wrapping an existing model: a version in any MLflow flavor, or a file, becomes the next version, as checked ONNX.
 
-The new version keeps the signature, input example, metadata, tags, description, run, and the logged model's parameters
-and metrics of the one that it is made of. Aliases, stages and the verdicts of a gate stay with the old one.
-
-The trained model behind an MLmodel folder is loaded by MLflow's own flavor. The installed versions of its packages are
-compared with those of its requirements.txt: another version of the framework may refuse its files, or answer otherwise.
-Files of joblib, pickle, ONNX, Keras and torch are wrapped, too.
+The new version keeps signature, example, metadata, tags, description, run, parameters and metrics. Aliases, stages and
+the verdicts of a gate stay with the old version. Packages that differ from requirements.txt cause a warning.
 """
 
 import importlib
@@ -80,13 +76,7 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 @dataclass(frozen=True)
 class Original:
-    """A trained model, as its framework has loaded it.
-
-    Attributes:
-        mlmodel: its MLmodel file; None for a file without one.
-        predict_fn: the method that its pyfunc calls.
-        warnings: what the user should know, one line each.
-    """
+    """A trained model, as its framework has loaded it. `mlmodel` is None for a file without an MLmodel file."""
 
     model: TrainedModel
     mlmodel: Model | None = None
@@ -99,12 +89,11 @@ class WrappedVersion:
     """The outcome of `wrap_registered`.
 
     Attributes:
-        source: what it was made of: models:/old/3, or the place of its files.
+        source: models:/old/3, or the path of its files.
         name, version: the registered model and the new version; the version is empty after a dry run.
-        model_id, run_id: the new logged model, and the run that it belongs to; empty if there is none.
+        model_id, run_id: the new logged model and its run; empty if there is none.
         model: the class of the original, and its framework.
         prediction: names of the outputs that `predict` returns.
-        warnings: what the user should know, one line each.
     """
 
     source: str
@@ -318,11 +307,8 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
 def load_folder(folder: Path, shown: str) -> Original:
     """Load the model of an MLmodel folder, which `shown` names; its files may run code.
 
-    Raises:
-        InvalidArtifact: the folder has no MLmodel file, or MLflow cannot read it.
-        InvalidConfig: it is in our flavor already.
-        ConversionError: it is Python code, its pyfunc answers by another method, or it cannot be loaded here.
-        NotInstalled: its framework is not installed here.
+    Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for our own flavor, NotInstalled
+    without the framework, and ConversionError for Python code, another method, or files that cannot be loaded.
     """
     if not (folder / MLMODEL).is_file():
         raise InvalidArtifact(f"{shown} is no model: it has no MLmodel file")
@@ -370,11 +356,8 @@ def load_folder(folder: Path, shown: str) -> Original:
 def load_file(path: Path, allow_pickle: bool) -> Original:
     """Load a joblib or pickle file, or a file of a framework's own format.
 
-    Raises:
-        CodeRefused: it is a joblib or pickle file, which can run any code, and `allow_pickle` is false.
-        InvalidConfig: its ending is unknown.
-        InvalidArtifact, ConversionError: it is no such file.
-        NotInstalled: its framework is not installed here.
+    Raises CodeRefused for a joblib or pickle file without `allow_pickle`, InvalidConfig for an unknown ending,
+    InvalidArtifact or ConversionError if it cannot be loaded, and NotInstalled without its framework.
     """
     ending = path.suffix.lower()
     if ending in converters.FILE_ENDINGS:

@@ -1,8 +1,7 @@
 """The flavor's public functions, with MLflow's conventions, and its pyfunc.
 
-A pyfunc's predictions have the form of the original framework's own pyfunc: an array for scikit-learn; for torch, ONNX,
-Keras and statsmodels an array for arrays and a DataFrame (or Series) for a DataFrame; a mapping of arrays if there are
-several outputs.
+Predictions have the form of the framework's own pyfunc: an array for scikit-learn; for torch, ONNX, Keras and
+statsmodels an array, or a DataFrame (or Series) for a DataFrame; a mapping of arrays for several outputs.
 """
 
 import json
@@ -270,11 +269,7 @@ class PyfuncModel:
         return self._model
 
     def predict(self, data: ModelData, params: Mapping[str, object] | None = None) -> ModelData:
-        """Predict a DataFrame, an array, a mapping of columns or tensors, or a list of rows or records.
-
-        Raises:
-            SchemaMismatch: the data does not fit the signature; the message names the column.
-        """
+        """Predict a frame, an array, a mapping, or a list of rows or records. Raises SchemaMismatch for other data."""
         model, schema = self._model, self._model.schema
         if isinstance(data, pd.DataFrame):
             if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked its name, if the signature has one

@@ -1,7 +1,4 @@
-"""The folder of a saved model: model.onnx (and model.onnx.data), MLmodel, parity.json, reference.parquet, requirements.
-
-`mlflow.models.Model.log` gets a module and calls its `save_model`; this is that module.
-"""
+"""The folder of a saved model. `mlflow.models.Model.log` gets this module, and calls its `save_model`."""
 
 import hashlib
 import json
@@ -65,10 +62,8 @@ class WrappedModel:
     Attributes:
         predict_fn: the method of the original that `predict` answers as.
         example: the first rows of the user's example in the form that MLflow saves; None if there is none.
-        data: the rows by which the model is judged, all of them.
+        data: all rows by which the model is judged.
         reference: the reference sample; None if there is no data.
-        provenance: git commit, dataset digest, environment.
-        lock: text of requirements.lock.
     """
 
     converted: ConvertedModel
@@ -151,10 +146,7 @@ def save_model(
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
-    """Return the requirement that installs this package elsewhere, with the `extras` in brackets.
-
-    It is the version. For a package that pip installed from a repository, it is the commit, as `pip freeze` states it.
-    """
+    """Return the requirement of this package: its version, or its commit if pip installed it from a repository."""
     name = f"mlflow-onnxserve{extras}"
     origin = json.loads((files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}")  # PEP 610
     if repository := origin.get("vcs_info"):
@@ -165,10 +157,7 @@ def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
 def write_mlmodel(
     folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, object]
 ) -> None:
-    """Write the files that `runtime.OnnxModel` reads: the graph, and the MLmodel file with the flavor's section.
-
-    Raises ConversionError if the graph does not fit into one ONNX file.
-    """
+    """Write the files that `runtime.OnnxModel` reads. Raises ConversionError if the graph does not fit one file."""
     digests = write_graph(folder, converted.proto)
     model.add_flavor(
         FLAVOR,
@@ -207,10 +196,7 @@ def environment_lock() -> str:
 
 
 def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
-    """Return `provenance` of the MLmodel file: git commit of the current folder, dataset digest, the environment.
-
-    The digest of `batch` is used if the active run has logged no dataset.
-    """
+    """Return git commit, environment, and dataset digest: of the run's dataset, or without one, of the batch."""
     dataset = {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
     run = mlflow.active_run()
     inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs if run is not None else []

@@ -1,7 +1,4 @@
-"""Wrapping a model: convert, prove, sample. All that can fail fails here, before MLflow gets the model.
-
-A model may have several ONNX forms: each is saved as a draft, loaded and compared, until one answers as the original.
-"""
+"""Wrapping a model: convert, prove, sample. All that can fail fails here, before MLflow gets the model."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -53,13 +50,7 @@ def wrap(
     reference_data: ModelData = None,
     event_time: EventTimes = None,
 ) -> WrappedModel:
-    """Convert `model`, prove the result and sample the reference.
-
-    Raises:
-        ConversionError: the model has no ONNX form.
-        ParityError: its ONNX form cannot answer, or answers otherwise and `parity` is "require".
-        InvalidConfig: an argument is not valid; the message names it.
-    """
+    """Convert `model`, prove the result and sample the reference. Arguments and errors are those of `save_model`."""
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
     converter = converter_for(model)
@@ -97,12 +88,7 @@ def wrap(
 
 
 def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:
-    """Log the outcome of the proof.
-
-    Raises:
-        ParityError: the form cannot answer the example, or answers otherwise and `parity` is "require".
-        ConversionError: the answers of the model are random.
-    """
+    """Log the proof. Raises ParityError if the form fails or differs, and ConversionError if the model is random."""
     report = form.report
     original = form.converted.original
     if report.beyond_tolerance and original is not None and example is not None:  # of random answers nothing is proven
@@ -208,10 +194,7 @@ class _FormTrials:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def select(self, folder: Path) -> OnnxForm:
-        """Return the first form without doubts, or the form that comes closest to the original.
-
-        `folder` gets the drafts. Raises ConversionError if no form can be made, or run.
-        """
+        """Return the first form without doubts, otherwise the closest. Raises ConversionError if none can be made."""
         best: OnnxForm | None = None
         failure: ModelError | None = None
         model, example = self.model, None if self.example is None else self.example.data

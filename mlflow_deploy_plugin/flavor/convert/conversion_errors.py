@@ -1,8 +1,4 @@
-"""Errors of a conversion in words for the user who trained the model, and the alternative that is left.
-
-A converter's message is about its own shape calculators, inputs and issue tracker. This module finds the part of the
-model at which it stopped, with its place and its option, and explains the rest in plain words.
-"""
+"""Errors of a conversion in plain words: the part of the model at which the converter stopped, and the alternative."""
 
 import re
 import traceback
@@ -51,10 +47,7 @@ _CPP = re.compile(r"\S+ onnxruntime::.*")
 def pyfunc_flavor(
     model: TrainedModel, predict_fn: str = "predict", input_example: ModelData = None
 ) -> tuple[str, dict[str, str]] | None:
-    """Return MLflow's own flavor that logs the model as a pyfunc, and its options; None without one.
-
-    A model of a library that MLflow does not know is pickled as scikit-learn's are, if it predicts one answer per row.
-    """
+    """Return MLflow's own flavor for the model and its options, or None. Unknown libraries count as scikit-learn."""
     if predict_fn != "predict":  # the flavors of the boosters have none, and theirs are estimators of scikit-learn, too
         options = {"serialization_format": _SERIALIZATION["sklearn"], "pyfunc_predict_fn": predict_fn}
         return ("sklearn", options) if hasattr(model, predict_fn) else None

@@ -42,14 +42,10 @@ MAX_VALUES = 1_000
 
 @dataclass(frozen=True)
 class BoundaryValues:
-    """The inputs at which a fitted model may change its prediction, by signature column.
-
-    A column of a matrix has its position as its name.
+    """The inputs at which a fitted model may change its prediction, by signature column, or by position in a matrix.
 
     Attributes:
-        edges: numbers at which the model decides ([T] float64): thresholds, edges of bins.
-        categories: values that an encoder has learned.
-        texts: terms of a vocabulary.
+        edges: thresholds and edges of bins, [T] float64.
         rows: sets of learned rows (neighbours, centres, support vectors), each as [K] by column.
         left_out: the error of each step that could not be read, by its name.
     """
@@ -66,17 +62,14 @@ class ConvertedModel:
     """A model's ONNX form, and the means to prove it.
 
     Attributes:
-        proto: the `onnx.ModelProto`, with its weights inline; a copy if the caller has one.
+        proto: with its weights inline; a copy if the caller has one.
         inputs, outputs: the graph's, bound to the signature by column (or tensor) name.
         prediction: names of the outputs that `predict` returns.
         original: None if there is nothing to compare with (a ready ONNX model).
         classes: labels in the order of the columns of the probabilities.
-        boundary_values: inputs for the proof that the example does not show.
-        margin: the decision function of a classifier, [N] or [N, C], from which ties are found.
-        many_rows: the fewest rows that the graph computes by other operators than fewer rows, 0 if it has one way: all
-            rows are proven in both.
-        move_weights: moves each weight of a net by some of its own roundings, by chance, until its block ends; None of
-            other models.
+        margin: the decision function of a classifier, [N] or [N, C], which shows ties.
+        many_rows: the fewest rows for which the graph uses other operators, or 0. All rows are proven in both ways.
+        move_weights: moves each weight of a net at random by some roundings until its block ends.
         repair: the change that keeps 32-bit floats from changing the predictions; empty for the plain conversion.
     """
 
@@ -102,19 +95,15 @@ Forms: TypeAlias = list[Callable[[], ConvertedModel]]
 def bind_graph(
     proto: ModelProto, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
 ) -> ConvertedModel:
-    """Return a graph as a converted model, its inputs bound to the columns or tensors of the batch.
+    """Change a graph so that its inputs are bound to the columns or tensors of the batch, and return it converted.
 
-    A table's columns are the graph's inputs by name, or all of them are stacked into its only input, [N, columns]. All
-    outputs are answered, as values; `dataclasses.replace` gives them other roles. The graph itself is changed.
+    A table's columns are the graph's inputs by name, or are stacked into its only input, [N, columns]. All outputs are
+    values; `dataclasses.replace` gives them other roles. Raises InvalidConfig if the batch does not have the graph's
+    inputs, and ConversionError if the graph is not valid or cannot be served.
 
     Args:
-        batch: the example, or a table of no rows with the signature's columns; None for a graph that is served as it
-            declares its inputs.
-        original: as in `ConvertedModel`. With one, each input and output needs a free first dimension, its rows.
-
-    Raises:
-        ConversionError: not valid ONNX, a type that cannot be served, or batches of one size only.
-        InvalidConfig: the batch does not have the graph's inputs.
+        batch: the example, or an empty table with the signature's columns; None to serve the inputs that are declared.
+        original: if it is given, the first dimension of each input and output must be free.
     """
     for value in proto.graph.input:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
@@ -232,11 +221,9 @@ def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> M
 
 
 def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
-    """Return the example of a model, called `what`, that answers by this method alone.
+    """Return the example of a model, called `what` in messages, that has only this method.
 
-    Raises:
-        InvalidConfig: there is no example, or `predict_proba` is asked for.
-        ConversionError: the first dimensions of its tensors are not the same, so that they have no rows.
+    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if its tensors share no rows.
     """
     if batch is None:
         raise InvalidConfig(f"input_example: {what} needs one, to know the shapes and types of its inputs")

@@ -1,8 +1,4 @@
-"""The converter of a model: a module of this room, or one that another distribution registers.
-
-A converter of another distribution comes first, so that a class which inherits from scikit-learn's or torch's may have
-its own.
-"""
+"""The converter of a model. Converters of other distributions come first: their classes may inherit from ours."""
 
 import logging
 from collections.abc import Callable
@@ -43,25 +39,17 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 
 class Converter(Protocol):
-    """A module or an object of another distribution, registered in the group `onnxserve.converters`.
-
-    It may have a third function, `read_batch(model, data) -> ModelInput`, if its models take other data than tables and
-    arrays.
-    """
+    """A converter in the entry-point group `onnxserve.converters`; its own `read_batch(model, data)` is optional."""
 
     def matches(self, model: TrainedModel) -> bool:
         """Return True for the models that it converts. It is asked for every model, so it imports nothing heavy."""
 
     def convert(self, model: TrainedModel, example: ModelInput | None, **options: object) -> ConvertedModel:
-        """Return the ONNX form, by `bind_graph`, with the original's predictions.
+        """Return the ONNX form, by `bind_graph`. Raises ConversionError, which names the part, if the model has none.
 
         Args:
-            example: the user's rows: a table, or arrays by name (the only one is named ""); None without an example.
-            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), and what later
-                versions add.
-
-        Raises:
-            ConversionError: the model has no ONNX form; the message says which part and why.
+            example: a table, or arrays by name (the only one is named ""); None without an example.
+            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), later ones.
         """
 
 
@@ -76,8 +64,6 @@ class FrameworkConverter(Protocol):
 
 
 class NetConverter(FrameworkConverter, Protocol):
-    """A module of torch, Keras or TensorFlow."""
-
     def original_model(self, model: TrainedModel) -> OriginalModel: ...
 
 
@@ -116,11 +102,9 @@ def check_flavor(flavor: str) -> None:
 
 
 def converter_for(model: TrainedModel) -> FrameworkConverter:
-    """Return what converts `model`: a registered converter, or the module of the first package in its ancestry.
+    """Return a registered converter, or else our module for the first package in the model's ancestry.
 
-    A converter of another distribution that fails is logged by one line and left out.
-
-    Raises ConversionError if there is none, or if its framework is not installed.
+    A registered converter that fails is logged and skipped. Raises ConversionError if no converter is installed.
     """
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
@@ -187,10 +171,7 @@ _SAVED_MODEL = ("tensorflow", "saved_model.load")
 
 
 def load_file(model: TrainedModel) -> TrainedModel:
-    """Return the model in a file of Keras, `torch.export` or TorchScript, or in a folder of TensorFlow's SavedModel.
-
-    Everything else is returned unchanged. Raises ConversionError if the file cannot be loaded.
-    """
+    """Load a framework's file or SavedModel folder, and return other models unchanged. Raises ConversionError."""
     if not isinstance(model, str | PathLike):
         return model
     path = Path(model)

@@ -98,7 +98,6 @@ def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: Dynam
 
 @contextmanager
 def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
-    """Do as `ConvertedModel.move_weights` says."""
     weights = model.get_weights()
     try:
         model.set_weights([moved_by_roundings(one, random) for one in weights])

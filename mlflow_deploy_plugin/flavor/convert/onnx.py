@@ -42,11 +42,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
-    """Return one form, a copy of the graph with its weights inline.
-
-    Raises:
-        InvalidConfig: `predict_proba` is requested; a graph does not say which output that is.
-    """
+    """Return one form, a copy of the graph with its weights inline. Raises InvalidConfig for `predict_proba`."""
     if predict_fn != "predict":
         raise InvalidConfig("pyfunc_predict_fn: an ONNX graph answers all its outputs; only 'predict' is possible")
 
@@ -83,11 +79,7 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
 
 
 def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
-    """Make each output of a ZipMap the matrix behind it, and return its classes.
-
-    The converters of scikit-learn and of boosters write by default one mapping from class to probability a row, which
-    has no form as an array.
-    """
+    """Replace each ZipMap, which returns one mapping per row, by the matrix of its input, and return its classes."""
     classes: dict[str, tuple[int | str, ...]] = {}
     graph = proto.graph
     for node in graph.node:
@@ -107,10 +99,9 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
 
 
 def _tensors_for_sequences(proto: ModelProto) -> None:
-    """Replace each output that is a sequence of fixed length by its tensors: `NAME_0`, `NAME_1`, ….
+    """Replace each output that is a sequence of fixed length by its tensors `NAME_0`, `NAME_1`, ….
 
-    skl2onnx writes the probabilities of several targets as such a sequence, with one matrix for each target. A sequence
-    whose length depends on the input stays a sequence.
+    skl2onnx returns the probabilities of several targets as such a sequence.
     """
     graph = proto.graph
     if not any(output.type.HasField("sequence_type") for output in graph.output):
@@ -169,10 +160,7 @@ def _sequence_length(
 
 
 def _declare_outputs(proto: ModelProto) -> None:
-    """Give each output without a type or a shape those that ONNX Runtime finds, or that rows of zeros show.
-
-    Raises ConversionError if ONNX Runtime does not load the graph, or cannot compute such rows.
-    """
+    """Declare missing types and shapes of outputs as ONNX Runtime finds them. Raises ConversionError if it refuses."""
     tensors = [output for output in proto.graph.output if output.type.WhichOneof("value") in (None, "tensor_type")]
     bare = {output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")}
     if not bare:

@@ -1,7 +1,6 @@
-"""Results of statsmodels whose prediction is a linear predictor and the inverse of a link: OLS, GLM, Logit, Poisson, …
+"""Results of statsmodels that predict by a linear predictor and the inverse of a link: OLS, GLM, Logit, Poisson, …
 
-All is computed in 64 bits, as statsmodels does. Formulas of plain columns and their interactions are converted; a term
-that computes (`C(city)`, `np.log(x)`) is Python, and so are time series.
+Plain columns and interactions are converted; terms that Python computes (`C(city)`) and time series are not.
 """
 
 from collections.abc import Callable
@@ -69,10 +68,7 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
 
 
 def _formula(model: Model, weights: Array, rows: TracedArray, columns: list[str]) -> TracedArray:
-    """Return the linear predictor of a formula of these columns; an interaction is the product of its columns.
-
-    Raises ConversionError if Python computes a term.
-    """
+    """Return the linear predictor of these columns. Raises ConversionError if Python computes a term."""
     terms = list(model.exog_names)
     factors = {place: term.split(":") for place, term in enumerate(terms) if term != "Intercept"}
     if computed := [terms[place] for place, names in factors.items() if not set(names) <= set(columns)]:
@@ -108,8 +104,6 @@ def _inverse_link(model: Model) -> Callable[[TracedArray], TracedArray]:
 
 
 def original_model(results: TrainedModel) -> OriginalModel:
-    """Return the predictions as `prediction`."""
-
     def original(batch: ModelInput) -> dict[str, Array]:
         rows = batch if isinstance(batch, pd.DataFrame) else batch[""]
         return {"prediction": np.asarray(results.predict(rows), dtype=np.float64)}

@@ -1,7 +1,6 @@
 """TensorFlow: a loaded SavedModel, a `tf.Module`, a `tf.function`, converted by tf2onnx.
 
-tf2onnx 1.17 works with numpy 2 and protobuf 7. It makes inputs of the eager tensors that a function has captured; here
-they become constants of the graph again.
+tf2onnx 1.17 makes captured eager tensors inputs; here they become constants again.
 """
 
 import inspect
@@ -74,11 +73,9 @@ def export(
     axes: DynamicAxes,
     shown: str,
 ) -> ModelProto:
-    """Return the ModelProto of a function that takes tensors like the `arrays` and returns the `outputs`.
+    """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx cannot write an operation.
 
     The first dimension of each input and those in `axes` are free; `shown` is the name of the model in messages.
-
-    Raises ConversionError if tf2onnx is not installed, or has no ONNX operator for an operation.
     """
     try:
         import tf2onnx  # heavy, and of the extra `tensorflow`

@@ -1,7 +1,6 @@
-"""torch modules, converted by torch's dynamo exporter; programs of `torch.export`; TorchScript by the legacy exporter.
+"""torch modules and programs of `torch.export`, converted by the dynamo exporter; TorchScript, by the legacy one.
 
-A ScriptModule keeps its control flow in the legacy exporter (`If`, `Loop`). The dynamo exporter refuses it, and what
-`TS2EPConverter` makes of it has fixed sizes (torch 2.13).
+Only the legacy exporter keeps the control flow of a ScriptModule and its free sizes (torch 2.13).
 """
 
 import inspect
@@ -97,7 +96,6 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
 
 @contextmanager
 def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[None]:
-    """Do as `ConvertedModel.move_weights` says, with the weights of a module or a program."""
     weights = [one.data for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()]
     kept = [one.clone() for one in weights]
     try:
@@ -120,13 +118,8 @@ def export(
 ) -> ModelProto:
     """Return the ModelProto of a module (or a program) in `eval` mode, by rows of the batch.
 
-    Args:
-        names: the inputs, in the order of `forward`.
-        legacy: use the exporter that traces modules by TorchScript.
-
-    Raises:
-        ConversionError: the exporter refuses the module.
-        InvalidConfig: the model refuses the batch.
+    `names` are the inputs in the order of `forward`; `legacy` traces modules by TorchScript. Raises ConversionError if
+    the exporter refuses the module, and InvalidConfig if the model refuses the batch.
     """
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
     # one program may take batches of one size only: then they are as long as the example
@@ -155,11 +148,7 @@ def export(
 
 
 def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
-    """Add the output `REFUSED_ROWS` to a graph that embeds ids, and return the graph.
-
-    torch refuses an id that its embedding does not have. ONNX counts negative ones from the end, and CUDA's Gather
-    answers zeros for all others.
-    """
+    """Mark ids that an embedding does not have by `REFUSED_ROWS`: torch refuses them, and ONNX's Gather does not."""
     graph = proto.graph
     values = {one.name: one.type.tensor_type for one in (*graph.input, *graph.value_info)}
     batch = graph.input[0].type.tensor_type.shape.dim[:1]
@@ -286,10 +275,7 @@ def _to_onnx(
 
 
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
-    """Translate torch's attention, which answers 0 where a mask of booleans allows nothing, as before a padded text.
-
-    The exporter's own translation answers the mean of all values there (torch 2.13).
-    """
+    """Translate attention: a row without any allowed position is 0; the exporter's is a mean (torch 2.13)."""
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
@@ -341,10 +327,7 @@ def _eval_mode(module: TrainedModel) -> Iterator[None]:
 
 
 def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalModel:
-    """Return the predictions of a module or a program by output name.
-
-    `of_tensors` refuses an answer with other values, such as a decoder's cache; otherwise these are left out.
-    """
+    """Return predictions by output name. `of_tensors` refuses other values, such as a decoder's cache."""
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)
 

@@ -1,6 +1,4 @@
-"""Gradient boosting of XGBoost, LightGBM and CatBoost: their trees as one ONNX node, alone and within pipelines.
-
-Each library decides with numbers of its own width, which the graph keeps:
+"""Gradient boosting of XGBoost, LightGBM and CatBoost: their trees as one ONNX node, with numbers of their own width.
 
 | library  | features and thresholds | comparison | sums    | a missing value                                   |
 |----------|-------------------------|------------|---------|---------------------------------------------------|
@@ -8,8 +6,7 @@ Each library decides with numbers of its own width, which the graph keeps:
 | LightGBM | 64 bits                 | x <= t     | 64 bits | goes that way, or counts as 0                     |
 | CatBoost | 32 bits                 | x > t      | 64 bits | lies below or above all borders of its feature    |
 
-The trees are read from the libraries' own documents of a model: XGBoost's JSON
-(https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html), LightGBM's `dump_model`, CatBoost's JSON.
+XGBoost's JSON is specified at https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.
 """
 
 import json
@@ -51,11 +48,7 @@ def as_estimator(model: Estimator) -> Estimator:
 
 
 def read_boosting(estimator: Estimator) -> Boosting:
-    """Return the trees of a fitted booster.
-
-    Raises:
-        NotImplementedError: categories of other types, or an objective without a form.
-    """
+    """Return the trees of a fitted booster. Raises NotImplementedError for unknown categories or objectives."""
     booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
     return _READERS[library_of(booster)](booster)
 

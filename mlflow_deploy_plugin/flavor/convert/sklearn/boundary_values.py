@@ -1,8 +1,6 @@
 """The boundary values of a fitted estimator, from which the proof makes rows that no example shows.
 
-Each step has the boundary values of its own inputs (`_own`). Those of a later step are traced back through the steps
-before it (`_back`), if each of them turns one column into one column: scalers, imputers, selections,
-ColumnTransformers.
+Values of a later step are traced back (`_back`) through steps that turn one column into one column.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,11 +42,7 @@ _Value = TypeVar("_Value")
 
 @dataclass
 class _Collected:
-    """Boundary values by the position of the input column, while they are collected.
-
-    Attributes:
-        values: kind (a field of `BoundaryValues`), position, and values; a column may have several entries.
-    """
+    """Boundary values: the kind (a field of `BoundaryValues`), the position of the input column, and the values."""
 
     values: list[tuple[str, int, Any]] = field(default_factory=list)
     rows: list[dict[int, Array]] = field(default_factory=list)
@@ -73,10 +67,7 @@ class _Collected:
 
 
 def boundary_values_of(fitted: Estimator, names: list[str]) -> BoundaryValues:
-    """Return the boundary values of the columns with these names, as far as they can be traced back.
-
-    A step that raises an error has none; `left_out` of the result names it.
-    """
+    """Return the values that can be traced back to the columns; `left_out` names the steps that raised an error."""
     left_out: dict[str, str] = {}
     found = _known(fitted, left_out)
 

@@ -61,10 +61,7 @@ _DENSE_VALUES = 50_000_000
 def read_batch(model: Estimator, data: ModelData) -> ModelInput:
     """Return a DataFrame for a table or a column of texts (a Series, a list, an array of [N]), or one [N, k] array.
 
-    Of a sparse matrix, as many rows are taken as make `_DENSE_VALUES`.
-
-    Raises:
-        InvalidConfig: the data is none of these.
+    A sparse matrix is cut to `_DENSE_VALUES` numbers. Raises InvalidConfig for other data.
     """
     if isinstance(data, pd.DataFrame):
         # scikit-learn treats a table without names as a matrix
@@ -101,14 +98,11 @@ def _numbers(array: Array) -> Array:
 
 
 def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
-    """Return three forms: 32-bit floats; if they change predictions, 64 bits up to the last step; 64 bits throughout.
+    """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits throughout.
 
-    A scaler in 32-bit floats moves rows across the thresholds of the trees behind it: measured, up to 653 of 4,000.
-    64 bits throughout are no general solution: for most predictors ONNX Runtime has no such kernels.
-
-    Raises:
-        InvalidConfig: there is no example (skl2onnx needs the columns and their types), or the model is not fitted.
-        ConversionError: the model has no `predict`.
+    A scaler in 32 bits moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no 64-bit
+    kernels for most predictors. Raises InvalidConfig without an example or if the model is not fitted, and
+    ConversionError if it has no `predict`.
     """
     model = boosters.as_estimator(model)
     if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
@@ -195,10 +189,7 @@ def _convert(
 
 
 def _single_threaded(function: F, fitted: Estimator) -> F:
-    """Return the function as one that runs boosting by histograms on one thread.
-
-    Its threads wait for each other at each tree: a proof of 2,000 trees took 200 s of CPU instead of 4.
-    """
+    """Run boosting by histograms on one thread: a proof of 2,000 trees takes 4 s of CPU instead of 200 s."""
     if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
         return function
     limited: F = ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
@@ -228,11 +219,7 @@ _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int6
 
 
 def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
-    """Return the ModelProto of a fitted estimator.
-
-    Raises:
-        ConversionError: a step has no converter; the message names it.
-    """
+    """Return the ModelProto. Raises ConversionError, which names the step, if a step has no converter."""
     precise = formulas.PRECISE if precision == "double" else {}
     try:
         copy = convertible_copy(fitted)

@@ -1,8 +1,4 @@
-"""The copy of a fitted estimator that skl2onnx converts correctly.
-
-Options that skl2onnx does not read are changed where that changes no prediction, and steps that it cannot convert are
-replaced by the ones of `stand_ins.py`.
-"""
+"""The copy of a fitted estimator that skl2onnx converts correctly, with other options and stand-ins for some steps."""
 
 from copy import deepcopy
 from functools import partial

@@ -1,8 +1,4 @@
-"""The parts of fitted scikit-learn estimators, and their inputs in the graph.
-
-A matrix, and a table whose columns are all treated alike, become one input [N, k]: one array to fill for a request. A
-table from which a ColumnTransformer picks becomes one input [N, 1] for each column, under the column's name.
-"""
+"""Parts of fitted estimators, and their graph inputs: [N, k], or [N, 1] per column before a ColumnTransformer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -61,10 +57,7 @@ def marks_nan(imputer: Estimator) -> bool:
 
 
 def best_estimator(model: Estimator) -> Estimator:
-    """Return the estimator that predicts: the best one of a search, or the one within a wrapper.
-
-    A recursive elimination (RFE) becomes a pipeline of its selection and its estimator.
-    """
+    """Return the best estimator of a search or the one in a wrapper. RFE becomes a pipeline of its two parts."""
     while True:
         if type(model).__name__ == "FrozenEstimator":  # scikit-learn has it from 1.6 on
             model = model.estimator
@@ -263,8 +256,7 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
 def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
     """Return the text columns that may be missing from a row that the model itself still predicts.
 
-    The time of a call grows with the table's width, so each call tries several columns: twice as many after an answer,
-    half as many after a refusal.
+    A call costs more in a wide table, so it tries twice as many columns after an answer, and half after a refusal.
     """
     found: set[str] = set()
     start, size = 0, len(texts)

@@ -97,10 +97,7 @@ class NodeBuilder:
         return Subgraph(self._scope)
 
     def sub_model(self, estimator: Estimator, inputs: list[Variable], raw_scores: bool = False) -> list[str]:
-        """Add the graph of another fitted estimator on skl2onnx's variables, and return the names of its outputs.
-
-        Raises NotImplementedError for `raw_scores` of an estimator whose converter has only probabilities.
-        """
+        """Add an estimator's graph, and return its outputs. Raises NotImplementedError if it has no `raw_scores`."""
         last = last_step(estimator)
         for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
             if self._container.has_options(last, name):
@@ -151,13 +148,10 @@ def own_converters() -> Iterator[None]:
 
 
 def register_converter(kind: type, convert: ConvertsOperator, has_labels: bool, keeps_type: bool = False) -> None:
-    """Tell skl2onnx how an estimator is converted, to labels and probabilities or to one output.
+    """Register a converter to labels and probabilities, or to one output, whose types `convert` sets.
 
-    skl2onnx's own parser knows ClassifierMixin only, and declares a second output for clusters and outliers. The
-    options are those that it asks of a classifier, also of one within an ensemble. `convert` sets the output types.
-
-    Args:
-        keeps_type: the output has the type of the input, e.g. texts.
+    skl2onnx's own parser knows only ClassifierMixin, and declares a second output for clusters and outliers. With
+    `keeps_type`, the output has the type of the input, e.g. texts.
     """
     alias = f"Onnxserve{kind.__name__}"
 
@@ -180,10 +174,7 @@ def no_shapes(operator: Operator) -> None:
 def parse_columns(
     scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
 ) -> list[Variable]:
-    """Return skl2onnx's variable of a ColumnTransformer's output, or several variables if it makes texts and numbers.
-
-    ONNX Runtime would write joined numbers as texts of eight digits. skl2onnx's own parser joins them.
-    """
+    """Return texts and numbers of a ColumnTransformer apart: ONNX Runtime would cut joined numbers to eight digits."""
     widths = [model.n_features_in_] if len(inputs) == 1 else [one.type.shape[1] for one in inputs]
     places = [(one, place) for one, width in zip(inputs, widths, strict=True) for place in range(width)]
     names, given = getattr(model, "feature_names_in_", ()), {one.raw_name: (one, 0) for one in inputs}
@@ -311,10 +302,7 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
 
 
 def _drop_unused(graph: GraphProto) -> None:
-    """Drop the nodes and constants that no output needs: ONNX Runtime computes them with each request.
-
-    They make the scores that nobody is told: of the 50 classes of an SVC, 6,236 of 6,240 nodes.
-    """
+    """Drop nodes that no output needs: 6,236 of 6,240 of an SVC with 50 classes. ONNX Runtime would run them."""
     needed = {value.name for value in graph.output}
     nodes = []
     for node in reversed(graph.node):

@@ -1,11 +1,10 @@
 """Boosted trees for many rows: in all trees at once, all rows go down one level after the other.
 
-ONNX Runtime's own operator walks each row down each tree by branches, and a processor guesses half of them wrong: 3.3
-ns a node. That is best for a few rows. From `MANY_ROWS` on, an `If` chooses the operators that are written here, which
-have no branches. The position of each row in each tree is a number. Each level doubles it, and adds one if the
-comparison with the node's threshold holds. This is Hummingbird's PerfectTreeTraversal (Nakandala et al., OSDI 2020). In
-addition, nodes that many rows meet are compared for all rows: those of the first three levels, and of each level of
-symmetric trees.
+ONNX Runtime's own operator walks each row down each tree by branches, and a processor predicts half of them wrongly:
+3.3 ns per node. That is best for a few rows. From `MANY_ROWS` on, an `If` chooses these operators without branches.
+Each level doubles a row's position in a tree, and adds 1 if the comparison at its node holds (Hummingbird's
+PerfectTreeTraversal; Nakandala et al., OSDI 2020). The nodes of the first three levels, and of each level of symmetric
+trees, are compared for all rows.
 
 | 10,000 rows, 100 trees of depth 6, one thread | tree operator | by levels | native |
 |-----------------------------------------------|---------------|-----------|--------|
@@ -65,13 +64,7 @@ class Levels:
 
 
 def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
-    """Add the trees, and return [N, targets] 32-bit floats, the sums of their leaves.
-
-    The rows are computed in blocks of equal size, so that the memory does not grow with them.
-
-    Args:
-        rows: [N, features], at least one.
-    """
+    """Add the trees for rows [N ≥ 1, features], in blocks that bound the memory; return 32-bit sums [N, targets]."""
     count = graph.node("Shape", [rows], start=0, end=1)
     blocks, size = graph.equal_blocks(count, [max(_FEWEST_ROWS, _BLOCK // len(levels.nodes[0]))])
     lacking = graph.node("Sub", [graph.node("Mul", [blocks, size]), count])

@@ -1,8 +1,7 @@
 """Rows that a step within the original refuses, such as a negative number whose logarithm a regression reads.
 
-scikit-learn's estimators raise an error for NaN or infinity, while the graph would answer. So a graph whose steps may
-compute such a number of a finite one has one more output, `REFUSED_ROWS`, and `runtime/model.py` refuses the rows that
-it marks. No other graph has it.
+scikit-learn refuses NaN and infinity. A graph that may compute them from finite numbers has the output `REFUSED_ROWS`,
+and `runtime/model.py` refuses the rows that it marks.
 """
 
 import warnings

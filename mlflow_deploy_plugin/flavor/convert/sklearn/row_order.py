@@ -1,9 +1,8 @@
 """Many rows in an order in which neighbours take the same way through the trees.
 
-ONNX Runtime's tree operator spends its time in branches that the processor guesses wrong and, in large forests, in
-nodes that have left its caches. Both are fewer if a row resembles the one before. From `MANY_ROWS` on, the rows of an
-operator are sorted, and its answers put back; a row's answer does not change by a bit. The key has `_KEY_BITS` bits,
-which go to the columns that decide most: the place of the number among quantiles of the column's thresholds.
+ONNX Runtime's tree operator spends its time in wrongly predicted branches and, in large forests, in nodes outside of
+its caches. Both are rarer if a row resembles the one before. From `MANY_ROWS` on, the rows are sorted, and their
+answers, which do not change by a bit, are put back. The key has `_KEY_BITS` bits, for the columns that decide most.
 
 | 8,192 rows, one thread          | time by time unsorted |
 |---------------------------------|-----------------------|

@@ -1,7 +1,4 @@
-"""Fitted estimators that stand in for others, which skl2onnx cannot read: of other libraries, and some of scikit-learn.
-
-Each holds what its original has learned. `formulas/` has their formulas.
-"""
+"""Fitted estimators that stand in for others, which skl2onnx cannot read. Their formulas are in `formulas/`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,11 +32,7 @@ class Selection(SelectorMixin, _Fitted):  # type: ignore[misc]
 
 
 class CategoryTables(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """An encoder of any library as lookup tables: the numbers that it makes of each category of each column.
-
-    `tables` has an array [categories + 1, numbers] for each column, in the order of `categories_`. The last row is for
-    an unknown category.
-    """
+    """Tables [categories + 1, numbers] per column, in the order of `categories_`. The last row is for unknown ones."""
 
     def __init__(self, categories_: list[Array], tables: list[Array]) -> None:
         self.categories_, self.tables = categories_, tables
@@ -61,10 +54,9 @@ class GroupedCategories(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 
 class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
-    """A step of another library as a function of columns [N, k].
+    """A step of another library as a function of columns [N, k], which `formulas/tracing.py` can write as a graph.
 
     Attributes:
-        compute: the function, of numpy operations that `formulas/tracing.py` can write as a graph.
         refuses: the reason why the original refuses some rows, for error messages.
         tests: the refused numbers as ONNX operators (`Less`), each with one bound, or with one bound for each column.
         stands_for: the class name of the original, for error messages.
@@ -88,14 +80,13 @@ class Computed(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 @dataclass(eq=False, repr=False)
 class AdditiveModel(_Fitted):
-    """A sum of terms, each of which is looked up by the bins of one or several columns.
+    """A sum of an intercept and terms, each of which is looked up by the bins of one or several columns.
 
     Attributes:
         cuts: the position of each binned column, and its ascending cuts; None if the column holds bin numbers already.
         strides: the distance in `scores` between neighbouring bins of each binned column, [binned, terms].
         offsets: the first row of each term in `scores`, [terms].
         scores: the values of all terms, [rows, 1 or classes].
-        intercept: the value that is added to each sum.
         link: the link function; its inverse turns the sum into the prediction.
     """
 

@@ -1,9 +1,7 @@
 """Trees of all kinds as arrays, and as ONNX Runtime's operator.
 
-HistGradientBoosting compares in 64 bits; scikit-learn's other trees round their input to 32 bits before they compare.
-skl2onnx rounds the thresholds of the former, so a number between a threshold and its rounding would go the other way,
-and sends every missing value of the latter to the right. Here the thresholds of 64 bits are not rounded, and the trees
-are summed in 64 bits, too (`levels.py` sums groups of them in 32).
+HistGradientBoosting compares in 64 bits, and scikit-learn's other trees in 32. skl2onnx rounds the thresholds of the
+former, and sends missing values of the latter to the right. Here neither happens, and sums have 64 bits.
 """
 
 from dataclasses import dataclass, field
@@ -71,8 +69,7 @@ class Tree:
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
         """Return the tree with one equality for each member of a node, and the ONNX comparison of each node.
 
-        The equalities of a node form a chain, each on the right of the one before, with the same node on the left. ONNX
-        Runtime reads such a chain as one test of membership.
+        ONNX Runtime reads a chain of equalities to the right, with the same node on the left, as a membership test.
         """
         rows = list(
             zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
@@ -103,13 +100,12 @@ class Boosting:
         link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
         is_single: True if leaves and sums have 32 bits.
         has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
-        missing: a number that counts as a missing value, beside NaN.
+        missing: a number that counts as a missing value, in addition to NaN.
         categories: the categories of each column of texts or integers, in the order of their codes.
         category_columns: the positions of these columns; empty if they are not known.
-        lines: the slope of each feature, [features, targets], if there are lines instead of trees; a missing value adds
-            nothing.
-        slopes: if leaves are lines, the feature of each kind of slopes; they are as wide as the rows. Their trees have
-            targets beyond those of the base: (n + 1) * len(base) + t for the kind n and the target t.
+        lines: the slopes, [features, targets], if there are lines instead of trees; a missing value adds nothing.
+        slopes: if leaves are lines, the feature of each kind of slopes, as wide as the rows. The trees of kind n for
+            the target t have the target (n + 1) * len(base) + t.
     """
 
     trees: list[Tree]
@@ -182,10 +178,7 @@ class Boosting:
 
 
 def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
-    """Return the nodes of all trees in arrays of [nodes], and the positions of the roots.
-
-    `left` and `right` are positions in these arrays; those of a leaf are its own position.
-    """
+    """Return the nodes of all trees as [nodes], and the roots. A leaf's `left` and `right` are its own position."""
     names = ("feature", "threshold", "left", "right", "default_left", "value")
     nodes = {name: np.concatenate([getattr(tree, name) for tree in trees]) for name in names}
     sizes = [len(tree.left) for tree in trees]
@@ -197,11 +190,7 @@ def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
 
 
 def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add the trees, and return [N, targets] 32-bit floats, the sums of their leaves.
-
-    Args:
-        rows: [N, features], of 32 bits if the boosting has single rows, else of 64.
-    """
+    """Add the trees for rows [N, features] (32 bits if `has_single_rows`), and return 32-bit sums [N, targets]."""
     levels = boosting.levels()
     if levels is None:
         return write_walk(graph, rows, boosting)

@@ -58,11 +58,7 @@ def register() -> None:
 
 
 def convert_formula(is_double: bool, scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
-    """Add the nodes of the formula, and set the output types: 64-bit floats for 64-bit inputs, else 32-bit ones.
-
-    Args:
-        is_double: write 64-bit floats for all inputs.
-    """
+    """Add the nodes of the formula. Outputs are 64-bit floats if `is_double` or for 64-bit inputs, otherwise 32-bit."""
     graph, estimator = NodeBuilder(scope, container), operator.raw_operator
     rows = Rows.of(graph, operator)
     answer = (FORMULAS | _PRECISE)[type(estimator)](estimator, rows)

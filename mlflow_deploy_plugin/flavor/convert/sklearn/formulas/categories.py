@@ -1,8 +1,7 @@
 """Formulas of steps whose columns may be texts: encoders of categories, and SimpleImputer.
 
-One LabelEncoder a column maps each category to a code. skl2onnx's own converters of encoders give a missing text a
-number of its own (OrdinalEncoder), refuse numbers with fractions, and make graphs that fail on an unseen value if
-categories are grouped as infrequent (OneHotEncoder). That of SimpleImputer refuses texts, indicators and 64-bit floats.
+skl2onnx's own encoders give a missing text a number of its own (OrdinalEncoder), refuse fractions, and fail on unseen
+values if categories are grouped (OneHotEncoder). Its SimpleImputer refuses texts, indicators and 64-bit floats.
 """
 
 import numpy as np
@@ -36,10 +35,7 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
 
 
 def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
-    """Return the mean of the target for each row's category, and the mean of all rows for an unknown one.
-
-    With more than two classes, there is a mean for each column and class.
-    """
+    """Return the target's mean for each category (and class, if there are several), or of all rows if it is unknown."""
     columns, means, parts = rows.columns(), np.atleast_1d(model.target_mean_), []
     for place, encoding in enumerate(model.encodings_):
         position, target = divmod(place, len(means))

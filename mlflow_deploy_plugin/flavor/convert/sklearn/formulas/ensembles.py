@@ -1,8 +1,4 @@
-"""Formulas of estimators that ask others: calibration, thresholds, chains, one classifier a class, changed targets.
-
-The arithmetic is scikit-learn's own, in its order (https://scikit-learn.org/stable/modules/multiclass.html,
-…/calibration.html); the estimators within answer by `Rows.ask`.
-"""
+"""Formulas of estimators that ask others (`Rows.ask`): https://scikit-learn.org/stable/modules/multiclass.html."""
 
 from collections.abc import Iterator, Sequence
 
@@ -122,10 +118,7 @@ def _flat(answer: Traced) -> TracedArray:
 
 
 def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
-    """Return the scores of the estimators' classes side by side, [N, k]; of two classes, that of the second.
-
-    Without a `method` of `Rows.ask`, the method is that of multiclass._predict_binary.
-    """
+    """Return the scores side by side, [N, k]. The default method is that of multiclass._predict_binary."""
     behind = [rows.before_last_step(one) for one in estimators]
     if all(before is behind[0][0] for before, _ in behind):
         rows, estimators = behind[0][0], [last for _, last in behind]
@@ -253,10 +246,7 @@ def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
 
 
 def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
-    """Return the columns, each gap filled by the regression of its column on the others, round by round.
-
-    scikit-learn leaves the regressions out if no row of a request has any value; here a row never depends on others.
-    """
+    """Fill gaps by regressions, round by round. Unlike in scikit-learn, a row never depends on other rows."""
     if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
             "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"

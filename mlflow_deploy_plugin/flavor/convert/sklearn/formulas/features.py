@@ -120,11 +120,7 @@ def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray
 
 
 def scaled(model: Estimator, rows: Rows) -> TracedArray:
-    """Return scikit-learn's operations in its order and precision, each rounded to that of the rows, as in place.
-
-    skl2onnx multiplies by the inverse of a scale while scikit-learn divides by it, so that a number can end one step
-    beside the original's, and on the other side of a tree's threshold. Here the bits are the same, in 32 and in 64.
-    """
+    """Compute in scikit-learn's order and precision: skl2onnx's inverse scale moves numbers across thresholds."""
     x = rows.own
     steps: list[tuple[np.ufunc, Array | None]]
     match model:
@@ -181,8 +177,7 @@ def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
 def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     """Return the share of the training rows below each value, or the normal deviate of that share.
 
-    The operations are those of scikit-learn, which interpolates upwards and downwards, as quantiles may be equal.
-    skl2onnx writes a chain of nodes as long as there are quantiles: a thousand take it minutes.
+    Like scikit-learn, it interpolates both ways, since quantiles may be equal. skl2onnx's graph takes minutes.
     """
     quantiles, shares = model.quantiles_, model.references_
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
@@ -205,10 +200,7 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
 
 
 def _deviates(share: TracedArray) -> TracedArray:
-    """Return the inverse of the normal distribution for shares from 1e-11 on, to 16 digits.
-
-    The method is AS 241, https://doi.org/10.2307/2347330.
-    """
+    """Return the normal deviates of shares from 1e-11 on, to 16 digits: AS 241, https://doi.org/10.2307/2347330."""
     centred = share - 0.5
     square = 0.180625 - centred * centred
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6

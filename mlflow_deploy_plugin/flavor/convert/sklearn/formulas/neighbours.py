@@ -1,7 +1,4 @@
-"""Formulas of estimators that compare a row with learned ones: neighbours, centres, kernels.
-
-Distances have 64 bits, and are those of scikit-learn's `metrics.pairwise`.
-"""
+"""Formulas of estimators that compare a row with learned ones, by the 64-bit distances of `metrics.pairwise`."""
 
 from collections.abc import Callable
 
@@ -156,10 +153,7 @@ def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> Tr
 
 
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
-    """Return the columns, with the mean of the nearest learned rows in place of a missing value.
-
-    The distance counts the columns that both rows have: sklearn.metrics.pairwise.nan_euclidean_distances.
-    """
+    """Fill gaps with the mean of the nearest learned rows, by sklearn.metrics.pairwise.nan_euclidean_distances."""
     if not marks_nan(model) or callable(model.weights):
         raise NotImplementedError("KNNImputer with missing_values other than NaN, or weights that are a function")
     if not model._valid_mask.all():

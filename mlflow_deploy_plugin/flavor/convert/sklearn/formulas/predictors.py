@@ -1,7 +1,4 @@
-"""Formulas of predictors that are a few operations on a row: constants, steps, ellipses, projections, processes.
-
-Kernels of Gaussian processes follow sklearn.gaussian_process.kernels.
-"""
+"""Formulas of predictors with a few operations per row. Kernels follow sklearn.gaussian_process.kernels."""
 
 import numpy as np
 from scipy import special
@@ -23,10 +20,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
-    """Return the predictions [N, M] of M models for x [N, M]: lines between thresholds, and the end's value outside.
-
-    A single model may have NaN outside instead.
-    """
+    """Return the predictions [N, M] of M models for x [N, M]; outside its thresholds, a single model may return NaN."""
     known, values = (
         [np.asarray(getattr(one, name), float) for one in models] for name in ("X_thresholds_", "y_thresholds_")
     )
@@ -104,10 +98,7 @@ def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedAr
 
 
 def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]:
-    """Return the mean [N] of the latent process, and the probability [N] of its second class.
-
-    Algorithm 3.2 of Rasmussen and Williams, Gaussian Processes for Machine Learning, https://gaussianprocess.org/gpml/.
-    """
+    """Return the latent mean [N] and P(class 1) [N]: Algorithm 3.2 of https://gaussianprocess.org/gpml/."""
     known = _kernel(model.kernel_, x, model.X_train_)
     mean = known @ (model.y_train_ - model.pi_)
     solved = (known * model.W_sr_) @ np.linalg.inv(model.L_).T

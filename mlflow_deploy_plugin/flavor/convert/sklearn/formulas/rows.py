@@ -1,4 +1,4 @@
-"""The rows that a formula reads, and the answers of estimators within the one that it is of."""
+"""The rows that a formula reads, and the answers of the estimators within an estimator."""
 
 from collections.abc import Callable
 from copy import copy
@@ -35,9 +35,8 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 class Rows:
     """The rows that an estimator reads: skl2onnx's variables, or a matrix that a formula has made.
 
-    Attributes:
-        is_double: True if an estimator within reads 64-bit floats.
-        is_single: True if the original reads 32-bit floats: it compares in 32 bits. It takes integers as 64-bit floats.
+    `is_double` is True if an estimator within reads 64-bit floats, `is_single` if the original compares in 32 bits. The
+    original still takes integers as 64-bit floats.
     """
 
     def __init__(
@@ -111,7 +110,6 @@ class Rows:
         return np.full_like((first == first).astype(np.float64), value)
 
     def with_matrix(self, matrix: TracedArray) -> "Rows":
-        """Return other rows for the estimators within."""
         rows = Rows(self._graph, [], matrix.sample.shape[1], matrix)
         rows.is_double = self.is_double
         return rows
@@ -150,10 +148,7 @@ class Rows:
         return self._by_converter(estimator, method)
 
     def before_last_step(self, estimator: Estimator) -> tuple["Rows", Estimator]:
-        """Return the rows that the last step of a pipeline reads, and that step; others read these rows.
-
-        Steps that learned the same, as in one pipeline for each class, lead to the same rows.
-        """
+        """Return the rows that a pipeline's last step reads, and that step. Steps that learned the same share rows."""
         rows, estimator = self, best_estimator(estimator)
         while isinstance(estimator, Pipeline):
             used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
@@ -303,16 +298,13 @@ def logistic(scores: TracedArray) -> TracedArray:
 
 
 def softmax(scores: TracedArray) -> TracedArray:
-    """Return the exponentials of scores [N, C] with the sum 1."""
     return scores.emit("Softmax", [scores], scores.sample, axis=1)
 
 
 def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> tuple[TracedArray, TracedArray]:
     """Return the votes [N, C] of each class against each other, and the scores of multiclass._ovr_decision_function.
 
-    Args:
-        second: 1.0 for each pair whose second class is voted for, else 0.0, [N, pairs].
-        score: numbers that are the larger, the likelier the second class is, [N, pairs].
+    `second` [N, pairs] is 1.0 if the second class gets the vote, otherwise 0.0. `score` [N, pairs] favours that class.
     """
     one, other = np.triu_indices(classes, 1)
     sides = np.eye(classes)[other] - np.eye(classes)[one]

@@ -1,8 +1,7 @@
 """Formulas of the vectorizers of texts and TfidfTransformer, with exactly the tokens that Python finds.
 
-skl2onnx's own converters take `[a-zA-Z0-9_]+` for the default pattern, so that "wärm" becomes "w" and "rm". They have
-the logarithm of `sublinear_tf` wrong. ONNX Runtime lowers characters as Python does, except for two: "İ" becomes two
-characters, and "Σ" becomes "ς" at the end of a word. Texts with these, or with accents that have to be removed, are
+skl2onnx's own converters use `[a-zA-Z0-9_]+` for the default pattern, and compute `sublinear_tf` wrongly. ONNX Runtime
+lowers "İ" and a final "Σ" in another way than Python. Texts with these, or with accents that have to be removed, are
 rebuilt character by character.
 """
 
@@ -91,8 +90,7 @@ def _in_blocks(
 ) -> TracedArray:
     """Return the numbers [N, width] that `write` adds for blocks of texts; beside a long text, each row is a block.
 
-    The tokens of a block are a table as wide as its longest text: 1,000 rows at once beside a text of 50,000 words took
-    20 s and more than 9 GB.
+    A block is as wide as its longest text: 1,000 rows with a text of 50,000 words took 20 s and more than 9 GB.
     """
     graph, given = column.graph, column.name
     count = graph.node("Shape", [given], start=0, end=1)
@@ -170,10 +168,7 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
 
 
 def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Return the texts [N] with another text in place of each character.
-
-    These are joined with their neighbours, in as many rounds as the length of the longest text has bits.
-    """
+    """Replace each character of texts [N], then join neighbours in log2(longest text) rounds."""
     known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
     keys, values = [*known, _PAD], [*known.values(), ""]
     characters = graph.node("Tokenizer", [texts], tokenexp="(?s:.)", pad_value=_PAD, mark=0, mincharnum=1)
@@ -199,10 +194,7 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
 
 
 def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
-    """Return the characters [N, L] with "ς" for a "Σ" that ends a word, by Unicode's rule Final_Sigma.
-
-    A letter stands before it, and none after it; accents, apostrophes and full stops between are skipped.
-    """
+    """Return the characters [N, L] with "ς" for a "Σ" that ends a word, by Unicode's rule Final_Sigma."""
     letters, skipped = _cases()
     keys, codes = [*letters, *skipped], [2.0] * len(letters) + [0.0] * len(skipped)
     code = graph.node("LabelEncoder", [characters], keys_strings=keys, values_floats=codes, default_float=1.0)

@@ -1,11 +1,9 @@
 """Arrays that record what numpy's functions do with them, as nodes of a graph.
 
-A formula of numpy is called with a `Traced` array in place of numbers: its `x @ w + b` adds a MatMul and an Add. So a
-converter is the formula itself, and a user's own function of numpy functions has a graph, too
-(https://numpy.org/doc/stable/user/basics.dispatch.html).
-
-A traced array has the rows of a request in its first axis, and nothing may depend on their number or mix them. What has
-no form in a graph raises NotImplementedError: an `if` on values, other functions, other types than numbers.
+A formula is called with a `Traced` array: its `x @ w + b` adds a MatMul and an Add, also in a user's own function
+(https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis has the rows of a request, and no operation may
+mix rows or depend on their number. Operations without a form in a graph raise NotImplementedError: an `if` on values,
+other functions, and other types than numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -45,12 +43,9 @@ Operand: TypeAlias = TracedArray
 
 
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of the graph. Each operation is also done with a small sample, which tells the type and the shape.
+    """An array of the graph. Each operation is also done with a small sample, which has the type and the shape.
 
-    Attributes:
-        graph: receives the nodes.
-        name: the array's name in the graph.
-        sample: [7, …], numbers of the array's type; objects stand for texts.
+    The `sample` is [7, …], numbers of the array's type; objects stand for texts.
     """
 
     def __init__(self, graph: NodeBuilder, name: str, sample: Array) -> None:
@@ -311,10 +306,7 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
 
 
 def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]) -> TracedArray:
-    """Return for x [N, M] the lines through M sets of points at `known` (ascending); outside, those of the last two.
-
-    A single point is a constant. The operations are those of scipy.interpolate.interp1d, in its order.
-    """
+    """Interpolate x [N, M] between M sets of ascending points, by the operations of scipy.interpolate.interp1d."""
     size = max(2, *map(len, known))
     at = np.stack([np.pad(one, (0, size - len(one)), constant_values=np.inf) for one in known], axis=1)
     heights = np.stack([np.pad(one, (0, size - len(one))) for one in values], axis=1)

@@ -49,10 +49,7 @@ _LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
 
 
 def boosted(model: Estimator, rows: Rows) -> Answer:
-    """Return predictions, or the decision, the probabilities and the scores of a classifier.
-
-    With one score for two classes, a positive one is that of the second.
-    """
+    """Return predictions, or a classifier's decision, probabilities and scores. A positive score means class 1."""
     boosting = histogram_boosting(model) if hasattr(model, "_predictors") else read_boosting(model)
     x = _features(model, rows, boosting)
     if boosting.slopes:  # leaves are lines: the sums of their constants, and those of their slopes times the features
@@ -186,10 +183,7 @@ def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
 
 
 def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
-    """Return 1 for an inlier, else -1, by the sum of the depths of its leaves.
-
-    skl2onnx writes 27 nodes a tree: a model of 500 trees took minutes to load.
-    """
+    """Return 1 for an inlier, otherwise -1. skl2onnx's graph of 500 trees took minutes to load."""
     depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
     members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
     trees = [Tree.fitted(part.tree_, depth + below - 1.0, columns) for part, columns, (depth, below) in members]

@@ -1,8 +1,4 @@
-"""Estimators of other libraries, replaced by estimators that this package converts.
-
-`_STAND_INS` has a function for some libraries; estimators of the others, and of users, are replaced if they are affine.
-Boosters and nets need none (`boosters.py`, `conversion.py`).
-"""
+"""Estimators of other libraries, replaced by our own: by a function of `_STAND_INS`, or if they are affine."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,11 +26,9 @@ They raise a ConversionError for an estimator whose options no graph has.
 
 
 def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
-    """Return the estimator, or a copy in which the estimators of other libraries are replaced.
+    """Return the estimator with stand-ins for those of other libraries. Raises ConversionError if one has no form.
 
     `columns` are the names of the columns of its table, or their number in its matrix; 0 if it is not known.
-
-    Raises ConversionError if an estimator of a library in `_STAND_INS` has no form in a graph.
     """
     fitted = thawed(fitted)
     stand_ins: dict[int, Estimator] = {}

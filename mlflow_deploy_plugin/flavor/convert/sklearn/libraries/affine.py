@@ -1,9 +1,7 @@
 """Estimators of any library whose answers are affine in the columns: linear models, scalers, selections, projections.
 
-They have many formulas, and one form: weights and an intercept. The fitted estimator's answers to a row of zeros, and
-to rows with a single number, show these. Its answers to further rows show whether it is affine; they have the numbers
-that users' own rules single out: codes, years, large numbers, and marks of a missing value such as -999. The proof then
-compares the model's answers on other rows.
+The answers to a row of zeros, and to rows with a single number, show the weights and the intercept. Further rows, with
+codes, years, large numbers and marks such as -999, show whether the estimator is affine.
 """
 
 import warnings
@@ -30,10 +28,7 @@ _CLOSE = 1e-12
 
 
 def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
-    """Return an affine step, or a regression for an affine predictor with `coef_`; None for any other estimator.
-
-    `columns` are the names of the columns that it reads, or their number; 0 if it is not known.
-    """
+    """Return an affine step or regression, or None. `columns` are as in `with_stand_ins`."""
     with suppress(Exception), warnings.catch_warnings():  # whatever the library raises for rows of numbers
         warnings.simplefilter("ignore")
         predicts, known = hasattr(part, "predict"), columns if isinstance(columns, int) else len(columns)

@@ -1,8 +1,7 @@
 """The encoders of category_encoders, feature-engine and skrub, as tables of their numbers for each category.
 
-These libraries have some thirty formulas with one thing in common: each number depends on one column. So the fitted
-encoder itself is asked for the numbers of each category that it has learned, of a missing one, and of an unknown one.
-The graph looks them up. The proof then compares the model's answers on rows that were not asked here.
+Each number depends on one column, so the fitted encoder is asked for the numbers of each category that it has learned,
+of a missing one, and of an unknown one.
 """
 
 import warnings
@@ -47,14 +46,10 @@ def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None
 def as_tables(
     encoder: Estimator, learned: Mapping[Hashable, Iterable[Category]]
 ) -> CategoryTables | ColumnTransformer | None:
-    """Return a table for each column, or a step for each column if some have no categories; None without any category.
+    """Return a table for each column, or a step for each if some have no categories; None without any category.
 
-    Args:
-        learned: the categories of each column.
-
-    Raises:
-        ConversionError: the encoder makes one number of several columns, changes a column without categories, or has
-            more than `_MOST_NUMBERS`.
+    `learned` are the categories of each column. Raises ConversionError if a number depends on several columns, if a
+    column without categories changes, or if there are more than `_MOST_NUMBERS`.
     """
     present = {str(name): [value for value in values if not pd.isna(value)] for name, values in learned.items()}
     categories = {name: values for name, values in present.items() if values}
@@ -92,11 +87,7 @@ def as_tables(
 
 
 class _Probe:
-    """A fitted encoder that is asked for its numbers of a usual row, in which one column at a time has other values.
-
-    Attributes:
-        usual: the numbers of the usual row, [1, numbers].
-    """
+    """A fitted encoder that is asked for its numbers of a usual row with other values in one column at a time."""
 
     def __init__(self, encoder: Estimator, usual_row: pd.DataFrame, most_categories: int) -> None:
         self._encoder, self._usual_row = encoder, usual_row

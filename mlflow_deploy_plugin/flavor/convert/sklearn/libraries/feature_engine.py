@@ -1,7 +1,4 @@
-"""The transformers of feature-engine, as ColumnTransformers of scikit-learn's steps; its encoders, as category tables.
-
-A transformer takes a table and returns one in which some columns are changed, dropped or added.
-"""
+"""Transformers of feature-engine as ColumnTransformers of scikit-learn's steps; its encoders as category tables."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping

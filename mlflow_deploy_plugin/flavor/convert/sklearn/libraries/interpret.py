@@ -1,8 +1,4 @@
-"""The explainable boosting machines of interpret, as sums of numbers that are looked up.
-
-Each term depends on the bins of one column or of several. Texts have bins by their category, so these are a step with
-`CategoryTables` before it. The bins of numbers are counted in the graph.
-"""
+"""The explainable boosting machines of interpret, as sums of numbers that are looked up by bins."""
 
 import numpy as np
 import pandas as pd
@@ -22,11 +18,7 @@ _Key = tuple[int, int]
 
 
 def as_additive(machine: Estimator) -> Pipeline | None:
-    """Return the step that looks up the bins of categories, and the sums after it; None for what is no fitted machine.
-
-    Raises:
-        ConversionError: the link function is not in `_LINKS`.
-    """
+    """Return a pipeline of bins and sums; None if nothing is fitted. Raises ConversionError for an unknown link."""
     if not hasattr(machine, "term_scores_"):
         return None
     if machine.link_ not in _LINKS:
@@ -56,11 +48,7 @@ def _binned_columns(
 ) -> tuple[
     dict[_Key, int], list[tuple[int, Array | None]], list[tuple[str, Estimator, list[str]]], dict[str, Category]
 ]:
-    """Return what the sums read.
-
-    These are the place of each feature and level among the binned columns, their cuts as in `AdditiveModel`, the steps
-    that make them, numbers first, and a row that the steps take.
-    """
+    """Return the position of each feature and level, the cuts as in `AdditiveModel`, the steps, and a row for them."""
     names = [str(name) for name in machine.feature_names_in_]
     columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
     steps: list[_Step] = [("numbers", "passthrough", columns)]
