@@ -39,11 +39,7 @@ def main() -> None:
 
 
 def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
-    """Load the model; return the message that it is ready, and what answers.
-
-    Raises:
-        InvalidArtifact: it cannot be loaded.
-    """
+    """Load the model, and return the ready message and the answering function. Raises InvalidArtifact if it fails."""
     os.environ.update(_SERVING)
     os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # as the server's spans go; MLflow has gRPC
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
@@ -92,10 +88,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
 
 
 def find_experiment() -> None:
-    """Take the experiment that the environment names for the traces of this process.
-
-    MLflow would look it up at each trace, within the request, and try for minutes while its server is away.
-    """
+    """Find the traces' experiment at the start: MLflow would look it up in each request, for minutes if it fails."""
     import mlflow  # may be missing
 
     identity, name = (os.environ.pop(variable, None) for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
@@ -109,11 +102,9 @@ def find_experiment() -> None:
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:
-    """Import shap, without what costs more than it saves here; raise InvalidArtifact if it is missing.
+    """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is missing.
 
-    numba would compile shap's helpers at their first call, which takes longer than thousands of explanations save: they
-    run as plain Python (measured: 20 s and 120 MB before the first answer with numba, 10 ms without). shap imports
-    matplotlib if it finds it, which takes 30 MB and half a second: it finds none.
+    With numba, the first answer takes 20 s and 120 MB more; without it, 10 ms. matplotlib takes 30 MB and 0.5 s.
     """
     os.nice(_NICENESS)
     os.environ["NUMBA_DISABLE_JIT"] = "1"

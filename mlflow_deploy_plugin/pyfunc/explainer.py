@@ -1,9 +1,8 @@
 """SHAP's permutation explainer on ONNX models, one request at a time.
 
-shap works on a matrix of numbers. So each cell of a row is replaced by a code: the index of its value among all values
-that its column has in the background and in the rows of the request. So texts, dates, booleans and missing values can
-be explained, and no number is rounded on its way to the graph. (shap 0.51, `explainers/_permutation.py`, compares cells
-by `np.isclose`, which is exact for numbers below 100,000.)
+shap works on a matrix of numbers, so each cell is replaced by a code: the index of its value among all values that its
+column has in the background and the request. Thus texts, dates and missing values can be explained, and no number is
+rounded. shap 0.51 compares cells by `np.isclose`, which is exact for numbers below 100,000.
 
 Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; permutations in antithetic pairs:
 https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
@@ -49,17 +48,10 @@ _load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
 
 
 def answer(request: SideMessage) -> SideMessage:
-    """Return the contributions of the columns of each row.
+    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, and the names of both.
 
-    Args:
-        request: has the `folder` of the model, `max_evals`, `seed`, the `seconds` that it may take, and the rows
-            as `feeds`.
-
-    Returns:
-        `values` [N, columns, outputs] and `base_values` [outputs] in float64; the names of both.
-
-    Raises:
-        InferenceError, InvalidRequest, DeadlineExceeded: the model cannot be explained, or not within the time.
+    The request has the `folder` of the model, `max_evals`, `seed`, the rows as `feeds`, and the limit in `seconds`.
+    Raises InferenceError, InvalidRequest or DeadlineExceeded.
     """
     fields = request.fields
     deadline = time.monotonic() + fields["seconds"]
@@ -86,12 +78,9 @@ def answer(request: SideMessage) -> SideMessage:
 
 @dataclass(frozen=True, eq=False)
 class RowContributions:
-    """The contributions of C features to K numbers of the predictions for N rows.
+    """The contributions `values` [N, C, K] (float64) of C features to K numbers of the predictions for N rows.
 
-    Attributes:
-        outputs: the names of the numbers: a classifier's classes, else the outputs.
-        values: [N, C, K] float64.
-        base_values: [K] float64, the means over the background.
+    `outputs` names the K numbers: classes, or outputs. `base_values` [K] are the means over the background.
     """
 
     features: list[ExplainedFeature]
@@ -110,14 +99,9 @@ def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
 def explain_rows(
     model: OnnxModel, background: Feeds, rows: Feeds, max_evals: int, seed: int, deadline: float = math.inf
 ) -> RowContributions:
-    """Explain the predictions for rows, one by one, against a background.
+    """Explain the predictions for rows, one by one. Raises InvalidRequest or InferenceError if that is not possible.
 
-    Args:
-        max_evals: evaluations of the model a row, each with the whole background.
-        deadline: of `time.monotonic`.
-
-    Raises:
-        InvalidRequest, InferenceError: the model cannot be explained.
+    Each row takes `max_evals` evaluations with the whole background; `deadline` is a time of `time.monotonic`.
     """
     features = explained_features(model.artifact, rows)
     coded = _CodedModel(model, features, background, rows, deadline)
@@ -127,22 +111,14 @@ def explain_rows(
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """The rows that predictions are explained against, as the graph is fed with them.
-
-    Attributes:
-        source: `reference` or `input_example`.
-    """
+    """The feeds that predictions are explained against. The `source` is `reference` or `input_example`."""
 
     feeds: Feeds
     source: str
 
 
 def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
-    """Return at most `most_rows` of the model's reference sample or input example; the same for the same seed.
-
-    Raises:
-        InvalidArtifact: it has neither, or they cannot be read, or do not fit the signature.
-    """
+    """Return rows of the model's reference sample or input example, drawn by `seed`. Raises InvalidArtifact."""
     artifact = model.artifact
     try:
         if (path := artifact.reference_file) is not None:
@@ -176,13 +152,9 @@ class _TimeIsUp(Exception):
 
 
 class _CodedModel:
-    """The model as shap calls it: a matrix of codes in, a matrix of numbers out.
+    """The model as shap calls it, from a matrix of codes (see the module) to a matrix of numbers.
 
-    A code is the index of a value among the distinct values that its feature has in the background and the rows.
-
-    Attributes:
-        background: the codes of the background, [N, features] float64.
-        names: the names of the columns of its result, known after the first call.
+    `background` is [N, features] float64. `names` of the result's columns are known after the first call.
     """
 
     def __init__(

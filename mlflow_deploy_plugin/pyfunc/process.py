@@ -1,9 +1,7 @@
 """A side process, seen from within: it reports that it is ready, and answers requests until the worker has gone.
 
-`server/models/side_process.py` starts it with the descriptor of its socket, over which the worker passes connections. A
-thread for each of these answers its requests one by one. Another one watches the socket, and ends this process and all
-that it has started when the worker has gone. Our errors go to the worker by the names of their classes. Exceptions of
-other people's code are cleaned for the client.
+The worker passes connections over a socket, and each has a thread here. Another thread ends this process and its
+children when the worker has gone. Our errors reach the worker by class name, and other exceptions are cleaned.
 """
 
 import contextlib
@@ -42,10 +40,9 @@ stack."""
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
-    """Answer until the worker has gone, or return at once if `start` raises InvalidArtifact.
+    """Answer until the worker has gone, or return at once if `start` raises InvalidArtifact; `name` is used in the log.
 
-    The process ends soon after that. Before, the interpreter calls what libraries have registered for its end: MLflow
-    sends the traces that wait. `name` is the role of this process in its log.
+    The process then ends as usual, so that libraries' exit handlers run: MLflow sends the traces that wait.
     """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
@@ -106,26 +103,21 @@ def _refusal(error: OnnxserveError) -> SideMessage:
 
 
 def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
-    """Return the class and the text of an exception in one line."""
     text = clean_message(str(error), most)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def load_failure(error: BaseException, folder: Path) -> str:
-    """Return why the model in a folder cannot be loaded, and the packages that are installed here in other versions.
-
-    Often one version of a package cannot read the pickles of another.
-    """
+    """Return why a model cannot be loaded, with packages of other versions: these often cannot read its pickles."""
     if differences := ", ".join(version_differences(folder)):
         return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; it was logged with {differences}: install that"
     return error_summary(error)
 
 
 def version_differences(folder: Path) -> list[str]:
-    """Return the packages of a model's requirements.txt that are installed here in another version, or not at all.
+    """Return texts like `torch 2.1.0 (2.13.0 is installed)` for the packages of a model's requirements.txt.
 
-    Each is a text like `torch 2.1.0 (2.13.0 is installed)`. Packages for other platforms are left out, and MLflow
-    itself, since it reads the models of its older versions.
+    Packages for other platforms are left out, and MLflow itself, since it reads models of its older versions.
     """
     from packaging.requirements import InvalidRequirement, Requirement  # comes with mlflow, which may be missing
 
@@ -154,10 +146,7 @@ def version_differences(folder: Path) -> list[str]:
 
 
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
-    """Return a message of MLflow or of a model in one line of at most `most` characters, without paths.
-
-    A lone surrogate, quoted from a body, becomes its escape, since JSON cannot hold it.
-    """
+    """Return a message in one line without paths. A lone surrogate becomes its escape, since JSON cannot hold it."""
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text
     if text.startswith("Failed to enforce schema of data"):  # and then all of the data, and the whole signature

@@ -1,11 +1,7 @@
 """A loaded pyfunc: it answers bodies as MLflow's scoring server does, and predicts for named arrays.
 
-MLflow's own functions read the body of `/invocations` and write its answer
-(`mlflow/pyfunc/scoring_server/__init__.py`, 3.17), so that this server takes all that MLflow's takes. Only refusals are
-ours: bad input that MLflow answers with a 5xx is a 400, and no answer holds a traceback.
-
-Named arrays become the inputs of an MLflow model, which are frames, arrays, mappings of them or lists, and its outputs
-become named arrays.
+MLflow's own functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of `/invocations` and write the
+answer. Only refusals are ours: bad input is a 400 instead of a 5xx, and no answer holds a traceback.
 """
 
 import base64
@@ -83,10 +79,7 @@ class NotRepresentable(Exception):
 def to_model_input(
     feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], names: Mapping[str, str | int]
 ) -> Any:
-    """Return the input of `predict` for arrays that fit the signature.
-
-    `types` and `names` have MLflow's type and name of each column. Raises SchemaMismatch for a text that is not base64.
-    """
+    """Return the input of `predict` for arrays that fit the signature. Raises SchemaMismatch for invalid base64."""
     # a model may write into its input
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
@@ -102,10 +95,7 @@ def to_model_input(
 
 
 def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
-    """Return a column of texts as datetime64[ns], which is MLflow's unit. Each text is read by itself.
-
-    Raises SchemaMismatch for a value that is not a date in ISO 8601, or does not fit into nanoseconds.
-    """
+    """Return texts as datetime64[ns], each read by itself. Raises SchemaMismatch for dates that are not ISO 8601."""
     values = column.astype(object)
     is_iso = values.map(lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))))
     texts = values.where(is_iso.astype(bool))
@@ -154,10 +144,7 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
-    """Return the value of a missing text in each column, as the encoders and imputers of the model have learned it.
-
-    It is None or NaN, which they tell apart, and `otherwise` for a model that has learned neither of them, or both.
-    """
+    """Return each column's missing text, None or NaN, as the model has learned it; `otherwise` if that is not clear."""
     # The key is the column's name. The empty name stands for all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
@@ -176,10 +163,7 @@ def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | No
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
-    """Return the result of `predict` as named arrays.
-
-    Raises NotRepresentable for values that are not numbers, booleans or strings.
-    """
+    """Return a prediction as named arrays. Raises NotRepresentable for other values than numbers and strings."""
     if isinstance(prediction, pd.DataFrame):
         named = {str(name): _array(prediction.iloc[:, place]) for place, name in enumerate(prediction.columns)}
         if len(named) != prediction.shape[1]:
@@ -191,9 +175,7 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 
 
 def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
-    """Return an answer that has no form as named arrays, with a value or a JSON text for each row.
-
-    One output holds the whole answer. Several are columns, read from the objects or the table of the answer.
+    """Return an answer that named arrays cannot hold as values or JSON texts per row, in one output or in columns.
 
     Raises NotRepresentable for another number of rows, other names, or values that JSON cannot hold.
     """
@@ -226,10 +208,7 @@ def _json_texts(values: Any) -> Array:
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
-    """Return the arrays that the inference log keeps of the data that MLflow read from a body.
-
-    This is the inverse of `to_model_input`. Raises NotRepresentable if the signature describes other data.
-    """
+    """Return the arrays for the inference log: the inverse of `to_model_input`. Raises NotRepresentable."""
     try:
         if columns := artifact.columns or artifact.logged_columns:
             frame = _as_table(data, types)
@@ -373,10 +352,8 @@ def _error_class(error: Exception, otherwise: type[OnnxserveError]) -> type[Onnx
 class _Recorder:
     """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
 
-    Args:
-        most: the most values of an output. As JSON, each takes fifty bytes of memory and over a microsecond.
-        convert: returns the data that the model is given for the data that MLflow has read.
-        keys: columns that the model is not given; `key_arrays` has their values.
+    An output has at most `most` values: as JSON, each takes 50 bytes and over 1 µs. `convert` changes the data that
+    MLflow has read. The model is not given the columns in `keys`; `key_arrays` has their values.
     """
 
     def __init__(
@@ -497,11 +474,7 @@ class Scorer:
     def invoke(
         self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
     ) -> SideMessage:
-        """Answer a body of `/invocations`. The message also has arrays for the inference log, if it can.
-
-        Args:
-            keys: columns that are captured, and that the model is not given.
-        """
+        """Answer a body of `/invocations`, with arrays to log. The model is not given the columns `keys`."""
         recorder, text = self._score(self._model, content_type, body, most_values, keys)
         return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
 
@@ -544,10 +517,7 @@ class Scorer:
     def stream(
         self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
     ) -> Iterator[SideMessage]:
-        """Yield as JSON what `predict_stream` of the model yields for a body of `/invocations`, then an end.
-
-        The first part also has the arrays `feeds` and `keys` for the inference log.
-        """
+        """Yield `predict_stream`'s parts as JSON, then an end. The first part also has `feeds` and `keys` to log."""
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
         given, _ = self._score(reader, content_type, body, most_values, keys)
         arrays = {"feeds": self._log_feeds(given.data), "keys": given.key_arrays}
@@ -624,10 +594,7 @@ class Scorer:
         return kind(clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return the arrays for the inference log: `feeds`, and `outputs` or the `texts` in their place.
-
-        A warning says once if parts of rows have no form there.
-        """
+        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if some have no form."""
         arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
         try:
             return {**arrays, "outputs": to_outputs(recorder.prediction)}
