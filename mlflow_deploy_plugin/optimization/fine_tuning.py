@@ -1,7 +1,6 @@
-"""Pruning a torch module and training the weights that are left, so that it loses less than by pruning alone.
+"""Pruning a torch module and training the weights that are left, on labels or on the answers of the base.
 
-The smallest weights of each layer are set to zero and stay zero (Han et al. 2015, "Learning both Weights and
-Connections for Efficient Neural Networks"). The others learn the labels or, without labels, the answers of the base.
+The smallest weights of each layer are set to zero and stay zero (Han et al. 2015, https://arxiv.org/abs/1506.02626).
 """
 
 import copy
@@ -28,15 +27,10 @@ _EXAMPLE_ROWS = 100
 def pruned_and_tuned(
     module: nn.Module, base: LoadedOnnx, share: float, rows: NamedArrays, truth: Array | None, epochs: int, seed: int
 ) -> onnx.ModelProto:
-    """Return the ONNX graph of a pruned copy of the module, which is left as it is.
+    """Return the ONNX graph of a pruned and trained copy of the module; `share` is that of each layer's zeros.
 
-    Args:
-        share: of the weights of each layer that become zero.
-        rows: [N, …] by column or tensor, which the module learns from.
-        truth: [N] indices of classes, or [N, …] numbers; None: the base's own answers are learned.
-
-    Raises:
-        ConversionError: there is nothing to prune or to learn, or the module is not the base's original.
+    The copy learns `truth` from rows ([N, …] by name): class indices [N], numbers [N, …], or None for the base's
+    answers. Raises ConversionError if nothing can be pruned or learned, or the module is not the base's original.
     """
     if not isinstance(module, nn.Module):
         raise ConversionError(f"the original is a {type(module).__name__}, no torch module")
@@ -86,10 +80,7 @@ def pruned_and_tuned(
 
 
 def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a mask that is 0 for the share of the smallest weights.
-
-    The masks are applied after each step: torch's own `prune` hooks the layer's forward, which attention does not call.
-    """
+    """Return a mask of 0 or 1 per weight. torch's own `prune` hooks `forward`, which attention does not call."""
     mask = torch.ones(weight.numel())
     mask[weight.detach().abs().flatten().argsort()[: round(share * weight.numel())]] = 0
     return mask.reshape(weight.shape)

@@ -7,8 +7,7 @@
 | fp16         | all 32-bit weights                        | size; ONNX Runtime computes most of it in 32 bits        |
 | prune        | none, but zeros                           | the packed file only: zeros are computed like the others |
 
-Integers are made by ONNX Runtime's own quantizer, 16-bit floats by the converter beside it. Every function takes a
-`ModelProto`, which it leaves as it is, and returns another one with the same inputs and outputs.
+ONNX Runtime's quantizer and its 16-bit converter make the forms. A function never changes the `ModelProto` it takes.
 """
 
 import copy
@@ -63,11 +62,7 @@ def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph with the weights of each Gemm as MatMul has them.
-
-    The quantizer transposes them in their place, and so once for each layer that shares them: the towers of a siamese
-    net, layers of ALBERT, equal weights (ONNX Runtime 1.31).
-    """
+    """Transpose each Gemm's weights once: the quantizer does it once per layer that shares them (ONNX Runtime 1.31)."""
     result = copy.deepcopy(proto)
     weights = {one.name: one for one in result.graph.initializer}
     for node in result.graph.node:
@@ -86,12 +81,10 @@ def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool = True) -> onnx.ModelProto:
     """Quantize weights and activations to 8 bits, the latter by the ranges that they have on `rows` (QDQ, MinMax).
 
-    What adds or reads a mask stays in 32 bits. Activations are unsigned. With signed ones, the quantizer's default,
-    ONNX Runtime 1.31 leaves half of the convolutions of a ResNet18 in 32 bits between conversions: 2.3 to 3.5 times the
-    time of the base, not 0.74 to 0.82.
-
-    With `per_channel`, each channel of a weight has its own scale. Raises ConversionError if the graph has no node to
-    quantize.
+    Operators that add or read a mask stay in 32 bits. Activations are unsigned: with signed ones, ONNX Runtime 1.31
+    leaves half of a ResNet18's convolutions in 32 bits, which takes 2.3 to 3.5 times the time of the base, not 0.74 to
+    0.82. If `per_channel`, each channel of a weight has its own scale. Raises ConversionError if no node can be
+    quantized.
     """
     from onnxruntime import quantization  # heavy
 
@@ -121,10 +114,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
     """Turn 32-bit floats into 16-bit ones, with islands of 32 bits and unchanged inputs and outputs.
 
     Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), normalizations, and the nodes whose
-    numbers come near the largest 16-bit float, 65,504, on `rows`.
-
-    Raises:
-        ConversionError: no weight is a 32-bit float outside of the islands.
+    numbers come near 65,504, the largest 16-bit float, on `rows`. Raises ConversionError if all weights are in islands.
     """
     from onnxruntime.transformers import float16  # heavy
 
@@ -147,10 +137,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
 
 
 def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
-    """Set the smallest weights of each layer to zero (magnitude pruning, Han et al. 2015).
-
-    The share, from 0 to 1, is of the weights per Conv, MatMul and Gemm. Raises ConversionError without such a layer.
-    """
+    """Set the `share` (0 to 1) of the smallest weights of each layer to zero. Raises ConversionError without layers."""
     result = copy.deepcopy(proto)
     used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
     found = False
@@ -171,10 +158,9 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 
 
 def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph folded and fused by ONNX Runtime's basic optimizations, with inferred shapes and named nodes.
+    """Return the graph after ONNX Runtime's basic optimizations, with inferred shapes and named nodes.
 
-    `quant_pre_process` of ONNX Runtime 1.31 does the same, but moves the weights out of a graph that it gets in
-    memory and then refuses it. Shapes that the exporter of torch leaves behind stop the quantizer.
+    `quant_pre_process` of ONNX Runtime 1.31 refuses a graph in memory. torch's left-over shapes stop the quantizer.
     """
     from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # heavy
 

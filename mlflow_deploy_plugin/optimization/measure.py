@@ -1,7 +1,6 @@
-"""The size, load time and latency of the forms of a model, measured in turns in one process.
+"""The size, load time and latency of the forms of a model, measured in turns in one process and one thread.
 
-Each round measures every form once, so that other load on this machine meets all of them. A ratio is the median over
-the rounds of form ÷ base. A session computes in one thread, as in a worker of the server.
+Each round measures every form once, so that other load meets all. A ratio is the median of form ÷ base.
 """
 
 import time
@@ -32,11 +31,10 @@ class FormCost:
 
     Attributes:
         size: bytes of the ONNX file.
-        packed: its bytes after zlib, as a registry or an image may keep it; zeros of pruned weights count here only.
+        packed: its bytes after zlib; zeros of pruned weights count here only.
         load_ms: median milliseconds until a session is open.
         latency_us: median microseconds of a request, by its rows.
-        ratio: latency in terms of the base, by rows; below 1 is faster.
-        upper_ratio: the upper quartile of the rounds, in place of the median.
+        ratio: latency ÷ that of the base, by rows; `upper_ratio` is the upper quartile of the rounds.
     """
 
     size: int

@@ -110,12 +110,9 @@ class Optimization:
     """The outcome.
 
     Attributes:
-        base: the address of the version that the forms were made from.
         forms: the base, then the forms, in the order of the recipes.
-        impossible: the reason why there is no such form, by its name.
-        max_loss: the limit.
-        chosen: the form that was registered; empty if none was.
-        reason: why none was; empty if one was.
+        impossible: the reason why a form cannot be made, by its name.
+        chosen: the form that was registered; empty if none was, for the `reason`.
         is_refused: the forms that were asked for lose too much, or cannot be made.
         model, version: under which it is registered.
     """
@@ -162,14 +159,13 @@ def optimize(
         auto: try all forms, and take the fastest within the limit; nothing is registered if none is faster.
         rows: the rows of a request that `auto` decides by, one of 1, 8 and 1,000; default: all three.
         data: rows to calibrate and compare on, as a gate policy's dataset; default: the dataset of the model's gate
-            policy, else the reference beside the model. Half of them calibrate (at most 500) and tune, half measure.
+            policy, else the reference of the model. Half of them calibrate (at most 500) and tune, half measure.
         target: the column of the labels.
         metric: of labelled rows; default: accuracy, of numbers rmse.
         max_loss: the limit: of the metric in its unit, of rmse and mae as a share; without labels, of the share of
             labels that differ, or of the mean difference as a share of the spread of the answers.
         original: the torch module that the version was made from, or its URI in MLflow, which loads the model's own
-            code. Pruning is then followed by training.
-        epochs: passes of that training.
+            code. Pruning is then followed by training for so many `epochs`.
         register: name of the registered model; default: that of the base.
 
     Raises:
@@ -213,8 +209,7 @@ def try_forms(
 ) -> Optimization:
     """Make and measure the forms, and register the chosen form; a refusal is part of the result.
 
-    A single recipe is chosen if it is within the limit; of several, the fastest within the limit. Arguments and errors
-    are as in `optimize`.
+    Of several recipes, the fastest within the limit is chosen. Arguments and errors are as in `optimize`.
     """
     if rows is not None and rows not in SIZES:
         raise InvalidConfig(f"rows: {rows} is not one of {', '.join(map(str, SIZES))}, which are measured")
@@ -299,8 +294,6 @@ def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half
 
 @dataclass(frozen=True)
 class _Draft:
-    """A form that was made: its graph, its folder, and its agreement with the base."""
-
     graph: onnx.ModelProto
     folder: Path
     agreement: Agreement
@@ -309,12 +302,10 @@ class _Draft:
 
 @dataclass(eq=False)
 class _FormMaker:
-    """Makes forms of a base, each in a folder of its own in `drafts`, and compares them with it.
+    """Makes forms of a base, each in a folder of its own in `drafts`, and compares them with the base.
 
-    Attributes:
-        original: the torch module, or the reason why there is none.
-        epochs: of the training after pruning.
-        trial: the process in which a form is run first: ONNX Runtime may crash on a graph that its own tools have made.
+    `original` is the torch module, or the reason why there is none. A form runs first in the process `trial`, since
+    ONNX Runtime may crash on a graph that its own tools have made.
     """
 
     base: LoadedOnnx
@@ -361,10 +352,7 @@ class _FormMaker:
         return tuned, f"tuned in {self.epochs} passes"
 
     def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
-        """Make 8-bit integers with one scale a channel and with one a tensor; keep the form closer to the base.
-
-        The quantizer of ONNX Runtime 1.31 refuses scales by channel for a Gemm whose bias is a matrix.
-        """
+        """Keep the closer form of scales per channel, which ONNX Runtime refuses for some Gemms, and per tensor."""
         found: list[tuple[float, _Draft]] = []
         failures = []
         for per_channel, scales in ((True, "one scale a channel"), (False, "one scale a tensor")):

@@ -1,8 +1,7 @@
 """The time of a version by operator and by node, from ONNX Runtime's profiler, and what could be changed.
 
-The profiler writes whole microseconds, and slows small graphs down several times. So shares come from the profiled
-runs, and the time of a run from runs without a profiler. A Loop contains its body: each node counts without the nodes
-that ran within it.
+The profiler writes whole microseconds, and slows small graphs down several times. So shares come from profiled runs,
+and the time of a run from others. A node, such as a Loop, counts without the nodes that ran within it.
 """
 
 import json
@@ -43,11 +42,8 @@ _DISPATCH_US = 3.0
 class NodeTime:
     """The time of one node of the optimized graph, or of all nodes with one operator.
 
-    Attributes:
-        share: of the time of all nodes.
-        us: median microseconds of a run, by the profiler.
-        calls: of a run; a node in a Loop has several.
-        types: of its inputs.
+    `us` is the median microseconds per run by the profiler, `share` that of the time of all nodes, `calls` the calls
+    per run (several in a Loop), and `types` those of the inputs.
     """
 
     name: str
@@ -73,13 +69,10 @@ class _NodeRun:
 
 @dataclass(frozen=True)
 class GraphProfile:
-    """The times of a version, and what could be changed.
+    """The times of a version, the longest first, and sentences about what could be changed (`advice`).
 
-    Attributes:
-        run_us: median microseconds of a run without the profiler.
-        outside_us: `run_us` less those of all nodes: for memory and dispatch. It is negative if the profiler adds more.
-        operators, nodes: the longest first.
-        advice: sentences about what could be changed; empty if nothing stands out.
+    `run_us` is the median microseconds of a run without the profiler. `outside_us` is `run_us` less all nodes: memory
+    and dispatch. It is negative if the profiler adds more.
     """
 
     model: str
@@ -96,13 +89,11 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
     """Profile requests of so many rows.
 
     Args:
-        data: a dataset as a gate policy names it; default: the reference beside the model, else a row of zeros.
+        data: a dataset as a gate policy names it; default: the reference of the model, else a row of zeros.
         log: keep the profile and its picture as artifacts of the version's run.
 
-    Raises:
-        InvalidConfig: no ONNX form, no such data, or fewer than one row.
-        NotFound: there is no such version, or `log` and it has no run.
-        RegistryUnavailable: MLflow does not answer.
+    Raises InvalidConfig without an ONNX form, such data, or a row; NotFound without the version, or a run to log to;
+    and RegistryUnavailable.
     """
     if rows < 1:
         raise InvalidConfig(f"rows: {rows} is not 1 or more")
@@ -144,10 +135,7 @@ def _repeat(work: Callable[[], object]) -> list[float]:
 
 
 def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]:
-    """Return the nodes of all runs but the warm-up, and the number of these runs.
-
-    The session is opened as for requests, with the profiler on.
-    """
+    """Return the nodes of all runs but the warm-up, and the number of these runs, of a session as for requests."""
     ort = import_onnxruntime()
     options = session_options(ort, "cpu", 1)
     options.enable_profiling = True

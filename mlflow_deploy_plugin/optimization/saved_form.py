@@ -1,7 +1,4 @@
-"""The folder of an optimized version: that of its base, with another graph, and the record of the comparison.
-
-`mlflow.models.Model.log` gets a module and calls its `save_model`; this is that module.
-"""
+"""The folder of an optimized version. `mlflow.models.Model.log` gets this module, and calls its `save_model`."""
 
 import json
 import shutil
@@ -32,15 +29,9 @@ def save_model(
 ) -> None:
     """Write a folder like `base`, with its signature, example, reference and environment, and another graph.
 
-    Args:
-        path: a folder that does not exist yet, or is empty.
-        graph: has the inputs and outputs of the base.
-        record: the section `optimization` of the MLmodel file; None for a draft, whose reference keeps the base's
-            predictions. They are computed anew otherwise.
-        parity: the section `parity`, for a base of our flavor.
-
-    Raises:
-        ConversionError: the graph does not fit into a file.
+    `record` is the section `optimization` of the MLmodel file, and `parity` that section for a base of our flavor.
+    Without a record, as for a draft, the reference keeps the base's predictions. Raises ConversionError if the graph
+    does not fit into a file.
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
