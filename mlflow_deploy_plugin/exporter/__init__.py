@@ -1,7 +1,4 @@
-"""Exports a version as files that need none of us: the bare graph, a wheel, a bundle for machines without network.
-
-A name is imported from its module on first use.
-"""
+"""Exports a version as files that need none of us: the bare graph, a wheel, a bundle for machines without network."""
 
 import lazy_loader
 

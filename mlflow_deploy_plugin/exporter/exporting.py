@@ -63,13 +63,9 @@ Rows = dict[str, Array]
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An export that was proven.
+    """An export that was proven. The `path` is that of the file, or of the folder of a bundle.
 
-    Attributes:
-        path: the file, or the folder of a bundle.
-        name / version: of the model.
-        rows: that the exported form and the served model have answered alike.
-        max_error: the largest difference of two numbers.
+    The exported form and the served model answered `rows` alike; `max_error` is the largest difference of numbers.
     """
 
     path: Path
@@ -225,10 +221,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
 
 
 def _proof_rows(model: OnnxModel, folder: Path, given: Any) -> list[Rows]:
-    """Return the rows of the proof: those that are known of the model and others drawn from them, or the known alone.
-
-    The model may refuse drawn rows. Raises InvalidConfig if the given rows do not fit the model.
-    """
+    """Return known rows with rows drawn from them, which the model may refuse, and then only the known rows."""
     random = np.random.default_rng(0)
     rows = _known_rows(model, folder, given)
     if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
@@ -313,10 +306,7 @@ def _prove(
     tolerance: float,
     python: Path | str = sys.executable,
 ) -> float:
-    """Run the rows through the exported file, in a process that cannot import us; return the largest difference.
-
-    Raises ParityError if it fails, or answers otherwise.
-    """
+    """Run rows in a process that cannot import us, and return the largest difference. Raises ParityError."""
     with temporary_folder("onnxserve-proof-") as folder:
         given, answered = folder / "rows", folder / "outputs"
         given.write_bytes(pickle.dumps(rows))

@@ -1,8 +1,6 @@
 """Converts a graph to TensorFlow Lite, and answers rows with it. Runs in the environment of `tflite-requirements.txt`.
 
-    python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; what failed is the last line of stderr
-
-`Model` is for the proof, as that of `runner.py`.
+python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; what failed is the last line of stderr
 """
 
 import re
@@ -55,11 +53,7 @@ def _interpreter(path: str, threads: int = 1) -> Any:
 
 
 def convert(graph: str, folder: str, rows: str) -> None:
-    """Write FOLDER/model.tflite, with the graph's own names and layouts of inputs and outputs.
-
-    Args:
-        rows: "1" for a file that takes one row a call, else any number.
-    """
+    """Write FOLDER/model.tflite with the graph's names and layouts. With `rows` of "1", it takes one row per call."""
     import onnx2tf
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
@@ -103,10 +97,7 @@ def _restore_names(file: Path, names: list[str]) -> None:
 
 
 def _unroll(graph: onnx.GraphProto) -> None:
-    """Write LSTM and GRU layers over a known number of steps as the operations of each step.
-
-    LiteRT's own layers keep their state from one call to the next, and take one number of rows.
-    """
+    """Unroll LSTM and GRU layers: those of LiteRT keep their state between calls, and take one number of rows."""
     values = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
     nodes = list(graph.node)
     del graph.node[:]
@@ -174,7 +165,6 @@ _IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False
 
 
 def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str], steps: int, size: int) -> None:
-    """Append the operations of a layer."""
     ops = _Operations(graph, node.output[0] or node.output[1])
     gates, add_step = _STEPS[node.op_type]
     directions = next((one.s for one in node.attribute if one.name == "direction"), b"forward")
@@ -218,10 +208,7 @@ def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
 
 
 def _keep_layout(model: onnx.ModelProto) -> None:
-    """Put two reshapes after each output of three and more dimensions: the converter keeps their layout.
-
-    It would turn such an output of a convolution from NCHW to NHWC.
-    """
+    """Put two reshapes after each output of 3 or more dimensions, so that the converter does not make it NHWC."""
     graph = model.graph
     for output in graph.output:
         sizes = [size.dim_value for size in output.type.tensor_type.shape.dim]

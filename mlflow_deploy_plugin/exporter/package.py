@@ -1,15 +1,6 @@
-"""The packages of a graph and its runner: a wheel, or a bundle for machines without network.
+"""The packages of a graph and its runner: a wheel, or a bundle for machines without network (docs/export.md).
 
-The wheel has the graph inside: `pip install flight_delay-3-py3-none-any.whl`, `flight_delay.predict(rows)`
-(https://packaging.python.org/en/latest/specifications/binary-distribution-format/). The bundle is a folder:
-
-model.onnx               the graph, with what the runner knows of it in its metadata
-predict.py               `python predict.py rows.csv`, and `from predict import Model`
-example.json             a row as the graph takes it
-wheels/                  of onnxruntime and numpy, if they were asked for
-examples/predict.cpp     the same row by ONNX Runtime's C++ API
-examples/predict.mjs     the same row by onnxruntime-node
-README.md                how to use them
+The wheel: https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
 """
 
 import base64
@@ -98,10 +89,7 @@ _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 def write_wheel(
     folder: Path, graph: Path, runner: Path, described: Mapping[str, Any], name: str | None
 ) -> tuple[Path, Path]:
-    """Write the wheel into the folder, and return it and the runner in its unpacked package.
-
-    Raises InvalidConfig if `name`, or without it the model's name, is not a name of a Python package.
-    """
+    """Write the wheel, and return it and its unpacked runner. Raises InvalidConfig if no package can have the name."""
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
     if not package.isidentifier() or package in taken:
@@ -156,9 +144,7 @@ def write_bundle(
 ) -> Path:
     """Write the bundle into the folder, and return it; `wheels` and `download_wheels` are as in `export`.
 
-    Raises:
-        InvalidConfig: the folder has no wheels.
-        ConversionError: pip cannot fetch them, or an input has a type that the examples cannot write.
+    Raises InvalidConfig for a folder without wheels, ConversionError if pip fails or an example cannot write a type.
     """
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)

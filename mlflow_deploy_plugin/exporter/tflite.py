@@ -1,8 +1,4 @@
-"""Writes a graph as TensorFlow Lite, by onnx2tf in an environment of its own.
-
-onnx2tf pins numpy, onnx, ONNX Runtime and protobuf, which do not go beside this package. Its environment is made on
-first use, from `tflite-requirements.txt`, and kept in the cache folder.
-"""
+"""Writes TensorFlow Lite by onnx2tf, whose pinned packages need an environment of their own, made on first use."""
 
 import hashlib
 import os
@@ -89,10 +85,7 @@ def converter_python(progress: ProgressCallback) -> Path:
 
 
 def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:
-    """Write the graph as a file of TensorFlow Lite, and return it; with `one_row` the file takes one row per call.
-
-    Raises ConversionError if the converter cannot write it; the message names the operator.
-    """
+    """Write the TensorFlow Lite file, and return it. Raises ConversionError, which names the operator, if it fails."""
     folder.mkdir()
     try:
         command = [str(python), "-I", str(LITERT), str(graph), str(folder), "1" if one_row else "FREE"]
