@@ -1,8 +1,4 @@
-"""Monitoring: judge the rows of a window, log the report, record and send alerts.
-
-Other rooms import from here. A name's module is loaded when the name is imported: judging brings Evidently, scipy and
-pandas, which the command line and the controller do without.
-"""
+"""Monitoring: judge the rows of a window, log the report, record and send alerts."""
 
 import lazy_loader
 

@@ -33,7 +33,6 @@ breaks it: the data do not say on which side the figure lies, or there was nothi
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
-    """Return how pages show a state."""
     return "alarm" if state in ALARMS else "undecided" if state in UNDECIDED else "fine"
 
 
@@ -43,13 +42,12 @@ class Finding:
 
     Attributes:
         subject: the column, or the figure of the criterion (`accuracy`).
-        value / threshold: in the check's own units; None if it was not judged.
-        reason: a sentence that explains the state, or says why it was not judged.
+        value, threshold: in the check's own units; None if it was not judged.
+        reason: a sentence that explains the state, or why it was not judged.
         segment: its rows, such as `carrier=AA`; empty: all.
-        change: the value before and after, and the direction: `mean 3.2 → 8.9, higher` of a column with an alarm and
-            its reference, `0.84 (the window before) → 0.71, lower` of a criterion. Empty if nothing is known.
-        since: the start of the first of the windows in a row in which it is an alarm, in ISO 8601; empty: it is none.
-        in_a_row: how many of these windows were judged, with this one; 0: it is none.
+        change: from the reference (of a column) or the window before: `mean 3.2 → 8.9, higher`; empty if not known.
+        since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
+        in_a_row: the number of judged windows of the alarm, with this one; 0 without an alarm.
     """
 
     subject: str
@@ -93,13 +91,8 @@ def format_time(iso: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """The data that a report shows beside the result.
-
-    Attributes:
-        pairs: a bounded, seeded sample of rows: for each column the reference and the window, [N] and [M] values; both
-            sides of all pairs have the same N and M.
-        artifacts: further files of the run by name, as they are to be stored.
-    """
+    """Data that a report shows beside the result: `pairs` is, per column, a bounded, seeded sample of the reference and
+    the window ([N] and [M] values for all pairs); `artifacts` are further files of the run by name."""
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
@@ -111,13 +104,10 @@ class MonitorResult:
 
     Attributes:
         revision: 1 at first; rows that came later make the next one.
-        rows: rows of the window that the version answered.
         findings: the worst first. Every column is among them, with its outcome or why it was not judged.
-        notes: further lines for the reader.
         tried: bounds that were tried once, as `min_rows=50`; such a result is no verdict of the monitor.
-        endpoint_created: when the endpoint was created, which tells it from an earlier one of its name; empty if not
-            known.
-        report: what the report shows; a result that was logged has none.
+        endpoint_created: distinguishes the endpoint from an earlier one of its name; empty if not known.
+        report: the data of the report; a result that was logged has none.
     """
 
     endpoint: str
@@ -169,12 +159,11 @@ class WindowRequest:
     """One window to judge. It can be pickled until its log has been read.
 
     Attributes:
-        capture: the columns that the log leaves out or masks.
-        engine: what sketches the window's rows: this process, or Spark, with the same numbers.
-        tried / endpoint_created: as in `MonitorResult`.
-        columns, exclude: columns that a person has named for this window: only these are judged, or all but these.
+        engine: the engine that sketches the rows: this process, or Spark, with the same numbers.
+        tried, endpoint_created: as in `MonitorResult`.
+        columns, exclude: columns that a person has specified: only these are judged, or all but these.
         progress: gets a line before each step that takes seconds.
-        rows_since: as in `store.Endpoint`; rows that a deleted endpoint of the name has captured are not read.
+        rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the name are not read.
     """
 
     endpoint: str
@@ -200,7 +189,6 @@ class WindowRequest:
 
     @cached_property
     def labels(self) -> EndpointLabels:
-        """The labels of the endpoint, read once for this window and those before it."""
         return self.log.labels(self.endpoint)
 
     def result(

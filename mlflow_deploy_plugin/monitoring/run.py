@@ -23,15 +23,9 @@ KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
 
 
 def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
-    """Judge the window and log it, whatever the outcome is; return the result, and the run in MLflow that shows it.
-
-    Faults of the rows, the reference or the labels are an outcome: "not judged", with the reason.
-
-    Raises:
-        NotInstalled: matplotlib, which draws the report, is missing.
-        OnnxserveError: the log is down.
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Judge the window, log it whatever the outcome is, and return the result and its run in MLflow. Faults of the
+    rows, the reference or the labels are the outcome "not judged". Raises NotInstalled without matplotlib,
+    OnnxserveError if the log is down, and RegistryUnavailable if MLflow does not answer."""
     require_matplotlib()
     judged = KINDS[request.spec.kind](request)
     # a column may have any name, also one of two lines

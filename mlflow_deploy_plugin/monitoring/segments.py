@@ -15,10 +15,8 @@ _LONGEST_VALUE = 60
 def find_segments(
     table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array
 ) -> tuple[list[tuple[str, Array]], list[str]]:
-    """Return the largest segments of each column with at least `min_rows` of the `countable` rows, [N] bool.
-
-    A segment has a name, as `carrier=AA`, and its rows: [N] bool. The lines are about what is left out.
-    """
+    """Return the largest segments of each column with at least `min_rows` of the `countable` rows, [N] bool, and notes
+    on what is left out. A segment has a name, as `carrier=AA`, and its rows: [N] bool."""
     segments: list[tuple[str, Array]] = []
     notes: list[str] = []
     for column in columns:
@@ -38,9 +36,7 @@ def find_segments(
 
 
 def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
-    """Return the values of a column with the most rows, which are judged by themselves, and a line for each thing
-    that is left out.
-    """
+    """Return the values of a column with the most rows, which are judged by themselves, and notes on what is left out."""
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]
     notes = []
@@ -56,7 +52,6 @@ def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tup
 
 
 def count_texts(texts: pa.Array) -> dict[str, int]:
-    """Return the rows of each value that is not missing."""
     return {entry["values"]: entry["counts"] for entry in pc.value_counts(texts.drop_null()).to_pylist()}
 
 
@@ -73,10 +68,8 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
 
 
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
-    """Return [N] text, null where the value is missing; None: the type has no text.
-
-    Numbers have the same text in every type, and so have booleans, which a reference may hold as the graph takes them.
-    """
+    """Return [N] text, null where the value is missing; None: the type has no text. Numbers have the same text in every
+    type, and so have booleans, which a reference may hold as the graph takes them."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type

@@ -1,8 +1,5 @@
-"""Alerts in the store: each begins, grows worse and is over, and every such event has to be sent.
-
-One message is sent when an alert begins; again when it has become half as bad again, or when it goes on for the repeat
-interval; one when it is over. `send.py` sends what is recorded here.
-"""
+"""Alerts in the store. A message is due if an alert begins, becomes half as bad again, continues for the repeat
+interval, or ends."""
 
 import hashlib
 import logging
@@ -94,7 +91,6 @@ def _failing(endpoint: str, monitor: str) -> str:
 
 
 def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
-    """Return the tags that the endpoint's spec names for the monitor; none if the spec cannot be read."""
     try:
         found = store.endpoint(endpoint)
     except InvalidConfig:
@@ -105,10 +101,8 @@ def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class AlertContent:
-    """The content of an alert, about `fingerprint`, for channels with one of the tags (empty: all).
-
-    Content whose order (window start and revision) is older than the last one has no effect. A larger weight is worse.
-    """
+    """The content of an alert about `fingerprint`, for channels with one of the tags (empty: all). A larger weight is
+    worse. Content whose order (window start and revision) is older than the last one has no effect."""
 
     fingerprint: str
     endpoint: str
@@ -121,7 +115,6 @@ class AlertContent:
     tags: Sequence[str] = ()
 
     def event_detail(self, event: AlertEvent, now: datetime, before: Alert | None) -> dict[str, object]:
-        """Return the detail of an alert with an event that has to be sent."""
         detail = {} if before is None else before.detail
         return {
             **detail,
@@ -169,13 +162,11 @@ def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert
 
 
 def _last_order(before: Alert, now: datetime) -> str:
-    """Return the order of the newest window that the alert has seen, unless that window has not begun yet."""
     order: str = before.detail.get("order", "")
     return order if order <= now.isoformat() else ""
 
 
 def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> AlertContent:
-    """Return the content of an alert about a judged window."""
     alarms = [finding for finding in result.findings if finding.is_alarm]
     answered = f"{result.model} version {result.version}" if result.model else "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]

@@ -1,11 +1,8 @@
-"""Send the alerts that are due: one message for each endpoint and channel, tried again for as long as a channel fails.
+"""Send the alerts that are due: one message per endpoint and channel, repeated until the channel takes it.
 
-The store says which channel has had which event, so that any process continues where another was killed. A message that
-was sent and not yet recorded is then sent twice; none is lost.
-
-The channels of the configuration are read by Apprise, which knows how to reach each. A channel's URL holds its secrets,
-so nothing of it is ever shown or kept. A channel is called by its service, its tags and a digest, and Apprise's own
-log, which quotes URLs, is shut.
+The store records which channel has which event, so any process can continue. A message that was sent but not recorded
+is sent twice. Apprise reads the channels. A channel's URL holds secrets: it is neither shown nor kept, and Apprise's
+own log, which quotes URLs, is disabled.
 """
 
 import hashlib
@@ -136,11 +133,8 @@ def _shut_log() -> None:
 
 
 def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
-    """Send the alerts that are due, and return the number of messages that channels have taken.
-
-    A channel or a configuration that fails is logged, and a later call tries again, after a pause that doubles. The
-    newest alert of an endpoint has to be as old as `wait`.
-    """
+    """Send the alerts that are due, and return the number of messages that channels have taken. Failures are logged and
+    retried after a pause that doubles. The newest alert of an endpoint has to be as old as `wait`."""
     due = _due(store, wait)
     if not due or settings.alert_config is None:
         return 0
@@ -152,7 +146,6 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
     now = store.now()
 
     def claim(found: Alert) -> Alert | None:
-        """Return None if another process sends the alert."""
         if found.detail.get("is_told", True) or _is_ahead(found.detail.get("claimed_until", ""), now, _CLAIM):
             return None
         return replace(found, detail={**found.detail, "claimed_until": (now + _CLAIM).isoformat()})
@@ -184,7 +177,6 @@ def _say_hourly(text: str, _hour: int) -> None:
 
 
 def _due(store: Store, wait: timedelta) -> list[Alert]:
-    """Return the alerts that some channel still has to get, without the silenced ones."""
     now = store.now()
     untold = [alert for alert in Alerts(store).recent() if not alert.detail.get("is_told", True)]
     if not untold:
@@ -225,7 +217,6 @@ def _is_owed(alert: Alert, channel: Channel) -> bool:
 
 
 def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Sequence[tuple[Channel, bool]]) -> None:
-    """Record which channels have had the alert, and whether these are all."""
     now = store.now()
     what = f"{alert.endpoint}, monitor {alert.monitor}"
 
@@ -257,11 +248,8 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Seque
 
 
 def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
-    """Return title, text and kind of one message for alerts of one endpoint, the gravest first.
-
-    In the lines, a zero-width space makes mentions and links plain text: they quote what callers have sent as a
-    category or a column, who must not speak as us.
-    """
+    """Return title, text and kind of one message for alerts of one endpoint, the gravest first. A zero-width space
+    makes mentions and links plain text, because the lines quote categories and columns of callers."""
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = []
     for alert in ordered:

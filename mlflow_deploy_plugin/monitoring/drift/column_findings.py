@@ -27,18 +27,13 @@ _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", 
 
 
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
-    """Return a finding for each column that is new, gone, of another type or constant.
-
-    They are exact: none of the reference's own windows has such a column, so that they raise no false alarm as long as
-    the reference is like the window. If a window of the reference lacks the column, too, that is no drift; so it is
-    with one that is constant in it.
-    """
+    """Return a finding for each column that is new, gone, of another type or constant. A column that is also missing or
+    constant in a window of the reference is not drift, so these findings are exact."""
     found = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
     return [finding for finding in found if finding is not None]
 
 
 def _column_names(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[str]:
-    """Return the columns of either side, or those of them that are to be judged."""
     names = sorted({*reference.bins, *reference.pieces.total.columns, *window.columns})
     return [name for name in names if not columns or name in columns]
 
@@ -130,19 +125,14 @@ def judgeable_columns(
 
 
 def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[Finding]:
-    """Return a finding for every column, with the reason why its distribution is not judged."""
     return [Finding(name, "distribution", "not judged", reason, segment=segment) for name, reason in reasons.items()]
 
 
 def judge_columns(
     groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Return the findings of the checks of every column of every group, and the columns' metrics by falling score.
-
-    Args:
-        window: [F, FIGURES] the window's own figures.
-        scores: [F, FIGURES] the same in deviations above the reference's own windows; threshold: of all of them.
-    """
+    """Return the findings of every column of every group, and the columns' metrics by falling score. `window` has the
+    window's figures, [F, FIGURES], and `scores` the same in deviations above the reference's own windows."""
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
@@ -192,11 +182,8 @@ class _JudgedColumn:
     missing_before: float
 
     def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
-        """Return what the check saw, in its own units, and how the column changed; empty if it cannot be said.
-
-        Args:
-            value: the window's figure; usual, spread: the mean and the deviation of the reference's own windows.
-        """
+        """Return the change that the check found, in its own units, and the change of the column; empty if it is not
+        known. `usual` and `spread` are the mean and the deviation of the reference's own windows."""
         given = self.given
         if check == "distribution":
             is_ordered = isinstance(self.bins, OrderedBins)
@@ -249,7 +236,6 @@ class _JudgedColumn:
         return _share_change(name, *(share[place] for share in by_value))
 
     def _rare_change(self, bins: CategoryBins, column: ColumnSketch, before: Array, now: Array) -> str:
-        """Return how the rare values changed, by their shares in the bins of rare values."""
         given, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
         known = max(given.rows - given.missing, 1)
         if rows > 1 and 2 * rows / known >= np.maximum(now - before, 0).sum():
@@ -293,7 +279,6 @@ def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def describe_worst(subjects: Sequence[str], reason: str) -> str:
-    """Return the reason of the worst subject, followed by the names of others."""
     worst, *others = dict.fromkeys(subjects)
     more = f" and {len(others) - _SHOWN + 1} more" if len(others) > _SHOWN - 1 else ""
     also = f"; also {', '.join(others[: _SHOWN - 1])}{more}" if others else ""

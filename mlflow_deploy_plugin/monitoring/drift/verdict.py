@@ -1,22 +1,17 @@
 """The verdict: does this window differ from the reference more than the reference's own windows differ from it?
 
-1. The null (`threshold/null.py`) says which windows the reference's own are: contiguous ones if there are enough.
-2. Each column has up to four figures (`threshold/null.py`): the distance of its known values, the change of its
-   missing share, the shares of unseen categories and of numbers out of range. Every side has the same number of rows.
+1. The null (`threshold/null.py`) chooses the reference's own windows: contiguous ones if there are enough.
+2. Each column has up to four figures: the distance of its known values, the change of its missing share, the shares of
+   unseen categories and of numbers out of range. Every side has the same number of rows.
 3. Over the M windows of the null distribution and the judged one, each window's figure is standardised by the mean and
    the deviation of all others. The statistic of a window is the largest of them, over all columns and segments.
 4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1), for the bootstrap 1.5 times that; drift if p <=
-   the false-alarm rate. The threshold, in standard deviations, is the statistic of the window at that rank: it holds
-   for the family of all columns, so a column above it and the verdict always agree.
+   the false-alarm rate. The threshold is the statistic of the window at that rank, for the family of all columns.
 
-All windows are treated alike. So for a window that is exchangeable with the reference's own the rate of false alarms is
-at most the stated one, whatever the distributions are and however the columns depend on each other (conformal p-value:
-Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). It holds for a trend within the reference no
-more than for any method: the windows are taken as a fair sample of calm. Whether they are one, the reference itself
-tells, forward in time (`threshold/distribution.py`). Measured in `benchmarks/drift.py`. Ranks instead of standard
-deviations lose all power as columns multiply; logarithms and robust scales lose a part of it.
-
-A column that is gone, new, of another type or constant is drift by itself (`column_findings.py`).
+For a window that is exchangeable with the reference's own the rate of false alarms is at most the specified one
+(conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). `threshold/distribution.py`
+measures the real rate. Ranks, logarithms and robust scales lose power as columns multiply (`benchmarks/drift.py`). A
+column that is gone, new, of another type or constant is drift by itself (`column_findings.py`).
 """
 
 import hashlib
@@ -100,10 +95,9 @@ class DriftVerdict:
     """The verdict on one window.
 
     Attributes:
-        findings: the worst first; every column has its outcome, or why it was not judged.
-        figures: the names of metrics and their values; those of columns by falling score.
-        null: which windows of the reference the threshold comes from; None if distributions are not judged.
-        held_out: how many of the reference's later windows are called drifted by its earlier ones.
+        findings: the worst first; every column has its outcome, or the reason why it was not judged.
+        figures: metrics by name; those of columns by falling score.
+        null: the windows of the reference that gave the threshold; None if distributions are not judged.
     """
 
     state: State
@@ -123,15 +117,9 @@ def judge_profile(
     cache: Path | None,
     segments: Mapping[str, tuple[DriftReference, Profile]] | None = None,
 ) -> DriftVerdict:
-    """Judge the profile of one window.
-
-    Args:
-        reference: its windows are of the judged window's length and phase.
-        window: over the bins of the reference.
-        start_us: of the window; chooses the rows if it has more than are compared.
-        cache: a folder for what the next window of the same length and size needs, too; None: nothing is kept.
-        segments: both of each by name, as `carrier=AA`; they share the one false-alarm rate with all rows.
-    """
+    """Judge the profile of one window. `start_us` chooses the rows if the window has more than are compared. `cache`
+    keeps what the next window of the same length and size needs, too (None: nothing). `segments` by name, as
+    `carrier=AA`, share the false-alarm rate with all rows."""
     schema = schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
     groups: list[ColumnGroup] = []
@@ -252,10 +240,8 @@ def _few(windows: float) -> str:
 def null_distribution(
     groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
 ) -> NullDistribution | Refused:
-    """Return the distribution of the first null that supports the rate, from the cache (None: none) if it is there.
-
-    The first group has all rows, the others are segments.
-    """
+    """Return the distribution of the first null that supports the rate, from the cache (None: none) if it is there. The
+    first group has all rows, the others are segments."""
     files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
     path = files.path(_key_of(groups, rate, independent_rows)) if files else None
     kept = _read(path) if path else None
@@ -350,7 +336,6 @@ def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
 
 
 def _read(path: Path) -> NullDistribution | None:
-    """Return the stored threshold; None if there is none, or it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
@@ -397,12 +382,10 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 
 
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
-    """Return how many rows every side of a comparison has: those of the window, or of the middle reference window if
-    that has fewer. A window's are rounded down to a step of 15 %, so that windows of about one size share a null
-    distribution.
-
-    With a `rolling:` reference, it is the number of the smaller window of the two; fewer, if too few pairs of the
-    reference have so many rows for the rate to be known.
+    """Return the number of rows on every side of a comparison: the window's, or the median reference window's if that
+    has fewer. A window's rows are rounded down to a step of 15 %, so that windows of similar size share a null
+    distribution. With `rolling:`, it is that of the smaller window of the two; fewer, if too few pairs have so many
+    rows for the rate.
     """
     pieces = reference.pieces
     if pieces.grid.lag_windows:

@@ -1,27 +1,17 @@
-"""Estimates of a classifier's metrics before its labels are in, from its own confidence (CBPE).
+"""Estimates of a classifier's metrics before its labels are known, from its own confidence.
 
-If probabilities mean what they say, a row whose prediction has the probability p is right with the probability p. So
-the expected number of hits, and with it every figure of the confusion matrix, is a sum of probabilities. This is
-confidence-based performance estimation, as NannyML's documentation describes it (CBPE; Białek et al., We don't need no
-labels, arXiv 2401.08348, compares it with its further forms). It notices that rows have become harder. It cannot notice
-that the same rows now have other labels.
+If probabilities are calibrated, a prediction with the probability p is right with the probability p, so every expected
+figure of the confusion matrix is a sum of probabilities (CBPE, as NannyML's documentation describes it; Białek et al.,
+arXiv 2401.08348, compares it with its further forms). The estimate notices that rows have become harder. It cannot
+notice that the same rows now have other labels. Earlier windows with labels correct the probabilities by isotonic
+regression, if that helps in windows that it was not fitted on, and show the error of the estimate. Without such
+windows, the estimate decides nothing.
 
-Earlier windows with labels show whether probabilities mean what they say. Isotonic regression corrects the
-probabilities if that brings them nearer to the truth in windows that it was not fitted on. The same windows show the
-error of the estimate. Without such windows, the estimate is a figure and decides nothing.
-
-The interval is a prediction interval for the metric that the labels of this window's rows will give. That metric
-differs from the estimate for two reasons:
-
-1. The window's labels are drawn by their chances: with fewer rows, they are further off (simulated, 100 draws).
-2. The chances are wrong, by another amount in each window. The errors of the earlier windows show that; they also
-   contain the sampling error of their own rows.
-
-So the squared standard error is the mean square of those errors, plus the sampling variance of this window in so far as
-it is above theirs. A window with more rows than they have is taken to be no surer. Student's quantile has as many
-degrees of freedom as there are earlier windows: at 95 %, it is 3.2 for three of them and 2.3 for eight. The interval is
-never narrower than the largest error. It keeps its promise if the errors are about normal and this window's error is
-one like theirs; the second condition alone gives k/(k+1), whatever their distribution.
+The prediction interval for the metric of this window's labels accounts for the draw of the labels (simulated, 100
+draws) and for wrong probabilities. Its squared standard error is the mean square of the errors in the k earlier
+windows, plus the sampling variance of this window in so far as it is above theirs. Student's quantile has k degrees of
+freedom. The interval is never narrower than the largest error: if this window's error is like theirs, that gives a
+coverage of k/(k+1), whatever their distribution.
 """
 
 import math
@@ -60,7 +50,6 @@ class EstimateError:
     windows: int
 
     def half_width(self, confidence: float) -> float:
-        """Return half of the width of the prediction interval."""
         return max(float(t.ppf((1 + confidence) / 2, self.windows)) * self.standard, self.largest)
 
 
@@ -69,11 +58,11 @@ class CbpeEstimate:
     """The estimate of one window.
 
     Attributes:
-        values: the estimate of each figure, or why there is none.
+        values: the estimate of each figure, or the reason why there is none.
         errors: the error of each figure that at least `MIN_LABELLED_WINDOWS` earlier windows have.
-        windows: the earlier windows that were used.
-        calibration_error: mean difference of the probabilities used and the share that was true, on those windows,
-            over ten bins of equal size; None without them.
+        windows: the number of earlier windows that were used.
+        calibration_error: mean difference of the probabilities and the share that was true, on those windows, over ten
+            bins of equal size; None without them.
         is_corrected: True if the probabilities were corrected by isotonic regression.
     """
 
@@ -84,7 +73,6 @@ class CbpeEstimate:
     is_corrected: bool
 
     def measure(self, name: str, rows: int, confidence: float) -> MetricInterval | Refused:
-        """Return the estimate with its prediction interval."""
         value = self.values[name]
         if isinstance(value, Refused):
             return value
@@ -126,13 +114,10 @@ def labels_contradict(
     """Return True if labelled rows have another number of a class, or of right answers, than their probabilities
     predict.
 
-    Either the model has become worse or better, or labels are missing by the label itself: 9 of 10 rows of one class
-    have one, and 2 of 10 of the other. The margin is that of an estimate. With fewer than `MIN_LABELLED_WINDOWS`
-    earlier windows, the model's own probabilities are used without correction.
-
-    Args:
-        truth: [N] int64, positions among the classes of the answers, which have probabilities; N > 0.
-        earlier: windows of which nearly all rows have a label.
+    Either the model has changed, or labels are missing by the label itself. The margin is that of an estimate. With
+    fewer than `MIN_LABELLED_WINDOWS` earlier windows, the probabilities are not corrected. `truth` is [N > 0] int64,
+    positions among the classes of the answers, which have probabilities; nearly all rows of the `earlier` windows have
+    a label.
     """
     fitted = _calibrated(earlier)
     own = len(answers.classes) - answers.unknown
@@ -257,7 +242,6 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
 
 
 def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
-    """Return the mean squared distance of the chances from what was true."""
     total = sum(
         float(np.square(likely - np.eye(likely.shape[1])[window.truth]).sum())
         for window, likely in zip(windows, chances, strict=True)
@@ -287,12 +271,8 @@ def _errors(
 
 
 def _prediction_variance(errors: Array, sampling: Array, now: "Array | float") -> Array:
-    """Return the squared standard error of a window's estimate. It is no less than sampling alone makes of the
-    earlier windows' errors, which may happen to be small, and more if this window has fewer rows than they.
-
-    Args:
-        errors: [k, …] of the earlier windows; sampling: [k, …] their sampling variances; now: this window's.
-    """
+    """Return the squared standard error of a window's estimate, of [k, …] errors and sampling variances of earlier
+    windows. It is no less than the earlier sampling variances, because a few errors may happen to be small."""
     usual = sampling.mean(axis=0)
     variance: Array = np.maximum(np.square(errors).mean(axis=0), usual) + np.maximum(now - usual, 0.0)
     return variance

@@ -1,13 +1,6 @@
 """Data drift, prediction drift and data quality: does the window differ from the reference more than the reference's
-own windows do?
-
-The verdict covers all rows of the window, from sketches. Rows themselves are read only for the report: a bounded sample
-of them, chosen by their hashes.
-
-The columns of segments are in one null distribution with those of all rows (`drift/verdict.py`: the maximum over
-columns and segments). The stated rate of false alarms is that of all of them together, however they depend on each
-other.
-"""
+own windows do? The verdict covers all rows of the window, from sketches; the report reads a bounded sample of rows. The
+columns of all rows and of segments share one null distribution and one rate of false alarms (`drift/verdict.py`)."""
 
 import math
 from collections import Counter
@@ -105,11 +98,9 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
 
 
 def judge_quality(request: WindowRequest) -> MonitorResult:
-    """Judge values that are missing, of another type, unseen or out of range, and columns that come or go.
-
-    Against the reference each is judged as drift is. Requirements (`require`) speak of the window's rows, all of which
-    are counted; where `capture.fraction` leaves some out, each share has an interval.
-    """
+    """Judge values that are missing, of another type, unseen or out of range, and columns that come or go. Requirements
+    (`require`) are judged on all of the window's rows; where `capture.fraction` leaves some out, each share has an
+    interval."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -137,13 +128,8 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
 
 @dataclass(frozen=True, eq=False)
 class WindowComparison:
-    """A window and what it is compared with.
-
-    Attributes:
-        reference: None if there is none; then `missing_reason` says why.
-        excluded: columns that are not judged, and the reason: the log does not hold their values, or a person has
-            named them.
-    """
+    """A window and its reference. If the reference is None, `missing_reason` explains why. `excluded` has the columns
+    that are not judged, and the reason: the log does not hold their values, or a person has excluded them."""
 
     request: WindowRequest
     version: ModelVersion
@@ -156,7 +142,6 @@ class WindowComparison:
 
     @property
     def names(self) -> list[str]:
-        """Every column of either side."""
         known = {*self.profile.columns, *self.excluded}
         if self.reference is not None:
             known |= {*self.reference.bins, *self.reference.pieces.total.columns}
@@ -227,10 +212,8 @@ class WindowComparison:
 
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
-    """Return the window and its reference as sketches, or the result of a window without rows.
-
-    Raises InvalidConfig if a person has named a column that neither side has.
-    """
+    """Return the window and its reference as sketches, or the result of a window without rows. Raises InvalidConfig if
+    a person has specified a column that neither side has."""
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:
@@ -313,7 +296,6 @@ def _segment_profiles(
 def _profiles_by_value(
     request: WindowRequest, version: ModelVersion, column: str, values: Sequence[str], reference: DriftReference
 ) -> list[Profile]:
-    """Return a profile of the window's rows for each value, all from one pass."""
     found: list[list[Profile]] = [[] for _ in values]
     wanted = pa.array(values, pa.string())
     for table in coalesce_batches(_version_rows(request, version, None)):
@@ -348,10 +330,8 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
 
 
 def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
-    """Yield a finding for each column that is not shown to keep the requirement, or for the one that comes nearest.
-
-    The captured rows are worth `effective_n` independent draws of the answered rows; infinity if all were captured.
-    """
+    """Yield a finding for each column that is not shown to keep the requirement, or for the one that comes nearest. The
+    rows are worth `effective_n` independent draws of the answered rows; infinity if all were captured."""
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
     names = [argument] if argument else select_columns(held, spec.columns)
@@ -391,7 +371,6 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
 
 
 def _why_not_judged(compared: WindowComparison, requirement: Requirement, names: Sequence[str]) -> str:
-    """Return why a requirement on these columns cannot be judged; empty if it can."""
     profile, least, argument = compared.profile, compared.request.spec.min_rows, requirement.argument
     if profile.rows < least:
         return f"the window has {profile.rows:,} rows; min_rows is {least:,}"

@@ -1,19 +1,13 @@
 """Intervals of a window's metrics, which account for its rows being a sample.
 
 - Shares: Wilson's score interval (Wilson, JASA 1927).
-- Figures that are made of the means of rows: the percentile bootstrap over rows (Efron, Tibshirani, An Introduction to
-  the Bootstrap, 1993).
+- Figures of the means of rows: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
 - The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the logit scale.
 
-An interval is about the model in this window; the interval of a day says nothing of the next day.
-
-Rows that follow each other are often wrong together. They are then worth fewer independent rows (Kish, Survey Sampling,
-1965): as many as give the variance of the sums of longer and longer stretches of the window (batch means: Schmeiser,
-Batch Size Effects in the Analysis of Simulation Output, Operations Research 30, 1982), with Student's quantile for
-their number (Korn & Graubard, Survey Methodology 24, 1998). All intervals are those of that number of rows.
-
-Measured coverage of nominal 95 % intervals of four figures, on 480 to 2,880 rows (`benchmarks/drift.py --only
-intervals`):
+Rows that follow each other are often wrong together, so they are worth fewer independent rows (Kish, Survey Sampling,
+1965): as many as give the variance of the sums of longer and longer stretches (batch means: Schmeiser, Operations
+Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24, 1998). Coverage of nominal 95 %
+intervals of four figures, on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
 
 | dependence of the rows | taken as independent | these intervals |
 |---|---|---|
@@ -69,19 +63,14 @@ class MetricInterval:
 
     @property
     def figures(self) -> dict[str, float]:
-        """The names of metrics and their values."""
         return {self.name: self.value, f"{self.name}_low": self.low, f"{self.name}_high": self.high}
 
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """The way rows were drawn, and the confidence that is asked for.
-
-    Attributes:
-        times: [N] when each happened, in any unit; None: they do not depend on each other.
-        weights: [N] > 0, for how many rows each stands; None: each for as many as any other. Intervals take them as
-            known (the ratio estimator of Hájek).
-    """
+    """The way rows were drawn. `times` is [N] in any unit (None: rows do not depend on each other). `weights` is [N] >
+    0, the number of rows that each represents (None: equal); intervals take them as known (the ratio estimator of
+    Hájek)."""
 
     confidence: float
     times: Array | None = None
@@ -97,10 +86,8 @@ class Sampling:
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def effective_n(self, influence: Array) -> float:
-        """Return how many independent rows these rows are worth for a figure; never more than they are.
-
-        The influence of each row on the figure, [N] of mean 0, has any unit.
-        """
+        """Return how many independent rows these rows are worth for a figure; never more than they are. `influence` is
+        that of each row on the figure, [N] of mean 0, in any unit."""
         count = len(influence)
         pieces = min(_PIECES, count // _PIECE_ROWS)
         alone = float(np.square(influence).sum())
@@ -155,14 +142,9 @@ def wilson_interval(
 
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
-    """Return a figure of the means of rows; a resample has as many rows as they are worth.
-
-    Args:
-        rows: [N, k] float64, N > 0.
-        figure: of means [.., k]: [..]; smooth at the mean.
-
-    Beyond 20,000 rows a resample is approximated by the normal distribution that the means have then.
-    """
+    """Return a figure of the means of rows, [N > 0, k] float64; a resample has as many rows as they are worth. `figure`
+    maps means [.., k] to [..] and is smooth at the mean. Beyond 20,000 rows a resample is approximated by the means'
+    normal distribution."""
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
@@ -215,12 +197,8 @@ def _percentiles(
 
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
-    """Return the share of pairs of a positive and a negative row in which the positive one has the higher score.
-
-    Args:
-        is_positive: [N, C] bool, for each of C curves, none all True or all False; scores: [N, C]. Of several curves
-            the mean, its variance by their influence functions together.
-    """
+    """Return the share of pairs of a positive and a negative row in which the positive one has the higher score: the
+    mean of C curves, `is_positive` [N, C] bool (none all True or all False) with `scores` [N, C]."""
     count = len(is_positive)
     areas, influence, weights = [], np.zeros(count), sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):
@@ -252,10 +230,7 @@ def _expit(value: float) -> float:
 
 def bonferroni_confidence(rate: float, intervals: int) -> float:
     """Return the confidence of each interval, so that chance calls any of them violated at no more than `rate`.
-
-    By Bonferroni's inequality, the rate is divided among them, however they depend on each other. An interval has two
-    sides, of which one violates and the other keeps: each is passed by chance in half of that share.
-    """
+    Bonferroni's inequality divides the rate among them. Of the two sides of an interval, only one violates."""
     return 1 - rate / max(intervals, 1)
 
 
@@ -284,17 +259,14 @@ def criterion_finding(
 
 
 def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
-    """Return the state of a requirement, given whether it holds at the two ends of the interval."""
     if holds_at_low and holds_at_high:
         return "kept"
     return "cannot tell" if holds_at_low or holds_at_high else "violated"
 
 
 def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
-    """Return the state of the whole, and why: violated where anything is; kept where everything is shown to hold.
-
-    A segment that was not judged keeps nothing from being kept: its requirement is that of all rows, too.
-    """
+    """Return the state of the whole, and the reason: violated if any finding is; kept if all are shown to hold. A
+    segment that was not judged does not prevent "kept", because its requirement is also that of all rows."""
     violated = [one for one in findings if one.state == "violated"]
     if violated:
         return "violated", _shown_first(violated)

@@ -1,18 +1,12 @@
 """Weights with which labelled rows represent similar rows without a label.
 
-Labels are seldom missing at random: a claim is checked where the model was unsure, a fraud is reported and an honest
-payment is not. So rows with and without a label are compared by score, prediction, segment and event time, each by
-Pearson's chi-square test, all together at the monitor's rate of false alarms (Bonferroni).
-
-If they differ, each labelled row is weighted by the inverse of the share of similar rows that have a label (Horvitz &
-Thompson, JASA 1952). Similar rows are one of ten strata of the propensity that a logistic regression gives on what
-differs (Rosenbaum & Rubin, JASA 1984). Rows similar to fewer than five labelled ones are not represented: any label is
-possible for them, and the metric lies between the worst and the best of these (Manski, American Economic Review 80,
-1990).
-
-Weights help if labels are missing by what is compared, but not if they are missing by the label itself. The rows cannot
-show that. But then the existing labels do not fit the model's probabilities (`cbpe.labels_contradict`), and
-`performance.py` takes the worst case of every row without a label.
+Labels are seldom missing at random, so rows with and without a label are compared by score, prediction, segment and
+event time, each by Pearson's chi-square test, together at the monitor's rate of false alarms (Bonferroni). If they
+differ, each labelled row is weighted by the inverse of the share of similar rows that have a label (Horvitz & Thompson,
+JASA 1952). Similar rows are one of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin, JASA
+1984). Rows similar to fewer than five labelled ones are not represented: the metric lies between their worst and best
+labels (Manski, American Economic Review 80, 1990). If labels are missing by the label itself, weights do not help;
+`cbpe.labels_contradict` finds that, and `performance.py` then takes the worst case of every row without a label.
 """
 
 import math
@@ -60,15 +54,13 @@ _RANGES = {
 
 @dataclass(frozen=True, eq=False)
 class LabelWeights:
-    """The comparison of rows with a label and rows without one.
+    """The comparison of rows with a label and rows without a label.
 
     Attributes:
         rows: [N] bool, True for a row with a label.
         compared: the properties that were compared; empty: all rows have a label, or all but a few.
-        differing: the properties in which they differ.
-        is_selected: they differ in other properties than event time, by more than chance and more than a little. So
-            labels may be missing by the label itself.
-        weights: [N] float64, the number of rows that each labelled row represents; None: all represent the same number.
+        is_selected: they differ in other properties than event time, by more than chance and more than a little.
+        weights: [N] float64, the number of rows that each labelled row represents; None: the same number.
         unknown: [N] bool, rows without a label that no labelled row represents.
     """
 
@@ -81,7 +73,7 @@ class LabelWeights:
 
     @property
     def at_worst(self) -> "LabelWeights":
-        """The same if labels may be missing by what they would say: no row speaks for another."""
+        """The same if labels may be missing by the label itself: no row represents another."""
         return replace(self, weights=None, unknown=~self.rows)
 
     @property
@@ -91,12 +83,8 @@ class LabelWeights:
 
 
 def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
-    """Return whether rows with a label represent those without, and with which weights.
-
-    Args:
-        columns: the columns of the segments; one that the rows lack is skipped.
-        rate: the rate at which rows whose labels are missing at random may be said to differ.
-    """
+    """Return the weights with which rows with a label represent those without. Columns of segments that the rows lack
+    are skipped. Rows whose labels are missing at random are found to differ at `rate`."""
     labelled, nobody = predictions.is_labelled, np.zeros(len(table), bool)
     missing = int((~labelled).sum())
     if missing < _FEWEST_UNLABELLED or not labelled.any():
@@ -113,10 +101,8 @@ def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[st
 
 
 def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
-    """Return by name [N] int64, to which part of the rows each belongs; what does not vary is left out.
-
-    `rarer` is the number of rows with a label, or without, whichever is smaller.
-    """
+    """Return by name [N] int64, the part of the rows that each row belongs to, without what does not vary. `rarer` is
+    the smaller of the numbers of rows with and without a label."""
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
     classified = predictions.classified
@@ -168,7 +154,6 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
 
 
 def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
-    """Return the number of rows that each labelled row represents, and the rows that no labelled row represents."""
     alone = np.zeros(len(labelled), bool)
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
@@ -185,10 +170,8 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
 
 
 def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
-    """Return [N]: how often rows like each have a label, by a logistic regression on the parts of every trait.
-
-    Rows that are alike in all traits are counted together; the ridge keeps a part finite that has all labels.
-    """
+    """Return [N]: how often rows like each have a label, by a logistic regression on the parts of every trait. Rows
+    that are alike in all traits are counted together; the ridge keeps a part finite that has all labels."""
     from sklearn.linear_model import LogisticRegression  # here: a second, where labels differ
     from sklearn.preprocessing import OneHotEncoder
 

@@ -36,14 +36,13 @@ Metrics = Mapping[str, "MetricInterval | Refused"]
 
 @dataclass(frozen=True, eq=False)
 class ClassPredictions:
-    """Answers to rows as places in `classes`.
+    """Answers to rows, as indices into `classes`.
 
     Attributes:
-        predicted: [N] int64.
-        probabilities: [N, C] float64, rows sum to 1; None: the model gives none.
-        classes: their names as text, the model's own in ascending order before those that only labels name.
-        unknown: how many of the last are such: the model never answers them, and gives them no probability. Beyond
-            `MOST_CLASSES`, the last one stands for all others.
+        probabilities: [N, C] float64, rows sum to 1; None: the model gives none. `predicted` is [N] int64.
+        classes: names as text, the model's own in ascending order before those that only labels have.
+        unknown: the number of the latter, which the model never answers. Beyond `MOST_CLASSES`, the last one stands for
+            all others.
     """
 
     predicted: Array
@@ -53,7 +52,7 @@ class ClassPredictions:
 
     @property
     def is_binary(self) -> bool:
-        """True if the model itself has two classes, of which the larger one is asked for."""
+        """True if the model itself has two classes; the metrics are those of the larger one."""
         return len(self.classes) - self.unknown == 2
 
     def take(self, rows: Array) -> "ClassPredictions":

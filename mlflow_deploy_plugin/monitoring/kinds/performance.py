@@ -115,7 +115,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def affordable_rows(request: WindowRequest) -> int:
-    """Return how many rows fit into memory with all columns; labels may name a row by any of them."""
+    """Return how many rows fit into memory with all columns, because labels may name a row by any of them."""
     first = next(request.log.batches(request.endpoint, request.window), None)
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 
@@ -252,8 +252,7 @@ def _result(
 
 def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
     """Return the estimates of all rows and of each segment, each checked on the same rows of earlier windows of the
-    version; and a line for each thing that is left out.
-    """
+    version; and a line for each thing that is left out."""
     spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
     if classified is None:
         return Refused("the model answers numbers, and how far they are off cannot be seen from them")
@@ -281,10 +280,8 @@ def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate
 
 
 def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
-    """Return True if the window's labels do not fit the probabilities of their rows, and what is left out, a line each.
-
-    The probabilities are corrected by earlier windows whose rows have nearly all a label. None: there are none.
-    """
+    """Return True if the window's labels do not fit the probabilities of their rows (None: there are none), and notes.
+    Earlier windows whose rows have nearly all a label correct the probabilities."""
     spec, joined = window.request.spec, _join_earlier_windows(window, _COMPLETE)
     if joined is None or joined.classified.probabilities is None:
         return None, []
@@ -295,10 +292,8 @@ def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
 
 
 def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedWindows | None:
-    """Return the rows with the labelled ones of the latest windows of the same length that have enough of them.
-
-    A window whose labels may be missing by the label itself is left out; the notes have the number of such windows.
-    """
+    """Return the rows with the labelled ones of the latest windows of the same length that have enough of them. Windows
+    whose labels may be missing by the label itself are left out and counted in the notes."""
     request, rows, artifact, spec = window.request, window.rows, window.artifact, window.request.spec
     tables, selected = [rows.table], 0
     for past in islice(_earlier_windows(request), _LOOKED_AT):

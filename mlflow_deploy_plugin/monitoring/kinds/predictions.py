@@ -1,10 +1,8 @@
 """Predictions and labels of rows of the log, as classes or numbers, and notes on rows that are left out.
 
-A classifier's predictions are places in its classes, in ascending order. Labels and predictions are compared as text,
-so that 1, 1.0 and true mean one class if the model answers numbers or booleans. Everything else is numbers.
-
-Labels that are written otherwise than the model's classes ("yes" for 1) are no wrong predictions: nothing is compared
-then. A class that only some labels name is one that the model has never learned, and its rows are predicted wrongly.
+Labels and a classifier's predictions are compared as text, so that 1, 1.0 and true mean one class if the model answers
+numbers or booleans. Labels in another spelling than the model's classes ("yes" for 1) are not compared. Rows of a class
+that only some labels name are predicted wrongly, because the model has not learned the class.
 """
 
 import re
@@ -39,11 +37,11 @@ class Predictions:
     """N rows of one version.
 
     Attributes:
-        classified: of a classifier; numbers: [N] float64 of a regressor, NaN where the answer is none. One is None.
-        truth: of a classifier [N] int64, places in its classes, -1 without a label; of a regressor [N] float64, NaN
-            without a label, or with one that is no number.
-        unusable: labels that are there, and no number where one is needed.
-        label_mismatch: why the labels cannot be compared with the answers; empty: they can.
+        classified, numbers: the answers of a classifier, or [N] float64 of a regressor, NaN without an answer.
+        truth: of a classifier [N] int64, indices into its classes, -1 without a label; of a regressor [N] float64 or
+            NaN.
+        unusable: the number of labels that are not numbers where a number is needed.
+        label_mismatch: the reason why labels and answers cannot be compared; empty: they can.
     """
 
     classified: ClassPredictions | None
@@ -60,7 +58,7 @@ class Predictions:
 
     @property
     def unanswered(self) -> int:
-        """Return how many labelled rows a regressor has answered with no finite number."""
+        """Return how many labelled rows a regressor has not answered with a finite number."""
         return 0 if self.numbers is None else int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
 
     @property
@@ -73,13 +71,8 @@ class Predictions:
 
 
 def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collection[str] = ()) -> Predictions | Refused:
-    """Return the predictions and labels of rows of the log, whose lists are summarised.
-
-    Args:
-        table: may lack the columns of labels: then there are none.
-        artifact: None: types tell labels from numbers.
-        masked: columns that hold hashes, which are no answers.
-    """
+    """Return the predictions and labels of rows of the log, whose lists are summarised. Without an artifact, types tell
+    labels from numbers. `masked` columns hold hashes, which are not answers."""
     hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
     table = table.drop_columns(hashed)
     columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
@@ -137,7 +130,6 @@ class _Columns:
         return found[0] if len(found) == 1 else None
 
     def probabilities(self) -> Array | None:
-        """Return [N, C] float64, by class."""
         for output in self._outputs:
             if output.role != "probabilities":
                 continue
@@ -177,13 +169,8 @@ class _Columns:
 def _classified(
     table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[object, ...]
 ) -> Predictions:
-    """Return the predictions of a classifier.
-
-    Args:
-        labels: [N], the classes that it has answered.
-        probabilities: [N, C], in the order of `given`.
-        given: the classes in the model's files; empty if these name none.
-    """
+    """Return the predictions of a classifier that answered `labels`, [N], with `probabilities`, [N, C], in the order of
+    `given`: the classes in the model's files, empty if these have none."""
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     name_of = as_text if is_text else as_key
     predicted, truth = _names(labels, name_of), pa.nulls(len(table), pa.string())
@@ -219,12 +206,9 @@ def _classified(
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
     """Return True if the labels write classes otherwise than the model: none of them is one of its classes, or some are
-    not, and a class that it answers, too, has no label at all.
-
-    Args:
-        called / true: [N] int64, places; own: those of the model's classes.
-        has_classes: the model's files say which classes it has; else they are those that it has answered here, and a
-            few labels may name others.
+    not and a class that it also answers has no label. `called` and `true` are [N] int64 indices, `own` those of the
+    model's classes. Without `has_classes` in the model's files, its classes are those answered here, and a few labels
+    may have others.
     """
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)
@@ -253,7 +237,6 @@ def _may_be_label(kind: pa.DataType) -> bool:
 
 
 def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
-    """Return [N] text; each different value is named once."""
     coded = values.dictionary_encode()
     named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
     return named.take(coded.indices)
@@ -308,7 +291,6 @@ def version_artifact(request: WindowRequest, model: str, version: str) -> Artifa
 
 
 def row_notes(rows: WindowRows, log: InferenceLog) -> Iterator[str]:
-    """Yield a line for each sort of rows that is left out."""
     for other, count in rows.other_versions.items():
         yield f"{count:,} rows of the window were answered by {other} and are left out"
     if rows.is_sampled:

@@ -1,13 +1,10 @@
 """Service level: how long requests took and how many failed, against an objective with its error budget.
 
 A quantile's requirement is judged by counting: p99<=0.2 holds if no more than 1 % of the requests took longer than 0.2
-s. It is violated if Wilson's interval of that share lies above 1 %, and kept if the interval lies below, whatever the
-distribution of latencies. The error budget is the permitted share. What is left of it is 1 - share / permitted, which
-is negative if it is overdrawn.
+s, by Wilson's interval of that share. What is left of the error budget is 1 - share / permitted, negative if overdrawn.
 
-Latencies are those of answered requests. An error is a request that the server failed (5xx). A refused request (4xx) is
-the caller's fault, and counted separately. Requests without an answer are in a log of their own
-(`InferenceLog.failures`), without the model's columns, so they belong to no segment.
+Latencies are those of answered requests. Errors are 5xx; 4xx are the caller's fault and counted separately. Requests
+without an answer have a log without the model's columns (`InferenceLog.failures`), so they belong to no segment.
 """
 
 import math
@@ -44,12 +41,8 @@ _MAX_VALUES = 1_000
 
 @dataclass
 class _RequestCounts:
-    """Counts of some requests; their size does not depend on the number of requests.
-
-    Attributes:
-        limits_us: [R] of the requirements, infinite if one is not of latency; slow: [R] answers that took longer.
-        has_failures: those of them that failed are among them, so that they have a rate of errors.
-    """
+    """Counts of some requests, in bounded size: `slow` has, [R], the answers that took longer than `limits_us`, [R]
+    (infinite for a requirement that is not of latency). `has_failures` is True if failed requests are counted, too."""
 
     limits_us: Array
     has_failures: bool = True
@@ -73,7 +66,6 @@ class _RequestCounts:
         self.slow += (known[:, None] > self.limits_us).sum(axis=0)
 
     def add_failures(self, statuses: Array) -> None:
-        """Count failed requests by their HTTP statuses: [N] float64."""
         self.requests += len(statuses)
         self.errors += int((statuses >= _SERVER_ERROR).sum())
         self.refused += int((statuses < _SERVER_ERROR).sum())
@@ -84,7 +76,6 @@ class _RequestCounts:
         return math.exp(place * _GROWTH) / 1e6
 
     def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
-        """Yield the metrics by name, and what is left of the error budget of each requirement."""
         yield "error_rate", self.errors / self.requests
         yield "refused_rate", self.refused / self.requests
         if self.timed:
@@ -142,7 +133,6 @@ class _CountedRequests:
     is_full: bool = False
 
     def count(self, request: WindowRequest) -> None:
-        """Count the requests of the window, those that were answered and those that failed."""
         columns = request.spec.segment_by
         log, wanted = request.log, (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, wanted):

@@ -1,7 +1,5 @@
-"""Shadows: how often a variant whose predictions are never sent to a client would have answered differently.
-
-The log has a shadow's rows beside the answered ones, with the same prediction id and row. Two answers are compared as
-in the server (`runtime/shadow_compare.py`), on the same arrays.
+"""Shadows: how often a variant whose predictions are never sent to a client would have answered differently. A shadow's
+rows in the log have the prediction id and row of the answered ones, and are compared as in `runtime/shadow_compare.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -46,14 +44,8 @@ _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
 
 @dataclass(frozen=True, eq=False)
 class _ShadowRows:
-    """A shadow's rows with the answered rows of the same requests.
-
-    Attributes:
-        answered: [N] rows that were answered, as the log has them.
-        same: [N] int8, 1 or 0, and -1 if two answers cannot be compared.
-        failures: the reasons, one line each.
-        copies: the number of the shadow's rows among those that were read.
-    """
+    """A shadow's rows with the `answered` rows, [N], of the same requests. `same` is [N] int8: 1, 0, or -1 if two
+    answers cannot be compared. `copies` is the number of the shadow's rows among those that were read."""
 
     answered: pa.Table
     same: Array
@@ -129,11 +121,8 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
-    """Return the answered rows, and for each shadow variant those that it computed of the same requests; both at most
-    about `MAX_ROWS`.
-
-    Of more rows those are kept whose prediction id has a small hash, so that both sides keep the same ones.
-    """
+    """Return the answered rows, and per shadow variant its rows of the same requests; both at most about `MAX_ROWS`. Of
+    more rows those with a small hash of the prediction id are kept, so that both sides keep the same rows."""
     limit, segment_by = 2**64 - 1, request.spec.segment_by
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     tables: list[pa.Table] = []
@@ -169,10 +158,8 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
 
 
 def _described(artifact: Artifact | None, rows: pa.Table, masked: Sequence[str]) -> Artifact:
-    """Return the version's description of its outputs; for a version that is gone, a guess from its rows.
-
-    Hashes pass for those of numbers: nobody knows.
-    """
+    """Return the version's description of its outputs, or a guess from its rows for a version that is gone. Hashes are
+    taken as hashes of numbers."""
     if artifact is not None and artifact.outputs:
         return artifact
     outputs = []
@@ -213,15 +200,12 @@ def _compare(
 
 
 def _keys(table: pa.Table) -> Array:
-    """Return [N] uint64 of prediction id and row."""
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
 
 
 def _outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> Mapping[str, Array]:
-    """Return the version's outputs as its graph gave them, as far as the log has them for every row.
-
-    Masked labels are equal where their hashes are. Of masked numbers nobody knows how near they are.
-    """
+    """Return the version's outputs as its graph gave them, as far as the log has them for every row. Masked labels are
+    equal if their hashes are. Masked numbers cannot be compared."""
     hidden = with_both_names(masked, artifact)
     arrays = {}
     for output in artifact.outputs:

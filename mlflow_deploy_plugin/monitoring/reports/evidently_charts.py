@@ -1,12 +1,8 @@
 """Evidently's part of a report: the distributions of the judged columns, reference beside window.
 
-Evidently draws and tabulates; it decides nothing. Its own rules call nothing drifted on real flights over a whole year,
-and everything on thirty rows. Our score of each column is registered with it as a drift method, with our threshold, and
-it calls the data set drifted when one column is.
-
-Evidently 0.7.23 fails as a whole on a single column that it cannot take. So every column is converted to
-float64 or text: numbers without a value or without a histogram as text, no more than some fifty categories, no
-infinities. If it still fails, the report has the reason instead of its charts.
+Evidently decides nothing: its own rules call nothing drifted on real flights over a whole year, and everything on
+thirty rows. It gets our scores as a drift method with our threshold. Evidently 0.7.23 fails as a whole on a single
+column that it cannot take, so columns are converted to float64 or text. If it still fails, the report has the reason.
 """
 
 import logging
@@ -47,11 +43,7 @@ _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
 
 @dataclass(frozen=True)
 class EvidentlyReport:
-    """The charts and figures that Evidently made of the columns.
-
-    Attributes:
-        notes: what holds for all of them.
-    """
+    """The charts and figures that Evidently made, and notes on all of them."""
 
     page: str = ""
     figures: str = ""
@@ -74,11 +66,8 @@ class _Column:
 def draw_columns(
     result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int
 ) -> EvidentlyReport:
-    """Draw the `most` judged columns that come first among the findings.
-
-    Args:
-        pairs: of each column the reference and the window, [N] and [M] values.
-    """
+    """Draw the `most` judged columns that come first among the findings; `pairs` are [N] reference and [M] window
+    values."""
     by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # of columns of the same name the first
     judged: dict[str, _Column] = {}
     for finding in result.findings:

@@ -1,8 +1,7 @@
 """The history of a monitor: the metrics of its windows in MLflow, their part in a finding, and their picture.
 
-The history of a finding says how its metric changed, and since when it is an alarm. A check of a column is compared
-with the reference, and says itself what it changed from. Any other requirement is compared with the windows before,
-which MLflow has. In both, a window whose state could not be told neither counts in a row of alarms nor breaks it.
+A finding's history has the change of its metric and the start of its alarm. A column's check is compared with the
+reference, any other requirement with the windows before. A window without a state neither counts nor breaks a row.
 """
 
 import hashlib
@@ -41,7 +40,6 @@ class PastWindow:
 
 
 def add_history(result: MonitorResult, past: Sequence[PastWindow]) -> MonitorResult:
-    """Return the result with the history of its findings, which its reason quotes, too."""
     ordered = sorted(past, key=lambda window: window.start)
     findings = tuple(_with_history(result, found, ordered) for found in result.findings)
     reason = result.reason
@@ -79,8 +77,8 @@ def _with_history(result: MonitorResult, found: Finding, past: Sequence[PastWind
 
 
 def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> bool | None:
-    """Return True if the same was an alarm then; None if it was not judged or could not be told. A column was one,
-    whatever was odd about it."""
+    """Return True if the finding was an alarm then; None if its state is not known. A column counts with any of its
+    checks."""
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
@@ -101,11 +99,9 @@ def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> boo
 
 
 def to_metrics(result: MonitorResult) -> dict[str, float]:
-    """Return the figures, and of each finding what it was judged on. Anything that is no finite number is left out.
-
-    Of a column `distribution_score/COLUMN`, `missing_score/COLUMN`, …; of a requirement `criterion/accuracy`,
-    `criterion_threshold/accuracy` and `criterion_state/accuracy`: 0 kept, 0.5 cannot tell, 1 violated.
-    """
+    """Return the figures, and the finite value that each finding was judged on: `distribution_score/COLUMN`, … of a
+    column; `criterion/accuracy`, `criterion_threshold/accuracy` and `criterion_state/accuracy` (0 kept, 0.5 cannot
+    tell, 1 violated) of a requirement."""
     named: list[tuple[str, float | None]] = [("rows", result.rows), ("is_alarm", float(result.is_alarm))]
     named += result.figures.items()
     for finding in result.findings:
@@ -150,26 +146,21 @@ def _own_name(name: str, is_shared: bool) -> str:
 
 
 def metric_name(name: str) -> str:
-    """Return the name as MLflow takes it: it refuses most punctuation, and what looks like a path."""
+    """Return the name as MLflow takes it: without most punctuation, and not like a path."""
     parts = [re.sub(r"[^\w.\- ]", "_", part) for part in name.split("/")]
     return "/".join(re.sub(r"^\.+|\.+$|\.\.+", "_", part).strip() or "_" for part in parts)[:_LONGEST_NAME]
 
 
 def _subject(finding: Finding) -> str:
-    """Return the finding's part of a metric name; `metric_name` makes an underscore of what reads as a path."""
     parts = [finding.subject, finding.segment] if finding.segment else [finding.subject]
     return "/".join(part.replace("/", _NO_PATH) for part in parts)
 
 
 @dataclass(frozen=True)
 class TrendLine:
-    """A figure that is drawn over the windows, and the names of its metrics.
-
-    Attributes:
-        threshold: empty: anything above 0 is an alarm, and a judged window that lacks the figure has 0.
-        state: of a requirement, which has a state of its own in each window; empty: the window's.
-        is_column: it is the score of one column, an alarm where it is above the threshold.
-    """
+    """A figure that is drawn over the windows. An empty `threshold`: any value above 0 is an alarm, and a judged window
+    without the figure has 0. `state` is of a requirement (empty: the window's). `is_column`: a value above the
+    threshold is an alarm."""
 
     title: str
     value: str
@@ -194,9 +185,8 @@ class TrendLine:
 
 
 def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[TrendLine]:
-    """Return what is drawn of this result: a line for each that is named as an alarm, the worst first, and for each
-    requirement of all rows; without requirements the largest score of all columns comes first.
-    """
+    """Return a line for each alarm of this result, the worst first, and for each requirement of all rows; without
+    requirements the largest score of all columns comes first."""
     drawn: dict[str, TrendLine] = {}
     if not any(found.check == "criterion" for found in result.findings):
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")

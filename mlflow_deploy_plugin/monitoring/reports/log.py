@@ -1,11 +1,7 @@
 """A result in MLflow: one run with the report, one run for all windows of the monitor, and tags of the model version.
 
-A window's run is found by its tags endpoint, monitor, window start and revision. After a crash the next process
-continues it, and a window that is judged again overwrites it. Runs of an earlier endpoint of the name are not taken.
-
-The files of a report: the page, every finding as JSON, and the artifacts of the monitor's kind.
-
-The page needs no other file, since MLflow shows it in a sandboxed frame.
+A window's run is found by its tags endpoint, monitor, window start and revision, so that a crash or a second judgement
+continues it. The report's page needs no other file, because MLflow shows it in a sandboxed frame.
 """
 
 import base64
@@ -66,10 +62,8 @@ _MOST_METRICS = 300  # more than a person looks at, and no more than one call's 
 
 
 def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapping[str, str | bytes]:
-    """Return the files of the run by name: text, or bytes as they are to be stored.
-
-    Evidently draws the rows of the report if there are any. If it fails, the page says why and has everything else.
-    """
+    """Return the files of the run by name: text, or bytes as they are to be stored. If Evidently fails, the page shows
+    the reason and everything else."""
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
         drawn = draw_columns(result, result.report.pairs, columns)
@@ -117,14 +111,11 @@ def _number(value: float | None) -> str:
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:
-    """Log the run, and tag the registered version with the verdict and the place of the report.
+    """Log the run, and tag the registered version with the verdict and the place of the report; return the run.
 
-    The run is that of the MLflow project that this process belongs to (`mlflow run . -e drift`), else the one in the
-    experiment `onnxserve/ENDPOINT` that this revision of the window has, or a new one. For bounds that were only tried
-    nothing but the run is logged.
-
-    Raises:
-        RegistryUnavailable: MLflow does not answer. The next call continues what was begun.
+    The run is that of this process's MLflow project (`mlflow run . -e drift`), otherwise that of this revision of the
+    window in the experiment `onnxserve/ENDPOINT`, or a new one. Bounds that were only tried are not tagged. If MLflow
+    does not answer, RegistryUnavailable is raised, and the next call continues.
     """
     figures = to_metrics(result)
 
@@ -167,10 +158,8 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
 
 
 def past_windows(result: MonitorResult) -> list[PastWindow]:
-    """Return the newest windows of this monitor and length before this one, of each the last revision, by their runs.
-
-    Windows of an earlier endpoint of the same name are not among them. Raises RegistryUnavailable.
-    """
+    """Return the newest windows of this monitor and length before this one, the last revision of each, without those of
+    an earlier endpoint of the same name. Raises RegistryUnavailable."""
     last: dict[datetime, tuple[int, PastWindow]] = {}
     for run in _runs_of_windows(result):
         tags = run.data.tags
@@ -220,11 +209,8 @@ def _time(text: str) -> datetime | None:
 
 
 def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Mapping[str, str]) -> None:
-    """Add the window's metrics to the run that has all windows of the monitor; doing it again changes nothing.
-
-    MLflow draws the metrics of one run over time, and of the run of a single window only a point. Here each metric
-    stands at the window's end, with the number of the window as the step.
-    """
+    """Add the window's metrics, at its end and with its number as the step, to the run that has all windows of the
+    monitor: MLflow draws metrics of one run over time. A second call changes nothing."""
     if project_run_id():
         return  # there, everything would go to the run of the project
     end, length = result.window.end_us, result.window.end_us - result.window.start_us
@@ -271,7 +257,6 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
 
 
 def _report_table(tags: dict[str, str]) -> list[str]:
-    """Return a table in Markdown, the newest window first."""
     monitors = [name.removesuffix(_WINDOW) for name in tags if name.startswith(PREFIX) and name.endswith(_WINDOW)]
     monitors.sort(key=lambda name: tags[name + _WINDOW], reverse=True)
     rows = []

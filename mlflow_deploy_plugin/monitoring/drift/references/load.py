@@ -1,20 +1,15 @@
 """The reference of a monitor: loaded as its spec names it, and cut into bins, windows and steps.
 
 Training rows and datasets are counted once, for all windows; a million rows take 4 s. Their counts stay in memory,
-since to read the counts of 100,000 rows from a file takes longer. References from the log are made of the stored
-profiles of its hours.
+because reading the counts of 100,000 rows from a file takes longer. References from the log use the stored profiles of
+hours.
 
-`window:START/END` pins a part of the log that is known to be calm. It is cut into its own windows.
+`window:START/END` pins a calm part of the log. `rolling:7d` compares a window with the one a week before; earlier such
+pairs show what is normal, so no figure contains a daily or weekly cycle or a slow trend. This is seasonal differencing
+of distributions (Box & Jenkins, Time Series Analysis, 1970, chapter 9).
 
-`rolling:7d` compares a window with the one a week before, such as Tuesday's hour 14 with that of the last Tuesday. What
-is normal follows from earlier pairs: each window of the last week and the one a week before it. If a week has fewer
-than 40 windows, or the rate needs more, more pairs are taken. So no figure contains a daily or weekly cycle, a slow
-trend is no drift, and a lasting change becomes normal after that time. This is seasonal differencing of distributions
-(Box & Jenkins, Time Series Analysis, 1970, chapter 9).
-
-Bins of the log are frozen on a bounded sample of its rows: once for a pinned window, and for rolling ones once in four
-times their span. So the stored profiles of hours (`sketches/hourly.py`) serve many windows. The sample is stored beside
-them.
+Bins of the log are frozen on a bounded sample of its rows, for rolling windows once in four times their span, so that
+the stored profiles serve many windows.
 """
 
 import hashlib
@@ -84,8 +79,7 @@ class LogReference:
     """A part of the log that is a reference.
 
     Attributes:
-        span: the part that is cut into windows.
-        sampled: the part whose rows the bins are frozen on.
+        sampled: the part whose rows the bins are frozen on; `span` is cut into windows.
         model, version: the version that answered the rows; empty: all versions.
         lag: the time between a window and the earlier one that it is compared with; None: all others are compared.
     """
@@ -131,12 +125,8 @@ class LogReference:
         window: Window,
         segment: tuple[str, str] | None = None,
     ) -> ReferencePieces:
-        """Return the pieces of the span, of the window's length and phase; from the profiles of hours if they fit.
-
-        Args:
-            sample: that the bins are frozen on, of the segment the rows that are its own.
-            segment: a column and the value that rows have to have in it; None: all rows.
-        """
+        """Return the pieces of the span, of the window's length and phase, from the profiles of hours if they fit. The
+        bins are frozen on `sample`. With a segment, only rows with that value in that column count."""
         length_us = window.end_us - window.start_us
         lag_windows = self.lag // window.length if self.lag else 0
         grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
@@ -166,13 +156,9 @@ def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[Log
 
 
 def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """Return the windows up to the judged one, compared with the same one so long ago as `rolling:7d` says, and notes
-    on them.
-
-    Raises:
-        InvalidConfig: it is not as long ago as a window is long, or begins where no window does.
-        NotFound: nothing was captured in it.
-    """
+    """Return the windows up to the judged one, each compared with the one a period of `rolling:` before, and notes.
+    Raises InvalidConfig if the period is shorter than a window or does not match the windows, and NotFound without
+    rows."""
     text = request.spec.reference.removeprefix("rolling:")
     lag, length, start = length_of(text), request.window.length, request.window.start
     if lag < length:
@@ -215,17 +201,13 @@ _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogRefer
 
 
 def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
-    """Return the reference that the monitor names, cut into windows like the judged one.
+    """Return the reference that the monitor names, cut into windows of the judged window's length and phase.
 
-    A reference without event times has a total and no windows; a note says so, as it does of each missing column.
-
-    Args:
-        request: its window gives the length and the phase of the reference's windows, its spec the reference and the
-            columns (empty: all).
-        model, version: who answered the window's rows.
+    A reference without event times has a total and no windows. A note reports this, and each missing column. `model`
+    and `version` answered the window's rows.
 
     Raises:
-        NotFound: neither the server nor the registry has the version, or there is no such dataset, or no rows.
+        NotFound: the version, the dataset or its rows do not exist.
         InvalidArtifact: the model has no reference, or it cannot be read.
         InvalidConfig: the reference has none of the columns, or is a dataset that cannot be read.
         RegistryUnavailable: MLflow does not answer.
@@ -258,14 +240,8 @@ def column_types(request: WindowRequest, model: str, version: str) -> dict[str, 
 def load_segment_references(
     request: WindowRequest, model: str, version: str, whole: DriftReference, column: str, values: Sequence[str]
 ) -> list[DriftReference]:
-    """Return the part of a reference for each value, as text, of a column; over the bins of the whole.
-
-    For a reference in the log all of its rows count, by the profiles of hours, which are kept for each value; for
-    others the rows of the reference's sample.
-
-    Raises:
-        InvalidConfig, NotFound: as `load_reference`.
-    """
+    """Return the part of a reference for each value, as text, of a column, over the bins of the whole. A reference in
+    the log counts all of its rows; any other reference counts the rows of its sample. Raises as `load_reference`."""
     kind = request.spec.reference.partition(":")[0]
     log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
     times = event_times(whole.sample)
@@ -284,10 +260,8 @@ def load_segment_references(
 
 
 def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
-    """Return the bins of a table's columns, and a note on each column that has none.
-
-    Raises InvalidConfig if the table has none of `columns` (empty: all).
-    """
+    """Return the bins of a table's columns, and a note on each column without bins. Raises InvalidConfig if the table
+    has none of `columns` (empty: all)."""
     features, notes = read_columns(table)
     missing = [name for name in columns if not select_columns(features, [name])]
     if columns and len(missing) == len(columns):

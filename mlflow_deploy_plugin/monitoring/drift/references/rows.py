@@ -1,8 +1,5 @@
-"""The rows of a reference that are at hand, with their event times: training rows, or a named dataset.
-
-The training reference of a version is the sample of its training rows that the flavor saved beside the model. A dataset
-is Parquet or CSV, in a folder, behind a URI of MLflow's, or in its artifact store.
-"""
+"""The rows of a reference that are at hand, with their event times: a sample of training rows that the flavor saved, or
+a named dataset."""
 
 import hashlib
 import tempfile
@@ -57,10 +54,8 @@ class ReferenceRows:
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
-    """Return [N] int64, microseconds since 1970 (UTC without a zone), or None if there is no such column.
-
-    Raises pa.ArrowException if a value is missing or is not a time.
-    """
+    """Return [N] int64, microseconds since 1970 (UTC without a zone); None if there is no such column. Raises
+    pa.ArrowException if a value is missing or is not a time."""
     if column not in table.column_names:
         return None
     values = table.column(column)
@@ -79,13 +74,9 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
-    """Return the reference of a version: from this disk if its server has it, else from MLflow by way of the cache.
-
-    Raises:
-        NotFound: neither the server nor the registry has the version.
-        InvalidArtifact: the model has no reference, or it cannot be read.
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Return the reference of a version: from this disk if its server has it, otherwise from MLflow through the cache.
+    Raises NotFound for an unknown version, InvalidArtifact for a missing or unreadable reference, and
+    RegistryUnavailable."""
     shown = f"model {model} version {version}"
     served = _served(state_dir, model, version)
     if served:
@@ -108,12 +99,8 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -
 
 @contextmanager
 def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
-    """Yield the version's files: those that its server has, else a copy from the registry for the time of the block.
-
-    Raises:
-        NotFound: neither has it.
-        RegistryUnavailable: MLflow does not answer.
-    """
+    """Yield the version's files: those that its server has, otherwise a temporary copy from the registry. Raises
+    NotFound if neither has the version, and RegistryUnavailable if MLflow does not answer."""
     served = _served(state_dir, model, version)
     if served:
         yield served
@@ -133,7 +120,6 @@ def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.D
 
 
 def _served(state_dir: Path, model: str, version: str) -> Path | None:
-    """Return the folder in which the server of the state folder has, or had, the version."""
     wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
     for endpoint in wanted.endpoints.values():
         for variant in endpoint.variants.values():
@@ -151,7 +137,6 @@ def _model_uri(model: str, version: str) -> str:
 
 
 def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
-    """Return the file of the reference of a saved model, and the id of the logged model."""
     artifact = read_artifact(folder)
     if (path := artifact.reference_file) is None:
         raise InvalidArtifact(
@@ -174,20 +159,18 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
 def load_datasets(
     uris: Sequence[str], known_types: Callable[[], Mapping[str, pa.DataType]] = dict
 ) -> list[ReferenceRows]:
-    """Return the rows of datasets that are compared with each other.
-
-    A dataset is a Parquet or CSV file, or a folder of such files; of more than `MAX_ROWS` rows an even sample is taken.
-    The column `_event_time` says when each row happened, otherwise the only column of times or dates.
+    """Return the rows of datasets: Parquet or CSV files, or folders of such files; of more than `MAX_ROWS` rows an even
+    sample. The event times are in the column `_event_time`, otherwise in the only column of times or dates.
 
     Args:
-        uris: each a path, file://, or an address that MLflow can fetch: runs:/…, mlflow-artifacts:/…, s3://….
-        known_types: called if a dataset is CSV; returns types of its columns. Other columns of CSV files have the type
-            that a Parquet dataset among the `uris` has, otherwise the type that the texts of all datasets have.
+        uris: paths, file:// URIs, or addresses that MLflow can fetch: runs:/…, mlflow-artifacts:/…, s3://….
+        known_types: returns types of the columns of CSV files. Other columns have the type in a Parquet dataset among
+            the `uris`, otherwise the type that the texts of all datasets have.
 
     Raises:
         NotFound: a dataset does not exist.
         InvalidConfig: a dataset cannot be read, or has more than one column of times.
-        RegistryUnavailable: the place that keeps a dataset does not answer.
+        RegistryUnavailable: the artifact store does not answer.
     """
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [place for place, one in enumerate(datasets) if one.is_text]
@@ -217,7 +200,6 @@ class _Dataset:
     is_text: bool
 
     def reference_rows(self) -> ReferenceRows:
-        """Return the rows with their event times; the columns have their types."""
         shown, table = self.shown, self.table
         if not len(table):
             raise InvalidConfig(f"{shown} has no rows")
@@ -251,7 +233,7 @@ def _read_dataset(uri: str) -> _Dataset:
 
 
 def _chosen_rows(count: int) -> Array:
-    """Return the ascending places of at most `MAX_ROWS` of the rows, the same each time."""
+    """Return ascending indices of at most `MAX_ROWS` of the rows, the same each time."""
     if count <= MAX_ROWS:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False))
@@ -288,7 +270,6 @@ def _reading(shown: str) -> Iterator[None]:
 
 
 def _csv_files(path: Path) -> list[Path]:
-    """Return the CSV files of a dataset, in the order of their names; none if it is Parquet."""
     if path.is_file():
         return [path] if path.suffix.lower() in (".csv", ".gz", ".bz2") else []
     files = sorted(path.rglob("*.csv"))
@@ -300,7 +281,6 @@ def _open_parquet(path: Path) -> pa_dataset.Dataset:
 
 
 def _time_column(table: pa.Table, shown: str) -> str:
-    """Return the name of the column of event times; empty if there is none."""
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
     names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]

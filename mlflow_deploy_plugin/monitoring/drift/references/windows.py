@@ -1,8 +1,7 @@
-"""The reference in its own contiguous windows: windows of the judged window's length and phase, and finer steps.
+"""The reference in its own contiguous windows of the judged window's length and phase, and in finer steps.
 
-Values of a window that the rest of the reference lacks are counted, too: categories, and numbers out of its range.
-Compared with the whole reference, none of its own windows would have a new value, and the first odd value of a later
-window would be an alarm. Compared with all other windows, each shows how many new values a calm window brings.
+Each window's unseen categories and numbers out of range are counted against all other windows. Counted against the
+whole reference, no window would have any, and the first odd value of a later window would be an alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,14 +34,13 @@ _MERGED_AT = 16
 
 
 class WindowGrid(NamedTuple):
-    """Windows of equal length, one after another, each of `window_steps` steps.
+    """Windows of equal length (`length_us`), one after another, each of `window_steps` steps.
 
     Attributes:
-        start_us: the start of the first window; length_us: the length of each; windows: their number.
         max_windows: the number of windows that are kept.
         keeps_steps: True if the steps are kept, too.
-        lag_windows: the distance to the earlier window that a window is compared with; the windows that are kept make
-            such pairs, and include the partner of the window after the last one. 0: a window is compared with all.
+        lag_windows: the distance to the earlier window that a window is compared with; the kept windows include the
+            partner of the window after the last one. 0: a window is compared with all others.
     """
 
     start_us: int
@@ -63,7 +61,7 @@ class WindowGrid(NamedTuple):
 
     @property
     def max_pairs(self) -> int:
-        """The most pairs that are kept, however old the log is, beside that of the window after the last one."""
+        """The largest number of pairs that are kept, next to the pair of the window after the last one."""
         return self.max_windows // 2 - 1 if self.lag_windows else 0
 
     def choose(self, count: int) -> Array:
@@ -83,12 +81,11 @@ class ReferencePieces:
     """A reference in windows of one length, in the phase of the judged window.
 
     Attributes:
-        windows: the reference's own windows that have rows, in the order of time. Of more than `MAX_WINDOWS` (in pairs,
-            twice as many) an even choice. If the rows are at hand, `unseen`, `below` and `above` of a window are
-            measured against all other windows.
+        windows: those with rows, in the order of time; an even choice of more than `MAX_WINDOWS` (in pairs: twice as
+            many). If the rows are at hand, `unseen`, `below` and `above` are measured against all other windows.
         window_starts_us: [B] the start of each window, microseconds since 1970.
-        steps: the steps of the grid without a gap; one without rows has no columns. Empty if the reference is too long.
-        total: all rows of the reference, also those that are in none of the windows.
+        steps: the steps of the grid without a gap; empty if the reference is too long.
+        total: all rows of the reference, also those outside of the windows.
         lagged: with `lag_windows`, the window that the judged one is compared with; without rows if there is none.
     """
 
@@ -101,7 +98,6 @@ class ReferencePieces:
 
     @property
     def others(self) -> Profile:
-        """The profile that the judged window is compared with."""
         return self.total if self.lagged is None else self.lagged
 
     @property
@@ -138,7 +134,6 @@ class DriftReference:
 
 
 def evenly(places: Array, most: int) -> Array:
-    """Return the places, or an even choice of `most` of them."""
     if len(places) <= most:
         return places
     return places[np.linspace(0, len(places) - 1, most).astype(np.int64)]
@@ -162,12 +157,8 @@ def window_grid(
 def cut_pieces(
     bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int
 ) -> ReferencePieces:
-    """Return the pieces of rows that are at hand.
-
-    Args:
-        times: [N] int64, microseconds since 1970; None: they are not known, and there is nothing but the total.
-        start_us, length_us: of the window to be judged.
-    """
+    """Return the pieces of rows that are at hand, with [N] int64 `times` in microseconds since 1970; if they are None,
+    there is only the total. `start_us` and `length_us` are those of the judged window."""
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
         return ReferencePieces((), (), (), WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False), total)
@@ -256,12 +247,9 @@ RestCounts = list[dict[str, int]]
 def count_out_of_rest(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
 ) -> dict[str, RestCounts]:
-    """Return for each column the counts `unseen`, `below` and `above` of each group, against the rows of all others.
-
-    Args:
-        groups: [N] int64, the group of each row, from 0 to count - 1.
-        counted: [count] bool, the groups that are among the others; None: all.
-    """
+    """Return per column the counts `unseen`, `below` and `above` of each group, against the rows of all other groups.
+    `groups` is [N] int64, from 0 to count - 1; `counted` is [count] bool, the groups that are compared with (None:
+    all)."""
     counted = np.ones(count, bool) if counted is None else counted
     found: dict[str, RestCounts] = {}
     for name, given in feature_columns(table, bins):
@@ -284,16 +272,8 @@ def correct_for_rest(
     until_us: int | None = None,
 ) -> tuple[Profile, ...]:
     """Return the windows with `unseen`, `below` and `above` against the others, if bins were frozen on a sample of
-    them.
-
-    Measured against the whole sample they would have nothing new, since their own rows are in it. If a window has
-    sampled rows, the share of them that is new to the rest of the sample stands for all of its rows. What it has beyond
-    the sample is new in any case.
-
-    Args:
-        sample: with the column of event times.
-        until_us: only the windows before it count as others; None: all.
-    """
+    them. The share of a window's sampled rows that is new to the rest of the sample stands for all of its rows, because
+    the sample contains them. Windows before `until_us` count as others (None: all). The sample has event times."""
     if not windows:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
@@ -319,7 +299,6 @@ def correct_for_rest(
 
 
 def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
-    """Return the rows of each group whose value no other group has."""
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
@@ -335,7 +314,6 @@ def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCount
 
 
 def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
-    """Return the rows of each group below the smallest and above the largest number of all others."""
     is_known = ~np.isnan(values)
     numbers, owners, count = values[is_known], groups[is_known], len(counted)
     least, most = np.full(count, np.inf), np.full(count, -np.inf)

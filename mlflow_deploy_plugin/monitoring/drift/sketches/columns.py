@@ -1,9 +1,7 @@
-"""Features: the columns of a table of rows, reduced to the two kinds that drift can be measured on.
+"""Features: the columns of a table of rows, as float64 with NaN for missing, or as text with None for missing.
 
-A number is float64 with NaN if it is missing; a category is text with None if it is missing. Booleans are
-categories. A short vector (a list in Parquet), as probabilities are, becomes its components: `probabilities.0`,
-`probabilities.1`; a long one or a tensor a few figures of each row, such as `image.mean` (`summarise_lists`). Times,
-binary values and structures have no distance here and are left out, with a note.
+Booleans are categories. Lists become columns of numbers (`summarise_lists`). Times, binary values and structures have
+no distance and are left out, with a note.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -66,7 +64,6 @@ def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
 
 
 def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return the values of a column that may be dictionary-encoded."""
     return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
 
@@ -83,7 +80,6 @@ def type_family(kind: pa.DataType) -> Family:
 
 
 def as_floats(column: pa.ChunkedArray) -> Array:
-    """Return a column of numbers as [N] float64, NaN where it is null."""
     values: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
     return values
 

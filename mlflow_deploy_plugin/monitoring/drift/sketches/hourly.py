@@ -2,22 +2,15 @@
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-For each hour of the day, a file has the log files (name, size) that were read, and the profile of each version that
-answered. An hour is profiled again if its log files have changed, because rows came late or compaction merged them. All
-hours are profiled again if the stored file cannot be understood. An hour with an unreadable log file is profiled each
-time, so that the file is named each time.
+A file has, per hour, the log files (name, size) that were read and the profile of each version. An hour is profiled
+again if its log files have changed, and each time if a log file is unreadable, so that the file is reported. The
+profiles follow from the log only, so two processes that make them at once lose only time.
 
-The profiles follow from the log alone. If two processes make them at once, or the log takes no files from this process,
-only time is lost.
+For logs that are too large for one machine, Spark runs the same functions per day (pyspark's mapInArrow). The driver
+merges the profiles in the order of the parts, so the numbers equal those of one machine to the last bit.
 
-For logs that are too large for one machine, Spark runs the same functions, one day of the log at a time. Each task
-reads its part by the same code and returns a profile (pyspark's mapInArrow), and the driver merges the profiles in the
-order of the parts. So the numbers equal those of one machine to the last bit, and no rows move between machines. The
-workers need this package and access to the log (S3, a shared folder). Their sketches are stored beside it, too.
-
-In a file, each line of the table is one column of one profile. Histograms of an hour hold mostly zeros, so only the
-other counts are stored. A line without a name holds the number of rows of a profile, so that a profile without columns
-is stored, too.
+Each line of the table is one column of one profile, with its counts above zero. A line without a name holds the
+profile's number of rows.
 """
 
 import hashlib
@@ -120,10 +113,8 @@ class StoredHour:
 
 @dataclass(frozen=True)
 class SketchStore:
-    """The profiles of one endpoint over the same bins, of some columns (None: all).
-
-    The segment is a column and the value, as text, that rows have in it; None: all rows.
-    """
+    """The profiles of one endpoint over the same bins, of some columns (None: all) and of a segment, which is a column
+    and a value as text (None: all rows)."""
 
     log: InferenceLog
     endpoint: str
@@ -133,7 +124,7 @@ class SketchStore:
     segment: tuple[str, str] | None = None
 
     def load(self, day: datetime) -> dict[datetime, StoredHour]:
-        """Return the hours of a day that are stored; none if there is no file or it makes no sense."""
+        """Return the stored hours of a day; none if there is no file or it is malformed."""
         name = self._name(day)
         table = read_beside_log(self.log.location, name)
         try:
@@ -152,7 +143,6 @@ class SketchStore:
             return {}
 
     def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
-        """Store the hours of a day in place of what is stored of it."""
         profiles = [
             (start.isoformat(), identity, profile)
             for start, hour in hours.items()
@@ -167,7 +157,6 @@ class SketchStore:
         write_beside_log(self.log.location, self._name(day), table.replace_schema_metadata({_META: json.dumps(meta)}))
 
     def _name(self, day: datetime) -> str:
-        """Return the path of a day's file below the log's root."""
         key = self.bins_key
         if self.segment:
             key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
@@ -281,7 +270,7 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
 
 
 def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
-    """Return what `write_beside_log` has written; None if nothing is there, or it makes no sense."""
+    """Return the table that `write_beside_log` wrote; None if there is none or it is malformed."""
     try:
         with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
             return pq.read_table(source)

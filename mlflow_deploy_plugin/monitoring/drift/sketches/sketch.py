@@ -1,16 +1,10 @@
 """Sketches: all that a verdict needs of a column, in a size that depends on its bins and not on its rows.
 
-A sketch holds the histogram over bins that are frozen on the reference, counts of values beyond the reference, the
-range and the moments. Two sketches over the same bins merge exactly: counts are added, the moments follow Chan, Golub,
-LeVeque (Updating formulae and a pairwise algorithm for computing sample variances, COMPSTAT 1982). So hours, partitions
-and batches may be merged in any order. The order changes only roundings of the moments, and, of more than 200 new
-categories, which ones keep their names.
-
-No column is skipped. A column that cannot be judged, because of its type or because it has no bins, has a sketch of the
-kind "other", with the number of its rows and of missing ones, and its type.
-
-An Arrow column is counted for many groups of rows at once. Text is dictionary-encoded first: each different value is
-looked up and hashed once, and no loop runs over rows.
+A sketch holds the histogram over frozen bins, counts of values beyond the reference, the range and the moments.
+Sketches over the same bins merge in any order: counts are added, moments follow Chan, Golub, LeVeque (COMPSTAT 1982).
+Only roundings of the moments depend on the order, and the names that are kept of more than 200 new categories. A column
+that cannot be judged has a sketch of the kind "other". Text is dictionary-encoded first, so that no loop runs over
+rows.
 """
 
 import math
@@ -59,19 +53,16 @@ class ColumnSketch:
 
     Attributes:
         kind: the kind of its bins; "other": it has none, or its values do not fit them.
-        arrow_type: the type of the values, as Arrow writes it; several, if files differ, are joined by " | ".
+        arrow_type: the type of the values, as Arrow writes it; types that differ between files are joined by " | ".
         counts: [K + 1] int64 over the frozen bins, the missing values last; for "other" [1], only the missing values.
-        rows: the number of rows that have the column.
         missing: the number of values that are null or NaN.
         mistyped: the number of values of a type that the bins cannot take: text for numbers, numbers for text.
         below, above: the number of values outside of the reference's own range.
         unseen: the number of rows whose category the reference lacks. They are also counted as rare.
-        fresh: these categories, with their rows: all, or the 200 whose hashes over their rows are smallest, so that
-            those of many rows stay (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Those of more than 80
-            characters are shortened.
+        fresh: these categories, with their rows; of more than 200 those whose hashes over their rows are smallest
+            (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
         minimum, maximum: of the numbers; NaN if there are none.
-        finite: the number of values that are neither missing nor infinite.
-        mean, m2: of the finite values; m2 is the sum of squared deviations.
+        mean, m2: of the `finite` values; m2 is the sum of squared deviations.
         expected_type: the type in the reference; empty if there are no bins.
     """
 
@@ -100,7 +91,6 @@ class ColumnSketch:
 
     @property
     def infinite_share(self) -> float:
-        """The share of infinite numbers among those that are not missing."""
         known = int(self.counts[:-1].sum())
         return (known - self.finite) / max(known, 1)
 
@@ -249,7 +239,6 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """Return Arrow's name of a type without how it is stored: `string` for large_string and string_view."""
     return str(kind).removeprefix("large_").removesuffix("_view")
 
 
@@ -313,7 +302,6 @@ def _texts(column: pa.ChunkedArray, bins: Bins, groups: Array, count: int) -> Co
 
 
 def _moments(values: Array, is_known: Array, groups: Array, count: int) -> ColumnCounts:
-    """Return range and moments of the numbers of each group."""
     minimum, maximum = np.full(count, np.inf), np.full(count, -np.inf)
     np.minimum.at(minimum, groups[is_known], values[is_known])
     np.maximum.at(maximum, groups[is_known], values[is_known])
@@ -336,12 +324,8 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
 
 
 def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
-    """Return rows and names of the values that the reference lacks.
-
-    Args:
-        names: [D] object of str, the values; hashes: [D] uint64.
-        inverse: [M] int64, the value of each known row; groups: [M] int64.
-    """
+    """Return rows and names of the values that the reference lacks. `names` ([D] str) and `hashes` ([D] uint64) are of
+    the values; `inverse` ([M] int64) is the value of each known row, and `groups` ([M] int64) its group."""
     is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(bins.known, hashes, side="right")
     if not is_fresh.any():
         return {}

@@ -1,9 +1,5 @@
-"""The dependence of a series on itself: block length, correlation time, and how many items are worth one independent
-one.
-
-The block length follows Politis & White, Automatic Block-Length Selection for the Dependent Bootstrap, Econometric
-Reviews 23 (2004), with the correction by Patton, Politis & White, Econometric Reviews 28 (2009).
-"""
+"""The dependence of a series on itself: block length (Politis & White, Econometric Reviews 23, 2004; corrected by
+Patton, Politis & White, 28, 2009), correlation time, and the number of items that are worth one independent item."""
 
 import math
 from dataclasses import dataclass
@@ -20,23 +16,17 @@ _CRITICAL = 2.0
 
 @dataclass(frozen=True)
 class Dependence:
-    """The dependence of a series on itself, in items of it.
-
-    `block_length` is the mean length of a stretch that estimates the variance of the series' mean best.
-    `correlation_time` is the long-run variance over the variance: 1 for independent items, (1 + c) / (1 - c) for an
-    autoregressive process, less than 1 for a cycle.
-    """
+    """The dependence of a series on itself, in items of it. `block_length` is the mean length of a stretch that
+    estimates the variance of the series' mean best. `correlation_time` is the long-run variance over the variance: 1
+    for independent items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle."""
 
     block_length: float
     correlation_time: float
 
 
 def dependence(series: Array) -> Dependence:
-    """Return the dependence of a series [N]; that of independent items if the series is constant or shorter than
-    eight.
-
-    The block length is at least 1, at most the smaller of 3 √N and N / 3 (Patton's implementation has the same bound).
-    """
+    """Return the dependence of a series [N]; that of independent items if it is constant or shorter than eight. The
+    block length is between 1 and the smaller of 3 √N and N / 3, as in Patton's implementation."""
     count = len(series)
     if count < _SHORTEST:
         return Dependence(1.0, 1.0)
@@ -59,18 +49,12 @@ def dependence(series: Array) -> Dependence:
 
 
 def persistence(series: Array, family: int = 1) -> float:
-    """Return how many windows in a row are worth one independent one, 1 to N / 2.
+    """Return how many windows in a row are worth one independent window, 1 to N / 2, in the longest of `family` series.
 
-    This is the long-run variance of their series [N] over its variance, by an autoregressive process. A criterion
-    chooses the order of the process (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95, 2008); it
-    finds a dependence in some 2 % of 20 independent windows. The first coefficient is corrected for the bias of a short
-    series (Kendall, Note on Bias in the Estimation of Autocorrelation, Biometrika 41, 1954).
-
-    Sums of autocorrelations up to some lag show too little of so few windows: for 90 windows with a coefficient of
-    0.95, the true value is 39, the sums gave 14, and this gives 40. For a cycle, it is 1.
-
-    Args:
-        family: the number of series, of which the longest value is asked for.
+    This is the long-run variance of the series [N] over its variance, by an autoregressive process. A criterion chooses
+    its order (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95, 2008). The first coefficient is
+    corrected for the bias of a short series (Kendall, Biometrika 41, 1954). Sums of autocorrelations show too little:
+    for 90 windows with a coefficient of 0.95 the true value is 39, the sums gave 14, and this gives 40.
     """
     count = len(series)
     if count < _SHORTEST:

@@ -1,21 +1,14 @@
-"""The null distribution: figures of the reference's own windows, and the test of a judged window against them.
+"""The null distribution: figures of the reference's own windows, and the test of a judged window against them. It is
+stored (`verdict.py`), because it does not depend on the judged window.
 
-It depends on the reference, the windows' length and phase, the number of compared rows and the rate, but not on the
-judged window. So it is stored (`verdict.py`), and for the next window of the same monitor only histograms are computed.
+`hold_out` measures the real rate of false alarms: the later half of the reference is judged by the earlier half, as if
+that were the whole reference. Judging each window by all others would measure nothing: floor(rate (M + 1)) of M windows
+are called drifted by construction. If the earlier half does not support the rate of the spec, the next supported rate
+is used. Fewer than `FEWEST_HELD_OUT` windows are not measured.
 
-The `hold_out` of each null distribution measures the real rate of false alarms: the later half of the reference is
-judged by the earlier half, as if that were the whole reference. So random walks, gradual replacement and persistence
-cause the alarms there that they will cause later. To judge each window by all others, earlier and later ones, would
-measure nothing: floor(rate (M + 1)) of M windows are called drifted by construction.
-
-A random walk is self-similar, so the later half relates to the earlier one as the time after the reference relates to
-the reference. The earlier half has half as many windows. If these do not support the rate of the spec, the alarms are
-counted at the next rate that they support. Nothing is measured on fewer than `FEWEST_HELD_OUT` windows.
-
-Chance explains the alarms if their number is likely for windows that are all alike. That number has a beta-binomial
-distribution, since the earlier windows are a sample, too: of n windows, the k-th largest lies beyond a share of all
-that has a beta distribution with k and n + 1 - k. Windows that depend on each other count as their effective number,
-but as no fewer than the rate needs: if they are fewer, the verdict says so anyway.
+Chance explains the alarms if their number is likely under a beta-binomial distribution: of n windows, the k-th largest
+lies beyond a share of all that has a beta distribution with k and n + 1 - k. Dependent windows count as their effective
+number, but as no fewer than the rate needs, because the verdict reports too few windows anyway.
 """
 
 import math
@@ -47,12 +40,9 @@ _NAMED = 3
 
 
 class TestResult(NamedTuple):
-    """The position of a window in a null distribution.
-
-    Attributes:
-        scores: [F, FIGURES] standard deviations above the distribution's windows; -inf where a figure is not judged.
-        statistic, threshold: in standard deviations; p <= the rate if the statistic is above the threshold.
-    """
+    """The position of a window in a null distribution, in standard deviations above the distribution's windows.
+    `scores` is [F, FIGURES], with -inf where a figure is not judged; p <= the rate if the statistic is above the
+    threshold."""
 
     scores: Array
     statistic: float
@@ -69,8 +59,8 @@ class HoldOutAlarms:
     """The alarms among windows of the reference that were judged by rows that are not theirs.
 
     Attributes:
-        alarms: the number of alarms among the `windows`, which are worth `effective_n` independent ones.
-        rate: the rate of the tests: the one asked for, or the next one that so few windows support.
+        windows: their number; they are worth `effective_n` independent windows.
+        rate: the rate of the tests: the specified one, or the next one that so few windows support.
         p_value: the probability of this many alarms or more if that rate holds.
         columns: the columns that exceeded the threshold in most of the alarms, the worst first.
         how: the words for the tests that follow "measured" in a note.
@@ -103,7 +93,6 @@ class HoldOutAlarms:
         return float(low), float(high)
 
     def describe(self, rate: float) -> str:
-        """Return the measured rate beside the asked one, as a note has it."""
         supports = f", at {self.rate:.3g}, the next rate that these support" if self.rate > rate + 1e-9 else ""
         low, high = self.interval
         share = f"{self.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
@@ -122,10 +111,9 @@ def count_alarms(
     """Return the alarms among windows of the reference that were tested against other rows than their own.
 
     Args:
-        judges: the number of independent windows that judged all others, and whose luck they share; infinite: each had
-            its own.
+        judges: the number of independent windows that judged all others; infinite: each window had its own judges.
         windows: the number of judged windows that do not overlap.
-        persistence: the number of windows that are worth one independent one.
+        persistence: the number of windows that are worth one independent window.
     """
     alarms = [test for test in tests if test.is_drifted]
     named = Counter(
@@ -162,12 +150,10 @@ class NullDistribution:
             window is too small or the figure is not known.
         scales: [F, FIGURES] divisors of a judged window's figures, which make them comparable with these.
         floors: [FIGURES] or [F, FIGURES] the smallest deviations that are used.
-        effective_n: the number of windows that they represent.
         widening: the weight in the p-value of each window beyond the judged one.
         block_length: mean length of a drawn stretch in seconds; 0 if nothing is drawn.
-        persistence: the number of windows that are worth one independent one.
-        starts: [M] the first step of each window if windows overlap, else empty.
-        length: the steps of each window.
+        persistence: the number of windows that are worth one independent window.
+        starts: [M] the first step of each window if windows overlap, otherwise empty; `length` is in steps.
     """
 
     kind: NullKind
@@ -189,11 +175,9 @@ class NullDistribution:
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:
-        """Test a window of the figures [F, FIGURES] at a rate of false alarms: p <= rate if it is above the threshold.
-
-        Windows that overlap count as their effective number. They are used only if contiguous ones are too few, so that
-        the rate leaves no window of the reference to drift, and the threshold is their largest statistic.
-        """
+        """Test a window of the figures [F, FIGURES] at a rate of false alarms. Windows that overlap are used only if
+        contiguous windows are too few; they count as their effective number, and the threshold is their largest
+        statistic."""
         # at least nine in ten of the distribution's windows have a figure that is judged
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
@@ -222,14 +206,9 @@ class NullDistribution:
 
 
 def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Array:
-    """Return [n, F, FIGURES]: each window's figures in standard deviations above the mean of all other windows.
-
-    A figure that is not known has -inf.
-
-    Args:
-        disjoint: [n, n] bool, which windows count as others; None: all but the window itself. A window that overlaps
-            others is much like them, and must not be measured by them.
-    """
+    """Return [n, F, FIGURES]: each window's figures in standard deviations above the mean of all other windows; -inf
+    for a figure that is not known. `disjoint` is [n, n] bool, the windows that count as others (None: all but the
+    window itself). A window that overlaps the window is much like it and must not count."""
     is_known = np.isfinite(figures)
     filled = np.where(is_known, figures, 0.0)
     mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
@@ -260,5 +239,5 @@ def needed_windows(rate: float) -> int:
 
 
 def show_rate(rate: float) -> str:
-    """Return the rate, rounded up so that it can be asked for."""
+    """Return the rate, rounded up so that it can be specified."""
     return f"{math.ceil(rate * 10_000) / 10_000:g}"

@@ -1,36 +1,25 @@
 """The null distributions that are drawn at random: series of steps, or samples of rows.
 
-`StationaryBootstrap` is for long windows next to a short reference. Politis & Romano, The Stationary Bootstrap, Journal
-of the American Statistical Association 89 (1994): a series that depends on itself is resampled in stretches of random
-length. Both a window and a reference are drawn so.
-
-Three months show one month's variation only through their days, so the distances are divided by those of the
-reference's own stretches of half a window (the bootstrap-t: Götze & Künsch, Second-order correctness of the blockwise
-bootstrap for stationary observations, Annals of Statistics 24, 1996). Measured on simulations of ten columns that
-depend on the day before, at a nominal 5 %:
+`StationaryBootstrap` is for long windows next to a short reference. A series that depends on itself is resampled in
+stretches of random length (Politis & Romano, The Stationary Bootstrap, JASA 89, 1994). Three months show one month's
+variation only through their days, so the distances are divided by those of the reference's own stretches of half a
+window (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of ten columns that depend on the
+day before, at a nominal 5 %:
 
 | what is drawn | false alarms |
 |---|---|
 | without the division, coefficients of 0.3 to 0.8 | 24 to 65 % |
 | with it, up to 0.6 | 5 to 9 % |
 | with it, 0.8, where a stretch is shorter than three correlation times | 10 % |
-| with it, beside 562 references of 90 days, up to 0.6 | 6.8 % (5.6 to 8.1 %) |
-| with p-values multiplied by 1.5 besides, the same months | 4.7 % (3.7 to 5.8 %) |
-| the same, other months | 3.7 % (2.6 to 5.3 %) |
+| with it and p-values multiplied by 1.5, up to 0.6 | 3.7 to 4.7 % |
 
-The false alarms that remain come from references whose series look less dependent than they are; hence the factor of
-1.5. The null is refused if a stretch is shorter than three correlation times, if the reference is shorter than two
-windows, if it has fewer block lengths than the rate needs, and if it has more than twelve windows, which speak for
-themselves.
+The factor of 1.5 accounts for references whose series look less dependent than they are. The null is refused if a
+stretch is shorter than three correlation times, or if the reference is shorter than two windows, has fewer block
+lengths than the rate needs, or has more than twelve windows.
 
-`IndependentRows` draws samples of rows, only if the monitor's spec declares that rows are independent. Two samples are
-drawn from the reference's sample with replacement: one has as many rows as the window, the other as many as what the
-window is compared with, which is the reference or, for `rolling:`, one window of it (Efron & Tibshirani, An
-Introduction to the Bootstrap, 1993, chapter 16).
-
-The columns of one row stay together, so the distribution is joint over columns. A category that occurs once counts as
-an unseen one, which gives the expected number of unseen ones (Good, The Population Frequencies of Species and the
-Estimation of Population Parameters, Biometrika 40, 1953).
+`IndependentRows` draws rows of the reference's sample with replacement, only if the monitor's spec declares that rows
+are independent (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). The columns of one row stay
+together. A category that occurs once counts as an unseen one (Good, Biometrika 40, 1953).
 """
 
 import math
@@ -103,10 +92,9 @@ class StationaryBootstrap(WindowNull):
 
     Attributes:
         windows: [M, S] how often each of S steps is in each of M windows.
-        references: [M, S] the same for what each of them is compared with.
-        first, last: the steps of the reference that it draws from.
+        references: [M, S] the same for the reference that each of them is compared with.
         stretches: [M, Q, S] pieces of each drawn reference by which distances are scaled.
-        block_length: mean length of a drawn stretch in steps.
+        block_length: mean length of a drawn stretch in steps, of those between `first` and `last`.
     """
 
     windows: Array
@@ -177,7 +165,6 @@ class StationaryBootstrap(WindowNull):
         return figures, scales
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        """Return 1: stretches are drawn as long as they need to be."""
         return 1.0, ""
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
@@ -198,7 +185,6 @@ class StationaryBootstrap(WindowNull):
         return count_alarms(tests, column_names(groups), supported, judges, len(starts), how, persistence)
 
     def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float) -> TestResult:
-        """Test the window that begins at the step `start` by the steps before it."""
         length = groups[0].reference.pieces.grid.window_steps
         figures = []
         for column in self.columns(groups):
@@ -220,7 +206,6 @@ class StationaryBootstrap(WindowNull):
 
 
 def can_bootstrap(step_rows: Array, length: int, found: Dependence) -> bool:
-    """Return True if the bootstrap can speak for windows of `length` steps."""
     present = np.flatnonzero(step_rows)
     count = int(present[-1] - present[0]) + 1 if len(present) else 0
     fits = FEWEST_WINDOWS * length <= count <= MOST_WINDOWS * length
@@ -236,10 +221,8 @@ def dependence_of(levels: Iterable[Array]) -> Dependence:
 
 
 def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_length: float) -> Array:
-    """Return [draws, length] int64: the positions, in a series of `count` items, of each drawn series.
-
-    A stretch continues with the next item, at the end with the first, and ends with the probability 1 / mean_length.
-    """
+    """Return [draws, length] int64: the positions, in a series of `count` items, of each drawn series. A stretch
+    continues with the next item, at the end with the first, and ends with the probability 1 / mean_length."""
     starts = rng.integers(0, count, (draws, length))
     begins = rng.random((draws, length)) < 1 / mean_length
     begins[:, 0] = True
@@ -282,9 +265,7 @@ class IndependentRows(Null):
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
         """Return the figures of samples of the window's size, each compared with a sample of the other side's size.
-
-        With many columns, fewer different rows are drawn, so that the time is bounded.
-        """
+        With many columns, fewer different rows are drawn, so that the time is bounded."""
         columns = sum(len(group.columns) for group in groups)
         rows = min(_MAX_ROWS, max(_MAX_SAMPLE_CELLS // (columns * self.draws), 500))
         parts = []
@@ -347,12 +328,9 @@ def _window_figures(
 
 
 def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
-    """Return [draws, FIGURES] of one column, and its smallest deviations, [FIGURES].
-
-    Args:
-        sides: [draws, N] weights of the rows: those of the windows, of the whole reference, which says what is out of
-            range, and last of what the windows are compared with.
-    """
+    """Return [draws, FIGURES] of one column, and its smallest deviations, [FIGURES]. `sides` are [draws, N] weights of
+    the rows: of the windows, of the whole reference (for the range), and of the rows that the windows are compared
+    with."""
     bins = group.reference.bins[feature.name]
     codes = bins.encode(feature)
     codes = np.where(codes < 0, bins.size, codes)
@@ -377,11 +355,9 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
     """Return the evidence of the reference's own windows against independent rows, or None.
 
-    If the rows of a window are alike, with an intraclass correlation c, its counts vary 1 + (n - 1) c times as much as
-    those of n independent rows (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window against
-    the others gives that factor for windows of the reference's size (Cochran, Some Methods for Strengthening the Common
-    Chi-Square Tests, Biometrics 10, 1954), and so for one of the judged window's size. It is evidence if it doubles the
-    false alarms, and if chance explains it with less than `_UNLIKELY`.
+    With an intraclass correlation c, counts of a window vary 1 + (n - 1) c times as much as those of n independent rows
+    (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window against the others gives that factor
+    (Cochran, Biometrics 10, 1954). It is evidence if it doubles the false alarms with a p-value below `_UNLIKELY`.
     """
     pieces = group.reference.pieces
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
@@ -413,11 +389,8 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
     """Return how many times as much windows of `size` rows vary as independent rows do, and the p-value of that.
-
-    Args:
-        windows, others: [M, G] counts of each window, and of what it is compared with.
-        shared: the variance of their sum over that of independent chi-squares.
-    """
+    `windows` and `others` are [M, G] counts; `shared` is the variance of their sum over that of independent
+    chi-squares."""
     rows, beside = windows.sum(axis=1), others.sum(axis=1)
     kept = (rows >= 2) & (beside >= 2)
     windows, others, rows, beside = windows[kept], others[kept], rows[kept], beside[kept]

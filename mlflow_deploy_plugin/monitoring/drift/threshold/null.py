@@ -1,10 +1,8 @@
-"""The base of all null distributions: windows of the reference say what is normal, by their figures.
+"""The base of all null distributions: the figures of the reference's own windows show what is normal.
 
-Rows of real traffic are not independent: the weather of a day is shared by all of its flights. A test that resamples
-the reference row by row calls every real day drifted (90 of 90 measured). So the windows are pieces of the reference's
-own time, and their number limits the rate of false alarms: n independent windows support no rate below 1 / (n + 1).
-
-`verdict.py` takes the first of these that supports the rate:
+Rows of real traffic are not independent: a test that resamples the reference row by row calls every real day drifted
+(90 of 90 measured). So the windows are pieces of the reference's own time, and n independent windows support no rate
+below 1 / (n + 1). `verdict.py` takes the first of these that supports the rate:
 
 | null | module | used if |
 |---|---|---|
@@ -12,17 +10,11 @@ own time, and their number limits the rate of false alarms: n independent window
 | `Overlapping` | `windows.py` | it has too few of them |
 | `StationaryBootstrap` | `drawn.py` | it has too few even so, as three months for a month |
 | `Lagged` | `windows.py` | the reference is `rolling:`, and always then |
-| `IndependentRows` | `drawn.py` | the monitor's spec says that rows are independent, and always then |
+| `IndependentRows` | `drawn.py` | the monitor's spec declares that rows are independent, and always then |
 
-Each of them has `cut`, which makes its windows of the reference; `compare`, which gives the figures of these windows as
-a `NullDistribution`; `hold_out`, which tests windows of the reference, so that the false alarms that come are counted
-(`distribution.py`); and `describe`.
-
-Figures say by what a window differs from other rows, column by column, at equal size. Distances shrink as rows grow, so
-both sides of every comparison with the reference's own windows have the same number of rows: a histogram of more rows
-is subsampled at random. Columns are subsampled one by one, since a sketch does not say which values belong to one row.
-If windows of the reference have far more rows than the judged one and the columns depend on each other, that makes the
-threshold somewhat higher than necessary, never lower.
+Distances shrink as rows grow, so both sides of every comparison have the same number of rows: a histogram of more rows
+is subsampled at random, column by column. If the columns depend on each other and the reference's windows have far more
+rows than the judged one, the threshold is somewhat higher than necessary, never lower.
 """
 
 import math
@@ -72,12 +64,8 @@ class ColumnGroup:
 
 @dataclass(frozen=True, eq=False)
 class WindowCounts:
-    """One column of M windows.
-
-    Attributes:
-        counts: [M, K + 1] float64, the missing values last.
-        unseen, outside: [M] float64, rows; NaN where they are not known.
-    """
+    """One column of M windows: `counts` is [M, K + 1] float64, the missing values last; `unseen` and `outside` are [M]
+    float64 rows, NaN where they are not known."""
 
     counts: Array
     unseen: Array
@@ -116,7 +104,6 @@ def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
 
 
 def count_windows(profiles: Sequence[Profile], name: str, bins: Bins) -> WindowCounts:
-    """Return one column of some profiles, a window each."""
     columns = [profile.columns.get(name) for profile in profiles]
     unseen = np.array([column.unseen if column else 0 for column in columns], np.float64)
     outside = np.array([column.below + column.above if column else 0 for column in columns], np.float64)
@@ -176,10 +163,8 @@ def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
 
 
 def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: float = math.nan) -> WindowCounts:
-    """Return windows of counts [M, K + 1]; the bins tell what is unseen in or out of the range of `others` [M, K + 1].
-
-    Categories beyond the most frequent ones share bins: if `others` have such, so large a share of each is unseen.
-    """
+    """Return windows of counts [M, K + 1] with the rows that are unseen in, or out of the range of, `others` [M, K +
+    1]. Rare categories share bins: if `others` have rare ones, the share `unseen_share` of each window's is unseen."""
     known = counts[..., :-1]
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))
@@ -195,11 +180,8 @@ def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: flo
 
 
 def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return a random choice of `size` rows of each histogram [M, K] that has more.
-
-    It is a draw of the multivariate hypergeometric distribution, made for all histograms at once by halving their bins
-    again and again.
-    """
+    """Return a random choice of `size` rows of each histogram [M, K] that has more: a draw of the multivariate
+    hypergeometric distribution, made for all histograms at once by halving their bins."""
     histograms = counts.astype(np.int64)
     width = 1 << max(histograms.shape[1] - 1, 0).bit_length()
     levels = [np.pad(histograms, ((0, 0), (0, width - histograms.shape[1])))]
@@ -226,12 +208,10 @@ def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generato
 
 
 class Null(ABC):
-    """A way to tell from the reference how far a window differs if nothing has changed.
+    """Windows that show how far a window differs from the reference if nothing has changed.
 
-    Attributes:
-        is_of_steps: True if its windows are made of the reference's steps, so that they depend on each other by
-            construction; a note gives their effective number.
-        compares_with_whole: a window is compared with the whole reference, not with one window or with drawn rows.
+    `is_of_steps` is True if the windows are made of the reference's steps, so that they depend on each other by
+    construction. `compares_with_whole` is True if a window is compared with the whole reference.
     """
 
     kind: ClassVar[NullKind]
@@ -245,8 +225,7 @@ class Null(ABC):
 
     @abstractmethod
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Return the alarms among the reference's own windows, each judged by rows that are not its own; `persistence`
-        windows are worth one independent one."""
+        """Return the alarms among the reference's own windows, each judged by rows that are not its own."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         """Return how many windows are worth one independent one, and the column that says so."""
@@ -278,10 +257,8 @@ class WindowNull(Null):
         """Return one column of every window, and [M, K + 1] the counts that each of them is compared with."""
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return [M, FIGURES] of one column of every window, and the scales [FIGURES].
-
-        Figures are NaN where a side has fewer than half of the compared rows.
-        """
+        """Return [M, FIGURES] of one column of every window, and the scales [FIGURES]. Figures are NaN where a side has
+        fewer than half of the compared rows."""
         compared, rng = column.group.compared, column.rng()
         windows, complements = self.compared_windows(column, rng)
         figures = windows.subsampled(compared, rng).figures(column.bins, complements)
@@ -301,13 +278,9 @@ class WindowNull(Null):
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
     """Return the smallest deviations that are used for a column, [FIGURES].
 
-    Drawn rows, and drawn stretches of rows, are a fair sample, so every deviation counts. But they do not vary at all
-    if no row is missing, all are, or all have one value. Then the next of N rows may still differ, with a chance of 1 /
-    (N + 1) (Laplace's rule of succession), and a window changes by at least one row.
-
-    Args:
-        present: the bins that have some of the `rows`, ascending.
-        window, others: how many rows the window has, and what it is compared with.
+    Drawn rows do not vary at all if no row or every row is missing, or all have one value. The next of N rows may still
+    differ with a chance of 1 / (N + 1) (Laplace's rule of succession), and a window changes by at least one row.
+    `present` are the bins with some of the `rows`, ascending; `window` and `others` are the rows of the two sides.
     """
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
@@ -322,22 +295,18 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
-    """Return the columns of all groups as people read them: `delay of carrier=AA`."""
     return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:
-    """Return [P] int64: the rows of each profile."""
     return np.array([profile.rows for profile in profiles], dtype=np.int64)
 
 
 def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
-    """Return how many windows in a row are worth one independent one, and the column whose level depends most on the
-    window before; 1 and an empty name if no column does. Levels are in the order of time.
-
-    The levels show the dependence, not the distances, which have only the square of its coefficient. On simulated days
-    with coefficients of 0.5 to 0.95, 6 to 57 % were called drifted; the distances promised 3 to 18 %, the levels 4 to
-    69 %. Of pairs, the distances are used, since no pair is compared with all others.
+    """Return how many windows in a row are worth one independent window, and the column whose level depends most on the
+    window before; 1 and an empty name if there is none. Levels are in the order of time. Levels are used instead of
+    distances, whose dependence is the square: on simulated days with coefficients of 0.5 to 0.95, 6 to 57 % were called
+    drifted; the distances predicted 3 to 18 %, the levels 4 to 69 %.
     """
     found = [(persistence(level, len(levels)), name) for name, level in levels.items()]
     longest, name = max(found, default=(1.0, ""))

@@ -43,15 +43,10 @@ _HELD_A_WINDOW = 4
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """The two halves of a reference; the windows of the later one are judged by those of the earlier one.
-
-    Attributes:
-        earlier, later: positions of the windows in each half.
-        pieces: positions of the pieces of which the earlier half is made.
-        judges: the number of independent windows that the earlier half is worth.
-        side_by_side: the number of later windows that do not overlap.
-        how: as in `HoldOutAlarms`.
-        starts, length: of the earlier windows, as in `NullDistribution`.
+    """The two halves of a reference: the windows of the later one, `side_by_side` of which do not overlap, are judged
+    by those of the earlier one. `earlier` and `later` are positions of windows, `pieces` those of the pieces of the
+    earlier half, which is worth `judges` independent windows. `how` is as in `HoldOutAlarms`, `starts` and `length` as
+    in `NullDistribution`.
     """
 
     earlier: Array
@@ -110,8 +105,7 @@ class WholeReferenceNull(WindowNull):
 
     def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
         """Return [E, FIGURES] of the earlier windows, each compared with the other earlier ones, and [L, FIGURES] of
-        the later windows, compared with all earlier ones. They are NaN for a window with fewer than half of the
-        compared rows.
+        the later windows, compared with all earlier ones; NaN for a window with fewer than half of the compared rows.
         """
         windows, compared = self.count(column), column.group.compared
         total = column.counts()[halves.pieces].sum(axis=0)
@@ -130,21 +124,16 @@ class WholeReferenceNull(WindowNull):
 
 @dataclass(frozen=True, eq=False)
 class Contiguous(WholeReferenceNull):
-    """The reference's own windows with the judged window's length and phase, each compared with the rest.
-
-    Each counts as one. If they depend on each other, so that they are worth fewer (`slowest_column`), the verdict says
-    so.
-    """
+    """The reference's own windows with the judged window's length and phase, each compared with the rest. Each counts
+    as one, also if they depend on each other; the verdict then reports it (`slowest_column`)."""
 
     kind: ClassVar[NullKind] = "contiguous"
     description: ClassVar[str] = "windows of the reference"
 
     @classmethod
     def cut(cls, window_rows: Array, compared: int, most: int = MAX_WINDOWS) -> "Contiguous":
-        """Take at most `most` of the windows, [B] rows, with at least half of the compared rows.
-
-        A window with fewer rows, at an end or in a gap of the log, is unlike the others.
-        """
+        """Take at most `most` of the windows, [B] rows, that have at least half of the compared rows. Smaller windows,
+        at an end or in a gap of the log, are unlike the others."""
         kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
         return cls(float(len(kept)), kept)
 
@@ -161,9 +150,8 @@ class Contiguous(WholeReferenceNull):
         return Halves(np.arange(middle), later, self.starts[:middle], float(middle), len(later), how)
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge the windows of the later half by those of the earlier half. Values are unseen, or out of range, if they
-        do not occur before the end of the earlier half.
-        """
+        """Judge the windows of the later half by those of the earlier half. A value is unseen or out of range if it
+        does not occur before the end of the earlier half."""
         pieces = groups[0].reference.pieces
         until_us = pieces.window_starts_us[self.starts[len(self.starts) // 2]]
         known = []
@@ -180,14 +168,9 @@ class Contiguous(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Overlapping(WholeReferenceNull):
-    """Windows that begin at every step, each compared with the rest of the reference.
-
-    They are worth 1.5 times as many as windows that do not overlap: the variance of an estimate from overlapping blocks
-    is 2/3 of that from disjoint ones (Künsch, The Jackknife and the Bootstrap for General Stationary Observations,
-    Annals of Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003, section 5). Each window is
-    compared only with those that it does not overlap. Compared with all others, also with neighbours that resemble it,
-    21 % of calm weeks were called drifted at a nominal 5 %.
-    """
+    """Windows that begin at every step, each compared with the windows that it does not overlap. Compared also with
+    neighbours, 21 % of calm weeks were called drifted at a nominal 5 %. They are worth 1.5 times as many as disjoint
+    windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003, section 5)."""
 
     length: int
 
@@ -251,10 +234,8 @@ class Lagged(WindowNull):
 
     @classmethod
     def cut(cls, window_rows: Array, later: Array, earlier: Array, compared: int, most: int = MAX_WINDOWS) -> "Lagged":
-        """Take the pairs of windows [P] and [P] of which both have the compared rows.
-
-        Smaller ones differ more by chance: nights would lift the threshold of a noon.
-        """
+        """Take the pairs of windows [P] and [P] of which both have the compared rows. Smaller windows differ more by
+        chance: nights would raise the threshold of a noon."""
         kept = evenly(np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared), most)
         return cls(float(len(kept)), later[kept], earlier[kept])
 
