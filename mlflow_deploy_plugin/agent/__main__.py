@@ -1,11 +1,9 @@
 """`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow | --ship]`: started and ended by the supervisor.
 
-SIGTERM ends it. The supervisor sends the signal once gunicorn has drained, so that everything captured is shipped. Exit
-status 1 with `fatal` in agent.json means that there is nothing to serve. Any other failure is a crash, after which the
-supervisor starts it anew.
-
-With `--ship` it ships what a killed agent has left, and ends. With `--parent PID` the agent itself asks the kernel to
-end it with its parent, because a parent with threads cannot ask for its child.
+The supervisor sends SIGTERM once gunicorn has drained, so that everything captured is shipped. Exit status 1 with
+`fatal` in agent.json means that there is nothing to serve; after any other failure the supervisor starts the agent
+again. With `--ship` it ships what a killed agent has left, and ends. With `--parent PID` the agent asks the kernel to
+end it with its parent, because a parent with threads cannot do that for its child.
 """
 
 import argparse
@@ -46,8 +44,7 @@ _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 _PARENT_END_SECONDS = 2.0
 _COLLECTION, _COLLECTION_OF_IMPORT = gc.get_threshold(), 100_000
-"""By default Python looks for garbage again and again while MLflow is imported. After the first round that default
-applies: each call of MLflow's client leaves a cycle of 33 objects."""
+"""The thresholds after the first round, and during the import of MLflow, which would collect again and again."""
 
 
 def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) -> None:
@@ -90,7 +87,7 @@ def main() -> int:
                 _log.error("another agent follows for %s already; this one ends", options.state_dir)
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
-            # a parent that was killed, or ended without its atexit functions, has left them
+            # A parent that was killed, or ended without its atexit functions, leaves the metrics behind.
             if (options.state_dir / METRICS).is_symlink() and options.parent and _has_ended(options.parent):
                 remove_metrics(options.state_dir)
             return status
@@ -106,7 +103,7 @@ def main() -> int:
 
 
 def _has_ended(parent: int) -> bool:
-    """Return whether the parent has ended: the kernel's signal comes with the end of the first of its threads."""
+    """Return True if the parent has ended: the kernel's signal comes with the end of the first of its threads."""
     until = time.monotonic() + _PARENT_END_SECONDS
     while os.getppid() == parent and time.monotonic() < until:
         time.sleep(0.01)
@@ -114,7 +111,7 @@ def _has_ended(parent: int) -> bool:
 
 
 def _log_end(error: Exception) -> None:
-    """Log why the agent ends, with the traceback unless the disk is full or fails."""
+    """Log the error that ends the agent, with the traceback unless the disk is full or fails."""
     line = "the agent ends, and is started anew by the supervisor: %s"
     _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
 
@@ -145,12 +142,12 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         if server.jwt_issuer:
             fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
         follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record)
-        # beside shipping: a slow registry must delay neither that nor the end
+        # Following has its own thread: a slow registry must delay neither shipping nor the end.
         threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
         for fetcher in fetchers:
             fetcher.start()
-        # Shipping gets what the workers leave of a core that it shares with them. On Linux nice is about this thread
-        # and those that it starts. That of `_follow` runs already: somebody waits for a version that is promoted.
+        # Shipping yields to the workers on a shared core. On Linux nice applies to this thread and those that it
+        # starts, so it does not slow down `_follow`, which a promotion waits for.
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):

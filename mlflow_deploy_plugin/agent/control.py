@@ -1,11 +1,8 @@
 """Model control: commands load and unload endpoints, on top of the spec.
 
-spec.yaml stays the source of truth. `control.json` holds what commands have changed, so that a restart finds it again:
-the endpoints that were unloaded, and those that were added. An added endpoint never replaces one of the spec, and with
-`model_control_mode: none` in the spec no command counts.
-
-A load is tried first. It is written to control.json once every worker serves the endpoint; a load that fails leaves
-everything as it was.
+`control.json` holds the unloaded and the added endpoints for a restart; spec.yaml stays the source of truth. An added
+endpoint never replaces one of the spec, and with `model_control_mode: none` no command counts. A load is written to
+control.json once every worker serves the endpoint; a load that fails changes nothing.
 """
 
 import logging
@@ -44,10 +41,7 @@ class Pending(Exception):
 
 
 def audit_recorder(store_url: str, kind: str) -> Recorder:
-    """Return a function that writes commands into the audit trail of a store.
-
-    It writes in threads of its own, so that nothing waits for a slow store.
-    """
+    """Return a function that writes commands into the audit trail of a store, in threads of its own."""
 
     def write(command: Command, error: str) -> None:
         actor, action = f"{kind} {command.actor}", command.action
@@ -95,7 +89,6 @@ class EndpointControl:
 
     @property
     def is_busy(self) -> bool:
-        """True while a command is under way."""
         return bool(self._running)
 
     @property
@@ -117,10 +110,8 @@ class EndpointControl:
         return endpoint in self._running and self._running[endpoint].spec is not None
 
     def take(self) -> list[EndpointSpec] | None:
-        """Start the commands that wait, and return the endpoints to be resolved for them; None if none was started.
-
-        A command waits for the next round while another one for the same endpoint is under way.
-        """
+        """Start the commands that wait, and return the endpoints to be resolved for them; None if none was started. A
+        command waits while another one for the same endpoint is running."""
         loading: list[EndpointSpec] = []
         has_started = False
         for file, command in self._waiting_commands():
@@ -137,7 +128,6 @@ class EndpointControl:
         return loading if has_started else None
 
     def settle(self, outcome: Outcome) -> None:
-        """Answer the commands whose outcome is known."""
         self._assert_file()
         for name, running in list(self._running.items()):
             try:
@@ -166,7 +156,6 @@ class EndpointControl:
 
     @property
     def _all_endpoints(self) -> dict[str, EndpointSpec]:
-        """Every endpoint by name, first those of the spec in its order."""
         own = {spec.name: spec for spec in self.specs}
         return own | {name: spec for name, spec in self._control.added.items() if name not in own}
 

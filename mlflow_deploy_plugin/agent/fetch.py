@@ -1,15 +1,12 @@
 """Fetching: resolved model references become verified files on this disk, kept in a cache that agents share.
 
-The files of a version are compared with those that were saved, before the workers are told to load it.
-
     CACHE/models/<digest>/          the MLmodel folder, never changed again
     CACHE/sources/<key>             the digest that a version was fetched as, so that a restart needs no artifact store
     CACHE/users/<key>               the path of a state folder whose wanted.json may name models here
     CACHE/fetching-*/               downloads under way; renamed into models/ in one step
 
-The cache has each model once, whole or not at all. Two agents that fetch the same version at the same time download it
-twice and keep the first copy. A model is kept while a wanted.json or followed.json names it, while it is among the
-latest, and for an hour after its last use.
+Two agents that fetch the same version at the same time download it twice and keep the first copy. A model is kept while
+a wanted.json or followed.json names it, while it is among the latest, and for an hour after its last use.
 """
 
 import gc
@@ -69,8 +66,8 @@ class ModelCache:
         """Return the folder with the files of `source`, downloaded if they are not cached.
 
         Args:
-            identity: a name that always means these files (registry and version), so that they are fetched once. None
-                if the same source may hold other files tomorrow.
+            identity: a name that always means these files (registry and version), so that they are fetched once; None
+                if the source may change.
             judged: the digest of the files that the gate has judged; a cached copy of other files is not taken.
 
         Raises:
@@ -103,7 +100,7 @@ class ModelCache:
         return folder
 
     def received_bytes(self, source: str) -> int:
-        """Return the size of the files on this disk of the download of `source`; 0 if none is under way."""
+        """Return the bytes on this disk of the download of `source`; 0 if there is no download."""
         walk = os.walk(self._downloads.get(source, ""))  # leaves out what is gone, since the download may end meanwhile
         statuses = [_status(Path(folder, name)) for folder, _, names in walk for name in names]
         return sum(status.st_size for status in statuses if status is not None)
@@ -122,7 +119,6 @@ class ModelCache:
                 shutil.rmtree(left_over, ignore_errors=True)
 
     def _used_models(self) -> Iterator[str]:
-        """Yield the names of the folders that servers use, and forget the servers whose state folder is gone."""
         for user in (self._root / "users").glob("[!.]*"):
             try:
                 state_dir = Path(user.read_text())
@@ -161,7 +157,6 @@ class MlflowRegistry:
     resolver: BatchResolver = field(default_factory=BatchResolver)
 
     def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]:
-        """Return the version that each URI means now, or the error of asking for it."""
         return self.resolver.resolve(model_uris)
 
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion:
@@ -173,7 +168,7 @@ class MlflowRegistry:
             artifact = read_served_artifact(folder)
             check_digests(artifact)
         else:
-            # a registered or logged model never changes its files; a URI or a run's artifact may
+            # The files of a registered or logged model never change; those of a URI or a run's artifact may.
             is_lasting = kind in ("version", "logged_model")
             identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
             judged = resolved.gate_status.digest
@@ -201,7 +196,6 @@ class MlflowRegistry:
         )
 
     def received_bytes(self, resolved: ResolvedModel) -> int:
-        """Return how many bytes of a version that is being fetched are on this disk."""
         return self.cache.received_bytes(resolved.source)
 
     def report_failure(self, source: str, error: str) -> bool:
@@ -227,7 +221,6 @@ def _key(text: str) -> str:
 
 
 def _status(path: Path) -> os.stat_result | None:
-    """Return the status of a file; None if it is gone."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -244,9 +237,8 @@ def verify_files(folder: Path) -> str:
 
     Raises:
         InvalidArtifact: the files are not a model that can be served, or there are links among them.
-        NotFound: a file is missing. MLflow may list and return fewer files than were saved; somebody may restore it.
-        RegistryUnavailable: a file differs from the one that was saved (`flavor/saved_model.py`). The artifact store
-            may return the right one the next time.
+        NotFound: a file is missing; MLflow may list and return fewer files than were saved.
+        RegistryUnavailable: a file differs from the saved one; the artifact store may return it the next time.
     """
     refuse_links(folder)
     if not (folder / MLMODEL).is_file():

@@ -1,9 +1,8 @@
-"""Following: the spec and the registry decide which versions are wanted, and wanted.json tells the workers.
+"""Following: the spec and the registry decide which versions are wanted, and wanted.json passes them to the workers.
 
-One round looks at everything and never waits: the spec (read again when it changes), commands (`agent/control.py`), the
-registry's answers and the fetched versions (`agent/resolver.py`), and what the workers report about the versions they
-were given. A reference to a stage, an alias or a tag is polled again and again; a pinned one until it is resolved.
-Whatever fails, the versions that were served stay wanted.
+One round looks at everything and never waits: the spec, commands (`agent/control.py`), the registry's answers and
+fetched versions (`agent/resolver.py`), and the workers' reports. A reference to a stage, an alias or a tag is polled
+again and again, a pinned one until it is resolved. Versions that were served stay wanted after any failure.
 """
 
 import logging
@@ -42,7 +41,7 @@ _log = logging.getLogger(__name__)
 _ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
 """Between two rounds, and while a command is under way, whose caller waits."""
 _FIRST_POLL_SECONDS = 5.0
-"""A restart waits so long for the registry before it serves the versions of before."""
+"""A restart waits so long for the registry before it serves the earlier versions."""
 _MOST_DEATHS = 2
 """The deaths of workers after which a version is blamed. A single death may have any cause."""
 
@@ -60,7 +59,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        # the versions served before a restart are served on, whatever the registry says or does not say
+        # The versions served before a restart stay served, whatever the registry answers.
         self._restored = restore_checkpoint(self.state_dir)
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._specs: list[EndpointSpec] = []
@@ -74,9 +73,7 @@ class Follower:
 
     def round(self) -> AgentState:
         """Look at everything once, write each state file that has changed or was lost, and return that of the agent.
-
-        `fatal` means that nothing can be served and that waiting is no use.
-        """
+        `fatal` means that nothing can be served, and that waiting does not help."""
         is_first = self._written is None
         self._update_specs()
         look_file = self.state_dir / LOOK
@@ -153,7 +150,7 @@ class Follower:
     def _update_wanted(self) -> None:
         before, endpoints = self._wanted, {}
         for spec in self._specs:
-            # no worker is to see an endpoint that a command loads before its models are on this disk
+            # Workers must not see an endpoint that a command loads before its models are on this disk.
             is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
             if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
                 endpoints[spec.name] = self._wanted_endpoint(spec)
@@ -191,10 +188,8 @@ class Follower:
         return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
 
     def _roll_back_unloadable(self) -> bool:
-        """Return to the previous version of a model if the workers could not load the wanted one.
-
-        The result is True if a version without an earlier one failed and no worker has loaded anything.
-        """
+        """Return to the previous version of a model if the workers could not load the wanted one. Return True if a
+        version without an earlier one failed and no worker has loaded anything."""
         workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
         self._deaths.update(take_load_deaths(self.state_dir))
         has_loaded = any(worker.has_versions for worker in workers)
@@ -217,7 +212,6 @@ class Follower:
         return failed
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
-        """Return the outcome of loading or unloading an endpoint; see `control.Outcome`."""
         spec = next((spec for spec in self._specs if spec.name == endpoint), None)
         if spec and (error := self._failure(spec)):
             return error

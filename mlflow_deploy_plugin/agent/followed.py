@@ -1,8 +1,5 @@
-"""The models that the agent follows: one `FollowedModel` for each model reference, and their checkpoint.
-
-The checkpoint, followed.json, lets a restarted agent find the version that it served for each reference and the version
-before it. wanted.json alone does not say which version to return to if the workers cannot load the current one.
-"""
+"""The models that the agent follows, one `FollowedModel` per reference, and their checkpoint followed.json: the version
+that was served for each reference, and the one to return to if it cannot be loaded."""
 
 import logging
 from collections.abc import Mapping
@@ -46,10 +43,8 @@ def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The reason why a version that the registry names is not served.
-
-    It is tried again at `retry_at`, with `NEVER` when the reference moves or a command loads it.
-    """
+    """The reason why a version that the registry names is not served. It is tried again at `retry_at`, with `NEVER`
+    when the reference moves or a command loads it."""
 
     identity: str
     source: str
@@ -71,10 +66,9 @@ class FollowedModel:
         is_verified: True if the files of `version` were checked since the agent's start.
         target: the version that the registry named last.
         unloadable: the identity of a version that the workers could not load.
-        next_poll: when to ask the registry next; `NEVER` while a poll is under way.
+        next_poll: the time of the next poll; `NEVER` during a poll.
         reported: a version's source, and the error that its tag in the registry holds.
-        report: the write of that tag under way; `reporting` is the content that it writes.
-        report_at: the earliest time of the next write.
+        report: the running write of that tag, with the content `reporting`; the next write is not before `report_at`.
     """
 
     version: FetchedVersion | None = None
@@ -99,7 +93,6 @@ class FollowedModel:
 
     @property
     def is_settled(self) -> bool:
-        """True if the last answer of the registry leaves nothing to be done."""
         if self.poll is not None or self.next_poll <= 0 or (self.target is None and not self.error):
             return False
         return bool(self.error or self.rejection or (self.serves_target and self.is_verified))
@@ -123,7 +116,6 @@ class FollowedModel:
         return "; ".join(filter(None, [error, f"{uri}: {named}{rejection.reason}{kept}"]))
 
     def roll_back(self, error: str) -> None:
-        """Return to the previous version, because the workers could not load this one."""
         failed = self.version
         assert failed is not None
         self.unloadable = failed.identity
@@ -147,7 +139,6 @@ class FollowedModel:
 
 
 def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> None:
-    """Write the checkpoint unless followed.json holds it."""
     followed = Followed(
         references=tuple(
             FollowedReference(
@@ -165,10 +156,8 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
 
 
 def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
-    """Return the models that were served before this start, if their files are still whole.
-
-    A reference that only wanted.json names is restored from there, without the requirements of its endpoint.
-    """
+    """Return the models that were served before this start, if their files are still whole. A reference that only
+    wanted.json names is restored without the requirements of its endpoint."""
     models = {}
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():

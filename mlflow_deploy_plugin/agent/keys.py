@@ -26,11 +26,9 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
 class KeyFetcher(threading.Thread):
-    """A thread that fetches keys into a file again and again. A slow source delays no other work.
-
-    While the keys cannot be fetched, the last ones stay valid, and each new reason is logged once. `fetched_at` is the
-    end of the last fetch that succeeded, at first the start, in seconds since 1970.
-    """
+    """A thread that fetches keys into a file again and again. While the keys cannot be fetched, the last ones stay
+    valid, and each new reason is logged once. `fetched_at` is the end of the last successful fetch (at first the
+    start), in seconds since 1970."""
 
     def __init__(
         self,
@@ -76,7 +74,6 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
     opened: Store | None = None
 
     def read_store() -> ValidKeys:
-        """Return the valid keys. The store stays open until it fails."""
         nonlocal opened
         from mlflow_deploy_plugin import store  # SQLAlchemy takes memory that a server without keys need not have
 

@@ -1,8 +1,7 @@
-"""Shipping progress: how much of the spool is in the inference log, and the watermark that says so to readers.
+"""Shipping progress: how much of the spool is in the inference log, and the watermark that reports it to readers.
 
-`progress.json` in the state folder is written before `<segment>.shipped` in the spool. After a crash in between, rows
-are written to the log again, but they are not counted again. The agent of a copied state folder takes a new name and
-counts from zero, since the rows in the copy are counted already.
+`progress.json` is written before `<segment>.shipped` in the spool, so that rows that are written again after a crash
+are not counted again. The agent of a copied state folder takes a new name and counts from zero.
 """
 
 import contextlib
@@ -32,7 +31,7 @@ BUSY_SECONDS, IDLE_SECONDS = 5.0, 30.0
 _MOST_ENDED = 16
 
 Rows = dict[str, int]
-"""By endpoint."""
+"""Numbers of rows by endpoint."""
 
 
 @dataclass
@@ -40,7 +39,6 @@ class Totals:
     """Counts since the state folder's first day, as progress.json holds them.
 
     Attributes:
-        agent: the agent's name in the log.
         complete_until: seconds since 1970; every row answered before was in the log when this was written.
         shipped: rows in the log; `lost`: rows that were read from the spool and cannot be represented in the log.
         counted: by segment, the byte up to which its rows are in `shipped`.
@@ -62,10 +60,8 @@ class Totals:
 
     @staticmethod
     def load(folder: Path) -> "Totals":
-        """Return the totals of progress.json in the state folder, or new ones under a new name.
-
-        If the file is missing, the counts that ended servers have left are counted anew. If it is malformed, they are
-        not: the log has them under the earlier name. In a copy of a state folder the agent has counted nothing yet.
+        """Return the totals of progress.json in the state folder, or new ones under a new name. If the file is missing,
+        the counts that ended servers have left are counted. If it is malformed, they are not, because the log has them.
         """
         left_runs = [left.run for left in saved_capture_counters(folder)]
         try:
@@ -98,7 +94,6 @@ class ShippingProgress:
 
     @property
     def complete_until(self) -> float:
-        """Every row that was answered before this moment is in the log; seconds since 1970."""
         return min([self._listed_at, *self._complete.values()])
 
     def set_segments(self, names: set[str], moment: float) -> None:
@@ -114,10 +109,8 @@ class ShippingProgress:
             self._complete[name] = moment
 
     def add_shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
-        """Note that these rows of the segment, up to the byte `end`, are in the log.
-
-        If the disk is full, they are noted in memory only: shipping has to go on, since it makes room again.
-        """
+        """Record that these rows of the segment, up to the byte `end`, are in the log. If the disk is full, they are
+        recorded in memory only, because shipping makes room again."""
         totals = self.totals
         counted = {name: place for name, place in totals.counted.items() if (self._spool / name).exists()}
         shipped, lost_rows = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
@@ -136,7 +129,7 @@ class ShippingProgress:
                     totals.earlier[outcome] = add_rows(totals.earlier.get(outcome, {}), rows)
                 totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
                 totals.run, totals.seen = count.run, {}
-            # counts only grow: a smaller one was read while the files were being removed
+            # Counts only grow: a smaller count was read while the files were being removed.
             for outcome, rows_now in count.rows.items():
                 seen = totals.seen.setdefault(outcome, {})
                 for name, number in rows_now.items():
@@ -176,7 +169,6 @@ class WatermarkWriter:
                 self._write(mark)
 
     def end(self, is_shipped: bool) -> None:
-        """Write the last watermark; with `is_shipped` it says that nothing more will come."""
         self._write(self._watermark(is_shipped))
 
     def _write(self, mark: Watermark) -> None:
@@ -210,7 +202,6 @@ class WatermarkWriter:
 
 
 def add_rows(rows: Mapping[str, int], more: Mapping[str, int]) -> Rows:
-    """Return the sum by endpoint."""
     return {name: rows.get(name, 0) + more.get(name, 0) for name in {**rows, **more}}
 
 

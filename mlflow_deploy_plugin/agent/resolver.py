@@ -1,10 +1,8 @@
-"""Version resolution: model references become versions on this disk, without waiting for anybody.
+"""Version resolution: model references become versions on this disk, without waiting.
 
-Polls of the registry and fetches run in threads of their own. If one hangs, it delays no other model, and no change
-that needs no registry (of weights, a roll-back, a command). One thread owns the agent's state and takes in the results.
-
-A few fetches run at a time. After a turn the next one begins while a slow one goes on, so that a slow line holds up no
-other model. A fetch that receives nothing for minutes is reported as a failure; it goes on, too.
+Polls of the registry and a few fetches at a time run in threads of their own, so that a slow one delays no other model
+and no change that needs no registry. One thread owns the agent's state and takes in the results. A fetch that receives
+nothing for minutes is reported as a failure, but continues.
 """
 
 import logging
@@ -43,8 +41,6 @@ _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
 
 
 class Registry(Protocol):
-    """The calls that leave this process: to the model registry and the artifact store."""
-
     def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
     def received_bytes(self, resolved: ResolvedModel) -> int: ...
@@ -70,14 +66,9 @@ class PollPolicy:
 class PyfuncPolicy:
     """The rule of one server about versions without an ONNX form, which are Python code run by this server's user.
 
-    A model that the server's own spec names by a reference that always means the same version may run: whoever wrote
-    the spec agreed to it. A stage, an alias or a tag may mean another version tomorrow, moved by anybody who may move
-    it in the registry. A model that was loaded over HTTP was named by anybody who may call. Both need
-    `allow_pyfunc` in the spec.
-
-    Attributes:
-        named: the model URIs in it.
-        refused: those that a variant naming them does not allow to be pyfuncs, with the variant's name.
+    A model that the spec names by a reference that always means the same version may run. A stage, an alias or a tag
+    may mean another version tomorrow, and a model loaded over HTTP was named by a caller: both need `allow_pyfunc`.
+    `named` has the model URIs of the spec, `refused` those that must not be pyfuncs, with the variant's name.
     """
 
     def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
@@ -100,7 +91,7 @@ class PyfuncPolicy:
 
 @dataclass
 class _Fetch:
-    """A fetch of one version. `received` bytes have come, the last ones at `moved_at` on the clock of `PollPolicy`."""
+    """A fetch of one version: `received` bytes have come, the last at `moved_at` on the clock of `PollPolicy`."""
 
     future: "Future[FetchedVersion]"
     started_at: float
@@ -110,11 +101,8 @@ class _Fetch:
 
 @dataclass
 class VersionResolver:
-    """Brings every followed model to the version that the registry names.
-
-    `poll_pool` asks the registry, `fetch_pool` fetches files: a slow fetch keeps its thread. `finished_polls` counts
-    failed polls, too.
-    """
+    """Brings every followed model to the version that the registry names. `poll_pool` asks the registry, `fetch_pool`
+    fetches files: a slow fetch keeps its thread. `finished_polls` includes failed polls."""
 
     registry: Registry
     poll_pool: Executor
@@ -126,7 +114,6 @@ class VersionResolver:
     _fetches: dict[str, _Fetch] = field(default_factory=dict)
 
     def pending(self) -> list["Future[Any]"]:
-        """Return the polls and fetches under way."""
         polls = [model.poll for model in self.models.values() if model.poll is not None]
         return [*dict.fromkeys(polls), *(fetch.future for fetch in self._fetches.values())]
 
@@ -146,10 +133,7 @@ class VersionResolver:
                 model.next_poll = 0.0
 
     def advance(self) -> None:
-        """Start what is due, and take in the results that have come.
-
-        The followed references of one registered model share a poll.
-        """
+        """Start what is due, and take in the results. The followed references of one registered model share a poll."""
         now = self.polling.clock()
         idle = {ref: model for ref, model in self.models.items() if model.poll is None and model.next_poll < NEVER}
         due = {lookup_key(ref.uri) for ref, model in idle.items() if model.next_poll <= now}
@@ -164,7 +148,7 @@ class VersionResolver:
             for ref, model in self.models.items()
             if model.target is not None and model.poll is None and self._fetch_unless_served(ref, model, model.target)
         ]
-        # asked once: the result of a fetch that ends from here on is taken the next time, by all that wait for it
+        # `done` is read once, so that all waiting models take the result of a fetch in the same round.
         ended = {identity: fetch.future for identity, fetch in self._fetches.items() if fetch.future.done()}
         for ref, model, target in waiting:
             if target.identity in ended:
@@ -186,7 +170,6 @@ class VersionResolver:
             return dict.fromkeys(uris, RegistryUnavailable(f"asking for {uris[0]} failed: {type(error).__name__}"))
 
     def _finish_polls(self) -> None:
-        """Take in the registry's answers, and say when to poll next."""
         pauses: dict[int, float] = {}
         for ref, model in self.models.items():
             poll, now = model.poll, self.polling.clock()
@@ -210,7 +193,7 @@ class VersionResolver:
                 model.error = resolution
                 if isinstance(resolution, NotFound):
                     model.error = NotFound(f"{ref.uri}: {resolution.message}")
-                # what is not found, wrong or not permitted may be put right by somebody at any moment
+                # A missing, malformed or forbidden version may be corrected at any moment.
                 if not isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
                     model.poll_failures += 1
                     model.next_poll = now + self.polling.pause(model.poll_failures)

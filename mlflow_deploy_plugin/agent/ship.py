@@ -4,16 +4,10 @@
     LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       the feedback of callers on those rows
     LOG/_failed/endpoint=…      like the first, for requests that got no answer: the reason, and no column of the model
 
-Rows are shipped at least once. The offset up to which a segment is shipped is written to `<segment>.shipped` after the
-rows are in the log. The segment is deleted when its worker has released it and all of it is shipped. After a crash in
-between, the same rows are shipped again. The new file has the same name if it has the same rows, and another name if
-rows came since, so the content of a name never changes and a compactor may delete it. Readers drop duplicates by
-(`_segment`, `_offset`, `_row`).
-
-The segment of a busy worker is left to grow, which makes fewer and larger files. While the log is down, the pauses
-between two tries grow.
-
-A file of captured requests has the log's own columns first, then those of the model.
+Rows are shipped at least once: the shipped offset is written to `<segment>.shipped` after the rows are in the log. The
+segment is deleted when its worker has released it and all of it is shipped. Rows that are shipped again after a crash
+get a file of another name if rows were added, so the content of a name never changes and a compactor may delete it.
+Readers drop duplicates by (`_segment`, `_offset`, `_row`). A busy worker's segment may grow, for larger files.
 """
 
 import logging
@@ -60,10 +54,8 @@ class _SegmentError(Exception):
 
 
 class Shipper:
-    """Ships the segments in `spool` to the log at `log_uri`. Raises InvalidConfig for a URI that cannot be written.
-
-    Another thread may read `state`, the content of agent.json about shipping.
-    """
+    """Ships the segments in `spool` to the log at `log_uri`. Another thread may read `state`, the content of agent.json
+    about shipping. Raises InvalidConfig for a URI that cannot be written."""
 
     def __init__(
         self,
@@ -86,11 +78,8 @@ class Shipper:
         self._list_segments()  # what is not there yet has no row from before
 
     def round(self) -> int:
-        """Ship the segments that are due, and return the number of rows.
-
-        A segment is due if its worker has let go of it, if it has not grown since the last round, or if a part of it
-        has waited for `_LONGEST_WAIT_SECONDS`.
-        """
+        """Ship the segments that are due, and return the number of rows. A segment is due if its worker has released
+        it, if it has not grown since the last round, or if a part of it has waited for `_LONGEST_WAIT_SECONDS`."""
         if self._clock() < self._retry_at:
             return 0
         return self._ship([segment for segment in self._list_segments() if self._is_due(segment)])
@@ -198,10 +187,7 @@ class Shipper:
         return rows
 
     def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
-        """Write files by their names, and return their rows.
-
-        No file is written if one of them cannot be represented in the log.
-        """
+        """Write files by their names, and return their rows. Write none if the log cannot represent one of them."""
         try:
             files = [(name, encode_parquet(table), len(table)) for name, table in tables]
         except MemoryError:  # another time there may be enough
@@ -239,11 +225,8 @@ def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedB
 
 
 def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the name of the file of a group of batches, and its table: one row for each row of these requests.
-
-    `_segment`, `_offset` and `_row` identify a row. A column has the type of the signature, or a wider type if some of
-    its values do not fit there.
-    """
+    """Yield the name of the file of a group of batches, and its table with a row per row of these requests, identified
+    by `_segment`, `_offset` and `_row`. A column has the type of the signature, or a wider type if values need it."""
     first = group[0]
     moment = datetime.fromtimestamp(first.hour * 3600, UTC)
     root = f"{FAILURES}/" if first.is_failed else ""
