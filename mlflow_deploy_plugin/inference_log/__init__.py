@@ -3,8 +3,6 @@
 LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<name>.parquet           rows by the hour of their event time
 LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<name>.parquet           true values, by the day they came in
 LOG/_failed/endpoint=…                                             requests that got no answer
-
-A name's module is loaded when the name is imported: queries bring DuckDB, which the agent and the monitors do without.
 """
 
 import lazy_loader

@@ -1,8 +1,5 @@
-"""Files of labels: CSV, JSON Lines or Parquet, row by row. A bad row does not spoil the others.
-
-A row names its prediction by the columns `prediction_id` and, if the request had several rows, `row`; or by key
-columns, such as the flight and the day. A line of JSON Lines may also be an entry of `POST /feedback`.
-"""
+"""Files of labels: CSV, JSON Lines or Parquet. A bad row does not affect the others. A row names its prediction by
+`prediction_id` and, if the request had several rows, `row`; or by key columns, such as the flight and the day."""
 
 import math
 import re
@@ -30,12 +27,8 @@ _FRACTION = re.compile(r"[+-]?(?:[0-9]{1,17}\.[0-9]{0,17}|\.[0-9]{1,17})(?:[eE][
 
 @dataclass(frozen=True)
 class LabelColumns:
-    """The columns of a file that hold labels and name their rows.
-
-    Attributes:
-        key: the columns that name the row; if empty, `prediction_id` and `row` do.
-        numbers: the key columns that hold numbers in the log: a CSV file's 7.0 is their 7.
-    """
+    """The columns of a file that hold labels and name their rows: the `key` columns; if empty, `prediction_id` and
+    `row`. Columns in `numbers` hold numbers in the log, so that a CSV file's 7.0 is their 7."""
 
     key: tuple[str, ...] = ()
     label: str = LABEL
@@ -113,7 +106,6 @@ def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
 
 
 def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
-    """Return the row with an entry of `POST /feedback` as its values."""
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
         return row  # it is such an entry already

@@ -1,16 +1,12 @@
 """Labels: the true values of predictions, known later than the prediction.
 
-    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<name>.parquet
+A label names its prediction by id (and row, if the request had several), or by the values of key columns. Labels are
+only ever added. Of several for one row the last one wins, by the time it was received, then by segment and offset, so
+that the order of the files does not matter. A label without a value takes an earlier one back.
 
-A label names its prediction by id (and row, if the request had several), or by the values of key columns, such as a
-flight's number and day. Labels are only ever added. Of several for one row the last one wins, by the time it was
-received, then by segment and offset, so that the order of the files does not matter and a label that was written twice
-is the same label. A label without a value takes an earlier one back.
-
-A row has the labels of its prediction id and row, those of its prediction id alone, and those of its key. Rows and
-labels are matched by hashes of these; the *kind* of a join key is the columns that it is made of. Labels are read past
-the first rows that they are joined to, and those of other rows are let go. For more rows they are indexed once. Memory
-does not grow with the labels in the log: a large index lies in temporary files, by ranges of the hashes.
+Rows and labels are matched by hashes of join keys; the *kind* of a key is the columns that it is made of. Labels are
+read past the first rows that they are joined to; for more rows they are indexed once, in temporary files by ranges of
+hashes if they are many, so that memory does not grow with the labels.
 """
 
 import json
@@ -46,7 +42,6 @@ from mlflow_deploy_plugin.runtime.log_columns import as_key, as_text
 from mlflow_deploy_plugin.tabular import group_tables
 
 LABELS = "_labels"
-"""The folder below the log's root."""
 LABEL, LABEL_NUMBER = "_label", "_label_number"
 TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema(
@@ -74,8 +69,7 @@ _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
-"""The sets of key columns that name rows, those that most labels have. Each row is looked up by each of them, and a
-caller can send thousands."""
+"""The sets of key columns that count. Each row is looked up by each of them, and a caller can send thousands."""
 _MOST_COUNTED_SETS = 4096
 _HELD_KINDS, _HELD_COLUMNS = 8, 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
@@ -93,9 +87,8 @@ class Label:
         row: of the request, from 0; None for all of them.
         key: values of the row's columns by their names, or the same as a JSON object.
         label: a text, number or boolean; None takes an earlier label back.
-        received_us: when it came in, in microseconds since 1970.
-        segment, offset: where it came from, which finds duplicates. Of labels of one frame, the offset is the frame's
-            plus the label's place in it.
+        received_us: the time of receipt, in microseconds since 1970.
+        segment, offset: find duplicates; the offset of a label is its frame's plus its position in the frame.
     """
 
     prediction_id: str | None
@@ -108,7 +101,6 @@ class Label:
 
 
 def labels_table(entries: Sequence[Label]) -> pa.Table:
-    """Return the labels as a table of `SCHEMA`, one row each."""
     rows = []
     for entry in entries:
         key = json.loads(entry.key) if isinstance(entry.key, str) else entry.key
@@ -128,11 +120,8 @@ def labels_table(entries: Sequence[Label]) -> pa.Table:
 
 
 def canonical_key(values: Mapping[str, object]) -> str:
-    """Return the key as the log holds it: JSON, names in order, every value as text.
-
-    Values are texts whatever their type was, since 7, 7.0 (a model may take numbers as floats) and the 7 of a CSV file
-    mean the same row, and so do true, True and 1.
-    """
+    """Return the key as the log holds it: JSON, names in order, every value as text, because 7, 7.0 (a model may take
+    numbers as floats) and the 7 of a CSV file mean the same row, and so do true, True and 1."""
     texts = {str(name): as_key(value) for name, value in values.items()}
     return json.dumps(texts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
@@ -166,10 +155,8 @@ def read_labels(
     since: datetime | None = None,
     columns: Sequence[str] = SCHEMA.names,
 ) -> Iterator[pa.Table]:
-    """Yield the labels of an endpoint as tables of `SCHEMA`; some may come twice.
-
-    With `since`, earlier labels that name a prediction by its id may be left out. Columns that are not read are null.
-    """
+    """Yield the labels of an endpoint as tables of `SCHEMA`; some may come twice. With `since`, earlier labels that
+    name a prediction by its id may be left out. Columns that are not read are null."""
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + DAY <= since
         for table in read_folder(
@@ -187,10 +174,8 @@ class EndpointLabels:
         self._index: LabelIndex | None = None
 
     def latest(self, rows: "RowKeys") -> pa.Table:
-        """Return the last label of each key that one of the rows has, with the hash of the key in `_name`.
-
-        The first rows are the only ones of a small window: to read all labels past them takes a third of an index.
-        """
+        """Return the last label of each key that one of the rows has, with the hash of the key in `_name`. The first
+        rows are read without an index, because reading all labels past them takes a third of an index."""
         if self._index is None and not self._was_joined:
             self._was_joined = True
             return self._read_index(rows.earliest_label, rows).latest(rows)
@@ -198,7 +183,6 @@ class EndpointLabels:
 
     @property
     def index(self) -> "LabelIndex":
-        """The index of all labels."""
         if self._index is None:
             self._index = self._read_index()
         return self._index
@@ -211,10 +195,8 @@ class EndpointLabels:
 
     @cached_property
     def key_sets(self) -> set[Kind]:
-        """The sets of columns by which labels name their rows, those of most labels.
-
-        They are counted in bounded memory: of many sets, the rarest so far are forgotten.
-        """
+        """The sets of columns by which labels name their rows, those of most labels. They are counted in bounded
+        memory: of many sets, the rarest so far are forgotten."""
         counts = Counter[Kind]()
         for table in _grouped(self.batches(columns=["_key"])):
             kinds, which = _key_kinds(table.column("_key").drop_null())
@@ -225,7 +207,6 @@ class EndpointLabels:
 
     @property
     def key_columns(self) -> set[str]:
-        """The columns by which labels name their rows."""
         return {column for kind in self.key_sets for column in kind}
 
     def batches(self, since: datetime | None = None, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
@@ -246,10 +227,7 @@ class EndpointLabels:
 
 def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
     """Return the table with the columns `_label` (text) and `_label_number` (float64), null for a row without a label.
-
-    Args:
-        table: rows of the log with `_prediction_id`, `_row`, `_received_time` and the columns of keys.
-    """
+    The table has `_prediction_id`, `_row`, `_received_time` and the columns of keys."""
     rows = RowKeys(table)
     found = labels.latest(rows)
     chosen = rows.choose_labels(found) if len(found) else None
@@ -264,11 +242,8 @@ class _TooManyKeySets(Exception):
 
 
 class LabelIndex:
-    """The last label of each join key, ascending by the key's hash.
-
-    The labels are tables of `SCHEMA`. Only labels with a key of `key_sets` and of `rows` are kept; None keeps all.
-    Raises _TooManyKeySets if all are to be kept, and they are more than `MOST_KEY_SETS`.
-    """
+    """The last label of each join key, ascending by the key's hash, of labels in tables of `SCHEMA` with a key of
+    `key_sets` and of `rows` (None: all). Raises _TooManyKeySets for all of more than `MOST_KEY_SETS`."""
 
     def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind] | None, rows: "RowKeys | None" = None) -> None:
         self.kinds: set[Kind] = set()
@@ -282,7 +257,6 @@ class LabelIndex:
         return np.concatenate([np.empty(0, np.uint64), *map(_names, self._parts)])
 
     def latest(self, rows: "RowKeys") -> pa.Table:
-        """Return the last label of each key that one of the rows has, with the hash of the key in `_name`."""
         names, found = [_names(part) for part in self._parts], [_INDEXED.empty_table()]
         for kind in self.kinds:
             places = zip(self._parts, rows.find(kind, names), strict=True)
@@ -308,10 +282,8 @@ class LabelIndex:
 
 
 def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
-    """Return the last label of each name, ascending by name, in tables of some `MOST_HELD_LABELS`.
-
-    It is an external merge sort: sorted runs, then one table for each range of names.
-    """
+    """Return the last label of each name, ascending by name, in tables of some `MOST_HELD_LABELS`: an external merge
+    sort with sorted runs, then one table for each range of names."""
     runs: list[pa.Table] = []
     for tables in group_tables(named, MOST_HELD_LABELS, MOST_KEPT_BYTES):
         run = _latest_labels(pa.concat_tables(tables))
@@ -328,7 +300,7 @@ def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
 
 
 def _spill(table: pa.Table) -> pa.Table:
-    """Return the same table as one chunk of a temporary file, which has no name any more and goes with the table."""
+    """Return the same table as one chunk of an unnamed temporary file, which is deleted with the table."""
     try:
         with tempfile.TemporaryDirectory(prefix="onnxserve-labels-") as folder:
             path = f"{folder}/labels.arrow"
@@ -368,7 +340,7 @@ class RowKeys:
 
     def choose_labels(self, labels: pa.Table) -> pa.Table:
         """Return [N]: of the labels that `LabelIndex.latest` returned, the last one of each row, or null."""
-        # the last one has the highest index
+        # The last label has the highest index.
         labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
         names = labels.column("_name").to_numpy()
         by_name = np.argsort(names)
@@ -388,10 +360,8 @@ class RowKeys:
         return is_known
 
     def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
-        """Return for each part of the names, [D] uint64, the places, [F] int64, of the keys that one of the rows has.
-
-        Parts are ascending, of disjoint ranges, and not empty. The work grows with the rows, not with the names.
-        """
+        """Return for each part of the names, [D] uint64, the indices, [F] int64, of the keys that one of the rows has.
+        Parts are ascending, of disjoint ranges, and not empty. The work grows with the rows, not with the names."""
         hashes, found = self._hashes(kind)[1], []
         for names in parts:
             within = hashes[np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")]
@@ -406,10 +376,8 @@ class RowKeys:
             del self._kinds[kind]  # callers may name rows in thousands of ways
 
     def _hashes(self, kind: Kind) -> tuple[Array, Array]:
-        """Return [N] int64, the order of the rows by their keys, and [N] uint64, the keys in this order.
-
-        Both are empty if a column of the key is missing or holds no single values.
-        """
+        """Return [N] int64, the order of the rows by their keys, and [N] uint64, the keys in this order. Both are empty
+        if a column of the key is missing or holds no single values."""
         if kind not in self._kinds:
             hashes = np.empty(0, np.uint64)
             if len(self._table) and set(kind) <= set(self._table.column_names):
@@ -445,7 +413,6 @@ class LabelMatches:
 
     @property
     def columns(self) -> set[str]:
-        """The columns of the log that the keys are made of."""
         return {column for kind in self._kinds for column in kind}
 
     @property
@@ -496,7 +463,7 @@ def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
             values = json.loads(key)
         except ValueError:
             values = None
-        # a text that is no key is a kind of its own, which no row has
+        # A text that is not a key is a kind of its own, which no row has.
         kinds.append(tuple(values) if isinstance(values, dict) else (key,))
     return kinds, which
 

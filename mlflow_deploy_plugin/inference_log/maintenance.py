@@ -1,16 +1,12 @@
-"""Maintenance of the log: the many small files of an hour become one, and what is too old is deleted.
+"""Maintenance of the log: the many small files of an hour become one, and rows that are too old are deleted.
 
-**Compaction.** An agent that ships every few seconds leaves hundreds of files an hour, each of which costs a reader a
-round trip. Once an hour is over and its files are quiet, their rows are written into a new file, and when that one is
-whole the old ones are deleted. A reader that sees both drops duplicates by `_segment`, `_offset` and `_row`, as
-everywhere (`scan.py`). So nothing is lost if the writer dies in between, nor if two of them work at once: each deletes
-only files whose rows it has written itself. A file that has changed since it was read stays, and so does one that
-cannot be understood. Files of different columns or types are not mixed: a version's rows get no columns of another's.
+**Compaction.** Each small file costs a reader a round trip. Once an hour is over and its files are quiet, their rows
+are written into a new file, and then the old files are deleted. Readers drop the duplicates in between (`scan.py`), and
+each writer deletes only files whose rows it has written itself, so a crash or two writers lose nothing. A file that has
+changed since it was read stays, and so does a malformed one. Files of different columns or types are not mixed.
 
-**Retention.** Rows expire by the hour of their event time, labels by the day they came in, the monitors' profiles of
-rows (`_sketches`) by the day they are of. Protected windows stay.
-
-OnnxserveError is raised if the log is down. The next call goes on where this one ended.
+**Retention.** Rows expire by the hour of their event time, labels by the day they came in, the profiles in `_sketches`
+by their day. Protected windows stay. OnnxserveError is raised if the log is down; the next call continues.
 """
 
 import logging
@@ -93,11 +89,8 @@ def expire(
     spared: Sequence[Window] = (),
     only_count: bool = False,
 ) -> MaintenanceResult:
-    """Delete rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days.
-
-    Args:
-        spared: windows in which nothing is deleted: of event time, and of receipt for labels.
-    """
+    """Delete rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days. In `spared`
+    windows, of event time and of receipt for labels, nothing is deleted."""
     location = log.location
     try:
         oldest = now - keep
@@ -145,7 +138,6 @@ def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResul
 
 
 def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFile]]]:
-    """Return the hours of rows and of failed requests, with their files."""
     return [*log.all_files(endpoint).items(), *log.failures.all_files(endpoint).items()]
 
 
@@ -157,7 +149,7 @@ def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping
     for file in files:
         with suppress(OSError, pa.ArrowException):  # gone, or it cannot be understood: it is left alone
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            # the model's columns; the log's own may grow by a version of this package
+            # Only the model's columns count: a later version of this package may add columns of the log's own.
             model = sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_"))
             by_columns.setdefault(tuple(model), {})[file] = schema
     for alike in by_columns.values():
@@ -211,7 +203,6 @@ def _distinct_rows(
 
 
 def _hash_labels(table: pa.Table) -> Array:
-    """Return the identity of each label, [N] uint64."""
     hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
     for name, hash_column in (("_prediction_id", hash_ids), ("_key", hash_texts), (LABEL, hash_texts)):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))

@@ -1,9 +1,8 @@
 """SQL over the log: DuckDB runs it over the rows as they are read, each row once and with its label.
 
-DuckDB sees one table, `log`, and nothing else: no file, no network, no extension. It first plans the statement over an
-empty table. That finds mistakes before anything is read, and shows which columns have to be read. Rows pass through. If
-a sort or a grouping needs more than `MEMORY_MB`, it uses a temporary folder, at most half of the free space there. A
-statement that yields nothing for `TIMEOUT_SECONDS` is interrupted.
+DuckDB sees only the table `log`: no file, no network, no extension. A plan over an empty table first finds mistakes and
+the columns that have to be read. A sort or a grouping beyond `MEMORY_MB` uses a temporary folder, at most half of the
+free space there. A statement that yields nothing for `TIMEOUT_SECONDS` is interrupted.
 """
 
 import json
@@ -33,8 +32,7 @@ from mlflow_deploy_plugin.runtime.session import available_cores
 _Result = TypeVar("_Result")
 MEMORY_MB = 512
 _THREAD_MB = 128
-"""Each thread that sorts holds blocks of its own. A sort of 8 million rows failed with 61 MB a thread and passed with
-122, however few threads there were; more of them gain nothing, since one thread reads the rows."""
+"""The memory per thread that sorts. A sort of 8 million rows failed with 61 MB per thread and passed with 122."""
 TIMEOUT_SECONDS = 300.0
 _CHECKS_PER_TIMEOUT = 10
 _BATCH_ROWS = 10_000
@@ -51,14 +49,8 @@ _TIMED_OUT = (
 
 @dataclass(frozen=True)
 class Query:
-    """A query over an endpoint's rows.
-
-    Attributes:
-        view: the rows.
-        select, where, order_by: the parts of a statement, in DuckDB's SQL.
-        statement: a whole SELECT over the table `log`, in place of the parts.
-        limit: at most so many rows.
-    """
+    """A query over the rows of `view`: either a whole `statement`, a SELECT over the table `log`, or `select`, `where`
+    and `order_by` in DuckDB's SQL."""
 
     view: View
     select: str = "*"
@@ -89,13 +81,8 @@ class QueryResult(NamedTuple):
 
 @contextmanager
 def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
-    """Run a query and yield its result, whose batches come as they are found.
-
-    Raises:
-        NotFound: the endpoint has no rows at all.
-        InvalidConfig: the SQL is wrong; the message names the nearest column.
-        OnnxserveError: the log is down.
-    """
+    """Run a query and yield its result, whose batches come as they are found. Raises NotFound if the endpoint has no
+    rows, InvalidConfig for wrong SQL (the message names the nearest column), and OnnxserveError if the log is down."""
     schema = view_schema(log, query.view)
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
@@ -130,10 +117,8 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
 
 @contextmanager
 def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]:
-    """Yield a thread; what it still does at the end is interrupted until it has ended.
-
-    Between two statements DuckDB forgets that it was interrupted, and would compute the next one to its end.
-    """
+    """Yield a thread; its work is interrupted at the end until it has ended. Between two statements DuckDB forgets an
+    interruption, and would compute the next one to its end."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(bool).result()  # Ctrl-C while a thread is started loses the thread: it has nothing to do yet
         try:
@@ -145,11 +130,8 @@ def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]
 
 
 class _Run:
-    """One run of a statement.
-
-    While DuckDB computes it may pass over Ctrl-C, or tell of it by the text of a RuntimeError; in the Python that feeds
-    it, Ctrl-C becomes an error of the SQL. So it works in a thread, and Ctrl-C comes to the one that waits for it.
-    """
+    """One run of a statement. It works in a thread, and Ctrl-C comes to the thread that waits for it: DuckDB may ignore
+    Ctrl-C while it computes, or turn it into an error of the SQL."""
 
     def __init__(self, schema: pa.Schema, interrupt: Callable[[], None], thread: Executor) -> None:
         self._schema = schema
@@ -195,7 +177,6 @@ class _Run:
 
 
 def _configuration(folder: str) -> dict[str, str]:
-    """Return the settings of DuckDB: no files, no extensions, bounded memory and room on disk."""
     return {
         "enable_external_access": "false",
         "autoinstall_known_extensions": "false",
@@ -250,10 +231,8 @@ def _message(text: str, schema: pa.Schema) -> str:
 
 
 class StatementTimeout:
-    """Tells when a statement has neither read a row nor returned one for so long.
-
-    The time that the log takes to return rows does not count, nor what the caller does with the result.
-    """
+    """Reports when a statement has neither read a row nor returned one for so long. The time that the log takes to
+    return rows does not count, nor the caller's use of the result."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -267,7 +246,6 @@ class StatementTimeout:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read the log for the statement within it."""
         self._is_reading = True
         try:
             yield
@@ -281,11 +259,8 @@ class StatementTimeout:
 
 @contextmanager
 def limit_memory(size: int) -> Iterator[None]:
-    """Give this process at most `size` bytes more than it has, on Linux; beyond it allocations fail.
-
-    DuckDB's `memory_limit` is about what it keeps; what 2,048 rows of a giant `repeat()` take comes on top. The limit
-    holds for all threads of the process: it is made for a command, not for a library.
-    """
+    """Give this process at most `size` bytes more than it has, on Linux; beyond it allocations fail. DuckDB's
+    `memory_limit` does not include the rows of a giant `repeat()`. The limit holds for all threads of a process."""
     if sys.platform != "linux":
         yield
         return

@@ -1,8 +1,5 @@
-"""Reading the inference log: the rows of one endpoint in a range of time, each once, in bounded memory.
-
-`InferenceLog` reads the rows of a window as they are. A `View` is one table of them: it has a column for whatever any
-file has, and labels.
-"""
+"""Reading the inference log: the rows of one endpoint in a range of time, each once, in bounded memory. `InferenceLog`
+reads the rows of a window as they are. A `View` is one table of them, with labels and every column that a file has."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,13 +62,9 @@ _TRIES = 5
 
 @dataclass(frozen=True, eq=False)
 class WindowRows:
-    """The rows that one version answered in a window, without those that shadows answered.
-
-    Attributes:
-        table: at most `MAX_ROWS` rows in the order of their hashes; lists are summarised (`summarise_lists`).
-        rows: how many there are, estimated if `is_sampled`.
-        other_versions: number of rows that other versions answered in the window, by "MODEL version N".
-    """
+    """The rows that one version answered in a window, without those of shadows: at most `MAX_ROWS` in the order of
+    their hashes, with lists summarised. `rows` is their number, estimated if `is_sampled`; `other_versions` has the
+    number of rows of other versions, by "MODEL version N"."""
 
     model: str
     version: str
@@ -83,13 +76,8 @@ class WindowRows:
 
 @dataclass(frozen=True)
 class InferenceLog:
-    """A log, read file by file.
-
-    Attributes:
-        unreadable: files that could not be understood and were passed over, and why.
-        since: rows that were received earlier are left out, such as those of a deleted endpoint of the same name; None
-            leaves none out.
-    """
+    """A log, read file by file. `unreadable` has the files that were malformed and left out, with the reason. Rows that
+    were received before `since` are left out, such as those of a deleted endpoint of the same name."""
 
     location: LogLocation
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
@@ -102,11 +90,9 @@ class InferenceLog:
         return replace(self, location=replace(self.location, root=root, shown=shown))
 
     def labels(self, endpoint: str) -> EndpointLabels:
-        """Return the labels of an endpoint."""
         return EndpointLabels(self.location, endpoint, self.unreadable)
 
     def endpoints(self) -> list[str]:
-        """Return the endpoints that have rows."""
         return list_endpoints(self.location)
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
@@ -114,7 +100,7 @@ class InferenceLog:
         return list(self.walk_hours(endpoint, window))
 
     def walk_hours(self, endpoint: str, window: Window | None = None, newest_first: bool = False) -> Iterator[Hour]:
-        """Yield the hours that have rows, ascending; what is not asked for is not looked for."""
+        """Yield the hours that have rows, ascending, and list each folder only when it is reached."""
         since = self.since
         if since is None:
             yield from iter_hours(self.location, endpoint, window, newest_first)
@@ -126,7 +112,6 @@ class InferenceLog:
                 yield hour
 
     def files(self, hour: Hour) -> list[LogFile]:
-        """Return the files of an hour, by name."""
         return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
@@ -139,10 +124,8 @@ class InferenceLog:
     def batches(
         self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
     ) -> Iterator[pa.Table]:
-        """Yield the rows of a window, each once, hour by hour and some thousand at a time.
-
-        Only `columns` are read, if a file has them: schemas may differ. Raises OnnxserveError if the log is down.
-        """
+        """Yield the rows of a window, each once, hour by hour and some thousand at a time. Only `columns` are read, if
+        a file has them: schemas may differ. Raises OnnxserveError if the log is down."""
         for hour in iter_hours(self.location, endpoint, window):
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
 
@@ -227,7 +210,7 @@ class InferenceLog:
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
         """Return the windows that have rows in this hour, the last one first."""
         if duration_seconds(every) % 3600 == 0 and self.since is None:
-            # an hour lies in one window, and a file has rows
+            # An hour lies within one window, and every file has rows.
             return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
@@ -242,10 +225,7 @@ class InferenceLog:
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
     """Return the log at `log_uri`. If another endpoint had the name before, `since` is the endpoint's `rows_since`.
-
-    Raises:
-        InvalidConfig: the URI is of a kind that cannot be read.
-    """
+    Raises InvalidConfig for a URI of another kind."""
     return InferenceLog(locate_log(log_uri), since=since)
 
 
@@ -275,17 +255,15 @@ def view_schema(log: InferenceLog, view: View) -> pa.Schema:
 def view_tables(
     log: InferenceLog, view: View, columns: Collection[str], labels: EndpointLabels | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` has their column.
-
-    The caller may pass the labels of the endpoint. Raises OnnxserveError if the log is down.
-    """
+    """Yield the rows with at least `columns`, if a file has them. Labels, which the caller may pass, are joined if
+    `columns` has their column. Raises OnnxserveError if the log is down."""
     if not {LABEL, LABEL_NUMBER} & set(columns):
         yield from _tables(log, view, set(columns))
         return
     labels = labels or log.labels(view.endpoint)
     keys = labels.key_columns
     for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
-        # only tables with keys of the same types are put together: in another type a large whole number may change
+        # Only tables with keys of the same types are concatenated: another type may change a large whole number.
         alike: dict[tuple[str, ...], list[pa.Table]] = {}
         for table in tables:
             types = tuple(str(field.type) for field in table.schema if field.name in keys)

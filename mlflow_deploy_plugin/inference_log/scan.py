@@ -1,9 +1,8 @@
-"""Scanning an hour of the log: its rows, each once, whatever happens to its files meanwhile.
+"""Scanning an hour of the log: its rows, each once.
 
 The log is written at least once (`agent/ship.py`), and compaction (`maintenance.py`) writes rows again before it
-deletes them. So a row may be in two files of its hour, but never in two hours, since its event time decides the hour. A
-file that goes away while it is read was compacted or has expired: the folder is listed again. A file that cannot be
-understood is passed over and named.
+deletes them, so a row may be in two files of its hour. If a file vanishes while it is read, it was compacted or has
+expired: the folder is listed again. A malformed file is left out and reported.
 """
 
 from collections import deque
@@ -35,8 +34,8 @@ _THREADED_BYTES = 2**20
 _TRIES = 2
 _PREFETCHED_FILES, _SMALL_BYTES = 8, 4 * 2**20
 PASS_BYTES = 512 * 2**20
-"""A larger hour is read in several passes. Each reads all files and returns a part of the rows, so that the memory for
-the rows seen does not grow with the hour: about 8 bytes a row, of which Parquet needs 20 and more."""
+"""A larger hour is read in several passes, each of all files for a part of the rows. This bounds the memory for the
+identities of rows: about 8 bytes per row, which needs 20 and more in Parquet."""
 
 
 class FileVanished(Exception):
@@ -59,7 +58,6 @@ class RowFilter:
         return [name for name in present if name in needed]
 
     def filter(self, table: pa.Table) -> pa.Table:
-        """Return the rows that pass."""
         times = microseconds_of(table.column(EVENT_TIME))
         passes = (times >= microseconds(self.times.start)) & (times < microseconds(self.times.end))
         if (bounds := self.times.received_us) is not None and RECEIVED_TIME in table.column_names:
@@ -70,7 +68,6 @@ class RowFilter:
         return table if passes.all() else table.filter(pa.array(passes))
 
     def select(self, table: pa.Table) -> pa.Table:
-        """Return the columns that are asked for."""
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
             table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # files older than the column
         if self.columns is None:
@@ -80,10 +77,8 @@ class RowFilter:
 
 
 def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: dict[str, str]) -> Iterator[pa.Table]:
-    """Yield the rows of an hour's folder, some thousand at a time; raise OnnxserveError if the log is down.
-
-    `unreadable` gets the path of each file that cannot be understood, and the reason.
-    """
+    """Yield the rows of an hour's folder, some thousand at a time. `unreadable` gets the path of each malformed file,
+    and the reason. Raises OnnxserveError if the log is down."""
 
     def may_have_rows(file: LogFile) -> bool:
         return rows.times.may_have_rows(file.changed)
@@ -96,7 +91,6 @@ def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: d
 
 
 def _first_rows(rows: RowFilter, seen: Deduplicator, number: int, passes: int, table: pa.Table) -> pa.Table:
-    """Return the rows of this pass that come for the first time."""
     table = rows.filter(table)
     hashes = hash_rows(table) if len(table) else np.empty(0, np.uint64)
     of_pass = np.flatnonzero(hashes % np.uint64(passes) == number) if passes > 1 else np.arange(len(hashes))
@@ -114,11 +108,7 @@ def read_folder(
     may_have_rows: Callable[[LogFile], bool] = lambda file: True,
 ) -> Iterator[pa.Table]:
     """Yield the tables of a folder's files, also of those that appear while it is read; a row may come twice.
-
-    Args:
-        unreadable: gets the path of each file that cannot be understood, and why.
-        convert: is applied to each table; what it raises is a fault of the file.
-    """
+    `unreadable` gets the path of each malformed file, and the reason. An error of `convert` is a fault of the file."""
     done: set[str] = set()
     while files := [file for file in list_files(location, folder) if file.path not in done and may_have_rows(file)]:
         done.update(file.path for file in files)
@@ -166,10 +156,7 @@ def read_file(
     content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
     """Yield a file's rows, some tens of MiB at a time. If the connection breaks for a moment, rows may come twice.
-
-    `content` is the file's content, if it was fetched already. Raises FileVanished if the file is gone, and
-    OnnxserveError if the log is down.
-    """
+    `content` was fetched already. Raises FileVanished if the file is gone, and OnnxserveError if the log is down."""
     why = ""
     for attempt in range(_TRIES):
         try:
@@ -188,7 +175,7 @@ def read_file(
                     return
                 metadata = parquet.metadata
                 size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-                # a row of a tensor may be large
+                # A row of a tensor may be large.
                 batch_rows = int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
                 columns, is_large = columns_to_read(names), size > _THREADED_BYTES
                 for batch in parquet.iter_batches(batch_rows, columns=columns, use_threads=is_large):
@@ -228,10 +215,8 @@ def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
 
 
 def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:
-    """Return why a file cannot be understood.
-
-    Arrow raises the same classes for a damaged file and for a broken connection; reading all its bytes tells which.
-    """
+    """Return why a file cannot be read. Arrow raises the same classes for a damaged file and for a broken connection;
+    reading all its bytes distinguishes them."""
     try:
         with location.filesystem.open_input_stream(path) as stream:
             while stream.read(BATCH_BYTES):

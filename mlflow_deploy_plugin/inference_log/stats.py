@@ -1,12 +1,7 @@
 """Statistics of an endpoint's log: what it contains, and whether anything is missing from it.
 
-Each agent writes a watermark, which says how far the log is complete, and whether anything was lost.
-
-LOG/_watermarks/<agent>.json
-
-An agent belongs to one state folder, however often its process is restarted. Its counts begin with the folder's first
-day, so a reader can compare the answered rows with the rows in the log. If an agent has been gone for `GONE_AFTER`, its
-watermark and its counts are deleted.
+Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json: the time up to which
+the log is complete, and its counts since the folder's first day. `GONE_AFTER` the agent's last one, it is deleted.
 """
 
 from collections import Counter
@@ -31,20 +26,14 @@ from mlflow_deploy_plugin.inference_log.windows import EPOCH, HOUR_US, TimeRange
 from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 WATERMARKS = "_watermarks"
-"""The folder below the log's root."""
 GONE_AFTER = timedelta(days=30)
 """A living agent writes its watermark every half minute."""
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Counts of labels.
-
-    Attributes:
-        rows: rows of the time range that have a label.
-        names: distinct keys of labels (prediction ids, rows of them, keys), however often corrected.
-        unmatched: keys that no row of the whole log has; None if only a part of it was read.
-    """
+    """Counts of labels: `rows` of the time range with a label, distinct keys of labels (`names`), and keys that no row
+    of the whole log has (`unmatched`; None if only a part of it was read)."""
 
     rows: int = 0
     names: int = 0
@@ -74,10 +63,10 @@ class LogStats:
         rows: distinct rows of the time range, without those of shadows.
         failed_rows: rows of requests that got no answer, which no other count includes.
         first, last: event times of rows, those of shadows too; None if there are none.
-        by_version / by_variant / by_hour: rows by "MODEL version N", by variant, and by the hour's start.
+        by_version, by_variant, by_hour: rows by "MODEL version N", by variant, and by the hour's start.
         files, size: of the whole log, size in bytes.
         account: None if no agent has written a watermark for the endpoint.
-        unreadable: files that cannot be understood and are in no count, and why.
+        unreadable: malformed files, which are in no count, and the reasons.
     """
 
     endpoint: str
@@ -97,12 +86,8 @@ class LogStats:
 
 
 def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) -> LogStats:
-    """Count the rows of an endpoint, or those of a time range.
-
-    Raises:
-        NotFound: nothing is known of the endpoint; the message names those that have rows.
-        OnnxserveError: the log is down.
-    """
+    """Count the rows of an endpoint, or those of a time range. Raises NotFound for an unknown endpoint (the message
+    names those that have rows), and OnnxserveError if the log is down."""
     account = _agent_counts(log, endpoint)
     if account is None and endpoint not in log.failures.endpoints():  # of which all rows may be lost
         require_endpoint(log, endpoint)
@@ -135,8 +120,6 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
 
 @dataclass
 class _RowCounts:
-    """Counts of rows, table by table."""
-
     by_version: Counter[str] = field(default_factory=Counter)
     by_variant: Counter[str] = field(default_factory=Counter)
     by_hour: Counter[datetime] = field(default_factory=Counter)
@@ -187,19 +170,16 @@ def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
 
 @dataclass(frozen=True)
 class Watermark:
-    """The last watermark of one agent.
+    """The last watermark of one agent. No count includes rows of shadows.
 
     Attributes:
         agent: its name, the same after a restart.
         endpoints: the endpoints that its server serves, or has served.
         complete_until: every row that was answered before this moment is in the log, unless it was dropped.
-        written_at: when the watermark was written.
-        ended: the server was shut down and all that it captured is in the log: there is nothing to wait for.
-        answered_rows: by endpoint, rows that were answered, captured or not.
-        captured_rows: answered rows that are in the log, or on their way to it. The rest was left out as the spec says
-            (`capture.fraction`, `capture.max_rows_per_request`), or is in `dropped_rows`.
+        ended: the server was shut down and all that it captured is in the log.
+        captured_rows: answered rows that are in the log, or on their way to it. The spec (`capture.fraction`,
+            `capture.max_rows_per_request`) leaves the others out, unless they are in `dropped_rows`.
         dropped_rows: rows that should have been captured and were not, or that were lost on the way to the log.
-        shipped_rows: rows that are in the log. No count includes rows of shadows.
     """
 
     agent: str

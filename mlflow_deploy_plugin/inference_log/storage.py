@@ -1,7 +1,5 @@
-"""Storage of the inference log: its location (a folder or a bucket behind an S3 API), its files, and writing them.
-
-A file is seen in full or not at all, whatever happens to its writer.
-"""
+"""Storage of the inference log: its location (a folder or a bucket behind an S3 API), its files, and writing them. A
+file is seen in full or not at all."""
 
 import io
 import os
@@ -41,13 +39,8 @@ _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 
 @dataclass(frozen=True)
 class LogLocation:
-    """A file system and the log's root on it.
-
-    Attributes:
-        shown: the log's name in messages.
-        is_local: files can be renamed into place; an object store shows an object only once it is whole.
-        endpoint, region: of the S3 API; an endpoint of None is Amazon's.
-    """
+    """A file system and the log's `root` on it; messages name it as `shown`. If it `is_local`, files can be renamed
+    into place; an object store shows an object only once it is whole. `endpoint` of the S3 API: None is Amazon's."""
 
     filesystem: fs.FileSystem
     root: str
@@ -79,11 +72,8 @@ class LogFile:
 
 
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
-    """Return the log, or other files, at a folder, a file:// or an s3:// URI; messages name it as `setting`.
-
-    `AWS_ENDPOINT_URL` names an S3 API other than Amazon's, as for boto3 and so for MLflow's own artifacts. Raises
-    InvalidConfig for any other URI, without the parts of the URI that may hold a secret.
-    """
+    """Return the log, or other files, at a folder, a file:// or an s3:// URI; messages name it as `setting`. As for
+    boto3, `AWS_ENDPOINT_URL` names another S3 API than Amazon's. Raises InvalidConfig, without secrets, for others."""
     if log_uri.startswith("/") or ":" not in log_uri:  # a folder, whatever its name contains
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     try:
@@ -114,10 +104,8 @@ def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
 def iter_hours(
     location: LogLocation, endpoint: str, window: Window | None = None, newest_first: bool = False
 ) -> Iterator[Hour]:
-    """Yield the hours that have rows, ascending; with a window, the hours that overlap it.
-
-    A day is listed when it is reached: in a bucket each costs a round trip.
-    """
+    """Yield the hours that have rows, ascending; with a window, the hours that overlap it. A day is listed when it is
+    reached, because each listing costs a round trip in a bucket."""
 
     def overlaps(start: datetime, length: timedelta) -> bool:
         return window is None or (start < window.end and start + length > window.start)
@@ -170,11 +158,8 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
 
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:
-    """Write what an open file holds as `name` below the root of a bucket; raises as `write_file`.
-
-    boto3 does it, since Arrow's own writer knows no server-side encryption, which a bucket's policy may demand of every
-    object (https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html).
-    """
+    """Write the content of an open file as `name` below the root of a bucket; raises as `write_file`. boto3 does it,
+    because Arrow's writer has no server-side encryption, which a bucket's policy may demand (API_PutObject)."""
     encryption = load_settings().log_sse  # empty leaves it to the bucket
     arguments = {"ServerSideEncryption": encryption} if encryption else {}
     if encryption.startswith(_KMS + ":"):
@@ -196,13 +181,8 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
 
 
 def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer, is_new: bool = False) -> None:
-    """Write `content` as `name` below the log's root, in place of a file of that name.
-
-    Raises:
-        FileExistsError: with `is_new`, the bucket has an object of that name, perhaps since this moment.
-        OSError: the log does not take it.
-        NotInstalled: the log is in a bucket, and boto3 is not installed.
-    """
+    """Write `content` as `name` below the log's root, in place of a file of that name. Raises FileExistsError if
+    `is_new` and the bucket has such an object, OSError if the log cannot be written, and NotInstalled without boto3."""
     if location.is_local:
         write_atomically(Path(location.root, name), content)
     else:
@@ -210,17 +190,14 @@ def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer, is_
 
 
 def encode_parquet(table: pa.Table) -> pa.Buffer:
-    """Return the content of a file of the log."""
     content = pa.BufferOutputStream()
     pq.write_table(table, content, **parquet_options(table.schema))
     return content.getvalue()
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, object]:
-    """Return the options of Parquet's writer for a file of the log.
-
-    They take a quarter of the time of Arrow's defaults, and a third less room. Only strings that repeat have a
-    dictionary, since numbers and ids hardly do; only the time, by which readers choose, has statistics.
+    """Return the options of Parquet's writer for a file of the log: a quarter of the time of Arrow's defaults, and a
+    third less room. Only strings that repeat have a dictionary; only the time, by which readers choose, has statistics.
     """
     ascending = [name for name in (EVENT_TIME, "_received_time", "_offset") if name in schema.names]
     return {

@@ -1,9 +1,5 @@
-"""Tables of the log: different schemas united, lists reduced to numbers, and rows distinguished by their identity.
-
-The files of one log have different columns, because versions of a model and of this package do. The identity of a row
-in the log is (`_segment`, `_offset`, `_row`). Its hash finds duplicates, and selects a sample that is the same each
-time.
-"""
+"""Tables of the log: different schemas united, lists reduced to numbers, and rows distinguished by their identity,
+which is (`_segment`, `_offset`, `_row`). Its hash finds duplicates, and selects a sample that is the same each time."""
 
 import hashlib
 import json
@@ -24,11 +20,8 @@ IDENTITY = ("_segment", "_offset", "_row")
 
 
 def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Return every column that one of the schemas has.
-
-    Numbers of two types take the wider one, and a boolean beside a number becomes 1 or 0. Other differing types become
-    text. Whole numbers beside fractions are float64, in which they are exact up to 2**53.
-    """
+    """Return every column that one of the schemas has. Numbers of two types take the wider one, and a boolean beside a
+    number becomes 1 or 0. Whole numbers beside fractions are float64, exact up to 2**53. Other types become text."""
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for field in schema:
@@ -57,7 +50,6 @@ def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return the rows of all tables, whose schemas may differ."""
     if all(table.schema == tables[0].schema for table in tables):
         return pa.concat_tables(tables)
     schema = unify_schemas(table.schema for table in tables)
@@ -69,13 +61,9 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
 
     A short vector (a list in Parquet) becomes its components: `probabilities.0`, `probabilities.1`. A long one or a
     tensor becomes the mean and the spread of each row, `image.mean` and `image.std`, and its projections on eight
-    random directions, `image.projection.0`, which show another pattern of the same mean and spread (Johnson and
-    Lindenstrauss; with signs as directions: Achlioptas, PODS 2001). The rows of a tensor are large; a log is reduced by
-    this while it is read.
-
-    Args:
-        known: columns that are expected, so that the result does not depend on which rows the table has. `x.mean` asks
-            for mean, spread and projections, `x.0`, `x.1` for at least these components.
+    random directions, `image.projection.0` (Johnson and Lindenstrauss; with signs as directions: Achlioptas, PODS
+    2001). Columns in `known` are always made, so that the result does not depend on the table's rows: `x.mean` asks for
+    mean, spread and projections, `x.0`, `x.1` for at least these components.
     """
     for name in table.column_names:
         column = table.column(name)
@@ -92,7 +80,7 @@ def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
 
 
 def _boolean_as(kind: pa.DataType, other: pa.DataType) -> pa.DataType:
-    """Return the other type for a boolean beside a number, which has room for it; else the type itself."""
+    """If one type is boolean and the other is numeric, return the numeric type. Otherwise return the type unchanged."""
     if pa.types.is_list(kind) and pa.types.is_list(other):
         return pa.list_(_boolean_as(kind.value_type, other.value_type))
     is_number = pa.types.is_integer(other) or pa.types.is_floating(other)
@@ -178,11 +166,8 @@ class Deduplicator:
 
 
 class Sample:
-    """At most `bound` distinct rows: of more rows, those with the smallest hashes.
-
-    Duplicates have equal hashes, so they are dropped whatever the order of the files is (bottom-k sampling: Cohen and
-    Kaplan, PODC 2007).
-    """
+    """At most `bound` distinct rows: of more rows, those with the smallest hashes. Duplicates have equal hashes, so
+    they are dropped in any order of the files (bottom-k sampling: Cohen and Kaplan, PODC 2007)."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -274,10 +259,7 @@ def combine_hashes(hashes: Array, values: Array) -> Array:
 
 
 def splitmix64(values: Array) -> Array:
-    """Return [N] uint64, of which every bit depends on every bit of the value (Steele, Lea, Flood: OOPSLA 2014).
-
-    Arithmetic is modulo 2^64.
-    """
+    """Return [N] uint64; every bit depends on every bit of the value (Steele, Lea, Flood: OOPSLA 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -46,12 +46,8 @@ class Window:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """Half-open intervals of two clocks; a row lies in both.
-
-    Attributes:
-        start, end: event time, the clock of the traffic.
-        received_from, received_until: when the server got the request, by the wall clock.
-    """
+    """Half-open intervals of two clocks; a row lies in both: event time (`start`, `end`), and the wall clock of the
+    server when it got the request (`received_from`, `received_until`)."""
 
     start: datetime = _FIRST
     end: datetime = _LAST
@@ -98,14 +94,9 @@ def window_at(time_us: int, every: str) -> Window:
 
 
 def parse_time_range(since: str | None, until: str | None, now: datetime) -> TimeRange:
-    """Parse `--since` and `--until`, whose end is excluded.
-
-    `--since 1h` selects the rows received in the last hour, `--since 2013-07-01` event times from then on, and
-    `--since 2013-07-01/1d` the event times of that window.
-
-    Raises:
-        InvalidConfig: one of them cannot be read, or nothing can lie between them.
-    """
+    """Parse `--since` and `--until`, whose end is excluded. `--since 1h` selects the rows received in the last hour,
+    `--since 2013-07-01` event times from then on, and `--since 2013-07-01/1d` the event times of that window. Raises
+    InvalidConfig if one of them cannot be read, or nothing can lie between them."""
     found = TimeRange()
     if since is not None:
         if is_duration(since):
