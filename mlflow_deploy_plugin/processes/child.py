@@ -1,17 +1,13 @@
 """A child process and the group that it leads, seen from its parent and from within.
 
-A child leads a process group (or a session) of its own. So a signal of the terminal reaches the parent alone, and the
-child can be ended with everything that it has started. It learns of the end of its parent in two ways:
+A child leads a process group (or a session), so that a signal of the terminal reaches only the parent, and the child is
+ended with everything that it has started. It notices the end of its parent in two ways. It reads from a socket that
+only the parent holds (`requests_of_parent`); this needs the GIL in the child. Or the kernel sends it a signal
+(`die_with_parent`). PR_SET_PDEATHSIG belongs to the *thread* that started the child, so use it only if that thread
+lives as long as the child is needed. On macOS a small process watches the parent.
 
-- It reads from a socket that only the parent holds (`requests_of_parent`). This works for a parent that ends in any
-  way, and needs the GIL in the child.
-- The kernel sends it a signal (`die_with_parent`). PR_SET_PDEATHSIG belongs to the *thread* that started the child: if
-  that thread ends, the child dies, though the parent's process lives on. Use it only if the thread lives as long as the
-  child is wanted. Where the kernel cannot (macOS), a small process watches the parent.
-
-`SupervisedChildren` are the children of a process with one thread, which waits for signals and reaps everything itself.
-It becomes the parent of the workers of a killed gunicorn (PR_SET_CHILD_SUBREAPER), and knows them by their process
-group; on macOS process 1 reaps them. A `Child` reaps itself, and cannot be used beside them.
+`SupervisedChildren` are the children of a process with one thread that reaps everything itself, including the workers
+of a killed gunicorn (PR_SET_CHILD_SUBREAPER). A `Child` reaps itself, and cannot be used beside them.
 """
 
 import contextlib
@@ -40,7 +36,7 @@ _STABLE_SECONDS = 60.0
 """A child that has run for longer does not count as one that crashes again and again."""
 _LONGEST_RESTART_SECONDS = 30.0
 _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
-"""Without it macOS kills what a child forks (gunicorn's workers) as soon as a library in it uses Objective-C."""
+"""Without it macOS kills the forks of a child (gunicorn's workers) as soon as a library in it uses Objective-C."""
 _prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
 
 Request = TypeVar("Request")
@@ -51,13 +47,12 @@ Output = int | IO[bytes] | None
 class Child:
     """A process of `command` that leads a process group of its own. Any thread may call its methods.
 
-    Its group gets no signal after the child is reaped. Until then no other process can have the id of a group with
-    members (fork(2)); later the id may belong to a stranger.
+    Its group gets no signal after the child is reaped: only until then is the group's id reserved (fork(2)).
 
     Args:
         environment: all of its variables; None: those of the parent.
         own_session: the child leads a session too, and so outlives the terminal of the parent.
-        kills_group: when the child has ended by itself, all that it has started is killed.
+        kills_group: when the child has ended by itself, everything that it has started is killed.
 
     Attributes:
         started_at: in `time.monotonic()`.
@@ -94,7 +89,6 @@ class Child:
         self.exit_status: int | None = None
 
     def kill(self) -> None:
-        """Kill the child and everything it has started, unless it has ended."""
         with self._lock:
             if self.exit_status is None:
                 signal_group(self.pid, signal.SIGKILL)
@@ -148,10 +142,8 @@ class Crashes:
     in_a_row: int = 0
 
     def add(self, started_at: float | None) -> float:
-        """Count one, and return the seconds to wait before the next start: 1, twice as long each time, at most 30.
-
-        After a run of a minute since `started_at` (monotonic; None: it did not start), the count begins again.
-        """
+        """Count a crash, and return the seconds to wait before the next start: 1, twice as long each time, at most 30.
+        After a run of a minute since `started_at` (monotonic; None: it did not start), the count begins again."""
         is_stable = started_at is not None and time.monotonic() - started_at > _STABLE_SECONDS
         self.in_a_row = 1 if is_stable else self.in_a_row + 1
         return backoff_seconds(self.in_a_row, _LONGEST_RESTART_SECONDS)
@@ -195,10 +187,8 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """Have this process get a signal when the thread that started it ends; on macOS, when its parent does.
-
-    If the process with the id `parent` has ended already, this process exits at once.
-    """
+    """Have this process get a signal when the thread that started it ends; on macOS, when its parent does. If the
+    process `parent` has ended already, this process exits at once."""
     if _prctl is None:
         _signal_after(os.getppid() if parent is None else parent, number)
     else:
@@ -208,10 +198,8 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
 
 
 def _signal_after(parent: int, number: int) -> None:
-    """Fork a process that sends this one a signal when the parent has ended. It ends with either.
-
-    A thread cannot do that: gunicorn's master must have none when it forks, and other commands do not run our code.
-    """
+    """Fork a process that sends this one a signal when the parent has ended. It ends with either. A thread is not
+    possible: gunicorn's master must have none when it forks, and other commands do not run our code."""
     import psutil  # only where the kernel does not do it
 
     watched = os.getpid()
@@ -220,7 +208,7 @@ def _signal_after(parent: int, number: int) -> None:
     try:
         os.setpgid(0, 0)  # leaves the group that is waited for
         os.closerange(0, _MOST_FILES)  # keeps no pipe open
-        # a parent that nobody has reaped still has its id, but no children
+        # A parent that is not reaped yet still has its id, but no children.
         while psutil.Process(watched).ppid() == parent:
             time.sleep(_WATCH_SECONDS)
         if os.getppid() == watched:
@@ -230,15 +218,9 @@ def _signal_after(parent: int, number: int) -> None:
 
 
 def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float = 0.0) -> Iterator[Request]:
-    """Return an iterator over the requests of the parent.
-
-    A thread reads them from now on. When the parent has gone, the thread ends this process and everything that it has
-    started, also while a request is computed.
-
-    Args:
-        receive: blocks until the next request; returns None or raises if the parent has gone.
-        end_seconds: the time in which the process may end by itself before. The iterator ends then.
-    """
+    """Return an iterator over the requests of the parent, which a thread reads. When the parent has gone, the iterator
+    ends. After `end_seconds` the thread ends this process and everything it has started, also during a request.
+    `receive` blocks until the next request, and returns None or raises if the parent has gone."""
     requests: queue.Queue[Request | None] = queue.Queue(1)
 
     def read() -> None:
@@ -258,11 +240,9 @@ def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float
 
 @contextlib.contextmanager
 def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
-    """Keep the signals that a supervisor waits for. Raises OSError if this process has too many files open.
-
-    Yield a function that waits for a signal, at most so many seconds, and returns its number or None. Call this in the
-    main thread. SIGHUP is left alone if it is ignored (nohup).
-    """
+    """Keep the signals that a supervisor waits for, and yield a function that waits at most so many seconds for a
+    signal and returns its number or None. Call this in the main thread. An ignored SIGHUP (nohup) stays ignored. Raises
+    OSError if this process has too many files open."""
     numbers = {signal.SIGCHLD, *_ending_signals()}
     arrived: set[int] = set()
     receiver, sender = socket.socketpair()
@@ -297,9 +277,8 @@ def _ending_signals() -> set[signal.Signals]:
 def end_on_signals(ended: threading.Event) -> None:
     """Set the event when the first SIGTERM or SIGINT comes, and ignore later ones. Call it in the main thread.
 
-    The handler must not set the event itself: it would wait forever if the main thread holds the event's lock just
-    then, as in `wait` or in another handler. Two signals in a row are usual: a parent with threads dies thread by
-    thread, and each thread sends the signal of `die_with_parent`.
+    The handler must not set the event itself: it would deadlock if the main thread holds the event's lock. Two signals
+    in a row are usual, because each thread of a dying parent sends the signal of `die_with_parent`.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
 
@@ -333,8 +312,6 @@ class SupervisedChild:
 
 
 class SupervisedChildren:
-    """All children that were started here."""
-
     def __init__(self) -> None:
         self._running: dict[int, SupervisedChild] = {}
 

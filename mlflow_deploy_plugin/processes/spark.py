@@ -19,20 +19,16 @@ _ALONE = {
     "spark.driver.host": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    # our tasks keep rows out of Java, and compiling it for them took half of a small batch's CPU
+    # Our tasks keep rows out of Java; compiling Java code for them took half of a small batch's CPU time.
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
 }
 NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: name a master, as spark://host:7077"
 
 
 def spark_session(master: str | None = None) -> "SparkSession":
-    """Return the current session, or a new one. Errors are as in `spark_context`.
-
-    Args:
-        master: None for the master of `spark-submit`, spark-defaults.conf or the environment (SPARK_HOME,
-            SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER), else this machine, which then listens on
-            127.0.0.1 only.
-    """
+    """Return the current session, or a new one. Without a master, that of `spark-submit`, spark-defaults.conf or the
+    environment (SPARK_HOME, SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER) is used, otherwise this machine,
+    which then listens on 127.0.0.1 only. Raises as `spark_context`."""
     with _starting():
         from pyspark.sql import SparkSession  # an extra, and a second to import
 
@@ -43,13 +39,9 @@ def spark_session(master: str | None = None) -> "SparkSession":
 
 
 def spark_context() -> "SparkContext":
-    """Return the current context, or a new one with the master of `spark_session`; it starts in half the time.
-
-    Raises:
-        InvalidConfig: Spark Connect is configured, which has no context.
-        NotInstalled: pyspark is not installed.
-        OnnxserveError: Spark does not start: no Java, or no such master.
-    """
+    """Return the current context, or a new one with the master of `spark_session`; it starts in half the time. Raises
+    InvalidConfig for Spark Connect (it has no context), NotInstalled without pyspark, and OnnxserveError if Spark does
+    not start (no Java, or no such master)."""
     if any(os.environ.get(name) for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")):
         raise InvalidConfig(NO_CONNECT)
     with _starting():

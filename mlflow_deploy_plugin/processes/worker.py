@@ -1,8 +1,6 @@
-"""Workers: processes that call functions, so that one that hangs, crashes or leaks harms nobody else.
-
-`python -m mlflow_deploy_plugin.processes.worker DESCRIPTOR` is the worker's own side. Unlike multiprocessing's spawn,
-it does not import the parent's main module again, so that a script without `if __name__ == "__main__"` may use it.
-"""
+"""Workers: processes that call functions, so that one that hangs, crashes or leaks harms nothing else. Unlike
+multiprocessing's spawn, a worker does not import the parent's main module again, so that a script without `if __name__
+== "__main__"` may use it."""
 
 import contextlib
 import logging
@@ -42,7 +40,7 @@ class Worker:
     Args:
         prepare: a function of a module, called in the new process before anything else.
         max_calls: the process is replaced after so many calls, which frees the memory that it has leaked.
-        kept_errors: the errors that reach the caller as the class that the function raised.
+        kept_errors: the errors that reach the caller as the class that the function raised; others as OnnxserveError.
         stderr: the error output of the process; its standard output goes there, too.
     """
 
@@ -68,7 +66,7 @@ class Worker:
         """Return the result of `function`, a function of a module; arguments and result are pickled.
 
         Raises:
-            OnnxserveError: the function raised. Its class is that of the error only for `kept_errors`.
+            OnnxserveError: the function raised an error that is not in `kept_errors`.
             DeadlineExceeded: it took longer than `seconds`, and the process was killed.
             ProcessCrashed: the process ended by itself, was killed for its memory, or cannot be started.
             ProcessEnded: `end` was called.
@@ -107,7 +105,6 @@ class Worker:
         self._kill()
 
     def _connect(self) -> Connection:
-        """Return the connection to the process, which is started if there is none."""
         with self._lock:
             if self._is_ended:
                 raise ProcessEnded("its process was ended on purpose")
@@ -163,7 +160,6 @@ class WorkerPool:
             self._free.put(worker)
 
     def end(self) -> None:
-        """End all processes for good, also those that compute."""
         for worker in self._workers:
             worker.end()
 

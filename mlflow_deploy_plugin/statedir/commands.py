@@ -1,8 +1,7 @@
 """The commands of model control as files, and the errors in their answers.
 
-A worker leaves a command for the agent, which answers it. Files are named by the time they were made, so that commands
-are executed in order. The worker removes both files; the agent removes the files of workers that have died. All times
-are read from the machine's monotonic clock, which all its processes share.
+Files are named by the time they were made, on the machine's monotonic clock, so that commands are executed in order.
+The worker that left a command removes both files; the agent removes the files of workers that have died.
 """
 
 from pathlib import Path
@@ -22,7 +21,7 @@ MAX_WAITING = 64
 """The commands of one server that may wait at the same time."""
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
-"""The age from which on nobody waits for the answer to a command."""
+"""The age after which the answer to a command is not awaited any more."""
 _ERRORS: dict[str, type[OnnxserveError]] = {
     error.__name__: error for error in (InvalidConfig, ModelError, NotFound, NotReady, RegistryUnavailable)
 }
@@ -37,10 +36,8 @@ def command_answer(error: OnnxserveError | None) -> CommandAnswer:
 
 
 def command_error(answer: CommandAnswer) -> OnnxserveError | None:
-    """Reverse `command_answer`."""
     return _ERRORS.get(answer.kind, OnnxserveError)(answer.error) if answer.error else None
 
 
 def command_files(state_dir: Path) -> list[Path]:
-    """Return the files of the waiting commands, oldest first."""
     return sorted((state_dir / COMMANDS).glob("[!.]*.json"))

@@ -39,7 +39,7 @@ def write_state(path: Path, state: State) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file in one step, with its folder. Raises OSError on a full disk; the old content stays then."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # not the process id: containers that share a volume have the same ones
+    # A process id is not unique: containers that share a volume have the same ids.
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     try:
         temporary.write_bytes(content)
@@ -50,16 +50,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def assert_state(path: Path, state: State) -> bool:
-    """Write the state unless the file holds it, and return True if it was written."""
     return assert_content(path, state.model_dump_json().encode())
 
 
 def assert_content(path: Path, content: bytes) -> bool:
-    """Write the content unless the file holds it, and return True if it was written.
-
-    The owner of a file calls this at every poll, so that a file that was lost, damaged or made unreadable comes back.
-    Raises OSError as `write_atomically`.
-    """
+    """Write the content unless the file holds it, and return True if it was written. The owner of a file calls this at
+    every poll, so that a lost or damaged file comes back. Raises OSError as `write_atomically`."""
     try:
         if path.read_bytes() == content:
             return False
@@ -94,11 +90,8 @@ def make_local_key(state_dir: Path) -> None:
 
 
 def read_or_make_secret(path: Path, content: bytes) -> bytes:
-    """Return the secret in the file. If there is no file, write `content` into one that only this user can read.
-
-    If several processes call this at once, one writes the file, and all return the same secret.
-    Raises OSError if the file cannot be read or written.
-    """
+    """Return the secret in the file, which only this user can read. If there is no file, write `content` into it. If
+    several processes call this at once, one writes. Raises OSError if the file cannot be read or written."""
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
@@ -164,10 +157,8 @@ def is_alive(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class FileCache:
-    """A folder of files, each named by a digest of all that it depends on. The least recently used are deleted.
-
-    The folder has each file whole or not at all.
-    """
+    """A folder of files, each named by a digest of all that it depends on. It has each file whole or not at all, and
+    deletes the least recently used ones."""
 
     folder: Path
     suffix: str
@@ -206,10 +197,8 @@ class FileCache:
 
 @contextmanager
 def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
-    """Wait for the lock between processes of this machine (flock) and hold it. It ends with the process.
-
-    Raises BlockingIOError if another process holds it for so many seconds (None: wait as long as it takes).
-    """
+    """Wait for the lock between processes of this machine (flock) and hold it; it ends with the process. Raises
+    BlockingIOError if another process holds it for so many seconds (None: wait without a limit)."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)  # others' names lie beside it: `deployments/`
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
@@ -237,10 +226,8 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
 
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Yield an empty folder for the time of the block, and delete those that killed processes have left behind.
-
-    `tempfile.TemporaryDirectory` is not told of a SIGKILL. Here a lock beside each folder says that its process lives.
-    """
+    """Yield an empty folder for the time of the block. A lock beside each folder shows that its process lives; folders
+    that a SIGKILL left behind are deleted, which `tempfile.TemporaryDirectory` does not do."""
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):
         with suppress(OSError), locked(lock, 0):  # held, or another user's
@@ -255,7 +242,6 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def is_locked(path: Path) -> bool:
-    """Return True if some process holds the lock at this moment."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -271,12 +257,8 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def claim_state_dir(state_dir: Path) -> Iterator[Path]:
-    """Hold the state folder for one server, and yield it; the kernel releases it however the process ends.
-
-    Raises:
-        AlreadyExists: a server runs in it.
-        InvalidConfig: it cannot be written, or the disk is full.
-    """
+    """Hold the state folder for one server, and yield it; the kernel releases it when the process ends. Raises
+    AlreadyExists if a server runs in it, and InvalidConfig if it cannot be written."""
     try:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # captured rows lie in it
         with ExitStack() as held:
@@ -293,10 +275,8 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def claim_free_state_dir(folder: Path) -> Iterator[Path]:
-    """Hold this state folder for one server, or the first free one of `FOLDER.2`, `FOLDER.3` and so on.
-
-    Raises AlreadyExists if a hundred servers run already, and InvalidConfig as `claim_state_dir`.
-    """
+    """Hold this state folder for one server, or the first free one of `FOLDER.2`, `FOLDER.3` and so on. Raises
+    AlreadyExists if a hundred servers run already, and InvalidConfig as `claim_state_dir`."""
     with ExitStack() as held:
         for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
             candidate = folder if number == 1 else folder.with_name(f"{folder.name}.{number}")

@@ -1,19 +1,15 @@
-"""The history of a server: what its workers have counted in each interval of the last hour and of the last day.
+"""The history of a server: what its workers have counted in each interval of the last hour and day, for the console.
 
     history/hour.jsonl      agent → workers     10 s a line, 360 of them
     history/day.jsonl       agent → workers     5 min a line, 288 of them
-
-The console draws it. The agent writes it, so that it takes no time of requests. It needs no Prometheus, and no MLflow.
-A line holds what was added since the line before. So lines can be left out or added up, and a restart of the server is
-not seen as a fall. An interval in which the server did not run has no line. Explanations are counted without their
-durations, which are seconds.
 
     {"at": 1700000000.0, "seconds": 10.0, "requests": [[endpoint, variant, model, version, status, number], …],
      "durations": [[endpoint, variant, model, version, {"0.005": number, …}], …], "rows": {endpoint: number},
      "labels": number}
 
-`at` is the interval's end by the wall clock, `seconds` its length by the monotonic one. A bucket's number is its own,
-without those of the buckets below it.
+A line holds the increments of its interval, so lines can be added up, and a restart is not seen as a fall. `at` is the
+interval's end by the wall clock, `seconds` its length by the monotonic one. A bucket's number excludes the buckets
+below it. Explanations have no durations. An interval in which the server did not run has no line.
 """
 
 import logging
@@ -35,7 +31,6 @@ _log = logging.getLogger(__name__)
 Span = Literal["hour", "day"]
 SPANS: tuple[Span, ...] = get_args(Span)
 HISTORY = "history"
-"""The folder in the state folder."""
 HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
 """The seconds of a line, and how many lines are kept."""
 _EXPLANATIONS = "explain"

@@ -1,12 +1,9 @@
-"""The metrics of all workers: kept in files that are mapped into memory, added up, written as text for Prometheus.
+"""The metrics of all workers: kept in files that are mapped into memory, added up, and written as text for Prometheus.
 
 A file holds the number of bytes in use, then entries: the length of the key, the number of cells, the key, and the
 cells, which are doubles. The key is JSON: kind, name, help text and bounds of the metric, and the labels. A counter and
-a gauge have one cell, a histogram has the sum and its buckets. A worker counts by adding to cells of a `memoryview`;
-one lock serves all values of a request.
-
-The page adds up the cells of equal keys of all files. prometheus_client's multi-process mode has an entry for each
-bucket, and makes several objects of each: with 200 endpoints and 2 workers that holds the interpreter far longer.
+a gauge have one cell, a histogram has the sum and its buckets. prometheus_client's multi-process mode is not used,
+because it makes several objects per bucket, which holds the interpreter far longer.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -41,8 +38,7 @@ _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ENTRIES_AT_ONCE, _SERIES_AT_ONCE = 500, 60
 _PAUSE_SECONDS = 1e-4
-"""A sleep after half a millisecond's work hands the interpreter over at once. A thread that computes keeps it for 5 ms
-each time that another wants it (`sys.getswitchinterval`)."""
+"""A sleep releases the interpreter at once; a thread that computes keeps it for 5 ms (`sys.getswitchinterval`)."""
 _STEP_BYTES = 64 * 1024
 _SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
@@ -50,7 +46,6 @@ _HEADER, _ENTRY = struct.Struct("<i4x"), struct.Struct("<ii")  # bytes in use; b
 _LOST_CELLS = 64
 REQUESTS, REQUEST_DURATION = "onnxserve_requests", "onnxserve_request_duration_seconds"
 CAPTURE_ROWS, FEEDBACK_LABELS = "onnxserve_capture_rows", "onnxserve_feedback_labels"
-"""Names of metrics that are read back here."""
 OF_VARIANT = ("endpoint", "variant", "model", "version")
 """The labels of a metric of each version that answers."""
 COUNTED = "counted.json"
@@ -62,14 +57,8 @@ Rows = Mapping[str, Mapping[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """The declaration of a metric.
-
-    Attributes:
-        name: of the family; a counter's sample is called name + "_total".
-        help: the text for Prometheus.
-        kind: a metric with bounds is a histogram.
-        bounds: of its buckets, ascending, as the label `le` spells them.
-    """
+    """The declaration of a metric. A counter's sample is called name + "_total". A metric with `bounds` is a histogram;
+    they are ascending, as the label `le` spells them."""
 
     name: str
     help: str
@@ -85,17 +74,10 @@ _LOST = {
 
 
 class MmapCounters:
-    """The values of this worker, in one file; the caller locks.
+    """The values of this worker, in one file that is locked until this object is dropped; the caller locks the values.
 
-    Values that the file has already are counted further. The file is locked until this object is dropped, or the
-    process ends.
-
-    Attributes:
-        cells: every double of the file; `cells[slot]` is the value of a slot.
-
-    Raises:
-        BlockingIOError: a worker that lives has the file.
-        OSError: there is no room for the file.
+    Values that the file has already are continued. `cells` has every double of the file; `cells[slot]` is the value of
+    a slot. Raises BlockingIOError if a live worker has the file, and OSError if there is no room for it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -114,10 +96,8 @@ class MmapCounters:
         self._lost = {kind: self.slot(metric, {}) for kind, metric in _LOST.items()}
 
     def slot(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Return the slot of a label set, whose value is 0 at first. A histogram has its sum there, then its buckets.
-
-        If shared memory is full, return the slot of the lost values, so that the response does not fail.
-        """
+        """Return the slot of a label set, whose value is 0 at first; a histogram has its sum there, then its buckets.
+        If shared memory is full, return the slot of the lost values, so that the response does not fail."""
         kind = "histogram" if metric.bounds else metric.kind
         spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
         key = json.dumps([kind, metric.name, metric.help, metric.bounds, spelled], sort_keys=True).encode()
@@ -141,10 +121,8 @@ class MmapCounters:
         return slot
 
     def _grow(self) -> None:
-        """Write more of the file now: a page that finds no room later would end the worker (SIGBUS).
-
-        An earlier mapping that a thread still writes to is the same memory.
-        """
+        """Write more of the file now, because a page that finds no room later would end the worker (SIGBUS). Threads
+        may still write to an earlier mapping, which is the same memory."""
         size = self._size + _STEP_BYTES
         with open(self._file, "ab", closefd=False) as end:  # posix_fallocate(3) does it, too, but not on macOS
             end.write(bytes(size - end.tell()))
@@ -155,12 +133,8 @@ class MmapCounters:
 
 @dataclass(slots=True)
 class MetricSeries:
-    """The values of one label set.
-
-    Attributes:
-        value: the sum of the observations if it is a histogram.
-        buckets: of a histogram: each bound, ascending, and the number of observations up to it.
-    """
+    """The values of one label set. Of a histogram, `value` is the sum of the observations, and `buckets` has each
+    bound, ascending, and the number of observations up to it."""
 
     labels: dict[str, str]
     value: float = 0.0
@@ -173,8 +147,6 @@ class MetricSeries:
 
 @dataclass(frozen=True, slots=True)
 class MetricFamily:
-    """A metric: its kind, its help text, and its series."""
-
     name: str
     kind: MetricKind
     text: str
@@ -182,11 +154,9 @@ class MetricFamily:
 
 
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
-    """Return the metrics of these kinds, of all workers that have files in the folder, sorted by name.
-
-    Counters and histograms include dead workers. Gauges in the files `gauges_PID` are added up; of other gauges the
-    largest value counts. The function sleeps now and then, so that other threads can run.
-    """
+    """Return the metrics of these kinds, of all workers that have files in the folder, sorted by name. Counters and
+    histograms include dead workers. Gauges in the files `gauges_PID` are added up; of other gauges the largest value
+    counts. The function sleeps now and then, so that other threads can run."""
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)
@@ -207,7 +177,6 @@ def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> default
 
 
 def prometheus_text(families: list[MetricFamily]) -> bytes:
-    """Return the page that Prometheus scrapes."""
     lines: list[str] = []
     for family in families:
         name = family.name + "_total" if family.kind == "counter" else family.name
@@ -262,7 +231,6 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
-    """Yield the items, and sleep after so many of them."""
     for number, item in enumerate(items, 1):
         yield item
         if number % at_once == 0:
@@ -314,14 +282,9 @@ def shared_memory() -> Path | None:
 
 
 def make_metrics_folder(state_dir: Path) -> int:
-    """Make an empty folder for the metrics of a server that starts, and remove those of the last one.
-
-    The files are mapped into memory, where a write on a full disk would kill the worker (SIGBUS). So they are in shared
-    memory. The state folder links to them, so that the next server finds the files of a killed one.
-
-    Returns:
-        The descriptor of a lock on the folder: while this process or a fork has it open, no other server removes it.
-    """
+    """Make an empty folder for the metrics of a server that starts, and remove those of the last one. Return the
+    descriptor of a lock on it: while this process or a fork has it open, no other server removes the folder. The files
+    are in shared memory, because a write to a mapped file on a full disk would kill the worker (SIGBUS)."""
     remove_metrics(state_dir)
     _remove_abandoned_metrics()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=shared_memory()))
@@ -333,10 +296,8 @@ def make_metrics_folder(state_dir: Path) -> int:
 
 
 def _remove_abandoned_metrics() -> None:
-    """Remove the metrics of killed servers that no state folder links to any more.
-
-    If a state folder still links to them, its next server saves the counts first.
-    """
+    """Remove the metrics of killed servers that no state folder links to any more. If a state folder still links to
+    them, its next server saves the counts first."""
     for folder in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):
             back = (folder / _STATE).readlink() / METRICS
@@ -350,11 +311,8 @@ def _remove_abandoned_metrics() -> None:
 
 
 def remove_metrics(state_dir: Path) -> None:
-    """Remove the metrics of the state folder's last server, and save its counts of rows.
-
-    Raises:
-        OSError: the state folder cannot be written; the metrics stay.
-    """
+    """Remove the metrics of the state folder's last server, and save its counts of rows. Raises OSError if the state
+    folder cannot be written; the metrics stay."""
     link = state_dir / METRICS
     if link.is_symlink():
         save_capture_counters(state_dir)

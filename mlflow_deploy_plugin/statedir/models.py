@@ -19,8 +19,7 @@ class WantedVariant(State):
 
     Attributes:
         model_uri: the URI in the spec, such as models:/flight-delay/Production.
-        model / version: the model that the URI was resolved to. `version` is the registry's number, or the model id of
-            a model that is not registered.
+        version: the registry's number, or the model id of a model that is not registered.
         folder: the MLmodel folder on this disk, verified by the agent.
         aspects: details reported with the version: stage, run_id, parity, git_commit, …
     """
@@ -44,10 +43,8 @@ class WantedEndpoint(State):
 
 
 class Wanted(State):
-    """The endpoints that every worker is to serve. Every change increases `generation`.
-
-    A command has unloaded the endpoints in `unloaded`, and another may load them again.
-    """
+    """The endpoints that every worker is to serve. Every change increases `generation`. A command has unloaded the
+    endpoints in `unloaded`, and another may load them again."""
 
     generation: int = 0
     endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
@@ -55,10 +52,8 @@ class Wanted(State):
 
 
 class Command(State):
-    """A request to the agent to load or unload an endpoint, at a time of the machine's monotonic clock.
-
-    The actor is the name of the caller's key; empty if callers need none.
-    """
+    """A request to the agent to load or unload an endpoint, at a time of the machine's monotonic clock. The actor is
+    the name of the caller's key; empty if callers need none."""
 
     action: Literal["load", "unload"]
     endpoint: str
@@ -110,13 +105,8 @@ class ValidKeys(State):
 
 
 class LoadedVariant(State):
-    """The version that one worker serves for a variant.
-
-    Attributes:
-        version: empty if none is loaded.
-        error: why the wanted version is not loaded; empty if it is.
-        no_batch: why the graph has no batch dimension; empty if it has one, or is none.
-    """
+    """The version that one worker serves for a variant; empty if none is loaded. `error` is the reason why the wanted
+    version is not loaded, `no_batch` the reason why the graph has no batch dimension; empty without one."""
 
     version: str = ""
     error: str = ""
@@ -163,10 +153,8 @@ class ShippingState(State):
 
 
 class RefusedVersion(State):
-    """A version that the registry names for a variant and that is not served.
-
-    Its cause is gate, fetch, artifact, consent (it would run code of its own) or load.
-    """
+    """A version that the registry names for a variant and that is not served. Its cause is gate, fetch, artifact,
+    consent (it would run code of its own) or load."""
 
     endpoint: str
     variant: str
@@ -182,7 +170,7 @@ class AgentState(State):
     Attributes:
         checked_at: the end of the last poll of the registry, also of a failed one; seconds since 1970.
         looks: the number of polls that have ended since the agent's start.
-        fatal: nothing can be served: a model could not be resolved or fetched, and there is no earlier version.
+        fatal: nothing can be served: no version could be fetched, and there is no earlier version.
         keys_fetched_at: the last fetch of API keys and of an issuer's, in seconds since 1970; 0 without any.
     """
 
@@ -198,14 +186,9 @@ class AgentState(State):
 
 
 class FetchedVersion(State):
-    """A version whose verified files are on this disk, ready to be loaded.
-
-    Attributes:
-        identity: `ResolvedModel.identity` of the version; empty for one that was restored from wanted.json.
-        source: the URI or path that the files came from.
-        runs_code: True for a version without an ONNX form.
-        digest: of all its files as they were fetched; empty for a folder that is served in place.
-    """
+    """A version whose verified files, from `source`, are on this disk. `identity` is empty for a version that was
+    restored from wanted.json. `runs_code` is True for a version without an ONNX form. `digest` is that of all its files
+    as they were fetched; empty for a folder that is served in place."""
 
     model: str
     version: str
@@ -237,10 +220,8 @@ Phase = Literal["starting", "serving", "stopping"]
 
 
 class ServerState(State):
-    """The supervisor's report on itself. It writes the file once it knows its port, and removes it at an orderly end.
-
-    Gunicorn was restarted `restarts` times since `started_at`.
-    """
+    """The supervisor's report on itself, written once it knows its port and removed at an orderly end. Gunicorn was
+    restarted `restarts` times since `started_at`."""
 
     pid: int
     host: str
