@@ -17,8 +17,7 @@ from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""drift and prediction_drift have the first two, kinds with `require` the next three, data_quality all of them. Every
-kind has `not judged`."""
+"""Drift kinds have the first two, kinds with `require` the next three, data_quality all; every kind has the last."""
 ModelVersion = tuple[str, str]
 """Model and version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
@@ -28,8 +27,7 @@ EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
-"""A window in one of these states neither raises an alarm nor ends one, and neither counts in a row of alarms nor
-breaks it: the data do not say on which side the figure lies, or there was nothing to judge."""
+"""A window in one of these states neither raises nor ends an alarm, and is skipped in a row of alarms."""
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:

@@ -28,7 +28,7 @@ def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
     OnnxserveError if the log is down, and RegistryUnavailable if MLflow does not answer."""
     require_matplotlib()
     judged = KINDS[request.spec.kind](request)
-    # a column may have any name, also one of two lines
+    # A column may have any name, including one of two lines.
     found = replace(judged, reason=one_line(judged.reason), notes=tuple(map(one_line, judged.notes)))
     past = past_windows(found)
     result = add_history(found, past)

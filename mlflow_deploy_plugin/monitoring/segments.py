@@ -36,7 +36,7 @@ def find_segments(
 
 
 def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
-    """Return the values of a column with the most rows, which are judged by themselves, and notes on what is left out."""
+    """Return the values of a column with the most rows, which are judged separately, and notes on what is left out."""
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]
     notes = []

@@ -1,5 +1,5 @@
-"""Alerts in the store. A message is due if an alert begins, becomes half as bad again, continues for the repeat
-interval, or ends."""
+"""Alerts in the store. A message is due if an alert begins, becomes half as bad again, lasts the repeat interval, or
+ends."""
 
 import hashlib
 import logging

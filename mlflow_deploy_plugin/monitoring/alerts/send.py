@@ -46,8 +46,7 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "said": ("For you", "info"),
 }
 _MARKUP = re.compile(r"(?<=@)(?=\w)|(?<=<)(?=!)|(?<=\])(?=\()|(?<=:)(?=//)")
-"""The places within mentions, links and pictures of chats. Apprise escapes no markup where a channel's format is text,
-as Discord's and Mattermost's, which read Markdown all the same."""
+"""Positions within mentions, links and pictures, which Apprise does not escape (Discord, Mattermost read Markdown)."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 

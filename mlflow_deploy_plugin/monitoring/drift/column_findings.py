@@ -18,10 +18,10 @@ CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen"
 """The checks of the figures in `threshold/null.py`, in their order."""
 _SHOWN = 3
 _UNLIKELY = 1e-6
-"""A column that is constant by a chance above this, since one value is so frequent in the reference, is no drift."""
+"""A column that is constant by a chance above this, because one value is so frequent, has not drifted."""
 _FEW_WINDOWS = 19
-"""Fewer windows do not show by themselves that at most 5 % are constant: of a flag that changes every other week, three
-months seldom have a constant one, and 10 % of the months after them were called drifted. Their steps do."""
+"""Fewer windows do not show that at most 5 % are constant, but their steps do: with a flag that changes every other
+week, 10 % of the months after a reference of three months were called drifted."""
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
 """Types whose columns have a distance; without bins they are none that is asked for."""
 
@@ -56,7 +56,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
         known, usual = given.rows - given.missing, expected.arrow_type or given.expected_type
         reason = f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {usual}"
         return drift("type", reason, f"{usual} → {given.arrow_type}", given.mistyped / max(known, 1))
-    # columns without a distribution (times, binary values) have a type, too
+    # Columns without a distribution (times, binary values) also have a type.
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
     if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
         reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
@@ -228,7 +228,7 @@ class _JudgedColumn:
         frequent = len(bins.codes)
         by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
         place = int(np.argmax(np.abs(by_value[1] - by_value[0])))
-        # a few rows with new values tell more than many rows less of a frequent value
+        # A few rows with new values are more informative than many missing rows of a frequent value.
         if place == frequent or 2 * divergence[frequent:].sum() > divergence.sum():
             return self._rare_change(bins, before, *(share[frequent:] for share in shares))
         code = list(bins.codes)[place]

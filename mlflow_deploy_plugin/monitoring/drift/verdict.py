@@ -134,7 +134,7 @@ def judge_profile(
             continue
         unjudged += not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:
-            # too few rows say nothing at all, not even about the columns that they have
+            # Too few rows are not judged at all, not even for columns that are new or gone.
             return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
@@ -215,7 +215,7 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     yield f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; {measured}"
     advice = ""
     if kind.compares_with_whole:
-        # in figures of `rolling:` there is neither a week's cycle nor what changes slowly
+        # Figures of `rolling:` contain neither a weekly cycle nor slow changes.
         window = pieces.grid.length_us // 1_000_000
         lag = duration_text(_WEEK_SECONDS if _WEEK_SECONDS % window == 0 else window)
         advice = f"; reference rolling:{lag} compares a window with a recent one"
@@ -384,9 +384,7 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
     """Return the number of rows on every side of a comparison: the window's, or the median reference window's if that
     has fewer. A window's rows are rounded down to a step of 15 %, so that windows of similar size share a null
-    distribution. With `rolling:`, it is that of the smaller window of the two; fewer, if too few pairs have so many
-    rows for the rate.
-    """
+    distribution. With `rolling:`, it is that of the smaller window of the two; fewer, if the rate needs more pairs."""
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)

@@ -111,13 +111,11 @@ def estimate(
 def labels_contradict(
     truth: Array, answers: ClassPredictions, earlier: Sequence[LabelledWindow], confidence: float
 ) -> bool:
-    """Return True if labelled rows have another number of a class, or of right answers, than their probabilities
-    predict.
+    """Return True if the labels have another number of a class, or of right answers, than the probabilities predict.
 
     Either the model has changed, or labels are missing by the label itself. The margin is that of an estimate. With
     fewer than `MIN_LABELLED_WINDOWS` earlier windows, the probabilities are not corrected. `truth` is [N > 0] int64,
-    positions among the classes of the answers, which have probabilities; nearly all rows of the `earlier` windows have
-    a label.
+    indices into the classes of the answers, which have probabilities; nearly all rows of `earlier` have a label.
     """
     fitted = _calibrated(earlier)
     own = len(answers.classes) - answers.unknown

@@ -99,15 +99,14 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
 
 def judge_quality(request: WindowRequest) -> MonitorResult:
     """Judge values that are missing, of another type, unseen or out of range, and columns that come or go. Requirements
-    (`require`) are judged on all of the window's rows; where `capture.fraction` leaves some out, each share has an
-    interval."""
+    (`require`) are judged on all of the window's rows; with `capture.fraction`, each share has an interval."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
     effective_n, left_out = math.inf, 1 - request.capture.fraction
     if request.spec.requirements and left_out:
-        # requests are drawn, so the rows of one count as one; the finite population correction makes them worth more
+        # Requests are drawn, so the rows of a request count as one; the finite population correction increases that.
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
         effective_n = max(requests, 1) / left_out
@@ -121,7 +120,7 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
             checked.append(Finding(one.subject, "missing", "no drift" if is_judged else "not judged", reason))
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(one.state == "drift" for one in checked):
-        # of distributions alone
+        # Only distributions have drifted, which data quality does not judge.
         verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
     return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 
@@ -250,7 +249,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     profile = Profile(profile.rows, {name: one for name, one in profile.columns.items() if name not in excluded})
     segments: Mapping[str, tuple[DriftReference, Profile]] = {}
     if reference is not None:
-        # in another part of the log the same values have the same hashes
+        # The same values have the same hashes in another part of the log.
         hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
         segments, segment_notes = _segment_profiles(request, version, reference, hidden)
         notes += segment_notes

@@ -44,9 +44,8 @@ _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
 """The most pieces into which a window is cut to measure its autocorrelation, and the fewest rows of a piece."""
 _TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
-"""The length of a stretch in correlation times, and the fewest stretches. With four of them, intervals held the truth
-a little more often in windows of 5 correlation times. But a model that broke in the middle of a window (0.78, then 0.44
-right) passed for one that varies three times out of four; with eight, never in 200."""
+"""The length of a stretch in correlation times, and the fewest stretches. With four stretches, three of four models
+that broke in the middle of a window (0.78, then 0.44 right) were taken for varying ones; with eight, none of 200."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,8 @@ class MetricInterval:
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """The way rows were drawn. `times` is [N] in any unit (None: rows do not depend on each other). `weights` is [N] >
-    0, the number of rows that each represents (None: equal); intervals take them as known (the ratio estimator of
-    Hájek)."""
+    """The way rows were drawn. `times` is [N] in any unit (None: rows are independent). `weights` is [N] > 0, the
+    number of rows that each represents (None: equal); intervals take them as known (the ratio estimator of Hájek)."""
 
     confidence: float
     times: Array | None = None
@@ -117,7 +115,7 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
     influence = weights * (hits - part)
     effective_n = sampling.effective_n(influence) * _evenness(weights)
     if sampling.weights is not None and 0 < part < 1:
-        # where heavy rows miss more often than light ones, the variance is above what the weights alone make of it
+        # If heavy rows miss more often than light ones, the variance is larger than the weights imply.
         effective_n = min(
             effective_n, sampling.effective_n(influence) * part * (1 - part) / float(np.square(influence).mean())
         )
@@ -143,8 +141,7 @@ def wilson_interval(
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
     """Return a figure of the means of rows, [N > 0, k] float64; a resample has as many rows as they are worth. `figure`
-    maps means [.., k] to [..] and is smooth at the mean. Beyond 20,000 rows a resample is approximated by the means'
-    normal distribution."""
+    maps means [.., k] to [..] and is smooth at the mean. Beyond 20,000 rows resamples are drawn from a normal one."""
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)

@@ -36,9 +36,8 @@ _FEWEST_LIKE = 5
 _LEAST_WORTH = 30
 """The fewest independent rows that weighted ones may be worth; with fewer, single rows decide the figure."""
 _MATERIAL = 0.05
-"""Cramér's V: of half as many labels as rows a standardised difference of 0.1, below which groups count as balanced
-(Austin, Multivariate Behavioral Research 46, 2011). Of 100,000 rows a test finds far less; were that held against the
-labels, a model that becomes worse would look like labels that are missing by what they would say."""
+"""Cramér's V: with labels for half of the rows a standardised difference of 0.1, below which groups are balanced
+(Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test finds far smaller differences."""
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
@@ -49,7 +48,7 @@ _RANGES = {
     "mape": (0.0, math.inf),
     "r2": (-math.inf, 1.0),
 }
-"""Ranges of the metrics that are no shares."""
+"""Ranges of the metrics that are not shares."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,8 +41,7 @@ class ClassPredictions:
     Attributes:
         probabilities: [N, C] float64, rows sum to 1; None: the model gives none. `predicted` is [N] int64.
         classes: names as text, the model's own in ascending order before those that only labels have.
-        unknown: the number of the latter, which the model never answers. Beyond `MOST_CLASSES`, the last one stands for
-            all others.
+        unknown: the number of the latter, which the model never answers; beyond `MOST_CLASSES`, the last is the rest.
     """
 
     predicted: Array

@@ -38,8 +38,7 @@ class Predictions:
 
     Attributes:
         classified, numbers: the answers of a classifier, or [N] float64 of a regressor, NaN without an answer.
-        truth: of a classifier [N] int64, indices into its classes, -1 without a label; of a regressor [N] float64 or
-            NaN.
+        truth: of a classifier [N] int64, indices into its classes or -1; of a regressor [N] float64 or NaN.
         unusable: the number of labels that are not numbers where a number is needed.
         label_mismatch: the reason why labels and answers cannot be compared; empty: they can.
     """
@@ -182,9 +181,9 @@ def _classified(
     in_files = [name for one in given if (name := name_of(one)) is not None]
     own = _ascending({*in_files, *_seen(predicted)})
     only_labels = _ascending({*_seen(truth)} - {*own})
-    # without the classes in its files, the model may know those that it has not answered here
+    # Without classes in its files, the model may know classes that it has not answered here.
     every = [*own, *only_labels] if in_files else _ascending({*own, *only_labels})
-    # each row may have a label of its own, and each class takes room for the probability of every row
+    # Each row may have its own label, and each class takes memory for the probability of every row.
     unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
     classes = every[: len(own) + unknown] if in_files else every
     places = {name: place for place, name in enumerate(every)}
@@ -207,9 +206,7 @@ def _classified(
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
     """Return True if the labels write classes otherwise than the model: none of them is one of its classes, or some are
     not and a class that it also answers has no label. `called` and `true` are [N] int64 indices, `own` those of the
-    model's classes. Without `has_classes` in the model's files, its classes are those answered here, and a few labels
-    may have others.
-    """
+    model's classes. Without `has_classes` in the model's files, its classes are those answered here."""
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)
     if not is_foreign.any():
@@ -219,7 +216,7 @@ def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool
     if not has_classes:
         return False
     never = own[~np.isin(own, true)]
-    # of many classes some are rare, and have no label in most windows
+    # Some of many classes are rare, and have no label in most windows.
     least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
     return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
 

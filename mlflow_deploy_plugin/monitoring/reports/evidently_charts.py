@@ -66,8 +66,7 @@ class _Column:
 def draw_columns(
     result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int
 ) -> EvidentlyReport:
-    """Draw the `most` judged columns that come first among the findings; `pairs` are [N] reference and [M] window
-    values."""
+    """Draw the `most` first judged columns of the findings; `pairs` are [N] reference and [M] window values."""
     by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # of columns of the same name the first
     judged: dict[str, _Column] = {}
     for finding in result.findings:
@@ -110,7 +109,7 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
             DataDriftPreset(
                 method=_METHOD,
                 per_column_threshold={column.name: column.finding.threshold for column in columns},
-                # one drifted column is more than this share
+                # One drifted column exceeds this share.
                 drift_share=0.5 / len(columns),
             ),
             *(MissingValueCount(column=name, tests=[]) for name in incomplete),

@@ -67,7 +67,7 @@ def _with_history(result: MonitorResult, found: Finding, past: Sequence[PastWind
     known = [value for value in values if value is not None]
     if not known:
         return found
-    # in the words in which a column's check says it
+    # The words are those of a column's check.
     before = known[-_WINDOWS_BEFORE:]
     usual = float(np.median(before))
     windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
@@ -77,14 +77,13 @@ def _with_history(result: MonitorResult, found: Finding, past: Sequence[PastWind
 
 
 def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> bool | None:
-    """Return True if the finding was an alarm then; None if its state is not known. A column counts with any of its
-    checks."""
+    """Return True if the finding was an alarm then; None if that is not known. Any check of a column counts."""
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
         if state := state_in(window.figures, criterion_metric(_CRITERION[2], found, window.figures)):
             return None if state in UNDECIDED else state in ALARMS
-        # data quality has findings of the columns that break a requirement, and of no others
+        # Data quality has findings only for columns that break a requirement.
         return False if result.kind == "data_quality" and window.state not in UNDECIDED else None
     scores = {
         check: window.figures[name]
@@ -159,8 +158,8 @@ def _subject(finding: Finding) -> str:
 @dataclass(frozen=True)
 class TrendLine:
     """A figure that is drawn over the windows. An empty `threshold`: any value above 0 is an alarm, and a judged window
-    without the figure has 0. `state` is of a requirement (empty: the window's). `is_column`: a value above the
-    threshold is an alarm."""
+    without the figure has 0. `state` is a requirement's (empty: the window's). `is_column`: values above it are alarms.
+    """
 
     title: str
     value: str
@@ -223,7 +222,7 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
     words = []
     width, height = 7.2, 1.7 * len(drawn) + 0.1
     figure = Figure(figsize=(width, height), dpi=100)
-    # in inches: a layout that measures all labels takes a third of the time
+    # The sizes are in inches; a layout that measures all labels takes a third of the time.
     figure.subplots_adjust(0.65 / width, 0.4 / height, 1 - 0.3 / width, 1 - 0.4 / height, hspace=0.45)
     canvas = FigureCanvasAgg(figure)
     for panel, one in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):

@@ -1,8 +1,7 @@
 """The reference of a monitor: loaded as its spec names it, and cut into bins, windows and steps.
 
 Training rows and datasets are counted once, for all windows; a million rows take 4 s. Their counts stay in memory,
-because reading the counts of 100,000 rows from a file takes longer. References from the log use the stored profiles of
-hours.
+because reading the counts of 100,000 rows from a file takes longer. References from the log use stored profiles.
 
 `window:START/END` pins a calm part of the log. `rolling:7d` compares a window with the one a week before; earlier such
 pairs show what is normal, so no figure contains a daily or weekly cycle or a slow trend. This is seasonal differencing
@@ -157,8 +156,7 @@ def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[Log
 
 def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
     """Return the windows up to the judged one, each compared with the one a period of `rolling:` before, and notes.
-    Raises InvalidConfig if the period is shorter than a window or does not match the windows, and NotFound without
-    rows."""
+    Raises InvalidConfig if the period is shorter than a window or does not match windows, and NotFound without rows."""
     text = request.spec.reference.removeprefix("rolling:")
     lag, length, start = length_of(text), request.window.length, request.window.start
     if lag < length:

@@ -1,5 +1,4 @@
-"""The rows of a reference that are at hand, with their event times: a sample of training rows that the flavor saved, or
-a named dataset."""
+"""The rows of a reference that are at hand, with event times: the flavor's sample of training rows, or a dataset."""
 
 import hashlib
 import tempfile
@@ -75,8 +74,7 @@ def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
     """Return the reference of a version: from this disk if its server has it, otherwise from MLflow through the cache.
-    Raises NotFound for an unknown version, InvalidArtifact for a missing or unreadable reference, and
-    RegistryUnavailable."""
+    Raises NotFound for the version, InvalidArtifact for its reference, and RegistryUnavailable."""
     shown = f"model {model} version {version}"
     served = _served(state_dir, model, version)
     if served:

@@ -248,8 +248,7 @@ def count_out_of_rest(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
 ) -> dict[str, RestCounts]:
     """Return per column the counts `unseen`, `below` and `above` of each group, against the rows of all other groups.
-    `groups` is [N] int64, from 0 to count - 1; `counted` is [count] bool, the groups that are compared with (None:
-    all)."""
+    `groups` is [N] int64, from 0 to count - 1; `counted` is [count] bool, the compared groups (None: all)."""
     counted = np.ones(count, bool) if counted is None else counted
     found: dict[str, RestCounts] = {}
     for name, given in feature_columns(table, bins):

@@ -8,8 +8,7 @@ at the same false-alarm rate (`benchmarks/drift.py`): Wasserstein 98 to 100 %, J
 Text, booleans and nearly constant numbers are compared by the Jensen–Shannon distance (base 2, 0 to 1) over the most
 frequent values. Other texts are divided by length and hash into some 64 bins. No bin is reserved for values that the
 reference lacks: its own windows could never reach it, so every new value would be an alarm. New values are counted
-apart from the distance. Numbers are compared with 32 bits if the reference has fractions, since a graph may take them
-so.
+apart from the distance. Numbers are compared with 32 bits if the reference has fractions, as a graph may take them.
 """
 
 import hashlib
@@ -89,8 +88,7 @@ class CategoryBins:
     Attributes:
         kind: of the values: text, or numbers without a spread.
         known: uint64, ascending: the hashes of all values of the reference.
-        lengths: int64, ascending, in characters: the bounds of the bins of other texts; empty: these texts have one
-            bin.
+        lengths: int64, ascending, in characters: the bounds of the bins of other texts; empty: one bin.
     """
 
     codes: dict[str | float, int]
@@ -204,12 +202,11 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
-    """Return all values if they are few, otherwise those that are frequent by more than chance. Otherwise, of 500
-    equally frequent values 50 would be frequent in the reference only, and a third to a half of calm months were called
-    drifted."""
+    """Return all values if they are few, otherwise those that are frequent by more than chance. All others are rare: of
+    500 equally frequent values, 50 chosen by chance made a third to a half of calm months drift."""
     counts = Counter(values)
     are_many = len(counts) > _CATEGORIES + _RARE
-    # to sort all took a quarter of the time of a reference of ids
+    # Sorting all values took a quarter of the time of a reference of ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
     frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if are_many:

@@ -61,7 +61,7 @@ Identity = tuple[str, str]
 """Model and version."""
 Profiles = dict[Identity, Profile]
 Files = list[tuple[str, int]]
-"""Names and sizes."""
+"""Names and sizes of log files."""
 Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
@@ -296,7 +296,7 @@ def spark_window_profile(
 ) -> Profile:
     """Return `window_profile`, each day (UTC) from some machine; raise OnnxserveError that names a part that failed."""
     log = sketches.log
-    # a log's file system stays here
+    # The log's file system cannot be sent to Spark's workers.
     uri, since = log.location.shown, log.since
     endpoint, bins, key = sketches.endpoint, sketches.bins, sketches.bins_key
     days = [

@@ -3,8 +3,7 @@
 A sketch holds the histogram over frozen bins, counts of values beyond the reference, the range and the moments.
 Sketches over the same bins merge in any order: counts are added, moments follow Chan, Golub, LeVeque (COMPSTAT 1982).
 Only roundings of the moments depend on the order, and the names that are kept of more than 200 new categories. A column
-that cannot be judged has a sketch of the kind "other". Text is dictionary-encoded first, so that no loop runs over
-rows.
+that cannot be judged has a sketch of the kind "other". Text is dictionary-encoded, so no loop runs over rows.
 """
 
 import math
@@ -103,9 +102,7 @@ class ColumnSketch:
 _ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
 _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
 _FIELDS = [(one.name, getattr(_NOTHING, one.name)) for one in fields(ColumnSketch)]
-"""Field names in the order of the constructor, with the value for a column without them; shared, as nothing changes
-them.
-"""
+"""Field names in the order of the constructor, with the value for a column without them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +130,7 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
         counted = _count_column(column, frozen, groups, count, rows)
         expected = (frozen.arrow_type or frozen.kind) if frozen else ""
         given = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
-        # by position: of hours there are many, and keywords cost as much as counting does
+        # The arguments are positional: keywords cost as much as the counting of an hour.
         in_order = (given.get(key, repeat(default)) for key, default in _FIELDS)
         for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
             group[name] = ColumnSketch(*values)
@@ -162,7 +159,7 @@ def merge(profiles: Iterable[Profile]) -> Profile:
 def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     if len(parts) == 1:
         return parts[0]
-    # a file in which every value is null has the type null, and says nothing
+    # A file in which every value is null has the type null, which does not conflict with any type.
     telling = [part for part in parts if part.arrow_type != "null"] or parts
     judged: list[SketchKind] = [part.kind for part in telling if part.kind != "other"]
     types = {one for part in parts for one in part.arrow_type.split(_TYPE_SEPARATOR)}

@@ -27,11 +27,8 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
 """The smallest deviation that is used for each figure, in its own units (standard deviations or bits, shares). In a
-constant column, whose windows are all equal, the first odd row is no drift, but 1 % of odd rows is. Rows that are
-unseen or out of range hardly ever occur in calm windows, so any deviation would do. These floors ask for some 10 % of
-the rows: on flights, half or a quarter of them raised the threshold of all columns by 20 and 40 % and found no further
-day.
-"""
+constant column, 1 % of odd rows is drift. The floors for rows that are unseen or out of range require some 10 % of the
+rows: on flights, half or a quarter of them raised the threshold by 20 and 40 % and found no further day."""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
 """The p-value below which a note says that more alarms come than promised: for one in twenty calm references."""
@@ -40,9 +37,8 @@ _NAMED = 3
 
 
 class TestResult(NamedTuple):
-    """The position of a window in a null distribution, in standard deviations above the distribution's windows.
-    `scores` is [F, FIGURES], with -inf where a figure is not judged; p <= the rate if the statistic is above the
-    threshold."""
+    """The position of a window in a null distribution, in standard deviations above its windows. `scores` is [F,
+    FIGURES], with -inf where a figure is not judged; p <= the rate if the statistic is above the threshold."""
 
     scores: Array
     statistic: float
@@ -85,8 +81,7 @@ class HoldOutAlarms:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the interval of 95 % for the rate of windows that are judged by these very others (Clopper & Pearson,
-        Biometrika 26, 1934)."""
+        """Return the interval of 95 % for the rate with these judges (Clopper & Pearson, Biometrika 26, 1934)."""
         hits = self.share * self.effective_n
         low = betaincinv(hits, self.effective_n - hits + 1, 0.025) if self.alarms else 0.0
         high = betaincinv(hits + 1, self.effective_n - hits, 0.975) if self.alarms < self.windows else 1.0
@@ -175,10 +170,10 @@ class NullDistribution:
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:
-        """Test a window of the figures [F, FIGURES] at a rate of false alarms. Windows that overlap are used only if
-        contiguous windows are too few; they count as their effective number, and the threshold is their largest
-        statistic."""
-        # at least nine in ten of the distribution's windows have a figure that is judged
+        """Test a window of the figures [F, FIGURES] at a rate of false alarms. Overlapping windows are used only if
+        contiguous ones are too few; they count as their effective number, and the threshold is their largest statistic.
+        """
+        # A figure is judged only if at least nine in ten of the distribution's windows have it.
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
         disjoint = None

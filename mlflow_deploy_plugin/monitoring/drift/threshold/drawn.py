@@ -329,8 +329,7 @@ def _window_figures(
 
 def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
     """Return [draws, FIGURES] of one column, and its smallest deviations, [FIGURES]. `sides` are [draws, N] weights of
-    the rows: of the windows, of the whole reference (for the range), and of the rows that the windows are compared
-    with."""
+    the rows: of the windows, of the whole reference (for the range), and of what the windows are compared with."""
     bins = group.reference.bins[feature.name]
     codes = bins.encode(feature)
     codes = np.where(codes < 0, bins.size, codes)
@@ -389,8 +388,7 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
     """Return how many times as much windows of `size` rows vary as independent rows do, and the p-value of that.
-    `windows` and `others` are [M, G] counts; `shared` is the variance of their sum over that of independent
-    chi-squares."""
+    `windows` and `others` are [M, G] counts; `shared` is their sum's variance over that of independent chi-squares."""
     rows, beside = windows.sum(axis=1), others.sum(axis=1)
     kept = (rows >= 2) & (beside >= 2)
     windows, others, rows, beside = windows[kept], others[kept], rows[kept], beside[kept]

@@ -163,8 +163,8 @@ def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
 
 
 def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: float = math.nan) -> WindowCounts:
-    """Return windows of counts [M, K + 1] with the rows that are unseen in, or out of the range of, `others` [M, K +
-    1]. Rare categories share bins: if `others` have rare ones, the share `unseen_share` of each window's is unseen."""
+    """Return windows of counts [M, K + 1] with the rows that are new to, or out of the range of, `others` [M, K + 1].
+    Rare categories share bins: if `others` have rare ones, the share `unseen_share` of each window's is unseen."""
     known = counts[..., :-1]
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))

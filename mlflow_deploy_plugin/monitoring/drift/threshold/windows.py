@@ -45,8 +45,7 @@ _HELD_A_WINDOW = 4
 class Halves:
     """The two halves of a reference: the windows of the later one, `side_by_side` of which do not overlap, are judged
     by those of the earlier one. `earlier` and `later` are positions of windows, `pieces` those of the pieces of the
-    earlier half, which is worth `judges` independent windows. `how` is as in `HoldOutAlarms`, `starts` and `length` as
-    in `NullDistribution`.
+    earlier half, which is worth `judges` independent windows. `how`, `starts` and `length` are as in `distribution.py`.
     """
 
     earlier: Array
