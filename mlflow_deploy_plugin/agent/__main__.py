@@ -133,7 +133,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         )
         server = load_specs((state_dir / SPEC).read_text())[0].server
         record: Recorder = record_nothing
-        if server.authenticates and settings.keys_file is None:  # which is for servers without a store
+        if server.authenticates and settings.keys_file is None:  # A keys file is for servers without a store.
             record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
         fetchers: list[KeyFetcher] = []
         if server.api_keys:

@@ -90,7 +90,7 @@ class ModelCache:
                     try:
                         fetched.rename(folder)
                     except OSError:
-                        if not (folder / MLMODEL).is_file():  # else another agent was first with the same files
+                        if not (folder / MLMODEL).is_file():  # Another agent may have been first.
                             raise
                 if entry is not None:
                     write_atomically(entry, folder.name.encode())
@@ -141,7 +141,7 @@ class ModelCache:
         folder = self._models / entry.read_text()
         if not folder.is_dir() or judged not in ("", folder.name):
             return None
-        os.utime(folder)  # before a look that may take seconds: another agent may be deleting what is not used
+        os.utime(folder)  # Mark the use first: another agent may delete unused models during the check.
         if combine_hashes(hash_files(folder)) == folder.name:
             return folder
         _log.warning("%s was changed on disk; it is fetched again", folder)

@@ -69,7 +69,7 @@ class Follower:
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
         """By folder of a version: the workers that have died of it."""
-        take_load_deaths(self.state_dir)  # of an earlier server that was killed as a whole
+        take_load_deaths(self.state_dir)  # These deaths belong to an earlier server that was killed.
 
     def round(self) -> AgentState:
         """Look at everything once, write each state file that has changed or was lost, and return that of the agent.
@@ -82,7 +82,7 @@ class Follower:
             self.resolver.poll_now()
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
-        if is_first:  # without a version to serve there is nothing else to do
+        if is_first:  # Without a version, serving cannot start.
             deadline = time.monotonic() + _FIRST_POLL_SECONDS
             while pending := self.resolver.pending():
                 is_settled = all(model.is_settled for model in self.resolver.models.values())

@@ -75,7 +75,7 @@ class Shipper:
         self._failures = 0
         self._retry_at = float("-inf")
         self.state = ShippingState()
-        self._list_segments()  # what is not there yet has no row from before
+        self._list_segments()  # Later segments have no rows from before.
 
     def round(self) -> int:
         """Ship the segments that are due, and return the number of rows. A segment is due if its worker has released
@@ -102,7 +102,7 @@ class Shipper:
             if is_released(segment):
                 return True
         except OSError:
-            return True  # shipping it says why it cannot be read
+            return True  # Shipping it reports why it cannot be read.
         if size <= shipped:
             self.progress.set_complete(segment.name, moment)
             return False
@@ -144,7 +144,7 @@ class Shipper:
         moment = self._now()
         try:
             start = shipped_bytes(segment)
-            is_final = is_released(segment)  # asked before reading: what is released does not grow
+            is_final = is_released(segment)  # Check before reading: a released segment does not grow.
             size = segment.stat().st_size
             captured = read_batches(segment, start) if size > start else CapturedSegment([], [], start)
         except OSError as error:

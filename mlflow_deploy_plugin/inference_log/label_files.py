@@ -109,7 +109,7 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
         return row  # it is such an entry already
-    if kind == "csv":  # which has no other form of a missing value
+    if kind == "csv":  # CSV has no other form of a missing value.
         values = {name: None if value == "" else value for name, value in values.items()}
     label = values.get(columns.label)
     if columns.label not in values:

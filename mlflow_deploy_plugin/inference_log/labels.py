@@ -62,7 +62,7 @@ MOST_KEPT_BYTES = 32 * 2**20
 MOST_HELD_LABELS = 500_000
 """An index of more labels is sorted by so many at a time, and lies in temporary files."""
 _BATCH_ROWS = 65_536
-_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # as a CSV file has them
+_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # The texts are those of CSV files.
 _CLOCK_SKEW = timedelta(days=1)
 """Two machines' clocks differ by less: a label may seem to be earlier than its prediction, but not by more."""
 _ORDER = ("_received_time", "_segment", "_offset")

@@ -94,7 +94,7 @@ def expire(
     location = log.location
     try:
         oldest = now - keep
-    except OverflowError:  # nothing is older than the calendar
+    except OverflowError:  # No row is older than the calendar.
         return MaintenanceResult()
 
     def is_expired(start: datetime, end: datetime) -> bool:

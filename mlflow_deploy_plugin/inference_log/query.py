@@ -209,7 +209,7 @@ def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema
             projected = node["extra_info"].get("Projections", schema.names)
             columns.update([projected] if isinstance(projected, str) else projected)
     known = set(schema.names)
-    return columns if columns <= known else known, scans  # DuckDB gives names that differ in case alone new ones
+    return columns if columns <= known else known, scans  # DuckDB renames columns that differ only in case.
 
 
 def _message(text: str, schema: pa.Schema) -> str:

@@ -89,7 +89,7 @@ def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) 
     """Count the rows of an endpoint, or those of a time range. Raises NotFound for an unknown endpoint (the message
     names those that have rows), and OnnxserveError if the log is down."""
     account = _agent_counts(log, endpoint)
-    if account is None and endpoint not in log.failures.endpoints():  # of which all rows may be lost
+    if account is None and endpoint not in log.failures.endpoints():  # All of their rows may be lost.
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = log.labels(endpoint)

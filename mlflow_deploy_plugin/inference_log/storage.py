@@ -74,7 +74,7 @@ class LogFile:
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
     """Return the log, or other files, at a folder, a file:// or an s3:// URI; messages name it as `setting`. As for
     boto3, `AWS_ENDPOINT_URL` names another S3 API than Amazon's. Raises InvalidConfig, without secrets, for others."""
-    if log_uri.startswith("/") or ":" not in log_uri:  # a folder, whatever its name contains
+    if log_uri.startswith("/") or ":" not in log_uri:  # A folder may have any name.
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     try:
         parsed = urlparse(log_uri)
@@ -167,7 +167,7 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
     client, transfer, failures = _s3_client(location.endpoint, location.region)
     bucket, _, key = f"{location.root}/{name}".partition("/")
     try:
-        if is_new:  # boto3's managed upload takes no condition
+        if is_new:  # boto3's managed upload does not support conditions.
             client.put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*", **arguments)
         else:
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)

@@ -224,7 +224,7 @@ def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float
     requests: queue.Queue[Request | None] = queue.Queue(1)
 
     def read() -> None:
-        with contextlib.suppress(Exception):  # whatever it is, nothing can be read any more
+        with contextlib.suppress(Exception):  # After any error, the parent cannot be read any more.
             while (request := receive()) is not None:
                 requests.put(request)
         if end_seconds:
@@ -251,7 +251,7 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         def wait(seconds: float) -> int | None:
             if not arrived and select.select([receiver], [], [], seconds)[0]:
-                receiver.recv(_SIGNALS_AT_ONCE)  # tells only that there are signals: some may have found no room
+                receiver.recv(_SIGNALS_AT_ONCE)  # The socket may be full: it shows only that signals have come.
             if not arrived:  # the handler may be called in a moment
                 return None
             arrived.remove(number := min(arrived))  # the signals that end the supervisor come before SIGCHLD
@@ -320,7 +320,7 @@ class SupervisedChildren:
         supervisor = os.getpid()
 
         def prepare() -> None:
-            for number in _ending_signals():  # our handlers would take what comes before the program runs
+            for number in _ending_signals():  # Our handlers must not take signals before the program runs.
                 signal.signal(number, signal.SIG_DFL)
             die_with_parent(signal.SIGTERM, supervisor)
 
@@ -328,7 +328,7 @@ class SupervisedChildren:
             command,
             env={**_FORKING, **os.environ},
             pass_fds=descriptors,
-            process_group=0,  # Ctrl-C reaches the supervisor alone, which ends its children in order
+            process_group=0,  # Ctrl-C reaches only the supervisor, which ends its children in order.
             preexec_fn=prepare,  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
             stdin=subprocess.DEVNULL,
         )

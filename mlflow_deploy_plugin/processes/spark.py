@@ -64,5 +64,5 @@ def _starting() -> Iterator[None]:
         yield
     except ImportError:
         raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
-    except Exception as error:  # noqa: BLE001 - of Java, of py4j and of Spark, which share no class
+    except Exception as error:  # noqa: BLE001 - errors of Java, py4j and Spark share no class
         raise OnnxserveError(f"Spark does not start: {one_line(error, 300)}") from None

@@ -110,7 +110,7 @@ class Worker:
                 raise ProcessEnded("its process was ended on purpose")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
-                output = 2 if self._stderr is None else self._stderr  # what libraries print is not our output
+                output = 2 if self._stderr is None else self._stderr  # Libraries must not print into our output.
                 command = [sys.executable, "-P", "-m", __name__, str(theirs.fileno())]
                 try:
                     with theirs:
@@ -185,7 +185,7 @@ def _answer(request: bytes) -> bytes:
         return pickle.dumps((type(error), error.message))
     except Exception as error:  # noqa: BLE001 - the boundary: the log has it, and the parent gets it in one line
         _log.exception("a call of the parent failed")
-        text = one_line(str(error), 500) or "without a word"  # as a MemoryError
+        text = one_line(str(error), 500) or "without a word"  # A MemoryError has no text.
         return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))
 
 

@@ -115,7 +115,7 @@ def read_workers(state_dir: Path) -> list[WorkerState]:
     """Return the states of all workers that have written one; some of them may have died."""
     try:
         files = sorted((state_dir / "workers").glob("*.json"))
-    except FileNotFoundError:  # at this moment a server that starts removes what the last one has left
+    except FileNotFoundError:  # A server that starts may have removed the folder.
         return []
     return [state for file in files if (state := read_state(file, WorkerState)) is not None]
 
@@ -199,7 +199,7 @@ class FileCache:
 def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
     """Wait for the lock between processes of this machine (flock) and hold it; it ends with the process. Raises
     BlockingIOError if another process holds it for so many seconds (None: wait without a limit)."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)  # others' names lie beside it: `deployments/`
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)  # The folder is shared, such as `deployments/`.
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -260,10 +260,10 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
     """Hold the state folder for one server, and yield it; the kernel releases it when the process ends. Raises
     AlreadyExists if a server runs in it, and InvalidConfig if it cannot be written."""
     try:
-        state_dir.mkdir(0o700, parents=True, exist_ok=True)  # captured rows lie in it
+        state_dir.mkdir(0o700, parents=True, exist_ok=True)  # It contains captured rows.
         with ExitStack() as held:
-            try:  # the lock alone: a process that cannot be started is a BlockingIOError, too
-                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` holds it, too
+            try:  # This block has only the lock, because a failed fork also raises BlockingIOError.
+                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` may hold it.
             except BlockingIOError:
                 raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
             yield state_dir

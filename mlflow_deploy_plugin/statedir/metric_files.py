@@ -124,7 +124,7 @@ class MmapCounters:
         """Write more of the file now, because a page that finds no room later would end the worker (SIGBUS). Threads
         may still write to an earlier mapping, which is the same memory."""
         size = self._size + _STEP_BYTES
-        with open(self._file, "ab", closefd=False) as end:  # posix_fallocate(3) does it, too, but not on macOS
+        with open(self._file, "ab", closefd=False) as end:  # macOS has no posix_fallocate(3).
             end.write(bytes(size - end.tell()))
         self._size = size
         self._bytes = memoryview(mmap.mmap(self._file, self._size))
@@ -303,7 +303,7 @@ def _remove_abandoned_metrics() -> None:
             back = (folder / _STATE).readlink() / METRICS
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # else it lives, maybe in another container
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # A server that lives holds it.
                 if not back.is_symlink() or back.readlink() != folder:
                     shutil.rmtree(folder)
             finally:

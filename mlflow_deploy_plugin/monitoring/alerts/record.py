@@ -170,7 +170,7 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
     alarms = [finding for finding in result.findings if finding.is_alarm]
     answered = f"{result.model} version {result.version}" if result.model else "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
-    if result.reason and not alarms:  # else it is what the first of them says
+    if result.reason and not alarms:  # With alarms, the reason repeats the first alarm.
         lines.append(_short(result.reason))
     for finding in alarms[:_MOST_FINDINGS]:
         name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)

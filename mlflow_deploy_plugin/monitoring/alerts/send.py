@@ -73,7 +73,7 @@ class Channel:
 
     def send(self, title: str, body: str, kind: MessageKind) -> bool:
         """Return True if the service took the message, plain text, within seconds. Raise nothing."""
-        import apprise  # here: a third of a second, where somebody is to be told
+        import apprise  # The import takes a third of a second, so it is here.
 
         _shut_log()
         one = apprise.Apprise(asset=_asset())
@@ -84,10 +84,10 @@ class Channel:
                     body=body,
                     title=title,
                     notify_type=kind,
-                    body_format="text",  # so that names and values are no markup where a channel takes HTML
+                    body_format="text",  # HTML channels must not read names as markup.
                     timeout=_SECONDS,
                 )
-        except Exception:  # noqa: BLE001 - a plugin's failure quotes its URL, so nothing of it is passed on
+        except Exception:  # noqa: BLE001 - a plugin's error quotes its URL, so it is not passed on
             return False
         return bool(sent)
 
@@ -97,7 +97,7 @@ def read_channels(path: Path) -> list[Channel]:
     import apprise
 
     _shut_log()
-    if not os.path.isfile(path):  # False, too, if the folder cannot be read
+    if not os.path.isfile(path):  # This is also False if the folder cannot be read.
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: there is no file {path}")
     try:
         config, found = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())

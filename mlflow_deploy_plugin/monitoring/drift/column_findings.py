@@ -157,7 +157,7 @@ def judge_columns(
         for figure, check in enumerate(CHECKS):
             own = float(scores[place, figure])
             is_seen = window[place, figure] > 0 or (figure == MISSING and column.missing_before)
-            if figure != DISTANCE and not is_seen:  # a check that saw nothing is no finding
+            if figure != DISTANCE and not is_seen:  # A figure of 0 gives no finding.
                 continue
             if not np.isfinite(own):
                 reason = "too few of the reference's own windows say how large it may be"
@@ -213,7 +213,7 @@ class _JudgedColumn:
             return ""
         if isinstance(bins, OrderedBins):  # the first change that explains half of the distance
             infinite = [before.infinite_share, given.infinite_share]
-            reach = np.ptp(bins.positions) / bins.scale  # an infinite value lies in the first or last bin
+            reach = np.ptp(bins.positions) / bins.scale  # Infinite values are in an outer bin.
             if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
                 return _share_change("infinite values", *infinite)
             if not (before.finite and given.finite):

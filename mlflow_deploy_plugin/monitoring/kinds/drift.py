@@ -113,7 +113,7 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     required = [finding for one in request.spec.requirements for finding in _required(compared, one, effective_n)]
     checked = [one for one in verdict.findings if one.check in CHECKS]
     told = {one.subject for one in checked}
-    for one in verdict.findings:  # of a column that only its distribution was judged of: nothing is wrong, or why not
+    for one in verdict.findings:  # Columns of which only the distribution was judged.
         if one.subject not in told and one.check == "distribution" and not one.segment:
             is_judged = one.state != "not judged"
             reason = "nothing missing, unseen or out of range" if is_judged else one.reason
@@ -192,7 +192,7 @@ class WindowComparison:
         """Return some `_SHOWN_ROWS` rows of the version in the judged columns; of a large window, of some hours."""
         request, window, rows = self.request, self.request.window, self.profile.rows
         parts = [window]
-        if rows > READ_ROWS:  # as many of the window's hours as have about so many rows; the same ones each time
+        if rows > READ_ROWS:  # Hours with about so many rows, by a fixed seed.
             hours = request.log.hours(request.endpoint, window)
             count = min(math.ceil(len(hours) * READ_ROWS / rows), len(hours))
             chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), count, replace=False))

@@ -145,7 +145,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
-    slopes = np.ones(1)  # by how much the figure grows with each of the means
+    slopes = np.ones(1)  # The derivatives of the figure by the means.
     if len(mean) > 1:
         steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))

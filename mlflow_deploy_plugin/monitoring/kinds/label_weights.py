@@ -196,7 +196,7 @@ def _strata(propensities: Array, labelled: Array) -> Array:
         held += count
         if held >= _FEWEST_LIKE:
             place, held = place + 1, 0.0
-    if held < _FEWEST_LIKE:  # what is left over joins the one before
+    if held < _FEWEST_LIKE:  # The remaining rows join the stratum before.
         joined = np.minimum(joined, max(place - 1, 0))
     return joined[strata]
 

@@ -324,7 +324,7 @@ def _earlier_windows(request: WindowRequest) -> Iterator[Window]:
     """Yield the earlier windows of hours that have rows and whose labels should be in, the latest first."""
     length, start = request.window.length, request.window.start
     wait = length_of(request.spec.labels_within or "0s")
-    number = max(math.ceil(wait / length) - 1, 0)  # of windows between the judged one and the next that is yielded
+    number = max(math.ceil(wait / length) - 1, 0)  # windows between the judged and the next one
     for hour in request.log.walk_hours(request.endpoint, Window(EPOCH, start - number * length), newest_first=True):
         last = (start - hour.start - _TICK) // length
         for between in range(max((start - hour.end) // length, number), last + 1):

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION, as_key, as_text, only_answer_columns
 
 NO_LABEL = -1
-_LARGEST = 1e9  # of weights that are divided by their sum; beyond, it is no probability
+_LARGEST = 1e9  # the largest weight that is normalised to a probability
 _FEW_ROWS, _FEW_SHARE = 5, 0.05
 _SHOWN = 6
 _SHOWN_FILES = 3
@@ -123,7 +123,7 @@ class _Columns:
             return None
         if PREDICTION in self._table.column_names or self._outputs:
             names = [PREDICTION]
-        else:  # nothing says what the outputs mean: one that is no fraction is the label
+        else:  # The outputs have no description: an output without fractions is the label.
             names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
         found = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
         return found[0] if len(found) == 1 else None

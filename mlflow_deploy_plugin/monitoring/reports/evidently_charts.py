@@ -67,7 +67,7 @@ def draw_columns(
     result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int
 ) -> EvidentlyReport:
     """Draw the `most` first judged columns of the findings; `pairs` are [N] reference and [M] window values."""
-    by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # of columns of the same name the first
+    by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # The first of equal names counts.
     judged: dict[str, _Column] = {}
     for finding in result.findings:
         is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None

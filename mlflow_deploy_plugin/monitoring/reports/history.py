@@ -27,7 +27,7 @@ MOST_WINDOWS = 60
 _MOST_PANELS = 6
 """Five columns are as many as an alert names."""
 _ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
-_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # so that the state is not in the colour alone
+_MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # The state must not depend on colours.
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
         drawn[""] = TrendLine("largest score of a column", "statistic", "threshold")
     alarms = [found for found in result.findings if found.is_alarm]
     required = [found for found in result.findings if found.check == "criterion" and not found.segment]
-    for found in (*alarms, *required):  # of a column's checks the worst comes first
+    for found in (*alarms, *required):  # The worst check of a column comes first.
         name = f"{found.subject} ({found.segment})" if found.segment else found.subject
         if found.check == "criterion":
             value, threshold, state = (criterion_metric(kind, found, figures) for kind in _CRITERION)
@@ -204,7 +204,7 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
             largest = f"drift_score/{found.segment}/" if found.segment else "drift_score/"
             score = _found(largest + found.subject, figures) or score_metric(found, figures)
             line = TrendLine(name, score, "threshold", is_column=True)
-        if line.value:  # else the window has no such metric
+        if line.value:  # Without a value, the window lacks the metric.
             drawn.setdefault(name, line)
     return list(drawn.values())[:_MOST_PANELS]
 
@@ -245,7 +245,7 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
         panel.margins(y=0.15)
         panel.set_xlim(times[0] - length, times[-1] + length)
         panel.spines[["top", "right"]].set_visible(False)
-        locator = AutoDateLocator(minticks=3, maxticks=8)  # of five, four days would be told in half days
+        locator = AutoDateLocator(minticks=3, maxticks=8)  # With five ticks, four days get half days.
         panel.xaxis.set_major_locator(locator)
         panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         for axis in (panel.xaxis, panel.yaxis):

@@ -217,7 +217,7 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
 def _add(held: dict[int, list[Profile]], number: int, profile: Profile) -> None:
     parts = held.setdefault(number, [])
     parts.append(profile)
-    if len(parts) >= _MERGED_AT:  # so that what is held does not grow with what comes by
+    if len(parts) >= _MERGED_AT:  # This bounds the memory of the parts.
         held[number] = [merge(parts)]
 
 

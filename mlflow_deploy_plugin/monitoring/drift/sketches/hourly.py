@@ -160,7 +160,7 @@ class SketchStore:
         key = self.bins_key
         if self.segment:
             key = hashlib.sha256(repr((key, self.segment)).encode()).hexdigest()[:32]
-        if self.log.since is not None:  # of the same files it has other rows than a log that is read as a whole
+        if self.log.since is not None:  # With `since`, the same files have fewer rows.
             key = hashlib.sha256(f"{key} {self.log.since.isoformat()}".encode()).hexdigest()[:32]
         return f"{SKETCHES}/{key}/endpoint={self.endpoint}/date={day:%Y-%m-%d}/hours.parquet"
 

@@ -308,7 +308,7 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     with np.errstate(all="ignore"):
         about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # a sum could exceed a float
         about = about + np.bincount(owners, numbers - about[owners], minlength=count) / finite
-        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # of one value: no dust
+        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # no rounding error
         m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
     some = np.bincount(groups[is_known], minlength=count) > 0
     return {
