@@ -93,7 +93,7 @@ class EndpointControl:
 
     @property
     def endpoints(self) -> list[EndpointSpec]:
-        """The endpoints to be served: those of the spec and the added ones, without the unloaded ones."""
+        """The endpoints to be served: the spec's and the added ones, without the unloaded ones."""
         if not self._is_allowed:
             return list(self.specs)
         loading = {name: running.spec for name, running in self._running.items() if running.spec is not None}
@@ -201,7 +201,7 @@ class EndpointControl:
         self._write_failure = failure
 
     def _waiting_commands(self) -> Iterator[tuple[Path, Command]]:
-        """Yield the commands to be started, the oldest first, and remove the files that nobody waits for any more."""
+        """Yield the commands to be started, the oldest first, and remove the files that are not awaited any more."""
         under_way = {running.file.name for running in self._running.values()}
         for file in command_files(self.state_dir):
             answer = self.state_dir / ANSWERS / file.name

@@ -31,7 +31,7 @@ _CAUSE_TEXTS: dict[RejectionCause, str] = {
 
 
 class ModelRef(NamedTuple):
-    """A model URI of the spec, and what the endpoint requires of its versions; empty if it requires nothing."""
+    """A model URI of the spec, and the requirements of the endpoint for its versions; empty if it has none."""
 
     uri: str
     require: str = ""
@@ -104,7 +104,7 @@ class FollowedModel:
         return self.error
 
     def message(self, uri: str) -> str:
-        """Return what is wrong, for the status and the log; empty if nothing is."""
+        """Return the error for the status and the log; empty without an error."""
         rejection = self.rejection
         error = self.error.message if self.error is not None else ""
         if rejection is None:

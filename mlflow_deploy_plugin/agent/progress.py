@@ -119,7 +119,7 @@ class ShippingProgress:
             self._write()
 
     def add_counted(self) -> None:
-        """Take over the counts of the workers: those that ended servers have left, then those of the last server."""
+        """Take over the counts of the workers: the counts of ended servers, then the last server's."""
         totals, state_dir = self.totals, self._spool.parent
         for count in (*saved_capture_counters(state_dir), read_capture_counters(state_dir)):
             if count is None or count.run in totals.ended:
@@ -136,7 +136,6 @@ class ShippingProgress:
                     seen[name] = max(seen.get(name, 0), number)
 
     def rows(self, outcome: str) -> Rows:
-        """Return the rows with this outcome ("answered", "captured", "dropped") in all runs."""
         return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
 
     def save(self) -> None:
@@ -161,7 +160,7 @@ class WatermarkWriter:
     _written: Watermark | None = field(default=None, init=False)
 
     def round(self) -> None:
-        """Write the watermark if it is due. A failure is not logged here: shipping says that the log is down."""
+        """Write the watermark if it is due. Shipping logs that the log is down, so a failure is not logged here."""
         waited = self.clock() - self._written_at
         if waited >= BUSY_SECONDS:
             mark = self._watermark(False)

@@ -127,7 +127,7 @@ class VersionResolver:
         self.pyfunc_policy = policy
 
     def poll_now(self) -> None:
-        """Poll every followed reference at once. One with a poll under way is polled again after it."""
+        """Poll every followed reference at once, or again after a running poll."""
         for model in self.models.values():
             if model.next_poll < NEVER or model.poll is not None:
                 model.next_poll = 0.0
@@ -222,7 +222,7 @@ class VersionResolver:
         return True
 
     def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
-        """Reject the target while nothing of a fetch under way arrives; take that back when something does."""
+        """Reject the target while a fetch receives nothing; accept it again when bytes arrive."""
         now = self.polling.clock()
         if now - fetch.started_at < _TURN_SECONDS:
             return
@@ -272,7 +272,7 @@ class VersionResolver:
         model.version, model.is_verified, model.rejection = fetched, True, None
 
     def _report_failures(self) -> None:
-        """Write to the versions' tags what is wrong with them. If the registry is down, try again later."""
+        """Write to the versions' tags their errors. If the registry is down, try again later."""
         for model in self.models.values():
             if model.report is not None and model.report.done():
                 if model.report.exception() is None and model.report.result():

@@ -264,7 +264,7 @@ class LabelIndex:
         return pa.concat_tables(found)
 
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
-        """Yield the labels with the hash of their key in `_name`; with `rows`, those that name one of them."""
+        """Yield the labels with the hash of their key in `_name`; with `rows`, only labels that name one of them."""
         for kind, which, hashes in label_keys(labels):
             if kind not in (_BY_ID, _BY_ROW):
                 self._seen.add(kind)

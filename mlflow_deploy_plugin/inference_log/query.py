@@ -141,7 +141,7 @@ class _Run:
         self._failures: list[OnnxserveError] = []
 
     def read(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows. An error of ours, which would lose its class on its way through DuckDB, is put aside."""
+        """Yield the rows. An error of ours is set aside, because it would lose its class in DuckDB."""
         try:
             while True:
                 with self._timeout.reading():
@@ -158,7 +158,7 @@ class _Run:
             yield batch
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """Return what a function of DuckDB returns; its errors become one line of ours."""
+        """Return the result of a function of DuckDB; its errors become one line of ours."""
         self._timeout.restart()
         is_over = False
         future = self._thread.submit(function)

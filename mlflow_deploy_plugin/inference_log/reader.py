@@ -115,7 +115,7 @@ class InferenceLog:
         return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
-        """Return the hours with files, in order, with these: all by one listing, or those that overlap a window."""
+        """Return the hours, in order, and their files: all by one listing, or the hours that overlap a window."""
         if window is None:
             return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
         hours = iter_hours(self.location, endpoint, window)
@@ -308,7 +308,7 @@ def _with_rows(files: Mapping[Hour, Sequence[LogFile]], times: TimeRange) -> dic
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:
-    """Return a type that DuckDB takes: it knows no half floats, and no column without a type."""
+    """Return a type that DuckDB takes: it has neither half floats nor columns without a type."""
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_null(kind):

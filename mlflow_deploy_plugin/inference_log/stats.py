@@ -86,8 +86,8 @@ class LogStats:
 
 
 def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) -> LogStats:
-    """Count the rows of an endpoint, or those of a time range. Raises NotFound for an unknown endpoint (the message
-    names those that have rows), and OnnxserveError if the log is down."""
+    """Count the rows of an endpoint, or of a time range. Raises NotFound for an unknown endpoint (the message names the
+    known endpoints), and OnnxserveError if the log is down."""
     account = _agent_counts(log, endpoint)
     if account is None and endpoint not in log.failures.endpoints():  # All of their rows may be lost.
         require_endpoint(log, endpoint)

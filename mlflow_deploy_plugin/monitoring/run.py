@@ -1,4 +1,4 @@
-"""Judge a window and log what was found: the same for every kind of monitor."""
+"""Judge a window and log the result: the same for every kind of monitor."""
 
 from collections.abc import Callable
 from dataclasses import replace

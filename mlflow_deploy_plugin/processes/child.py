@@ -306,7 +306,7 @@ class SupervisedChild:
     exit_status: int | None = None
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to this process alone; gunicorn's master tells its workers itself."""
+        """Send a signal to this process only; gunicorn's master forwards it to its workers."""
         if self.exit_status is None:
             os.kill(self.pid, number)
 

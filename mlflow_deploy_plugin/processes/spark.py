@@ -1,4 +1,4 @@
-"""The Spark session of this process. Spark's own configuration says where it computes."""
+"""The Spark session of this process, on the master of Spark's own configuration."""
 
 import os
 import sys

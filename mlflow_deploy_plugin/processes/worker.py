@@ -95,7 +95,7 @@ class Worker:
         return result
 
     def end_if_idle(self, seconds: float) -> None:
-        """End the process if it has had nothing to do for so long. Call it from a thread that may `call`."""
+        """End the process if it has been idle for so long. Call it from a thread that may `call`."""
         if self._child is not None and time.monotonic() - self._used_at > seconds:
             self._kill()
 
@@ -123,7 +123,7 @@ class Worker:
             return self._connection
 
     def _kill(self) -> int | None:
-        """Kill the process after a moment in which it may end by itself, and return its exit status."""
+        """Kill the process, after a moment in which it may end by itself, and return its exit status."""
         with self._lock:
             child, self._child = self._child, None
             if child is None:
@@ -150,7 +150,7 @@ class WorkerPool:
             self._free.put(worker)
 
     def end_idle(self, seconds: float) -> None:
-        """End the processes that have had nothing to do for so long."""
+        """End the processes that have been idle for so long."""
         free = []
         with contextlib.suppress(Empty):
             while True:

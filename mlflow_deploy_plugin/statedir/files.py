@@ -170,7 +170,7 @@ class FileCache:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
-        """Yield a temporary path, whose file takes the place of `path`. If the disk is full, nothing is kept."""
+        """Yield a temporary path, whose file replaces `path`. If the disk is full, no file is kept."""
         temporary = self.folder / f".{os.urandom(8).hex()}{self.suffix}"
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -169,7 +169,7 @@ def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[
 
 
 def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> defaultdict[str, list[MetricSeries]]:
-    """Return the series of `read_families` by the name of their metric; none if nothing was counted."""
+    """Return the series of `read_families` by the name of their metric; empty without counts."""
     found = defaultdict[str, list[MetricSeries]](list)
     for family in read_families(folder, kinds):
         found[family.name] += family.series
@@ -246,7 +246,7 @@ class CaptureCounters:
 
 
 def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
-    """Return the counts of all workers, also of dead ones; after the server's end, those that it has saved."""
+    """Return the counts of all workers, including dead ones; after the server's end, the counts that it has saved."""
     link = state_dir / METRICS
     with contextlib.suppress(OSError):
         folder = link.readlink()

@@ -34,7 +34,7 @@ class WantedVariant(State):
 
 
 class WantedEndpoint(State):
-    """The variants that have a version. `errors` says why the others have none; any caller may read it."""
+    """The variants that have a version. `errors` has the reasons why the others have none; any caller may read it."""
 
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
@@ -121,7 +121,7 @@ class WorkerState(State):
     endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
 
     def loaded(self, endpoint: str, variant: str) -> LoadedVariant:
-        """Return what is loaded for a variant; empty before the worker has looked at it."""
+        """Return the loaded version of a variant; empty before the worker has tried to load one."""
         return self.endpoints.get(endpoint, {}).get(variant, LoadedVariant())
 
     @property
@@ -211,7 +211,7 @@ class FollowedReference(State):
 
 
 class Followed(State):
-    """The agent's checkpoint, from which the next agent goes on."""
+    """The agent's checkpoint, from which the next agent continues."""
 
     references: tuple[FollowedReference, ...] = ()
 

@@ -134,7 +134,7 @@ class AlertContent:
 def fire(
     before: Alert | None, content: AlertContent, now: datetime, repeat: timedelta, event: AlertEvent = "firing"
 ) -> Alert | None:
-    """Return the alert after an alarm; None if the alarm is older than what is known."""
+    """Return the alert after an alarm; None if the alarm is older than the alert's last window."""
     if before is None:
         detail = content.event_detail(event, now, None)
         return Alert(content.fingerprint, content.endpoint, content.monitor, "firing", now, now, detail=detail)
@@ -150,7 +150,7 @@ def fire(
 
 
 def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
-    """Return the alert after a window without an alarm; None if nothing changes."""
+    """Return the alert after a window without an alarm; None without a change."""
     if before is None or content.order < _last_order(before, now):
         return None
     detail = {
@@ -220,6 +220,6 @@ def _console_page(endpoint: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return the text as one short line: columns and categories have names of any length, with anything in them."""
+    """Return the text as one short line, because names of columns and categories may have any length and content."""
     line = one_line(text)
     return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"

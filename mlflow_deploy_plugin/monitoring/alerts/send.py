@@ -171,7 +171,7 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
 
 @lru_cache(maxsize=8)
 def _say_hourly(text: str, _hour: int) -> None:
-    """Log an error once an hour: each call finds it, every few seconds, until somebody mends it."""
+    """Log an error once per hour; every call finds it again until it is corrected."""
     _log.error("%s", text)
 
 
@@ -194,7 +194,7 @@ def _due(store: Store, wait: timedelta) -> list[Alert]:
 
 
 def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
-    """Return True if the moment is still to come. One further ahead than `most` is of a clock that was wrong."""
+    """Return True if the moment is in the future by at most `most`. A later moment is of a wrong clock."""
     return now.isoformat() < moment <= (now + most).isoformat()
 
 
@@ -204,7 +204,7 @@ def _channel_state(alert: Alert, channel: Channel) -> "_ChannelState":
 
 
 def _is_owed(alert: Alert, channel: Channel) -> bool:
-    """Return True if the channel still has to get the alert. Only a channel that had its begin gets its end."""
+    """Return True if the channel still has to get the alert. Only a channel that got its begin gets its end."""
     told = _channel_state(alert, channel)
     is_known = told.get("number", 0) > 0
     return (

@@ -1,4 +1,4 @@
-"""The findings of each column: checks that need no threshold, and the sentences of those that have one."""
+"""The findings of each column: checks without a threshold, and the sentences of all checks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -86,7 +86,7 @@ def _constant_finding(
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
-    """Return the value that all rows of a column have; empty: they have several, none, or it is not known."""
+    """Return the value that all rows of a column have; empty if there are several, none, or it is not known."""
     if column.kind == "number":
         return f"{column.minimum:g}" if column.minimum == column.maximum else ""
     places = column.counts[:-1].nonzero()[0]
@@ -98,14 +98,14 @@ def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
 
 
 def _families(column: ColumnSketch) -> set[str]:
-    """Return Arrow's types without widths, units, zones, and what lists and structures are made of."""
+    """Return Arrow's types without widths, units, zones and element types."""
     return {re.split(r"[0-9\[<(]", one)[0] for one in column.arrow_type.split(" | ")}
 
 
 def judgeable_columns(
     reference: DriftReference, window: Profile, columns: Sequence[str], segment: str = ""
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """Return the columns whose distribution can be judged, and for each other one a finding with the reason."""
+    """Return the columns whose distribution can be judged, and for each other column a finding with the reason."""
     kept: list[str] = []
     reasons: dict[str, str] = {}
     for name in _column_names(reference, window, columns):
@@ -267,7 +267,7 @@ def _share_change(name: str, first: float, now: float) -> str:
 
 
 def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return alarms first, each sort by falling value; then what was judged, then what was not."""
+    """Return alarms first, each group by falling value, then judged findings, then findings that were not judged."""
 
     def place(finding: Finding) -> tuple[int, float, str, str]:
         order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1

@@ -147,7 +147,6 @@ def judge_profile(
 def _unjudged(
     rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
 ) -> DriftVerdict:
-    """Return no verdict on distributions; the findings of `schema_findings` are still drift."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
     if not alarms:
@@ -205,7 +204,7 @@ def _conclude(
 
 
 def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
-    """Yield where the threshold comes from; then what makes more alarms than were asked for, with what would help."""
+    """Yield the source of the threshold, then the causes of additional alarms with their remedies."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
     is_fewer = kind.is_of_steps or null.persistence > 1
     worth = f", worth {_few(independent)} independent ones" if is_fewer else ""

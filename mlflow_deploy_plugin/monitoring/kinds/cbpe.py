@@ -215,7 +215,7 @@ def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
 
 
 def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
-    """Return the isotonic regression of what was true on the probability, for each class; rows sum to 1 afterwards."""
+    """Return the isotonic regression of the truth on the probability, for each class; rows sum to 1 afterwards."""
     truth = np.concatenate([one.truth for one in windows])
     given = np.concatenate([_probabilities(one) for one in windows])
     classes = given.shape[1]

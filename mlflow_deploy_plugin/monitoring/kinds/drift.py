@@ -80,7 +80,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def judge_predictions(request: WindowRequest) -> MonitorResult:
-    """Judge the columns of predictions: `prediction` and `output.…`, or those of them that the spec names."""
+    """Judge the columns of predictions, `prediction` and `output.…`, or the ones that the spec names."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -147,7 +147,7 @@ class WindowComparison:
         return sorted(known)
 
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
-        """Return the verdict on some columns; empty means all. Without a reference nothing is judged."""
+        """Return the verdict on some columns; empty means all. Without a reference, no column is judged."""
         request = self.request
         absent = [name for name in columns if not select_columns(self.names, [name])]
         chosen = tuple(one for one in (*select_columns(self.names, columns), *absent) if one not in self.excluded)
@@ -171,7 +171,7 @@ class WindowComparison:
         return tuple(not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}))
 
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
-        """Return the result with the data of its report; `state` and `reason` replace those of the verdict."""
+        """Return the result with the data of its report; `state` and `reason` replace the verdict's."""
         state, reason = state or verdict.state, reason or verdict.reason
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
@@ -394,7 +394,7 @@ def _share_change(compared: WindowComparison, figure: str, column: str, share: f
 
 
 def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:
-    """Return the share of rows whose value is missing, unseen or out of range; a row without the column lacks it."""
+    """Return the share of rows whose value is missing, unseen or out of range; a row without the column counts."""
     if name == "missing":
         return 1 - (column.rows - column.missing if column else 0) / profile.rows
     if column is None:

@@ -123,7 +123,7 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
 
 
 def _evenness(weights: Array) -> float:
-    """Return how many rows of equal weight one of these is worth (Kish)."""
+    """Return how many rows of equal weight one of these rows is worth (Kish)."""
     return float(weights.mean() ** 2 / np.square(weights).mean())
 
 
@@ -232,7 +232,7 @@ def bonferroni_confidence(rate: float, intervals: int) -> float:
 
 
 def event_sampling(request: WindowRequest, rows: pa.Table, confidence: float) -> Sampling:
-    """Return how rows of the log were drawn, as the monitor's spec says it."""
+    """Return how rows of the log were drawn, by the monitor's spec."""
     if request.spec.independent_rows:
         return Sampling(confidence)
     return Sampling(confidence, microseconds_of(rows.column(EVENT_TIME)))

@@ -124,7 +124,7 @@ def _classification_metric(
 def _confusion_metric(
     name: str, truth: Array, answers: ClassPredictions, sampling: Sampling
 ) -> MetricInterval | Refused:
-    """Return the metric of the larger label of two, else the mean over the labels that there are."""
+    """Return the metric of the larger label of two, otherwise the mean over the existing labels."""
     if answers.is_binary:
         true, called, positive = truth == 1, answers.predicted == 1, repr(answers.classes[1])
         rows, none = {

@@ -83,7 +83,7 @@ class _Window:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metrics that fit what the model answers."""
+        """The metrics that fit the model's answers."""
         return CLASSIFICATION if self.predictions.classified is not None else REGRESSION
 
 
@@ -145,7 +145,7 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
-    """Return the labels as far as they speak for rows without one, and a line on each thing that limits them."""
+    """Return the labels as far as they represent rows without a label, and a note on each limit."""
     labelled, spec = window.labelled, window.request.spec
     if not labelled.differing:
         return labelled, []

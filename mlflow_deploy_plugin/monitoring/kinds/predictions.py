@@ -62,7 +62,7 @@ class Predictions:
 
     @property
     def unknown(self) -> tuple[int, tuple[str, ...]]:
-        """Return how many labels name a class that the model does not know, and these classes."""
+        """Return how many labels name classes that the model does not know, and these classes."""
         if self.classified is None or not self.classified.unknown:
             return 0, ()
         own = len(self.classified.classes) - self.classified.unknown
@@ -102,7 +102,7 @@ def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[st
 
 
 class _Columns:
-    """The columns of answers, by what they mean."""
+    """The columns of answers, by their meaning."""
 
     def __init__(self, table: pa.Table, artifact: Artifact | None) -> None:
         self._table = table
@@ -111,7 +111,7 @@ class _Columns:
         self._classes = artifact.classes if artifact else ()
 
     def labels(self) -> pa.Array | None:
-        """Return [N] of any type: the label output, or a prediction that is no fraction."""
+        """Return [N] of any type: the label output, or a prediction without fractions."""
         for output in self._outputs:
             if output.role != "label":
                 continue
@@ -140,7 +140,7 @@ class _Columns:
         return None
 
     def numbers(self) -> Array | None:
-        """Return [N] float64: the prediction, or the only output of one number a row."""
+        """Return [N] float64: the prediction, or the only output of one number per row."""
         if self._named(PREDICTION) is not None:
             return as_numbers(self._table, PREDICTION)
         found = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
@@ -258,7 +258,7 @@ def _places(names: pa.Array, places: dict[str, int]) -> Array:
 
 
 def as_numbers(table: pa.Table, name: str) -> Array:
-    """Return a column as [N] float64, NaN where it is missing or no number."""
+    """Return a column as [N] float64, NaN where it is missing or not a number."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     column = table.column(name)
@@ -279,7 +279,7 @@ def most_first(counts: Mapping[ModelVersion, int]) -> dict[ModelVersion, int]:
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:
-    """Return the version's own description of its outputs, or None if its files cannot be had any more."""
+    """Return the version's own description of its outputs; None if its files are gone."""
     try:
         with model_folder(request.settings.state_dir(request.endpoint), model, version) as folder:
             return read_artifact(folder)

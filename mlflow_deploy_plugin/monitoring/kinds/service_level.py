@@ -125,7 +125,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 @dataclass
 class _CountedRequests:
-    """All requests, those of each segment by column and value, and how many answers each version gave."""
+    """All requests, the requests of each segment by column and value, and the number of answers of each version."""
 
     total: _RequestCounts
     by_column: dict[str, dict[str, _RequestCounts]] = field(default_factory=dict)

@@ -59,7 +59,7 @@ class _ShadowRows:
         return comparable
 
     def disagreement(self, rows: Array, sampling: Sampling) -> MetricInterval:
-        """Return the share of some comparable rows, [N] bool, on which the shadow said something else."""
+        """Return the share of some comparable rows, [N] bool, on which the shadow answered differently."""
         return share_interval("disagreement", self.same[rows] == _OTHER, sampling.of(rows))
 
     def figures(self, variant: str, answered: int, sampling: Sampling) -> dict[str, float]:
@@ -72,7 +72,7 @@ class _ShadowRows:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the share of rows on which each shadow variant disagrees with what was answered."""
+    """Judge the share of rows on which each shadow variant disagrees with the answers."""
     spec = request.spec
     answered, shadows, notes = _read(request)
     if answered is None:
@@ -175,7 +175,7 @@ def _described(artifact: Artifact | None, rows: pa.Table, masked: Sequence[str])
 def _compare(
     answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str, str], Artifact | None], masked: Sequence[str]
 ) -> _ShadowRows:
-    """Compare the pairs of rows of each two versions together, since each version has outputs of its own."""
+    """Compare the pairs of rows of each two versions together, since each version has its own outputs."""
     keys, others = _keys(answered), _keys(computed)
     _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
     order = np.argsort(ours)

@@ -135,7 +135,7 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
 
 
 def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Return reference and window as Evidently can take them, and the names of the columns of text."""
+    """Return reference and window as Evidently takes them, and the names of the text columns."""
     rows = [
         np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
         for count in (len(columns[0].reference.values), len(columns[0].current.values))
@@ -155,7 +155,7 @@ def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.Da
 
 
 def _has_histogram(values: Array) -> bool:
-    """Return True if numpy can bin the values: some are known, and they are no larger than float64 can tell apart."""
+    """Return True if numpy can bin the values: some are known, and float64 can distinguish them."""
     known = values[~np.isnan(values)]
     if not len(known):
         return False
@@ -165,7 +165,7 @@ def _has_histogram(values: Array) -> bool:
 
 
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
-    """Yield both sides as texts: the reference's most frequent values, one for all others, one for what is missing."""
+    """Yield both sides as texts: the reference's most frequent values, and one text each for others and missing values."""
 
     def text(value: object) -> str:
         if value is None or value != value:  # NaN

@@ -83,7 +83,6 @@ def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapp
 
 
 def _render_page(result: MonitorResult, drawn: EvidentlyReport, picture: bytes, words: str) -> str:
-    """Return the page with the verdict, the picture and what it shows, every finding and the charts of Evidently."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -146,7 +146,7 @@ class LogReference:
 
 
 def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """Return the part of the log that `window:START/END` names, and notes; raise NotFound if nothing was captured."""
+    """Return the part of the log that `window:START/END` names, and notes; raise NotFound if it has no rows."""
     span = parse_window(request.spec.reference.removeprefix("window:"))
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
@@ -229,7 +229,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
 
 
 def column_types(request: WindowRequest, model: str, version: str) -> dict[str, pa.DataType]:
-    """Return the types of columns: those of the model's signature, and those of the rows that the window has."""
+    """Return the types of columns in the model's signature and in the window's rows."""
     window = View(request.endpoint, TimeRange(request.window.start, request.window.end))
     logged = {column.name: column.type for column in request.log.schema(window)}
     return logged | signature_types(request.settings.state_dir(request.endpoint), model, version)

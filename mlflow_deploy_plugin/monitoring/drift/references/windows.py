@@ -325,7 +325,7 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
 
 
 def _of_others(least: Array) -> Array:
-    """Return [count]: the smallest of all others' values; infinite if there are none, as nothing is beyond it then."""
+    """Return [count]: the smallest of all others' values; infinite without others, which no value exceeds."""
     if len(least) < 2:
         return np.full(len(least), -np.inf)
     order = np.argsort(least, kind="stable")

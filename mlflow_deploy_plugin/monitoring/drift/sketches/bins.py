@@ -109,7 +109,7 @@ class CategoryBins:
 
     @property
     def rare_shape(self) -> tuple[int, int]:
-        """Return how many lengths, and hashes of each, the bins behind those of the frequent categories have."""
+        """Return the number of lengths, and of hashes per length, of the bins of rare texts."""
         lengths = len(self.lengths) + 1
         return lengths, _RARE // lengths if lengths > 1 else 1
 
@@ -149,7 +149,7 @@ Bins = OrderedBins | CategoryBins
 
 
 def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
-    """Return the bins of a column, from the reference's values alone."""
+    """Return the bins of a column, from only the reference's values."""
     if reference.kind == "category":
         texts = [value for value in reference.values if value is not None]
         codes, hashes = _codes(texts), distinct(np.sort(hash_texts(texts)))
@@ -187,7 +187,7 @@ def round_to_reference(values: Array, arrow_type: str) -> Array:
 
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:
-    """Return 32 hexadecimal digits that name these bins, whatever the order of the columns is."""
+    """Return 32 hexadecimal digits that name these bins in any order of the columns."""
     digest = hashlib.sha256(b"3")
     for name in sorted(bins):
         one = bins[name]

@@ -68,7 +68,7 @@ def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def type_family(kind: pa.DataType) -> Family:
-    """Return what values of an Arrow type are compared as; "null": all are missing, and fit anything."""
+    """Return the family in which values of an Arrow type are compared; "null" fits any family."""
     types = pa.types
     if types.is_null(kind):
         return "null"
@@ -87,7 +87,7 @@ def as_floats(column: pa.ChunkedArray) -> Array:
 def pair_columns(
     reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
 ) -> list[tuple[ColumnValues, ColumnValues]]:
-    """Return the columns that both sides have, as pairs; beside numbers booleans are 1 and 0."""
+    """Return the columns that both sides have, as pairs; booleans are 1 and 0 if the other side has numbers."""
     pairs = []
     for name, left in reference.items():
         if name not in current:

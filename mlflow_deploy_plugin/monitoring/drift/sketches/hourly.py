@@ -201,7 +201,6 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
-    """Return the hours that overlap the window and have rows, ascending, and their files."""
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = log.all_files(endpoint).items()
@@ -282,7 +281,7 @@ def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
 
 
 def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
-    """Write what follows from the log beside it. If the log takes no files, the next process works it out again."""
+    """Write a table that follows from the log into its folder; if that fails, the next process makes it again."""
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
     try:

@@ -1,1 +1,1 @@
-"""The null distribution of a verdict: what the reference's own windows look like, and which rate they support."""
+"""The null distribution of a verdict: the reference's own windows, and the rate that they support."""

@@ -149,8 +149,8 @@ class StationaryBootstrap(WindowNull):
         return out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return the figures in deviations of the drawn reference's stretches, and as scales those of the reference's
-        own stretches: the root mean squares of what they differ from it."""
+        """Return the figures in deviations of the drawn reference's stretches, and as scales the root mean squares of
+        the differences between the reference and its own stretches."""
         figures, scales = super().column_figures(column)
         bins, steps = column.bins, column.counts()[self.first : self.last]
         references, whole = self.references @ steps, self.stretches.shape[1]
@@ -168,7 +168,7 @@ class StationaryBootstrap(WindowNull):
         return 1.0, ""
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge windows that do not overlap, each by a new draw from the steps before it; there have to be two."""
+        """Judge windows that do not overlap, each by a new draw from the steps before it; at least two are needed."""
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
         if len(starts) < FEWEST_HELD_OUT:

@@ -141,7 +141,6 @@ class GroupColumn:
         return max(shares, default=math.nan)
 
     def windows(self, places: Array) -> WindowCounts:
-        """Return the pieces at these places, a window each."""
         return count_windows([self.pieces[place] for place in places], self.name, self.bins)
 
 
@@ -158,7 +157,7 @@ def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
 
 
 def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
-    """Return random numbers that belong to a column, whatever the order of the columns is."""
+    """Return random numbers that belong to a column, in any order of the columns."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
@@ -228,7 +227,7 @@ class Null(ABC):
         """Return the alarms among the reference's own windows, each judged by rows that are not its own."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        """Return how many windows are worth one independent one, and the column that says so."""
+        """Return how many windows are worth one independent window, and the column with this dependence."""
         return 1.0, ""
 
 
@@ -239,7 +238,7 @@ class WindowNull(Null):
     effective_n: float
 
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
-        """Return the pieces that the windows are made of: those of `part`, a segment, in the places of `whole`'s."""
+        """Return the pieces that the windows are made of: those of `part`, a segment, in the positions of `whole`."""
         if self.is_of_steps:
             return profiles_at(whole.step_starts_us, part.step_starts_us, part.steps)
         return part.windows_at(whole.window_starts_us)
