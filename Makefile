@@ -1,8 +1,8 @@
 # make install        a virtual environment in .venv with everything
 # make demo           the whole loop on real data; leaves the servers running (DEMO_EXIT=1: stops them at its end)
-# make test           the tests, under ten minutes on two cores
+# make test           the tests, about six minutes on two cores
 # make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
-# make test-long      the long drills: killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/agent runs some
+# make test-long      the long tests: more than a second of a core each, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/agent runs some
 # make test-all       make test, make test-long and make test-install
 # make stack-test     docker/compose.yaml's services natively: what docs/stack.md says of them
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one

@@ -80,6 +80,7 @@ def model(tmp_path: Path) -> str:
     return str(write_model(tmp_path / "model", IDENTITY))
 
 
+@pytest.mark.long
 def test_every_line_is_json_in_the_elastic_common_schema(
     serve: Any, model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,7 @@ def test_every_line_is_json_in_the_elastic_common_schema(
     assert mine["event.duration"] > 0
 
 
+@pytest.mark.long
 def test_a_line_a_request_is_readable_too(serve: Any, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_REQUESTS", "true")
     served = serve("-m", model, "-w", "1").wait_ready()

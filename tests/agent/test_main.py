@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 from mlflow_deploy_plugin.statedir.files import METRICS, SPEC
 from tests.support.refusals import mentions
@@ -44,6 +46,7 @@ def test_an_agent_whose_disk_is_full_says_so_in_a_line(tmp_path: Path) -> None:
     assert mentions(ended.stderr, f"{tmp_path}/home/cache", "File too large")
 
 
+@pytest.mark.long
 def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbage_as_usual_after_that(
     tmp_path: Path, writer: CaptureWriter, new_database: Callable[[Path], str]
 ) -> None:

@@ -273,6 +273,7 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(
         predict(path, "made.parquet", on_error="skip-row")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("bad", "rows"),
     [

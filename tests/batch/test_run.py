@@ -88,6 +88,7 @@ run_batch(BatchPlan(*sys.argv[1:], ("id",), workers=2), kill)
 """
 
 
+@pytest.mark.long
 def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Path) -> None:
     source, out, temporary = fill(tmp_path / "in", 40, rows=4000), tmp_path / "out", tmp_path / "tmp"
     temporary.mkdir()
@@ -354,6 +355,7 @@ def test_two_batches_do_not_write_to_one_folder(model: Path, tmp_path: Path) -> 
     assert files(tmp_path / "out")[:2] == ["_SUCCESS", "_batch.json"]
 
 
+@pytest.mark.long
 def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "any")
@@ -405,6 +407,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
     assert "has begun to" in str(refused)
 
 
+@pytest.mark.long
 def test_a_version_of_any_flavor_is_recorded_as_a_run(new_database: Callable[[Path], str], tmp_path: Path) -> None:
     signature = ModelSignature(
         Schema([ColSpec("datetime", "when"), ColSpec("string", "name")]),
@@ -438,6 +441,7 @@ class Threads(mlflow.pyfunc.PythonModel):
         return model_input.assign(threads=os.environ.get("OMP_NUM_THREADS", "all"))[["threads"]]
 
 
+@pytest.mark.long
 def test_the_processes_of_a_pyfunc_leave_each_other_their_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_words(clone: Path) -> None:
     run_page("release.md", clone, "")
     tag = git(clone, "tag").strip()
@@ -43,6 +44,7 @@ def test_the_checklist_makes_a_tag_that_the_workflow_takes_with_the_changelog_s_
     assert "## [" not in written
 
 
+@pytest.mark.long
 def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
     at, tag = "https://github.com/somebody/onnxserve", f"v{__version__}"
     environment = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "somebody/onnxserve"}
@@ -63,6 +65,7 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
     assert f"\nurl = {at}\n" in (clone / "setup.cfg").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("tag", "step", "said"),
     [

@@ -84,6 +84,7 @@ def run(project: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_lint_the_tests_and_one_part_are_run(project: Path) -> None:
     ran = run(project)
 
@@ -93,6 +94,7 @@ def test_lint_the_tests_and_one_part_are_run(project: Path) -> None:
     assert HEADING not in ran.stdout
 
 
+@pytest.mark.long
 def test_a_test_that_passes_when_it_is_run_alone_is_named_at_the_end(project: Path) -> None:
     (project / "tests/test_quick.py").write_text(f"{FLAKY}\n{GOOD.replace('test_it', 'test_other')}")
 
@@ -102,6 +104,7 @@ def test_a_test_that_passes_when_it_is_run_alone_is_named_at_the_end(project: Pa
     assert ran.stdout.splitlines()[-2:] == [HEADING, "test in .venv: PASSED tests/test_quick.py::test_it"]
 
 
+@pytest.mark.long
 def test_a_test_that_fails_again_fails_the_run_which_names_the_others(project: Path) -> None:
     (project / "tests/test_quick.py").write_text(f"{FLAKY}\n{BAD.replace('test_it', 'test_other')}")
 
@@ -112,6 +115,7 @@ def test_a_test_that_fails_again_fails_the_run_which_names_the_others(project: P
     assert ran.stdout.splitlines()[-2:] == [HEADING, "test in .venv: PASSED tests/test_quick.py::test_it"]
 
 
+@pytest.mark.long
 def test_a_run_that_pytest_does_not_bring_to_its_end_fails(project: Path) -> None:
     (project / "tests/test_good.py").write_text(f"{FLAKY.replace('def test_it()', 'if True')}\n{GOOD}")
 
@@ -122,6 +126,7 @@ def test_a_run_that_pytest_does_not_bring_to_its_end_fails(project: Path) -> Non
     assert HEADING not in ran.stdout
 
 
+@pytest.mark.long
 def test_a_part_is_skipped_if_too_little_time_is_left(project: Path) -> None:
     ran = run(project, SECONDS="1700")
 
@@ -129,6 +134,7 @@ def test_a_part_is_skipped_if_too_little_time_is_left(project: Path) -> None:
     assert ran.stdout.splitlines()[-1].startswith("stack is skipped: ")
 
 
+@pytest.mark.long
 def test_the_drills_are_stopped_when_the_time_is_over_and_those_that_failed_count(project: Path) -> None:
     script = project / ".ci/run"
     script.write_text(script.read_text().replace("-lt 240", "-lt 1"))

@@ -38,6 +38,7 @@ finally:
 """
 
 
+@pytest.mark.long
 def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path: Path, new_database: Callable[[Path], str]) -> None:
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path), "MLFLOW_TRACKING_URI": new_database(tmp_path)}
     store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
@@ -52,6 +53,7 @@ def test_it_asks_the_registry_without_pandas_and_its_like(tmp_path: Path, new_da
     assert said.stderr.startswith("Error: model flight-delay version 1 does not exist: ")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("command", "answer"),
     [(["rollout", "flights", "--status"], "flights: version 6 → 7: promoted"), (["list"], "there are no deployments")],

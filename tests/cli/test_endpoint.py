@@ -34,6 +34,7 @@ def told(*arguments: str) -> Any:
     return json.loads(result.stdout)
 
 
+@pytest.mark.long
 def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     home: BaseDeploymentClient, models: Models, free_port: int
 ) -> None:
@@ -229,6 +230,7 @@ def test_a_server_that_is_gone_is_listed_with_the_reason(own_folder: Path) -> No
     assert mentions(reason, "lost", "`onnxserve start lost`")
 
 
+@pytest.mark.long
 def test_start_that_fails_says_why(own_folder: Path, free_port: int) -> None:
     store = open_store(f"sqlite:///{own_folder}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("lost", "/nowhere", {"server.port": free_port}))

@@ -73,6 +73,7 @@ def test_a_mistake_is_one_line_and_exit_status_1(net: Command, arguments: tuple[
     assert done.stderr.splitlines()[-1].startswith(f"Error: {message[:40]}")
 
 
+@pytest.mark.long
 def test_a_form_is_served_like_any_other_version(net: Command, serve: Callable[..., Served], free_port: int) -> None:
     done = net("models:/net/1", "--int8", "static", "--max-loss", "0.1", "-o", "json")
     assert done.exit_code == 0, done.output

@@ -171,6 +171,7 @@ def test_nothing_to_show_or_to_do_is_said_and_no_error(line: str, names: list[st
     assert mentions(result.output, *names)
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)

@@ -50,6 +50,7 @@ def figures(result: Result) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", result.stdout.splitlines()[-1])]
 
 
+@pytest.mark.long
 def test_run_prints_the_verdict_the_worst_columns_and_the_run_and_writes_the_window_down(
     home: Path, store: Store
 ) -> None:

@@ -72,6 +72,7 @@ def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["drift", "run", *arguments])
 
 
+@pytest.mark.long
 def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
     drifted = invoke("flights")
     calm = invoke("flights", "--window", "2013-07-01/1d")

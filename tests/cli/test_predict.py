@@ -215,6 +215,7 @@ def as_parquet(frame: pd.DataFrame) -> bytes:
     return bytes(sink.getvalue())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "encode"), [("jsonl", as_jsonl), ("parquet", as_parquet)])
 def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
     days: str, kind: str, encode: Callable[[pd.DataFrame], bytes]
@@ -226,6 +227,7 @@ def test_a_model_without_an_onnx_form_is_asked_as_mlflow_would(
     assert ended.stdout == b'{"day":1,"name":"ANA"}\n{"day":185,"name":"007"}\n'
 
 
+@pytest.mark.long
 def test_a_deployment_without_an_onnx_form_is_sent_rows_of_parquet_that_mlflow_reads(
     home: BaseDeploymentClient, tmp_path: Path
 ) -> None:

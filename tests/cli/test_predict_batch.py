@@ -17,6 +17,7 @@ def batch(*arguments: str) -> Result:
     return CliRunner().invoke(main, ["batch", *arguments])
 
 
+@pytest.mark.long
 def test_a_file_is_predicted_and_the_rest_is_one_line(tmp_path: Path) -> None:
     model = write_model(tmp_path / "same", signature=columns(x="float"))
     (tmp_path / "rows.csv").write_text("id,x\na,1\nb,oops\nc,3\n")

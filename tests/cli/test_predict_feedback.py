@@ -84,6 +84,7 @@ def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(ids: list[
     wait_until(lambda: labels() == expected, 60, "the labels are beside their rows")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mask", ["", "customer_id"])
 def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
     home: BaseDeploymentClient, models: Models, tmp_path: Path, mask: str

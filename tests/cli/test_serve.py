@@ -23,6 +23,7 @@ from tests.support.services.proxy import proxy_to
 from tests.support.waiting import wait_until
 
 
+@pytest.mark.long
 def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
     serve: Callable[..., Any], register: Callable[..., Any], record_property: Callable[[str, object], None]
 ) -> None:
@@ -91,6 +92,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     assert again.version() == "1"
 
 
+@pytest.mark.long
 def test_sigterm_finishes_a_request_in_flight_and_ships_it(
     serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -141,6 +143,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one_serving_and_is_tagged(
     wait_until(lambda: error() == "", what="no error any more")
 
 
+@pytest.mark.long
 def test_no_follow_stays_with_what_it_resolved(
     serve: Callable[..., Any], register: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +158,7 @@ def test_no_follow_stays_with_what_it_resolved(
         time.sleep(0.05)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kinds", "arguments", "names"),
     [
@@ -224,6 +228,7 @@ def test_a_current_folder_that_was_deleted_is_refused_in_one_line(
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.long
 def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -238,6 +243,7 @@ def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
     assert time.monotonic() - started < 60  # by MLflow's own retries it is four minutes
 
 
+@pytest.mark.long
 def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part(
     serve: Callable[..., Any], register: Callable[..., Any], tmp_path: Path
 ) -> None:

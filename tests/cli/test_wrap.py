@@ -33,6 +33,7 @@ def wrapped(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Pa
         yield lambda *arguments: CliRunner().invoke(main, ["wrap", *arguments])
 
 
+@pytest.mark.long
 def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Command) -> None:
     done = wrapped("models:/old/1", "--data", "rows.csv")
     assert done.exit_code == 0, done.output

@@ -377,6 +377,7 @@ def test_asyncio_asks_many_at_once(served: Served) -> None:
     assert [np.asarray(one).tolist() for one in asyncio.run(ask())] == [["yes", "no"]] * 20
 
 
+@pytest.mark.long
 def test_a_client_outlives_the_server_that_it_has_a_connection_to(
     serve: Callable[..., RunningServer], tmp_path: Path, free_port: int
 ) -> None:

@@ -29,6 +29,7 @@ def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.long
 def test_a_deployment_lives_through_its_commands(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +62,7 @@ def test_a_deployment_lives_through_its_commands(
         requests.get(f"{shown['url']}/ping", timeout=5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_create_that_is_cut_off_can_be_cleaned_up(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, number: signal.Signals
@@ -112,6 +114,7 @@ def test_the_help_is_printed() -> None:
     assert "TARGET URI" in called("help", "-t", "onnxserve").stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -130,6 +133,7 @@ def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
     assert [line[: len(message) + 7] for line in own] == [f"Error: {message}"]
 
 
+@pytest.mark.long
 def test_run_local_serves_in_the_foreground_until_it_is_interrupted(
     models: Any, free_port: int, tmp_path: Path
 ) -> None:

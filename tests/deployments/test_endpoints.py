@@ -54,6 +54,7 @@ def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
     return seen
 
 
+@pytest.mark.long
 def test_an_endpoint_lives_from_before_its_first_deployment_until_after_its_last(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path
 ) -> None:
@@ -121,6 +122,7 @@ def test_a_spec_that_names_no_port_keeps_none(client: BaseDeploymentClient, free
     assert client.create_endpoint("f", {"server.port": free_port})["state"] == "empty"
 
 
+@pytest.mark.long
 def test_traffic_moves_without_a_restart_and_without_a_failed_request(
     client: BaseDeploymentClient, models: Any
 ) -> None:

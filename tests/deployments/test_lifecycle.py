@@ -67,6 +67,7 @@ def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
     return opened
 
 
+@pytest.mark.long
 def test_where_another_program_takes_the_port_that_was_chosen_the_next_one_is(
     client: BaseDeploymentClient, models: Any
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_column_that_the_model_lacks_cannot_be_masked_and_nothing_changes(depl
     assert "no_such_column" not in open_store(load_settings().store_url).require_endpoint("d").spec.capture.mask
 
 
+@pytest.mark.long
 def test_a_deployment_is_created_changed_while_it_serves_and_deleted(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +139,7 @@ def test_a_killed_gunicorn_is_counted_and_missed_by_no_new_client(deployed: Base
     assert worker not in told["workers"]
 
 
+@pytest.mark.long
 def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploymentClient, home: Path) -> None:
     before = deployed.get_deployment("d")
     os.kill(before["pid"], signal.SIGKILL)
@@ -156,6 +159,7 @@ def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploy
     assert (told["url"], told["restarts"]) == (before["url"], 0)
 
 
+@pytest.mark.long
 def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
     deployed: BaseDeploymentClient, models: Any, home: Path
 ) -> None:
@@ -186,6 +190,7 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
     assert answers(deployed) == TWICE
 
 
+@pytest.mark.long
 def test_variants_share_a_server_and_get_traffic_by_their_weight(
     client: BaseDeploymentClient, models: Any, tmp_path: Path
 ) -> None:
@@ -215,6 +220,7 @@ def test_variants_share_a_server_and_get_traffic_by_their_weight(
     assert left_behind(tmp_path, client) == []
 
 
+@pytest.mark.long
 def test_of_those_who_create_one_name_at_once_one_wins(
     client: BaseDeploymentClient, models: Any, processes: Callable[[], list[psutil.Process]]
 ) -> None:

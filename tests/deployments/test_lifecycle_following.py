@@ -38,6 +38,7 @@ def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -
         yield client
 
 
+@pytest.mark.long
 def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     client: BaseDeploymentClient, registry: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

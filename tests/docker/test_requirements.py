@@ -86,6 +86,7 @@ def test_what_serves_starts_without_what_is_left_out() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.long
 def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]) -> None:
     (command,) = re.findall(r"python (requirements.py --serve .*) > ", (ROOT / "docker" / "Dockerfile").read_text())
     program = [sys.executable, ROOT / "docker" / command.split()[0], *command.split()[1:]]

@@ -16,6 +16,7 @@ RULES = ROOT / "docker" / "prometheus" / "onnxserve.rules.yaml"
 CASES = sorted(Path(__file__).parent.glob("rules.*test.yaml"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("job", "files"), [("check", [RULES]), ("test", CASES)])
 def test_promtool_reads_the_rules_and_each_fires_when_it_should(job: str, files: list[Path]) -> None:
     if shutil.which("promtool") is None:

@@ -169,6 +169,7 @@ def share_of_the_next(answered: Counter[str], requests_: int = 400) -> float:
     return since["second"] / since.total()
 
 
+@pytest.mark.long
 def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary: Canary, load: Counter[str]) -> None:
     loaded = canary.served.log.read_text().count("loaded ")
     assert share_of_the_next(load) < 0.15
@@ -223,6 +224,7 @@ def test_canary_callers_without_the_header_come_by_chance(canary: Canary) -> Non
     assert {canary.variant("by-header") for _ in range(200)} == {"first", "second"}
 
 
+@pytest.mark.long
 def test_shadow_variants_are_compared_and_logged_beside_what_was_answered(canary: Canary, home: Path) -> None:
     rows = [{"user": number, "amount": 0.5} for number in range(3)]
     responses = [canary.ask("watched", rows) for _ in range(20)]

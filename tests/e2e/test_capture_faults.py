@@ -168,6 +168,7 @@ def kill_all_of(served: Served) -> None:
     wait_until(lambda: not served.members(), PATIENCE, "the end of all")
 
 
+@pytest.mark.long
 def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
     start: Callable[[], Served], log: Log, tmp_path: Path
 ) -> None:

@@ -157,6 +157,7 @@ def assert_unnoticed(answers: Answers, least: int) -> None:
     assert {1, 2} <= set(answers.version.tolist())
 
 
+@pytest.mark.long
 def test_no_request_fails_and_none_is_answered_by_a_mixture_while_versions_are_swapped(
     serve: Serve, model: Model, tmp_path: Path
 ) -> None:
@@ -181,6 +182,7 @@ def test_fifty_swaps_at_half_the_peak_rate_are_not_noticed(serve: Serve, model: 
     assert_unnoticed(answers, least=1000)
 
 
+@pytest.mark.long
 def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_that_is_started_anew(
     serve: Serve, model: Model, proxy: Proxy
 ) -> None:

@@ -52,6 +52,7 @@ def test_a_key_holds_from_its_creation_to_its_revocation(deployed: BaseDeploymen
     assert "Traceback" not in log
 
 
+@pytest.mark.long
 def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed: BaseDeploymentClient) -> None:
     ops = CliRunner().invoke(main, ["keys", "create", "ops", "--scope", "admin", "--limit", "1/day"]).stdout.strip()
     with open_deployments(print) as deployments:

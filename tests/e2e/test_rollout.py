@@ -151,6 +151,7 @@ def fresh(arena: Arena) -> Iterator[Arena]:
     assert {key for key in served if key[0] in ("", "1", "2") and key[1] != 200} == set()
 
 
+@pytest.mark.long
 def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings_the_old_one_back(fresh: Arena) -> None:
     status, output = fresh.run(
         *("rollout", "arena", "--to", f"models:/{fresh.model}/2", "--steps", "20,100", "--every", "1s"),
@@ -319,6 +320,7 @@ def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) 
     assert fresh.stages()["2"] == "Production"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("version", "abort_on", "said"),
     [

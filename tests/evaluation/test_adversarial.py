@@ -47,6 +47,7 @@ def measured(model: Path, **options: Any) -> Any:
     return onnxserve.robustness(str(model), data, "label", strengths=STRENGTHS, **options)
 
 
+@pytest.mark.long
 def test_a_version_that_names_its_original_is_attacked_by_its_gradients(folders: dict[str, Path]) -> None:
     report = measured(folders["naming"])
     losses = {(point.disturbance, point.strength): point.loss for point in report.points}

@@ -169,6 +169,7 @@ def test_the_run_of_the_version_gets_metrics_by_strength_and_pictures(
     assert mlflow.artifacts.load_dict(f"runs:/{run.info.run_id}/robustness/robustness.json")["metric"] == "accuracy"
 
 
+@pytest.mark.long
 def test_a_model_that_no_run_logged_gets_one_run_for_its_evaluations(
     tmp_path: Path, new_tracking: MlflowClient
 ) -> None:

@@ -138,6 +138,7 @@ def test_rows_of_a_file_are_the_rows_of_the_proof(forest: Path, forest_rows: pd.
     assert onnxserve.export(str(forest), "onnx", tmp_path / "m.onnx", rows=tmp_path / "rows.csv").rows == 700
 
 
+@pytest.mark.long
 def test_the_runner_refuses_the_rows_that_a_step_refuses(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).lognormal(size=(60, 2))
     model = make_pipeline(FunctionTransformer(np.log1p), LogisticRegression()).fit(rows, rows[:, 0] > 1)

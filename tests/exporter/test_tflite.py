@@ -45,6 +45,7 @@ def test_trees_and_texts_are_refused_before_anything_is_installed(
     assert not (tmp_path / "home" / "cache" / "environments").exists()
 
 
+@pytest.mark.long
 def test_without_a_network_one_line_says_so_and_nothing_is_left(
     tensor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

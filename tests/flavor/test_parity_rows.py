@@ -118,6 +118,7 @@ def test_categories_come_all_and_beside_them_what_only_looks_like_one(table: pd.
     assert np.nextafter(1.5, 2) in set(numbers["near categories"].batch.data.temperature)
 
 
+@pytest.mark.long
 def test_categories_of_a_wide_table_come_in_one_group_of_each_kind_and_in_few_rows() -> None:
     wide = pd.DataFrame({f"c{number}": ["a", "b"] for number in range(400)})
     known = BoundaryValues(categories=dict.fromkeys(wide.columns, tuple(f"k{n}" for n in range(50))))
@@ -212,6 +213,7 @@ def test_thresholds_without_a_number_are_left_out() -> None:
     assert rows.n.dtype == "Int64"
 
 
+@pytest.mark.long
 def test_rows_with_gaps_are_bounded_in_wide_tables() -> None:
     example = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 1500))).rename(columns=str)
 

@@ -46,6 +46,7 @@ def _served(model: Any, example: Any) -> tuple[Any, str]:
     return mlflow.pyfunc.load_model(str(folder)).predict(example), tags["onnxserve.fallback"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["two inputs", "two outputs"])
 def test_a_module_answers_named_arrays(form: str, tracking: Path) -> None:
     example = {"left": ROWS, "right": ROWS * 3} if form == "two inputs" else ROWS
@@ -69,6 +70,7 @@ def test_the_nodes_and_edges_of_a_graph_are_no_rows(tracking: Path) -> None:
     assert mentions(reason, "first dimension", "'nodes' [6, 3]", "'edges' [2, 2]")
 
 
+@pytest.mark.long
 def test_a_tensor_as_example_keeps_signature_and_example(tracking: Path) -> None:
     class Repeated(Longest):
         def forward(self, left: Any) -> Any:  # type: ignore[override]
@@ -143,6 +145,7 @@ def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
     assert "linalg_svd" in reason
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["array", "table", "two outputs"])
 def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -> None:
     """MLflow's own flavor of Keras cannot save an input example, takes no table, and answers one array."""

@@ -54,6 +54,7 @@ def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
     return "models:/old/1"
 
 
+@pytest.mark.long
 def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd.DataFrame) -> None:
     before = mlflow.pyfunc.load_model(old).predict(table)
 
@@ -101,6 +102,7 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
     assert client.get_run(made.run_id).info.end_time == ended
 
 
+@pytest.mark.long
 def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_its_run(
     mlflow_server: MlflowServer, model: Pipeline, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,6 +43,7 @@ def test_a_pickle_of_another_version_is_loaded_with_a_warning(model: Pipeline, t
     assert loaded.warnings == (f"it was saved by scikit-learn 1.0.2 ({sklearn.__version__} is installed)",)
 
 
+@pytest.mark.long
 def test_the_flavor_of_the_folder_loads_its_model(model: Pipeline, tmp_path: Path) -> None:
     options = {"pip_requirements": ["scikit-learn"], "pyfunc_predict_fn": "predict_proba"}
     mlflow.sklearn.save_model(model, tmp_path / "saved", **options)

@@ -117,6 +117,7 @@ def test_unfaithful_model_is_logged_as_warned_on_request(
     assert onnxserve.load_model(info.model_uri).artifact.parity_state == "warned"
 
 
+@pytest.mark.long
 def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_model(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     carriers, hours = random.choice(["AA", "DL", "UA"], 200), random.integers(5, 9, 200)
@@ -370,6 +371,7 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
             onnxserve.log_model(other, name="model", input_example=table)
 
 
+@pytest.mark.long
 def test_a_model_is_explained_where_it_is_logged(
     tracking: Path, model: Pipeline, table: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:

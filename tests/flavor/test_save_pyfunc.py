@@ -113,6 +113,7 @@ def test_model_config_sets_threads_and_device(regressor: Any) -> None:
         mlflow.pyfunc.load_model(str(folder), model_config={"device": "tpu"})
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path: Path) -> None:
     torch: Any = pytest.importorskip("torch")
@@ -129,6 +130,7 @@ def test_torch_answers_arrays_for_arrays_and_tables_for_tables(tmp_path: Path) -
     np.testing.assert_allclose(of_table.to_numpy(), of_array, atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_several_outputs_are_a_mapping_of_arrays(tmp_path: Path) -> None:
     torch: Any = pytest.importorskip("torch")
@@ -153,6 +155,7 @@ FORMS: dict[str, Callable[[list[str]], Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("example", FORMS.values(), ids=FORMS.keys())
 def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(example: Any, tmp_path: Path) -> None:
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
@@ -165,6 +168,7 @@ def test_texts_are_answered_in_the_form_in_which_the_model_was_wrapped(example: 
     assert OnnxModel.load(tmp_path / "model").schema.names == ("text",)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", ["an array", "an array of objects"])
 def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(form: str, tmp_path: Path) -> None:
     model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(TEXTS * 5, [1, 0, 1, 0] * 5)
@@ -177,6 +181,7 @@ def test_texts_without_a_name_are_wrapped_with_mlflows_own_signature_of_them(for
     assert mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(FORMS[form](TEXTS)).tolist() == [1, 0, 1, 0]
 
 
+@pytest.mark.long
 def test_mlflow_models_serve_answers(classifier: Any, free_port: int, tmp_path: Path) -> None:
     model, folder, table = classifier
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", str(folder), "-p", str(free_port)]

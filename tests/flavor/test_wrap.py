@@ -131,6 +131,7 @@ def test_one_row_is_an_example(example: Any, line: LinearRegression) -> None:
     assert list(wrapped.example) == ["a", "b"]
 
 
+@pytest.mark.long
 def test_the_original_is_asked_once_however_many_forms_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pd.DataFrame(np.random.default_rng(0).lognormal(size=(300, 2)), columns=["a", "b"])
     model = make_pipeline(LogCpTransformer(variables=["a"], C=1), RandomForestClassifier(5, random_state=0))

@@ -96,6 +96,7 @@ def test_a_version_without_rows_is_disturbed_on_those_of_what_is_served_and_cost
     assert checks["budget"].figures["row_p50_ms_candidate"] > 0
 
 
+@pytest.mark.long
 def test_costs_are_measured_beside_what_is_served(version: Callable[[str], ResolvedModel]) -> None:
     policy = parse_policy("skip: [signature, evaluation, robustness]\nbudget: {batch: 8}", "it")
     _, checks, _, _ = judged(version("equal"), version("good"), policy)

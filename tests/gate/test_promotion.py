@@ -84,6 +84,7 @@ def test_what_passes_is_not_called_forced(toy: MlflowClient) -> None:
     assert promote("toy", "4", "Production", force=True, why="why").gate == UNEVALUATED
 
 
+@pytest.mark.long
 def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> None:
     run_gate("toy", "2")
     said: list[str] = []

@@ -238,6 +238,7 @@ def test_ctrl_c_ends_a_statement_at_once(
         ask(flights, **asked)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("statement", "seconds", "said"),
     [

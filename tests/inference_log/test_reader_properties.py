@@ -100,6 +100,7 @@ _labels = st.lists(
 )
 
 
+@pytest.mark.long
 @settings(max_examples=25)
 @given(_labels, st.randoms(use_true_random=False), st.integers(1, 4), st.booleans(), st.sampled_from([1, 3, 500_000]))
 def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_many_they_are(

@@ -116,6 +116,7 @@ def specs(draw: st.DrawFn) -> EndpointSpec:
 SPECS = specs()
 
 
+@pytest.mark.long
 @settings(max_examples=30)
 @given(SPECS)
 def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: EndpointSpec) -> None:

@@ -64,6 +64,7 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
         assert component["hpaSpec"]["maxReplicas"] == 9
 
 
+@pytest.mark.long
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=6).filter(any))
 def test_the_traffic_is_100_together_and_close_to_the_weights(weights: list[int]) -> None:

@@ -35,6 +35,7 @@ def test_every_kind_of_the_spec_has_its_function() -> None:
     assert set(KINDS) == set(get_args(MonitorKind))
 
 
+@pytest.mark.long
 def test_every_kind_ends_in_a_run_that_says_what_was_found(world: Any) -> None:
     world.capture_day(CALM)
     asked: dict[str, tuple[dict[str, Any], str]] = {
@@ -167,6 +168,7 @@ def test_too_few_rows_are_not_judged_and_the_run_says_so(world: Any) -> None:
     assert "min_rows is 200" in artifact(shown_by.run_id, "report.html")
 
 
+@pytest.mark.long
 def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_of_them(world: Any) -> None:
     other = world.write_model("2", world.reference().slice(0, 500))
     mlflow.MlflowClient().create_model_version("flight-delay", source=str(other))

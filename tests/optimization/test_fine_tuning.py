@@ -48,6 +48,7 @@ def base(module: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> L
     return loaded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("truth", [DIGITS[:400], None], ids=["labels", "the answers of the base"])
 def test_a_tuned_form_is_as_sparse_and_loses_less(
     module: torch.nn.Module, base: LoadedOnnx, tmp_path: Path, truth: np.ndarray | None

@@ -68,6 +68,7 @@ def test_labels_measure_the_loss_by_their_metric(registry: MlflowClient, tmp_pat
     assert (done.model, done.version) == ("half", "1")
 
 
+@pytest.mark.long
 def test_without_data_the_dataset_of_the_gate_policy_is_taken(registry: MlflowClient, tmp_path: Path) -> None:
     data = write_labelled(tmp_path / "test.parquet")
     policy = json.dumps({"evaluation": {"dataset": str(data), "target": "label"}})

@@ -52,6 +52,7 @@ def learned(client: MlflowClient, **options: Any) -> tuple[Any, str]:
     return info, Path(path).read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("teacher", "student"), [("labels", "boosting"), ("values", "mlp")])
 def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
     client: MlflowClient, teacher: str, student: str
@@ -68,6 +69,7 @@ def test_a_student_of_a_table_agrees_with_its_teacher_and_takes_the_same_rows(
     assert np.ravel(answer)[0] > 0.5
 
 
+@pytest.mark.long
 def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path: Path) -> None:
     write_rows(tmp_path / "rows.parquet", {**labelled(500), "wrong": np.zeros(500, np.int64)})
     info, table = learned(client, teacher="models:/labels/1", data="rows.parquet", target="wrong", registered_model="s")

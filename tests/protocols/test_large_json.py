@@ -83,6 +83,7 @@ def outcome(ask: Any) -> Any:
     return {name: (array.dtype.str, array.shape, array.tobytes()) for name, array in feeds.items()}
 
 
+@pytest.mark.long
 @given(st.sampled_from(sorted(SCHEMAS)), bodies())
 @settings(max_examples=1000)
 def test_it_reads_what_the_exact_way_reads_and_refuses_alike(name: str, body: bytes) -> None:
@@ -118,6 +119,7 @@ FIELD = st.one_of(
 )
 
 
+@pytest.mark.long
 @given(
     st.sampled_from(["doubles", "both", "longs", "mixed"]),
     st.permutations(["a", "b", "c", '"d"', "b"]),

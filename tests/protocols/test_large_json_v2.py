@@ -102,6 +102,7 @@ def outcome(body: bytes, artifact: Artifact, schema: Schema) -> Any:
     return question.id, question.outputs, question.parameters, repr(feeds)
 
 
+@pytest.mark.long
 @given(requests())
 @settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_it_reads_what_the_exact_way_reads_and_refuses_alike(artifact: Artifact, request_: tuple[str, bytes]) -> None:

@@ -63,6 +63,7 @@ IMAGES = np.arange(8.0).reshape(2, 2, 2)
 OUTPUTS: dict[str, list[Any]] = {"doubled": (2 * IMAGES).tolist(), "total": [6.0, 22.0]}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("protocol", ["rest", "grpc"])
 def test_the_client_finds_server_and_model_ready(said: Any, protocol: str) -> None:
     assert {name: said[protocol][name] for name in ("live", "ready", "model ready")} == {

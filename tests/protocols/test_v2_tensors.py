@@ -90,6 +90,7 @@ TENSORS = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.long
 @given(
     document=st.fixed_dictionaries(
         {"inputs": st.lists(TENSORS, max_size=2) | JUNK},

@@ -365,6 +365,7 @@ def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_pa
     assert "\n" not in raised.value.message
 
 
+@pytest.mark.long
 def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: Path) -> None:
     (tmp_path / "plugin_store.py").write_text("import pandas\n")
     code = (

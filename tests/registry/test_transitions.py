@@ -161,6 +161,7 @@ def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
     assert current_version(reference) == "2"
 
 
+@pytest.mark.long
 def test_the_others_are_archived_on_postgresql_too() -> None:
     with postgresql_server() as url, tracking_at(url):
         client = MlflowClient()

@@ -94,6 +94,7 @@ def exact(schema: Schema) -> Schema:
     return slow
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @given(tables(), st.randoms(use_true_random=False), st.booleans())
 @settings(max_examples=500)
@@ -218,6 +219,7 @@ def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
     return compile_schema((), (tensor,), (source,)), rows
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @given(matrices())
 @settings(max_examples=500)

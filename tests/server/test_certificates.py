@@ -174,6 +174,7 @@ def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
         client.post(certificate=shop)
 
 
+@pytest.mark.long
 def test_a_server_with_client_certificates_starts_and_answers_its_own_machine(
     serve: Callable[..., Served], bias_folders: dict[str, Path], ours: Authority, settings: dict[str, str]
 ) -> None:

@@ -167,6 +167,7 @@ def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
             assert are_gone(metrics)
 
 
+@pytest.mark.long
 def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_is_gone(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:

@@ -78,6 +78,7 @@ def test_no_path_is_no_shared_listener_and_a_path_without_a_holder_is_an_error(
         pass
 
 
+@pytest.mark.long
 def test_a_server_takes_over_from_another_under_load_without_a_failed_request(
     holder: subprocess.Popen[bytes],
     serve: Callable[..., Served],

@@ -71,6 +71,7 @@ def check_end(served: Served, number: signal.Signals) -> None:
     assert not list((served.state_dir / "spool").iterdir())
 
 
+@pytest.mark.long
 def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_timeout_and_no_longer(
     serve: Start, tmp_path: Path
 ) -> None:
@@ -98,6 +99,7 @@ def connections_to(port: int) -> list[Any]:
     ]
 
 
+@pytest.mark.long
 def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_ends_by_sighup(start: Start) -> None:
     running = start("state", "-w", "2").wait_ready()
     assert len(running.members()) == 5
@@ -105,6 +107,7 @@ def test_a_supervisor_that_is_killed_takes_its_children_along_and_another_one_en
     check_end(start("state").wait_ready(), signal.SIGHUP)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_abstract", [True, False])
 def test_systemd_is_told_that_the_server_answers_and_that_it_ends_and_nothing_else(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_abstract: bool
@@ -138,6 +141,7 @@ def test_a_killed_agent_is_started_anew_while_serving_goes_on(running: Served) -
     assert (state.pid, state.phase) == (running.process.pid, "serving")
 
 
+@pytest.mark.long
 def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(start: Start) -> None:
     running = start("state").wait_ready()
     before, supervisor = agent_pid(running), psutil.Process(running.process.pid)
@@ -187,6 +191,7 @@ def workers(served: Served) -> set[int]:
     return {worker.pid for worker in read_workers(served.state_dir)}
 
 
+@pytest.mark.long
 def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: Start) -> None:
     running = start("state", "-w", "2").wait_ready()
     master, old = gunicorn_pid(running), workers(running)
@@ -206,6 +211,7 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     assert not list((running.state_dir / "spool").iterdir())
 
 
+@pytest.mark.long
 def test_a_gunicorn_that_is_killed_after_the_first_answer_and_before_every_worker_is_ready_is_started_anew(
     start: Start,
 ) -> None:
@@ -223,6 +229,7 @@ def test_a_gunicorn_that_is_killed_after_the_first_answer_and_before_every_worke
     assert running.end() == 0
 
 
+@pytest.mark.long
 def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_the_end_is_in_order(start: Start) -> None:
     running = start("state").wait_ready()
     (worker,), logged = workers(running), running.log.read_text()
@@ -237,6 +244,7 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
     assert "Traceback" not in told
 
 
+@pytest.mark.long
 def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start: Start) -> None:
     running = start("state").wait_ready()
     (running.state_dir / "spec.yaml").write_text("no spec")  # no worker of the next one can begin
@@ -248,6 +256,7 @@ def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(star
     assert not (running.state_dir / SERVER).exists()
 
 
+@pytest.mark.long
 def test_a_gunicorn_that_is_told_to_end_takes_everything_along(start: Start) -> None:
     running = start("state").wait_ready()
     os.kill(gunicorn_pid(running), signal.SIGTERM)
@@ -257,6 +266,7 @@ def test_a_gunicorn_that_is_told_to_end_takes_everything_along(start: Start) -> 
     assert not (running.state_dir / SERVER).exists()
 
 
+@pytest.mark.long
 def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start: Start) -> None:
     running = start("state").wait_ready()
     (worker,) = workers(running)
@@ -267,6 +277,7 @@ def test_sigterm_between_a_death_and_the_next_start_ends_in_order(start: Start) 
     assert not (running.state_dir / SERVER).exists()
 
 
+@pytest.mark.long
 def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(start: Start) -> None:
     running = start("state").wait_ready()
     assert answers(running)
@@ -287,6 +298,7 @@ def test_a_state_folder_belongs_to_one_server(running: Served, start: Start) -> 
     assert answers(running)
 
 
+@pytest.mark.long
 def test_servers_without_a_port_find_one_each(running: Served, start: Start) -> None:
     other = start("state").wait_ready()
     assert other.url != running.url
@@ -294,6 +306,7 @@ def test_servers_without_a_port_find_one_each(running: Served, start: Start) -> 
     assert answers(running)
 
 
+@pytest.mark.long
 def test_a_port_is_free_again_at_once(start: Start, free_port: int) -> None:
     port = str(free_port)  # the first one from 8080 up would be taken by servers of other tests
     check_end(start("state", "-p", port).wait_ready(), signal.SIGTERM)
@@ -310,6 +323,7 @@ def test_an_agent_that_crashes_again_and_again_is_said_to(start: Start, monkeypa
     assert not (running.state_dir / "workers").exists(), "gunicorn has ended before it may fork"
 
 
+@pytest.mark.long
 def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(start: Start) -> None:
     running = start("state")
     supervisor = psutil.Process(running.process.pid)

@@ -81,6 +81,7 @@ def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
     assert lines == [f"Error: port {port} on 127.0.0.1 is in use; choose another with -C server.grpc_port=…"]
 
 
+@pytest.mark.long
 def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
     serve: Callable[..., Served], model_folders: dict[str, Path]
 ) -> None:

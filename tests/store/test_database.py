@@ -85,6 +85,7 @@ def test_a_new_store_and_the_migrations_have_exactly_the_tables_of_the_models(
         assert compare_metadata(context, Base.metadata) == []
 
 
+@pytest.mark.long
 @both
 def test_of_processes_that_open_a_new_store_at_once_all_succeed_and_one_gets_the_name(
     request: pytest.FixtureRequest, tmp_path: Path, kind: str

@@ -172,6 +172,7 @@ def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(page: 
     assert (corner * 255).round().tolist() == [ground] * 3
 
 
+@pytest.mark.long
 def test_a_report_of_the_gate_breaks_no_rule(page: Any) -> None:
     figures = {"difference": -0.1, "difference_low": -0.2, "difference_high": 0.0, "margin": 0.01}
     checks = (

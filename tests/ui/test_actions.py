@@ -40,6 +40,7 @@ from tests.support.refusals import mentions, refused
 from tests.support.waiting import wait_until
 
 
+@pytest.mark.long
 def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     mlflow_app: Any, endpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,6 +49,7 @@ def test_the_page_shows_endpoints_versions_gate_and_trail_and_asks_nobody_else(m
     assert re.findall("<script.*", html) == [SCRIPT]
 
 
+@pytest.mark.long
 @pytest.mark.postgresql
 def test_a_version_is_moved_to_production_on_postgresql(mlflow_app: Any, tmp_path: Path) -> None:
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore

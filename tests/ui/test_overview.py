@@ -61,6 +61,7 @@ def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_
     assert "for another one" not in html
 
 
+@pytest.mark.long
 def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_models(mlflow_app: Any) -> None:
     names = [f"one-of-many-{number:02}" for number in range(61)]
     for name in names:

@@ -108,6 +108,7 @@ def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_i
     assert "of-a" not in requests.get(f"{workspaces.url}/onnxserve", timeout=60).text
 
 
+@pytest.mark.long
 @pytest.mark.chromium
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine (apt-get install chromium)")
 def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Workspaces) -> None:

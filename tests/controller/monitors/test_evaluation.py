@@ -57,6 +57,7 @@ def test_what_passes_by_itself_is_told_from_what_does_not(worker: Worker) -> Non
         worker.call(raise_it, RegistryUnavailable("MLflow does not answer"), seconds=SECONDS)
 
 
+@pytest.mark.long
 def test_its_lines_are_those_of_the_controller_and_an_outage_is_not_told_at_every_try(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

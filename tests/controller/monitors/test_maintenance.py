@@ -122,6 +122,7 @@ def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_
     assert yearly.start == now - timedelta(hours=100)  # so many are made up, whenever that is
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first_hour", [0, 6])
 def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
     world: MonitoredWorld, first_hour: int

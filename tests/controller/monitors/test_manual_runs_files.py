@@ -48,6 +48,7 @@ def table(count: int, shift: float = 0.0, start: str = "") -> pd.DataFrame:
     return found.assign(at=pd.date_range(start, periods=count, freq="10min", tz="UTC")) if start else found
 
 
+@pytest.mark.long
 def test_rows_without_times_are_judged_as_independent_ones_and_nothing_is_left_but_the_report(folder: Path) -> None:
     calm, shifted = judged(table(300), table(2000)), judged(table(300, 2.0), table(2000))
 
@@ -157,6 +158,7 @@ KINDS = [TEXTS, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow
 SIDES = st.sampled_from(KINDS).flatmap(lambda kind: st.tuples(st.lists(kind, min_size=1), st.lists(kind, min_size=1)))
 
 
+@pytest.mark.long
 @settings(max_examples=40)
 @given(SIDES, st.booleans())
 def test_the_same_rows_as_csv_and_as_parquet_give_the_same_types_and_the_same_verdict(

@@ -46,6 +46,7 @@ def spoil(world: RetrainingWorld) -> None:
         row.spec += "sampling: often\n"
 
 
+@pytest.mark.long
 def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: RetrainingWorld) -> None:
     MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")  # which take seconds
     rows = world.folder / "held_out.parquet"

@@ -128,6 +128,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("model", "data", "words"), CASES.values(), ids=CASES)
 def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
     model: Any, data: Any, words: Any, tmp_path: Path

@@ -139,6 +139,7 @@ MAPPINGS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", MAPPINGS)
 def test_a_mapping_is_taken_as_the_model_takes_it(case: str) -> None:
     make, example = MAPPINGS[case]
@@ -151,6 +152,7 @@ def test_a_mapping_is_taken_as_the_model_takes_it(case: str) -> None:
     assert wrapped.converted.prediction == (tuple(wanted) if case == "functional" else ("output",))
 
 
+@pytest.mark.long
 def test_outputs_of_one_name_are_all_answered() -> None:
     steps = keras.Input((5, 3))
     net = keras.Model(steps, layers.GRU(4, return_sequences=True, return_state=True)(steps))
@@ -161,6 +163,7 @@ def test_outputs_of_one_name_are_all_answered() -> None:
     assert wrapped.converted.prediction == ("output_0", "output_1")
 
 
+@pytest.mark.long
 def test_sizes_that_the_model_leaves_free_are_free() -> None:
     tokens = keras.Input((None, 8))
     attended = layers.LayerNormalization()(tokens + layers.MultiHeadAttention(2, 4)(tokens, tokens))
@@ -172,6 +175,7 @@ def test_sizes_that_the_model_leaves_free_are_free() -> None:
     assert wrapped.report.sources["other sizes"] > 0
 
 
+@pytest.mark.long
 def test_a_file_of_keras_is_a_model(tmp_path: Path) -> None:
     _two_inputs().save(tmp_path / "net.keras")
 
@@ -195,6 +199,7 @@ def test_what_a_net_cannot_do_without_is_said(example: Any, function: Any, said:
         wrap(_normalised(), example, predict_fn=function)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("tensorflow") is not None, reason="TensorFlow is installed")
 def test_a_backend_that_is_not_installed_is_said(tmp_path: Path) -> None:
     code = "import sys; from mlflow_deploy_plugin.flavor.convert.converters import load_file; load_file(sys.argv[1])"

@@ -62,6 +62,7 @@ MIXED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", MIXED.values(), ids=MIXED.keys())
 def test_mixed_table_is_proven(make: Any, weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
@@ -156,6 +157,7 @@ def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: t
     assert (wrapped.converted.outputs[0].shape, wrapped.converted.outputs[0].role) == ((-1,), "label")
 
 
+@pytest.mark.long
 def test_labels_that_the_graph_has_otherwise_are_refused(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
     model = KNeighborsClassifier(3).fit(rows.round(-2), (target > 0).astype(int))  # many neighbours at one distance

@@ -104,6 +104,7 @@ def _cnn() -> Any:
 SHAPES = {"mlp": (_mlp, (4,)), "cnn": (_cnn, (1, 8, 8)), "lstm": (Recurrent, (5, 4))}
 
 
+@pytest.mark.long
 def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
     def refuse(graph: Any, inputs: Any) -> Any:
         raise AssertionError("compiled")
@@ -113,6 +114,7 @@ def test_a_compiled_module_is_not_compiled_for_the_proof() -> None:
     assert wrap(net, np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)).report.state == "proven"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("make", "shape"), SHAPES.values(), ids=SHAPES.keys())
 def test_module_answers_every_batch_size_after_an_example_of_one_row(make: Any, shape: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -132,6 +134,7 @@ def test_module_answers_every_batch_size_after_an_example_of_one_row(make: Any, 
         np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "example",
     [(torch.arange(8) % 10, torch.ones(8, 3)), {"dense": np.ones((8, 3), np.float32), "ids": np.arange(8) % 10}],
@@ -183,6 +186,7 @@ def test_a_size_that_the_forward_fixes_is_named() -> None:
         wrap(Steps(), np.ones((4, 5), np.float32), parity_data=np.ones((4, 7), np.float32))
 
 
+@pytest.mark.long
 def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
     def drawn(rows: int, length: int) -> dict[str, Any]:
         random = np.random.default_rng(length)
@@ -199,6 +203,7 @@ def test_attention_answers_rows_of_any_mask_and_length(tmp_path: Path) -> None:
     assert not model.run(nothing_allowed)["output"].any()
 
 
+@pytest.mark.long
 def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
     batch = {"states": np.ones((6, 5, 8), np.float32), "allowed": np.tril(np.ones((6, 5), np.int64), -1)}
     rows = ({0: torch.export.Dim("batch")},) * 2
@@ -216,6 +221,7 @@ def test_table_becomes_one_input() -> None:
     assert wrapped.report.state == "proven"
 
 
+@pytest.mark.long
 def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) -> None:
     """MLflow's default format `pt2`: what it loads has no `eval`, it is in the mode that it was traced in."""
     rows = torch.randn(20, 4)
@@ -306,6 +312,7 @@ def test_example_of_the_wrong_shape_is_said() -> None:
         wrap(_mlp(), torch.randn(4, 5))
 
 
+@pytest.mark.long
 def test_mode_of_every_layer_is_left_as_it_was() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
     module[1].eval()  # frozen, as in fine-tuning
@@ -331,6 +338,7 @@ def _texts(rows: int, length: int) -> dict[str, np.ndarray]:
     return {"ids": random.integers(0, 30, (rows, length)), "mask": np.ones((rows, length), np.float32)}
 
 
+@pytest.mark.long
 def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
     module = Tokens().eval()
 
@@ -360,6 +368,7 @@ class Fields(torch.nn.Module):
         return self.embedding(fields + self.offsets).sum(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", ["module", "exported", "traced"])
 @pytest.mark.parametrize("unknown", [30, -1, -30])
 def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
@@ -380,6 +389,7 @@ def test_ids_that_an_embedding_does_not_have_are_refused_with_their_row(
         model.run(model.schema.from_array(ids))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("padding", [None, 0])
 def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
     padding: int | None, tmp_path: Path
@@ -394,6 +404,7 @@ def test_ids_that_a_bag_of_embeddings_does_not_have_are_refused_with_their_row(
         model.run(model.schema.from_array(ids))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", ["module", "traced"])
 def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: Path) -> None:
     fields = np.random.default_rng(0).integers(0, 10, (20, 3))
@@ -415,6 +426,7 @@ def test_free_sizes_do_not_depend_on_what_was_wrapped_before() -> None:
     assert [entry.shape for entry in wrapped.converted.inputs] == [(-1, -1), (-1, -1)]
 
 
+@pytest.mark.long
 def test_a_signature_declares_free_sizes() -> None:
     images = np.random.default_rng(0).normal(size=(4, 3, 12, 10)).astype(np.float32)
     module = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
@@ -439,6 +451,7 @@ class Steps(torch.nn.Module):
         return state
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "is_file"), [("traced", False), ("traced", True), ("scripted", True), ("exported", True)]
 )
@@ -496,6 +509,7 @@ class Chosen(torch.nn.Module):
         return {"last": last, "kinds": torch.nn.functional.one_hot(kind, 4).float()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "value", "said"), [("kind", 4, "row 1: 'kind' takes the ids 0 to 3"), ("length", 0, "Out of range value")]
 )
@@ -517,6 +531,7 @@ def test_positions_and_classes_that_the_module_refuses_are_refused(
         model.run(model.schema.from_columns(example))
 
 
+@pytest.mark.long
 def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
     class Overflowing(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -531,6 +546,7 @@ def test_tensors_far_outside_are_proven_too(tmp_path: Path) -> None:
     assert np.all(found["output"] == -300)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", range(4))
 def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
     torch.manual_seed(number)
@@ -543,6 +559,7 @@ def test_a_net_is_proven_where_its_own_32_bit_sums_cancel(number: int) -> None:
     assert all(torch.equal(*pair) for pair in zip(net.parameters(), weights, strict=True))
 
 
+@pytest.mark.long
 def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
     net = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)).half()
 
@@ -596,6 +613,7 @@ class Named(torch.nn.Module):
         return x + shift
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("names", [["x"], ["shift", "x"], []])
 def test_a_parameter_that_is_given_by_its_name_alone_is_an_input(names: list[str]) -> None:
     rows = torch.randn(20, 3)

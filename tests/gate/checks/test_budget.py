@@ -68,6 +68,7 @@ def many_open_files() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.long
 def test_two_versions_are_measured_in_turns(tmp_path: Path) -> None:
     small = write_classifier(tmp_path / "small")
     slow = write_classifier(

@@ -380,6 +380,7 @@ def test_one_class_without_times_and_an_empty_reference_are_outcomes() -> None:
     assert mentions(verdict_on(window(), reference_of(table.slice(0, 0), times[:0])).reason, "reference", "no rows")
 
 
+@pytest.mark.long
 def test_beside_independent_rows_the_first_odd_row_of_a_constant_column_is_no_drift() -> None:
     rng = np.random.default_rng(6)
     rare = {f"c{number}": (rng.random(2000) < 0.001).astype(float) for number in range(30)}
@@ -579,6 +580,7 @@ def test_without_the_window_so_long_before_nothing_is_judged() -> None:
     assert mentions(verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason, "too young")
 
 
+@pytest.mark.long
 def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at_the_stated_rate(
     tmp_path: Path,
 ) -> None:

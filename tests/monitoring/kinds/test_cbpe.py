@@ -98,6 +98,7 @@ def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
     return LabelledWindow(truth, ClassPredictions(both.argmax(axis=1), both, ("0", "1")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("rows", "windows", "spread"), [(1, 8, 0.0), (100, 8, 0.0), (100, 3, 0.5), (1_000, 8, 0.5), (1_000, 3, 0.0)]
 )

@@ -582,6 +582,7 @@ def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(
     assert judge(endpoint.ask(**ACCURACY)).figures["accuracy"] == 1.0
 
 
+@pytest.mark.long
 def test_the_run_of_a_violated_window_says_from_what_it_fell_and_since_when(endpoint: Any, mlflow_store: Any) -> None:
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 

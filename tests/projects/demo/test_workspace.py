@@ -27,6 +27,7 @@ def test_a_new_an_empty_and_its_own_folder_are_fine(tmp_path: Path) -> None:
     assert not list(workspace.reports.iterdir())
 
 
+@pytest.mark.long
 def test_the_command_that_stops_the_demo_runs_from_any_folder(tmp_path: Path) -> None:
     command = Workspace(tmp_path / "a demo").stop_command
 

@@ -40,6 +40,7 @@ def moved(images: np.ndarray) -> np.ndarray:
     return np.roll(images, 2, axis=3)
 
 
+@pytest.mark.long
 def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_others(base: str) -> None:
     new = (moved(IMAGES[:400]), DIGITS[:400])
     network, way = fit_incremental((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)

@@ -8,6 +8,7 @@ from projects.digits_cnn.fitting import accuracy, fit
 from projects.digits_cnn.train import load_images
 
 
+@pytest.mark.long
 def test_the_network_reads_the_test_digits() -> None:
     train_images, test_images, train_digits, test_digits = load_images(seed=7)
     assert train_images.shape[1:] == (1, 8, 8)

@@ -17,6 +17,7 @@ ROWS = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0]})
 MODEL = LogisticRegression().fit(ROWS, [0, 0, 1, 1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("save", "said"),
     [

@@ -30,6 +30,7 @@ def captured(flights: pd.DataFrame, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_captured_rows_come_back_as_the_flights_that_they_were(flights: pd.DataFrame, captured: Path) -> None:
     found = load_training_data(7, "1-3", str(captured))
     april = months(flights, 3, 4).iloc[::50]

@@ -16,6 +16,7 @@ TAKEN = {"JSON: numbers", "CSV: fields"}
 """Those that a model takes; all others are refused."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["Arrow", "JSON", "JSON Lines", "CSV", "gRPC"])
 def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> None:
     names = [name for name in BOMBS if name.startswith(kind + ":")]

@@ -3,6 +3,8 @@ alike."""
 
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from tests.server.corpus import raw
 from tests.server.corpus.conftest import Tried
 from tests.server.corpus.raw import Raw, exchanged
@@ -10,6 +12,7 @@ from tests.server.corpus.raw import Raw, exchanged
 _AT_ONCE = 8
 
 
+@pytest.mark.long
 def test_hostile_bytes_are_read_alike_however_they_are_cut(tried: Tried) -> None:
     port = tried.wire.port
 

@@ -8,6 +8,7 @@ from tests.server.corpus import limits
 from tests.server.corpus.limits import ROUTES
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("server", limits.NARROW)
 def test_a_crowd_is_refused_only_for_its_number(start: Any, server: str) -> None:
     with start(**limits.NARROW[server]) as tried:

@@ -94,6 +94,7 @@ def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:
     return f"{ratio:.1f} times as fast as its bytes ({few * 1e3:.1f} ms, {many * 1e3:.1f} ms)"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("route", _ROUTES, ids=lambda route: f"{route.path} {route.reads}")
 def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route: Route) -> None:
     headers = {name.lower(): value for name, value in route.headers.items()}

@@ -5,6 +5,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+
 from tests.server.corpus import slow
 from tests.server.corpus.routes import INVOCATIONS, PAGES
 from tests.server.corpus.wire import Refused
@@ -13,6 +15,7 @@ LIMIT_SECONDS = 15.0
 """Several times the server's patience: the machine may be busy."""
 
 
+@pytest.mark.long
 def test_slow_clients_are_let_go_and_hold_nobody_up(start: Any) -> None:
     clients = [(case.name, case.try_on, route) for case in slow.CASES for route in case.on]
     clients.append(("answers that nobody takes", slow.never_read, PAGES["/docs"]))

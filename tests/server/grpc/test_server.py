@@ -64,6 +64,7 @@ def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -
         assert all(map(holds_grpcio, pids))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("worker_class", ["fast", "gthread"])
 def test_a_call_in_flight_is_answered_when_the_server_ends(
     tmp_path: Path, endpoints: dict[str, Any], worker_class: str
@@ -226,6 +227,7 @@ def begun_and_reset(stream: int) -> bytes:
     return http2_frame(1, 4, stream, block) + http2_frame(3, 0, stream, struct.pack(">I", 8))
 
 
+@pytest.mark.long
 def test_a_client_that_resets_its_calls_at_once_keeps_nobody_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     """https://nvd.nist.gov/vuln/detail/CVE-2023-44487"""
     is_over = threading.Event()

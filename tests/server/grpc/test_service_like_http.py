@@ -114,6 +114,7 @@ def test_answers_are_kept_captured_and_traced_as_those_of_http(
     np.testing.assert_array_equal(mine.outputs["doubled"], IMAGE * 2)
 
 
+@pytest.mark.long
 def test_a_pyfunc_answers_and_says_what_is_wrong(tmp_path: Path) -> None:
     folders = save_pyfuncs(tmp_path / "models", ["days", "bytes"])
     (tmp_path / "state").mkdir()

@@ -16,6 +16,7 @@ def states(client: InferenceServerClient) -> dict[str, str]:
     return {model.name: model.state for model in client.get_model_repository_index().models}
 
 
+@pytest.mark.long
 def test_endpoints_are_unloaded_loaded_and_added(serve: Callable[..., Served], model_folders: dict[str, Path]) -> None:
     port = free_port()
     options = ["-C", f"server.grpc_port={port}", "-C", "server.model_control_mode=explicit"]
@@ -37,6 +38,7 @@ def test_endpoints_are_unloaded_loaded_and_added(serve: Callable[..., Served], m
             assert refused.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
+@pytest.mark.long
 def test_a_server_that_may_not_be_changed_says_so(serve: Callable[..., Served], model_folders: dict[str, Path]) -> None:
     port = free_port()
     serve("-m", str(model_folders["single"]), "--name", "first", "-C", f"server.grpc_port={port}").wait_ready()

@@ -148,6 +148,7 @@ def mounted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield {"wsgi": lambda *given: ask_wsgi(wsgi, *given), "asgi": lambda *given: ask_asgi(asgi, *given)}
 
 
+@pytest.mark.long
 def test_a_mounted_model_answers_as_the_server_does(
     mounted: dict[str, Callable[..., Answer]], folder: Path, serve: Callable[..., Served]
 ) -> None:
@@ -255,6 +256,7 @@ def test_what_a_mounted_model_answers_reaches_the_inference_log(folder: Path, tm
     assert sum(table.num_rows for table in tables) == 3
 
 
+@pytest.mark.long
 def test_a_closed_model_leaves_no_file_open(folder: Path, tmp_path: Path) -> None:
     with closing(wsgi_app(str(folder), state_dir=tmp_path)) as app:
         metrics = os.readlink(tmp_path / METRICS)
@@ -264,6 +266,7 @@ def test_a_closed_model_leaves_no_file_open(folder: Path, tmp_path: Path) -> Non
     assert metrics not in subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+@pytest.mark.long
 def test_two_processes_of_one_application_have_folders_of_their_own(folder: Path, tmp_path: Path) -> None:
     with (
         closing(wsgi_app(str(folder), state_dir=tmp_path / "state")),
@@ -286,6 +289,7 @@ def test_the_counters_of_the_application_stay_as_they_are(
     assert mine.is_file()
 
 
+@pytest.mark.long
 def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_path: Path) -> None:
     before = len(psutil.Process().children())
     with pytest.raises(DeploymentFailed, match="nowhere"):
@@ -340,6 +344,7 @@ def test_the_end_of_a_fork_leaves_the_model_to_its_parent(folder: Path, tmp_path
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.long
 def test_an_application_that_ends_without_closing_it_ends_the_agent_and_says_nothing(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -353,6 +358,7 @@ def test_an_application_that_ends_without_closing_it_ends_the_agent_and_says_not
     assert not psutil.pid_exists(int(ended.stdout))
 
 
+@pytest.mark.long
 def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed_ends(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -373,6 +379,7 @@ def test_an_agent_that_is_killed_is_replaced_and_one_whose_application_is_killed
     wait_until(lambda: not agent.is_running(), what="the agent has ended")
 
 
+@pytest.mark.long
 def test_an_agent_that_cannot_be_started_for_want_of_files_is_started_later(folder: Path, tmp_path: Path) -> None:
     mount = f"app = onnxserve.wsgi_app({str(folder)!r}, state_dir={str(tmp_path / 's')!r})"
     code = f"import mlflow_deploy_plugin as onnxserve, time; {mount}; print('ready', flush=True); time.sleep(60)"

@@ -69,6 +69,7 @@ def test_the_limit_holds_to_the_byte(encoding: str) -> None:
         undo(COMPRESS[encoding](b"x" * (LIMIT + 1)), encoding)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "zstd", " zstd "])
 def test_a_bomb_costs_no_more_memory_than_the_limit(encoding: str) -> None:
     bomb = COMPRESS[encoding](bytes(300_000_000))

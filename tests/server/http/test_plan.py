@@ -152,6 +152,7 @@ def counters(server: Server) -> Counter[str]:
     return Counter({name: int(float(value)) for name, _, value in lines if "seconds" not in name})
 
 
+@pytest.mark.long
 @settings(max_examples=300)
 @given(
     st.sampled_from(BODIES),

@@ -293,6 +293,7 @@ def test_the_workers_stay_light_and_the_request_is_counted_by_its_own_name(serve
     assert side.nice() > worker.nice()
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_is_started_anew(server: Any) -> None:
     (worker,) = psutil.Process(server.process.pid).children()
     for side in worker.children():

@@ -394,6 +394,7 @@ def test_endpoints_that_share_their_versions_are_counted_apart(
     assert [shadowed(server, "rows", endpoint=name) for name in "ef"] == [10, 20]
 
 
+@pytest.mark.long
 def test_a_pyfunc_shadows_another_by_the_body_that_each_reads_itself(serve: Serve, tmp_path: Path) -> None:
     folder = save_pyfuncs(tmp_path)["days"]
     server = serve(folder, folder)

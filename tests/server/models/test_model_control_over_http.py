@@ -267,6 +267,7 @@ def test_what_was_unloaded_and_added_is_found_again_after_a_restart_and_without_
         client.load_model("first")
 
 
+@pytest.mark.long
 def test_a_command_outlives_the_agent_that_is_killed(served: Served, client: Any) -> None:
     state = read_state(served.state_dir / AGENT, AgentState)
     assert state is not None

@@ -261,6 +261,7 @@ def test_an_exception_of_the_model_is_a_refusal_without_its_traceback(ask: Calla
     assert ask("/endpoints/troubled/invocations", trouble("leave")).status == 400
 
 
+@pytest.mark.long
 def test_a_model_that_ends_is_started_anew(ask: Callable[..., RawResponse]) -> None:
     path = "/endpoints/troubled/invocations"
     wait_until(lambda: ask(path, trouble("ok")).status == 200, 60, "the model answers")
@@ -299,6 +300,7 @@ def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_giv
     assert predictor.pid == process
 
 
+@pytest.mark.long
 def test_a_model_that_hangs_is_started_anew_and_those_whose_time_is_up_behind_it_are_not_computed(
     server: Server, ask: Callable[..., RawResponse]
 ) -> None:
@@ -346,6 +348,7 @@ def test_keys_are_captured_also_of_a_model_without_a_signature(
     assert rows[response.headers["X-Prediction-Id"]]["customer_id"] == 7
 
 
+@pytest.mark.long
 def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -409,6 +412,7 @@ def spin(running: Any) -> None:
         running.post(json=trouble("spin"))
 
 
+@pytest.mark.long
 def test_nothing_is_left_of_a_worker_that_is_killed(pyfunc_folders: dict[str, Path], tmp_path: Path) -> None:
     with servers.gunicorn(tmp_path, servers.one_endpoint(pyfunc_folders["troubled"])) as running:
         response = running.post(json=trouble("pid"))
@@ -472,6 +476,7 @@ def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], S
     return serve
 
 
+@pytest.mark.long
 @pytest.mark.skipif(
     (3, 12) <= sys.version_info < (3, 12, 2),
     reason="Python 3.12.1 starts no thread at its end, as MLflow does to send traces (python/cpython#113964)",

@@ -68,6 +68,7 @@ def test_before_anything_is_wanted_nothing_answers(repository: Repository) -> No
         repository.select_variant("e", draw=0.0)
 
 
+@pytest.mark.long
 def test_a_request_keeps_its_version_until_it_lets_go(
     serve: Serve, repository: Repository, bias_folders: dict[str, Path]
 ) -> None:

@@ -143,6 +143,7 @@ def test_one_request_that_hangs_is_given_up_and_the_process_goes_on(new_process:
     assert pid_of(process) == first
 
 
+@pytest.mark.long
 def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Start) -> None:
     process = new_process(answer_seconds=1.0, concurrency=2)
     first = process.start().fields["pid"]

@@ -35,6 +35,7 @@ def test_the_environment_switches_tracing_as_everywhere_in_opentelemetry(
     assert tracing_is_on(environment) is is_on
 
 
+@pytest.mark.long
 def test_a_request_is_a_span_below_its_callers(
     tmp_path: Path, bias_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +143,7 @@ def _load_pyfunc(path):
 """
 
 
+@pytest.mark.long
 def test_the_spans_of_an_agent_go_to_the_same_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "agent_with_spans.py").write_text(TRACED)

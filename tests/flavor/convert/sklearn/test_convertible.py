@@ -30,6 +30,7 @@ def test_the_weights_of_a_column_transformer_are_kept(second: bool) -> None:
     assert wrap(model, table).report.state == "proven"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("is_within", [False, True], ids=["alone", "within another estimator"])
 @pytest.mark.parametrize("as_table", [True, False], ids=["by names", "by positions"])
 def test_two_column_transformers_in_turn_are_proven(as_table: bool, is_within: bool) -> None:

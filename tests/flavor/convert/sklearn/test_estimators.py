@@ -111,6 +111,7 @@ class CountedPipeline(Pipeline):
         return super().predict(table)
 
 
+@pytest.mark.long
 def test_the_original_is_asked_less_often_than_the_table_has_columns() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame({f"c{number}": random.choice(["a", "b", "c"], 60) for number in range(80)})

@@ -58,6 +58,7 @@ def test_a_part_that_a_union_leaves_out_is_left_out(matrix: tuple[np.ndarray, np
     assert wrap(make_pipeline(union, Ridge()).fit(rows, target), rows).report.state == "proven"
 
 
+@pytest.mark.long
 def test_the_parts_of_a_union_read_the_same_texts() -> None:
     texts = ["a red fox", "blue fox", "a red hen", "blue hen and fox"] * 20
     union = FeatureUnion([("words", CountVectorizer()), ("weights", TfidfVectorizer(analyzer="char"))])

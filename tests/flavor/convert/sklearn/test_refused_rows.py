@@ -94,6 +94,7 @@ MODELS: dict[str, Any] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the original
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:

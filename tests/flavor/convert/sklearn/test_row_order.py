@@ -32,6 +32,7 @@ MODELS: dict[str, Any] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_many_rows_are_answered_in_their_order(name: str, tmp_path: Any) -> None:
     model = MODELS[name]
@@ -64,6 +65,7 @@ def test_a_small_forest_stays_one_operator() -> None:
     assert not operators & {"If", "GatherND", "ScatterND"}
 
 
+@pytest.mark.long
 def test_trees_without_splits_stay_one_operator() -> None:
     constant = GradientBoostingRegressor(n_estimators=4096).fit(ROWS[:20], np.ones(20))
     assert "ScatterND" not in {node.op_type for node in wrap(constant, ROWS).converted.proto.graph.node}

@@ -96,6 +96,7 @@ def test_tree_that_splits_by_what_is_missing_is_proven_behind_a_scaler(matrix: t
     assert wrap(model, table).report.state == "proven"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("classes", [2, 3])
 def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
@@ -235,6 +236,7 @@ def _scaled_as_a_table() -> Any:
     return ColumnTransformer(scaled, remainder="passthrough").set_output(transform="pandas")
 
 
+@pytest.mark.long
 def test_numbers_keep_all_digits_beside_the_categories_of_a_table() -> None:
     """skl2onnx makes one array of a table of numbers and texts, which has texts of eight digits for numbers."""
     table, target = _numbers_and_kinds()

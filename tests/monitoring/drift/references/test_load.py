@@ -70,6 +70,7 @@ def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
         ask(columns=("gone",))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("reference", "judged"),
     [

@@ -184,6 +184,7 @@ def test_every_array_says_what_it_holds(server: Server) -> None:
     assert [one for one in found if "items" not in one] == []
 
 
+@pytest.mark.long
 def test_every_example_fits_its_schema_and_is_answered_as_the_document_says(server: Server) -> None:
     document = fetched(server)
     asked = 0

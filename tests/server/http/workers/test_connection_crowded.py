@@ -101,6 +101,7 @@ def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> No
             assert [asks(connection) for connection in asking] == [True] * 20, number
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("begun", [HALF_A_HEAD, HALF_A_BODY], ids=["heads", "bodies"])
 def test_requests_that_come_too_slowly_give_way(connect: Connect, begun: bytes) -> None:
     slow = [connect(begun) for _ in range(PLACES)]
@@ -151,10 +152,12 @@ def received(connection: socket.socket) -> int:
     return count
 
 
+@pytest.mark.long
 def test_clients_that_do_not_take_their_answers_hold_neither_threads_nor_the_memory(connect: Connect) -> None:
     check_answers_that_wait(connect)
 
 
+@pytest.mark.long
 def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(connect_tls: Connect) -> None:
     check_answers_that_wait(connect_tls)
 
@@ -177,6 +180,7 @@ def take(connection: socket.socket, size: int) -> int:
     return count
 
 
+@pytest.mark.long
 def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(connect: Connect) -> None:
     clients, first = [connect() for _ in range(12)], LONG_BYTES // 2
     for connection in clients:

@@ -362,6 +362,7 @@ def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_ans
             assert answer.startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.long
 def test_a_worker_under_full_load_is_not_taken_for_dead_and_does_not_outlive_gunicorn(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:

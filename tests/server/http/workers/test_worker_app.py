@@ -86,6 +86,7 @@ def test_the_wait_for_a_thread_counts_towards_the_deadline(
     asyncio.run(asyncio.wait_for(talk(), 30))
 
 
+@pytest.mark.long
 def test_a_pyfunc_beside_it_takes_no_model_from_the_loop(
     serve_here: Callable[..., Server], bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:

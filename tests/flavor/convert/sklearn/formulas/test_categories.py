@@ -49,6 +49,7 @@ ONE_HOT = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
 def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
     """On texts and fractions with gaps, integers and booleans; unseen ones where the encoder takes them."""

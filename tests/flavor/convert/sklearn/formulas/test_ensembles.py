@@ -133,6 +133,7 @@ def test_calibrations_that_have_not_seen_all_classes_are_proven(within: Any, met
     assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "model",
     [
@@ -243,6 +244,7 @@ def test_what_within_has_no_form_is_named(model: Any, words: str) -> None:
         wrap(model.fit(rows, target), rows)
 
 
+@pytest.mark.long
 def test_texts_are_read_by_the_vectorizer_within() -> None:
     texts = [" ".join(np.random.default_rng(seed).choice(["good", "bad", "warm", "cold"], 4)) for seed in range(150)]
     within = make_pipeline(TfidfVectorizer(), LogisticRegression())
@@ -251,6 +253,7 @@ def test_texts_are_read_by_the_vectorizer_within() -> None:
         assert wrap(model.fit(texts, ["good" in text for text in texts]), texts).report.state == "proven"
 
 
+@pytest.mark.long
 def test_texts_and_numbers_are_read_by_the_pipeline_within(weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather
     first = labels == labels.iloc[0]

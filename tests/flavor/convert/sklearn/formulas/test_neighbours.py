@@ -147,6 +147,7 @@ def test_neighbours_of_several_labels_are_refused() -> None:
         wrap(KNeighborsClassifier().fit(ROWS, np.column_stack([THREE, THREE])), ROWS)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [OneClassSVM(nu=0.1), make_pipeline(Nystroem(n_components=20), LogisticRegression())])
 def test_rows_learned_from_texts_are_proven(model: Any) -> None:
     texts = [f"{size} {animal}" for size in ("a red", "one blue", "two old") for animal in ("fox", "hen", "dog")] * 5

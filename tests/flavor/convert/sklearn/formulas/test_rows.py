@@ -54,6 +54,7 @@ def test_what_is_asked_twice_is_in_the_graph_once() -> None:
     assert sum(name.startswith("TreeEnsemble") for name in nodes) == 3
 
 
+@pytest.mark.long
 def test_steps_that_learned_the_same_are_in_the_graph_once() -> None:
     pipeline = make_pipeline(StandardScaler(), FunctionTransformer(np.exp), LogisticRegression())
     three, ten = (OneVsRestClassifier(pipeline).fit(ROWS, np.digitize(SUM, edges)) for edges in ([-1, 1], range(-4, 5)))

@@ -70,6 +70,7 @@ VECTORIZERS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", VECTORIZERS.values(), ids=VECTORIZERS.keys())
 def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
@@ -111,6 +112,7 @@ for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 500
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["pairs", "characters", "hashed"])
 def test_a_long_text_beside_many_takes_the_memory_that_it_takes_alone(name: str, tmp_path: Path) -> None:
     """A table of all rows, each as long as the longest, would be several GB here."""

@@ -40,6 +40,7 @@ def delayed(table: pd.DataFrame) -> pd.Series:
     return (table.distance + (table.city == "oslo") + 0.2 * (table.zip == 20) > 0.9).astype(int)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "encoder",
     [
@@ -103,6 +104,7 @@ def test_a_column_of_which_nothing_was_learned_stays_out_of_the_tables(delayed: 
     assert wrap(model, table).report.state == "proven"
 
 
+@pytest.mark.long
 def test_a_vectorizer_of_a_table_is_one_unless_it_reads_dates(table: pd.DataFrame, delayed: pd.Series) -> None:
     model = make_pipeline(skrub.TableVectorizer(), HistGradientBoostingClassifier(max_iter=10)).fit(table, delayed)
     assert wrap(model, table).report.state == "proven"

@@ -27,6 +27,7 @@ TABLE = NUMBERS.assign(
 TARGET = NUMBERS.a * 2 + NUMBERS.b - (TABLE.city == "oslo")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "step",
     [
@@ -59,6 +60,7 @@ def test_a_step_of_numbers_is_proven(step: Any) -> None:
     assert wrap(model, rows).report.state == "proven"
 
 
+@pytest.mark.long
 def test_the_edges_of_intervals_are_asked_in_64_bits() -> None:
     rows = NUMBERS.clip(-5, 5)
     model = make_pipeline(discretisation.ArbitraryDiscretiser({"a": [-5, 0, 0.1, 5]}), Ridge()).fit(rows, TARGET)
@@ -69,6 +71,7 @@ def test_the_edges_of_intervals_are_asked_in_64_bits() -> None:
     assert "64 bits" in wrapped.report.repair
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "encoder",
     [encoding.OrdinalEncoder(encoding_method="arbitrary", unseen="encode"), encoding.OneHotEncoder()],
@@ -89,6 +92,7 @@ def test_a_pipeline_of_a_table_is_one_step_a_column(encoder: Any) -> None:
     assert wrap(model, TABLE).report.state == "proven"
 
 
+@pytest.mark.long
 def test_the_least_number_with_a_logarithm_has_one() -> None:
     model = make_pipeline(transformation.LogTransformer(variables=["b"]), Ridge()).fit(NUMBERS, TARGET)
 
