@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.pyfunc.process import Answer, answer_all, error_summar
 _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
-"""MLflow's own scoring server sets the first, too: models may read it."""
+"""MLflow's own scoring server sets the first variable, and models may read it."""
 _PREDICTION_ID = "onnxserve.prediction_id"
 """The tag by which a trace in MLflow, of a model that makes some, names its answer."""
 _EXPERIMENT_SECONDS = 2.0
@@ -47,7 +47,7 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     try:
         from mlflow.tracing import context as tracing_context
 
-        from mlflow_deploy_plugin.pyfunc.scorer import Scorer  # what it imports may be missing, as in the image
+        from mlflow_deploy_plugin.pyfunc.scorer import Scorer  # Its imports may be missing, as in the image.
     except ImportError as error:
         raise InvalidArtifact(
             f"a model without an ONNX form needs mlflow and pandas, which are not installed here whole ({error}): "
@@ -110,7 +110,7 @@ def start_explainer() -> tuple[SideMessage, Answer]:
     os.environ["NUMBA_DISABLE_JIT"] = "1"
     sys.modules["matplotlib"] = None  # type: ignore[assignment]  # this makes its import fail
     try:
-        from mlflow_deploy_plugin.pyfunc import explainer  # what it imports may be missing
+        from mlflow_deploy_plugin.pyfunc import explainer  # Its imports may be missing.
     except ImportError as error:
         raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
     return SideMessage(READY_MESSAGE), explainer.answer

@@ -40,7 +40,7 @@ _MIN_ROWS = 10
 _MATRIX_BYTES = 128 * 1024 * 1024
 """The limit of the matrix of all masked rows of one permutation. A wide model is explained against fewer rows."""
 _MAX_MODELS = 4
-"""The number of models that stay in memory: those that were asked for last."""
+"""The number of models that stay in memory: the most recently used ones."""
 _RUN_ROWS = 2048
 _SEED = 0
 
@@ -193,12 +193,12 @@ class _CodedModel:
         return feeds
 
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
-        """Explain each row by itself, so that its contributions do not depend on the rows beside it."""
+        """Explain each row by itself, so that its contributions do not depend on other rows."""
         masker, values = shap.maskers.Independent(self.background, max_samples=len(self.background)), []
         for row in self._rows:
             explainer = shap.PermutationExplainer(self, masker, seed=seed)
             explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
             values.append(explanation.values[0])
             base_values = explanation.base_values[0]
-        # shap leaves out a last dimension of one
+        # shap leaves out a last dimension of 1.
         return np.array(values).reshape(*self._rows.shape, -1), np.reshape(base_values, -1)

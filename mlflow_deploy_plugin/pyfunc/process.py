@@ -26,8 +26,7 @@ from mlflow_deploy_plugin.settings import load_settings
 _log = logging.getLogger(__name__)
 
 Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
-"""Returns the answer to one request, or its parts and an end, or raises an OnnxserveError. Called in several threads at
-once."""
+"""Returns the answer to a request or its parts and an end, or raises OnnxserveError. Several threads call it."""
 
 _END_SECONDS = 5.0
 _NO_THREAD_SECONDS = 0.1
@@ -35,8 +34,7 @@ _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
 _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
-"""The texts from which on a message is cut off: the body again, advice about version 1 of MLflow's protocol, XGBoost's
-stack."""
+"""The texts that end a message: the body again, advice about version 1 of MLflow's protocol, XGBoost's stack."""
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
@@ -49,7 +47,7 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
     die_with_parent()  # code that never lets go of the GIL dies by this
     connections = requests_of_parent(lambda: receive_connection(control), _END_SECONDS)
     configure_logging(load_settings(), name)
-    gc.disable()  # it would look through what is imported again and again
+    gc.disable()  # It would search all imported modules each time.
     try:
         ready, answer = start()
     except InvalidArtifact as error:
@@ -70,7 +68,7 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
 
 
 def _answer_connection(connection: socket.socket, answer: Answer) -> None:
-    with connection, contextlib.suppress(OSError):  # nobody reads the answer any more
+    with connection, contextlib.suppress(OSError):  # The worker no longer reads the answer.
         while (request := receive_message(connection)) is not None:
             with contextlib.closing(_messages(request, answer)) as messages:
                 for message in messages:
@@ -91,7 +89,7 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
             yield from answered
     except OnnxserveError as error:
         yield _refusal(error)
-    except GeneratorExit:  # nobody wants the rest
+    except GeneratorExit:  # The worker does not want the rest.
         raise
     except BaseException as error:  # noqa: BLE001 - the boundary; the code may be cancelled by a loop of its own
         _log.exception("answering failed")
@@ -135,7 +133,7 @@ def version_differences(folder: Path) -> list[str]:
         wanted = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
         try:
             installed = version(requirement.name)
-        except PackageNotFoundError:  # xgboost-cpu, too, is a distribution of the package xgboost
+        except PackageNotFoundError:  # xgboost-cpu is also a distribution of xgboost.
             others = packages_distributions().get(requirement.name)
             installed = version(others[0]) if others else ""
         if not installed:

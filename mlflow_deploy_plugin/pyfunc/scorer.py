@@ -73,14 +73,14 @@ _LATER: dict[int, type[OnnxserveError]] = {429: TooManyRequests, 503: NotReady}
 
 
 class NotRepresentable(Exception):
-    """A value has no form as named arrays."""
+    """A value cannot be written as named arrays."""
 
 
 def to_model_input(
     feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], names: Mapping[str, str | int]
 ) -> Any:
     """Return the input of `predict` for arrays that fit the signature. Raises SchemaMismatch for invalid base64."""
-    # a model may write into its input
+    # A model may write to its input, so copy it.
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
         return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
@@ -163,7 +163,7 @@ def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | No
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
-    """Return a prediction as named arrays. Raises NotRepresentable for other values than numbers and strings."""
+    """Return a prediction as named arrays. Raises NotRepresentable for values that are not numbers or strings."""
     if isinstance(prediction, pd.DataFrame):
         named = {str(name): _array(prediction.iloc[:, place]) for place, name in enumerate(prediction.columns)}
         if len(named) != prediction.shape[1]:
@@ -244,7 +244,7 @@ def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
 
 def _is_missing(value: Any) -> bool:
     """Return True for None, NaN and the missing values of pandas."""
-    # numpy makes no array of lists of several lengths
+    # numpy cannot make an array of lists of several lengths.
     return not isinstance(value, list) and bool(np.ndim(value) == 0 and pd.isna(value))
 
 
@@ -265,7 +265,7 @@ _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "datetime": _iso,
     "binary": lambda value: base64.b64encode(value).decode(),
-    # orjson does not know numpy's arrays of texts
+    # orjson does not support numpy's arrays of texts.
     _NESTED: lambda value: orjson.dumps(
         value, lambda one: one.tolist() if isinstance(one, np.ndarray | np.generic) else str(one), _JSON_OPTIONS
     ).decode(),
@@ -277,7 +277,7 @@ def _array(value: Any) -> Array:
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:
-        try:  # scipy's sparse matrices are no arrays to numpy
+        try:  # numpy does not take scipy's sparse matrices as arrays.
             array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
         except ValueError:
             raise NotRepresentable("an output is ragged") from None
@@ -316,7 +316,7 @@ _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 
 
 def count_values(prediction: Any) -> int:
-    """Return the number of values in what a model answers: numbers, texts or whatever else stands for one."""
+    """Return the number of values in a model's answer, such as numbers and texts."""
     if isinstance(prediction, pd.DataFrame):
         places = [place for place, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)]
         of_cells = count_values(prediction.iloc[:, places].to_numpy()) if places else 0
@@ -406,7 +406,7 @@ def load_scorer(folder: Path) -> "Scorer":
     """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load it."""
     try:
         return Scorer.load(folder)
-    except Exception as error:  # noqa: BLE001 - a model's own code raises what it likes
+    except Exception as error:  # noqa: BLE001 - A model's own code may raise any error.
         raise InvalidArtifact(f"MLflow cannot load the model: {load_failure(error, folder)}") from None
 
 
@@ -432,7 +432,7 @@ class Scorer:
             original = model
             with suppress(NotImplementedError):
                 original = model.get_raw_model()
-            # a Python model tests its texts for None
+            # A Python model tests its texts for None.
             is_python = artifact.framework.startswith("pyfunc.")
             self._missing = _missing_texts(original, texts, None if is_python else _MISSING_TEXT)
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
@@ -442,7 +442,7 @@ class Scorer:
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
-        """Load the MLmodel folder as `mlflow.pyfunc.load_model` does; raises whatever that raises."""
+        """Load the MLmodel folder as `mlflow.pyfunc.load_model` does, with the same errors."""
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
             os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
         model, artifact = load_model(str(folder)), read_served_artifact(folder)
@@ -454,7 +454,7 @@ class Scorer:
                 for one in model.metadata.get_input_schema()
             ]
             model.metadata.signature.inputs = Schema(columns)
-            with suppress(MlflowException):  # each trace will say it
+            with suppress(MlflowException):  # Each trace would repeat the warning.
                 get_bridged_tracer_provider()  # may make a database, which the first caller must not await
         return cls(model, artifact)
 
@@ -481,13 +481,13 @@ class Scorer:
     def _score(
         self, model: Any, content_type: str, body: bytes, most_values: int, keys: Sequence[str]
     ) -> tuple[_Recorder, str]:
-        """Have the model predict for a body of `/invocations`; return what it was given, and MLflow's answer."""
+        """Have the model predict for a body of `/invocations`, and return its input and MLflow's answer."""
         mime_type = content_type.partition(";")[0].strip()
         recorder = _Recorder(model, most_values, self._converted, keys)
         try:
             data: Any = body
             if mime_type == _JSON:  # MLflow reads bytes twice; its own json also keeps integers beyond 64 bits
-                with suppress(ValueError):  # MLflow says what is wrong with it
+                with suppress(ValueError):  # MLflow's message gives the reason.
                     data = json.loads(body)
             if isinstance(data, dict):
                 if scoring_server.is_unified_llm_input(data):  # a chat is not a table
@@ -505,7 +505,7 @@ class Scorer:
             raise
         except MlflowException as error:
             raise self._refusal(recorder, error) from None
-        except Exception as error:  # noqa: BLE001 - MLflow's readers raise whatever a body makes them stumble over
+        except Exception as error:  # noqa: BLE001 - MLflow's readers may raise any error for a body.
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
                 raise InferenceError(f"the answer has no form as JSON: {error_summary(error)}") from None
@@ -533,7 +533,7 @@ class Scorer:
             raise
         except MlflowException as error:
             raise _error_class(error, SchemaMismatch)(clean_message(error.message)) from None
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a model raises what it likes
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - A model may raise any error.
             _log.exception("the model refused a request")
             raise InferenceError(f"the model cannot compute this input: {error_summary(error)}") from None
         yield SideMessage("end")
@@ -550,7 +550,7 @@ class Scorer:
     def outputs_of(
         self, data: Any, most_values: int = sys.maxsize, params: Mapping[str, Any] | None = None
     ) -> dict[str, Array]:
-        """Return named outputs for what the model takes: a frame, arrays, a mapping of them."""
+        """Return named outputs for a frame, arrays, or a mapping of arrays."""
         recorder = _Recorder(self._model, most_values, self._converted)
         try:
             return to_outputs(recorder.predict(data, params or None))
@@ -594,7 +594,7 @@ class Scorer:
         return kind(clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if some have no form."""
+        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if some are missing."""
         arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
         try:
             return {**arrays, "outputs": to_outputs(recorder.prediction)}
