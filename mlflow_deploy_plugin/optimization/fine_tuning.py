@@ -27,10 +27,10 @@ _EXAMPLE_ROWS = 100
 def pruned_and_tuned(
     module: nn.Module, base: LoadedOnnx, share: float, rows: NamedArrays, truth: Array | None, epochs: int, seed: int
 ) -> onnx.ModelProto:
-    """Return the ONNX graph of a pruned and trained copy of the module; `share` is that of each layer's zeros.
+    """Return the ONNX graph of a copy of the module, pruned by the `share` of each layer's weights, and trained.
 
     The copy learns `truth` from rows ([N, …] by name): class indices [N], numbers [N, …], or None for the base's
-    answers. Raises ConversionError if nothing can be pruned or learned, or the module is not the base's original.
+    answers. Raises ConversionError if it cannot be pruned or trained, or the module is not the base's original.
     """
     if not isinstance(module, nn.Module):
         raise ConversionError(f"the original is a {type(module).__name__}, no torch module")

@@ -40,8 +40,7 @@ _QUANTIZED = (
 )
 _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization")
-"""Means and variances lose too much in 16 bits. ONNX Runtime 1.31 even crashes on a CPU as it loads a transformer whose
-LayerNormalization has 16 bits."""
+"""Means and variances lose too much in 16 bits, and ONNX Runtime 1.31 crashes on a 16-bit LayerNormalization."""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
 """Rows that were not seen may reach further than those that were."""
 _MASKED = 1e8
@@ -62,7 +61,7 @@ def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Transpose each Gemm's weights once: the quantizer does it once per layer that shares them (ONNX Runtime 1.31)."""
+    """Transpose each Gemm's weights once: ONNX Runtime 1.31's quantizer transposes shared weights once per layer."""
     result = copy.deepcopy(proto)
     weights = {one.name: one for one in result.graph.initializer}
     for node in result.graph.node:
@@ -129,7 +128,7 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
                 graph, rows, lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT)
             ),
         )
-    except Exception as error:  # noqa: BLE001 - the converter raises what comes
+    except Exception as error:  # noqa: BLE001 - The converter may raise any error.
         raise ConversionError(f"ONNX Runtime's converter refuses it: {describe_error(error)}") from None
     if sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)) == halves:
         raise ConversionError(f"no weight is a 32-bit float that may have 16 bits ({shown_operators(proto)})")
@@ -182,7 +181,7 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
         named.add(node.name)
     del graph.graph.value_info[:]
     graph = onnx.shape_inference.infer_shapes(graph)
-    add_pre_process_metadata(graph)  # else the quantizer warns
+    add_pre_process_metadata(graph)  # Otherwise the quantizer warns.
     return graph
 
 
@@ -201,7 +200,7 @@ def _quantized(
         try:
             with np.errstate(invalid="ignore"):  # it asks for the scale of a mask that it then leaves out
                 quantize(str(ready), str(path))
-        except Exception as error:  # noqa: BLE001 - the quantizer raises what comes
+        except Exception as error:  # noqa: BLE001 - The quantizer may raise any error.
             raise ConversionError(f"ONNX Runtime's quantizer refuses it: {describe_error(error)}") from None
         finally:
             logging.disable(disabled)

@@ -1,4 +1,4 @@
-"""Smaller and faster forms of a version: made, measured beside it, and registered if they lose little enough."""
+"""Smaller and faster forms of a version: made, compared with the version, and registered if their loss is small."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count, slice_fe
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 MIN_ROWS = 100
-"""Fewer rows say nothing about a loss of one in a hundred."""
+"""With fewer rows, a loss of one in a hundred cannot be measured."""
 MAX_ROWS = 10_000
 CALIBRATION_ROWS = 500
 _PART = 100
@@ -128,7 +128,7 @@ class Optimization:
     version: str = ""
 
     def raise_if_refused(self) -> None:
-        """Raise ConversionError for a form that cannot be made, ParityError for one that loses too much."""
+        """Raise ConversionError for a form that cannot be made, ParityError for a form that loses too much."""
         if self.is_refused:
             raise (ConversionError if self.impossible else ParityError)(self.reason)
 
@@ -165,7 +165,8 @@ def optimize(
         max_loss: the limit: of the metric in its unit, of rmse and mae as a share; without labels, of the share of
             labels that differ, or of the mean difference as a share of the spread of the answers.
         original: the torch module that the version was made from, or its URI in MLflow, which loads the model's own
-            code. Pruning is then followed by training for so many `epochs`.
+            code. Pruning is then followed by training.
+        epochs: passes of that training.
         register: name of the registered model; default: that of the base.
 
     Raises:
@@ -323,7 +324,6 @@ class _FormMaker:
 
     @cached_property
     def feeds(self) -> list[Feeds]:
-        """The rows that calibrate, in parts."""
         rows = take_rows(self.calibration.rows, slice(0, CALIBRATION_ROWS))
         feeds, count = self.base.feeds(rows), row_count(rows)
         return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]

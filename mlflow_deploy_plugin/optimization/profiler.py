@@ -1,4 +1,4 @@
-"""The time of a version by operator and by node, from ONNX Runtime's profiler, and what could be changed.
+"""The time of a version by operator and by node, from ONNX Runtime's profiler, and advice on changes.
 
 The profiler writes whole microseconds, and slows small graphs down several times. So shares come from profiled runs,
 and the time of a run from others. A node, such as a Loop, counts without the nodes that ran within it.
@@ -42,8 +42,8 @@ _DISPATCH_US = 3.0
 class NodeTime:
     """The time of one node of the optimized graph, or of all nodes with one operator.
 
-    `us` is the median microseconds per run by the profiler, `share` that of the time of all nodes, `calls` the calls
-    per run (several in a Loop), and `types` those of the inputs.
+    `us` is the median microseconds per run by the profiler, `share` the share of the time of all nodes, `calls` the
+    calls per run (several in a Loop), and `types` the types of the inputs.
     """
 
     name: str
@@ -89,11 +89,11 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
     """Profile requests of so many rows.
 
     Args:
-        data: a dataset as a gate policy names it; default: the reference of the model, else a row of zeros.
+        data: a dataset as a gate policy names it; default: the reference of the model, otherwise a row of zeros.
         log: keep the profile and its picture as artifacts of the version's run.
 
-    Raises InvalidConfig without an ONNX form, such data, or a row; NotFound without the version, or a run to log to;
-    and RegistryUnavailable.
+    Raises InvalidConfig without an ONNX form, without the data, or for fewer than one row; NotFound if the version or a
+    run to log to does not exist; and RegistryUnavailable if MLflow does not answer.
     """
     if rows < 1:
         raise InvalidConfig(f"rows: {rows} is not 1 or more")
@@ -191,7 +191,7 @@ def _sum_by(events: list[_NodeRun], runs: int, name_of: Callable[[_NodeRun], str
 
 
 def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us: float) -> tuple[str, ...]:
-    """Return what could be changed, by what was measured."""
+    """Return advice on changes, derived from the measurements."""
 
     def share(*names: str, type_: str = "") -> float:
         return sum(e.share for e in operators if e.operator in names and (not type_ or type_ in e.types))
