@@ -56,14 +56,14 @@ _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE, _TFLITE_TOLERANCE = 1e-5, 1e-4
 """Allowed of 1 and of the number: fused nodes and other kernels round otherwise in 32 bits. Others have to be equal."""
 _ROUNDING = 2**-18
-"""Allowed beside that of the largest number of the row: a small score is a sum of large ones, which are rounded."""
+"""Allowed in addition, as a share of the row's largest number: small scores are sums of large rounded numbers."""
 Rows = dict[str, Array]
 """Columns [N] or tensors [N, …] by their names in the signature."""
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An export that was proven. The `path` is that of the file, or of the folder of a bundle.
+    """An export that was proven. The `path` leads to the file, or to the folder of a bundle.
 
     The exported form and the served model answered `rows` alike; `max_error` is the largest difference of numbers.
     """
@@ -87,7 +87,7 @@ def export(
     download_wheels: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
-    """Export a version, and prove that what was exported answers as the version does when it is served.
+    """Export a version, and prove that the export answers as the version does when it is served.
 
     Args:
         model_uri: as of `onnxserve serve -m`; a stage or alias is resolved once.
@@ -98,13 +98,13 @@ def export(
             model's input example, its reference sample, or made up numbers, and rows drawn from them.
         name: of the wheel's distribution and package; None: the model's.
         wheels: a folder whose wheels a bundle gets.
-        download_wheels: have pip fetch those of onnxruntime and numpy for this machine's Python.
-        progress: gets a line if the converter of tflite has to be installed, or the file takes one row a call.
+        download_wheels: have pip fetch the wheels of onnxruntime and numpy for this machine's Python.
+        progress: gets a line if the converter of tflite has to be installed, or the file takes one row per call.
 
     Raises:
         AlreadyExists: there is something at the path.
         ConversionError: the version has no ONNX form, or the format cannot be written.
-        ParityError: the exported form answers otherwise; nothing is left at the path.
+        ParityError: the exported form answers otherwise; the path stays empty.
         InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be had.
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
@@ -155,7 +155,7 @@ def export(
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
-    """Refuse a format that there is none of, or that takes no option that was given."""
+    """Refuse an unknown format, and options that the format does not take."""
     if format not in FORMATS:
         raise InvalidConfig(f"the format is {format!r}; there are {', '.join(FORMATS)}")
     if format == "savedmodel":
@@ -171,7 +171,7 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
     return {
         "name": resolved.name,
         "version": resolved.version or artifact.model_id or "unknown",
-        # a path or an address of this machine's is nobody else's business
+        # A path or an address of this machine must not leave it.
         "source": resolved.source if resolved.source.startswith(("models:/", "runs:/")) else "",
         "run_id": artifact.run_id,
         "parity": artifact.parity_state,
@@ -210,7 +210,7 @@ def _write_ort(graph: Path, folder: Path) -> Path:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(target)
-    # "extended" and not "all": what comes after it is laid out for this CPU alone
+    # "all" would add layouts that only fit this CPU.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.save_model_format", "ORT")
     try:
@@ -280,7 +280,7 @@ pickle.dump(outputs, open(answered, "wb"))
 def _write_tflite(
     graph: Path, folder: Path, feeds: Rows, expected: Mapping[str, Array], has_rows: bool, progress: ProgressCallback
 ) -> tuple[Path, float]:
-    """Return a proven file and the largest difference. It takes one row a call if it does not answer several alike."""
+    """Return a proven file and the largest difference. The file takes one row per call if several rows fail."""
     refuse_unconvertible(graph)
     python = converter_python(progress)
 
@@ -352,7 +352,7 @@ def _place(made: Path, target: Path) -> None:
     except OSError as error:
         _refuse_existing(target)
         raise OnnxserveError(f"{target} cannot be written: {error.strerror or error}") from None
-    finally:  # Ctrl-C, too
+    finally:  # This includes Ctrl-C.
         shutil.rmtree(staged, ignore_errors=True)
         with suppress(OSError):
             staged.unlink()

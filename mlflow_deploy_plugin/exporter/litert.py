@@ -1,6 +1,6 @@
 """Converts a graph to TensorFlow Lite, and answers rows with it. Runs in the environment of `tflite-requirements.txt`.
 
-python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; what failed is the last line of stderr
+python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; the last line of stderr is the error
 """
 
 import re
@@ -69,7 +69,7 @@ def convert(graph: str, folder: str, rows: str) -> None:
         input_onnx_file_path=str(prepared),
         output_folder_path=folder,
         output_signaturedefs=True,
-        not_use_onnxsim=True,  # it would be whatever lies on the PATH
+        not_use_onnxsim=True,  # onnxsim would be a program from the PATH.
         keep_shape_absolutely_input_names=[value.name for value in model.graph.input],
         non_verbose=True,
         verbosity="error",
@@ -97,7 +97,7 @@ def _restore_names(file: Path, names: list[str]) -> None:
 
 
 def _unroll(graph: onnx.GraphProto) -> None:
-    """Unroll LSTM and GRU layers: those of LiteRT keep their state between calls, and take one number of rows."""
+    """Unroll LSTM and GRU layers: LiteRT's own keep their state between calls, and take one number of rows."""
     values = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
     nodes = list(graph.node)
     del graph.node[:]
@@ -105,7 +105,7 @@ def _unroll(graph: onnx.GraphProto) -> None:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         inputs = [*node.input, *[""] * (8 - len(node.input))]
         steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
-        # other functions, and what torch and Keras never write, are left to the converter
+        # The converter gets layers with other options, which torch and Keras never write.
         plain = not any(name in attributes for name in ("activations", "clip")) and not inputs[4] and not inputs[7]
         plain = plain and not any(name in attributes and attributes[name].i for name in ("layout", "input_forget"))
         if node.op_type == "GRU":
@@ -227,7 +227,7 @@ def _keep_layout(model: onnx.ModelProto) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return in one line what failed, with the operator if the converter or LiteRT names one."""
+    """Return an error in one line, with the operator if the converter or LiteRT names one."""
     text = " ".join(str(error).split())
     if found := re.search(r"op=(\S+) .*?message=(.*)", text):
         return f"operator {found[1]}: {found[2]}"
@@ -239,5 +239,5 @@ def _reason(error: BaseException) -> str:
 if __name__ == "__main__":
     try:
         convert(*sys.argv[1:])
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - the converter raises whatever there is
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - The converter may raise any error.
         sys.exit(_reason(error))

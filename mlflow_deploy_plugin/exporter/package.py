@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.settings import absolute_path
 
 _PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.29", "numpy>=1.26")
-"""An export needs the ONNX Runtime of setup.cfg, which says why, and a Python that it has wheels for."""
+"""An export needs the ONNX Runtime of setup.cfg, which gives the reason, and a Python that it has wheels for."""
 
 _INIT = '''"""{docstring}
 

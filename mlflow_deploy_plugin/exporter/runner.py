@@ -1,11 +1,11 @@
-"""Predictions of one exported model, with ONNX Runtime and numpy alone.
+"""Predictions of one exported model, with only ONNX Runtime and numpy.
 
     model = Model("model.onnx")
     model.predict([{"carrier": "UA", "distance": 1400.0}])      # as the model's own `predict`
     model.outputs(frame)["probabilities"]                       # any output of the graph
 
 `onnxserve export` copies this file as it is, so it imports nothing else. The metadata of the model's
-file say the rest: the columns or tensors that it takes, the inputs that they feed, the meaning of its outputs.
+file hold the rest: the columns or tensors that it takes, the inputs that they feed, the meaning of its outputs.
 
     python predict.py ROWS.csv|ROWS.json                        # one JSON object a row
 """
@@ -35,7 +35,7 @@ class Model:
     """A model that is ready to answer; any number of threads may share it.
 
     Args:
-        path: of the model's file; None for the one beside this file.
+        path: of the model's file; None for the file next to this one.
         providers: of ONNX Runtime.
         threads: that compute one call; 0 for as many as there are cores.
 
@@ -63,7 +63,7 @@ class Model:
         self.columns: list[str] = [column["name"] for column in self._known["columns"]]
 
     def predict(self, rows: Any) -> Any:
-        """Return what the model's `predict` answers: an array, rows first, or several by the names of the outputs.
+        """Return the answer of the model's `predict`: an array, rows first, or several by the names of the outputs.
 
         Args:
             rows: a frame, a dict of columns or tensors, a list of records, one record, or an array: the columns in
@@ -124,7 +124,7 @@ class Model:
         return feeds
 
     def _check(self, name: str, array: Array) -> None:
-        """Refuse what the model refused before it became ONNX: missing and infinite numbers, unknown categories."""
+        """Refuse values that the original model refuses: missing and infinite numbers, unknown categories."""
         refused = self._known.get("refused", {})
         for kind, test, reason in (
             ("missing", np.isnan, "the number is missing (NaN), and the model takes no missing value"),
@@ -191,7 +191,7 @@ def _parsed(text: str | None, kind: str) -> str | float | bool | None:
 
 
 def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
-    """Return the values of one column in its type; a missing number is NaN, a missing text what the model says."""
+    """Return the values of one column in its type; a missing number is NaN, a missing text is `missing`."""
     name, kind = column["name"], column["type"]
     listed = values.tolist() if isinstance(values, np.ndarray) and values.dtype == object else values
     if kind == "string":
@@ -219,7 +219,7 @@ def _column(column: dict[str, Any], values: Any, missing: str | None) -> Array:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Predict the rows of a CSV file with a header, or of a JSON list of records, and print one object a row."""
+    """Predict the rows of a CSV file with a header, or of a JSON list of records, and print one object per row."""
     given = sys.argv[1:] if arguments is None else arguments
     if len(given) != 1:
         sys.exit("usage: ROWS.csv or ROWS.json")

@@ -63,14 +63,14 @@ def converter_python(progress: ProgressCallback) -> Path:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
                 progress(f"installing the converter of tflite (once, {_SIZE}) into {folder}")
-                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # by a process that was killed
+                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # A killed process has left it.
                     shutil.rmtree(abandoned, ignore_errors=True)
                 unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
                 pip = [str(unfinished / "bin" / "python"), *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
                 try:
                     run_to_end([sys.executable, "-m", "venv", str(unfinished)], _INSTALL_SECONDS)
                     run_to_end(pip, _INSTALL_SECONDS)
-                except BaseException:  # Ctrl-C, too
+                except BaseException:  # This includes Ctrl-C.
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
                 os.replace(unfinished, folder)  # bin/python finds its packages from where it lies
