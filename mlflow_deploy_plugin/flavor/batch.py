@@ -108,7 +108,7 @@ class Batch:
             return schema.from_columns(table)
         if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
             dtype, *others = set(table.dtypes)
-            # a column by itself costs 10 µs, and a read of the whole table if it is a view of an array of rows
+            # Each column costs 10 µs, and a read of the whole table if it is a view of an array of rows.
             if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns({str(name): column_values(table[name]) for name in table.columns})
@@ -181,7 +181,7 @@ class Batch:
     ) -> dict[str, tuple[int, ...]]:
         """Return the axes of each tensor, except axis 0, whose size differs between the batch and `others`.
 
-        A size of -1 in the signature is free, too. Raises InvalidConfig, which names `argument` as the source of the
+        Sizes of -1 in the signature are also free. Raises InvalidConfig, which names `argument` as the source of the
         others, if a tensor has another number of dimensions than the batch's.
         """
         shapes = {name: [array.shape] for name, array in self.tensors.items()}

@@ -35,7 +35,7 @@ ENOUGH_ROWS = 100
 """The number of rows from which the spread is taken for each value of a row."""
 
 _FINEST = 1e-3
-"""The least spread of one value as a share of that of all: the resolution of 32-bit floats beside the largest one."""
+"""The least spread of one value as a share of the overall spread: the resolution of 32-bit floats."""
 
 _MAX_UNSTABLE_ROWS = 100
 """The number of rows that are examined; if more differ, ties are not the cause."""
@@ -63,7 +63,7 @@ class OutputDifference:
 
 
 def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -> OutputDifference:
-    """Compare an output [N, …] with the original's; `spread` is that of the original's predictions: one, or […]."""
+    """Compare an output [N, …] with the original's, whose predictions have the `spread`: a number, or […]."""
     if want.shape != got.shape:
         everywhere = np.full(len(want), np.inf)
         return OutputDifference(everywhere, everywhere, everywhere)
@@ -78,7 +78,7 @@ def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -
         excess = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(np.float32).tiny))
         relative = np.where(error == 0, 0.0, error / np.maximum(np.abs(want), np.finfo(np.float32).tiny))
     both_nan = np.isnan(want) & np.isnan(got)
-    # a tolerance that grows with an infinite value would allow everything
+    # A tolerance that grows with an infinite value would allow any error.
     apart = ~(np.isfinite(want) & np.isfinite(got)) & (want != got)
     parts = [np.where(both_nan, 0.0, np.where(apart, np.inf, part)) for part in (error, relative, excess)]
     return OutputDifference(*(_by_row(part) for part in parts))

@@ -1,4 +1,4 @@
-"""Rows of a model that was trained elsewhere: those of a file, of its saved example, or made up from its signature."""
+"""Rows of a model that was trained elsewhere: from a file, from its saved example, or made up from its signature."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -92,7 +92,7 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
     try:
         is_array = info.get("type") == "ndarray" and not (schema and "inputs" in schema.input_names())
         document = orjson.loads((folder / info["artifact_path"]).read_bytes()) if is_array else None
-        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 does not read what 2.9 and 2.14 wrote
+        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 does not read the files of 2.9 and 2.14.
             example = infer_and_parse_data(document, schema)
         else:
             example = mlmodel.load_input_example(str(folder))
@@ -116,7 +116,7 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     columns = {}
     for name, spec in zip(names, signature.inputs.inputs, strict=True):
         kind = getattr(spec.type, "name", str(spec.type))
-        # another type is refused as beside an example's rows, by `cast_to_signature`
+        # `cast_to_signature` refuses other types, as it does for an example's rows.
         columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, known, random)
     table = pd.DataFrame(columns)
     return table if signature.inputs.has_input_names() else table.to_numpy()

@@ -134,8 +134,8 @@ class RowGroup:
         generated: the original may refuse them.
         block: if the original refuses, this many consecutive rows are dropped together.
         columns: the column that was changed in each block; a single one: in all blocks.
-        may_tie: the rows lie between two predictions, so that a 32-bit step of the input may change the original's.
-        alone: the first rows are also predicted one by one.
+        may_tie: the rows are between two predictions, so that a 32-bit step of the input may change the original's.
+        alone: True if the first rows are also predicted one by one.
         compared: False if it is only asked whether the original refuses them.
     """
 
@@ -248,7 +248,7 @@ class _ParityProof:
             got = self._answers(group.batch)
             self._sources[group.source] += count
             self._compare(group, want, got, count)
-            # rows that are already wrong would only be counted twice
+            # Rows that are already wrong would be counted twice.
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
                     for size, rows in _SMALL_BATCHES:
@@ -299,7 +299,7 @@ class _ParityProof:
             self._count(group, output, expected, found, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if len(want) >= comparison.ENOUGH_ROWS:  # the spread is that of the first group with enough rows
+        if len(want) >= comparison.ENOUGH_ROWS:  # The first group with enough rows gives the spread.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
         measured = comparison.compare_output(output.role, want, got, spread)
@@ -308,7 +308,7 @@ class _ParityProof:
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
             rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
-            # beside other rows, a net itself may add in another order
+            # In another batch, a net itself may add in another order.
             expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
 
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
@@ -337,7 +337,7 @@ class _ParityProof:
         margin = self._converted.margin
         if "probabilities" in want:
             probabilities = want["probabilities"]
-            if want["label"].ndim > 1:  # several labels a row, each decided by itself
+            if want["label"].ndim > 1:  # A row has several labels, each with its own decision.
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
             tied = comparison.top_margins(probabilities) < TIE_MARGIN
             if margin is not None and tied.any():  # far outside, probabilities of 1 hide the best label

@@ -22,7 +22,6 @@ from mlflow_deploy_plugin.messages import one_line
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 MIN_PARITY_ROWS = 1_000
-"""The least number of rows for a proof."""
 
 _MAX_GIVEN_ROWS = 5_000  # of the example, and of parity_data
 _THRESHOLD_ROWS = 600
@@ -46,7 +45,7 @@ _OTHER_SIZE_ROWS = 8
 
 
 def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
-    """Return the symbols of the free sizes beside the rows, by the axes of each of a graph's inputs."""
+    """Return the symbols of the free sizes, except the rows, by the axes of each of a graph's inputs."""
     shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
     return {
         name: {
@@ -65,7 +64,7 @@ def parity_rows(
 ) -> Iterator[RowGroup]:
     """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together.
 
-    Free `sizes` (`symbolic_sizes`) are drawn, too. `left_out` gets the error of each generator that raises one.
+    Rows of other `sizes` (`symbolic_sizes`) are included. `left_out` gets the error of each failed generator.
     """
     random = np.random.default_rng(0)
     given = 0
@@ -200,7 +199,7 @@ class _TableRows:
     def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:
         """Return at most so many of the values that the column can hold."""
         dtype = self.example[name].dtype
-        # what is no category would be missing, which no integer can be
+        # A value that is not a category would be missing, which an integer cannot be.
         if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
             values = [value for value in values if value in dtype.categories]
         return [values[position] for position in self.random.permutation(len(values))[:most]]
@@ -260,7 +259,7 @@ class _TableRows:
         return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
 
     def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
-        """Return rows with values on an edge, on its 32-bit rounding, between both, or one step beside them."""
+        """Return rows with values on an edge, on its 32-bit rounding, between both, or one step away from them."""
         count = _THRESHOLD_ROWS
         table = self.some(count)
         for name, values in edges.items():
@@ -311,7 +310,7 @@ def _finite_range(values: Array) -> tuple[float, float]:
 
 
 def _near(categories: Iterable[Category]) -> list[Category]:
-    """Return values that look like a category and are none."""
+    """Return values that look like a category but are not categories."""
     found: list[Category] = []
     for value in categories:
         if isinstance(value, str):
@@ -364,7 +363,7 @@ def _as(values: Any, dtype: Any) -> pd.Series:
             np.nan_to_num(np.asarray(values, dtype=np.float64)), max(bounds.min, -(2**53)), min(bounds.max, 2**53)
         )
         return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
-    if isinstance(dtype, pd.CategoricalDtype):  # a value that is no category is missing
+    if isinstance(dtype, pd.CategoricalDtype):  # A value that is not a category is missing.
         return pd.Series(pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype))
     # pandas 3 would infer texts from objects, and NaN from None
     return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(dtype)
@@ -398,12 +397,11 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         False,
     ),
 )
-"""Changes of one column in each row: the source, a test of the columns, rows for each column, the change, and whether
-the answers are compared."""
+"""The source, a test of columns, rows for each column, the change, and True if the answers are compared."""
 
 
 def _tensor_rows(example: Batch, random: np.random.Generator, wanted: int) -> Iterator[RowGroup]:
-    """Yield the example with noise of a tenth of its range, and noise alone; integers within the observed range."""
+    """Yield the example with noise of a tenth of its range, and pure noise; integers within the observed range."""
     chunk = min(_chunk_rows(example), 256)
     for position, start in enumerate(range(0, wanted, chunk)):
         count = min(chunk, wanted - start)

@@ -220,7 +220,7 @@ def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData)
         wanted = answer(rows)
     except Exception:  # noqa: BLE001 - MLflow's flavor asks it in another way
         return None
-    with suppress(Exception):  # whatever a model says of what it has not learned
+    with suppress(Exception):  # A model may raise any error for unknown values.
         if np.array_equal(answer(plain), wanted):
             return None
     closed = [name for name in categories if _refuses(answer, rows, name)]

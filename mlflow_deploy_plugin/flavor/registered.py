@@ -63,7 +63,7 @@ from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
-"""Our own tags that say how the model was trained; the others (gate, parity, fallback) judge the old version."""
+"""Our own tags that describe the training of the model; the others (gate, parity, fallback) judge the old version."""
 
 _OTHERS_TAGS = ("onnxserve.", "mlflow.")
 _PICKLES = (".joblib", ".pkl", ".pickle")
@@ -126,7 +126,7 @@ def wrap_registered(
         model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH, the folder of an MLmodel file, or
             a file: .joblib, .pkl, .pickle, .onnx, .keras, .pt2, .pt.
         register: the registered model of the new version; default: that of `model_uri`.
-        data: rows for the proof and the reference; default: the model's input example, else rows that are made up from
+        data: rows for the proof and the reference; default: the model's input example, or rows that are made up from
             its signature, with a warning.
         pyfunc_predict_fn: as in `log_model`; default: as the model's pyfunc answers.
         parity: as in `log_model`.
@@ -138,7 +138,7 @@ def wrap_registered(
     Raises:
         ConversionError, ParityError: as in `log_model`, in one line; or its files cannot be loaded here.
         InvalidConfig: an argument is not valid, there are no rows, or the model is wrapped already.
-        InvalidArtifact: this is no model.
+        InvalidArtifact: the address does not lead to a model.
         CodeRefused: a joblib or pickle file without consent.
         NotFound, RegistryUnavailable: of the registry.
     """
@@ -231,7 +231,7 @@ def _convert(
 def _log_next_version(
     made: WrappedVersion, wrapped: WrappedModel, found: ResolvedModel, original: Original
 ) -> WrappedVersion:
-    """Log the model into the original's run, register it, and copy what is known of the original."""
+    """Log the model into the original's run, register it, and copy the description and tags of the original."""
     client, mlmodel = registry_client(), original.mlmodel
     is_version = parse_model_uri(found.source).kind == "version"
     before = client.get_model_version(found.name, found.version) if is_version else None
@@ -253,7 +253,7 @@ def _log_next_version(
         tags=_kept_tags(before.tags if before else {}) | origin_tags,
     )
     if run_id and model_id and logged is not None:
-        copied = client.get_logged_model(model_id).metrics or ()  # MLflow itself has copied those of the run
+        copied = client.get_logged_model(model_id).metrics or ()  # MLflow itself has copied the run's metrics.
         present = {(one.key, one.timestamp, one.step) for one in copied}
         missing = [
             Metric(one.key, one.value, one.timestamp, one.step, model_id, one.dataset_name, one.dataset_digest, run_id)
@@ -308,7 +308,7 @@ def load_folder(folder: Path, shown: str) -> Original:
     """Load the model of an MLmodel folder, which `shown` names; its files may run code.
 
     Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for our own flavor, NotInstalled
-    without the framework, and ConversionError for Python code, another method, or files that cannot be loaded.
+    without the framework, and ConversionError for Python code, a pyfunc with another method, or unreadable files.
     """
     if not (folder / MLMODEL).is_file():
         raise InvalidArtifact(f"{shown} is no model: it has no MLmodel file")

@@ -80,7 +80,7 @@ def save_model(
         parity: "require" refuses a model whose ONNX form answers otherwise; "warn" saves it in the state `warned`.
         parity_data: more real rows for the proof.
         reference_data: rows that drift is later judged against; default: the example.
-        event_time: the time of each row of the reference: the name of a column, or one time a row.
+        event_time: the time of each row of the reference: the name of a column, or one time per row.
         mlflow_model, metadata, conda_env, pip_requirements, extra_pip_requirements, code_paths: as in MLflow.
 
     Raises:
@@ -142,14 +142,15 @@ def log_model(
 ) -> ModelInfo:
     """Log `model` as checked ONNX to MLflow, and register it if a name is given.
 
-    The conversion and the proof are those of `save_model`, with its arguments and errors; nothing reaches MLflow before
-    they have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model and of
-    the registered version; the metrics of the proof become metrics of the run (`onnxserve.parity.…`). The reference
-    data, or without them the example, becomes a dataset input of the run. The other arguments are MLflow's.
+    The conversion and the proof are those of `save_model`, with its arguments and errors; MLflow gets the model only
+    after both have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model
+    and of the registered version; the metrics of the proof become metrics of the run (`onnxserve.parity.…`). The
+    reference data, or without them the example, becomes a dataset input of the run. The other arguments are MLflow's.
 
     Args:
-        fallback: what becomes of a model without an ONNX form that answers as it does. "pyfunc": MLflow's own flavor
-            logs it, to be served as pyfunc; a warning and the tag `onnxserve.fallback` say why. "error" refuses it.
+        fallback: the treatment of a model whose ONNX form is missing or answers otherwise. "pyfunc": MLflow's own
+            flavor logs it, to be served as pyfunc; a warning and the tag `onnxserve.fallback` give the reason. "error"
+            refuses it.
         explain: explain up to 100 rows of the reference, and log contributions, importance of the columns and SHAP's
             plots to the run, under `explain/`. A model that cannot be explained is logged with a warning.
 
@@ -219,7 +220,7 @@ def log_model(
 
 
 def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any) -> ModelInfo:
-    """Log a wrapped model to MLflow, with the figures of its proof; the options are those of `log_flavor`."""
+    """Log a wrapped model to MLflow, with the figures of its proof; for the options see `log_flavor`."""
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
     info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
@@ -254,7 +255,7 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """Load a saved model; errors are those of `OnnxModel.load` and of MLflow's download."""
+    """Load a saved model. Raises the errors of `OnnxModel.load` and of MLflow's download."""
     local = _download_artifact_from_uri(artifact_uri=model_uri)
     return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
 
@@ -274,7 +275,7 @@ class PyfuncModel:
         if isinstance(data, pd.DataFrame):
             if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked its name, if the signature has one
                 data = data.set_axis(list(schema.names), axis=1)
-            # the only tensor takes the columns by their position
+            # The only tensor takes the columns by position.
             by_name = schema.columns or len(schema.tensors) > 1
             feeds = Batch(data).feeds(schema) if by_name else schema.from_array(data.to_numpy())
         elif isinstance(data, Mapping):

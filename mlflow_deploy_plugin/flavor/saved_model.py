@@ -46,8 +46,7 @@ MAX_REFERENCE_VALUES = 20_000_000
 """Numbers that a sample of tensors may hold: images are large, and drift needs few of them."""
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
-"""The names that `mlflow.pyfunc.load_model(uri, model_config=…)` may set; MLflow warns of others, and drops them. By
-default the threads are all cores that the process may use."""
+"""The names for `mlflow.pyfunc.load_model(uri, model_config=…)`, which drops others. Threads: all usable cores."""
 
 _LOADER = "mlflow_deploy_plugin.flavor"
 _CHUNK = 10_000
@@ -131,7 +130,7 @@ def save_model(
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:
-        # MLflow would infer them by loading the model in a second process; the runtime needs no training framework
+        # MLflow would infer them by loading the model in a second process. The runtime needs no training framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
@@ -215,7 +214,7 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git prints; None if it fails, or is not there."""
+    """Return the output of git; None if it fails or is not installed."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -91,7 +91,7 @@ def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy)
     """Log the proof. Raises ParityError if the form fails or differs, and ConversionError if the model is random."""
     report = form.report
     original = form.converted.original
-    if report.beyond_tolerance and original is not None and example is not None:  # of random answers nothing is proven
+    if report.beyond_tolerance and original is not None and example is not None:  # Random answers cannot be proven.
         rows = example.take(_HEAD).data
         first, again = original(rows), original(rows)
         if any(not np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first):

@@ -20,8 +20,7 @@ _FLAVORS = {
 }
 """MLflow's own flavor by the package of a model's class."""
 _SERIALIZATION = {"sklearn": "cloudpickle", "lightgbm": "cloudpickle", "pytorch": "pickle"}
-"""The format in which a flavor takes every model: its default refuses functions and graphs with control flow
-(scikit-learn and LightGBM: skops, torch: an exported program)."""
+"""The format in which a flavor takes every model: its default refuses functions and graphs with control flow."""
 
 _ISSUE = re.compile(r"[^.:,]*\b(?:raise|open|fill|submit)[^.:,]*\bis+ue[^.:]*https?://\S+", re.IGNORECASE)
 _URL = re.compile(r"\s*\(?https?://\S+")
@@ -58,7 +57,7 @@ def pyfunc_flavor(
     if flavor is None and input_example is not None:
         with suppress(Exception):  # a forecaster takes a horizon instead of rows, a recommender two arguments
             flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
-    is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # no flavor saves a tf.function alone
+    is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # No flavor saves a bare tf.function.
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
     return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}
@@ -86,7 +85,7 @@ def explain_failure(error: BaseException, model: TrainedModel) -> str:
         if frame.f_code.co_name == "__dir__":  # of another library, with an attribute that raises
             part = frame.f_locals["self"]
             unread = f"there is no converter for {type(part).__module__}.{type(part).__qualname__}"
-    if not part:  # the part whose class the error names, the innermost one that is no pipeline
+    if not part:  # the part that the error names: the innermost that is not a pipeline
         words = set(re.findall(r"\w+", str(error))) - {"Pipeline"}
         part = next((one for _, one in _parts(model) if type(one).__name__ in words), None)
     cause = error.__cause__ or error  # skl2onnx wraps it in a list of attributes

@@ -1,4 +1,4 @@
-"""A converted model, as every framework's module returns it, and what a graph says of its inputs and outputs."""
+"""A converted model, as every framework's module returns it, and the inputs and outputs of a graph."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,8 +29,7 @@ OriginalModel = Callable[[ModelInput], dict[str, Array]]
 """A function that returns the original model's predictions for a batch, by ONNX output name; its errors are its own."""
 
 DynamicAxes = Mapping[str, tuple[int, ...]]
-"""The axes of each tensor, beside the rows (axis 0), whose size differs between requests: lengths of texts, image
-sizes."""
+"""The axes of each tensor, except axis 0, whose size differs between requests: lengths of texts, image sizes."""
 
 
 _FATAL_IF_EMPTY = ("LSTM", "GRU")
@@ -170,7 +169,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
 
 
 def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
-    """Return the inputs that a caller gives; older graphs name their weights among the inputs, too."""
+    """Return the inputs that a caller gives; older graphs also name their weights among the inputs."""
     held = {initializer.name for initializer in graph.initializer}
     return [value for value in graph.input if value.name not in held]
 
@@ -188,7 +187,7 @@ def served_type(value: ValueInfoProto, original: OriginalModel | None) -> tuple[
 
 
 def _unservable(kind: TypeProto) -> str:
-    """Describe a value that is no tensor of numbers, booleans and texts, and say what would be right."""
+    """Describe a value that is not a tensor of numbers, booleans or texts, and the right type."""
     match kind.WhichOneof("value"):
         case "sequence_type":
             return (

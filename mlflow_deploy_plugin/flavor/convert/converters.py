@@ -28,10 +28,10 @@ _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
     **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch")},
 }
-"""Our module by the package of a model's class. Its name is that of the extra with what it needs."""
+"""Our module by the package of a model's class. The module and the extra that it needs have the same name."""
 
 _NEVER = ("pmdarima",)
-"""Packages whose classes inherit from a framework's, and answer no rows: MLflow's own flavor logs them."""
+"""Packages whose classes inherit from a framework's, but do not predict rows: MLflow's own flavor logs them."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -96,7 +96,7 @@ class _Registered:
 
 
 def check_flavor(flavor: str) -> None:
-    """Raise ConversionError if nothing converts what MLflow's flavor loads, before it is loaded in vain."""
+    """Raise ConversionError before a model is loaded if no module converts the models of MLflow's flavor."""
     if flavor.replace("pytorch", "torch") not in _MODULES and not entry_points(group=GROUP):
         raise _unknown_framework(f"a model of mlflow.{flavor}")
 

@@ -54,7 +54,7 @@ def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
 
 
 def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
-    """Return the forms: with the free sizes that the inputs declare, then with those of the data."""
+    """Return the forms: with the free sizes that the inputs declare, then with the free sizes of the data."""
     batch = require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
     asked = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
@@ -196,7 +196,7 @@ def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str
 
 
 def _call(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
-    """Return the outputs by name: those of a mapping, the model's `output_names` if they differ, or `output`."""
+    """Return the outputs by name: the keys of a mapping, the model's `output_names` if they differ, or `output`."""
     if inputs := _inputs(model):  # one tensor, a list or a mapping, as the model was made; a Sequential has one
         form = getattr(model, "input", inputs[0])
         answer = model(keras.tree.pack_sequence_as(form, list(tensors.values())), training=False)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 Sizes = list[int | str | None]
 """The sizes of an output, by number or by name; None if they are free."""
 _OLDEST_OPSET = 7
-"""The oldest that ONNX Runtime promises to read, and so one that goes with every IR version."""
+"""The oldest opset that ONNX Runtime promises to read. It fits every IR version."""
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
@@ -57,7 +57,7 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
         for node in proto.graph.node:
             is_training = any(one.name == "training_mode" and one.i for one in node.attribute)
-            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 writes what it learns
+            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 writes its findings.
                 raise ConversionError(
                     f"the graph's BatchNormalization {node.output[0]!r} is in training mode, where the rows beside a "
                     "row and the requests before it change its answer; export the model in evaluation mode"
@@ -90,7 +90,7 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
             classes[node.output[0]] = tuple(one.decode() if isinstance(one, bytes) else one for one in labels)
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
-        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))  # CatBoost's graphs have trees alone
+        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))  # CatBoost's graphs have only trees.
     for output in graph.output:
         if output.name in classes:
             shape = [None, len(classes[output.name])]

@@ -126,5 +126,4 @@ _INVERSE_LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
     "CLogLog": lambda linear: 1.0 - np.exp(-np.exp(linear)),
     "Multinomial": _shares,
 }
-"""The prediction of a linear predictor by the class of a GLM's link (statsmodels.genmod.families.links), and for the
-multinomial Logit."""
+"""The prediction of a linear predictor by the class of a GLM's link, and for the multinomial Logit."""

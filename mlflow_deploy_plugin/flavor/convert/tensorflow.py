@@ -145,7 +145,7 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
 
 
 def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Return the outputs by name: those of the signature, the keys of a mapping, or `output`."""
+    """Return the outputs by name: the signature's, the keys of a mapping, or `output`."""
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         answer = signature(**tensors)
     else:

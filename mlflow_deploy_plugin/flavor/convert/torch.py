@@ -47,8 +47,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 _EXAMPLE_ROWS = 3
-"""The least rows of the traced example. One row would silently fix the batch of an LSTM or Transformer at 1; with as
-many rows as an inner size has, the exporter may take that for the batch."""
+"""The least rows of the traced example: one row would fix the batch of an LSTM or Transformer at 1."""
 
 _FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)")
 _NO_BFLOAT16 = "which neither numpy nor a request has; model.float() makes it a module of float32"
@@ -258,7 +257,7 @@ def _to_onnx(
                     options["args"] = ()
                     options["kwargs"] = dict(zip(names, arguments, strict=True))
                     options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
-            # the kernels that it chooses by itself lay tensors out in another way than its decompositions (torch 2.13)
+            # By default it chooses kernels with another layout of tensors than its decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
             NameFixPass()(program.model)  # an output may have a name of the exporter's own (`var`, `trunc`)
@@ -353,7 +352,7 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         return {name or "output": answer}
     if is_dataclass(answer) and not isinstance(answer, dict):
         with suppress(ValueError):  # it is registered already
-            torch.export.register_dataclass(type(answer))  # else the exporter does not know it
+            torch.export.register_dataclass(type(answer))  # Otherwise the exporter does not know it.
         answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
     if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # a NamedTuple
         answer = answer._asdict()

@@ -119,7 +119,7 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
     """Return the categories of a column. XGBoost stores texts as bytes, and 3.2 cuts texts that are not ASCII."""
     if "offsets" not in encoded:
-        return tuple(encoded["values"])  # XGBoost takes no fractions
+        return tuple(encoded["values"])  # XGBoost does not take fractions.
     if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
         raise NotImplementedError("categories that are not ASCII, which XGBoost cuts")
     text = bytes(encoded["values"]).decode()
@@ -189,7 +189,7 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
             default_left = threshold >= 0
         elif kind == "Zero" and default_left != (threshold >= 0):
             raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
-        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads a number that is no larger as 0
+        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers up to this as 0.
             threshold = _LIGHTGBM_ZERO if threshold >= 0 else np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
         rows.append((0, 0.0, 0, 0, False, 0.0))
         left, right = add(node["left_child"]), add(node["right_child"])
@@ -240,7 +240,7 @@ def _catboost(model: Estimator) -> Boosting:
 
 
 def _nested(tree: Document) -> Document:
-    """Return a symmetric tree, which has one split a level, as nested nodes; the last split is at the root."""
+    """Return a symmetric tree, which has one split per level, as nested nodes; the last split is at the root."""
     leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
@@ -257,7 +257,7 @@ def _catboost_tree(
 
     def add(node: Document) -> int:
         position = len(rows)
-        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # its place, before those of its children
+        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # the position of a node, before its children's
         if "split" in node:
             feature = node["split"]["float_feature_index"]
             left, right = add(node["left"]), add(node["right"])

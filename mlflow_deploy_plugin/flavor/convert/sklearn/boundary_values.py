@@ -191,7 +191,7 @@ _EDGES: dict[type, Callable[[Estimator], Iterable[Sequence[float] | Array]]] = {
 
 
 def _back(step: Estimator, found: _Collected) -> _Collected:
-    """Turn boundary values of a step's output into those of its input."""
+    """Turn boundary values of a step's output into boundary values of its input."""
     if isinstance(step, Pipeline):
         for _, part in reversed(step.steps):
             found = _back(part, found)

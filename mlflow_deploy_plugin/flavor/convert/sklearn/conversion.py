@@ -247,7 +247,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    # skl2onnx lowers the versions to what its nodes need, and does not look into subgraphs
+    # skl2onnx lowers the versions to its nodes' needs, but ignores subgraphs.
     others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]
@@ -257,7 +257,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
 
 
 def _register_nets() -> None:
-    """Tell skl2onnx about the estimators of the libraries in use: a fitted one has imported its own."""
+    """Register the estimators of the libraries in use with skl2onnx: a fitted one has imported its library."""
     for library, names in _NETS.items():
         for name in names if library in sys.modules else ():
             graph.register_converter(getattr(sys.modules[library], name), _convert_net, name.endswith("Classifier"))

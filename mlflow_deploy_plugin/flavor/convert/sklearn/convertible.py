@@ -47,7 +47,7 @@ def _graph_categories(categories: Array) -> Array:
 
 
 def _change_kind(part: Estimator) -> None:
-    """Change the class or the options of an estimator to those that skl2onnx reads; predictions stay the same."""
+    """Change the class or options of an estimator to others that skl2onnx reads; predictions stay the same."""
     # ensembles of imbalanced-learn learn from other rows than scikit-learn's, and predict alike
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))

@@ -38,10 +38,9 @@ ColumnKeys: TypeAlias = str | int | slice | Sequence[str] | Sequence[int] | Sequ
 """The columns of a step of a ColumnTransformer: by name, by position, as a slice or as a mask."""
 
 MISSING = "⟨missing⟩"
-"""The value of a missing text in the graph: ONNX strings have no missing value. Nobody types its brackets."""
+"""The value of a missing text in the graph: ONNX strings have no missing value. Users do not type its brackets."""
 
 MATRIX = "X"
-"""The name of the input of a matrix."""
 
 _ENCODERS = (OneHotEncoder, OrdinalEncoder, TargetEncoder, CategoryTables)
 

@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
-"""Said explicitly: with skl2onnx's defaults IsolationForest is not converted, and newer opsets need a newer runtime."""
+"""Set explicitly: skl2onnx's defaults do not convert IsolationForest, and newer opsets need a newer runtime."""
 _ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
 
 
@@ -122,7 +122,7 @@ class NodeBuilder:
 
     def joined(self, inputs: list[Variable]) -> str:
         """Return skl2onnx's variables side by side, [N, k]."""
-        if len(inputs) == 1:  # skl2onnx does not know the shape of what the last estimator of a stack reads
+        if len(inputs) == 1:  # skl2onnx does not know the shape of the input of a stack's last estimator.
             return str(inputs[0].full_name)
         joined = concatenate_variables(self._scope, inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])

@@ -22,9 +22,8 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 _OPERATORS = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 _FEWEST_SPLITS = 2048
-"""The fewest splits of trees for which sorting pays: it takes 140 ns a row, and two microseconds from a single row."""
+"""The fewest splits for which sorting pays: it takes 140 ns per row, and two microseconds for a single row."""
 _Attributes = Mapping[str, Sequence[float] | Sequence[bytes] | TensorProto]
-"""The attributes of a tree operator, by name."""
 _KEY_BITS, _COLUMN_BITS = 13, 7
 """The bits of a key, and of one column in it at most: it costs 2**bits comparisons a row, of 9 bytes each."""
 

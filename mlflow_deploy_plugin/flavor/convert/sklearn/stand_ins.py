@@ -1,4 +1,4 @@
-"""Fitted estimators that stand in for others, which skl2onnx cannot read. Their formulas are in `formulas/`."""
+"""Fitted estimators that replace others, which skl2onnx cannot read. Their formulas are in `formulas/`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,4 +117,4 @@ class Transforming(TransformerMixin, _Fitted):  # type: ignore[misc]
 
 
 class SeveralTargets(MultiOutputRegressor):  # type: ignore[misc]
-    """One estimator for each target, also of labels. skl2onnx takes no pipelines there, nor labels without scores."""
+    """One estimator for each target or label. skl2onnx refuses pipelines there, and labels without scores."""

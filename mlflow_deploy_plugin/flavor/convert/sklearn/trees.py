@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 def rounded_down(thresholds: Array) -> Array:
-    """Return the largest 32-bit floats that are not above: numbers of 32 bits lie on the same side of both."""
+    """Return the largest 32-bit floats that are not above: they divide 32-bit numbers as the thresholds do."""
     rounded = thresholds.astype(np.float32)
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
@@ -148,7 +148,7 @@ class Boosting:
         splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
         column, threshold, default = splits.T
         if not len(splits) or (self.mode == "BRANCH_LT" and np.isneginf(threshold).any()):
-            return None  # nothing is less than -inf, not even what stands for a missing value
+            return None  # No number is less than -inf, not even the stand-in of a missing value.
         split = np.zeros(len(inner), dtype=np.int64)
         split[inner] = of_inner.ravel()
         left, right = nodes["left"], nodes["right"]
@@ -273,7 +273,7 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
         members = {
             int(node): [code for code in range(256) if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1]
-            or [_NO_CODE]  # missing values alone go to the left
+            or [_NO_CODE]  # Only missing values go to the left.
             for node in np.flatnonzero(nodes["is_categorical"])
         }
         left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))

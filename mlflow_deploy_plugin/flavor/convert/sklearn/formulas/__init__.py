@@ -5,7 +5,7 @@
 | texts [N, k], integers [N, k]               | the columns of a transformer, or labels of several targets             |
 | floats [N] or [N, k]                        | predictions, or the columns of a transformer                           |
 | integers [N]                                | labels of a cluster, or 1 and -1 of an outlier detector                |
-| positions [N] of the classes, scores [N, C] | labels and probabilities; without the latter, numbers that nobody sees |
+| positions [N] of the classes, scores [N, C] | labels and probabilities; without the latter, numbers that stay unused |
 | the same, and scores [N] or [N, C]          | the same; ensembles may ask for the scores                             |
 """
 
@@ -41,7 +41,7 @@ _BOOSTERS = {
 
 
 def register() -> None:
-    """Tell skl2onnx about the estimators with a formula, and about boosters once their library is imported."""
+    """Register the estimators with a formula, and boosters once their library is imported, with skl2onnx."""
     known: dict[type, Formula] = {}
     for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
         known |= module.FORMULAS

@@ -44,7 +44,7 @@ def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
 
 
 def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
-    """Return 1 in the column of each row's category, else 0. A dropped or grouped category has no column."""
+    """Return 1 in the column of each row's category, otherwise 0. A dropped or grouped category has no column."""
     parts = []
     for position, (column, categories) in enumerate(zip(rows.columns(), model.categories_, strict=True)):
         grouped = model._default_to_infrequent_mappings[position] if model._infrequent_enabled else None
@@ -82,7 +82,7 @@ def encoded(column: TracedArray, categories: Array, codes: list[float], unknown:
     present = [position for position, entry in enumerate(categories) if kind == "O" or not is_missing(entry)]
     keys, values = [categories[position] for position in present], [codes[position] for position in present]
     if column.dtype == np.float64:
-        # compared exactly; LabelEncoder takes no 64-bit numbers
+        # Compare exactly: LabelEncoder does not take 64-bit numbers.
         equal = column == np.array(keys or [np.nan], float)
         code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
         found = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
@@ -110,7 +110,7 @@ def is_missing(entry: Category) -> bool:
 
 
 def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
-    """Return the columns with their gaps filled, of the type of the first, and 1 where a column with a mark has one."""
+    """Return the columns with filled gaps, in the type of the first, and 1 at the gaps of columns with an indicator."""
     x, marked = rows.raw, model.indicator_.features_.tolist() if model.add_indicator else []
     is_text = x.dtype.kind == "O"
     if not (marks_nan(model) or is_text) or (is_text and marked):

@@ -53,7 +53,7 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
             if answer.ndim == 1:
                 answer = np.stack([-answer, answer], axis=1)
             elif method == "predict_proba":
-                answer = np.log(answer + 1e-12)  # as in scikit-learn, for probabilities of 0
+                answer = np.log(answer + 1e-12)  # scikit-learn does so for probabilities of 0.
             found.append(softmax(answer * part.calibrators[0].beta_))
         mean: TracedArray = sum(found[1:], found[0]) / float(len(parts))
         return np.argmax(mean, axis=1), mean
@@ -118,7 +118,7 @@ def _flat(answer: Traced) -> TracedArray:
 
 
 def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
-    """Return the scores side by side, [N, k]. The default method is that of multiclass._predict_binary."""
+    """Return the scores side by side, [N, k], by default as multiclass._predict_binary computes them."""
     behind = [rows.before_last_step(one) for one in estimators]
     if all(before is behind[0][0] for before, _ in behind):
         rows, estimators = behind[0][0], [last for _, last in behind]
@@ -178,7 +178,7 @@ def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
 
 
 def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the answer of the last estimator, which reads those of the others as columns."""
+    """Return the answer of the last estimator, which reads the answers of the others as columns."""
     columns = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
         answer = rows.ask(estimator, method)
@@ -216,7 +216,7 @@ def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
 
 
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the mean of the answers of the members, each of which reads some of the columns; else votes."""
+    """Return the mean of the members' answers, or their votes; each member reads some of the columns."""
     count = 0 if is_regressor(model) else model.n_classes_  # a member may not have seen all classes
     if all(is_tree(one) and len(getattr(one, "classes_", ())) == count for one in model.estimators_):
         return grown(model, rows)
@@ -271,7 +271,7 @@ def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) ->
 
 
 def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
-    """Return the labels or predictions of the targets side by side; those of linear regressions are one product."""
+    """Return the labels or predictions of the targets side by side; linear regressions make one product."""
     if hasattr(model, "classes_"):
         return np.stack([rows.ask(one, "label") for one in model.estimators_], axis=1)
     if all(map(is_linear, model.estimators_)):

@@ -110,7 +110,7 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
 
 
 def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray:
-    """Return the products of columns, in the precision of the rows; those of one degree are computed together."""
+    """Return the products of columns, in the precision of the rows; products of one degree are computed together."""
     x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
     for degree in np.unique(degrees):  # ascending, as the products are
         factors = [np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]]
@@ -142,7 +142,7 @@ def scaled(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
-    """Return 1 where a value is above the threshold, which is compared in the precision of the rows, else 0."""
+    """Return 1 if a value is above the threshold in the precision of the rows, otherwise 0."""
     threshold = np.float32(model.threshold) if rows.is_single else model.threshold
     return (rows.matrix > float(threshold)).astype(np.float64)
 
@@ -183,7 +183,7 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
     own = rows.own if rows.is_single else rows.matrix
     x = np.clip(rows.matrix, lowest, highest)
-    with np.errstate(divide="ignore", invalid="ignore"):  # nothing lies between equal quantiles
+    with np.errstate(divide="ignore", invalid="ignore"):  # No value is between equal quantiles.
         slopes = np.diff(shares)[:, None] / np.diff(quantiles, axis=0)
 
     at = np.clip(counted(quantiles, np.less_equal, x) - 1, 0, count - 2)

@@ -27,7 +27,7 @@ _MAX_DENSE = 10_000_000  # numbers of 8 bytes in the graph, which takes some ten
 
 
 def _dense(known: "Array | spmatrix") -> Array:
-    """Return learned rows [K, k] as an array; those of texts are sparse."""
+    """Return learned rows [K, k] as an array; learned rows of texts are sparse."""
     if isinstance(known, np.ndarray):
         return np.asarray(known, float)
     if np.prod(known.shape) > _MAX_DENSE:
@@ -90,7 +90,7 @@ def kernel(
 
 
 def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
-    """Return the weights [N, k] of neighbours at these distances: a neighbour at no distance counts alone."""
+    """Return the weights [N, k] of neighbours at these distances. Neighbours at distance 0 exclude all others."""
     if callable(weights):
         return weights(far)
     if weights != "distance":
@@ -245,7 +245,7 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
-    """Return 1 for a positive score, else -1: libsvm's svm_predict; skl2onnx answers 0 for a score of 0."""
+    """Return 1 for a positive score, otherwise -1, as libsvm does; skl2onnx returns 0 for a score of 0."""
     return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
 
 

@@ -117,10 +117,10 @@ class Rows:
     def ask(self, estimator: Estimator, method: str) -> TracedArray:
         """Return the answer of an estimator within: `predict`, `predict_proba`, `decision_function` or `transform`.
 
-        Labels are numbers, those of the method `label` texts or integers; of two classes, the decision function is [N].
+        Labels are numbers; the method `label` returns texts or integers. The decision function of two classes is [N].
         Raises NotImplementedError if its converter has no such answer.
         """
-        if not (isinstance(estimator, RFE) and method == "transform"):  # it selects columns, too
+        if not (isinstance(estimator, RFE) and method == "transform"):  # It also selects columns.
             estimator = best_estimator(estimator)
         if isinstance(estimator, Pipeline) and not all(isinstance(one, ColumnTransformer) for one in estimator):
             rows, last = self.before_last_step(estimator)
@@ -267,7 +267,7 @@ SCORES: dict[type, Formula] = {}
 
 
 def _learned(step: Estimator) -> int | str:
-    """Return a digest of what a step has learned; its id if it holds a function without a name."""
+    """Return a digest of the learned attributes of a step, or its id if it holds a function without a name."""
     try:
         return str(joblib.hash(step))
     except (AttributeError, PicklingError, TypeError):

@@ -88,7 +88,7 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
 def _in_blocks(
     column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
 ) -> TracedArray:
-    """Return the numbers [N, width] that `write` adds for blocks of texts; beside a long text, each row is a block.
+    """Return the numbers [N, width] that `write` adds for blocks of texts. If a text is long, each row is a block.
 
     A block is as wide as its longest text: 1,000 rows with a text of 50,000 words took 20 s and more than 9 GB.
     """
@@ -219,7 +219,7 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
 
 @cache
 def _cases() -> tuple[list[str], list[str]]:
-    """Return the characters that Python takes for letters beside a sigma, and those that it skips there."""
+    """Return the characters that Python takes for letters next to a sigma, and the characters that it skips."""
     letters = [one for one in _characters() if f"A{_SIGMA}{one}".lower()[1] == "σ"]
     others = set(_characters()).difference(letters)
     return letters, [one for one in others if f"A{_SIGMA}{one}A".lower()[1] == "σ"]
@@ -307,7 +307,7 @@ def _word_expression(vectorizer: CountVectorizer) -> str:
     # the shortest token has 1 character for `c+`, 2 for `cc+`, 3 for `c{3,}`
     kind, least = found["first"], bool(second) + (1 if found["count"] in ("+", None) else int(found["count"][1:-2]))
     if found["edge"] and kind != r"\w":
-        # whole words are looked up in a vocabulary that holds those of the class alone; neighbours would be others
+        # A vocabulary of words of the class matches only whole words; hashes and n-grams would take in other words.
         is_hashed = isinstance(vectorizer, HashingVectorizer)
         if is_hashed or vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
             raise NotImplementedError(f"token_pattern ({pattern!r}): \\b around something else than \\w")
@@ -323,7 +323,7 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
     """Return a pattern that finds the same tokens in texts with the usual separators; the proof has other texts."""
     texts = (
         *("", " a", "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ", "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”"),
-        # what a stemmer, a lemmatizer or a list of stop words changes
+        # A stemmer, a lemmatizer or a list of stop words changes this text.
         "The studies were running happily and better, but my dogs don't see 1,234 organizations at https://x.org/y :-)",
         "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
     )

@@ -1,4 +1,4 @@
-"""Arrays that record what numpy's functions do with them, as nodes of a graph.
+"""Arrays that record numpy's operations on them as nodes of a graph.
 
 A formula is called with a `Traced` array: its `x @ w + b` adds a MatMul and an Add, also in a user's own function
 (https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis has the rows of a request, and no operation may
@@ -33,7 +33,7 @@ _METHODS = ("sum", "mean", "max", "min", "clip")
 """Methods of an array that are numpy's functions of it."""
 
 TracedArray: TypeAlias = Any
-"""A `Traced` in a formula: numpy's own annotations have an ndarray for what its functions return."""
+"""A `Traced` in a formula: numpy's own annotations have an ndarray for the results of its functions."""
 
 ArrayFunction: TypeAlias = Callable[..., TracedArray]
 """A function of arrays, as numpy has them, or its form for traced ones."""
@@ -306,7 +306,7 @@ def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
 
 
 def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]) -> TracedArray:
-    """Interpolate x [N, M] between M sets of ascending points, by the operations of scipy.interpolate.interp1d."""
+    """Interpolate or extrapolate x [N, M] by M sets of ascending points, as scipy.interpolate.interp1d computes."""
     size = max(2, *map(len, known))
     at = np.stack([np.pad(one, (0, size - len(one)), constant_values=np.inf) for one in known], axis=1)
     heights = np.stack([np.pad(one, (0, size - len(one))) for one in values], axis=1)
@@ -330,7 +330,7 @@ def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> Trace
         raise NotImplementedError("numpy.digitize with descending bins")
     apart = x[..., None]
     below = apart <= edges if right else apart < edges
-    return np.sum((~below).astype(np.int64), axis=x.ndim)  # a missing value lies above all edges
+    return np.sum((~below).astype(np.int64), axis=x.ndim)  # A missing value counts as above all edges.
 
 
 def take(values: Array, positions: TracedArray) -> TracedArray:
@@ -339,7 +339,7 @@ def take(values: Array, positions: TracedArray) -> TracedArray:
 
 
 def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
-    """Return the smallest numbers of each row [N, count] and their positions, ascending; equal ones by place."""
+    """Return the smallest numbers of each row [N, count] and their positions, ascending; equal numbers by position."""
     places = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
     values = np.take_along_axis(x.sample, places, axis=1)
     names = x.graph.nodes("TopK", [x.name, [count]], 2, axis=1, largest=0, sorted=1)

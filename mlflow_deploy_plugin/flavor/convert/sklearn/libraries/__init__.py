@@ -19,14 +19,11 @@ _STAND_INS: dict[str, Callable[[Estimator], Estimator]] = {
     "interpret": interpret.as_additive,
     "skrub": category_tables.of_skrub,
 }
-"""Functions by the package of an estimator: each returns what replaces it, or None if nothing does.
-
-They raise a ConversionError for an estimator whose options no graph has.
-"""
+"""Functions that return the replacement of an estimator of a package, or None, or raise ConversionError."""
 
 
 def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
-    """Return the estimator with stand-ins for those of other libraries. Raises ConversionError if one has no form.
+    """Return the estimator with stand-ins for other libraries' estimators, or raise ConversionError.
 
     `columns` are the names of the columns of its table, or their number in its matrix; 0 if it is not known.
     """
@@ -47,7 +44,7 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
 
 
 def _is_function_of_a_table(part: Estimator) -> bool:
-    """Return True for a FunctionTransformer that answers no matrix, since it picks columns by their names."""
+    """Return True for a FunctionTransformer that does not return a matrix, since it picks columns by their names."""
     if not isinstance(part, FunctionTransformer) or part.func is None or not hasattr(part, "feature_names_in_"):
         return False
     with suppress(Exception):  # a user's function raises anything

@@ -101,7 +101,7 @@ class _Probe:
         self.usual = usual
 
     def category_column(self, name: str, known: list[Any]) -> tuple[Array, Array, Array]:
-        """Return the categories, their numbers with those of an unknown one at the end, and which of these differ."""
+        """Return the categories, their numbers with an unknown one's at the end, and which of the numbers differ."""
         is_text = isinstance(known[0], str)
         categories = [*known, np.nan]
         numbers = self._numbers(name, categories)

@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.messages import one_line
 
 
 def stand_in(transformer: Estimator) -> Estimator:
-    """Return what replaces a fitted transformer of feature-engine; None if nothing does."""
+    """Return the replacement of a fitted transformer of feature-engine, or None."""
     if not hasattr(transformer, "feature_names_in_") or getattr(transformer, "add_indicators", False):
         return None
     kind, module = type(transformer).__name__, type(transformer).__module__

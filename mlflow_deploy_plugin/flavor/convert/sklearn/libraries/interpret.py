@@ -14,11 +14,11 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _LINKS = ("identity", "log", "logit", "mlogit")
 _Step = tuple[str, Estimator, list[str]]
 _Key = tuple[int, int]
-"""A feature, and the level of its bins: those of pairs may have fewer bins than single ones."""
+"""A feature, and the level of its bins: the bins of pairs may be fewer than the bins of single features."""
 
 
 def as_additive(machine: Estimator) -> Pipeline | None:
-    """Return a pipeline of bins and sums; None if nothing is fitted. Raises ConversionError for an unknown link."""
+    """Return a pipeline of bins and sums; None if it is not fitted. Raises ConversionError for an unknown link."""
     if not hasattr(machine, "term_scores_"):
         return None
     if machine.link_ not in _LINKS:
