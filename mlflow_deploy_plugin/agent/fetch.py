@@ -119,6 +119,7 @@ class ModelCache:
                 shutil.rmtree(left_over, ignore_errors=True)
 
     def _used_models(self) -> Iterator[str]:
+        """Yield the names of the folders that servers use, and forget the servers whose state folder is gone."""
         for user in (self._root / "users").glob("[!.]*"):
             try:
                 state_dir = Path(user.read_text())

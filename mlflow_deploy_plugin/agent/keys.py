@@ -74,6 +74,7 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
     opened: Store | None = None
 
     def read_store() -> ValidKeys:
+        """Return the valid keys. The store stays open until it fails."""
         nonlocal opened
         from mlflow_deploy_plugin import store  # SQLAlchemy takes memory that a server without keys need not have
 

@@ -94,6 +94,7 @@ class ShippingProgress:
 
     @property
     def complete_until(self) -> float:
+        """Every row that was answered before this moment is in the log; seconds since 1970."""
         return min([self._listed_at, *self._complete.values()])
 
     def set_segments(self, names: set[str], moment: float) -> None:
@@ -136,6 +137,7 @@ class ShippingProgress:
                     seen[name] = max(seen.get(name, 0), number)
 
     def rows(self, outcome: str) -> Rows:
+        """Return the rows with this outcome ("answered", "captured", "dropped") in all runs."""
         return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
 
     def save(self) -> None:
@@ -168,6 +170,7 @@ class WatermarkWriter:
                 self._write(mark)
 
     def end(self, is_shipped: bool) -> None:
+        """Write the last watermark; with `is_shipped` it announces that no more rows will come."""
         self._write(self._watermark(is_shipped))
 
     def _write(self, mark: Watermark) -> None:

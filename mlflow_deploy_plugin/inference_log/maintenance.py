@@ -203,6 +203,7 @@ def _distinct_rows(
 
 
 def _hash_labels(table: pa.Table) -> Array:
+    """Return the identity of each label, [N] uint64."""
     hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
     for name, hash_column in (("_prediction_id", hash_ids), ("_key", hash_texts), (LABEL, hash_texts)):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))

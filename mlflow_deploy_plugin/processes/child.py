@@ -89,6 +89,7 @@ class Child:
         self.exit_status: int | None = None
 
     def kill(self) -> None:
+        """Kill the child and everything it has started, unless it has ended."""
         with self._lock:
             if self.exit_status is None:
                 signal_group(self.pid, signal.SIGKILL)

@@ -40,4 +40,5 @@ def command_error(answer: CommandAnswer) -> OnnxserveError | None:
 
 
 def command_files(state_dir: Path) -> list[Path]:
+    """Return the files of the waiting commands, oldest first."""
     return sorted((state_dir / COMMANDS).glob("[!.]*.json"))

@@ -231,6 +231,7 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
+    """Yield the items, and sleep after so many of them."""
     for number, item in enumerate(items, 1):
         yield item
         if number % at_once == 0:

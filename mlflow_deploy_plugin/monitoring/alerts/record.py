@@ -162,6 +162,7 @@ def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert
 
 
 def _last_order(before: Alert, now: datetime) -> str:
+    """Return the order of the newest window that the alert has seen, unless that window has not begun yet."""
     order: str = before.detail.get("order", "")
     return order if order <= now.isoformat() else ""
 

@@ -145,6 +145,7 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
     now = store.now()
 
     def claim(found: Alert) -> Alert | None:
+        """Return None if another process sends the alert."""
         if found.detail.get("is_told", True) or _is_ahead(found.detail.get("claimed_until", ""), now, _CLAIM):
             return None
         return replace(found, detail={**found.detail, "claimed_until": (now + _CLAIM).isoformat()})
@@ -176,6 +177,7 @@ def _say_hourly(text: str, _hour: int) -> None:
 
 
 def _due(store: Store, wait: timedelta) -> list[Alert]:
+    """Return the alerts that some channel still has to get, without the silenced ones."""
     now = store.now()
     untold = [alert for alert in Alerts(store).recent() if not alert.detail.get("is_told", True)]
     if not untold:

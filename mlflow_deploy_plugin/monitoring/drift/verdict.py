@@ -147,6 +147,7 @@ def judge_profile(
 def _unjudged(
     rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
 ) -> DriftVerdict:
+    """Return no verdict on distributions; the findings of `schema_findings` are still drift."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
     if not alarms:

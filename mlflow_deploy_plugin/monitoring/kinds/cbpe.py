@@ -240,6 +240,7 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
 
 
 def _distance(windows: Sequence[LabelledWindow], chances: Sequence[Array]) -> float:
+    """Return the mean squared distance of the chances from the truth."""
     total = sum(
         float(np.square(likely - np.eye(likely.shape[1])[window.truth]).sum())
         for window, likely in zip(windows, chances, strict=True)

@@ -370,6 +370,7 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
 
 
 def _why_not_judged(compared: WindowComparison, requirement: Requirement, names: Sequence[str]) -> str:
+    """Return why a requirement on these columns cannot be judged; empty if it can."""
     profile, least, argument = compared.profile, compared.request.spec.min_rows, requirement.argument
     if profile.rows < least:
         return f"the window has {profile.rows:,} rows; min_rows is {least:,}"

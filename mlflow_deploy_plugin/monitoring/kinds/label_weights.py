@@ -153,6 +153,7 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
 
 
 def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
+    """Return the number of rows that each labelled row represents, and the rows that no labelled row represents."""
     alone = np.zeros(len(labelled), bool)
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)

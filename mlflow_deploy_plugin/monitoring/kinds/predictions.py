@@ -129,6 +129,7 @@ class _Columns:
         return found[0] if len(found) == 1 else None
 
     def probabilities(self) -> Array | None:
+        """Return [N, C] float64, by class."""
         for output in self._outputs:
             if output.role != "probabilities":
                 continue
@@ -234,6 +235,7 @@ def _may_be_label(kind: pa.DataType) -> bool:
 
 
 def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
+    """Return [N] text; each different value is named once."""
     coded = values.dictionary_encode()
     named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
     return named.take(coded.indices)

@@ -66,6 +66,7 @@ class _RequestCounts:
         self.slow += (known[:, None] > self.limits_us).sum(axis=0)
 
     def add_failures(self, statuses: Array) -> None:
+        """Count failed requests by their HTTP statuses: [N] float64."""
         self.requests += len(statuses)
         self.errors += int((statuses >= _SERVER_ERROR).sum())
         self.refused += int((statuses < _SERVER_ERROR).sum())

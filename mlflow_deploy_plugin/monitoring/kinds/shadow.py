@@ -200,6 +200,7 @@ def _compare(
 
 
 def _keys(table: pa.Table) -> Array:
+    """Return [N] uint64 of prediction id and row."""
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
 
 

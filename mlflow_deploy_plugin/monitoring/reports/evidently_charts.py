@@ -165,7 +165,7 @@ def _has_histogram(values: Array) -> bool:
 
 
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
-    """Yield both sides as texts: the most frequent values of the reference, others as one text, and missing as one."""
+    """Yield both sides as texts: the reference's most frequent values, one for others, one for missing values."""
 
     def text(value: object) -> str:
         if value is None or value != value:  # NaN

@@ -135,6 +135,7 @@ def _model_uri(model: str, version: str) -> str:
 
 
 def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
+    """Return the file of the reference of a saved model, and the id of the logged model."""
     artifact = read_artifact(folder)
     if (path := artifact.reference_file) is None:
         raise InvalidArtifact(
@@ -268,6 +269,7 @@ def _reading(shown: str) -> Iterator[None]:
 
 
 def _csv_files(path: Path) -> list[Path]:
+    """Return the CSV files of a dataset, in the order of their names; empty if it is Parquet."""
     if path.is_file():
         return [path] if path.suffix.lower() in (".csv", ".gz", ".bz2") else []
     files = sorted(path.rglob("*.csv"))
@@ -279,6 +281,7 @@ def _open_parquet(path: Path) -> pa_dataset.Dataset:
 
 
 def _time_column(table: pa.Table, shown: str) -> str:
+    """Return the name of the column of event times; empty if there is none."""
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
     names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]

@@ -298,6 +298,7 @@ def correct_for_rest(
 
 
 def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
+    """Return the rows of each group whose value no other group has."""
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
@@ -313,6 +314,7 @@ def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCount
 
 
 def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
+    """Return the rows of each group below the smallest and above the largest number of all others."""
     is_known = ~np.isnan(values)
     numbers, owners, count = values[is_known], groups[is_known], len(counted)
     least, most = np.full(count, np.inf), np.full(count, -np.inf)

@@ -101,6 +101,7 @@ class CategoryBins:
 
     @property
     def is_blank(self) -> bool:
+        """True for a reference without any value."""
         return not self.codes and not len(self.lengths)
 
     @property

@@ -80,6 +80,7 @@ def type_family(kind: pa.DataType) -> Family:
 
 
 def as_floats(column: pa.ChunkedArray) -> Array:
+    """Return a column of numbers as [N] float64, NaN where it is null."""
     values: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
     return values
 

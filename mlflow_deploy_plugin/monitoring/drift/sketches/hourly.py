@@ -201,6 +201,7 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
+    """Return the hours that overlap the window and have rows, ascending, and their files."""
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = log.all_files(endpoint).items()

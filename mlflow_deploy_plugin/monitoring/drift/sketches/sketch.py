@@ -236,6 +236,7 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
 
 
 def _type_name(kind: pa.DataType) -> str:
+    """Return Arrow's name of a type without its storage: `string` for large_string and string_view."""
     return str(kind).removeprefix("large_").removesuffix("_view")
 
 

@@ -165,6 +165,7 @@ class StationaryBootstrap(WindowNull):
         return figures, scales
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
+        """Return 1: the stretches are drawn as long as they need to be."""
         return 1.0, ""
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:

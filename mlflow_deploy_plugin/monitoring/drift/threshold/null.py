@@ -294,10 +294,12 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
+    """Return the columns of all groups as people read them: `delay of carrier=AA`."""
     return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:
+    """Return [P] int64: the rows of each profile."""
     return np.array([profile.rows for profile in profiles], dtype=np.int64)
 
 
