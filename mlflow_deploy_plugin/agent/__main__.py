@@ -2,8 +2,8 @@
 
 The supervisor sends SIGTERM once gunicorn has drained, so that everything captured is shipped. Exit status 1 with
 `fatal` in agent.json means that there is nothing to serve; after any other failure the supervisor starts the agent
-again. With `--ship` it ships what a killed agent has left, and ends. With `--parent PID` the agent asks the kernel to
-end it with its parent, because a parent with threads cannot do that for its child.
+again. With `--ship` it ships the rest of a killed agent, and ends. With `--parent PID` the agent asks the kernel to end
+it with its parent, because a parent with threads cannot do that for its child.
 """
 
 import argparse

@@ -7,7 +7,7 @@
 Rows are shipped at least once: the shipped offset is written to `<segment>.shipped` after the rows are in the log. The
 segment is deleted when its worker has released it and all of it is shipped. Rows that are shipped again after a crash
 get a file of another name if rows were added, so the content of a name never changes and a compactor may delete it.
-Readers drop duplicates by (`_segment`, `_offset`, `_row`). A busy worker's segment may grow, for larger files.
+Readers drop duplicates by (`_segment`, `_offset`, `_row`). A busy worker's segment may grow, which saves files.
 """
 
 import logging

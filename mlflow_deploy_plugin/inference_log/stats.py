@@ -1,7 +1,7 @@
 """Statistics of an endpoint's log: what it contains, and whether anything is missing from it.
 
 Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json: the time up to which
-the log is complete, and its counts since the folder's first day. `GONE_AFTER` the agent's last one, it is deleted.
+the log is complete, and its counts since the folder's first day. A watermark older than `GONE_AFTER` is deleted.
 """
 
 from collections import Counter

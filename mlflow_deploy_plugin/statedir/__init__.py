@@ -22,9 +22,9 @@
     progress.json       agent                       the rows it has shipped (`agent/progress.py`)
     mask.key            workers                     the key of masked columns (`spool/captured_model.py`)
 
-Every file has one writer and is replaced by an atomic rename, so that a reader sees the old content or the new, never
-half of one. Workers serve what `wanted.json` says, also while the registry is down and after a restart. The agent
-writes each of its files again if it is lost (`assert_state`).
+Every file has one writer and is replaced by an atomic rename, so that a reader sees either the old or the new content.
+Workers serve the versions in `wanted.json`, also while the registry is down and after a restart. The agent writes each
+of its files again if it is lost (`assert_state`).
 """
 
 import lazy_loader

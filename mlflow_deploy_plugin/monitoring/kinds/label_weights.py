@@ -100,8 +100,8 @@ def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[st
 
 
 def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
-    """Return by name [N] int64, the part of the rows that each row belongs to, without what does not vary. `rarer` is
-    the smaller of the numbers of rows with and without a label."""
+    """Return by name [N] int64, the part of the rows that each row belongs to, without traits that do not vary. `rarer`
+    is the smaller of the numbers of rows with and without a label."""
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
     classified = predictions.classified

@@ -1,7 +1,7 @@
 """Service level: how long requests took and how many failed, against an objective with its error budget.
 
 A quantile's requirement is judged by counting: p99<=0.2 holds if no more than 1 % of the requests took longer than 0.2
-s, by Wilson's interval of that share. What is left of the error budget is 1 - share / permitted, negative if overdrawn.
+s, by Wilson's interval of that share. The remaining error budget is 1 - share / permitted, negative if overdrawn.
 
 Latencies are those of answered requests. Errors are 5xx; 4xx are the caller's fault and counted separately. Requests
 without an answer have a log without the model's columns (`InferenceLog.failures`), so they belong to no segment.
