@@ -17,6 +17,7 @@ from tests.support.shipping import files, write
 SPEC_TEXT = "{name: e, variants: {main: {model: models:/m/1}}}"
 
 
+@pytest.mark.long
 def test_an_agent_that_fails_ends_although_the_registry_does_not_answer(tmp_path: Path) -> None:
     (tmp_path / SPEC).write_text(SPEC_TEXT)
     (tmp_path / "counters").mkdir()

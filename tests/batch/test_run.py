@@ -53,6 +53,7 @@ def fill(folder: Path, parts: int, rows: int = 500) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_a_folder_keeps_its_layout_and_ends_with_its_marker(model: Path, tmp_path: Path) -> None:
     source = fill(tmp_path / "in", 4)
     (source / "_SUCCESS").touch()
@@ -117,6 +118,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
     assert list(temporary.glob("onnxserve-*")) == []
 
 
+@pytest.mark.long
 def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, tmp_path: Path) -> None:
     source, out = fill(tmp_path / "in", 1), tmp_path / "out"
     plan = BatchPlan(str(model), str(source), str(out), workers=1)
@@ -143,6 +145,7 @@ def test_another_model_or_input_is_refused_and_restart_begins_anew(model: Path, 
     assert files(out) == ["_SUCCESS", "_batch.json", "new.parquet"]
 
 
+@pytest.mark.long
 def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model: Path, tmp_path: Path) -> None:
     source, out = fill(tmp_path / "in", 1), tmp_path / "out"
     bad = write(flights(10).drop_columns("late"), source / "bad.parquet")
@@ -157,6 +160,7 @@ def test_a_bad_file_that_was_mended_is_predicted_by_the_same_command(model: Path
     assert run_batch(plan).progress.finished_before == 3
 
 
+@pytest.mark.long
 def test_a_batch_that_has_written_nothing_holds_nobody_to_its_options(model: Path, tmp_path: Path) -> None:
     source, out = fill(tmp_path / "in", 1), tmp_path / "out"
     with pytest.raises(OnnxserveError, match="--keep nothing: "):
@@ -221,6 +225,7 @@ def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_pat
     assert files(out) == ["_batch.json"]
 
 
+@pytest.mark.long
 def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -> None:
     source, out = fill(tmp_path / "in", 3), tmp_path / "out"
     write(flights(10).drop_columns("late"), source / "bad.parquet")
@@ -287,6 +292,7 @@ def test_a_file_that_changes_while_a_batch_runs_ends_it(model: Path, tmp_path: P
     assert "day=1/1.parquet" not in files(tmp_path / "out")
 
 
+@pytest.mark.long
 def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path: Path) -> None:
     source, out, name = tmp_path / "in", tmp_path / "out", "rows.csv"
     source.mkdir()
@@ -305,6 +311,7 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
     assert {path.name for path in out.iterdir() if path.is_file()} == {name, "_batch.json", "_SUCCESS"}
 
 
+@pytest.mark.long
 def test_the_marker_goes_while_a_part_is_missing(model: Path, tmp_path: Path) -> None:
     source, out = fill(tmp_path / "in", 2), tmp_path / "out"
     plan = BatchPlan(str(model), str(source), str(out), workers=1)
@@ -379,6 +386,7 @@ def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch:
         assert bucket.objects["lake/out/day=2/2.csv"].splitlines()[0] == b'"id","prediction"'
 
 
+@pytest.mark.long
 def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -155,6 +155,7 @@ def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.Monk
     assert store.lease("controller") is None
 
 
+@pytest.mark.long
 def test_wait_shows_a_rollout_that_is_run_where_its_server_is_reached(store: Store, tmp_path: Path) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/Production"))
     begun = store.add_rollout("flights", ROLLOUT.to_json(), "stepping")

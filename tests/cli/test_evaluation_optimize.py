@@ -33,6 +33,7 @@ def net(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path],
         yield lambda *arguments: CliRunner().invoke(main, ["optimize", *arguments])
 
 
+@pytest.mark.long
 def test_the_form_stands_beside_its_base_and_is_registered(net: Command) -> None:
     done = net("models:/net/1", "--fp16", "--data", "test.parquet", "--target", "label")
     assert done.exit_code == 0, done.output
@@ -55,6 +56,7 @@ def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(n
     assert mentions(line, "limit", "0.01")
 
 
+@pytest.mark.long
 def test_auto_shows_every_form_as_json(net: Command) -> None:
     done = net("models:/net/1", "--auto", "--max-loss", "0", "--rows", "1", "-o", "json")
     assert done.exit_code == 0, done.output

@@ -84,6 +84,7 @@ def test_what_cannot_be_is_one_clear_line(arguments: list[str], code: int, names
     assert mentions(result.output, *names)
 
 
+@pytest.mark.long
 def test_nothing_is_made_that_others_may_write_whatever_the_umask(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "keys", "create", "shop"]
     environment = {**os.environ, "ONNXSERVE_HOME": str(tmp_path / "home")}

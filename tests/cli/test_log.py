@@ -164,6 +164,7 @@ def test_a_broken_file_is_told(writer: LogWriter) -> None:
     assert mentions(result.stderr, "note", str(broken))
 
 
+@pytest.mark.long
 def test_a_reader_that_has_seen_enough_ends_it_quietly(writer: LogWriter) -> None:
     command = f"{sys.executable} -m mlflow_deploy_plugin.cli log query flights -o jsonl | head -n 1"
     ended = subprocess.run(

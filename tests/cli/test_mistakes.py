@@ -185,6 +185,7 @@ def test_ctrl_c_ends_a_command_as_sigint_does_so_that_a_loop_of_the_shell_ends()
     assert (process.returncode, message) == (-signal.SIGINT, "\nAborted!\n")
 
 
+@pytest.mark.long
 def test_an_output_that_is_full_is_said_in_one_line() -> None:
     command = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "list"]
     with open("/dev/full", "w") as full:

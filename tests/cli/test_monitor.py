@@ -83,6 +83,7 @@ def test_spark_finds_what_this_process_finds(home: Path) -> None:
     assert (spread["verdict"], spread["findings"]) == (here["verdict"], here["findings"])
 
 
+@pytest.mark.long
 def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
     capture(home, CALM + 10 * DAY)
 

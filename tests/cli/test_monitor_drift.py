@@ -130,6 +130,7 @@ def test_what_cannot_be_is_one_clear_line(home: Path, arguments: list[str], code
     assert "Traceback" not in result.output
 
 
+@pytest.mark.long
 def test_columns_are_named_for_one_window(home: Path) -> None:
     judged = json.loads(invoke("flights", "--columns", "x", "-o", "json").stdout)
     nothing = json.loads(invoke("flights", "--exclude", "x", "-o", "json").stdout)

@@ -190,6 +190,7 @@ def typed(*arguments: str, given: bytes = b"", after: str = "") -> subprocess.Co
     return subprocess.run(command, input=given, capture_output=True, check=True)
 
 
+@pytest.mark.long
 def test_a_server_is_asked_without_pandas(by: dict[str, list[str]], folder: Path) -> None:
     found = "print('pandas' in sys.modules, file=sys.stderr)"
     ended = typed(*by["deployment"], "-i", str(folder / "rows.parquet"), "-O", "jsonl", after=found)

@@ -46,6 +46,7 @@ def test_the_new_version_is_shown_with_its_proof_and_the_next_step(wrapped: Comm
     assert done.stderr.splitlines()[:2] == ["reading models:/old/1", "converting and proving a LinearRegression"]
 
 
+@pytest.mark.long
 def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command) -> None:
     done = wrapped("models:/old/1", "--dry-run", "-o", "json")
     assert done.exit_code == 0, done.output

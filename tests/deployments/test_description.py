@@ -30,6 +30,7 @@ def refused(variant: str) -> RefusedVersion:
     return RefusedVersion(endpoint="flights", variant=variant, model="X", version="2", cause="gate", reason="no")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("refusals", "shown"),
     [

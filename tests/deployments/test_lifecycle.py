@@ -337,6 +337,7 @@ def test_no_request_fails_while_the_model_is_changed(deployed: BaseDeploymentCli
     assert answers(deployed) == TWICE
 
 
+@pytest.mark.long
 def test_a_change_of_the_server_restarts_it_and_one_that_fails_does_not(
     deployed: BaseDeploymentClient, free_port: int, taken_port: int
 ) -> None:

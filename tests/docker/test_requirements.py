@@ -80,6 +80,7 @@ def imported() -> set[str]:
     return external - set(sys.stdlib_module_names)
 
 
+@pytest.mark.long
 def test_what_serves_starts_without_what_is_left_out() -> None:
     left_out = {"alembic", "onnx", "pandas", "simdjson", "sqlalchemy"}
     code = f"import sys; sys.modules.update(dict.fromkeys({left_out})); import {', '.join(ROOTS)}"

@@ -181,6 +181,7 @@ def test_a_rollout_of_a_good_version_ends_in_its_promotion_and_a_rollback_brings
     assert (event.before, event.after, event.why) == ("version 2", "version 1", "the phones ring")
 
 
+@pytest.mark.long
 def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh: Arena) -> None:
     with open_deployments(lambda line: None) as deployments:
         start_rollout(

@@ -57,6 +57,7 @@ def test_a_version_that_names_its_original_is_attacked_by_its_gradients(folders:
     assert measured(folders["onnx"], original=str(folders["original"])).points == report.points
 
 
+@pytest.mark.long
 def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
     folders: dict[str, Path], new_tracking: MlflowClient
 ) -> None:
@@ -69,6 +70,7 @@ def test_a_version_made_by_onnxserve_wrap_is_attacked_by_what_it_was_made_of(
     assert report.cannot == {}
 
 
+@pytest.mark.long
 def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
     folders: dict[str, Path], new_tracking: MlflowClient, tmp_path: Path
 ) -> None:
@@ -100,6 +102,7 @@ class Trap(torch.nn.Module):  # type: ignore[misc, name-defined]
         return Path.touch, (self.made,)
 
 
+@pytest.mark.long
 def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ from tests.support.pyfuncs import save_pyfuncs
 from tests.support.tracking import tracking_at
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("form", "name", "model"),
     [
@@ -119,6 +120,7 @@ def test_a_bundle_may_be_one_file(mixed: Path, tmp_path: Path) -> None:
         assert {"model.onnx", "predict.py", "README.md", "examples/predict.cpp"} <= set(archive.namelist())
 
 
+@pytest.mark.long
 def test_of_two_exports_to_one_path_the_second_is_refused(mixed: Path, tmp_path: Path) -> None:
     def export(_: int) -> str:
         try:

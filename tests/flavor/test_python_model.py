@@ -124,6 +124,7 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
         onnxserve.log_model(Squeezed(), name="model", input_example={"tokens": ROWS}, parity_data={"tokens": ROWS[:4]})
 
 
+@pytest.mark.long
 def test_a_program_for_one_size_of_batches_is_served_as_it_is(tracking: Path) -> None:
     program = torch.export.export(torch.nn.Linear(3, 2), (torch.from_numpy(ROWS[:4]),))
 

@@ -67,6 +67,7 @@ def test_the_next_version_is_onnx_and_answers_as_the_old_one(old: str, table: pd
     assert after.metadata.get_input_schema() == mlflow.pyfunc.load_model(old).metadata.get_input_schema()
 
 
+@pytest.mark.long
 def test_the_next_version_keeps_what_mlflow_knows_of_the_old_one(old: str) -> None:
     client = mlflow.MlflowClient()
     made = onnxserve.wrap(old)

@@ -403,6 +403,7 @@ def dataset_inputs(run: Any) -> list[tuple[str, str]]:
     return [(one.dataset.name, one.dataset.digest) for one in mlflow.get_run(run.info.run_id).inputs.dataset_inputs]
 
 
+@pytest.mark.long
 def test_the_data_becomes_an_input_of_the_run_once_with_the_digest_of_the_provenance(
     tracking: Path, model: Pipeline, table: pd.DataFrame, capsys: pytest.CaptureFixture[str]
 ) -> None:

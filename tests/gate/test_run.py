@@ -58,6 +58,7 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     assert event.detail["checks"]["evaluation"]["difference"] == 0
 
 
+@pytest.mark.long
 def test_a_failed_one_says_why(policy: None, registry: MlflowClient) -> None:
     run_gate("toy", "3")
     found = resolve("models:/toy/3").gate_status
@@ -81,6 +82,7 @@ def test_another_policy_than_the_models_own_is_tried_out_and_not_written_down(
     assert resolve("models:/toy/4").gate_status.state == "failed"
 
 
+@pytest.mark.long
 def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
     registry: MlflowClient, tmp_path: Path
 ) -> None:

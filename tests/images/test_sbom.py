@@ -13,6 +13,7 @@ import pytest
 from mlflow_deploy_plugin.images.sbom import bill_of_materials
 
 
+@pytest.mark.long
 def test_it_names_every_distribution_once_with_its_version() -> None:
     program = [sys.executable, "-m", "mlflow_deploy_plugin.images.sbom"]
     printed = json.loads(subprocess.run(program, capture_output=True, check=True).stdout)

@@ -216,6 +216,7 @@ def interrupted() -> Iterator[threading.Event]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("moment", ["before it computes", "while it computes", "while it reads"])
 def test_ctrl_c_ends_a_statement_at_once(
     flights: InferenceLog, monkeypatch: pytest.MonkeyPatch, interrupted: threading.Event, moment: str

@@ -85,6 +85,7 @@ def test_without_what_draws_the_report_nothing_is_read_first(world: Any, monkeyp
         run(world)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["drift", "data_quality"])
 def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any, kind: Any) -> None:
     world.capture_day(CALM)
@@ -95,6 +96,7 @@ def test_a_reference_that_is_named_and_not_there_is_an_outcome(world: Any, kind:
     assert mentions(result.reason, "/nowhere.parquet")
 
 
+@pytest.mark.long
 def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: Any) -> None:
     world.capture_day(SUMMER, shift=8)
 
@@ -139,6 +141,7 @@ def test_a_shifted_day_is_called_drifted_and_its_run_has_what_was_found(world: A
     assert "plotly" in page
 
 
+@pytest.mark.long
 def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +184,7 @@ def test_rows_are_compared_with_the_reference_of_the_version_that_answered_most_
     assert any(mentions(note, "30 rows", "flight-delay version 1") for note in result.notes)
 
 
+@pytest.mark.long
 def test_a_stopped_and_deleted_endpoint_is_judged_from_its_log_and_the_registry(world: Any) -> None:
     world.capture_day(CALM)
     for path in world.state_dir.iterdir():

@@ -70,6 +70,7 @@ def test_a_tuned_form_is_as_sparse_and_loses_less(
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -24,6 +24,7 @@ from tests.support.networks import network, network_rows, write_labelled, write_
 from tests.support.refusals import mentions
 
 
+@pytest.mark.long
 def test_the_form_becomes_a_version_with_the_lineage_of_its_base(registry: MlflowClient, tmp_path: Path) -> None:
     done = onnxserve.optimize("models:/net/1", int8="static", max_loss=0.05)
 
@@ -84,6 +85,7 @@ def test_without_data_the_dataset_of_the_gate_policy_is_taken(registry: MlflowCl
     )
 
 
+@pytest.mark.long
 def test_the_gate_compares_with_the_base_and_refuses_what_lost_too_much(registry: MlflowClient) -> None:
     onnxserve.optimize("models:/net/1", prune=0.9, max_loss=1)
     gated = run_gate("net", "2")
@@ -146,6 +148,7 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
     assert "invalid model" not in refused.value.message
 
 
+@pytest.mark.long
 def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
     registry: MlflowClient, tmp_path: Path
 ) -> None:
@@ -219,6 +222,7 @@ def test_a_mistake_is_one_line_that_says_what_would_be_right(
     assert refused.value.message.startswith(message)
 
 
+@pytest.mark.long
 def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_refused(
     registry: MlflowClient, tmp_path: Path
 ) -> None:
@@ -236,6 +240,7 @@ def test_a_form_of_a_form_a_folder_without_a_name_and_a_graph_without_rows_are_r
         onnxserve.optimize(str(folder), int8="dynamic", register="linear")
 
 
+@pytest.mark.long
 def test_a_model_of_the_stock_flavor_with_weights_beside_its_graph_keeps_its_flavor(
     registry: MlflowClient, tmp_path: Path
 ) -> None:

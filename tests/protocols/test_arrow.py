@@ -477,6 +477,7 @@ def test_texts_for_a_tensor_of_texts_are_read_as_they_are(media: str) -> None:
         assert feeds["x"].ravel().tolist() == ["a", "b"] * 500
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_columns_are_refused() -> None:
     table = pa.table({str(number): pa.array([1.0]) for number in range(100_001)})
     with pytest.raises(BodyTooLarge, match="100001 columns"):

@@ -73,6 +73,7 @@ def test_the_client_finds_server_and_model_ready(said: Any, protocol: str) -> No
     }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("protocol", "form"), [("rest", "json"), ("rest", "binary"), ("grpc", "binary")])
 def test_the_client_reads_the_answer(said: Any, protocol: str, form: str) -> None:
     answer = said[protocol][form]

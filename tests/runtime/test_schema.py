@@ -309,6 +309,7 @@ def fed_or_refused(call: Callable[[], Feeds]) -> Feeds | None:
         return None if 0 < len(error.message) < 500 else pytest.fail(error.message)
 
 
+@pytest.mark.long
 @given(st.sampled_from(ANY_SCHEMA), json_values)
 @settings(max_examples=400)
 def test_whatever_json_comes_is_fed_whole_or_refused_as_ours(schema: Schema, value: Any) -> None:

@@ -67,6 +67,7 @@ def test_serve_refuses_it_in_one_line_before_it_fetches_anything(tmp_path: Path)
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.long
 def test_each_gpu_gets_a_worker_and_the_successor_of_a_dead_one_its_gpu(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from mlflow_deploy_plugin.server.device import claim_device_id as claim;"

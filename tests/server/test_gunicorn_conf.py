@@ -155,6 +155,7 @@ def test_an_arbiter_that_is_ended_before_it_may_fork_leaves_nothing(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_metrics_that_a_killed_server_has_left_are_taken_away_by_the_next(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:

@@ -57,6 +57,7 @@ def hours(store: Store, *, by_hand: bool = False) -> list[int]:
     return [(one.start - START) // HOUR for one in Monitors(store).windows("flights", by_hand=by_hand)]
 
 
+@pytest.mark.long
 def test_judged_windows_go_when_they_are_old_and_the_newest_stay(store: Store, clock: Clock[datetime]) -> None:
     judge(store, clock, range(10))
     clock.now = START + YEAR

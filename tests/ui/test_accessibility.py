@@ -156,6 +156,7 @@ def test_a_report_of_a_monitor_breaks_no_rule(page: Any) -> None:
     assert accessibility_findings(page) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("scheme", "ground"), [("light", 255), ("dark", 18)])
 def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(page: Any, scheme: Any, ground: int) -> None:
     name = "a_long_name_of_a_column" * 4

@@ -219,6 +219,7 @@ def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
     assert observation.shipping_error in html
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("unread", "mark"), [([], "healthy"), (["f-2"], "degraded"), (["f-1", "f-2"], "silent")], ids=["all", "one", "none"]
 )

@@ -78,6 +78,7 @@ def workspaces(server: Workspaces) -> Workspaces:
     return server
 
 
+@pytest.mark.long
 def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspaces) -> None:
     for version in ("1", "2"):
         workspaces.move(FREE, version)
@@ -93,6 +94,7 @@ def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspace
     assert "refused" in workspaces.page(GATED, "/history.jsonl").text
 
 
+@pytest.mark.long
 def test_the_console_shows_the_endpoints_of_its_workspace_with_links_that_stay_in_it(workspaces: Workspaces) -> None:
     with WorkspaceContext(GATED):
         store = open_store(load_settings().store_url)
@@ -130,6 +132,7 @@ def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Works
         assert accessibility_findings(scripted) == []
 
 
+@pytest.mark.long
 def test_a_workspace_that_is_not_there_is_said(workspaces: Workspaces) -> None:
     answer = workspaces.page("team-z")
     assert (answer.status_code, answer.text) == (404, "Workspace 'team-z' not found")

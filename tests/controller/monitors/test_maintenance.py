@@ -62,6 +62,7 @@ def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld
         wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
 
 
+@pytest.mark.long
 def test_what_has_expired_goes_from_the_store(world: MonitoredWorld) -> None:
     world.endpoint()
     alerts = Alerts(world.store)

@@ -298,6 +298,7 @@ def test_example_of_another_form_is_refused_by_its_kind(matrix: tuple[np.ndarray
 WORDS = ["hello world", "foo bar baz"] * 50
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "texts",
     [

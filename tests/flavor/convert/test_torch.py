@@ -148,6 +148,7 @@ def test_several_inputs_and_outputs_keep_names_and_shapes(example: tuple[Any, ..
     assert {output.name: output.shape for output in wrapped.converted.outputs} == {"scores": (-1, 2), "norm": (-1,)}
 
 
+@pytest.mark.long
 def test_nested_outputs_are_named_by_their_way() -> None:
     wrapped = wrap(Nested(), torch.randn(4, 3))
 
@@ -160,6 +161,7 @@ class Located(NamedTuple):
     spread: torch.Tensor
 
 
+@pytest.mark.long
 def test_the_fields_of_a_named_tuple_are_outputs() -> None:
     class Locating(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> Located:
@@ -170,6 +172,7 @@ def test_the_fields_of_a_named_tuple_are_outputs() -> None:
     assert (wrapped.converted.prediction, wrapped.report.state) == (("mean", "spread"), "proven")
 
 
+@pytest.mark.long
 def test_the_fields_of_a_dataclass_are_outputs() -> None:
     wrapped = wrap(Estimating(), torch.randn(4, 3))
 
@@ -177,6 +180,7 @@ def test_the_fields_of_a_dataclass_are_outputs() -> None:
     assert wrapped.report.state == "proven"
 
 
+@pytest.mark.long
 def test_a_size_that_the_forward_fixes_is_named() -> None:
     class Steps(torch.nn.Module):
         def forward(self, steps: torch.Tensor) -> torch.Tensor:
@@ -212,6 +216,7 @@ def test_attention_of_an_exported_program_answers_rows_of_any_mask() -> None:
     assert wrap(program, batch).report.state == "proven"
 
 
+@pytest.mark.long
 def test_table_becomes_one_input() -> None:
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(20, 4)), columns=list("abcd"))
 
@@ -241,11 +246,13 @@ def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) ->
     np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5)
 
 
+@pytest.mark.long
 def test_answer_without_a_batch_is_refused() -> None:
     with pytest.raises(ConversionError, match="first dimension"):
         wrap(NoBatch(), torch.randn(4, 3))
 
 
+@pytest.mark.long
 def test_a_module_whose_answer_to_one_row_is_no_row_is_refused() -> None:
     class Squeezed(torch.nn.Linear):
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -269,6 +276,7 @@ def test_a_forward_that_decides_by_values_is_pointed_to_torch_where() -> None:
         wrap(Branching(), torch.randn(4, 3))
 
 
+@pytest.mark.long
 def test_an_output_has_the_name_of_a_step_and_none_of_an_input() -> None:
     class Named(torch.nn.Module):
         def __init__(self, name: str) -> None:
@@ -481,6 +489,7 @@ def test_control_flow_of_a_scripted_module_stays() -> None:
     assert wrapped.report.state == "proven"
 
 
+@pytest.mark.long
 def test_a_program_for_one_size_of_batches_is_refused() -> None:
     rows = torch.randn(4, 5, 4)
 
@@ -566,6 +575,7 @@ def test_a_net_of_16_bit_floats_is_proven_by_their_digits() -> None:
     assert wrap(net, np.random.default_rng(0).normal(size=(9, 6)).astype(np.float16)).report.state == "proven"
 
 
+@pytest.mark.long
 def test_answers_that_depend_on_the_rows_beside_are_no_rounding() -> None:
     class Centred(torch.nn.Module):
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
@@ -575,11 +585,13 @@ def test_answers_that_depend_on_the_rows_beside_are_no_rounding() -> None:
         wrap(Centred(), np.random.default_rng(0).normal(size=(9, 4)).astype(np.float32))
 
 
+@pytest.mark.long
 def test_random_answers_are_named_as_such() -> None:
     with pytest.raises(ConversionError, match="answers are random"):
         wrap(Dropped(), np.ones((5, 3), np.float32))
 
 
+@pytest.mark.long
 def test_an_operation_without_an_operator_is_named_and_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     class Values(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -598,6 +610,7 @@ class Optional(torch.nn.Module):
         return x if shift is None else x + shift
 
 
+@pytest.mark.long
 def test_a_parameter_that_is_left_out_keeps_its_default() -> None:
     rows = torch.randn(20, 3)
 

@@ -58,6 +58,7 @@ def answered(rng: np.random.Generator, stretches: int, dependence: float) -> tup
     return truth, ClassPredictions(said.argmax(axis=1), said, ("no", "yes"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dependence", "before", "least"), [(0.0, 0.85, 0.9), (3.0, 0.0, 0.85)])
 def test_intervals_hold_the_truth_also_where_rows_are_wrong_together(
     dependence: float, before: float, least: float

@@ -91,6 +91,7 @@ def test_what_labelled_rows_differ_in_is_named(scheme: Scheme, differing: str) -
     assert labelled.effective_n < labelled.rows.sum()
 
 
+@pytest.mark.long
 def test_weights_bring_back_what_labels_miss_by_the_score() -> None:
     plain, weighted = [], []
     for seed in range(100):
@@ -122,6 +123,7 @@ def test_labels_that_are_missing_by_what_they_would_say_do_not_fit_the_probabili
     assert all(held)
 
 
+@pytest.mark.long
 def test_labels_that_are_missing_by_the_score_fit_the_probabilities() -> None:
     departing = 0
     for seed in range(100):

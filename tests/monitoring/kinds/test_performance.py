@@ -545,6 +545,7 @@ def test_no_row_a_version_that_is_gone_and_answers_of_no_kind_are_told(endpoint:
     assert (result.version, result.rows) == ("1", 5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("answers", "names"),
     [

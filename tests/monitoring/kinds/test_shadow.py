@@ -67,6 +67,7 @@ def test_numbers_agree_where_a_caller_would_not_notice(endpoint: EndpointWorld) 
     assert finding(judge(endpoint.ask(**AGREE)), "disagreement").value == 0.1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("meaning", "state"),
     [(CLASSIFIER, "kept"), (REGRESSOR, "not judged"), (None, "not judged")],

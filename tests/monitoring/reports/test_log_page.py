@@ -50,6 +50,7 @@ def drift_of(files: Mapping[str, str | bytes]) -> tuple[dict[str, float], set[An
     return scores, failed, dataset
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("score", [1.0, 9.0])
 def test_evidently_and_the_verdict_say_the_same(score: float) -> None:
     given = result_of(plain=score, trap=0.5)
@@ -77,6 +78,7 @@ TRAPS = {
 }
 
 
+@pytest.mark.long
 def test_no_column_kills_the_report() -> None:
     """All of FACTS' traps in one report, beside a column that is fine."""
     pairs = [
@@ -91,6 +93,7 @@ def test_no_column_kills_the_report() -> None:
     assert "<script>alert(1)" not in files["report.html"]
 
 
+@pytest.mark.long
 def test_a_column_may_have_any_name() -> None:
     names = ["", "a b", "a/b%[x]", "prediction", "target", "index", "0", "<i>", "</script><script>alert(1)</script>"]
     pairs = [(plain(SIZE, name=name), plain(ROWS, name=name)) for name in names]

@@ -55,6 +55,7 @@ def two_days() -> pd.DataFrame:
     return flights[flights[data.DAY].isin(days)]
 
 
+@pytest.mark.long
 def test_every_flight_is_sent_once_with_the_hour_it_belongs_to(server: _Server, two_days: pd.DataFrame) -> None:
     heard: list[tuple[str, int]] = []
     url = f"http://127.0.0.1:{server.server_port}"

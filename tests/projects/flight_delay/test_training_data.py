@@ -41,6 +41,7 @@ def test_captured_rows_come_back_as_the_flights_that_they_were(flights: pd.DataF
     assert found.all[EVENT_TIME].is_monotonic_increasing
 
 
+@pytest.mark.long
 def test_without_captured_rows_the_built_in_months_are_learned_alone(flights: pd.DataFrame) -> None:
     found = load_training_data(7, "1-3", "")
     assert (len(found.new), found.digest) == (0, "")

@@ -48,6 +48,7 @@ def test_a_worker_without_the_port_has_not_imported_grpcio(tmp_path: Path, endpo
         assert not holds_grpcio(worker_pids(called)[0])
 
 
+@pytest.mark.long
 def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -> None:
     with calling(tmp_path, endpoints, workers=2) as called:
         pids = wait_until(lambda: len(found := worker_pids(called)) == 2 and found, what="two workers")

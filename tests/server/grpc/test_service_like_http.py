@@ -72,6 +72,7 @@ def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None
     assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "after"}).status_code == 200
 
 
+@pytest.mark.long
 def test_answers_are_kept_captured_and_traced_as_those_of_http(
     tmp_path: Path, model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -182,6 +182,7 @@ def test_a_client_that_does_not_read_until_it_has_sent_is_answered(connect: Call
     assert content.count(b"[1006.0]\n") + content.count(b"\r\n") >= 80_000
 
 
+@pytest.mark.long
 def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket], post: Post) -> None:
     open_streams: list[socket.socket] = []
 

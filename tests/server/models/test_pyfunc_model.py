@@ -360,6 +360,7 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
     assert str(tmp_path / "requirements.txt") in capfd.readouterr().err
 
 
+@pytest.mark.long
 def test_without_mlflow_it_says_what_is_missing(
     pyfunc_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

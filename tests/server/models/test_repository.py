@@ -127,6 +127,7 @@ def test_a_version_that_moves_from_variant_to_variant_is_not_loaded_again(
     assert len(loads) == 2
 
 
+@pytest.mark.long
 def test_endpoints_share_a_version_and_the_last_one_frees_it(
     repository: Repository, bias_folders: dict[str, Path], loads: list[Path], tmp_path: Path
 ) -> None:

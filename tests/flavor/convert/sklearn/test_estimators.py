@@ -90,6 +90,7 @@ def test_the_weights_of_a_vote_are_those_of_its_members(
     assert wrap(model, rows).report.state == "proven"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("impute", [True, False], ids=["imputed", "a category of its own"])
 def test_missing_texts_are_answered_as_the_original_does(impute: bool, weather: tuple[pd.DataFrame, pd.Series]) -> None:
     table, labels = weather

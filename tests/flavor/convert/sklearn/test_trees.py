@@ -204,6 +204,7 @@ def test_stumps_that_differ_in_their_thresholds_alone_are_proven() -> None:
     assert wrap(model, rows).report.state == "proven"
 
 
+@pytest.mark.long
 def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(

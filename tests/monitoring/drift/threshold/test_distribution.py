@@ -161,6 +161,7 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
         )
 
 
+@pytest.mark.long
 def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
     for world in (*WORLDS.values(), persistent_days):
         measured = [alarms_of(verdict_on_next_day(world, seed, lag=7)) for seed in range(4)]
@@ -280,6 +281,7 @@ def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would
     assert (verdict.state, verdict.reason[:43]) == ("not judged", "the reference contradicts independent_rows:")
 
 
+@pytest.mark.long
 def test_rows_that_are_independent_are_judged_as_such() -> None:
     verdicts = [verdict_on_next_day(rows_apart, seed, days=40, independent_rows=True) for seed in range(3)]
 

@@ -63,6 +63,7 @@ def page(browser: Any, pages_server: Any) -> Iterator[Any]:
     assert hosts - {"", urlparse(pages_server.url).netloc} == set()
 
 
+@pytest.mark.long
 def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(page: Any) -> None:
     page.goto("/")
     assert page.get_by_label("carrier").input_value() == "AA"
@@ -78,6 +79,7 @@ def test_the_form_is_filled_with_the_example_and_answered_with_probabilities(pag
     assert "Prediction id" in told
 
 
+@pytest.mark.long
 def test_a_text_is_typed_into_an_area_and_a_category_is_chosen_from_a_list(page: Any) -> None:
     page.goto("/endpoints/flights")
     assert page.get_by_label("carrier").evaluate("field => field.tagName") == "TEXTAREA"
@@ -93,6 +95,7 @@ def test_a_text_is_typed_into_an_area_and_a_category_is_chosen_from_a_list(page:
     assert dict(zip(sent["columns"], sent["data"][0], strict=True))["carrier"] == "W&N"
 
 
+@pytest.mark.long
 def test_a_probability_that_is_no_number_is_not_drawn_as_nought(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("")
@@ -101,6 +104,7 @@ def test_a_probability_that_is_no_number_is_not_drawn_as_nought(page: Any) -> No
     assert page.locator(".bar-line .percent").all_inner_texts() == ["no number", "no number"]
 
 
+@pytest.mark.long
 def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.keyboard.press("Tab")
@@ -116,6 +120,7 @@ def test_the_keyboard_alone_asks_and_is_answered(page: Any) -> None:
     assert page.locator(".single .value").inner_text() == "no"
 
 
+@pytest.mark.long
 def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_the_button(page: Any) -> None:
     held: list[Any] = []
 
@@ -135,6 +140,7 @@ def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_th
     assert len(held) == 1
 
 
+@pytest.mark.long
 def test_an_error_stands_in_the_servers_words_beside_the_field_that_it_names(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("distance").fill("far")
@@ -151,6 +157,7 @@ def test_an_error_stands_in_the_servers_words_beside_the_field_that_it_names(pag
     assert page.locator("[aria-invalid=true]").count() == 0
 
 
+@pytest.mark.long
 def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("Paste or upload").check()
@@ -167,6 +174,7 @@ def test_three_pasted_rows_of_csv_are_answered_and_downloaded(page: Any) -> None
     assert all(float(line[1]) + float(line[2]) == pytest.approx(1) for line in lines)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "body",
     [
@@ -184,6 +192,7 @@ def test_pasted_json_is_answered_in_every_form(page: Any, body: str) -> None:
     assert page.locator(".single .value").inner_text() == "yes"
 
 
+@pytest.mark.long
 def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     file.write_text('[["AA", 1, 1, true], ["UA", -9000, 1, false]]')
@@ -196,6 +205,7 @@ def test_an_uploaded_file_is_asked(page: Any, tmp_path: Path) -> None:
     assert [line[1] for line in table(page)] == ["yes", "no"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("bright", "label"), [("top", "0"), ("bottom", "1")])
 def test_a_picture_is_resized_scaled_and_answered(page: Any, tmp_path: Path, bright: str, label: str) -> None:
     light, dark = [b"\xff" * 20] * 10, [b"\x00" * 20] * 10
@@ -216,6 +226,7 @@ def test_a_picture_is_resized_scaled_and_answered(page: Any, tmp_path: Path, bri
     assert page.locator("#field-0").is_visible()
 
 
+@pytest.mark.long
 def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
     file = tmp_path / "none.png"
     file.write_text("no picture")
@@ -224,6 +235,7 @@ def test_what_is_no_picture_is_said(page: Any, tmp_path: Path) -> None:
     page.get_by_text("none.png is not a picture").wait_for()
 
 
+@pytest.mark.long
 def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
     page.goto("/endpoints/hostile")
     assert page.locator("label[for=field-0]").inner_text() == HOSTILE
@@ -240,6 +252,7 @@ def test_names_and_answers_that_are_html_stay_text(page: Any) -> None:
     assert page.locator("img[src=x], u, table b").count() == 0
 
 
+@pytest.mark.long
 def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any) -> None:
     page.goto("/endpoints/tensor")
     page.locator("#field-0").fill("[[[1, 2], [3, 4]]]")
@@ -251,6 +264,7 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
     page.locator("#field-0-error").wait_for()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
@@ -279,6 +293,7 @@ def test_whatever_a_model_of_python_answers_is_shown_as_text(page: Any, body: st
     assert page.locator("#answer i").count() == 0
 
 
+@pytest.mark.long
 def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
     page.add_init_script(
         """const { readable, writable } = new TransformStream();
@@ -304,6 +319,7 @@ def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
     assert table(page) == [["0", "one"], ["1", "né"]]
 
 
+@pytest.mark.long
 def test_another_endpoint_is_chosen(page: Any) -> None:
     page.goto("/")
     page.get_by_label("Endpoint").select_option("digits")
@@ -315,6 +331,7 @@ def test_another_endpoint_is_chosen(page: Any) -> None:
     page.wait_for_url("**/endpoints/flights/docs")
 
 
+@pytest.mark.long
 def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_page(page: Any) -> None:
     page.goto("/endpoints/flights")
     page.get_by_label("Endpoint").focus()
@@ -327,6 +344,7 @@ def test_the_arrow_keys_go_through_the_list_of_endpoints_without_leaving_the_pag
     page.wait_for_url("**/endpoints/hostile")
 
 
+@pytest.mark.long
 def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any) -> None:
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.goto("/docs")
@@ -337,6 +355,7 @@ def test_the_docs_are_read_and_their_code_is_copied(page: Any, pages_server: Any
     assert page.get_by_text("Body: application/octet-stream").first.is_visible()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "path",
     ["/", "/docs", f"/endpoints/{'x' * 60}", "/endpoints/digits", "/endpoints/hostile", "/endpoints/hostile/docs"],
@@ -351,6 +370,7 @@ def test_nothing_is_wider_than_a_phone(page: Any, path: str) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
+@pytest.mark.long
 def test_on_a_phone_the_answer_comes_into_view(page: Any) -> None:
     page.set_viewport_size(PHONE)
     page.goto("/endpoints/flights")
@@ -359,6 +379,7 @@ def test_on_a_phone_the_answer_comes_into_view(page: Any) -> None:
     expect(page.locator(".single .value")).to_be_in_viewport()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", ["/", "/docs", "/endpoints/digits", "/endpoints/nope"])
 def test_a_page_breaks_no_rule_of_accessibility(page: Any, path: str) -> None:
     page.goto(path)

@@ -33,6 +33,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("endpoint", "answer"), [("flights", "yes"), ("digits", "1"), ("hostile", "script")])
 def test_every_snippet_runs_and_is_answered(pages_server: Any, endpoint: str, answer: str) -> None:
     curl, python, triton = shown(pages_server.url, endpoint)

@@ -504,6 +504,7 @@ def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
         thread.join()
 
 
+@pytest.mark.long
 def test_a_worker_that_hangs_is_replaced(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(request_timeout_seconds=1)) as running:
         (worker,) = read_workers(tmp_path)

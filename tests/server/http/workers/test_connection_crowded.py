@@ -77,6 +77,7 @@ def asks(connection: socket.socket) -> bool:
     return is_answered(connection)
 
 
+@pytest.mark.long
 def test_a_thousand_silent_clients_keep_nobody_out(connect: Connect) -> None:
     silent = [connect() for _ in range(PLACES + 50)]
     kept = connect()
@@ -92,6 +93,7 @@ def test_a_thousand_silent_clients_keep_nobody_out(connect: Connect) -> None:
         silent[-1].recv(1)
 
 
+@pytest.mark.long
 def test_clients_who_go_on_asking_are_not_the_ones_to_go(connect: Connect) -> None:
     asking = [connect(PING) for _ in range(20)]
     assert all(is_answered(connection) for connection in asking)
@@ -125,6 +127,7 @@ def test_requests_that_come_too_slowly_give_way(connect: Connect, begun: bytes) 
         thread.join()
 
 
+@pytest.mark.long
 def test_an_upload_that_gets_on_does_not_give_way(connect: Connect) -> None:
     body = b" " * 400_000
     upload = connect(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body))
@@ -189,6 +192,7 @@ def test_clients_that_take_their_answers_are_held_for_no_more_than_is_left(conne
     assert [take(connection, LONG_BYTES - first) for connection in clients] == [LONG_BYTES - first] * 12
 
 
+@pytest.mark.long
 def test_an_answer_that_was_taken_late_is_whole_and_the_next_request_is_answered(connect: Connect) -> None:
     connection = connect()
     ask_long(connection, more=PING)

@@ -249,6 +249,7 @@ def test_a_worker_that_is_told_to_end_under_load_fails_no_request(
     assert (load.broken, set(load.statuses)) == ([], {200})
 
 
+@pytest.mark.long
 def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
@@ -264,6 +265,7 @@ def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
     assert len(load.broken) <= 6, load.broken
 
 
+@pytest.mark.long
 def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
@@ -335,6 +337,7 @@ def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) 
                 client.recv(1)
 
 
+@pytest.mark.long
 def test_a_handshake_that_sigterm_meets_half_way_is_finished_and_its_request_answered(
     tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]
 ) -> None:

@@ -196,6 +196,7 @@ def test_a_server_without_a_model_says_so(tmp_path: Path) -> None:
         assert requests.get(running.url + "/metrics", timeout=5).status_code == 200
 
 
+@pytest.mark.long
 def test_one_row_costs_little_more_than_an_answer_without_a_model(
     tmp_path: Path, model_folders: dict[str, Path]
 ) -> None:

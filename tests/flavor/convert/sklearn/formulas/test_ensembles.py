@@ -196,6 +196,7 @@ def test_a_transformed_target_is_turned_back(transformer: Any) -> None:
     assert wrap(model, ROWS).report.state == "proven"
 
 
+@pytest.mark.long
 def test_members_of_a_stack_pick_columns_of_their_own() -> None:
     table = ROWS.assign(city=np.where(ROWS.c > 0, "rome", "oslo"))
     scaled = make_pipeline(make_column_transformer((StandardScaler(), ["a", "b"])), LinearSVC())

@@ -86,6 +86,7 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
     np.testing.assert_allclose(alone, together, atol=1e-6)
 
 
+@pytest.mark.long
 def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) -> None:
     """Each text as words, and each word as characters, both as long as the longest, would be 12 GB here."""
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20

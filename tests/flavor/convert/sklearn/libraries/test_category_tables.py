@@ -64,6 +64,7 @@ def test_an_encoder_of_a_table_is_proven(encoder: Any, table: pd.DataFrame, dela
     assert wrap(model, table).report.state == "proven"
 
 
+@pytest.mark.long
 def test_numbers_between_which_a_tree_splits_have_64_bits(table: pd.DataFrame, delayed: pd.Series) -> None:
     """The mean of the target stands for an unknown category, and for the first row of each in training."""
     encoder = category_encoders.CatBoostEncoder(cols=COLUMNS)
