@@ -113,8 +113,9 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
         def predict(content_type: str, body: bytes) -> object:
             if content_type == protocols.arrow.STREAM and target.has_pyfunc:
                 content_type, body = JSON, _arrow_as_json(body)
-            request = session, url, body, content_type, target.timeout_seconds
-            document, prediction_id = post_with_retries(*request, _TRIES)
+            document, prediction_id = post_with_retries(
+                session, url, body, content_type, target.timeout_seconds, _TRIES
+            )
             predictions: object = document.get("predictions")
             if not target.keys:
                 return predictions

@@ -185,17 +185,20 @@ def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
     """Return the model's columns whose last logged values include a value that looks masked."""
-    for hour in log.hours(endpoint)[-1:]:
-        view = View(endpoint, TimeRange(hour.start, hour.end), labels=False, shadows=True)
-        schema = view_schema(log, view)
-        texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
-        for rows in view_tables(log, view, texts):
-            return frozenset(
-                name
-                for name in texts & set(rows.column_names)
-                if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
-            )
-    return frozenset()
+    hours = log.hours(endpoint)
+    if not hours:
+        return frozenset()
+    view = View(endpoint, TimeRange(hours[-1].start, hours[-1].end), labels=False, shadows=True)
+    schema = view_schema(log, view)
+    texts = {field.name for field in schema if field.type == pa.string() and not field.name.startswith("_")}
+    rows = next(iter(view_tables(log, view, texts)), None)
+    if rows is None:
+        return frozenset()
+    return frozenset(
+        name
+        for name in texts & set(rows.column_names)
+        if any(value is not None and _MASKED.fullmatch(value) for value in rows.column(name).to_pylist())
+    )
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:

@@ -1,5 +1,6 @@
 """The names of metrics and disturbances, and the strengths that a disturbance may have. Imports nothing heavy."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -58,13 +59,14 @@ def check_strengths(given: Mapping[str, object]) -> dict[str, tuple[float, ...]]
         strengths = strengths or list(disturbance.strengths)
         if len(strengths) > _MAX_STRENGTHS:
             raise InvalidConfig(f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured")
-        most, numbers = 1.0 if disturbance.is_share else _MAX_STRENGTH, set()
+        most = 1.0 if disturbance.is_share else _MAX_STRENGTH
+        numbers = set()
         for strength in strengths:
-            is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-            if not (isinstance(strength, Real) and is_number and strength <= most) or strength <= 0:
+            number = float(strength) if not isinstance(strength, bool) and isinstance(strength, Real) else math.nan
+            if not 0 < number <= most:
                 expected = "a share above 0, up to 1," if disturbance.is_share else f"a number above 0, up to {most:g},"
                 raise InvalidConfig(f"{name} cannot have the strength {strength}; {expected} is expected")
-            numbers.add(float(strength))
+            numbers.add(number)
         checked[name] = tuple(sorted(numbers))
     return checked
 

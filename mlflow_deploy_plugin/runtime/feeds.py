@@ -65,10 +65,10 @@ def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
     """Return the rows of several feeds, one after the other. Raises ValueError if their shapes differ."""
 
     def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
+        if len(arrays) == 1:
+            return dict(arrays[0])  # without a copy of the arrays
         return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
 
-    if len(parts) == 1 and not isinstance(parts[0], NarrowedFeeds):
-        return dict(parts[0])
     if all(isinstance(part, NarrowedFeeds) for part in parts):
         return narrowed_feeds(join(parts), join([sent_arrays(part) for part in parts]))
     return join(parts)

@@ -281,12 +281,12 @@ class OnnxModel:
 
     def example_feeds(self) -> Feeds:
         """Return a row (or a fixed batch) of zeros and empty strings, to warm up a graph that has no example."""
-        return {
-            entry.name: np.full(
-                [*map(abs, entry.shape)], "" if entry.dtype == "str" else 0, dtype=numpy_dtype(entry.dtype)
-            )
-            for entry in self.artifact.inputs
-        }
+        feeds: Feeds = {}
+        for entry in self.artifact.inputs:
+            shape = [1 if size == -1 else size for size in entry.shape]
+            blank = "" if entry.dtype == "str" else 0
+            feeds[entry.name] = np.full(shape, blank, dtype=numpy_dtype(entry.dtype))
+        return feeds
 
 
 def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:

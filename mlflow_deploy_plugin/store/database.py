@@ -63,9 +63,12 @@ def open_store(
                 if connection.dialect.name == "postgresql":
                     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
                 _migrate(connection)
-    except (DBAPIError, StoreUnavailable) as error:
+    except DBAPIError as error:
         engine.dispose()
-        raise (store_unavailable(engine.url, error) if isinstance(error, DBAPIError) else error) from None
+        raise store_unavailable(engine.url, error) from None
+    except StoreUnavailable:
+        engine.dispose()
+        raise
     return Store(engine, clock, monotonic)
 
 

@@ -51,8 +51,10 @@ _MAX_WEIGHT = 100
 
 def server_blocker(observed: ObservedEndpoint) -> str:
     """Return why the endpoint must be started first: a server started here would keep the credentials of the caller."""
-    name, is_up = observed.endpoint.name, observed.observation.state in ("running", "starting")
-    return "" if is_up else f"the server of {name} does not run: `onnxserve start {name}` first"
+    if observed.observation.state in ("running", "starting"):
+        return ""
+    name = observed.endpoint.name
+    return f"the server of {name} does not run: `onnxserve start {name}` first"
 
 
 def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:

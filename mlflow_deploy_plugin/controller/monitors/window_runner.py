@@ -40,7 +40,7 @@ from mlflow_deploy_plugin.processes.worker import ProcessEnded
 from mlflow_deploy_plugin.spec import MonitorSpec
 from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow
 from mlflow_deploy_plugin.store.leases import LeaseKeeper
-from mlflow_deploy_plugin.store.monitors import MonitorState
+from mlflow_deploy_plugin.store.monitors import MonitorState, NoteKind
 
 _log = logging.getLogger(__name__)
 
@@ -151,22 +151,26 @@ class WindowRunner:
                 return Idle.NOTHING_DUE
             if not ready.covers(due.window.end):
                 return Idle.WAITS_FOR_ROWS
+            note: str | None = None
+            note_kind: NoteKind = ""
             if due.left_out:
                 begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
+                note_kind = "left_out"
                 note = (
                     f"{due.left_out:,} windows from {begin} to {end} are left out, for no controller ran and only the "
                     f"newest are made up: "
                     f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to {end}"
                 )
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
-                self.monitors.update_state(endpoint.name, monitor, note=note, note_kind="left_out")
             elif state.note_kind == "cannot_run":
-                self.monitors.update_state(endpoint.name, monitor, note="")
+                note = ""
             span = due.window.start, due.window.end
             written = [one for one in self.monitors.revisions(endpoint.name, monitor, *span) if not one.by_hand]
             # a window with the same start may have another end
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
-            self.monitors.update_state(endpoint.name, monitor, made_up_to=due.window.end)
+            self.monitors.update_state(
+                endpoint.name, monitor, made_up_to=due.window.end, note=note, note_kind=note_kind
+            )
             if window.state in ("pending", "running"):
                 return window
             state = self.monitors.state(endpoint.name, monitor)

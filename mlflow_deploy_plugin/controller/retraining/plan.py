@@ -125,8 +125,10 @@ class RetrainingContext:
         return written
 
     def event(self, action: str, one: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
-        of_model, named = (one.endpoint, one.model, one.version), {"retraining": one.id, **detail}
-        return AuditEvent(self.now(), self.actor, action, *of_model, before, after, why, named)
+        named = {"retraining": one.id, **detail}
+        return AuditEvent(
+            self.now(), self.actor, action, one.endpoint, one.model, one.version, before, after, why, named
+        )
 
     def wait(self, one: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
         """Store the reason why it waits, once for the same reason."""

@@ -220,9 +220,11 @@ class RetrainingRunner:
         return self._retry_seconds
 
     def _end_if_defective(self, number: Hashable, error: Exception, defects: int) -> None:
+        if defects < MAX_DEFECTS:
+            return
         assert isinstance(number, int)
         try:
-            current = Retrainings(self._context.deployments.store).get(number) if defects >= MAX_DEFECTS else None
+            current = Retrainings(self._context.deployments.store).get(number)
             if current is not None and current.is_live:
                 self._context.fail(current, f"{type(error).__name__}: {one_line(error, 300)}")
         except OnnxserveError as failure:

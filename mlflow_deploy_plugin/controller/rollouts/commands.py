@@ -144,9 +144,10 @@ def _free_name(wanted: str, taken: Iterable[str]) -> str:
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
     """Return the endpoint's live rollout, otherwise its last. Raises NotFound if there was none."""
-    for rollout in store.rollouts(endpoint, limit=1):
-        return rollout
-    raise NotFound(f"endpoint {endpoint!r} has had no rollout")
+    found = store.rollouts(endpoint, limit=1)
+    if not found:
+        raise NotFound(f"endpoint {endpoint!r} has had no rollout")
+    return found[0]
 
 
 def command_rollout(

@@ -152,9 +152,12 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
                 "log_evidence": round(float(test.log_evidence), 3),
                 "log_evidence_needed": round(math.log(1 / test.level), 3),
             }
-    counted = {name: {"requests": of.requests, "errors": of.errors} for name, of in evidence.step.items()}
     shadow = evidence.step["shadow"]
-    del counted["shadow"]
+    counted = {
+        role: {"requests": counts.requests, "errors": counts.errors}
+        for role, counts in evidence.step.items()
+        if role != "shadow"
+    }
     if plan.shadow:
         counted["shadow"] = {"same": shadow.same, "different": shadow.different}
     return {**counted, "criteria": judged}

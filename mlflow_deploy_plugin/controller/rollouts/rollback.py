@@ -61,8 +61,17 @@ def rollback(
     seconds = f"{time.monotonic() - begun:.1f}"
     figures = {"model": done.model, "from": done.before, "to": done.after, "source": done.source, "seconds": seconds}
     before, after = (f"version {one}" if one.isdigit() else one for one in (done.before, done.after))
-    audit = {"model": done.model, "version": done.after, "before": before, "after": after, "why": why}
-    store.record("rollback", endpoint=endpoint, **audit, detail=figures | done.detail, actor=by)
+    store.record(
+        "rollback",
+        endpoint=endpoint,
+        model=done.model,
+        version=done.after,
+        before=before,
+        after=after,
+        why=why,
+        detail=figures | done.detail,
+        actor=by,
+    )
     return figures
 
 

@@ -53,7 +53,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if expected is None:
         return drift("presence", f"in the window ({given.arrow_type}), not in the reference", "new")
     if given.mistyped and not expected.mistyped:
-        known, usual = given.rows - given.missing, expected.arrow_type or given.expected_type
+        known, usual = given.rows - given.missing, _usual_type(expected, given)
         reason = f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {usual}"
         return drift("type", reason, f"{usual} → {given.arrow_type}", given.mistyped / max(known, 1))
     # Columns without a distribution (times, binary values) also have a type.
@@ -117,8 +117,7 @@ def judgeable_columns(
         elif name not in reference.bins:
             reasons[name] = f"a column of type {expected.arrow_type} has no distribution that is judged"
         elif given.kind == "other":
-            usual = expected.arrow_type or given.expected_type
-            reasons[name] = f"its values are {given.arrow_type}, in the reference {usual}"
+            reasons[name] = f"its values are {given.arrow_type}, in the reference {_usual_type(expected, given)}"
         else:
             kept.append(name)
     return tuple(kept), not_judged_findings(reasons, segment)
@@ -196,12 +195,12 @@ class _JudgedColumn:
             return f"{now:.1%} missing, {first:.1%} in the reference", change
         beside = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
         if check == "unseen":
-            share = f"{given.unseen / max(given.rows, 1):.1%}"
+            share = _share(given.unseen, given)
             shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
             change = f"values that the reference lacks {usual:.1%} → {share}, more"
             return f"{share} of rows have a value that the reference lacks ({shown}), {beside}", change
         ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
-        share = f"{(given.below + given.above) / max(given.rows, 1):.1%}"
+        share = _share(given.below + given.above, given)
         side = "on both sides" if given.below and given.above else "above" if given.above else "below"
         change = f"out of range {usual:.1%} → {share}, {side}"
         return f"{share} of rows are outside of {ranges} ({side}), {beside}", change
@@ -264,6 +263,14 @@ def _missing_share(column: ColumnSketch | None, rows: int) -> float:
 def _share_change(name: str, first: float, now: float) -> str:
     where = "more often" if now > first else "less often"
     return f"{name} {first:.1%} → {now:.1%}, {where}"
+
+
+def _usual_type(expected: ColumnSketch, given: ColumnSketch) -> str:
+    return expected.arrow_type or given.expected_type
+
+
+def _share(rows: int, column: ColumnSketch) -> str:
+    return f"{rows / max(column.rows, 1):.1%}"
 
 
 def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -192,11 +193,11 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     if isinstance(expected, Refused):
         return _not_judged(window, f"{missing}; nothing is estimated before: {expected.reason}")
     expectations, notes = expected
-    of_all = expectations[0][2]
+    of_all = expectations[0].estimate
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
     findings = []
-    for segment, rows, expectation in expectations:
-        metrics = {name: expectation.measure(name, rows, confidence) for name in expectation.values}
+    for segment, rows, estimated in expectations:
+        metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
         for found in _findings(window, metrics, confidence, segment, prefix="estimated "):
             if spec.estimate == "informs" and found.state != "not judged":
                 found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
@@ -250,7 +251,15 @@ def _result(
     )
 
 
-def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate]], list[str]] | Refused:
+class _SegmentEstimate(NamedTuple):
+    """The estimate for the `rows` judged rows of a segment; the segment without a name has all rows."""
+
+    segment: str
+    rows: int
+    estimate: CbpeEstimate
+
+
+def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]] | Refused:
     """Return the estimates of all rows and of each segment, each checked on the same rows of earlier windows of the
     version; and a line for each thing that is left out."""
     spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
@@ -275,7 +284,7 @@ def _estimate_window(window: _Window) -> tuple[list[tuple[str, int, CbpeEstimate
         of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
         if isinstance(of_rows, Refused):
             return of_rows
-        found.append((name, int(own.sum()), of_rows))
+        found.append(_SegmentEstimate(name, int(own.sum()), of_rows))
     return found, [*joined.notes, *notes]
 
 

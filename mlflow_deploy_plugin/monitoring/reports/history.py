@@ -63,7 +63,7 @@ def _with_history(result: MonitorResult, found: Finding, past: Sequence[PastWind
     if found.check != "criterion" or found.value is None or found.change:
         return found
     earlier = [window.figures for window in past if window.start < first]
-    values = [figures.get(criterion_metric(_CRITERION[0], found, figures)) for figures in earlier]
+    values = [figures.get(criterion_metric("criterion", found, figures)) for figures in earlier]
     known = [value for value in values if value is not None]
     if not known:
         return found
@@ -81,7 +81,7 @@ def _was_alarm(result: MonitorResult, found: Finding, window: PastWindow) -> boo
     if window.state not in (*ALARMS, *UNDECIDED):
         return False
     if found.check == "criterion":
-        if state := state_in(window.figures, criterion_metric(_CRITERION[2], found, window.figures)):
+        if state := state_in(window.figures, criterion_metric("criterion_state", found, window.figures)):
             return None if state in UNDECIDED else state in ALARMS
         # Data quality has findings only for columns that break a requirement.
         return False if result.kind == "data_quality" and window.state not in UNDECIDED else None

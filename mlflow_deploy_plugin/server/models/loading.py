@@ -54,9 +54,9 @@ def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: Wan
     try:
         with mark_loading(state_dir, want.folder):
             warm = load(want.folder)
+    except OnnxserveError:
+        raise
     except Exception as error:
-        if isinstance(error, OnnxserveError):
-            raise
         logger.exception("loading %s %s failed", want.model, want.version)
         raise OnnxserveError(f"loading failed unexpectedly: {type(error).__name__}, see the log") from None
     artifact = warm.predictor.artifact
@@ -107,8 +107,8 @@ def load_warm(
             reason = f"the model cannot answer its own example ({INPUT_EXAMPLE}): {error.message}"
             raise InvalidArtifact(reason) from None
     else:
+        feeds = model.example_feeds()
         try:
-            feeds = model.example_feeds()
             model.try_out(feeds, timeout_seconds)
         except InferenceError as error:
             # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.

@@ -117,7 +117,7 @@ class StationaryBootstrap(WindowNull):
         rng = np.random.default_rng([SEED, 1])
         windows = _weights(draw(rng, _DRAWS, count, length, mean_length), count)
         drawn = draw(rng, _DRAWS, count, count, mean_length)
-        stretch = max(length // _STRETCHES_A_WINDOW, 1)
+        stretch = _stretch(length)
         whole = count // stretch  # those left over at the end are in none
         stretches = _weights(drawn[:, : whole * stretch].reshape(-1, stretch), count)
         return cls(
@@ -158,7 +158,7 @@ class StationaryBootstrap(WindowNull):
         for number in range(whole):
             squares += np.square(_two_figures(bins, self.stretches[:, number] @ steps, references))
         figures[:, _SCALED] /= np.maximum(np.sqrt(squares / whole), FLOORS[_SCALED])
-        stretch = max(column.group.reference.pieces.grid.window_steps // _STRETCHES_A_WINDOW, 1)
+        stretch = _stretch(column.group.reference.pieces.grid.window_steps)
         own = steps[: whole * stretch].reshape(whole, stretch, -1).sum(axis=1)
         own_squares = np.square(_two_figures(bins, own, steps.sum(axis=0)))
         scales[_SCALED] = np.maximum(np.sqrt(own_squares.mean(axis=0)), FLOORS[_SCALED])
@@ -231,6 +231,11 @@ def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_len
     latest = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
     positions: Array = (np.take_along_axis(starts, latest, axis=1) + places - latest) % count
     return positions
+
+
+def _stretch(length: int) -> int:
+    """Return the steps of a piece of a drawn reference, for windows of `length` steps."""
+    return max(length // _STRETCHES_A_WINDOW, 1)
 
 
 def _weights(positions: Array, count: int) -> Array:
