@@ -18,39 +18,50 @@ from mlflow_deploy_plugin.registry import set_service_timeouts
 from mlflow_deploy_plugin.settings import load_secrets
 from mlflow_deploy_plugin.version import __version__
 
-_COMMANDS = {
-    "wrap": ("mlflow_deploy_plugin.cli.wrap", "Make the next version of a registered model, as checked ONNX."),
-    "serve": ("mlflow_deploy_plugin.cli.serve", "Serve a model, or the endpoints of a spec, in the foreground."),
-    "list": ("mlflow_deploy_plugin.cli.endpoint", "List the deployments, their servers and their monitors."),
-    "start": ("mlflow_deploy_plugin.cli.endpoint", "Start the server of the deployment NAME again."),
-    "stop": ("mlflow_deploy_plugin.cli.endpoint", "Stop the server of the deployment NAME, and keep the deployment."),
-    "logs": ("mlflow_deploy_plugin.cli.endpoint", "Show what the server of the deployment NAME has logged."),
-    "endpoint": ("mlflow_deploy_plugin.cli.endpoint", "Create, change, show and delete endpoints, and their traffic."),
-    "gate": ("mlflow_deploy_plugin.cli.promote", "Check what a version has to prove before it is promoted."),
-    "promote": ("mlflow_deploy_plugin.cli.promote", "Move a version to a stage or alias, through its gate."),
-    "explain": ("mlflow_deploy_plugin.cli.evaluation", "Measure what each column contributes to predictions."),
-    "robustness": ("mlflow_deploy_plugin.cli.evaluation", "Measure how the metric falls when rows are disturbed."),
-    "optimize": ("mlflow_deploy_plugin.cli.evaluation", "Make a version smaller or faster, and measure what it loses."),
-    "profile": ("mlflow_deploy_plugin.cli.evaluation", "Show where the time of a version goes."),
-    "history": ("mlflow_deploy_plugin.cli.endpoint", "Show who changed what, when and why."),
-    "retrain": ("mlflow_deploy_plugin.cli.controller", "Train what is served on what was captured and labelled."),
-    "rollout": ("mlflow_deploy_plugin.cli.controller", "Bring a new version by steps, and back if it is bad."),
-    "rollback": ("mlflow_deploy_plugin.cli.controller", "Go back to what was served before."),
-    "keys": ("mlflow_deploy_plugin.cli.keys", "Create, list and revoke API keys."),
-    "silence": ("mlflow_deploy_plugin.cli.monitor", "Silence the alerts of an endpoint for a while."),
-    "controller": ("mlflow_deploy_plugin.cli.controller", "Run rollouts, monitors and retrainings until it is ended."),
-    "migrate": ("mlflow_deploy_plugin.cli.controller", "Bring the store up to date, or make it."),
-    "monitor": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic on a schedule, and by hand."),
-    "predict": ("mlflow_deploy_plugin.cli.predict", "Predict every row of a file, by a deployment or a model."),
-    "batch": ("mlflow_deploy_plugin.cli.predict", "Predict files of any size by a model, without a server."),
-    "export": ("mlflow_deploy_plugin.cli.export", "Export a version as files that do without onnxserve."),
-    "build-docker": ("mlflow_deploy_plugin.cli.export", "Build an image that serves a model."),
-    "render": ("mlflow_deploy_plugin.cli.export", "Show an endpoint as manifests, for GitOps."),
-    "log": ("mlflow_deploy_plugin.cli.log", "Query, count and keep what was captured of an endpoint."),
-    "feedback": ("mlflow_deploy_plugin.cli.predict", "Bring labels of earlier predictions from a file."),
-    "drift": ("mlflow_deploy_plugin.cli.monitor", "Judge captured traffic against the model's reference."),
+_GROUPS = {
+    "Wrap": {
+        "wrap": ("wrap", "Make the next version of a registered model, as checked ONNX."),
+        "optimize": ("evaluation", "Make a version smaller or faster, and measure what it loses."),
+        "profile": ("evaluation", "Show where the time of a version goes."),
+        "explain": ("evaluation", "Measure what each column contributes to predictions."),
+        "robustness": ("evaluation", "Measure how the metric falls when rows are disturbed."),
+    },
+    "Promote": {
+        "gate": ("promote", "Check what a version has to prove before it is promoted."),
+        "promote": ("promote", "Move a version to a stage or alias, through its gate."),
+        "rollout": ("controller", "Bring a new version by steps, and back if it is bad."),
+        "rollback": ("controller", "Go back to what was served before."),
+        "history": ("endpoint", "Show who changed what, when and why."),
+    },
+    "Serve": {
+        "serve": ("serve", "Serve a model, or the endpoints of a spec, in the foreground."),
+        "endpoint": ("endpoint", "Create, change, show and delete endpoints, and their traffic."),
+        "list": ("endpoint", "List the deployments, their servers and their monitors."),
+        "start": ("endpoint", "Start the server of the deployment NAME again."),
+        "stop": ("endpoint", "Stop the server of the deployment NAME, and keep the deployment."),
+        "logs": ("endpoint", "Show what the server of the deployment NAME has logged."),
+        "predict": ("predict", "Predict every row of a file, by a deployment or a model."),
+        "keys": ("keys", "Create, list and revoke API keys."),
+    },
+    "Ship": {
+        "build-docker": ("export", "Build an image that serves a model."),
+        "render": ("export", "Show an endpoint as manifests, for GitOps."),
+        "export": ("export", "Export a version as files that do without onnxserve."),
+        "batch": ("predict", "Predict files of any size by a model, without a server."),
+        "migrate": ("controller", "Bring the store up to date, or make it."),
+    },
+    "Watch": {
+        "monitor": ("monitor", "Judge captured traffic on a schedule, and by hand."),
+        "drift": ("monitor", "Judge captured traffic against the model's reference."),
+        "log": ("log", "Query, count and keep what was captured of an endpoint."),
+        "feedback": ("predict", "Bring labels of earlier predictions from a file."),
+        "silence": ("monitor", "Silence the alerts of an endpoint for a while."),
+        "retrain": ("controller", "Train what is served on what was captured and labelled."),
+        "controller": ("controller", "Run rollouts, monitors and retrainings until it is ended."),
+    },
 }
-"""Name → (module with the command of this name, its line in `--help`)."""
+"""Group of the documentation → command → (module of `cli` with the command, its line in `--help`)."""
+_COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
 """Commands that people look for here → those of `mlflow deployments`, which ours do not repeat."""
 _NO_TELEMETRY = {
@@ -74,7 +85,7 @@ class _LazyCommands(Commands):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        module = importlib.import_module(_COMMANDS[cmd_name][0])
+        module = importlib.import_module(f"mlflow_deploy_plugin.cli.{_COMMANDS[cmd_name][0]}")
         name = f"{cmd_name}_" if cmd_name in vars(builtins) else cmd_name.replace("-", "_")
         command: click.Command = getattr(module, name)
         return command
@@ -85,8 +96,9 @@ class _LazyCommands(Commands):
         return did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, description) for name, (_, description) in _COMMANDS.items()])
+        for group, commands in _GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(name, description) for name, (_, description) in commands.items()])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for argument in args:

@@ -86,7 +86,7 @@ def test_a_command_is_told_in_the_imperative_and_in_whole_sentences(path: str) -
 
 @pytest.mark.parametrize("path", [path for path, command in ALL.items() if isinstance(command, click.Group)])
 def test_a_list_of_commands_gives_each_its_first_sentence_on_one_line(path: str) -> None:
-    listed = dict(re.findall(r"^  ([a-z-]+) +(\S.*)$", help_of(path).split("Commands:\n")[1], re.MULTILINE))
+    listed = dict(re.findall(r"^  ([a-z-]+) +(\S.*)$", help_of(path).split("message and exit.\n")[1], re.MULTILINE))
     below = {name.removeprefix(f"{path} "): one for name, one in ALL.items() if name.rpartition(" ")[0] == path}
 
     assert listed.keys() == below.keys()
