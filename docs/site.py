@@ -18,6 +18,7 @@ PAGES = {
     "benchmarks/RESULTS.md": "results.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "CODE_OF_CONDUCT.md": "code_of_conduct.md",
     "SECURITY.md": "security.md",
     **{f"{page.parent.relative_to(ROOT)}/README.md": f"{page.parent.relative_to(ROOT)}.md" for page in _PROJECTS},
 }

@@ -1,5 +1,6 @@
 """The pages that are made from the code are those the code would make, and links lead somewhere."""
 
+import inspect
 import re
 import runpy
 import subprocess
@@ -11,11 +12,14 @@ from typing import get_args
 
 import click
 import pytest
+import yaml
+from click.testing import CliRunner
 
+import mlflow_deploy_plugin as onnxserve
 from mlflow_deploy_plugin.cli import main
 from mlflow_deploy_plugin.server.http.routes import ROUTES
 from mlflow_deploy_plugin.spec import MonitorKind
-from tests.support.guides import ROOT, blocks, section
+from tests.support.guides import README, ROOT, blocks, section
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = [*sorted(DOCS.parent.glob("*.md")), *sorted(DOCS.glob("*.md"))]
@@ -45,6 +49,29 @@ def test_readme_s_two_commands_are_targets_of_the_makefile() -> None:
     assert re.findall(r"^make ([\w-]+)", block, flags=re.MULTILINE) == ["demo", "test"]
     makefile = (ROOT / "Makefile").read_text()
     assert all(re.search(rf"^{target}: install$", makefile, re.MULTILINE) for target in ("demo", "test"))
+
+
+def test_the_commands_are_grouped_as_the_guides_in_readme_and_on_the_site() -> None:
+    groups = re.findall(r"^([A-Z]\w+):$", CliRunner().invoke(main, ["--help"]).output, re.MULTILINE)
+    commands = groups[groups.index("Options") + 1 :]
+    assert commands
+    guides = re.findall(r"^\| \*\*(\w+)\*\* \|", section("Guides"), re.MULTILINE)
+    site = [title for entry in yaml.load((ROOT / "mkdocs.yml").read_text(), yaml.BaseLoader)["nav"] for title in entry]
+    assert guides[: len(commands)] == commands
+    assert [title for title in site if title in commands] == commands
+
+
+def test_every_page_of_the_site_is_among_the_guides_in_readme() -> None:
+    linked = set(re.findall(r"\]\(docs/([\w-]+\.md)\)", README))
+    assert {path.name for path in DOCS.glob("*.md")} - linked == set()
+
+
+@pytest.mark.parametrize("name", sorted(set(onnxserve.__all__) - {"__version__"}))
+def test_the_api_page_has_every_public_function_and_its_docstring_describes_every_parameter(name: str) -> None:
+    function = getattr(onnxserve, name)
+    assert f"::: mlflow_deploy_plugin.{name}\n" in (DOCS / "api.md").read_text()
+    described = re.findall(r"^    (\w+): ", inspect.getdoc(function) or "", re.MULTILINE)
+    assert [parameter for parameter in inspect.signature(function).parameters if parameter not in described] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
