@@ -37,6 +37,19 @@ def test_what_renews_the_actions_is_of_its_schema_and_waits_before_it_takes_a_re
     assert_passes(BIN / "zizmor", "--offline", "--quiet", "--no-progress", file)
 
 
+def test_the_issue_forms_are_of_github_s_schema() -> None:
+    forms = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yaml"))
+    assert_passes(BIN / "check-jsonschema", "--builtin-schema", "vendor.github-issue-forms", *forms)
+
+
+def test_every_hook_of_pre_commit_runs_a_program_that_make_install_installs() -> None:
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    hooks = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    programs = {Path(hook["entry"].split()[0]).name for hook in hooks if hook["language"] == "system"}
+    assert programs
+    assert [name for name in programs if not (BIN / name).exists()] == []
+
+
 @pytest.mark.parametrize("file", [*OURS, *EXAMPLES], ids=lambda file: f"{file.parents[2].name}/{file.name}")
 def test_a_job_has_a_time_limit_and_the_permissions_that_it_needs(file: Path) -> None:
     document = yaml.load(file.read_text(), yaml.BaseLoader)
