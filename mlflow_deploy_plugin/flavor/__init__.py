@@ -1,9 +1,9 @@
-"""WRAP: any trained model as a checked ONNX model in MLflow's format.
+"""WRAP: convert a trained model to ONNX, check it against the original, and save it in MLflow's format.
 
 log_model / save_model   convert → prove parity → save (`convert/`, `wrap.py`, `parity.py`, `saved_model.py`)
-wrap_registered          the same for a model that is registered already (`registered.py`)
-load_model               the saved model as a ready `runtime.OnnxModel`
-_load_pyfunc             what `mlflow.pyfunc.load_model` calls (`save.py`)
+wrap_registered          the same steps for a registered model (`registered.py`)
+load_model               load a saved model as `runtime.OnnxModel`
+_load_pyfunc             the function that `mlflow.pyfunc.load_model` calls (`save.py`)
 """
 
 from mlflow_deploy_plugin.flavor.example_rows import read_rows

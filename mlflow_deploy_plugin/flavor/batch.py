@@ -23,27 +23,27 @@ from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
 ModelData: TypeAlias = Any
-"""Rows as a user has them: a table of pandas, polars or Arrow, an array, a list, a tensor, or a mapping of these."""
+"""Rows from a user: a pandas, polars or Arrow table, an array, a list, a tensor, or a mapping of names to arrays."""
 
 ModelInput: TypeAlias = pd.DataFrame | dict[str, Array]
-"""N rows as a model takes them: a table, or tensors [N, …] by name (the only tensor may have the empty name)."""
+"""N rows as model input: a table, or tensors [N, …] by name (a single tensor may have the empty name)."""
 
 Positions: TypeAlias = slice | list[int] | npt.NDArray[np.integer] | npt.NDArray[np.bool_]
-"""Rows by their indices, as a slice, or as a boolean mask."""
+"""A selection of rows: indices, a slice, or a boolean mask."""
 
 NAMELESS_TEXT = SignatureSchema([ColSpec(DataType.string)])
-"""The signature's inputs of a model of texts: for it, MLflow takes an array, a list, a Series, and a table's column."""
+"""The input schema of a text model: MLflow then accepts an array, a list, a Series, or a column of a table."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """N rows of a model. Their number is the length of the batch; a scalar is one row."""
+    """N rows of model input. The length of the batch is N; a scalar is one row."""
 
     data: ModelInput
 
     @classmethod
     def read(cls, data: object) -> "Batch":
-        """Return a table as it is, arrays by the names of a mapping, or the only array, which is named ""."""
+        """Return a batch of a table, of a mapping of names to arrays, or of a single array, which is named ""."""
         if isinstance(data, pd.DataFrame):
             return cls(data)
         if isinstance(data, dict):
@@ -75,17 +75,17 @@ class Batch:
 
     @property
     def tensors(self) -> dict[str, Array]:
-        """The tensors by name; empty for a table."""
+        """The tensors by name. The mapping is empty for a table."""
         return {} if isinstance(self.data, pd.DataFrame) else self.data
 
     @property
     def unnamed(self) -> ModelInput | Array:
-        """The only array if it has no name, otherwise the data: MLflow saves an example in this form."""
+        """The array if it is unnamed, otherwise the data. MLflow saves an example in this form."""
         return self.tensors.get("", self.data)
 
     @property
     def has_rows(self) -> bool:
-        """True if the first dimension is the same in all tensors. The nodes and edges of a graph are not rows."""
+        """True if all tensors have the same first dimension. The nodes and edges of a graph are not rows."""
         return isinstance(self.data, pd.DataFrame) or len({array.shape[:1] for array in self.data.values()}) == 1
 
     @property
@@ -102,19 +102,19 @@ class Batch:
             yield self.take(slice(start, start + size))
 
     def feeds(self, schema: Schema) -> Feeds:
-        """Return the feeds of the graph. Raises SchemaMismatch if the batch does not fit the signature."""
+        """Return the input tensors of the graph. Raises SchemaMismatch if the batch does not match the schema."""
         table = self.data
         if not isinstance(table, pd.DataFrame):
             return schema.from_columns(table)
         if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
             dtype, *others = set(table.dtypes)
-            # Each column costs 10 µs, and a read of the whole table if it is a view of an array of rows.
+            # Reading columns singly takes 10 µs each, and scans the full table if it is a view of a row-major array.
             if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns({str(name): column_values(table[name]) for name in table.columns})
 
     def digest(self) -> str:
-        """Return the first 16 digits of a SHA-256 over names, types and values, the same on every machine."""
+        """Return the first 16 digits of a SHA-256 over names, types and values, equal on all machines."""
         summary = hashlib.sha256()
         if isinstance(self.data, pd.DataFrame):
             table = pa.Table.from_pandas(self.data, preserve_index=False)
@@ -132,9 +132,9 @@ class Batch:
     def signature(
         self, prediction: Array | dict[str, Array], inputs: Sequence[Input] = (), outputs: Sequence[Output] = ()
     ) -> ModelSignature:
-        """Return the signature. Tensors have the sizes that the graph's `inputs` and `outputs` declare: -1 if free.
+        """Return the signature. Its tensors have the sizes that the graph's `inputs` and `outputs` declare; -1 is free.
 
-        MLflow warns that integers (`long`) cannot be missing, and an ONNX integer indeed cannot.
+        MLflow warns that an integer column (`long`) cannot have missing values. This also holds for ONNX integers.
         """
         predicted = infer_signature(None, prediction).outputs
         declared = {output.name: output.shape for output in outputs}
@@ -147,10 +147,10 @@ class Batch:
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
-        """Return the signature of a ready graph, with its types and sizes. Texts have the type of the batch."""
+        """Return the signature of a ready ONNX graph, with its types and sizes. Strings keep the type of the batch."""
         answers = SignatureSchema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
         batch = self
-        if isinstance(self.data, dict):  # an example is saved as JSON, so that MLflow reads all its floats in 64 bits
+        if isinstance(self.data, dict):  # MLflow reads an example from JSON, in which all floats have 64 bits.
             types = {entry.name: _declared_type(entry) for entry in inputs}
             only = next(iter(types.values()))
             batch = Batch(
@@ -162,7 +162,7 @@ class Batch:
         return ModelSignature(inputs=batch._input_schema(inputs), outputs=answers)
 
     def _input_schema(self, declared: Sequence[Input]) -> SignatureSchema:
-        """Return the signature's inputs; `declared` has the sizes of a ready graph's tensors."""
+        """Return the input schema; `declared` are the inputs of a ready graph, with their sizes."""
         if isinstance(self.data, pd.DataFrame):
             return SignatureSchema([ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)])
         shapes = {entry.name: entry.shape for entry in declared}
@@ -170,7 +170,7 @@ class Batch:
         for name, array in self.data.items():
             dtype = array.dtype
             if dtype.kind in "OUT":
-                # MLflow's enforcement keeps texts of a fixed width and objects apart; for [N] objects it accepts both
+                # MLflow's schema check distinguishes fixed-width strings from objects, except for [N] objects.
                 dtype = np.dtype("str" if dtype.kind == "U" and array.ndim > 1 else object)
             shape = shapes.get(name, declared[0].shape if declared else (-1, *array.shape[1:]))
             tensors.append(TensorSpec(dtype, shape, name or None))
@@ -179,10 +179,10 @@ class Batch:
     def free_axes(
         self, others: Iterable[Mapping[str, Array]], argument: str, signature: ModelSignature | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """Return the axes of each tensor, except axis 0, whose size differs between the batch and `others`.
+        """Return the axes of each tensor whose size differs between the batch and `others`, without axis 0.
 
-        Sizes of -1 in the signature are also free. Raises InvalidConfig, which names `argument` as the source of the
-        others, if a tensor has another number of dimensions than the batch's.
+        Axes with size -1 in the signature are also free. `argument` is the name of the argument that `others` come
+        from. Raises InvalidConfig, with this name, if a tensor differs from the batch in its number of dimensions.
         """
         shapes = {name: [array.shape] for name, array in self.tensors.items()}
         for tensors in others:
@@ -194,7 +194,7 @@ class Batch:
         for name, (first, *differing) in shapes.items():
             if wrong := [shape for shape in differing if len(shape) != len(first)]:
                 raise InvalidConfig(
-                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example's is {list(first)}"
+                    f"{argument}: {name or 'the array'} has the shape {list(wrong[0])}; the example has {list(first)}"
                 )
         return {
             name: tuple(axis for axis, sizes in enumerate(zip(*known, strict=True)) if axis and len({*sizes}) > 1)
@@ -206,33 +206,33 @@ class Batch:
         names = [str(name) for name in self.data]
         if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
             raise ConversionError(
-                f"input_example: the name {reserved[0]!r} is taken: in the inference log, {PREDICTION!r} and what "
-                f"begins with {OUTPUT_PREFIX!r} are the model's answers, and what begins with '_' is the log's own"
+                f"input_example: the name {reserved[0]!r} is reserved: in the inference log, {PREDICTION!r} and names "
+                f"with the prefix {OUTPUT_PREFIX!r} are model outputs, and names with the prefix '_' are log fields"
             )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
             doubled = self.data.columns[self.data.columns.duplicated()][0]
-            raise InvalidConfig(f"input_example: column {doubled!r} stands twice")
+            raise InvalidConfig(f"input_example: column {doubled!r} occurs twice")
         if (isinstance(self.data, pd.DataFrame) and self.data.empty) or not len(self):
             raise InvalidConfig("input_example has no rows")
         columns = [column for _, column in self.data.items()]
         if all(column.dtype.kind not in "iub" and bool(pd.isna(column).all()) for column in columns):
             raise InvalidConfig(
-                "input_example has no value, every one is missing (NaN); the proof needs a few real rows"
+                "input_example contains only missing values (NaN); the parity check needs a few real rows"
             )
 
     def aligned(self, example: "Batch | None", argument: str) -> "Batch":
-        """Return the batch with only the columns or tensors of the example. Raises InvalidConfig if one is missing."""
+        """Return only the columns or tensors that the example has. Raises InvalidConfig if a column is missing."""
         if example is None:
             return self
         names = list(example.data)
         if missing := [name for name in names if name not in self.data]:
-            raise InvalidConfig(f"{argument}: {missing[0]!r} is missing; the example has it")
+            raise InvalidConfig(f"{argument}: {missing[0]!r} is missing, and the example has it")
         if isinstance(self.data, pd.DataFrame):
             return Batch(self.data[names])
         return Batch({str(name): self.data[str(name)] for name in names})
 
     def cast_to_signature(self, signature: ModelSignature | None) -> "Batch":
-        """Cast the batch to the user's signature. Raises InvalidConfig, or ConversionError if ONNX has no such type."""
+        """Cast the batch to the user's signature. Raises InvalidConfig, or ConversionError for unsupported types."""
         if signature is None or signature.inputs is None:
             return self
         if not isinstance(self.data, pd.DataFrame):
@@ -241,7 +241,7 @@ class Batch:
         return self if signature.inputs == NAMELESS_TEXT else Batch(_cast_table(self.data, signature.inputs))
 
     def nameless_signature(self, origin: object, signature: ModelSignature | None) -> ModelSignature | None:
-        """Use `NAMELESS_TEXT` for texts without a name: MLflow refuses an array if the only column has a name."""
+        """Use `NAMELESS_TEXT` for unnamed strings: MLflow rejects an array if the only column has a name."""
         texts = origin if isinstance(origin, Sequence | np.ndarray | pd.Series | pd.Index) else ()
         is_flat = self.is_table and np.ndim(texts) == 1 and isinstance(next(iter(texts), None), str)
         if not is_flat or getattr(origin, "name", None):
@@ -260,7 +260,7 @@ def _declared_type(entry: Input) -> "np.dtype[np.generic]":
 
 
 def as_pandas(data: ModelData) -> ModelData:
-    """Return a table of polars or Arrow as pandas' own: dense, and decimals as numbers. Other data is unchanged."""
+    """Convert a polars or Arrow table to a dense pandas table without decimals. Return other data unchanged."""
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
     if isinstance(data, pd.DataFrame) and any(_is_sparse(column) or _is_decimal(column) for _, column in data.items()):
         return data.apply(_plain_column)
@@ -283,7 +283,7 @@ def _is_decimal(column: pd.Series) -> bool:
 
 
 def column_values(series: pd.Series) -> Array:
-    """Return a column as the schema reads it: numbers as they are, text as objects, missing values as NaN or None."""
+    """Return the values of a column for the schema: numbers as they are, text as objects, NaN or None if missing."""
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(series.cat.categories.dtype) if not series.hasnans else series.astype(object)
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
@@ -299,15 +299,15 @@ def column_values(series: pd.Series) -> Array:
 
 
 def missing_value(series: pd.Series) -> float | None:
-    """Return NaN, or None if a column of objects holds None: scikit-learn's encoders distinguish the two."""
+    """Return None if an object column contains None, otherwise NaN: scikit-learn's encoders distinguish the two."""
     return None if pd.api.types.is_object_dtype(series) and any(value is None for value in series) else np.nan
 
 
 def unseen_category(series: pd.Series) -> pd.Series | None:
-    """Return a column of pandas categories with one more category in every row; None for fractions and booleans.
+    """Return the categorical column with a new category in each row, or None for fractions and booleans.
 
-    The category sorts behind all others: XGBoost 3.1 and 3.2 take any other one for the next category that they know
-    (https://github.com/dmlc/xgboost/issues/12189), and 3.3 refuses all that it has not learned.
+    The new category sorts last: XGBoost 3.1 and 3.2 replace any other unknown category by the next known category
+    (https://github.com/dmlc/xgboost/issues/12189), and 3.3 rejects all unknown categories.
     """
     known = series.cat.categories
     if column_type(series) == "string":
@@ -325,7 +325,7 @@ def columns_of(table: pd.DataFrame) -> tuple[Column, ...]:
 
 
 def column_type(series: pd.Series) -> ColumnType:
-    """Return MLflow's type of a column. Raises ConversionError, which names the column, if ONNX has no such type."""
+    """Return MLflow's type of a column. Raises ConversionError if ONNX does not support the type."""
     dtype = series.cat.categories.dtype if isinstance(series.dtype, pd.CategoricalDtype) else series.dtype
     types = pd.api.types
     if types.is_bool_dtype(dtype):
@@ -344,79 +344,80 @@ def column_type(series: pd.Series) -> ColumnType:
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
-    values = next((f" (it holds values of {type(one).__name__})" for one in present if not isinstance(one, str)), "")
+    values = next(
+        (f" (it contains values of {type(value).__name__})" for value in present if not isinstance(value, str)), ""
+    )
     raise ConversionError(
         f"column {str(series.name)!r} has the type {dtype}{values if types.is_object_dtype(dtype) else ''}, "
-        "which an ONNX model cannot take: it takes numbers, booleans and strings, and needs no column that the model "
-        "does not read"
+        "which an ONNX model cannot read: convert it to numbers, booleans or strings, or drop it if the model does not "
+        "use it"
     )
 
 
 def _cast_table(table: pd.DataFrame, inputs: SignatureSchema) -> pd.DataFrame:
     if inputs.is_tensor_spec():
-        raise InvalidConfig("signature: it describes tensors, and the example is a table with columns")
+        raise InvalidConfig("signature: it describes tensors, but the example is a table")
     names = [name for name in inputs.input_names() if name is not None]
     if missing := [name for name in names if name not in table.columns]:
         raise InvalidConfig(f"signature: the example has no column {missing[0]!r}")
     types = {spec.name: getattr(spec.type, "name", str(spec.type)) for spec in inputs.inputs}
     if unknown := [name for name in names if types[name] not in COLUMN_TYPES]:
         raise ConversionError(
-            f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot take; "
-            f"it takes {', '.join(COLUMN_TYPES)}"
+            f"signature: column {unknown[0]!r} has the type {types[unknown[0]]}, which an ONNX model cannot read; "
+            f"supported types: {', '.join(COLUMN_TYPES)}"
         )
     have = {column.name: column.type for column in columns_of(table[names])}
     if wrong := [name for name in names if types[name] == "string" and have[name] != "string"]:
-        raise InvalidConfig(f"signature: column {wrong[0]!r} is a string, and a {have[wrong[0]]} in the example")
+        raise InvalidConfig(f"signature: column {wrong[0]!r} is a string, but a {have[wrong[0]]} in the example")
     changed = {name: COLUMN_TYPES[types[name]] for name in names if types[name] != have[name]}
     try:
         cast = table[names].astype({name: object if dtype == "str" else dtype for name, dtype in changed.items()})
     except (TypeError, ValueError) as error:
-        raise InvalidConfig(f"signature: the example does not fit it: {error}") from None
+        raise InvalidConfig(f"signature: the example does not match it: {error}") from None
     for name in changed:
         if cast[name].dtype.kind in "ib" and not np.array_equal(cast[name], table[name]):
-            raise InvalidConfig(
-                f"signature: column {name!r} is a {types[name]}, and holds other numbers in the example"
-            )
+            raise InvalidConfig(f"signature: column {name!r} is a {types[name]}, but has other numbers in the example")
     return cast
 
 
 def _check_tensors(tensors: dict[str, Array], inputs: SignatureSchema) -> None:
-    """Raise InvalidConfig for a tensor that the signature contradicts by name, shape or type."""
-    names = [spec.name for spec in inputs.inputs if spec.name]  # the only one may have none
+    """Raise InvalidConfig if a tensor differs from the signature in name, shape or type."""
+    names = [spec.name for spec in inputs.inputs if spec.name]  # A single tensor may be unnamed.
     if set(names) - set(tensors):
         what = "tensors" if inputs.is_tensor_spec() else "columns"
-        shown = "one tensor without a name" if list(tensors) == [""] else f"the tensors {sorted(tensors)}"
-        raise InvalidConfig(f"signature: it has the {what} {names}, and the example {shown}")
+        described = "one unnamed tensor" if list(tensors) == [""] else f"the tensors {sorted(tensors)}"
+        raise InvalidConfig(f"signature: it has the {what} {names}, and the example has {described}")
     if not inputs.is_tensor_spec():
         return
     for spec in inputs.inputs:
         array = tensors[spec.name] if spec.name else next(iter(tensors.values()))
         sizes = zip(spec.shape[1:], array.shape[1:], strict=False)
         if len(spec.shape) != array.ndim or any(size not in (-1, have) for size, have in sizes):
-            wrong = f"the shape {list(spec.shape)}, and {list(array.shape)}"
+            wrong = f"the shape {list(spec.shape)}, but {list(array.shape)}"
         elif (spec.type.kind in "OUS") != (array.dtype.kind in "OUST") or (
             spec.type.kind in "iub" and array.dtype.kind == "f"
         ):
-            wrong = f"the type {spec.type}, and {array.dtype}"
+            wrong = f"the type {spec.type}, but {array.dtype}"
         else:
             continue
         raise InvalidConfig(f"signature: the tensor{f' {spec.name!r}' if spec.name else ''} has {wrong} in the example")
 
 
 def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) -> None:
-    """Raise InvalidConfig if the signature's outputs are texts and the model predicts numbers, or the reverse.
+    """Raise InvalidConfig if the signature declares strings and the model predicts numbers, or the reverse.
 
-    Other differences, such as columns for an array or a wider number, do not matter to MLflow's clients.
+    Other differences do not affect MLflow clients, for example columns instead of an array, or a wider number type.
     """
     declared = signature.outputs if signature is not None else None
     if declared is None or len(declared) != len(inferred.outputs):
         return
-    for given, found in zip(declared.inputs, inferred.outputs.inputs, strict=True):
+    for declared_output, predicted_output in zip(declared.inputs, inferred.outputs.inputs, strict=True):
         is_text = [
-            (one.type.to_numpy() if isinstance(one, ColSpec) else one.type).kind in "OUS" for one in (given, found)
+            (output_spec.type.to_numpy() if isinstance(output_spec, ColSpec) else output_spec.type).kind in "OUS"
+            for output_spec in (declared_output, predicted_output)
         ]
         if is_text[0] != is_text[1]:
-            output = f"output {given.name!r}" if given.name else "output"
+            output = f"output {declared_output.name!r}" if declared_output.name else "output"
             predicted = "strings" if is_text[1] else "numbers"
-            declared_type = getattr(given.type, "name", str(given.type))
-            raise InvalidConfig(f"signature: the {output} is a {declared_type}, and the model predicts {predicted}")
+            declared_type = getattr(declared_output.type, "name", str(declared_output.type))
+            raise InvalidConfig(f"signature: the {output} is a {declared_type}, but the model predicts {predicted}")

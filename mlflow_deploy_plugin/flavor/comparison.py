@@ -1,17 +1,17 @@
-"""The difference of two predictions, row by row, its tolerance, and ties.
+"""The difference of two predictions per row, its tolerance, and ties.
 
 | output        | tolerance                                                                                            |
 |---------------|------------------------------------------------------------------------------------------------------|
 | label         | equal, except for ties                                                                               |
-| probabilities | 1e-4 absolute: sums over trees or layers in 32-bit floats lose two to three of seven digits          |
+| probabilities | 1e-4 absolute: summing trees or layers in 32-bit floats loses two to three of seven digits           |
 | values        | 1e-4 of the value plus 1e-4 of the standard deviation of the original's predictions for the target,  |
 |               | since values near zero need the scale of the target; 1e-2 if the original predicts 16-bit floats     |
 
-A tie is a row whose prediction depends on a rounding, so that the original and the ONNX form may both be right. Ties
-are counted separately. A label is a tie if the original's margin between its two best labels is below `TIE_MARGIN`. A
-row halfway between two learned rows is a tie if one 32-bit step of a number changes the original's prediction. Any row
-of a net is a tie if some roundings of its numbers change it. A row on a threshold is not a tie: a comparison of an
-input with a constant involves no rounding.
+A tie is a row whose prediction depends on rounding, so that the original and the ONNX form may both be right. Ties are
+counted separately. A label is a tie if the original's margin between its two best labels is below `TIE_MARGIN`. A row
+halfway between two training rows is a tie if one 32-bit step of an input number changes the original's prediction. A
+row of a neural network is a tie if rounding errors in its numbers change the prediction. A row on a threshold is not a
+tie: comparing an input with a constant does not round.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,30 +29,30 @@ TIE_MARGIN = 1e-4
 ABSOLUTE = 1e-4
 RELATIVE = 1e-4
 SHORT_RELATIVE = 1e-2
-"""The same of 16-bit floats, which have three digits."""
+"""The relative tolerance for 16-bit floats, which have three digits."""
 
 ENOUGH_ROWS = 100
-"""The number of rows from which the spread is taken for each value of a row."""
+"""With at least this many rows, the spread is computed separately for each value of a row."""
 
 _FINEST = 1e-3
-"""The least spread of one value as a share of the overall spread: the resolution of 32-bit floats."""
+"""The minimum spread of a single value, as a share of the overall spread."""
 
 _MAX_UNSTABLE_ROWS = 100
-"""The number of rows that are examined; if more differ, ties are not the cause."""
+"""The maximum number of rows that are checked for ties; if more rows differ, ties are not the cause."""
 
 ROUNDINGS = 8
-"""The roundings by which each number of a net's row is moved: its layers lose as much."""
+"""The number of rounding steps by which each input of a neural network is moved: its layers lose as much."""
 
 _ROUNDED_COPIES = 8
-"""The times that a net's row is moved, by other signs each time."""
+"""The number of moved copies of each row of a neural network, each with other random signs."""
 
 _COPIES = 20
-"""Copies of the rows in memory at a time; there are two for each column."""
+"""The number of copies of the rows in memory at a time; there are two copies per column."""
 
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """One output over N rows. `excess` [N] is the error in units of its tolerance: a row above 1 is beyond it.
+    """The errors of an output over N rows. `excess` [N] is the error divided by its tolerance; above 1, a row fails.
 
     `absolute` and `relative` [N] are the largest errors of each row; for labels they are 0 or 1.
     """
@@ -63,7 +63,7 @@ class OutputDifference:
 
 
 def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -> OutputDifference:
-    """Compare an output [N, …] with the original's, whose predictions have the `spread`: a number, or […]."""
+    """Compare the output `got` [N, …] with the original's, `want`. `spread` is a number, or […] per value of a row."""
     if want.shape != got.shape:
         everywhere = np.full(len(want), np.inf)
         return OutputDifference(everywhere, everywhere, everywhere)
@@ -73,7 +73,7 @@ def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -
     relative_bound = SHORT_RELATIVE if want.dtype == np.float16 else RELATIVE
     want, got = want.astype(np.float64), got.astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        error = np.where(want == got, 0.0, np.abs(want - got))  # equal infinities are equal
+        error = np.where(want == got, 0.0, np.abs(want - got))  # Equal infinities have no error.
         allowed = ABSOLUTE if role == "probabilities" else relative_bound * (spread + np.abs(want))
         excess = np.where(error == 0, 0.0, error / np.maximum(allowed, np.finfo(np.float32).tiny))
         relative = np.where(error == 0, 0.0, error / np.maximum(np.abs(want), np.finfo(np.float32).tiny))
@@ -85,7 +85,7 @@ def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -
 
 
 def answer_spread(answers: Array) -> Array:
-    """Return the standard deviation of the finite answers [N, …] for each value of a row, […]; for few rows, one."""
+    """Return the standard deviation […] of the finite answers [N, …] per value of a row; for few rows, one number."""
     if answers.dtype.kind not in "fiu":
         return np.zeros(())
     known = np.ma.masked_invalid(answers.astype(np.float64))
@@ -96,7 +96,7 @@ def answer_spread(answers: Array) -> Array:
 
 
 def top_margins(probabilities: Array) -> Array:
-    """Return [N], the lead of the best label over the second in [N, C] probabilities (or scores)."""
+    """Return the margins [N] between the best and the second label in [N, C] probabilities or scores."""
     if probabilities.ndim == 1:
         return np.abs(probabilities)
     if probabilities.shape[1] < 2:
@@ -112,27 +112,27 @@ def _by_row(values: Array) -> Array:
 def changes_within_one_step(
     batch: Batch, answers_otherwise: Callable[[Batch, Array], Array], is_net: bool = False
 ) -> Array:
-    """Return [N] booleans: True for a row if a small step of one number changes the original's prediction.
+    """Return [N] booleans: True for a row if a small change of its numbers changes the original's prediction.
 
-    `answers_otherwise` gets rows and the row of `batch` that each comes from, and returns [rows] booleans. If `is_net`,
-    all numbers of a row are moved together, each by its own roundings.
+    `answers_otherwise` receives changed rows and the index in `batch` of each row, and returns [rows] booleans. If
+    `is_net`, all numbers of a row are moved together. Otherwise each number is moved separately.
     """
-    found = np.zeros(len(batch), dtype=bool)
+    changes = np.zeros(len(batch), dtype=bool)
     few = min(len(batch), _MAX_UNSTABLE_ROWS)
     rows = batch.take(slice(0, few))
     moved, copies = (_rounded(rows), 1) if is_net else (_moved_by_a_step(rows), _COPIES)
     while some := list(islice(moved, copies)):
         origin = np.tile(np.arange(few), len(some))
-        np.logical_or.at(found, origin, answers_otherwise(Batch.joined(some), origin))
-    return found
+        np.logical_or.at(changes, origin, answers_otherwise(Batch.joined(some), origin))
+    return changes
 
 
 def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
-    """Yield the rows for each floating-point column and direction, with that column moved by one 32-bit step."""
+    """Yield a copy of the rows per floating-point column and direction, with the column moved by one 32-bit step."""
     if isinstance(table := batch.data, pd.DataFrame):
         for name in table.columns:
             series = table[name]
-            if pd.api.types.is_float_dtype(series.dtype):  # numpy's, pandas' own and Arrow's
+            if pd.api.types.is_float_dtype(series.dtype):  # This includes the floats of pandas and Arrow.
                 for values in _stepped(column_values(series)):
                     yield Batch(table.assign(**{str(name): pd.Series(values).astype(series.dtype).array}))
     else:
@@ -145,10 +145,10 @@ def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
 
 
 def _rounded(batch: Batch) -> Iterator[Batch]:
-    """Yield the rows several times, each number moved by some of its roundings."""
+    """Yield several copies of the rows, in which each number is moved by `ROUNDINGS` rounding steps."""
     random = np.random.default_rng(0)
     for _ in range(_ROUNDED_COPIES):
-        if isinstance(table := batch.data, pd.DataFrame):  # a net reads it as 32-bit floats
+        if isinstance(table := batch.data, pd.DataFrame):  # A neural network reads 32-bit floats.
             moved = moved_by_roundings(table.to_numpy(np.float32), random)
             yield Batch(pd.DataFrame(moved, columns=table.columns))
         else:
@@ -156,9 +156,9 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
 
 
 def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
-    """Move each number up or down at random by some roundings of its own size; whole numbers stay as they are.
+    """Move each number up or down at random by `ROUNDINGS` relative rounding steps. Integers are not changed.
 
-    A layer's sum is the exact sum of numbers moved so (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
+    A layer's rounded sum is the exact sum of moved inputs (Higham, Accuracy and Stability of Numerical Algorithms, 3.1)
     """
     if values.dtype.kind != "f":
         return values
@@ -167,7 +167,7 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
 
 
 def _stepped(values: Array) -> Iterator[Array]:
-    """Yield the column moved down and up by a 32-bit step of its largest value: a scaler's rounding may do the same."""
+    """Yield the column moved down and up by a 32-bit step of its largest value, which a scaler may lose by rounding."""
     largest = np.nanmax(np.abs(values), initial=0.0)
     step = 2 * float(np.spacing(np.float32(largest)))
     yield (values - step).astype(values.dtype)

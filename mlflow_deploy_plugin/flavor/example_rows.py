@@ -1,4 +1,4 @@
-"""Rows of a model that was trained elsewhere: from a file, from its saved example, or made up from its signature."""
+"""Example rows for a registered model: from a file, from its saved example, or generated from its signature."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,14 +24,14 @@ from mlflow_deploy_plugin.tabular import SPARK_TIMES, FileFormat, first_line, fo
 
 MADE_UP_ROWS = 500
 _FREE_SIZE = 4
-"""The size of a made-up tensor's dimension that the signature leaves free."""
+"""The size of a generated tensor's dimension if it is free in the signature."""
 
 
 def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
     """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays if JSON has `inputs`.
 
-    JSON is a list of records, a mapping of columns, or a body of MLflow's scoring server (`dataframe_split`, …). Raises
-    InvalidConfig if the file cannot be read, is not of its kind, or has no rows.
+    JSON is a list of records, a mapping of columns, or a request for MLflow's scoring server (`dataframe_split`, …). It
+    raises InvalidConfig if the file cannot be read, has another format, or has no rows.
     """
     kind = kind or format_of(str(path))
     readers: Mapping[FileFormat, Callable[[Path], ModelData]] = {
@@ -41,12 +41,12 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         "jsonl": lambda path: pd.DataFrame(map(orjson.loads, filter(bytes.strip, path.read_bytes().splitlines()))),
     }
     if kind is None:
-        raise InvalidConfig(f"{path}: its ending is none of .csv, .json, .jsonl and .parquet, in which rows are read")
+        raise InvalidConfig(f"{path}: the file name must end with .csv, .json, .jsonl or .parquet")
     try:
         rows = readers[kind](path)
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or first_line(error)}") from None
-    except (ValueError, TypeError, MlflowException) as error:  # pandas', pyarrow's and orjson's are ValueErrors
+    except (ValueError, TypeError, MlflowException) as error:  # pandas, pyarrow and orjson raise ValueErrors.
         raise InvalidConfig(f"the file {path} cannot be read as {kind}: {first_line(error)}") from None
     if not len(rows):
         raise InvalidConfig(f"the file {path} has no rows")
@@ -63,9 +63,9 @@ def _from_json(document: JsonValue) -> ModelData:
 
 
 def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None) -> ModelData:
-    """Return the rows as a table with the signature's columns, or as arrays. Raises InvalidConfig if they do not fit.
+    """Return the rows as a table, or as arrays for a signature of tensors. Raises InvalidConfig if they do not match.
 
-    `names` are the columns of a model without a signature; other columns of the table are dropped.
+    `names` are the columns of a model without a signature; the other columns of the table are dropped.
     """
     inputs: Schema | None = signature.inputs if signature is not None else None
     if not isinstance(rows, pd.DataFrame):
@@ -75,19 +75,19 @@ def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: l
     if not inputs.is_tensor_spec():
         if not inputs.has_input_names():
             return rows.to_numpy()
-        return rows  # the signature's columns are taken where the example is cast to it
+        return rows  # `Batch.cast_to_signature` selects the columns.
     tensors = inputs.inputs
     if missing := [spec.name for spec in tensors if spec.name and spec.name not in rows]:
-        raise InvalidConfig(f"the rows have no column {missing[0]!r}, which is a tensor of the signature")
+        raise InvalidConfig(f"the rows have no column {missing[0]!r}, but the signature has a tensor of this name")
     try:
         named = {spec.name: np.asarray(rows[spec.name].tolist()).astype(spec.type) for spec in tensors if spec.name}
         return named or rows.to_numpy().astype(tensors[0].type).reshape(len(rows), *tensors[0].shape[1:])
     except (TypeError, ValueError) as error:
-        raise InvalidConfig(f"the rows make no tensor of the signature: {first_line(error)}") from None
+        raise InvalidConfig(f"the rows cannot be converted to the signature's tensors: {first_line(error)}") from None
 
 
 def saved_example(mlmodel: Model, folder: Path) -> ModelData:
-    """Return the input example in the model's folder; None if there is none, or its file is damaged."""
+    """Return the input example in the model's folder, or None if there is no example or its file is damaged."""
     info, schema = mlmodel.saved_input_example_info or {}, mlmodel.get_input_schema()
     try:
         is_array = info.get("type") == "ndarray" and not (schema and "inputs" in schema.input_names())
@@ -96,13 +96,13 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
             example = infer_and_parse_data(document, schema)
         else:
             example = mlmodel.load_input_example(str(folder))
-    except Exception:  # noqa: BLE001 - whatever the file holds; the signature is left
+    except Exception:  # noqa: BLE001 - a damaged file may raise any class
         return None
     return example if example is not None and len(example) else None
 
 
 def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
-    """Return rows as the signature describes them, of the values that the model has learned, as far as known."""
+    """Generate rows that match the signature. They contain the model's thresholds and categories if these are known."""
     random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
         tensors = {
@@ -116,7 +116,7 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     columns = {}
     for name, spec in zip(names, signature.inputs.inputs, strict=True):
         kind = getattr(spec.type, "name", str(spec.type))
-        # `cast_to_signature` refuses other types, as it does for an example's rows.
+        # `Batch.cast_to_signature` rejects the types that `COLUMN_TYPES` lacks.
         columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, known, random)
     table = pd.DataFrame(columns)
     return table if signature.inputs.has_input_names() else table.to_numpy()

@@ -1,6 +1,6 @@
-"""The ONNX file of a saved model. Weights beyond protobuf's 2 GB are written next to it as ONNX's external data.
+"""The ONNX file of a saved model. Weights that exceed protobuf's 2 GB limit are saved next to it as external data.
 
-ONNX Runtime maps weights at whole pages into memory: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
+ONNX Runtime memory-maps weights that are page-aligned: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ ONNX_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
 MAX_INLINE_BYTES = 2_000_000_000
-"""Weights of one file; protobuf takes 2**31 - 1 bytes, graph and names included."""
+"""The maximum size of the weights in the graph's file; protobuf allows 2**31 - 1 bytes with graph and names."""
 _LEAST_BYTES = 1024
-"""Smaller weights stay in the graph, where shape inference reads them."""
+"""Smaller weights remain in the graph, because shape inference reads them."""
 _PAGE = 4096
 
 
 def has_external_weights(proto: ModelProto) -> bool:
-    """Return True if the weights of the `onnx.ModelProto` do not fit into one file with its graph."""
+    """Return True if the model's weights are too large for the graph's file."""
     return bool(sum(weights.ByteSize() for weights in proto.graph.initializer) > MAX_INLINE_BYTES)
 
 
@@ -32,14 +32,14 @@ def check_graph(proto: ModelProto) -> None:
         onnx.checker.check_model(proto)
         return
     graph = _without_weights(proto)
-    for weights in graph.graph.initializer:  # as inputs, which need no bytes
+    for weights in graph.graph.initializer:  # A graph input needs no bytes.
         graph.graph.input.append(onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims))
     del graph.graph.initializer[:]
     onnx.checker.check_model(graph)
 
 
 def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
-    """Write the model, and return the `sha256:…` of its files by name. Raises ConversionError if it is too large."""
+    """Write the model and return file names with their `sha256:…`. Raises ConversionError if the model is too large."""
     digests = {}
     if has_external_weights(proto):
         graph = _without_weights(proto)
@@ -47,9 +47,9 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
         with (folder / DATA_FILE).open("wb") as file:
             for weights, slim in zip(proto.graph.initializer, graph.graph.initializer, strict=True):
                 if slim.data_location == onnx.TensorProto.EXTERNAL:
-                    place = file.tell()
+                    offset = file.tell()
                     content = weights.raw_data
-                    slim.external_data.add(key="offset", value=str(place))
+                    slim.external_data.add(key="offset", value=str(offset))
                     slim.external_data.add(key="length", value=str(len(content)))
                     for part in (content, bytes(-len(content) % _PAGE)):
                         file.write(part)
@@ -58,14 +58,14 @@ def write_graph(folder: Path, proto: ModelProto) -> dict[str, str]:
         proto = graph
     try:
         content = proto.SerializeToString()
-    except Exception as error:  # noqa: BLE001 - protobuf's own classes differ between its implementations
+    except Exception as error:  # noqa: BLE001 - the error classes of protobuf's implementations differ
         raise ConversionError(f"the model does not fit into one ONNX file of 2 GB: {error}") from None
     (folder / ONNX_FILE).write_bytes(content)
     return {ONNX_FILE: f"sha256:{hashlib.sha256(content).hexdigest()}", **digests}
 
 
 def _without_weights(proto: ModelProto) -> ModelProto:
-    """Return a copy whose large initializers name `DATA_FILE` and have no bytes; those are never copied."""
+    """Return a copy in which large initializers refer to `DATA_FILE`. Their bytes are not copied."""
     slim = onnx.ModelProto()
     for source, target, left_out in ((proto, slim, "graph"), (proto.graph, slim.graph, "initializer")):
         for field, value in source.ListFields():

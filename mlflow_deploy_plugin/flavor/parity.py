@@ -1,6 +1,6 @@
-"""Parity: the saved model compared with the original on at least a thousand rows, before anything is logged.
+"""Parity: the comparison of the saved model with the original on at least 1,000 rows, before the model is logged.
 
-The saved side is the whole path of a request (`OnnxModel`). Rows that the original refuses are only counted.
+The saved model runs as for a request (`OnnxModel`). Rows that the original refuses are only counted.
 """
 
 from collections import Counter
@@ -30,13 +30,13 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 Answers = dict[str, Array]
 
 WORST_ROWS = 5
-_SMALL_BATCHES = ((1, 16), (2, 16))  # batch size, rows that are also predicted in batches of this size
+_SMALL_BATCHES = ((1, 16), (2, 16))  # (batch size, number of rows)
 _INPUT_WIDTH = 120
 _CLOSE = 0.1
-"""A share of the tolerance: if an error of the drawn rows is above it, other rows may be beyond the tolerance."""
+"""If an error exceeds this share of the tolerance, rows that were not drawn may exceed the tolerance."""
 
 _TOLERANCES = {
-    "label": f"equal; rows whose own margin is below {TIE_MARGIN:g} are ties",
+    "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",
     "probabilities": f"{ABSOLUTE:g} absolute: sums in 32-bit floats",
     "values": f"{RELATIVE:g} of the value + {RELATIVE:g} of the spread of the answers: sums in 32-bit floats",
 }
@@ -44,7 +44,7 @@ _TOLERANCES = {
 
 @dataclass
 class OutputFigures:
-    """One output: `agreement` is the share of rows within the tolerance, with ties; `max_excess` leaves ties out."""
+    """The figures of an output. `agreement`: share of rows within the tolerance or tied; `max_excess`: without ties."""
 
     name: str
     role: str
@@ -63,11 +63,11 @@ class ParityReport:
 
     Attributes:
         sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
-        refused_by_original: generated rows that were dropped because the original itself refuses them.
-        refused_columns: source → the columns of which it refuses each value of that source.
-        left_out: generator of rows → the error because of which its rows are not part of the proof.
-        problem: the reason if the saved model could not answer at all.
-        unproven: the reason if the rows are too few for a proof.
+        refused_by_original: number of generated rows by source that were dropped because the original refuses them.
+        refused_columns: source → the columns for which the original refuses each value of this source.
+        left_out: generator of rows → the error that stopped it, so that its rows were not compared.
+        problem: the reason if the saved model could not predict.
+        unproven: the reason if there are too few rows for a proof.
     """
 
     state: ParityState
@@ -89,13 +89,13 @@ class ParityReport:
 
     @property
     def doubts(self) -> tuple[bool, int, int, bool]:
-        """The doubts about this form; the form with the smallest is the best."""
+        """A sort key for ONNX forms of a model: the form with the smallest key is the best."""
         ties = sum(output.ties for output in self.outputs)
         close = any(output.max_excess > _CLOSE for output in self.outputs)
         return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
 
     def as_dict(self) -> dict[str, object]:
-        """Return the report for JSON: an infinite error is a string."""
+        """Return the report for JSON, with infinite errors as strings."""
 
         def document(pairs: list[tuple[str, object]]) -> dict[str, object]:
             return {
@@ -114,10 +114,12 @@ class ParityReport:
         }
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics for the MLflow run, by names that MLflow accepts."""
+        """Return the metrics for the MLflow run, with names that MLflow accepts."""
         named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
         for output in self.outputs:
-            name = "".join(one if one.isalnum() or one in "_-. " else "_" for one in output.name)[:100]
+            name = "".join(
+                character if character.isalnum() or character in "_-. " else "_" for character in output.name
+            )[:100]
             prefix = f"onnxserve.parity.{name}"
             named[f"{prefix}.agreement"] = output.agreement
             if output.role != "label":
@@ -131,12 +133,12 @@ class RowGroup:
     """Rows of one source.
 
     Attributes:
-        generated: the original may refuse them.
-        block: if the original refuses, this many consecutive rows are dropped together.
-        columns: the column that was changed in each block; a single one: in all blocks.
-        may_tie: the rows are between two predictions, so that a 32-bit step of the input may change the original's.
-        alone: True if the first rows are also predicted one by one.
-        compared: False if it is only asked whether the original refuses them.
+        generated: True if the original may refuse the rows.
+        block: the number of consecutive rows that are dropped together if the original refuses any of them.
+        columns: the changed column of each block; a single column was changed in all blocks.
+        may_tie: True if the rows are so near to a boundary that a 32-bit step of an input may change the prediction.
+        alone: True if the first rows are also predicted in batches of 1 and 2 rows.
+        compared: False if the rows only determine which columns the original refuses.
     """
 
     source: str
@@ -150,7 +152,7 @@ class RowGroup:
 
 
 def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield each group with the original's answers, or in blocks, with None for the blocks that it refuses."""
+    """Yield each group with the original's answers. If the original refuses rows, split the group; None is refused."""
     for group in groups:
         if (answers := _ask(original, group)) is not None:
             yield group, answers
@@ -172,7 +174,7 @@ def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterato
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
-    """Return the original's answers, or None if it refuses generated rows."""
+    """Return the original's answers, or None if the original refuses generated rows."""
     try:
         return call_original(original, group.batch.data, group.source)
     except InvalidConfig:
@@ -188,7 +190,7 @@ def prove_parity(
     answered: Iterable[tuple[RowGroup, Answers | None]],
     at_least: int = 1,
 ) -> ParityReport:
-    """Compare the saved model with the original on all rows that `ask_original` yields; it must answer `at_least`."""
+    """Compare the saved model with the original on the rows from `ask_original`; `at_least` rows must be compared."""
     proof = _ParityProof(model, converted, original)
     for group, answers in answered:
         proof.add(group, answers)
@@ -198,7 +200,7 @@ def prove_parity(
 
 
 class _WorstRow(NamedTuple):
-    """An answer with a large error, as it is kept for the report: to write 3,000 columns as text takes 0.1 s."""
+    """An answer with a large error, stored without formatting: formatting 3,000 columns as text takes 0.1 s."""
 
     excess: float
     source: str
@@ -227,7 +229,7 @@ class _ParityProof:
         self._worst: list[_WorstRow] = []
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        # (source, column), if the original has answered or refused a block in which the column was changed
+        # Each set contains (source, column) if the original answered (or refused) a block with this column changed.
         self._answered_columns: set[tuple[str, str]] = set()
         self._refused_columns: set[tuple[str, str]] = set()
         self._spreads: dict[str, Array] = {}
@@ -235,7 +237,7 @@ class _ParityProof:
         self.problem = ""
 
     def add(self, group: RowGroup, want: Answers | None) -> None:
-        """Compare the rows with the original's answers, or count them as refused."""
+        """Compare the rows with the original's answers, or count the rows as refused if `want` is None."""
         count = len(group.batch)
         if want is None:
             self._refused[group.source] += count
@@ -248,7 +250,7 @@ class _ParityProof:
             got = self._answers(group.batch)
             self._sources[group.source] += count
             self._compare(group, want, got, count)
-            # Rows that are already wrong would be counted twice.
+            # If a row was wrong already, the smaller batches would count it twice.
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
                     for size, rows in _SMALL_BATCHES:
@@ -270,11 +272,11 @@ class _ParityProof:
             answers.append(self._answers(part))
             for name, array in answers[-1].items():
                 if array.shape[:1] != (rows := len(part),):
-                    raise InferenceError(f"output {name!r} has the shape {list(array.shape)} if it is asked for {rows}")
+                    raise InferenceError(f"output {name!r} has the shape {list(array.shape)} for {rows} rows")
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
-        """Compare the rows as they are computed in smaller batches; if they are few already, in a larger one."""
+        """Compare again with smaller batches if there are `many_rows`, and with a larger batch otherwise."""
         size = self._converted.many_rows
         if count >= size:
             size -= 1
@@ -285,21 +287,21 @@ class _ParityProof:
         self._compare(group, want, got, size)
 
     def _compare(self, group: RowGroup, want: Answers, got: Answers, size: int) -> None:
-        """Count the rows of a group, which were predicted `size` at a time."""
+        """Count the errors of a group that was predicted in batches of `size` rows."""
         self._sizes.add(size)
         tied = self._ties(group.batch, want)
         for output in self._converted.outputs:
-            expected, found = want[output.name], got[output.name]
-            if expected.shape != found.shape:
+            expected, answered = want[output.name], got[output.name]
+            if expected.shape != answered.shape:
                 self.problem = (
-                    f"output {output.name!r} has the shape {found.shape} for {len(group.batch)} rows; "
-                    f"the original's is {expected.shape}"
+                    f"output {output.name!r} has the shape {answered.shape} for {len(group.batch)} rows; "
+                    f"the original returns {expected.shape}"
                 )
                 return
-            self._count(group, output, expected, found, tied)
+            self._count(group, output, expected, answered, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if len(want) >= comparison.ENOUGH_ROWS:  # The first group with enough rows gives the spread.
+        if len(want) >= comparison.ENOUGH_ROWS:  # The first group with enough rows sets the spread.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
         measured = comparison.compare_output(output.role, want, got, spread)
@@ -308,7 +310,7 @@ class _ParityProof:
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
             rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
-            # In another batch, a net itself may add in another order.
+            # In a batch of another size, the original network may add numbers in another order.
             expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
 
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
@@ -327,20 +329,20 @@ class _ParityProof:
         figures.max_excess = max(figures.max_excess, float(excess.max(initial=0)))
         for row in np.argsort(-excess, kind="stable")[:WORST_ROWS].tolist():
             if excess[row] > 0:
-                one = group.batch.take([row])
+                single = group.batch.take([row])
                 error = float(excess[row])
-                self._worst.append(_WorstRow(error, group.source, output.name, want[row], got[row], one))
+                self._worst.append(_WorstRow(error, group.source, output.name, want[row], got[row], single))
         self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
 
     def _ties(self, batch: Batch, want: Answers) -> Array:
-        """Return [N] booleans: True if the original's own margin is below `TIE_MARGIN` (scores: times the largest)."""
+        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`, which scales with the scores."""
         margin = self._converted.margin
         if "probabilities" in want:
             probabilities = want["probabilities"]
-            if want["label"].ndim > 1:  # A row has several labels, each with its own decision.
+            if want["label"].ndim > 1:  # Each of several labels is decided separately.
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
             tied = comparison.top_margins(probabilities) < TIE_MARGIN
-            if margin is not None and tied.any():  # far outside, probabilities of 1 hide the best label
+            if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
                 scores = margin(batch.data)
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
                 tied &= comparison.top_margins(scores) < TIE_MARGIN * np.maximum(largest, 1.0)
@@ -362,8 +364,8 @@ class _ParityProof:
         if not wrong and rows < at_least:
             refused = ", ".join(f"{count} of {source}" for source, count in self._refused.items())
             unproven = (
-                f"parity needs {at_least} rows, and only {rows} rows could be compared: the original itself refuses "
-                f"generated ones ({refused}); give rows that it answers as parity_data"
+                f"parity needs {at_least} rows, and only {rows} rows could be compared: the original refuses generated "
+                f"rows ({refused}); pass rows that the original accepts as parity_data"
             )
         return ParityReport(
             state="warned" if wrong or unproven else "proven",
@@ -384,9 +386,9 @@ class _ParityProof:
 
 
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
-    """Return the section `refused` of the MLmodel file: the values, by column, that the server has to refuse.
+    """Return the section `refused` of the MLmodel file: the values that the server must refuse, by column.
 
-    A column counts if the original refused each row with only that column changed, and took the rows around it.
+    A column counts if the original refused each row with only that column changed, and accepted unchanged rows.
     """
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
@@ -396,17 +398,19 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
         learned = boundary_values.categories.get(name, ())
         known = list(dict.fromkeys(_plain(value) for value in learned if value is not None and value == value))
         is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
-        numbers = [one for one in known if not isinstance(one, str)]
-        # a 32-bit float of the graph holds whole numbers to 2**24
-        are_codes = all(isinstance(one, int | float) and abs(one) <= 2**24 and one == int(one) for one in numbers)
+        numbers = [number for number in known if not isinstance(number, str)]
+        # The graph's 32-bit floats represent integers exactly up to 2**24.
+        are_codes = all(
+            isinstance(number, int | float) and abs(number) <= 2**24 and number == int(number) for number in numbers
+        )
         if known and is_whole and are_codes:
             categories[name] = known
-    found: dict[str, object] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
-    return {name: entry for name, entry in (found | {"categories": categories}).items() if entry}
+    refusals: dict[str, object] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}
+    return {name: entry for name, entry in (refusals | {"categories": categories}).items() if entry}
 
 
 def _plain(value: object) -> JsonValue:
-    """Return a short value for JSON: numbers and texts as they are, arrays as their first numbers."""
+    """Return a short value for JSON: numbers and strings unchanged, and the first eight numbers of an array."""
     if isinstance(value, np.ndarray):
         flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
         return [*flat, "…"] if value.size > 8 else flat
@@ -417,9 +421,9 @@ def _plain(value: object) -> JsonValue:
 
 
 def parity_error(report: ParityReport) -> ParityError:
-    """Return the error for a model that answers otherwise, with the worst rows as a small table."""
+    """Return the error for a model whose answers differ from the original's, with a table of the worst rows."""
     if report.problem:
-        return ParityError(f"the ONNX form cannot answer what the original answers: {report.problem}")
+        return ParityError(f"the ONNX form cannot predict rows that the original predicts: {report.problem}")
     if report.unproven:
         return ParityError(report.unproven)
     wrong = ", ".join(
@@ -433,13 +437,13 @@ def parity_error(report: ParityReport) -> ParityError:
     widths = [max(len(line[column]) for line in lines) for column in range(len(names))]
     table = "\n".join("  ".join(["", *map(str.ljust, line, widths)]).rstrip() for line in lines)
     return ParityError(
-        f"the ONNX form answers otherwise than the original; {wrong}. Worst rows:\n{table}\n"
-        'Log it all the same with parity="warn"; its state is then shown as warned wherever the version is.'
+        f"the ONNX form does not match the original; {wrong}. Worst rows:\n{table}\n"
+        'To log the model anyway, set parity="warn"; the version is then marked as warned.'
     )
 
 
 def _short(value: object) -> str:
-    """Return the value with six digits, which are enough to see what is wrong."""
+    """Return the value as text with six digits."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, list):

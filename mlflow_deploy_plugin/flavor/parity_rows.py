@@ -1,7 +1,7 @@
-"""The rows for the proof of parity: the user's own, rows drawn from the example column by column, and boundary values.
+"""The rows for the proof of parity: rows from the user, rows drawn from the example per column, and boundary values.
 
-Boundary values are thresholds, categories, terms and learned rows of the model. Numbers far outside are added. The seed
-is fixed: the same model and example give the same rows.
+Boundary values are the model's thresholds, categories, terms and training rows, and numbers far outside the example.
+The seed is fixed, so the same model and example yield the same rows.
 """
 
 import contextlib
@@ -23,29 +23,29 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 MIN_PARITY_ROWS = 1_000
 
-_MAX_GIVEN_ROWS = 5_000  # of the example, and of parity_data
+_MAX_GIVEN_ROWS = 5_000  # rows of the example, and rows of parity_data
 _THRESHOLD_ROWS = 600
 _LEARNED_ROWS = 200
-_CATEGORY_ROWS = 200  # for each column; of many columns fewer, so that all have `_ALL_CATEGORY_ROWS`
+_CATEGORY_ROWS = 200  # rows per column; fewer if all columns would exceed `_ALL_CATEGORY_ROWS`
 _ALL_CATEGORY_ROWS = 4_000
 _TEXT_ROWS = 240
-_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors of the largest number of a column
+_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors for the largest number of a column
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
-_FAR_ROWS = 96  # with all columns far
-_MISSING_ROWS = 24  # for each column
+_FAR_ROWS = 96  # rows with large numbers in all columns
+_MISSING_ROWS = 24  # rows per column
 _UNSEEN_ROWS = 8
 _INFINITE_ROWS = 2
-_CODES = 20  # a number with no more distinct values is a code, and is drawn as observed
+_CODES = 20  # A numeric column with at most 20 distinct values is a code; only observed values are drawn.
 _MATRIX_COLUMNS = 2_000
-_CHANGED_VALUES = 4_000_000  # in a wide table only some columns are changed: rows for all would grow as its square
+_CHANGED_VALUES = 4_000_000  # This limits the changed columns of a wide table; its cost grows with the square.
 _CHANGED_COLUMNS = 100
-_CHUNK_ELEMENTS = 4_000_000  # of a tensor, at once in memory
-_OTHER_SIZES = 8  # for tensors with free sizes
+_CHUNK_ELEMENTS = 4_000_000  # elements of a tensor in memory at a time
+_OTHER_SIZES = 8  # drawn sizes for tensors with free axes
 _OTHER_SIZE_ROWS = 8
 
 
 def symbolic_sizes(proto: ModelProto) -> dict[str, dict[int, str]]:
-    """Return the symbols of the free sizes, except the rows, by the axes of each of a graph's inputs."""
+    """Return the symbols of the free axes by graph input and axis, without the row axis."""
     shapes = {value.name: value.type.tensor_type.shape.dim for value in proto.graph.input}
     return {
         name: {
@@ -62,21 +62,21 @@ def parity_rows(
     sizes: Mapping[str, Mapping[int, str]] | None = None,
     left_out: dict[str, str] | None = None,
 ) -> Iterator[RowGroup]:
-    """Yield the example, `parity_data`, and generated rows, at least `MIN_PARITY_ROWS` together.
+    """Yield the example, `parity_data`, and generated rows: at least `MIN_PARITY_ROWS` in total.
 
-    Rows of other `sizes` (`symbolic_sizes`) are included. `left_out` gets the error of each failed generator.
+    The rows vary in their free `sizes` (`symbolic_sizes`). The errors of failed generators are stored in `left_out`.
     """
     random = np.random.default_rng(0)
-    given = 0
+    given_count = 0
     for source, data in (("example", example), ("parity_data", parity_data)):
         if data is None:
             continue
         if len(data) > _MAX_GIVEN_ROWS:
             data = data.take(np.sort(random.choice(len(data), _MAX_GIVEN_ROWS, replace=False)))
         for part in [data] if data.is_table else data.chunks(_chunk_rows(data)):
-            given += len(part)
+            given_count += len(part)
             yield RowGroup(source, part, generated=False)
-    for name, draw in _generators(example, boundary_values, MIN_PARITY_ROWS - given, sizes or {}, random):
+    for name, draw in _generators(example, boundary_values, MIN_PARITY_ROWS - given_count, sizes or {}, random):
         try:
             yield from draw()
         except Exception as error:  # noqa: BLE001 - pandas and numpy may raise any class
@@ -85,23 +85,23 @@ def parity_rows(
 
 
 _Generator: TypeAlias = tuple[str, Callable[[], Iterable[RowGroup]]]
-"""The name of a generator, and a function that draws its rows."""
+"""The name of a generator and a function that draws its rows."""
 
 
 def _generators(
     example: Batch,
     boundary_values: BoundaryValues,
-    wanted: int,
+    row_count: int,
     sizes: Mapping[str, Mapping[int, str]],
     random: np.random.Generator,
 ) -> Iterator[_Generator]:
     if isinstance(example.data, pd.DataFrame):
-        yield from _TableRows(example.data, random).generators(boundary_values, wanted)
+        yield from _TableRows(example.data, random).generators(boundary_values, row_count)
         return
     yield "other sizes", lambda: _other_sizes(example, sizes, random)
     name, array = next(iter(example.tensors.items()))
     if len(example.tensors) > 1 or array.ndim != 2 or array.shape[1] > _MATRIX_COLUMNS:
-        yield "ranges", lambda: _tensor_rows(example, random, max(wanted, 200))
+        yield "ranges", lambda: _tensor_rows(example, random, max(row_count, 200))
         yield "far together", lambda: [RowGroup("far together", _far_tensors(example, random), alone=True)]
         return
     table = pd.DataFrame(array, columns=[str(position) for position in range(array.shape[1])])
@@ -111,8 +111,8 @@ def _generators(
             matrix = pd.DataFrame(group.batch.data).to_numpy(dtype=array.dtype)
             yield replace(group, batch=Batch({name: matrix}), columns=(name,) * len(group.columns))
 
-    for source, draw in _TableRows(table, random).generators(boundary_values, wanted):
-        if source != "missing" or array.dtype.kind not in "OUT":  # no signature of tensors has a missing text
+    for source, draw in _TableRows(table, random).generators(boundary_values, row_count):
+        if source != "missing" or array.dtype.kind not in "OUT":  # A tensor of strings cannot have missing values.
             yield source, partial(as_matrices, draw)
 
 
@@ -121,7 +121,7 @@ def _chunk_rows(tensors: Batch) -> int:
 
 
 _Change = Callable[[pd.Series, pd.Series], pd.Series]
-"""The change of drawn values of a column, given the example's whole column."""
+"""A function that changes drawn values of a column; its second argument is the example's column."""
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,9 @@ class _TableRows:
     example: pd.DataFrame
     random: np.random.Generator
 
-    def generators(self, boundary_values: BoundaryValues, wanted: int) -> Iterator[_Generator]:
+    def generators(self, boundary_values: BoundaryValues, row_count: int) -> Iterator[_Generator]:
         yield "ranges", lambda: [RowGroup("ranges", Batch(self.by_column(600, self.in_range)))]
-        yield "observed", lambda: [RowGroup("observed", Batch(self.by_column(max(wanted, 400), self.observed)))]
+        yield "observed", lambda: [RowGroup("observed", Batch(self.by_column(max(row_count, 400), self.observed)))]
         if boundary_values.edges:
             yield "thresholds", lambda: [RowGroup("thresholds", Batch(self.at_edges(boundary_values.edges)))]
         yield "learned", lambda: chain.from_iterable(map(self.at_learned, boundary_values.rows))
@@ -154,13 +154,13 @@ class _TableRows:
     def changed(
         self, source: str, fits: Callable[[pd.Series], bool], count: int, change: _Change, compared: bool
     ) -> Iterator[RowGroup]:
-        """Yield rows in which one column is changed; the arguments are an entry of `_CHANGES`."""
+        """Yield rows in which one column is changed. The arguments are the fields of an entry of `_CHANGES`."""
         if names := self.some_columns(fits, count):
             table = self.one_changed(dict.fromkeys(names, count), change)
             yield RowGroup(source, Batch(table), block=count, columns=tuple(map(str, names)), compared=compared)
 
     def unseen_categories(self) -> Iterator[RowGroup]:
-        """Yield rows in which one column of pandas categories has another category; XGBoost refuses its whole table."""
+        """Yield a table per categorical column with an unseen category: XGBoost refuses all rows of such a table."""
         for name in self.some_columns(lambda series: isinstance(series.dtype, pd.CategoricalDtype), _UNSEEN_ROWS):
             table = self.some(_UNSEEN_ROWS)
             if (unseen := unseen_category(table[name])) is not None:
@@ -173,15 +173,15 @@ class _TableRows:
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
-        """Yield rows in which one column has a category, and rows in which it has a value that resembles one."""
+        """Yield rows in which one column has a known category, or a value that is similar to a category."""
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
-        if learned and most < _CATEGORY_ROWS:  # in few rows all columns of a wide table show as many categories
+        if learned and most < _CATEGORY_ROWS:  # A wide table sets all columns at once.
             table = self.some(_CATEGORY_ROWS)
             for name, values in learned.items():
                 if chosen := self.some_categories(name, values, _CATEGORY_ROWS):
-                    with contextlib.suppress(TypeError, ValueError):  # the column's type may not take them
+                    with contextlib.suppress(TypeError, ValueError):  # The column's type may not allow the values.
                         table[name] = _as(list(islice(cycle(chosen), len(table))), table[name].dtype)
             yield RowGroup("categories together", Batch(table), block=_UNSEEN_ROWS)
         for source, values_of in (("categories", list), ("near categories", _near)):
@@ -189,7 +189,7 @@ class _TableRows:
             for name in names:
                 chosen = self.some_categories(name, values_of(learned[name]), most)
                 whole = -(-len(chosen) // _UNSEEN_ROWS) * _UNSEEN_ROWS
-                with contextlib.suppress(TypeError, ValueError):  # as above
+                with contextlib.suppress(TypeError, ValueError):
                     changed[name] = _as(list(islice(cycle(chosen), whole)), self.example[name].dtype)
             if lengths := {name: len(series) for name, series in changed.items() if len(series)}:
                 columns = [str(name) for name, rows in lengths.items() for _ in range(rows // _UNSEEN_ROWS)]
@@ -197,15 +197,15 @@ class _TableRows:
                 yield RowGroup(source, Batch(table), block=_UNSEEN_ROWS, columns=tuple(columns))
 
     def some_categories(self, name: str, values: Sequence[Category], most: int) -> list[Category]:
-        """Return at most so many of the values that the column can hold."""
+        """Return at most `most` random values that the column's type allows."""
         dtype = self.example[name].dtype
-        # A value that is not a category would be missing, which an integer cannot be.
+        # A value outside the categories would become missing, and integers cannot be missing.
         if isinstance(dtype, pd.CategoricalDtype) and column_type(self.example[name]) != "string":
             values = [value for value in values if value in dtype.categories]
         return [values[position] for position in self.random.permutation(len(values))[:most]]
 
     def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
-        """Return rows in which one column is changed, as one table: a table per column would take quadratic time."""
+        """Return one table of rows with one column changed each: a table per column would take quadratic time."""
         table = self.some(sum(rows.values()))
         start = 0
         for name, count in rows.items():
@@ -220,7 +220,7 @@ class _TableRows:
         return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)
 
     def some_columns(self, fits: Callable[[pd.Series], bool], rows: int) -> list[str]:
-        """Return the columns that fit, in order; in a wide table only as many as allow `rows` for each."""
+        """Return the columns that fit, in order. For a wide table, draw as many columns as allow `rows` rows each."""
         names = [name for name in self.example.columns if fits(self.example[name])]
         most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
         if len(names) <= most:
@@ -228,17 +228,17 @@ class _TableRows:
         return [names[position] for position in np.sort(self.random.choice(len(names), most, replace=False))]
 
     def by_column(self, count: int, draw: Callable[[pd.Series, int], pd.Series]) -> pd.DataFrame:
-        """Draw each column by itself, so that new combinations come up."""
+        """Draw each column independently, which yields new combinations of values."""
         return pd.DataFrame({name: draw(self.example[name], count) for name in self.example.columns})
 
     def observed(self, series: pd.Series, count: int) -> pd.Series:
         return series.iloc[self.random.integers(0, len(series), count)].reset_index(drop=True)
 
     def in_range(self, series: pd.Series, count: int) -> pd.Series:
-        """Draw between the smallest and the largest value, or around an only value; draw codes as observed."""
+        """Draw between the smallest and the largest value, or around a constant. For codes, draw observed values."""
         if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
             only, reach = float(series.dropna().iloc[0]), _reach(series)
-            if abs(only) <= reach:  # it is neither infinite nor immense
+            if abs(only) <= reach:  # This excludes infinite and very large constants.
                 return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(series.dtype)
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.observed(series, count)
@@ -248,18 +248,18 @@ class _TableRows:
             drawn = self.random.integers(smallest, largest, count, dtype=kind, endpoint=True)
             return pd.Series(drawn).astype(series.dtype)
         low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
-        # the halves' range is finite
+        # Halves avoid an overflow of the range.
         return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
 
     def sentence(self, terms: tuple[str, ...], number: int) -> str:
-        """Return a text of terms, one of them in another case, or joined to characters that may belong to a word."""
-        words = [terms[place] for place in self.random.integers(0, len(terms), self.random.integers(1, 6))]
+        """Return a text of terms in which one term is changed, for example its case or its adjacent characters."""
+        words = [terms[index] for index in self.random.integers(0, len(terms), self.random.integers(1, 6))]
         spoilt = self.random.integers(0, len(words))
         words[spoilt] = _SPOILING[number % len(_SPOILING)](words[spoilt])
         return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
 
     def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
-        """Return rows with values on an edge, on its 32-bit rounding, between both, or one step away from them."""
+        """Return rows with values at an edge, at its 32-bit rounding, halfway between both, or one step away."""
         count = _THRESHOLD_ROWS
         table = self.some(count)
         for name, values in edges.items():
@@ -273,7 +273,7 @@ class _TableRows:
             else:
                 single = chosen.astype(np.float32)
                 steps = [
-                    np.nextafter(one, one.dtype.type(end)) for one in (chosen, single) for end in (np.inf, -np.inf)
+                    np.nextafter(edge, edge.dtype.type(end)) for edge in (chosen, single) for end in (np.inf, -np.inf)
                 ]
                 ways = [chosen, single, chosen / 2 + single / 2, *steps]
                 moved = np.choose(self.random.integers(0, len(ways), count), ways)
@@ -282,7 +282,7 @@ class _TableRows:
         return table
 
     def learned(self, learned: Mapping[str, Array], halfway: bool = False) -> pd.DataFrame:
-        """Return rows that the model has learned, or the middle between two of them, at the same distance from both."""
+        """Return training rows of the model or, if `halfway`, midpoints of two training rows."""
         table = self.some(_LEARNED_ROWS)
         left, right = self.random.integers(0, len(next(iter(learned.values()))), (2, _LEARNED_ROWS))
         for name, values in learned.items():
@@ -292,7 +292,7 @@ class _TableRows:
         return table
 
     def far_together(self) -> pd.DataFrame:
-        """Multiply all numbers of a row by one factor; each factor comes once in every block of rows."""
+        """Multiply all numbers of a row by the same factor. The factors alternate from row to row."""
         table = self.some(_FAR_ROWS)
         factors = np.resize(np.array(_FAR_TOGETHER), _FAR_ROWS)
         for name in self.example:
@@ -304,22 +304,22 @@ class _TableRows:
 
 
 def _finite_range(values: Array) -> tuple[float, float]:
-    """Return the smallest and the largest finite number, NaN if there is none."""
+    """Return the smallest and the largest finite number, or NaN if no number is finite."""
     known = values[np.isfinite(values)]
     return (float(known.min()), float(known.max())) if known.size else (np.nan, np.nan)
 
 
 def _near(categories: Iterable[Category]) -> list[Category]:
-    """Return values that look like a category but are not categories."""
-    found: list[Category] = []
+    """Return values that are similar to the categories."""
+    similar: list[Category] = []
     for value in categories:
         if isinstance(value, str):
-            found += [value.upper(), value.lower(), f"{value} ", f" {value}", f"{value}é", value[:-1]]
+            similar += [value.upper(), value.lower(), f"{value} ", f" {value}", f"{value}é", value[:-1]]
         elif isinstance(value, float | np.floating) and np.isfinite(value):
-            found += [np.nextafter(value, -np.inf), np.nextafter(value, np.inf), value + 0.5, -value]
+            similar += [np.nextafter(value, -np.inf), np.nextafter(value, np.inf), value + 0.5, -value]
         elif isinstance(value, int | np.integer) and not isinstance(value, bool):
-            found += [value + 1, -value]
-    return found
+            similar += [value + 1, -value]
+    return similar
 
 
 _SPOILING: tuple[Callable[[str], str], ...] = (
@@ -341,7 +341,7 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 
 
 def _far(column: pd.Series, _: pd.Series) -> pd.Series:
-    """Multiply the column's largest number by `_FAR` and, in further rows, each row's own number."""
+    """Multiply the column's largest number by `_FAR` in the first rows, and the row's number in the other rows."""
     reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
     own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
     some = np.where(np.arange(len(column)) < len(_FAR), reach, own)
@@ -349,23 +349,23 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
 
 
 def _reach(series: pd.Series) -> float:
-    """Return the largest number of a column, at least 1, and so small that 32 bits hold a million times it."""
+    """Return the largest number of a column, within 1 and 1e30: `_FAR` times this number fits into 32-bit floats."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
 
 
 def _as(values: Any, dtype: Any) -> pd.Series:
-    """Return a column of the type; whole numbers are rounded and clipped to its bounds."""
+    """Return a column of the dtype. Values for integers are rounded and clipped to the bounds of the dtype."""
     if pd.api.types.is_integer_dtype(dtype):
         bounds = np.iinfo(getattr(dtype, "numpy_dtype", dtype))
         within = np.clip(
             np.nan_to_num(np.asarray(values, dtype=np.float64)), max(bounds.min, -(2**53)), min(bounds.max, 2**53)
         )
         return pd.Series(np.round(within).astype(np.int64)).astype(dtype)
-    if isinstance(dtype, pd.CategoricalDtype):  # A value that is not a category is missing.
+    if isinstance(dtype, pd.CategoricalDtype):  # Values outside the categories are missing.
         return pd.Series(pd.Categorical.from_codes(dtype.categories.get_indexer(pd.Index(values)), dtype=dtype))
-    # pandas 3 would infer texts from objects, and NaN from None
+    # Without the dtype, pandas 3 would infer strings from objects, and NaN from None.
     return pd.Series(values, dtype=object if pd.api.types.is_object_dtype(dtype) else None).astype(dtype)
 
 
@@ -378,7 +378,7 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         "missing",
         lambda series: pd.api.types.is_float_dtype(series.dtype) or column_type(series) == "string",
         _MISSING_ROWS,
-        # one row stays whole: an original may refuse a column that is missing throughout
+        # The first row keeps its value: an original may refuse a column in which all values are missing.
         lambda column, example: column.where(np.arange(len(column)) == 0, missing_value(example)),
         True,
     ),
@@ -397,14 +397,14 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         False,
     ),
 )
-"""The source, a test of columns, rows for each column, the change, and True if the answers are compared."""
+"""The source, a test of columns, the number of rows per column, the change, and True if answers are compared."""
 
 
-def _tensor_rows(example: Batch, random: np.random.Generator, wanted: int) -> Iterator[RowGroup]:
-    """Yield the example with noise of a tenth of its range, and pure noise; integers within the observed range."""
+def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) -> Iterator[RowGroup]:
+    """Yield example rows with noise (a tenth of the range), and pure noise. Integers are drawn from the range."""
     chunk = min(_chunk_rows(example), 256)
-    for position, start in enumerate(range(0, wanted, chunk)):
-        count = min(chunk, wanted - start)
+    for position, start in enumerate(range(0, row_count, chunk)):
+        count = min(chunk, row_count - start)
         rows = random.integers(0, len(example), count)
         is_around = position % 2 == 0
         noisy = {name: _noisy(array, rows, random, is_around) for name, array in example.tensors.items()}
@@ -418,7 +418,7 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
     if array.dtype.kind in "iu":
         return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
     low, high = _finite_range(array)
-    if low == high:  # zeros, as many write for an example
+    if low == high:  # A constant example, such as zeros, has no range.
         low, high = low - max(abs(low), 1.0), high + max(abs(high), 1.0)
     if around:
         with np.errstate(over="ignore"):
@@ -427,7 +427,7 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
 
 
 def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
-    """Return rows of the example, all numbers of a row multiplied by one factor of `_FAR_TOGETHER`."""
+    """Return rows of the example in which all numbers are multiplied by a factor of `_FAR_TOGETHER`."""
     factors = np.resize(np.array(_FAR_TOGETHER), min(_FAR_ROWS, _chunk_rows(example)))
     rows = random.integers(0, len(example), len(factors))
 
@@ -445,17 +445,19 @@ def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
 def _other_sizes(
     example: Batch, sizes: Mapping[str, Mapping[int, str]], random: np.random.Generator
 ) -> Iterator[RowGroup]:
-    """Yield rows of other lengths: tensors are cut, or repeated. Sizes of one symbol are the same in all tensors."""
-    only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # the only tensor may have no name
-    found = {name: sizes.get(name, only) for name in example.tensors}
+    """Yield rows with other sizes of the free axes, cut or repeated. A symbol has the same size in all tensors."""
+    only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # A single tensor may be unnamed.
+    free_sizes = {name: sizes.get(name, only) for name in example.tensors}
     most = {
-        symbol: 2 * example.tensors[name].shape[axis] for name, axes in found.items() for axis, symbol in axes.items()
+        symbol: 2 * example.tensors[name].shape[axis]
+        for name, axes in free_sizes.items()
+        for axis, symbol in axes.items()
     }
     for _ in range(_OTHER_SIZES if most else 0):
         chosen = random.integers(0, len(example), _OTHER_SIZE_ROWS)
         drawn = {symbol: np.arange(random.integers(1, size, endpoint=True)) for symbol, size in most.items()}
         changed = dict(example.take(chosen).tensors)
-        for name, axes in found.items():
+        for name, axes in free_sizes.items():
             for axis, symbol in axes.items():
                 changed[name] = changed[name].take(drawn[symbol], axis, mode="wrap")
         yield RowGroup("other sizes", Batch(changed))

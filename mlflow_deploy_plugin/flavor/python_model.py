@@ -1,7 +1,8 @@
-"""A model without an ONNX form, logged as pyfunc: by MLflow's own flavor, or in a Python model.
+"""Log a model without an ONNX form as pyfunc, with the MLflow flavor of its framework or as an MLflow Python model.
 
-`mlflow.pytorch` takes and answers one array, `mlflow.keras` answers one array, and neither logs a program of
-`torch.export` or a SavedModel. No request carries pandas' categories or durations.
+A Python model is needed for several inputs or outputs (`mlflow.pytorch` supports one array for both, and `mlflow.keras`
+one output array), for a `torch.export` program, and for a SavedModel. It is also needed for categorical and duration
+columns, because requests cannot contain these types.
 """
 
 import inspect
@@ -42,13 +43,13 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 LogOptions: TypeAlias = dict[str, Any]
-"""Arguments by name of MLflow's `log_model` or `save_model` of a flavor."""
+"""Keyword arguments for the `log_model` or `save_model` of an MLflow flavor."""
 FALLBACK_TAG = "onnxserve.fallback"
-"""The tag with the reason why MLflow's own flavor has logged a model."""
+"""The tag that contains the reason why a model was logged as pyfunc instead of ONNX."""
 _LONGEST_TAG = 5000
 _SKLEARN_OPTIONS = ("serialization_format", "pyfunc_predict_fn")
 _TORCH_FORMATS = {"ScriptModule": "torch.jit", "ExportedProgram": "torch.export"}
-"""The module that saves and loads a net of a class, which torch's own modules need not: they pickle themselves."""
+"""The module that saves and loads a network, by class name. A `torch.nn.Module` is pickled instead."""
 
 
 def log_as_pyfunc(
@@ -59,20 +60,20 @@ def log_as_pyfunc(
     others: list[ModelData],
     options: dict[str, Any],
 ) -> ModelInfo:
-    """Log a model without an ONNX form by MLflow's own flavor or in a Python model, and state the reason."""
+    """Log a model without an ONNX form as pyfunc, and log the reason as a warning and a tag."""
     rows = _first_rows(input_example)
     arguments: LogOptions = {"input_example": rows}
     if rows is not None and options.get("pyfunc_predict_fn") and options["signature"] is None:
-        # MLflow would infer the outputs from `predict`
+        # Without a signature, MLflow would infer the outputs from `predict`.
         options["signature"] = infer_signature(rows, model.predict_proba(rows))
     predict_fn = options.get("pyfunc_predict_fn", "predict")
     own = net_options(flavor, model, input_example, *others) or typed_columns_options(model, predict_fn, rows)
     if own is None:
         try:
             _Example(rows if rows is not None else {})
-        except Exception as problem:  # noqa: BLE001 - of MLflow's encoder, and of what the example holds
+        except Exception as problem:  # noqa: BLE001 - MLflow's encoder may raise any class
             _logger.warning(
-                "the model is logged without its input_example, which MLflow cannot save: %s", one_line(problem)
+                "the model is logged without its input_example, because MLflow cannot save it: %s", one_line(problem)
             )
             arguments["input_example"] = None
     else:
@@ -80,10 +81,10 @@ def log_as_pyfunc(
         options = {name: value for name, value in options.items() if name not in _SKLEARN_OPTIONS}
     code = [] if options["code_paths"] else _own_code(model)
     _logger.warning(
-        '%s. mlflow.%s logs it instead, and it is served as pyfunc (fallback="error" refuses such a model)%s',
+        '%s. The model is logged by mlflow.%s instead and is served as pyfunc (fallback="error" prevents this)%s',
         error.message.partition("\n")[0].removesuffix("Worst rows:").rstrip(".;: "),
         flavor,
-        f". It needs modules of yours where it is served: code_paths={code} logs them with it" if code else "",
+        f". It needs your own modules for serving: log them with code_paths={code}" if code else "",
     )
     module = import_module(f"mlflow.{flavor}")
     accepted = [*inspect.signature(module.save_model).parameters, *inspect.signature(Model.log).parameters]
@@ -99,7 +100,7 @@ def log_as_pyfunc(
 
 
 def _first_rows(input_example: ModelData) -> ModelData:
-    """Return as many rows of an example as MLflow is to save; a tensor of torch or TensorFlow as an array."""
+    """Return the first `EXAMPLE_ROWS` rows for MLflow; torch and TensorFlow tensors are converted to arrays."""
     if isinstance(input_example, Mapping):
         return {key: values[:EXAMPLE_ROWS] for key, values in input_example.items()}
     rows: ModelData = None if input_example is None else input_example[:EXAMPLE_ROWS]
@@ -109,7 +110,7 @@ def _first_rows(input_example: ModelData) -> ModelData:
 
 
 class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """Collects the modules of the classes and functions that a pickle names."""
+    """A pickler that collects the top-level modules of the pickled classes and functions."""
 
     def __init__(self, file: IO[bytes]) -> None:
         super().__init__(file)
@@ -122,31 +123,31 @@ class _ModuleFinder(cloudpickle.CloudPickler):  # type: ignore[misc]
 
 
 def _own_code(model: TrainedModel) -> list[str]:
-    """Return the files and folders of the user's modules that the pickle of a model needs."""
+    """Return the files and folders of the user's modules that the pickled model needs."""
     with open(os.devnull, "wb") as file:
         finder = _ModuleFinder(file)
-        with suppress(Exception):  # a model that cannot be pickled
+        with suppress(Exception):  # The model may not be picklable.
             finder.dump(model)
-    stdlib, found = sysconfig.get_path("stdlib"), []
-    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):  # `__main__` is pickled by value
+    stdlib, own_paths = sysconfig.get_path("stdlib"), []
+    for name in sorted(finder.modules - {__name__.partition(".")[0], "__main__"}):  # `__main__` is pickled by value.
         module = sys.modules.get(name)
-        places = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
-        place = Path(places[0] or stdlib)  # a module of the interpreter itself has no file
-        if not place.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {*place.parts}:
-            found.append(os.path.relpath(place))
-    return found
+        paths = [*getattr(module, "__path__", [])] or [getattr(module, "__file__", None)]
+        path = Path(paths[0] or stdlib)  # A built-in module has no file.
+        if not path.is_relative_to(stdlib) and not {"site-packages", "dist-packages"} & {*path.parts}:
+            own_paths.append(os.path.relpath(path))
+    return own_paths
 
 
 class NetModel(PythonModel):  # type: ignore[misc]
-    """A net of torch, Keras or TensorFlow as MLflow's pyfunc: named arrays, and an answer of named arrays."""
+    """An MLflow Python model that wraps a torch, Keras or TensorFlow network with named input and output arrays."""
 
-    _skip_type_hint_validation = True  # MLflow's switch; otherwise it warns at each import of this module
+    _skip_type_hint_validation = True  # Otherwise MLflow warns at each import of this module.
 
     def __init__(self, net: TrainedModel) -> None:
         self.net = net
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
-        """Return the only output as an array, several by name."""
+        """Return a single output as an array, and several outputs as a mapping by name."""
         converter = cast(NetConverter, converter_for(self.net))
         answers = converter.original_model(self.net)(converter.read_batch(self.net, model_input))
         return next(iter(answers.values())) if len(answers) == 1 else answers
@@ -190,24 +191,24 @@ class NetModel(PythonModel):  # type: ignore[misc]
 
 
 class TypedColumnsModel(PythonModel):  # type: ignore[misc]
-    """A model of pandas' categories and durations as MLflow's pyfunc: the values of a request become those again."""
+    """An MLflow Python model that casts the columns of a request to the categories and durations of its model."""
 
-    _skip_type_hint_validation = True  # as above
+    _skip_type_hint_validation = True  # Otherwise MLflow warns at each import of this module.
 
     def __init__(self, model: TrainedModel, predict_fn: str, dtypes: dict[str, Any], closed: list[str]) -> None:
         self.model, self.predict_fn, self.dtypes, self.closed = model, predict_fn, dtypes, closed
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads hints
-        """Return the model's own answer. Raises SchemaMismatch for an unknown category in a column of `closed`."""
+        """Return the model's prediction. Raises SchemaMismatch for an unknown category in a column of `closed`."""
         for name in self.closed:
             values = model_input[name].reset_index(drop=True)
             for row, value in values[values.notna() & ~values.isin(self.dtypes[name].categories)].items():
-                raise SchemaMismatch(f"column {name!r}, row {row}: the model does not know {value!r}")
+                raise SchemaMismatch(f"column {name!r}, row {row}: {value!r} is not a category of the model")
         return getattr(self.model, self.predict_fn)(model_input.astype(self.dtypes))
 
 
 def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData) -> tuple[str, LogOptions] | None:
-    """Return the flavor and its arguments for a model that needs pandas' categories or durations; None for others."""
+    """Return flavor and arguments for a model that needs categorical or duration columns, None for other models."""
     dtypes = {str(name): dtype for name, dtype in rows.dtypes.items()} if isinstance(rows, pd.DataFrame) else {}
     categories = {name: dtype for name, dtype in dtypes.items() if dtype.name == "category"}
     durations = {name: dtype for name, dtype in dtypes.items() if dtype.kind == "m"}
@@ -217,11 +218,11 @@ def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData)
     plain = plain.assign(**{name: column_values(rows[name]) for name in categories})
     try:
         answer = getattr(model, predict_fn)
-        wanted = answer(rows)
-    except Exception:  # noqa: BLE001 - MLflow's flavor asks it in another way
+        expected = answer(rows)
+    except Exception:  # noqa: BLE001 - MLflow's flavor may call the model differently
         return None
     with suppress(Exception):  # A model may raise any error for unknown values.
-        if np.array_equal(answer(plain), wanted):
+        if np.array_equal(answer(plain), expected):
             return None
     closed = [name for name in categories if _refuses(answer, rows, name)]
     python_model = TypedColumnsModel(model, predict_fn, categories | durations, closed)
@@ -229,7 +230,7 @@ def typed_columns_options(model: TrainedModel, predict_fn: str, rows: ModelData)
 
 
 def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name: str) -> bool:
-    """Return True if a model refuses the rows with a category of a column that it has not learned."""
+    """Return True if the model refuses the rows with an unknown category in the column `name`."""
     unseen = unseen_category(rows[name])
     try:
         answer(rows if unseen is None else rows.assign(**{name: unseen}))
@@ -241,26 +242,26 @@ def _refuses(answer: Callable[[pd.DataFrame], object], rows: pd.DataFrame, name:
 def net_options(
     flavor: str, model: TrainedModel, input_example: ModelData, *others: ModelData
 ) -> tuple[str, LogOptions] | None:
-    """Return the flavor that logs a net as pyfunc, and its arguments; None if it is `flavor`, as for all other models.
+    """Return the flavor and arguments that log a network as pyfunc, or None if `flavor` itself is suitable.
 
-    Sizes that differ between the example and `others` are free. Raises InvalidConfig if the model refuses the data.
+    Axes that differ in size between the example and `others` are free. Raises InvalidConfig if the model fails.
     """
     framework = {"pytorch": "torch", "keras": "keras", "tensorflow": "tensorflow"}.get(flavor, "")
     if not framework or input_example is None:
         return None
     converter = converter_for(model)
-    if not hasattr(converter, "original_model"):  # it is of another distribution
+    if not hasattr(converter, "original_model"):  # The converter is from another distribution.
         return None
     original, rows = converter.original_model(model), Batch(converter.read_batch(model, input_example))
     head = slice(0, EXAMPLE_ROWS if rows.has_rows else None)
     rows = rows.take(head)
     if isinstance(rows.data, pd.DataFrame):
-        rows = Batch(rows.data.rename(columns=str))  # as signatures have them
+        rows = Batch(rows.data.rename(columns=str))  # Signatures have strings as column names.
     answers = call_original(original, rows.data)
     prediction = next(iter(answers.values())) if len(answers) == 1 else answers
     signature = rows.signature(prediction)
-    if not rows.is_table and (given := [one for one in others if one is not None]):
-        more = [Batch(converter.read_batch(model, one)).take(head).tensors for one in given]
+    if not rows.is_table and (datasets := [data for data in others if data is not None]):
+        more = [Batch(converter.read_batch(model, data)).take(head).tensors for data in datasets]
         inputs = [
             Input(name, str(rows.tensors[name].dtype), shape)
             for name, shape in _sizes("parity_data, reference_data", rows, more)
@@ -268,21 +269,21 @@ def net_options(
         sizes = _sizes(
             "the model's answers to parity_data, reference_data",
             Batch(answers),
-            [call_original(original, one) for one in more],
+            [call_original(original, tensors) for tensors in more],
         )
         outputs = [Output(name, str(answers[name].dtype), shape) for name, shape in sizes]
         signature = rows.signature(prediction, inputs, outputs)
-    is_one = rows.is_table or "" in rows.tensors
-    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch's, TensorFlow's; Keras'
-    # the distribution may be tensorflow-cpu, and the version of torch end in +cpu
+    is_single_input = rows.is_table or "" in rows.tensors
+    is_logged = {"Module", "Model"} & {kind.__name__ for kind in type(model).__mro__}  # torch and TensorFlow; Keras
+    # The requirement is without the local version of torch (+cpu). The distribution may also be tensorflow-cpu.
     used = [framework] if framework != "keras" else [framework, import_module(framework).backend.backend()]
     installed = [f"{name}=={str(import_module(name).__version__).partition('+')[0]}" for name in used]
-    answers_one = len(answers) == 1 and (framework != "torch" or "output" in answers)  # and no mapping of it
-    if is_one and is_logged and answers_one:
+    is_single_output = len(answers) == 1 and (framework != "torch" or "output" in answers)  # torch: not a dict
+    if is_single_input and is_logged and is_single_output:
         if framework != "keras":
             return None
         if not rows.is_table and rows.tensors[""].dtype.kind in "fiub":
-            # mlflow.keras takes neither tables nor texts, and cannot save an example (MLflow 3.17)
+            # mlflow.keras does not support tables or strings, and cannot save an example (MLflow 3.17).
             return "keras", {"model": model, "signature": signature, "pip_requirements": installed}
     return "pyfunc", {
         "python_model": NetModel(model),
@@ -293,7 +294,7 @@ def net_options(
 
 
 def _sizes(what: str, tensors: Batch, others: list[dict[str, Array]]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield the shape of each tensor: -1 for the rows, and for a size that differs from another's of its name."""
+    """Yield the name and shape of each tensor, with -1 for the rows and for each free axis."""
     free = tensors.free_axes(others, what)
     for name, array in tensors.tensors.items():
         yield name, (-1, *(-1 if axis in free[name] else size for axis, size in enumerate(array.shape) if axis))

@@ -1,7 +1,8 @@
-"""The flavor's public functions, with MLflow's conventions, and its pyfunc.
+"""The flavor's public functions, which follow MLflow's conventions, and its pyfunc.
 
-Predictions have the form of the framework's own pyfunc: an array for scikit-learn; for torch, ONNX, Keras and
-statsmodels an array, or a DataFrame (or Series) for a DataFrame; a mapping of arrays for several outputs.
+Predictions have the same type as the pyfunc of the framework's MLflow flavor. For scikit-learn, this is an array. For
+torch, ONNX, Keras and statsmodels, it is an array, or a DataFrame (or Series) if the input is a DataFrame. Several
+outputs are a mapping of arrays.
 """
 
 import json
@@ -43,7 +44,7 @@ from mlflow_deploy_plugin.runtime.session import Placement, available_cores
 from mlflow_deploy_plugin.spec import Device
 
 _ANSWER_TABLES = ("torch", "onnx", "keras", "statsmodels")
-"""The frameworks whose own pyfunc answers a table for a table."""
+"""The frameworks whose MLflow pyfunc returns a table if the input is a table."""
 
 Fallback = Literal["pyfunc", "error"]
 
@@ -68,25 +69,25 @@ def save_model(
     extra_pip_requirements: str | list[str] | None = None,
     code_paths: list[str] | None = None,
 ) -> None:
-    """Convert `model` to ONNX, prove the result against it, and save that to the folder `path`.
+    """Convert `model` to ONNX, check that both give the same answers, and save the ONNX model to the folder `path`.
 
     Args:
         model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
-        path: a folder that does not exist yet, or is empty.
-        signature: MLflow's; default: inferred from the example, with names, order and types.
+        path: a folder that does not exist or is empty.
+        signature: MLflow's signature; default: names, order and types are inferred from the example.
         input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
             proof and the reference; the first five are saved as MLflow's input example.
         pyfunc_predict_fn: the result of `predict`: labels and values, or "predict_proba".
-        parity: "require" refuses a model whose ONNX form answers otherwise; "warn" saves it in the state `warned`.
-        parity_data: more real rows for the proof.
-        reference_data: rows that drift is later judged against; default: the example.
+        parity: "require" raises ParityError if the answers differ; "warn" saves the model in the state `warned`.
+        parity_data: additional real rows for the proof.
+        reference_data: rows that drift monitors later compare with; default: the example.
         event_time: the time of each row of the reference: the name of a column, or one time per row.
         mlflow_model, metadata, conda_env, pip_requirements, extra_pip_requirements, code_paths: as in MLflow.
 
     Raises:
-        ConversionError: the model has no ONNX form; the message names the part that has none.
-        ParityError: its ONNX form answers otherwise; the message shows the worst rows.
-        InvalidConfig: an argument is not valid; the message names it.
+        ConversionError: a part of the model cannot be converted; the message names this part.
+        ParityError: the ONNX form gives other answers; the message contains the worst rows.
+        InvalidConfig: an argument is invalid; the message names the argument.
     """
     model = load_file(model)
     try:
@@ -140,29 +141,29 @@ def log_model(
     step: int = 0,
     model_id: str | None = None,
 ) -> ModelInfo:
-    """Log `model` as checked ONNX to MLflow, and register it if a name is given.
+    """Log `model` to MLflow as checked ONNX, and register it if `registered_model_name` is set.
 
-    The conversion and the proof are those of `save_model`, with its arguments and errors; MLflow gets the model only
-    after both have passed. The parity state becomes the tag `onnxserve.parity` of the active run, of the logged model
-    and of the registered version; the metrics of the proof become metrics of the run (`onnxserve.parity.…`). The
-    reference data, or without them the example, becomes a dataset input of the run. The other arguments are MLflow's.
+    The model is converted and compared as in `save_model`, with the same arguments and errors; it is logged only if
+    both steps succeed. The parity state is set as the tag `onnxserve.parity` of the active run, the logged model and
+    the registered version. The metrics of the proof are logged to the run (`onnxserve.parity.…`). The reference data,
+    or the example if there are none, is logged as a dataset input of the run. The other arguments are MLflow's.
 
     Args:
-        fallback: the treatment of a model whose ONNX form is missing or answers otherwise. "pyfunc": MLflow's own
-            flavor logs it, to be served as pyfunc; a warning and the tag `onnxserve.fallback` give the reason. "error"
-            refuses it.
-        explain: explain up to 100 rows of the reference, and log contributions, importance of the columns and SHAP's
-            plots to the run, under `explain/`. A model that cannot be explained is logged with a warning.
+        fallback: the behaviour if the conversion or the comparison fails. "pyfunc": log the model with its MLflow
+            flavor, so that it is served as pyfunc, with the reason in a warning and in the tag `onnxserve.fallback`.
+            "error": raise the error.
+        explain: explain up to 100 rows of the reference, and log contributions, column importances and SHAP plots to
+            the run, under `explain/`. If this fails, the model is logged with a warning.
 
     Raises:
-        NotInstalled: `explain` needs shap and matplotlib.
+        NotInstalled: `explain` is set, and shap or matplotlib is not installed.
     """
     check_choice("fallback", fallback, Fallback)
     if explain:
         require_shap()
         require_matplotlib()
         if input_example is None and reference_data is None:
-            raise InvalidConfig("explain: there are no rows to explain; give input_example= or reference_data=")
+            raise InvalidConfig("explain: there are no rows to explain; pass input_example= or reference_data=")
     mlflow_options: LogOptions = {
         "name": name,
         "registered_model_name": registered_model_name,
@@ -214,13 +215,13 @@ def log_model(
     if explain:
         try:
             explain_rows(info.model_uri, "reference", log=True)
-        except OnnxserveError as error:  # the model is logged, and a second attempt would log it twice
-            _logger.warning("the model is logged, and not explained: %s", error.message)
+        except OnnxserveError as error:  # A retry would log the model again.
+            _logger.warning("the model is logged, but not explained: %s", error.message)
     return info
 
 
 def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_options: Any) -> ModelInfo:
-    """Log a wrapped model to MLflow, with the figures of its proof; for the options see `log_flavor`."""
+    """Log a wrapped model to MLflow, with the metrics of its proof. The options are those of `log_flavor`."""
     state = wrapped.report.state
     tags = {**tags, PARITY_TAG: state}
     info = log_flavor(saved_model, flavor_name=FLAVOR, wrapped=wrapped, tags=tags, **mlflow_options)
@@ -231,7 +232,7 @@ def log_wrapped(wrapped: WrappedModel, tags: Mapping[str, object], **mlflow_opti
 
 
 def _log_dataset(run_id: str | None, data: ModelData) -> None:
-    """Log the data of a model as a dataset input of its run, unless the run has the same data as an input already."""
+    """Log the data of a model as a dataset input of its run, unless the run already has this input."""
     if run_id is None or data is None:
         return
     client = mlflow.MlflowClient()
@@ -240,28 +241,28 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
         make = mlflow.data.from_pandas if batch.is_table else mlflow.data.from_numpy
         head = batch.take(slice(0, EXAMPLE_ROWS))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MLflow warns of integers in the schema
+            warnings.simplefilter("ignore")  # MLflow warns about integer columns.
             digest = batch.digest()
-            known = {one.dataset.digest for one in client.get_run(run_id).inputs.dataset_inputs}
+            known = {entry.dataset.digest for entry in client.get_run(run_id).inputs.dataset_inputs}
             if digest in known or (known and make(batch.unnamed).digest in known):
                 return
-            # MLflow takes 15 s to infer the schema of a million rows
+            # MLflow needs 15 s to infer the schema from 1 million rows.
             dataset = make(head.unnamed, name=OWN_DATASET, digest=digest)._to_mlflow_entity().to_dictionary()
         dataset["profile"] = json.dumps({"num_rows": len(batch)})
         context = InputTag(MLFLOW_DATASET_CONTEXT, "training")
         client.log_inputs(run_id, [DatasetInput(Dataset.from_dictionary(dataset), [context])])
-    except Exception as error:  # noqa: BLE001 - the model is logged, and MLflow's encoders raise any class
-        _logger.warning("the data of the model is not logged as an input of its run: %s", one_line(error))
+    except Exception as error:  # noqa: BLE001 - MLflow's encoders may raise any class
+        _logger.warning("the data of the model could not be logged as an input of its run: %s", one_line(error))
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """Load a saved model. Raises the errors of `OnnxModel.load` and of MLflow's download."""
+    """Load a saved model. Raises the errors of `OnnxModel.load` and of the download by MLflow."""
     local = _download_artifact_from_uri(artifact_uri=model_uri)
     return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
 
 
 class PyfuncModel:
-    """A loaded model with MLflow's `predict`."""
+    """A loaded model with MLflow's `predict` interface."""
 
     def __init__(self, model: OnnxModel) -> None:
         self._model = model
@@ -270,12 +271,12 @@ class PyfuncModel:
         return self._model
 
     def predict(self, data: ModelData, params: Mapping[str, object] | None = None) -> ModelData:
-        """Predict a frame, an array, a mapping, or a list of rows or records. Raises SchemaMismatch for other data."""
+        """Predict for a DataFrame, array, mapping, or list of rows or records. Raises SchemaMismatch for other data."""
         model, schema = self._model, self._model.schema
         if isinstance(data, pd.DataFrame):
-            if len(schema.columns) == data.shape[1] == 1:  # MLflow has checked its name, if the signature has one
+            if len(schema.columns) == data.shape[1] == 1:  # MLflow checks the name.
                 data = data.set_axis(list(schema.names), axis=1)
-            # The only tensor takes the columns by position.
+            # A single tensor receives the columns in their order.
             by_name = schema.columns or len(schema.tensors) > 1
             feeds = Batch(data).feeds(schema) if by_name else schema.from_array(data.to_numpy())
         elif isinstance(data, Mapping):
@@ -290,7 +291,7 @@ class PyfuncModel:
         prediction = model.prediction(model.run(feeds, model.artifact.prediction))
         if not isinstance(data, pd.DataFrame) or model.artifact.framework not in _ANSWER_TABLES:
             return prediction
-        if isinstance(prediction, dict) or prediction.ndim > 2:  # their widths and meanings differ
+        if isinstance(prediction, dict) or prediction.ndim > 2:
             return prediction
         if model.artifact.framework == "statsmodels" and prediction.ndim == 1:
             return pd.Series(prediction, index=data.index)
@@ -298,7 +299,7 @@ class PyfuncModel:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, object] | None = None) -> PyfuncModel:
-    """Load the model of a folder for MLflow. Raises InvalidConfig for an unknown `device` in `model_config`."""
+    """Load the model in a folder for MLflow. Raises InvalidConfig for an unknown `device` in `model_config`."""
     config = saved_model.DEFAULT_CONFIG | dict(model_config or {})
     device = str(config["device"])
     check_choice("model_config: device", device, Device)

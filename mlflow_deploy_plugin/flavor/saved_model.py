@@ -1,4 +1,4 @@
-"""The folder of a saved model. `mlflow.models.Model.log` gets this module, and calls its `save_model`."""
+"""The folder of a saved model. This module is passed to `mlflow.models.Model.log`, which calls `save_model`."""
 
 import hashlib
 import json
@@ -37,21 +37,21 @@ LOCK_FILE = "requirements.lock"
 PARITY_FILE = "parity.json"
 REFERENCE_FILE = "reference.parquet"
 OWN_DATASET = "reference"
-"""The name of the dataset that `log_model` itself logs to a run."""
+"""The name of the dataset that `log_model` logs to a run."""
 
 EXAMPLE_ROWS = 5
-"""The first rows of the user's example, which are MLflow's input example."""
+"""The number of rows of the user's example that are saved as MLflow's input example."""
 MAX_REFERENCE_ROWS = 100_000
 MAX_REFERENCE_VALUES = 20_000_000
-"""Numbers that a sample of tensors may hold: images are large, and drift needs few of them."""
+"""The maximum number of values in a sample of tensors: images are large, and drift monitors need few of them."""
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
-"""The names for `mlflow.pyfunc.load_model(uri, model_config=…)`, which drops others. Threads: all usable cores."""
+"""The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. None threads means all usable cores."""
 
 _LOADER = "mlflow_deploy_plugin.flavor"
 _CHUNK = 10_000
 _MOST_LISTED = 250
-"""The most categories of a column among which a person chooses in a form."""
+"""The maximum number of categories of a column that a form lists."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class WrappedModel:
     """A model that is ready to be saved.
 
     Attributes:
-        predict_fn: the method of the original that `predict` answers as.
-        example: the first rows of the user's example in the form that MLflow saves; None if there is none.
-        data: all rows by which the model is judged.
-        reference: the reference sample; None if there is no data.
+        predict_fn: the method of the original that `predict` corresponds to.
+        example: the first rows of the user's example in the form that MLflow saves, or None without an example.
+        data: all rows of the reference data or, without reference data, of the example.
+        reference: the reference sample, or None without data.
     """
 
     converted: ConvertedModel
@@ -104,7 +104,7 @@ def save_model(
         conda_env=environment._CONDA_ENV_FILE_NAME,
         python_env=environment._PYTHON_ENV_FILE_NAME,
         model_config=DEFAULT_CONFIG,
-        code=code,  # no predict_fn: the flavor's section names the outputs that `predict` returns
+        code=code,  # Our flavor's section names the outputs of `predict`.
     )
     model.add_flavor(
         "onnx",
@@ -123,14 +123,14 @@ def save_model(
     if refused := refusals_of(wrapped.report, wrapped.converted.boundary_values):
         proofs["refused"] = refused
     learned = wrapped.converted.boundary_values.categories.items()
-    texts = {name: [str(one) for one in values if isinstance(one, str)] for name, values in learned}
-    if categories := {name: found for name, found in texts.items() if 0 < len(found) <= _MOST_LISTED}:
+    texts = {name: [str(value) for value in values if isinstance(value, str)] for name, values in learned}
+    if categories := {name: strings for name, strings in texts.items() if 0 < len(strings) <= _MOST_LISTED}:
         proofs["categories"] = categories
     write_mlmodel(folder, model, wrapped.converted, wrapped.predict_fn, proofs)
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:
-        # MLflow would infer them by loading the model in a second process. The runtime needs no training framework.
+        # MLflow would load the model in a second process to infer them. Serving does not need the training framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)
@@ -145,7 +145,7 @@ def save_model(
 
 
 def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
-    """Return the requirement of this package: its version, or its commit if pip installed it from a repository."""
+    """Return the pip requirement of this package: its version, or its commit if it was installed from a repository."""
     name = f"mlflow-onnxserve{extras}"
     origin = json.loads((files or distribution("mlflow-onnxserve")).read_text("direct_url.json") or "{}")  # PEP 610
     if repository := origin.get("vcs_info"):
@@ -156,12 +156,12 @@ def own_requirement(extras: str = "", files: Distribution | None = None) -> str:
 def write_mlmodel(
     folder: Path, model: Model, converted: ConvertedModel, predict_fn: str, proofs: Mapping[str, object]
 ) -> None:
-    """Write the files that `runtime.OnnxModel` reads. Raises ConversionError if the graph does not fit one file."""
+    """Write the files that `runtime.OnnxModel` reads. Raises ConversionError if the graph is too large."""
     digests = write_graph(folder, converted.proto)
     model.add_flavor(
         FLAVOR,
         data=ONNX_FILE,
-        digests=digests,  # compared after a download
+        digests=digests,  # `runtime` verifies them after a download.
         onnxserve_version=__version__,
         framework=converted.framework,
         framework_version=converted.framework_version,
@@ -184,10 +184,10 @@ def write_mlmodel(
 
 
 def environment_lock() -> str:
-    """Return the installed packages in the format of `pip install -r`: one `name==version` a line, sorted."""
+    """Return the installed packages in the format of `pip install -r`: sorted lines with `name==version`."""
     installed = {}
-    for one in distributions():  # its `metadata` and `version` each parse the whole file: twenty times as long
-        head = (one.read_text("METADATA") or one.read_text("PKG-INFO") or "").partition("\n\n")[0]
+    for package in distributions():  # `version` parses the full metadata: 20 times as slow.
+        head = (package.read_text("METADATA") or package.read_text("PKG-INFO") or "").partition("\n\n")[0]
         fields = dict(re.findall(r"^(Name|Version): *(\S+)", head, re.MULTILINE))
         if len(fields) == 2:
             installed[fields["Name"].lower().replace("_", "-")] = f"{fields['Name']}=={fields['Version']}"
@@ -195,14 +195,14 @@ def environment_lock() -> str:
 
 
 def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
-    """Return git commit, environment, and dataset digest: of the run's dataset, or without one, of the batch."""
+    """Return the git commit, the environment, and the digest of the run's dataset or, without a dataset, of `batch`."""
     dataset = {} if batch is None else {"dataset_digest": batch.digest(), "dataset_name": OWN_DATASET}
     run = mlflow.active_run()
     inputs = mlflow.get_run(run.info.run_id).inputs.dataset_inputs if run is not None else []
-    if users := [one.dataset for one in inputs if one.dataset.name != OWN_DATASET]:
+    if users := [entry.dataset for entry in inputs if entry.dataset.name != OWN_DATASET]:
         dataset = {"dataset_digest": users[-1].digest, "dataset_name": users[-1].name}
     commit = _git("rev-parse", "HEAD")
-    found = {
+    section = {
         "git_commit": commit,
         "git_dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
         **dataset,
@@ -210,11 +210,11 @@ def provenance_section(batch: Batch | None, lock: str) -> dict[str, object]:
         "environment_digest": hashlib.sha256(lock.encode()).hexdigest()[:16],
         "python_version": platform.python_version(),
     }
-    return {name: value for name, value in found.items() if value not in (None, "")}
+    return {name: value for name, value in section.items() if value not in (None, "")}
 
 
 def _git(*arguments: str) -> str | None:
-    """Return the output of git; None if it fails or is not installed."""
+    """Return the output of git, or None if git fails or is not installed."""
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -223,9 +223,9 @@ def _git(*arguments: str) -> str | None:
 
 
 def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.Table:
-    """Return a uniform sample of the rows, with the saved model's predictions, against which drift is judged.
+    """Return a uniform sample of the rows with the saved model's predictions, as the reference for drift monitors.
 
-    An output without one entry per row is left out. `times` [N] (datetime64, UTC) become the column `_event_time`.
+    Outputs without one entry per row are omitted. `times` [N] (datetime64, UTC) are stored as the column `_event_time`.
     """
     most = MAX_REFERENCE_ROWS
     if not data.is_table:
@@ -246,7 +246,7 @@ def sample_reference(model: OnnxModel, data: Batch, times: Array | None) -> pa.T
 
 
 def _arrow(array: Array) -> pa.Array:
-    """Return [N] as a column, [N, …] as a column of (nested) lists."""
+    """Return an array [N] as a column, and an array [N, …] as a column of (nested) lists."""
     if array.ndim == 1:
         return pa.array(array)
     starts = np.arange(len(array) + 1, dtype=np.int32) * array.shape[1]

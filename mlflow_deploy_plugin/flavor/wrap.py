@@ -1,4 +1,4 @@
-"""Wrapping a model: convert, prove, sample. All that can fail fails here, before MLflow gets the model."""
+"""Wrap a model: convert it, compare it with the original, and sample the reference. Errors occur before logging."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -35,7 +35,7 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 ParityPolicy = Literal["require", "warn"]
 PredictFunction = Literal["predict", "predict_proba"]
 EventTimes: TypeAlias = str | Sequence[object] | Array | pd.Series | pd.DatetimeIndex | None
-"""The times of rows: the name of a column, or one time for each row."""
+"""The times of rows: the name of a column, or one time per row."""
 _HEAD = slice(0, 3)
 
 
@@ -50,7 +50,7 @@ def wrap(
     reference_data: ModelData = None,
     event_time: EventTimes = None,
 ) -> WrappedModel:
-    """Convert `model`, prove the result and sample the reference. Arguments and errors are those of `save_model`."""
+    """Convert `model`, check the result, and sample the reference. Arguments and errors are those of `save_model`."""
     check_choice("pyfunc_predict_fn", predict_fn, PredictFunction)
     check_choice("parity", parity, ParityPolicy)
     converter = converter_for(model)
@@ -68,7 +68,7 @@ def wrap(
         if not has_rows and (reference is not None or times is not None):
             raise InvalidConfig(
                 f"{'event_time' if reference is None else 'reference_data'}: this graph has no batch "
-                f"dimension, so that there are no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
+                f"dimension and therefore no rows: {no_batch_dimension_reason(form.runnable.artifact)}"
             )
         if judged is not None and has_rows:
             sample = sample_reference(form.runnable, judged, times)
@@ -88,14 +88,14 @@ def wrap(
 
 
 def _check_report(form: "OnnxForm", example: Batch | None, parity: ParityPolicy) -> None:
-    """Log the proof. Raises ParityError if the form fails or differs, and ConversionError if the model is random."""
+    """Check the parity report. Raises ParityError, or ConversionError if the original's answers are random."""
     report = form.report
     original = form.converted.original
-    if report.beyond_tolerance and original is not None and example is not None:  # Random answers cannot be proven.
+    if report.beyond_tolerance and original is not None and example is not None:
         rows = example.take(_HEAD).data
         first, again = original(rows), original(rows)
         if any(not np.array_equal(first[name], again[name], equal_nan=first[name].dtype.kind == "f") for name in first):
-            raise ConversionError("the model's answers are random: asked twice, it answers the same rows otherwise")
+            raise ConversionError("the model's answers are random: two calls with the same rows give different answers")
     if report.state == "warned":
         error = parity_error(report)
         if parity == "require" or not report.rows:
@@ -133,34 +133,34 @@ def _read_data(
     def read(data: ModelData, argument: str) -> Batch | None:
         return None if data is None else Batch(converter.read_batch(model, data)).aligned(example, argument)
 
-    further = None if reference_data is None else judged
-    return example, read(parity_data, "parity_data"), read(further, "reference_data"), times, signature
+    reference = None if reference_data is None else judged
+    return example, read(parity_data, "parity_data"), read(reference, "reference_data"), times, signature
 
 
 def _split_event_times(event_time: EventTimes, data: ModelData) -> tuple[Array | None, ModelData]:
-    """Return the event times in UTC, and the data without them. Times without a zone are UTC."""
+    """Return the event times in UTC and the data without them. Times without a time zone are read as UTC."""
     if event_time is None:
         return None, data
     if data is None:
-        raise InvalidConfig("event_time: there are no rows whose times these could be (input_example, reference_data)")
+        raise InvalidConfig("event_time: there are no rows that the times belong to (input_example, reference_data)")
     if isinstance(event_time, str):
         if not isinstance(data, pd.DataFrame) or event_time not in data.columns:
             raise InvalidConfig(f"event_time: the reference data has no column {event_time!r}")
         column, data = data[event_time], data.drop(columns=[event_time])
         event_time = column
     try:
-        given = event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
-        if pd.api.types.is_numeric_dtype(given.dtype) and len(given):
+        series = event_time if isinstance(event_time, pd.Series) else pd.Series(np.asarray(event_time))
+        if pd.api.types.is_numeric_dtype(series.dtype) and len(series):
             raise InvalidConfig(
-                f"event_time: {given.iloc[0]} is a number; give times (pandas.to_datetime(…, unit='s') makes them)"
+                f"event_time: {series.iloc[0]} is a number; convert it with pandas.to_datetime(…, unit='s')"
             )
-        times = pd.to_datetime(given, utc=True)
+        times = pd.to_datetime(series, utc=True)
     except (TypeError, ValueError) as error:
         raise InvalidConfig(f"event_time: {error}") from None
     if len(times) != len(data):
-        raise InvalidConfig(f"event_time has {len(times)} values, the reference data {len(data)} rows")
+        raise InvalidConfig(f"event_time has {len(times)} values, but the reference data has {len(data)} rows")
     if times.isna().any():
-        raise InvalidConfig("event_time has missing values; every row of the reference needs its time")
+        raise InvalidConfig("event_time has missing values; each row of the reference needs a time")
     return times.dt.tz_localize(None).to_numpy(), data
 
 
@@ -171,7 +171,7 @@ def check_choice(name: str, value: object, choices: object) -> None:
 
 @dataclass(frozen=True)
 class OnnxForm:
-    """One ONNX form, loaded from its draft, and its comparison with the original."""
+    """An ONNX form, loaded from its draft folder, and its comparison with the original."""
 
     converted: ConvertedModel
     runnable: OnnxModel
@@ -181,7 +181,7 @@ class OnnxForm:
 
 @dataclass
 class _FormTrials:
-    """Compares all forms of a model on the same rows, for which the original is called once (`answered`)."""
+    """The comparison of all ONNX forms of a model on the same rows. The original is called once (`answered`)."""
 
     converter: FrameworkConverter
     model: TrainedModel
@@ -194,7 +194,7 @@ class _FormTrials:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def select(self, folder: Path) -> OnnxForm:
-        """Return the first form without doubts, otherwise the closest. Raises ConversionError if none can be made."""
+        """Return the first form without doubts, otherwise the best form. Raises ConversionError if all forms fail."""
         best: OnnxForm | None = None
         failure: ModelError | None = None
         model, example = self.model, None if self.example is None else self.example.data
@@ -223,19 +223,19 @@ class _FormTrials:
         return best
 
     def run(self, draft: Path, converted: ConvertedModel) -> OnnxForm:
-        """Save the form to the draft, load it, and compare it with the original, if there is one."""
+        """Save the form to the draft folder, load it, and compare it with the original if there is an original."""
         example, original, signature = self.example, converted.original, self.signature
         if example is None or original is None:
-            given = example if example is not None else Batch.declared(converted.inputs)
-            signature = signature or given.graph_signature(converted.inputs, converted.outputs)
-        else:  # inputs as in the example, outputs as the original returns them
+            batch = example if example is not None else Batch.declared(converted.inputs)
+            signature = signature or batch.graph_signature(converted.inputs, converted.outputs)
+        else:  # The signature has the example's inputs and the original's outputs.
             answers = call_original(original, example.take(_HEAD).data)
             predicted = {name: answers[name] for name in converted.prediction}
             only = next(iter(predicted.values())) if len(predicted) == 1 else predicted
             inferred = example.signature(only, converted.inputs, converted.outputs)
             check_outputs(signature, inferred)
-            wanted = signature or inferred
-            signature = ModelSignature(wanted.inputs, wanted.outputs or inferred.outputs, wanted.params)
+            declared = signature or inferred
+            signature = ModelSignature(declared.inputs, declared.outputs or inferred.outputs, declared.params)
         write_mlmodel(draft, Model(signature=signature), converted, self.predict_fn, {})
         runnable = OnnxModel.load(draft, intra_op_num_threads=available_cores())
         if example is None or original is None:
@@ -245,7 +245,7 @@ class _FormTrials:
         answered = self.answered or ask_original(
             original, parity_rows(example, self.parity_data, known, sizes, self.left_out)
         )
-        if example.is_table:  # tensors may be large, and have one form: they are not kept
+        if example.is_table:  # Tensors may be large, and have only one form.
             answered = self.answered = list(answered)
         report = prove_parity(runnable, converted, original, answered, MIN_PARITY_ROWS)
         return OnnxForm(converted, runnable, signature, replace(report, left_out=self.left_out))

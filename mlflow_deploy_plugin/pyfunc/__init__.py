@@ -1,1 +1,1 @@
-"""The side processes of a worker: mlflow, pandas and shap live here, not in the worker."""
+"""The side processes of a worker. Only these processes import mlflow, pandas and shap."""

@@ -1,6 +1,6 @@
-"""The side processes of a worker (`pyfunc/process.py`): one answers for a model without an ONNX form, one explains.
+"""The side processes of a worker (`pyfunc/process.py`), for a model without an ONNX form and for explanations.
 
-python -m mlflow_deploy_plugin.pyfunc FOLDER DESCRIPTOR     answers for the model in FOLDER
+python -m mlflow_deploy_plugin.pyfunc FOLDER DESCRIPTOR     predicts with the model in FOLDER
 python -m mlflow_deploy_plugin.pyfunc explain DESCRIPTOR    explains predictions of ONNX models
 """
 
@@ -22,12 +22,12 @@ _log = logging.getLogger("mlflow_deploy_plugin.pyfunc")
 _SERVING = {"_MLFLOW_IS_IN_SERVING_ENVIRONMENT": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
 """MLflow's own scoring server sets the first variable, and models may read it."""
 _PREDICTION_ID = "onnxserve.prediction_id"
-"""The tag by which a trace in MLflow, of a model that makes some, names its answer."""
+"""The tag of an MLflow trace that contains the ID of the prediction."""
 _EXPERIMENT_SECONDS = 2.0
-"""A start waits so long for MLflow's answer about the experiment of the traces."""
+"""The maximum time that the start waits for MLflow to find the experiment of the traces."""
 _RETRY_SECONDS = 60.0
 _NICENESS = 10
-"""Explanations yield to predictions."""
+"""The niceness of the explainer process, which gives predictions priority."""
 
 
 def main() -> None:
@@ -39,34 +39,36 @@ def main() -> None:
 
 
 def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
-    """Load the model, and return the ready message and the answering function. Raises InvalidArtifact if it fails."""
+    """Load the model, and return the ready message and the function that answers requests. Raises InvalidArtifact."""
     os.environ.update(_SERVING)
-    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # as the server's spans go; MLflow has gRPC
+    os.environ.setdefault(
+        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
+    )  # This matches the server; MLflow's default is gRPC.
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # they warn at every request that is refused, or has a `model`
+        logging.getLogger(name).setLevel(logging.ERROR)  # They warn in each refused request.
     try:
         from mlflow.tracing import context as tracing_context
 
-        from mlflow_deploy_plugin.pyfunc.scorer import Scorer  # Its imports may be missing, as in the image.
+        from mlflow_deploy_plugin.pyfunc.scorer import Scorer  # The image lacks mlflow and pandas.
     except ImportError as error:
         raise InvalidArtifact(
-            f"a model without an ONNX form needs mlflow and pandas, which are not installed here whole ({error}): "
+            f"a model without an ONNX form needs mlflow and pandas, which are not fully installed here ({error}): "
             "pip install mlflow, or log the model with mlflow_deploy_plugin.log_model"
         ) from None
-    looking = threading.Thread(target=find_experiment, daemon=True)
-    looking.start()
-    looking.join(_EXPERIMENT_SECONDS)
+    lookup = threading.Thread(target=find_experiment, daemon=True)
+    lookup.start()
+    lookup.join(_EXPERIMENT_SECONDS)
     try:
         scorer = Scorer.load(folder)
     except ImportError as error:
         needed = f"the Python module {error.name!r}" if error.name else error_summary(error)
         others = ", ".join(version_differences(folder))
         logged = f" (it was logged with {others})" if others else ""
-        _log.exception("the model cannot be loaded; what it needs is in %s", folder / "requirements.txt")
+        _log.exception("the model cannot be loaded; its requirements are in %s", folder / "requirements.txt")
         raise InvalidArtifact(
             f"the model needs {needed}, which is not installed here{logged}: "
-            "`pip install -r` the file that `mlflow.pyfunc.get_model_dependencies(MODEL_URI)` answers; "
-            "a module of your own comes with the model that is logged with `code_paths`"
+            "run `pip install -r` with the file from `mlflow.pyfunc.get_model_dependencies(MODEL_URI)`; "
+            "to include your own modules in the model, log it with `code_paths`"
         ) from None
     except Exception as error:  # noqa: BLE001 - loading runs the model's code
         _log.exception("the model cannot be loaded")
@@ -88,8 +90,8 @@ def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
 
 
 def find_experiment() -> None:
-    """Find the traces' experiment at the start: MLflow would look it up in each request, for minutes if it fails."""
-    import mlflow  # may be missing
+    """Find the experiment of the traces. Without this, MLflow searches in each request, and failing takes minutes."""
+    import mlflow  # It may not be installed.
 
     identity, name = (os.environ.pop(variable, None) for variable in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"))
     while name or identity:
@@ -97,20 +99,20 @@ def find_experiment() -> None:
             mlflow.set_experiment(name, None if name else identity)
             return
         except mlflow.MlflowException as error:
-            _log.warning("the traces go to the experiment Default, until %s is found: %s", name or identity, error)
+            _log.warning("traces are logged to the experiment Default until %s is found: %s", name or identity, error)
             time.sleep(_RETRY_SECONDS)
 
 
 def start_explainer() -> tuple[SideMessage, Answer]:
     """Import shap without numba and matplotlib. Raises InvalidArtifact if shap is missing.
 
-    With numba, the first answer takes 20 s and 120 MB more; without it, 10 ms. matplotlib takes 30 MB and 0.5 s.
+    With numba, the first answer takes 20 s and 120 MB more; without numba, 10 ms. matplotlib needs 30 MB and 0.5 s.
     """
     os.nice(_NICENESS)
     os.environ["NUMBA_DISABLE_JIT"] = "1"
-    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # this makes its import fail
+    sys.modules["matplotlib"] = None  # type: ignore[assignment]  # Importing it then fails.
     try:
-        from mlflow_deploy_plugin.pyfunc import explainer  # Its imports may be missing.
+        from mlflow_deploy_plugin.pyfunc import explainer  # shap may be missing.
     except ImportError as error:
         raise InvalidArtifact(f"shap cannot be imported here: {error}") from None
     return SideMessage(READY_MESSAGE), explainer.answer

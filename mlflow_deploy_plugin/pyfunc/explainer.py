@@ -1,8 +1,8 @@
 """SHAP's permutation explainer on ONNX models, one request at a time.
 
-shap works on a matrix of numbers, so each cell is replaced by a code: the index of its value among all values that its
-column has in the background and the request. Thus texts, dates and missing values can be explained, and no number is
-rounded. shap 0.51 compares cells by `np.isclose`, which is exact for numbers below 100,000.
+shap works on a matrix of numbers, so each cell is replaced by a code: the index of its value among the distinct values
+of its column in the background and the request. Therefore strings, dates and missing values can be explained, and
+numbers are not rounded. shap 0.51 compares cells with `np.isclose`, which is exact for codes below 100,000.
 
 Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, 2017; permutations in antithetic pairs:
 https://shap.readthedocs.io/en/stable/generated/shap.PermutationExplainer.html
@@ -38,9 +38,9 @@ from mlflow_deploy_plugin.tabular import read_parquet
 BACKGROUND_ROWS = 100
 _MIN_ROWS = 10
 _MATRIX_BYTES = 128 * 1024 * 1024
-"""The limit of the matrix of all masked rows of one permutation. A wide model is explained against fewer rows."""
+"""The maximum size of the matrix of masked rows in a permutation. Wide models have fewer background rows."""
 _MAX_MODELS = 4
-"""The number of models that stay in memory: the most recently used ones."""
+"""The number of models in memory. The most recently used models are kept."""
 _RUN_ROWS = 2048
 _SEED = 0
 
@@ -48,9 +48,9 @@ _load_model = lru_cache(_MAX_MODELS)(OnnxModel.load)
 
 
 def answer(request: SideMessage) -> SideMessage:
-    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, and the names of both.
+    """Return `values` [N, columns, outputs] and `base_values` [outputs] in float64, with the columns and outputs.
 
-    The request has the `folder` of the model, `max_evals`, `seed`, the rows as `feeds`, and the limit in `seconds`.
+    The request contains the model's `folder`, `max_evals`, `seed`, the rows as `feeds`, and the time limit `seconds`.
     Raises InferenceError, InvalidRequest or DeadlineExceeded.
     """
     fields = request.fields
@@ -59,20 +59,20 @@ def answer(request: SideMessage) -> SideMessage:
         model = _load_model(Path(fields["folder"]))
         rows = dict(request.arrays["feeds"])
         background = _read_background(model, most_background_rows(model, rows), _SEED)
-        found = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
+        contributions = explain_rows(model, background.feeds, rows, fields["max_evals"], fields["seed"], deadline)
     except InferenceError:
         raise
     except OnnxserveError as error:
         raise InvalidRequest(error.message) from None
     except _TimeIsUp:
-        message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer, or ask for a "
+        message = f"the rows could not be explained within {fields['seconds']:.0f} s; send fewer rows, or set a "
         raise DeadlineExceeded(message + f"smaller max_evals (it was {fields['max_evals']})") from None
     described = {
-        "columns": [feature.name for feature in found.features],
-        "outputs": found.outputs,
-        "background": {"source": background.source, "rows": found.background_rows},
+        "columns": [feature.name for feature in contributions.features],
+        "outputs": contributions.outputs,
+        "background": {"source": background.source, "rows": contributions.background_rows},
     }
-    arrays = {"values": found.values, "base_values": found.base_values}
+    arrays = {"values": contributions.values, "base_values": contributions.base_values}
     return SideMessage("explained", described, {"explained": arrays})
 
 
@@ -80,7 +80,7 @@ def answer(request: SideMessage) -> SideMessage:
 class RowContributions:
     """The contributions `values` [N, C, K] (float64) of C features to K numbers of the predictions for N rows.
 
-    `outputs` names the K numbers: classes, or outputs. `base_values` [K] are the means over the background.
+    `outputs` are the names of the K numbers: classes or outputs. `base_values` [K] are the means over the background.
     """
 
     features: list[ExplainedFeature]
@@ -91,7 +91,7 @@ class RowContributions:
 
 
 def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
-    """Return how many rows of a background are taken; raises as `explained_features`."""
+    """Return the maximum number of background rows. Raises the errors of `explained_features`."""
     features = len(explained_features(model.artifact, rows))
     return min(BACKGROUND_ROWS, max(_MATRIX_BYTES // (8 * features * (2 * features + 1)), _MIN_ROWS))
 
@@ -99,9 +99,9 @@ def most_background_rows(model: OnnxModel, rows: Feeds) -> int:
 def explain_rows(
     model: OnnxModel, background: Feeds, rows: Feeds, max_evals: int, seed: int, deadline: float = math.inf
 ) -> RowContributions:
-    """Explain the predictions for rows, one by one. Raises InvalidRequest or InferenceError if that is not possible.
+    """Explain the predictions for rows, separately for each row. Raises InvalidRequest or InferenceError.
 
-    Each row takes `max_evals` evaluations with the whole background; `deadline` is a time of `time.monotonic`.
+    Each row takes `max_evals` evaluations with all background rows. `deadline` is a time of `time.monotonic`.
     """
     features = explained_features(model.artifact, rows)
     coded = _CodedModel(model, features, background, rows, deadline)
@@ -111,14 +111,14 @@ def explain_rows(
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """The feeds that predictions are explained against. The `source` is `reference` or `input_example`."""
+    """The rows that explained predictions are compared with. `source` is `reference` or `input_example`."""
 
     feeds: Feeds
     source: str
 
 
 def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
-    """Return rows of the model's reference sample or input example, drawn by `seed`. Raises InvalidArtifact."""
+    """Return random rows of the model's reference sample or its input example. Raises InvalidArtifact."""
     artifact = model.artifact
     try:
         if (path := artifact.reference_file) is not None:
@@ -127,10 +127,10 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             if table.num_rows > most_rows:
                 chosen = np.random.default_rng(seed).choice(table.num_rows, most_rows, replace=False)
                 table = table.take(np.sort(chosen))
-            given = {name: table.column(name) for name in schema.names}
-            floats = {name: column.to_numpy() for name, column in given.items() if is_floating(column.type)}
+            sampled = {name: table.column(name) for name in schema.names}
+            floats = {name: column.to_numpy() for name, column in sampled.items() if is_floating(column.type)}
             typed = cast_columns(schema.dtypes, floats)
-            columns = {name: column.to_pylist() for name, column in given.items()} | typed
+            columns = {name: column.to_pylist() for name, column in sampled.items()} | typed
             return Background(schema.from_columns(columns), "reference")
         example = artifact.folder / INPUT_EXAMPLE
         if example.is_file():
@@ -138,10 +138,12 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
             return Background({name: array[:most_rows] for name, array in feeds.items()}, "input_example")
     except (OSError, pa.ArrowException) as error:
         why = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
-        raise InvalidArtifact(f"the rows that came with the model cannot be read: {why}") from None
+        raise InvalidArtifact(f"the model's reference or example rows cannot be read: {why}") from None
     except OnnxserveError as error:
-        raise InvalidArtifact(f"the rows that came with the model do not fit it: {error.message}") from None
-    raise InvalidArtifact("the model came without rows to explain against")
+        raise InvalidArtifact(
+            f"the model's reference or example rows do not match its schema: {error.message}"
+        ) from None
+    raise InvalidArtifact("the model has neither reference rows nor an input example, which explanations need")
 
 
 _read_background = lru_cache(_MAX_MODELS)(read_background)
@@ -152,9 +154,9 @@ class _TimeIsUp(Exception):
 
 
 class _CodedModel:
-    """The model as shap calls it, from a matrix of codes (see the module) to a matrix of numbers.
+    """The function for shap, from a matrix of codes (see the module) to a matrix of predicted numbers.
 
-    `background` is [N, features] float64. `names` of the result's columns are known after the first call.
+    `background` is [N, features] float64. `names` are the result's column names, which the first call sets.
     """
 
     def __init__(
@@ -162,15 +164,15 @@ class _CodedModel:
     ) -> None:
         self._model, self._features, self._deadline = model, features, deadline
         self._explained = explained_outputs(model.artifact)
-        self._like = rows  # for the shapes and types of feeds
+        self._like = rows  # for shapes and dtypes
         self._values: list[Array] = []  # by feature
         self.names: list[str | int | float | bool] = []
         codes = []
         for feature in features:
             both = np.concatenate([feature.values(background), feature.values(rows)])
-            unique, places = np.unique(both, return_inverse=True)
+            unique, indices = np.unique(both, return_inverse=True)
             self._values.append(unique)
-            codes.append(places.astype(np.float64))
+            codes.append(indices.astype(np.float64))
         self.background, self._rows = np.split(np.stack(codes, axis=1), [len(feature.values(background))])
 
     def __call__(self, matrix: Array) -> Array:
@@ -181,7 +183,9 @@ class _CodedModel:
             outputs = self._model.run(self._feeds(rows), [output.name for output in self._explained])
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
-                raise InvalidRequest(f"the model answers {len(numbers)} rows to {len(rows)}, and cannot be explained")
+                raise InvalidRequest(
+                    f"the model returns {len(numbers)} rows for {len(rows)}, so it cannot be explained"
+                )
             parts.append(numbers)
         return np.concatenate(parts)
 
@@ -193,12 +197,12 @@ class _CodedModel:
         return feeds
 
     def explain(self, max_evals: int, seed: int) -> tuple[Array, Array]:
-        """Explain each row by itself, so that its contributions do not depend on other rows."""
+        """Explain each row separately, so that its contributions do not depend on other rows."""
         masker, values = shap.maskers.Independent(self.background, max_samples=len(self.background)), []
         for row in self._rows:
             explainer = shap.PermutationExplainer(self, masker, seed=seed)
             explanation = explainer(row[np.newaxis], max_evals=max_evals, silent=True)
             values.append(explanation.values[0])
             base_values = explanation.base_values[0]
-        # shap leaves out a last dimension of 1.
+        # shap drops a last dimension of size 1.
         return np.array(values).reshape(*self._rows.shape, -1), np.reshape(base_values, -1)

@@ -1,7 +1,8 @@
-"""A side process, seen from within: it reports that it is ready, and answers requests until the worker has gone.
+"""The main loop of a side process: it reports that it is ready, and answers requests until the worker has ended.
 
-The worker passes connections over a socket, and each has a thread here. Another thread ends this process and its
-children when the worker has gone. Our errors reach the worker by class name, and other exceptions are cleaned.
+The worker passes connections over a socket, and a thread serves each connection. Another thread ends this process and
+its children when the worker has ended. OnnxserveErrors are sent to the worker with their class name. Other exceptions
+are sent as InferenceErrors, with paths removed.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from mlflow_deploy_plugin.settings import load_settings
 _log = logging.getLogger(__name__)
 
 Answer = Callable[[SideMessage], SideMessage | Iterator[SideMessage]]
-"""Returns the answer to a request or its parts and an end, or raises OnnxserveError. Several threads call it."""
+"""A thread-safe function that returns an answer, or its parts and an end message. It may raise OnnxserveError."""
 
 _END_SECONDS = 5.0
 _NO_THREAD_SECONDS = 0.1
@@ -34,27 +35,27 @@ _MAX_CHARACTERS = 500
 _MAX_BEFORE_VERSIONS = 150
 _PATH = re.compile(r"(?<![\w.:/])(?:/[\w.@+~-]+){2,}")
 _TAILS = ("\nInput: ", " IMPORTANT: The MLflow Model scoring protocol", "\nStack trace:")
-"""The texts that end a message: the body again, advice about version 1 of MLflow's protocol, XGBoost's stack."""
+"""Texts after which a message is cut: a copy of the body, advice about MLflow's protocol 1, and XGBoost's stack."""
 
 
 def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage, Answer]]) -> None:
-    """Answer until the worker has gone, or return at once if `start` raises InvalidArtifact; `name` is used in the log.
+    """Answer requests until the worker has ended, or return if `start` raises InvalidArtifact. `name` is for the log.
 
-    The process then ends as usual, so that libraries' exit handlers run: MLflow sends the traces that wait.
+    The process then ends normally, so that exit handlers run: MLflow sends its pending traces.
     """
     control = socket.socket(fileno=descriptor)
     control.set_inheritable(False)
-    die_with_parent()  # code that never lets go of the GIL dies by this
+    die_with_parent()  # This also ends code that never releases the GIL.
     connections = requests_of_parent(lambda: receive_connection(control), _END_SECONDS)
     configure_logging(load_settings(), name)
-    gc.disable()  # It would search all imported modules each time.
+    gc.disable()  # Each collection would scan all imported modules.
     try:
         ready, answer = start()
     except InvalidArtifact as error:
         send_message(control, SideMessage(FAILED_MESSAGE, {"message": error.message}))
         return
     gc.collect()
-    gc.freeze()  # else a full collection within an answer would look through all of MLflow and the model's library
+    gc.freeze()  # Otherwise a full collection during a request would scan MLflow and the model's library.
     gc.enable()
     send_message(control, ready)
     for connection in connections:
@@ -62,13 +63,13 @@ def answer_all(descriptor: int, name: str, start: Callable[[], tuple[SideMessage
             try:
                 threading.Thread(target=_answer_connection, args=(connection, answer), daemon=True).start()
                 break
-            except RuntimeError:  # `ulimit -u`, a container's pids: the threads that run go on
-                _log.warning("no more threads can be started: requests wait for one")
+            except RuntimeError:  # The limit of threads (`ulimit -u`, a container's pids) is reached.
+                _log.warning("a thread cannot be started; requests wait until a thread is available")
                 time.sleep(_NO_THREAD_SECONDS)
 
 
 def _answer_connection(connection: socket.socket, answer: Answer) -> None:
-    with connection, contextlib.suppress(OSError):  # The worker no longer reads the answer.
+    with connection, contextlib.suppress(OSError):  # The worker may have closed the connection.
         while (request := receive_message(connection)) is not None:
             with contextlib.closing(_messages(request, answer)) as messages:
                 for message in messages:
@@ -80,7 +81,7 @@ def _answer_connection(connection: socket.socket, answer: Answer) -> None:
 
 
 def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, None, None]:
-    """Yield the messages of an answer. The last one may be a refusal."""
+    """Yield the messages of an answer. The last message may be a refusal."""
     try:
         answered = answer(request)
         if isinstance(answered, SideMessage):
@@ -89,9 +90,9 @@ def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, No
             yield from answered
     except OnnxserveError as error:
         yield _refusal(error)
-    except GeneratorExit:  # The worker does not want the rest.
+    except GeneratorExit:  # The worker has stopped reading.
         raise
-    except BaseException as error:  # noqa: BLE001 - the boundary; the code may be cancelled by a loop of its own
+    except BaseException as error:  # noqa: BLE001 - boundary to the model's code, which may raise CancelledError
         _log.exception("answering failed")
         yield _refusal(InferenceError(f"the model cannot answer: {error_summary(error)}"))
 
@@ -106,18 +107,18 @@ def error_summary(error: BaseException, most: int = _MAX_CHARACTERS) -> str:
 
 
 def load_failure(error: BaseException, folder: Path) -> str:
-    """Return why a model cannot be loaded, with packages of other versions: these often cannot read its pickles."""
+    """Return why a model cannot be loaded, with version differences, which often make a pickle unreadable."""
     if differences := ", ".join(version_differences(folder)):
-        return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; it was logged with {differences}: install that"
+        return f"{error_summary(error, _MAX_BEFORE_VERSIONS)}; install the versions it was logged with: {differences}"
     return error_summary(error)
 
 
 def version_differences(folder: Path) -> list[str]:
     """Return texts like `torch 2.1.0 (2.13.0 is installed)` for the packages of a model's requirements.txt.
 
-    Packages for other platforms are left out, and MLflow itself, since it reads models of its older versions.
+    Packages for other platforms are omitted. MLflow is omitted because it can read models of its older versions.
     """
-    from packaging.requirements import InvalidRequirement, Requirement  # comes with mlflow, which may be missing
+    from packaging.requirements import InvalidRequirement, Requirement  # a dependency of mlflow, which may be missing
 
     requirements = folder / "requirements.txt"
     differences: list[str] = []
@@ -127,27 +128,27 @@ def version_differences(folder: Path) -> list[str]:
         try:
             requirement = Requirement(line.partition("#")[0].strip())
         except InvalidRequirement:
-            continue  # an empty line, an option of pip
+            continue  # an empty line or a pip option
         if requirement.name == "mlflow" or (requirement.marker and not requirement.marker.evaluate()):
             continue
-        wanted = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
+        required = f"{requirement.name} {str(requirement.specifier).removeprefix('==')}".rstrip()
         try:
             installed = version(requirement.name)
-        except PackageNotFoundError:  # xgboost-cpu is also a distribution of xgboost.
+        except PackageNotFoundError:  # The module xgboost may be in xgboost-cpu.
             others = packages_distributions().get(requirement.name)
             installed = version(others[0]) if others else ""
         if not installed:
-            differences.append(f"{wanted} (not installed)")
+            differences.append(f"{required} (not installed)")
         elif not requirement.specifier.contains(installed, prereleases=True):
-            differences.append(f"{wanted} ({installed} is installed)")
+            differences.append(f"{required} ({installed} is installed)")
     return differences
 
 
 def clean_message(text: str, most: int = _MAX_CHARACTERS) -> str:
-    """Return a message in one line without paths. A lone surrogate becomes its escape, since JSON cannot hold it."""
+    """Return a message in one line without paths. Lone surrogates are escaped, since JSON cannot contain them."""
     if text.startswith("Failed to predict data"):
         text = text.partition("\nError: ")[2] or text
-    if text.startswith("Failed to enforce schema of data"):  # and then all of the data, and the whole signature
+    if text.startswith("Failed to enforce schema of data"):  # The data and the signature follow.
         text = text.rpartition("'. Error: ")[2]
     for tail in _TAILS:
         text = text.partition(tail)[0]

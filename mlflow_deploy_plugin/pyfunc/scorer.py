@@ -1,7 +1,7 @@
-"""A loaded pyfunc: it answers bodies as MLflow's scoring server does, and predicts for named arrays.
+"""A loaded pyfunc that answers request bodies like MLflow's scoring server, and predicts for named arrays.
 
-MLflow's own functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of `/invocations` and write the
-answer. Only refusals are ours: bad input is a 400 instead of a 5xx, and no answer holds a traceback.
+MLflow's functions (`mlflow/pyfunc/scoring_server/__init__.py`, 3.17) read the body of `/invocations` and write the
+answer. Only the errors differ: invalid input is a 400 instead of a 5xx, and answers never contain a traceback.
 """
 
 import base64
@@ -55,32 +55,32 @@ from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr
 _log = logging.getLogger(__name__)
 
 _JSON = "application/json"
-_A_DATE = "a date in ISO 8601 as 2013-07-01T12:30:00, from 1678 to 2261"
+_A_DATE = "an ISO 8601 date such as 2013-07-01T12:30:00, from 1678 to 2261"
 _ISO_8601 = re.compile(
     r"(\d{4}-\d\d-\d\d|\d{8})([T ]\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-]\d\d(:?\d\d)?)?)?|\d{4}(-\d\d)?", re.ASCII
 )
-"""The texts that are read as dates. pandas also takes `now` and `2024/01/02`."""
+"""The strings that are read as dates. pandas would also accept `now` and `2024/01/02`."""
 _TEXTS = pd.Series([""]).dtype
-"""The dtype of a column of texts: `str` from pandas 3 on, object before."""
+"""The dtype of a column of strings: `str` since pandas 3, object in older versions."""
 _MISSING_TEXT: float | None = pd.Series(["", None])[1]
-"""The value that pandas has for a missing text: NaN from pandas 3 on, None before."""
+"""The value that pandas uses for a missing string: NaN since pandas 3, None in older versions."""
 _MOST_STEPS = 1_000
-"""The most entries of a list or a mapping in which an encoder of a model is looked for."""
+"""The maximum length of a list or mapping that is searched for the encoders of a model."""
 
 
 _LATER: dict[int, type[OnnxserveError]] = {429: TooManyRequests, 503: NotReady}
-"""The statuses of MLflow's errors that a client tries again on: no fault of its body."""
+"""The HTTP statuses of MLflow's errors that clients retry."""
 
 
 class NotRepresentable(Exception):
-    """A value cannot be written as named arrays."""
+    """A value cannot be represented as named arrays."""
 
 
 def to_model_input(
     feeds: Mapping[str, Array], artifact: Artifact, types: Mapping[str, str], names: Mapping[str, str | int]
 ) -> Any:
-    """Return the input of `predict` for arrays that fit the signature. Raises SchemaMismatch for invalid base64."""
-    # A model may write to its input, so copy it.
+    """Return the input of `predict` for arrays that match the signature. Raises SchemaMismatch for invalid base64."""
+    # A model may change its input, so copy the arrays.
     arrays: dict[str, Any] = {name: np.array(array) for name, array in feeds.items()}
     if not artifact.columns:
         return arrays if artifact.tensors[0].name else next(iter(arrays.values()))
@@ -88,14 +88,14 @@ def to_model_input(
         try:
             if types[name] == "binary":
                 arrays[name] = [None if text is None else base64.b64decode(text, validate=True) for text in array]
-        except ValueError:  # binascii.Error is one
-            why = f"column {name!r} (binary) holds a text that is not base64"
+        except ValueError:  # binascii.Error is a ValueError.
+            why = f"column {name!r} (binary) contains a string that is not base64"
             raise SchemaMismatch(why, column=name) from None
     return pd.DataFrame({names[name]: array for name, array in arrays.items()})
 
 
 def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
-    """Return texts as datetime64[ns], each read by itself. Raises SchemaMismatch for dates that are not ISO 8601."""
+    """Parse ISO 8601 dates to datetime64[ns], independently of other rows. Raises SchemaMismatch for other values."""
     values = column.astype(object)
     is_iso = values.map(lambda value: isinstance(value, date | str) and bool(_ISO_8601.fullmatch(str(value))))
     texts = values.where(is_iso.astype(bool))
@@ -103,23 +103,23 @@ def _read_dates(name: str | int, column: "pd.Series[Any]") -> Array:
     is_wrong = (values.notna() & ~dates.between(pd.Timestamp.min, pd.Timestamp.max)).to_numpy()
     if is_wrong.any():
         row = int(is_wrong.argmax())
-        # MLflow would read nanoseconds where pandas writes milliseconds: every date would be one of 1970
-        why = f"{short_repr(values.iloc[row])} is not {_A_DATE}; pandas writes such dates by to_json(date_format='iso')"
+        # Numbers are rejected: pandas writes milliseconds, which MLflow would read as nanoseconds (dates in 1970).
+        why = f"{short_repr(values.iloc[row])} is not {_A_DATE}; in pandas use to_json(date_format='iso')"
         raise SchemaMismatch(f"column {name!r} (datetime), row {row}: {why}", column=str(name))
     return np.asarray(dates.dt.as_unit("ns"))
 
 
 def _as_table(data: Any, types: Mapping[str, str]) -> pd.DataFrame:
-    """Return the data that MLflow read from a body as the table that a model with columns is given."""
+    """Return the data that MLflow read from a body as a table for a model with columns."""
     is_row = np.isscalar(data)
-    if isinstance(data, Mapping):  # MLflow takes objects and arrays by column for one row, as in a chat
+    if isinstance(data, Mapping):  # MLflow reads nested columns as one row.
         is_row = _NESTED in types.values() or all(np.ndim(value) == 0 for value in data.values())
     return pd.DataFrame([data] if is_row else data)
 
 
 def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[Any]":
-    """Return a column of texts with None or NaN for a missing text, independent of the other rows."""
-    # before pandas 3 a category that is missing would become NaN, where other columns of texts have None
+    """Return a string column with `missing` for missing values, independently of the other rows."""
+    # Categories are converted: before pandas 3, their missing values are NaN, but None in other string columns.
     if not column.isna().any() and not isinstance(column.dtype, pd.CategoricalDtype):
         return column
     texts = column.astype(object).where(column.notna(), missing)
@@ -128,7 +128,7 @@ def _text_column(column: "pd.Series[Any]", missing: float | None) -> "pd.Series[
 
 
 def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
-    """Yield the attributes of a model, and of each estimator of scikit-learn's kind within it."""
+    """Yield the attributes of a model and of each nested scikit-learn estimator."""
     parts, seen = [model], set[int]()
     while parts:
         part = parts.pop()
@@ -144,30 +144,30 @@ def _estimator_fields(model: Any) -> Iterator[dict[str, Any]]:
 
 
 def _missing_texts(model: Any, names: Sequence[str | int], otherwise: float | None) -> dict[str | int, float | None]:
-    """Return each column's missing text, None or NaN, as the model has learned it; `otherwise` if that is not clear."""
-    # The key is the column's name. The empty name stands for all columns.
+    """Return the missing value (None or NaN) of each column in training, or `otherwise` if it is not known."""
+    # The key is the name of a column; the empty name means all columns.
     learned: dict[str, set[float | None]] = {"": set()}
     for fields in _estimator_fields(model):
         known, columns = fields.get("categories_"), fields.get("feature_names_in_")
-        known = known if isinstance(known, list) else []  # an estimator of the user may have any attribute
+        known = known if isinstance(known, list) else []  # A custom estimator may have any attribute.
         columns = columns if isinstance(columns, np.ndarray) else [""] * max(1, len(known))
-        if fields.get("missing_values", "") is None:  # an imputer
+        if fields.get("missing_values", "") is None:  # This is an imputer.
             known = [np.array(["", None])] * len(columns)
         for name, categories in zip(columns, known, strict=False):
             if isinstance(categories, np.ndarray) and any(isinstance(category, str) for category in categories):
                 missing = {None if category is None else np.nan for category in categories if _is_missing(category)}
                 learned[str(name)] = learned.get(str(name), set()) | missing
                 learned[""] |= missing
-    found = {name: learned.get(str(name)) or learned[""] for name in names}
-    return {name: next(iter(values)) if len(values) == 1 else otherwise for name, values in found.items()}
+    missing_by_name = {name: learned.get(str(name)) or learned[""] for name in names}
+    return {name: next(iter(values)) if len(values) == 1 else otherwise for name, values in missing_by_name.items()}
 
 
 def to_outputs(prediction: Any) -> dict[str, Array]:
-    """Return a prediction as named arrays. Raises NotRepresentable for values that are not numbers or strings."""
+    """Return a prediction as named arrays. Raises NotRepresentable for values other than numbers and strings."""
     if isinstance(prediction, pd.DataFrame):
-        named = {str(name): _array(prediction.iloc[:, place]) for place, name in enumerate(prediction.columns)}
+        named = {str(name): _array(prediction.iloc[:, index]) for index, name in enumerate(prediction.columns)}
         if len(named) != prediction.shape[1]:
-            raise NotRepresentable("two columns have one name")
+            raise NotRepresentable("two columns have the same name")
         return named
     if isinstance(prediction, Mapping):
         return {str(name): _array(value) for name, value in prediction.items()}
@@ -175,9 +175,9 @@ def to_outputs(prediction: Any) -> dict[str, Array]:
 
 
 def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Array]:
-    """Return an answer that named arrays cannot hold as values or JSON texts per row, in one output or in columns.
+    """Return an answer that `to_outputs` rejects: as JSON strings per row in one output, or as values in columns.
 
-    Raises NotRepresentable for another number of rows, other names, or values that JSON cannot hold.
+    Raises NotRepresentable for another number of rows, other names, or values that JSON cannot represent.
     """
     answers: Any = prediction.to_dict("records") if isinstance(prediction, pd.DataFrame) else prediction
     if isinstance(answers, str | Mapping) or not np.iterable(answers):
@@ -187,11 +187,11 @@ def to_texts(prediction: Any, rows: int, names: Sequence[str]) -> dict[str, Arra
             raise NotRepresentable(f"an answer to {rows} rows has {len(answers)} entries")
         if len(names) == 1:
             return {names[0]: _json_texts(answers)}
-        if not all(isinstance(one, Mapping) for one in answers):
-            raise NotRepresentable(f"an answer holds no {', '.join(names)}")
-        columns = {name: [one.get(name) for one in answers] for name in names if any(name in one for one in answers)}
+        if not all(isinstance(answer, Mapping) for answer in answers):
+            raise NotRepresentable(f"an answer does not contain {', '.join(names)}")
+        columns = {name: [row.get(name) for row in answers] for name in names if any(name in row for row in answers)}
         return {name: _plain_or_json(values) for name, values in columns.items()}
-    except TypeError as error:  # of orjson: whole numbers of more than 64 bits, objects in more than 254 others
+    except TypeError as error:  # orjson rejects integers above 64 bits and more than 254 levels.
         raise NotRepresentable(f"an answer cannot be written as JSON: {error}") from None
 
 
@@ -204,11 +204,11 @@ def _plain_or_json(values: list[Any]) -> Array:
 
 def _json_texts(values: Any) -> Array:
     as_json = _AS_TEXT[_NESTED]
-    return _texts(values, lambda one: one if one is None or isinstance(one, str) else as_json(one))
+    return _texts(values, lambda value: value if value is None or isinstance(value, str) else as_json(value))
 
 
 def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
-    """Return the arrays for the inference log: the inverse of `to_model_input`. Raises NotRepresentable."""
+    """Return the arrays for the inference log, the inverse of `to_model_input`. Raises NotRepresentable."""
     try:
         if columns := artifact.columns or artifact.logged_columns:
             frame = _as_table(data, types)
@@ -226,14 +226,14 @@ def to_feeds(data: Any, artifact: Artifact, types: Mapping[str, str]) -> Feeds:
             }
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise NotRepresentable(str(error)) from None
-    raise NotRepresentable("the body is not what the signature describes")
+    raise NotRepresentable("the body does not match the signature")
 
 
 def _typed(column: Any, dtype: str, kind: str) -> Array:
     if dtype == "str":
         as_text = _AS_TEXT.get(kind, _text)
         return _texts(column, lambda value: None if _is_missing(value) else as_text(value))
-    if dtype == "bool" and column.isna().any():  # cast to bool, null is false and NaN is true
+    if dtype == "bool" and column.isna().any():  # A cast to bool would make null false and NaN true.
         dtype = "float32"
     return np.asarray(column.to_numpy(dtype=dtype))
 
@@ -243,16 +243,16 @@ def _texts(values: Any, as_text: Callable[[Any], str | None]) -> Array:
 
 
 def _is_missing(value: Any) -> bool:
-    """Return True for None, NaN and the missing values of pandas."""
-    # numpy cannot make an array of lists of several lengths.
+    """Return True for None, NaN and pandas' missing values."""
+    # numpy cannot convert ragged lists to an array.
     return not isinstance(value, list) and bool(np.ndim(value) == 0 and pd.isna(value))
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, np.ndarray) and value.ndim == 0:  # a text of a tensor of objects, as MLflow reads `instances`
+    if isinstance(value, np.ndarray) and value.ndim == 0:  # MLflow reads strings in `instances` as 0-d arrays.
         value = value.item()
     if not isinstance(value, str):
-        raise TypeError(f"{type(value).__name__} is no text")
+        raise TypeError(f"{type(value).__name__} is not a string")
     return value
 
 
@@ -265,19 +265,19 @@ _JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
 _AS_TEXT: dict[str, Callable[[Any], str]] = {
     "datetime": _iso,
     "binary": lambda value: base64.b64encode(value).decode(),
-    # orjson does not support numpy's arrays of texts.
+    # orjson does not support numpy arrays of strings.
     _NESTED: lambda value: orjson.dumps(
-        value, lambda one: one.tolist() if isinstance(one, np.ndarray | np.generic) else str(one), _JSON_OPTIONS
+        value, lambda item: item.tolist() if isinstance(item, np.ndarray | np.generic) else str(item), _JSON_OPTIONS
     ).decode(),
 }
 
 
 def _array(value: Any) -> Array:
-    """Return one output with its rows first. A single value is one row."""
+    """Return an output as an array whose first dimension is the rows. A single value is one row."""
     if isinstance(value, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
         array = _of_pandas(value)
     else:
-        try:  # numpy does not take scipy's sparse matrices as arrays.
+        try:  # numpy does not convert scipy's sparse matrices.
             array = np.asarray(value.toarray() if hasattr(value, "toarray") else value)
         except ValueError:
             raise NotRepresentable("an output is ragged") from None
@@ -294,11 +294,11 @@ def _array(value: Any) -> Array:
             if listed.dtype.kind in "iubf":
                 return listed
         if all(isinstance(entry, str) or _is_missing(entry) for entry in array.flat):
-            raise NotRepresentable("an output holds a missing text, for which not every protocol has a word")
-        raise NotRepresentable("an output holds objects that are neither numbers nor texts")
+            raise NotRepresentable("an output contains a missing string, which some protocols cannot represent")
+        raise NotRepresentable("an output contains objects that are neither numbers nor strings")
     if array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.dtype.itemsize <= 8):
         return array
-    raise NotRepresentable(f"an output holds {array.dtype} that are neither numbers nor texts")
+    raise NotRepresentable(f"an output contains {array.dtype} values, which are neither numbers nor strings")
 
 
 def _of_pandas(value: Any) -> Array:
@@ -316,44 +316,44 @@ _SINGLE = frozenset({int, float, bool, str, bytes, type(None)})
 
 
 def count_values(prediction: Any) -> int:
-    """Return the number of values in a model's answer, such as numbers and texts."""
+    """Return the number of values (numbers, strings, …) in a model's answer."""
     if isinstance(prediction, pd.DataFrame):
-        places = [place for place, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)]
-        of_cells = count_values(prediction.iloc[:, places].to_numpy()) if places else 0
-        return prediction.size - len(prediction) * len(places) + of_cells
+        object_columns = [index for index, kind in enumerate(prediction.dtypes) if is_object_dtype(kind)]
+        of_cells = count_values(prediction.iloc[:, object_columns].to_numpy()) if object_columns else 0
+        return prediction.size - len(prediction) * len(object_columns) + of_cells
     parts: Sequence[Any]
     if isinstance(prediction, Mapping):
         parts = [*prediction.values()]
     elif isinstance(prediction, list | tuple):
         parts = prediction
-    elif isinstance(prediction, np.ndarray | pd.Series) and is_object_dtype(prediction.dtype):  # cells of any kind
+    elif isinstance(prediction, np.ndarray | pd.Series) and is_object_dtype(prediction.dtype):
         parts = np.ravel(prediction).tolist()
     else:
-        shape = getattr(prediction, "shape", None)  # an object's own field of that name is none of an array
+        shape = getattr(prediction, "shape", None)  # A custom object may have any `shape`.
         return math.prod(shape) if isinstance(shape, tuple) else 1
-    kinds = set(map(type, parts))  # of a million numbers in no time
+    kinds = set(map(type, parts))  # This is fast for a million numbers.
     is_flat = all(kind in _SINGLE or issubclass(kind, np.generic) for kind in kinds)
     return len(parts) if is_flat else sum(map(count_values, parts))
 
 
 def _strict_json(text: str) -> bytes:
-    """Return MLflow's JSON with null for NaN and infinity, which it writes as words that are not JSON."""
+    """Return MLflow's JSON with null for NaN and infinity, because MLflow writes them as invalid JSON."""
     if "NaN" in text or "Infinity" in text:
         text = json.dumps(json.loads(text, parse_constant=lambda word: None))
     return text.encode()
 
 
 def _error_class(error: Exception, otherwise: type[OnnxserveError]) -> type[OnnxserveError]:
-    """Return the class for an error that the model may have raised to be asked again later, or `otherwise`."""
+    """Return the error class for a status that clients retry (`_LATER`), otherwise `otherwise`."""
     status = error.get_http_status_code() if isinstance(error, MlflowException) else 0
     return _LATER.get(status, otherwise)
 
 
 class _Recorder:
-    """The model as MLflow's `invocations` calls it. It keeps its input, its output and its error.
+    """A model for MLflow's `invocations` that records its input, output and error.
 
-    An output has at most `most` values: as JSON, each takes 50 bytes and over 1 µs. `convert` changes the data that
-    MLflow has read. The model is not given the columns in `keys`; `key_arrays` has their values.
+    An output may have at most `most` values: each value takes 50 bytes and over 1 µs as JSON. `convert` is applied to
+    the data that MLflow has read. The columns in `keys` are not passed to the model but stored in `key_arrays`.
     """
 
     def __init__(
@@ -369,7 +369,7 @@ class _Recorder:
         self.is_too_large = False
 
     def take_keys(self, document: dict[str, Any]) -> None:
-        """Take the keys out of a JSON document: next to a missing value, pandas would cut the digits of an integer."""
+        """Remove the keys from a JSON document: pandas would round large integers in a column with missing values."""
         for name in self._keys:
             if (values := protocols.mlflow.take_column(document, name)) is not None:
                 self.key_arrays[name] = key_array(name, values)
@@ -387,7 +387,7 @@ class _Recorder:
             raise
         except (Exception, SystemExit) as error:
             self.error = error
-            raise RuntimeError from error  # MLflow's server would catch an Exception and hide it
+            raise RuntimeError from error  # MLflow would replace an Exception by its own.
         if count_values(self.prediction) > self.most:
             self.is_too_large = True
             raise RuntimeError
@@ -395,7 +395,7 @@ class _Recorder:
 
 
 def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
-    """Return a signature's inputs with other types in place of some, for MLflow's readers of bodies."""
+    """Return a signature's inputs with some types replaced, for MLflow's body readers."""
     if schema is None or schema.is_tensor_spec():
         return schema
     kinds = [types.get(spec.type, spec.type) if isinstance(spec.type, DataType) else spec.type for spec in schema]
@@ -403,7 +403,7 @@ def _retyped(schema: Any, types: Mapping[DataType, Any]) -> Any:
 
 
 def load_scorer(folder: Path) -> "Scorer":
-    """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load it."""
+    """Load a model outside of a server. Raises InvalidArtifact if MLflow cannot load the model."""
     try:
         return Scorer.load(folder)
     except Exception as error:  # noqa: BLE001 - A model's own code may raise any error.
@@ -411,7 +411,7 @@ def load_scorer(folder: Path) -> "Scorer":
 
 
 class Scorer:
-    """A loaded model. Its methods raise the errors of the server, as `SideProcess.request` does."""
+    """A loaded model. Its methods raise the same errors as `SideProcess.request`."""
 
     def __init__(self, model: Any, artifact: Artifact) -> None:
         self._model = model
@@ -426,78 +426,78 @@ class Scorer:
             self._names = dict(zip(named, self._schema.input_names(), strict=True))
         self._dates = [self._names[name] for name, kind in self._types.items() if kind == "datetime"]
         self._missing: dict[str | int, float | None] = {}
-        as_csv, as_json = {DataType.datetime: DataType.string}, {}  # MLflow's reader of CSV refuses dates
+        as_csv, as_json = {DataType.datetime: DataType.string}, {}  # MLflow's CSV reader rejects dates.
         if artifact.columns:
             texts = [self._names[name] for name, kind in self._types.items() if kind == "string"]
             original = model
             with suppress(NotImplementedError):
                 original = model.get_raw_model()
-            # A Python model tests its texts for None.
+            # Python models expect None for a missing string.
             is_python = artifact.framework.startswith("pyfunc.")
             self._missing = _missing_texts(original, texts, None if is_python else _MISSING_TEXT)
             as_json = dict.fromkeys((DataType.datetime, DataType.string), AnyType())
-        # JSON stays as it came: MLflow's reader would take numbers for dates, and make the text None of null
+        # JSON values are not converted: MLflow's reader would read numbers as dates, and null as the string "None".
         self._csv_schema, self._json_schema = _retyped(self._schema, as_csv), _retyped(self._schema, as_json or as_csv)
         self._has_warned = False
 
     @classmethod
     def load(cls, folder: Path) -> "Scorer":
-        """Load the MLmodel folder as `mlflow.pyfunc.load_model` does, with the same errors."""
+        """Load the MLmodel folder with `mlflow.pyfunc.load_model`, with the same errors."""
         if backend := Model.load(str(folder)).flavors.get("keras", {}).get("keras_backend"):
-            os.environ.setdefault("KERAS_BACKEND", backend)  # Keras is imported by the next line
+            os.environ.setdefault("KERAS_BACKEND", backend)  # The next line imports Keras.
         model, artifact = load_model(str(folder)), read_served_artifact(folder)
         if artifact.task == "agent/v1/responses" and artifact.logged_columns:
-            # it checks all itself; MLflow's signature refuses the names of tools
+            # These models validate requests themselves, and MLflow's signature rejects the names of tools.
             opened = {ArrayType: ArrayType(AnyType()), Object: AnyType()}
             columns = [
-                ColSpec(opened.get(type(one.type), one.type), one.name, one.required)
-                for one in model.metadata.get_input_schema()
+                ColSpec(opened.get(type(spec.type), spec.type), spec.name, spec.required)
+                for spec in model.metadata.get_input_schema()
             ]
             model.metadata.signature.inputs = Schema(columns)
-            with suppress(MlflowException):  # Each trace would repeat the warning.
-                get_bridged_tracer_provider()  # may make a database, which the first caller must not await
+            with suppress(MlflowException):  # Each trace would repeat this warning.
+                get_bridged_tracer_provider()  # This may create a database, so do it before the first request.
         return cls(model, artifact)
 
     def warm_up(self) -> dict[str, Array]:
-        """Answer the model's own example, if it has one, and return its outputs without their rows."""
+        """Predict the model's example if there is one, and return the outputs with zero rows."""
         example = self._artifact.folder / INPUT_EXAMPLE
         if not example.is_file():
             return {}
         try:
-            with tracing_context(enabled=False):  # nobody has asked
+            with tracing_context(enabled=False):
                 outputs = self.invoke(_JSON, example.read_bytes()).arrays.get("outputs", {})
         except OnnxserveError as refusal:
-            _log.warning("the model does not answer its own example (%s): %s", INPUT_EXAMPLE, refusal.message)
+            _log.warning("the model cannot predict its example (%s): %s", INPUT_EXAMPLE, refusal.message)
             return {}
         return {name: array[:0] for name, array in outputs.items()}
 
     def invoke(
         self, content_type: str, body: bytes, most_values: int = sys.maxsize, keys: Sequence[str] = ()
     ) -> SideMessage:
-        """Answer a body of `/invocations`, with arrays to log. The model is not given the columns `keys`."""
+        """Answer a body of `/invocations`, with arrays for the log. The columns `keys` are not passed to the model."""
         recorder, text = self._score(self._model, content_type, body, most_values, keys)
         return SideMessage("answer", arrays=self._log_arrays(recorder), body=_strict_json(text))
 
     def _score(
         self, model: Any, content_type: str, body: bytes, most_values: int, keys: Sequence[str]
     ) -> tuple[_Recorder, str]:
-        """Have the model predict for a body of `/invocations`, and return its input and MLflow's answer."""
+        """Predict for a body of `/invocations`, and return the recorder and MLflow's answer."""
         mime_type = content_type.partition(";")[0].strip()
         recorder = _Recorder(model, most_values, self._converted, keys)
         try:
             data: Any = body
-            if mime_type == _JSON:  # MLflow reads bytes twice; its own json also keeps integers beyond 64 bits
-                with suppress(ValueError):  # MLflow's message gives the reason.
+            if mime_type == _JSON:  # MLflow would parse bytes twice. json keeps integers above 64 bits.
+                with suppress(ValueError):  # MLflow reports the error.
                     data = json.loads(body)
             if isinstance(data, dict):
-                if scoring_server.is_unified_llm_input(data):  # a chat is not a table
+                if scoring_server.is_unified_llm_input(data):  # A chat is not a table.
                     recorder = _Recorder(model, most_values, keys=keys)
                 recorder.take_keys(data)
             else:
                 data = body
             schema = self._json_schema if mime_type == _JSON else self._csv_schema
             has_columns = schema is None or (schema.has_input_names() and not schema.is_tensor_spec())
-            if mime_type == "text/csv" and keys and has_columns:  # MLflow reads the keys as texts: 007 is not a number
+            if mime_type == "text/csv" and keys and has_columns:  # MLflow must read 007 as a string.
                 texts = (ColSpec(DataType.string, name, required=False) for name in keys)
                 schema = Schema([*(schema or ()), *texts])
             answer = scoring_server.invocations(data, content_type, recorder, schema)
@@ -505,10 +505,10 @@ class Scorer:
             raise
         except MlflowException as error:
             raise self._refusal(recorder, error) from None
-        except Exception as error:  # noqa: BLE001 - MLflow's readers may raise any error for a body.
+        except Exception as error:  # noqa: BLE001 - MLflow's readers may raise any class
             _log.info("a body could not be read", exc_info=True)
             if recorder.prediction is not None:
-                raise InferenceError(f"the answer has no form as JSON: {error_summary(error)}") from None
+                raise InferenceError(f"the answer cannot be written as JSON: {error_summary(error)}") from None
             raise InvalidRequest(f"the body cannot be read: {error_summary(error)}") from None
         if answer.status != 200:
             raise (UnsupportedMediaType if answer.status == 415 else InvalidRequest)(clean_message(answer.response))
@@ -519,10 +519,10 @@ class Scorer:
     ) -> Iterator[SideMessage]:
         """Yield `predict_stream`'s parts as JSON, then an end. The first part also has `feeds` and `keys` to log."""
         reader = SimpleNamespace(metadata=self._model.metadata, predict=lambda data, params: None)
-        given, _ = self._score(reader, content_type, body, most_values, keys)
-        arrays = {"feeds": self._log_feeds(given.data), "keys": given.key_arrays}
+        recorder, _ = self._score(reader, content_type, body, most_values, keys)
+        arrays = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
         try:
-            for part in self._model.predict_stream(given.data, params=given.params):
+            for part in self._model.predict_stream(recorder.data, params=recorder.params):
                 if count_values(part) > most_values:
                     raise BodyTooLarge(too_many_values(most_values))
                 text = io.StringIO()
@@ -541,10 +541,10 @@ class Scorer:
     def predict(
         self, feeds: Mapping[str, Array], most_values: int = sys.maxsize, parameters: Mapping[str, Any] | None = None
     ) -> SideMessage:
-        """Return named outputs for named arrays that fit the signature. Of the parameters, its params are passed on."""
+        """Return named outputs for arrays that match the signature. Parameters outside its params are ignored."""
         data = to_model_input(feeds, self._artifact, self._types, self._names)
         known = self._model.metadata.get_params_schema() or ()
-        params = {one.name: parameters[one.name] for one in known if one.name in parameters} if parameters else None
+        params = {spec.name: parameters[spec.name] for spec in known if spec.name in parameters} if parameters else None
         return SideMessage("answer", arrays={"outputs": self.outputs_of(data, most_values, params)})
 
     def outputs_of(
@@ -557,11 +557,11 @@ class Scorer:
         except (MlflowException, RuntimeError) as error:
             raise self._refusal(recorder, error) from None
         except NotRepresentable as error:
-            message = f"the model's answer has no form as named arrays ({error}); send it to /invocations, as JSON"
+            message = f"the answer cannot be represented as named arrays ({error}); send the request to /invocations"
             raise InferenceError(message) from None
 
     def _converted(self, data: Any) -> Any:
-        """Return the data of a request with its dates, and with its missing texts as the model knows them."""
+        """Return the data of a request with parsed dates, and with the missing strings that the model expects."""
         if not self._dates and not self._missing:
             return data
         try:
@@ -570,13 +570,13 @@ class Scorer:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
         doubled = {*table.columns[table.columns.duplicated()]}
         if name := next((name for name in (*self._dates, *self._missing) if name in doubled), None):
-            raise SchemaMismatch(f"column {name!r} is there twice", column=str(name))
+            raise SchemaMismatch(f"column {name!r} occurs twice", column=str(name))
         for name in [name for name in self._dates if name in table]:
-            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet has dates
+            if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet contains dates.
                 table[name] = _read_dates(name, table[name])
         for name, missing in self._missing.items():
             if name in table:
-                if table is not data and pd.api.types.is_numeric_dtype(table[name].dtype):  # texts to MLflow
+                if table is not data and pd.api.types.is_numeric_dtype(table[name].dtype):  # The signature has strings.
                     table[name] = table[name].map(str, na_action="ignore")
                 table[name] = _text_column(table[name], missing)
         return table
@@ -594,7 +594,7 @@ class Scorer:
         return kind(clean_message(str(getattr(error, "message", error))))
 
     def _log_arrays(self, recorder: _Recorder) -> Mapping[str, Mapping[str, Array]]:
-        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if some are missing."""
+        """Return `feeds`, `keys`, and `outputs` or `texts` for the inference log. Warn once if an array is missing."""
         arrays: dict[str, Mapping[str, Array]] = {"feeds": self._log_feeds(recorder.data), "keys": recorder.key_arrays}
         try:
             return {**arrays, "outputs": to_outputs(recorder.prediction)}
@@ -610,7 +610,7 @@ class Scorer:
     def _log_feeds(self, data: Any) -> Feeds:
         try:
             if self._artifact.undescribed and not self._artifact.logged_columns:
-                raise NotRepresentable("its signature has no columns that the inference log knows")
+                raise NotRepresentable("its signature has no columns that the inference log supports")
             return to_feeds(data, self._artifact, self._types)
         except NotRepresentable as error:
             self._warn_once(error)
@@ -618,5 +618,5 @@ class Scorer:
 
     def _warn_once(self, reason: NotRepresentable) -> None:
         if not self._has_warned:
-            _log.warning("rows of this model, or parts of them, are not captured: %s", reason)
+            _log.warning("some rows or values of this model are not captured: %s", reason)
             self._has_warned = True

@@ -58,7 +58,7 @@ def test_inputs_of_json_are_arrays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("rows.txt", "a", "its ending is none of .csv, .json, .jsonl and .parquet"),
+        ("rows.txt", "a", "the file name must end with .csv, .json, .jsonl or .parquet"),
         ("rows.csv", "", "rows.csv cannot be read as csv: No columns to parse from file"),
         ("rows.csv", "a,b\n", "rows.csv has no rows"),
         ("rows.parquet", "PAR1", "rows.parquet cannot be read as parquet: "),

@@ -111,7 +111,7 @@ def test_wrong_rows_are_counted_and_shown_worst_first(regressor: Saved, table: p
     json.dumps(report.as_dict(), allow_nan=False)
 
     lines = parity_error(report).message.splitlines()
-    assert lines[0].startswith("the ONNX form answers otherwise than the original; prediction: ")
+    assert lines[0].startswith("the ONNX form does not match the original; prediction: ")
     assert lines[1].split() == ["source", "output", "original", "onnx", "input"]
     assert all(line.startswith("  example  prediction  ") and "a=" in line for line in lines[2:7])
 

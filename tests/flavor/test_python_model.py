@@ -118,7 +118,7 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
 
     said = (
         r"the model's answers to parity_data, reference_data: logits has the shape \[4, 3\]; "
-        r"the example's is \[5, 2, 3\]"
+        r"the example has \[5, 2, 3\]"
     )
     with pytest.raises(InvalidConfig, match=said):
         onnxserve.log_model(Squeezed(), name="model", input_example={"tokens": ROWS}, parity_data={"tokens": ROWS[:4]})

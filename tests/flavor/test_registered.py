@@ -175,7 +175,7 @@ def test_without_an_example_the_rows_are_made_up_from_the_signature_and_not_kept
 
     made = onnxserve.wrap("models:/signed/1")
 
-    assert made.warnings[0].startswith("it has no input example: it is proven on rows made up from its signature")
+    assert made.warnings[0].startswith("it has no input example: it is compared on rows generated from its signature")
     artifact = read_artifact(Path(mlflow.artifacts.download_artifacts(f"models:/signed/{made.version}")))
     assert (artifact.reference, "dataset_digest" in artifact.provenance) == (None, False)
 
@@ -276,29 +276,29 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
     [
-        ("python", ConversionError, "cannot be converted to ONNX: it is a Python class of its author; it"),
-        ("code", ConversionError, "cannot be converted to ONNX: it is a Python class of its author; it"),
+        ("python", ConversionError, "cannot be converted to ONNX: it is a custom Python class; it"),
+        ("code", ConversionError, "cannot be converted to ONNX: it is a custom Python class; it"),
         ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ is served as"),
-        ("method", ConversionError, "it answers by 'predict_log_proba'; an ONNX form answers by"),
+        ("method", ConversionError, "its pyfunc calls 'predict_log_proba', and an ONNX form supports only"),
         (
             "sequence",
             ConversionError,
             "'s' is a sequence of any length, which cannot be served; .* ConcatFromSequence to",
         ),
-        ("wrapped", InvalidConfig, "is wrapped already: it is served as ONNX as it stands"),
-        ("bare", InvalidConfig, "has neither an input example nor a signature; --data FILE"),
+        ("wrapped", InvalidConfig, "is wrapped already: it can be served as ONNX"),
+        ("bare", InvalidConfig, "has neither an input example nor a signature; pass rows with --data FILE"),
         (
             "version",
             ConversionError,
-            r"cannot be loaded by mlflow.sklearn: .*; it was logged with scikit-learn 0.1 \(\S+ is installed\), n",
+            r"cannot be loaded by mlflow.sklearn: .*; install the versions it was logged with: scikit-learn 0.1 \(\S+ is installed\), n",
         ),
         (
             "attribute",
             InvalidConfig,
             r"the model itself refuses it: .*; it was logged with scikit-learn 1.4.2 \(\S+ is ",
         ),
-        ("no model", InvalidArtifact, "is no model: it has no MLmodel file"),
-        ("no MLmodel", InvalidArtifact, "is no model: its MLmodel file cannot be read: ParserError"),
+        ("no model", InvalidArtifact, "is not a model: it has no MLmodel file"),
+        ("no MLmodel", InvalidArtifact, "is not a model: its MLmodel file cannot be read: ParserError"),
     ],
 )
 def test_what_cannot_be_wrapped_is_said_in_one_line(
@@ -313,7 +313,7 @@ def test_what_cannot_be_wrapped_is_said_in_one_line(
 def test_a_type_that_no_graph_takes_is_refused_without_an_example_too(model: Pipeline, tmp_path: Path) -> None:
     dates = ModelSignature(Schema([ColSpec("datetime", "when")]))
     mlflow.sklearn.save_model(model, tmp_path / "saved", signature=dates, **_REQUIREMENTS)
-    refused = r"column 'when' has the type datetime, which an ONNX model cannot take; .*; \S+ is served as pyfunc"
+    refused = r"column 'when' has the type datetime, which an ONNX model cannot read; .*; \S+ can be served as pyfunc"
     with pytest.raises(ConversionError, match=refused):
         onnxserve.wrap(str(tmp_path / "saved"), dry_run=True)
 

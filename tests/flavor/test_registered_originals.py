@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.flavor.registered import load_file, load_folder
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("text.txt", b"hello", InvalidConfig, "text.txt is no model: a file ends in .joblib"),
+        ("text.txt", b"hello", InvalidConfig, "text.txt is not a model: the file name must end with .joblib"),
         ("text.pkl", b"hello", InvalidArtifact, "text.pkl cannot be loaded as a joblib or pickle file"),
         ("map.pkl", b"\x80\x04}\x94.", ConversionError, "builtins.dict is of no framework that can be converted"),
         ("gone.pkl", None, NotFound, "the file .*gone.pkl does not exist"),
@@ -73,7 +73,7 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
     )
     mlmodel.save(str(tmp_path / "MLmodel"))
 
-    unknown = r"a model of mlflow.spark is of no framework .*known are catboost.*; it is served as pyfunc as it stands"
+    unknown = r"a model of mlflow.spark is of no framework .*known are catboost.*; \S+ can be served as pyfunc without conversion"
     with pytest.raises(ConversionError, match=unknown):
         load_folder(tmp_path, "it")
 

@@ -66,11 +66,11 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a reference without a column": (
         lambda: _save(LINE, TABLE, reference_data=TABLE[["a"]]),
-        "reference_data: 'b' is missing; the example has it",
+        "reference_data: 'b' is missing, and the example has it",
     ),
     "a column of times that is none": (
         lambda: _save(LINE, TABLE, event_time=np.arange(20)),
-        "event_time: 0 is a number; give times (pandas.to_datetime(…, unit='s') makes them)",
+        "event_time: 0 is a number; convert it with pandas.to_datetime(…, unit='s')",
     ),
     "a name that MLflow refuses": (
         lambda: onnxserve.wrap("models:/nobody/1", register="a/b"),

@@ -30,7 +30,7 @@ def test_a_table_of_arrow_is_read_as_one_of_pandas(line: LinearRegression, timed
         ({"parity": "maybe"}, "parity: 'maybe' is not one of require, warn"),
         ({"pyfunc_predict_fn": "transform"}, "pyfunc_predict_fn: 'transform' is not one of predict, predict_proba"),
         ({"event_time": "when"}, "event_time: the reference data has no column 'when'"),
-        ({"event_time": ["2013-01-01"]}, "event_time has 1 values, the reference data 300 rows"),
+        ({"event_time": ["2013-01-01"]}, "event_time has 1 values, but the reference data has 300 rows"),
         ({"event_time": ["x"] * 300}, "event_time: "),
     ],
 )

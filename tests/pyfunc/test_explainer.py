@@ -82,7 +82,7 @@ def test_a_wide_model_is_explained_against_fewer_rows(explainer: Any, tmp_path: 
 @pytest.mark.parametrize(
     ("graph", "width", "said"),
     [
-        (SUM, 2, "the model answers 1 rows to 15, and cannot be explained"),
+        (SUM, 2, "the model returns 1 rows for 15, so it cannot be explained"),
         (FIRST, 400, "the model answers 400 numbers a row; at most 100 are explained"),
     ],
 )

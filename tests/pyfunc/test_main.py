@@ -24,7 +24,7 @@ def test_a_pickle_that_another_version_wrote_is_refused_with_both_versions(
         start_scorer(tmp_path)
     said = str(refused.value)
     assert said.startswith("MLflow cannot load the model: AttributeError: ")
-    assert said.endswith(f"; it was logged with numpy 0.1 ({np.__version__} is installed): install that")
+    assert said.endswith(f"; install the versions it was logged with: numpy 0.1 ({np.__version__} is installed)")
     assert str(tmp_path) not in said
 
 
@@ -40,5 +40,5 @@ def test_a_package_that_is_missing_is_named_with_what_installs_it(
     assert said.startswith("the model needs the Python module 'not_installed_here', which is not installed here (it ")
     assert mentions(said, "numpy 0.1", np.__version__, "`pip install")
     assert mentions(said, "`mlflow.pyfunc.get_model_dependencies(MODEL_URI)`")
-    assert said.endswith("; a module of your own comes with the model that is logged with `code_paths`")
+    assert said.endswith("; to include your own modules in the model, log it with `code_paths`")
     assert str(tmp_path) not in said

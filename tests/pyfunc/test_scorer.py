@@ -346,14 +346,14 @@ def test_the_warm_up_says_the_outputs(scorers: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("model", "feeds", "error", "said"),
     [
-        ("bytes", {"blob": ["%"]}, SchemaMismatch, "column 'blob' (binary) holds a text that is not base64"),
+        ("bytes", {"blob": ["%"]}, SchemaMismatch, "column 'blob' (binary) contains a string that is not base64"),
         (
             "troubled",
             {"do": ["raise"]},
             InferenceError,
             "the model cannot compute this input: KeyError: 'no such thing",
         ),
-        ("troubled", {"do": ["point"]}, InferenceError, "the model's answer has no form as named arrays ("),
+        ("troubled", {"do": ["point"]}, InferenceError, "the answer cannot be represented as named arrays ("),
     ],
 )
 def test_a_refusal_says_what_is_at_fault(

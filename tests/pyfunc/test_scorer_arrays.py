@@ -213,7 +213,7 @@ def test_the_log_keeps_only_texts_of_tensors_of_objects(cells: list[Any], expect
     artifact = Artifact(Path(), Path(), "python_function", "", "", "", tensors=tensors, inputs=inputs)
     data = {"title": object_array(cells)}
     if expected is NotRepresentable:
-        with pytest.raises(NotRepresentable, match="is no text"):
+        with pytest.raises(NotRepresentable, match="is not a string"):
             to_feeds(data, artifact, {})
     else:
         assert json.loads(json.dumps(to_feeds(data, artifact, {})["title"].tolist())) == expected

@@ -259,7 +259,7 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
     [
         ("images", {"inputs": [[[1, 2], [3, 4]]]}, "the input 'image' has 3 dimensions; what is explained is a table"),
         ("labels", {"inputs": [[1, 2, 3]]}, "the model answers labels alone"),
-        ("bare", split(rows_of_flights(1, 0)), "the model came without rows to explain against"),
+        ("bare", split(rows_of_flights(1, 0)), "the model has neither reference rows nor an input example"),
         ("linear", {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)}, "6 rows; at most 5 are explained at once"),
         ("linear", {"inputs": [[1, 2]]}, "row 0 is"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 6}}, "3 columns need at least 7"),
