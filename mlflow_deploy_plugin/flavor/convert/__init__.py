@@ -1,8 +1,8 @@
-"""Trained models → ONNX: one module for each framework, chosen by the table in `converters.py`.
+"""Convert trained models to ONNX, with one module per framework. `converters.py` selects the module.
 
-Each module has `read_batch(model, data) -> ModelInput`, which returns the user's rows as the model takes them, and
-`forms(model, batch, predict_fn, dynamic_axes) -> Forms`. A converter of another distribution (docs/extend.md) may
-import the names below.
+Each module has `read_batch(model, data) -> ModelInput`, which converts the user's rows to the model's input, and
+`forms(model, batch, predict_fn, dynamic_axes) -> Forms`. Converters in other distributions (docs/extend.md) may import
+the names below.
 """
 
 from mlflow_deploy_plugin.flavor.convert.converted import ConvertedModel, DynamicAxes, bind_graph

@@ -1,4 +1,4 @@
-"""A converted model, as every framework's module returns it, and the inputs and outputs of a graph."""
+"""The converted model that the module of each framework returns, and the inputs and outputs of a graph."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,33 +20,33 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 TrainedModel: TypeAlias = Any
-"""A trained model of any framework: the frameworks have no base class in common, and most have no types."""
+"""A trained model of any framework. The frameworks have no common base class, and most have no types."""
 
 Category: TypeAlias = str | int | float | bool | None
-"""A category that a model has learned, or a missing one."""
+"""A category from training. None and NaN are missing values."""
 
 OriginalModel = Callable[[ModelInput], dict[str, Array]]
-"""A function that returns the original model's predictions for a batch, by ONNX output name; its errors are its own."""
+"""A function that returns the original's predictions for a batch by ONNX output name. It may raise any error."""
 
 DynamicAxes = Mapping[str, tuple[int, ...]]
-"""The axes of each tensor, except axis 0, whose size differs between requests: lengths of texts, image sizes."""
+"""The axes of each tensor whose size differs between requests (text lengths, image sizes), without axis 0."""
 
 
 _FATAL_IF_EMPTY = ("LSTM", "GRU")
 _AS_EMPTY = ("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
-"""Operators whose output is empty only if their input is."""
+"""Operators whose output is empty only if their input is empty."""
 MAX_VALUES = 1_000
-"""The most edges, categories and terms of a column, and learned rows, evenly spread over all."""
+"""The maximum number of edges, categories or terms per column, and of training rows. They are evenly sampled."""
 
 
 @dataclass(frozen=True)
 class BoundaryValues:
-    """The inputs at which a fitted model may change its prediction, by signature column, or by position in a matrix.
+    """The inputs at which a fitted model may change its prediction, by signature column or matrix position.
 
     Attributes:
-        edges: thresholds and edges of bins, [T] float64.
-        rows: sets of learned rows (neighbours, centres, support vectors), each as [K] by column.
-        left_out: the error of each step that could not be read, by its name.
+        edges: thresholds and bin edges, [T] float64.
+        rows: sets of training rows (neighbours, centres, support vectors), each as arrays [K] by column.
+        left_out: the error of each step that could not be read, by the name of the step.
     """
 
     edges: Mapping[str, Array] = field(default_factory=dict)
@@ -58,18 +58,18 @@ class BoundaryValues:
 
 @dataclass(frozen=True)
 class ConvertedModel:
-    """A model's ONNX form, and the means to prove it.
+    """A model's ONNX form, and the data to check it.
 
     Attributes:
-        proto: with its weights inline; a copy if the caller has one.
-        inputs, outputs: the graph's, bound to the signature by column (or tensor) name.
+        proto: the ModelProto with inline weights; a copy if the user passed a ModelProto.
+        inputs, outputs: inputs and outputs of the graph, bound to the signature by column (or tensor) name.
         prediction: names of the outputs that `predict` returns.
-        original: None if there is nothing to compare with (a ready ONNX model).
-        classes: labels in the order of the columns of the probabilities.
-        margin: the decision function of a classifier, [N] or [N, C], which shows ties.
-        many_rows: the fewest rows for which the graph uses other operators, or 0. All rows are proven in both ways.
-        move_weights: moves each weight of a net at random by some roundings until its block ends.
-        repair: the change that keeps 32-bit floats from changing the predictions; empty for the plain conversion.
+        original: the function for the original's predictions; None for a ready ONNX model.
+        classes: labels in the order of the probability columns.
+        margin: the decision function of a classifier, [N] or [N, C], which determines ties.
+        many_rows: from this batch size on, the graph uses other operators; 0 if it does not. Both are compared.
+        move_weights: a context manager that moves each weight of a neural network by random rounding steps.
+        repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
     """
 
     proto: ModelProto
@@ -88,21 +88,21 @@ class ConvertedModel:
 
 
 Forms: TypeAlias = list[Callable[[], ConvertedModel]]
-"""Functions that make an ONNX form of a model, the preferred one first; they are called until one form is proven."""
+"""Functions that return an ONNX form of a model, in order of preference. They are called until a form is proven."""
 
 
 def bind_graph(
     proto: ModelProto, batch: ModelInput | None, framework: str, framework_version: str, original: OriginalModel | None
 ) -> ConvertedModel:
-    """Change a graph so that its inputs are bound to the columns or tensors of the batch, and return it converted.
+    """Bind the inputs of a graph to the columns or tensors of the batch, and return the converted model.
 
-    A table's columns are the graph's inputs by name, or are stacked into its only input, [N, columns]. All outputs are
-    values; `dataclasses.replace` gives them other roles. Raises InvalidConfig if the batch does not have the graph's
-    inputs, and ConversionError if the graph is not valid or cannot be served.
+    A table's columns are the graph's inputs by name, or are stacked into a single input [N, columns]. The role of all
+    outputs is "values"; use `dataclasses.replace` for other roles. Raises InvalidConfig if the batch lacks inputs of
+    the graph, and ConversionError if the graph is invalid or cannot be served.
 
     Args:
-        batch: the example, or an empty table with the signature's columns; None to serve the inputs that are declared.
-        original: if it is given, the first dimension of each input and output must be free.
+        batch: the example, or an empty table with the signature's columns; None to use the declared inputs.
+        original: if it is not None, the first dimension of each input and output must be free.
     """
     for value in proto.graph.input:
         if value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"):
@@ -113,11 +113,11 @@ def bind_graph(
     _refuse_empty_sequences(proto.graph)
     try:
         check_graph(proto)
-    except Exception as error:  # noqa: BLE001 - protobuf and the checker each raise their own
+    except Exception as error:  # noqa: BLE001 - protobuf and the checker raise many classes
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     for kind, values in (("inputs", proto.graph.input), ("outputs", proto.graph.output)):
         if not values:
-            raise ConversionError(f"the graph has no {kind}: there is nothing to ask of it")
+            raise ConversionError(f"the graph has no {kind}, so it cannot be served")
     inputs = [Input(value.name, *served_type(value, original)) for value in fed_inputs(proto.graph)]
     names = [entry.name for entry in inputs]
     if isinstance(batch, pd.DataFrame):
@@ -126,7 +126,7 @@ def bind_graph(
         if not is_matrix and not set(names) <= set(columns):
             argument = "input_example" if len(batch) else "signature"
             raise InvalidConfig(f"{argument}: its columns {list(columns)} are not the graph's inputs {names}")
-        inputs = [replace(one, columns=(one.name,) if one.name in columns else columns) for one in inputs]
+        inputs = [replace(entry, columns=(entry.name,) if entry.name in columns else columns) for entry in inputs]
     elif batch is not None and set(batch) != set(names) and not (set(batch) == {""} and len(names) == 1):
         raise InvalidConfig(f"input_example: its tensors {sorted(batch)} are not the graph's inputs {sorted(names)}")
     served = [value for value in proto.graph.output if value.name != REFUSED_ROWS]
@@ -143,10 +143,10 @@ def bind_graph(
 
 
 def _refuse_empty_sequences(graph: GraphProto) -> None:
-    """Make an LSTM or GRU refuse an empty tensor that the graph itself has made, as a selection of steps.
+    """Make an LSTM or GRU fail for an empty tensor that the graph has computed, such as a selection of steps.
 
-    ONNX Runtime 1.31 ends the process there. To reshape to [0, 0, -1] changes nothing, and is an error for an empty
-    tensor. Empty tensors of a request are refused before the graph runs (`runtime/model.py`).
+    Without this, ONNX Runtime 1.31 crashes. Reshaping to [0, 0, -1] changes nothing, but raises an error for an empty
+    tensor. Empty tensors in a request are refused before the graph runs (`runtime/model.py`).
     """
     weights = {entry.name for entry in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
@@ -155,58 +155,58 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
         maker = makers.get(name)
         if maker is None or maker.op_type in _FATAL_IF_EMPTY:
             return False
-        if maker.op_type == "Gather" and maker.input[0] in weights:  # an embedding
+        if maker.op_type == "Gather" and maker.input[0] in weights:  # This is an embedding.
             return may_be_empty(maker.input[1])
         return maker.op_type not in _AS_EMPTY or may_be_empty(maker.input[0])
 
-    for place, node in reversed([*enumerate(graph.node)]):
+    for index, node in reversed([*enumerate(graph.node)]):
         if node.op_type in _FATAL_IF_EMPTY and may_be_empty(node.input[0]):
-            name = f"not_empty_{node.op_type}_{place}"
+            name = f"not_empty_{node.op_type}_{index}"
             graph.initializer.append(numpy_helper.from_array(np.array([0, 0, -1]), f"{name}_shape"))
             reshape = helper.make_node("Reshape", [node.input[0], f"{name}_shape"], [name], name)
             node.input[0] = name
-            graph.node.insert(place, reshape)
+            graph.node.insert(index, reshape)
 
 
 def fed_inputs(graph: GraphProto) -> list[ValueInfoProto]:
-    """Return the inputs that a caller gives; older graphs also name their weights among the inputs."""
-    held = {initializer.name for initializer in graph.initializer}
-    return [value for value in graph.input if value.name not in held]
+    """Return the inputs without weights: older graphs also list their weights as inputs."""
+    weights = {initializer.name for initializer in graph.initializer}
+    return [value for value in graph.input if value.name not in weights]
 
 
 def served_type(value: ValueInfoProto, original: OriginalModel | None) -> tuple[str, tuple[int, ...]]:
-    """Return dtype and shape of a graph's input or output. Raises ConversionError if it cannot be served."""
+    """Return the dtype and shape of a graph's input or output. Raises ConversionError if the type cannot be served."""
     dtype, shape = dtype_and_shape(value)
     if not dtype:
         raise ConversionError(f"the graph's {value.name!r} is {_unservable(value.type)}")
     if original is not None and (not shape or shape[0] != -1):
         raise ConversionError(
-            f"{value.name!r} has the fixed shape {list(shape)}: the model must treat its first dimension as the batch"
+            f"{value.name!r} has the fixed shape {list(shape)}: its first dimension must be the batch"
         )
     return dtype, shape
 
 
 def _unservable(kind: TypeProto) -> str:
-    """Describe a value that is not a tensor of numbers, booleans or texts, and the right type."""
+    """Describe the type of a value that cannot be served, and name a type that can be served."""
     match kind.WhichOneof("value"):
         case "sequence_type":
             return (
-                "a sequence of any length, which cannot be served; a tensor can: add a ConcatFromSequence to the graph "
+                "a sequence of any length, which cannot be served; add a ConcatFromSequence to the graph "
                 "(SplitToSequence for an input)"
             )
         case "optional_type":
-            return "optional, which cannot be served; a tensor can: add an OptionalGetElement to the graph"
+            return "optional, which cannot be served; add an OptionalGetElement to the graph"
         case "tensor_type":
             name = TensorProto.DataType.Name(kind.tensor_type.elem_type)
             return (
-                f"a tensor of {name}, which cannot be served; numbers of 8 to 64 bits, booleans and texts can: add a "
-                "Cast to the graph"
+                f"a tensor of {name}, which cannot be served; add a Cast to numbers of 8 to 64 bits, booleans or "
+                "strings to the graph"
             )
-    return "no tensor, which cannot be served"
+    return "not a tensor, so it cannot be served"
 
 
 def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> ModelProto:
-    """Return the graph with other names of its inputs and outputs; subgraphs still find the old names."""
+    """Rename the inputs and outputs of the graph. Subgraphs may still use the old names."""
     graph = proto.graph
     for value, name in zip(fed_inputs(graph), inputs, strict=True):
         if value.name != name:
@@ -220,31 +220,33 @@ def rename_values(proto: ModelProto, inputs: list[str], outputs: list[str]) -> M
 
 
 def require_example(batch: ModelInput | None, predict_fn: str, what: str, method: str) -> ModelInput:
-    """Return the example of a model, called `what` in messages, that has only this method.
+    """Return the example of a model that has only the method `method`; messages call the model `what`.
 
-    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if its tensors share no rows.
+    Raises InvalidConfig without an example or for `predict_proba`, and ConversionError if its tensors differ in rows.
     """
     if batch is None:
-        raise InvalidConfig(f"input_example: {what} needs one, to know the shapes and types of its inputs")
+        raise InvalidConfig(f"input_example: {what} needs an example for the shapes and types of its inputs")
     if predict_fn != "predict":
-        raise InvalidConfig(f"pyfunc_predict_fn: {what} has only its {method}; leave it at 'predict'")
+        raise InvalidConfig(f"pyfunc_predict_fn: {what} has only {method}; use the default 'predict'")
     if not Batch(batch).has_rows:
         shapes = ", ".join(f"{name!r} {list(values.shape)}" for name, values in batch.items())
-        raise ConversionError(f"its inputs differ in their first dimension, which has to be the batch: {shapes}")
+        raise ConversionError(f"its inputs differ in their first dimension, which must be the batch: {shapes}")
     return batch
 
 
 def call_original(original: OriginalModel, batch: ModelInput, argument: str = "input_example") -> dict[str, Array]:
-    """Return the original's predictions for the user's rows. Raises InvalidConfig if the model refuses the rows."""
+    """Return the original's predictions for rows. Raises InvalidConfig if the model refuses the rows."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about unseen categories and the like: generated rows have them on purpose
+            warnings.simplefilter("ignore")  # Generated rows contain unseen categories.
             return original(batch)
     except OnnxserveError:
         raise
     except Exception as error:
         reason = one_line(error, 300)
-        raise InvalidConfig(f"{argument}: the model itself refuses it: {type(error).__name__}: {reason}") from error
+        raise InvalidConfig(
+            f"{argument}: the model cannot predict these rows: {type(error).__name__}: {reason}"
+        ) from error
 
 
 _SAME_NAME = ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
@@ -257,7 +259,7 @@ DTYPES: dict[int, str] = {
 
 
 def dtype_and_shape(value: ValueInfoProto) -> tuple[str, tuple[int, ...]]:
-    """Return the numpy dtype (`str` for strings) and shape of a graph input or output; -1 for free dimensions."""
+    """Return the numpy dtype (`str` for strings) and shape of a graph input or output. -1 is a free dimension."""
     tensor = value.type.tensor_type
     sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
     return DTYPES.get(tensor.elem_type, ""), tuple(max(size, -1) for size in sizes)

@@ -1,4 +1,4 @@
-"""The converter of a model. Converters of other distributions come first: their classes may inherit from ours."""
+"""Select the converter of a model. Converters of other distributions are checked first: they may be more specific."""
 
 import logging
 from collections.abc import Callable
@@ -28,10 +28,10 @@ _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
     **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch")},
 }
-"""Our module by the package of a model's class. The module and the extra that it needs have the same name."""
+"""Our module by the package of a model's class. The module and its pip extra have the same name."""
 
 _NEVER = ("pmdarima",)
-"""Packages whose classes inherit from a framework's, but do not predict rows: MLflow's own flavor logs them."""
+"""Packages with subclasses of a framework's classes that do not predict rows. MLflow's flavors log their models."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,22 +39,22 @@ _logger = logging.getLogger("mlflow_deploy_plugin.flavor")
 
 
 class Converter(Protocol):
-    """A converter in the entry-point group `onnxserve.converters`; its own `read_batch(model, data)` is optional."""
+    """A converter in the entry-point group `onnxserve.converters`. Its method `read_batch(model, data)` is optional."""
 
     def matches(self, model: TrainedModel) -> bool:
-        """Return True for the models that it converts. It is asked for every model, so it imports nothing heavy."""
+        """Return True for models that it converts. It is called for each model and must not import heavy modules."""
 
     def convert(self, model: TrainedModel, example: ModelInput | None, **options: object) -> ConvertedModel:
-        """Return the ONNX form, by `bind_graph`. Raises ConversionError, which names the part, if the model has none.
+        """Return the ONNX form with `bind_graph`. Raises ConversionError, which names the part that is not supported.
 
         Args:
-            example: a table, or arrays by name (the only one is named ""); None without an example.
-            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), later ones.
+            example: a table, or arrays by name (a single array is named ""); None without an example.
+            options: `predict_fn` ("predict" or "predict_proba"), `dynamic_axes` (`DynamicAxes`), and future options.
         """
 
 
 class FrameworkConverter(Protocol):
-    """A module of this room. That of scikit-learn also has `known_values`."""
+    """A converter module of this package. The module for scikit-learn also has `known_values`."""
 
     def read_batch(self, model: TrainedModel, data: ModelData) -> ModelInput: ...
 
@@ -69,7 +69,7 @@ class NetConverter(FrameworkConverter, Protocol):
 
 @dataclass(frozen=True)
 class _Registered:
-    """A converter of another distribution, with the functions of our modules."""
+    """A converter of another distribution, with the same functions as our modules."""
 
     entry: EntryPoint
     converter: Converter
@@ -96,22 +96,22 @@ class _Registered:
 
 
 def check_flavor(flavor: str) -> None:
-    """Raise ConversionError before a model is loaded if no module converts the models of MLflow's flavor."""
+    """Raise ConversionError if no converter supports the MLflow flavor. No model is loaded."""
     if flavor.replace("pytorch", "torch") not in _MODULES and not entry_points(group=GROUP):
         raise _unknown_framework(f"a model of mlflow.{flavor}")
 
 
 def converter_for(model: TrainedModel) -> FrameworkConverter:
-    """Return a registered converter, or else our module for the first package in the model's ancestry.
+    """Return a registered converter, otherwise our module for the first supported package of the model's classes.
 
-    A registered converter that fails is logged and skipped. Raises ConversionError if no converter is installed.
+    If a registered converter fails, it is logged and skipped. Raises ConversionError if no converter is installed.
     """
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
         try:
             converter = entry.load()
             if converter.matches(model):
                 return _Registered(entry, converter)
-        except Exception as error:  # noqa: BLE001 - the code of another distribution
+        except Exception as error:  # noqa: BLE001 - code of another distribution
             reason = f"{type(error).__name__}: {one_line(error, 300)}"
             _logger.error("the converter %s cannot be used: %s", _described(entry), reason)
     known = (name for name in packages_of(model) if name in _MODULES or name in _NEVER)
@@ -120,9 +120,8 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
-        return cast(
-            FrameworkConverter, import_module(f"{_ROOM}.{extra}")
-        )  # only now: the frameworks are heavy, and optional
+        # The frameworks are heavy and optional.
+        return cast(FrameworkConverter, import_module(f"{_ROOM}.{extra}"))
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"
         raise ConversionError(
@@ -131,17 +130,17 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
 
 
 def is_onnx(model: TrainedModel) -> bool:
-    """Return True for an ONNX model, or the path of its file."""
+    """Return True for an ONNX model or a path."""
     return isinstance(model, str | PathLike) or "onnx" in packages_of(model)
 
 
 def packages_of(model: TrainedModel) -> list[str]:
-    """Return the packages of the classes in the model's ancestry, its own class first."""
+    """Return the packages of the model's class and of its base classes."""
     return [kind.__module__.split(".")[0] for kind in type(model).__mro__]
 
 
 def check_installed(error: BaseException, what: str) -> None:
-    """Raise NotInstalled, with the pip command, if a model cannot be loaded because a framework is not installed."""
+    """Raise NotInstalled, with the pip command, if the error is caused by a framework that is not installed."""
     package = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else ""
     if extra := _MODULES.get(package):
         booster = "" if extra == package else f" {package}"
@@ -152,7 +151,7 @@ def check_installed(error: BaseException, what: str) -> None:
 
 def _unknown_framework(what: str) -> ConversionError:
     known = ", ".join(sorted(_MODULES))
-    return ConversionError(f"{what} is of no framework that can be converted to ONNX; known are {known}")
+    return ConversionError(f"{what} cannot be converted to ONNX: its framework is not supported; supported are {known}")
 
 
 def _described(entry: EntryPoint) -> str:
@@ -164,14 +163,14 @@ _LOADERS: dict[str, tuple[str, str]] = {
     ".pt2": ("torch", "export.load"),
     **dict.fromkeys((".pt", ".pth", ".ts"), ("torch", "jit.load")),
 }
-"""The framework of a file, by its suffix, and the framework's function that loads it."""
+"""The framework and its load function by file suffix."""
 FILE_ENDINGS = (*_LOADERS, ".onnx")
-"""The endings of files that hold a model, and run no code of its author while they are loaded."""
+"""The suffixes of model files that do not run code of their author when they are loaded."""
 _SAVED_MODEL = ("tensorflow", "saved_model.load")
 
 
 def load_file(model: TrainedModel) -> TrainedModel:
-    """Load a framework's file or SavedModel folder, and return other models unchanged. Raises ConversionError."""
+    """Load a model file or SavedModel folder, and return other models unchanged. Raises ConversionError."""
     if not isinstance(model, str | PathLike):
         return model
     path = Path(model)
@@ -183,7 +182,7 @@ def load_file(model: TrainedModel) -> TrainedModel:
         return attrgetter(load)(import_module(framework))(str(path))
     except ModuleNotFoundError as error:
         is_backend = framework == "keras" and error.name != "keras"
-        another = "; another backend is named by KERAS_BACKEND=torch, or jax" if is_backend else ""
+        another = "; to use another backend, set KERAS_BACKEND=torch or jax" if is_backend else ""
         extra = error.name if is_backend else framework
         raise ConversionError(f"{path} needs {error.name}: pip install 'mlflow-onnxserve[{extra}]'{another}") from None
     except Exception as error:

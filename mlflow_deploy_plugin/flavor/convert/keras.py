@@ -1,9 +1,9 @@
-"""Keras 3 models, by the exporter of the backend that they run on.
+"""Convert Keras 3 models with the exporter of their backend.
 
 | backend    | exporter                                                                                             |
 |------------|------------------------------------------------------------------------------------------------------|
-| torch      | torch's dynamo exporter, then its legacy one; Keras' own export would trace sizes of 1 (3.15)        |
-| tensorflow | tf2onnx (`tensorflow.py`); Keras' own export leaves out what a Normalization layer has learned (3.15) |
+| torch      | torch's dynamo exporter, then its legacy exporter; Keras' export would trace sizes of 1 (3.15)       |
+| tensorflow | tf2onnx (`tensorflow.py`); Keras' export omits the statistics of a Normalization layer (3.15)         |
 | jax        | jax2onnx                                                                                             |
 """
 
@@ -39,11 +39,11 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 TensorFunction = Callable[..., tuple[keras.KerasTensor, ...]]
 _UNNAMED = "input"
-"""The name of an only input for which neither the model nor the example has one."""
+"""The name of a single input that is unnamed in the model and in the example."""
 
 
 def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
-    """Return a table of numbers, or arrays by the names of the model's inputs (a mapping, or a list in their order)."""
+    """Return a numeric table, or arrays by input name (from a mapping, or a list in the order of the inputs)."""
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, list | tuple) and len(data) == len(_inputs(model)) > 1:
@@ -54,17 +54,19 @@ def read_batch(model: keras.Model, data: ModelData) -> ModelInput:
 
 
 def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
-    """Return the forms: with the free sizes that the inputs declare, then with the free sizes of the data."""
+    """Return the forms: first with the free sizes that the inputs declare, then with the free sizes of the data."""
     batch = require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
-    asked = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
+    data_axes = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
     declared = {
-        name: tuple(axis for axis, size in enumerate(tensor.shape) if axis and (size is None or axis in asked[name]))
+        name: tuple(
+            axis for axis, size in enumerate(tensor.shape) if axis and (size is None or axis in data_axes[name])
+        )
         for name, tensor in zip(names, _inputs(model), strict=False)
     }
-    free = [declared, asked] if declared and declared != asked else [asked]
+    free = [declared, data_axes] if declared and declared != data_axes else [data_axes]
     if (backend := keras.backend.backend()) not in ("torch", "tensorflow", "jax"):
-        raise ConversionError(f"the backend {backend} of Keras has no exporter to ONNX")
+        raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
     ways = (False, True) if backend == "torch" else (False,)
     return [partial(_export, model, batch, names, axes, legacy) for legacy in ways for axes in free]
 
@@ -78,7 +80,7 @@ def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: Dynam
         return tuple(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
     try:
-        match keras.backend.backend():  # no other may be installed
+        match keras.backend.backend():  # The other backends may not be installed.
             case "torch":
                 proto = _by_torch(model, arrays, axes, original, legacy)
             case "tensorflow":
@@ -100,7 +102,7 @@ def _export(model: keras.Model, batch: ModelInput, names: list[str], axes: Dynam
 def _move_weights(model: keras.Model, random: np.random.Generator) -> Iterator[None]:
     weights = model.get_weights()
     try:
-        model.set_weights([moved_by_roundings(one, random) for one in weights])
+        model.set_weights([moved_by_roundings(weight, random) for weight in weights])
         yield
     finally:
         model.set_weights(weights)
@@ -121,7 +123,7 @@ def _by_torch(
         def forward(self, *tensors: keras.KerasTensor) -> tuple[keras.KerasTensor, ...]:
             return tuple(_call(self.model, dict(zip(arrays, tensors, strict=True))).values())
 
-    Positional.__name__ = type(model).__name__  # which the exporter's errors name
+    Positional.__name__ = type(model).__name__  # The exporter's errors contain this name.
     return export(Positional().eval(), arrays, list(arrays), axes, original, legacy)
 
 
@@ -161,25 +163,25 @@ def original_model(model: keras.Model) -> OriginalModel:
 
 
 def _inputs(model: keras.Model) -> list[keras.KerasTensor]:
-    """Return the declared inputs; a subclassed model has none."""
+    """Return the declared inputs. A subclassed model does not declare inputs."""
     return list(getattr(model, "inputs", None) or ())
 
 
 def _names(model: keras.Model, batch: ModelInput) -> list[str]:
-    """Return the names of the inputs in their order. Raises InvalidConfig if the batch does not have them."""
+    """Return the input names in their order. Raises InvalidConfig if the batch has other names."""
     names = [tensor.name for tensor in _inputs(model)]
     if len(names) == 1 or (not names and (isinstance(batch, pd.DataFrame) or set(batch) == {""})):
-        is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))  # which Keras makes up
+        is_named = names and not names[0].startswith(("keras_tensor", "input_layer"))  # Keras generates these names.
         only = names[0] if is_named else _UNNAMED
         return [only if isinstance(batch, pd.DataFrame) or "" in batch else next(iter(batch))]
-    given = [str(name) for name in batch]
-    if names and set(names) != set(given):
-        raise InvalidConfig(f"input_example: {given} are not the model's inputs {names}")
-    return names or given
+    batch_names = [str(name) for name in batch]
+    if names and set(names) != set(batch_names):
+        raise InvalidConfig(f"input_example: {batch_names} are not the model's inputs {names}")
+    return names or batch_names
 
 
 def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str, Array]:
-    """Return the arrays of a batch by input, with the types that the model declares."""
+    """Return the arrays of a batch by input name, with the dtypes that the model declares."""
     if isinstance(batch, pd.DataFrame):
         if len(names) == 1:
             batch = {names[0]: batch.to_numpy()}
@@ -196,8 +198,8 @@ def _arrays(model: keras.Model, batch: ModelInput, names: list[str]) -> dict[str
 
 
 def _call(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> dict[str, keras.KerasTensor]:
-    """Return the outputs by name: the keys of a mapping, the model's `output_names` if they differ, or `output`."""
-    if inputs := _inputs(model):  # one tensor, a list or a mapping, as the model was made; a Sequential has one
+    """Return the outputs by name: keys of a mapping, the model's `output_names` if they are unique, or `output`."""
+    if inputs := _inputs(model):
         form = getattr(model, "input", inputs[0])
         answer = model(keras.tree.pack_sequence_as(form, list(tensors.values())), training=False)
     elif set(tensors) <= set(inspect.signature(model.call).parameters):
@@ -211,6 +213,6 @@ def _call(model: keras.Model, tensors: dict[str, keras.KerasTensor]) -> dict[str
     if not isinstance(answer, list | tuple):
         return {"output": answer}
     names = getattr(model, "output_names", None) or ()
-    if len({*names}) != len(answer):  # a GRU's states have the name of its sequence
+    if len({*names}) != len(answer):  # In a GRU, states and sequence have the same name.
         names = [f"output_{position}" for position in range(len(answer))]
     return dict(zip(names, answer, strict=True))

@@ -1,4 +1,4 @@
-"""ONNX models and files: nothing to convert, and no original to compare with."""
+"""Read ONNX models and files. They need no conversion, and there is no original to compare with."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -31,36 +31,36 @@ if TYPE_CHECKING:
     import onnxruntime
 
 Sizes = list[int | str | None]
-"""The sizes of an output, by number or by name; None if they are free."""
+"""The sizes of an output, as numbers or names; None is a free size."""
 _OLDEST_OPSET = 7
-"""The oldest opset that ONNX Runtime promises to read. It fits every IR version."""
+"""The oldest opset that ONNX Runtime supports. It is valid in all IR versions."""
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
+    """Return a table, or arrays by input name; a single array may be unnamed."""
     return Batch.read(data).data
 
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return one form, a copy of the graph with its weights inline. Raises InvalidConfig for `predict_proba`."""
     if predict_fn != "predict":
-        raise InvalidConfig("pyfunc_predict_fn: an ONNX graph answers all its outputs; only 'predict' is possible")
+        raise InvalidConfig("pyfunc_predict_fn: an ONNX graph returns all its outputs; only 'predict' is possible")
 
     def load() -> ConvertedModel:
         try:
             if isinstance(model, str | PathLike):
-                proto = onnx.load(str(Path(model)))  # reads external weights too
+                proto = onnx.load(str(Path(model)))  # This also reads external weights.
             else:
                 proto = onnx.ModelProto()
                 proto.CopyFrom(model)
-        except Exception as error:  # noqa: BLE001 - protobuf and the file system each raise their own
+        except Exception as error:  # noqa: BLE001 - protobuf and the file system raise many classes
             raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
         for node in proto.graph.node:
-            is_training = any(one.name == "training_mode" and one.i for one in node.attribute)
-            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 writes its findings.
+            is_training = any(attribute.name == "training_mode" and attribute.i for attribute in node.attribute)
+            if node.op_type == "BatchNormalization" and is_training:  # ONNX Runtime 1.31 updates its statistics.
                 raise ConversionError(
-                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, where the rows beside a "
-                    "row and the requests before it change its answer; export the model in evaluation mode"
+                    f"the graph's BatchNormalization {node.output[0]!r} is in training mode, in which answers depend "
+                    "on other rows and earlier requests; export the model in evaluation mode"
                 )
         classes = _matrices_for_maps(proto)
         _tensors_for_sequences(proto)
@@ -70,16 +70,17 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
             return converted
         ((probabilities, labels),) = classes.items()
         roles = [
-            replace(one, role="probabilities" if one.name == probabilities else "label") for one in converted.outputs
+            replace(output, role="probabilities" if output.name == probabilities else "label")
+            for output in converted.outputs
         ]
-        label = next(one.name for one in roles if one.role == "label")
+        label = next(output.name for output in roles if output.role == "label")
         return replace(converted, outputs=tuple(roles), prediction=(label,), classes=labels)
 
     return [load]
 
 
 def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
-    """Replace each ZipMap, which returns one mapping per row, by the matrix of its input, and return its classes."""
+    """Replace each ZipMap (one mapping per row) by its input matrix, and return the classes by output name."""
     classes: dict[str, tuple[int | str, ...]] = {}
     graph = proto.graph
     for node in graph.node:
@@ -87,7 +88,7 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
             if len(node.attribute) != 1:
                 raise ConversionError(f"not a valid ONNX model: the ZipMap node {node.name!r} has no classes")
             labels = helper.get_attribute_value(node.attribute[0])
-            classes[node.output[0]] = tuple(one.decode() if isinstance(one, bytes) else one for one in labels)
+            classes[node.output[0]] = tuple(label.decode() if isinstance(label, bytes) else label for label in labels)
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))  # CatBoost's graphs have only trees.
@@ -99,7 +100,7 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
 
 
 def _tensors_for_sequences(proto: ModelProto) -> None:
-    """Replace each output that is a sequence of fixed length by its tensors `NAME_0`, `NAME_1`, ….
+    """Replace each output that is a sequence of fixed length by tensors `NAME_0`, `NAME_1`, ….
 
     skl2onnx returns the probabilities of several targets as such a sequence.
     """
@@ -108,10 +109,10 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
         return
     try:
         known = onnx.shape_inference.infer_shapes(proto).graph
-    except Exception as error:  # noqa: BLE001 - protobuf and the inference each raise their own
+    except Exception as error:  # noqa: BLE001 - protobuf and the inference raise many classes
         raise ConversionError(f"not a valid ONNX model: {one_line(error, 300)}") from None
     shapes = {value.name: dtype_and_shape(value)[1] for value in (*known.input, *known.value_info)}
-    parts = {one.name: one.dims[0] for one in graph.initializer if len(one.dims) == 1}
+    parts = {weight.name: weight.dims[0] for weight in graph.initializer if len(weight.dims) == 1}
     nodes = {name: node for node in graph.node for name in node.output}
     taken = {*nodes, *(value.name for value in (*graph.input, *graph.initializer))}
     outputs = []
@@ -122,11 +123,11 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
         if count is None:
             outputs.append(output)
             continue
-        for place in range(count):
-            name = f"{output.name}_{place}"
+        for index in range(count):
+            name = f"{output.name}_{index}"
             while not taken.isdisjoint({name, f"{name}.place"}):
                 name += "_"
-            graph.initializer.append(numpy_helper.from_array(np.array(place), f"{name}.place"))
+            graph.initializer.append(numpy_helper.from_array(np.array(index), f"{name}.place"))
             graph.node.append(helper.make_node("SequenceAt", [output.name, f"{name}.place"], [name]))
             outputs.append(onnx.ValueInfoProto(name=name))
     del graph.output[:]
@@ -136,7 +137,7 @@ def _tensors_for_sequences(proto: ModelProto) -> None:
 def _sequence_length(
     name: str, nodes: Mapping[str, NodeProto], shapes: Mapping[str, tuple[int, ...]], parts: Mapping[str, int]
 ) -> int | None:
-    """Return the number of tensors that a sequence always has; None if it depends on the input."""
+    """Return the number of tensors in a sequence, or None if it depends on the input."""
     node = nodes.get(name)
     if node is None or node.domain not in ("", "ai.onnx"):
         return None
@@ -148,19 +149,23 @@ def _sequence_length(
         case "Identity":
             return _sequence_length(node.input[0], nodes, shapes, parts)
         case "SequenceInsert":
-            before = _sequence_length(node.input[0], nodes, shapes, parts)
-            return None if before is None else before + 1
-        case "SplitToSequence" if len(node.input) > 1:  # by the sizes of the parts
+            length = _sequence_length(node.input[0], nodes, shapes, parts)
+            return None if length is None else length + 1
+        case "SplitToSequence" if len(node.input) > 1:  # The second input contains the sizes.
             return parts.get(node.input[1])
-        case "SplitToSequence":  # into slices of one
+        case "SplitToSequence":  # The slices have size 1.
             shape = shapes.get(node.input[0])
-            size = shape[next((one.i for one in node.attribute if one.name == "axis"), 0)] if shape else -1
+            size = (
+                shape[next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)]
+                if shape
+                else -1
+            )
             return None if size == -1 else size
     return None
 
 
 def _declare_outputs(proto: ModelProto) -> None:
-    """Declare missing types and shapes of outputs as ONNX Runtime finds them. Raises ConversionError if it refuses."""
+    """Declare missing output types and shapes from ONNX Runtime. Raises ConversionError if it cannot load the graph."""
     tensors = [output for output in proto.graph.output if output.type.WhichOneof("value") in (None, "tensor_type")]
     bare = {output.name: output for output in tensors if not output.type.tensor_type.HasField("shape")}
     if not bare:
@@ -169,13 +174,15 @@ def _declare_outputs(proto: ModelProto) -> None:
     try:
         options = session_options(ort, "cpu", 1)
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
         raise ConversionError(f"ONNX Runtime cannot load the graph: {describe_error(error)}") from None
-    found = {node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")}
-    shapes: dict[str, Sizes] = {name: node.shape for name, node in found.items()}
+    declared = {
+        node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")
+    }
+    shapes: dict[str, Sizes] = {name: node.shape for name, node in declared.items()}
     if unknown := [name for name, shape in shapes.items() if not shape]:
         shapes |= _computed_shapes(session, unknown, proto.graph)
-    for name, node in found.items():
+    for name, node in declared.items():
         kind = getattr(onnx.TensorProto, node.type[len("tensor(") : -1].upper())
         bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
 
@@ -183,8 +190,8 @@ def _declare_outputs(proto: ModelProto) -> None:
 def _computed_shapes(
     session: "onnxruntime.InferenceSession", outputs: list[str], graph: GraphProto
 ) -> dict[str, Sizes]:
-    """Return the shapes of outputs as two and three rows of zeros show them: None for a size that differs."""
-    inputs = {one.name: served_type(one, None) for one in fed_inputs(graph)}
+    """Return output shapes by running two and three rows of zeros. Sizes that differ are None."""
+    inputs = {value.name: served_type(value, None) for value in fed_inputs(graph)}
 
     def zeros(rows: int) -> dict[str, Array]:
         feeds = {}
@@ -195,9 +202,9 @@ def _computed_shapes(
 
     try:
         pairs = zip(session.run(outputs, zeros(2)), session.run(outputs, zeros(3)), strict=True)
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises many classes
         raise ConversionError(
-            f"the graph does not declare the shape of its output {outputs[0]!r}, and rows of zeros do not show it: "
+            f"the graph does not declare the shape of its output {outputs[0]!r}, and a run with zeros failed: "
             f"{describe_error(error)}"
         ) from None
     return {

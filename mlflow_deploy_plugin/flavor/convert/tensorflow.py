@@ -1,6 +1,6 @@
-"""TensorFlow: a loaded SavedModel, a `tf.Module`, a `tf.function`, converted by tf2onnx.
+"""Convert a loaded SavedModel, a `tf.Module` or a `tf.function` with tf2onnx.
 
-tf2onnx 1.17 makes captured eager tensors inputs; here they become constants again.
+tf2onnx 1.17 makes captured eager tensors inputs of the graph. `export` converts them back to constants.
 """
 
 import inspect
@@ -36,12 +36,12 @@ _SIGNATURE = "serving_default"
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a table, or arrays by the names of the model's inputs; the only one may have no name."""
+    """Return a table, or arrays by input name; a single array may be unnamed."""
     return Batch.read(data).data
 
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
-    """Return one form, the graph of the signature `serving_default`, or of the call. Raises as `require_example`."""
+    """Return one form: the graph of the signature `serving_default` or of the call. Errors: see `require_example`."""
     batch = require_example(batch, predict_fn, "a TensorFlow model", "signature")
     return [partial(_export, model, batch, dynamic_axes)]
 
@@ -61,8 +61,8 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
     def function(*tensors: tf.Tensor) -> list[tf.Tensor]:
         return list(_call(model, dict(zip(arrays, tensors, strict=True))).values())
 
-    shown = "the SavedModel" if getattr(model, "signatures", None) else type(model).__name__
-    proto = export(function, arrays, outputs, axes, shown)
+    display_name = "the SavedModel" if getattr(model, "signatures", None) else type(model).__name__
+    proto = export(function, arrays, outputs, axes, display_name)
     return bind_graph(proto, batch, "tensorflow", str(tf.__version__), original)
 
 
@@ -71,14 +71,14 @@ def export(
     arrays: dict[str, Array],
     outputs: list[str],
     axes: DynamicAxes,
-    shown: str,
+    display_name: str,
 ) -> ModelProto:
-    """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx cannot write an operation.
+    """Return the ModelProto of a function of tensors. Raises ConversionError if tf2onnx lacks an operation.
 
-    The first dimension of each input and those in `axes` are free; `shown` is the name of the model in messages.
+    The first dimension of each input and the axes in `axes` are free. Messages call the model `display_name`.
     """
     try:
-        import tf2onnx  # heavy, and of the extra `tensorflow`
+        import tf2onnx  # It is heavy, and only in the extra `tensorflow`.
     except ModuleNotFoundError as error:
         raise ConversionError(
             f"converting a TensorFlow model needs {error.name}: pip install 'mlflow-onnxserve[tensorflow]'"
@@ -96,12 +96,12 @@ def export(
     try:
         captures = traced.get_concrete_function(*specs).graph.captures
         proto, _ = tf2onnx.convert.from_function(traced, specs, opset=_OPSET)
-        onnx.checker.check_model(proto)  # an operation that it does not know stays in the graph
+        onnx.checker.check_model(proto)  # Unsupported operations remain in the graph.
     except Exception as error:
-        raise ConversionError(f"{shown} cannot be converted to ONNX: {plain_reason(str(error))}") from error
-    held = {inner.name: outer for outer, inner in captures}
-    for value in [value for value in proto.graph.input if value.name in held]:
-        constant = onnx.numpy_helper.from_array(held[value.name].numpy(), value.name)
+        raise ConversionError(f"{display_name} cannot be converted to ONNX: {plain_reason(str(error))}") from error
+    captured = {inner.name: outer for outer, inner in captures}
+    for value in [value for value in proto.graph.input if value.name in captured]:
+        constant = onnx.numpy_helper.from_array(captured[value.name].numpy(), value.name)
         proto.graph.initializer.append(constant)
         proto.graph.input.remove(value)
     return rename_values(proto, list(arrays), outputs)
@@ -118,7 +118,7 @@ def original_model(model: TrainedModel) -> OriginalModel:
 
 
 def _specs(model: TrainedModel) -> dict[str, tf.TensorSpec | None]:
-    """Return the inputs by name: their `tf.TensorSpec` in the signature, None for parameters of a call without one."""
+    """Return the inputs by name: the `tf.TensorSpec` of the signature, or None for parameters of a call."""
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         return dict(signature.structured_input_signature[1])
     function = getattr(model if hasattr(model, "python_function") else type(model).__call__, "python_function", None)
@@ -132,7 +132,7 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
     if "" not in batch and (
         missing := [name for name, spec in specs.items() if name not in batch and spec is not None]
     ):
-        raise InvalidConfig(f"input_example: {missing[0]!r} is missing; the model takes {', '.join(specs)}")
+        raise InvalidConfig(f"input_example: {missing[0]!r} is missing; the model needs {', '.join(specs)}")
     names = [next(iter(specs))] if "" in batch else [name for name in specs if name in batch]
     arrays = {}
     for name in names:
@@ -145,7 +145,7 @@ def _arrays(specs: dict[str, tf.TensorSpec | None], batch: ModelInput) -> dict[s
 
 
 def _call(model: TrainedModel, tensors: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-    """Return the outputs by name: the signature's, the keys of a mapping, or `output`."""
+    """Return the outputs by name: names of the signature, keys of a mapping, or `output`."""
     if signature := getattr(model, "signatures", {}).get(_SIGNATURE):
         answer = signature(**tensors)
     else:

@@ -1,6 +1,6 @@
-"""torch modules and programs of `torch.export`, converted by the dynamo exporter; TorchScript, by the legacy one.
+"""Convert torch modules and `torch.export` programs with the dynamo exporter, and TorchScript with the legacy exporter.
 
-Only the legacy exporter keeps the control flow of a ScriptModule and its free sizes (torch 2.13).
+Only the legacy exporter preserves the control flow and the free sizes of a ScriptModule (torch 2.13).
 """
 
 import inspect
@@ -47,14 +47,14 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 _EXAMPLE_ROWS = 3
-"""The least rows of the traced example: one row would fix the batch of an LSTM or Transformer at 1."""
+"""The minimum rows of the traced example: with one row, the batch size of an LSTM or Transformer is fixed at 1."""
 
 _FIXED_SIZE = re.compile(r"inferred a static shape of (?P<size>\d+) for dimension (?P<place>\S+?)\.?(?:\s|$)")
-_NO_BFLOAT16 = "which neither numpy nor a request has; model.float() makes it a module of float32"
+_NO_BFLOAT16 = "which numpy and requests do not support; convert the module to float32 with model.float()"
 
 
 def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
-    """Return a table of numbers, or tensors by name from an array, a tuple in the order of `forward`, or a mapping."""
+    """Return a numeric table, or tensors by name from an array, a mapping, or a tuple in the order of `forward`."""
     if isinstance(data, pd.DataFrame):
         return data
     if isinstance(data, dict):
@@ -65,17 +65,17 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
 
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
-    """Return one form, the exported module. Raises as `require_example`."""
+    """Return one form, the exported module. Raises the errors of `require_example`."""
     batch = require_example(batch, predict_fn, "a torch module", "forward")
     if not isinstance(batch, pd.DataFrame) and any(array.dtype.kind in "OUT" for array in batch.values()):
         raise ConversionError(
-            f"{type(model).__name__} reads texts, by Python; ONNX has the tensors behind its tokenizer"
+            f"{type(model).__name__} reads strings in Python; ONNX supports only the tensors after its tokenizer"
         )
     return [partial(_export, model, batch, dynamic_axes)]
 
 
 def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -> ConvertedModel:
-    model = getattr(model, "_orig_mod", model)  # of torch.compile, which compiles for each size of batches, for seconds
+    model = getattr(model, "_orig_mod", model)  # torch.compile would recompile per batch size.
     parameters = _parameters(model)
     if isinstance(batch, pd.DataFrame) or set(batch) == {""}:
         names = [next(iter(parameters), "input")]
@@ -84,7 +84,7 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
         if unknown := [name for name in batch if name not in names]:
             raise InvalidConfig(
                 f"input_example: {type(model).__name__}.forward has no parameter {unknown[0]!r}; "
-                f"it has {', '.join(parameters)}; a graph takes an array for each, and no mapping or list of them"
+                f"it has {', '.join(parameters)}; a graph needs one array per parameter, not a mapping or list"
             )
     original = original_model(model, of_tensors=True)
     with _eval_mode(model):
@@ -95,16 +95,16 @@ def _export(model: TrainedModel, batch: ModelInput, dynamic_axes: DynamicAxes) -
 
 @contextmanager
 def move_weights(module: TrainedModel, random: np.random.Generator) -> Iterator[None]:
-    weights = [one.data for one in (*module.parameters(), *module.buffers()) if one.is_floating_point()]
-    kept = [one.clone() for one in weights]
+    weights = [tensor.data for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    kept = [tensor.clone() for tensor in weights]
     try:
-        for one in weights:
-            signs = torch.from_numpy(random.choice([-1.0, 1.0], tuple(one.shape))).to(one)
-            one.mul_(1 + ROUNDINGS * torch.finfo(one.dtype).eps * signs)
+        for weight in weights:
+            signs = torch.from_numpy(random.choice([-1.0, 1.0], tuple(weight.shape))).to(weight)
+            weight.mul_(1 + ROUNDINGS * torch.finfo(weight.dtype).eps * signs)
         yield
     finally:
-        for one, values in zip(weights, kept, strict=True):
-            one.copy_(values)
+        for weight, values in zip(weights, kept, strict=True):
+            weight.copy_(values)
 
 
 def export(
@@ -115,19 +115,19 @@ def export(
     original: OriginalModel,
     legacy: bool = False,
 ) -> ModelProto:
-    """Return the ModelProto of a module (or a program) in `eval` mode, by rows of the batch.
+    """Export a module (or a program) in `eval` mode with rows of the batch, and return the ModelProto.
 
-    `names` are the inputs in the order of `forward`; `legacy` traces modules by TorchScript. Raises ConversionError if
-    the exporter refuses the module, and InvalidConfig if the model refuses the batch.
+    `names` are the inputs in the order of `forward`; `legacy` traces with TorchScript. Raises ConversionError if the
+    exporter fails, and InvalidConfig if the model refuses the batch.
     """
     axes = {names[0]: dynamic_axes.get("", ()), **dynamic_axes}
-    # one program may take batches of one size only: then they are as long as the example
+    # A program may have a fixed batch size, which is the size of the example.
     some = batch if isinstance(model, ExportedProgram) else _traced_rows(batch)
     answers = call_original(original, some)
     if both := [name for name in answers if name in names]:
         raise ConversionError(
-            f"{type(model).__name__} answers {both[0]!r}, which is the name of an input, too: a graph has a name once; "
-            "give the answer another key"
+            f"{type(model).__name__} returns {both[0]!r}, which is also the name of an input: names in a graph are "
+            "unique; rename the output"
         )
     proto = _to_onnx(model, _tensors(some, names, model), names, list(answers), axes, legacy)
     if any(dynamic_axes.values()) and isinstance(some, dict):
@@ -135,9 +135,9 @@ def export(
         for name, free in dynamic_axes.items():
             for axis in free:
                 longer[name] = longer[name].take(np.arange(longer[name].shape[axis] + 1), axis, mode="wrap")
-        with suppress(InvalidConfig):  # not every size fits every model
+        with suppress(InvalidConfig):  # The model may not accept this size.
             others = call_original(original, longer)
-            for value in proto.graph.output:  # of a GRU, the exporter gives outputs the example's size (torch 2.13)
+            for value in proto.graph.output:  # The exporter fixes the output sizes of a GRU (torch 2.13).
                 dimensions = value.type.tensor_type.shape.dim
                 sizes = zip(answers[value.name].shape, others[value.name].shape, strict=False)
                 for axis in (axis for axis, (size, other) in enumerate(sizes) if size != other):
@@ -147,11 +147,11 @@ def export(
 
 
 def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
-    """Mark ids that an embedding does not have by `REFUSED_ROWS`: torch refuses them, and ONNX's Gather does not."""
+    """Mark rows with ids outside an embedding by `REFUSED_ROWS`: torch refuses such ids, but ONNX's Gather does not."""
     graph = proto.graph
-    values = {one.name: one.type.tensor_type for one in (*graph.input, *graph.value_info)}
+    values = {value.name: value.type.tensor_type for value in (*graph.input, *graph.value_info)}
     batch = graph.input[0].type.tensor_type.shape.dim[:1]
-    sizes = {one.name: one.dims[0] for one in graph.initializer if one.dims}
+    sizes = {entry.name: entry.dims[0] for entry in graph.initializer if entry.dims}
     nodes = list(graph.node)
     makers = {output: node for node in nodes for output in node.output}
     marks: list[str] = []
@@ -159,13 +159,13 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
     del graph.node[:]
     for node in nodes:
         table, ids = (*node.input, "", "")[:2]
-        # the legacy exporter's Gather has no axis if it is an embedding's
+        # The legacy exporter writes the Gather of an embedding without an axis.
         sources = " ".join(entry.value for entry in node.metadata_props)
         embeds = "aten.embedding" in sources or "aten.one_hot" in sources or not node.attribute
         if node.op_type == "Gather" and embeds and table in sizes:
             flat, shape = ids, ""
             while (maker := makers.get(ids)) and maker.op_type == "Reshape" and sizes.get(maker.input[1]) == 1:
-                ids, shape = maker.input  # a bag of embeddings reads all rows as one
+                ids, shape = maker.input  # An EmbeddingBag flattens all rows.
             if ids in values and values[ids].shape.dim[:1] == batch:
                 last = sizes[table] - 1
                 marks.append(_mark_ids(graph, ids, values[ids].elem_type, last, f"{REFUSED_ROWS}_{len(marks)}"))
@@ -173,8 +173,8 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
                 if ids != flat:
                     node.input[1] = f"{marks[-1]}_all"
                     graph.node.append(onnx.helper.make_node("Reshape", [f"{marks[-1]}_ids", shape], [node.input[1]]))
-                is_sent = any(one.name == ids for one in graph.input)
-                reasons.append(f"{repr(ids) if is_sent else 'an embedding'} takes the ids 0 to {last}")
+                is_sent = any(entry.name == ids for entry in graph.input)
+                reasons.append(f"{repr(ids) if is_sent else 'an embedding'} accepts the ids 0 to {last}")
         graph.node.append(node)
     if marks:
         graph.node.append(onnx.helper.make_node("Sum", marks, [REFUSED_ROWS], REFUSED_ROWS))
@@ -184,10 +184,10 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
 
 
 def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
-    """Add the nodes of a mark, [N], that is 0 if all ids of a row are from 0 to `last`; `{mark}_ids` are all so."""
+    """Add a mark [N] that is 0 if all ids of a row are within 0 and `last`; `{mark}_ids` are the clipped ids."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     constants = {f"{mark}_least": np.array(0, dtype), f"{mark}_most": np.array(last, dtype), f"{mark}_axis": [1]}
-    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(one), name) for name, one in constants.items())
+    graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())
     for operator, inputs, output, options in (
         ("Clip", (ids, f"{mark}_least", f"{mark}_most"), f"{mark}_ids", {}),
         ("Sub", (ids, f"{mark}_ids"), f"{mark}_excess", {}),
@@ -200,16 +200,16 @@ def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> s
 
 
 def _traced_rows(batch: ModelInput) -> ModelInput:
-    """Return the rows that the exporter sees: at least three, and as many as no other dimension has."""
+    """Return the rows for the exporter: at least three, and a number that differs from all other dimensions."""
     example = Batch(batch)
     sizes = {size for tensor in example.tensors.values() for size in tensor.shape[1:]}
     rows = next(number for number in count(_EXAMPLE_ROWS) if number not in sizes)
-    return example.take(np.arange(rows) % len(example)).data  # repeated if it is shorter
+    return example.take(np.arange(rows) % len(example)).data  # A short example is repeated.
 
 
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Silence the exporter: it prints its progress and refused graphs, and warns of each missing optional library."""
+    """Silence the exporter, which prints its progress and failed graphs, and warns about missing optional libraries."""
     with ExitStack() as restored, redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         restored.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -218,7 +218,7 @@ def _silenced() -> Iterator[None]:
             restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         restored.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
-        torch._C._jit_onnx_log = lambda *words: None  # `verbose` does not keep it from printing (torch 2.13)
+        torch._C._jit_onnx_log = lambda *words: None  # It prints even if `verbose` is False (torch 2.13).
         yield
 
 
@@ -230,11 +230,11 @@ def _to_onnx(
     dynamic_axes: DynamicAxes,
     legacy: bool,
 ) -> ModelProto:
-    """Return the ModelProto, its weights inline. Raises ConversionError with the first line of the exporter."""
+    """Return the ModelProto with inline weights. Raises ConversionError with the first line of the exporter's error."""
     legacy = legacy or isinstance(model, torch.jit.ScriptModule)
     options: dict[str, object] = {"input_names": names, "output_names": outputs, "verbose": False, "dynamo": not legacy}
     for operator in (torch.ops.aten.gru.input, torch.ops.aten.lstm.input):
-        # for free lengths the exporter replaces their kernels, and not what an earlier export has cached (torch 2.13)
+        # The exporter replaces kernels for free lengths, but not the kernels cached by an earlier export (torch 2.13).
         operator._dispatch_cache.clear()
     try:
         with _silenced():
@@ -250,31 +250,33 @@ def _to_onnx(
             if not isinstance(model, ExportedProgram):
                 rows = Dim("batch")
                 shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
-                is_variadic = any(one.kind is one.VAR_POSITIONAL for one in _signature(model).values())
+                is_variadic = any(
+                    parameter.kind is parameter.VAR_POSITIONAL for parameter in _signature(model).values()
+                )
                 options["args"] = arguments
                 options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
                 if _by_keyword(model, names):
                     options["args"] = ()
                     options["kwargs"] = dict(zip(names, arguments, strict=True))
                     options["dynamic_shapes"] = dict(zip(names, shapes, strict=True))
-            # By default it chooses kernels with another layout of tensors than its decompositions (torch 2.13).
+            # The default kernels have another tensor layout than the exporter's decompositions (torch 2.13).
             with sdpa_kernel(SDPBackend.MATH):
                 program = torch.onnx.export(model, **options)
-            NameFixPass()(program.model)  # an output may have a name of the exporter's own (`var`, `trunc`)
+            NameFixPass()(program.model)  # An output may be named like an exporter's value (`var`, `trunc`).
             return program.model_proto
     except Exception as error:
         cause = error.__cause__ or error
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
         reason = plain_reason(lines[0]) if lines else type(error).__name__
         if fixed := _FIXED_SIZE.search(str(cause)):
-            reason = f"its forward fixes a size that differs between the data ({fixed['size']} of {fixed['place']})"
-        if any(isinstance(one, GuardOnDataDependentSymNode) for one in (cause, cause.__cause__)):
-            reason = f"its forward decides by the values of its tensors; torch.where does so in a graph ({reason})"
+            reason = f"its forward fixes a size that varies in the data ({fixed['size']} of {fixed['place']})"
+        if any(isinstance(exception, GuardOnDataDependentSymNode) for exception in (cause, cause.__cause__)):
+            reason = f"its forward branches on tensor values; use torch.where instead ({reason})"
         raise ConversionError(f"{type(model).__name__} cannot be converted to ONNX: {reason}") from error
 
 
 def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options: Any, **named: Any) -> Any:
-    """Translate attention: a row without any allowed position is 0; the exporter's is a mean (torch 2.13)."""
+    """Translate attention. A row without allowed positions is 0; the exporter would return a mean (torch 2.13)."""
     answer = aten_scaled_dot_product_attention(query, key, value, attn_mask, *options, **named)
     if attn_mask is None or attn_mask.dtype != ir.DataType.BOOL:
         return answer
@@ -283,18 +285,18 @@ def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *options:
 
 
 def _log_sigmoid(values: Any) -> Any:
-    """Translate torch's logarithm of the sigmoid; the exporter's own is -inf below -88 (torch 2.13)."""
+    """Translate the logarithm of the sigmoid; the exporter's translation is -inf below -88 (torch 2.13)."""
     return op.Neg(op.Softplus(op.Neg(values)))
 
 
 def _one_hot(ids: Any, num_classes: int) -> Any:
-    """Translate `one_hot`, which refuses ids as an embedding does; the exporter's own answers zeros (torch 2.13)."""
+    """Translate `one_hot`, which refuses invalid ids; the exporter's translation returns zeros (torch 2.13)."""
     classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(num_classes)))
     return op.Cast(op.Equal(op.Unsqueeze(op.Gather(classes, ids), [-1]), classes), to=ir.DataType.INT64)
 
 
 def _gather(values: Any, dim: int, index: Any, sparse_grad: bool = False) -> Any:
-    """Translate `gather`, which refuses negative positions; ONNX counts them from the end, as a length of 0 minus 1."""
+    """Translate `gather`, which refuses negative indices (such as length 0 minus 1); ONNX counts them from the end."""
     if not (values.shape and index.shape):
         return aten_gather(values, dim, index)
     is_negative, beyond = op.Less(index, op.Constant(value_int=0)), op.Constant(value_int=np.iinfo(np.int64).max)
@@ -311,12 +313,12 @@ _TRANSLATIONS = {
 
 @contextmanager
 def _eval_mode(module: TrainedModel) -> Iterator[None]:
-    """Switch to `eval` mode, and afterwards each layer to its own mode again: some may be frozen in training."""
+    """Switch to `eval` mode, then restore the mode of each layer: some layers may be frozen in training."""
     if isinstance(module, ExportedProgram):
-        yield  # it has the mode in which it was exported
+        yield  # The mode of a program is fixed.
         return
     modes = [(layer, layer.training) for layer in module.modules()]
-    with suppress(NotImplementedError):  # a traced graph, as MLflow's format pt2 holds, has no modes but its own
+    with suppress(NotImplementedError):  # A traced graph (MLflow's format pt2) has a fixed mode.
         module.eval()
     try:
         yield
@@ -326,7 +328,7 @@ def _eval_mode(module: TrainedModel) -> Iterator[None]:
 
 
 def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalModel:
-    """Return predictions by output name. `of_tensors` refuses other values, such as a decoder's cache."""
+    """Return a function for predictions by output name. `of_tensors` rejects other values, such as a cache."""
     module = model.module() if isinstance(model, ExportedProgram) else model
     parameters = _parameters(model)
 
@@ -345,14 +347,14 @@ def original_model(model: TrainedModel, of_tensors: bool = False) -> OriginalMod
 
 
 def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch.Tensor]:
-    """Return a module's nested result by output names: `output`, `output_1`, the keys of a mapping, fields."""
+    """Return the tensors of a nested result by output name: `output`, `output_1`, keys of a mapping, or fields."""
     if isinstance(answer, torch.Tensor):
         if answer.dtype == torch.bfloat16:
-            raise ConversionError(f"the module's forward answers bfloat16, {_NO_BFLOAT16}")
+            raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
         return {name or "output": answer}
     if is_dataclass(answer) and not isinstance(answer, dict):
-        with suppress(ValueError):  # it is registered already
-            torch.export.register_dataclass(type(answer))  # Otherwise the exporter does not know it.
+        with suppress(ValueError):  # It may be registered already.
+            torch.export.register_dataclass(type(answer))  # The exporter requires this.
         answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
     if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # a NamedTuple
         answer = answer._asdict()
@@ -364,8 +366,8 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         return {}
     else:
         kind = type(answer).__name__
-        way = "; model.config.use_cache = False leaves it out" if kind.endswith("Cache") else ""  # of transformers
-        raise ConversionError(f"the module's forward answers a {kind}, which is not a tensor{way}")
+        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""  # of transformers
+        raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
     return {
         key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, of_tensors, part_name).items()
     }
@@ -384,12 +386,12 @@ def _parameters(model: TrainedModel) -> list[str]:
     if isinstance(model, ExportedProgram):
         return list(model.graph_signature.user_inputs)
     if isinstance(model, torch.jit.ScriptModule):
-        return [argument.name for argument in model.forward.schema.arguments[1:]]  # the first is self
+        return [argument.name for argument in model.forward.schema.arguments[1:]]  # The first argument is self.
     return list(_signature(model))
 
 
 def _by_keyword(model: TrainedModel, names: list[str]) -> bool:
-    """Return True if `forward` takes the inputs by their names: an earlier parameter keeps its default, or needs it."""
+    """Return True if the inputs must be passed by keyword: they are keyword-only, or do not come first."""
     parameters = _parameters(model)
     if not set(names) <= set(parameters):
         return False
@@ -405,5 +407,5 @@ def _signature(model: TrainedModel) -> Mapping[str, inspect.Parameter]:
 
 def _array(values: ModelData) -> Array:
     if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
-        raise InvalidConfig(f"input_example: it holds bfloat16, {_NO_BFLOAT16}")
+        raise InvalidConfig(f"input_example: it contains bfloat16, {_NO_BFLOAT16}")
     return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)

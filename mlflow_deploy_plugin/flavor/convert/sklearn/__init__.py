@@ -1,4 +1,4 @@
-"""scikit-learn estimators and pipelines, and boosters of XGBoost, LightGBM and CatBoost, converted by skl2onnx."""
+"""Convert scikit-learn estimators and boosters of XGBoost, LightGBM and CatBoost with skl2onnx."""
 
 from mlflow_deploy_plugin.flavor.convert.sklearn.conversion import forms, known_values, read_batch
 

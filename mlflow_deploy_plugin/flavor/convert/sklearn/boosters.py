@@ -1,10 +1,10 @@
-"""Gradient boosting of XGBoost, LightGBM and CatBoost: their trees as one ONNX node, with numbers of their own width.
+"""Convert the trees of XGBoost, LightGBM and CatBoost to one ONNX node, with the float types of the library.
 
 | library  | features and thresholds | comparison | sums    | a missing value                                   |
 |----------|-------------------------|------------|---------|---------------------------------------------------|
-| XGBoost  | 32 bits                 | x < t      | 32 bits | goes the way that training preferred at each node |
-| LightGBM | 64 bits                 | x <= t     | 64 bits | goes that way, or counts as 0                     |
-| CatBoost | 32 bits                 | x > t      | 64 bits | lies below or above all borders of its feature    |
+| XGBoost  | 32 bits                 | x < t      | 32 bits | follows the default direction of each node        |
+| LightGBM | 64 bits                 | x <= t     | 64 bits | follows the default direction, or is read as 0    |
+| CatBoost | 32 bits                 | x > t      | 64 bits | is below or above all borders of its feature      |
 
 XGBoost's JSON is specified at https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html.
 """
@@ -31,7 +31,7 @@ Document: TypeAlias = Mapping[str, Any]
 
 
 class NativeBooster(BaseEstimator):  # type: ignore[misc]
-    """A booster of XGBoost's or LightGBM's own API, with the interface of an estimator."""
+    """An estimator interface for a booster of XGBoost's or LightGBM's native API."""
 
     def __init__(self, native_booster: Estimator) -> None:
         self.native_booster = native_booster
@@ -43,7 +43,7 @@ class NativeBooster(BaseEstimator):  # type: ignore[misc]
 
 
 def as_estimator(model: Estimator) -> Estimator:
-    """Return a native booster as an estimator, and any other model as it is."""
+    """Return a native booster as an estimator, and other models unchanged."""
     return NativeBooster(model) if library_of(model) and type(model).__name__ == "Booster" else model
 
 
@@ -57,9 +57,9 @@ def _xgboost(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
-    found = gradient_booster.get("gbtree", gradient_booster).get("model")  # before 3.4, DART had it one level deeper
-    documents = found.get("trees", [])  # gblinear has none
-    weights = gradient_booster.get("weight_drop") or found.get("weight_drop")  # of DART; since 3.4 beside its trees
+    content = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART nests it before 3.4.
+    documents = content.get("trees", [])  # gblinear has no trees.
+    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")  # DART; since 3.4 next to the trees
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
@@ -67,15 +67,15 @@ def _xgboost(model: Estimator) -> Boosting:
     rounds = (0, 0)  # all
     if documents and model is not booster and model.early_stopping_rounds is not None:
         rounds = (0, model.best_iteration + 1)
-        documents = documents[: found["iteration_indptr"][rounds[1]]]
+        documents = documents[: content["iteration_indptr"][rounds[1]]]
     trees, targets, owners = [], [], []
     for position, document in enumerate(documents):
         weight = weights[position] if weights else 1.0
-        for target, tree in _xgboost_trees(document, int(found["tree_info"][position]), weight):
+        for target, tree in _xgboost_trees(document, int(content["tree_info"][position]), weight):
             trees.append(tree)
             targets.append(target)
             owners.append(position)
-    # the base score has had several forms and places since 1.0: it is what the trees leave of one row's margin
+    # The location of the base score varies between versions. Compute it as a row's margin minus its trees.
     row = sys.modules["xgboost"].DMatrix(
         np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
     )
@@ -84,16 +84,18 @@ def _xgboost(model: Estimator) -> Boosting:
     for tree, owner, target in zip(trees, owners, targets, strict=True):
         margin[target] -= tree.value[met[owner]]
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
-        raise NotImplementedError("several labels a row")
+        raise NotImplementedError("several labels per row")
     missing = np.nan if model is booster else float(model.missing)
-    encoded = {place: one for place, one in enumerate(found.get("cats", {}).get("enc", [])) if one["values"]}
+    encoded = {
+        index: encoding for index, encoding in enumerate(content.get("cats", {}).get("enc", [])) if encoding["values"]
+    }
     categories = tuple(map(_xgboost_categories, encoded.values()))
-    lines = np.reshape(found.get("weights", []), (-1, len(margin)))[:-1]  # the last are of the margin
+    lines = np.reshape(content.get("weights", []), (-1, len(margin)))[:-1]  # The last row is the bias.
     return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, tuple(encoded), lines)
 
 
 def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
-    """Return a tree for each target that the leaves have values of; `target` is the target of leaves with one value."""
+    """Return a tree per target. If leaves have a single value, `target` is their target."""
     conditions = np.array(document["split_conditions"], dtype=np.float32)
     left, right = np.array(document["left_children"]), np.array(document["right_children"])
     default_left = np.array(document["default_left"], dtype=bool)
@@ -102,11 +104,11 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
         node: document["categories"][start : start + size]
         for node, start, size in zip(document["categories_nodes"], starts, sizes, strict=True)
     }
-    by_category = list(members)  # there, members go to the right
+    by_category = list(members)  # In XGBoost, members go right.
     left[by_category], right[by_category] = right[by_category], left[by_category]
     default_left[by_category] = ~default_left[by_category]
     values, targets = conditions[None], [target]
-    if (width := int(document["tree_param"]["size_leaf_vector"])) > 1:  # a leaf has its position on its right
+    if (width := int(document["tree_param"]["size_leaf_vector"])) > 1:  # In a leaf, `right` is its index.
         leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
         values, targets = leaves[np.where(left < 0, right, 0)].T, list(range(width))
     feature = np.array(document["split_indices"])
@@ -117,11 +119,11 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
 
 
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
-    """Return the categories of a column. XGBoost stores texts as bytes, and 3.2 cuts texts that are not ASCII."""
+    """Return the categories of a column. XGBoost stores strings as bytes, and 3.2 truncates non-ASCII strings."""
     if "offsets" not in encoded:
-        return tuple(encoded["values"])  # XGBoost does not take fractions.
+        return tuple(encoded["values"])  # These are integers.
     if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
-        raise NotImplementedError("categories that are not ASCII, which XGBoost cuts")
+        raise NotImplementedError("non-ASCII categories, which XGBoost truncates")
     text = bytes(encoded["values"]).decode()
     return tuple(text[start:end] for start, end in pairwise(encoded["offsets"]))
 
@@ -137,33 +139,33 @@ _XGBOOST_LINKS = {
 
 def _lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
-    document = booster.dump_model()  # of the best iteration, where training has stopped early
+    document = booster.dump_model()  # After early stopping, this is the best iteration.
     name, *parameters = (document.get("objective") or "custom").split()
-    given = dict(parameter.partition(":")[::2] for parameter in parameters)
+    options = dict(parameter.partition(":")[::2] for parameter in parameters)
     link = _LIGHTGBM_LINKS.get(name)
-    if link is None or "sqrt" in given:
+    if link is None or "sqrt" in options:
         raise NotImplementedError(f"the objective {' '.join([name, *parameters])}")
-    scale = float(given.get("sigmoid", 1.0)) if link == "Sigmoid" else 1.0
+    scale = float(options.get("sigmoid", 1.0)) if link == "Sigmoid" else 1.0
     width = document["num_tree_per_iteration"]
     if document["average_output"]:
         scale /= max(1, len(document["tree_info"]) // width)
     kinds: dict[tuple[int, bool], int] = {}
     trees, targets = [], []
-    for place, entry in enumerate(document["tree_info"]):
+    for index, entry in enumerate(document["tree_info"]):
         for kind, tree in _lightgbm_trees(entry["tree_structure"], scale, kinds):
             trees.append(tree)
-            targets.append(kind * width + place % width)
+            targets.append(kind * width + index % width)
     categories = tuple(map(tuple, document["pandas_categorical"] or ()))
     if any(not isinstance(category, str | int) for column in categories for category in column):
-        raise NotImplementedError("categories that are neither texts nor integers (categorical_feature)")
+        raise NotImplementedError("categories that are neither strings nor integers (categorical_feature)")
     slopes = tuple(feature for feature, _ in kinds)
     return Boosting(trees, targets, np.zeros(width), "BRANCH_LEQ", link, categories=categories, slopes=slopes)
 
 
 def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], int]) -> list[tuple[int, Tree]]:
-    """Return the tree of the constants of its leaves as number 0, and of each kind of slopes one.
+    """Return trees by kind: kind 0 has the constants of the leaves, and each kind of slopes has its own tree.
 
-    A feature has a kind of positive and one of negative slopes, as infinity times both, which two trees add up, is NaN.
+    Positive and negative slopes of a feature are separate kinds: for an infinite feature, their sum would be NaN.
     """
     rows: list[Node] = []
     members: dict[int, list[int]] = {}
@@ -173,7 +175,7 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
         position = len(rows)
         if "leaf_value" in node:
             read = node.get("leaf_features", ())
-            for feature in read:  # without one of them, a leaf has another constant
+            for feature in read:  # If a feature is missing, a leaf has another constant.
                 rows.append((feature, np.inf, len(rows) + 2, len(rows) + 1, False, 0.0))
                 rows.append((0, 0.0, LEAF, LEAF, False, node["leaf_value"] * scale))
             for feature, slope in zip(read, node.get("leaf_coeff", ()), strict=True):
@@ -181,15 +183,15 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
                 slopes.setdefault(kind, {})[len(rows)] = slope * scale
             rows.append((0, 0.0, LEAF, LEAF, False, node.get("leaf_const", node["leaf_value"]) * scale))
             return position
-        if node["decision_type"] == "==":  # what is missing, or no category, goes to the right
+        if node["decision_type"] == "==":  # Missing and unknown categories go right.
             members[position] = [int(code) for code in node["threshold"].split("||")]
             node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
         threshold, kind, default_left = node["threshold"], node["missing_type"], node["default_left"]
-        if kind == "None":  # a missing value counts as 0
+        if kind == "None":  # Missing values are read as 0.
             default_left = threshold >= 0
         elif kind == "Zero" and default_left != (threshold >= 0):
             raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
-        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers up to this as 0.
+        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads such numbers as 0.
             threshold = _LIGHTGBM_ZERO if threshold >= 0 else np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
         rows.append((0, 0.0, 0, 0, False, 0.0))
         left, right = add(node["left_child"]), add(node["right_child"])
@@ -220,12 +222,12 @@ def _catboost(model: Estimator) -> Boosting:
         document = json.loads(path.read_text())
     features = document["features_info"]
     if others := sorted(kind for kind, entries in features.items() if kind != "float_features" and entries):
-        raise NotImplementedError(f"features that are no numbers ({', '.join(others)})")
+        raise NotImplementedError(f"features that are not numbers ({', '.join(others)})")
     loss = str(model.get_all_params().get("loss_function", "RMSE")).partition(":")[0]
     link = _CATBOOST_LINKS.get(loss)
     if link is None:
         raise NotImplementedError(f"the loss {loss}")
-    places = {entry["feature_index"]: entry["flat_feature_index"] for entry in features["float_features"]}
+    columns = {entry["feature_index"]: entry["flat_feature_index"] for entry in features["float_features"]}
     goes_left = {
         entry["feature_index"]: entry["nan_value_treatment"] != "AsTrue" for entry in features["float_features"]
     }
@@ -234,13 +236,13 @@ def _catboost(model: Estimator) -> Boosting:
     trees, targets = [], []
     for root in document.get("trees") or map(_nested, document["oblivious_trees"]):
         for target in range(width):
-            trees.append(_catboost_tree(root, target, scale, places, goes_left))
+            trees.append(_catboost_tree(root, target, scale, columns, goes_left))
             targets.append(target)
     return Boosting(trees, targets, np.array(base, dtype=np.float64).reshape(width), "BRANCH_LEQ", link, False, True)
 
 
 def _nested(tree: Document) -> Document:
-    """Return a symmetric tree, which has one split per level, as nested nodes; the last split is at the root."""
+    """Convert a symmetric tree, which has one split per level, to nested nodes. The last split is at the root."""
     leaves = np.array(tree["leaf_values"]).reshape(2 ** len(tree["splits"]), -1)
     level: list[Document] = [{"value": values} for values in leaves]
     for split in tree["splits"]:
@@ -250,18 +252,18 @@ def _nested(tree: Document) -> Document:
 
 
 def _catboost_tree(
-    root: Document, target: int, scale: float, places: dict[int, int], goes_left: dict[int, bool]
+    root: Document, target: int, scale: float, columns: dict[int, int], goes_left: dict[int, bool]
 ) -> Tree:
-    """Return a tree with the values of one target. A row goes to the right above the border."""
+    """Return a tree with the values of one target. A row above the border goes right."""
     rows: list[Node] = []
 
     def add(node: Document) -> int:
         position = len(rows)
-        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # the position of a node, before its children's
+        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # A node precedes its children.
         if "split" in node:
             feature = node["split"]["float_feature_index"]
             left, right = add(node["left"]), add(node["right"])
-            rows[position] = places[feature], node["split"]["border"], left, right, goes_left[feature], 0.0
+            rows[position] = columns[feature], node["split"]["border"], left, right, goes_left[feature], 0.0
         else:
             rows[position] = 0, 0.0, LEAF, LEAF, False, float(np.ravel(node["value"])[target]) * scale
         return position

@@ -1,4 +1,4 @@
-"""The forms of a scikit-learn estimator: the rows that it reads, its predictions, and the graph that skl2onnx makes."""
+"""Convert a scikit-learn estimator: read its rows, compute its predictions, and convert it with skl2onnx."""
 
 import sys
 import warnings
@@ -54,20 +54,20 @@ _NETS = {
     "skorch": ("NeuralNetClassifier", "NeuralNetBinaryClassifier", "NeuralNetRegressor"),
     "pytorch_tabnet.tab_model": ("TabNetRegressor",),
 }
-"""Nets of torch in the form of estimators, which torch's exporter converts, by their library."""
+"""Estimators that wrap a torch network, by library. torch's exporter converts them."""
 _DENSE_VALUES = 50_000_000
 
 
 def read_batch(model: Estimator, data: ModelData) -> ModelInput:
-    """Return a DataFrame for a table or a column of texts (a Series, a list, an array of [N]), or one [N, k] array.
+    """Return a DataFrame for a table or a column of strings (a Series, a list, an array [N]), or an array [N, k].
 
-    A sparse matrix is cut to `_DENSE_VALUES` numbers. Raises InvalidConfig for other data.
+    A sparse matrix is truncated to `_DENSE_VALUES` numbers. Raises InvalidConfig for other data.
     """
     if isinstance(data, pd.DataFrame):
-        # scikit-learn treats a table without names as a matrix
+        # scikit-learn treats a table without column names as a matrix.
         named = any(isinstance(name, str) for name in data.columns)
         return data if named else {"": _numbers(data.to_numpy())}
-    if isinstance(data, dict):  # columns, or one row
+    if isinstance(data, dict):  # The values are columns, or a single row.
         return pd.DataFrame(data if any(map(np.ndim, data.values())) else [data])
     if isinstance(data, list) and data and all(isinstance(row, dict) for row in data):
         return pd.DataFrame(data)
@@ -80,15 +80,15 @@ def read_batch(model: Estimator, data: ModelData) -> ModelInput:
         data = data.tocsr()[: max(_DENSE_VALUES // max(data.shape[1], 1), 1)].toarray()
     array = np.asarray(data)
     if array.ndim != 2 or array.dtype.kind not in "fiubUTO":
-        found = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
+        kind = type(data).__name__ + (f" of the shape {array.shape}" if array.ndim else "")
         raise InvalidConfig(
-            f"input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not a {found}"
+            f"input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a {kind}"
         )
     return {"": _numbers(array)}
 
 
 def _numbers(array: Array) -> Array:
-    """Return an array of objects without any text as numbers, as scikit-learn reads it; others as they are."""
+    """Convert an object array without strings to numbers, as scikit-learn does. Return other arrays unchanged."""
     if array.dtype.kind != "O" or any(isinstance(value, str) for value in array.flat):
         return array
     try:
@@ -100,21 +100,21 @@ def _numbers(array: Array) -> Array:
 def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:
     """Return three forms: 32-bit floats, 64 bits up to the last step, and 64 bits throughout.
 
-    A scaler in 32 bits moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no 64-bit
+    A 32-bit scaler moved up to 653 of 4,000 rows across the thresholds of trees, but ONNX Runtime has no 64-bit
     kernels for most predictors. Raises InvalidConfig without an example or if the model is not fitted, and
-    ConversionError if it has no `predict`.
+    ConversionError if the model has no `predict`.
     """
     model = boosters.as_estimator(model)
     if not isinstance(model, boosters.NativeBooster) and not estimators.is_fitted(model, batch):
-        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call its fit before it is logged")
+        raise InvalidConfig(f"the {type(model).__name__} is not fitted: call fit before logging it")
     if batch is None:
-        raise InvalidConfig("input_example: a scikit-learn model needs one, to know its columns and their types")
+        raise InvalidConfig("input_example: a scikit-learn model needs an example for its columns and their types")
     if not hasattr(model, "predict"):
-        raise ConversionError(f"{type(model).__name__} has no predict, so there is nothing that a server could answer")
+        raise ConversionError(f"{type(model).__name__} has no predict method, so it cannot be served")
     classifier = is_classifier(model)
     has_proba = classifier and _single_threaded(_has_probabilities, model)(model, batch)
     if predict_fn == "predict_proba" and not has_proba:
-        raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities of one target")
+        raise InvalidConfig(f"pyfunc_predict_fn: {type(model).__name__} has no probabilities for a single target")
 
     def original(batch: ModelInput) -> dict[str, Array]:
         data = estimators.estimator_input(model, batch)
@@ -127,24 +127,24 @@ def forms(model: Estimator, batch: ModelInput | None, predict_fn: str, dynamic_a
     columns = list(map(str, batch.columns)) if isinstance(batch, pd.DataFrame) else int(batch[""].shape[1])
     fitted = with_stand_ins(estimators.best_estimator(model), columns)
     names = columns if isinstance(columns, list) else list(map(str, range(columns)))
-    known = cache(partial(boundary_values_of, fitted, names))  # for all forms, once one is converted
+    known = cache(partial(boundary_values_of, fitted, names))  # All forms share the result.
     return [
-        partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, one)
-        for one in precisions
+        partial(_convert, model, fitted, batch, _single_threaded(original, fitted), predict_fn, known, precision)
+        for precision in precisions
     ]
 
 
 def _has_probabilities(model: Estimator, batch: ModelInput) -> bool:
-    """Return True if a classifier answers probabilities of one target; some have the method, and refuse to."""
+    """Return True if a classifier returns probabilities for a single target. Some raise an error in `predict_proba`."""
     if isinstance(getattr(model, "classes_", None), np.ndarray):
-        with suppress(Exception):  # a Gaussian process of one_vs_one, support vector machines of other libraries
+        with suppress(Exception):  # An example is a Gaussian process with one_vs_one.
             model.predict_proba(estimators.estimator_input(model, Batch(batch).take(slice(0, 1)).data))
             return True
     return False
 
 
 def known_values(model: Estimator, names: list[str]) -> BoundaryValues:
-    """Return the values of the columns with these names that a fitted model has learned or decides by."""
+    """Return the thresholds, categories and training values of the named columns in a fitted model."""
     return boundary_values_of(with_stand_ins(estimators.best_estimator(boosters.as_estimator(model)), names), names)
 
 
@@ -160,13 +160,13 @@ def _convert(
     answers = call_original(original, Batch(batch).take(_HEAD).data)
     inputs = estimators.bind_inputs(model, fitted, batch, "float32" if precision == "single" else "float64")
     proto = to_onnx(fitted, inputs, precision)
-    # skl2onnx rewrites names that are not identifiers, and keeps the order
+    # skl2onnx renames inputs whose names are not identifiers, but preserves the order.
     nodes = zip(inputs, proto.graph.input, strict=True)
     inputs = tuple(replace(entry, name=node.name) for entry, node in nodes)
     outputs = graph.finish_outputs(proto.graph, answers)
     repairs: dict[graph.Precision, str] = {
         "single": "",
-        "double_until_last_step": "32-bit floats changed answers; inputs are read in 64 bits, and rounded only before "
+        "double_until_last_step": "32-bit floats changed answers; inputs are read in 64 bits and rounded only before "
         f"{type(last_step(fitted)).__name__}",
         "double": "32-bit floats changed answers; everything is computed in 64 bits",
     }
@@ -189,7 +189,7 @@ def _convert(
 
 
 def _single_threaded(function: F, fitted: Estimator) -> F:
-    """Run boosting by histograms on one thread: a proof of 2,000 trees takes 4 s of CPU instead of 200 s."""
+    """Run HistGradientBoosting on one thread: a proof with 2,000 trees takes 4 s of CPU instead of 200 s."""
     if function is None or not any(isinstance(part, BaseHistGradientBoosting) for part in sub_estimators(fitted)):
         return function
     limited: F = ThreadpoolController().wrap(limits=1, user_api="openmp")(function)
@@ -197,7 +197,7 @@ def _single_threaded(function: F, fitted: Estimator) -> F:
 
 
 def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
-    """Return a function of the lead of the best label, [N] or scores [N, C]; a probability may be rounded to 1."""
+    """Return a function for the margin [N] or scores [N, C]. Probabilities may be rounded to 1, which hides ties."""
 
     def decision(batch: ModelInput) -> Array:
         return np.asarray(model.decision_function(estimators.estimator_input(model, batch)))
@@ -206,7 +206,7 @@ def _margin(model: Estimator) -> Callable[[ModelInput], Array] | None:
         by_target = model.predict_proba(estimators.estimator_input(model, batch))
         return np.asarray(np.min([top_margins(probabilities) for probabilities in by_target], axis=0))
 
-    # a bag decides by the mean of probabilities, and has no scores if its members know different classes
+    # Bagging averages probabilities, and has no scores if its members have different classes.
     if hasattr(model, "decision_function") and not any(
         isinstance(part, BaggingClassifier) for part in sub_estimators(model)
     ):
@@ -219,7 +219,7 @@ _TYPES = {"float32": FloatTensorType, "float64": DoubleTensorType, "int64": Int6
 
 
 def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Precision) -> ModelProto:
-    """Return the ModelProto. Raises ConversionError, which names the step, if a step has no converter."""
+    """Return the ModelProto. Raises ConversionError, which names the step, if a step cannot be converted."""
     precise = formulas.PRECISE if precision == "double" else {}
     try:
         copy = convertible_copy(fitted)
@@ -227,15 +227,15 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             copy = graph.round_before_last_step(copy)
         last = last_step(copy)
         with warnings.catch_warnings(), graph.own_converters():
-            warnings.simplefilter("ignore")  # about skl2onnx's own use of onnx and of scikit-learn
+            warnings.simplefilter("ignore")  # skl2onnx uses deprecated functions.
             formulas.register()
             _register_nets()
-            # probabilities as a matrix; the default is a list of mappings
+            # Probabilities should be a matrix; the default is a list of mappings.
             options = {id(last): {"zipmap": False} if is_classifier(last) and hasattr(last, "predict_proba") else {}}
             proto, topology = convert_sklearn(
                 copy,
                 initial_types=[(entry.name, _TYPES[entry.dtype]([None, *entry.shape[1:]])) for entry in inputs],
-                # for options, skl2onnx looks at each attribute of each tree, twice; a formula has none
+                # If there are options, skl2onnx reads each attribute of each tree twice. A formula has no options.
                 options=None if type(last) in FORMULAS else options,
                 custom_conversion_functions=precise,
                 custom_shape_calculators=dict.fromkeys(precise, graph.no_shapes),
@@ -247,7 +247,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    # skl2onnx lowers the versions to its nodes' needs, but ignores subgraphs.
+    # skl2onnx lowers the opset versions to those of its nodes, but ignores subgraphs.
     others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]
@@ -257,7 +257,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
 
 
 def _register_nets() -> None:
-    """Register the estimators of the libraries in use with skl2onnx: a fitted one has imported its library."""
+    """Register the estimators of imported libraries with skl2onnx. A fitted estimator's library is always imported."""
     for library, names in _NETS.items():
         for name in names if library in sys.modules else ():
             graph.register_converter(getattr(sys.modules[library], name), _convert_net, name.endswith("Classifier"))
@@ -270,7 +270,7 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
     values.type = FloatTensorType([None, None])
     builder.node("Identity", [answer], values.full_name)
     for output in labels:
-        output.type = Int64TensorType([None])  # skorch answers the places of the classes
+        output.type = Int64TensorType([None])  # skorch returns class indices.
         label = output.full_name
         if hasattr(estimator, "threshold"):
             second = builder.node("Gather", [answer, np.array(1)], axis=1)
@@ -283,8 +283,8 @@ def _convert_net(scope: Scope, operator: Operator, container: ModelComponentCont
 def _add_net(
     builder: graph.NodeBuilder, container: ModelComponentContainer, estimator: Estimator, inputs: list[Variable]
 ) -> str:
-    """Add the graph of an estimator's net, and return the name of its answer, [N, …]."""
-    import torch  # heavy, and of no use to other estimators
+    """Add the graph of an estimator's network, and return the name of its output [N, …]."""
+    import torch  # It is heavy, and only these estimators need it.
 
     from mlflow_deploy_plugin.flavor.convert.torch import export, original_model
 
@@ -297,13 +297,13 @@ def _add_net(
             self.net, self.last = deepcopy(estimator.network), lambda answer: answer
             for layer in self.net.modules():
                 if hasattr(layer, "virtual_batch_size") and hasattr(layer, "bn"):
-                    layer.forward = layer.bn.forward  # it cuts the batch by numpy, which changes nothing after training
+                    layer.forward = layer.bn.forward  # Splitting the batch affects only training.
 
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             answer = self.net(rows)
             return self.last(answer[0] if isinstance(answer, tuple) else answer)
 
-    Answer.__name__ = type(estimator).__name__  # which the exporter's errors name
+    Answer.__name__ = type(estimator).__name__  # The exporter's errors contain this name.
     net = Answer().eval()
     rows = np.zeros((1, sum(variable.type.shape[1] for variable in inputs)), np.float32)
     exported = export(net, {"": rows}, ["rows"], {}, original_model(net))

@@ -1,4 +1,4 @@
-"""The copy of a fitted estimator that skl2onnx converts correctly, with other options and stand-ins for some steps."""
+"""Copy a fitted estimator for skl2onnx, with changed options and stand-ins for some steps."""
 
 from copy import deepcopy
 from functools import partial
@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 def convertible_copy(fitted: Estimator) -> Estimator:
-    """Return a copy that skl2onnx converts correctly; the estimator itself stays unchanged."""
+    """Return a copy that skl2onnx converts correctly. The estimator is not changed."""
     copy = deepcopy(fitted)
     for encoder in encoders(copy):
         if hasattr(encoder, "categories_"):
@@ -33,12 +33,12 @@ def convertible_copy(fitted: Estimator) -> Estimator:
         _change_kind(part)
         _use_transforms(part)
         if not isinstance(part, ColumnTransformer):
-            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would look for them among the graph's inputs
+            part.__dict__.pop("feature_names_in_", None)  # skl2onnx would expect these graph inputs.
     return copy
 
 
 def _graph_categories(categories: Array) -> Array:
-    """Return the categories as the graph has them: booleans are integers, and missing ones are the text `MISSING`."""
+    """Convert categories for the graph: booleans to integers, and missing values to the string `MISSING`."""
     if categories.dtype.kind == "b" or (len(categories) and all(isinstance(entry, bool) for entry in categories)):
         return categories.astype(np.int64)
     if categories.dtype.kind == "O" and any(pd.isna(entry) for entry in categories):
@@ -47,30 +47,30 @@ def _graph_categories(categories: Array) -> Array:
 
 
 def _change_kind(part: Estimator) -> None:
-    """Change the class or options of an estimator to others that skl2onnx reads; predictions stay the same."""
-    # ensembles of imbalanced-learn learn from other rows than scikit-learn's, and predict alike
+    """Change the class or options of an estimator to variants that skl2onnx supports. Predictions do not change."""
+    # Ensembles of imbalanced-learn differ from scikit-learn's only in training.
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
     if hasattr(part, "sparse_output"):
-        part.sparse_output = False  # a graph has none, and the numbers are the same
+        part.sparse_output = False  # ONNX has no sparse tensors here.
     if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
         part.__class__ = SeveralTargets
 
 
 def _use_transforms(part: Estimator) -> None:
-    """Replace the steps that are used by their `transform`, write weights as steps, and leave out idle steps."""
+    """Replace predictors that are used as transformers, convert weights to steps, and drop steps without effect."""
     if isinstance(part, ColumnTransformer) and hasattr(part, "transformers_"):
         weights, part.transformer_weights = part.transformer_weights or {}, None
-        for place, (name, step, columns) in enumerate(part.transformers_):
+        for index, (name, step, columns) in enumerate(part.transformers_):
             used = _transforming(step)
             if name in weights and step != "drop":
                 weigh = FunctionTransformer(partial(np.multiply, weights[name]))
                 used = Pipeline([("make", used), ("weigh", weigh)])
-            part.transformers_[place] = name, used, columns
+            part.transformers_[index] = name, used, columns
     elif isinstance(part, FeatureUnion):
         part.transformer_list = [(name, _transforming(step)) for name, step in part.transformer_list if step != "drop"]
     elif isinstance(part, Pipeline):
-        # skl2onnx supports no step that does nothing. Samplers of imbalanced-learn are used in training only.
+        # skl2onnx does not support steps without effect. Samplers of imbalanced-learn affect only training.
         steps = [step for step in part.steps[:-1] if not passes_on(step[1]) and not hasattr(step[1], "fit_resample")]
         part.steps = [(name, _transforming(step)) for name, step in steps] + part.steps[-1:]
 

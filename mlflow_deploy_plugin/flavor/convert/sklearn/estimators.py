@@ -1,4 +1,4 @@
-"""Parts of fitted estimators, and their graph inputs: [N, k], or [N, 1] per column before a ColumnTransformer."""
+"""Parts of fitted estimators, and their graph inputs: [N, k], or [N, 1] per column for a ColumnTransformer."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -32,13 +32,13 @@ from mlflow_deploy_plugin.runtime import Column, Input
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 Estimator: TypeAlias = Any
-"""A fitted estimator of any class: scikit-learn has no types, and estimators of other libraries share no base class."""
+"""A fitted estimator of any class. scikit-learn has no types, and other libraries have no common base class."""
 
 ColumnKeys: TypeAlias = str | int | slice | Sequence[str] | Sequence[int] | Sequence[bool]
 """The columns of a step of a ColumnTransformer: by name, by position, as a slice or as a mask."""
 
 MISSING = "⟨missing⟩"
-"""The value of a missing text in the graph: ONNX strings have no missing value. Users do not type its brackets."""
+"""The value of a missing string in the graph: ONNX strings have no missing value. Data do not contain its brackets."""
 
 MATRIX = "X"
 
@@ -51,14 +51,14 @@ def passes_on(step: Estimator) -> bool:
 
 
 def marks_nan(imputer: Estimator) -> bool:
-    """Return True if an imputer or indicator takes NaN, and nothing else, as missing."""
+    """Return True if an imputer or indicator treats only NaN as missing."""
     return isinstance(imputer.missing_values, float) and bool(np.isnan(imputer.missing_values))
 
 
 def best_estimator(model: Estimator) -> Estimator:
-    """Return the best estimator of a search or the one in a wrapper. RFE becomes a pipeline of its two parts."""
+    """Return the best estimator of a search, or the estimator in a wrapper. RFE becomes a pipeline of two steps."""
     while True:
-        if type(model).__name__ == "FrozenEstimator":  # scikit-learn has it from 1.6 on
+        if type(model).__name__ == "FrozenEstimator":  # available since scikit-learn 1.6
             model = model.estimator
         elif isinstance(model, SelfTrainingClassifier):
             model = model.estimator_
@@ -73,7 +73,7 @@ def best_estimator(model: Estimator) -> Estimator:
 
 
 def thawed(fitted: Estimator) -> Estimator:
-    """Return the estimator, or a copy in which each frozen estimator is replaced by the one within it."""
+    """Return the estimator, or a copy in which each FrozenEstimator is replaced by its inner estimator."""
     while frozen := [part for part in sub_estimators(fitted) if type(part).__name__ == "FrozenEstimator"]:
         fitted = deepcopy(fitted, {id(part): part.estimator for part in frozen})
     return fitted
@@ -86,7 +86,7 @@ def is_linear(estimator: Estimator) -> bool:
 
 
 def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
-    """Yield the estimator and all estimators within it, however deep, each once."""
+    """Yield the estimator and all nested estimators, each once."""
     seen: set[int] = set()
     waiting = [estimator]
     while waiting:
@@ -97,24 +97,24 @@ def sub_estimators(estimator: Estimator) -> Iterator[Estimator]:
         if isinstance(part, BaseEstimator):
             yield part
             waiting.extend(reversed(list(vars(part).values())))
-        elif isinstance(part, _CalibratedClassifier):  # is no estimator itself
+        elif isinstance(part, _CalibratedClassifier):  # It is not a BaseEstimator.
             waiting.append(part.estimator)
         elif isinstance(part, list | tuple):
             waiting.extend(reversed(part))
         elif isinstance(part, dict):
             waiting.extend(reversed(list(part.values())))
         elif isinstance(part, np.ndarray) and part.dtype.kind == "O":
-            waiting.extend(reversed(part.ravel().tolist()))  # GradientBoosting keeps its trees in an array
+            waiting.extend(reversed(part.ravel().tolist()))  # GradientBoosting stores its trees in an array.
 
 
 def library_of(estimator: Estimator) -> str:
-    """Return the boosting library of an estimator's class, or of the booster that it holds; empty if there is none."""
+    """Return the boosting library of an estimator or of its native booster, or "" for other estimators."""
     package = type(getattr(estimator, "native_booster", estimator)).__module__.partition(".")[0]
     return package if package in ("xgboost", "lightgbm", "catboost") else ""
 
 
 def compares_in_64_bits(estimator: Estimator) -> bool:
-    """Return True for LightGBM and scikit-learn's boosting by histograms, which do not round features to 32 bits."""
+    """Return True for LightGBM and HistGradientBoosting, which do not round features to 32 bits."""
     return hasattr(estimator, "_predictors") or library_of(estimator) == "lightgbm"
 
 
@@ -148,16 +148,16 @@ def first_steps(estimator: Estimator) -> list[Estimator]:
             within = estimator.estimators_
         case _:
             return [estimator]
-    return [step for one in within for step in first_steps(one)]
+    return [step for member in within for step in first_steps(member)]
 
 
 def column_transformers(estimator: Estimator) -> list[ColumnTransformer]:
-    """Return the ColumnTransformers that read the input; none if the first step reads all columns."""
+    """Return the ColumnTransformers that read the input, or [] if the first step reads all columns."""
     return [step for step in first_steps(estimator) if isinstance(step, ColumnTransformer)]
 
 
 def is_tree(estimator: Estimator) -> bool:
-    """Return True for a fitted decision tree; neighbours of other libraries have trees of their own."""
+    """Return True for a fitted decision tree. Estimators of other libraries may have another kind of `tree_`."""
     return isinstance(getattr(estimator, "tree_", None), Tree)
 
 
@@ -167,15 +167,15 @@ def encoders(estimator: Estimator) -> list[Estimator]:
 
 def encoded_columns(transformer: ColumnTransformer) -> set[str]:
     names = list(getattr(transformer, "feature_names_in_", ()))
-    found: set[str] = set()
+    encoded: set[str] = set()
     for _, step, columns in transformer.transformers_:
         if encoders(step):
-            found |= set(column_names(columns, names))
-    return found
+            encoded |= set(column_names(columns, names))
+    return encoded
 
 
 def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
-    """Return the names of a ColumnTransformer's columns, which are given as names, positions, a slice or booleans."""
+    """Return the names of a ColumnTransformer's columns, from names, positions, a slice or booleans."""
     if isinstance(columns, str):
         return [columns]
     if isinstance(columns, slice):
@@ -189,7 +189,7 @@ def column_names(columns: ColumnKeys, names: list[str]) -> list[str]:
 
 
 def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, list[int]]]:
-    """Return the steps of a ColumnTransformer that read columns: the name, the step, and the columns' positions."""
+    """Return the steps of a ColumnTransformer that read columns, as (name, step, column positions)."""
     names = [str(name) for name in getattr(transformer, "feature_names_in_", range(transformer.n_features_in_))]
     return [
         (entry, step, [names.index(str(name)) for name in column_names(columns, names)])
@@ -199,7 +199,7 @@ def named_steps(transformer: ColumnTransformer) -> list[tuple[str, Estimator, li
 
 
 def bind_inputs(model: Estimator, fitted: Estimator, batch: ModelInput, float_dtype: str) -> tuple[Input, ...]:
-    """Return the graph's inputs: numbers in `float_dtype`, except integers and booleans that an encoder reads."""
+    """Return the graph's inputs. Numbers have `float_dtype`, except for integers and booleans that an encoder reads."""
     if not isinstance(batch, pd.DataFrame):
         array = batch[""]
         dtype = "str" if array.dtype.kind in "OUT" else float_dtype
@@ -209,7 +209,7 @@ def bind_inputs(model: Estimator, fitted: Estimator, batch: ModelInput, float_dt
     optional_texts = _may_be_missing(model, batch, texts)
     transformers = column_transformers(fitted)
     encoded = {name for transformer in transformers for name in encoded_columns(transformer)}
-    if library_of(fitted):  # a booster encodes the categories of pandas itself, from texts or integers
+    if library_of(fitted):  # Boosters encode pandas categories.
         encoded |= {str(name) for name in batch if isinstance(batch[name].dtype, pd.CategoricalDtype)}
     are_alike = len(texts) in (0, len(columns))
     if are_alike and not transformers and (texts or not encoded):
@@ -230,20 +230,20 @@ def bind_inputs(model: Estimator, fitted: Estimator, batch: ModelInput, float_dt
 
 
 def is_fitted(model: Estimator, batch: ModelInput | None) -> bool:
-    """Return True for a fitted estimator, also of a library that does not follow scikit-learn's names (NGBoost)."""
+    """Return True for a fitted estimator, including libraries without scikit-learn's attribute names (NGBoost)."""
     with suppress(NotFittedError):
         check_is_fitted(model)
         return True
     if batch is None:
         return False
-    with suppress(Exception):  # an estimator that is not fitted raises anything
+    with suppress(Exception):  # An unfitted estimator may raise any error.
         model.predict(estimator_input(model, Batch(batch).take(slice(0, 1)).data))
         return True
     return False
 
 
 def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Series | Array:
-    """Return a batch as the estimator itself takes it: a table, a matrix, or a column of texts."""
+    """Return a batch as input for the estimator: a table, a matrix, or a column of strings."""
     if not isinstance(batch, pd.DataFrame):
         return batch[""]
     steps = first_steps(model)
@@ -253,11 +253,11 @@ def estimator_input(model: Estimator, batch: ModelInput) -> pd.DataFrame | pd.Se
 
 
 def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str]) -> set[str]:
-    """Return the text columns that may be missing from a row that the model itself still predicts.
+    """Return the text columns that may be missing in a row without an error of the model.
 
-    A call costs more in a wide table, so it tries twice as many columns after an answer, and half after a refusal.
+    Calls are slow for a wide table: the number of tried columns doubles after a success and is halved after an error.
     """
-    found: set[str] = set()
+    optional: set[str] = set()
     start, size = 0, len(texts)
     while some := texts[start : start + size]:
         gaps = {
@@ -271,10 +271,10 @@ def _may_be_missing(model: Estimator, batch: pd.DataFrame, texts: Sequence[str])
                 size = len(some) // 2
                 continue
         else:
-            found.update(some)
+            optional.update(some)
             size *= 2
         start += len(some)
-    return found
+    return optional
 
 
 def _is_code(column: Column) -> bool:

@@ -1,9 +1,9 @@
-"""Changes of the graph that skl2onnx makes: nodes that our converters add, casts between floats, the outputs.
+"""Change the graph from skl2onnx: add nodes of our converters and casts between floats, and set the outputs.
 
 | precision                | floats                                                                              |
 |--------------------------|-------------------------------------------------------------------------------------|
 | `single`                 | 32 bits throughout                                                                  |
-| `double_until_last_step` | 64 bits, rounded to 32 right before the predictor, as scikit-learn's trees do it too |
+| `double_until_last_step` | 64 bits, rounded to 32 bits before the predictor, as in scikit-learn's trees         |
 | `double`                 | 64 bits throughout                                                                  |
 """
 
@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 
 OPSETS = {"": 21, "ai.onnx.ml": 3}
-"""Set explicitly: skl2onnx's defaults do not convert IsolationForest, and newer opsets need a newer runtime."""
+"""The opsets: skl2onnx's defaults do not support IsolationForest, and newer opsets need a newer runtime."""
 _ONNX_TYPES = {name: kind for kind, name in DTYPES.items()}
 
 
@@ -47,11 +47,11 @@ NodeInput: TypeAlias = npt.ArrayLike
 """The name of a value, or a constant: an array, or a list of 64-bit numbers or booleans."""
 
 ConvertsOperator: TypeAlias = Callable[[Scope, Operator, ModelComponentContainer], None]
-"""A converter of skl2onnx, which adds the nodes of an operator to the container."""
+"""A skl2onnx converter, which adds the nodes of an operator to the container."""
 
 
 class NodeBuilder:
-    """Adds nodes and constants to a graph that skl2onnx is making, each under a name of its own."""
+    """A builder that adds nodes and constants with unique names to skl2onnx's graph."""
 
     def __init__(self, scope: Scope, container: ModelComponentContainer) -> None:
         self._scope, self._container = scope, container
@@ -65,7 +65,7 @@ class NodeBuilder:
     ) -> list[str]:
         """Add a node with several outputs, and return their names."""
         domain, version = _domain_and_version(operator)
-        names = [one if isinstance(one, str) else self.constant(one) for one in inputs]
+        names = [item if isinstance(item, str) else self.constant(item) for item in inputs]
         results = [output] if output else [self.name(operator.lower()) for _ in range(count)]
         name = self._scope.get_unique_operator_name(f"onnxserve_{operator}")
         self._container.add_node(
@@ -74,11 +74,11 @@ class NodeBuilder:
         return results
 
     def name(self, kind: str = "value") -> str:
-        """Return a name that no other value of the graph has."""
+        """Return a unique name for a value of the graph."""
         return str(self._scope.get_unique_variable_name(f"onnxserve_{kind}"))
 
     def constant(self, values: npt.ArrayLike) -> str:
-        """Add an initializer like an array, whose objects are texts, and return its name."""
+        """Add an array as an initializer, with objects as strings, and return its name."""
         array, name = np.asarray(values), self.name("constant")
         flat = array.ravel().tolist()
         if array.dtype.kind == "O":
@@ -88,7 +88,7 @@ class NodeBuilder:
         return name
 
     def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:
-        """Return the number of equal blocks of at most `largest` rows that hold `count` rows, and their size, [1]."""
+        """Divide `count` rows into equal blocks of at most `largest` rows. Return the number of blocks and their size."""
         one = [1]
         blocks = self.node("Div", [self.node("Sub", [self.node("Add", [count, largest]), one]), largest])
         return blocks, self.node("Div", [self.node("Sub", [self.node("Add", [count, blocks]), one]), blocks])
@@ -97,32 +97,32 @@ class NodeBuilder:
         return Subgraph(self._scope)
 
     def sub_model(self, estimator: Estimator, inputs: list[Variable], raw_scores: bool = False) -> list[str]:
-        """Add an estimator's graph, and return its outputs. Raises NotImplementedError if it has no `raw_scores`."""
+        """Add an estimator's graph and return its outputs. Raises NotImplementedError for unsupported `raw_scores`."""
         last = last_step(estimator)
         for name, value in (("zipmap", False), ("raw_scores", raw_scores)):
             if self._container.has_options(last, name):
                 for owner in (self._scope, self._container):
                     owner.add_options(id(last), {name: value})
             elif value:
-                raise NotImplementedError(f"the scores of {type(last).__name__}, which is within it")
-        return [str(one.full_name) for one in _parse_sklearn(self._scope, estimator, inputs)]
+                raise NotImplementedError(f"the scores of the inner {type(last).__name__}")
+        return [str(variable.full_name) for variable in _parse_sklearn(self._scope, estimator, inputs)]
 
     def variable(self, name: str, kind: DataType) -> Variable:
-        """Return skl2onnx's variable for an array of the graph, as the input of another estimator."""
+        """Return a skl2onnx variable for an array of the graph, for use as the input of an estimator."""
         variable = self._scope.declare_local_variable("onnxserve_rows", kind)
         self.node("Identity", [name], variable.full_name)
         return variable
 
     def declare(self, estimator: Estimator, inputs: list[Variable]) -> Operator:
-        """Return skl2onnx's operator of an estimator that a formula converts, so that `refused_rows.py` finds it."""
+        """Declare a skl2onnx operator for an estimator that a formula converts, so that `refused_rows.py` finds it."""
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
-        operator.init_status(is_evaluated=True)  # so it is not converted
+        operator.init_status(is_evaluated=True)  # Then skl2onnx does not convert it.
         return operator
 
     def joined(self, inputs: list[Variable]) -> str:
-        """Return skl2onnx's variables side by side, [N, k]."""
-        if len(inputs) == 1:  # skl2onnx does not know the shape of the input of a stack's last estimator.
+        """Concatenate skl2onnx's variables to a matrix [N, k]."""
+        if len(inputs) == 1:  # The shape may be unknown (stacking).
             return str(inputs[0].full_name)
         joined = concatenate_variables(self._scope, inputs, self._container)
         return str(joined if isinstance(joined, str) else joined[0])
@@ -133,7 +133,7 @@ _REGISTERING = Lock()
 
 @contextmanager
 def own_converters() -> Iterator[None]:
-    """Have skl2onnx use `parse_columns` and the converters of `register_converter`, and forget both afterwards."""
+    """Make skl2onnx use `parse_columns` and the registered converters within the context, then restore its tables."""
     tables = sklearn_operator_name_map, sklearn_parsers_map
     with _REGISTERING:
         before = [dict(table) for table in tables]
@@ -148,10 +148,10 @@ def own_converters() -> Iterator[None]:
 
 
 def register_converter(kind: type, convert: ConvertsOperator, has_labels: bool, keeps_type: bool = False) -> None:
-    """Register a converter to labels and probabilities, or to one output, whose types `convert` sets.
+    """Register a converter with the outputs labels and probabilities, or with one output. `convert` sets the types.
 
-    skl2onnx's own parser knows only ClassifierMixin, and declares a second output for clusters and outliers. With
-    `keeps_type`, the output has the type of the input, e.g. texts.
+    skl2onnx's parser supports only ClassifierMixin, and declares a second output for clusters and outliers. With
+    `keeps_type`, the output has the type of the input, for example strings.
     """
     alias = f"Onnxserve{kind.__name__}"
 
@@ -168,24 +168,28 @@ def register_converter(kind: type, convert: ConvertsOperator, has_labels: bool, 
 
 
 def no_shapes(operator: Operator) -> None:
-    """Do nothing: skl2onnx calls the converter of an operator right after this, and that sets the output types."""
+    """Do nothing. skl2onnx then calls the converter of the operator, which sets the output types."""
 
 
 def parse_columns(
     scope: Scope, model: Estimator, inputs: list[Variable], custom_parsers: object = None
 ) -> list[Variable]:
-    """Return texts and numbers of a ColumnTransformer apart: ONNX Runtime would cut joined numbers to eight digits."""
-    widths = [model.n_features_in_] if len(inputs) == 1 else [one.type.shape[1] for one in inputs]
-    places = [(one, place) for one, width in zip(inputs, widths, strict=True) for place in range(width)]
-    names, given = getattr(model, "feature_names_in_", ()), {one.raw_name: (one, 0) for one in inputs}
+    """Return strings and numbers of a ColumnTransformer separately. Joined numbers would be cut to eight digits."""
+    widths = [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
+    places = [(source, index) for source, width in zip(inputs, widths, strict=True) for index in range(width)]
+    names, graph_inputs = getattr(model, "feature_names_in_", ()), {source.raw_name: (source, 0) for source in inputs}
     parts: list[Variable] = []
     for name, step, positions in estimators.named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
-        by_name = len(inputs) == len(places) and {*read} <= given.keys()  # the graph's inputs, in an order of their own
-        found = [given[one] for one in read] if read and by_name else [places[position] for position in positions]
+        by_name = len(inputs) == len(places) and {*read} <= graph_inputs.keys()
+        chosen = (
+            [graph_inputs[column] for column in read]
+            if read and by_name
+            else [places[position] for position in positions]
+        )
         picked = []
-        for variable, run in groupby(found, lambda one: one[0]):
-            columns = [place for _, place in run]
+        for variable, run in groupby(chosen, lambda item: item[0]):
+            columns = [index for _, index in run]
             if columns != list(range(widths[inputs.index(variable)])):
                 kind = type(variable.type)([None, len(columns)])
                 variable = _declare(scope, "SklearnArrayFeatureExtractor", [variable], kind, column_indices=columns)
@@ -195,7 +199,7 @@ def parse_columns(
                 picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
             made = model.output_indices_[name]
             picked = _parse_sklearn(scope, step, picked)
-            if not isinstance(last_step(step), ColumnTransformer):  # whose parts have their widths, as these have here
+            if not isinstance(last_step(step), ColumnTransformer):  # Its parts have widths.
                 picked = picked[:1]
                 picked[0].type = type(picked[0].type)([None, made.stop - made.start])
         parts += picked
@@ -206,7 +210,7 @@ def parse_columns(
 
 
 def _declare(scope: Scope, operator: str, inputs: list[Variable], kind: DataType, **attributes: object) -> Variable:
-    """Add one of skl2onnx's own operators, and return the variable of its output."""
+    """Add a built-in skl2onnx operator, and return its output variable."""
     declared, output = scope.declare_local_operator(operator), scope.declare_local_variable("columns", kind)
     declared.inputs = inputs
     declared.outputs.append(output)
@@ -215,7 +219,7 @@ def _declare(scope: Scope, operator: str, inputs: list[Variable], kind: DataType
 
 
 class Subgraph(NodeBuilder):
-    """The body of an `If` or a `Scan`. It has its own constants: each one from outside makes an `If` slower."""
+    """The body of an `If` or a `Scan`. It contains its constants, because outer constants make an `If` slower."""
 
     def __init__(self, scope: Scope) -> None:
         super().__init__(scope, self)
@@ -237,20 +241,22 @@ class Subgraph(NodeBuilder):
         self._initializers.append(helper.make_tensor(name, kind, shape, values))
 
     def finish(self, inputs: "Values", outputs: "Values") -> GraphProto:
-        given, found = (
+        input_values, output_values = (
             [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
             for values in (inputs, outputs)
         )
-        return helper.make_graph(self._nodes, "onnxserve_body", given, found, initializer=self._initializers)
+        return helper.make_graph(
+            self._nodes, "onnxserve_body", input_values, output_values, initializer=self._initializers
+        )
 
 
 Values = dict[str, tuple[int, list[int | None]]]
-"""The ONNX type and shape of values by name; the size None is free."""
+"""The ONNX types and shapes of values by name; None is a free size."""
 
 
 @cache
 def _domain_and_version(operator: str) -> tuple[str, int]:
-    """Return the domain of an operator, and the version in which the opset of a graph has it."""
+    """Return the domain of an operator and its version in the opset."""
     for domain, opset in OPSETS.items():
         if onnx.defs.has(operator, domain):
             return domain, int(onnx.defs.get_schema(operator, opset, domain).since_version)
@@ -261,7 +267,7 @@ Precision = Literal["single", "double_until_last_step", "double"]
 
 
 def round_before_last_step(copy: Estimator) -> Estimator:
-    """Round to 32 bits right before the predictor, also within ensembles; boosting by histograms does not round."""
+    """Round to 32 bits before the predictor, also in ensembles, except for estimators that compare in 64 bits."""
     if isinstance(copy, Pipeline):
         name, last = copy.steps[-1]
         rounded = round_before_last_step(last)
@@ -274,7 +280,7 @@ def round_before_last_step(copy: Estimator) -> Estimator:
 
 
 def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output, ...]:
-    """Give the outputs the names, shapes and label types of the original's; skl2onnx's other outputs are dropped."""
+    """Set names, shapes and label types of the outputs as in the original, and drop the other outputs."""
     finished, outputs = [], []
     for (name, answer), value in zip(answers.items(), graph.output, strict=False):
         role: Role = "probabilities" if name == "probabilities" else "values" if answer.dtype.kind == "f" else "label"
@@ -283,10 +289,10 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
         output = Output(name, labels if role == "label" else dtype_and_shape(value)[0], (-1, *answer.shape[1:]), role)
         raw = {taken: f"onnxserve_raw_{taken}" for taken in (value.name, name)}
         for node in graph.node:
-            node.input[:] = [raw.get(one, one) for one in node.input]
-            node.output[:] = [raw.get(one, one) for one in node.output]
+            node.input[:] = [raw.get(value_name, value_name) for value_name in node.input]
+            node.output[:] = [raw.get(value_name, value_name) for value_name in node.output]
         current, kind, sizes = raw[value.name], _ONNX_TYPES[output.dtype], f"{name}_shape"
-        if role != "label" or value.type.tensor_type.elem_type != kind:  # floats are not always what skl2onnx declares
+        if role != "label" or value.type.tensor_type.elem_type != kind:  # skl2onnx's float types may be wrong.
             cast = f"{name}_cast"
             graph.node.append(helper.make_node("Cast", [current], [cast], name=f"onnxserve_{cast}", to=kind))
             current = cast
@@ -302,7 +308,7 @@ def finish_outputs(graph: GraphProto, answers: dict[str, Array]) -> tuple[Output
 
 
 def _drop_unused(graph: GraphProto) -> None:
-    """Drop nodes that no output needs: 6,236 of 6,240 of an SVC with 50 classes. ONNX Runtime would run them."""
+    """Drop unused nodes, because ONNX Runtime would run them: 6,236 of 6,240 nodes for an SVC with 50 classes."""
     needed = {value.name for value in graph.output}
     nodes = []
     for node in reversed(graph.node):
@@ -310,9 +316,9 @@ def _drop_unused(graph: GraphProto) -> None:
             continue
         nodes.append(node)
         bodies = [node]
-        for one in bodies:
-            needed.update(one.input)
-            for attribute in one.attribute:
+        for inner in bodies:
+            needed.update(inner.input)
+            for attribute in inner.attribute:
                 bodies.extend(attribute.g.node)
                 needed.update(value.name for value in attribute.g.output)
     constants = [entry for entry in graph.initializer if entry.name in needed]

@@ -1,7 +1,7 @@
-"""Rows that a step within the original refuses, such as a negative number whose logarithm a regression reads.
+"""Mark rows that a step of the original refuses, such as a negative number in a logarithm before a regression.
 
-scikit-learn refuses NaN and infinity. A graph that may compute them from finite numbers has the output `REFUSED_ROWS`,
-and `runtime/model.py` refuses the rows that it marks.
+scikit-learn refuses NaN and infinity. If a graph may compute NaN or infinity from finite numbers, it has the output
+`REFUSED_ROWS`, and `runtime/model.py` refuses the marked rows.
 """
 
 import warnings
@@ -21,14 +21,14 @@ from mlflow_deploy_plugin.runtime.refusals import REFUSED_ROWS
 _PARTIAL = {
     *("Log", "Sqrt", "Div", "Pow", "Reciprocal", "Exp", "Tan", "Asin", "Acos", "Acosh", "Atanh", "Sinh", "Cosh")
 }
-"""Operators that compute NaN or infinity of some finite numbers."""
+"""Operators that return NaN or infinity for some finite numbers."""
 _Marks = Iterator[tuple[str, str]]
-"""The reason why rows are refused, and the name of an array [N, k] of 32-bit floats that is 0 except for these rows."""
+"""The reason for refused rows, and the name of a 32-bit array [N, k] that is 0 for all other rows."""
 
 
 def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
-    """Add the output to the GraphProto of a topology of skl2onnx if a step may refuse a row, and return the reason."""
-    operators = [one for scope in topology.scopes for one in scope.operators.values()]
+    """Add the output `REFUSED_ROWS` to the graph if a step may refuse a row, and return the reason."""
+    operators = [operator for scope in topology.scopes for operator in scope.operators.values()]
     added = Subgraph(Scope("refused", naming="refused_rows_"))
     marks = [*_out_of_range(added, operators), *_not_finite(added, graph, operators)]
     if not marks:
@@ -43,21 +43,21 @@ def mark_refused_rows(graph: GraphProto, topology: Topology) -> str:
 
 
 def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
-    """Mark the rows with a number that is not within the range of a step."""
+    """Mark the rows with a number outside the range of a step."""
     tests: Mapping[str, Sequence[float] | Array]
-    for one in operators:
-        match step := one.raw_operator:
+    for operator in operators:
+        match step := operator.raw_operator:
             case PowerTransformer(method="box-cox"):
-                reason, tests = "takes positive numbers only", {"LessOrEqual": np.zeros(1)}
+                reason, tests = "accepts only positive numbers", {"LessOrEqual": np.zeros(1)}
             case SplineTransformer(extrapolation="error"):
-                first, last = np.array([(one.t[one.k], one.t[-one.k - 1]) for one in step.bsplines_]).T
-                reason, tests = "takes numbers between its knots only", {"Less": first, "Greater": last}
+                first, last = np.array([(spline.t[spline.k], spline.t[-spline.k - 1]) for spline in step.bsplines_]).T
+                reason, tests = "accepts only numbers between its knots", {"Less": first, "Greater": last}
             case Computed():
                 reason, tests = step.refuses, step.tests or {}
             case _:
                 continue
         name, start = getattr(step, "stands_for", type(step).__name__), 0
-        for entry in one.inputs:
+        for entry in operator.inputs:
             wide = added.node("Cast", [entry.full_name], to=TensorProto.DOUBLE)
             end = start + entry.type.shape[1]
             for test, bound in tests.items():
@@ -68,18 +68,18 @@ def _out_of_range(added: Subgraph, operators: list[Operator]) -> _Marks:
 
 
 def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -> _Marks:
-    """Mark the rows of which a function or a product is not finite, if a later step refuses that."""
+    """Mark the rows for which a function or product is not finite, if a later step refuses such numbers."""
     makers = {name: node for node in graph.node for name in node.output}
     constants = {entry.name: entry for entry in graph.initializer}
     readers: dict[str, list[Estimator]] = {}
     doubtful: set[str] = set()
-    for one in operators:
-        for entry in one.inputs:
-            readers.setdefault(entry.full_name, []).append(one.raw_operator)
-        is_function = isinstance(one.raw_operator, FunctionTransformer | Computed)
-        is_partial = is_function and _is_partial(one, makers, constants)
-        if is_partial or isinstance(one.raw_operator, PolynomialFeatures):
-            doubtful.update(entry.full_name for entry in one.outputs)
+    for operator in operators:
+        for entry in operator.inputs:
+            readers.setdefault(entry.full_name, []).append(operator.raw_operator)
+        is_function = isinstance(operator.raw_operator, FunctionTransformer | Computed)
+        is_partial = is_function and _is_partial(operator, makers, constants)
+        if is_partial or isinstance(operator.raw_operator, PolynomialFeatures):
+            doubtful.update(entry.full_name for entry in operator.outputs)
     for node in graph.node:
         if not doubtful.isdisjoint(node.input):
             doubtful.update(node.output)
@@ -87,17 +87,19 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             refusing = [reader for reader in readers.pop(name, []) if not _takes(reader, np.inf)]
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
-                reason = f"the model computes NaN or infinity of this row, which its {type(finite[0]).__name__} refuses"
-                zero = added.node("Sub", [name, name])  # NaN for a number that is not finite
+                reason = (
+                    f"the model computes NaN or infinity for this row, which its {type(finite[0]).__name__} refuses"
+                )
+                zero = added.node("Sub", [name, name])  # The result is NaN for a non-finite number.
                 yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:
-                reason = f"the model computes infinity of this row, which its {type(refusing[0]).__name__} refuses"
+                reason = f"the model computes infinity for this row, which its {type(refusing[0]).__name__} refuses"
                 yield reason, added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT)
 
 
 def _is_partial(operator: Operator, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> bool:
-    """Return True if the nodes of an operator may compute NaN or infinity of finite numbers."""
+    """Return True if the nodes of an operator may compute NaN or infinity from finite numbers."""
     seen, names = {entry.full_name for entry in operator.inputs}, [entry.full_name for entry in operator.outputs]
     while names:
         name = names.pop()
@@ -113,13 +115,13 @@ def _is_partial(operator: Operator, makers: Mapping[str, NodeProto], constants: 
 
 
 def _takes(estimator: Estimator, number: float) -> bool:
-    """Return False if a fitted estimator refuses a row of such numbers, and answers one of others."""
+    """Return False if a fitted estimator refuses a row of `number` but accepts a row of ones."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         method = "predict" if hasattr(estimator, "predict") else "transform"
         for value in (1.0, number):
             try:
                 getattr(estimator, method)(np.full((1, estimator.n_features_in_), value))
-            except Exception:  # noqa: BLE001 - estimators raise anything
+            except Exception:  # noqa: BLE001 - estimators may raise any class
                 return value == 1.0
     return True

@@ -1,7 +1,8 @@
-"""Trees of all kinds as arrays, and as ONNX Runtime's operator.
+"""Trees as arrays, and as ONNX Runtime's tree operator.
 
-HistGradientBoosting compares in 64 bits, and scikit-learn's other trees in 32. skl2onnx rounds the thresholds of the
-former, and sends missing values of the latter to the right. Here neither happens, and sums have 64 bits.
+HistGradientBoosting compares in 64 bits, and scikit-learn's other trees in 32 bits. skl2onnx would round the thresholds
+of HistGradientBoosting, and would send missing values in other trees to the right. This module avoids both, and sums in
+64 bits.
 """
 
 from dataclasses import dataclass, field
@@ -18,25 +19,25 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 def rounded_down(thresholds: Array) -> Array:
-    """Return the largest 32-bit floats that are not above: they divide 32-bit numbers as the thresholds do."""
+    """Return the largest 32-bit floats that are not above the thresholds. They split 32-bit numbers identically."""
     rounded = thresholds.astype(np.float32)
     return np.where(rounded > thresholds, np.nextafter(rounded, np.float32(-np.inf)), rounded)
 
 
 Node = tuple[int, float, int, int, bool, float]
-"""The fields of a node of `Tree`, in their order."""
+"""The fields of a node, in the order of `Tree`."""
 LEAF = -1
 _NO_CODE = -1
 _MAX_PADDING = 8
-"""The most nodes of a level of a complete tree, for each node that the trees have on average."""
+"""The maximum width of a level of a complete tree, divided by the average number of nodes per tree."""
 
 
 @dataclass(frozen=True)
 class Tree:
-    """A tree as arrays of [nodes]; node 0 is the root. `left` is -1 for a leaf, whose `value` is the prediction.
+    """A tree as arrays [nodes]. Node 0 is the root. For a leaf, `left` is -1 and `value` is the prediction.
 
-    A row goes to the left if its feature is below the threshold or, at a node of `members`, is one of these category
-    codes. A missing value goes to the left if `default_left` is set.
+    A row goes left if its feature is below the threshold. At a node in `members`, it goes left if the feature is a
+    category code in the list. A missing value goes left if `default_left` is set.
     """
 
     feature: Array
@@ -54,22 +55,22 @@ class Tree:
 
     @classmethod
     def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
-        """Return a tree of scikit-learn, which compares in 32 bits, with other values, of all columns or some."""
+        """Return a scikit-learn tree with 32-bit thresholds and other values. `columns` are its features' positions."""
         feature = np.maximum(tree.feature, 0)
         sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
         threshold = rounded_down(tree.threshold).astype(float)
         return cls(feature if columns is None else columns[feature], threshold, *sides, value)
 
     def splits_as(self, other: "Tree") -> bool:
-        """Return True if the other tree differs in the values of its leaves at most."""
+        """Return True if the trees are equal except for the values of their leaves."""
         names = ("feature", "threshold", "left", "right", "default_left")
         alike = all(np.array_equal(getattr(self, name), getattr(other, name)) for name in names)
         return alike and self.members == other.members
 
     def as_comparisons(self, mode: str) -> tuple["Tree", Array]:
-        """Return the tree with one equality for each member of a node, and the ONNX comparison of each node.
+        """Return the tree with an equality test per member of a node, and the ONNX comparison of each node.
 
-        ONNX Runtime reads a chain of equalities to the right, with the same node on the left, as a membership test.
+        ONNX Runtime treats a chain of equality tests with the same left child as a membership test.
         """
         rows = list(
             zip(self.feature, self.threshold, self.left, self.right, self.default_left, self.value, strict=True)
@@ -77,15 +78,15 @@ class Tree:
         modes = ["LEAF" if child < 0 else mode for child in self.left]
         for node, codes in self.members.items():
             feature, _, left, right, default_left, _ = rows[node]
-            place = node
+            index = node
             for code in codes[:-1]:
-                rows[place] = feature, code, left, len(rows), default_left, 0.0
-                modes[place] = "BRANCH_EQ"
-                place, default_left = len(rows), False
-                rows.append(rows[node])  # the next code's, written in the next round
+                rows[index] = feature, code, left, len(rows), default_left, 0.0
+                modes[index] = "BRANCH_EQ"
+                index, default_left = len(rows), False
+                rows.append(rows[node])  # The next iteration overwrites this node.
                 modes.append(mode)
-            rows[place] = feature, codes[-1], left, right, default_left, 0.0
-            modes[place] = "BRANCH_EQ"
+            rows[index] = feature, codes[-1], left, right, default_left, 0.0
+            modes[index] = "BRANCH_EQ"
         return Tree.of(rows), np.array(modes)
 
 
@@ -94,17 +95,17 @@ class Boosting:
     """The trees of gradient boosting, and the function that turns their sums into predictions.
 
     Attributes:
-        targets: the target of each tree: a position in the sums.
+        targets: the target of each tree, as a position in the sums.
         base: the sums before the first tree, [targets] float64.
-        mode: the ONNX comparison that sends a row to the left: BRANCH_LT or BRANCH_LEQ.
+        mode: the ONNX comparison for which a row goes left: BRANCH_LT or BRANCH_LEQ.
         link: the ONNX operator that is applied to the sums: Identity, Exp, Sigmoid or Softmax.
         is_single: True if leaves and sums have 32 bits.
-        has_single_rows: True if the features are rounded to 32 bits, as the thresholds are.
-        missing: a number that counts as a missing value, in addition to NaN.
-        categories: the categories of each column of texts or integers, in the order of their codes.
-        category_columns: the positions of these columns; empty if they are not known.
-        lines: the slopes, [features, targets], if there are lines instead of trees; a missing value adds nothing.
-        slopes: if leaves are lines, the feature of each kind of slopes, as wide as the rows. The trees of kind n for
+        has_single_rows: True if features and thresholds are rounded to 32 bits.
+        missing: a number that is treated as missing, like NaN.
+        categories: the categories of each categorical column, in the order of their codes.
+        category_columns: the positions of the categorical columns; empty if they are unknown.
+        lines: the slopes [features, targets] of a linear booster without trees; a missing value adds 0.
+        slopes: for linear leaves, the feature of each kind of slopes. The trees of kind n for
             the target t have the target (n + 1) * len(base) + t.
     """
 
@@ -133,27 +134,27 @@ class Boosting:
         return {int(feature): np.unique(values[features == feature]) for feature in np.unique(features)}
 
     def levels(self) -> Levels | None:
-        """Return the trees as complete ones; None if they are few, far from complete, or split by categories."""
+        """Return the trees as complete trees, or None if they are few, unbalanced, or split by categories."""
         counts = np.bincount(self.targets, minlength=len(self.base))
         if len(self.trees) < MIN_TREES or len(set(counts)) > 1 or any(tree.members for tree in self.trees):
             return None
         groups = 1 if self.is_single else -(-int(counts[0]) // MAX_SUMMED)
-        lacking = -int(counts[0]) % groups  # trees of the value 0
+        lacking = -int(counts[0]) % groups  # padding with trees of value 0
         filled = [*self.trees, *[Tree.of([(0, 0.0, LEAF, LEAF, False, 0.0)])] * lacking * len(self.base)]
         order = np.argsort([*self.targets, *np.repeat(np.arange(len(self.base)), lacking)], kind="stable")
-        trees = [filled[place] for place in order]
+        trees = [filled[index] for index in order]
         nodes, roots = _joined(trees)
         inner = nodes["left"] != np.arange(len(nodes["left"]))
         splits = np.stack([nodes[name][inner] for name in ("feature", "threshold", "default_left")], axis=1)
         splits, of_inner = np.unique(splits, axis=0, return_inverse=True)
         column, threshold, default = splits.T
         if not len(splits) or (self.mode == "BRANCH_LT" and np.isneginf(threshold).any()):
-            return None  # No number is less than -inf, not even the stand-in of a missing value.
+            return None  # No number is less than -inf, which replaces missing values.
         split = np.zeros(len(inner), dtype=np.int64)
         split[inner] = of_inner.ravel()
         left, right = nodes["left"], nodes["right"]
         comparison, otherwise = ("Less", "GreaterOrEqual") if self.mode == "BRANCH_LT" else ("LessOrEqual", "Greater")
-        if default.all():  # the opposite comparison holds for no missing value
+        if default.all():  # The opposite comparison is false for missing values.
             comparison, left, right, default = otherwise, right, left, np.zeros(len(splits))
         at = roots[:, None]
         levels: list[Array] = []
@@ -164,7 +165,7 @@ class Boosting:
             at = np.stack([right[at], left[at]], axis=2).reshape(len(trees), -1)
         each = len(trees) // len(self.base)
         if all((level.reshape(-1, *level[:each].shape) == level[:each]).all() for level in levels):
-            levels = [level[:each] for level in levels]  # the targets share the trees
+            levels = [level[:each] for level in levels]  # All targets have the same splits.
         return Levels(
             levels,
             column.astype(np.int64),
@@ -178,7 +179,7 @@ class Boosting:
 
 
 def _joined(trees: list[Tree]) -> tuple[dict[str, Array], Array]:
-    """Return the nodes of all trees as [nodes], and the roots. A leaf's `left` and `right` are its own position."""
+    """Return the nodes of all trees as arrays [nodes], and the roots. A leaf's `left` and `right` point to the leaf."""
     names = ("feature", "threshold", "left", "right", "default_left", "value")
     nodes = {name: np.concatenate([getattr(tree, name) for tree in trees]) for name in names}
     sizes = [len(tree.left) for tree in trees]
@@ -206,17 +207,17 @@ def write_trees(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
 
 
 def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
-    """Add ONNX Runtime's tree operator, which is the fastest for a few rows; its rows are as wide as its sums."""
+    """Add ONNX Runtime's tree operator, which is fastest for few rows. Its rows and sums have the same float type."""
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
-    owners: list[int] = []  # of the leaves of each tree: trees that split alike, one for each target, are one
+    owners: list[int] = []  # For each tree, the merged tree: trees with equal splits are merged.
     kept: list[Tree] = []
     for tree, target, before in zip(boosting.trees, boosting.targets, [-1, *boosting.targets], strict=False):
         if target <= before or not (kept and tree.splits_as(kept[-1])):
             kept.append(tree)
         owners.append(len(kept) - 1)
     leaves = [np.flatnonzero(tree.left < 0) for tree in boosting.trees]
-    counts = [len(places) for places in leaves]
+    counts = [len(indices) for indices in leaves]
 
     trees, modes = zip(*(tree.as_comparisons(boosting.mode) for tree in kept), strict=True)
     leaf = np.concatenate([tree.left < 0 for tree in trees])
@@ -231,11 +232,11 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
         "base_values": boosting.base,
     }
     if boosting.is_single:
-        numbers = {name: np.asarray(given, np.float32).tolist() for name, given in numbers.items()}
+        numbers = {name: np.asarray(values, np.float32).tolist() for name, values in numbers.items()}
     else:
         numbers = {
-            f"{name}_as_tensor": numpy_helper.from_array(np.asarray(given, np.float64))
-            for name, given in numbers.items()
+            f"{name}_as_tensor": numpy_helper.from_array(np.asarray(values, np.float64))
+            for name, values in numbers.items()
         }
     return graph.node(
         "TreeEnsembleRegressor",
@@ -257,23 +258,23 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
 
 
 _LINKS = {"IdentityLink": "Identity", "LogLink": "Exp", "LogitLink": "Sigmoid", "MultinomialLogit": "Softmax"}
-"""The inverse of each link of scikit-learn's losses, as an ONNX operator."""
+"""The inverse of each link in scikit-learn's losses, as an ONNX operator."""
 
 
 def histogram_boosting(estimator: Estimator) -> Boosting:
-    """Return the trees of scikit-learn's boosting by histograms. Raises NotImplementedError for another link."""
+    """Return the trees of HistGradientBoosting. Raises NotImplementedError for an unknown link."""
     name = type(estimator._loss.link).__name__
     if (link := _LINKS.get(name)) is None:
         raise NotImplementedError(f"{type(estimator).__name__} with the link {name}")
     width = int(estimator.n_trees_per_iteration_)
     trees = []
     known = np.zeros(estimator.n_features_in_, bool) if estimator.is_categorical_ is None else estimator.is_categorical_
-    columns = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])  # the trees read the categories first
+    columns = np.concatenate([np.flatnonzero(known), np.flatnonzero(~known)])  # Trees read categories first.
     for predictor in (predictor for iteration in estimator._predictors for predictor in iteration):
         nodes, bits = predictor.nodes, predictor.raw_left_cat_bitsets
         members = {
             int(node): [code for code in range(256) if bits[nodes["bitset_idx"][node]][code // 32] >> code % 32 & 1]
-            or [_NO_CODE]  # Only missing values go to the left.
+            or [_NO_CODE]  # Only missing values go left.
             for node in np.flatnonzero(nodes["is_categorical"])
         }
         left = np.where(nodes["is_leaf"] == 1, LEAF, nodes["left"].astype(np.int64))
@@ -281,12 +282,12 @@ def histogram_boosting(estimator: Estimator) -> Boosting:
         trees.append(
             Tree(columns[nodes["feature_idx"]], nodes["num_threshold"], left, right, default_left, value, members)
         )
-    targets = [place % width for place in range(len(trees))]
+    targets = [index % width for index in range(len(trees))]
     return Boosting(trees, targets, np.ravel(estimator._baseline_prediction), "BRANCH_LEQ", link)
 
 
 def categories_of(estimator: Estimator) -> dict[int, Array]:
-    """Return the categories of each column that boosting by histograms reads as such, in the order of their codes."""
+    """Return the categories of each categorical column of HistGradientBoosting, in the order of their codes."""
     if estimator.is_categorical_ is None:
         return {}
     encoder = estimator._preprocessor.named_transformers_["encoder"]

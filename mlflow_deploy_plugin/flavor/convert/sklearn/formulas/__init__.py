@@ -1,12 +1,12 @@
-"""Estimators as formulas: a function of the fitted estimator and its rows, in 64-bit floats, that makes the graph.
+"""Convert estimators with formulas: a formula computes the prediction of a fitted estimator in 64-bit floats.
 
 | a formula returns                           | the estimator's outputs                                                |
 |---------------------------------------------|------------------------------------------------------------------------|
 | texts [N, k], integers [N, k]               | the columns of a transformer, or labels of several targets             |
 | floats [N] or [N, k]                        | predictions, or the columns of a transformer                           |
 | integers [N]                                | labels of a cluster, or 1 and -1 of an outlier detector                |
-| positions [N] of the classes, scores [N, C] | labels and probabilities; without the latter, numbers that stay unused |
-| the same, and scores [N] or [N, C]          | the same; ensembles may ask for the scores                             |
+| positions [N] of the classes, scores [N, C] | labels and probabilities (unused numbers if there are none)            |
+| the same, and scores [N] or [N, C]          | the same; ensembles may use the scores                                 |
 """
 
 import sys
@@ -41,7 +41,7 @@ _BOOSTERS = {
 
 
 def register() -> None:
-    """Register the estimators with a formula, and boosters once their library is imported, with skl2onnx."""
+    """Register the estimators with a formula with skl2onnx, and the boosters of imported libraries."""
     known: dict[type, Formula] = {}
     for module in (categories, ensembles, features, neighbours, predictors, texts, trees):
         known |= module.FORMULAS
@@ -49,7 +49,7 @@ def register() -> None:
         known |= {getattr(sys.modules[library], name): trees.boosted for name in _BOOSTERS[library]}
     for kind in known:
         is_classifier = issubclass(kind, ClassifierMixin) or kind.__name__ == "CatBoostClassifier"
-        has_labels = is_classifier and kind is not ClassifierChain  # a chain answers a matrix
+        has_labels = is_classifier and kind is not ClassifierChain  # A chain returns a matrix.
         register_converter(
             kind, partial(convert_formula, False), has_labels, kind in (SimpleImputer, GroupedCategories)
         )
@@ -58,7 +58,7 @@ def register() -> None:
 
 
 def convert_formula(is_double: bool, scope: Scope, operator: Operator, container: ModelComponentContainer) -> None:
-    """Add the nodes of the formula. Outputs are 64-bit floats if `is_double` or for 64-bit inputs, otherwise 32-bit."""
+    """Add the nodes of the formula. Float outputs are 64-bit for `is_double` or 64-bit inputs, otherwise 32-bit."""
     graph, estimator = NodeBuilder(scope, container), operator.raw_operator
     rows = Rows.of(graph, operator)
     answer = (FORMULAS | _PRECISE)[type(estimator)](estimator, rows)
@@ -82,4 +82,4 @@ _TYPES = {"int64": Int64TensorType, "float32": FloatTensorType, "float64": Doubl
 
 _PRECISE = neighbours.PRECISE | predictors.PRECISE | categories.PRECISE
 PRECISE = dict.fromkeys(_PRECISE, partial(convert_formula, True))
-"""The converters in place of others, where everything is computed in 64 bits and 32-bit operators change answers."""
+"""Converters for the precision `double`, which replace converters whose 32-bit operators change predictions."""

@@ -1,4 +1,4 @@
-"""Estimators of other libraries, replaced by our own: by a function of `_STAND_INS`, or if they are affine."""
+"""Replace estimators of other libraries with stand-ins: by a function in `_STAND_INS`, or if they are affine."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,20 +12,20 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.estimators import Estimator, fi
 from mlflow_deploy_plugin.flavor.convert.sklearn.libraries import affine, category_tables, feature_engine, interpret
 
 _CONVERTED = ("sklearn", "xgboost", "lightgbm", "catboost")
-"""The packages whose estimators are converted as they are."""
+"""The packages whose estimators are converted without stand-ins."""
 _STAND_INS: dict[str, Callable[[Estimator], Estimator]] = {
     "category_encoders": category_tables.of_category_encoders,
     "feature_engine": feature_engine.stand_in,
     "interpret": interpret.as_additive,
     "skrub": category_tables.of_skrub,
 }
-"""Functions that return the replacement of an estimator of a package, or None, or raise ConversionError."""
+"""Functions by package that return the stand-in of an estimator or None, or raise ConversionError."""
 
 
 def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator:
-    """Return the estimator with stand-ins for other libraries' estimators, or raise ConversionError.
+    """Return the estimator with stand-ins for estimators of other libraries. Raises ConversionError.
 
-    `columns` are the names of the columns of its table, or their number in its matrix; 0 if it is not known.
+    `columns` are the column names of the input table, or the number of columns of the input matrix; 0 is unknown.
     """
     fitted = thawed(fitted)
     stand_ins: dict[int, Estimator] = {}
@@ -44,10 +44,10 @@ def with_stand_ins(fitted: Estimator, columns: list[str] | int = 0) -> Estimator
 
 
 def _is_function_of_a_table(part: Estimator) -> bool:
-    """Return True for a FunctionTransformer that does not return a matrix, since it picks columns by their names."""
+    """Return True for a FunctionTransformer that fails for a matrix, because it selects columns by name."""
     if not isinstance(part, FunctionTransformer) or part.func is None or not hasattr(part, "feature_names_in_"):
         return False
-    with suppress(Exception):  # a user's function raises anything
+    with suppress(Exception):  # The user's function may raise any error.
         part.func(np.ones((2, part.n_features_in_)), **(part.kw_args or {}))
         return False
     return True
