@@ -1,4 +1,4 @@
-"""onnxserve: MLflow models as checked ONNX, served by what the registry says.
+"""onnxserve wraps MLflow models as verified ONNX, and serves the versions that the registry selects.
 
     import mlflow_deploy_plugin as onnxserve
 
@@ -6,7 +6,7 @@
 
     onnxserve.optimize("models:/flight-delay/1", int8="dynamic")
 
-The functions are loaded on first use: the server imports this package too, and must not import mlflow.
+The functions are imported on first use, because the server imports this package and must not import mlflow.
 """
 
 from importlib import import_module
@@ -48,7 +48,7 @@ _HOMES = {
     "wrap": ("flavor", "wrap_registered"),
     "wsgi_app": ("embed", "wsgi_app"),
 }
-"""Name → (its room or module, its name there)."""
+"""Public name → (module, name in that module)."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Every error of onnxserve in one tree, and `Refused` for an outcome that is not an error.
+"""All errors of onnxserve in one class tree, and `Refused` for an outcome that is not an error.
 
     OnnxserveError                  500 INTERNAL_ERROR
     ├── InvalidRequest              400 BAD_REQUEST              the body cannot be read
-    │   ├── SchemaMismatch          400 BAD_REQUEST              it can, and does not fit the model
+    │   ├── SchemaMismatch          400 BAD_REQUEST              the body can be read but does not fit the model
     │   ├── UnsupportedMediaType    415 BAD_REQUEST
     │   ├── BodyTooLarge            413 BAD_REQUEST
     │   ├── RequestTimeout          408 BAD_REQUEST
@@ -14,35 +14,35 @@
     ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  a setting, option or spec field
     ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
-    ├── NotInstalled                501 NOT_IMPLEMENTED          a package that only this needs is missing
-    ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  nothing is loaded yet
+    ├── NotInstalled                501 NOT_IMPLEMENTED          a package that this feature needs is missing
+    ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  no model is loaded yet
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
-    ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        its time was up before it was computed
-    ├── ClientDisconnected          499 CANCELLED                nobody reads the response any more
+    ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        the time limit passed before the model ran
+    ├── ClientDisconnected          499 CANCELLED                the caller has closed the connection
     ├── ModelError                  400 INVALID_PARAMETER_VALUE  a model that cannot be used
-    │   ├── ConversionError                                      it has no ONNX form
-    │   ├── ParityError                                          its ONNX form answers otherwise
-    │   └── InvalidArtifact                                      its files are not what they should be
-    ├── InferenceError              400 BAD_REQUEST              the runtime refused this input
-    ├── Unauthenticated             401 UNAUTHENTICATED          the caller sent no key, or one that does not hold
-    ├── ScopeMissing                403 PERMISSION_DENIED        the caller's key does not hold for this
+    │   ├── ConversionError                                      the model has no ONNX form
+    │   ├── ParityError                                          the outputs of the ONNX form differ from the original
+    │   └── InvalidArtifact                                      a file of the model is missing or invalid
+    ├── InferenceError              400 BAD_REQUEST              ONNX Runtime refused this input
+    ├── Unauthenticated             401 UNAUTHENTICATED          the caller sent no valid key
+    ├── ScopeMissing                403 PERMISSION_DENIED        the caller's key does not permit this request
     ├── GateRefused                 403 PERMISSION_DENIED        a version that has not passed its gate
-    ├── CodeRefused                 403 PERMISSION_DENIED        a model's own code may not run here
-    ├── CallerRefused               403 PERMISSION_DENIED        a web page of elsewhere may not change what is served
-    ├── RuntimeMissing              500 INTERNAL_ERROR           no ONNX Runtime is installed, or one too old
-    ├── DeviceUnavailable           500 INTERNAL_ERROR           the device asked for is not really used
-    ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not answer
-    │   └── RegistryRefused                                      it does not let this account
+    ├── CodeRefused                 403 PERMISSION_DENIED        a model that would run its own code is not allowed to
+    ├── CallerRefused               403 PERMISSION_DENIED        a page of another site tried to change what is served
+    ├── RuntimeMissing              500 INTERNAL_ERROR           ONNX Runtime is not installed or too old
+    ├── DeviceUnavailable           500 INTERNAL_ERROR           ONNX Runtime does not use the requested device
+    ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not respond
+    │   └── RegistryRefused                                      MLflow rejects the account
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
-    ├── DeploymentFailed            500 INTERNAL_ERROR           a server that did not come up
-    ├── BuildFailed                 500 INTERNAL_ERROR           an image that was not built or not pushed
-    ├── CommandFailed               500 INTERNAL_ERROR           another program failed, or took too long
-    └── InternalError               500 INTERNAL_ERROR           an error that nobody foresaw; the log has it
+    ├── DeploymentFailed            500 INTERNAL_ERROR           a server did not become ready
+    ├── BuildFailed                 500 INTERNAL_ERROR           an image was not built or not pushed
+    ├── CommandFailed               500 INTERNAL_ERROR           an external program failed or took too long
+    └── InternalError               500 INTERNAL_ERROR           an unexpected error; its traceback is in the log
 
-The message is for the person who made the mistake: what was wrong, where, and what would be right. `http_status`
-and `error_code` (one of MLflow's, so that MLflow's clients understand it) say the same to programs. One place each
-turns the tree into HTTP (`server/http/responses.py`), into gRPC (`server/grpc/service.py`), into `MlflowException`
-(`deployments/client.py`) and into a line on stderr with exit status 1 (`cli`); `client/` goes back from a status.
+The message is for the person who made the mistake: it describes the problem, its location and a correct value.
+`http_status` and `error_code` (a code of MLflow, so that MLflow's clients understand it) are for programs. The errors
+become HTTP responses in `server/http/responses.py`, gRPC responses in `server/grpc/service.py`, an `MlflowException` in
+`deployments/client.py`, and a line on stderr with exit status 1 in `cli`. `client/` turns a status into an error again.
 """
 
 from dataclasses import dataclass
@@ -50,12 +50,12 @@ from typing import ClassVar
 
 
 class OnnxserveError(Exception):
-    """Base of everything that onnxserve raises on purpose.
+    """Base class of all errors that onnxserve raises on purpose.
 
     Attributes:
-        retry_after: seconds after which the same request may succeed (HTTP's `Retry-After`); None: unknown.
-        status / request_id: of the response that reported it; None and empty for an error of this process.
-        column: the only column or tensor that the message is about; empty: several, or none.
+        retry_after: seconds after which the same request may succeed (HTTP's `Retry-After`); None if unknown.
+        status / request_id: of the response that reported the error; None and empty for an error of this process.
+        column: the name of the column or tensor that the message is about; empty if there are several or none.
     """
 
     http_status: ClassVar[int] = 500
@@ -75,27 +75,27 @@ class OnnxserveError(Exception):
 
 
 class InvalidRequest(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
-    """The body of a request cannot be read as what its content type promises."""
+    """The body of a request cannot be parsed according to its content type."""
 
 
 class SchemaMismatch(InvalidRequest):
-    """The data can be read, but a column or tensor is missing, mistyped or misshapen; the message names it."""
+    """The data can be parsed, but the column or tensor in the message is missing or has a wrong type or shape."""
 
 
 class UnsupportedMediaType(InvalidRequest, http_status=415):
-    """The content type is not one that the route understands; the message lists those that are."""
+    """The route does not accept the content type; the message lists the accepted types."""
 
 
 class BodyTooLarge(InvalidRequest, http_status=413):
-    """The body is larger than the server's limit, or has more rows than may be answered at once."""
+    """The body is larger than the server's limit, or has more rows than the server answers at once."""
 
 
 class RequestTimeout(InvalidRequest, http_status=408):
-    """The request was not whole when its time was up."""
+    """The request was not complete when its time limit passed."""
 
 
 class UnfitPath(InvalidRequest):
-    """The target of the request is not a path; `path` is its text, which selects the form of the answer."""
+    """The target of the request is not a path. `path` is its text, which determines the form of the response."""
 
     def __init__(self, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -115,11 +115,11 @@ class HeadersTooLarge(InvalidRequest, http_status=431):
 
 
 class UnknownTransferCoding(InvalidRequest, http_status=501, error_code="NOT_IMPLEMENTED"):
-    """The body comes in a transfer coding other than chunked."""
+    """The body has a transfer coding other than chunked."""
 
 
 class InvalidConfig(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
-    """A setting, a command-line option or a field of a spec is unknown or has a value it cannot have."""
+    """A setting, a command-line option or a field of a spec is unknown or has an invalid value."""
 
 
 class NotFound(OnnxserveError, http_status=404, error_code="RESOURCE_DOES_NOT_EXIST"):
@@ -131,11 +131,11 @@ class AlreadyExists(OnnxserveError, http_status=409, error_code="RESOURCE_ALREAD
 
 
 class NotInstalled(OnnxserveError, http_status=501, error_code="NOT_IMPLEMENTED"):
-    """A package that only this needs is not installed; the message says how to install it."""
+    """A package that a feature needs is not installed; the message contains the install command."""
 
 
 class NotReady(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The server lives, but has no version loaded that could answer, no keys yet, or no memory or disk left."""
+    """The server runs, but has no loaded version, no keys yet, or no memory or disk space left."""
 
 
 class TooManyRequests(OnnxserveError, http_status=429, error_code="REQUEST_LIMIT_EXCEEDED"):
@@ -143,11 +143,11 @@ class TooManyRequests(OnnxserveError, http_status=429, error_code="REQUEST_LIMIT
 
 
 class DeadlineExceeded(OnnxserveError, http_status=504, error_code="DEADLINE_EXCEEDED"):
-    """The time that the caller or the server allows was up before the model began; nothing was computed."""
+    """The caller's or the server's time limit passed before the model ran; no prediction was computed."""
 
 
 class ClientDisconnected(OnnxserveError, http_status=499, error_code="CANCELLED"):
-    """The caller has closed the connection. The status is nginx's; it is counted and never sent."""
+    """The caller has closed the connection. The status 499 is nginx's; it is counted but never sent."""
 
 
 class ModelError(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_VALUE"):
@@ -155,15 +155,15 @@ class ModelError(OnnxserveError, http_status=400, error_code="INVALID_PARAMETER_
 
 
 class ConversionError(ModelError):
-    """The model has no ONNX form that we know how to make."""
+    """onnxserve cannot convert the model to ONNX."""
 
 
 class ParityError(ModelError):
-    """The ONNX form answers otherwise than the original; the message shows the worst rows."""
+    """The outputs of the ONNX form differ from the outputs of the original; the message shows the worst rows."""
 
 
 class InvalidArtifact(ModelError):
-    """The folder of a model lacks a file, or a file is not what the MLmodel file says."""
+    """A file in the model's folder is missing, or differs from its description in the MLmodel file."""
 
 
 class InferenceError(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
@@ -171,23 +171,23 @@ class InferenceError(OnnxserveError, http_status=400, error_code="BAD_REQUEST"):
 
 
 class Unauthenticated(OnnxserveError, http_status=401, error_code="UNAUTHENTICATED"):
-    """The caller sent no credentials, or some that do not hold: unknown, expired or revoked."""
+    """The caller sent no credentials, or credentials that are unknown, expired or revoked."""
 
 
 class ScopeMissing(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """The caller is known, and its credentials hold for other scopes or endpoints."""
+    """The caller's credentials are valid, but only for other scopes or endpoints."""
 
 
 class GateRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A version is to be promoted or served that has not passed its gate; the message says what failed."""
+    """A version cannot be promoted or served, because it has not passed its gate; the message gives the failure."""
 
 
 class CallerRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A request that changes what is served comes, or may come, from a web page that is not this server's."""
+    """A request that changes what is served comes, or may come, from a web page of another site."""
 
 
 class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A version without an ONNX form would run code of its own, and may not do so here."""
+    """A version without an ONNX form would run its own code, which is not allowed here."""
 
 
 class RuntimeMissing(OnnxserveError):
@@ -195,27 +195,27 @@ class RuntimeMissing(OnnxserveError):
 
 
 class DeviceUnavailable(OnnxserveError):
-    """ONNX Runtime would not really run on the device that was asked for."""
+    """ONNX Runtime would not use the device that was requested."""
 
 
 class RegistryUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The MLflow server (or the artifact store behind it) does not answer."""
+    """The MLflow server, or the artifact store behind it, does not respond."""
 
 
 class RegistryRefused(RegistryUnavailable):
-    """The MLflow server does not take the account, or lacks its permission; somebody has to put that right."""
+    """The MLflow server rejects the account, or the account lacks a permission; a person must correct this."""
 
 
 class StoreUnavailable(OnnxserveError, http_status=503, error_code="TEMPORARILY_UNAVAILABLE"):
-    """The database of the store cannot be reached, or its schema is not ours."""
+    """The database of the store cannot be reached, or its schema is not that of this release."""
 
 
 class DeploymentFailed(OnnxserveError):
-    """A server did not become ready; the message carries the reason from its log."""
+    """A server did not become ready; the message contains the reason from its log."""
 
 
 class BuildFailed(OnnxserveError):
-    """An image was not built, run or pushed; the message carries Docker's last words."""
+    """An image was not built, run or pushed; the message contains the end of Docker's output."""
 
 
 class CommandFailed(OnnxserveError):
@@ -223,21 +223,21 @@ class CommandFailed(OnnxserveError):
 
 
 class InternalError(OnnxserveError):
-    """An unforeseen error. Its traceback is in the log; the message does not contain it."""
+    """An unexpected error. Its traceback is in the log; the message does not contain it."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """The result of a function without a value, if that is not an error. Never decide by the text `reason`."""
+    """An expected outcome without a value, such as a failed precondition. Never branch on the text of `reason`."""
 
     reason: str
 
 
 def error_of_status(status: int) -> type[OnnxserveError]:
-    """Return the most general error with this HTTP status; OnnxserveError if none has it."""
+    """Return the most general error class with this HTTP status, or OnnxserveError if no class has it."""
     level = [OnnxserveError]
     while level:
-        if found := [error for error in level if error.http_status == status]:
-            return found[0]
+        if matches := [error for error in level if error.http_status == status]:
+            return matches[0]
         level = [child for error in level for child in error.__subclasses__()]
     return OnnxserveError

@@ -15,40 +15,40 @@ from mlflow_deploy_plugin.settings import Settings
 from mlflow_deploy_plugin.version import __version__
 
 ProgressCallback = Callable[[str], None]
-"""Takes a line for each step of something long."""
+"""A function that receives one line for each step of a long operation."""
 _ECS_VERSION = "8.11.0"
 _MANY = {"worker", "pyfunc", "explainer", "monitor"}
-"""Processes of which there may be several: their lines for people have the process id."""
+"""The roles of which several processes may run; their text log lines contain the process id."""
 _REPEAT_SECONDS, _MOST_REMEMBERED = 60.0, 1000
 
 
 def configure_logging(settings: Settings, process: str) -> None:
     """Send all logs of this process, including gunicorn's, to stderr. `process` is its role in the log lines."""
-    journal = os.environ.get("JOURNAL_STREAM")  # is stderr journald's? systemd.exec(5); shells inherit the variable
+    journal = os.environ.get("JOURNAL_STREAM")  # Shells inherit the variable: compare it with stderr. systemd.exec(5)
     is_journal = journal is not None and journal == "{0.st_dev}:{0.st_ino}".format(os.fstat(2))
     handler = (_JournalHandler if is_journal else logging.StreamHandler)(sys.stderr)
     if settings.log_format == "text":
         who = f"[{process} {os.getpid()}]" if process in _MANY else f"[{process}]"
         handler.setFormatter(_LineFormatter(f"%(asctime)s {who} %(levelname)s %(message)s"))
     else:
-        import ecs_logging  # only needed for this format
+        import ecs_logging  # Imported here, because only this format needs the package.
 
         service = {"name": "onnxserve", "version": __version__, "node": {"role": process}}
-        # The formatter's version, 1.6, has no http.request.id. Its log.original repeats the message, and was removed
+        # The formatter (1.6) adds log.original, which repeats the message and which ECS has removed.
         extra = {"service": service, "ecs": {"version": _ECS_VERSION}}
         exclude = ["ecs.version", "log.original"]
         handler.setFormatter(ecs_logging.StdlibFormatter(extra=extra, exclude_fields=exclude))
     handler.addFilter(_RepeatFilter())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("mlflow_deploy_plugin").setLevel(logging.INFO)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # an outage is told by who meets it, once, not at every try
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # The caller logs an outage once; urllib3 logs every retry.
     gunicorn = logging.getLogger("gunicorn.error")
     gunicorn.handlers.clear()
     gunicorn.propagate = True
 
 
 class _JournalHandler(logging.StreamHandler[TextIO]):
-    """Begins each line with its priority, which journald takes off again (sd-daemon(3))."""
+    """A handler that begins each line with its priority, which journald removes again (sd-daemon(3))."""
 
     _PRIORITIES: ClassVar[dict[str, int]] = {"CRITICAL": 2, "ERROR": 3, "WARNING": 4, "INFO": 6, "DEBUG": 7}
 
@@ -58,7 +58,7 @@ class _JournalHandler(logging.StreamHandler[TextIO]):
 
 
 class _RepeatFilter(logging.Filter):
-    """Lets the same warning through once a minute: an outage would fill the log with one line."""
+    """A filter that passes the same warning once per minute, so that an outage does not fill the log."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,13 +78,13 @@ class _RepeatFilter(logging.Filter):
 
 
 class _LineFormatter(logging.Formatter):
-    """Writes one line a record, control characters escaped: quoted input cannot forge the line of another record."""
+    """A formatter that writes one line per record and escapes control characters, so that input cannot forge a line."""
 
     _ESCAPES: ClassVar[dict[int, str]] = {
         code: repr(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029)
     }
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's own name
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging defines the name
         return super().formatMessage(record).translate(self._ESCAPES)
 
     def format(self, record: logging.LogRecord) -> str:

@@ -1,9 +1,9 @@
-"""Every `ONNXSERVE_*` setting of a process, typed and documented in one place.
+"""All `ONNXSERVE_*` settings of a process, typed and documented.
 
-A setting says where this machine keeps things and how long this process waits; the spec (`spec/`) says what is served
-and how. Settings are read from the environment: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
+A setting specifies where this machine stores files and how long this process waits; the spec (`spec/`) specifies what
+is served and how. Settings are environment variables: `ONNXSERVE_HOME=/var/lib/onnxserve onnxserve serve …`.
 
-A plain pydantic model does: pydantic-settings would cost each process of a server a tenth of a second.
+The class is a plain pydantic model, because pydantic-settings would add 0.1 s to the start of each server process.
 """
 
 import os
@@ -21,124 +21,126 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 _PREFIX = "ONNXSERVE_"
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MLFLOW_WORKSPACE, DEFAULT_WORKSPACE = "MLFLOW_WORKSPACE", "default"
-_WORKSPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # as MLflow has it
+_WORKSPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # the same rule as in MLflow
 _OF_WORKSPACE = "{workspace}"
 
 
 def active_workspace() -> str:
-    """Return the MLflow workspace of this process, in MLflow's server of the request; empty for the default one.
+    """Return this process's MLflow workspace, or within MLflow's server the request's; empty for the default workspace.
 
     Raises:
-        InvalidConfig: it is no name of a workspace.
+        InvalidConfig: the name is not a valid workspace name.
     """
-    context = sys.modules.get("mlflow.utils.workspace_context")  # never imported for this: MLflow takes a second
+    context = sys.modules.get("mlflow.utils.workspace_context")  # Not imported, because importing MLflow takes 1 s.
     return workspace_of({_MLFLOW_WORKSPACE: context.get_request_workspace() or ""} if context else os.environ)
 
 
 def workspace_of(environment: Mapping[str, str]) -> str:
-    """Return the MLflow workspace of a process with these variables; empty for the default one.
+    """Return the MLflow workspace of a process with this environment; empty for the default workspace.
 
     Raises:
-        InvalidConfig: it is no name of a workspace.
+        InvalidConfig: the name is not a valid workspace name.
     """
     name = environment.get(_MLFLOW_WORKSPACE, "").strip()
     if name and not _WORKSPACE.fullmatch(name):
-        expected = "lower-case letters, digits and - within are expected, 63 at most"
+        expected = "1 to 63 lower-case letters, digits and inner hyphens are expected"
         raise InvalidConfig(f"{_MLFLOW_WORKSPACE}: {expected} (got {name!r})")
     return "" if name == DEFAULT_WORKSPACE else name
 
 
 def workspace_query() -> str:
-    """Return the query by which a page of MLflow shows this workspace; empty for the default one."""
+    """Return the URL query that selects this workspace on a page of MLflow; empty for the default workspace."""
     return f"?workspace={name}" if (name := active_workspace()) else ""
 
 
 def workspace_environment() -> dict[str, str]:
-    """Return the variable by which another process has this workspace; none for the default one."""
+    """Return the environment variable that gives a child process this workspace; empty for the default workspace."""
     return {_MLFLOW_WORKSPACE: name} if (name := active_workspace()) else {}
 
 
 class Settings(BaseModel):
-    """Settings of this process. The reference page of the docs is made of these fields and the texts below them."""
+    """The settings of this process. The reference page of the docs is generated from these fields and their texts."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     home: Path = Path("~/.onnxserve")
     """Folder for the default store, the logs, the model cache and the inference log."""
     store_uri: str = Field(default="", repr=False)  # may hold a password
-    """SQLAlchemy URI of the store, e.g. postgresql+psycopg://user@host/db. Default: SQLite in HOME. {workspace} in it
-    stands for the MLflow workspace, of which each has a store of its own."""
+    """SQLAlchemy URI of the store, such as postgresql+psycopg://user@host/db. {workspace} in the URI is replaced by the
+    name of the MLflow workspace, because each workspace has its own store. Default: SQLite in HOME."""
     log_uri: str = ""
-    """Where the inference log is written as Parquet. Default: HOME/inference_log."""
+    """Folder or URI to which the inference log is written as Parquet. Default: HOME/inference_log."""
     log_sse: str = Field(default="", pattern=r"^(AES256|aws:kms(:[^\s]+)?)?$")
-    """How objects of an inference log at s3:// are encrypted there: AES256, aws:kms or aws:kms:KEY-ID. Default: as the
-    bucket does it."""
+    """Encryption of the inference log's objects at s3://: AES256, aws:kms or aws:kms:KEY-ID. Default: the encryption of
+    the bucket."""
     keys_file: Path | None = None
-    """File of the API keys that hold, as `onnxserve keys export` prints it, for servers without a store: a mounted
-    secret. Default: the keys of the store."""
+    """File with the valid API keys, for servers without a store, such as a mounted secret. `onnxserve keys export`
+    prints it. Default: the keys in the store."""
     secrets: Path | None = None
-    """Folder whose files are environment variables: each has the name of one, and its value: the secrets of Docker
-    (/run/secrets), the credentials of systemd. What the environment says itself wins."""
+    """Folder whose files set environment variables: the file name is the variable, the content its value. Use it for
+    Docker's secrets (/run/secrets) or systemd's credentials. A variable that is already set takes precedence."""
     redis_url: str = Field(default="", repr=False)  # may hold a password
-    """Redis that rate limits and the response cache are shared in, e.g. redis://host:6379/0. Default: each worker has
-    its own in memory."""
+    """Redis server that stores rate limits and the response cache for all workers, such as redis://host:6379/0.
+    Default: each worker has its own in memory."""
     host: str = "127.0.0.1"
-    """Address that `onnxserve serve` listens on where neither the spec nor an option says one."""
+    """Address that `onnxserve serve` listens on if neither the spec nor an option specifies an address."""
     port: int | None = Field(default=None, ge=1, le=65535)
-    """Port, likewise. Default: the first free one from 8080 up."""
+    """Port that `onnxserve serve` listens on if neither the spec nor an option specifies a port. Default: the first
+    free port from 8080."""
     device: str = ""
-    """As `onnxserve serve --device`, likewise."""
+    """Device for models, as in `onnxserve serve --device`, if neither the spec nor the option specifies a device."""
     model_uri: str = ""
-    """Model that `onnxserve serve` serves where neither an option nor a spec names one; images that follow the registry
-    have it."""
+    """Model that `onnxserve serve` serves if neither an option nor a spec specifies a model; it is set in images that
+    follow the registry."""
     listener: Path | None = None
-    """Unix socket at which a server gets a listening socket that it shares with the server whose place it takes, beside
-    its own at 127.0.0.1; the docker target sets it."""
+    """Unix socket from which a server receives a listening socket. The server shares that socket with the server that
+    it replaces, and also listens at 127.0.0.1. The docker target sets this."""
     insecure: bool = False
-    """As `onnxserve serve --insecure`, for containers behind a gateway with its own auth."""
+    """As `onnxserve serve --insecure`; for containers behind a gateway that authenticates callers."""
     poll_seconds: float = Field(default=2.0, ge=0.1, le=3600)
-    """Seconds between two looks at the registry for a followed reference."""
+    """Seconds between two polls of the registry for a followed reference."""
     log_format: Literal["text", "ecs"] = "text"
-    """How servers and controllers log: lines for people, or JSON in the Elastic Common Schema."""
+    """Log format of servers and controllers: text for people, or JSON in the Elastic Common Schema."""
     log_requests: bool = False
-    """One line in the log for every request."""
+    """Log one line for every request."""
     ready_timeout_seconds: float = Field(default=120.0, gt=0)
-    """Seconds `mlflow deployments create` waits for the server to be ready."""
+    """Seconds that `mlflow deployments create` waits until the server is ready."""
 
     kube_context: str | None = None
-    """Context of KUBECONFIG that deployments on Kubernetes use. Default: its current one; in a pod without a
-    configuration, the cluster that it runs in."""
+    """Context of KUBECONFIG that deployments on Kubernetes use. Default: the current context; in a pod without a
+    configuration, the pod's own cluster."""
     alert_config: Path | None = None
-    """File of the channels that alerts go to, in Apprise's YAML or text format; tags choose among them. Default: nobody
-    is told."""
+    """File of the channels that receive alerts, in Apprise's YAML or text format; tags select among the channels.
+    Default: no alert is sent."""
     alert_repeat_seconds: float = Field(default=86400.0, ge=60)
-    """An alarm that goes on is told again after so long."""
+    """Seconds after which an alert that still fires is sent again."""
     monitor_retention_days: int | None = Field(default=None, ge=7, le=36500)
-    """Judged windows of monitors and alerts that are over are deleted from the store by the controller when they are
-    older than so many days. Default: never."""
+    """Days after which the controller deletes judged windows of monitors and resolved alerts from the store. Default:
+    never."""
     mlflow_url: str = ""
-    """Address at which an MLflow server with `--app-name onnxserve` reaches itself for what its page starts. Default:
-    its own port, else the address that the browser uses, if `--allowed-hosts` names it without a *."""
+    """Address at which the processes that the page of an MLflow server with `--app-name onnxserve` starts reach that
+    server. Default: its own port, otherwise the address that the browser uses, if `--allowed-hosts` lists it without
+    a *."""
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 
     @cached_property
     def home_path(self) -> Path:
-        """The folder of the MLflow workspace in HOME, which is HOME itself for the default workspace."""
+        """The folder of the MLflow workspace in HOME; for the default workspace, HOME."""
         return Path(self._in_workspace(str(self.root_path)))
 
     @cached_property
     def root_path(self) -> Path:
-        """HOME, by an absolute path."""
+        """HOME as an absolute path."""
         return absolute_path(self.home)
 
     @property
     def store_url(self) -> str:
-        """Raises InvalidConfig if it is the same for all workspaces."""
+        """The SQLAlchemy URI of the store. Raises InvalidConfig if all workspaces would have the same URI."""
         if self._workspace and self.store_uri and _OF_WORKSPACE not in self.store_uri:
             raise InvalidConfig(
-                f"ONNXSERVE_STORE_URI is the store of one MLflow workspace, and {self._workspace} needs its own: write "
-                f"{_OF_WORKSPACE} into it, where their names differ, as in postgresql+psycopg://user@host/{_OF_WORKSPACE}"
+                f"ONNXSERVE_STORE_URI is one store for all MLflow workspaces, and {self._workspace} needs its own: put "
+                f"{_OF_WORKSPACE} in the URI, such as postgresql+psycopg://user@host/{_OF_WORKSPACE}"
             )
         file = str(self.home_path / "onnxserve.db").replace("%", "%25").replace("?", "%3F")
         return self.store_uri.replace(_OF_WORKSPACE, self._workspace or DEFAULT_WORKSPACE) or f"sqlite:///{file}"
@@ -149,7 +151,7 @@ class Settings(BaseModel):
 
     @property
     def log_root(self) -> str:
-        """A URI, or an absolute path: servers run in other folders than the commands that start them."""
+        """A URI, or an absolute path, because servers do not run in the folder of the command that starts them."""
         if ":" in self.log_uri:
             return self.log_uri
         return str(absolute_path(self.log_uri) if self.log_uri else self.root_path / "inference_log")
@@ -162,8 +164,8 @@ class Settings(BaseModel):
     def deployments_path(self) -> Path:
         return self.home_path / "deployments"
 
-    def _in_workspace(self, place: str) -> str:
-        return f"{place.rstrip('/')}/workspaces/{self._workspace}" if self._workspace else place
+    def _in_workspace(self, path: str) -> str:
+        return f"{path.rstrip('/')}/workspaces/{self._workspace}" if self._workspace else path
 
     def state_dir(self, endpoint: str) -> Path:
         """Return the state folder of an endpoint's server on this machine. It may not exist."""
@@ -171,7 +173,7 @@ class Settings(BaseModel):
 
 
 def absolute_path(path: Path | str) -> Path:
-    """Return a path that a person wrote, with the home folder in place of ~ or ~USER.
+    """Return an absolute path for a path that a person wrote; ~ and ~USER become the home folder.
 
     Raises:
         InvalidConfig: there is no such user, this one has no home folder, or the current folder was deleted.
@@ -179,17 +181,17 @@ def absolute_path(path: Path | str) -> Path:
     try:
         return Path(path).expanduser().absolute()
     except FileNotFoundError:
-        raise InvalidConfig(f"{path}: the current folder was deleted; run the command in another one") from None
+        raise InvalidConfig(f"{path}: the current folder was deleted; run the command in another folder") from None
     except RuntimeError:
         home = Path(path).parts[0]
-        raise InvalidConfig(f"{path}: no home folder is known for {home}: set HOME, or give the whole path") from None
+        raise InvalidConfig(f"{path}: {home} has no known home folder: set HOME, or use an absolute path") from None
 
 
 def load_settings() -> Settings:
     """Return the settings of the environment.
 
     Raises:
-        InvalidConfig: a value does not fit; the message names the variable.
+        InvalidConfig: a value is not valid; the message names the variable.
     """
     try:
         variables = {name.removeprefix(_PREFIX): text for name, text in os.environ.items() if name.startswith(_PREFIX)}
@@ -201,17 +203,17 @@ def load_settings() -> Settings:
 
 
 def load_secrets() -> None:
-    """Set the environment variables that the files of ONNXSERVE_SECRETS hold; a line break at the end is left out.
+    """Set environment variables from the files of ONNXSERVE_SECRETS, without the line break at the end of a file.
 
     Raises:
-        InvalidConfig: the folder or a file cannot be read; the message names it, and no value.
+        InvalidConfig: the folder or a file cannot be read. The message contains the path but never a value.
     """
     folder = os.environ.get(f"{_PREFIX}SECRETS")
     try:
         for file in sorted(Path(folder).iterdir()) if folder else ():
             if _VARIABLE.fullmatch(file.name) and file.name not in os.environ:
                 os.environ[file.name] = file.read_text().removesuffix("\n")
-    except (OSError, ValueError) as error:  # a ValueError: no text, or a null character
+    except (OSError, ValueError) as error:  # A ValueError means invalid UTF-8 or a null character.
         where = (error.filename if isinstance(error, OSError) else None) or file
-        why = (error.strerror if isinstance(error, OSError) else None) or "it is no text"
+        why = (error.strerror if isinstance(error, OSError) else None) or "it is not a text"
         raise InvalidConfig(f"ONNXSERVE_SECRETS: {where} cannot be read: {why}") from None

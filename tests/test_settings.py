@@ -168,8 +168,8 @@ def test_files_of_a_folder_are_variables_and_the_environment_wins(
     ("content", "why"),
     [
         (None, "No such file or directory"),
-        (b"\xff", "ONNXSERVE_STORE_URI cannot be read: it is no text"),
-        (b"a\0b", "ONNXSERVE_STORE_URI cannot be read: it is no text"),
+        (b"\xff", "ONNXSERVE_STORE_URI cannot be read: it is not a text"),
+        (b"a\0b", "ONNXSERVE_STORE_URI cannot be read: it is not a text"),
     ],
 )
 def test_secrets_that_cannot_be_read_are_one_line(

@@ -1,11 +1,11 @@
-"""A client of a running endpoint: predictions, explanations and labels of frames, arrays and plain values.
+"""A client of a running endpoint that returns predictions and explanations, and sends labels.
 
     with Client("http://localhost:8123") as client:
         late = client.predict(frame)
         client.feedback(late, frame["was_late"])
 
-Frames and arrays travel as Arrow, plain Python values as JSON. If a server does not take Arrow, as MLflow's own, the
-client sends it only JSON from then on. Imports neither mlflow nor pandas.
+Frames and arrays are sent as Arrow, plain Python values as JSON. After a server has refused Arrow, as MLflow's own
+does, the client sends only JSON to it. The client imports neither mlflow nor pandas.
 """
 
 from mlflow_deploy_plugin.client.client import AsyncClient, Client, Prediction, RetryPolicy, response_error

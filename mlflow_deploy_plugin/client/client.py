@@ -1,4 +1,4 @@
-"""`Client` and `AsyncClient`: predictions, explanations and labels from a running endpoint."""
+"""`Client` and `AsyncClient` request predictions and explanations from a running endpoint, and send labels."""
 
 import asyncio
 import random
@@ -38,9 +38,9 @@ from mlflow_deploy_plugin.version import __version__
 _HEADER_LENGTH = "Inference-Header-Content-Length"
 _CONNECT_SECONDS = 5.0
 _MOST_LABELS = 10_000
-"""The most labels of one request, as in `protocols/feedback.py`."""
+"""The maximum number of labels per request, as in `protocols/feedback.py`."""
 _REFUSED_UNDONE = (429, 503)
-"""The statuses of requests that are sent again, because the server has computed nothing."""
+"""The statuses after which a request is sent again, because the server has not computed anything."""
 
 _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
@@ -48,12 +48,12 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """The number of tries of a request, and the pauses between them.
+    """The number of tries of a request, and the pauses between the tries.
 
-    A request is sent again after a failed connection and after 429 and 503, because the server has computed nothing.
-    The bound of a pause doubles from the first to the largest one, and the pause is drawn between zero and the bound
-    ("full jitter", https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server names a
-    pause (`Retry-After`), the client waits up to a tenth longer, so that clients do not return at the same moment.
+    A request is sent again after a failed connection and after 429 and 503, since the server has not computed anything.
+    The pause is drawn between zero and a bound that doubles from the first pause to the longest pause ("full jitter",
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/). If the server specifies a pause
+    (`Retry-After`), the client waits up to a tenth longer, so that clients do not all retry at the same moment.
     """
 
     tries: int = 4
@@ -61,7 +61,7 @@ class RetryPolicy:
     max_pause_seconds: float = 10.0
 
     def pause_seconds(self, attempt: int, retry_after: float | None, generator: random.Random) -> float:
-        """Return the pause after the attempt of this number, from 0."""
+        """Return the pause after an attempt; the first attempt has the number 0."""
         if retry_after is not None:
             return retry_after * generator.uniform(1.0, 1.1)
         return generator.uniform(0.0, min(self.max_pause_seconds, self.first_pause_seconds * 2.0**attempt))
@@ -69,11 +69,11 @@ class RetryPolicy:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The answer to some rows. `np.asarray(prediction)` returns its only output. A text that the server omits is empty.
+    """The predictions for the rows of a request. `np.asarray(prediction)` returns the only output.
 
     Attributes:
-        values: the only output as an array, rows first; several outputs by their names.
-        id: the X-Prediction-Id, by which labels are sent.
+        values: the only output as an array, rows first; a dict if there are several outputs.
+        id: the X-Prediction-Id, with which labels are sent. A text is empty if the server omits its header.
     """
 
     values: Array | dict[str, Array]
@@ -87,7 +87,7 @@ class Prediction:
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         if isinstance(self.values, dict):
-            raise TypeError(f"the prediction has the outputs {', '.join(self.values)}: choose one of `values`")
+            raise TypeError(f"the prediction has the outputs {', '.join(self.values)}: select an output from `values`")
         return np.array(self.values, dtype=dtype, copy=copy)
 
 
@@ -100,10 +100,10 @@ class Client:
         endpoint: the name of the endpoint; None for the server's default endpoint.
         timeout_seconds: the limit of a whole call, including its pauses.
         headers: sent with every request, such as `{"Authorization": "Bearer KEY"}`.
-        connections: the number of connections that are kept open. More threads open further ones for one request.
-        only_json: never send Arrow. The client sets it once the server has refused Arrow with 415, as MLflow's does.
-        pool: sends the requests. Specify it for a proxy (`urllib3.ProxyManager`) or for your own certificates
-            (`urllib3.PoolManager(ca_certs=…)`).
+        connections: the number of connections that are kept open. Additional threads open a new connection per request.
+        only_json: never send Arrow. The client sets this once a server has refused Arrow with 415, as MLflow's does.
+        pool: the connection pool for all requests. Specify it for a proxy (`urllib3.ProxyManager`) or for your own
+            certificates (`urllib3.PoolManager(ca_certs=…)`).
     """
 
     url: str
@@ -148,18 +148,18 @@ class Client:
         """Return the predictions of the model's `predict` for these rows.
 
         Args:
-            rows: a frame; a Series of pandas, for a model of one column; an array of [rows, columns] in the signature's
-                order, or the model's tensor; a dict of columns or tensors by name; a list of records or rows; one
-                record.
+            rows: a frame; a pandas Series, if the model has one column; an array of [rows, columns] in the signature's
+                order, or the model's tensor; a dict of columns or tensors by name; a list of records or rows; or a
+                single record.
             params: MLflow's params.
-            event_time: the time of the event that the rows describe, with a time zone; default: that of the request.
+            event_time: the time of the event that the rows describe, with a time zone; default: the request's time.
             request_id: the id of the request in the server's logs, 1 to 128 visible ASCII characters.
 
         Raises:
-            InvalidRequest: the rows have no form that can be sent, or the server refuses them.
-            TooManyRequests, NotReady: the server refuses, or does not answer, until no time or try is left.
-            DeadlineExceeded: the time is up.
-            OnnxserveError: any other error. Every error of the server has its `request_id` and `status`.
+            InvalidRequest: the rows have no form that can be sent, or the server rejects them.
+            TooManyRequests, NotReady: the server refuses or does not respond, and no time or try is left.
+            DeadlineExceeded: the time limit has passed.
+            OnnxserveError: any other error. The errors of a server have its `request_id` and `status`.
         """
         named = {"X-Request-Id": request_id, "X-Event-Time": event_time and event_time.isoformat()}
         headers = {name: value for name, value in named.items() if value}
@@ -176,10 +176,10 @@ class Client:
         return _prediction(self._post_json(f"{self._route}/invocations", body, headers))
 
     def infer(self, inputs: Mapping[str, object], outputs: Sequence[str] | None = None) -> Prediction:
-        """Return outputs of the graph by their names, also outputs that `predict` leaves out, such as `probabilities`.
+        """Return outputs of the graph by name, including outputs that `predict` omits, such as `probabilities`.
 
-        `inputs` are the tensors of the graph, or the columns of the signature as [N] or [N, 1]; without `outputs` the
-        answer has all of them. Raises as `predict`, and InvalidRequest if an array has no datatype of the V2 protocol.
+        `inputs` are the graph's tensors, or the signature's columns as [N] or [N, 1]. By default the response contains
+        all outputs. Raises as `predict`, and InvalidRequest if V2 has no datatype for an array.
         """
         head, tensors = encode_tensors(inputs, outputs)
         sent = {"Content-Type": "application/octet-stream", _HEADER_LENGTH: str(len(head))}
@@ -192,11 +192,11 @@ class Client:
     def explain(
         self, rows: Any, *, max_evals: int | None = None, seed: int | None = None, version: str | None = None
     ) -> dict[str, Any]:
-        """Return the answer of `/explain` (docs/explain.md); `values` and `base_values` are arrays.
+        """Return the response of `/explain` (docs/explain.md); `values` and `base_values` are arrays.
 
-        `max_evals` limits the evaluations of the model per row. The `version` must be loaded; None selects the version
-        that would predict. Raises as `predict`, InvalidRequest if the model cannot be explained, and NotInstalled if
-        the server has no SHAP.
+        `max_evals` limits the model evaluations per row. The `version` must be loaded; None selects the version that
+        would predict. Raises as `predict`, InvalidRequest if the model cannot be explained, and NotInstalled if the
+        server has no SHAP.
         """
         params = {"max_evals": max_evals, "seed": seed, "version": version}
         params = {name: value for name, value in params.items() if value is not None}
@@ -207,18 +207,18 @@ class Client:
             return document | {name: np.asarray(document[name]) for name in ("values", "base_values")}
 
     def feedback(self, prediction: Prediction | str, labels: Any) -> int:
-        """Send the true labels of an earlier prediction, and return the number of labels that the server has taken.
+        """Send the true labels of an earlier prediction, and return the number of labels that the server has accepted.
 
         Args:
-            labels: a label for each row, in their order; labels by the number of the row, from 0; or one for all rows.
+            labels: a label per row, in order; a dict from row numbers (from 0) to labels; or one label for all rows.
                 The label None withdraws an earlier label.
 
         Raises as `predict`, and InvalidRequest if the prediction has no id, or a label is not a text, number or
-        boolean. Labels that were taken before an error stay; sending them again does no harm.
+        boolean. Labels that were accepted before an error remain; sending them again is harmless.
         """
         prediction_id = prediction.id if isinstance(prediction, Prediction) else prediction
         if not prediction_id:
-            raise InvalidRequest("the prediction has no id: its server gave no X-Prediction-Id")
+            raise InvalidRequest("the prediction has no id: its server sent no X-Prediction-Id")
         if isinstance(labels, Mapping):
             entries = [{"row": int(row), "label": label} for row, label in labels.items()]
         elif isinstance(labels, str) or not hasattr(labels, "__len__"):
@@ -231,13 +231,13 @@ class Client:
         return len(entries)
 
     def metadata(self) -> dict[str, Any]:
-        """Return V2's metadata of the model: name, versions, inputs and outputs of the graph."""
+        """Return V2's metadata of the model: the name, versions, inputs and outputs of the graph."""
         response = self._send("GET", f"{self._base}/v2/models/{self._name()}")
         with _answer_errors(response):
             return {**orjson.loads(response.data)}
 
     def ready(self) -> bool:
-        """Return True if the endpoint answers predictions now. The server is asked once, without a retry."""
+        """Return True if the endpoint can predict now. The client asks once, without a retry."""
         url = f"{self._base}/ping" if self.endpoint is None else f"{self._base}/v2/models/{self._name()}/ready"
         try:
             self._send("GET", url, retries=RetryPolicy(tries=1))
@@ -246,17 +246,17 @@ class Client:
         return True
 
     def _name(self) -> str:
-        """Return the endpoint's name for a path. The first one of the server's index is its default."""
+        """Return the endpoint's name for a path. The default endpoint is the first in the server's index."""
         if self.endpoint is not None:
             return quote(self.endpoint, safe="")
         try:
             response = self._post_json(f"{self._base}/v2/repository/index", b"{}")
         except errors.ScopeMissing as error:
-            error.message = f"say the endpoint's name, Client(URL, NAME): {error.message}"
+            error.message = f"specify the endpoint's name, Client(URL, NAME): {error.message}"
             error.args = (error.message,)
             raise
         with _answer_errors(response):
-            names = [one["name"] for one in orjson.loads(response.data)]
+            names = [endpoint["name"] for endpoint in orjson.loads(response.data)]
             if not names:
                 raise NotReady("the server has no endpoint")
             return quote(names[0], safe="")
@@ -310,15 +310,15 @@ def _in_thread(
     method: Callable[Concatenate[Client, _Given], _Result],
 ) -> Callable[Concatenate["AsyncClient", _Given], Coroutine[Any, Any, _Result]]:
     @wraps(method)
-    async def call(self: "AsyncClient", /, *given: _Given.args, **named: _Given.kwargs) -> _Result:
-        asked = partial(method, self._client, *given, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, asked)
+    async def call(self: "AsyncClient", /, *positional: _Given.args, **named: _Given.kwargs) -> _Result:
+        bound_call = partial(method, self._client, *positional, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, bound_call)
 
     return call
 
 
 class AsyncClient:
-    """A `Client` for asyncio. Each call runs in a thread, which costs less than a native client (docs/client.md)."""
+    """A `Client` for asyncio. Each call runs in a thread; a native async client would be slower (docs/client.md)."""
 
     def __init__(self, url: str, endpoint: str | None = None, **options: Any) -> None:
         self._client = Client(url, endpoint, **options)
@@ -343,14 +343,14 @@ class AsyncClient:
 
 
 def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> OnnxserveError:
-    """Return the error of a response without success, in the server's words."""
+    """Return the error that a response reports, with the server's message."""
     try:
         document = orjson.loads(content)
     except orjson.JSONDecodeError:
         document = None
     if isinstance(document, dict):
-        known = (document.get(name) for name in ("message", "error", "detail"))
-        message = next((str(text) for text in known if text), f"the server answered with status {status}")
+        texts = (document.get(name) for name in ("message", "error", "detail"))
+        message = next((str(text) for text in texts if text), f"the server answered with status {status}")
     else:
         message = f"the server answered with status {status} and no JSON object"
     try:
@@ -365,10 +365,10 @@ def response_error(status: int, content: bytes, headers: Mapping[str, str]) -> O
 
 @contextmanager
 def _answer_errors(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
-    """Raise OnnxserveError if the answer has another form than the block reads, such as the login page of a proxy."""
+    """Raise OnnxserveError if the response has another form than the block parses, such as a proxy's login page."""
     try:
         yield
-    except (AttributeError, LookupError, OSError, TypeError, ValueError):  # orjson, numpy and Arrow raise these
+    except (AttributeError, LookupError, OSError, TypeError, ValueError):  # raised by orjson, numpy and Arrow
         kind = one_line(response.headers.get("Content-Type", "no Content-Type"), 100)
         error = OnnxserveError(f"the server answered with status {response.status} and in an unknown form ({kind})")
         error.status, error.request_id = response.status, response.headers.get("X-Request-Id", "")

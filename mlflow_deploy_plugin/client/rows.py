@@ -1,6 +1,6 @@
-"""The rows of a request as bytes, and the bytes of its answer as arrays.
+"""Encode the rows of a request as bytes, and decode the bytes of a response as arrays.
 
-A frame of pandas, polars or pyarrow is recognised by `__arrow_c_stream__`, without an import of its library:
+A frame of pandas, polars or pyarrow is recognised by `__arrow_c_stream__`, without importing its library:
 https://arrow.apache.org/docs/format/CDataInterface/PyCapsuleInterface.html
 """
 
@@ -25,7 +25,7 @@ _ARROW = "application/vnd.apache.arrow.stream"
 
 _ARROW_LISTS = ("list", "large_list", "fixed_size_list")
 _ARROW_TYPES = ("integer", "floating", "boolean", "string", "large_string", "dictionary", "null", *_ARROW_LISTS)
-"""Types of columns that the server takes in Arrow."""
+"""Types of columns that the server accepts in Arrow."""
 
 Array = npt.NDArray[Any]
 
@@ -33,15 +33,15 @@ Array = npt.NDArray[Any]
 def encode_json(rows: Any, params: Mapping[str, object] | None = None) -> bytes:
     """Return the JSON body of `/invocations` for rows and params as in `Client.predict`.
 
-    A mapping in one of MLflow's forms is sent in that form. Numbers keep all their digits; NaN, NaT and None are null.
-    Raises InvalidRequest if the rows have none of these types, or hold a value that JSON cannot represent.
+    A mapping in one of MLflow's forms is sent in that form. Numbers keep all digits; NaN, NaT and None become null.
+    Raises InvalidRequest if the rows have an unknown type, or contain a value that JSON cannot represent.
     """
     return dump_json({**_rows_document(rows), **({"params": params} if params else {})})
 
 
 def encode_rows(rows: Any) -> tuple[bytes, str, str]:
-    """Return the body of `/invocations`, its Content-Type and the Accept header, in the fastest form that keeps the
-    types of the rows: Arrow, or JSON, as for dates. An array is an Arrow column without a name."""
+    """Return the body of `/invocations`, its Content-Type and the Accept header. The body is Arrow, or JSON if Arrow
+    would not keep the types of the rows (dates, for example). An array becomes an Arrow column without a name."""
     rows = _without_series(rows)
     columns: Mapping[str, object] | None = None
     if isinstance(rows, np.ndarray) and rows.ndim and rows.dtype.kind in "fiub":
@@ -49,13 +49,13 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
     elif isinstance(rows, Mapping) and any(isinstance(values, np.ndarray) for values in rows.values()):
         columns = rows
     elif is_pandas_frame(rows) and rows.columns.inferred_type == "string" and rows.columns.is_unique:
-        dtype, *others = set(rows.dtypes)
-        # pyarrow needs 25 µs per pandas column, sends pandas' metadata, and reads a named index as a column
-        if not others and isinstance(dtype, np.dtype) and dtype.kind in "fiub" and list(rows.index.names) == [None]:
+        dtype, *rest = set(rows.dtypes)
+        # pyarrow would need 25 µs per pandas column, add pandas' metadata, and read a named index as a column.
+        if not rest and isinstance(dtype, np.dtype) and dtype.kind in "fiub" and list(rows.index.names) == [None]:
             columns = dict(zip(rows.columns, rows.to_numpy().T, strict=True))
     if columns is None and (not hasattr(rows, "__arrow_c_stream__") or _has_unnamed_columns(rows)):
         return encode_json(rows), JSON, JSON
-    import pyarrow as pa  # here: rows of plain values need not wait for it
+    import pyarrow as pa  # Imported here, so that JSON requests do not wait for the import.
 
     try:
         if columns is not None:
@@ -63,10 +63,10 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
             table = pa.table({name: _to_arrow(array) for name, array in arrays.items()})
         else:
             table = pa.table(rows)
-    except (pa.ArrowException, ValueError, TypeError):  # mixed types, or columns of several lengths: the server decides
+    except (pa.ArrowException, ValueError, TypeError):  # Mixed types or columns of several lengths: the server decides.
         return encode_json(rows), JSON, JSON
-    taken = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
-    if not all(any(is_kind(column) for is_kind in taken) for column in table.schema.types):  # dates, objects
+    is_accepted = [getattr(pa.types, f"is_{name}") for name in _ARROW_TYPES]
+    if not all(any(is_kind(column) for is_kind in is_accepted) for column in table.schema.types):  # dates, objects
         return encode_json(rows), JSON, JSON
     stream = pa.BufferOutputStream()
     with pa.ipc.new_stream(stream, table.schema) as writer:
@@ -75,7 +75,7 @@ def encode_rows(rows: Any) -> tuple[bytes, str, str]:
 
 
 def _to_arrow(array: Array) -> "pa.Array":
-    """Return an array of [N, …] as a column: of lists, if its rows have several values."""
+    """Return an array [N, …] as an Arrow column; its elements are lists if the array has more than one dimension."""
     import pyarrow as pa
 
     column = pa.array(array.reshape(-1), from_pandas=True)
@@ -85,7 +85,7 @@ def _to_arrow(array: Array) -> "pa.Array":
 
 
 def _from_arrow(column: "pa.ChunkedArray") -> Array:
-    """Return a column of an answer as an array of [N, …]."""
+    """Return an Arrow column of a response as an array [N, …]."""
     chunk, shape = column.combine_chunks(), [len(column)]
     while hasattr(chunk.type, "list_size"):
         shape.append(chunk.type.list_size)
@@ -95,7 +95,10 @@ def _from_arrow(column: "pa.ChunkedArray") -> Array:
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
-    """Return an answer's predictions, several by name. Raises an error of orjson or Arrow, LookupError or TypeError."""
+    """Return the predictions of a response, by name if there are several outputs.
+
+    Raises an error of orjson or Arrow, LookupError or TypeError.
+    """
     if content_type.startswith(_ARROW):
         import pyarrow as pa
 
@@ -111,14 +114,14 @@ def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Arra
 
 
 def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) -> tuple[bytes, bytes]:
-    """Return the JSON head and the binary tensors of a V2 request; raise InvalidRequest for a dtype that V2 lacks."""
-    from mlflow_deploy_plugin import protocols  # here: only this protocol needs them
+    """Return the JSON header and the binary tensors of a V2 request; raise InvalidRequest for a dtype that V2 lacks."""
+    from mlflow_deploy_plugin import protocols  # Imported here, because only V2 requests need it.
 
     tensors, parts = [], []
     for name, values in inputs.items():
         array = as_array(values)
         if not (datatype := protocols.v2_tensors.array_datatype(array)):
-            raise InvalidRequest(f"{name!r} has the dtype {array.dtype}, which V2 has no datatype for")
+            raise InvalidRequest(f"{name!r} has the dtype {array.dtype}; V2 has no datatype for it")
         parts.append(protocols.v2_tensors.to_binary(array))
         size = {"binary_data_size": len(parts[-1])}
         tensors.append({"name": name, "shape": list(array.shape), "datatype": datatype, "parameters": size})
@@ -129,8 +132,8 @@ def encode_tensors(inputs: Mapping[str, object], outputs: Sequence[str] | None) 
 
 
 def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
-    """Return the outputs in a V2 response, which are binary or in its JSON head."""
-    from mlflow_deploy_plugin import protocols  # here: as above
+    """Return the outputs of a V2 response, which are binary or in its JSON header."""
+    from mlflow_deploy_plugin import protocols  # Imported here, as in `encode_tensors`.
 
     content, start, arrays = memoryview(body), head_length, {}
     for position, tensor in enumerate(orjson.loads(content[:start])["outputs"]):
@@ -146,7 +149,7 @@ def decode_tensors(body: bytes, head_length: int) -> dict[str, Array]:
 
 
 def as_array(values: object) -> Array:
-    """Return an array; of objects for texts and for rows of different lengths. Among numbers, None is NaN."""
+    """Return values as an array; texts and ragged rows give an object array. None among numbers is NaN."""
     try:
         array = np.asarray(values)
     except ValueError:
@@ -161,7 +164,7 @@ def _has_unnamed_columns(rows: Any) -> bool:
 
 
 def is_pandas_frame(rows: Any) -> bool:
-    """Return True for a frame of pandas, which is not imported to find out."""
+    """Return True for a pandas DataFrame, without importing pandas."""
     return hasattr(rows, "notna") and hasattr(rows, "columns")
 
 
@@ -170,7 +173,7 @@ def _is_pandas_series(rows: Any) -> bool:
 
 
 def _without_series(rows: Any) -> Any:
-    """Return a Series of pandas as a frame of one column, also without a name, and Series in a dict as arrays."""
+    """Return a pandas Series as a frame of one column, and the Series in a mapping as arrays."""
     if _is_pandas_series(rows):
         return rows.to_frame()
     if not isinstance(rows, Mapping) or not any(map(_is_pandas_series, rows.values())):
@@ -179,7 +182,7 @@ def _without_series(rows: Any) -> Any:
 
 
 def _cells(values: Any) -> Array:
-    """Return a Series, or a frame, of pandas as an array of plain values, with None for each missing one."""
+    """Return a pandas Series or DataFrame as an object array of plain values, with None for missing values."""
     cells: Array = values.astype(object).where(values.notna(), None).to_numpy()
     return cells
 
@@ -187,14 +190,14 @@ def _cells(values: Any) -> Array:
 def _rows_document(rows: Any) -> Mapping[str, object]:
     rows = _without_series(rows)
     refusal = InvalidRequest(
-        f"cannot predict on {type(rows).__name__}: give a DataFrame, an array, a dict of columns, or a list of rows"
+        f"cannot predict on {type(rows).__name__}: pass a DataFrame, an array, a dict of columns, or a list of rows"
     )
     if isinstance(rows, np.ndarray):
         return {"inputs": rows.tolist()}
     if isinstance(rows, Mapping):
         if sum(form in rows for form in BODY_FORMS) == 1:
             return rows
-        has_rows = any(isinstance(one, Sequence | np.ndarray) and not isinstance(one, str) for one in rows.values())
+        has_rows = any(isinstance(cell, Sequence | np.ndarray) and not isinstance(cell, str) for cell in rows.values())
         return {"inputs": dict(rows)} if has_rows else {"dataframe_records": [rows]}
     if isinstance(rows, list | tuple):
         is_records = len(rows) > 0 and all(isinstance(row, Mapping) for row in rows)
@@ -209,7 +212,7 @@ def _rows_document(rows: Any) -> Mapping[str, object]:
 
         try:
             table = pa.table(rows)
-        except (pa.ArrowException, TypeError, ValueError):  # one column
+        except (pa.ArrowException, TypeError, ValueError):  # A single Arrow column is not a table.
             raise refusal from None
         data = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         return {"dataframe_split": {"columns": table.column_names, "data": data}}
@@ -224,7 +227,7 @@ def dump_json(document: Mapping[str, object]) -> bytes:
 
 
 def _json_value(value: object) -> object:
-    """Return a value that orjson can encode for a scalar or other array of numpy, a timestamp or a decimal."""
+    """Return a value that orjson can encode for a numpy scalar or array, a timestamp or a decimal."""
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, datetime):

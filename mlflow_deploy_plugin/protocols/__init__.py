@@ -1,6 +1,6 @@
-"""Bytes and headers ↔ named arrays, one module per protocol, imported on first use.
+"""Convert bytes and headers to named arrays and back. Each protocol is a module that is imported on first use.
 
-The room does not know the served models: `server/inference/protocol_table.py` binds protocols to variants.
+The modules do not depend on the served models: `server/inference/protocol_table.py` binds protocols to variants.
 """
 
 import lazy_loader

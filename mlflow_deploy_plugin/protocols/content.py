@@ -1,4 +1,4 @@
-"""Content types, JSON in both directions, and outputs as rows: shared by all protocols over HTTP."""
+"""Content types, JSON decoding and encoding, and outputs as rows, for all protocols over HTTP."""
 
 import base64
 import codecs
@@ -18,33 +18,33 @@ from mlflow_deploy_plugin.runtime.values import short_repr
 JSON, CSV, EVENTS = "application/json", "text/csv", "text/event-stream"
 
 MOST_CONTAINERS = 1_000_000
-"""Arrays and objects in one document: each takes 56 to 232 bytes of memory for two in the body."""
+"""The maximum number of arrays and objects per document: two bytes in the body take 56 to 232 bytes of memory."""
 _SMALL_BYTES = len(b"[]") * MOST_CONTAINERS
-"""A body of this size cannot hold more containers."""
+"""A body of this size cannot contain more arrays and objects."""
 _PIECE_BYTES = 128 * 1024
-"""Bytes whose brackets are counted at once, so that numpy's arrays stay in the processor's cache."""
+"""The size of a piece whose brackets are counted at once, so that numpy's arrays stay in the processor's cache."""
 DEEPEST = 500
-"""Levels of a document that Python's `json` reads or writes; orjson itself takes 1,024, and simdjson as many."""
+"""The nesting depth that Python's `json` reads and writes; orjson and simdjson support 1,024 levels."""
 _CONTAINERS = (list, dict)
 _TOO_DEEP = f"the JSON is nested more than {DEEPEST} levels deep"
 
 
 @lru_cache(maxsize=256)
 def media_type(content_type: str | None, accepted: tuple[str, ...]) -> str:
-    """Return the media type of a `Content-Type` header, one of `accepted`, in lower case.
+    """Return the media type of a `Content-Type` header in lower case; it is an element of `accepted`.
 
-    Raises UnsupportedMediaType if it is missing or another type, or the charset is not UTF-8.
+    Raises UnsupportedMediaType if the header is missing, has another type, or has a charset other than UTF-8.
     """
     takes = " or ".join(accepted)
     if not content_type:
-        raise UnsupportedMediaType(f"the request has no Content-Type; this route takes {takes}")
+        raise UnsupportedMediaType(f"the request has no Content-Type; this route accepts {takes}")
     name, *parameters = (part.strip() for part in content_type.split(";"))
     if name.lower() not in accepted:
-        raise UnsupportedMediaType(f"this route does not take the Content-Type {name[:100]!r}; it takes {takes}")
+        raise UnsupportedMediaType(f"this route does not accept the Content-Type {name[:100]!r}; it accepts {takes}")
     for parameter in parameters:
         key, _, value = parameter.partition("=")
         if key.strip().lower() == "charset" and value.strip(' "').lower() not in ("utf-8", "utf8"):
-            raise UnsupportedMediaType(f"the charset {value.strip()[:40]!r} is not understood; send UTF-8")
+            raise UnsupportedMediaType(f"the charset {value.strip()[:40]!r} is not supported; send UTF-8")
     return name.lower()
 
 
@@ -54,10 +54,10 @@ def media_name(content_type: str | None) -> str:
 
 
 def load_json(body: bytes, subject: str = "the body is ") -> Any:
-    """Return the document in `body`, which a message calls `subject`. orjson bounds its depth (1,024 levels).
+    """Return the document in `body`. orjson bounds its depth to 1,024 levels. Messages begin with `subject`.
 
-    NaN and Infinity are accepted, because MLflow's clients and examples write them; so is a byte order mark. Raises
-    InvalidRequest if it is not JSON or has more than `MOST_CONTAINERS` arrays and objects; MemoryError without memory.
+    NaN and Infinity are accepted, because MLflow's clients and examples write them, and so is a byte order mark. Raises
+    InvalidRequest if the body is not JSON or has more than `MOST_CONTAINERS` arrays and objects, and MemoryError.
     """
     if not body:
         raise InvalidRequest(f"{subject}empty; a JSON document is expected")
@@ -74,7 +74,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
     try:
         document = json.loads(body, parse_int=_parse_int)
         check_depth(document)
-        if b"\\u" in body:  # half a pair of surrogates is no text: this raises a ValueError
+        if b"\\u" in body:  # Half a surrogate pair is not a text; encoding it raises a ValueError.
             json.dumps(document, ensure_ascii=False).encode()
         return document
     except RecursionError:
@@ -86,7 +86,7 @@ def load_json(body: bytes, subject: str = "the body is ") -> Any:
 def check_depth(document: object) -> None:
     """Raise InvalidRequest if the document is nested more than `DEEPEST` levels deep.
 
-    The depth that Python's `json` supports depends on the interpreter, the thread's stack, and the caller.
+    The depth that Python's `json` supports depends on the interpreter, the thread's stack and the caller.
     """
     level = [document] if isinstance(document, _CONTAINERS) else []
     for _ in range(DEEPEST):
@@ -98,9 +98,9 @@ def check_depth(document: object) -> None:
 
 
 def check_containers(body: bytes) -> int:
-    """Return the number of arrays that open in a JSON text, including brackets within its strings.
+    """Return the number of opening square brackets in a JSON text, including brackets within its strings.
 
-    Raises InvalidRequest above `MOST_CONTAINERS` arrays and objects, which would take hundreds of megabytes.
+    Raises InvalidRequest above `MOST_CONTAINERS` arrays and objects, which would take hundreds of megabytes of memory.
     """
     data = np.frombuffer(body, np.uint8)
     pieces = [data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES)]
@@ -110,14 +110,14 @@ def check_containers(body: bytes) -> int:
     opened = arrays + sum(int(np.count_nonzero(piece == ord("{"))) for piece in pieces)
     if opened > MOST_CONTAINERS:
         raise InvalidRequest(
-            f"the JSON holds {opened} brackets that open arrays and objects; at most {MOST_CONTAINERS} are taken: "
+            f"the JSON has {opened} brackets that open arrays and objects; at most {MOST_CONTAINERS} are allowed: "
             "send fewer rows, or send them as Arrow"
         )
     return arrays
 
 
 def _parse_int(digits: str) -> int | float:
-    """Return a float for an integer that 64 bits do not hold, as orjson does."""
+    """Return an integer; a float if 64 bits cannot represent it, as orjson does."""
     number = int(digits)
     return number if -(2**63) <= number < 2**64 else float(digits)
 
@@ -140,12 +140,12 @@ def json_object(body: bytes) -> dict[str, Any]:
 
 
 def dump_json(document: object) -> bytes:
-    """Return JSON with arrays as nested lists. NaN and infinity, which JSON does not know, become null."""
+    """Return JSON with arrays as nested lists. NaN and infinity, which JSON cannot represent, become null."""
     return orjson.dumps(document, default=_plain_value, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS)
 
 
 def base64_text(value: Any, label: str) -> str:
-    """Return the text that a JSON value has in base64. Raises InvalidRequest: it is not base64, or not UTF-8."""
+    """Return the text that a JSON value contains in base64. Raises InvalidRequest if it is not base64 or not UTF-8."""
     try:
         return base64.b64decode(value, validate=True).decode()
     except (TypeError, ValueError):
@@ -162,7 +162,7 @@ def json_type(value: object) -> str:
 def _plain_value(value: object) -> object:
     """Convert strings, non-contiguous arrays and ONNX Runtime's 64-bit integers (numpy.longlong) for orjson.
 
-    32-bit floats stay 32-bit, so that their texts stay short.
+    32-bit floats remain 32-bit, so that their texts remain short.
     """
     if isinstance(value, np.ndarray) and value.dtype.kind == "f" and not value.flags.c_contiguous:
         return np.ascontiguousarray(value)
@@ -172,13 +172,13 @@ def _plain_value(value: object) -> object:
 
 
 def check_row_aligned(outputs: Mapping[str, Array]) -> None:
-    """Raise SchemaMismatch unless each output has one value, or array of values, for each of the same rows."""
+    """Raise SchemaMismatch unless each output has one value, or array of values, per row."""
     lengths = {len(array) if getattr(array, "ndim", 0) else -1 for array in outputs.values()}
     if len(lengths) != 1 or -1 in lengths:
-        raise SchemaMismatch("the outputs of this model are not one value for each row; ask for JSON at /invocations")
+        raise SchemaMismatch("the outputs of this model do not have one value per row; request JSON at /invocations")
 
 
 def rows_of(outputs: Mapping[str, Array]) -> list[dict[str, object]]:
-    """Return one mapping per row, from each output to its value. Raises as `check_row_aligned`."""
+    """Return one mapping from outputs to values per row. Raises as `check_row_aligned`."""
     check_row_aligned(outputs)
     return [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

@@ -1,7 +1,8 @@
-"""JSON Lines (https://jsonlines.org, also NDJSON): one record or row per line, and one prediction per line.
+"""JSON Lines (https://jsonlines.org, also NDJSON): each line of a request is a record or row, each output line its
+prediction.
 
-The lines become arrays a thousand at a time, so that a large body is never held as Python objects. Each line needs all
-required columns.
+A thousand lines are converted to arrays at a time, so that a large body does not become Python objects all at once.
+Each line must contain all required columns.
 """
 
 import io
@@ -23,14 +24,14 @@ _CHUNK = 1000
 _MOST_BLANK = 100_000
 
 _Line = tuple[int, Any]
-"""The number of a line, from 1, and its document."""
+"""The number of a line, counted from 1, and its document."""
 
 
 class LineReader:
-    """Takes pieces of a body and yields feeds of up to a thousand lines.
+    """A reader that receives pieces of a body and yields feeds of up to a thousand lines.
 
-    Every method raises InvalidRequest if a line is not JSON or differs in kind from the first line; SchemaMismatch with
-    the line (from 1) that does not fit the signature; BodyTooLarge if a line has more than `most_bytes`.
+    Every method raises InvalidRequest if a line is not JSON or is of another JSON type than the first line,
+    SchemaMismatch with the line number if a line does not fit the signature, and BodyTooLarge above `most_bytes`.
     """
 
     def __init__(self, schema: Schema, most_bytes: int = sys.maxsize) -> None:
@@ -51,7 +52,7 @@ class LineReader:
         self._check_size(self._number + 1, len(self._unfinished))
 
     def end(self) -> Iterator[Feeds]:
-        """Yield the feeds of the last line, which needs no line end."""
+        """Yield the feeds of the last line, which may lack a line break."""
         yield from self.read(bytes(self._unfinished))
 
     def read(self, whole: bytes) -> Iterator[Feeds]:
@@ -67,7 +68,7 @@ class LineReader:
             if line.isspace():
                 self._blank += 1
                 if self._blank > _MOST_BLANK:
-                    raise InvalidRequest(f"line {self._number} is the {self._blank}th that is blank; send rows alone")
+                    raise InvalidRequest(f"line {self._number} is the {self._blank}th blank line; send only rows")
             else:
                 try:
                     yield self._number, load_json(line)
@@ -81,9 +82,9 @@ class LineReader:
 
 
 def decode(body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a body of objects, arrays, or (for one column) bare values, all of one kind.
+    """Return the feeds in a body. All lines are objects, all are arrays, or (for one column) all are bare values.
 
-    Raises InvalidRequest or SchemaMismatch as `LineReader`, or if there are no lines.
+    Raises InvalidRequest or SchemaMismatch as `LineReader`, and SchemaMismatch if there are no lines.
     """
     parts = list(LineReader(schema).read(body))
     if not parts:
@@ -93,26 +94,26 @@ def decode(body: bytes, schema: Schema) -> Feeds:
     try:
         return concatenate_feeds(parts)
     except ValueError:
-        raise SchemaMismatch("the lines hold tensors of different shapes") from None
+        raise SchemaMismatch("the lines contain tensors of different shapes") from None
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """Return one prediction per line: a value, a list of values, or an object of the outputs by name.
+    """Return one prediction per line: a value, a list of values, or an object with the outputs by name.
 
-    Raises SchemaMismatch if an output does not have one value, or list of values, for each row.
+    Raises SchemaMismatch if an output does not have one value, or list of values, per row.
     """
     if isinstance(prediction, dict):
         return b"".join(dump_json(row) + b"\n" for row in rows_of(prediction))
     check_row_aligned({PREDICTION: prediction})
     if prediction.dtype.kind not in "fiub" or not prediction.size:
         return b"".join(dump_json(row) + b"\n" for row in prediction)
-    # JSON writes all numbers at once; what closes one row and opens the next becomes a line
+    # Encode all numbers in one call, then turn the text between two rows into a line break.
     end, begin = (prediction.ndim - 1) * b"]", (prediction.ndim - 1) * b"["
     return dump_json(prediction)[1:-1].replace(end + b"," + begin, end + b"\n" + begin) + b"\n"
 
 
 def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
-    """Return the feeds of some lines. If they do not fit the signature, the error names the first wrong line."""
+    """Return the feeds of some lines. If the lines do not fit the signature, the error names the first wrong line."""
     required = {column.name for column in schema.columns if column.required} if kind == "object" else set()
     for number, document in chunk:
         if isinstance(document, dict) != (kind == "object"):
@@ -125,9 +126,9 @@ def _feeds(chunk: list[_Line], kind: str, schema: Schema) -> Feeds:
         for number, document in chunk:
             try:
                 _read([document], kind, schema)
-            except SchemaMismatch as own:
-                why = f"line {number}: {own.message.replace(', row 0', '', 1)}"
-                raise SchemaMismatch(why, column=own.column) from None
+            except SchemaMismatch as line_error:
+                why = f"line {number}: {line_error.message.replace(', row 0', '', 1)}"
+                raise SchemaMismatch(why, column=line_error.column) from None
         raise SchemaMismatch(f"lines {chunk[0][0]} to {chunk[-1][0]}: {error.message}", column=error.column) from None
 
 

@@ -1,12 +1,12 @@
-"""Large bodies of numbers, in JSON and CSV, read by simdjson without a Python object for each.
+"""Read large JSON and CSV bodies of numbers with simdjson, without a Python object per number.
 
 simdjson (https://simdjson.org, by `pysimdjson`) returns all numbers of nested arrays as one buffer. It does not report
-ragged arrays, and accepts repeated keys. So every function returns None for a body that is not plainly rows of numbers,
-or without simdjson; the caller then reads it by `content.load_json`, or line by line.
+ragged arrays, and accepts repeated keys. Therefore every function returns None if the body contains anything except
+rows of numbers, or if simdjson is not installed. The caller then uses `content.load_json`, or reads line by line.
 
-Measured, 10,000 x 30 numbers as float64 in 6 MB: a third of the time of orjson and numpy. As one V2 tensor: FP32 in 6
-MB 11 ms instead of 35 flat, 13 instead of 50 nested; INT64 in 2 MB 4 and 6 instead of 29 and 35. Columns in `inputs`
-take a ninth, CSV a tenth, and with a tenth of the fields empty two fifths.
+10,000 x 30 float64 numbers in 6 MB take a third of the time of orjson and numpy. As one V2 tensor, 6 MB of FP32 take
+11 ms instead of 35 (flat) and 13 instead of 50 (nested); 2 MB of INT64 take 4 instead of 29 and 6 instead of 35.
+Columns in `inputs` take a ninth of the time. CSV takes a tenth, or two fifths if a tenth of the fields is empty.
 """
 
 import re
@@ -22,40 +22,40 @@ from mlflow_deploy_plugin.runtime.values import fits_shape
 
 try:
     import simdjson
-except ImportError:  # it has no wheel for Python 3.14
+except ImportError:  # simdjson has no wheel for Python 3.14.
     simdjson = None  # type: ignore[assignment]
 
 LARGE_BYTES = 16 * 1024
-"""Smaller bodies are read as fast by orjson."""
+"""orjson is as fast for smaller bodies."""
 _COLUMN_BYTES = 512
-"""Columns, or tensors, that are shorter in the mean are read as fast by orjson."""
+"""orjson is as fast if columns or tensors are shorter than this on average."""
 
 _EXACT = 2.0**53
-"""Smaller integers are exact as doubles; the caller reads larger numbers separately."""
+"""Smaller integers are exact in float64; the caller reads bodies with larger numbers in another way."""
 _NULL = b"-1e308"
-"""Stands in the text for a null, which simdjson does not accept as a number."""
+"""The replacement of null in the text, because simdjson does not accept a null among numbers."""
 _MOST_ENTRIES = 1_000
 _WHOLE = frozenset({"integer", "long"})
 _NUMBERS = _WHOLE | {"double", "float"}
-"""The types of columns that are read here."""
+"""The column types that this module reads."""
 _NOT_PLAIN = (ValueError, TypeError, RuntimeError, AttributeError, KeyError)
-"""The errors of simdjson, and of the functions below, for a body that is not plainly rows of numbers."""
+"""The errors of simdjson, and of the functions below, for a body that contains anything except rows of numbers."""
 _NEGATIVE_ZERO = re.compile(rb"-0(?![\d.eE])")
-"""JSON's integer 0, where CSV has a number with a sign."""
+"""JSON's -0 is an integer without a sign, but CSV's -0 is a float with a sign."""
 
 
 def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
-    """Return the feeds in a JSON body of `/invocations`; None if it is small, or does not plainly fit.
+    """Return the feeds in a JSON body of `/invocations`; None if the body is small or cannot be read here.
 
-    Raises InvalidRequest for too many arrays and objects, SchemaMismatch if a number exceeds the model's type.
+    Raises InvalidRequest for too many arrays and objects, and SchemaMismatch if a number exceeds the model's type.
     """
     if not simdjson or len(body) < LARGE_BYTES or not (kind := _kind_of_all(schema)):
         return None
     if b"\\" in body or b"dataframe_records" in body[:32]:
-        return None  # simdjson's keys keep their escapes, so that names would not be found
+        return None  # simdjson does not decode the escapes in keys, and would not find such names.
     opened = check_containers(body)
     feeds = None
-    if b"null" not in body[-2048:]:  # a body whose last null stands before is read twice
+    if b"null" not in body[-2048:]:  # An attempt without nulls; a null earlier in the body costs a second attempt.
         feeds = _feeds_of_json(body, opened, schema, kind)
     if feeds is None and (nulls := body.count(b"null")):
         feeds = _feeds_of_json(body.replace(b"null", _NULL), opened, schema, kind, nulls)
@@ -86,7 +86,7 @@ def _feeds_of_json(body: bytes, opened: int, schema: Schema, kind: str, nulls: i
 
 
 def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | None:
-    """Return the feeds in a CSV text; None if it is small, or not plainly numbers. An empty field is null.
+    """Return the feeds in a CSV text; None if it is small or contains anything except numbers. An empty field is null.
 
     The caller has checked the number of lines and columns. Raises SchemaMismatch if a number exceeds the model's type.
     """
@@ -96,7 +96,7 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
         body = body.replace(b"\r\n", b"\n")
     header, _, rows = body.partition(b"\n") if has_header else (b"", b"", body)
     text = b"[[" + rows.rstrip(b"\n").replace(b"\n", b"],[") + b"]]"
-    if b"\r" in body or b'"' in header:  # another end of a line, or a name that is quoted
+    if b"\r" in body or b'"' in header:  # a line that ends with \r only, or a quoted name
         return None
     opened, nulls = text.count(b"["), 0
     try:
@@ -117,16 +117,16 @@ def read_large_csv(body: bytes, schema: Schema, has_header: bool) -> Feeds | Non
 
 
 def _kind_of_all(schema: Schema) -> str:
-    """Return numpy's kind in which all values of a model are read: `f`, or `i` for its only tensor; empty for none."""
+    """Return the numpy kind for all values: `f`, or `i` for an integer tensor; empty if not all values are numbers."""
     if schema.keys:
-        return ""  # an id among the numbers would be read as a float64
+        return ""  # A key column that contains ids would become float64.
     if schema.columns:
         return "f" if _NUMBERS.issuperset(column.type for column in schema.columns) else ""
     return {"f": "f", "i": "i", "u": "i"}.get(schema.tensors[0].dtype[0], "") if len(schema.tensors) == 1 else ""
 
 
 def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int) -> Feeds | None:
-    """Return the feeds in the only tensor, or in rows of columns; None if a number may be inexact, or no null."""
+    """Return the feeds of a matrix of columns, or of the only tensor; None if a number or a null may be inexact."""
     if array.dtype.kind == "f":
         if nulls:
             missing = array == float(_NULL)
@@ -143,7 +143,7 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
     columns = dict(zip(names, array.T, strict=True))
     if len(columns) != len(names) or array.ndim != 2 or not columns.keys() >= {*schema.names}:
         return None
-    if _NULL.decode() in "\n".join(names):  # it may have been a null in a name, and one of the numbers no null
+    if _NULL.decode() in "\n".join(names):  # The text may be a replaced null in a name, and one in the data a number.
         return None
     with np.errstate(invalid="ignore"):
         for name in columns.keys() & {column.name for column in schema.columns if column.type in _WHOLE}:
@@ -155,7 +155,7 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
 
 
 def load_infer_request(text: bytes) -> dict[str, object] | None:
-    """Return a V2 infer request with its tensors of numbers as arrays; None if it is small or not plain.
+    """Return a V2 infer request whose numeric tensors are arrays; None if it is small or cannot be read here.
 
     The arrays are float64, int64 or uint64, flat or nested. Raises InvalidRequest for too many arrays and objects.
     """
@@ -164,11 +164,11 @@ def load_infer_request(text: bytes) -> dict[str, object] | None:
     opened = check_containers(text)
     try:
         document = object_entries(simdjson.Parser().parse(text))
-        given = document.pop("inputs")
-        if len(given) > len(text) // _COLUMN_BYTES:
+        tensors = document.pop("inputs")
+        if len(tensors) > len(text) // _COLUMN_BYTES:
             return None
         inputs, seen = [], 1
-        for tensor in given:
+        for tensor in tensors:
             entries, arrays = _read_tensor(tensor, opened)
             inputs.append(entries)
             seen += arrays
@@ -179,7 +179,7 @@ def load_infer_request(text: bytes) -> dict[str, object] | None:
 
 
 def _read_tensor(value: object, opened: int) -> tuple[dict[str, object], int]:
-    """Return a tensor's entries, and the number of arrays among them; `data` may be missing."""
+    """Return a tensor's entries, and the number of JSON arrays in them; `data` may be missing."""
     entries = object_entries(value)
     has_data, data = "data" in entries, entries.pop("data", None)
     plain = {name: _plain(entry) for name, entry in entries.items()}
@@ -204,14 +204,14 @@ def _count_arrays(value: Any) -> int:
     within = value.values() if isinstance(value, dict) else value
     if {list, dict}.isdisjoint(map(type, within)):
         return 0
-    return sum(isinstance(one, list) + _count_arrays(one) for one in within if isinstance(one, list | dict))
+    return sum(isinstance(entry, list) + _count_arrays(entry) for entry in within if isinstance(entry, list | dict))
 
 
 def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
     """Return an object's entries, with unread arrays and objects. Raises ValueError if a key is repeated.
 
-    simdjson's lookup is linear: 1,000 keys take a millisecond, 100,000 half a minute. So also raises ValueError above
-    `at_most` entries, and without entries.
+    Also raises ValueError for an empty object, and above `at_most` entries, because simdjson's lookup is linear: 1,000
+    keys take a millisecond, 100,000 keys half a minute.
     """
     keys = list(value.keys()) if len(value) <= at_most else []
     if not keys or len(set(keys)) != len(keys):
@@ -222,12 +222,13 @@ def object_entries(value: Any, at_most: int = _MOST_ENTRIES) -> dict[str, Any]:
 def numbers_of(value: Any, at_most: int, kind: str = "f") -> tuple[Array, int]:
     """Return the numbers of nested arrays, and the number of these arrays.
 
-    simdjson flattens an array among numbers. Then the body opens more arrays than that, which the caller compares.
-    `kind` is `f` (float64), `i` (int64) or `u` (uint64); integers must not have a fraction.
+    simdjson also flattens an array among numbers. The returned number of arrays is then lower than the number that the
+    body opens, and the caller must compare the two. `kind` is `f` (float64), `i` (int64) or `u` (uint64); integers must
+    not have a fraction.
 
     Raises:
-        ValueError: there are more than `at_most` arrays, or they are ragged.
-        TypeError: an element is not of this type.
+        ValueError: there are more than `at_most` arrays, or the arrays are ragged.
+        TypeError: an element does not have this type.
     """
     level, shape, seen = [value], [len(value)], 1
     while shape[-1] and isinstance(level[0][0], simdjson.Array):

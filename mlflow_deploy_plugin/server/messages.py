@@ -1,6 +1,6 @@
-"""Requests and replies of every transport as plain values, and the meaning of their headers.
+"""Requests and replies of every transport as plain values, and the parsing of their headers.
 
-A gRPC call is a POST whose path is the method and whose headers are the metadata.
+A gRPC call becomes a POST whose path is the method and whose headers are the metadata.
 """
 
 import os
@@ -16,30 +16,30 @@ from mlflow_deploy_plugin.protocols import JSON
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_EVENT = datetime(1700, 1, 1, tzinfo=UTC)
-"""The earliest event time that every reader of the inference log can hold; pandas' nanoseconds begin in 1677."""
+"""The earliest event time that every reader of the inference log can represent; pandas' nanoseconds begin in 1677."""
 _MOST_AHEAD = timedelta(days=1)
-"""The tolerance for a wrong clock or time zone. Monitors ignore a row before its event time."""
+"""The tolerance for a wrong clock or time zone. Monitors ignore a row until its event time."""
 _KEY = re.compile(r"onnxserve_[A-Za-z0-9_-]{43}")
-"""The text of an API key (`store/keys.py`)."""
+"""The text form of an API key (`store/keys.py`)."""
 _REQUEST_ID = re.compile(rf"(?!.*{_KEY.pattern})[!-~]{{1,128}}")
 _VISIBLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
-"""The characters that the value of a header, or of gRPC's metadata, may hold as they are."""
+"""The characters that a header value or gRPC metadata may contain unescaped."""
 
 
 @dataclass(slots=True)
 class RawRequest:
-    """One whole request; names of headers in lower case.
+    """A complete request. Header names are in lower case.
 
     Only authentication, limits and plans change it. A frozen class would cost half a microsecond per request.
 
     Attributes:
-        client: the address that it came from.
+        client: the address of the caller.
         query: the part of the target after the question mark, as it was sent.
-        caller: the name of its key once it is authenticated, before that the name in its client certificate, or empty.
-        arrived: the time when it was whole, in `time.perf_counter()`. The wait for a thread counts for its deadline.
-        is_counted: its rates have counted it (`RequestLimits.check_rates`).
-        refusal: the reason of a rate's refusal, and its duration in seconds.
-        draw: the number in [0, 1) by which a plan has chosen among weighted variants; None if no plan has.
+        caller: the name of the API key after authentication. Before, the name in the client certificate, or empty.
+        arrived: the `time.perf_counter()` at which it was complete. The deadline includes the wait for a thread.
+        is_counted: True once the rate limits have counted it (`RequestLimits.check_rates`).
+        refusal: the reason why a rate limit refused it, and the seconds until a retry.
+        draw: the number in [0, 1) with which a plan selected a weighted variant; None if no plan did.
     """
 
     method: str
@@ -59,7 +59,7 @@ class RawRequest:
 class Reply:
     """The result of a request before its transport writes it. With an `error`, `body` is empty.
 
-    `headers` become gRPC's trailing metadata. `pieces` is a body in parts, which the transport must close.
+    In gRPC, `headers` become trailing metadata. `pieces` is a body in parts; the transport must close it.
     """
 
     headers: dict[str, str]
@@ -74,7 +74,7 @@ class Reply:
 
 
 def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply for one of our errors, with Retry-After and WWW-Authenticate (RFC 9110 §11.6.1) if needed."""
+    """Return the reply for an error, with Retry-After and WWW-Authenticate (RFC 9110 §11.6.1) if needed."""
     more = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     if isinstance(error, Unauthenticated):
         more["WWW-Authenticate"] = 'Basic realm="onnxserve", Bearer realm="onnxserve"'
@@ -82,7 +82,7 @@ def error_reply(error: OnnxserveError, headers: dict[str, str] | None = None) ->
 
 
 def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the headers with % and all but visible ASCII percent-encoded, against header injection."""
+    """Percent-encode % and all characters except visible ASCII in the header values, against header injection."""
     text = "".join(headers.values())
     if text.isascii() and text.isprintable() and "%" not in text:
         return headers
@@ -95,39 +95,39 @@ def safe_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def request_id(headers: Mapping[str, str]) -> str:
-    """Return the caller's `X-Request-Id`, or a new one if it is not 1–128 visible ASCII characters, or has a key."""
-    given = headers.get("x-request-id", "")
-    return given if given and _REQUEST_ID.fullmatch(given) else new_id()
+    """Return the caller's `X-Request-Id`; a new id if it is not 1–128 visible ASCII characters or has an API key."""
+    header = headers.get("x-request-id", "")
+    return header if header and _REQUEST_ID.fullmatch(header) else new_id()
 
 
 def without_keys(text: str) -> str:
-    """Return a text of a caller, such as a path, as logs and traces may have it: without API keys."""
+    """Return a caller's text, such as a path, without API keys, for logs and traces."""
     return _KEY.sub("onnxserve_…", text)
 
 
 def event_time(headers: Mapping[str, str]) -> int | None:
     """Return `X-Event-Time` in microseconds since 1970 (UTC), or None if the header is missing.
 
-    Raises InvalidRequest if it is not a time of RFC 3339 with its offset, or is too far from now.
+    Raises InvalidRequest if the header is not an RFC 3339 time with an offset, or is too far from the current time.
     """
-    given = headers.get("x-event-time")
-    if given is None:
+    header = headers.get("x-event-time")
+    if header is None:
         return None
     try:
-        moment = datetime.fromisoformat(given)
+        moment = datetime.fromisoformat(header)
     except ValueError:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise InvalidRequest(
-            f"X-Event-Time is {given[:60]!r}; a time of RFC 3339 with its offset is expected, as 2013-07-01T12:30:00Z"
+            f"X-Event-Time is {header[:60]!r}; an RFC 3339 time with an offset is expected, as 2013-07-01T12:30:00Z"
         )
     if moment < _FIRST_EVENT:
-        raise InvalidRequest(f"X-Event-Time is {given[:60]!r}; a time since the year 1700 is expected")
+        raise InvalidRequest(f"X-Event-Time is {header[:60]!r}; a time in 1700 or later is expected")
     now = datetime.now(UTC)
     if moment - now > _MOST_AHEAD:
         raise InvalidRequest(
-            f"X-Event-Time is {given[:60]!r}, more than a day ahead of the server's clock, {now:%FT%TZ}; the time "
-            "at which it happened is expected"
+            f"X-Event-Time is {header[:60]!r}, more than a day ahead of the server's clock, {now:%FT%TZ}; the time "
+            "of the event is expected"
         )
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
@@ -137,7 +137,7 @@ _ready: list[str] = []
 
 
 def new_id() -> str:
-    """Return a new identifier. Random bits are fetched for many at once, because each system call costs time."""
+    """Return a new identifier. One system call fetches the random bits of many identifiers, because it costs time."""
     while True:
         try:
             return _ready.pop()
@@ -146,4 +146,4 @@ def new_id() -> str:
             _ready.extend(digits[start : start + 32] for start in range(0, len(digits), 32))
 
 
-os.register_at_fork(after_in_child=_ready.clear)  # otherwise both processes would return the same ids
+os.register_at_fork(after_in_child=_ready.clear)  # Otherwise both processes would return the same ids.

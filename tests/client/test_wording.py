@@ -28,7 +28,7 @@ MESSAGES: dict[str, Case] = {
     ),
     "a dtype without a datatype": (
         lambda client: client.infer({"x": np.ones(1, complex)}),
-        "'x' has the dtype complex128, which V2 has no datatype for",
+        "'x' has the dtype complex128; V2 has no datatype for it",
     ),
     "an unknown endpoint": (
         lambda client: Client(client.url, "nobody").predict([ROW]),
@@ -36,7 +36,7 @@ MESSAGES: dict[str, Case] = {
     ),
     "feedback without an id": (
         lambda client: client.feedback(Prediction(np.ones(1)), [1]),
-        "the prediction has no id: its server gave no X-Prediction-Id",
+        "the prediction has no id: its server sent no X-Prediction-Id",
     ),
     "a server that is not there": (
         lambda client: Client("http://127.0.0.1:9", retries=FAST).predict([ROW]),

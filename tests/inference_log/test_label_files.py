@@ -118,7 +118,7 @@ def test_bad_rows_are_named_with_their_line_and_why_and_the_others_are_taken() -
         "line 5": "its 'label' is empty",
         "line 6": "row is '-1'; a whole number from 0 is expected",
         "line 7": "row is 'first'; a whole number from 0 is expected",
-        "line 8": "label has 2000 characters; at most 1000 are taken",
+        "line 8": "label has 2000 characters; at most 1000 are allowed",
     }
 
 

@@ -37,7 +37,7 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {"content_type": "image/png"},
         415,
         (
-            "this route does not take the Content-Type 'image/png'; it takes application/json or text/csv or "
+            "this route does not accept the Content-Type 'image/png'; it accepts application/json or text/csv or "
             "application/vnd.apache.arrow.stream or application/vnd.apache.arrow.file or application/jsonl "
             "or application/x-ndjson or application/jsonlines"
         ),
@@ -128,7 +128,7 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {"prediction_id": "a"},
         {},
         400,
-        "the feedback has no label; null takes an earlier one back",
+        "the feedback has no label; null withdraws an earlier label",
     ),
 }
 

@@ -269,7 +269,7 @@ MLFLOW: list[AnyCase] = [
             {"X-Event-Time": moment},
         )
         for moment, words in (
-            ("0001-01-01T00:00:00+00:00", "since the year 1700"),
+            ("0001-01-01T00:00:00+00:00", "in 1700 or later"),
             ("2100-01-01T00:00:00Z", "a day ahead"),
             ("9999-12-31T23:59:59Z", "a day ahead"),
         )
