@@ -1,7 +1,8 @@
 """The controller runs rollouts, monitors and retrainings over time, under leases in the store.
 
-Each name is imported at its first use, because a command that needs one part must not wait for the other imports.
-Readers of the store raise `StoreUnavailable` if it does not answer; queries to MLflow raise `RegistryUnavailable`.
+Each name is imported at its first use, so that a command loads only the modules that it needs.
+Functions that read the store raise `StoreUnavailable` if the store does not answer. Queries to MLflow raise
+`RegistryUnavailable`.
 """
 
 import lazy_loader

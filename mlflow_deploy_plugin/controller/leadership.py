@@ -1,6 +1,6 @@
-"""A process works only while it holds a lease of the store (`store/leases.py`). Each of its tasks has its own thread.
+"""Run tasks only while this process holds a lease of the store (`store/leases.py`). Each task has its own thread.
 
-The holder of `STORE_LEASE` runs the monitors, alerts and retrainings of the store.
+The process that holds `STORE_LEASE` runs the monitors, alerts and retrainings of the store.
 """
 
 import logging
@@ -38,7 +38,7 @@ def process_name() -> str:
 
 
 BackgroundTask = Callable[[LeaseKeeper, threading.Event], None]
-"""Works until the lease is lost or the event is set."""
+"""A function that works until the lease is lost or the event is set."""
 
 
 def lead(
@@ -52,26 +52,26 @@ def lead(
     ended: threading.Event,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Wait for a lease and run the tasks under it, again and again until `ended` is set.
+    """Wait for the lease and run the tasks while it is held. Repeat this until `ended` is set.
 
-    `say` gets a line with the holder's name and `role` whenever the holder changes.
+    `say` is called with a line that contains the holder's name and `role` whenever the holder changes.
     """
     last_holder = ""
     while not ended.is_set():
         try:
             lease = store.acquire_lease(lease_name, holder, lease_seconds)
             view = store.lease(lease_name)
-            is_own_from_before = lease is None and view is not None and view.holder == holder  # it was lost
+            is_own_from_before = lease is None and view is not None and view.holder == holder  # a lost lease
             if view is not None and view.holder != last_holder and not is_own_from_before:
                 last_holder = view.holder
-                say(f"{'' if last_holder == holder else 'waits: '}{last_holder} {role}")
+                say(f"{'' if last_holder == holder else 'waiting: '}{last_holder} {role}")
             if lease is None:
                 ended.wait(min(1.0, lease_seconds / 5))
                 continue
             with LeaseKeeper(store, lease, monotonic) as keeper, running_tasks(tasks, keeper):
                 while keeper.is_held and not ended.wait(_LOOK_SECONDS):
                     pass
-            last_holder = ""  # the lease was lost: name its next holder, even if that is this process
+            last_holder = ""  # Report the next holder of the lost lease, even if it is this process.
         except (StoreUnavailable, OSError) as error:
             _log.warning("%s", error)
             ended.wait(_FAILURE_SECONDS)
@@ -95,7 +95,7 @@ def lead_store(
 
 @contextmanager
 def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Iterator[None]:
-    """Run the tasks during the `with`. A failed task is restarted, because the lease keeps others away."""
+    """Run the tasks during the `with`. A failed task is restarted, because the lease excludes other processes."""
     over = threading.Event()
     with ThreadPoolExecutor(max(len(tasks), 1), "background") as pool:
         for task in tasks:
@@ -107,7 +107,7 @@ def running_tasks(tasks: Sequence[BackgroundTask], keeper: LeaseKeeper) -> Itera
 
 
 def repeat(function: Callable[[], object], seconds: float) -> BackgroundTask:
-    """Return a task that calls the function repeatedly with a pause. Its errors are only logged."""
+    """Return a task that calls the function repeatedly and pauses between calls. The task only logs errors."""
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:
         while keeper.is_held and not over.is_set():
@@ -122,20 +122,20 @@ def log_errors(function: Callable[[], object]) -> None:
         function()
     except OnnxserveError as error:
         _log.warning("%s", error.message)
-    except Exception:  # noqa: BLE001 — one call must not end the next ones
-        _log.exception("the controller goes on; something that it does has failed")
+    except Exception:  # noqa: BLE001 — a failed call must not prevent the next calls
+        _log.exception("a task of the controller failed and will be repeated")
 
 
-def rollouts_lease_name(place: str) -> str:
-    """Return the lease's name for a place (`Deployments.place`), whose rollouts one controller runs at a time."""
-    return f"rollouts/{place}"
+def rollouts_lease_name(location: str) -> str:
+    """Return the name of the lease for the rollouts at a location (`Deployments.place`), held by one controller."""
+    return f"rollouts/{location}"
 
 
 def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Iterator[tuple[str, str]]:
-    """Yield the places whose servers this process reaches, each with a text that names its servers.
+    """Yield each location whose servers this process can reach, with a text that names the servers.
 
-    An endpoint on another machine is not a failure. `fail` gets a line for each target that fails. This machine comes
-    first, because a cluster that does not answer takes until its timeout.
+    If an endpoint runs on another machine, it is skipped. `fail` is called with a line for each target that fails.
+    This machine is first, because an unavailable cluster blocks until its timeout.
     """
     reached: set[str] = set()
     failures: dict[str, str] = {}
@@ -143,27 +143,27 @@ def reached_places(deployments: Deployments, fail: Callable[[str], None]) -> Ite
         if (target := endpoint.target) in reached:
             continue
         try:
-            place = deployments.place(endpoint.name)
+            location = deployments.place(endpoint.name)
         except NotReady:
             continue
         except OnnxserveError as error:
-            failures[target] = f"leaves rollouts of {target} to other controllers: {error.message}"
+            failures[target] = f"rollouts of {target} are left to other controllers: {error.message}"
             continue
         reached.add(target)
-        yield place, target if _is_elsewhere(endpoint) else "the servers here"
+        yield location, target if _is_elsewhere(endpoint) else "the servers here"
     for target, line in failures.items():
         if target not in reached:
             fail(line)
 
 
 def _is_elsewhere(stored: Endpoint) -> bool:
-    with suppress(InvalidConfig):  # another onnxserve has written the target
+    with suppress(InvalidConfig):  # This version of onnxserve may not support a target that another version wrote.
         return not parse_target(stored.target).is_on_this_machine
     return True
 
 
 def reaches(deployments: Deployments, endpoint: str, place: str | None = None) -> bool:
-    """Return True if this process reaches the endpoint's server, and the server is at `place` if a place is given."""
+    """Return True if this process can reach the endpoint's server, and the server is at `place` if `place` is set."""
     try:
         return place in (None, deployments.place(endpoint))
     except OnnxserveError:

@@ -1,6 +1,6 @@
 """Metrics of monitors, alerts and retrainings for Prometheus, read from the store at each scrape.
 
-Every controller of a store therefore returns the same values. The time of the last success shows a stopped monitor.
+All controllers of a store return the same values. The time of the last success shows whether a monitor has stopped.
 """
 
 import logging
@@ -28,22 +28,22 @@ _log = logging.getLogger(__name__)
 STATES = ("ok", "alarm", *UNDECIDED, "failing", "paused", "waiting")
 _SHARE = "share_of_drifted_columns"
 _LOOKED_BACK = 20
-"""The newest windows that are searched for a drift share: a window without rows has none."""
+"""The number of newest windows that are searched for a drift share. A window without rows has no drift share."""
 _PATIENCE_SECONDS = 3.0
-"""The seconds that a scrape waits for the store; Prometheus gives up after ten by default."""
+"""The seconds that a scrape waits for the store. By default, Prometheus stops waiting after 10 seconds."""
 _LONGEST_READING_SECONDS = 60.0
 _MOST_THREADS = 200
 _MONITOR = ("endpoint", "monitor")
 _METRICS = {
-    "onnxserve_drift_share": ("Share of columns that the last judged window found drifted.", _MONITOR),
+    "onnxserve_drift_share": ("Share of drifted columns in the last judged window.", _MONITOR),
     "onnxserve_monitor_metric": ("A metric of the last judged window.", (*_MONITOR, "metric")),
-    "onnxserve_monitor_state": ("1 for the state that a monitor is in.", (*_MONITOR, "state")),
+    "onnxserve_monitor_state": ("1 for the current state of a monitor.", (*_MONITOR, "state")),
     "onnxserve_monitor_judged_until_timestamp_seconds": ("End of the newest judged window, in event time.", _MONITOR),
-    "onnxserve_monitor_last_success_timestamp_seconds": ("When a window was last judged.", _MONITOR),
+    "onnxserve_monitor_last_success_timestamp_seconds": ("Time at which a window was last judged.", _MONITOR),
     "onnxserve_monitor_windows": ("Judged windows.", (*_MONITOR, "verdict")),
-    "onnxserve_monitor_failures": ("Attempts to judge a window that have failed.", _MONITOR),
-    "onnxserve_alerts_firing": ("Alerts that have begun and are not over.", _MONITOR),
-    "onnxserve_retrainings": ("Retrainings, by where they are.", (*_MONITOR, "state")),
+    "onnxserve_monitor_failures": ("Failed attempts to judge a window.", _MONITOR),
+    "onnxserve_alerts_firing": ("Alerts that are firing.", _MONITOR),
+    "onnxserve_retrainings": ("Retrainings, by state.", (*_MONITOR, "state")),
 }
 _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 
@@ -51,7 +51,7 @@ _COUNTERS = ("onnxserve_monitor_windows", "onnxserve_monitor_failures")
 def start_metrics_server(store: Store, port: int, host: str = "", request_seconds: float = 10.0) -> "WSGIServer":
     """Serve metrics at `http://HOST:PORT/metrics` from a daemon thread. Raises InvalidConfig if the port is taken.
 
-    `request_seconds` is the longest wait for a client to send anything.
+    `request_seconds` is the longest wait for data from a client.
     """
     registry = CollectorRegistry()
     registry.register(StoreMetrics(store))
@@ -60,7 +60,7 @@ def start_metrics_server(store: Store, port: int, host: str = "", request_second
         server, _ = start_http_server(port, host or load_settings().host, registry)
     except OSError as error:
         raise InvalidConfig(f"--metrics-port {port}: {error.strerror or error}") from None
-    opened: Any = server  # each connection has a thread; idle connections must not use up the controller's threads
+    opened: Any = server  # Each connection uses a thread, so idle connections must be closed after a timeout.
     opened.RequestHandlerClass = type("Handler", (opened.RequestHandlerClass,), {"timeout": request_seconds})
     opened.verify_request = lambda request, address: threading.active_count() <= _MOST_THREADS
     return server
@@ -74,16 +74,16 @@ class _Reading:
 
     @property
     def is_up(self) -> bool:
-        """Return True if the store has answered. All further reading may take `_LONGEST_READING_SECONDS`."""
+        """Return True if the store has answered and the complete read has not exceeded `_LONGEST_READING_SECONDS`."""
         is_late = not self.ended.is_set() and time.monotonic() - self._began > _LONGEST_READING_SECONDS
         return self.answered.is_set() and not self.has_failed and not is_late
 
 
 class StoreMetrics(Collector):
-    """The metrics of one store, which one thread reads.
+    """The metrics of a store, which are read by one thread.
 
-    If a reading takes longer than `patience_seconds`, the last reading is returned. If the store does not answer or
-    fails, `onnxserve_store_up` is 0.
+    If a read takes longer than `patience_seconds`, the previous values are returned. `onnxserve_store_up` is 0 if the
+    store fails or does not answer.
     """
 
     def __init__(self, store: Store, patience_seconds: float = _PATIENCE_SECONDS) -> None:
@@ -95,7 +95,7 @@ class StoreMetrics(Collector):
         self._logged = ""
 
     def describe(self) -> Iterable[Metric]:
-        return []  # the first scrape reads the store
+        return []  # This avoids a read at registration: the first scrape reads the store.
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
@@ -116,17 +116,17 @@ class StoreMetrics(Collector):
             reading.has_failed = True
             if self._logged != error.message:
                 self._logged = error.message
-                _log.warning("Prometheus is told what was last read: %s", error.message)
+                _log.warning("Prometheus receives the values of the previous read: %s", error.message)
         except Exception:  # noqa: BLE001 — `onnxserve_store_up` reports the failure
             reading.has_failed = True
-            _log.exception("the gauges cannot be read")
+            _log.exception("the metrics cannot be read")
         finally:
             reading.ended.set()
 
 
 def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
     keys = [(endpoint.name, monitor) for endpoint in endpoints for monitor in endpoint.spec.monitors]
-    paused = {(one.endpoint, one.monitor) for one in Monitors(store).states() if one.paused}
+    paused = {(state.endpoint, state.monitor) for state in Monitors(store).states() if state.paused}
     counts = read_counts(store, keys, _SHARE, _LOOKED_BACK)
     families = {
         name: (CounterMetricFamily if name in _COUNTERS else GaugeMetricFamily)(name, text, labels=labels)
@@ -141,9 +141,9 @@ def _read_all(store: Store, endpoints: Sequence[Endpoint]) -> list[Metric]:
             continue
         families["onnxserve_monitor_judged_until_timestamp_seconds"].add_metric(key, judged.end.timestamp())
         for metric, value in judged.figures.items():
-            if "/" not in metric and value is not None:  # the report has the figures of columns and variants
+            if "/" not in metric and value is not None:  # Values per column or variant are only in the report.
                 families["onnxserve_monitor_metric"].add_metric((*key, metric), value)
-    # a monitor that was removed is silent on purpose
+    # The time of a removed monitor is not exported, because it would raise an alert for a stopped monitor.
     last_success = {key: at.timestamp() for key, at in counts.last_judged.items() if key in counts.judged}
     for name, values in (
         ("onnxserve_monitor_windows", counts.judged_windows),

@@ -1,4 +1,4 @@
-"""The controller process: rollouts, monitors, alerts and retrainings put together, and run until it is ended."""
+"""The controller process, which runs rollouts, monitors, alerts and retrainings until it is stopped."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +15,15 @@ from mlflow_deploy_plugin.monitoring import send_due
 from mlflow_deploy_plugin.monitoring.alerts.send import GROUPING_DELAY
 
 _REPEAT_SECONDS = 5.0
-_AWAITED_SECONDS = 0.5  # the same for a retraining that somebody waits for
+_AWAITED_SECONDS = 0.5  # the repeat interval for a retraining that a command waits for
 
 
 def run_controller(
     deployments: Deployments, ended: threading.Event, *, lease_seconds: float, judge_at_once: int, judge_seconds: float
 ) -> None:
-    """Run everything until `ended` is set. Controllers without a lease wait to take over.
+    """Run all tasks of the controller until `ended` is set. A controller without a lease waits for the lease.
 
-    `judge_at_once` windows are judged at the same time; a judgement that takes longer than `judge_seconds` is ended.
+    `judge_at_once` windows are judged at the same time. A judgement is stopped after `judge_seconds`.
     """
     store, say = deployments.store, deployments.progress
     context = RetrainingContext(deployments, controller_name())
@@ -37,10 +37,12 @@ def run_controller(
         partial(maintain_logs, deployments),
     )
 
-    def rollouts_at(place: str, servers: str) -> RolloutController:
+    def rollouts_at(location: str, servers: str) -> RolloutController:
         actions = RolloutActions(deployments, controller_name(), say)
-        waiting = repeat(partial(start_rollouts_at, context, place), _REPEAT_SECONDS)
-        return RolloutController(store, actions, process_name(), place, servers, lease_seconds, background=(waiting,))
+        waiting = repeat(partial(start_rollouts_at, context, location), _REPEAT_SECONDS)
+        return RolloutController(
+            store, actions, process_name(), location, servers, lease_seconds, background=(waiting,)
+        )
 
     with ThreadPoolExecutor(1, "store") as pool:
         leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)
@@ -53,6 +55,6 @@ def run_controller(
 
 
 def run_retrainings(deployments: Deployments, ended: threading.Event) -> None:
-    """Run the retrainings of the store until `ended` is set, while no controller does."""
+    """Run the retrainings of the store until `ended` is set, unless a controller holds the lease."""
     task = repeat(RetrainingRunner(RetrainingContext(deployments, controller_name())).advance, _AWAITED_SECONDS)
     lead_store(deployments.store, [task], process_name(), LEASE_SECONDS, lambda line: None, ended)

@@ -14,14 +14,15 @@ from mlflow_deploy_plugin.spec import EndpointSpec, VariantSpec
 
 @dataclass(frozen=True)
 class EndpointSnapshot:
-    """An endpoint at one moment.
+    """An endpoint at one point in time.
 
     Attributes:
-        reason: why it is not running, or what it waits for.
-        versions: variant → the version that all workers serve; a variant without exactly one is missing.
-        errors: variant → why a worker could not load the version.
-        refused: variant and version → why the agent refuses to serve it.
-        unread: why the counters of a server are missing; empty if none are.
+        reason: the reason why the endpoint is not running or waits.
+        versions: variant → the version that all workers serve. Variants whose workers serve no version or different
+            versions are missing.
+        errors: variant → the reason why a worker could not load the version.
+        refused: variant and version → the reason why the agent does not serve the version.
+        unread: the reason why the counters of a server are missing; empty if all counters were read.
     """
 
     variants: Mapping[str, VariantSpec]
@@ -35,12 +36,12 @@ class EndpointSnapshot:
 
 
 def main_variant(spec: EndpointSpec) -> str:
-    """Return the one variant that answers. Raises InvalidConfig if none does, or several."""
+    """Return the only variant that answers requests. Raises InvalidConfig unless exactly one variant does."""
     answering = [name for name, variant in spec.variants.items() if variant.weight > 0 and not variant.shadow]
     if len(answering) != 1:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'nobody'}, and one is expected: "
-            f"`onnxserve endpoint traffic {spec.name} NAME=100` says which"
+            f"endpoint {spec.name!r} is answered by {' and '.join(answering) or 'no deployment'}, but exactly one "
+            f"deployment is expected: set it with `onnxserve endpoint traffic {spec.name} NAME=100`"
         )
     return answering[0]
 
@@ -53,36 +54,44 @@ def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = Mapping
         versions = {worker.loaded(spec.name, name).version for worker in observation.workers}
         if len(versions) == 1 and (version := versions.pop()):
             answering[name] = version
-    unread = [f"{server}: {found.reason}" for server, found in metrics.items() if isinstance(found, Refused)]
+    unread = [f"{server}: {reading.reason}" for server, reading in metrics.items() if isinstance(reading, Refused)]
     return EndpointSnapshot(
         variants=spec.variants,
         state=observation.state,
         reason=observation.reason or observation.registry_error,
         versions=answering,
         errors=observation.errors,
-        refused={(one.variant, one.version): one.reason for one in observation.refused if one.endpoint == spec.name},
+        refused={
+            (refusal.variant, refusal.version): refusal.reason
+            for refusal in observation.refused
+            if refusal.endpoint == spec.name
+        },
         counters={
-            server: found.by_version(spec.name) for server, found in metrics.items() if isinstance(found, ServerMetrics)
+            server: reading.by_version(spec.name)
+            for server, reading in metrics.items()
+            if isinstance(reading, ServerMetrics)
         },
         unread=next(iter(unread), ""),
     )
 
 
 class ServedModelChanged(InvalidConfig):
-    """The endpoint no longer serves the model that was trained."""
+    """The endpoint now serves a different model from the trained model."""
 
 
 def served_model(observed: ObservedEndpoint) -> str:
-    """Return the registered model that answers. Raises InvalidConfig if there is none, or several variants answer."""
+    """Return the registered model that the endpoint serves. Raises InvalidConfig if none, or as `main_variant`."""
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:
-        raise InvalidConfig(f"endpoint {spec.name!r} serves no registered model, and only versions of one are trained")
+        raise InvalidConfig(
+            f"endpoint {spec.name!r} serves no registered model, and only registered models are trained"
+        )
     return reference.name
 
 
 def served_version(observed: ObservedEndpoint) -> str:
-    """Return the version that answers. If the server does not run, return the version that it would serve.
+    """Return the version that answers requests. If no server runs, return the version that it would serve.
 
     Raises InvalidConfig as `served_model`, and NotFound or RegistryUnavailable if the version is unknown.
     """
@@ -92,10 +101,10 @@ def served_version(observed: ObservedEndpoint) -> str:
 
 
 def answering_version(deployments: Deployments, endpoint: str, model: str) -> str:
-    """Return the version of the model that answers now; empty while a rollout decides it, or if it is unknown.
+    """Return the version of `model` that answers requests; empty during a rollout or if the version is unknown.
 
-    Model and version may change during a retraining. Raises ServedModelChanged if the endpoint serves another model,
-    NotFound if there is no such endpoint, and RegistryUnavailable if the version is unknown.
+    Raises ServedModelChanged if the endpoint now serves another model, NotFound if the endpoint does not exist, and
+    RegistryUnavailable if the version cannot be read.
     """
     observed = deployments.get_endpoint(endpoint)
     try:
@@ -103,8 +112,8 @@ def answering_version(deployments: Deployments, endpoint: str, model: str) -> st
     except InvalidConfig:
         return ""
     if served != model:
-        raise ServedModelChanged(f"endpoint {endpoint!r} serves {served} now, and no longer {model}")
+        raise ServedModelChanged(f"endpoint {endpoint!r} now serves {served} instead of {model}")
     try:
         return served_version(observed)
-    except NotFound:  # no version has the alias now
+    except NotFound:  # The alias points to no version.
         return ""

@@ -1,7 +1,7 @@
-"""Durable work in this process: attempts at rollouts, retrainings and monitors, and the fire times of schedules.
+"""Attempts at rollouts, retrainings and monitors in threads of this process, and the fire times of schedules.
 
-The store has all work to be done, so an attempt may end anywhere and the next holder of the lease repeats it. The state
-of a `WorkRunner` (running attempts and pauses) may be lost.
+All pending work is in the store, so if an attempt is interrupted, the next holder of the lease repeats it. The state of
+a `WorkRunner` (running attempts and pauses) may be lost.
 """
 
 import logging
@@ -23,23 +23,23 @@ from mlflow_deploy_plugin.spec.types import crontab_times
 _log = logging.getLogger(__name__)
 
 TRANSIENT_ERRORS = (RegistryUnavailable, StoreUnavailable)
-"""Errors of an outage, which ends without anybody changing the work."""
+"""Errors of an outage: the same work can succeed later without a change."""
 MAX_BACKOFF = timedelta(minutes=10)
 
 PlanT = TypeVar("PlanT")
 Attempt = Callable[[], float]
-"""Tries once, and returns the seconds until the work may be tried again."""
+"""A function that tries the work once and returns the seconds until the next attempt."""
 
 
 def next_fire(schedule: str, time_zone: str, after: datetime) -> datetime:
-    """Return the first time after `after`, in UTC, of a crontab line (`crontab_times`). Raises InvalidConfig."""
+    """Return the first UTC time after `after` that matches a crontab line (`crontab_times`). Raises InvalidConfig."""
     times = crontab_times(schedule, after.astimezone(load_time_zone(time_zone)))
-    # in the second of two equal hours (DST) the times begin with the first hour's
+    # When the clock is set back (DST), an hour occurs twice, and `crontab_times` starts with the first of the two.
     return next(time for time in (time.astimezone(UTC) for time in times) if time > after)
 
 
 def backoff(failures: int) -> timedelta:
-    """Return the pause after so many failed attempts: 15 s, twice as long each time, at most 10 minutes."""
+    """Return the pause after this number of failed attempts: 15 s, doubled after each failure, at most 10 minutes."""
     return timedelta(seconds=backoff_seconds(failures, MAX_BACKOFF.total_seconds(), first=15.0))
 
 
@@ -52,10 +52,10 @@ class _Work:
 
 @dataclass(eq=False)
 class WorkRunner:
-    """Runs attempts in daemon threads: one at a time for each key, the longest waiting first.
+    """A pool of daemon threads that runs attempts: one at a time per key, in the order in which they were added.
 
     `failure_seconds` is the pause after an unexpected exception. The exception is logged, and `on_defect` is called
-    with the key, the exception and the number of exceptions in a row.
+    with the key, the exception and the number of consecutive exceptions.
     """
 
     name: str
@@ -72,12 +72,12 @@ class WorkRunner:
         self._threads: set[threading.Thread] = set()
 
     def is_free(self, key: Hashable) -> bool:
-        """Return True if no attempt at the work is running or waiting, and its pause is over."""
+        """Return True if no attempt with this key is running or queued and the key's pause is over."""
         work = self._works.get(key)
         return work is None or not (work.is_running or work.not_before > self.monotonic())
 
     def start(self, key: Hashable, attempt: Attempt) -> None:
-        """Start the attempt as soon as a thread is free, but only if the work `is_free`."""
+        """Start the attempt when a thread is free. Ignore the attempt if the key is not free (`is_free`)."""
         with self._lock:
             if not self.is_free(key):
                 return
@@ -89,11 +89,11 @@ class WorkRunner:
                 thread.start()
 
     def pause(self, key: Hashable, seconds: float) -> None:
-        """Start no attempt at the work for so many seconds."""
+        """Start no attempt with this key for this number of seconds."""
         self._works.setdefault(key, _Work()).not_before = self.monotonic() + seconds
 
     def stop(self, wait: bool) -> None:
-        """Forget waiting attempts, and with `wait` wait for running attempts."""
+        """Discard queued attempts. If `wait` is True, wait for the running attempts."""
         with self._lock:
             self._waiting.clear()
             threads = [*self._threads]
@@ -112,22 +112,22 @@ class WorkRunner:
             try:
                 pause = attempt()
                 work.defects = 0
-            except Exception as error:  # noqa: BLE001 — one piece of work must not end the others
-                _log.exception("%s %s cannot be taken further; again in %g s", self.name, key, self.failure_seconds)
+            except Exception as error:  # noqa: BLE001 — a failed attempt must not end the others
+                _log.exception("%s %s: the attempt failed; next attempt in %g s", self.name, key, self.failure_seconds)
                 pause, work.defects = self.failure_seconds, work.defects + 1
                 try:
                     self.on_defect(key, error, work.defects)
-                except Exception:  # noqa: BLE001 — this thread continues with other work
-                    _log.exception("%s %s: the failure cannot be handled", self.name, key)
+                except Exception:  # noqa: BLE001 — the thread must continue with other work
+                    _log.exception("%s %s: the error handler failed", self.name, key)
             work.not_before = max(work.not_before, self.monotonic() + pause)
             work.is_running = False
             self.finished.set()
 
 
 def read_plan(kind: TypeAdapter[PlanT], written: object, what: str) -> PlanT:
-    """Return the plan of a piece of work in the store; raise InvalidConfig if it was written in another form."""
+    """Return the plan that was stored as `written`. Raise InvalidConfig if its format is not valid."""
     try:
         return kind.validate_python(written)
     except ValidationError as error:
-        wrong = "; ".join(": ".join([*map(str, one["loc"]), one["msg"]]) for one in error.errors())
+        wrong = "; ".join(": ".join([*map(str, problem["loc"]), problem["msg"]]) for problem in error.errors())
         raise InvalidConfig(f"{what} in the store cannot be read ({wrong})") from None

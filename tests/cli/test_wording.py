@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "rollout flights --to 2 --steps 50,10",
             2,
-            "Error: --steps 50,10: they must rise, from at least 1 to at most 100",
+            "Error: --steps 50,10: steps must ascend and be between 1 and 100",
         ),
         ("retrain", 2, "Error: say which endpoint (NAME), or --list"),
         ("start fligths", 1, "Error: there is no deployment 'fligths'; did you mean 'flights'?"),

@@ -146,7 +146,9 @@ def test_a_cluster_that_is_not_reached_is_said_and_hides_no_other_place(
 
     assert places.keys() == {here.place("flights")}
     (line,) = failures
-    assert line.startswith("leaves rollouts of onnxserve:/kubernetes/ml to other controllers: no Kubernetes cluster is")
+    assert line.startswith(
+        "rollouts of onnxserve:/kubernetes/ml are left to other controllers: no Kubernetes cluster is"
+    )
     store.close()
 
 

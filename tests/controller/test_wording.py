@@ -44,7 +44,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: find_monitor(flights, "flights", None),
-            "endpoint 'flights' has several monitors: say which, --monitor daily | weekly",
+            "endpoint 'flights' has several monitors: select one with --monitor daily | weekly",
         ),
         (
             lambda flights: find_monitor(flights, "flights", "drfit"),
@@ -56,15 +56,15 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: require_controller(flights.store, "rollouts", patience=0),
-            "no controller runs that reaches the server, so nothing was begun: start `onnxserve controller` "
-            "first, or say --wait to run the rollout in this command",
+            "no controller that can reach the server is running, so the rollout was not started: start "
+            "`onnxserve controller` first, or use --wait to run the rollout in this command",
         ),
         (lambda flights: last_rollout(flights.store, "taxis"), "endpoint 'taxis' has had no rollout"),
         (
             lambda flights: command_rollout(flights, "flights", "resume"),
             "the rollout of 'flights' cannot be resumed: it is stepping",
         ),
-        (lambda flights: command_rollout(flights, "taxis", "abort"), "endpoint 'taxis' has no rollout under way"),
+        (lambda flights: command_rollout(flights, "taxis", "abort"), "endpoint 'taxis' has no live rollout"),
         (lambda flights: request_retraining(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),
         (
             lambda flights: request_retraining(flights, "flights"),
@@ -72,17 +72,14 @@ def deployments(tmp_path: Path) -> Deployments:
             "-C monitors.NAME.retrain.project=PROJECT",
         ),
         (lambda flights: rollback(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),
-        (
-            lambda _: RolloutRequest(to="2", steps="0,50"),
-            "--steps 0,50: they must rise, from at least 1 to at most 100",
-        ),
+        (lambda _: RolloutRequest(to="2", steps="0,50"), "--steps 0,50: steps must ascend and be between 1 and 100"),
         (
             lambda _: RolloutRequest(to="2", every="5"),
             "--every '5' cannot be read; a duration like 30s, 5m, 1h or 90d is expected",
         ),
         (
             lambda _: RolloutRequest(to="2", abort_on="p99>0.5x"),
-            "--abort-on: p99>0.5x: the candidate would have to be faster; say at least 1x",
+            "--abort-on: p99>0.5x: the candidate would have to be faster than the current version; use at least 1x",
         ),
         (
             lambda _: next_fire("15 6 * * *", "Berlin", datetime(2026, 11, 22, tzinfo=UTC)),

@@ -76,7 +76,7 @@ def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
     assert cluster.job("failing", manifest) == "Failed"
     for line in cluster.logs("failing"):  # one of each pod
         assert line.startswith("flights: monitor answers "), line
-        assert "tries again" in line, line
+        assert "will be retried" in line, line
         assert line.endswith("does not answer as it should: connection refused"), line
 
     two_days.mlflow.start()

@@ -206,10 +206,10 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
     [
         (("nowhere", "--to", "2"), "there is no endpoint 'nowhere'"),
         (("arena", "--to", "9"), "has no version 9"),
-        (("arena", "--to", "1"), "serves {model} version 1 already"),
+        (("arena", "--to", "1"), "already serves {model} version 1"),
         (("arena", "--to", "models:/other/1"), "there is no registered model other"),
-        (("arena", "--pause"), "has no rollout under way"),
-        (("arena", "--abort"), "has no rollout under way"),
+        (("arena", "--pause"), "has no live rollout"),
+        (("arena", "--abort"), "has no live rollout"),
     ],
 )
 def test_a_rollout_that_cannot_be_is_refused_in_one_line(fresh: Arena, arguments: tuple[str, ...], said: str) -> None:
@@ -310,7 +310,7 @@ def test_a_rollout_survives_a_restart_of_the_server_in_its_middle(fresh: Arena) 
 
     fresh.traffic.is_careless = True
     assert fresh.run("stop", "arena")[0] == 0
-    wait_until(lambda: fresh.rollout().reason.startswith("waits for the server"), PATIENCE, "it is noticed")
+    wait_until(lambda: fresh.rollout().reason.startswith("waiting for the server"), PATIENCE, "it is noticed")
     assert fresh.run("start", "arena")[0] == 0
     fresh.traffic.is_careless = False
     wait_until(lambda: not fresh.rollout().is_live, PATIENCE, "the rollout has ended")

@@ -1,1 +1,1 @@
-"""Monitors: a schedule of windows, judged under leases, and tried again after failures."""
+"""Monitors: schedule windows, judge each window under a lease, and retry failed windows."""

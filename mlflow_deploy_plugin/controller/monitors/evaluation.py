@@ -1,9 +1,9 @@
-"""Judges one window of a monitor from the log, logs the result to MLflow, and counts the rows and labels of windows.
+"""Judges a window of a monitor from the log, logs the result to MLflow, and counts the rows and labels of windows.
 
 The functions run in the process of a command or in a judging process, because a judgement may hang or crash. A judging
-process is kept for the next window, since the import of Evidently takes seconds and half a gigabyte. It ends after a
-while without work, after as many windows as its leaked memory allows, and together with the controller, so that two
-processes never log the same window.
+process is reused, because the import of Evidently takes seconds and half a gigabyte of memory. It ends when it is idle
+for some time, after a maximum number of windows (its memory leaks), and with the controller, so that two processes
+never log the same window.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ IDLE_SECONDS = 300.0
 _MAX_CALLS = 50
 _NICE = 10
 _OOM_SCORE = "500"
-"""The kernel adds it to the process's score when memory is short: it is killed before servers and the controller."""
+"""The value is added to the process's OOM score, so the kernel kills it before the servers and the controller."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,12 @@ def window_request(
 def judge_and_log(request: WindowRequest) -> EvaluatedWindow:
     """Judge the window and log its run. If this revision already has a run, return that run.
 
-    Raises RegistryUnavailable, before anything is judged, if MLflow does not answer, and OnnxserveError if the log or
-    the reference cannot be read.
+    Raises RegistryUnavailable if MLflow does not answer, and OnnxserveError if the log or the reference cannot be read.
     """
-    # here: Evidently takes seconds and half a gigabyte that the controller itself does without
+    # This import is here because Evidently takes seconds and half a gigabyte, which the controller does not need.
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
-    # checked before a minute's work that an outage would waste
+    # Check MLflow first, because an outage would discard the result of a judgement that takes a minute.
     with registry_errors(f"the experiment of endpoint {request.endpoint}"):
         registry_client().get_experiment_by_name(f"onnxserve/{request.endpoint}")
     rows = count_rows(request)
@@ -88,44 +87,48 @@ def count_rows(request: WindowRequest) -> int:
 
 
 def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> bool:
-    """Return True if the log has a row of the window, or a file of the window's hours that cannot be read."""
+    """Return True if the log has a row in the window, or a file of the window's hours that cannot be read."""
     logs = _judged_logs(log, kind)
-    return any(len(batch) for one in logs for batch in one.batches(endpoint, window, ["_row"])) or bool(log.unreadable)
+    return any(len(batch) for part in logs for batch in part.batches(endpoint, window, ["_row"])) or bool(
+        log.unreadable
+    )
 
 
 def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:
-    """Return the last whole window with rows that the monitor judges; raise as `InferenceLog.latest_window`."""
-    found: list[Window] = []
-    for one in _judged_logs(log, spec.kind):
+    """Return the latest complete window with rows for the monitor. Raises as `InferenceLog.latest_window`."""
+    windows: list[Window] = []
+    for part in _judged_logs(log, spec.kind):
         with contextlib.suppress(NotFound):
-            found.append(one.latest_window(endpoint, spec.every, now))
-    return max(found, key=lambda window: window.end) if found else log.latest_window(endpoint, spec.every, now)
+            windows.append(part.latest_window(endpoint, spec.every, now))
+    return max(windows, key=lambda window: window.end) if windows else log.latest_window(endpoint, spec.every, now)
 
 
 def _judged_logs(log: InferenceLog, kind: MonitorKind) -> tuple[InferenceLog, ...]:
-    """Return the log and, for a service level, also the log of the requests that got no answer."""
+    """Return the log. For a service level, also return the log of the failed requests."""
     return (log, log.failures) if kind == "service_level" else (log,)
 
 
 def endpoint_log(settings: Settings, endpoint: Endpoint | None) -> InferenceLog:
-    """Return the log without the rows that a deleted endpoint of the same name captured."""
+    """Return the log without the rows of a deleted endpoint of the same name."""
     return open_log(settings.inference_log, endpoint.rows_since if endpoint is not None else None)
 
 
 def files_digest(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> str:
     logs = _judged_logs(log, kind)
-    files = [(file.path, file.size) for one in logs for hour in one.hours(endpoint, window) for file in one.files(hour)]
+    files = [
+        (file.path, file.size) for part in logs for hour in part.hours(endpoint, window) for file in part.files(hour)
+    ]
     return digest(sorted(files)) if files else ""
 
 
 def digest(of: object) -> str:
-    """Return 128 bits in hexadecimal that change with the value."""
+    """Return a 128-bit hash of the value's `repr` in hexadecimal."""
     return hashlib.blake2b(repr(of).encode(), digest_size=16).hexdigest()
 
 
 def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
-    """Return for each window how many judged rows have a usable label. Raises OnnxserveError if the log is down."""
-    # here: the controller judges nothing itself, so it need not hold these libraries in memory
+    """Return the number of judged rows with a usable label per window. Raises OnnxserveError if the log is down."""
+    # This import is here because the controller does not need these libraries in its own process.
     from mlflow_deploy_plugin.monitoring.kinds.performance import affordable_rows
 
     counts, labels = [], requests[0].labels
@@ -133,7 +136,7 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
         rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), labels)
         if rows is None:
             counts.append(0)
-        elif any(one.name in REGRESSION for one in request.spec.requirements):  # a regressor needs numbers
+        elif any(requirement.name in REGRESSION for requirement in request.spec.requirements):  # numbers only
             counts.append(int(np.isfinite(rows.table.column(LABEL_NUMBER).to_numpy()).sum()))
         else:
             counts.append(int(pc.count(rows.table.column(LABEL)).as_py()))
@@ -142,7 +145,7 @@ def count_labels(requests: Sequence[WindowRequest]) -> list[int]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """The functions that judge a window and count its rows and labels; by default they work in this process."""
+    """The functions that judge a window and count its rows and labels. By default, they run in this process."""
 
     judge: Judge = judge_and_log
     count_rows: Callable[[WindowRequest], int] = count_rows
@@ -150,22 +153,22 @@ class Evaluator:
 
 
 def judging_worker() -> Worker:
-    """Return a worker whose process yields to everything else on this machine; transient errors keep their class."""
+    """Return a worker whose process has a low priority. Transient errors keep their class."""
     return Worker(_prepare, _MAX_CALLS, TRANSIENT_ERRORS)
 
 
 def evaluator_in(workers: WorkerPool, seconds: float) -> Evaluator:
-    """Return an evaluator that works in these processes, each call at most so long. It raises as `Worker.call`."""
+    """Return an evaluator that runs each call in these processes for at most `seconds`. Raises as `Worker.call`."""
     call = partial(workers.call, seconds=seconds)
     return Evaluator(partial(call, judge_and_log), partial(call, count_rows), partial(call, count_labels))
 
 
 def _prepare() -> None:
-    os.nice(_NICE)  # servers on this machine go first
-    with contextlib.suppress(OSError):  # not on every system
+    os.nice(_NICE)  # Servers on this machine have priority.
+    with contextlib.suppress(OSError):  # Only Linux has this file.
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE)
-    warnings.simplefilter("ignore")  # libraries' advice to their callers
+    warnings.simplefilter("ignore")  # The warnings of libraries are addressed to developers.
     configure_logging(load_settings(), "monitor")
-    from mlflow_deploy_plugin.registry import set_service_timeouts  # not in the process that starts this one
+    from mlflow_deploy_plugin.registry import set_service_timeouts  # The parent process does not need this import.
 
     set_service_timeouts()

@@ -1,11 +1,11 @@
-"""The hourly upkeep of the inference log, and further revisions of windows for which rows or labels came late.
+"""The hourly maintenance of the inference log, and new revisions of windows whose rows or labels arrived late.
 
-A child process compacts the log and deletes rows past their retention and watermarks of agents that are gone, because
-it reads and writes whole hours. Expired rows of the store are deleted in this process.
+A child process compacts the log and deletes expired rows and the watermarks of deleted agents, because this work needs
+the memory for complete hours. This process deletes the expired rows of the store.
 
-Late rows are searched for one day after the window's end, and only if the files of its hours have changed. A monitor of
-kind performance also searches for late labels, for a week after the labels are due, if the files of labels have
-changed. Merging also changes files, so rows and labels are counted.
+Late rows are searched for one day after the window's end if the files of its hours have changed. A monitor of kind
+performance also searches for late labels, for a week after the labels are due, if the label files have changed. Because
+compaction changes files too, the rows and labels are counted.
 """
 
 import logging
@@ -48,9 +48,9 @@ MAX_REVISIONS = 24
 _ROWS_LOOKED_FOR = timedelta(days=1)
 _LABELS_LOOKED_FOR = timedelta(days=7)
 _MOST_LABELLED = 200
-"""The newest windows whose labels are counted in one round."""
+"""The number of newest windows whose labels are counted in one round."""
 _MATERIAL_SHARE = 0.05
-"""The share of a window's judged rows that must have got a label since, for the window to be judged again."""
+"""The share of a window's judged rows that must receive a label before the window is judged again."""
 
 LateData = Literal["rows", "labels"]
 _TIMEOUT_SECONDS = 1800.0
@@ -64,11 +64,11 @@ def revision_period(spec: MonitorSpec) -> timedelta:
 
 
 def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: MonitorSpec) -> list[str]:
-    """Return for each window a digest of the files that its judgement reads; empty if the window has no rows."""
-    rows = [files_digest(log, one.endpoint, Window(one.start, one.end), spec.kind) for one in windows]
+    """Return a digest per window of the files that its judgement reads; empty if the window has no rows."""
+    rows = [files_digest(log, window.endpoint, Window(window.start, window.end), spec.kind) for window in windows]
     if spec.kind != "performance" or not any(rows):
         return rows
-    since = min(one.start for one in windows) - DAY  # two machines' clocks may differ
+    since = min(window.start for window in windows) - DAY  # The clocks of two machines may differ.
     labels = [
         (day, file.path, file.size)
         for day, folder in list_days(log.location, labels_folder(log.location, windows[0].endpoint))
@@ -84,7 +84,7 @@ def files_digests(log: InferenceLog, windows: Sequence[MonitorWindow], spec: Mon
 def add_revisions(
     deployments: Deployments, evaluator: Evaluator, name: str, monitor: str
 ) -> list[tuple[MonitorWindow, LateData]]:
-    """Add revisions of windows with more rows, or materially more labels; return them with the kind of late data."""
+    """Add revisions of windows with more rows or enough additional labels. Return them with the kind of late data."""
     store, settings, monitors = deployments.store, deployments.settings, Monitors(deployments.store)
     now, endpoint = store.now(), store.endpoint(name)
     if endpoint is None or monitor not in endpoint.spec.monitors:
@@ -93,52 +93,60 @@ def add_revisions(
     windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
     newest_revisions = {(window.start, window.end): window for window in windows}.values()
     looked_at = [
-        one
-        for one in newest_revisions
-        if one.state == "judged" and one.revision < MAX_REVISIONS and one.end <= now <= one.end + revision_period(spec)
+        window
+        for window in newest_revisions
+        if window.state == "judged"
+        and window.revision < MAX_REVISIONS
+        and window.end <= now <= window.end + revision_period(spec)
     ]
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
     digests = files_digests(endpoint_log(settings, endpoint), looked_at, spec)
-    changed = [(one, found) for one, found in zip(looked_at, digests, strict=True) if found != one.log_digest]
-    requests = {one.id: window_request(one, spec, settings, endpoint) for one, _ in changed}
+    changed = [
+        (one, log_digest) for one, log_digest in zip(looked_at, digests, strict=True) if log_digest != one.log_digest
+    ]
+    requests = {window.id: window_request(window, spec, settings, endpoint) for window, _ in changed}
     late: dict[int, LateData] = {}
     for window, _ in changed:
         if now <= window.end + _ROWS_LOOKED_FOR and evaluator.count_rows(requests[window.id]) > window.log_rows:
             late[window.id] = "rows"
-    labelled = [one for one, _ in changed if one.id not in late and "labelled_rows" in one.figures]
-    labels = evaluator.count_labels([requests[one.id] for one in labelled]) if labelled else []
+    labelled = [window for window, _ in changed if window.id not in late and "labelled_rows" in window.figures]
+    labels = evaluator.count_labels([requests[window.id] for window in labelled]) if labelled else []
     for window, count in zip(labelled, labels, strict=True):
         if is_material(count, window, spec):
             late[window.id] = "labels"
     for window, log_digest in changed:
         if window.id not in late:
             monitors.set_log_digest(window, log_digest)
-    return [(monitors.add(name, monitor, one.start, one.end), late[one.id]) for one, _ in changed if one.id in late]
+    return [
+        (monitors.add(name, monitor, window.start, window.end), late[window.id])
+        for window, _ in changed
+        if window.id in late
+    ]
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
-    """Return True if labels suffice for the first time, or 1/20 of the judged rows got a label since."""
+    """Return True if the labels reach `min_rows` for the first time, or 5 % of the judged rows have new labels."""
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:
         return labels >= spec.min_rows
-    looked_at = before / float(window.figures["labelled_share"])  # fewer than all, if there are many columns
+    looked_at = before / float(window.figures["labelled_share"])  # a sample if there are many columns
     return labels - before >= max(1, _MATERIAL_SHARE * looked_at)
 
 
 @dataclass(frozen=True)
 class RetainedWindows:
-    """The parts of the log, in event time, that an endpoint's monitors will read again, however old they are.
+    """The event times of the log that an endpoint's monitors will read again, so their rows must not be deleted.
 
-    `rolling` maps each `rolling:` reference to the start of the next window; the rows that its bins are frozen on may
-    be much older.
+    `rolling` contains the history before the next window of each `rolling:` reference. The rows from which its bins
+    were computed may be much older.
     """
 
     windows: list[Window] = field(default_factory=list)
     rolling: list[Window] = field(default_factory=list)
 
     def of(self, log: InferenceLog, endpoint: str) -> list[Window]:
-        """Return all of them. Raises OnnxserveError if the log is down."""
+        """Return all windows. Raises OnnxserveError if the log is down."""
         hours = log.hours(endpoint) if self.rolling else []
         frozen = [Window(*bin_period(hours[0].start, past.end, past.length)) for past in self.rolling if hours]
         return [*self.windows, *frozen]
@@ -147,14 +155,14 @@ class RetainedWindows:
 def maintain_logs(
     deployments: Deployments, keeper: LeaseKeeper, over: threading.Event, every_seconds: float = EVERY_SECONDS
 ) -> None:
-    """Maintain the store and its endpoints' logs every hour, until the lease is lost or `over` is set."""
+    """Maintain the store and its endpoints' logs every hour until the lease is lost or `over` is set."""
     process = judging_worker()
 
     def end() -> None:
         over.wait()
         process.end()
 
-    threading.Thread(target=end, daemon=True).start()  # a log may take minutes
+    threading.Thread(target=end, daemon=True).start()  # The thread can stop a maintenance that takes minutes.
     try:
         while not over.wait(every_seconds) and keeper.is_held:
             _maintain_all(deployments, process, lambda: keeper.is_held and not over.is_set())
@@ -170,16 +178,16 @@ def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[
     call = partial(process.call, seconds=_TIMEOUT_SECONDS)
     now = store.now()
     for endpoint in store.endpoints():
-        with _logged_errors(f"{endpoint.name}: the log's upkeep has failed"):
+        with _logged_errors(f"{endpoint.name}: the maintenance of the log failed"):
             retention = endpoint.spec.capture.retention
             needed = retained_windows(Monitors(store), endpoint, now) if retention else RetainedWindows()
             done: MaintenanceResult = call(maintain_log, settings, endpoint.name, now, retention, needed)
             if done.expired_files:
                 what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
                 _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
-    with _logged_errors("what agents said that are gone cannot be deleted"):
+    with _logged_errors("the watermarks of deleted agents cannot be deleted"):
         if gone := call(forget_agents, settings, now):
-            line = "agents that have said nothing for %d days are forgotten: %s"
+            line = "the watermarks of agents that were silent for %d days were deleted: %s"
             _log.info(line, GONE_AFTER.days, ", ".join(gone))
     if (days := settings.monitor_retention_days) is not None:
         with _logged_errors("old windows and alerts cannot be deleted from the store"):
@@ -196,7 +204,7 @@ def _logged_errors(failure: str) -> Iterator[None]:
     except ProcessEnded:
         raise
     except OnnxserveError as error:
-        _log.warning("%s, again in an hour: %s", failure, error.message)
+        _log.warning("%s; next attempt in an hour: %s", failure, error.message)
 
 
 def maintain_log(
@@ -208,14 +216,14 @@ def maintain_log(
 
 
 def forget_agents(settings: Settings, now: datetime) -> list[str]:
-    """Delete the watermarks of agents that are gone for long, as of pods of earlier days, and return their names."""
+    """Delete the watermarks of agents that have been silent for days, such as old pods, and return their names."""
     location = open_log(settings.inference_log).location
     with wrap_log_errors(location):
         return expire_watermarks(location, now)
 
 
 def retained_windows(monitors: Monitors, endpoint: Endpoint, now: datetime) -> RetainedWindows:
-    """Return the pinned references, and the parts of the log that the windows still to be judged will read."""
+    """Return the pinned references, and the parts of the log that the unjudged windows will read."""
     needed = RetainedWindows()
     for name, spec in endpoint.spec.monitors.items():
         kind, _, value = spec.reference.partition(":")

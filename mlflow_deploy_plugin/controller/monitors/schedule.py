@@ -1,8 +1,8 @@
-"""The schedule of a monitor: the next window, the time when it may be judged, and whether its rows are in the log.
+"""The schedule of a monitor: the next window, the time at which it may be judged, and the completeness of its rows.
 
-A window is due after its end and `grace`, and for a monitor of labels also `labels_within`; with a schedule, at the
-schedule's first time after that. A due window stays due, so a controller catches up on missed windows. All functions
-depend only on times, the spec and the contents of the store.
+A window is due `grace` after its end. A monitor of labels waits for `labels_within` in addition. With a schedule, the
+window is due at the schedule's first time after that. A due window remains due, so a controller can catch up on missed
+windows. All functions depend only on times, the spec and the contents of the store.
 """
 
 import hashlib
@@ -21,10 +21,10 @@ from mlflow_deploy_plugin.store import Endpoint, Monitors, MonitorWindow, Store
 from mlflow_deploy_plugin.store.monitors import MonitorState
 
 if TYPE_CHECKING:
-    from mlflow_deploy_plugin.inference_log import Watermark  # at run time Arrow, of which `onnxserve list` has no need
+    from mlflow_deploy_plugin.inference_log import Watermark  # At run time, this would import Arrow.
 
 MAX_CATCH_UP = 100
-"""Missed windows that a controller judges by itself; a person may ask for more."""
+"""The number of missed windows that a controller judges. A user may request more."""
 _LOOKED_AT = 100
 SILENT_AFTER = timedelta(hours=1)
 _MAX_JITTER = timedelta(seconds=30)
@@ -32,10 +32,10 @@ _MAX_JITTER = timedelta(seconds=30)
 
 @dataclass(frozen=True)
 class DueWindow:
-    """The oldest window that is due and not in the store yet.
+    """The oldest window that is due and not yet in the store.
 
-    `left_out` earlier windows exceed the limit and are skipped; `oldest` is the start of the first of all these
-    windows.
+    `left_out` is the number of earlier windows that are skipped because of the limit. `oldest` is the start of the
+    first skipped window.
     """
 
     window: Window
@@ -46,7 +46,7 @@ class DueWindow:
 def next_due_window(
     endpoint: Endpoint, state: MonitorState, now: datetime, max_catch_up: int = MAX_CATCH_UP
 ) -> DueWindow | None:
-    """Return the next window, or None if no window is due. Only the newest `max_catch_up` windows are taken.
+    """Return the next window, or None if no window is due. Only the newest `max_catch_up` windows are considered.
 
     The first window contains the endpoint's creation. Raises InvalidConfig if the schedule cannot be read.
     """
@@ -60,22 +60,22 @@ def next_due_window(
 
 
 def is_ahead(endpoint: Endpoint, state: MonitorState, now: datetime) -> bool:
-    """Return True if the clock shows a time before the endpoint's creation, or before the windows that were judged.
+    """Return True if the current time is before the endpoint's creation or before the end of a stored window.
 
-    The monitor then continues with the present window, and judges again the windows that it judged too early.
+    The clock was then wrong, and the monitor judges the windows from the current window on again.
     """
     return (state.made_up_to or endpoint.created_at) > now
 
 
 def next_due_time(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return when the next window may be judged: in the past if the window waits. Raises as `next_due_window`."""
+    """Return the time at which the next window may be judged; it may be in the past. Raises as `next_due_window`."""
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     first = windows_between(spec, begin, begin + timedelta(seconds=2 * duration_seconds(spec.every)))
     return due_at(endpoint.name, state.monitor, spec, window_at(first[0], spec.every).end)
 
 
 def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
-    """Return the start of the oldest window that is still to be stored. Raises as `next_due_window`."""
+    """Return the start of the oldest window that is not yet stored. Raises as `next_due_window`."""
     spec, begin = endpoint.spec.monitors[state.monitor], _begin(endpoint, state, now)
     over = windows_between(spec, begin, now)
     if not over:
@@ -86,9 +86,9 @@ def oldest_unjudged_start(endpoint: Endpoint, state: MonitorState, now: datetime
 
 
 def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWindow | None:
-    """Return the oldest window that waits to be judged; None if it may not be tried yet, since all others wait for it.
+    """Return the oldest unjudged window; None if its pause is not over, because windows are judged in order.
 
-    A `not_before` further ahead than the longest back-off was set by a wrong clock, and is ignored.
+    If `not_before` is later than the longest pause allows, it was set by a wrong clock and is ignored.
     """
     if not windows:
         return None
@@ -98,7 +98,7 @@ def oldest_pending(windows: Sequence[MonitorWindow], now: datetime) -> MonitorWi
 
 
 def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> datetime:
-    """Return when a window that ends at `end` may be judged. Raises InvalidConfig if the schedule cannot be read."""
+    """Return the time at which a window may be judged. Raises InvalidConfig if the schedule is not valid."""
     ready = end + timedelta(seconds=duration_seconds(spec.grace))
     if spec.kind == "performance" and spec.labels_within is not None:
         ready += timedelta(seconds=duration_seconds(spec.labels_within))
@@ -108,14 +108,14 @@ def due_at(endpoint: str, monitor: str, spec: MonitorSpec, end: datetime) -> dat
 
 
 def jitter(endpoint: str, monitor: str, spec: MonitorSpec) -> timedelta:
-    """Return the monitor's fixed delay, by which monitors start apart: at most 30 s and a hundredth of the window."""
+    """Return the monitor's fixed delay, which spreads the start times: at most 30 s and 1/100 of the window."""
     most = min(_MAX_JITTER, timedelta(seconds=duration_seconds(spec.every)) / 100)
     number = int.from_bytes(hashlib.blake2b(f"{endpoint}\n{monitor}".encode(), digest_size=4).digest())
     return most * (number / 2**32)
 
 
 def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
-    """Return the starts, in microseconds since 1970, of the monitor's windows that lie wholly in [begin, end)."""
+    """Return the starts, in microseconds since 1970, of the monitor's windows that are completely in [begin, end)."""
     length = duration_seconds(spec.every) * 1_000_000
     first = -(-microseconds(begin) // length) * length
     return range(first, microseconds(end) - length + 1, length)
@@ -123,9 +123,10 @@ def windows_between(spec: MonitorSpec, begin: datetime, end: datetime) -> range:
 
 @dataclass(frozen=True)
 class Readiness:
-    """The completeness of an endpoint's log, by its agents' watermarks; `notes` has the agents not waited for, and why.
+    """The completeness of an endpoint's log according to its agents' watermarks.
 
-    Every row before `complete_until` is in the log; None if no agent is waited for.
+    Every row before `complete_until` is in the log; None if no agent needs to be waited for. `notes` lists the agents
+    that are ignored, with the reasons.
     """
 
     complete_until: datetime | None
@@ -136,9 +137,9 @@ class Readiness:
 
 
 def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Readiness:
-    """Return how far the log is complete, by the agents that may still ship rows.
+    """Return the completeness of the log according to the agents that may still ship rows.
 
-    An agent is not waited for if it has ended, has been silent for an hour, or has a clock an hour or more ahead.
+    An agent is ignored if it has ended, has been silent for an hour, or has a clock that is an hour or more ahead.
     """
     waited_for: list[datetime] = []
     notes = []
@@ -147,11 +148,13 @@ def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Rea
             continue
         if now - mark.written_at > SILENT_AFTER:
             notes.append(
-                f"the agent {mark.agent} says nothing since {mark.written_at:%Y-%m-%d %H:%M:%S} UTC: its rows are not "
-                "waited for"
+                f"agent {mark.agent} has been silent since {mark.written_at:%Y-%m-%d %H:%M:%S} UTC: the window does "
+                "not wait for its rows"
             )
         elif mark.written_at - now > SILENT_AFTER:
-            notes.append(f"the clock of the agent {mark.agent} is ahead by an hour or more: it is not waited for")
+            notes.append(
+                f"the clock of agent {mark.agent} is an hour or more ahead: the window does not wait for its rows"
+            )
         else:
             waited_for.append(mark.complete_until)
     return Readiness(min(waited_for, default=None), tuple(notes))
@@ -166,7 +169,7 @@ def _begin(endpoint: Endpoint, state: MonitorState, now: datetime) -> datetime:
 def _count_due(endpoint: Endpoint, state: MonitorState, starts: range, now: datetime) -> int:
     monitor, spec = state.monitor, endpoint.spec.monitors[state.monitor]
     return bisect_right(
-        starts, now, key=lambda one: due_at(endpoint.name, monitor, spec, window_at(one, spec.every).end)
+        starts, now, key=lambda start: due_at(endpoint.name, monitor, spec, window_at(start, spec.every).end)
     )
 
 
@@ -175,14 +178,14 @@ MonitorStatus = Literal["waiting", "judging", "failing", "paused", "broken"]
 
 @dataclass(frozen=True)
 class MonitorOverview:
-    """The state of one monitor, for people.
+    """The state of a monitor for users.
 
     Attributes:
-        status: failing: its last attempt failed, and is made again; broken: its schedule cannot be read.
-        last: the newest window that was judged, by the schedule or by hand.
-        open: the schedule's window that is being judged, or tried again.
-        given_up: scheduled windows that could not be judged, among the newest hundred.
-        next_due: None if unknown, or if the monitor is paused.
+        status: `failing` if the last attempt failed and will be retried; `broken` if the schedule cannot be read.
+        last: the newest judged window, by the schedule or by hand.
+        open: the scheduled window that is being judged or retried.
+        given_up: the number of failed scheduled windows among the newest 100 windows.
+        next_due: the time at which the next window is due; None if unknown or if the monitor is paused.
     """
 
     endpoint: str
@@ -198,30 +201,30 @@ class MonitorOverview:
 
 
 def overviews(store: Store, endpoint: str | None = None, marks: "Sequence[Watermark]" = ()) -> list[MonitorOverview]:
-    """Return the monitors (of one endpoint) by name; `marks` are the log's watermarks. Raises NotFound."""
+    """Return the monitors (of one endpoint) by name. `marks` are the log's watermarks. Raises NotFound."""
     endpoints = store.endpoints() if endpoint is None else [store.require_endpoint(endpoint)]
-    stored = {(one.endpoint, one.monitor): one for one in Monitors(store).states(endpoint)}
+    stored = {(state.endpoint, state.monitor): state for state in Monitors(store).states(endpoint)}
     return [
-        _overview(store, one, stored.get((one.name, name)) or MonitorState(one.name, name), marks)
-        for one in endpoints
-        for name in sorted(one.spec.monitors)
+        _overview(store, monitored, stored.get((monitored.name, name)) or MonitorState(monitored.name, name), marks)
+        for monitored in endpoints
+        for name in sorted(monitored.spec.monitors)
     ]
 
 
 def _overview(store: Store, endpoint: Endpoint, state: MonitorState, marks: "Sequence[Watermark]") -> MonitorOverview:
     monitors, name, now = Monitors(store), state.monitor, store.now()
     newest = monitors.newest(endpoint.name, name, _LOOKED_AT)
-    judged = [one.id for one in newest if one.state == "judged"][-1:]
-    unjudged = [one.id for one in newest if one.state in ("pending", "running") and not one.by_hand][:1]
+    judged = [window.id for window in newest if window.state == "judged"][-1:]
+    unjudged = [window.id for window in newest if window.state in ("pending", "running") and not window.by_hand][:1]
     windows = monitors.windows_by_id([*judged, *unjudged])
     (last,), (open,) = (map(windows.get, ids or [0]) for ids in (judged, unjudged))
     status: MonitorStatus = "waiting"
     due, why = None, state.note
     try:
         due = next_due_time(endpoint, state, now)
-        found = next_due_window(endpoint, state, now)
-        if found is not None and not (ready := readiness(marks, endpoint.name, now)).covers(found.window.end):
-            why = f"waits for rows: the log is complete until {ready.complete_until:%F %T} UTC"
+        due_window = next_due_window(endpoint, state, now)
+        if due_window is not None and not (ready := readiness(marks, endpoint.name, now)).covers(due_window.window.end):
+            why = f"waiting for rows: the log is complete until {ready.complete_until:%F %T} UTC"
     except InvalidConfig as error:
         status, why = "broken", error.message
     if open is not None and open.state == "running":
@@ -239,7 +242,7 @@ def _overview(store: Store, endpoint: Endpoint, state: MonitorState, marks: "Seq
         state=state,
         last=last,
         open=open,
-        given_up=sum(one.state == "failed" for one in newest if not one.by_hand),
+        given_up=sum(window.state == "failed" for window in newest if not window.by_hand),
         next_due=due,
         why=why,
     )

@@ -1,7 +1,7 @@
-"""Runs every monitor of the store: finds the windows that are due, and judges a few at a time.
+"""Runs all monitors of the store: finds the due windows and judges several windows at a time.
 
-All lasting state is in the store and is read again at each look, so monitors may change at any time. The windows of a
-monitor are judged in order under the monitor's own lease, which `onnxserve monitor run` also takes.
+All persistent state is in the store and is read in each round, so monitors may change at any time. The windows of a
+monitor are judged in order under the monitor's lease, which `onnxserve monitor run` also takes.
 """
 
 import threading
@@ -34,10 +34,10 @@ _HELD_SECONDS = 2.0
 
 @dataclass
 class _Watched:
-    """A monitor as this controller remembers it; none of this state has to last.
+    """The state of a monitor in this controller. It may be lost.
 
-    `looked_for_late` is the monotonic time of the last search for late data; `troubles` and `late_troubles` count
-    failures in a row.
+    `looked_for_late` is the monotonic time of the last search for late data. `troubles` and `late_troubles` are the
+    numbers of consecutive failures.
     """
 
     looked_for_late: float = float("-inf")
@@ -51,10 +51,10 @@ class _Watched:
 
 @dataclass(eq=False)
 class MonitorScheduler:
-    """Runs the monitors while the controller's lease lasts.
+    """Runs the monitors while the controller holds its lease.
 
-    A judgement that takes longer than `judging_seconds` is ended and tried again. `at_once` judgements run at the same
-    time, each in its own process. `evaluator` is by default the evaluator in those processes.
+    A judgement that takes longer than `judging_seconds` is stopped and retried. `at_once` judgements run at the same
+    time, each in its own process. By default, `evaluator` uses these processes.
     """
 
     deployments: Deployments
@@ -86,7 +86,7 @@ class MonitorScheduler:
                 log_errors(lambda: self._look(work, keeper, windows))
                 workers.end_idle(IDLE_SECONDS)
                 deadline = time.monotonic() + self.look_seconds
-                # a window that was judged ends the wait: the monitor's next one may be due
+                # A finished attempt ends the wait, because the monitor's next window may be due.
                 while not over.is_set() and not work.finished.wait(0.1) and time.monotonic() < deadline:
                     pass
         finally:
@@ -96,7 +96,7 @@ class MonitorScheduler:
 
     def _look(self, work: WorkRunner, keeper: LeaseKeeper, windows: WindowRunner) -> None:
         now = self._store.now()
-        states = {(one.endpoint, one.monitor): one for one in self._monitors.states()}
+        states = {(state.endpoint, state.monitor): state for state in self._monitors.states()}
         pending: dict[MonitorKey, list[MonitorWindow]] = {}
         for window in self._monitors.windows(states=("pending", "running"), by_hand=False):
             pending.setdefault((window.endpoint, window.monitor), []).append(window)
@@ -123,26 +123,27 @@ class MonitorScheduler:
                     continue
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
-                except (ValueError, OverflowError) as error:  # its times exceed the calendar
-                    self._report_trouble(key, f"its times cannot be reckoned: {error}")
+                except (ValueError, OverflowError) as error:  # The schedule exceeds the range of `datetime`.
+                    self._report_trouble(key, f"its schedule cannot be computed: {error}")
                 work.pause(key, _FAILURE_SECONDS)
         self._close_windows_of_gone(pending, known)
         resolve_orphaned(self._store)
 
     def _attempt(self, key: MonitorKey, keeper: LeaseKeeper, windows: WindowRunner) -> float:
-        """Judge the monitor's oldest due window under its lease; return the seconds until the next attempt."""
+        """Judge the monitor's oldest due window under its lease. Return the seconds until the next attempt."""
         if not keeper.is_held:
             return 0.0
         watched = self._watched[key]
         try:
             lease = self._store.acquire_lease(lease_name(*key), self.holder, self.lease_seconds)
-            if lease is None:  # somebody runs it by hand, or a controller that was killed has had it
+            if lease is None:  # A user runs the monitor, or the lease of a killed controller has not expired.
                 return min(_HELD_SECONDS, self.lease_seconds / 4)
             with LeaseKeeper(self._store, lease, self.monotonic) as own:
                 taken = windows.run_next(*key, own)
-                watched.troubles, watched.last_reason = 0, ""  # a reason that returns is logged again
+                watched.troubles, watched.last_reason = 0, ""  # A reason that occurs again is reported again.
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
-                    watched.looked_for_late = self.monotonic()  # also if it fails: it may have read hours of rows
+                    # Count failed searches too, because a search may read many hours of rows.
+                    watched.looked_for_late = self.monotonic()
                     self._look_for_late_data(key, watched, windows)
             self._store.clear_if_deleted(key[0])
         except ProcessEnded:
@@ -153,14 +154,14 @@ class MonitorScheduler:
         return self.look_seconds if taken is Idle.WAITS_FOR_ROWS else 0.0
 
     def _look_for_late_data(self, key: MonitorKey, watched: _Watched, windows: WindowRunner) -> None:
-        """Add revisions for late rows and labels. A failure is noted and later announced; judging continues."""
+        """Add revisions for late rows and labels. Repeated failures are announced; windows are still judged."""
         try:
             windows.add_late_revisions(*key)
         except ProcessEnded:
             raise
         except OnnxserveError as error:
             watched.late_troubles += 1
-            note = f"cannot look for what came late: {error.message}"
+            note = f"cannot search for late data: {error.message}"
             line = f"{key[0]}: monitor {key[1]} {note}"
             if self._monitors.state(*key).note != note:
                 self.deployments.progress(line)
@@ -173,22 +174,22 @@ class MonitorScheduler:
                 self._monitors.update_state(*key, note="")
 
     def _close_windows_of_gone(self, pending: dict[MonitorKey, list[MonitorWindow]], known: set[MonitorKey]) -> None:
-        """Give up windows of monitors that were deleted. Report once per unreadable endpoint why it is skipped."""
-        unreadable = {one.name: one.reason for one in self._store.unreadable()}
+        """Close the windows of deleted monitors. Report once for each unreadable endpoint why it is skipped."""
+        unreadable = {endpoint.name: endpoint.reason for endpoint in self._store.unreadable()}
         for name in unreadable.keys() - self._said_unreadable:
             self.deployments.progress(unreadable[name])
         self._said_unreadable = set(unreadable)
         for key in pending.keys() - known:
-            if key[0] in unreadable:  # its monitors may be there still
+            if key[0] in unreadable:  # The unreadable spec may still contain the monitor.
                 continue
             held = self._store.lease(lease_name(*key))
-            if held is not None and held.is_current:  # somebody judges it by hand
+            if held is not None and held.is_current:  # A user is judging the window.
                 continue
             for window in pending[key]:
                 self._monitors.close(window, "the monitor was deleted before the window was judged")
 
     def _report_trouble(self, key: MonitorKey, reason: str) -> None:
-        """Report once why a monitor cannot be run, and note it for `onnxserve monitor list`."""
+        """Report once why the monitor cannot run, and store the reason for `onnxserve monitor list`."""
         watched = self._watched[key]
         if watched.last_reason != reason:
             watched.last_reason = reason

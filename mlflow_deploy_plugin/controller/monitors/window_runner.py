@@ -1,8 +1,8 @@
-"""Runs one window of a monitor, under the monitor's lease: the oldest due window is stored, judged and closed.
+"""Runs a window of a monitor under the monitor's lease: the oldest due window is stored, judged and closed.
 
-An attempt ends in one of three ways: the window is judged, it will be tried again, or it is given up. Alerts and
-retrainings start before the verdict is written. After a crash in between, the next controller judges the window again
-and adopts its MLflow run: an alarm may be sent twice, but is never lost.
+An attempt has one of three results: the window is judged, will be retried, or has failed finally. Alerts and
+retrainings are started before the verdict is stored. If the controller crashes in between, the next controller judges
+the window again and reuses its MLflow run. An alarm may therefore be sent twice, but is never lost.
 """
 
 import logging
@@ -46,9 +46,9 @@ _log = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 5
 MAX_OUTAGE = timedelta(days=1)
-"""The time for which a window is retried while MLflow or the store is down; other failures count as attempts."""
+"""The time for which a window is retried while MLflow or the store is down. Other failures count as attempts."""
 NO_ROWS = "the window has no rows"
-KILLED = "whoever judged it was killed, or lost the lease, in the middle of it"
+KILLED = "the process that judged the window was killed or lost the lease"
 
 _LOOKED_BACK = 200
 
@@ -64,8 +64,8 @@ class Idle(Enum):
 class WindowRunner:
     """Judges the windows of monitors.
 
-    `say` takes a line for each change. With `by_hand` a person sees the result: no alert is sent, no retraining is
-    started, and a failure is not retried. Of the missed windows only the newest `max_catch_up` are judged.
+    `say` is called with a line for each change. If `by_hand` is True, a user sees the result: no alert is sent, no
+    retraining is started, and a failure is not retried. Only the newest `max_catch_up` missed windows are judged.
     """
 
     deployments: Deployments
@@ -79,12 +79,12 @@ class WindowRunner:
         return Monitors(self.deployments.store)
 
     def run_next(self, name: str, monitor: str, keeper: LeaseKeeper) -> MonitorWindow | Idle | None:
-        """Judge one window of the monitor. Return the window, or why no window was judged; None as `judge_window`.
+        """Judge a window of the monitor and return it. If none is judged, return the reason, or None as `judge_window`.
 
         Raises InvalidConfig if the monitor's schedule cannot be read, and OnnxserveError if the log cannot be read.
         """
         store = self.deployments.store
-        now = store.now()  # before the spec is read: a changed spec must not cut windows that are due only now
+        now = store.now()  # Read the clock before the spec, so that a changed `every` applies only to later windows.
         endpoint, state = store.endpoint(name), self.monitors.state(name, monitor)
         if endpoint is None or monitor not in endpoint.spec.monitors or state.paused:
             return Idle.NOTHING_DUE
@@ -100,7 +100,7 @@ class WindowRunner:
         ready = readiness(marks, name, now)
         window = oldest_pending(pending, now) if pending else self._add_next(endpoint, state, ready, now)
         if state.note_kind == "cannot_run" and self.monitors.state(name, monitor).note == state.note:
-            self.monitors.update_state(name, monitor, note="")  # it is over
+            self.monitors.update_state(name, monitor, note="")  # The monitor can run again.
         if window is None:
             return Idle.NOTHING_DUE
         if isinstance(window, Idle):
@@ -110,8 +110,9 @@ class WindowRunner:
     def judge_window(
         self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
     ) -> MonitorWindow | None:
-        """Make one attempt at the window, and return it; None if the attempt was ended on purpose or lost its lease."""
-        if window.state == "running" and not self.by_hand:  # its lease was free: the process that judged it was killed
+        """Attempt to judge the window, and return it; None if the attempt was stopped or lost its lease."""
+        # If a running window's lease is free, the process that judged the window was killed.
+        if window.state == "running" and not self.by_hand:
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)
@@ -127,23 +128,23 @@ class WindowRunner:
         except OnnxserveError as error:
             return self._fail(running, error, keeper)
         except KeyboardInterrupt:
-            self.monitors.close(running, "it was ended by hand")
+            self.monitors.close(running, "it was interrupted by the user")
             raise
-        except Exception as error:  # noqa: BLE001 — one window must not end the others
+        except Exception as error:  # noqa: BLE001 — a failed window must not prevent the others
             _log.exception("%s", window_summary(running))
             return self._fail(running, OnnxserveError(f"{type(error).__name__}: {error}"), keeper)
         return self._write(judged, keeper) if keeper.is_held else None
 
     def add_late_revisions(self, name: str, monitor: str) -> list[MonitorWindow]:
         added = add_revisions(self.deployments, self.evaluator, name, monitor)
-        for window, what in added:
-            self.say(f"{name}: monitor {monitor}: {what} came after {window.start:%FT%H:%M} was judged")
+        for window, late_data in added:
+            self.say(f"{name}: monitor {monitor}: {late_data} arrived after window {window.start:%FT%H:%M} was judged")
         return [window for window, _ in added]
 
     def _add_next(
         self, endpoint: Endpoint, state: MonitorState, ready: Readiness, now: datetime
     ) -> MonitorWindow | Idle:
-        """Store the next window that is due and complete. Skip windows that are in the store already."""
+        """Store and return the next window that is due and complete. Skip windows that were already judged."""
         monitor = state.monitor
         while True:
             due = next_due_window(endpoint, state, now, self.max_catch_up)
@@ -157,16 +158,18 @@ class WindowRunner:
                 begin, end = f"{due.oldest:%FT%H:%M}", f"{due.window.start:%FT%H:%M}"
                 note_kind = "left_out"
                 note = (
-                    f"{due.left_out:,} windows from {begin} to {end} are left out, for no controller ran and only the "
-                    f"newest are made up: "
+                    f"{due.left_out:,} windows from {begin} to {end} were skipped, because no controller was running "
+                    f"and only the newest windows are judged afterwards: "
                     f"onnxserve monitor backfill {endpoint.name} {monitor} --from {begin} --to {end}"
                 )
                 self.say(f"{endpoint.name}: monitor {monitor}: {note}")
             elif state.note_kind == "cannot_run":
                 note = ""
             span = due.window.start, due.window.end
-            written = [one for one in self.monitors.revisions(endpoint.name, monitor, *span) if not one.by_hand]
-            # a window with the same start may have another end
+            written = [
+                revision for revision in self.monitors.revisions(endpoint.name, monitor, *span) if not revision.by_hand
+            ]
+            # The stored window may have the same start and a different end, because `every` was changed.
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
             self.monitors.update_state(
                 endpoint.name, monitor, made_up_to=due.window.end, note=note, note_kind=note_kind
@@ -189,30 +192,35 @@ class WindowRunner:
         return as_judged(replace(window, log_digest=digest), result, notes)
 
     def _report(self, window: MonitorWindow, spec: MonitorSpec, result: EvaluatedWindow) -> None:
-        """Send alerts and start retrainings, but only if this is the monitor's newest window."""
+        """Send alerts and start retrainings if this is the monitor's newest window."""
         store, settings = self.deployments.store, self.deployments.settings
         endpoint = store.endpoint(window.endpoint)
         if endpoint is None or window.monitor not in endpoint.spec.monitors:
             return
         key, length = (window.endpoint, window.monitor), window.end - window.start
         judged = self.monitors.windows(*key, states=("judged",), by_hand=False, limit=_LOOKED_BACK)
-        earlier = [one for one in judged if one.end - one.start == length and not (one.start - window.start) % length]
-        if any(one.start > window.start for one in earlier):
+        earlier = [
+            earlier_window
+            for earlier_window in judged
+            if earlier_window.end - earlier_window.start == length
+            and not (earlier_window.start - window.start) % length
+        ]
+        if any(earlier_window.start > window.start for earlier_window in earlier):
             return
         consecutive = consecutive_alarms([*earlier, replace(window, verdict=result.result.state)])
         self.monitors.update_state(*key, consecutive=consecutive)
         if result.result.is_alarm and consecutive < spec.consecutive:
             self.say(
-                f"{window_summary(window)}: {consecutive} of {spec.consecutive} windows in a row that make an alarm"
+                f"{window_summary(window)}: {consecutive} of {spec.consecutive} consecutive windows needed for an alarm"
             )
             return
         try:
             record_result(store, settings, result.result, result.run.url, spec)
             retrain_on_alarm(self.deployments, result.result, result.run, spec)
         except TRANSIENT_ERRORS:
-            raise  # the next attempt sends it again
-        except Exception:  # noqa: BLE001 — the window is judged, whatever keeps its verdict from being followed
-            _log.exception("%s: what follows from the verdict has failed", window_summary(window))
+            raise  # The next attempt repeats the alerts and retrainings.
+        except Exception:  # noqa: BLE001 — the verdict must be stored even if its alert or retraining fails
+            _log.exception("%s: an alert or a retraining failed", window_summary(window))
 
     def _fail(self, window: MonitorWindow, error: OnnxserveError, keeper: LeaseKeeper) -> MonitorWindow | None:
         now, reason = self.deployments.store.now(), error.message
@@ -240,8 +248,8 @@ class WindowRunner:
 
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
-    """Return how many of the newest windows are alarms, each by its newest revision; undecided windows are skipped."""
-    newest = {(one.start): one.verdict for one in sorted(windows, key=lambda one: (one.start, one.revision))}
+    """Return the number of consecutive alarms up to the newest window, by newest revisions. Skip undecided windows."""
+    newest = {(one.start): one.verdict for one in sorted(windows, key=lambda window: (window.start, window.revision))}
     count = 0
     for verdict in reversed(newest.values()):
         if verdict in UNDECIDED:
@@ -253,7 +261,7 @@ def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
 
 
 def unsaved_window(endpoint: str, monitor: str, window: Window, now: datetime) -> MonitorWindow:
-    """Return a window that is not in the store; only MLflow has its result."""
+    """Return a window that is not stored. Only MLflow stores its result."""
     return MonitorWindow(0, endpoint, monitor, window.start, window.end, 0, True, "pending", now, now)
 
 
@@ -280,7 +288,7 @@ def window_summary(window: MonitorWindow) -> str:
         run = window.run_url or (f"run {window.run_id}" if window.run_id else "")
         return f"{name}: {window.verdict}{f'; {run}' if run else f': {window.reason}'}"
     if window.state == "failed":
-        return f"{name}: given up after {window.attempts} attempts: {window.reason}"
+        return f"{name}: failed after {window.attempts} attempts: {window.reason}"
     if window.state == "pending" and window.reason:
-        return f"{name}: attempt {window.attempts} has failed, tries again: {window.reason}"
+        return f"{name}: attempt {window.attempts} failed and will be retried: {window.reason}"
     return name

@@ -1,5 +1,5 @@
-"""Retraining: an alarm, a schedule or a person starts a run of the model's project, and a rollout serves its version.
+"""Retraining: after an alarm, by a schedule or for a user, run the model's project and roll out the new version.
 
-Begin to read in `runner.py`, which has the states and the steps of a registered version. `trigger` starts retrainings,
-`training` covers the rows to the end of the run, and `process` is the training process and its MLflow run.
+Start with `runner.py`, which contains the states and the steps after the training. `trigger.py` starts retrainings,
+`training.py` contains the steps up to the end of the run, and `process.py` starts the training process and its run.
 """

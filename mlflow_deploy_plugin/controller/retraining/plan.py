@@ -1,4 +1,4 @@
-"""The plan of a retraining, made once when it is asked for and never changed; and the context of its steps."""
+"""The plan of a retraining, which is fixed when the retraining is requested, and the functions that its steps share."""
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -23,9 +23,9 @@ TrainingMode = Literal["full", "incremental"]
 RetrainingState = Literal[
     "waiting", "running", "registered", "gated", "rolling_out", "promoted", "proposed", "left", "rolled_back", "failed"
 ]
-"""The first five are live, and each is stored before the next begins; the others are final."""
+"""The first five states are live. Each state is stored before the next state begins. The other states are final."""
 TRAINING_FILES = ("data.parquet", "held_out.parquet")
-"""The rows that a training learns, and the rows that judge its version."""
+"""The rows for the training, and the held-out rows for the evaluation of the new version."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,12 @@ class RetrainPlan:
 
     Attributes:
         base_version: the model's version that was judged; the new version is compared with it.
-        project / entry_point / mode / parameters / env_manager: of `mlflow run`.
-        timeout: the seconds that the run may take.
+        project / entry_point / mode / parameters / env_manager: the arguments of `mlflow run`.
+        timeout: the maximum duration of the run in seconds.
         then / steps / step_every: the deployment of a version that passes its gate.
-        min_requests: the requests that the new version has to answer in each step of its rollout.
-        window: `START/END`, whose labelled rows are learned; empty: the latest whole window of length `every`.
+        min_requests: the number of requests that the new version must answer in each step of its rollout.
+        window: `START/END` of the labelled rows for the training; empty for the latest complete window of length
+            `every`.
         actor: the user in the audit trail.
     """
 
@@ -68,7 +69,7 @@ class RetrainPlan:
 
 _PLAN = TypeAdapter(RetrainPlan)
 _COPIED = {"entry_point", "mode", "env_manager", "then", "steps", "step_every", "parameters", "min_requests"}
-"""The fields that a plan has as they are in the spec."""
+"""The fields that are copied unchanged from the spec."""
 
 
 def plan_for(
@@ -79,7 +80,7 @@ def plan_for(
         endpoint=endpoint,
         model=model,
         base_version=version,
-        # a folder of this machine by its whole path: a controller may run in another one
+        # A local folder is stored as an absolute path, because the controller may run in another folder.
         project=str(folder) if folder.is_dir() else spec.project,
         timeout=float(duration_seconds(spec.timeout)),
         every=every,
@@ -97,7 +98,7 @@ def plan_of(retraining: Retraining) -> RetrainPlan:
 def retraining_summary(retraining: Retraining) -> str:
     try:
         mode = f", {plan_of(retraining).mode}"
-    except InvalidConfig:  # it is ended for that; the list still shows it
+    except InvalidConfig:  # An unreadable plan must not remove the retraining from the list.
         mode = ""
     version = f" version {retraining.version}" if retraining.version else ""
     line = f"{retraining.endpoint}: retraining {retraining.id} of {retraining.model}{mode}: "
@@ -107,6 +108,8 @@ def retraining_summary(retraining: Retraining) -> str:
 
 @dataclass(frozen=True)
 class RetrainingContext:
+    """The functions that all steps use to store, delay, end and announce a retraining."""
+
     """The functions that every step uses to store, delay, end and announce a retraining."""
 
     deployments: Deployments
@@ -118,53 +121,71 @@ class RetrainingContext:
     def write(
         self, changed: Retraining, event: AuditEvent | None = None, waits_for: WaitsFor = ""
     ) -> Retraining | None:
-        """Store it. Return None if another process has advanced it meanwhile."""
+        """Store the retraining. Return None if another process has advanced it in the meantime."""
         written = Retrainings(self.deployments.store).update(replace(changed, waits_for=waits_for), event)
         if written is not None:
             self.deployments.progress(retraining_summary(written))
         return written
 
-    def event(self, action: str, one: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
-        named = {"retraining": one.id, **detail}
+    def event(self, action: str, retraining: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
+        named = {"retraining": retraining.id, **detail}
         return AuditEvent(
-            self.now(), self.actor, action, one.endpoint, one.model, one.version, before, after, why, named
+            self.now(),
+            self.actor,
+            action,
+            retraining.endpoint,
+            retraining.model,
+            retraining.version,
+            before,
+            after,
+            why,
+            named,
         )
 
-    def wait(self, one: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
-        """Store the reason why it waits, once for the same reason."""
-        if one.reason != reason:
-            self.write(replace(one, reason=reason), waits_for=waits_for)
+    def wait(self, retraining: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
+        """Store the reason why the retraining waits, unless it is unchanged."""
+        if retraining.reason != reason:
+            self.write(replace(retraining, reason=reason), waits_for=waits_for)
 
-    def fail(self, one: Retraining, reason: str) -> None:
-        self._announce(one, f"retraining {one.id} of {one.model} has failed: {reason}")
-        self.end(one, "failed", reason)
+    def fail(self, retraining: Retraining, reason: str) -> None:
+        self._announce(retraining, f"retraining {retraining.id} of {retraining.model} failed: {reason}")
+        self.end(retraining, "failed", reason)
 
-    def finish(self, one: Retraining, state: RetrainingState, reason: str) -> None:
-        """End it without a rollout of its version; the version gets a tag with the outcome."""
-        tag_version(one.model, one.version, CANDIDATE_TAG, state)
+    def finish(self, retraining: Retraining, state: RetrainingState, reason: str) -> None:
+        """End the retraining without a rollout, and tag its version with the outcome."""
+        tag_version(retraining.model, retraining.version, CANDIDATE_TAG, state)
         if state == "proposed":
-            self._announce(one, f"{one.model} version {one.version} is proposed: {reason}")
-        self.end(one, state, reason)
+            self._announce(retraining, f"{retraining.model} version {retraining.version} is proposed: {reason}")
+        self.end(retraining, state, reason)
 
-    def end(self, one: Retraining, state: RetrainingState, reason: str) -> None:
-        """End it, with its audit event. Delete rows of the model's trainings; a failed one keeps its own."""
-        detail = {"state": state, "run_id": one.run_id, "rollout": one.rollout_id}
-        given = {name: value for name, value in detail.items() if value not in ("", None)}
-        event = self.event("retrain.end", one, "", state.replace("_", " "), reason, given)
-        written = self.write(replace(one, state=state, reason=reason, ended_at=event.at), event)
+    def end(self, retraining: Retraining, state: RetrainingState, reason: str) -> None:
+        """End the retraining with an audit event. Delete the model's training rows, except after a failure."""
+        detail = {"state": state, "run_id": retraining.run_id, "rollout": retraining.rollout_id}
+        known = {name: value for name, value in detail.items() if value not in ("", None)}
+        event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, known)
+        written = self.write(replace(retraining, state=state, reason=reason, ended_at=event.at), event)
         if written is not None:
-            last = one.id - 1 if state == "failed" else one.id  # a further one may have begun meanwhile
-            for ended in Retrainings(self.deployments.store).find(model=one.model):
+            # A new retraining of the model may have started, so only files up to this retraining are deleted.
+            last = retraining.id - 1 if state == "failed" else retraining.id
+            for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
-                    for name in TRAINING_FILES:  # the log stays, and MLflow has the held-out rows
-                        for file in self.folder(one).parent.glob(f"{ended.id}-*/{name}"):  # of each attempt
+                    for name in TRAINING_FILES:  # The log file is kept, and MLflow has the held-out rows.
+                        for file in self.folder(retraining).parent.glob(f"{ended.id}-*/{name}"):  # for each attempt
                             file.unlink(missing_ok=True)
 
-    def folder(self, one: Retraining) -> Path:
-        return self.deployments.settings.home_path / "retrainings" / f"{one.id}-{one.figures.attempt or 1}"
+    def folder(self, retraining: Retraining) -> Path:
+        return (
+            self.deployments.settings.home_path / "retrainings" / f"{retraining.id}-{retraining.figures.attempt or 1}"
+        )
 
-    def _announce(self, one: Retraining, text: str) -> None:
-        """Announce it once, and before it is stored, so that no announcement is lost."""
-        link = one.figures.gate_report or str(one.cause.get("report", ""))
+    def _announce(self, retraining: Retraining, text: str) -> None:
+        """Announce the text. Callers store the new state later, so a crash cannot lose the announcement."""
+        link = retraining.figures.gate_report or str(retraining.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
-        announce(self.deployments.store, one.endpoint, one.monitor, f"{one.endpoint}: {text}", link if is_page else "")
+        announce(
+            self.deployments.store,
+            retraining.endpoint,
+            retraining.monitor,
+            f"{retraining.endpoint}: {text}",
+            link if is_page else "",
+        )

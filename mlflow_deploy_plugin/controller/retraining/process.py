@@ -1,12 +1,12 @@
-"""The training process: `mlflow run` in its own session, which outlives its controller; and its run in MLflow.
+"""The training process, which runs `mlflow run` in its own session and outlives its controller, and its MLflow run.
 
-All processes of a training have the run's id in their environment, so the next controller of this machine can find and
-end them. The MLflow run is created before they start: the registered version is found by the run's id, and the outcome
-by the run's status.
+All processes of a training have the run's id in their environment, so the next controller on this machine can find and
+end them. The MLflow run is created before the processes start. The registered version is found by the run's id, and the
+outcome is the run's status.
 
 The training process is this module, run as `python -m … RUN_ID PROJECT -e train …`. It starts `mlflow run` and writes
-heartbeats to the MLflow run, because MLflow shows the run of a dead machine as running for ever and a controller on
-another machine cannot see the process. If a controller ends the run in MLflow, the training ends itself.
+heartbeats to the MLflow run, because MLflow reports the run as running even if its machine has failed, and a controller
+on another machine cannot check the process. If a controller ends the run in MLflow, the training process ends too.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ HEARTBEAT_TAG = "onnxserve.heartbeat"
 _PARENT_RUN = "mlflow.parentRunId"
 _FOLDER = "retraining"
 MARK = "ONNXSERVE_RETRAINING_RUN"
-"""The variable in the environment of a training's processes that holds the run's id."""
+"""The environment variable of all processes of a training that contains the run's id."""
 LOG = "log.txt"
 BEAT_SECONDS = 15.0
 _MODULE = "mlflow_deploy_plugin.controller.retraining.process"
@@ -70,7 +70,7 @@ _started: dict[str, Child] = {}
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run of MLflow. `status`: RUNNING, FINISHED, FAILED, KILLED or SCHEDULED; `alive_at`: the last heartbeat."""
+    """A run of MLflow: `status` (RUNNING, FINISHED, FAILED, KILLED or SCHEDULED); `alive_at` is the last heartbeat."""
 
     status: str
     alive_at: datetime | None
@@ -78,39 +78,39 @@ class TrainingRun:
 
 
 def column_types(model_uri: str) -> dict[str, str]:
-    """Return the types of the signature's columns, as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
+    """Return the column types of the signature, such as `long`; empty if none. Raises NotFound, RegistryUnavailable."""
     from mlflow.models import Model
 
     with registry_errors(model_uri), no_request_timeout:
-        signature = Model.load(model_uri).signature  # `get_model_info` refuses a model of another tracking server
+        signature = Model.load(model_uri).signature  # `get_model_info` rejects models of other tracking servers.
     if signature is None or signature.inputs is None or signature.inputs.is_tensor_spec():
         return {}
     return {str(column.name): getattr(column.type, "name", "") for column in signature.inputs.inputs}
 
 
-def ensure_run(one: Retraining, plan: "RetrainPlan", attempt: int, parameters: Mapping[str, str]) -> str:
-    """Return the id of the run that trains. Create the run if it does not exist."""
+def ensure_run(retraining: Retraining, plan: "RetrainPlan", attempt: int, parameters: Mapping[str, str]) -> str:
+    """Return the id of the MLflow run of this attempt. Create the run if it does not exist."""
     from mlflow.entities import Param
 
-    key = f"{one.id}.{attempt} {one.created_at.isoformat()}"
-    with registry_errors(f"retraining {one.id}"):
+    key = f"{retraining.id}.{attempt} {retraining.created_at.isoformat()}"
+    with registry_errors(f"retraining {retraining.id}"):
         client = registry_client()
         experiment = get_or_create_experiment(client, f"onnxserve/{plan.endpoint}")
-        found = client.search_runs([experiment], f"tags.`{RETRAINING_TAG}` = '{key}'", max_results=1)
-        if found:
-            return str(found[0].info.run_id)
+        runs = client.search_runs([experiment], f"tags.`{RETRAINING_TAG}` = '{key}'", max_results=1)
+        if runs:
+            return str(runs[0].info.run_id)
         tags = {
             RETRAINING_TAG: key,
-            CAUSE_TAG: str(one.cause["why"])[:MAX_TAG_LENGTH],
+            CAUSE_TAG: str(retraining.cause["why"])[:MAX_TAG_LENGTH],
             "onnxserve.endpoint": plan.endpoint,
             "mlflow.source.type": "PROJECT",
             "mlflow.source.name": redact_credentials(plan.project),
             "mlflow.project.entryPoint": plan.entry_point,
             "mlflow.user": plan.actor,
         }
-        if one.cause.get("run_id"):
-            tags["onnxserve.cause.run_id"] = one.cause["run_id"]
-        run_id = str(client.create_run(experiment, run_name=f"retraining {one.id}", tags=tags).info.run_id)
+        if retraining.cause.get("run_id"):
+            tags["onnxserve.cause.run_id"] = retraining.cause["run_id"]
+        run_id = str(client.create_run(experiment, run_name=f"retraining {retraining.id}", tags=tags).info.run_id)
         client.log_batch(run_id, params=[Param(name, value[:5000]) for name, value in parameters.items()])
     return run_id
 
@@ -123,7 +123,7 @@ def log_file(run_id: str, file: Path) -> str:
 
 
 def get_run(run_id: str) -> TrainingRun:
-    """Return the run as it is now. Raises NotFound, RegistryUnavailable."""
+    """Return the current state of the run. Raises NotFound, RegistryUnavailable."""
     with registry_errors(f"run {run_id}"):
         run = registry_client().get_run(run_id)
     heartbeat = run.data.tags.get(HEARTBEAT_TAG)
@@ -137,33 +137,44 @@ def write_heartbeat(run_id: str, now: datetime) -> None:
 
 
 def end_run(run_id: str, state: str) -> None:
-    """End the run, unless it has ended. Raises as `get_run`."""
+    """End the run if it has not ended. Raises as `get_run`."""
     if get_run(run_id).status in ("RUNNING", "SCHEDULED"):
         with registry_errors(f"run {run_id}"):
             registry_client().set_terminated(run_id, state)
 
 
 def registered_version(model: str, run_id: str) -> str:
-    """Return the newest version that the run, or a nested run, registered; empty if none. Raises as `get_run`."""
+    """Return the newest version that the run or a nested run registered; empty if none. Raises as `get_run`."""
     with registry_errors(f"model {model}"):
         client = registry_client()
-        found = [one for one in client.search_model_versions(f"run_id = '{run_id}'") if one.name == model]
-        if not found:
+        versions = [
+            model_version
+            for model_version in client.search_model_versions(f"run_id = '{run_id}'")
+            if model_version.name == model
+        ]
+        if not versions:
             experiment = client.get_run(run_id).info.experiment_id
-            nested = {one.info.run_id for one in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")}
-            found = [one for one in all_versions(client, model) if one.run_id in nested] if nested else []
-    return max((str(one.version) for one in found), key=int, default="")
+            nested = {
+                nested_run.info.run_id
+                for nested_run in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")
+            }
+            versions = (
+                [model_version for model_version in all_versions(client, model) if model_version.run_id in nested]
+                if nested
+                else []
+            )
+    return max((str(model_version.version) for model_version in versions), key=int, default="")
 
 
-def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
-    """Tag the version with its provenance, but keep the project's tags. Raises as `tag_version`."""
+def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) -> None:
+    """Tag the version with its provenance, but keep tags that the project has set. Raises as `tag_version`."""
     with registry_errors(f"model {plan.model} version {version}"):
         known = registry_client().get_model_version(plan.model, version).tags
     tags = {
-        CAUSE_TAG: str(one.cause["why"]),
+        CAUSE_TAG: str(retraining.cause["why"]),
         PARENT_TAG: plan.base_uri,
         TRAINING_TAG: plan.mode,
-        DATA_DIGEST_TAG: one.figures.data_digest,
+        DATA_DIGEST_TAG: retraining.figures.data_digest,
     }
     for key, value in tags.items():
         if value and key not in known:
@@ -171,13 +182,13 @@ def tag_provenance(one: Retraining, plan: "RetrainPlan", version: str) -> None:
 
 
 def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folder: Path) -> int:
-    """Start the training and return its process id. It prints to `log.txt` in the folder."""
+    """Start the training and return its process id. Its output is written to `log.txt` in the folder."""
     command = [sys.executable, "-m", _MODULE, run_id, plan.project, "-e", plan.entry_point]
     command += ["--env-manager", plan.env_manager]
     for name, value in parameters.items():
         command += ["-P", f"{name}={value}"]
     environment = child_environment() | {MARK: run_id}
-    # `--env-manager local` runs `python`, which is to be this one
+    # `--env-manager local` runs `python` from PATH, which must be this interpreter.
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
     with (folder / LOG).open("ab") as log:
         child = Child(command, stdout=log, stderr=log, environment=environment, own_session=True, kills_group=False)
@@ -186,21 +197,21 @@ def start(plan: "RetrainPlan", run_id: str, parameters: Mapping[str, str], folde
 
 
 def host() -> str:
-    """Return this machine's name since its last start: hostnames repeat, and a restart ends all processes."""
+    """Return this machine's name and boot id. Hostnames are not unique, and a reboot ends all processes."""
     boot = _BOOT.read_text().strip() if _BOOT.is_file() else ""
     return f"{socket.gethostname()} {boot[:8]}".strip()
 
 
 def has_failed(run_id: str) -> bool:
-    """Return True if the training was started by this process and has ended by itself with an error."""
+    """Return True if this process started the training and the training has exited with an error."""
     child = _started.get(run_id)
     return child is not None and (child.wait(0) or 0) > 0
 
 
 def is_alive(run_id: str) -> bool:
-    """Return True if the training runs on this machine. Processes that its project has left behind do not count.
+    """Return True if the training runs on this machine. Other processes that its project has started do not count.
 
-    The training process and `mlflow run` below it have the run's id among their arguments.
+    Only the training process and its child `mlflow run` have the run's id among their arguments.
     """
     child = _started.get(run_id)
     if child is not None and child.wait(0) is None:
@@ -221,7 +232,7 @@ def end(run_id: str) -> None:
 
 
 def last_line(folder: Path) -> str:
-    """Return the last line of the training's log, or its last line that names an error."""
+    """Return the last line of the training's log that starts with "Error", or the last line if there is none."""
     lines = [line for line in read_log_tail(folder / LOG)[-50:] if " mlflow.cli: === " not in line]
     lines = [line for line in lines if "mlflow.projects" not in line] or lines
     errors = [line for line in lines if line.startswith(("Error", "error"))]
@@ -229,9 +240,9 @@ def last_line(folder: Path) -> str:
 
 
 def _processes(run_id: str, are_named: bool = False) -> Iterator[int]:
-    """Yield this user's processes with the mark; with `are_named` the run's id must be in their arguments."""
+    """Yield this user's processes of the run. If `are_named` is True, their arguments must contain the run's id."""
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # ended just now, or somebody else's
+        with contextlib.suppress(psutil.Error):  # The process has just ended or belongs to another user.
             is_marked = process.pid != os.getpid() and process.environ().get(MARK) == run_id
             if is_marked and (not are_named or run_id in process.cmdline()):
                 yield process.pid
@@ -247,7 +258,7 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
             write_heartbeat(run_id, utc_now())
             if get_run(run_id).status == "KILLED":
                 end(run_id)
-        except OnnxserveError as error:  # it is tried again; other processes cannot see the run meanwhile
+        except OnnxserveError as error:  # The next round retries; without heartbeats the run looks dead.
             _log.warning("no heartbeat: %s", error.message)
         with contextlib.suppress(subprocess.TimeoutExpired):
             training.wait(seconds)
@@ -256,10 +267,10 @@ def beat_until_ended(run_id: str, training: "subprocess.Popen[bytes]", seconds: 
 
 def main(run_id: str, *arguments: str) -> None:
     training = subprocess.Popen([sys.executable, "-m", "mlflow", "run", *arguments, "--run-id", run_id])
-    # only in this process: MLflow's retries may delay a heartbeat for minutes after a server is up again
+    # Set the timeouts only in this process, because MLflow's retries can delay a heartbeat for minutes after an outage.
     set_service_timeouts()
     status = beat_until_ended(run_id, training)
-    if status < 0:  # end by the same signal: a training that was killed from outside is begun once more
+    if status < 0:  # End by the same signal, so that the controller restarts a killed training.
         os.kill(os.getpid(), -status)
     sys.exit(status)
 

@@ -1,16 +1,16 @@
-"""Advances retrainings, each by one step at a time and without waiting for another.
+"""Advances retrainings, each independently and by one step at a time.
 
-Every state is stored before the work of the next one begins. Every step first checks whether its work is already done,
+Each state is stored before the work of the next state begins. Each step checks first whether its work is already done,
 so it may be repeated after a crash.
 
-    waiting       the rows are collected and the MLflow run is created
-    running       `mlflow run` trains; it outlives the controller, and the next controller adopts it
+    waiting       the rows are collected, and the MLflow run is created
+    running       `mlflow run` trains; it outlives the controller, and the next controller takes it over
     registered    the run has registered a version; the gate compares it with the served version
-    gated         by the spec's `then`: a rollout, a proposal, or nothing
-    rolling_out   the rollout brings the version into service
+    gated         depending on `then` in the spec: a rollout, a proposal, or no action
+    rolling_out   the rollout shifts the traffic to the version
     promoted, proposed, left, rolled_back, failed         final
 
-`training.py` has the first two steps.
+`training.py` contains the first two steps.
 """
 
 import logging
@@ -39,30 +39,30 @@ from mlflow_deploy_plugin.store.retrainings import WaitsFor
 _log = logging.getLogger(__name__)
 
 MAX_DEFECTS = 6
-"""The unexpected errors in a row, about a minute's, that end a retraining: otherwise it would block its model."""
+"""The number of consecutive unexpected errors (about one minute) that end a retraining, which would block its model."""
 _AT_ONCE = 32
 _LOOK_SECONDS = 1.0
 _RETRY_SECONDS = 10.0
 MAX_SERVER_WAIT = timedelta(hours=1)
-"""The longest wait for an endpoint's server to run; after that the version is proposed to a person."""
+"""The longest wait for an endpoint's server to run. After that, the version is proposed to a user."""
 
 
-def judge_version(context: RetrainingContext, one: Retraining) -> None:
-    """Judge the version by its model's policy against the served version, and store the verdict.
+def judge_version(context: RetrainingContext, retraining: Retraining) -> None:
+    """Compare the version with the served version by the model's gate policy, and store the verdict.
 
-    If the policy names no dataset, the newest labelled rows of the window are used, which neither version has learned.
+    If the policy does not name a dataset, the newest labelled rows are used, which neither version was trained on.
     """
-    plan = plan_of(one)
+    plan = plan_of(retraining)
     served = answering_version(context.deployments, plan.endpoint, plan.model)
-    against = served if served not in ("", one.version) else plan.base_version
+    against = served if served not in ("", retraining.version) else plan.base_version
     choice = choose_policy(plan.model)
-    policy, dataset = choice.policy, one.figures.dataset
+    policy, dataset = choice.policy, retraining.figures.dataset
     if dataset and not policy.evaluation.dataset:
-        update = {"dataset": dataset, "target": one.figures.target or ""}
+        update = {"dataset": dataset, "target": retraining.figures.target or ""}
         policy = policy.model_copy(update={"evaluation": policy.evaluation.model_copy(update=update)})
         choice = PolicyChoice(policy, f"{choice.where}, on the newest labelled rows", choice.is_models_own)
     gated = gate_version(
-        registered_version(plan.model, one.version),
+        registered_version(plan.model, retraining.version),
         resolve(f"models:/{plan.model}/{against}"),
         choice,
         context.actor,
@@ -79,8 +79,8 @@ def judge_version(context: RetrainingContext, one: Retraining) -> None:
         if isinstance(value, int | float)
     }
     figures = replace(
-        one.figures,
-        evaluation={**one.figures.evaluation, **measured},
+        retraining.figures,
+        evaluation={**retraining.figures.evaluation, **measured},
         gate=verdict.state,
         gate_reason=verdict.reason,
         gate_report=gated.report,
@@ -88,95 +88,97 @@ def judge_version(context: RetrainingContext, one: Retraining) -> None:
         gated_at=context.now(),
         compared=not is_skipped or "evaluation" in verdict.policy.get("skip", ()),
     )
-    context.write(replace(one, state="gated", figures=figures, reason=""))
+    context.write(replace(retraining, state="gated", figures=figures, reason=""))
 
 
-def deploy_version(context: RetrainingContext, one: Retraining) -> None:
-    plan = plan_of(one)
-    if one.figures.gate not in PASSED_STATES:
-        context.finish(one, "left", f"it has not passed its gate: {one.figures.gate_reason}")
+def deploy_version(context: RetrainingContext, retraining: Retraining) -> None:
+    plan = plan_of(retraining)
+    if retraining.figures.gate not in PASSED_STATES:
+        context.finish(retraining, "left", f"the version did not pass its gate: {retraining.figures.gate_reason}")
         return
     served = answering_version(context.deployments, plan.endpoint, plan.model)
-    against = one.figures.against or plan.base_version
-    passed = _passed_text(one)
-    started = [  # by an earlier attempt at this step
+    against = retraining.figures.against or plan.base_version
+    passed = _passed_text(retraining)
+    started = [  # rollouts that an earlier attempt at this step has started
         rollout
         for rollout in context.deployments.store.rollouts(plan.endpoint)
-        if (rollout.spec.get("model"), rollout.spec.get("version")) == (plan.model, one.version)
-        and rollout.created_at >= one.created_at
+        if (rollout.spec.get("model"), rollout.spec.get("version")) == (plan.model, retraining.version)
+        and rollout.created_at >= retraining.created_at
     ]
     if started:
-        _follow(context, one, started[0])
-    elif served == one.version:
-        context.finish(one, "promoted", "somebody has brought it already: it is served")
+        _follow(context, retraining, started[0])
+    elif served == retraining.version:
+        context.finish(retraining, "promoted", "the version is already served")
     elif served not in ("", against):
-        reason = f"version {served} is served now, and it was judged beside {against}"
-        context.write(replace(one, state="registered", reason=reason))
-    elif plan.then == "rollout" and one.figures.compared is not False:
-        _roll_out(context, one, plan)
+        reason = f"version {served} is served now, but the new version was compared with {against}"
+        context.write(replace(retraining, state="registered", reason=reason))
+    elif plan.then == "rollout" and retraining.figures.compared is not False:
+        _roll_out(context, retraining, plan)
     elif plan.then in ("rollout", "propose"):
-        how = f"`onnxserve rollout {plan.endpoint} --to {one.version}` brings it"
+        how = f"`onnxserve rollout {plan.endpoint} --to {retraining.version}` rolls it out"
         if plan.then == "rollout":
-            lacks = "too few labelled rows, of one answer alone, or without a column of the model"
-            how = f"{lacks}, to compare it with what is served: {how}"
-        context.finish(one, "proposed", f"{passed}: {how}")
+            lacks = "not compared with the served version, because the labelled rows are too few, have only one label"
+            how = f"{lacks}, or lack a column of the model: {how}"
+        context.finish(retraining, "proposed", f"{passed}; {how}")
     else:
-        context.finish(one, "left", f"{passed} and is left as it is")
+        context.finish(retraining, "left", f"{passed} and is not deployed")
 
 
-def watch_rollout(context: RetrainingContext, one: Retraining) -> None:
-    rollout = context.deployments.store.rollout(one.rollout_id or 0)
+def watch_rollout(context: RetrainingContext, retraining: Retraining) -> None:
+    rollout = context.deployments.store.rollout(retraining.rollout_id or 0)
     if rollout is None:
-        context.fail(one, f"rollout {one.rollout_id} is gone")
+        context.fail(retraining, f"rollout {retraining.rollout_id} was deleted")
     elif not rollout.is_live:
-        context.end(one, "promoted" if rollout.state == "promoted" else "rolled_back", rollout.reason)
+        context.end(retraining, "promoted" if rollout.state == "promoted" else "rolled_back", rollout.reason)
 
 
-def _roll_out(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
+def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainPlan) -> None:
     if others := context.deployments.store.rollouts(plan.endpoint, live=True):
-        context.wait(one, f"waits for the end of rollout {others[0].id} of the endpoint")
+        context.wait(retraining, f"waiting for the end of rollout {others[0].id} of the endpoint")
     elif not reaches(context.deployments, plan.endpoint):
-        why = "its server is out of reach from here, and no controller that reaches it has begun the rollout"
-        _wait_for_server(context, one, why, "local_controller")
+        why = "this controller cannot reach its server, and no controller that can reach it has started the rollout"
+        _wait_for_server(context, retraining, why, "local_controller")
     else:
         request = RolloutRequest(
-            to=f"models:/{plan.model}/{one.version}",
+            to=f"models:/{plan.model}/{retraining.version}",
             steps=plan.steps,
             every=plan.step_every,
             min_requests=plan.min_requests,
-            why=f"retraining {one.id}: {one.cause['why']}",
+            why=f"retraining {retraining.id}: {retraining.cause['why']}",
         )
         try:
             rollout = start_rollout(context.deployments, plan.endpoint, request, context.actor)
-        except AlreadyExists as error:  # another one has begun just now
-            context.wait(one, error.message)
+        except AlreadyExists as error:  # Another rollout has just started.
+            context.wait(retraining, error.message)
         except NotReady as error:
-            _wait_for_server(context, one, error.message)
+            _wait_for_server(context, retraining, error.message)
         else:
-            _follow(context, one, rollout)
+            _follow(context, retraining, rollout)
 
 
-def _follow(context: RetrainingContext, one: Retraining, rollout: Rollout) -> None:
-    tag_version(one.model, one.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {one.endpoint}")
-    context.write(replace(one, state="rolling_out", rollout_id=rollout.id, reason=""))
+def _follow(context: RetrainingContext, retraining: Retraining, rollout: Rollout) -> None:
+    tag_version(
+        retraining.model, retraining.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {retraining.endpoint}"
+    )
+    context.write(replace(retraining, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
-def _passed_text(one: Retraining) -> str:
-    gate = (one.figures.gate or "").replace("passed", "passed its gate")
-    return f"it has {gate} ({one.figures.gate_reason})"
+def _passed_text(retraining: Retraining) -> str:
+    gate = (retraining.figures.gate or "").replace("passed", "passed its gate")
+    return f"the version {gate} ({retraining.figures.gate_reason})"
 
 
-def _wait_for_server(context: RetrainingContext, one: Retraining, why: str, waits_for: WaitsFor = "") -> None:
-    since = one.figures.gated_at or one.created_at
+def _wait_for_server(context: RetrainingContext, retraining: Retraining, why: str, waits_for: WaitsFor = "") -> None:
+    since = retraining.figures.gated_at or retraining.created_at
     if context.now() - since < MAX_SERVER_WAIT:
-        context.wait(one, f"waits for the endpoint: {why}", waits_for)
+        context.wait(retraining, f"waiting for the endpoint: {why}", waits_for)
         return
     context.finish(
-        one,
+        retraining,
         "proposed",
-        f"{_passed_text(one)}, and the endpoint has not been ready for a rollout "
-        f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): `onnxserve rollout {one.endpoint} --to {one.version}` "
-        "brings it",
+        f"{_passed_text(retraining)}, but the endpoint was not ready for a rollout "
+        f"for {MAX_SERVER_WAIT.total_seconds():g} s ({why}): "
+        f"`onnxserve rollout {retraining.endpoint} --to {retraining.version}` rolls it out",
     )
 
 
@@ -194,29 +196,29 @@ class RetrainingRunner:
         self._context = context
         self._retry_seconds = retry_seconds
         self._schedule = RetrainingSchedule(context.deployments, context.actor)
-        # a step may take minutes: its thread is a daemon, which may be cut off anywhere
+        # Steps run in daemon threads: a step may take minutes and may be interrupted at any time.
         self.work = WorkRunner("retraining", _AT_ONCE, retry_seconds, self._end_if_defective)
 
     def advance(self) -> None:
-        """Add the scheduled retrainings, and start a step of each live one, without waiting; call it repeatedly."""
+        """Add scheduled retrainings, and start a step of each live retraining without waiting. Call this repeatedly."""
         self._schedule.request_due()
-        for one in Retrainings(self._context.deployments.store).find(live=True):
-            self.start(one)
+        for retraining in Retrainings(self._context.deployments.store).find(live=True):
+            self.start(retraining)
 
-    def start(self, one: Retraining) -> None:
-        self.work.start(one.id, partial(self._attempt, one))
+    def start(self, retraining: Retraining) -> None:
+        self.work.start(retraining.id, partial(self._attempt, retraining))
 
-    def _attempt(self, one: Retraining) -> float:
-        """Take step after step until one has to be waited for; return the seconds until the next attempt."""
+    def _attempt(self, retraining: Retraining) -> float:
+        """Take steps until a step must wait. Return the seconds until the next attempt."""
         retrainings = Retrainings(self._context.deployments.store)
-        current: Retraining | None = one
+        current: Retraining | None = retraining
         try:
             while current is not None and current.is_live and try_step(self._context, current):
-                before, current = current.state, retrainings.get(one.id)
+                before, current = current.state, retrainings.get(retraining.id)
                 if current is None or not current.is_live or current.state == before:
                     return _LOOK_SECONDS
         except OnnxserveError as error:
-            _log.warning("retraining %d: %s", one.id, error.message)
+            _log.warning("retraining %d: %s", retraining.id, error.message)
         return self._retry_seconds
 
     def _end_if_defective(self, number: Hashable, error: Exception, defects: int) -> None:
@@ -232,50 +234,56 @@ class RetrainingRunner:
 
 
 def start_rollouts_at(context: RetrainingContext, place: str) -> None:
-    """Start the rollouts that wait for a controller that reaches the servers of this place; call it repeatedly."""
-    for one in Retrainings(context.deployments.store).find(live=True):
-        if one.waits_for == "local_controller" and reaches(context.deployments, one.endpoint, place):
-            try_step(context, one)
+    """Start the rollouts that wait for a controller that can reach servers at this location. Call this repeatedly."""
+    for retraining in Retrainings(context.deployments.store).find(live=True):
+        if retraining.waits_for == "local_controller" and reaches(context.deployments, retraining.endpoint, place):
+            try_step(context, retraining)
 
 
-def try_step(context: RetrainingContext, one: Retraining) -> bool:
-    """Take one step. Return False if it cannot be taken now; any other failure ends the retraining."""
+def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
+    """Take one step. Return False if the step must be retried later. Any other failure ends the retraining."""
     try:
-        if one.state != "rolling_out" and (reason := _end_reason(context, one)):
-            training.end_training(one)
-            context.fail(one, reason)
+        if retraining.state != "rolling_out" and (reason := _end_reason(context, retraining)):
+            training.end_training(retraining)
+            context.fail(retraining, reason)
             return True
         try:
-            _STEPS[one.state](context, one)
+            _STEPS[retraining.state](context, retraining)
         except ServedModelChanged as error:
-            context.finish(one, "left", error.message)
+            context.finish(retraining, "left", error.message)
     except (*TRANSIENT_ERRORS, NotReady) as error:
         reason = one_line(error.message)
-        if one.reason != reason:
-            _log.warning("retraining %d, %s: again every %g s: %s", one.id, one.state, _RETRY_SECONDS, error.message)
+        if retraining.reason != reason:
+            _log.warning(
+                "retraining %d, %s: retried every %g s: %s",
+                retraining.id,
+                retraining.state,
+                _RETRY_SECONDS,
+                error.message,
+            )
         if not isinstance(error, StoreUnavailable):
-            context.wait(one, reason)
+            context.wait(retraining, reason)
         return False
     except OnnxserveError as error:
-        context.fail(one, one_line(error.message))
+        context.fail(retraining, one_line(error.message))
     return True
 
 
-def _end_reason(context: RetrainingContext, one: Retraining) -> str:
-    """Return why it cannot go on: its endpoint was deleted, or its plan cannot be read; empty if it can.
+def _end_reason(context: RetrainingContext, retraining: Retraining) -> str:
+    """Return the reason to end the retraining: its endpoint was deleted, or its plan cannot be read; empty if none.
 
-    While the endpoint's spec cannot be read, only a running training is watched. Raises NotReady if it should be tried
-    again.
+    While the endpoint's spec cannot be read, only a running training is watched. Raises NotReady if the step should be
+    retried.
     """
     try:
-        stored = context.deployments.store.endpoint(one.endpoint)
-        if stored is None or stored.created_at > one.created_at:  # another endpoint may have the name by now
-            return f"endpoint {one.endpoint!r} was deleted meanwhile"
+        stored = context.deployments.store.endpoint(retraining.endpoint)
+        if stored is None or stored.created_at > retraining.created_at:  # a new endpoint may have the same name
+            return f"endpoint {retraining.endpoint!r} was deleted during the retraining"
     except InvalidConfig as error:
-        if one.state != "running" or not one.reason:
+        if retraining.state != "running" or not retraining.reason:
             raise NotReady(error.message) from None
     try:
-        plan_of(one)
+        plan_of(retraining)
     except InvalidConfig as error:
-        return f"{error.message}: `onnxserve retrain {one.endpoint}` starts another"
+        return f"{error.message}: `onnxserve retrain {retraining.endpoint}` starts a new retraining"
     return ""

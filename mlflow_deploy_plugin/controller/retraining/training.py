@@ -1,4 +1,4 @@
-"""The training of a retraining: its rows, its run, and how it ends."""
+"""The training step of a retraining: collect the rows, start the run, and handle its end."""
 
 import hashlib
 from collections.abc import Collection, Mapping
@@ -26,20 +26,20 @@ from mlflow_deploy_plugin.store.database import utc_now
 from mlflow_deploy_plugin.store.tables import RetrainingFigures
 
 MAX_TRAININGS = 2
-"""A training that was killed from outside is started once more; a training that fails by itself is not."""
+"""A training that was killed is restarted once. A training that fails is not restarted."""
 SILENT = timedelta(minutes=2)
-"""Eight heartbeats: the clocks of two machines should differ by less."""
+"""The time of eight heartbeats. The clocks of two machines should differ by less."""
 SECOND_LOOK = timedelta(seconds=30)
 MAX_ROWS = 1_000_000
 MIN_ROWS = 100
 HELD_OUT = 0.2
-"""The share of the window's labelled rows that is held out: the newest, since a model has to predict the future."""
+"""The share of the window's labelled rows that is held out: the newest, because the model must predict the future."""
 
 
-def start_training(context: RetrainingContext, one: Retraining) -> None:
-    plan = plan_of(one)
+def start_training(context: RetrainingContext, retraining: Retraining) -> None:
+    plan = plan_of(retraining)
     check_project(plan.project, plan.entry_point, plan.parameters)
-    folder = context.folder(one)
+    folder = context.folder(retraining)
     types = process.column_types(plan.base_uri)
     endpoint = context.deployments.store.endpoint(plan.endpoint)
     since = endpoint.rows_since if endpoint is not None else None
@@ -47,7 +47,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
     log = open_log(context.deployments.settings.inference_log, since)
     withheld = {*capture.drop, *capture.mask, *capture.keys}
     data = collect_training_data(log, plan, folder, types, withheld)
-    attempt = one.figures.attempt or 1
+    attempt = retraining.figures.attempt or 1
     figures = RetrainingFigures(
         attempt=attempt,
         host=process.host(),
@@ -57,7 +57,7 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
         window=str(data.window),
         started_at=context.now(),
     )
-    # every project is given these; the spec's own parameters win
+    # These parameters are passed to every project; parameters in the spec override them.
     parameters = {
         "mode": plan.mode,
         "data": str(data.data),
@@ -68,94 +68,99 @@ def start_training(context: RetrainingContext, one: Retraining) -> None:
             for name, value in plan.parameters.items()
         },
     }
-    run_id = process.ensure_run(one, plan, attempt, parameters)
+    run_id = process.ensure_run(retraining, plan, attempt, parameters)
     if data.held_out is not None:
         figures = replace(figures, dataset=process.log_file(run_id, data.held_out), target=data.target)
-    running = replace(one, state="running", run_id=run_id, figures=figures, reason="")
-    why = f"retraining {one.id} learns {data.rows:,} labelled rows up to {str(data.window).split('/')[1]}"
+    running = replace(retraining, state="running", run_id=run_id, figures=figures, reason="")
+    why = f"retraining {retraining.id} trains on {data.rows:,} labelled rows up to {str(data.window).split('/')[1]}"
     if hidden := sorted(withheld & types.keys()):
-        why += f", without {join_names(hidden)}: capture.drop or capture.mask keeps the values out of the log"
+        why += f", without {join_names(hidden)}: capture.drop or capture.mask removes the values from the log"
     detail = {"held_out_rows": data.held_out_rows, "window": figures.window, "attempt": attempt}
     event = context.event("retrain.run", running, f"version {plan.base_version}", f"run {run_id}", why, detail)
     if context.write(running, event) is not None:
         process.start(plan, run_id, parameters, folder)
 
 
-def watch_training(context: RetrainingContext, one: Retraining) -> None:
-    """Store the version that the run has registered, or the failure of the run. Do nothing while the run is running."""
-    plan = plan_of(one)
-    is_late = context.now() > _started_at(one) + timedelta(seconds=plan.timeout)
-    if process.is_alive(one.run_id):
+def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
+    """Store the version that the run has registered, or the failure of the run. Do nothing while the run continues."""
+    plan = plan_of(retraining)
+    is_late = context.now() > _started_at(retraining) + timedelta(seconds=plan.timeout)
+    if process.is_alive(retraining.run_id):
         if is_late:
-            _end_late(context, one, plan)
+            _end_late(context, retraining, plan)
         return
-    run = process.get_run(one.run_id)
-    if run.status == "FAILED" or (run.status == "RUNNING" and process.has_failed(one.run_id)):
-        process.end_run(one.run_id, "FAILED")
-        context.fail(one, f"the run failed: {_last_line(context, one)}")
-    elif version := process.registered_version(plan.model, one.run_id):
-        process.tag_provenance(one, plan, version)
-        registered = replace(one, state="registered", version=version, reason="")
-        why, before = f"run {one.run_id} of retraining {one.id} has registered it", f"version {plan.base_version}"
+    run = process.get_run(retraining.run_id)
+    if run.status == "FAILED" or (run.status == "RUNNING" and process.has_failed(retraining.run_id)):
+        process.end_run(retraining.run_id, "FAILED")
+        context.fail(retraining, f"the run failed: {_last_line(context, retraining)}")
+    elif version := process.registered_version(plan.model, retraining.run_id):
+        process.tag_provenance(retraining, plan, version)
+        registered = replace(retraining, state="registered", version=version, reason="")
+        why, before = (
+            f"run {retraining.run_id} of retraining {retraining.id} registered the version",
+            f"version {plan.base_version}",
+        )
         context.write(registered, context.event("retrain.version", registered, before, f"version {version}", why, {}))
     elif run.status == "FINISHED":
-        logged = ", and has logged no model within `mlflow.start_run()`"
+        logged = " and logged no model within `mlflow.start_run()`"
         if run.has_logged_a_model:
-            logged = ": it has logged a model, which its project has to register under the name in `registered_model`"
-        context.fail(one, f"the run has registered no version of {plan.model}{logged}")
+            logged = ": it logged a model, but its project must register the model under the name in `registered_model`"
+        context.fail(retraining, f"the run registered no version of {plan.model}{logged}")
     elif is_late:
-        _end_late(context, one, plan)
-    elif run.status == "KILLED" or _is_here(one) or _is_silent(context, one, run):
-        attempt = one.figures.attempt or 1  # it was killed, or the machine has stopped
-        end_training(one)
+        _end_late(context, retraining, plan)
+    elif run.status == "KILLED" or _is_here(retraining) or _is_silent(context, retraining, run):
+        attempt = retraining.figures.attempt or 1  # The run was killed, or its machine has stopped.
+        end_training(retraining)
         if attempt >= MAX_TRAININGS:
-            context.fail(one, f"the run was killed {attempt} times: {_last_line(context, one)}")
+            context.fail(retraining, f"the run was killed {attempt} times: {_last_line(context, retraining)}")
             return
-        reason = f"run {one.run_id} was killed before its end; it is begun once more"
+        reason = f"run {retraining.run_id} was killed; the training is restarted"
         context.write(
-            replace(one, state="waiting", run_id="", figures=RetrainingFigures(attempt=attempt + 1), reason=reason)
+            replace(
+                retraining, state="waiting", run_id="", figures=RetrainingFigures(attempt=attempt + 1), reason=reason
+            )
         )
 
 
-def end_training(one: Retraining) -> None:
-    """End its processes and its run. A training on another machine ends itself once its run has ended."""
-    if one.run_id:
-        process.end(one.run_id)
-        process.end_run(one.run_id, "KILLED")
+def end_training(retraining: Retraining) -> None:
+    """End the training's processes and its run. On another machine, the training ends after its run has ended."""
+    if retraining.run_id:
+        process.end(retraining.run_id)
+        process.end_run(retraining.run_id, "KILLED")
 
 
-def _is_here(one: Retraining) -> bool:
-    return one.figures.host == process.host()
+def _is_here(retraining: Retraining) -> bool:
+    return retraining.figures.host == process.host()
 
 
-def _is_silent(context: RetrainingContext, one: Retraining, run: process.TrainingRun) -> bool:
-    """Return True if a training of another machine, or of this one before its restart, has ended without a word."""
-    now, alive_at = context.now(), run.alive_at or _started_at(one)
-    where = f"its training runs on {one.figures.host}"
+def _is_silent(context: RetrainingContext, retraining: Retraining, run: process.TrainingRun) -> bool:
+    """Return True if a training on another machine, or on this machine before a reboot, sends no more heartbeats."""
+    now, alive_at = context.now(), run.alive_at or _started_at(retraining)
+    where = f"its training runs on {retraining.figures.host}"
     if now - alive_at < SILENT:
-        context.wait(one, where)
+        context.wait(retraining, where)
         return False
-    # while MLflow was down no heartbeat could be written: the training is given time for one
-    reason = f"{where}, or has ended: it has said nothing since {alive_at:%Y-%m-%d %H:%M:%S}Z"
-    if one.reason != reason:
-        context.wait(one, reason)
+    # During an outage of MLflow, no heartbeat was written, so wait for the next heartbeat before ending the training.
+    reason = f"{where}, or has ended: no heartbeat since {alive_at:%Y-%m-%d %H:%M:%S}Z"
+    if retraining.reason != reason:
+        context.wait(retraining, reason)
         return False
-    return now - one.updated_at > SECOND_LOOK
+    return now - retraining.updated_at > SECOND_LOOK
 
 
-def _started_at(one: Retraining) -> datetime:
-    return one.figures.started_at or one.created_at
+def _started_at(retraining: Retraining) -> datetime:
+    return retraining.figures.started_at or retraining.created_at
 
 
-def _last_line(context: RetrainingContext, one: Retraining) -> str:
-    if not context.folder(one).is_dir() and not _is_here(one):
-        return f"its log is on {one.figures.host}"
-    return process.last_line(context.folder(one)) or "it has said nothing"
+def _last_line(context: RetrainingContext, retraining: Retraining) -> str:
+    if not context.folder(retraining).is_dir() and not _is_here(retraining):
+        return f"its log is on {retraining.figures.host}"
+    return process.last_line(context.folder(retraining)) or "its log is empty"
 
 
-def _end_late(context: RetrainingContext, one: Retraining, plan: RetrainPlan) -> None:
-    end_training(one)
-    context.fail(one, f"the run took longer than {plan.timeout:g} s and was ended")
+def _end_late(context: RetrainingContext, retraining: Retraining, plan: RetrainPlan) -> None:
+    end_training(retraining)
+    context.fail(retraining, f"the run exceeded its timeout of {plan.timeout:g} s and was stopped")
 
 
 @dataclass(frozen=True)
@@ -163,12 +168,12 @@ class TrainingData:
     """The files that were written for a retraining.
 
     Attributes:
-        data: Parquet file of the rows to learn: the model's columns, `_label`, `_label_number`, `_event_time`.
-        held_out: a file of the same form with the newest rows of the window; None if they could not judge a model, for
-            example if capture withholds one of its columns.
-        target: the column of `held_out` with the label, in the form of the model's answer.
+        data: Parquet file with the training rows: the model's columns, `_label`, `_label_number`, `_event_time`.
+        held_out: a file with the same columns and the newest rows of the window; None if the rows cannot evaluate a
+            model, for example because capture withholds one of its columns.
+        target: the label column of `held_out` that has the form of the model's output.
         digest: SHA-256 of `data`.
-        window: the window of the rows; a full training also learns the rows before it.
+        window: the window of the rows; a full training also uses the rows before the window.
     """
 
     data: Path
@@ -183,13 +188,13 @@ class TrainingData:
 def collect_training_data(
     log: InferenceLog, plan: RetrainPlan, folder: Path, types: Mapping[str, str], withheld: Collection[str] = ()
 ) -> TrainingData:
-    """Write the labelled rows of the window into the folder, and for a full training also all rows before it.
+    """Write the window's labelled rows to the folder. For a full training, add all labelled rows before the window.
 
     Args:
-        types: the column types of the model's signature; the log may have integers and booleans as floats.
-        withheld: columns that are left out, also of older rows: capture drops or masks them, or they are keys.
+        types: the column types of the model's signature; the log may contain integers and booleans as floats.
+        withheld: columns that are omitted, also from older rows: capture drops or masks them, or they are keys.
 
-    Raises NotFound if nothing was captured, and InvalidConfig if there are too few labelled rows or all labels are
+    Raises NotFound if no rows were captured, and InvalidConfig if there are too few labelled rows or all labels are
     equal.
     """
     window = parse_window(plan.window) if plan.window else log.latest_window(plan.endpoint, plan.every, utc_now())
@@ -197,7 +202,7 @@ def collect_training_data(
     if rows is None or len(rows) < MIN_ROWS:
         have = len(rows) if rows is not None else 0
         raise InvalidConfig(
-            f"{window} has {have} labelled rows, and at least {MIN_ROWS} are wanted: send what really happened by "
+            f"{window} has {have} labelled rows, but at least {MIN_ROWS} are needed: send the true labels with "
             "POST /feedback or `onnxserve feedback`"
         )
     learned, held_out = (_model_columns(rows), None) if types.keys() & withheld else _hold_out(rows)
@@ -209,7 +214,7 @@ def collect_training_data(
     if _distinct_labels(learned) < 2:
         only = learned.column(LABEL)[0].as_py()
         raise InvalidConfig(
-            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}: that teaches nothing"
+            f"all {len(learned):,} labels up to {window.end:%Y-%m-%d} are {only!r}, so a model cannot be trained"
         )
     answers_texts = PREDICTION in rows.column_names and pa.types.is_string(rows.schema.field(PREDICTION).type)
     folder.mkdir(parents=True, exist_ok=True)
@@ -218,12 +223,12 @@ def collect_training_data(
     with data.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if held_out is not None:
-        pq.write_table(held_out, judged_by)  # the gate gives each version its own types
+        pq.write_table(held_out, judged_by)  # The gate casts these rows to the types of each version.
     return TrainingData(
         data=data,
         held_out=judged_by if held_out is not None else None,
         digest=digest,
-        # the label as a text if the model answers texts, or a label is not a number
+        # Use the text label if the model predicts texts or any label is not a number.
         target=LABEL if answers_texts or rows.column(LABEL_NUMBER).null_count else LABEL_NUMBER,
         rows=len(learned),
         held_out_rows=len(held_out) if held_out is not None else 0,
@@ -232,7 +237,7 @@ def collect_training_data(
 
 
 def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Collection[str]) -> pa.Table | None:
-    """Return the window's labelled rows in the order of event time, whichever version answered; None if no rows."""
+    """Return the window's labelled rows of all versions of the model, sorted by event time; None if there are none."""
     sample, is_empty = Sample(MAX_ROWS), True
     for batch in log.batches(plan.endpoint, window):
         rows = batch.filter(pc.equal(batch.column("_model"), plan.model))
@@ -248,13 +253,13 @@ def _labelled(log: InferenceLog, plan: RetrainPlan, window: Window, withheld: Co
 
 
 def _hold_out(rows: pa.Table) -> tuple[pa.Table, pa.Table | None]:
-    """Split the rows into the older ones and the newest. Rows of the same event time stay together.
+    """Split the rows into older rows and the newest rows. Rows with the same event time remain together.
 
-    Nothing is held out if there are too few rows, or only one label, which a constant model predicts.
+    No rows are held out if there are too few rows, or if the held-out rows have only one label.
     """
     times = microseconds_of(rows.column(EVENT_TIME))
-    place = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
-    learned, held_out = _model_columns(rows.slice(0, place)), _model_columns(rows.slice(place))
+    boundary = int(np.searchsorted(times, times[int(len(times) * (1 - HELD_OUT))]))
+    learned, held_out = _model_columns(rows.slice(0, boundary)), _model_columns(rows.slice(boundary))
     if len(learned) < MIN_ROWS or len(held_out) < MIN_ROWS or _distinct_labels(held_out) < 2:
         return _model_columns(rows), None
     return learned, held_out
@@ -275,7 +280,7 @@ def _model_columns(table: pa.Table) -> pa.Table:
 
 
 def _cast_to_signature(table: pa.Table, types: Mapping[str, str]) -> pa.Table:
-    """Cast numbers to the signature's types, so that the new version has the same signature; columns with gaps stay."""
+    """Cast numbers to the signature's types so that the new version has the same signature. Skip columns with nulls."""
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in types.items() if kind in COLUMN_TYPES}
     columns = {name: table.column(name) for name in table.column_names if name in dtypes}
     values = {name: column.to_numpy() for name, column in columns.items() if not column.null_count}

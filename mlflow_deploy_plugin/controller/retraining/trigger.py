@@ -1,6 +1,6 @@
-"""Starts retrainings: on an alarm, within cool-down and budget; by a schedule; and for a person.
+"""Starts retrainings after an alarm (within cool-down and budget), by a schedule, and for a user.
 
-A model has at most one live retraining. If an alarm or a schedule starts nothing, the audit trail has the reason.
+A model has at most one live retraining. If an alarm or a schedule starts no retraining, the audit trail has the reason.
 """
 
 import logging
@@ -29,17 +29,17 @@ _SCHEDULED = "schedule"
 
 
 class _NeedsAPerson(InvalidConfig):
-    """No alarm can start a retraining until a person acts: repeated training has not helped, or the project is gone."""
+    """A retraining that an alarm cannot start before a user acts: the budget is used up, or the project is missing."""
 
 
 def retrain_on_alarm(
     deployments: Deployments, result: MonitorResult, run: LoggedRun, spec: MonitorSpec
 ) -> Retraining | None:
-    """Start a retraining if the result is an alarm and its monitor's spec asks for one.
+    """Start a retraining if the result is an alarm and the monitor's spec has `retrain`.
 
-    Return the retraining, also if the same result has started it before. Return None if cool-down, budget, a live
-    retraining or a version that is no longer served prevents it. Raises StoreUnavailable if it was not written; call
-    again.
+    Return the retraining, even if an earlier call with the same result has started it. Return None if the cool-down,
+    the budget, a live retraining or a version that is no longer served prevents the retraining. Raises StoreUnavailable
+    if the retraining was not stored; the call may then be repeated.
     """
     if spec.retrain is None or not result.is_alarm:
         return None
@@ -58,10 +58,10 @@ def retrain_on_alarm(
         "report": run.url or f"run {run.run_id}",
         "why": f"monitor {result.monitor}, {result.window}: {result.state}: {result.reason}",
     }
-    for one in retrainings.find(plan.endpoint, plan.model):
-        # started before: a controller was killed between this and writing down that the window is judged
-        if all(one.cause.get(name) == cause[name] for name in ("kind", "monitor", "window", "revision")):
-            return one
+    for earlier in retrainings.find(plan.endpoint, plan.model):
+        # If a controller is killed before the verdict of the window is stored, the alarm is processed twice.
+        if all(earlier.cause.get(name) == cause[name] for name in ("kind", "monitor", "window", "revision")):
+            return earlier
     try:
         _check_no_rollout(store, plan.endpoint)
         _check_served(deployments, result)
@@ -69,7 +69,7 @@ def retrain_on_alarm(
         try:
             check_project(plan.project, plan.entry_point, plan.parameters)
         except InvalidConfig as error:
-            raise _NeedsAPerson(f"it cannot be trained: {error.message}") from None
+            raise _NeedsAPerson(f"the model cannot be trained: {error.message}") from None
         return _add(store, plan, cause)
     except (NotFound, InvalidConfig, NotReady, AlreadyExists) as error:
         if isinstance(error, _NeedsAPerson):
@@ -89,46 +89,46 @@ def request_retraining(
     actor: str | None = None,
     kind: str = "asked",
 ) -> Retraining:
-    """Start the retraining that a person requests, regardless of cool-down and budget.
+    """Start the retraining that a user requests, without a cool-down or budget.
 
-    By default `monitor` is the only monitor with `retrain`, `mode` is the spec's, and `window` is the latest whole
-    window of the monitor's length that has rows.
+    By default, `monitor` is the only monitor with `retrain`, `mode` is the spec's mode, and `window` is the latest
+    complete window of the monitor's length that has rows.
 
     Raises:
-        NotFound / RegistryUnavailable: no such endpoint or monitor, or the served version is unknown.
+        NotFound / RegistryUnavailable: the endpoint, the monitor or the served version cannot be found.
         InvalidConfig: no monitor specifies the training, its project is missing, or no registered model is served.
-        AlreadyExists: the model is being trained already, or a rollout of the endpoint is under way.
+        AlreadyExists: the model is already being trained, or the endpoint has a live rollout.
     """
     actor = actor or current_actor()
     observed = deployments.get_endpoint(endpoint)
     spec = observed.endpoint.spec
-    able = sorted(name for name, one in spec.monitors.items() if one.retrain is not None)
+    able = sorted(name for name, monitor_spec in spec.monitors.items() if monitor_spec.retrain is not None)
     if monitor is None and not able:
         raise InvalidConfig(
-            f"no monitor of endpoint {spec.name!r} says how the model is trained: "
+            f"no monitor of endpoint {spec.name!r} specifies how to train the model: "
             f"onnxserve endpoint update {spec.name} -C monitors.NAME.retrain.project=PROJECT"
         )
     if monitor is None and len(able) > 1:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} has several monitors with `retrain`: say --monitor, one of {', '.join(able)}"
+            f"endpoint {spec.name!r} has several monitors with `retrain`: set --monitor to one of {', '.join(able)}"
         )
     name = able[0] if monitor is None else monitor
-    found = spec.monitor(name)
-    if found.retrain is None:
-        raise InvalidConfig(f"monitor {name!r} does not say how the model is trained: it has no `retrain`")
-    retrain = found.retrain.model_copy(update={"mode": mode}) if mode else found.retrain
+    chosen = spec.monitor(name)
+    if chosen.retrain is None:
+        raise InvalidConfig(f"monitor {name!r} does not specify how to train the model: it has no `retrain`")
+    retrain = chosen.retrain.model_copy(update={"mode": mode}) if mode else chosen.retrain
     check_project(retrain.project, retrain.entry_point, retrain.parameters)
     _check_no_rollout(deployments.store, endpoint)
     model = served_model(observed)
-    plan = plan_for(retrain, endpoint, model, served_version(observed), found.every, window, actor)
+    plan = plan_for(retrain, endpoint, model, served_version(observed), chosen.every, window, actor)
     reason = why
     if kind == "asked":
-        reason = f"asked by {actor}: {why}" if why else f"asked by {actor}"
+        reason = f"requested by {actor}: {why}" if why else f"requested by {actor}"
     return _add(deployments.store, plan, {"kind": kind, "monitor": name, "why": reason})
 
 
 class RetrainingSchedule:
-    """Starts retrainings by `retrain.schedule` of monitors' specs, independent of the monitors' results."""
+    """Starts retrainings by `retrain.schedule` in the specs of monitors, independent of the monitors' results."""
 
     def __init__(self, deployments: Deployments, actor: str) -> None:
         self._deployments = deployments
@@ -137,7 +137,7 @@ class RetrainingSchedule:
         self._first_look = datetime.max.replace(tzinfo=UTC)
 
     def request_due(self, now: datetime | None = None) -> None:
-        """Start due retrainings, unless the model is being trained or rolled out. An error is logged once."""
+        """Start due retrainings unless the model is being trained or rolled out. The same error is logged only once."""
         now = now or self._deployments.store.now()
         self._first_look = min(self._first_look, now)
         for endpoint in self._deployments.store.endpoints():
@@ -159,7 +159,7 @@ class RetrainingSchedule:
                         continue
                     self._logged[key], name, why = error.message, endpoint.name, error.message
                     _log.warning("%s, monitor %s: no retraining: %s", name, monitor, why)
-                    if isinstance(error, InvalidConfig):  # the error stays until the spec changes
+                    if isinstance(error, InvalidConfig):  # The error will remain until the spec changes.
                         announce(self._deployments.store, name, monitor, f"{name}: no retraining: {why}")
                         detail = {"monitor": monitor, "schedule": schedule}
                         event = AuditEvent(now, self._actor, "retrain.refused", name, why=why, detail=detail)
@@ -167,54 +167,54 @@ class RetrainingSchedule:
 
     def _is_due(self, endpoint: Endpoint, monitor: str, spec: MonitorSpec, schedule: str, now: datetime) -> bool:
         earlier = [
-            one.created_at
-            for one in Retrainings(self._deployments.store).find(endpoint.name)
-            if one.monitor == monitor and one.cause.get("kind") == _SCHEDULED
+            retraining.created_at
+            for retraining in Retrainings(self._deployments.store).find(endpoint.name)
+            if retraining.monitor == monitor and retraining.cause.get("kind") == _SCHEDULED
         ]
-        # a later time than now was set by a wrong clock
-        since = max(one if one <= now else self._first_look for one in [endpoint.created_at, *earlier])
+        # A time in the future was set by a wrong clock.
+        since = max(time if time <= now else self._first_look for time in [endpoint.created_at, *earlier])
         return next_fire(schedule, spec.time_zone, since) <= now
 
 
 def _record_refusal(store: Store, event: AuditEvent) -> None:
-    """Record once per monitor and reason that nothing is trained, so that the audit trail does not fill."""
+    """Record the reason why no retraining starts. A repeated reason is not recorded again in the audit trail."""
     _log.info("%s: no retraining: %s", event.endpoint, event.why)
     try:
         store.record_unless_repeated(event)
     except OnnxserveError as error:
-        _log.warning("not in the audit trail: %s (%s)", event.why, error.message)
+        _log.warning("the audit trail was not written: %s (%s)", event.why, error.message)
 
 
 def _check_no_rollout(store: Store, endpoint: str) -> None:
-    """Raise AlreadyExists if a rollout is under way: two versions answer, and which is learned from is not decided."""
+    """Raise AlreadyExists if the endpoint has a live rollout, because its outcome decides the version to retrain."""
     for rollout in store.rollouts(endpoint, live=True):
-        raise AlreadyExists(f"rollout {rollout.id} of endpoint {endpoint!r} is under way")
+        raise AlreadyExists(f"rollout {rollout.id} of endpoint {endpoint!r} is live")
 
 
 def _check_served(deployments: Deployments, result: MonitorResult) -> None:
-    """Raise InvalidConfig if the judged version is not the one that answers now, as far as this machine can see."""
+    """Raise InvalidConfig if the judged version is known not to be the version that is served now."""
     observed = deployments.get_endpoint(result.endpoint)
     if served_model(observed) != result.model:
-        raise InvalidConfig(f"the window was answered by {result.model}, which is not the registered model served")
+        raise InvalidConfig(f"{result.model} answered the window, but it is not the registered model that is served")
     served = take_snapshot(observed).versions.get(main_variant(observed.endpoint.spec))
     if served is not None and served != result.version:
-        raise InvalidConfig(f"the alarm is of version {result.version}, and version {served} is served now")
+        raise InvalidConfig(f"the alarm is for version {result.version}, but version {served} is served now")
 
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
-    """Raise InvalidConfig during the cool-down or without a budget. A future start (wrong clock) does not count."""
-    found = [one for one in retrainings.find(model=model) if one.created_at <= now]
-    if not found:
+    """Raise InvalidConfig during the cool-down or if the budget is used up. Starts in the future are ignored."""
+    started = [one for one in retrainings.find(model=model) if one.created_at <= now]
+    if not started:
         return
-    free_at = found[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
+    free_at = started[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))
     if free_at > now:
-        raise InvalidConfig(f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z ({spec.cooldown})")
-    # a retraining that failed before its training costs nothing
-    recent = sum(one.created_at > now - _BUDGET for one in found if one.has_trained)
+        raise InvalidConfig(f"model {model} cools down until {free_at:%Y-%m-%d %H:%M:%S}Z (cooldown {spec.cooldown})")
+    # A retraining that failed before its training does not use up the budget.
+    recent = sum(retraining.created_at > now - _BUDGET for retraining in started if retraining.has_trained)
     if recent >= spec.max_runs:
         raise _NeedsAPerson(
-            f"model {model} was trained {recent} times in 30 days, and max_runs is {spec.max_runs}: somebody has to "
-            "look; `onnxserve retrain NAME` starts one by hand"
+            f"model {model} was trained {recent} times in 30 days, and max_runs is {spec.max_runs}: check why; "
+            "`onnxserve retrain NAME` starts a retraining by hand"
         )
 
 

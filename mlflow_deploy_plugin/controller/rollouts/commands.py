@@ -1,4 +1,4 @@
-"""Commands to a rollout: start, pause, resume, abort; and its description for people."""
+"""Commands that start, pause, resume and abort a rollout, and the description of a rollout for users."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -43,9 +43,9 @@ _DONE = {"pause": "paused", "resume": "resumed", "abort": "aborted"}
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """A rollout as a person asks for it; `to` is a model URI, or a version of the model that is served now.
+    """A rollout that a user requests. `to` is a model URI or a version of the model that is served now.
 
-    Raises InvalidConfig if the steps, their length or the criteria are not valid.
+    Raises InvalidConfig if the steps, their duration or the criteria are not valid.
     """
 
     to: str
@@ -70,15 +70,16 @@ def start_rollout(
 ) -> Rollout:
     """Store the rollout, which a controller then runs.
 
-    `before_it_starts` is called after the request is found valid; if it raises, nothing is started.
+    `before_it_starts` is called after the request was validated. If it raises, the rollout is not started.
 
     Raises:
-        NotFound: there is no such endpoint or version.
-        InvalidConfig: the request is not possible; the message names the possible ones.
+        NotFound: the endpoint or version does not exist.
+        InvalidConfig: the request is not valid; the message names the valid values.
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
-    deployments.store.require_no_rollout(endpoint)  # first: a live one lets several variants answer
+    # Check this before `main_variant`, which fails because several variants answer during a rollout.
+    deployments.store.require_no_rollout(endpoint)
     observed = deployments.get_endpoint(endpoint)
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
@@ -89,7 +90,7 @@ def start_rollout(
     resolved = _find_version(request.to, spec, reference, before)
     criteria = parse_criteria(request.abort_on)
     candidate = _free_name(CANDIDATE, spec.variants)
-    is_compared = any(one.is_of_shadow for one in criteria)
+    is_compared = any(criterion.is_of_shadow for criterion in criteria)
     plan = RolloutPlan(
         endpoint=endpoint,
         main=main,
@@ -104,7 +105,7 @@ def start_rollout(
         selector=reference.selector,
         steps=parse_steps(request.steps),
         every=parse_duration(request.every, "--every").total_seconds(),
-        abort_on=",".join(one.text for one in criteria),
+        abort_on=",".join(criterion.text for criterion in criteria),
         min_requests=request.min_requests,
         actor=actor or current_actor(),
         why=request.why,
@@ -114,40 +115,40 @@ def start_rollout(
 
 
 def _find_version(to: str, spec: EndpointSpec, served: ModelURI, before: str) -> ResolvedModel:
-    """Return the requested version; a number is a version of the served model.
+    """Return the requested version. A number is a version of the served model.
 
-    Raises InvalidConfig if it cannot replace version `before`.
+    Raises InvalidConfig if the version cannot replace version `before`.
     """
     if to.isdecimal() and served.kind in ("path", "remote", "run", "logged_model"):
-        raise InvalidConfig(f"--to {to}: what is served is no registered model; say models:/NAME/{to}")
-    found = resolve(f"models:/{served.name}/{to}" if to.isdecimal() else to)
-    if not found.version.isdigit():
-        raise InvalidConfig(f"{found.model_uri} is no version of a registered model; models:/NAME/7 is expected")
-    what = f"{found.name} version {found.version}"
-    if served.followed and served.name != found.name:
+        raise InvalidConfig(f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}")
+    resolved = resolve(f"models:/{served.name}/{to}" if to.isdecimal() else to)
+    if not resolved.version.isdigit():
         raise InvalidConfig(
-            f"endpoint {spec.name!r} follows model {served.name}, which {what} cannot become a version of"
+            f"{resolved.model_uri} is not a version of a registered model; use a URI like models:/NAME/7"
         )
-    if (found.name, found.version) == (served.name, before):
-        raise InvalidConfig(f"endpoint {spec.name!r} serves {what} already")
-    if spec.require and not found.gate_status.passed:
+    what = f"{resolved.name} version {resolved.version}"
+    if served.followed and served.name != resolved.name:
+        raise InvalidConfig(f"endpoint {spec.name!r} follows model {served.name}, so {what} cannot be rolled out to it")
+    if (resolved.name, resolved.version) == (served.name, before):
+        raise InvalidConfig(f"endpoint {spec.name!r} already serves {what}")
+    if spec.require and not resolved.gate_status.passed:
         raise InvalidConfig(
-            f"endpoint {spec.name!r} requires {spec.require}, and {what} does not have it: {found.gate_status.reason}"
+            f"endpoint {spec.name!r} requires {spec.require}, which {what} does not have: {resolved.gate_status.reason}"
         )
-    return found
+    return resolved
 
 
-def _free_name(wanted: str, taken: Iterable[str]) -> str:
-    names = [wanted, *(f"{wanted}-{number}" for number in range(2, 100))]
+def _free_name(preferred: str, taken: Iterable[str]) -> str:
+    names = [preferred, *(f"{preferred}-{number}" for number in range(2, 100))]
     return next(name for name in names if name not in set(taken))
 
 
 def last_rollout(store: Store, endpoint: str) -> Rollout:
-    """Return the endpoint's live rollout, otherwise its last. Raises NotFound if there was none."""
-    found = store.rollouts(endpoint, limit=1)
-    if not found:
+    """Return the endpoint's live rollout, or its last rollout if none is live. Raises NotFound if it has no rollout."""
+    rollouts = store.rollouts(endpoint, limit=1)
+    if not rollouts:
         raise NotFound(f"endpoint {endpoint!r} has had no rollout")
-    return found[0]
+    return rollouts[0]
 
 
 def command_rollout(
@@ -169,7 +170,7 @@ def abort_rollout(deployments: Deployments, endpoint: str, reason: str, actor: s
         try:
             plan_of(live)
         except InvalidConfig as error:
-            now, why = utc_now(), f"{reason}; nothing was put back: {error.message}"
+            now, why = utc_now(), f"{reason}; the earlier version was not restored: {error.message}"
             event = AuditEvent(now, actor, "rollout.end", endpoint, why=why, detail={"rollout": live.id})
             abandoned = replace(live, state="abandoned", reason=why, ended_at=now)
             return store.update_rollout(abandoned, None, event) or store.rollout(live.id) or live
@@ -186,42 +187,42 @@ def describe_rollout(rollout: Rollout) -> str:
     lines = [rollout_summary(rollout)]
     for text, judged in rollout.figures.get("criteria", {}).items():
         share = min(max(judged["log_evidence"] / judged["log_evidence_needed"], 0), 1)
-        lines.append(f"  {text}: {judged['figures']}; {share:.0%} of the evidence that would end it")
+        lines.append(f"  {text}: {judged['figures']}; {share:.0%} of the evidence needed to end the rollout")
     return "\n".join(lines)
 
 
 def require_controller(store: Store, lease: str, patience: float = _CONTROLLER_SECONDS) -> None:
-    """Wait for a new controller to take the lease. Raises NotReady, since the rollout would block others."""
+    """Wait for a controller to take the lease. Raises NotReady, because a rollout without a controller would hang."""
     deadline = time.monotonic() + patience
     while (view := store.lease(lease)) is None or not view.is_current:
         if time.monotonic() > deadline:
             raise NotReady(
-                "no controller runs that reaches the server, so nothing was begun: start `onnxserve controller` first, "
-                "or say --wait to run the rollout in this command"
+                "no controller that can reach the server is running, so the rollout was not started: start "
+                "`onnxserve controller` first, or use --wait to run the rollout in this command"
             )
         time.sleep(_POLL_SECONDS)
 
 
 def controller_status(store: Store, lease: str, look: str) -> str:
-    """Return a sentence on the controller with this lease, as the store knows it; `look` is the command to watch it."""
+    """Return a sentence about the controller that holds the lease. `look` is the command that shows the progress."""
     view = store.lease(lease)
     if view is None:
-        return "no controller runs: start one with `onnxserve controller`, or say --wait"
+        return "no controller is running: start `onnxserve controller`, or use --wait"
     if not view.is_current:
-        return f"{view.holder} seems to have ended: start a controller with `onnxserve controller`, or say --wait"
-    return f"{view.holder} does it; `{look}` shows how far it is"
+        return f"{view.holder} seems to have stopped: start `onnxserve controller`, or use --wait"
+    return f"{view.holder} runs it; `{look}` shows the progress"
 
 
 def stall_reason(deployments: Deployments, endpoint: str) -> str:
-    """Return why the rollout of an endpoint does not advance, as far as this machine knows; empty if it does."""
+    """Return the reason why the endpoint's rollout does not advance, if this machine can detect it; otherwise empty."""
     try:
         place = deployments.place(endpoint)
     except OnnxserveError as error:
-        return f"only a controller that reaches its server takes it further, and from here: {error.message}"
+        return f"only a controller that can reach the server can continue the rollout; from here: {error.message}"
     view = deployments.store.lease(rollouts_lease_name(place))
     if view is not None and view.is_current:
         return ""
-    return "it stands still: no controller that reaches its server works; start one with `onnxserve controller`"
+    return "the rollout is stalled: no controller that can reach the server is running; start `onnxserve controller`"
 
 
 def _change(
@@ -230,11 +231,11 @@ def _change(
     for _ in range(_ATTEMPTS):
         live = store.rollouts(endpoint, live=True)
         if not live:
-            raise NotFound(f"endpoint {endpoint!r} has no rollout under way")
+            raise NotFound(f"endpoint {endpoint!r} has no live rollout")
         changed = change(progress_of(live[0]))
         if changed is None:
             raise InvalidConfig(f"the rollout of {endpoint!r} cannot be {_DONE[command]}: it is {live[0].state}")
         written = write_progress(store, live[0], changed, actor)
-        if written is not None:  # None: the controller has written in between
+        if written is not None:  # None means that a controller has changed the rollout in the meantime.
             return written
-    raise StoreUnavailable(f"the rollout of {endpoint!r} changes too fast to be changed by hand: try again")
+    raise StoreUnavailable(f"the rollout of {endpoint!r} was changed at the same time by its controller; try again")

@@ -1,7 +1,7 @@
-"""Runs the rollouts of a place: the holder of its lease repeatedly advances each rollout by one decision.
+"""Runs the rollouts of a location: the holder of the location's lease repeatedly advances each rollout by one decision.
 
-A place is a machine, or a namespace of a cluster: its servers are reached by the same processes. After a crash, the
-next holder continues from the store (`state_machine.py`). Only the monotonic clock is used in decisions.
+A location is a machine or a namespace of a cluster, so the same processes can reach all its servers. After a crash, the
+next holder continues from the store (`state_machine.py`). Decisions use only the monotonic clock.
 """
 
 import logging
@@ -54,15 +54,15 @@ _FAILURE_SECONDS = 30.0
 _PLACES_SECONDS = 3.0
 _MAX_PLACES = 100
 _AT_ONCE = 8
-"""The rollouts that are advanced at the same time, so that a wait for a server does not delay the others."""
+"""The number of rollouts that are advanced at the same time, so that a slow server does not delay other rollouts."""
 
 
 @dataclass(frozen=True)
 class RolloutActions:
-    """Does the actions of rollouts: adds and removes deployments, sets the traffic, moves the registry.
+    """The actions of rollouts: add and remove deployments, set the traffic, and move the stage, alias or tag.
 
-    Every action first checks whether it is already done, so it may be repeated after a crash. `say` gets a line per
-    change.
+    Each action checks first whether it is already done, so it may be repeated after a crash. `say` is called with a
+    line per change.
     """
 
     deployments: Deployments
@@ -80,13 +80,14 @@ class RolloutActions:
         return take_snapshot(observed, self.deployments.server_metrics(observed))
 
     def do(self, action: RolloutAction, plan: RolloutPlan, progress: Progress) -> None:
-        """Do the action. Raises as `Deployments` and the registry; the action may then be repeated."""
+        """Do the action. Raises the errors of `Deployments` and of the registry; the action may then be repeated."""
         match action:
             case "prepare":
                 variants, why = self._variants(plan), f"rollout to version {plan.version}"
                 for name in filter(None, (plan.candidate, plan.shadow)):
                     if name not in variants:
-                        config = {f"variants.{name}.allow_pyfunc": True}  # a version that is named is consented to
+                        # The user named this version, which counts as consent to load its Python code.
+                        config = {f"variants.{name}.allow_pyfunc": True}
                         config |= {f"variants.{name}.shadow": True} if name == plan.shadow else {}
                         self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
             case "set_traffic":
@@ -100,13 +101,13 @@ class RolloutActions:
                     self._point(plan, before, plan.version, why)
             case "finish":
                 self._clear(plan, f"rollout to version {plan.version} has promoted it")
-                with suppress(NotFound):  # somebody has deleted the version
+                with suppress(NotFound):  # The version may have been deleted.
                     untag_version(plan.model, plan.version, ROLLED_BACK_TAG)
             case "roll_back":
                 self.roll_back(plan, progress.reason)
 
     def roll_back(self, plan: RolloutPlan, why: str) -> None:
-        """Restore the earlier version: the traffic first, then the registry."""
+        """Restore the earlier version: set the traffic first, then the registry."""
         self._clear(plan, why)
         reference = parse_model_uri(plan.before_uri)
         if plan.kind == "pinned":
@@ -114,15 +115,15 @@ class RolloutActions:
                 self._set_model(plan, plan.before_uri, why)
         elif current_version(reference) == plan.version:
             self._point(plan, plan.version, plan.before_version, why)
-        with suppress(NotFound):  # somebody has deleted the version
+        with suppress(NotFound):  # The version may have been deleted.
             tag_version(plan.model, plan.version, ROLLED_BACK_TAG, f"{plan.endpoint}: {why}")
 
     def _point(self, plan: RolloutPlan, before: str, version: str, why: str) -> None:
-        """Move the stage, alias or tag from the version `before`, empty if there is none, to `version`."""
+        """Move the stage, alias or tag to `version`. `before` is its current version; empty if there is none."""
         reference = parse_model_uri(plan.before_uri)
         move_version(reference, version)
         self.deployments.poll_registry(reference.name)
-        self.say(f"{plan.endpoint}: {plan.before_uri} is version {version} now")
+        self.say(f"{plan.endpoint}: {plan.before_uri} is now version {version}")
         self.deployments.store.record(
             "alias" if plan.kind == "alias" else "transition",
             endpoint=plan.endpoint,
@@ -136,16 +137,16 @@ class RolloutActions:
         )
 
     def _clear(self, plan: RolloutPlan, why: str) -> None:
-        """Give the main deployment all traffic, and remove the others."""
+        """Send all traffic to the main deployment, and remove the deployments that the rollout added."""
         self._set_weights(plan, {plan.main: 100}, why)
         for name in (plan.candidate, plan.shadow):
             if name and name in self._variants(plan):
                 self.deployments.remove(plan.endpoint, name, why, self.actor)
 
-    def _set_weights(self, plan: RolloutPlan, wanted: dict[str, int], why: str) -> None:
+    def _set_weights(self, plan: RolloutPlan, weights: dict[str, int], why: str) -> None:
         variants = self._variants(plan)
-        if any(variants[name].weight != weight for name, weight in wanted.items() if name in variants):
-            self.deployments.set_traffic(plan.endpoint, wanted, why, self.actor, by_rollout=True)
+        if any(variants[name].weight != weight for name, weight in weights.items() if name in variants):
+            self.deployments.set_traffic(plan.endpoint, weights, why, self.actor, by_rollout=True)
 
     def _set_model(self, plan: RolloutPlan, model_uri: str, why: str) -> None:
         if self._variants(plan)[plan.main].model != model_uri:
@@ -161,7 +162,7 @@ class RolloutActions:
 
 @dataclass(eq=False)
 class RolloutController:
-    """Runs the rollouts of the servers of one place (`Deployments.place`), which `servers` names for people.
+    """A controller for the rollouts of one location (`Deployments.place`). `servers` describes its servers in messages.
 
     The `background` tasks run while the lease is held, each in its own thread.
     """
@@ -177,19 +178,19 @@ class RolloutController:
     _looked_at: dict[int, float] = field(default_factory=dict, init=False)
 
     def run(self, ended: threading.Event) -> None:
-        name, role = rollouts_lease_name(self.place), f"takes rollouts of {self.servers} further"
+        name, role = rollouts_lease_name(self.place), f"runs the rollouts of {self.servers}"
         tasks, say = (self._work, *self.background), self.actions.say
         lead(self.store, name, role, tasks, self.holder, self.lease_seconds, say, ended, self.monotonic)
 
     def _work(self, keeper: LeaseKeeper, over: threading.Event) -> None:
-        self._looked_at.clear()  # this process did not watch without the lease
+        self._looked_at.clear()  # The time without the lease must not count as watched time.
         runner = WorkRunner("rollout", _AT_ONCE, _FAILURE_SECONDS, monotonic=self.monotonic)
         try:
             while keeper.is_held and not over.is_set():
                 pause = _MAX_PAUSE_SECONDS
                 for rollout in self.store.rollouts(live=True):
                     runner.start(rollout.id, partial(self._attempt, rollout, keeper))
-                    with suppress(InvalidConfig):  # the attempt reports the error
+                    with suppress(InvalidConfig):  # The attempt reports the error.
                         pause = min(pause, plan_of(rollout).every / 10)
                 over.wait(max(_MIN_PAUSE_SECONDS, pause))
         finally:
@@ -215,23 +216,24 @@ class RolloutController:
         if after != decision.progress:
             self._write(written, after, keeper)
         if decision.action in ("prepare", "set_traffic", "promote"):
-            # go back again if a person has ended the rollout while this put the candidate in, or promoted it
+            # If a user ended the rollout during the action, undo the action.
             current = self.store.rollout(rollout.id) or rollout
             if not current.is_live and current.state != "promoted":
                 self.actions.roll_back(plan_of(current), current.reason)
 
     def _attempt(self, rollout: Rollout, keeper: LeaseKeeper) -> float:
-        if not self.actions.reaches(rollout.endpoint, self.place):  # the check may take a while
+        if not self.actions.reaches(rollout.endpoint, self.place):  # This check can be slow, so the attempt does it.
             return _PLACES_SECONDS
         try:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
-            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # the error stays for a while
+            # An invalid plan does not change by itself, so it is retried less often.
+            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:
-        """Write the progress. Return None if the lease is lost, or a person has changed the rollout meanwhile."""
+        """Write the progress. Return None if the lease is lost or a user has changed the rollout in the meantime."""
         written = write_progress(self.store, rollout, progress, self.actions.actor, keeper.lease)
         if written is not None and _news(written) != _news(rollout):
             self.actions.say(rollout_summary(written))
@@ -241,7 +243,7 @@ class RolloutController:
 def write_progress(
     store: Store, rollout: Rollout, progress: Progress, actor: str, lease: Lease | None = None
 ) -> Rollout | None:
-    """Write the progress with its event; `lease` and the result as for `Store.update_rollout`."""
+    """Write the progress with its event. `lease` and the return value are as in `Store.update_rollout`."""
     now = store.now()
     return store.update_rollout(
         with_progress(rollout, progress, now), lease, progress_event(rollout, progress, actor, now)
@@ -251,10 +253,10 @@ def write_progress(
 def run_rollouts(
     deployments: Deployments, controller_at: Callable[[str, str], RolloutController], ended: threading.Event
 ) -> None:
-    """Run a controller for each place that this process reaches, also for new places, until `ended` is set.
+    """Run a controller for each location that this process can reach, including new locations, until `ended` is set.
 
-    The controller of a place that is no longer reached ends, because its lease would keep out a controller that reaches
-    it.
+    If a location can no longer be reached, its controller is stopped, because its lease would block a controller that
+    can reach the location.
     """
     running: dict[str, tuple[Future[None], threading.Event]] = {}
     reported: set[str] = set()
@@ -268,21 +270,21 @@ def run_rollouts(
             while not ended.is_set():
                 failures, reached = set[str](), set[str]()
                 try:
-                    for place, servers in reached_places(deployments, failures.add):
-                        reached.add(place)
-                        last = running[place][0] if place in running else None
+                    for location, servers in reached_places(deployments, failures.add):
+                        reached.add(location)
+                        last = running[location][0] if location in running else None
                         if last is None or (last.done() and last.exception() is None):
                             over = threading.Event()
-                            running[place] = pool.submit(controller_at(place, servers).run, over), over
-                            running[place][0].add_done_callback(stop_all)
+                            running[location] = pool.submit(controller_at(location, servers).run, over), over
+                            running[location][0].add_done_callback(stop_all)
                 except (StoreUnavailable, OSError) as error:
                     _log.warning("%s", error)
                 else:
                     for line in failures - reported:
                         deployments.progress(line)
                     reported = failures
-                    for place in running.keys() - reached:
-                        running[place][1].set()
+                    for location in running.keys() - reached:
+                        running[location][1].set()
                 ended.wait(_PLACES_SECONDS)
         finally:
             ended.set()
@@ -293,5 +295,5 @@ def run_rollouts(
 
 
 def _news(rollout: Rollout) -> tuple[object, ...]:
-    reason = re.sub(r"\d+", "", rollout.reason)  # counts change at every look
+    reason = re.sub(r"\d+", "", rollout.reason)  # Counts change at each decision, which is not news.
     return rollout.state, rollout.step, reason, rollout.figures.get("trouble", "")

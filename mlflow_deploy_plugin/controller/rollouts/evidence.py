@@ -1,4 +1,4 @@
-"""The evidence of a rollout's step: the counts since it began, and the results of the sequential tests."""
+"""The evidence of a rollout's step: the counts since the step began, and the results of the sequential tests."""
 
 import math
 from collections.abc import Mapping
@@ -14,9 +14,9 @@ from mlflow_deploy_plugin.deployments.server_metrics import CountersByVersion
 from mlflow_deploy_plugin.store import Json
 
 _MIN_TIMED = 100
-"""The timed requests that the current version needs before its quantiles count as known."""
+"""The number of timed requests that the current version needs before its latency quantiles are used."""
 _UNREAD = 100
-"""The number of silent servers whose counters are kept: some come back, others have ended."""
+"""The number of unavailable servers whose last counters are kept in case the servers become available again."""
 _ROLES = ("current", "candidate", "shadow")
 _COUNTERS = TypeAdapter(Mapping[str, VersionCounters])
 
@@ -26,11 +26,11 @@ class StepEvidence:
     """The counts of a rollout and the tests of its step.
 
     Attributes:
-        last: server → role → its counters at the last reading, the latest last; empty before the first look.
+        last: server → role → its counters at the last reading, in the order of the readings; empty before the first.
         step: role → its counts since the step began.
-        history: the counts of the current version, from before the rollout up to the last look. The bounds of a look
-            come from here, so that they do not depend on the look's own counts.
-        before_step: `history` when the step began.
+        history: the counts of the current version, from before the rollout to the last reading. The latency bounds of
+            a reading are computed from the history, so they do not depend on the counts of that reading.
+        before_step: the value of `history` when the step began.
     """
 
     last: Mapping[str, Mapping[str, VersionCounters]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class StepEvidence:
 
     @staticmethod
     def from_json(plan: RolloutPlan, step: int, document: Json) -> "StepEvidence":
-        if "current" not in document:  # before the first count
+        if "current" not in document:  # No counters were read yet.
             return StepEvidence()
         last = {server: _COUNTERS.validate_python(roles) for server, roles in document["last"].items()}
         current = _COUNTERS.validate_python(document["current"])
@@ -64,7 +64,7 @@ class StepEvidence:
 
 
 def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvidence:
-    """Return the evidence of a new step; earlier counts stay in the history."""
+    """Return the evidence of a new step. The history keeps the counts of earlier steps."""
     begun = replace(evidence, step={role: VersionCounters() for role in _ROLES}, before_step=evidence.history)
     return replace(begun, tests=_new_tests(plan, step, begun))
 
@@ -72,10 +72,10 @@ def begin_step(plan: RolloutPlan, step: int, evidence: StepEvidence) -> StepEvid
 def add_counters(
     plan: RolloutPlan, step: int, evidence: StepEvidence, counters: Mapping[str, CountersByVersion]
 ) -> StepEvidence:
-    """Return the evidence with the counts since the last look.
+    """Return the evidence with the counts since the last reading.
 
-    Each server's counters are compared with its own last ones, so that the sum does not fall if a server ends. A server
-    that is read for the first time is counted from then on: it may be an old server that was not ready before.
+    Each server's counters are compared with its own last counters, so the sum does not fall if a server ends. The
+    first counters of a server are not counted for the step, because they may include requests from before the step.
     """
     variants = {
         "current": (plan.main, plan.before_version),
@@ -100,7 +100,7 @@ def add_counters(
     is_alone = plan.steps[step] == 100
     for criterion in plan.criteria if tests else ():
         if criterion.is_of_shadow:
-            # a shadow does not get a copy of requests that its own version has answered
+            # The candidate's own requests are not copied to its shadow, so the current version answered all these rows.
             tests[criterion.text].look(*_events(criterion, added["shadow"]))
         else:
             slow_from = _slow_from(criterion, evidence.before_step if is_alone else evidence.history)
@@ -117,31 +117,31 @@ def add_counters(
 
 
 def rejection(plan: RolloutPlan, evidence: StepEvidence) -> str:
-    """Return why the candidate is not good enough, with the figures; empty while this is not proved."""
+    """Return the reason, with figures, why the candidate is rejected; empty while the evidence is not sufficient."""
     for criterion in plan.criteria:
         test = evidence.tests.get(criterion.text)
         if test is None or not test.rejects:
             continue
         counted = evidence.step["shadow"].compared if criterion.is_of_shadow else evidence.step["candidate"].requests
         if counted >= plan.min_requests:
-            proof = f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is proof"
+            proof = f"evidence {math.exp(min(float(test.log_evidence), 700)):.3g}, {1 / test.level:.0f} is needed"
             return f"{criterion.text}: {_figures(plan, criterion, evidence)}; {proof}"
     return ""
 
 
 def missing_evidence(plan: RolloutPlan, step: int, evidence: StepEvidence) -> str:
-    """Return the counts that the step still needs before it may end; empty if none."""
+    """Return the counts that the step still needs before it may end; empty if it needs no more."""
     answered = evidence.step["candidate"].requests if evidence.step else 0
     if answered < plan.min_requests:
-        return f"the candidate has answered {answered:.0f} of the {plan.min_requests} requests that a step needs"
-    is_compared = plan.steps[step] < 100 and any(one.is_of_shadow for one in plan.criteria)
+        return f"the candidate has answered {answered:.0f} of the {plan.min_requests} required requests"
+    is_compared = plan.steps[step] < 100 and any(criterion.is_of_shadow for criterion in plan.criteria)
     if is_compared and (rows := evidence.step["shadow"].compared) < plan.min_requests:
-        return f"{rows:.0f} of the {plan.min_requests} rows that a step needs were compared"
+        return f"{rows:.0f} of the {plan.min_requests} required rows were compared"
     return ""
 
 
 def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
-    """Return the step in numbers, as the audit trail keeps them; empty before the first step."""
+    """Return the figures of the step for the audit trail; empty before the first step."""
     if not evidence.step:
         return {}
     judged = {}
@@ -166,8 +166,8 @@ def figures(plan: RolloutPlan, evidence: StepEvidence) -> Json:
 def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str, SequentialTest]:
     """Return the tests of a step.
 
-    At 100 % the current version gets no requests. The candidate must then be worse than the upper limit of the current
-    version's share in its history; half of the level is spent on that limit.
+    At 100 %, the current version receives no requests. The candidate is then compared with an upper limit for the
+    current version's share, computed from its history. Half of the level is used for that limit.
     """
     tests = {}
     for criterion in plan.criteria:
@@ -184,9 +184,9 @@ def _new_tests(plan: RolloutPlan, step: int, evidence: StepEvidence) -> dict[str
 
 
 def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | None = None) -> tuple[float, float]:
-    """Return how many requests, or rows, had the criterion's event, and of how many.
+    """Return the number of requests (or rows) with the criterion's event, and the number of all requests (or rows).
 
-    For a latency, a request is slow from `slow_from` seconds on; if that is None, nothing is counted.
+    For a latency criterion, a request is slow if it takes more than `slow_from` seconds. Both are 0 if this is None.
     """
     match criterion.kind:
         case "error_rate":
@@ -201,17 +201,17 @@ def _events(criterion: Criterion, counted: VersionCounters, slow_from: float | N
 
 
 def _slow_from(criterion: Criterion, history: VersionCounters) -> float | None:
-    """Return from how many seconds a request is slow: the next bucket bound above the criterion's.
+    """Return the latency in seconds above which a request is slow: the criterion's bound rounded up to a bucket.
 
-    Return None if the current version has answered too few requests, or the bound is beyond the last bucket.
+    Return None if the current version has answered too few requests, or if the bound is above the last bucket.
     """
-    wanted = criterion.seconds
+    seconds = criterion.seconds
     if criterion.factor is not None and history.timed.get(math.inf, 0) >= _MIN_TIMED:
         quantile = history.quantile(1 - criterion.share)
-        wanted = None if quantile is None else quantile * criterion.factor
-    if wanted is None:
+        seconds = None if quantile is None else quantile * criterion.factor
+    if seconds is None:
         return None
-    return next((bound for bound in sorted(history.timed) if wanted <= bound < math.inf), None)
+    return next((bound for bound in sorted(history.timed) if seconds <= bound < math.inf), None)
 
 
 def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) -> str:
@@ -219,16 +219,16 @@ def _figures(plan: RolloutPlan, criterion: Criterion, evidence: StepEvidence) ->
     match criterion.kind:
         case "disagreement":
             share = _share(*_events(criterion, evidence.step["shadow"]))
-            return f"version {plan.version} answers {share} rows otherwise than who answered"
+            return f"version {plan.version} answers {share} rows differently from the current version"
         case "latency":
             if slow_from is None:
-                return f"not judged: of version {plan.before_version} too little is known"
-            what = f"took longer than {slow_from * 1000:g} ms"
+                return f"not judged: version {plan.before_version} has too few timed requests"
+            event = f"took longer than {slow_from * 1000:g} ms"
         case "error_rate":
-            what = "failed"
+            event = "failed"
     new, old = (_share(*_events(criterion, evidence.step[role], slow_from)) for role in ("candidate", "current"))
-    return f"{new} requests to version {plan.version} {what}, {old} to version {plan.before_version}"
+    return f"{new} requests to version {plan.version} {event}, {old} to version {plan.before_version}"
 
 
 def _share(events: float, trials: float) -> str:
-    return f"{events / trials:.2%} of {trials:,.0f}" if trials else "none of 0"
+    return f"{events / trials:.2%} of {trials:,.0f}" if trials else "0 of 0"

@@ -1,4 +1,4 @@
-"""Rollback: one call restores the earlier version of an endpoint, in the registry and in service together."""
+"""Rollback: restore the earlier version of an endpoint in the registry and on the servers with one call."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,33 +34,34 @@ _POLL_SECONDS = 0.05
 def rollback(
     deployments: Deployments, endpoint: str, why: str = "", actor: str | None = None, to: str | None = None
 ) -> dict[str, str]:
-    """Bring back the version that `endpoint` served before, and return once it answers.
+    """Restore the version that `endpoint` served before, and return when it answers requests.
 
-    A live rollout is only aborted. Otherwise the stage, alias or tag that the endpoint follows moves to the earlier
-    version, and the newer one is archived; an endpoint that follows nothing gets its earlier model. The version that is
-    taken back gets a tag, so that no later rollback returns to it.
+    A live rollout is only aborted. Otherwise, the stage, alias or tag that the endpoint follows is moved to the earlier
+    version, and the newer version is archived. If the endpoint follows nothing, its earlier model is set. The newer
+    version gets a tag, so that no later rollback returns to it.
 
-    `to` is the version, or the model URI if nothing is followed; None: the version or model before. Return the figures
-    model, from, to, source (how the earlier version is known) and seconds.
+    `to` is a version, or a model URI if the endpoint follows nothing. None selects the earlier version or model. Return
+    the figures model, from, to, source (the source of the earlier version) and seconds.
 
     Raises:
-        NotFound: there is no such endpoint or version, or the earlier version is unknown.
-        InvalidConfig: several deployments answer, or MLflow refuses the earlier version.
-        DeploymentFailed: the earlier version cannot be served; the newer one stays, in the registry and in service.
+        NotFound: the endpoint or version does not exist, or the earlier version is unknown.
+        InvalidConfig: several deployments answer, or MLflow rejects the earlier version.
+        DeploymentFailed: the earlier version cannot be served; the newer version is kept in the registry and served.
     """
     by = actor or current_actor()
     begun, store = time.monotonic(), deployments.store
     observed = deployments.get_endpoint(endpoint)
     try:
         plan = plan_of(abort_rollout(deployments, endpoint, f"rolled back by {by}{f': {why}' if why else ''}", by))
-        done = _Move(plan.model, plan.version, plan.before_version, "the rollout under way was aborted")
+        done = _Move(plan.model, plan.version, plan.before_version, "the live rollout was aborted")
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
-        done = _move_back(deployments, observed, why, by, to)  # there was none, or it has just ended by itself
+        # There was no live rollout, or the rollout has just ended.
+        done = _move_back(deployments, observed, why, by, to)
     seconds = f"{time.monotonic() - begun:.1f}"
     figures = {"model": done.model, "from": done.before, "to": done.after, "source": done.source, "seconds": seconds}
-    before, after = (f"version {one}" if one.isdigit() else one for one in (done.before, done.after))
+    before, after = (f"version {version}" if version.isdigit() else version for version in (done.before, done.after))
     store.record(
         "rollback",
         endpoint=endpoint,
@@ -78,13 +79,14 @@ def rollback(
 def rollback_target(
     store: Store, observed: ObservedEndpoint, registry: Any = None, metrics: MetricsByServer = MappingProxyType({})
 ) -> PreviousVersion:
-    """Return the target of `rollback` now: a version, or the model URI of an endpoint that follows nothing.
+    """Return the current target of `rollback`: a version, or the model URI if the endpoint follows nothing.
 
-    `registry` is MLflow's registry store inside MLflow's own server; None in a client. Raises as `rollback`.
+    `registry` is MLflow's registry store if this code runs in MLflow's server, and None in a client. Raises as
+    `rollback`.
     """
     spec = observed.endpoint.spec
     for rollout in store.rollouts(spec.name, live=True):
-        return PreviousVersion(str(rollout.spec.get("before_version", "")), "the rollout under way is aborted")
+        return PreviousVersion(str(rollout.spec.get("before_version", "")), "the live rollout is aborted")
     main = main_variant(spec)
     reference = parse_model_uri(spec.variants[main].model)
     if not reference.followed:
@@ -94,7 +96,7 @@ def rollback_target(
 
 @dataclass(frozen=True)
 class _Move:
-    """A rollback that was done; `source` is the source of the earlier version."""
+    """A rollback that was done. `source` is the source of the earlier version."""
 
     model: str
     before: str
@@ -113,15 +115,15 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
         follower = _Follower(deployments.store, observed, main, reference, metrics)
         return _repoint(deployments, follower, why, actor, to)
     if not to:
-        found = _earlier_model(deployments.store, spec.name, main, current)
-        earlier, source = found.version, found.source
+        earlier_model = _earlier_model(deployments.store, spec.name, main, current)
+        earlier, source = earlier_model.version, earlier_model.source
     else:
         if to.isdecimal() and reference.kind not in ("version", "latest"):
-            raise InvalidConfig(f"--to {to}: what is served is no version of a registered model; say models:/NAME/{to}")
+            raise InvalidConfig(f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}")
         earlier = f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to
-        source = "it was asked for"
+        source = "it was requested"
     if earlier == current:
-        raise InvalidConfig(f"endpoint {spec.name!r} serves {current} already")
+        raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
     deployments.update_endpoint(spec.name, {f"variants.{main}.model": earlier}, why or "rollback", actor)
     return _Move(parse_model_uri(earlier).name, current, earlier, source)
 
@@ -132,14 +134,14 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
     if not to:
         current, earlier = follower.current_and_earlier()
     else:
-        asked = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
-        if (asked.kind, asked.name) != ("version", reference.name):
+        requested = parse_model_uri(f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to)
+        if (requested.kind, requested.name) != ("version", reference.name):
             raise InvalidConfig(
-                f"--to {to}: a version of {reference.name}, which the endpoint follows, is expected, like 6"
+                f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, for example 6"
             )
-        current, earlier = follower.current(), PreviousVersion(asked.selector, "it was asked for")
+        current, earlier = follower.current(), PreviousVersion(requested.selector, "it was requested")
     if earlier.version == current:
-        raise InvalidConfig(f"{observed.endpoint.spec.variants[follower.main].model} is version {current} already")
+        raise InvalidConfig(f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}")
     move_version(reference, earlier.version)
     deployments.poll_registry(reference.name)
     if observed.observation.state in ("running", "starting"):
@@ -148,9 +150,9 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
         except DeploymentFailed as error:
             if not current:
                 raise
-            move_version(reference, current)  # the registry names the served version again
+            move_version(reference, current)  # The registry must name the version that is served.
             deployments.poll_registry(reference.name)
-            raise DeploymentFailed(f"{error.message}; version {current} stays, in the registry too") from None
+            raise DeploymentFailed(f"{error.message}; version {current} was restored in the registry") from None
     if current:
         tag_version(reference.name, current, ROLLED_BACK_TAG, f"{endpoint}: {why or f'rolled back by {actor}'}")
     detail = {STARTED_AT: begun_at.isoformat()} | move_detail("", current)
@@ -159,10 +161,10 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
 
 @dataclass(frozen=True)
 class _Follower:
-    """An endpoint that follows a stage, an alias or a tag, and the sources of the versions that it served before.
+    """An endpoint that follows a stage, alias or tag, with the sources of the versions that it served before.
 
-    `main` is the variant that answers and `reference` its model. `metrics` returns the counters of the endpoint's
-    servers, which are read if the audit trail does not have the version. `registry` is as for `rollback_target`.
+    `main` is the variant that answers, and `reference` is its model. `metrics` returns the counters of the endpoint's
+    servers. They are read if the audit trail does not contain the version. `registry` is as in `rollback_target`.
     """
 
     store: Store
@@ -173,50 +175,48 @@ class _Follower:
     registry: Any = None
 
     def current(self) -> str:
-        """Return the followed version, otherwise the served version; empty if there is none."""
+        """Return the followed version. If there is none, return the served version; empty if no version is served."""
         followed = current_version(self.reference, self.registry)
         return followed or take_snapshot(self.observed).versions.get(self.main, "")
 
     def current_and_earlier(self) -> tuple[str, PreviousVersion]:
-        """Return the current version, and the one that was served before it, from the most reliable source."""
+        """Return the current version, and the version that was served before it, by the most reliable source."""
         name, current = self.observed.endpoint.name, self.current()
         for earlier in self._candidates(current):
             try:
                 is_back = was_rolled_back(self.reference.name, earlier.version, self.registry)
-            except NotFound:  # it was deleted
+            except NotFound:  # The version was deleted.
                 continue
             if not is_back:
                 return current, earlier
         raise NotFound(
-            f"neither the audit trail nor the server nor MLflow at {registry_address()} tells what endpoint {name!r} "
-            f"served before version {current} of {self.reference.name}: say `onnxserve rollback {name} --to VERSION`"
+            f"the audit trail, the server and MLflow at {registry_address()} have no record of what endpoint {name!r} "
+            f"served before version {current} of {self.reference.name}: use `onnxserve rollback {name} --to VERSION`"
         )
 
     def _candidates(self, current: str) -> Iterator[PreviousVersion]:
-        """Yield other versions that may have been served before, from the most reliable source first."""
+        """Yield the other versions that may have been served before, starting with the most reliable source."""
         followed = self._versions_in_trail()
-        source = f"it stood there before version {current}, says the audit trail"
+        source = f"the audit trail lists it before version {current}"
         in_trail = [PreviousVersion(version, source) for version in followed if version != current]
-        if followed[:1] == [current]:  # otherwise it was moved without an event
+        if followed[:1] == [current]:  # Otherwise, the current version was set without an event.
             yield from in_trail
         counted, endpoint = total_metrics(self.metrics()), self.observed.endpoint.name
         answered = counted.versions_by_last_answer(endpoint, self.main, self.reference.name)
         registered = previous_in_registry(self.reference, current, self.registry)
         passed = ""
         if registered is not None and registered.version not in answered:
-            passed = (
-                f"; passed over is version {registered.version}: {registered.source}, and has answered nothing here"
-            )
-        source = f"it has answered last before version {current}, says the server{passed}"
+            passed = f"; skipped version {registered.version}: {registered.source}, but it answered no request here"
+        source = f"the server's metrics list it as the last version to answer before version {current}{passed}"
         yield from (PreviousVersion(version, source) for version in answered if version != current)
         if registered is not None:
-            yield PreviousVersion(registered.version, f"{registered.source}, says the registry")
+            yield PreviousVersion(registered.version, f"{registered.source}, according to the registry")
         yield from in_trail
 
     def _versions_in_trail(self) -> list[str]:
-        """Return the followed versions, newest first: each version that was moved there, and its predecessor.
+        """Return the followed versions, newest first: the new and the previous version of each move.
 
-        Only moves of the same model count. A move into an empty stage has no predecessor.
+        Only moves of the same model count. If the stage was empty, there is no previous version.
         """
         versions: list[str] = []
         for event in self.store.events(model=self.reference.name, newest_first=True):
@@ -233,9 +233,9 @@ class _Follower:
 
 
 def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> PreviousVersion:
-    """Return the deployment's earlier model, by the audit trail since the endpoint was created.
+    """Return the deployment's earlier model from the audit trail since the endpoint was created.
 
-    A model that failed does not count, nor a model that was rolled back and not deployed again.
+    Models that failed are skipped, and so are models that were rolled back and not deployed again.
     """
     taken_back: set[str] = set()
     models: list[str] = []
@@ -245,19 +245,19 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
         if event.action == "rollback":
             taken_back.add(str(event.detail.get("from")))
         elif event.detail.get("undone") and models:
-            models.pop()  # the change before it failed
+            models.pop()  # The previous change failed and was undone.
         elif text := event.detail.get("spec"):
             (spec,) = load_specs(text, may_be_empty=True)
-            given = [spec.variants[main].model] if main in spec.variants else []
-            if given != models[-1:]:
-                taken_back.difference_update(given)
-            models += given
+            served = [spec.variants[main].model] if main in spec.variants else []
+            if served != models[-1:]:
+                taken_back.difference_update(served)
+            models += served
     for model in reversed(models):
         if model not in {current, *taken_back}:
-            return PreviousVersion(model, "the audit trail has it as the model before")
+            return PreviousVersion(model, "the audit trail lists it as the previous model")
     raise NotFound(
         f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
-        f"say `onnxserve rollback {endpoint} --to MODEL`"
+        f"use `onnxserve rollback {endpoint} --to MODEL`"
     )
 
 
@@ -268,10 +268,10 @@ def _wait_until_served(deployments: Deployments, endpoint: str, main: str, versi
         if snapshot.versions.get(main) == version:
             return
         if error := snapshot.refused.get((main, version)) or snapshot.errors.get(main):
-            raise DeploymentFailed(f"{endpoint}: version {version} does not come back: {error}")
+            raise DeploymentFailed(f"{endpoint}: version {version} could not be restored: {error}")
         if time.monotonic() > deadline:
             raise DeploymentFailed(
-                f"{endpoint}: the registry has version {version} again, and after {_SERVED_SECONDS:g} s it is not "
-                f"served: {snapshot.reason or 'no reason is known'}"
+                f"{endpoint}: the registry names version {version} again, but it is not served after "
+                f"{_SERVED_SECONDS:g} s: {snapshot.reason or 'no reason is known'}"
             )
         time.sleep(_POLL_SECONDS)

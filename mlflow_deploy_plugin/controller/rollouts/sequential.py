@@ -1,26 +1,28 @@
-"""The test that a rollout is judged by: a mixture sequential probability ratio test (mSPRT), valid at every look.
+"""The test that judges a rollout: a mixture sequential probability ratio test (mSPRT), which is valid at every look.
 
-A watched test cheats itself: with a fixed-sample test at 5 %, looking after every request finds a difference sooner or
-later in most A/A comparisons. Here evidence is an e-process: a mixture of likelihood ratios that is, under the null
-hypothesis, a non-negative supermartingale beginning at 1. By Ville's inequality the probability that it *ever* reaches
-1/level is at most `level`, however often and whenever one looks.
+A fixed-sample test is not valid if it is repeated: a 5 % test after every request eventually finds a difference in most
+A/A comparisons. Here, the evidence is an e-process: a mixture of likelihood ratios. Under the null hypothesis, the
+mixture is a non-negative supermartingale that starts at 1. By Ville's inequality, the probability that it *ever*
+reaches 1/level is at most `level`, independent of the number and times of the looks.
 
     H. Robbins, Statistical methods related to the law of the iterated logarithm, Ann. Math. Statist. 41, 1970
     R. Johari, P. Koomen, L. Pekelis, D. Walsh, Peeking at A/B tests, KDD 2017 (the mSPRT)
     S. Howard, A. Ramdas, J. McAuliffe, J. Sekhon, Time-uniform, nonparametric, nonasymptotic confidence sequences,
         Ann. Statist. 49, 2021
 
-The candidate is rejected where both of these are, each at the whole level (an intersection-union test, R. Berger 1982):
+The candidate is rejected if two null hypotheses are both rejected at the full level (an intersection-union test,
+R. Berger 1982):
 
-1. *its share of events is at most the threshold*: binomial against the threshold;
-2. *its share is at most that of the current version*: given that f requests of both had the event since the last look,
-   the number among them that the candidate answered is binomial with the candidate's share of the requests (the
-   conditional test of the maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). It is really
-   hypergeometric, which a binomial dominates in convex order (W. Hoeffding, J. Amer. Statist. Assoc. 58, 1963, theorem
-   4), so the test errs on the safe side; and since each stretch between two looks is compared within itself, an outage
-   that hits both versions is held against neither.
+1. *The candidate's share of events is at most the threshold.* The test is binomial against the threshold.
+2. *The candidate's share is at most the current version's share.* If both versions together had f events since the last
+   look, the number of the candidate's events is binomial with the candidate's share of the requests (the conditional
+   test of the maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). The exact distribution is
+   hypergeometric. A binomial dominates it in convex order (W. Hoeffding, J. Amer. Statist. Assoc. 58, 1963, theorem 4),
+   so the test is conservative. Only requests between the same two looks are compared, so an outage of both versions
+   is not evidence against either version.
 
-Both have the same likelihood ratio for the alternative that the odds are θ times the null's: θ^events / (1 + p(θ-1))^n.
+For the alternative that the odds are θ times the odds of the null hypothesis, both tests have the likelihood ratio
+θ^events / (1 + p(θ-1))^n.
 """
 
 import math
@@ -32,13 +34,13 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 
 ODDS_RATIOS: Floats = np.array([1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0])
-"""The alternatives that are mixed, with equal weights: from a quarter worse to hopeless."""
+"""The odds ratios of the alternatives, mixed with equal weights: from 25 % worse odds to 30 times the odds."""
 
 
 def growth(events: ArrayLike, trials: ArrayLike, probability: ArrayLike) -> Floats:
     """Return the logarithm of each alternative's likelihood ratio for `events` of `trials` against `probability`.
 
-    The arguments broadcast to one shape; the result has that shape and a last axis for ODDS_RATIOS.
+    The arguments broadcast to one shape. The result has this shape and an additional last axis for ODDS_RATIOS.
     """
     events, trials, probability = (np.asarray(value, float)[..., None] for value in (events, trials, probability))
     grown: Floats = events * np.log(ODDS_RATIOS) - trials * np.log1p(probability * (ODDS_RATIOS - 1))
@@ -53,9 +55,10 @@ def log_evidence(wealth: Floats) -> Floats:
 
 
 def upper_limit(events: float, trials: float, level: float) -> float:
-    """Return the largest share that `events` of `trials` leave possible (Chernoff's bound); 1 without trials.
+    """Return an upper limit for the share after `events` of `trials` (Chernoff's bound); 1 without trials.
 
-    H. Chernoff, Ann. Math. Statist. 23, 1952: at most exp(-n KL(events/n, p)) of the samples of p have so few events.
+    H. Chernoff, Ann. Math. Statist. 23, 1952: for a share p, the probability of at most this number of events is at
+    most exp(-n KL(events/n, p)).
     """
     if trials <= 0:
         return 1.0
@@ -79,11 +82,10 @@ class SequentialTest:
     """The evidence of one step for one kind of event.
 
     Attributes:
-        threshold: the share of the candidate's requests that may have the event; an array for tests side by side.
+        threshold: the share of the candidate's requests that may have the event; an array if several tests run at once.
         level: the probability of a false rejection, over all looks.
         against_current: True if the candidate must also be worse than the current version.
-        above_threshold / above_current: log likelihood ratios of the alternatives so far, alternatives on the last
-            axis.
+        above_threshold / above_current: the log likelihood ratios so far, with the alternatives on the last axis.
     """
 
     threshold: float | Floats
@@ -104,7 +106,7 @@ class SequentialTest:
 
     @property
     def log_evidence(self) -> Floats:
-        """Return the log evidence of the weaker of the two rejections that are both needed."""
+        """Return the log evidence. If two rejections are needed, return the smaller of their log evidences."""
         evidence = log_evidence(self.above_threshold)
         return np.minimum(evidence, log_evidence(self.above_current)) if self.against_current else evidence
 

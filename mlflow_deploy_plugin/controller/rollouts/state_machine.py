@@ -1,12 +1,12 @@
-"""A rollout as a state machine: `decide` gives the next action, from the plan, the progress and a snapshot.
+"""A rollout as a state machine: `decide` returns the next action for a plan, a progress and a snapshot.
 
     starting → stepping ⇄ paused → promoting → promoted
         └──────────┴──────────┴────────┴─────→ rolling_back → rolled_back
-                                                            (abandoned: the endpoint is gone)
+                                                            (abandoned: the endpoint was deleted)
 
-`decide` has no side effects. A controller stores the progress and then does the action, which may be repeated, so a new
-controller continues from the stored progress. Time is the sum of the seconds during which a controller watched the
-step: clocks are never compared, and unwatched time does not end a step.
+`decide` has no side effects. A controller stores the progress before it does the action. Actions may be repeated, so a
+new controller can continue from the stored progress. Time is measured as the sum of the seconds during which a
+controller watched the step: clocks are not compared, and time without a controller does not count.
 """
 
 from dataclasses import dataclass, field, replace
@@ -42,8 +42,8 @@ _TRACED_POINTS = 120
 class Progress:
     """The progress of a rollout.
 
-    `elapsed` has the watched seconds of the state or step. `trouble` is the reason of the last failed action,
-    `failures` the number of failures in a row.
+    `elapsed` is the watched time in the state or step, in seconds. `trouble` is the reason of the last failed action,
+    and `failures` is the number of consecutive failures.
     """
 
     state: RolloutState = "starting"
@@ -59,7 +59,7 @@ class Progress:
 class Decision:
     """The next action of a rollout, which is repeated until it succeeds.
 
-    `progress` is stored before the action, and `then` after it; if `then` is None, `progress` stays.
+    `progress` is stored before the action, and `then` after the action. If `then` is None, `progress` is not replaced.
     """
 
     progress: Progress
@@ -68,9 +68,9 @@ class Decision:
 
 
 def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | None, seconds: float) -> Decision:
-    """Return the next action; `snapshot` is None if the endpoint does not exist.
+    """Return the next action. `snapshot` is None if the endpoint does not exist.
 
-    `seconds` have passed since the last decision of the same controller; 0 for its first.
+    `seconds` is the time since the last decision of the same controller, or 0 for the controller's first decision.
     """
     if progress.state in ENDED:
         return Decision(progress)
@@ -78,12 +78,13 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
         what = "the endpoint" if snapshot is None else f"the deployment {plan.main}"
         return Decision(replace(progress, state="abandoned", reason=f"{what} was deleted"))
     if snapshot.state == "stopped":
-        return Decision(replace(progress, reason=f"waits for the server: {snapshot.reason or 'it is stopped'}"))
+        return Decision(replace(progress, reason=f"waiting for the server: {snapshot.reason or 'it is stopped'}"))
     if progress.state == "rolling_back":
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
     if reason := _moved(plan, snapshot):
         return _roll_back(progress, reason)
-    if progress.state != "promoting" and _is_promoted(plan, snapshot):  # by a person, or by another endpoint's rollout
+    # A user or the rollout of another endpoint may have promoted the version already.
+    if progress.state != "promoting" and _is_promoted(plan, snapshot):
         progress = replace(progress, state="promoting", elapsed=0.0, reason="")
     match progress.state:
         case "starting":
@@ -97,7 +98,7 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
 def after_failure(
     plan: RolloutPlan, progress: Progress, action: RolloutAction, reason: str, is_transient: bool
 ) -> Progress:
-    """Return the progress after an action that failed; if `is_transient`, it may succeed next time."""
+    """Return the progress after a failed action. If `is_transient` is True, the action is retried."""
     is_worth_another = action == "set_traffic" and progress.failures + 1 < MAX_FAILURES
     if is_transient or is_worth_another or action in ("finish", "roll_back"):
         return replace(progress, trouble=reason, failures=progress.failures + 1)
@@ -110,7 +111,7 @@ def after_success(progress: Progress) -> Progress:
 
 
 def paused(progress: Progress, reason: str) -> Progress | None:
-    """Return the progress of a step that lasts until the rollout is resumed; None if it cannot be paused."""
+    """Return the progress of a paused step; None if the rollout cannot be paused in its current state."""
     return replace(progress, state="paused", reason=reason) if progress.state == "stepping" else None
 
 
@@ -119,7 +120,7 @@ def resumed(progress: Progress) -> Progress | None:
 
 
 def aborted(progress: Progress, reason: str) -> Progress | None:
-    """Return the progress of an aborted rollout; None if it has ended. A rollback under way keeps its reason."""
+    """Return the progress of an aborted rollout; None if it has ended. A rollback keeps its reason."""
     if progress.state == "rolling_back":
         return progress
     return None if progress.state in ENDED else _turned_back(progress, reason)
@@ -130,12 +131,12 @@ def step_weights(plan: RolloutPlan, step: int) -> dict[str, int]:
 
 
 def _moved(plan: RolloutPlan, snapshot: EndpointSnapshot) -> str:
-    """Return the other version to which somebody has moved the main deployment; empty if it was not moved."""
+    """Return the reason if a user has moved the main deployment to another version or model; empty otherwise."""
     model, version = snapshot.variants[plan.main].model, snapshot.versions.get(plan.main, plan.before_version)
     if model not in (plan.before_uri, plan.to_uri):
-        return f"the model of {plan.main} was changed to {model} meanwhile"
+        return f"the model of {plan.main} was changed to {model} during the rollout"
     if version not in (plan.before_version, plan.version):
-        return f"version {version} was promoted meanwhile"
+        return f"version {version} was promoted during the rollout"
     return ""
 
 
@@ -151,12 +152,13 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
     if error := next(filter(None, troubles), ""):
         return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
-    if not is_loaded or snapshot.unread or not snapshot.counters:  # each server's counters as they are at the beginning
-        reason = f"waits for the server: {_silence(snapshot)}" if is_loaded else f"loading version {plan.version}"
+    # Wait for the first counters of all servers, because only later requests are counted.
+    if not is_loaded or snapshot.unread or not snapshot.counters:
+        reason = f"waiting for the server: {_silence(snapshot)}" if is_loaded else f"loading version {plan.version}"
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
             why = f": {_silence(snapshot)}" if is_loaded else ""
-            return _roll_back(progress, f"version {plan.version} was not there in {START_SECONDS:g} s{why}")
+            return _roll_back(progress, f"version {plan.version} was not loaded within {START_SECONDS:g} s{why}")
         return Decision(waiting, "wait" if all(name in snapshot.variants for name in added) else "prepare")
     evidence = begin_step(plan, 0, add_counters(plan, 0, progress.evidence, snapshot.counters))
     return Decision(Progress("stepping", 0, 0.0, evidence), "set_traffic")
@@ -164,22 +166,22 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
 
 def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
     if error := snapshot.errors.get(plan.candidate, ""):
-        return _roll_back(progress, f"version {plan.version} cannot be served any more: {error}")
+        return _roll_back(progress, f"version {plan.version} can no longer be served: {error}")
     if not snapshot.counters:
-        return Decision(replace(progress, reason=f"waits for the server: {_silence(snapshot)}"))
+        return Decision(replace(progress, reason=f"waiting for the server: {_silence(snapshot)}"))
     evidence = add_counters(plan, progress.step, progress.evidence, snapshot.counters)
     progress = replace(progress, evidence=evidence)
     if reason := rejection(plan, evidence):
         return _roll_back(progress, reason)
     if plan.candidate not in snapshot.variants or (plan.shadow and plan.shadow not in snapshot.variants):
-        return _roll_back(progress, "somebody has removed the candidate")
+        return _roll_back(progress, "the candidate was removed by a user")
     if any(snapshot.variants[name].weight != weight for name, weight in step_weights(plan, progress.step).items()):
         return Decision(progress, "set_traffic")
     if progress.state == "paused":
         return Decision(progress)
     reason = missing_evidence(plan, progress.step, evidence)
-    if snapshot.unread:  # the requests that it has answered may show that the candidate is worse
-        reason = f"waits for a server: {snapshot.unread}"
+    if snapshot.unread:  # The missing counters may show that the candidate is worse.
+        reason = f"waiting for a server: {snapshot.unread}"
     progress = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
     if progress.elapsed < plan.every or progress.reason:
         return Decision(progress)
@@ -191,20 +193,20 @@ def _step(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, sec
 
 def _promote(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, seconds: float) -> Decision:
     if _is_promoted(plan, snapshot) and snapshot.versions.get(plan.main) == plan.version:
-        reason = f"version {plan.version} is served in place of {plan.before_version}"
+        reason = f"version {plan.version} is served instead of {plan.before_version}"
         return Decision(progress, "finish", replace(progress, state="promoted", reason=reason))
     if refusal := snapshot.refused.get((plan.main, plan.version)):
         return _roll_back(progress, f"{plan.main} does not serve version {plan.version}: {refusal}")
-    waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=f"waits until {plan.main} serves it")
+    waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=f"waiting until {plan.main} serves it")
     if waiting.elapsed > PROMOTE_SECONDS:
         why = snapshot.errors.get(plan.main) or snapshot.reason
-        late = f"{plan.main} did not get version {plan.version} in {PROMOTE_SECONDS:g} s"
+        late = f"{plan.main} did not load version {plan.version} within {PROMOTE_SECONDS:g} s"
         return _roll_back(progress, f"{late}: {why}" if why else late)
     return Decision(waiting, "promote")
 
 
 def _silence(snapshot: EndpointSnapshot) -> str:
-    return snapshot.reason or snapshot.unread or "it gives no numbers"
+    return snapshot.reason or snapshot.unread or "its metrics are not available"
 
 
 def _roll_back(progress: Progress, reason: str) -> Decision:
@@ -230,19 +232,19 @@ def progress_of(rollout: Rollout) -> Progress:
 
 
 def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollout:
-    """Return the row with this progress, to be written.
+    """Return a copy of the rollout with this progress.
 
-    Its figures are for people, except for `ledger`, the evidence to continue from. For the pictures, `trace` has per
-    look the seconds since the rollout began, the step, and by criterion the share of the evidence that ends it.
+    Users read its figures, except for `ledger`, which contains the evidence to continue from. The charts use `trace`:
+    per look, the seconds since the rollout began, the step, and per criterion the share of the required evidence.
     """
     is_new_step = (rollout.state, rollout.step) != (progress.state, progress.step)
     trouble = {"trouble": progress.trouble, "failures": progress.failures} if progress.failures else {}
     judged = figures(plan_of(rollout), progress.evidence)
     trace, seconds = list(rollout.figures.get("trace", [])), round((now - rollout.created_at).total_seconds(), 1)
     if criteria := judged.get("criteria", {}):
-        shares = {text: round(one["log_evidence"] / one["log_evidence_needed"], 4) for text, one in criteria.items()}
+        shares = {text: round(test["log_evidence"] / test["log_evidence_needed"], 4) for text, test in criteria.items()}
         trace.append([seconds, progress.step, shares])
-    if len(trace) >= 2 * _TRACED_POINTS:  # the last look of each of so many stretches of time
+    if len(trace) >= 2 * _TRACED_POINTS:  # Keep the last look in each of `_TRACED_POINTS` equal intervals.
         trace = list({int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values())
     return replace(
         rollout,
@@ -272,7 +274,7 @@ def rollout_summary(rollout: Rollout) -> str:
         line += f" {plan.steps[rollout.step]} % (step {rollout.step + 1} of {len(plan.steps)})"
     line += f"; {rollout.reason}" if rollout.reason else ""
     trouble = rollout.figures.get("trouble", "")
-    return f"{line}; tries again: {trouble}" if trouble else line
+    return f"{line}; retrying: {trouble}" if trouble else line
 
 
 def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
@@ -283,7 +285,7 @@ def started_event(plan: RolloutPlan, now: datetime) -> AuditEvent:
 
 
 def progress_event(rollout: Rollout, progress: Progress, actor: str, now: datetime) -> AuditEvent | None:
-    """Return the event of the change from `rollout`'s row to `progress`; None if the change is not audited."""
+    """Return the audit event of the change from `rollout` to `progress`; None if the change is not audited."""
     plan = plan_of(rollout)
     if progress.state in ENDED:
         after = plan.version if progress.state == "promoted" else plan.before_version
@@ -295,7 +297,7 @@ def progress_event(rollout: Rollout, progress: Progress, actor: str, now: dateti
             shares = [rollout.state, progress.state]
         event = replace(_event("rollout.step", plan, actor, now), before=shares[0], after=shares[1])
     else:
-        return None  # the usual case, which saves computing the figures
+        return None  # This is the usual case, which does not need the figures.
     detail = {"rollout": rollout.id, "state": progress.state, **figures(plan, progress_of(rollout).evidence)}
     if progress.state == "promoted":
         detail |= move_detail("", plan.before_version)

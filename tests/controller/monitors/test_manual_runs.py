@@ -136,7 +136,9 @@ def test_what_is_found_with_another_bound_for_once_is_not_written_down(world: Mo
 
     assert (world.asked[-1].spec.min_rows, world.asked[-1].tried) == (9, "min_rows=9")
     assert (shown.verdict, shown.run_id, shown.rows) == ("drift", "run-1", 3)
-    assert world.asked[-1].notes == ("judged with min_rows=9 for once: in MLflow alone, no verdict of the monitor",)
+    assert world.asked[-1].notes == (
+        "judged once with min_rows=9: only logged to MLflow, not a verdict of the monitor",
+    )
     assert answer.run.run_id == "run-1"
     assert world.monitors.windows() == []
 
@@ -275,7 +277,7 @@ def test_rows_that_are_not_shipped_yet_are_spoken_of_in_the_report(
 
     written = run(world)
 
-    note = "some captured rows have not reached the inference log yet and are not judged"
+    note = "some captured rows are not in the inference log yet and are not judged"
     assert world.asked[-1].result("no drift", "").notes == (note,)
     assert note in written.reason
 
@@ -341,7 +343,7 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
 
     assert due() == [("pending", 1)]
     assert due() == [("pending", 1)]  # the next attempt is not due yet, as where a Job starts its next pod at once
-    assert [line.partition("tries again")[2] for line in world.said] == [": the disk is full"]
+    assert [line.partition("will be retried")[2] for line in world.said] == [": the disk is full"]
     world.judge = lambda asked: "no drift"
     world.now += HOUR / 60
     assert due() == [("judged", 1)]

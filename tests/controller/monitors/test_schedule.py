@@ -112,7 +112,9 @@ def test_an_agent_that_is_silent_for_an_hour_is_passed_over_with_a_note() -> Non
     found = readiness([MARK, silent], "flights", NOW)
 
     assert found.complete_until == MARK.complete_until
-    assert found.notes == ("the agent two says nothing since 2026-11-20 10:59:00 UTC: its rows are not waited for",)
+    assert found.notes == (
+        "agent two has been silent since 2026-11-20 10:59:00 UTC: the window does not wait for its rows",
+    )
 
 
 def test_an_agent_whose_clock_is_far_ahead_is_passed_over_with_a_note() -> None:
@@ -138,7 +140,7 @@ def test_a_monitor_waits_for_its_window_then_for_the_rows_of_it(world: Monitored
     assert (before.status, before.why, before.last) == ("waiting", "", None)
     assert before.next_due is not None
     assert timedelta(minutes=65) <= before.next_due - NOON <= timedelta(minutes=66)
-    assert mentions(after.why, "waits for rows", "2026-11-20 12:30:00 UTC")
+    assert mentions(after.why, "waiting for rows", "2026-11-20 12:30:00 UTC")
 
 
 def test_what_has_failed_says_why_and_when_it_is_tried_again(world: MonitoredWorld) -> None:

@@ -480,7 +480,7 @@ def test_a_window_that_kills_one_controller_after_the_other_is_given_up(world: M
 
     (window,) = world.wait_for(1, state="failed")
     assert (world.asked, window.attempts) == ([], 5)
-    assert window.reason.startswith("whoever judged it was killed")
+    assert window.reason.startswith("the process that judged the window was killed")
 
 
 def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) -> None:

@@ -36,12 +36,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_nothing_begins_without_a_controller_that_is_alive(store: Store) -> None:
-    with refused(NotReady, "nothing was begun", "`onnxserve controller`", "--wait"):
+    with refused(NotReady, "was not started", "`onnxserve controller`", "--wait"):
         require_controller(store, LEASE, patience=0)
 
     killed = store.acquire_lease(LEASE, "killed", seconds=0)
     assert killed is not None
-    with pytest.raises(NotReady, match="no controller runs"):
+    with pytest.raises(NotReady, match="no controller that can reach"):
         require_controller(store, LEASE, patience=0)
 
     store.release_lease(killed)

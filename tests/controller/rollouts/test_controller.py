@@ -185,7 +185,7 @@ def test_a_step_that_waits_for_requests_is_said_once_and_not_with_each_count(
 
     waits = [line for line in world.said if "has answered" in line]
     assert len(waits) == 1
-    assert waits[0].endswith("the candidate has answered 100 of the 300 requests that a step needs")
+    assert waits[0].endswith("the candidate has answered 100 of the 300 required requests")
 
 
 def test_while_one_controller_works_another_does_nothing(
@@ -203,7 +203,7 @@ def test_while_one_controller_works_another_does_nothing(
     second.set()
 
     assert worlds[1].looks == 0
-    assert worlds[1].said == ["waits: one takes rollouts of onnxserve:/kubernetes/ml further"]
+    assert worlds[1].said == ["waiting: one runs the rollouts of onnxserve:/kubernetes/ml"]
     for store in stores:
         store.close()
 
@@ -277,7 +277,7 @@ def test_a_promotion_that_is_under_way_while_somebody_aborts_is_taken_back(store
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (RegistryUnavailable("MLflow is away"), "starting; loading version 7; tries again: MLflow is away"),
+        (RegistryUnavailable("MLflow is away"), "starting; loading version 7; retrying: MLflow is away"),
         (DeploymentFailed("no such graph"), "rolling back; version 7 cannot be served: no such graph"),
     ],
 )
@@ -348,7 +348,7 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
     assert end_of(store, unreadable).state == "abandoned"
     assert end_of(store, unreadable).ended_at is not None
     assert said.startswith(
-        "other: rollout 1: abandoned; aborted by ada@laptop; nothing was put back: the plan of rollout 1"
+        "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not restored: "
     )
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 

@@ -122,7 +122,7 @@ def test_without_a_known_quantile_nothing_is_said_of_latency() -> None:
     ledger = looked(SLOW, numbers(VersionCounters()), numbers(counted(50), counted(1000, slow=1000)))
 
     assert rejection(SLOW, ledger) == ""
-    assert mentions(figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"], "too little")
+    assert mentions(figures(SLOW, ledger)["criteria"]["p99>2x"]["figures"], "too few timed requests")
 
 
 def test_slower_than_the_last_bucket_cannot_be_seen() -> None:

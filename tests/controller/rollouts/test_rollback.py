@@ -219,7 +219,7 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: S
         roll_back("flights", to="3")
     done = roll_back("flights", to="2")
 
-    assert (done["to"], done["source"]) == ("2", "it was asked for")
+    assert (done["to"], done["source"]) == ("2", "it was requested")
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
 
 
@@ -245,7 +245,7 @@ def test_what_a_rollout_has_promoted_just_now_is_taken_back(
 def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: str, to: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
 
-    with refused(InvalidConfig, model, "version", "6"):
+    with refused(InvalidConfig, model, "versions", "6"):
         roll_back("flights", to="models:/other/2")
     assert roll_back("flights", to=to.format(model))["to"] == "2"
 
@@ -280,7 +280,7 @@ def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
     give(store, "models:/X/3")
     assert pinned()["to"] == "models:/X/2"
     assert pinned(to="1")["to"] == "models:/X/1"
-    with pytest.raises(InvalidConfig, match="serves models:/X/1 already"):
+    with pytest.raises(InvalidConfig, match="already serves models:/X/1"):
         pinned(to="models:/X/1")
 
 

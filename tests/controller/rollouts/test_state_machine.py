@@ -70,7 +70,7 @@ def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step: Progres
     waiting = decide(PLAN, first_step, seen(10, counters=few), 3600)
     comparing = decide(PLAN, first_step, seen(10, counters=uncompared), 3600)
 
-    assert mentions(waiting.progress.reason, "49 of the 50 requests")
+    assert mentions(waiting.progress.reason, "49 of the 50 required requests")
     assert mentions(comparing.progress.reason, "9 of the 50 rows")
     assert (waiting.action, comparing.action) == ("wait", "wait")
 
@@ -82,10 +82,10 @@ def test_after_the_last_step_comes_the_promotion_and_then_the_main_deployment_al
     served = decide(PLAN, waiting.progress, seen(100, versions=dict.fromkeys(variants(100), "7")), 1)
 
     assert (over.action, over.progress.state) == ("promote", "promoting")
-    assert (waiting.action, waiting.progress.reason) == ("promote", "waits until champion serves it")
+    assert (waiting.action, waiting.progress.reason) == ("promote", "waiting until champion serves it")
     assert served.action == "finish"
     assert served.then is not None
-    assert (served.then.state, served.then.reason) == ("promoted", "version 7 is served in place of 6")
+    assert (served.then.state, served.then.reason) == ("promoted", "version 7 is served instead of 6")
 
 
 def test_another_model_is_not_taken_for_promoted_because_its_version_has_the_same_number() -> None:
@@ -114,7 +114,7 @@ def test_a_candidate_that_disagrees_goes_back(first_step: Progress) -> None:
     bad = decide(PLAN, first_step, seen(10, counters=numbers(counted(1500), None, counted(0, 0, 0, 20, 80))), 1)
 
     assert bad.progress.reason.startswith(
-        "disagreement>20%: version 7 answers 80.00% of 100 rows otherwise than who answered"
+        "disagreement>20%: version 7 answers 80.00% of 100 rows differently from the current version"
     )
 
 
@@ -140,7 +140,7 @@ def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_st
     ending = decide(PLAN, first_step, seen(10, counters=enough, unread=silent), 3600)
     proven = decide(PLAN, first_step, seen(10, counters=bad, unread=silent), 1)
 
-    assert (beginning.action, beginning.progress.reason) == ("wait", f"waits for the server: {silent}")
+    assert (beginning.action, beginning.progress.reason) == ("wait", f"waiting for the server: {silent}")
     assert (ending.action, ending.progress.reason) == ("wait", f"waits for a server: {silent}")
     assert proven.action == "roll_back"
 
@@ -150,7 +150,7 @@ def test_time_passes_only_while_the_server_is_watched(first_step: Progress) -> N
     stopped = decide(PLAN, first_step, seen(10, counters={}, state="stopped", reason="`onnxserve start` …"), 3600)
 
     assert (silent.action, silent.progress.elapsed) == ("wait", 0)
-    assert mentions(silent.progress.reason, "waits", "the server is gone")
+    assert mentions(silent.progress.reason, "waiting", "the server is gone")
     assert (stopped.action, stopped.progress.elapsed) == ("wait", 0)
 
 
@@ -171,23 +171,26 @@ def test_a_paused_step_lasts_and_is_still_judged(first_step: Progress) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"versions": dict.fromkeys(variants(10), "7") | {"champion": "8"}}, "version 8 was promoted meanwhile"),
+        (
+            {"versions": dict.fromkeys(variants(10), "7") | {"champion": "8"}},
+            "version 8 was promoted during the rollout",
+        ),
         (
             {"variants": variants(10) | {"champion": variants(10)["champion"].model_copy(update={"model": "m"})}},
-            "the model of champion was changed to m meanwhile",
+            "the model of champion was changed to m during the rollout",
         ),
         (
             {
                 "variants": {"champion": variants(10)["champion"]}
                 | {"candidate-shadow": variants(10)["candidate-shadow"]}
             },
-            "somebody has removed the candidate",
+            "the candidate was removed by a user",
         ),
         (
             {"variants": {"champion": variants(10)["champion"]} | {"candidate": variants(10)["candidate"]}},
-            "somebody has removed the candidate",
+            "the candidate was removed by a user",
         ),
-        ({"errors": {"candidate": "out of memory"}}, "version 7 cannot be served any more: out of memory"),
+        ({"errors": {"candidate": "out of memory"}}, "version 7 can no longer be served: out of memory"),
     ],
 )
 def test_what_others_have_changed_ends_it(first_step: Progress, fields: dict[str, object], said: str) -> None:
