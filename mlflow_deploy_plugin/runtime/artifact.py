@@ -1,8 +1,8 @@
-"""The folder of a saved model: the MLmodel file, the signature, the ONNX file, the meaning of its outputs.
+"""The folder of a saved model: the MLmodel file, the signature, the ONNX file and the roles of its outputs.
 
-`flavor/save.py` writes the section `flavors.onnxserve`. A model with only MLflow's `onnx` section is read, too; its
-inputs are bound to the signature when the graph is loaded (`runtime/model.py`). libyaml takes 1.7 ms per file, PyYAML
-5.8 ms. The last few documents are kept, because several functions read the same file.
+`flavor/save.py` writes the section `flavors.onnxserve`. A model that has only MLflow's `onnx` section is also accepted;
+its inputs are bound to the signature when the graph is loaded (`runtime/model.py`). libyaml parses an MLmodel file in
+1.7 ms, PyYAML in 5.8 ms. The most recent documents are cached, because several functions read the same file.
 """
 
 import hashlib
@@ -22,16 +22,16 @@ from mlflow_deploy_plugin.messages import one_line
 
 MLMODEL = "MLmodel"
 INPUT_EXAMPLE = "serving_input_example.json"
-"""MLflow writes it next to a model that was logged with an input example: a body for `/invocations`."""
+"""The file that MLflow writes if a model is logged with an input example; it contains a body for `/invocations`."""
 _IDENTIFIERS = ("model_id", "model_uuid", "run_id", "mlflow_version")
 _IDENTIFIER = re.compile(r"[!-~]{1,256}")
-"""Identifiers are shown in headers, metrics and logs, and the author of the file is not always who serves it."""
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml
+"""Identifiers appear in headers, metrics and logs, and the file may come from an untrusted author."""
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may have been built without libyaml.
 _MAX_DEPTH = 100
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError, RecursionError)
-"""The errors of a reader that finds anything but the expected mapping, list or text."""
+"""The errors that a reader raises if a value is not the expected mapping, list or string."""
 _MAX_ALIASED = 1_000_000
-"""The most characters and values that the aliases of a document may stand for."""
+"""The maximum number of characters and values that the aliases of a document may expand to."""
 _MAX_COLONS, _WITH_COLONS = 100, "+-.:_0123456789"
 
 FLAVOR = "onnxserve"
@@ -50,21 +50,21 @@ COLUMN_TYPES: dict[str, str] = {
     "boolean": "bool",
     "string": "str",
 }
-"""The column types of MLflow that an ONNX graph can take, each with its numpy dtype (`str`: an object array of str)."""
+"""The MLflow column types that an ONNX graph can take, each with its numpy dtype (`str`: an object array of str)."""
 TENSOR_DTYPES: dict[str, str] = {
-    "object": "str",  # MLflow writes either for strings
+    "object": "str",  # MLflow writes either object or str for strings.
     "str": "str",
     "bool": "bool",
     **{f"float{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
-"""The dtypes of tensors in an MLmodel file, each with its numpy dtype as above."""
+"""The tensor dtypes in an MLmodel file, each with its numpy dtype in the notation of `COLUMN_TYPES`."""
 _MAX_DIMENSIONS = 32
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a column-based signature. `is_binary`: its strings are bytes in base64."""
+    """One column of a column-based signature. If `is_binary` is True, its strings are bytes in base64."""
 
     name: str
     type: ColumnType
@@ -74,7 +74,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a tensor-based signature; the only tensor may have an empty name. -1 in `shape` is free."""
+    """One tensor of a tensor-based signature. A single tensor may have an empty name. In `shape`, -1 means any size."""
 
     name: str
     dtype: str
@@ -86,12 +86,12 @@ class Input:
     """An ONNX input and the part of the signature that feeds it.
 
     Attributes:
-        dtype: its numpy dtype, `str` for strings.
-        shape: -1 for free dimensions.
-        columns: the signature columns that are stacked along axis 1, in this order. Empty: the tensor of this name
-            feeds it.
-        missing: for strings, the text that stands for a missing value. None: a missing value is an error.
-        dimension_names: symbolic names, or empty texts. Only the loaded graph has them.
+        dtype: the numpy dtype of the input; `str` for strings.
+        shape: the shape, with -1 for free dimensions.
+        columns: the signature columns that are stacked along axis 1, in this order. If there are none, the tensor of
+            this name feeds the input.
+        missing: for strings, the text that replaces a missing value. If it is None, a missing value is an error.
+        dimension_names: the symbolic name of each dimension, or an empty string. Only a loaded graph has the names.
     """
 
     name: str
@@ -104,9 +104,10 @@ class Input:
 
 @dataclass(frozen=True)
 class Refusals:
-    """The values that the original refuses, as the proof of parity has found. The graph would answer them.
+    """The values that the original model refuses, as found by the parity check. The graph alone would accept them.
 
-    `missing` and `infinite` name columns (or tensors) that refuse such numbers. `categories` has all allowed values.
+    `missing` and `infinite` contain the columns (or tensors) that refuse such numbers. `categories` has all allowed
+    values.
     """
 
     missing: frozenset[str] = frozenset()
@@ -130,24 +131,25 @@ class Artifact:
     """The content of an MLmodel folder.
 
     Attributes:
-        onnx_file: the graph; for a pyfunc, which has none, the folder (`runtime/pyfunc_artifact.py`).
-        columns / tensors: the inputs of the signature. One of them is empty; both are if there is no signature.
-        has_signature: the MLmodel file has one. Without one, `tensors` are the inputs of the loaded graph.
-        inputs / outputs: those of the graph, bound to the signature. Empty for a stock `onnx` model until it is loaded.
-        categories: the values of each column of texts that an encoder of the model has learned, if they are few.
-        prediction: the outputs that `predict` returns: a single one as a bare array, several as a mapping
-            (see `OnnxModel.prediction` for a stock `onnx` model).
+        onnx_file: the graph. A pyfunc has no graph; for a pyfunc this is the folder (`runtime/pyfunc_artifact.py`).
+        columns / tensors: the inputs in the signature. One of the two is empty; both are empty without a signature.
+        has_signature: True if the MLmodel file has a signature. Otherwise `tensors` are the inputs of the loaded graph.
+        inputs / outputs: the graph's inputs and outputs, bound to the signature. For a stock `onnx` model, both are
+            empty until the graph is loaded.
+        categories: for each text column of an encoder, the values that the encoder has learned, if they are few.
+        prediction: the outputs that `predict` returns: a bare array for a single output, a mapping for several (see
+            `OnnxModel.prediction` for a stock `onnx` model).
         classes: the labels in the order of the columns of the probabilities.
         parity: the state and the figures of `parity.json`.
         provenance: git commit, dataset digest, environment lock; empty if unknown.
-        reference: file name of the reference sample (Parquet), or None.
-        digests: `sha256:…` of the saved files, by path within the folder. Empty for models that record none.
+        reference: the file name of the reference sample (Parquet), or None.
+        digests: `sha256:…` of the saved files, by path within the folder; empty if the model has no digests.
         optimization: for a smaller or faster form of another version: `base`, its address, `base_digest`, and the
-            figures of the comparison with it (`optimization/`). Empty for any other version.
+            figures of the comparison with the base (`optimization/`). Empty for any other version.
         undescribed: the reason why the inputs of a pyfunc cannot be named arrays; empty if they can.
-        logged_columns: the columns of an undescribed pyfunc in the inference log, with JSON texts for objects.
-        is_streamable: a pyfunc that can answer in parts (`predict_stream`).
-        task: the `metadata.task` of a pyfunc, which names the form of its bodies and answers; empty if it has none.
+        logged_columns: the columns of an undescribed pyfunc in the inference log; objects are JSON texts.
+        is_streamable: True for a pyfunc that can stream its answer (`predict_stream`).
+        task: the `metadata.task` of a pyfunc, which defines the format of requests and answers; empty if not set.
     """
 
     folder: Path
@@ -178,7 +180,7 @@ class Artifact:
 
     @property
     def reference_file(self) -> Path | None:
-        """The path of the reference sample, or None. Raises InvalidArtifact: it is missing, or elsewhere."""
+        """The path of the reference sample, or None. Raises InvalidArtifact if it is missing or not in the folder."""
         return None if self.reference is None else _inside(self.folder, self.reference)
 
     @property
@@ -189,7 +191,7 @@ class Artifact:
 
 
 def read_mlmodel(folder: Path) -> Mapping[str, Any]:
-    """Return the MLmodel file in `folder`. Callers share the result and must not change it.
+    """Return the parsed MLmodel file in `folder`. Callers share the result and must not modify it.
 
     Raises InvalidArtifact if the file is missing, is not a YAML mapping, or has a malformed identifier.
     """
@@ -202,7 +204,7 @@ def read_mlmodel(folder: Path) -> Mapping[str, Any]:
         identifiers = {name: str(document[name]) for name in _IDENTIFIERS if document.get(name)}
     except FileNotFoundError:
         raise InvalidArtifact(f"{folder.name}: no MLmodel file in this folder, so it is not an MLflow model") from None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # RecursionError: aliases within aliases
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:  # Nested aliases raise a RecursionError.
         raise InvalidArtifact(f"the MLmodel file cannot be read: {one_line(error)}") from None
     for name, value in identifiers.items():
         if not _IDENTIFIER.fullmatch(value):
@@ -218,7 +220,7 @@ def _read(file: Path, modified_ns: int, size: int) -> object:
 
 
 def load_yaml(text: str) -> Any:
-    """Parse a YAML text with libyaml. Raises YAMLError as `check_yaml`, ValueError for a date like 2001-99-99."""
+    """Parse a YAML text with libyaml. Raises YAMLError like `check_yaml`, and ValueError for a date like 2001-99-99."""
     check_yaml(text)
     return yaml.load(text, Loader=_LOADER)
 
@@ -226,11 +228,11 @@ def load_yaml(text: str) -> Any:
 def check_yaml(text: str) -> None:
     """Raise YAMLError if the syntax, the depth, the aliases or the numbers of a YAML text are not acceptable.
 
-    Deep nesting ends the process in libyaml, which recurses in C. A few hundred characters of aliases may become
-    gigabytes of text. A number with colons (1:59:59) takes time that grows with the square of its parts.
+    Deep nesting crashes the process, because libyaml recurses in C. A few hundred characters of aliases can expand to
+    gigabytes of text. The time to parse a number with colons (1:59:59) is quadratic in the number of its parts.
     """
     open_anchors: list[str | None] = []
-    open_sizes = [0]  # of what is open, the document first
+    open_sizes = [0]  # The sizes of the open collections, with the document first.
     sizes: dict[str | None, int] = {}
     aliased = 0
     for event in yaml.parse(text, Loader=_LOADER):
@@ -248,20 +250,21 @@ def check_yaml(text: str) -> None:
             open_sizes[-1] += size
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in open_anchors:
-                raise yaml.YAMLError(f"the alias *{event.anchor} stands within what it names")
+                raise yaml.YAMLError(f"the alias *{event.anchor} is used inside its own anchor")
             size = sizes.get(event.anchor, 0)
             open_sizes[-1] += size
             aliased += size
         if len(open_anchors) > _MAX_DEPTH:
-            raise yaml.YAMLError(f"it is nested more than {_MAX_DEPTH} levels deep")
+            raise yaml.YAMLError(f"the text is nested more than {_MAX_DEPTH} levels deep")
         if aliased > _MAX_ALIASED:
-            raise yaml.YAMLError(f"its aliases (*name) stand for more than {_MAX_ALIASED:,} characters")
+            raise yaml.YAMLError(f"its aliases (*name) expand to more than {_MAX_ALIASED:,} characters")
 
 
 def read_artifact(folder: Path) -> Artifact:
-    """Read the MLmodel file in `folder`. The graph itself is not opened.
+    """Read the MLmodel file in `folder`, without opening the graph.
 
-    Raises InvalidArtifact if a file is missing, or the MLmodel has no ONNX or a signature that no graph can take.
+    Raises InvalidArtifact if a file is missing, if the MLmodel file has no ONNX flavor, or if no graph can take its
+    signature.
     """
     document = read_mlmodel(folder)
     flavors = document.get("flavors")
@@ -274,15 +277,15 @@ def read_artifact(folder: Path) -> Artifact:
             f"this model has the flavors {known}, none of which is onnxserve or onnx: "
             "log it with mlflow_deploy_plugin.log_model"
         )
-    given: Mapping[str, Any] = {key: value for key, value in section.items() if value}
+    content: Mapping[str, Any] = {key: value for key, value in section.items() if value}
     try:
         inputs = [
-            Input(*_read_array(one, one), tuple(map(checked_name, one.get("columns") or ())), one.get("missing"))
-            for one in given.get("inputs", ())
+            Input(*_read_array(item, item), tuple(map(checked_name, item.get("columns") or ())), item.get("missing"))
+            for item in content.get("inputs", ())
         ]
-        names = [name for entry in inputs for name in entry.columns]
+        names = [name for array in inputs for name in array.columns]
         columns, tensors = _read_signature(document.get("signature"), names[0] if len(names) == 1 else None)
-        refused = given.get("refused", {})
+        refused = content.get("refused", {})
         missing, infinite = (frozenset(map(str, refused.get(kind) or ())) for kind in ("missing", "infinite"))
         categories = refused.get("categories") or {}
         categories = {str(column): tuple(dict.fromkeys(values)) for column, values in categories.items()}
@@ -296,18 +299,18 @@ def read_artifact(folder: Path) -> Artifact:
             columns=columns,
             tensors=tensors,
             inputs=tuple(inputs),
-            outputs=tuple(Output(*_read_array(one, one), one["role"]) for one in given.get("outputs", ())),
+            outputs=tuple(Output(*_read_array(item, item), item["role"]) for item in content.get("outputs", ())),
             refusals=Refusals(missing, infinite, categories),
-            categories={str(column): tuple(map(str, known)) for column, known in given.get("categories", {}).items()},
-            prediction=tuple(given.get("prediction", ())),
-            classes=tuple(given.get("classes", ())),
-            framework=str(given.get("framework", "onnx")),
-            parity=dict(given.get("parity", {"state": "no-original"})),
-            provenance=dict(given.get("provenance", {})),
-            reference=given.get("reference", {}).get("data"),
+            categories={str(column): tuple(map(str, known)) for column, known in content.get("categories", {}).items()},
+            prediction=tuple(content.get("prediction", ())),
+            classes=tuple(content.get("classes", ())),
+            framework=str(content.get("framework", "onnx")),
+            parity=dict(content.get("parity", {"state": "no-original"})),
+            provenance=dict(content.get("provenance", {})),
+            reference=content.get("reference", {}).get("data"),
             has_signature=bool(columns or tensors),
-            digests={str(name): str(digest) for name, digest in given.get("digests", {}).items()},
-            optimization=dict(given.get("optimization", {})),
+            digests={str(name): str(digest) for name, digest in content.get("digests", {}).items()},
+            optimization=dict(content.get("optimization", {})),
         )
     except MALFORMED as error:
         raise InvalidArtifact(f"the MLmodel file cannot be understood: {type(error).__name__}: {error}") from None
@@ -322,7 +325,7 @@ def hash_files(folder: Path) -> dict[Path, str]:
 
 
 def combine_hashes(hashes: Mapping[Path, str]) -> str:
-    """Return the SHA-256 over the path and the SHA-256 of every file, which identifies the bytes of a version."""
+    """Return the SHA-256 over the path and the SHA-256 of every file. It identifies the bytes of a version."""
     digest = hashlib.sha256()
     for path in sorted(hashes):
         digest.update(f"{path}\0{hashes[path]}\n".encode())
@@ -330,74 +333,74 @@ def combine_hashes(hashes: Mapping[Path, str]) -> str:
 
 
 def check_digests(artifact: Artifact) -> None:
-    """Compare the files with the digests that the model records. Raises InvalidArtifact if a file differs."""
+    """Raise InvalidArtifact if a file differs from the digest in the MLmodel file."""
     for name, expected in artifact.digests.items():
         path = _inside(artifact.folder, name)
         try:
             with path.open("rb") as stream:
-                found = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+                actual = f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
         except OSError as error:
             raise InvalidArtifact(f"the model's file {name!r} cannot be read: {error.strerror}") from None
-        if found != expected:
-            raise InvalidArtifact(altered_file_message(name, found, expected))
+        if actual != expected:
+            raise InvalidArtifact(altered_file_message(name, actual, expected))
 
 
-def altered_file_message(name: str, found: str, expected: str) -> str:
-    return f"the file {name!r} is not the one that was saved: {found[:19]}, and MLmodel says {expected[:19]}"
+def altered_file_message(name: str, actual: str, expected: str) -> str:
+    return f"the file {name!r} was changed: its hash is {actual[:19]}, but the MLmodel file has {expected[:19]}"
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    """Return the path of a file of the model; raise InvalidArtifact if it leads out of the folder or is missing."""
+    """Return the path of a file of the model. Raises InvalidArtifact if it is outside of the folder or missing."""
     path = folder / relative
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise InvalidArtifact(f"the MLmodel file names {relative!r}, which lies outside of the model")
-    if not os.path.isfile(path):  # returns False also for a name that no file can have
-        raise InvalidArtifact(f"the model lacks its file {relative!r}")
+        raise InvalidArtifact(f"the MLmodel file names {relative!r}, which is outside of the model's folder")
+    if not os.path.isfile(path):  # isfile also returns False for a name that is not a valid file name.
+        raise InvalidArtifact(f"the model's file {relative!r} is missing")
     return path
 
 
 def checked_name(name: object) -> str:
-    """Return a column's or tensor's name. Raises TypeError or ValueError if it is not a number or Unicode text.
+    """Return the name of a column or tensor. Raises TypeError or ValueError if it is not a number or Unicode text.
 
-    MLflow writes numbers as the names of a frame that was made of an array.
+    If a frame is made from an array, MLflow writes numbers as its column names.
     """
     if type(name) is int:
         return str(name)
     if not isinstance(name, str):
-        raise TypeError(f"a name is {type(name).__name__}, not a text")
+        raise TypeError(f"a name has the type {type(name).__name__}; a text is expected")
     name.encode()
     return name
 
 
 def read_tensor(entry: Mapping[str, Any]) -> Tensor:
-    """Return a tensor of a signature; raise one of `MALFORMED` if it is none that numpy has."""
+    """Return a tensor of a signature. Raises one of `MALFORMED` if the entry does not describe a numpy array."""
     return Tensor(*_read_array({"name": "", **entry}, entry["tensor-spec"]))
 
 
 def _read_array(entry: Mapping[str, Any], spec: Mapping[str, Any]) -> tuple[str, str, tuple[int, ...]]:
     name, dtype, shape = checked_name(entry["name"]), spec["dtype"], tuple(spec["shape"])
     if dtype not in TENSOR_DTYPES:
-        raise ValueError(f"{name[:100]!r} has the dtype {dtype!r:.100}, which no array here has")
+        raise ValueError(f"{name[:100]!r} has the dtype {dtype!r:.100}, which is not supported")
     if len(shape) > _MAX_DIMENSIONS or not all(type(size) is int and -1 <= size < 2**63 for size in shape):
-        raise ValueError(f"{name[:100]!r} has the shape {shape!r:.100}; sizes are expected, -1 for any")
+        raise ValueError(f"{name[:100]!r} has the shape {shape!r:.100}; integers are expected, -1 for any size")
     return name, TENSOR_DTYPES[dtype], shape
 
 
 def _read_signature(
     signature: Mapping[str, Any] | None, only_name: str | None
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...]]:
-    """Return the columns or the tensors; `only_name` is the name of the only column if the signature has none."""
+    """Return the columns or the tensors. If the only column has no name in the signature, it is called `only_name`."""
     columns, tensors = [], []
     for position, entry in enumerate(json.loads((signature or {}).get("inputs") or "[]")):
         if entry.get("type") == "tensor":
             tensors.append(read_tensor(entry))
         elif entry.get("type") in COLUMN_TYPES:
-            # MLflow calls a column without a name by its position
+            # MLflow uses the position as the name of a column without a name.
             name = checked_name(entry.get("name", only_name or str(position)))
             columns.append(Column(name, entry["type"], entry.get("required", True)))
         else:
             raise InvalidArtifact(
                 f"column {entry.get('name', position)!r} has the type {entry.get('type')!r}, which an ONNX model "
-                f"cannot take; it takes {', '.join(COLUMN_TYPES)}"
+                f"cannot take; the possible types are {', '.join(COLUMN_TYPES)}"
             )
     return tuple(columns), tuple(tensors)

@@ -1,17 +1,18 @@
-"""Dynamic batching: requests that wait at the same time are joined into one run of the model.
+"""Dynamic batching: requests that wait at the same time are computed in a single run of the model.
 
-Names and rules are those of Triton's dynamic batcher
-(https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html): a batch is computed as soon
-as it has a preferred size or is full, or when its first request has waited for the delay. With preferred sizes, no
-batch is larger than the largest of them.
+Names and rules follow Triton's dynamic batcher
+(https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/batcher.html). A batch is computed as soon
+as it is full, it has a preferred size, or its first request has waited for the delay. If preferred sizes are set, the
+largest preferred size is the maximum batch size.
 
-The oldest request leads: its thread computes one batch that includes it, passes the lead to the next request in the
-queue, and wakes the requests of the batch. Meanwhile the next batch gathers, because ONNX Runtime releases the GIL.
+The oldest request is the leader. Its thread computes one batch that includes the request, makes the next request in the
+queue the leader, and wakes the requests of the batch. The next batch gathers during the computation, because ONNX
+Runtime releases the GIL.
 
-A single `run` without a delay costs 6 µs and no change of threads. Among many, each request is put to sleep and woken
-under the GIL (40 µs). `submit` is for an event loop: a thread of the batcher delivers the answers of a whole batch. A
-thread waits on a bare lock, which wakes it 5 µs earlier than threading.Event. Only versions whose rows are independent
-are batched (`unbatchable_reason`).
+A single `run` without a delay costs 6 µs and no thread switch. Under concurrency, each request is put to sleep and
+woken under the GIL (40 µs). `submit` is for an event loop: a thread of the batcher delivers the answers of a whole
+batch. A thread waits on a bare lock, which wakes the thread 5 µs earlier than threading.Event. A version is only
+batched if its rows are independent (`unbatchable_reason`).
 """
 
 import threading
@@ -29,16 +30,16 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, concatenate_feeds, 
 from mlflow_deploy_plugin.runtime.model import Predictor
 
 _RELATIVE, _ABSOLUTE = 1e-2, 1e-6
-"""A graph that mixes its rows is further off than half precision, TF32 or another order of sums."""
+"""The tolerances. A graph that mixes its rows differs by more than half precision, TF32 or another order of sums."""
 
 
 @dataclass(frozen=True)
 class BatchPolicy:
     """The limits of a batcher, as fields of `spec.ServerSpec`.
 
-    With `pads`, copies of a row fill a batch up to the next of `sizes`, as in TensorFlow Serving
-    (`allowed_batch_sizes`). On a GPU a new shape costs a search of algorithms (cuDNN) or an engine (TensorRT), and has
-    no CUDA graph.
+    If `pads` is True, copies of a row fill a batch up to the next of `sizes`, as in TensorFlow Serving
+    (`allowed_batch_sizes`). On a GPU, a new shape requires an algorithm search (cuDNN) or a new engine (TensorRT), and
+    has no CUDA graph.
     """
 
     max_batch_size: int
@@ -54,26 +55,26 @@ class BatchPolicy:
 
 
 ResultCallback = Callable[["dict[str, Array] | Exception"], None]
-"""Receives the outputs of one request, or the error. It must not raise."""
+"""A callback that receives the outputs of one request, or the error. It must not raise."""
 BatchCallback = Callable[[int, float, float], None]
-"""Receives the rows of a batch, the seconds that its first request waited, and the seconds of its computation."""
+"""A callback for each batch: its rows, the seconds that its first request waited, and the seconds of computation."""
 Compute = Callable[[Feeds], dict[str, Array]]
 
 
 class RequestState(Enum):
     WAITING = auto()
-    LEADER = auto()  # its thread computes the next batch
+    LEADER = auto()  # The thread of this request computes the next batch.
     COMPUTING = auto()
     DONE = auto()
-    RETRY_ALONE = auto()  # the batch failed: its thread computes it by itself
+    RETRY_ALONE = auto()  # The batch failed, so the thread of each request computes only its own request.
     EXPIRED = auto()
 
 
 @dataclass(slots=True, eq=False)
 class QueuedRequest:
-    """One request in the queue. Its thread waits on `wake`; a submitted request has a `done` callback instead.
+    """One request in the queue. Its thread waits on `wake`; a submitted request has the callback `done` instead.
 
-    Only requests of the same `key` are computed together.
+    Only requests with the same `key` are batched together.
     """
 
     feeds: Feeds
@@ -92,14 +93,14 @@ class QueuedRequest:
         self.wake.acquire()
 
     def set_state(self, state: RequestState) -> None:
-        """Change the state and wake the request's thread; for a submitted request the leader calls `done`."""
+        """Change the state and wake the request's thread. For a submitted request, the leader calls `done`."""
         leads, self.state = self.state is RequestState.LEADER, state
         if not leads and self.done is None:
             self.wake.release()
 
 
 class Batcher:
-    """Batches the requests to one version; `compute` maps feeds to outputs, both with rows as the first axis."""
+    """Batches the requests to one version. `compute` maps feeds to outputs; axis 0 of both is the rows."""
 
     def __init__(self, compute: Compute, policy: BatchPolicy) -> None:
         self.policy = policy
@@ -109,12 +110,14 @@ class Batcher:
         self._limit = max(policy.preferred_batch_size, default=policy.max_batch_size)
         self._delay = policy.max_queue_delay_microseconds / 1e6
         self._lock = threading.Lock()
-        self._queue: list[QueuedRequest] = []  # the leader, while it gathers, is the first
+        self._queue: list[QueuedRequest] = []  # While the leader gathers a batch, it is the first entry.
         self._is_led = False
         self._gatherer: QueuedRequest | None = None
         self._gathered_rows = 0
         self._batch_seconds = 0.0
-        self._leaders: SimpleQueue[QueuedRequest | None] = SimpleQueue()  # for the batcher's own threads
+        self._leaders: SimpleQueue[QueuedRequest | None] = (
+            SimpleQueue()
+        )  # This queue is only used by the threads of the batcher.
         self._threads: list[threading.Thread] = []
 
     def run(
@@ -123,19 +126,19 @@ class Batcher:
         deadline: float = float("inf"),
         count: BatchCallback = lambda rows, queue_seconds, compute_seconds: None,
     ) -> dict[str, Array]:
-        """Compute one request, batched with others; blocks the caller's thread.
+        """Compute one request, batched with concurrent requests. The calling thread blocks.
 
         Args:
-            deadline: in `time.perf_counter()`; a request that no batch includes by then is not computed.
+            deadline: in `time.perf_counter()`; a request that is not in a batch by then is not computed.
             count: called in the thread that computes the batch.
 
         Raises:
-            TooManyRequests, DeadlineExceeded: the queue is full, or the deadline passed.
-            InferenceError: the model refuses this request's input.
+            TooManyRequests, DeadlineExceeded: the queue is full, or the deadline has passed.
+            InferenceError: the model refuses the input of this request.
         """
         rows = _row_counts(feeds)
         if len(rows) != 1:
-            return self._compute(feeds)  # the graph decides if it takes inputs of different lengths
+            return self._compute(feeds)  # The graph decides if it accepts inputs of different lengths.
         entry = QueuedRequest(feeds, rows.pop(), time.perf_counter(), deadline, count)
         self._enqueue(entry)
         if entry.state is not RequestState.LEADER:
@@ -145,19 +148,19 @@ class Batcher:
         return self._result(entry)
 
     def submit(self, feeds: Feeds, deadline: float, count: BatchCallback, done: ResultCallback) -> None:
-        """Do as `run` without blocking; `done` is called in another thread, or in this one if the queue is full.
+        """Do the same as `run` without blocking. `done` is called in another thread, or here if the queue is full.
 
-        A request whose deadline passes during a batch is answered when the batch is done.
+        If the deadline passes while a batch is computed, the request is answered when the batch is done.
         """
         rows = _row_counts(feeds)
-        # the graph decides if it takes inputs of different lengths: such a request is a batch of its own
+        # The graph decides if it accepts inputs of different lengths. Such a request is never batched with another.
         size = rows.pop() if len(rows) == 1 else self._limit
         entry = QueuedRequest(feeds, size, time.perf_counter(), deadline, count, done)
         if rows:
             entry.key = object()
         if len(self._threads) < 2:
             with self._lock:
-                while len(self._threads) < 2:  # one delivers the answers of a batch while the other computes the next
+                while len(self._threads) < 2:  # One thread delivers answers while the other computes.
                     name = f"onnxserve-batcher-{len(self._threads)}"
                     self._threads.append(threading.Thread(target=self._serve, name=name, daemon=True))
                     self._threads[-1].start()
@@ -167,7 +170,7 @@ class Batcher:
             done(error)
 
     def close(self) -> None:
-        """End the batcher's own threads. The queue is empty: no caller holds the version any more."""
+        """End the threads of the batcher. The queue is empty, because no caller uses the version any more."""
         for _ in self._threads:
             self._leaders.put(None)
 
@@ -175,26 +178,26 @@ class Batcher:
         while (leader := self._leaders.get()) is not None:
             try:
                 self._lead(leader)
-            except Exception as error:  # noqa: BLE001 - the boundary: the request's callback receives it
+            except Exception as error:  # noqa: BLE001 - this is the boundary: the callback receives the error
                 leader.state, leader.result = RequestState.DONE, error
             self._finish(leader)
-            del leader  # it holds the version
+            del leader  # The leader references the version.
 
     def _finish(self, entry: QueuedRequest) -> None:
         if entry.done is None:
             return
         try:
             result: dict[str, Array] | Exception = self._result(entry)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - see _serve
             result = error
         entry.done(result)
-        # an error's traceback holds this frame and the entry, and the entry the version, which is to be freed at once
+        # The error's traceback references this frame, and so the entry and the version, which must be freed now.
         del result
         entry.result = {}
 
     def _result(self, entry: QueuedRequest) -> dict[str, Array]:
         if entry.state is RequestState.EXPIRED:
-            raise DeadlineExceeded("the request's time was up before the model was free; nothing was computed")
+            raise DeadlineExceeded("the request's deadline passed while it waited for the model; it was not computed")
         if entry.state is RequestState.RETRY_ALONE:
             return self._compute(entry.feeds)
         if isinstance(entry.result, Exception):
@@ -205,9 +208,11 @@ class Batcher:
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
                 batches = sum(queued.rows for queued in self._queue) / self._limit
-                retry_after = min(max(1, ceil(batches * self._batch_seconds)), 60)  # until the queue is computed
+                retry_after = min(
+                    max(1, ceil(batches * self._batch_seconds)), 60
+                )  # The time until the queue is computed.
                 raise TooManyRequests(
-                    f"{len(self._queue)} requests wait for this model already; ask again later", retry_after
+                    f"{len(self._queue)} requests are already waiting for this model; retry later", retry_after
                 )
             self._queue.append(entry)
             if not self._is_led:
@@ -220,7 +225,7 @@ class Batcher:
                     self._gatherer = None
 
     def _promote(self, entry: QueuedRequest) -> None:
-        """Make a request the leader: in its own thread, or in one of the batcher's."""
+        """Make a request the leader, in its own thread or in a thread of the batcher."""
         if entry.done is None:
             entry.set_state(RequestState.LEADER)
         else:
@@ -241,7 +246,7 @@ class Batcher:
             entry.wake.acquire()
 
     def _lead(self, leader: QueuedRequest) -> None:
-        """Compute one batch and distribute its outputs. The lead is passed on in any case, so that no request waits."""
+        """Compute one batch and distribute its outputs. Another request becomes the leader even after an error."""
         batch: list[QueuedRequest] = []
         results: list[dict[str, Array]] = []
         try:
@@ -257,7 +262,7 @@ class Batcher:
         finally:
             with self._lock:
                 self._gatherer = None
-                if self._queue and self._queue[0] is leader:  # it failed before it took itself
+                if self._queue and self._queue[0] is leader:  # The leader failed before it took its own request.
                     self._queue.pop(0)
                 if self._queue:
                     self._promote(self._queue[0])
@@ -271,7 +276,7 @@ class Batcher:
                     self._finish(entry)
 
     def _gather_batch(self, leader: QueuedRequest) -> list[QueuedRequest]:
-        """Take the batch out of the queue once it is worth computing; an empty list if the leader's deadline passed."""
+        """Remove the batch from the queue when it should be computed. Return an empty list if the leader expired."""
         until = leader.queued + self._delay
         while True:
             with self._lock:
@@ -293,12 +298,12 @@ class Batcher:
                         entry.state = RequestState.COMPUTING
                     self._queue = [entry for entry in self._queue if entry.state is RequestState.WAITING]
                     return batch
-                leader.wake.acquire(blocking=False)  # a timeout may have woken it: the lock may be free
+                leader.wake.acquire(blocking=False)  # A timeout may have woken the leader, so the lock may be free.
                 self._gatherer, self._gathered_rows = leader, rows
             leader.wake.acquire(timeout=min(until, leader.deadline) - now)
 
     def _select(self, leader: QueuedRequest) -> tuple[list[QueuedRequest], int, bool]:
-        """Return the leader's batch, its rows, and True if it is complete; so is a request above the limit."""
+        """Return the leader's batch, its rows, and True if it is complete. A request above the limit is complete."""
         chosen: list[QueuedRequest] = []
         rows = preferred = 0
         for entry in self._queue:
@@ -315,7 +320,7 @@ class Batcher:
         return chosen[:preferred] or chosen, rows, bool(preferred) or rows >= self._limit
 
     def _compute_batch(self, batch: list[QueuedRequest]) -> list[dict[str, Array]]:
-        """Return the outputs of each request: views of the batch's. Empty if they cannot be separated."""
+        """Return the outputs of each request as views of the batch's outputs; empty if they cannot be separated."""
         first, rows = batch[0], sum(entry.rows for entry in batch)
         size = next((size for size in self._padded_sizes if size >= rows > 0), rows)
         if len(batch) == 1 and size == rows:
@@ -327,7 +332,7 @@ class Batcher:
         joined = {name: np.concatenate([part[name] for part in parts]) for name in first.feeds}
         outputs = self._compute(joined)
         if any(array.shape[:1] != (size,) for array in outputs.values()):
-            return []  # an output does not have one entry per row
+            return []  # An output does not have one entry per row.
         ends = np.cumsum([entry.rows for entry in batch]).tolist()
         return [
             {name: array[end - entry.rows : end] for name, array in outputs.items()}
@@ -336,16 +341,16 @@ class Batcher:
 
 
 def _row_counts(feeds: Feeds) -> set[int]:
-    """Return the numbers of rows of the inputs: a single one unless they do not belong together."""
+    """Return the distinct row counts of the inputs. There is more than one if the inputs are not one table."""
     return {array.shape[0] if array.ndim else 0 for array in feeds.values()}
 
 
 def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     """Return the reason why rows of several requests cannot be computed together; empty if they can.
 
-    Every input needs a free first dimension, and every output one entry per row. The answer to a row must not depend on
-    its neighbours, as with dynamic quantization. Two batches of one size use the same operations, so the answers to a
-    row in both have to be equal to the bit. `feeds` are one row or more that the model computes.
+    Every input needs a free first dimension, and every output one entry per row. The answer for a row must not depend
+    on the other rows, as it does with dynamic quantization. Two batches of the same size use the same operations, so a
+    row must have bitwise equal answers in both. `feeds` contain at least one row that the model can compute.
     """
     if reason := no_batch_dimension_reason(predictor.artifact):
         return f"it has no batch dimension: {reason}"
@@ -361,57 +366,57 @@ def unbatchable_reason(predictor: Predictor, feeds: Feeds) -> str:
     try:
         neighbours = _different_rows(predictor, first)
         row = repeat_row(feeds, 1) if len(next(iter(feeds.values()))) > 1 else neighbours[0]
-        alone, twins, again = compute(row), compute(row, row), compute(row, row)
+        single, twins, again = compute(row), compute(row, row), compute(row, row)
         before = [compute(row, other) for other in (first, *neighbours)]
         behind = [compute(other, row) for other in (first, *neighbours)]
     except InferenceError as error:
         return f"it cannot compute two rows together: {error.message}"
-    for name, array in alone.items():
+    for name, array in single.items():
         both = twins[name]
         pairs = [outputs[name] for outputs in (twins, again, *before, *behind)]
         if array.shape[:1] != (1,) or any(pair.shape[:1] != (2,) for pair in pairs):
-            return f"its output {name!r} does not have one entry a row"
-        is_same = _is_equal if _is_equal(both, again[name]) else _is_close  # a GPU may sum in any order
+            return f"its output {name!r} does not have one entry per row"
+        is_same = _is_equal if _is_equal(both, again[name]) else _is_close  # A GPU may add numbers in any order.
         if not (
             _is_close(both[:1], array)
             and _is_close(both[1:], array)
             and all(is_same(outputs[name][:1], both[:1]) for outputs in before)
             and all(is_same(outputs[name][1:], both[1:]) for outputs in behind)
         ):
-            return f"its output {name!r} depends on the rows beside it"
+            return f"its output {name!r} depends on the other rows of the batch"
     return ""
 
 
 def _different_rows(predictor: Predictor, first: Feeds) -> list[Feeds]:
-    """Return a near row and rows of large numbers of either sign: a mean over equal rows would be missed."""
+    """Return a similar row and rows of large numbers of either sign. Equal rows would not reveal a mean over rows."""
     rows = []
     for factor in (1, 1000, -1000):
         row = first
         for name, array in first.items():
             if array.dtype.kind == "f":
-                with np.errstate(over="ignore"):  # infinity is a neighbour, too
+                with np.errstate(over="ignore"):  # Infinity is a valid test value.
                     row = {**row, name: ((array + 1) * factor).astype(array.dtype)}
             elif array.dtype.kind in "iub":
                 row = {**row, name: (array == 0).astype(array.dtype)}
         try:
             predictor.run(row)
-        except InferenceError:  # an unseen category, an index that the graph does not have
+        except InferenceError:  # The row has an unseen category or an invalid index.
             row = first
         rows.append(row)
     return rows
 
 
-def _is_equal(one: Array, other: Array) -> bool:
-    return one.shape == other.shape and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+def _is_equal(array: Array, other: Array) -> bool:
+    return array.shape == other.shape and np.array_equal(array, other, equal_nan=array.dtype.kind == "f")
 
 
-def _is_close(batched: Array, alone: Array) -> bool:
-    if batched.shape != alone.shape:
+def _is_close(batched: Array, single: Array) -> bool:
+    if batched.shape != single.shape:
         return False
     if batched.dtype.kind == "f":
-        finite = np.abs(alone[np.isfinite(alone)])
+        finite = np.abs(single[np.isfinite(single)])
         scale = float(finite.max()) if finite.size else 0.0
-        return bool(np.allclose(batched, alone, rtol=_RELATIVE, atol=_RELATIVE * scale + _ABSOLUTE, equal_nan=True))
-    if batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in alone.flat):
-        return True  # class → probability; the labels show a difference
-    return bool(np.array_equal(batched, alone))
+        return bool(np.allclose(batched, single, rtol=_RELATIVE, atol=_RELATIVE * scale + _ABSOLUTE, equal_nan=True))
+    if batched.dtype.kind == "O" and any(isinstance(value, Mapping) for value in single.flat):
+        return True  # The values are mappings from class to probability. The labels show a difference.
+    return bool(np.array_equal(batched, single))

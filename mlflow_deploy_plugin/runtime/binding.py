@@ -1,8 +1,9 @@
-"""Runs of a session through ONNX Runtime's IO binding: inputs in buffers that keep their address.
+"""Runs of a session through ONNX Runtime's IO binding: inputs are in buffers with fixed addresses.
 
-On the host an input is in page-locked ("pinned") memory, which a GPU reads without the driver's own copy. CUDA graphs
-need such buffers, and outputs at fixed addresses, so their runs take turns. Each shape of the inputs has a graph, named
-by the run option `gpu_graph_id`; -1 runs without a graph. `benchmarks/gpu.py` compares both ways.
+On the host, an input is in page-locked ("pinned") memory, which a GPU reads without an additional copy by the driver.
+CUDA graphs need such buffers and outputs at fixed addresses, so only one run is possible at a time. Each input shape
+has a graph, identified by the run option `gpu_graph_id`; -1 runs without a graph. `benchmarks/gpu.py` compares runs
+with and without IO binding.
 https://onnxruntime.ai/docs/performance/device-tensor.html
 https://onnxruntime.ai/docs/execution-providers/CUDA-ExecutionProvider.html#using-cuda-graphs-preview
 """
@@ -27,14 +28,14 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 MAX_GRAPHS = 16
-"""The most shapes with a CUDA graph, each of which keeps its memory. The first ones are the sizes of the warm-up."""
+"""The maximum number of shapes with a CUDA graph. Each graph keeps its memory. The warm-up creates the first graphs."""
 MAX_IDLE_BUFFERS = 32
 _GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12")
 
 
 class Buffers:
-    """Buffers for inputs of one shape, used by one run at a time; `binding` has all inputs bound."""
+    """Buffers for inputs of one shape, used by one run at a time. All inputs are bound in `binding`."""
 
     def __init__(
         self, session: "ort.InferenceSession", placement: Placement, feeds: Feeds, names: Sequence[str]
@@ -43,7 +44,7 @@ class Buffers:
         self._device_id = placement.device_id
         self.binding = session.io_binding()
         self._names = names
-        self._outputs: list[ort.OrtValue] = []  # at fixed addresses; none if each run allocates its own
+        self._outputs: list[ort.OrtValue] = []  # Outputs at fixed addresses; empty if each run allocates its outputs.
         self._inputs: dict[str, tuple[Array, ort.OrtValue]] = {}
         for name, array in feeds.items():
             shape, dtype = array.shape, array.dtype
@@ -61,14 +62,14 @@ class Buffers:
             value.update_inplace(host)
 
     def fix_outputs(self, computed: Sequence[Array]) -> None:
-        """Bind the outputs to fixed addresses, with the shapes and dtypes that a run has computed."""
+        """Bind the outputs to fixed addresses, with the shapes and dtypes of the `computed` arrays."""
         self._outputs = [self._value(array.shape, array.dtype) for array in computed]
         for name, value in zip(self._names, self._outputs, strict=True):
             self.binding.bind_ortvalue_output(name, value)
 
     def read(self) -> list[Array]:
         if self._outputs:
-            arrays = [value.numpy() for value in self._outputs]  # on a CPU these are views
+            arrays = [value.numpy() for value in self._outputs]  # On a CPU, these arrays are views.
             return arrays if self._memory == "cuda" else [array.copy() for array in arrays]
         return list(self.binding.copy_outputs_to_cpu())
 
@@ -78,7 +79,7 @@ class Buffers:
 
 
 class BoundSession:
-    """A session of number tensors (`can_bind`) whose runs use IO binding; any thread may call `run`."""
+    """A session of number tensors (`can_bind`) whose runs use IO binding. Any thread may call `run`."""
 
     def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
@@ -90,16 +91,16 @@ class BoundSession:
         self._without_graph = self._run_options(_NO_GRAPH)
 
     def run(self, names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None) -> list[Array]:
-        """Compute the named outputs, as `InferenceSession.run`, whose errors it raises. `options` are not used."""
+        """Compute the named outputs. The errors are those of `InferenceSession.run`. `options` are ignored."""
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
         if not self._placement.options.enable_cuda_graph:
             return self._run_buffers(key, names, feeds)
-        with self._graph_lock:  # a capture breaks if another thread allocates memory meanwhile
+        with self._graph_lock:  # A capture fails if another thread allocates memory at the same time.
             may_have_graph = key in self._graphs or len(self._graphs) < MAX_GRAPHS
             return (self._run_graph if may_have_graph else self._run_buffers)(key, names, feeds)
 
     def _run_buffers(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """Run with buffers that no other thread is using."""
+        """Run with buffers that no other thread uses."""
         with self._lock:
             idle = self._idle.pop(key, [])
             buffers = idle.pop() if idle else None
@@ -112,13 +113,13 @@ class BoundSession:
         computed = buffers.read()
         with self._lock:
             self._idle.setdefault(key, []).append(buffers)
-            self._idle.move_to_end(key)  # the shape that was used least recently is dropped first
+            self._idle.move_to_end(key)  # The shape that was least recently used is dropped first.
             if sum(map(len, self._idle.values())) > MAX_IDLE_BUFFERS:
                 self._idle.popitem(last=False)
         return computed
 
     def _run_graph(self, key: Hashable, names: Sequence[str], feeds: Feeds) -> list[Array]:
-        """Replay the graph of this shape. The first run has no graph, to learn the output shapes."""
+        """Replay the CUDA graph of this shape. The first run, without a graph, finds the shapes of the outputs."""
         if key not in self._graphs:
             buffers = Buffers(self._session, self._placement, feeds, names)
             buffers.fill(feeds)
@@ -138,13 +139,13 @@ class BoundSession:
 
 
 def can_bind(session: "ort.InferenceSession") -> bool:
-    """Return True if all inputs and outputs are tensors of numbers. A device holds no texts and no mappings."""
+    """Return True if all inputs and outputs are tensors of numbers. Texts and mappings cannot be on a device."""
     types = [node.type for node in (*session.get_inputs(), *session.get_outputs())]
     return all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in types)
 
 
 def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -> Array:
-    """Return an uninitialised array in page-locked memory, or in ordinary memory if CUDA gives none."""
+    """Return an uninitialised array in page-locked memory, or in ordinary memory if CUDA cannot allocate it."""
     runtime, size = _cuda_runtime(), math.prod(shape) * np.dtype(dtype).itemsize
     pointer = ctypes.c_void_p()
     if (
@@ -156,7 +157,7 @@ def pinned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike, device_id: int) -
         return np.empty(shape, dtype)
     assert pointer.value is not None
     memory = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(pointer.value))
-    weakref.finalize(memory, runtime.cudaFreeHost, pointer).atexit = False  # views keep it alive
+    weakref.finalize(memory, runtime.cudaFreeHost, pointer).atexit = False  # Views keep `memory` alive.
     pinned: Array = memory.view(dtype).reshape(shape)
     return pinned
 

@@ -1,4 +1,4 @@
-"""The parts of a model that can be explained: its features, and the numbers among its outputs."""
+"""The parts of a model that can be explained: its features and its numeric outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,37 +13,38 @@ MAX_COLUMNS = 1000
 MAX_OUTPUTS = 100
 
 Name = str | int | float | bool
-"""A class keeps its type, so that a predicted label is found among the names."""
+"""The name of an explained number. A class keeps its type, so that a predicted label can be matched with the names."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExplainedFeature:
-    """A column of a table, or of a tensor of rank 2; `places` has its position in each input that it feeds."""
+    """A column of a table or of a tensor of rank 2. `places` has its position in each input that it feeds."""
 
     name: str
     places: tuple[tuple[str, int], ...]
 
     def values(self, feeds: Mapping[str, Array]) -> Array:
-        """Return [N], the values that the graph is fed with."""
+        """Return [N], the values of this feature in the feeds of the graph."""
         name, position = self.places[0]
         return feeds[name].reshape(len(feeds[name]), -1)[:, position]
 
 
 def check_explainable(artifact: Artifact) -> None:
-    """Raise InvalidRequest if it is clear without rows that the model cannot be explained."""
+    """Raise InvalidRequest if the artifact shows, without any rows, that the model cannot be explained."""
     if artifact.flavor == PYTHON_FUNCTION:
-        raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model is explained here")
+        raise InvalidRequest("this version has no ONNX form (it is a pyfunc), and only an ONNX model can be explained")
     for entry in artifact.inputs:
-        if entry.shape:  # an empty shape is unknown
+        if entry.shape:  # An empty shape means that the shape is unknown.
             _check_rank(entry.name, len(entry.shape))
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
-                f"the graph takes batches of {entry.shape[0]} rows; explaining needs one that takes any number of them"
+                f"the graph takes batches of exactly {entry.shape[0]} rows; only a graph with a free batch size can be "
+                "explained"
             )
     explained_outputs(artifact)
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
         raise InvalidRequest(
-            "the model came without rows to explain against; log it with mlflow_deploy_plugin.log_model and "
+            "the model has no sample rows, which an explanation needs; log it with mlflow_deploy_plugin.log_model and "
             "reference_data= or input_example="
         )
 
@@ -57,9 +58,9 @@ def is_explainable(artifact: Artifact) -> bool:
 
 
 def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeature]:
-    """Return the features in the order of the signature; `feeds` show the width of a tensor.
+    """Return the features in the order of the signature. `feeds` determine the width of a tensor.
 
-    Raises InvalidRequest if the rows do not consist of single values, or have too many of them.
+    Raises InvalidRequest if the inputs are not single values per row, or if there are too many features.
     """
     for entry in artifact.inputs:
         _check_rank(entry.name, feeds[entry.name].ndim)
@@ -73,26 +74,28 @@ def explained_features(artifact: Artifact, feeds: Feeds) -> list[ExplainedFeatur
         features = []
         for entry in artifact.inputs:
             array = feeds[entry.name]
-            for place in range(1 if array.ndim == 1 else array.shape[1]):
-                # the features of the only tensor are numbered, as unnamed columns are
-                numbered = str(place) if len(artifact.inputs) == 1 else f"{entry.name}[{place}]"
-                features.append(ExplainedFeature(entry.name if array.ndim == 1 else numbered, ((entry.name, place),)))
+            for index in range(1 if array.ndim == 1 else array.shape[1]):
+                # The features of a single tensor are numbered like unnamed columns.
+                numbered = str(index) if len(artifact.inputs) == 1 else f"{entry.name}[{index}]"
+                features.append(ExplainedFeature(entry.name if array.ndim == 1 else numbered, ((entry.name, index),)))
     if len(features) > MAX_COLUMNS:
-        raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} are explained")
+        raise InvalidRequest(f"the model takes {len(features)} columns; at most {MAX_COLUMNS} can be explained")
     return features
 
 
 def explained_outputs(artifact: Artifact) -> list[Output]:
-    """Return the probabilities, otherwise scores, otherwise numbers. Raises InvalidRequest if all are missing."""
+    """Return the probabilities, otherwise the scores, otherwise numbers. Raises InvalidRequest if there are none."""
     for role in ("probabilities", "scores"):
-        if found := [output for output in artifact.outputs if output.role == role]:
-            return found
-    given = [output for output in artifact.outputs if output.name in artifact.prediction and output.role == "values"]
+        if matching := [output for output in artifact.outputs if output.role == role]:
+            return matching
+    predicted = [
+        output for output in artifact.outputs if output.name in artifact.prediction and output.role == "values"
+    ]
     for kinds in (("map",), ("float16", "float32", "float64"), ("int8", "int16", "int32", "int64", "uint8", "bool")):
-        if found := [output for output in given if output.dtype in kinds]:
-            return found
+        if matching := [output for output in predicted if output.dtype in kinds]:
+            return matching
     raise InvalidRequest(
-        "the model answers labels alone, and no number that could be explained; log it with its probabilities"
+        "the model returns only labels, and only numbers can be explained; log the model with its probabilities"
     )
 
 
@@ -101,8 +104,8 @@ def explained_columns(
 ) -> tuple[list[Name], Array]:
     """Return the names of the numbers to explain, and the numbers, [N, K] float64.
 
-    A name is the class, otherwise the position; a row's only number has its output's name. Raises InvalidRequest if an
-    output does not have one row of numbers per row, or there are too many of them.
+    The name is the class, otherwise the position. A single number per row has the name of its output. Raises
+    InvalidRequest if an output does not have the same number of values in each row, or if there are too many values.
     """
     names: list[Name] = []
     parts = []
@@ -114,8 +117,8 @@ def explained_columns(
             numbers = np.array([[row[key] for key in array[0]] for row in array], dtype=np.float64)
         elif array.ndim not in (1, 2) or array.dtype.kind not in "iufb":
             raise InvalidRequest(
-                f"the output {output.name!r} is {array.dtype} of {array.ndim} dimensions; numbers, one or a few a row, "
-                "are explained"
+                f"the output {output.name!r} is {array.dtype} with {array.ndim} dimensions; only one number or a few "
+                "numbers per row can be explained"
             )
         else:
             numbers = array.astype(np.float64).reshape(len(array), -1)
@@ -127,15 +130,15 @@ def explained_columns(
         names += labels or [output.name]
         parts.append(numbers)
     if len({len(part) for part in parts}) > 1:
-        raise InvalidRequest("the model's outputs have different numbers of rows, and cannot be explained")
+        raise InvalidRequest("the model's outputs have different numbers of rows, so they cannot be explained")
     if len(names) > MAX_OUTPUTS:
-        raise InvalidRequest(f"the model answers {len(names)} numbers a row; at most {MAX_OUTPUTS} are explained")
+        raise InvalidRequest(f"the model returns {len(names)} numbers per row; at most {MAX_OUTPUTS} can be explained")
     return names, np.concatenate(parts, axis=1)
 
 
 def _check_rank(name: str, rank: int) -> None:
     if rank not in (1, 2):
         raise InvalidRequest(
-            f"the input {name!r} has {rank} dimensions; what is explained is a table: columns, or tensors with one row "
-            "of single values a prediction (not images, texts or sequences)"
+            f"the input {name!r} has {rank} dimensions; only tables can be explained: columns, or tensors with one row "
+            "of single values per prediction (not images, texts or sequences)"
         )

@@ -1,7 +1,8 @@
-"""The fast path from a table to feeds, for tables with the right columns and types and without gaps.
+"""The fast path from a table to feeds, for tables with the expected columns and types and without missing texts.
 
-`FastDecoder` compiles a version's columns and inputs once. A request then takes one check of its types and one array
-per type. For other tables it returns None, and `runtime/schema.py` decides. A property test compares their feeds.
+`FastDecoder` compiles the columns and inputs of a version once. Each request then takes one check of its types and one
+array per type. For any other table, the result is None and `runtime/schema.py` decodes the table. A property test
+checks that both return the same feeds.
 """
 
 import struct
@@ -17,7 +18,7 @@ from mlflow_deploy_plugin.runtime.artifact import COLUMN_TYPES, Column, Input, T
 from mlflow_deploy_plugin.runtime.feeds import Array, Dtype, Feeds, SharedDimensions, narrowed_feeds, size_mismatch
 from mlflow_deploy_plugin.runtime.values import LISTS, is_lossless_cast, numpy_dtype
 
-_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy makes NaN of None
+_NUMBERS: frozenset[type] = frozenset({float, int, type(None)})  # numpy converts None to NaN.
 _ACCEPTED: dict[str, frozenset[type]] = {
     "double": _NUMBERS,
     "float": _NUMBERS,
@@ -26,18 +27,18 @@ _ACCEPTED: dict[str, frozenset[type]] = {
     "boolean": frozenset({bool}),
     "string": frozenset({str}),
 }
-"""The Python types that a column of this type takes as they are. A missing text and 20.0 for 20 are not among them."""
+"""The Python types that a column of this type accepts unchanged. None for a text and 20.0 for 20 are excluded."""
 
 _ARRAY_KINDS = {"double": "fiu", "float": "f"}
-"""The numpy kinds whose numbers convert to these types as a list of the same numbers would."""
+"""The numpy kinds that convert to this column type with the same result as a list of the same numbers."""
 
 _PACKED = {("double", "float32"): "f", ("float", "float32"): "f", ("double", "float64"): "d"}
-"""The `struct` format of (column type, input dtype); packing rounds once, as numpy does."""
+"""The `struct` format for (column type, input dtype). Packing rounds once, as numpy does."""
 
 _MAX_TRANSPOSED = 1_000_000
-"""The largest number of values in columns that become rows (50 bytes each); the exact path needs no rows."""
+"""The maximum number of values in columns that are transposed (50 bytes each). The exact path does not transpose."""
 _COLUMN_TYPES = {dtype: kind for kind, dtype in COLUMN_TYPES.items() if dtype != "str"}
-"""The type of the columns whose values a matrix of this dtype takes."""
+"""The column type whose values a matrix of this dtype accepts."""
 _BLOCK = "@"
 
 _Rows = Sequence[Sequence[object]]
@@ -46,7 +47,7 @@ _Pick = Callable[[Sequence[Any]], tuple[Any, ...]]
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The columns of one type: `pick` takes their values out of a row, and `dtype` is the array's."""
+    """The columns of one type. `pick` takes their values from a row, and `dtype` is the dtype of the array."""
 
     column_type: str
     names: list[str]
@@ -55,36 +56,36 @@ class _Group:
     dtype: Dtype
 
     def join(self, columns: Sequence[Array]) -> Array | None:
-        """Return the group's columns, given as arrays, one after the other; None if they may not convert."""
+        """Return the arrays of the group's columns as one array; None if the fast path cannot convert them."""
         values = self.pick(columns)
         if len({array.dtype for array in values}) != 1:
             return None
         joined = np.concatenate(values)
-        given = joined.dtype
+        source = joined.dtype
         if self.dtype.kind == "O":
-            takes = given.kind == "O" and set(map(type, joined)) == {str}
+            takes = source.kind == "O" and set(map(type, joined)) == {str}
         elif self.dtype.kind == "f":
-            takes = given.kind in "fiu"
+            takes = source.kind in "fiu"
         else:
-            takes = given == self.dtype or (given.kind in "iu" and np.can_cast(given, self.dtype))
+            takes = source == self.dtype or (source.kind in "iu" and np.can_cast(source, self.dtype))
         return joined if takes else None
 
 
 class FastDecoder:
-    """Turns tables that fit into feeds; every method returns None for a table that may not fit.
+    """Converts tables that fit into feeds. Each method returns None for a table that may not fit.
 
     Args:
-        columns: those of the signature. Only text columns feed inputs of texts.
-        blocks: those of `type_blocks` if the types of the graph are narrower than the signature's.
+        columns: the columns of the signature. Only text columns feed inputs of texts.
+        blocks: the result of `type_blocks` if the graph's types are narrower than the signature's types.
 
     Attributes:
-        order: the names of the columns, in the signature's order.
-        array_kinds: the numpy kinds that `from_array` takes; empty if it takes none.
+        order: the names of the columns, in the order of the signature.
+        array_kinds: the numpy kinds that `from_array` accepts; empty if it accepts no array.
     """
 
     def __init__(self, columns: tuple[Column, ...], inputs: tuple[Input, ...], blocks: tuple[Input, ...]) -> None:
         self.order = order = tuple(column.name for column in columns)
-        self._names = list(order)  # as JSON brings them
+        self._names = list(order)  # A JSON body has a list of names.
         self._by_name = _picker(order)
         positions: dict[str, list[int]] = {}
         for position, column in enumerate(columns):
@@ -107,7 +108,7 @@ class FastDecoder:
         if not rows or not LISTS.issuperset(map(type, rows)) or set(map(len, rows)) != {len(names)}:
             return None
         if names != self._names and names != self.order:
-            places = {name: place for place, name in enumerate(names)}
+            places = {name: position for position, name in enumerate(names)}
             if len(places) != len(names) or not places.keys() >= set(self.order):
                 return None
             pick = _picker([places[name] for name in self.order])
@@ -140,7 +141,7 @@ class FastDecoder:
         return self._feeds(list(zip(*columns, strict=True)))
 
     def from_array(self, values: Array) -> Feeds | None:
-        """Decode numbers of [N, columns] in the signature's order, for one input of one type of column."""
+        """Decode numbers of [N, columns] in the order of the signature. All columns have one type and one input."""
         if self._matrix is None or values.dtype.kind not in self.array_kinds or values.dtype.itemsize > 8:
             return None
         if values.ndim != 2 or values.shape[1] != len(self.order) or not len(values):
@@ -149,9 +150,9 @@ class FastDecoder:
 
 
 class _MatrixDecoder:
-    """Decodes tables of one numeric or boolean type whose columns, in order, are the graph's only input.
+    """Decodes tables with one numeric or boolean type whose columns, in order, are the only input of the graph.
 
-    `block` is the table's name in `NarrowedFeeds.sent`; empty if the graph takes it as it was sent.
+    `block` is the name of the table in `NarrowedFeeds.sent`, or empty if the graph takes the table unchanged.
     """
 
     def __init__(self, group: _Group, width: int, entry: Input, block: str) -> None:
@@ -196,7 +197,7 @@ class _SingleColumn:
 @final
 @dataclass(frozen=True, slots=True)
 class _StackedColumns:
-    """An input that takes several columns; `order` counts them through all `groups`, one group after the other."""
+    """An input that takes several columns. `order` has their positions among the columns of all `groups`."""
 
     name: str
     dtype: Dtype
@@ -204,18 +205,18 @@ class _StackedColumns:
     order: Array
 
     def stack(self, blocks: Sequence[Array]) -> Array:
-        """Return [N, columns] from the groups' blocks of [columns, N, 1]."""
+        """Return [N, columns] from the blocks of the groups, each [columns, N, 1]."""
         columns = np.concatenate([blocks[group][:, :, 0].astype(self.dtype, copy=False) for group in self.groups])
         return np.ascontiguousarray(columns[self.order].T)
 
 
 class _ColumnDecoder:
-    """Decodes tables of several types or inputs: an array for each type, cut into the inputs.
+    """Decodes tables with several types or inputs: one array per type, which is then split into the inputs.
 
     Attributes:
-        _casts: (group, dtype, True if its inputs are vectors). Columns that are inputs by themselves are converted
-            together with the others of their type.
-        _blocks: the name of each group in `NarrowedFeeds.sent`, an empty text for the group of texts. No names at all
+        _casts: (group, dtype, True if its inputs are vectors). Columns that are separate inputs are converted together
+            with the other columns of their type.
+        _blocks: the name of each group in `NarrowedFeeds.sent`, or an empty string for the group of texts. It is empty
             if the graph takes the types of the signature.
     """
 
@@ -224,9 +225,9 @@ class _ColumnDecoder:
         self._casts: list[tuple[int, Dtype, bool]] = []
         self._inputs: list[_SingleColumn | _StackedColumns] = []
         for entry in inputs:
-            dtype, wanted = numpy_dtype(entry.dtype), set(entry.columns)
-            taken = tuple(position for position, group in enumerate(groups) if not wanted.isdisjoint(group.names))
-            places = {name: place for place, name in enumerate(chain(*(groups[group].names for group in taken)))}
+            dtype, column_names = numpy_dtype(entry.dtype), set(entry.columns)
+            taken = tuple(position for position, group in enumerate(groups) if not column_names.isdisjoint(group.names))
+            places = {name: position for position, name in enumerate(chain(*(groups[group].names for group in taken)))}
             if len(entry.columns) > 1:
                 order = np.array([places[name] for name in entry.columns], dtype=np.intp)
                 self._inputs.append(_StackedColumns(entry.name, dtype, taken, order))
@@ -272,7 +273,7 @@ class _ColumnDecoder:
             return None
 
     def _to_feeds(self, blocks: Sequence[Array]) -> Feeds:
-        """Return the feeds of the groups' blocks, each [columns, N, 1]. Raises FloatingPointError on overflow."""
+        """Return the feeds for the groups' blocks, each [columns, N, 1]. Raises FloatingPointError on overflow."""
         casts = []
         for source, dtype, is_vector in self._casts:
             cast = blocks[source].astype(dtype, copy=False)
@@ -292,9 +293,9 @@ class _ColumnDecoder:
 def compile_fast_tensor_decoder(
     bound: Sequence[tuple[Input, Tensor]], shared: SharedDimensions
 ) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds of tensors by their dtypes and shapes, or None if that is not enough.
+    """Return a function that makes feeds from tensors by dtype and shape, or None if those are not sufficient.
 
-    There is no such function for text or conversions, unless the tensor is the only one and a matrix.
+    The result is None for texts and conversions, except for a single tensor that is a matrix.
     """
     decode_matrix = _compile_matrix_decoder(*bound[0]) if len(bound) == 1 and not shared else None
     if any(entry.dtype != tensor.dtype or tensor.dtype == "str" for entry, tensor in bound):
@@ -309,8 +310,8 @@ def compile_fast_tensor_decoder(
             array = data.get(name)
             if type(array) is not np.ndarray or array.dtype != dtype or array.ndim != len(shape):
                 return None
-            for want, have in zip(shape, array.shape, strict=True):
-                if want not in (-1, have):
+            for size, actual in zip(shape, array.shape, strict=True):
+                if size not in (-1, actual):
                     return None
             feeds[fed] = array
         return None if shared and size_mismatch(shared, feeds) else feeds
@@ -319,9 +320,9 @@ def compile_fast_tensor_decoder(
 
 
 def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[str, object]], Feeds | None] | None:
-    """Return a function that makes feeds of the only tensor's rows, and None for anything but lists that fit.
+    """Return a function that makes feeds from rows of the only tensor. It returns None for any data but lists that fit.
 
-    There is no such function unless the tensor is a matrix of fixed width whose type a column may have.
+    The result is None unless the tensor is a matrix of fixed width with a dtype that a column can have.
     """
     kind = _COLUMN_TYPES.get(tensor.dtype)
     if kind is None or len(tensor.shape) != 2 or tensor.shape[0] != -1 or tensor.shape[1] < 1:
@@ -335,7 +336,7 @@ def _compile_matrix_decoder(entry: Input, tensor: Tensor) -> Callable[[Mapping[s
         rows = data.get(name) if name or len(data) != 1 else next(iter(data.values()))
         if type(rows) is not list or not rows or not LISTS.issuperset(map(type, rows)):
             return None
-        # numpy rounds a matrix of integers once to 32-bit floats, but this decoder would round each value twice
+        # numpy rounds a matrix of integers once to 32-bit floats, but this decoder would round each value twice.
         if set(map(len, rows)) != {width} or (is_rounded_once and type(rows[0][0]) is int):
             return None
         return decoder.from_rows(rows)
@@ -347,7 +348,7 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
     """Return an input-like block for the numbers or booleans of each type; none if an input has the name of a block."""
     members: dict[str, list[str]] = {}
     for column in columns:
-        if column.type != "string":  # the input of a string holds it whole, and says what replaces a missing one
+        if column.type != "string":  # The input of a string column stores the text unchanged.
             members.setdefault(column.type, []).append(column.name)
     if any(entry.name.startswith(_BLOCK) and entry.name.removeprefix(_BLOCK) in COLUMN_TYPES for entry in inputs):
         return ()
@@ -357,10 +358,10 @@ def type_blocks(columns: tuple[Column, ...], inputs: tuple[Input, ...]) -> tuple
 
 
 def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Sequence[object]], Feeds | None]:
-    """Return a decoder of a single row like `_MatrixDecoder.from_matrix`, in a quarter of the time.
+    """Return a decoder for a single row that does the same as `_MatrixDecoder.from_matrix` in a quarter of the time.
 
-    It returns None for a null or an overflow. `form` is the graph's number in `struct` format, `block` the row's name
-    in `NarrowedFeeds.sent` (empty if the graph takes the row as it was sent).
+    It returns None for a null or an overflow. `form` is the `struct` format of the graph's numbers. `block` is the name
+    of the row in `NarrowedFeeds.sent`, or empty if the graph takes the row unchanged.
     """
     fed, sent = struct.Struct(f"={width}{form}"), struct.Struct(f"={width}d")
     name, dtype, shape, exact = entry.name, numpy_dtype(entry.dtype), (1, width), np.dtype("float64")
@@ -376,7 +377,7 @@ def _row_packer(entry: Input, width: int, form: str, block: str) -> Callable[[Se
 
 
 def _picker(keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
-    """Return an `itemgetter` that returns a tuple for a single key, too."""
+    """Return an `itemgetter` that returns a tuple even for a single key."""
     if len(keys) == 1:
         return lambda row: (row[keys[0]],)
     return itemgetter(*keys)

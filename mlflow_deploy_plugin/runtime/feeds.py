@@ -1,11 +1,11 @@
-"""Feeds: arrays by ONNX input name, the rows first; and the dimensions that a graph declares for them.
+"""Feeds (arrays by ONNX input name, rows first) and the dimensions that a graph declares for its inputs.
 
-`NarrowedFeeds` also carry the values as they were sent, since a graph may take narrower numbers than the signature.
+`NarrowedFeeds` also contain the values as they were sent, since a graph may take narrower numbers than the signature.
 
-Dimensions have to be equal only if they share a symbolic name
+Dimensions must be equal only if they share a symbolic name
 (https://github.com/onnx/onnx/blob/main/docs/IR.md#tensor-shape-types). A graph computes rows if every input has a free
-first dimension, all of one name or all unnamed, and an output has one too. If the first dimensions are all fixed at 1,
-a request is one such row. Every other graph answers a request as a whole, which counts as one row.
+first dimension, the first dimensions all have the same name or no name, and an output has a free first dimension. If
+all first dimensions are fixed at 1, a request is a single row. For any other graph, a request also counts as one row.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,51 +22,51 @@ Dtype = np.dtype[Any]
 Feeds = dict[str, Array]
 
 _FREE, _ONE = (-1,), (1,)
-_TEXT_BYTES = 64  # an object of str, without its characters
+_TEXT_BYTES = 64  # The size of a str object without its characters.
 
 ArrayLayout = tuple[str, str, Sequence[int], int]
-"""Name, dtype (`str`: texts), shape and number of bytes of an array."""
+"""The name, dtype (`str`: texts), shape and number of bytes of an array."""
 SharedDimensions = tuple[tuple[str, tuple[tuple[str, int], ...]], ...]
-"""Each symbolic name that several dimensions share, with these dimensions: (input, axis)."""
+"""Each symbolic name that several dimensions share, with these dimensions as (input, axis)."""
 
 
 class NarrowedFeeds(dict[str, Array]):
-    """Feeds, and the same rows as they were sent: `sent` is by the name of an entry of `Schema.sent_inputs`."""
+    """Feeds and the same rows as they were sent. `sent` is keyed by the name of an entry of `Schema.sent_inputs`."""
 
     __slots__ = ("sent",)
     sent: Mapping[str, Array]
 
 
 def object_array(values: Sequence[object]) -> Array:
-    """Return values as an array of objects, [N]. np.array would take lists and mappings apart."""
+    """Return values as an array of objects, [N]. np.array would unpack lists and mappings."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
 
 
 def as_table(array: Array) -> Array:
-    """Return an array of [N, …] as [N, values of a row]. numpy cannot derive their number if N is 0."""
+    """Return an array of [N, …] as [N, values per row]. numpy cannot derive their number if N is 0."""
     return array.reshape(len(array), prod(array.shape[1:]))
 
 
 def narrowed_feeds(fed: Mapping[str, Array], sent: Mapping[str, Array]) -> NarrowedFeeds:
-    """Return feeds and the same rows as they were sent. A constructor of the class would take three times as long."""
+    """Return feeds and the same rows as they were sent. A constructor would take three times as long."""
     feeds = NarrowedFeeds(fed)
     feeds.sent = sent
     return feeds
 
 
 def sent_arrays(feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Return the arrays as they were sent: the feeds themselves unless the graph has narrowed them."""
+    """Return the arrays as they were sent. They are the feeds unless the graph takes narrower numbers."""
     return feeds.sent if isinstance(feeds, NarrowedFeeds) else feeds
 
 
 def concatenate_feeds(parts: Sequence[Mapping[str, Array]]) -> Feeds:
-    """Return the rows of several feeds, one after the other. Raises ValueError if their shapes differ."""
+    """Return the concatenated rows of several feeds. Raises ValueError if their shapes differ."""
 
     def join(arrays: Sequence[Mapping[str, Array]]) -> Feeds:
         if len(arrays) == 1:
-            return dict(arrays[0])  # without a copy of the arrays
+            return dict(arrays[0])  # The arrays are not copied.
         return {name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]}
 
     if all(isinstance(part, NarrowedFeeds) for part in parts):
@@ -82,30 +82,30 @@ def slice_feeds(feeds: Mapping[str, Array], rows: slice) -> Feeds:
 
 
 def repeat_row(feeds: Feeds, number: int, times: int = 1) -> Feeds:
-    """Return one row of every input, repeated; a view for a single time."""
+    """Return one row of every input, repeated. For `times=1` the result is a view."""
     rows = {name: array[number : number + 1] for name, array in feeds.items()}
     return rows if times == 1 else {name: np.repeat(array, times, axis=0) for name, array in rows.items()}
 
 
 def row_count(arrays: Mapping[str, Array]) -> int:
-    """Return the number of rows: the largest if they differ, 0 if no array has rows."""
+    """Return the number of rows: the maximum if they differ, 0 if no array has rows."""
     return max((len(array) for array in arrays.values() if array.ndim), default=0)
 
 
 def array_bytes(arrays: Mapping[str, Array]) -> int:
-    """Return about how many bytes the arrays hold in memory."""
-    held = 0
+    """Return the approximate number of bytes of the arrays in memory."""
+    total = 0
     for array in arrays.values():
-        held += array.nbytes
+        total += array.nbytes
         if array.dtype.char == "O":
-            held += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
-    return held
+            total += sum(_TEXT_BYTES + (len(value) if isinstance(value, str) else 0) for value in array.flat)
+    return total
 
 
 def pack_arrays(
     arrays: Mapping[str, Array], dump_texts: Callable[[list[object]], bytes]
 ) -> tuple[list[ArrayLayout], list[memoryview]]:
-    """Return the layout of each array, which JSON takes, and the contents."""
+    """Return the layout of each array, which can be written as JSON, and the contents."""
     layout: list[ArrayLayout] = []
     contents: list[memoryview] = []
     for name, array in arrays.items():
@@ -120,7 +120,7 @@ def pack_arrays(
 def unpack_arrays(
     layout: Iterable[ArrayLayout], content: memoryview, load_texts: Callable[[bytes], list[object]]
 ) -> tuple[dict[str, Array], memoryview]:
-    """Reverse `pack_arrays`; return the rest, too. The arrays of numbers are views of `content`.
+    """Reverse `pack_arrays` and also return the remaining content. Arrays of numbers are views of `content`.
 
     Raises ValueError or TypeError if the layout or the contents are malformed.
     """
@@ -129,7 +129,7 @@ def unpack_arrays(
         if dtype == "str":
             array = object_array(load_texts(bytes(content[:size])))
         elif np.dtype(dtype).kind not in "fiub":
-            raise ValueError(f"an array of {dtype}")
+            raise ValueError(f"an array has the unsupported dtype {dtype}")
         else:
             array = np.frombuffer(content[:size], dtype=dtype)
         arrays[name] = array.reshape(shape)
@@ -138,7 +138,7 @@ def unpack_arrays(
 
 
 def row_symbols(shape: Sequence[int]) -> tuple[str, ...]:
-    """Return dimension names for a tensor whose first dimension, if it is free, is the rows of a table."""
+    """Return dimension names for a tensor. If its first dimension is free, that dimension is the rows of a table."""
     return tuple("rows" if (axis, size) == (0, -1) else "" for axis, size in enumerate(shape))
 
 
@@ -148,25 +148,25 @@ def shared_dimensions(inputs: Sequence[Input]) -> SharedDimensions:
         for axis, name in enumerate(entry.dimension_names):
             if name:
                 places.setdefault(name, []).append((entry.name, axis))
-    return tuple((name, tuple(found)) for name, found in places.items() if len(found) > 1)
+    return tuple((name, tuple(dimensions)) for name, dimensions in places.items() if len(dimensions) > 1)
 
 
 def size_mismatch(shared: SharedDimensions, feeds: Mapping[str, Array]) -> str:
-    """Return a message about dimensions of one name that have several sizes; an empty text if there are none."""
+    """Return a message about dimensions of one name with different sizes; empty if there are none."""
     for name, places in shared:
         sizes = [feeds[entry].shape[axis] for entry, axis in places]
         if len(set(sizes)) > 1:
-            other = next(i for i, size in enumerate(sizes) if size != sizes[0])
-            (one, first), (two, second) = places[0], places[other]
+            index = next(i for i, size in enumerate(sizes) if size != sizes[0])
+            (input_name, first), (other_name, second) = places[0], places[index]
             return (
-                f"the model's dimension {name!r} has one size, but {one!r} has {sizes[0]} (dimension {first}) and "
-                f"{two!r} has {sizes[other]} (dimension {second})"
+                f"the model's dimension {name!r} must have one size, but {input_name!r} has {sizes[0]} (dimension "
+                f"{first}) and {other_name!r} has {sizes[index]} (dimension {second})"
             )
     return ""
 
 
 def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: Sequence[Output]) -> str:
-    """Return why the first dimensions are not rows; empty if they are, or the model has columns."""
+    """Return the reason why the first dimensions are not rows; empty if they are rows or the model has columns."""
     if columns:
         return ""
     firsts = [entry.shape[:1] for entry in inputs]
@@ -187,7 +187,7 @@ def rowless_reason(columns: Sequence[Column], inputs: Sequence[Input], outputs: 
 
 
 def no_batch_dimension_reason(artifact: Artifact) -> str:
-    """Return why a request has a fixed number of rows; empty if it does not, or the model has no graph."""
+    """Return the reason why a request has a fixed number of rows; empty if it is free or the model has no graph."""
     columns, inputs = artifact.columns, artifact.inputs
     if artifact.flavor == PYTHON_FUNCTION:
         return ""

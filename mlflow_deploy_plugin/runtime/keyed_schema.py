@@ -1,7 +1,7 @@
-"""Key columns (`capture.keys`): columns of a request that the model does not take, such as the id of a customer.
+"""Key columns (`capture.keys`): columns of a request that are not model inputs, such as the id of a customer.
 
-Their values (texts, numbers or booleans, which may be missing) are captured, and travel in `NarrowedFeeds.sent`. An
-integer keeps all its digits next to a missing value.
+The values of the keys (texts, numbers or booleans, possibly missing) are captured and passed in `NarrowedFeeds.sent`.
+An integer keeps all its digits even if another value is missing.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ _EXACT = range(-(2**53), 2**53)
 
 @dataclass(frozen=True)
 class KeyedSchema(Schema):
-    """The schema of a model whose requests may also have the columns `keys`. A missing column has missing values."""
+    """The schema of a model whose requests may also have the columns `keys`. An absent column has missing values."""
 
     model: Schema = field(default_factory=lambda: Schema((), (), ()))
 
@@ -37,19 +37,22 @@ class KeyedSchema(Schema):
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
         own = records
         if not self.columns and all(isinstance(record, Mapping) for record in records):
-            own = [self.split(record)[0] for record in records]  # the other columns make the tensor
+            own = [self.split(record)[0] for record in records]  # The columns without the keys form the tensor.
         feeds = self.model.from_records(own)
         return self.attach(feeds, {name: [record.get(name) for record in records] for name in self.keys})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
-        places = {name: place for place, name in enumerate(names) if name in self.keys}
+        positions = {name: position for position, name in enumerate(names) if name in self.keys}
         own_names, own = names, rows
         is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
-        if places and is_table and not self.columns:
-            others = [place for place, name in enumerate(names) if name not in places]
-            own_names, own = [names[place] for place in others], [[row[place] for place in others] for row in rows]
+        if positions and is_table and not self.columns:
+            others = [position for position, name in enumerate(names) if name not in positions]
+            own_names, own = (
+                [names[position] for position in others],
+                [[row[position] for position in others] for row in rows],
+            )
         feeds = self.model.from_rows(own_names, own)
-        return self.attach(feeds, {name: [row[place] for row in rows] for name, place in places.items()})
+        return self.attach(feeds, {name: [row[position] for row in rows] for name, position in positions.items()})
 
     def from_array(self, values: object) -> Feeds:
         return self.attach(self.model.from_array(values), {})
@@ -75,7 +78,7 @@ class KeyedSchema(Schema):
             elif isinstance(values, np.ndarray):
                 values = values.reshape(-1) if values.shape[1:] == (1,) else values
             elif not self.has_rows and not isinstance(values, list | tuple):
-                values = [values]  # one value for the whole request
+                values = [values]  # There is one value for the whole request.
             if not isinstance(values, list | tuple) and np.ndim(values) != 1:
                 raise SchemaMismatch(f"key {name!r} is {short_repr(values)}; a list of values is expected", column=name)
             if len(values) != rows:
@@ -86,7 +89,7 @@ class KeyedSchema(Schema):
 
 
 def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
-    """Return the schema that also reads the columns `keys`; the schema itself without keys."""
+    """Return the schema that also reads the columns `keys`, or the schema unchanged if there are no keys."""
     if not keys:
         return schema
     fields = schema.columns, schema.tensors, schema.inputs, schema.has_rows, schema.refusals, keys, schema.is_foreign
@@ -94,25 +97,25 @@ def with_keys(schema: Schema, keys: tuple[str, ...]) -> Schema:
 
 
 def add_keys(feeds: Feeds, keys: Mapping[str, Array]) -> NarrowedFeeds:
-    """Return the same feeds, and capture the arrays of keys with them."""
+    """Return the same feeds with the arrays of keys, which are captured."""
     return narrowed_feeds(feeds, {**sent_arrays(feeds), **keys})
 
 
 def key_array(name: str, values: Sequence[object] | Array) -> Array:
-    """Return the values of a key, [N]: numbers or booleans, or objects for texts or missing values.
+    """Return the values of a key, [N]: numbers or booleans, or objects if there are texts or missing values.
 
-    Values of several types become texts. Raises SchemaMismatch if a value is a list or an object.
+    Values of mixed types become texts. Raises SchemaMismatch if a value is a list or an object.
     """
     if isinstance(values, np.ndarray) and values.dtype.kind in "bif":
         return values
     cells: list[object] = list(values) if isinstance(values, list | tuple) else np.asarray(values).tolist()
-    given = [value for value in cells if value is not None]
-    kinds = set(map(type, given))
-    integers = [value for value in given if type(value) is int]
+    present = [value for value in cells if value is not None]
+    kinds = set(map(type, present))
+    integers = [value for value in present if type(value) is int]
     if kinds in ({float}, {float, int}) and all(value in _EXACT for value in integers):
-        return np.array(cells, dtype=np.float64)  # None becomes NaN
+        return np.array(cells, dtype=np.float64)  # None becomes NaN.
     if kinds == {bool} or (kinds == {int} and all(value in _INTEGERS for value in integers)):
-        return np.array(cells) if len(given) == len(cells) else object_array(cells)
+        return np.array(cells) if len(present) == len(cells) else object_array(cells)
     if not kinds <= {str}:
         for row, value in enumerate(cells):
             if not isinstance(value, str | int | float | bool | None):

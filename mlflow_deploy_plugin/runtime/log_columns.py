@@ -1,7 +1,8 @@
 """Requests and answers as a table: the columns of the inference log and of a model's reference sample.
 
-Both have the signature's columns, then `prediction` (if `predict` returns one value per row) and `output.NAME` for
-other outputs. Names with a leading underscore are the log's own. Labels, keys and masks are compared as text.
+Both tables have the columns of the signature, then `prediction` (if `predict` returns one value per row) and
+`output.NAME` for other outputs. Names with a leading underscore belong to the log. Labels, keys and masks are compared
+as text.
 """
 
 import math
@@ -35,23 +36,23 @@ def output_column(prediction: tuple[str, ...], name: str, array: Array) -> str:
 
 
 def only_answer_columns(prediction: tuple[str, ...]) -> set[str]:
-    """Return both columns that may hold the only answer, by its shape; none of a model with several answers."""
+    """Return the two columns that may contain the only output, depending on its shape; empty for several outputs."""
     return {PREDICTION, OUTPUT_PREFIX + prediction[0]} if len(prediction) == 1 else set()
 
 
 def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the same rows with numbers in the types of the signature; fractions are rounded.
+    """Return the rows with the numbers in the types of the signature. Fractions are rounded.
 
-    CSV files have 64-bit numbers, and whole numbers and booleans among floats are floats. A whole number that would
-    change stays, to be refused by name. The log must use `cast_columns_losslessly`. `dtypes` are numpy's; others stay
-    unchanged.
+    CSV files have 64-bit numbers, and integers and booleans that are stored as floats. If the conversion would change
+    an integer, the column remains unchanged, and a later check reports its name. The log must use
+    `cast_columns_losslessly`. `dtypes` are numpy dtypes; a column that is not in `dtypes` remains unchanged.
     """
     cast = dict(rows)
     for name, values in rows.items():
         if name not in dtypes:
             continue
         dtype = np.dtype("O" if dtypes[name] == "str" else dtypes[name])
-        # a whole number goes where any number goes, and is still known to be whole
+        # An integer column accepts any numbers, but a float column only floats, so that integers stay recognisable.
         sources = {"f": "f", "i": "fiu", "u": "fiu", "b": "fiu"}.get(dtype.kind, "")
         if values.dtype.kind not in sources:
             continue
@@ -67,9 +68,9 @@ def cast_columns(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[s
 
 
 def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the rows, each column in the signature's type if every value survives the way there and back.
+    """Return the rows. A column is cast to the type of the signature if the cast is lossless for every value.
 
-    `dtypes` are numpy's, by column; texts and other columns stay unchanged.
+    `dtypes` are numpy dtypes by column. Texts and columns that are not in `dtypes` remain unchanged.
     """
     cast = dict(rows)
     for name, values in rows.items():
@@ -86,9 +87,9 @@ def cast_columns_losslessly(dtypes: Mapping[str, str], rows: Mapping[str, Array]
 
 
 def _is_in_range(floats: Array, integers: Array) -> bool:
-    """Return True if the floats lie within the range of the integers' type.
+    """Return True if the floats are within the range of the integers' type.
 
-    The round trip does not detect the first float beyond it: the largest integers round to it, and processors clip.
+    A round trip does not detect the first float above the range: the largest integers round to it, and processors clip.
     """
     if floats.dtype.kind != "f" or integers.dtype.kind not in "iu":
         return True
@@ -97,9 +98,9 @@ def _is_in_range(floats: Array, integers: Array) -> bool:
 
 
 def as_key(value: object) -> str | None:
-    """Return the text by which a key is compared: `as_text`, but 1 and 0 for booleans in any spelling.
+    """Return the text that is used to compare a key: `as_text`, but 1 and 0 for booleans in any spelling.
 
-    The log may hold a boolean as a number; a CSV file has True.
+    The log may contain a boolean as a number, and a CSV file contains True.
     """
     text = as_text(value)
     return _TRUTH.get(text.lower(), text) if text is not None and len(text) <= len("false") else text
@@ -114,7 +115,9 @@ def as_text(value: object) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, np.generic):
-        value = value.item() if value.dtype != np.float32 else float(str(value))  # 0.1, not 0.10000000149011612
+        value = (
+            value.item() if value.dtype != np.float32 else float(str(value))
+        )  # The result is 0.1, not 0.10000000149011612.
         return as_text(value)
     if isinstance(value, float):
         if math.isnan(value):

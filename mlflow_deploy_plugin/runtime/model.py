@@ -1,4 +1,4 @@
-"""Loaded versions as functions of named arrays: the protocol that the data plane uses, and `OnnxModel`."""
+"""Loaded versions as functions of named arrays: the protocol `Predictor` of the data plane, and `OnnxModel`."""
 
 import math
 import re
@@ -40,23 +40,23 @@ _DTYPES = {
     **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
 }
 _UNKNOWN = re.compile(r"unk__\d+$")
-"""The names that tf2onnx and shape inference give to sizes they know nothing of. They are not dimension names."""
+"""The names that tf2onnx and shape inference generate for unknown sizes. They are not dimension names."""
 _FATAL_IF_EMPTY = {"ConvTranspose", "DynamicQuantizeLSTM", "GRU", "LSTM"}
-"""The operators that end the process, without an exception, if they are given no rows, steps or pixels (1.31)."""
+"""Operators that crash the process without an exception if they receive no rows, steps or pixels (1.31)."""
 _SMALL_RUN = (16,)
-"""The largest first dimension of a run that needs little memory (`Arena`). A scalar has none, and compares as less."""
+"""The maximum first dimension of a run that needs little memory (`Arena`). A scalar, with shape (), is below it."""
 RUN_ROWS = 2**12
-"""Rows of a table in one run: more are not computed faster, and their layers take more memory."""
+"""The maximum rows of a table in one run. More rows are not computed faster, and their layers take more memory."""
 _VALUES_OF_ONE = {"str": 4, "map": 16}
-"""The numbers that take as much memory as one text, and as one mapping of a ZipMap."""
+"""The number of numeric values that take as much memory as one text, or one mapping of a ZipMap."""
 
 
 class Predictor(Protocol):
     """One version as a function of named arrays; usually an `OnnxModel`.
 
     Attributes:
-        queue_seconds: the seconds that this thread's last `run` (or `answer`) waited for its turn.
-        unavailable_reason: why it cannot compute now; an empty text if it can.
+        queue_seconds: the seconds that the last `run` (or `answer`) of this thread waited in the queue.
+        unavailable_reason: the reason why it cannot compute now; an empty string if it can.
     """
 
     artifact: Artifact
@@ -74,31 +74,31 @@ class Predictor(Protocol):
         Raises:
             InferenceError: the model refuses the input.
             BodyTooLarge: the outputs have more values than `limit_values` allows.
-            DeadlineExceeded: its turn did not come by `deadline`, in `time.perf_counter()`.
+            DeadlineExceeded: the computation did not start by `deadline`, in `time.perf_counter()`.
         """
         ...
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
-        """Return what `predict` returns, from the outputs of `run`; `of_table`: the request was a table."""
+        """Return the result of `predict` for the outputs of `run`. `of_table` is True if the request was a table."""
         ...
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Refuse requests whose outputs have more values than `most`; each of `batch_rows` rows may have so many."""
+        """Refuse requests whose outputs have more than `most` values, multiplied by `batch_rows` for a batch."""
         ...
 
 
 def too_many_values(most: int) -> str:
     return (
-        f"the answer has more than {most} values, which is this server's limit: send fewer rows, or smaller ones (a "
+        f"the answer has more than {most} values, which is the server's limit: send fewer rows or smaller rows (a "
         "larger server.max_body_bytes allows more)"
     )
 
 
 @dataclass(frozen=True, slots=True)
 class OpaqueBody:
-    """The body of a request that the version reads itself, since not all of its inputs have a form as arrays.
+    """The body of a request that only the version can decode, since some of its inputs are not arrays.
 
-    With `is_streamed`, the answer is sent as events. `keys` are columns that are captured and not passed to the model.
+    If `is_streamed` is True, the answer is sent as events. `keys` are columns that are captured but not model inputs.
     """
 
     content_type: str
@@ -111,7 +111,7 @@ class OpaqueBody:
 class OpaqueResponse:
     """The JSON that answers an `OpaqueBody`.
 
-    `feeds` and `outputs` have the parts with a form as arrays, named as in `Predictor.run`; they may be empty.
+    `feeds` and `outputs` contain the parts that are arrays, named as in `Predictor.run`; they may be empty.
     """
 
     content: bytes
@@ -120,14 +120,14 @@ class OpaqueResponse:
 
 
 class OnnxModel:
-    """A graph that is ready to answer, as a `Predictor`."""
+    """A loaded graph, as a `Predictor`."""
 
     queue_seconds, unavailable_reason = 0.0, ""
 
     def __init__(self, artifact: Artifact, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
         artifact = artifact if artifact.inputs else _bind_stock_model(artifact, session)
-        dimensions = {  # an empty text for a dimension without a name
+        dimensions = {  # A dimension without a name has an empty string.
             node.name: tuple(
                 size if isinstance(size, str) and not _UNKNOWN.match(size) else "" for size in node.shape or ()
             )
@@ -141,21 +141,21 @@ class OnnxModel:
         outputs = self.artifact.outputs
         self._output_names = [output.name for output in outputs]
         self._has_columns = bool(self.artifact.columns)
-        # without a proof, which tries rows next to other rows, they may be related
+        # Only the parity check proves that rows are independent, because it computes rows together with other rows.
         self._has_free_rows = self._has_columns and self.artifact.parity_state == "proven"
         self._marks = [node.name for node in session.get_outputs() if node.name == REFUSED_ROWS]
         if self._marks:
             self._reason = session.get_modelmeta().custom_metadata_map.get(REFUSED_ROWS, "the original refuses it")
-        # an output whose first dimension has another name does not have rows, such as the frames of a sound
+        # An output whose first dimension has another name does not have rows. An example is the frames of a sound.
         of_rows = {("",), (), *(entry.dimension_names[:1] for entry in inputs)}
         if artifact.flavor != "onnx":
-            of_rows.add(("batch",))  # the converters call the rows of every output so
+            of_rows.add(("batch",))  # The converters give this name to the rows of every output.
         row_outputs = [
             output
             for output in outputs
             if self._has_columns or (self.schema.has_rows and dimensions.get(output.name, ())[:1] in of_rows)
         ]
-        self._row_values = sum(  # a free size counts as one, until it is computed
+        self._row_values = sum(  # A free size counts as 1 until it is computed.
             _VALUES_OF_ONE.get(output.dtype, 1) * abs(math.prod(output.shape[1:])) for output in row_outputs
         )
         self._has_free_sizes = any(
@@ -169,13 +169,13 @@ class OnnxModel:
         if placement.is_bound and can_bind(session):
             self._compute = self._compute_large = BoundSession(session, placement).run
         elif session.get_providers() == ["CPUExecutionProvider"]:
-            # The Python around it checks what the schema has made, and retries what no CPU refuses: 1.1 of 4 µs a run.
+            # The Python wrapper checks feeds that the schema has already checked: 1.1 of 4 µs per run.
             own = getattr(session, "_sess", session)
             self._compute, self._compute_large, self._small_run = own.run, Arena(own).run, quiet_options()
 
     @classmethod
     def load(cls, folder: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1) -> "OnnxModel":
-        """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing as `open_session`.
+        """Load an MLmodel folder. Raises DeviceUnavailable or RuntimeMissing like `open_session`.
 
         Raises InvalidArtifact if the folder or its graph cannot be used, or a file has changed since it was saved.
         """
@@ -190,7 +190,7 @@ class OnnxModel:
         self._small_rows = min(_SMALL_RUN, (self._most_rows,))
 
     def _check_values(self, outputs: Iterable[Array], already: int = 0) -> int:
-        """Return `already` and the number of values of the outputs. Raises BodyTooLarge if the limit is passed."""
+        """Return `already` plus the number of values of the outputs. Raises BodyTooLarge above the limit."""
         count = already + sum(output.size for output in outputs)
         if count > self._most_values:
             raise BodyTooLarge(too_many_values(self._most_values))
@@ -199,10 +199,10 @@ class OnnxModel:
     def run(
         self, feeds: Feeds, outputs: Sequence[str] | None = None, deadline: float = math.inf, first_row: int = 0
     ) -> dict[str, Array]:
-        """Do as `Predictor.run`, but without waiting. `first_row` is the first row's position, for errors."""
+        """Do the same as `Predictor.run`, but without a queue. Errors count rows from `first_row`."""
         names = self._output_names if outputs is None else list(outputs)
         if self._fatal_if_empty and (empty := next((name for name, array in feeds.items() if not array.size), None)):
-            reason = f"{empty!r} is empty, which its {self._fatal_if_empty} does not take"
+            reason = f"{empty!r} is empty, which its operator {self._fatal_if_empty} does not support"
             raise InferenceError(f"the model cannot compute this input: {reason}")
         compute = self._compute
         for array in feeds.values():
@@ -211,7 +211,7 @@ class OnnxModel:
                     return joined
                 compute = self._compute_large
                 break
-            if self._has_columns:  # all columns have the same length
+            if self._has_columns:  # All columns have the same length.
                 break
         try:
             values = compute(names + self._marks, feeds, self._small_run)
@@ -227,11 +227,11 @@ class OnnxModel:
         return dict(zip(names, values, strict=True))
 
     def _run_in_pieces(self, outputs: Sequence[str] | None, feeds: Feeds, rows: int) -> dict[str, Array]:
-        """Compute the rows of a table some at a time; return nothing if an output does not have one entry per row."""
+        """Compute a table in pieces. Return an empty mapping if an output does not have one entry per row."""
         if rows > self._answer_rows:
             raise BodyTooLarge(
-                f"the answer to {rows} rows has {rows * self._row_values} values, which are too many at once: send at "
-                f"most {self._answer_rows} (a larger server.max_body_bytes allows more)"
+                f"the answer to {rows} rows has {rows * self._row_values} values, which is too many: send at "
+                f"most {self._answer_rows} rows (a larger server.max_body_bytes allows more)"
             )
         pieces, count = [], 0
         for start in range(0, rows, RUN_ROWS):
@@ -243,17 +243,17 @@ class OnnxModel:
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def try_out(self, feeds: Feeds, seconds: float) -> None:
-        """Run a new graph for the first time. Raises as `run`, and InvalidArtifact after so many seconds."""
+        """Run a new graph for the first time. Raises the errors of `run`, and InvalidArtifact after a timeout."""
         options = quiet_options()
-        options.add_run_config_entry("gpu_graph_id", "-1")  # its inputs have no fixed address (`runtime/binding.py`)
+        options.add_run_config_entry("gpu_graph_id", "-1")  # Its inputs have no fixed address (`runtime/binding.py`).
         timer = threading.Timer(seconds, setattr, (options, "terminate", True))
         timer.daemon = True
         timer.start()
         try:
             values = self._session.run(self._output_names + self._marks, feeds, options)
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - see run
             if options.terminate:
-                raise InvalidArtifact(f"it has not computed its first answer within {seconds:g} s") from None
+                raise InvalidArtifact(f"the model did not compute its first answer within {seconds:g} s") from None
             raise InferenceError(f"the model cannot compute this input: {describe_error(error)}") from None
         finally:
             timer.cancel()
@@ -261,11 +261,11 @@ class OnnxModel:
             check_rows(values.pop(), self._reason)
 
     def prediction(self, outputs: Mapping[str, Array], of_table: bool = False) -> Array | dict[str, Array]:
-        """Return the bare array of the one prediction output, or a mapping of several.
+        """Return the bare array of a single prediction output, or a mapping of several.
 
-        A stock `onnx` model answers with a mapping, as its pyfunc in MLflow. For columns, and for a table without a
-        signature that declares a tensor, that is an array of records, one per row, unless an output has several values
-        per row.
+        A stock `onnx` model returns a mapping, like its pyfunc in MLflow. The result is an array of records,
+        one per row, for columns (and for a table if there is no signature), unless an output has several values per
+        row.
         """
         names = self.artifact.prediction
         if self.artifact.flavor != "onnx":
@@ -273,14 +273,14 @@ class OnnxModel:
         named = {name: outputs[name] for name in names}
         is_table = self._has_columns or (of_table and not self.artifact.has_signature)
         rows = {len(array) if array.ndim else -1 for array in named.values()}
-        has_one_value_a_row = len(rows) == 1 and all(array.size == len(array) for array in named.values() if array.ndim)
-        if not is_table or not has_one_value_a_row:
+        is_single_value = len(rows) == 1 and all(array.size == len(array) for array in named.values() if array.ndim)
+        if not is_table or not is_single_value:
             return named
         columns = [array.reshape(-1).tolist() for array in named.values()]
         return object_array([dict(zip(named, row, strict=True)) for row in zip(*columns, strict=True)])
 
     def example_feeds(self) -> Feeds:
-        """Return a row (or a fixed batch) of zeros and empty strings, to warm up a graph that has no example."""
+        """Return a row (or a fixed batch) of zeros and empty strings to warm up a graph without an example."""
         feeds: Feeds = {}
         for entry in self.artifact.inputs:
             shape = [1 if size == -1 else size for size in entry.shape]
@@ -290,10 +290,10 @@ class OnnxModel:
 
 
 def _bind_stock_model(artifact: Artifact, session: "ort.InferenceSession") -> Artifact:
-    """Bind the inputs of the graph to the signature by name, otherwise all columns, stacked, to the only input."""
+    """Bind graph inputs to the signature by name. Otherwise bind the stacked columns to the only input."""
     inputs = [Input(node.name, _dtype(node), _shape(node)) for node in session.get_inputs()]
     outputs = tuple(
-        # skl2onnx writes classifiers with ZipMap by default: one mapping from class to probability a row
+        # By default, skl2onnx writes classifiers with a ZipMap: one mapping from class to probability per row.
         Output(node.name, "map" if node.type.startswith("seq(map(") else _dtype(node), _shape(node))
         for node in session.get_outputs()
         if node.name != REFUSED_ROWS
@@ -320,9 +320,9 @@ def _dtype(node: "ort.NodeArg") -> str:
         return _DTYPES[node.type]
     except KeyError:
         raise InvalidArtifact(
-            f"the graph's {node.name!r} is a {node.type}, which cannot be served; tensors of numbers, booleans and "
-            "texts can: add a Cast or a ConcatFromSequence to the graph (of a sequence of fixed length onnxserve wrap "
-            "makes tensors)"
+            f"the graph's {node.name!r} is a {node.type}, which cannot be served; only tensors of numbers, booleans "
+            "and texts can: add a Cast or a ConcatFromSequence to the graph (onnxserve wrap converts a sequence of "
+            "fixed length into tensors)"
         ) from None
 
 

@@ -1,7 +1,8 @@
-"""The MLmodel folder of a model without an ONNX form: the part of its signature that has a form as named arrays.
+"""The MLmodel folder of a model without an ONNX form: the part of its signature that can be expressed as named arrays.
 
-If an input has no such form (objects, maps, nested arrays, type hints), only `/invocations` serves the model
-(`Artifact.undescribed`), and the log has JSON texts. Dates and bytes are strings: ISO 8601 and base64, as in MLflow.
+If an input is an object, a map, a nested array or defined by type hints, only `/invocations` serves the model
+(`Artifact.undescribed`), and the log contains JSON texts. Dates and bytes are strings: ISO 8601 and base64, as in
+MLflow.
 """
 
 import json
@@ -33,7 +34,7 @@ from mlflow_deploy_plugin.runtime.schema import Schema, compile_schema
 from mlflow_deploy_plugin.runtime.values import Missing
 
 UNNAMED_OUTPUT = "prediction"
-"""The name of the only output of a model if it has none."""
+"""The name of the only output of a model if the signature does not specify a name."""
 
 _AS_STRINGS = {"datetime", "binary"}
 _AS_JSON = {"object", "array", "map", "any"}
@@ -54,13 +55,13 @@ def read_served_artifact(folder: Path) -> Artifact:
 
 @dataclass(frozen=True)
 class FrameSchema(Schema):
-    """The columns of a pyfunc's pandas frame: optional columns may be absent, and texts missing."""
+    """The columns of a pyfunc's pandas frame. Optional columns may be absent, and texts may be missing."""
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         columns = tuple(column for column in self.columns if column.required or column.name in data)
         names = {column.name for column in columns}
-        given = FrameSchema(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
-        return Schema.from_columns(given, data)
+        present = FrameSchema(columns, (), tuple(entry for entry in self.inputs if entry.name in names))
+        return Schema.from_columns(present, data)
 
     @cached_property
     def _replacements(self) -> Mapping[str, str | Missing | None]:
@@ -69,7 +70,7 @@ class FrameSchema(Schema):
 
 @dataclass(frozen=True)
 class UndescribedSchema(Schema):
-    """The schema of a pyfunc whose inputs have no form as named arrays: it refuses every array with `reason`."""
+    """The schema of a pyfunc whose inputs are not named arrays. It refuses every array with `reason`."""
 
     reason: str = ""
     logged_columns: tuple[Column, ...] = ()
@@ -86,7 +87,7 @@ class UndescribedSchema(Schema):
 
 
 def pyfunc_schema(artifact: Artifact) -> Schema:
-    """Return the schema that turns columns, rows and tensors into feeds of this pyfunc."""
+    """Return the schema that converts columns, rows and tensors into feeds of this pyfunc."""
     if artifact.undescribed:
         return UndescribedSchema((), (), (), reason=artifact.undescribed, logged_columns=artifact.logged_columns)
     schema = compile_schema(artifact.columns, artifact.tensors, artifact.inputs)
@@ -101,7 +102,7 @@ def _pyfunc_artifact(folder: Path, document: Mapping[str, Any]) -> Artifact:
         Input(tensor.name or _ONLY_INPUT, tensor.dtype, tensor.shape, dimension_names=row_symbols(tensor.shape))
         for tensor in tensors
     )
-    fields = json.loads(signature.get("outputs") or "[]")  # none if only the first answer can show them
+    fields = json.loads(signature.get("outputs") or "[]")  # If it is empty, the first answer shows the outputs.
     outputs = []
     for entry in fields:
         name = str(entry.get("name") or UNNAMED_OUTPUT) if len(fields) == 1 else str(entry["name"])
@@ -137,12 +138,12 @@ def _column_inputs(columns: Sequence[Column]) -> tuple[Input, ...]:
 def _read_inputs(
     signature: Mapping[str, Any], takes_objects: bool
 ) -> tuple[tuple[Column, ...], tuple[Tensor, ...], str]:
-    """Return the columns and the tensors of a signature, and the reason why they are incomplete."""
+    """Return the columns and the tensors of a signature, and the reason why they are incomplete (empty if not)."""
     fields = json.loads(signature.get("inputs") or "[]")
     if not fields:
-        return (), (), "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV"
+        return (), (), "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV"
     if takes_objects:
-        return (), (), "this model takes Python objects; send it to /invocations, as JSON or CSV"
+        return (), (), "this model takes Python objects; send requests to /invocations, as JSON or CSV"
     columns: list[Column] = []
     tensors: list[Tensor] = []
     undescribed = ""
@@ -151,12 +152,12 @@ def _read_inputs(
         if entry.get("type") == "tensor":
             spec = entry["tensor-spec"]
             if spec["dtype"] not in TENSOR_DTYPES:
-                return (), (), f"the tensor {name!r} is of {spec['dtype']}; send it to /invocations, as JSON or CSV"
+                return (), (), f"the tensor {name!r} is {spec['dtype']}; send requests to /invocations, as JSON or CSV"
             tensors.append(read_tensor(entry))
             continue
         kind: Any = entry.get("type")
         if kind not in COLUMN_TYPES and kind not in _AS_STRINGS:
-            undescribed = f"the column {name!r} is of the type {kind}; send it to /invocations, as JSON or CSV"
+            undescribed = f"the column {name!r} has the type {kind}; send requests to /invocations, as JSON or CSV"
             if kind not in _AS_JSON:
                 return (), (), undescribed
         is_binary = kind == "binary"

@@ -1,8 +1,8 @@
-"""The values that the original of a model refuses, refused before the graph computes something of them.
+"""The values that the original of a model refuses. They are refused before the graph computes an answer for them.
 
-scikit-learn raises an error for some missing or infinite numbers and unknown categories; an ONNX graph answers them.
-The proof of parity finds these columns (`flavor/parity.py`), and the schema checks each request here. If a later step
-of the original refuses a row, such as a logarithm of a negative number, the graph marks it in `REFUSED_ROWS`.
+scikit-learn raises an error for some missing or infinite numbers and unknown categories, but an ONNX graph computes an
+answer. The parity check finds these columns (`flavor/parity.py`), and the schema checks each request here. If a later
+step of the original refuses a row, such as a logarithm of a negative number, the graph marks the row in `REFUSED_ROWS`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +18,11 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.runtime.values import numpy_dtype, short_repr, tensor_label
 
 REFUSED_ROWS = "onnxserve_refused_rows"
-"""The graph's output [N] that marks refused rows; its metadata has the reason under the same name."""
+"""The graph's output [N] that marks refused rows. The metadata of the graph has the reason under the same name."""
 
 
 class CheckedColumn(NamedTuple):
-    """A column of an array, or a tensor, for which `position` is None."""
+    """A column of an array, or a tensor (`position` is None)."""
 
     position: int | None
     name: str
@@ -41,7 +41,7 @@ class ValueCheck(NamedTuple):
     Attributes:
         input: the name of an input of the graph, or of a block of sent numbers.
         complete / finite: the columns that refuse missing or infinite numbers.
-        categories: (column, known values, the values as an error shows them).
+        categories: (column, known values, the values in an error message).
     """
 
     input: str
@@ -51,9 +51,9 @@ class ValueCheck(NamedTuple):
 
 
 def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping[str, str]) -> list[ValueCheck]:
-    """Return the checks of the arrays of a request; `inputs` are the graph's or the blocks of sent numbers.
+    """Return the checks of the arrays of a request. `inputs` are inputs of the graph or blocks of sent numbers.
 
-    `tensors` maps an input to the signature's tensor; it is empty for a signature of columns.
+    `tensors` maps an input to its tensor in the signature; it is empty for a signature of columns.
     """
     checks: list[ValueCheck] = []
     if not (refusals.missing or refusals.infinite or refusals.categories):
@@ -63,11 +63,11 @@ def compile_checks(refusals: Refusals, inputs: Iterable[Input], tensors: Mapping
         categories = []
         for column in columns:
             known = refusals.categories.get(column.name, ())
-            # an input of texts may hold the digits of numbers, as its encoder learned them: these are not compared
+            # An input of texts may contain numbers as digits, if its encoder learned them so. They are not compared.
             if known and all(isinstance(value, str) == (entry.dtype == "str") for value in known):
                 missing = [] if entry.missing is None else [entry.missing]
-                shown = [*sorted(map(str, known)), *(["null"] if missing else [])]
-                categories.append((column, frozenset([*known, *missing]), shown))
+                allowed = [*sorted(map(str, known)), *(["null"] if missing else [])]
+                categories.append((column, frozenset([*known, *missing]), allowed))
         numbers = columns or [CheckedColumn(None, tensors[entry.name])]
         if numpy_dtype(entry.dtype).kind != "f":
             numbers = []
@@ -82,20 +82,20 @@ def check_values(checks: Iterable[ValueCheck], arrays: Mapping[str, Array]) -> N
     """Raise SchemaMismatch if a number is missing or infinite, or a value is not a category of its column."""
     for name, complete, finite, categories in checks:
         array = arrays[name]
-        # the product is NaN or infinite if one number is; it takes half the time of `isfinite`, and warns of no
-        # overflow. Beyond 10,000 numbers OpenBLAS wakes threads: 8 ms on busy cores, where `isfinite` takes 0.04
+        # The product is NaN or infinite if one number is. It takes half the time of `isfinite` and does not warn about
+        # overflow. Above 10,000 numbers, OpenBLAS wakes threads: 8 ms on busy cores, compared with 0.04 for `isfinite`.
         if (complete or finite) and not (
             np.isfinite(array).all() if array.size > 10_000 else np.vdot(array, array) < inf
         ):
-            _refuse_numbers(complete, np.isnan(array), "null or NaN; the model takes no missing value")
-            _refuse_numbers(finite, np.isinf(array), "infinite; the model takes finite numbers")
-        for column, known, shown in categories:
+            _refuse_numbers(complete, np.isnan(array), "null or NaN; the model does not accept missing values")
+            _refuse_numbers(finite, np.isinf(array), "infinite; the model accepts only finite numbers")
+        for column, known, allowed in categories:
             values = column.values(array).tolist()
             if not known.issuperset(values):
                 row, value = next((row, value) for row, value in enumerate(values) if value not in known)
-                near = shown if isinstance(value, str) else ()  # 17 is not meant by 18
-                hint = did_you_mean(str(value), near, f"it takes {join_names(shown)}")
-                why = f"{column.label}, row {row}: the model does not know {short_repr(value)}{hint}"
+                near = allowed if isinstance(value, str) else ()  # A number such as 17 is not a misspelt 18.
+                hint = did_you_mean(str(value), near, f"the allowed values are {join_names(allowed)}")
+                why = f"{column.label}, row {row}: {short_repr(value)} is not a known category of the model{hint}"
                 raise SchemaMismatch(why, column=column.name)
 
 
@@ -105,11 +105,11 @@ def _refuse_numbers(columns: Iterable[CheckedColumn], refused: Array, reason: st
     for column in columns:
         rows = np.argwhere(column.values(refused))
         if len(rows):
-            place = f", row {rows[0][0]}" if refused.ndim else ""  # one number for all rows is in none
-            raise SchemaMismatch(f"{column.label}{place}: {reason}", column=column.name)
+            row_label = f", row {rows[0][0]}" if refused.ndim else ""  # A single number for all rows has no row.
+            raise SchemaMismatch(f"{column.label}{row_label}: {reason}", column=column.name)
 
 
 def check_rows(refused: Array, reason: str, first_row: int = 0) -> None:
-    """Raise InferenceError if the graph has marked a row; `first_row` is the position of its first row."""
-    if np.count_nonzero(refused):  # so is NaN
+    """Raise InferenceError if the graph has marked a row. `first_row` is the position of the first row of the array."""
+    if np.count_nonzero(refused):  # NaN also counts as a mark.
         raise InferenceError(f"row {first_row + int(np.flatnonzero(refused)[0])}: {reason}")

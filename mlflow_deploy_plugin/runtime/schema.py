@@ -1,7 +1,7 @@
-"""The compiled signature: columns, records, rows or tensors → the named arrays that feed the graph, and back.
+"""The compiled signature: it converts columns, records, rows or tensors into the feeds of the graph, and back.
 
-Further columns are ignored; a missing column is an error. `runtime/values.py` checks the values. A table that plainly
-fits takes the fast path of `runtime/fast_decode.py`; any other table is decoded here.
+Unknown columns are ignored; a missing column is an error. `runtime/values.py` checks the values. A table with the
+expected types takes the fast path of `runtime/fast_decode.py`; any other table is decoded here.
 """
 
 from collections import Counter
@@ -46,19 +46,19 @@ from mlflow_deploy_plugin.runtime.values import (
 )
 
 _MAX_FILLED = 10_000_000
-"""The most omitted values that are filled in. A request that sends more values itself may omit as many."""
+"""The maximum number of omitted values that are filled in, or the number of sent values if that is larger."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The inputs of one model, ready to turn data into feeds.
+    """The inputs of one model, and the methods that convert data into feeds.
 
     Attributes:
-        columns / tensors: those of the signature, which is based on one of them; the other is empty.
-        has_rows: the first dimension of every tensor is its rows. Otherwise a request counts as one row.
-        keys: further columns that are captured and not fed (`keyed_schema.py`).
-        is_foreign: the graph was not converted by this project. Exporters give unrelated dimensions one name, so that
-            only ONNX Runtime decides which sizes agree.
+        columns / tensors: the columns or the tensors of the signature; one of them is empty.
+        has_rows: True if the first dimension of every tensor is its rows. Otherwise a request counts as one row.
+        keys: additional columns that are captured but not fed (`keyed_schema.py`).
+        is_foreign: True if another exporter made the graph. Exporters give unrelated dimensions the same name, so only
+            ONNX Runtime can decide which sizes must be equal.
     """
 
     columns: tuple[Column, ...]
@@ -75,13 +75,13 @@ class Schema:
 
     @cached_property
     def binary_columns(self) -> frozenset[str]:
-        """The names of the columns of bytes, which only a pyfunc has."""
+        """The names of the columns of bytes. Only a pyfunc has such columns."""
         return frozenset(column.name for column in self.columns if column.is_binary)
 
     def from_columns(self, data: Mapping[str, Sequence[object] | Array]) -> Feeds:
         """Return feeds from columns (or tensors) by name, each a list or an array of N.
 
-        Raises SchemaMismatch if a column is missing, mistyped or of another length, or there are no rows.
+        Raises SchemaMismatch if a column is missing, mistyped or has another length, or if there are no rows.
         """
         if not self.columns:
             return self._from_tensors(data)
@@ -107,46 +107,46 @@ class Schema:
                 raise overflow_error(arrays) from None
         if not self._blocks:
             return self._taken(feeds)
-        texts = {column.name for column in self.columns if column.type == "string"}  # blocks hold no texts
+        texts = {column.name for column in self.columns if column.type == "string"}  # Blocks do not contain texts.
         sent = {entry.name: _stack(entry, arrays) for entry in self._blocks}
         sent |= {entry.name: feeds[entry.name] for entry in self.inputs if not texts.isdisjoint(entry.columns)}
         return self._taken(narrowed_feeds(feeds, sent))
 
     def from_records(self, records: Sequence[Mapping[str, object]]) -> Feeds:
-        """Return feeds from rows that map column to value. A column that a row lacks is null in it.
+        """Return feeds from rows that map column to value. A column that is absent from a row is null in that row.
 
-        Raises as `from_columns`. The rows of tensors must have the same names.
+        Raises the errors of `from_columns`. The rows of tensors must all have the same names.
         """
         if self._fast is not None and (feeds := self._fast.from_records(records)) is not None:
             return self._taken(feeds)
         for row, record in enumerate(records):
             if not isinstance(record, Mapping):
                 raise SchemaMismatch(
-                    f"row {row} is {short_repr(record)}; an object with one value a column is expected"
+                    f"row {row} is {short_repr(record)}; an object with one value per column is expected"
                 )
         if not records:
             raise SchemaMismatch(NO_ROWS)
         if not self.columns:
             names = records[0].keys()
             for row, record in enumerate(records):
-                if record.keys() != names:  # if each row had its own keys, the table would be as wide as long
+                if record.keys() != names:  # Different keys per row would make a table as wide as it is long.
                     other = short_repr(next(iter(record.keys() ^ names)))
-                    raise SchemaMismatch(f"row {row} and row 0 name different columns: {other} is in one of them")
+                    raise SchemaMismatch(f"row {row} and row 0 have different columns: only one of them has {other}")
             return self.from_frame({name: [record[name] for record in records] for name in names})
         seen = dict.fromkeys(chain.from_iterable(records))
         if missing := self.missing_columns(seen):
             raise missing
         present = [name for name in self.names if name in seen]
-        given = sum(map(len, records))
-        _check_filled(len(records) * len(present) - given, given)
+        sent = sum(map(len, records))
+        _check_filled(len(records) * len(present) - sent, sent)
         return self.from_frame({name: [record.get(name) for record in records] for name in present})
 
     def from_rows(self, names: Sequence[str], rows: Sequence[Sequence[object]]) -> Feeds:
-        """Return feeds from rows that are lists in the order of `names` (pandas' "split"). Raises as `from_columns`."""
+        """Return feeds from rows that are lists in the order of `names` (pandas' "split"). See `from_columns`."""
         if self._fast is not None and (feeds := self._fast.from_rows(names, rows)) is not None:
             return self._taken(feeds)
         if doubled := [name for name, count in Counter(names).items() if count > 1]:
-            raise SchemaMismatch(f"column {doubled[0]!r} stands twice", column=doubled[0])
+            raise SchemaMismatch(f"column {doubled[0]!r} is duplicated", column=doubled[0])
         for row, values in enumerate(rows):
             if not isinstance(values, list | tuple) or len(values) != len(names):
                 raise SchemaMismatch(f"row {row} is {short_repr(values)}; a list of {len(names)} values is expected")
@@ -155,10 +155,10 @@ class Schema:
         return self.from_frame(dict(zip(names, map(list, zip(*rows, strict=True)), strict=False)))
 
     def from_array(self, values: object) -> Feeds:
-        """Return feeds from nested lists or an array, in the columns' order. Raises as `from_columns`."""
+        """Return feeds from nested lists or an array, in the order of the columns. Raises as `from_columns`."""
         if not self.columns:
             if len(self.tensors) != 1:
-                raise SchemaMismatch(f"the model takes several tensors; give each by name: {join_names(self.names)}")
+                raise SchemaMismatch(f"the model takes several tensors; send each by name: {join_names(self.names)}")
             return self._from_tensors({self.tensors[0].name: values})
         rows = values
         if isinstance(values, np.ndarray):
@@ -173,13 +173,13 @@ class Schema:
 
     @property
     def matrix_kinds(self) -> str:
-        """The numpy kinds of a matrix that `from_array` decodes at once; empty if the graph takes no such matrix."""
+        """The numpy kinds of a matrix that `from_array` decodes directly; empty if the graph does not take a matrix."""
         return self._fast.array_kinds if self._fast is not None else ""
 
     def to_columns(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the sent values of feeds, as captured rows hold them: [N] by column, or [N, …] by tensor.
+        """Return the values as they were sent, in the format of captured rows: [N] by column, or [N, …] by tensor.
 
-        An input that is not in `feeds` is left out. A missing text is None.
+        Inputs that are not in `feeds` are left out. A missing text is None.
         """
         columns: dict[str, Array] = {}
         arrays = sent_arrays(feeds)
@@ -197,14 +197,14 @@ class Schema:
 
     @cached_property
     def tensor_schema(self) -> "Schema":
-        """The schema for protocols of tensors: each tensor has the name of the graph's input that it feeds."""
+        """The schema for tensor protocols: each tensor has the name of the graph input that it feeds."""
         inputs = self.inputs
         if self.columns:
             tensors = [Tensor(entry.name, entry.dtype, entry.shape) for entry in inputs]
             inputs = tuple(replace(entry, dimension_names=row_symbols(entry.shape)) for entry in inputs)
         else:
             tensors = [replace(tensor, name=entry.name) for entry, tensor in self._bound_tensors]
-        is_foreign = self.is_foreign and not self.columns  # the rows of a table agree in any case
+        is_foreign = self.is_foreign and not self.columns  # The inputs of a table always have the same number of rows.
         return Schema((), tuple(tensors), inputs, self.has_rows, self.refusals, is_foreign=is_foreign)
 
     def count_rows(self, arrays: Mapping[str, Array]) -> int:
@@ -212,12 +212,12 @@ class Schema:
 
     @cached_property
     def dtypes(self) -> dict[str, str]:
-        """The numpy dtype (`str`: strings) of each column or tensor of the signature, by its name."""
+        """The numpy dtype (`str`: strings) of each column or tensor of the signature, by name."""
         columns = {column.name: COLUMN_TYPES[column.type] for column in self.columns}
         return columns or {tensor.name: tensor.dtype for tensor in self.tensors}
 
     def missing_columns(self, given: Collection[str]) -> SchemaMismatch | None:
-        """Return the error about the required columns that are not among the given ones; None if all are."""
+        """Return an error if required columns are missing in `given`; otherwise return None."""
         missing = [column.name for column in self.columns if column.required and column.name not in given]
         return self._missing_error("column", missing, given) if missing else None
 
@@ -230,24 +230,24 @@ class Schema:
 
     @cached_property
     def sent_inputs(self) -> tuple[Input, ...]:
-        """The arrays that may hold sent rows: the graph's inputs, and the blocks of numbers that it narrows."""
+        """The arrays that may contain sent rows: the graph's inputs and the blocks of numbers that it narrows."""
         return (*self.inputs, *self._blocks)
 
     @cached_property
     def capture_schema(self) -> "Schema":
-        """The schema of the rows in the spool, which hold the values as they were sent."""
+        """The schema of the rows in the spool, which contain the values as they were sent."""
         return replace(self, inputs=self.sent_inputs) if self._blocks else self
 
     @cached_property
     def _blocks(self) -> tuple[Input, ...]:
-        """A block for each type of numbers, of that type; empty if the graph's inputs hold all numbers exactly."""
+        """A block for each type of numbers, with that dtype. Empty if the graph's inputs are wide enough."""
         types = {column.name: numpy_dtype(COLUMN_TYPES[column.type]) for column in self.columns}
         fed = [(numpy_dtype(entry.dtype), types[name]) for entry in self.inputs for name in entry.columns if types]
         return () if all(is_lossless_cast(*pair) for pair in fed) else type_blocks(self.columns, self.inputs)
 
     @cached_property
     def _fast(self) -> FastDecoder | None:
-        """The decoder of tables that plainly fit; None for tensors, and if a number is fed as text."""
+        """The fast decoder for tables. None for tensors, and if a number is fed as text."""
         texts = {column.name for column in self.columns if column.type == "string"}
         is_plain = all((name in texts) == (entry.dtype == "str") for entry in self.inputs for name in entry.columns)
         return FastDecoder(self.columns, self.inputs, self._blocks) if self.columns and is_plain else None
@@ -260,13 +260,13 @@ class Schema:
     def _shared(self) -> SharedDimensions:
         if self.is_foreign:
             return ()
-        # a tensor may have another rank than its input: the graph then refuses the feeds
+        # The rank of a tensor may differ from the rank of its input. In this case, the graph refuses the feeds.
         fitting = [entry for entry, tensor in self._bound_tensors if len(tensor.shape) == len(entry.dimension_names)]
         return shared_dimensions(fitting)
 
     @cached_property
     def _replacements(self) -> Mapping[str, str | Missing | None]:
-        """The value that replaces a missing string, by column. None: nothing does."""
+        """The text that replaces a missing string, by column; None if a missing string is an error."""
         return {name: entry.missing for entry in self.inputs for name in entry.columns}
 
     def _common_length(self, data: Mapping[str, object]) -> int:
@@ -288,9 +288,9 @@ class Schema:
         return rows
 
     def from_frame(self, data: Mapping[str, list[object] | Array]) -> Feeds:
-        """Return feeds from a table by column name: all columns are lists, or all are arrays.
+        """Return feeds from a table by column name. Either all columns are lists, or all are arrays.
 
-        The only tensor takes the only column; with rank 2, all columns in order. Raises as `from_columns`.
+        A single tensor takes a single column or, with rank 2, all columns in order. Raises as `from_columns`.
         """
         if self.columns:
             return self.from_columns(data)
@@ -301,10 +301,10 @@ class Schema:
         if len(self.tensors) == 1 and len(self.tensors[0].shape) == 2 and data:
             columns = [column for column in data.values() if isinstance(column, np.ndarray)]
             if any(column.ndim > 1 for column in columns):
-                raise SchemaMismatch("several columns make one tensor only where each has one value a row")
+                raise SchemaMismatch("several columns can form one tensor only if each has one value per row")
             matrix = np.column_stack(columns) if columns else list(map(list, zip(*data.values(), strict=True)))
             return self._from_tensors({self.tensors[0].name: matrix})
-        raise SchemaMismatch(f"a table does not fit this model; it takes the tensors {join_names(self.names)}")
+        raise SchemaMismatch(f"a table does not fit this model; send the tensors {join_names(self.names)}")
 
     def _from_tensors(self, data: Mapping[str, Any]) -> Feeds:
         if self._fast_tensors is not None and (feeds := self._fast_tensors(data)) is not None:
@@ -312,9 +312,9 @@ class Schema:
         if self.names == ("",):
             if len(data) != 1:
                 raise SchemaMismatch(
-                    f"the model takes one array, and not {join_names(data) or 'none'}: give its rows as lists of values"
+                    f"the model takes one array, not {join_names(data) or 'none'}: send its rows as lists of values"
                 )
-            data = {"": next(iter(data.values()))}  # the only, nameless tensor may be called anything
+            data = {"": next(iter(data.values()))}  # A single tensor without a name may be sent under any name.
         missing = [name for name in self.names if name not in data]
         if missing:
             raise self._missing_error("tensor", missing, data)
@@ -334,10 +334,10 @@ class Schema:
             raise SchemaMismatch(problem)
         sent = {}
         for entry, tensor in self._bound_tensors:
-            given = data[tensor.name]
-            # the type of an input that columns are stacked in is not the signature's
-            is_typed = entry.columns and isinstance(given, np.ndarray) and given.dtype.kind in "fiub"
-            sent[entry.name] = given if is_typed else arrays[tensor.name]
+            values = data[tensor.name]
+            # If columns are stacked in an input, its type is not the type of the signature.
+            is_typed = entry.columns and isinstance(values, np.ndarray) and values.dtype.kind in "fiub"
+            sent[entry.name] = values if is_typed else arrays[tensor.name]
         is_narrowed = not all(is_lossless_cast(feeds[name].dtype, array.dtype) for name, array in sent.items())
         return self._taken(narrowed_feeds(feeds, sent) if is_narrowed else feeds)
 
@@ -357,7 +357,7 @@ class Schema:
 
     @cached_property
     def _sent_checks(self) -> list[ValueCheck]:
-        """The checks of `NarrowedFeeds.sent`, whose blocks hold the numbers of several inputs."""
+        """The checks of `NarrowedFeeds.sent`, whose blocks contain the numbers of several inputs."""
         if not self._blocks:
             return self._checks
         texts = [entry for entry in self.inputs if entry.dtype == "str"]
@@ -365,7 +365,7 @@ class Schema:
 
     @cached_property
     def _bound_tensors(self) -> list[tuple[Input, Tensor]]:
-        """Each input of the graph with its tensor of the same name, or the only one."""
+        """Each input of the graph with the tensor of the same name, or with the only tensor."""
         if len(self.inputs) == 1:
             return [(self.inputs[0], self.tensors[0])]
         named = {tensor.name: tensor for tensor in self.tensors}
@@ -382,34 +382,34 @@ def compile_schema(
 ) -> Schema:
     """Return the schema. Raises InvalidArtifact if the signature lacks an input or repeats a name.
 
-    `outputs` are empty if they are not known.
+    `outputs` are empty if they are unknown.
     """
     names = Counter(field.name for field in columns or tensors)
     if doubled := [name for name, count in names.items() if count > 1]:
-        raise InvalidArtifact(f"the signature names {doubled[0]!r} twice")
+        raise InvalidArtifact(f"the signature contains {doubled[0]!r} twice")
     for entry in inputs:
         if columns and (not entry.columns or any(name not in names for name in entry.columns)):
             raise InvalidArtifact(f"the graph's input {entry.name!r} is not fed by the signature's {sorted(names)}")
     if tensors and (len(tensors) != len(inputs) or (len(inputs) > 1 and set(names) != {e.name for e in inputs})):
-        raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, the signature gives {sorted(names)}")
+        raise InvalidArtifact(f"the graph takes {[e.name for e in inputs]}, but the signature has {sorted(names)}")
     has_rows = not rowless_reason(columns, inputs, outputs)
     return Schema(columns, tensors, inputs, has_rows, refusals, is_foreign=is_foreign)
 
 
 def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
-    """Return a table column as a tensor. A cell is the row's only value, or all its values flat, as in MLflow."""
+    """Return a table column as a tensor. A cell is the only value of its row, or all values, flattened as in MLflow."""
     inner = tensor.shape[1:]
     if isinstance(cells, np.ndarray):
         values = cells.size // max(len(cells), 1)
         inner = (values,) if inner == (-1,) else inner
-        is_fit = len(cells) and -1 not in inner and prod(inner) == values  # anything else is checked later
+        is_fit = len(cells) and -1 not in inner and prod(inner) == values  # All other cases are checked later.
         return cells.reshape(len(cells), *inner) if is_fit else cells
     if len(inner) == 1:
         return cells if any(isinstance(cell, list) for cell in cells) else [[cell] for cell in cells]
     rows = []
     for cell in cells:
         is_flat = isinstance(cell, list) and len(inner) > 1 and not any(isinstance(value, list) for value in cell)
-        if is_flat and min(inner) > 0 and len(cell) == prod(inner):  # anything else is checked later
+        if is_flat and min(inner) > 0 and len(cell) == prod(inner):  # All other cases are checked later.
             for size in inner[:0:-1]:
                 cell = [cell[start : start + size] for start in range(0, len(cell), size)]
         rows.append(cell)
@@ -417,7 +417,7 @@ def _from_cells(tensor: Tensor, cells: list[Any] | Array) -> list[Any] | Array:
 
 
 def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
-    """Return the columns of one ONNX input as [N, columns], or as [N] if the graph wants a vector."""
+    """Return the columns of one ONNX input as [N, columns], or as [N] if the graph requires a vector."""
     dtype = numpy_dtype(entry.dtype)
     if len(entry.columns) == 1:
         only = arrays[entry.columns[0]].astype(dtype, copy=False)
@@ -428,9 +428,9 @@ def _stack(entry: Input, arrays: Mapping[str, Array]) -> Array:
     return stacked
 
 
-def _check_filled(missing: int, given: int) -> None:
-    """Refuse a small body that would become a table of gigabytes, as a million empty rows of hundreds of columns."""
-    if missing > max(_MAX_FILLED, given):
+def _check_filled(missing: int, sent: int) -> None:
+    """Refuse a small body that expands to gigabytes, such as a million empty rows with hundreds of columns."""
+    if missing > max(_MAX_FILLED, sent):
         raise SchemaMismatch(
-            f"{missing} values are left out, and at most {given} given; send fewer rows, or whole ones"
+            f"{missing} values are missing, and at most {sent} are present; send fewer rows, or complete rows"
         )

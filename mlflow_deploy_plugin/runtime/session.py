@@ -1,6 +1,6 @@
-"""An ONNX Runtime session with explicit providers and threads, on a device that is really used.
+"""An ONNX Runtime session with explicit providers and threads. It fails if the specified device cannot be used.
 
-Optimised graphs are not kept, because the first load would take longer (653 instead of 202 ms for 201 MB).
+Optimised graphs are not stored, because storing them makes the first load slower (653 instead of 202 ms for 201 MB).
 """
 
 import contextlib
@@ -36,24 +36,24 @@ _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 _OWN_MEMORY = Path("/proc/self/statm")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _KEEP_SECONDS = 1.0
-"""The time after a large run in which the next one finds the memory of the first."""
+"""The memory of a large run remains allocated for this time, so that the next run can reuse it."""
 
 _CPP = re.compile(
     r"Load model from .*? failed: ?|Exception during loading: ?"
     r"|/\S+\.(?:cc|h):\d+ .*?\bonnxruntime::.*?\)(?: const)?(?: \[with .*?\])? (?=\S)"
 )
-"""The parts of ONNX Runtime's messages that do not help their reader: paths, and its own functions."""
+"""The parts of ONNX Runtime's messages that do not help the reader: paths and names of internal functions."""
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The place where a session computes.
+    """The device and the provider options of a session.
 
     Attributes:
-        device_id: the GPU, as CUDA counts them.
-        options: those of the providers. An option that is None has ONNX Runtime's default.
-        engine_cache: the folder for TensorRT's engines, unless the options name one; None: engines are not kept.
-        io_binding: inputs are copied into page-locked buffers first (`runtime/binding.py`); CUDA graphs need that.
+        device_id: the CUDA index of the GPU.
+        options: the provider options. For an option that is None, ONNX Runtime's default applies.
+        engine_cache: the default folder for TensorRT engines. If it is None, engines are not stored.
+        io_binding: inputs are first copied into page-locked buffers (`runtime/binding.py`). CUDA graphs require it.
     """
 
     device: Device = "cpu"
@@ -68,11 +68,11 @@ class Placement:
 
     @property
     def providers(self) -> list[tuple[str, dict[str, str]]]:
-        """The providers (https://onnxruntime.ai/docs/execution-providers/) in order; never the CPU next to a GPU."""
+        """The ordered providers (https://onnxruntime.ai/docs/execution-providers/). A GPU has no CPU fallback."""
         if self.device == "cpu":
             return [(_PROVIDERS["cpu"], {})]
-        said = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
-        texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in said.items()}
+        options = self.options.model_dump(exclude_none=True, exclude={"enable_cuda_graph"})
+        texts = {name: str(int(value)) if isinstance(value, bool) else str(value) for name, value in options.items()}
         cuda = {name: text for name, text in texts.items() if not name.startswith(_OF_TENSORRT)}
         cuda["device_id"] = str(self.device_id)
         if self.device == "cuda":
@@ -90,31 +90,31 @@ class Placement:
 ON_CPU = Placement()
 
 OLDEST_ONNXRUNTIME = (1, 29)
-"""The oldest supported version, as in setup.cfg: 1.28 has no cosine in 64 bits, 1.27 answers forests wrongly (measured:
-52 labels of 569), and 1.26 reads any file of the machine as a graph's weights."""
+"""The oldest supported version, as in setup.cfg. 1.28 has no cosine in 64 bits, 1.27 computes forests incorrectly
+(measured: 52 labels of 569), and 1.26 can read any file on the machine as a graph's weights."""
 
 
 def import_onnxruntime() -> Any:
-    """Return the module, with its telemetry off unless the environment turns it on.
+    """Return the module, with telemetry disabled unless the environment enables it.
 
-    Since 1.29, its import writes an id of this machine into HOME, and reports loaded models to Microsoft. Raises
-    RuntimeMissing if it is not installed.
+    Since 1.29, importing ONNX Runtime writes a machine id into HOME and reports loaded models to Microsoft. Raises
+    RuntimeMissing if ONNX Runtime is not installed.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        import onnxruntime as module  # late: it is heavy, and comes from one of two distributions
+        import onnxruntime as module  # The module is heavy, and two distributions provide it.
     except ImportError:
         raise RuntimeMissing(
             "ONNX Runtime is not installed: pip install 'mlflow-onnxserve[cpu]', or 'mlflow-onnxserve[gpu]' for CUDA"
         ) from None
     if os.environ["ORT_DISABLE_TELEMETRY"] != "0":
-        module.disable_telemetry_events()  # another package may have imported it before
+        module.disable_telemetry_events()  # Another package may have imported the module already.
     return module
 
 
 def available_cores(processes: int = 1) -> int:
-    """Return the cores per process by the affinity and the cgroups' quotas, which ONNX Runtime ignores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has none
+    """Return the cores per process from the affinity and the cgroup quotas, which ONNX Runtime ignores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
     for folder in cgroup_folders("cpu"):
         with contextlib.suppress(OSError):
             if (folder / "cpu.max").exists():
@@ -127,11 +127,11 @@ def available_cores(processes: int = 1) -> int:
 
 
 def cgroup_folders(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's cgroup and its parents, which limit it (cgroups(7)); some may not exist."""
+    """Yield the cgroup folders that limit this process: its own and the parents (cgroups(7)). Some may not exist."""
     with contextlib.suppress(OSError):
         for line in _OWN_CGROUPS.read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers == "" or controller in controllers.split(","):  # cgroups 2 name no controllers
+            if controllers == "" or controller in controllers.split(","):  # The list is empty in cgroups 2.
                 top = _CGROUPS / controller if controllers else _CGROUPS
                 folder = top / path.lstrip("/")
                 yield from (folder, *(above for above in folder.parents if above.is_relative_to(top)))
@@ -140,27 +140,27 @@ def cgroup_folders(controller: str) -> Iterator[Path]:
 def open_session(
     onnx_file: Path, placement: Placement = ON_CPU, intra_op_num_threads: int = 1
 ) -> "ort.InferenceSession":
-    """Return a session on the device of `placement`, and on nothing else.
+    """Return a session that runs only on the device of `placement`.
 
-    ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here that is an error, and so is a node of
-    the graph that the device cannot run (`session.disable_cpu_ep_fallback`).
+    ONNX Runtime silently falls back to the CPU if a GPU library is missing. Here a missing library is an error, and so
+    is a graph node that the device cannot run (`session.disable_cpu_ep_fallback`).
 
     Raises:
         RuntimeMissing: ONNX Runtime is not installed, or is too old.
-        DeviceUnavailable: the device would not really be used.
+        DeviceUnavailable: the device would not be used.
         InvalidArtifact: the file is not a model that ONNX Runtime can load.
     """
     module, device = import_onnxruntime(), placement.device
     if tuple(map(int, module.__version__.split(".")[:2])) < OLDEST_ONNXRUNTIME:
         oldest = ".".join(map(str, OLDEST_ONNXRUNTIME))
         raise RuntimeMissing(
-            f"ONNX Runtime {module.__version__} is too old, {oldest} is needed: pip install 'onnxruntime>={oldest}', "
+            f"ONNX Runtime {module.__version__} is too old; {oldest} is required: pip install 'onnxruntime>={oldest}', "
             f"or 'onnxruntime-gpu>={oldest}' for CUDA"
         )
     check_device_libraries(module, device)
     options = session_options(module, device, intra_op_num_threads)
     try:
-        # with its fallback it would try again on the CPU, which the options forbid, and report that error instead
+        # ONNX Runtime's own fallback would retry on the CPU, which the options forbid, and report the wrong error.
         session = module.InferenceSession(str(onnx_file), options, providers=placement.providers, enable_fallback=0)
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
         reason = describe_error(error)
@@ -169,18 +169,18 @@ def open_session(
         raise InvalidArtifact(f"ONNX Runtime cannot load {onnx_file.name}: {reason}") from None
     if placement.providers[0][0] not in session.get_providers():
         raise DeviceUnavailable(
-            f"--device {device} was asked for, but ONNX Runtime uses {', '.join(session.get_providers())}: "
+            f"--device {device} is set, but ONNX Runtime uses {', '.join(session.get_providers())}: "
             "the GPU, its driver or the CUDA libraries are missing"
         )
     return session
 
 
 class Arena:
-    """The memory that ONNX Runtime's own `session` on a CPU keeps for its next large run.
+    """The memory that the CPU `session` of ONNX Runtime keeps for its next large run.
 
     ONNX Runtime keeps the memory of the largest simultaneous runs: 174 MB for a small CNN with 1 to 512 rows in four
-    threads. If each run returned its memory, 1,000 rows would take twice the time. So a thread returns the memory after
-    a pause. While the process has more than half of its limit (`limit_memory`), each large run returns its memory.
+    threads. If each run returned its memory, 1,000 rows would take twice as long. Therefore a thread returns the memory
+    after a pause. While the process uses more than half of its limit (`limit_memory`), each large run returns it.
     """
 
     def __init__(self, session: "ort.InferenceSession") -> None:
@@ -195,7 +195,7 @@ class Arena:
     def run(
         self, outputs: Sequence[str], feeds: Mapping[str, object], options: "ort.RunOptions | None" = None
     ) -> list[object]:
-        """Compute a large run, as `InferenceSession.run`, whose errors it raises. `options` are not used."""
+        """Compute a large run. The errors are those of `InferenceSession.run`. `options` are ignored."""
         try:
             options = self._shrinking if _keeper.is_memory_short() else self._keeping
             return list(self._session.run(outputs, feeds, options))
@@ -207,31 +207,31 @@ class Arena:
         return time.monotonic() > self._last_run + _KEEP_SECONDS
 
     def shrink(self) -> None:
-        with contextlib.suppress(Exception):  # the run is terminated before its first node, and shrinks the arena then
+        with contextlib.suppress(Exception):  # The run ends before its first node, and then the arena shrinks.
             self._session.run([self._session.outputs_meta[0].name], {}, self._terminated)
 
 
 class _ArenaKeeper:
-    """Gives the memory of the idle arenas of this process back, in a thread of its own."""
+    """Returns the memory of idle arenas in this process to the system, in a separate thread."""
 
     def __init__(self) -> None:
         self.limit = memory_limit() // 2
-        self._grown: set[weakref.ref[Arena]] = set()  # each change of a set is atomic
+        self._grown: set[weakref.ref[Arena]] = set()  # Each operation on the set is atomic.
         self._starting = threading.Lock()
         self._thread = threading.Thread()
 
     def is_memory_short(self) -> bool:
-        """Return True if this process holds more memory than the limit. The peak, which costs 1 µs, mostly decides."""
+        """Return True if this process uses more memory than the limit. Usually the peak, in 1 µs, is sufficient."""
         if getrusage(RUSAGE_SELF).ru_maxrss * 1024 <= self.limit:
             return False
         with contextlib.suppress(OSError):
             return int(_OWN_MEMORY.read_bytes().split()[1]) * _PAGE_BYTES > self.limit
-        return True  # macOS has no such file
+        return True  # macOS has no /proc/self/statm.
 
     def watch(self, arena: "weakref.ref[Arena]") -> None:
         """Shrink the arena as soon as it is idle."""
         self._grown.add(arena)
-        if not self._thread.is_alive():  # it may have been left behind by a fork
+        if not self._thread.is_alive():  # After a fork, the thread does not exist in the child process.
             with self._starting:
                 if not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._follow, name="onnxserve-arenas", daemon=True)
@@ -243,23 +243,24 @@ class _ArenaKeeper:
             for reference in list(self._grown):
                 arena = reference()
                 if arena is None or arena.is_idle() or self.is_memory_short():
-                    self._grown.discard(reference)  # before it is shrunk: a run that ends from here on adds it again
+                    # Discard before shrinking, so that a run that ends later adds the arena again.
+                    self._grown.discard(reference)
                     if arena is not None:
                         arena.shrink()
-                del arena  # a version that is replaced is freed although this thread sleeps
+                del arena  # A replaced version is freed while this thread sleeps.
 
 
 def limit_memory(limit: int | None, processes: int = 1) -> None:
-    """Set the memory that this process may hold; None: that of the machine, divided by so many processes."""
+    """Set the maximum memory of this process. None means the machine's limit divided by the number of `processes`."""
     _keeper.limit = (limit or memory_limit() // processes) // 2
 
 
 def memory_limit() -> int:
-    """Return the bytes of memory of the machine, or of the smallest cgroup that holds this process."""
+    """Return the memory of the machine in bytes, or the smallest limit of a cgroup that contains this process."""
     limits = [physical_memory()]
     for folder in cgroup_folders("memory"):
-        for name in ("memory.max", "memory.limit_in_bytes"):  # of version 2, and of version 1
-            with contextlib.suppress(OSError, ValueError):  # "max"
+        for name in ("memory.max", "memory.limit_in_bytes"):  # The files of cgroups 2 and cgroups 1.
+            with contextlib.suppress(OSError, ValueError):  # The value may be "max".
                 limits.append(int((folder / name).read_text()))
     return min(limits)
 
@@ -272,14 +273,14 @@ _keeper = _ArenaKeeper()
 
 
 def quiet_options() -> "ort.RunOptions":
-    """Return the options of a run that does not log. Its exception has the reason for a failure."""
+    """Return the options of a run that does not log. The exception contains the reason for a failure."""
     options = import_onnxruntime().RunOptions()
     options.log_severity_level = 4
     return options
 
 
 def describe_error(error: Exception) -> str:
-    """Return ONNX Runtime's message in one line, without its prefix codes and the paths of its build."""
+    """Return ONNX Runtime's message in one line, without prefix codes and build paths."""
     text = one_line(str(error))
     text = text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text
     text = _CPP.sub("", text)
@@ -288,7 +289,7 @@ def describe_error(error: Exception) -> str:
 
 
 def check_device_libraries(module: ModuleType, device: Device) -> None:
-    """Load the libraries of `device`. Raises DeviceUnavailable if this build or NVIDIA's driver lacks it."""
+    """Load the libraries of `device`. Raises DeviceUnavailable if this build or NVIDIA's driver does not provide it."""
     if device == "cpu":
         return
     if _PROVIDERS[device] not in module.get_available_providers():
@@ -300,10 +301,10 @@ def check_device_libraries(module: ModuleType, device: Device) -> None:
         ctypes.CDLL(_DRIVER)
     except OSError:
         raise DeviceUnavailable(
-            f"--device {device} needs NVIDIA's driver, and {_DRIVER} cannot be loaded here; "
-            "a container is given it by docker run --gpus all"
+            f"--device {device} needs NVIDIA's driver, and {_DRIVER} cannot be loaded; "
+            "for a container, use docker run --gpus all"
         ) from None
-    module.preload_dlls()  # finds CUDA and cuDNN in the nvidia-* wheels
+    module.preload_dlls()  # The function finds CUDA and cuDNN in the nvidia-* wheels.
 
 
 def session_options(module: ModuleType, device: Device, intra_op_num_threads: int) -> "ort.SessionOptions":
@@ -311,14 +312,14 @@ def session_options(module: ModuleType, device: Device, intra_op_num_threads: in
     options.intra_op_num_threads = intra_op_num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # spinning threads take cores from the other workers: measured with two sessions on few cores
+    # Spinning threads take CPU time from the other workers (measured with two sessions on few cores).
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # for `operators_of`
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # operators_of needs it.
     if device != "cpu":
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options
 
 
 def operators_of(session: "ort.InferenceSession") -> set[str]:
-    """Return the operators that a session of `session_options` runs, after its optimizations."""
+    """Return the operators that a session of `session_options` runs after optimization."""
     return {node.op_type for part in session.get_provider_graph_assignment_info() for node in part.get_nodes()}

@@ -1,7 +1,7 @@
-"""Comparison of a shadow's outputs with those of the answering variant, row by row.
+"""Row-by-row comparison of a shadow's outputs with the outputs of the answering variant.
 
-Classifiers agree if their labels are equal. Other rows agree if texts, integers and booleans are equal and
-floating-point numbers are within `RELATIVE` of the larger number.
+Classifiers agree if their labels are equal. Other rows agree if texts, integers and booleans are equal and the
+difference of floating-point numbers is within `RELATIVE` of the larger number.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,10 +20,10 @@ Outputs = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class ShadowComparison:
-    """The comparison of two sets of outputs for the same rows: `same` is bool [N].
+    """The comparison of two sets of outputs for the same rows. `same` is bool [N].
 
-    `differences` is float64 [N], the largest absolute difference of a row's floating-point numbers; it is not finite if
-    only one of two is a number, and empty if the outputs have no such numbers.
+    `differences` is float64 [N], the largest absolute difference of a row's floating-point numbers. It is not finite if
+    only one of two values is a number, and empty if the outputs have no such numbers.
     """
 
     same: Array
@@ -39,7 +39,7 @@ def compare_outputs(
     """
     rows, shadow_rows = row_count(outputs), row_count(shadow_outputs)
     if rows != shadow_rows:
-        raise InferenceError(f"the shadow answered {shadow_rows} rows to a request of {rows}")
+        raise InferenceError(f"the shadow returned {shadow_rows} rows for a request of {rows} rows")
     pairs = list(_pairs(answering, outputs, shadow, shadow_outputs))
     by_pair = [_difference(*pair) for pair in pairs if _are_floats(*pair)]
     differences = np.max(by_pair, axis=0) if by_pair else np.empty(0)
@@ -48,8 +48,8 @@ def compare_outputs(
         return ShadowComparison(_is_equal(labels, shadow_labels), differences)
     if not pairs:
         raise InferenceError(
-            f"nothing in the shadow's answer ({', '.join(shadow_outputs) or 'empty'}) can be compared with the one "
-            f"that was given ({', '.join(outputs) or 'empty'})"
+            f"no output of the shadow ({', '.join(shadow_outputs) or 'empty'}) can be compared with an output of the "
+            f"answering variant ({', '.join(outputs) or 'empty'})"
         )
     return ShadowComparison(np.logical_and.reduce([_is_close(*pair) for pair in pairs]), differences)
 
@@ -57,8 +57,8 @@ def compare_outputs(
 def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
     """Return each row's label [N, k], or None if the model has no labels.
 
-    It is the label output, otherwise the class of the highest probability, otherwise the prediction (of a stock `onnx`
-    model the first output) if that is one value per row and not a fraction.
+    The label is the label output, otherwise the class with the highest probability, otherwise the prediction (the first
+    output of a stock `onnx` model) if it has one value per row and is not a float.
     """
     by_role = {output.role: outputs[output.name] for output in artifact.outputs if output.name in outputs}
     if (label := by_role.get("label")) is not None and label.shape[:1] == (rows,):
@@ -79,12 +79,12 @@ def _labels(artifact: Artifact, outputs: Outputs, rows: int) -> Array | None:
 def _pairs(
     answering: Artifact, outputs: Outputs, shadow: Artifact, shadow_outputs: Outputs
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield corresponding arrays, [N, k] each: of the same name, otherwise of the same position in their role."""
+    """Yield pairs of corresponding arrays, [N, k] each: the same name, otherwise the same position in their role."""
     ours, others = _by_place(answering, outputs), _by_place(shadow, shadow_outputs)
     by_name = {other.name: other for other in others.values()}
-    for place, output in ours.items():
-        other = by_name.get(output.name) or others.get(place)
-        if other is None:  # it cannot be told which corresponds
+    for position, output in ours.items():
+        other = by_name.get(output.name) or others.get(position)
+        if other is None:  # The corresponding output is unknown.
             continue
         left, right = outputs[output.name], shadow_outputs[other.name]
         if output.role == "probabilities" == other.role and answering.classes != shadow.classes:
@@ -96,22 +96,22 @@ def _pairs(
 
 
 def _by_place(artifact: Artifact, outputs: Outputs) -> dict[tuple[str, int, int], Output]:
-    """Return the outputs that are no labels by their role, their position in it and the number of outputs in it."""
+    """Return all outputs except labels, by role, position in the role and number of outputs in the role."""
     roles: dict[str, list[Output]] = {}
     for output in artifact.outputs:
         if output.name in outputs and output.role != "label":
             roles.setdefault(output.role, []).append(output)
-    return {(role, place, len(of)): output for role, of in roles.items() for place, output in enumerate(of)}
+    return {(role, position, len(of)): output for role, of in roles.items() for position, output in enumerate(of)}
 
 
 def _are_floats(left: Array, right: Array) -> bool:
-    """Return True if both are numbers, and one is floating-point: integers may be codes."""
+    """Return True if both arrays are numbers and at least one is floating-point. Integers may be codes."""
     kinds = left.dtype.kind + right.dtype.kind
     return "f" in kinds and set(kinds) <= set("fiu")
 
 
 def _difference(left: Array, right: Array) -> Array:
-    """Return float64 [N], the largest difference of each row: 0 if both are NaN, NaN if one is."""
+    """Return float64 [N], the largest difference of each row: 0 if both values are NaN, NaN if only one is."""
     with np.errstate(invalid="ignore"):
         difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
     difference[(left == right) | ((left != left) & (right != right))] = 0.0

@@ -1,7 +1,7 @@
-"""Values, checked and converted into one column or one tensor of the signature's type.
+"""Check values and convert them into a column or a tensor of the signature's type.
 
-The rules are those of MLflow's signature enforcement: integers go into floating-point columns. In lists, numbers such
-as 20.0 go into integer columns. No other type changes silently. An error names the column, the row and the value.
+The rules follow MLflow's signature enforcement: floating-point columns accept integers. In lists, integer columns
+accept numbers such as 20.0. Any other type is an error, which contains the column, the row and the value.
 """
 
 import reprlib
@@ -22,9 +22,9 @@ NO_ROWS = "the data has no rows; at least one is needed"
 _EXPECTED = {"f": "a number", "i": "an integer", "b": "true or false", "s": "a string"}
 _ACCEPTED = {"f": frozenset("fi"), "i": frozenset("i"), "b": frozenset("b"), "s": frozenset("s")}
 _KINDS = {"f": "f", "i": "i", "u": "i", "b": "b", "O": "s"}
-"""The kind of value that an array of this numpy kind takes; strings live in object arrays."""
+"""The kind of value for each numpy kind. Strings are in object arrays."""
 _SOURCES = {"f": "fiu", "i": "iu", "u": "iu", "b": "b", "O": "OUT"}
-"""The numpy kinds that may become an array of this kind."""
+"""The numpy kinds that can be converted to an array of this kind."""
 
 _SHOWN = reprlib.Repr()
 _SHOWN.maxlevel, _SHOWN.maxlist, _SHOWN.maxdict, _SHOWN.maxstring, _SHOWN.maxother, _SHOWN.maxlong = 3, 4, 4, 60, 60, 60
@@ -37,23 +37,23 @@ class Missing(Enum):
 
 
 def numpy_dtype(dtype: str) -> Dtype:
-    """Return the numpy dtype for a dtype of a signature or a graph. Strings are Python's, in object arrays."""
+    """Return the numpy dtype for a dtype of a signature or a graph. Strings are Python objects."""
     return np.dtype(object) if dtype == "str" else np.dtype(dtype)
 
 
 def is_lossless_cast(wide: Dtype, values: Dtype) -> bool:
-    """Return True if a cast keeps every value. numpy wrongly calls 64-bit integers safe in a float64."""
+    """Return True if a cast preserves every value. numpy wrongly considers int64 to float64 a safe cast."""
     is_rounded = values.kind in "iu" and values.itemsize == 8 and wide.kind == "f"
     return np.can_cast(values, wide) and not is_rounded
 
 
-def fits_shape(wanted: Sequence[int], shape: Sequence[int]) -> bool:
-    """Return True if an array of this shape fits one in which -1 stands for any size."""
-    return len(wanted) == len(shape) and all(want in (-1, have) for want, have in zip(wanted, shape, strict=True))
+def fits_shape(expected: Sequence[int], shape: Sequence[int]) -> bool:
+    """Return True if an array of this shape fits the `expected` shape, in which -1 means any size."""
+    return len(expected) == len(shape) and all(a in (-1, b) for a, b in zip(expected, shape, strict=True))
 
 
 def short_repr(value: object) -> str:
-    """Return a value as an error message may show it: in the words of JSON, short, a few levels deep."""
+    """Return a short text of a value for an error message: JSON words, limited length and depth."""
     if value is None or value is True or value is False:
         return {None: "null", True: "true", False: "false"}[value]
     return _SHOWN.repr(value)
@@ -62,8 +62,8 @@ def short_repr(value: object) -> str:
 def convert_column(column: Column, values: Sequence[object] | Array, missing: str | Missing | None) -> Array:
     """Return the values of one column as an array of [N] in the column's type.
 
-    `missing` is the text that replaces a missing string, `Missing.KEPT` keeps None, and None makes it an error. Raises
-    SchemaMismatch if a value has another type, does not fit, or is missing and the type has no missing value.
+    `missing` is the text that replaces a missing string. `Missing.KEPT` keeps None, and None makes it an error. Raises
+    SchemaMismatch if a value has another type, is out of range, or is missing in a type without missing values.
     """
     dtype = numpy_dtype(COLUMN_TYPES[column.type])
     if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
@@ -71,13 +71,13 @@ def convert_column(column: Column, values: Sequence[object] | Array, missing: st
     listed: Sequence[object] = values.tolist() if isinstance(values, np.ndarray) else values
     if dtype.kind != "O":
         return _convert_numbers(column, listed, dtype)
-    if set(map(type, listed)) == {str}:  # nearly always, and ten times as fast
+    if set(map(type, listed)) == {str}:  # This is the usual case, and it is ten times as fast.
         return values.astype(object, copy=False) if isinstance(values, np.ndarray) else object_array(listed)
     strings = np.empty(len(listed), dtype=object)
     for row, value in enumerate(listed):
         if isinstance(value, str):
             strings[row] = value
-        # NaN is how a frame writes a missing string
+        # A missing string is NaN in a frame.
         elif missing is not None and (value is None or (not isinstance(value, np.ndarray) and value != value)):
             strings[row] = missing.value if isinstance(missing, Missing) else missing
         else:
@@ -86,9 +86,9 @@ def convert_column(column: Column, values: Sequence[object] | Array, missing: st
 
 
 def convert_tensor(tensor: Tensor, values: object) -> Array:
-    """Return one tensor in the dtype and shape of the signature. In a floating-point tensor, null is NaN.
+    """Return one tensor in the dtype and shape of the signature. In a floating-point tensor, null becomes NaN.
 
-    Raises SchemaMismatch if it is ragged, of another type or shape, or has a number that does not fit.
+    Raises SchemaMismatch if the value is ragged, has another type or shape, or has a number that is out of range.
     """
     label = tensor_label(tensor.name)
     dtype = numpy_dtype(tensor.dtype)
@@ -96,43 +96,43 @@ def convert_tensor(tensor: Tensor, values: object) -> Array:
         _check_nesting(label, tensor, values)
     array = _as_array(label, values, dtype)
     if dtype.kind in "iu" and array.dtype.kind == "f" and not isinstance(values, np.ndarray):
-        # An integer beside a fractional number has become a float already, which above 2**53 may be another number.
+        # numpy has converted integers to floats because of a fraction. Above 2**53, such a float may be another number.
         limits = np.iinfo(dtype)
         low, high = max(limits.min, 1 - 2**53), min(limits.max, 2**53 - 1)
         if ((array == np.trunc(array)) & (array >= low) & (array <= high)).all():
             array = array.astype(dtype)
         elif all(_kind_of(type(value)) == "i" for value in np.array(values, dtype=object).flat):
-            try:  # numpy makes floats of integers beyond int64 beside smaller ones
+            try:  # numpy converts integers beyond int64 to floats if there are smaller integers.
                 array = np.array(values, dtype=dtype)
             except OverflowError:
-                raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}") from None
+                raise SchemaMismatch(f"{label} has a number that does not fit {tensor.dtype}") from None
     if not fits_shape(tensor.shape, array.shape):
         if array.shape[:1] == (0,):
             raise SchemaMismatch(NO_ROWS)
         raise SchemaMismatch(f"{label} has the shape {shape_text(array.shape)}; {shape_text(tensor.shape)} is expected")
     if array.size and array.dtype.kind not in _SOURCES[dtype.kind]:
-        raise SchemaMismatch(f"{label} holds {_found(array.dtype.kind)}, where {tensor.dtype} is expected")
+        raise SchemaMismatch(f"{label} has {_kind_words(array.dtype.kind)}, but {tensor.dtype} is expected")
     converted = cast_tensor(tensor.name, array, tensor.dtype)
     if dtype.kind in "iu" and converted is not array and not np.array_equal(array, converted):
-        raise SchemaMismatch(f"{label} holds a number that does not fit {tensor.dtype}")
+        raise SchemaMismatch(f"{label} has a number that does not fit {tensor.dtype}")
     return converted
 
 
 def cast_tensor(name: str, array: Array, dtype: str) -> Array:
-    """Return the array in this dtype. Raises SchemaMismatch on overflow, if numpy's `errstate` raises it."""
+    """Return the array in this dtype. Raises SchemaMismatch on overflow if numpy's `errstate` raises an error."""
     try:
         return array.astype(numpy_dtype(dtype), copy=False)
     except FloatingPointError:
-        raise SchemaMismatch(f"{tensor_label(name)} holds a number that does not fit {dtype}") from None
+        raise SchemaMismatch(f"{tensor_label(name)} has a number that does not fit {dtype}") from None
 
 
 def tensor_label(name: str) -> str:
-    """Return the words for a tensor in an error; the only tensor of a signature may be unnamed."""
+    """Return the name of a tensor for an error message. The only tensor of a signature may be unnamed."""
     return f"tensor {name!r}" if name else "the tensor"
 
 
 def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
-    """Return the error that names the first number that became infinite in a 32-bit input of the graph."""
+    """Return an error about the first number that became infinite in a 32-bit input of the graph."""
     for name, array in arrays.items():
         if array.dtype.kind == "f":
             rows = np.flatnonzero(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max))
@@ -144,13 +144,13 @@ def overflow_error(arrays: Mapping[str, Array]) -> SchemaMismatch:
 
 
 def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
-    """Refuse values for which numpy would take gigabytes: one long text makes every number as large as itself."""
+    """Refuse values for which numpy would allocate gigabytes: with a long text, numpy pads every number to its size."""
     level: Sequence[Any] = [values]
     is_ragged = False
     for _ in range(len(tensor.shape) + 1):
         kinds = set(map(type, level))
         if str in kinds and tensor.dtype != "str":
-            raise SchemaMismatch(f"{label} holds {_found('U')}, where {tensor.dtype} is expected")
+            raise SchemaMismatch(f"{label} has {_kind_words('U')}, but {tensor.dtype} is expected")
         if kinds.isdisjoint(LISTS):
             break
         is_ragged = is_ragged or not kinds <= LISTS or len(set(map(len, level))) > 1
@@ -159,34 +159,34 @@ def _check_nesting(label: str, tensor: Tensor, values: object) -> None:
         level = list(chain.from_iterable(level))
     if is_ragged or not kinds.isdisjoint(LISTS):
         expected = shape_text(tensor.shape)
-        raise SchemaMismatch(f"{label} is ragged, or nested too deeply: the shape {expected} is expected")
+        raise SchemaMismatch(f"{label} is ragged or nested too deeply: the shape {expected} is expected")
 
 
 def _as_array(label: str, values: object, dtype: Dtype) -> Array:
-    """Return an array as numpy reads it: of objects for texts, with NaN for null if `dtype` is floating-point."""
+    """Return numpy's array for the values: objects for texts, and NaN for null if `dtype` is floating-point."""
     try:
         if dtype.kind == "O":
             texts = np.array(values, dtype=object)
             for value in texts.flat:
                 if not isinstance(value, str):
-                    raise SchemaMismatch(f"{label} holds {short_repr(value)}, where a string is expected")
+                    raise SchemaMismatch(f"{label} has {short_repr(value)}, but a string is expected")
             return texts
         array = np.asarray(values)
     except (ValueError, OverflowError):
-        raise SchemaMismatch(f"{label} is ragged, or nested too deeply: all its rows need the same shape") from None
+        raise SchemaMismatch(f"{label} is ragged or nested too deeply: all rows must have the same shape") from None
     if array.dtype.kind != "O" or dtype.kind != "f":
         return array
     if any(_kind_of(kind) not in "fin" for kind in set(map(type, array.flat))):
-        raise SchemaMismatch(f"{label} is ragged, or holds something that is not a number")
+        raise SchemaMismatch(f"{label} is ragged or has a value that is not a number")
     try:
         filled = np.array([np.nan if value is None else value for value in array.flat], dtype=np.float64)
     except OverflowError:
-        raise SchemaMismatch(f"{label} holds a number that does not fit {dtype}") from None
+        raise SchemaMismatch(f"{label} has a number that does not fit {dtype}") from None
     return filled.reshape(array.shape)
 
 
 def _kind_of(kind: type) -> str:
-    """Return f, i, b or s for the type of a value, n for None, ? for anything else."""
+    """Return f, i, b or s for the type of a value, n for None, and ? for any other type."""
     if issubclass(kind, bool | np.bool_):
         return "b"
     if issubclass(kind, int | np.integer):
@@ -199,14 +199,14 @@ def _kind_of(kind: type) -> str:
 
 
 def _convert_numbers(column: Column, values: Sequence[Any], dtype: Dtype) -> Array:
-    """Convert a list of numbers or booleans. In a floating-point column, null is NaN."""
+    """Convert a list of numbers or booleans. In a floating-point column, null becomes NaN."""
     accepted = _ACCEPTED[_KINDS[dtype.kind]]
     kinds = _kinds_of(values)
     if dtype.kind == "f" and "n" in kinds:
         values = [np.nan if value is None else value for value in values]
         kinds.discard("n")
     elif dtype.kind == "i" and "f" in kinds:
-        # above 2**53 a float may have been another integer, as JSON's beyond 64 bits
+        # Above 2**53, a float may have been another integer, such as a JSON integer beyond 64 bits.
         values = [
             int(value) if _kind_of(type(value)) == "f" and float(value).is_integer() and abs(value) < 2**53 else value
             for value in values
@@ -232,10 +232,10 @@ def _kinds_of(values: Sequence[object]) -> set[str]:
 
 
 def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
-    """Convert an array of numbers or booleans. Integers may not wrap around."""
+    """Convert an array of numbers or booleans. An integer overflow is an error."""
     if dtype.kind == "O" or values.dtype.kind not in _SOURCES[dtype.kind]:
-        held = f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""  # also where it is 1.0
-        raise _mistyped(column, 0, values[0].item(), held)
+        column_note = f", and the whole column is {values.dtype}" if values.dtype.kind == "f" else ""  # even for 1.0
+        raise _mistyped(column, 0, values[0].item(), column_note)
     if dtype.kind == "i" and not np.can_cast(values.dtype, dtype):
         limits = np.iinfo(dtype)
         outside = np.flatnonzero((values < limits.min) | (values > limits.max))
@@ -248,18 +248,18 @@ def _convert_array(column: Column, values: Array, dtype: Dtype) -> Array:
         raise _unfit(column, row, values[row].item()) from None
 
 
-def _mistyped(column: Column, row: int, value: object, held: str = "") -> SchemaMismatch:
+def _mistyped(column: Column, row: int, value: object, column_note: str = "") -> SchemaMismatch:
     expected = _EXPECTED[_KINDS[numpy_dtype(COLUMN_TYPES[column.type]).kind]]
-    place = f"column {column.name!r} ({column.type}), row {row}"
-    return SchemaMismatch(f"{place}: {short_repr(value)}; {expected} is expected{held}", column=column.name)
+    label = f"column {column.name!r} ({column.type}), row {row}"
+    return SchemaMismatch(f"{label}: {short_repr(value)}; {expected} is expected{column_note}", column=column.name)
 
 
 def _unfit(column: Column, row: int, value: object) -> SchemaMismatch:
-    place = f"column {column.name!r}, row {row}"
-    return SchemaMismatch(f"{place}: {short_repr(value)} does not fit the type {column.type}", column=column.name)
+    label = f"column {column.name!r}, row {row}"
+    return SchemaMismatch(f"{label}: {short_repr(value)} does not fit the type {column.type}", column=column.name)
 
 
-def _found(kind: str) -> str:
+def _kind_words(kind: str) -> str:
     names = {"f": "numbers with fractions", "i": "integers", "u": "integers", "b": "booleans", "U": "strings"}
     return names.get(kind, "null, or a mixture of types")
 
