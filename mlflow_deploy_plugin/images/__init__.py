@@ -1,1 +1,1 @@
-"""Images that serve one model: the server's image, and a layer with the model on it."""
+"""Images that serve one model: the server's image with a layer for the model."""

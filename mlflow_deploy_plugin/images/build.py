@@ -1,4 +1,4 @@
-"""Plans and builds the image of one model: the server's image if it is missing, then the layer of the model."""
+"""Plans and builds the image of one model: first the server's image if it is missing, then the layer of the model."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,18 +20,18 @@ from mlflow_deploy_plugin.runtime import PYTHON_FUNCTION, read_served_artifact
 from mlflow_deploy_plugin.spec import Device
 from mlflow_deploy_plugin.version import __version__
 
-BASE_IMAGE = "python:3.11-slim-bookworm"  # the same as in docker/Dockerfile
+BASE_IMAGE = "python:3.11-slim-bookworm"  # docker/Dockerfile has the same default.
 
 
 @dataclass(frozen=True)
 class ImagePlan:
-    """The images to build, one upon the other.
+    """The two images to build. The model's image is based on the server's image.
 
     Attributes:
-        server: the context from which `server_image` is built if it is missing; None for a given image.
-        options: of that build.
-        platform: the options that name the platform of both builds.
-        resolved: the version that is baked in, or is followed now.
+        server: the context to build `server_image` if it is missing; None for an existing server image.
+        options: the build options of the server's image.
+        platform: the platform options for both builds.
+        resolved: the version in the image, or the version that is currently followed.
     """
 
     server_image: str
@@ -44,7 +44,7 @@ class ImagePlan:
 
 @dataclass(frozen=True)
 class BuiltImage:
-    """An image in the local engine. `size` is in bytes, all layers together; `labels` are as in `docker inspect`."""
+    """An image in the local engine. `size` is the bytes of all layers; `labels` are as in `docker inspect`."""
 
     name: str
     id: str
@@ -63,31 +63,32 @@ def planned_image(
     server_image: str | None = None,
     platform: str | None = None,
 ) -> Iterator[ImagePlan]:
-    """Resolve the model, fetch it unless it is followed, and yield the plan; its files are removed at the end.
+    """Resolve the model, download it unless it is followed, and yield the plan. Its files are removed at the end.
 
     Args:
-        model_uri: as of `onnxserve serve -m`; without `follow`, a stage or alias is resolved once.
-        device: for another than cpu, the image has CUDA's libraries.
-        follow: leave the model out; the server follows `model_uri` when it runs.
-        base_image: with Python 3.11 or newer, for the server's image; None: python:3.11-slim-bookworm.
-        server_image: an existing server image, instead of one built from this installation.
-        platform: as of `docker build`, e.g. linux/amd64; None: that of the engine.
+        model_uri: as in `onnxserve serve -m`; without `follow`, a stage or alias is resolved once.
+        device: for any device but cpu, the image contains the CUDA libraries.
+        follow: do not include the model; the running server follows `model_uri`.
+        base_image: with Python 3.11 or newer, for the server's image; the default is python:3.11-slim-bookworm.
+        server_image: an existing server image to use instead of an image built from this installation.
+        platform: as in `docker build`, e.g. linux/amd64; the default is the platform of the engine.
 
-    Raises InvalidConfig if the options contradict or `follow` gets a URI that cannot move, ModelError if the model has
+    Raises InvalidConfig if the options conflict or `follow` is used with a URI that cannot move, ModelError if the
+    model has no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.
     no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.
     """
     if base_image and server_image:
-        raise InvalidConfig("--base-image is what a server image is built on; with --server-image none is built")
+        raise InvalidConfig("--base-image has no effect with --server-image, because no server image is built")
     resolved = resolve(model_uri)
     if follow and not resolved.followed:
         raise InvalidConfig(
-            f"{model_uri} cannot move: --follow takes a stage, an alias or a tag, as models:/X@champion"
+            f"{model_uri} cannot move: --follow requires a stage, an alias or a tag, such as models:/X@champion"
         )
     server: BuildContext | None = None
     options: tuple[str, ...] = ()
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
-        # the name has a digest of the contents, so that equal inputs find the image and a new version gets a new one
+        # The name contains a digest of the contents: equal inputs find the existing image, changes make a new image.
         digest = sha256(" ".join(filter(None, (server.digest, base, platform))).encode()).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
@@ -102,10 +103,10 @@ def planned_image(
             folder = download(resolved.source, Path(temporary))
             if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
                 raise ModelError(
-                    f"{model_uri} has no ONNX form, and the image holds no library to run its code: wrap it (onnxserve "
-                    "wrap), or let MLflow build an image of its environment (mlflow models build-docker)"
+                    f"{model_uri} has no ONNX form, and the image has no library to run its code: wrap it (onnxserve "
+                    "wrap), or let MLflow build an image with its environment (mlflow models build-docker)"
                 )
-            if resolved.version:  # `download` leaves out MLflow's note, from which the server reads name and version.
+            if resolved.version:  # `download` omits MLflow's file with the name and version.
                 note = {"model_name": resolved.name, "model_version": resolved.version}
                 (folder / REGISTERED_META).write_text(yaml.safe_dump(note))
         context = model_context(server_image, folder, labels, environment)
@@ -114,24 +115,24 @@ def planned_image(
 
 
 def build_image(plan: ImagePlan, name: str, report: ProgressCallback, pull: bool = False) -> BuiltImage:
-    """Build the model's image as `name`, and the server's image before it if it is missing.
+    """Build the model's image as `name`. The server's image is built first if it is missing.
 
-    `report` gets the builder's lines. With `pull` the server's image is built anew on the newest base image. Raises
-    BuildFailed without an engine or if a build failed, InvalidConfig if the given image has no server, and NotInstalled
-    without a docker command.
+    `report` receives the output lines of the builder. With `pull`, the server's image is rebuilt on the newest base
+    image. Raises BuildFailed if there is no engine or a build failed, InvalidConfig if the server image has no server,
+    and NotInstalled if the docker command is missing.
     """
     if plan.server is not None and (pull or image_fields(plan.server_image) is None):
         pulling = ("--pull",) if pull else ()
         build(plan.server, plan.server_image, report, (*plan.options, *plan.platform, *pulling))
     fields = build(plan.model, name, report, plan.platform)
-    if not any(one.startswith("ONNXSERVE_HOME=") for one in fields["Config"]["Env"] or ()):
-        raise InvalidConfig(f"the image {name} cannot serve: {plan.server_image} is none of onnxserve's images")
+    if not any(variable.startswith("ONNXSERVE_HOME=") for variable in fields["Config"]["Env"] or ()):
+        raise InvalidConfig(f"the image {name} cannot serve: {plan.server_image} is not an onnxserve image")
     platform = f"{fields['Os']}/{fields['Architecture']}"
     return BuiltImage(name, fields["Id"], platform, fields["Size"], fields["Config"]["Labels"])
 
 
 def _labels(resolved: ResolvedModel) -> dict[str, str]:
-    """Return labels with OCI's names. They have no time, so that equal inputs give equal images."""
+    """Return labels with OCI names. They contain no time, so that equal inputs produce equal images."""
     return {
         "org.opencontainers.image.title": resolved.name,
         "org.opencontainers.image.version": resolved.version,

@@ -1,7 +1,7 @@
-"""Build contexts: the files from which Docker builds an image. Equal files give equal bytes, and so equal layers.
+"""Build contexts: the files from which Docker builds an image. Equal files produce equal bytes and equal layers.
 
-The server's context has docker/Dockerfile, the constraints and the package, from a checkout or an installed wheel. A
-model's context has a short Dockerfile on top of the server's image, and the model's files.
+The server's context contains docker/Dockerfile, the constraints and the package, from a checkout or an installed wheel.
+A model's context contains a short Dockerfile based on the server's image, and the model's files.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.errors import NotInstalled
 from mlflow_deploy_plugin.messages import one_line
 
 MODEL_PATH = "/opt/ml/model"
-"""The folder where SageMaker and MLflow's own images have their model; `serve` looks there by itself."""
+"""The model folder of SageMaker and of MLflow's images. `serve` looks in it by default."""
 DOCKERFILE = "docker/Dockerfile"
 PROJECT_FILES = (
     DOCKERFILE,
@@ -31,16 +31,16 @@ PROJECT_FILES = (
     "pyproject.toml",
     "setup.cfg",
 )
-"""The files that the Dockerfile copies next to the package; a wheel brings them in share/onnxserve (setup.cfg)."""
+"""The files that the Dockerfile copies next to the package. A wheel has them in share/onnxserve (setup.cfg)."""
 _PACKAGE = Path(__file__).parents[1]
 _ROOT = "rootfs"
-"""Copied onto / whole: both of Docker's builders then keep the folders' times too, and make one and the same layer."""
-_MTIME = 1_577_836_800  # 2020-01-01: of every file, so that equal files make equal layers (a wheel's begin at 1980)
+"""The folder is copied to /, so that both of Docker's builders preserve the folder times and produce the same layer."""
+_MTIME = 1_577_836_800  # 2020-01-01, for every file, so that layers are reproducible (zip files start at 1980).
 
 
 @dataclass(frozen=True)
 class BuildContext:
-    """A Dockerfile and its files, by their paths in the context."""
+    """A Dockerfile and its files, keyed by path in the context."""
 
     dockerfile: str
     files: Mapping[str, Path | bytes]
@@ -48,21 +48,21 @@ class BuildContext:
     @cached_property
     def digest(self) -> str:
         """Return the SHA-256 over names and contents, in hexadecimal digits."""
-        whole = hashlib.sha256(self.dockerfile.encode())
+        combined = hashlib.sha256(self.dockerfile.encode())
         for name, digest, _ in self._measured:
-            whole.update(f"\0{name}\0{digest}".encode())
-        return whole.hexdigest()
+            combined.update(f"\0{name}\0{digest}".encode())
+        return combined.hexdigest()
 
     @cached_property
     def _measured(self) -> list[tuple[str, str, int]]:
-        found = []
+        measured = []
         for name, content in sorted(self.files.items()):
             with _opened(content) as stream:
-                found.append((name, hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()))
-        return found
+                measured.append((name, hashlib.file_digest(stream, "sha256").hexdigest(), stream.tell()))
+        return measured
 
     def write(self, stream: IO[bytes]) -> None:
-        """Write the context as a tar archive: sorted, of root, with fixed times and modes."""
+        """Write the context as a tar archive: sorted, owned by root, with fixed times and modes."""
         folders = {str(parent) for name in self.files for parent in PurePosixPath(name).parents} - {"."}
         with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name in sorted({*folders, *self.files, "Dockerfile"}):
@@ -78,25 +78,25 @@ class BuildContext:
                     archive.addfile(entry, content)
 
     def listing(self) -> Iterator[str]:
-        """Yield the Dockerfile's lines, and a line for each file; one line for the whole package."""
+        """Yield the Dockerfile's lines and a line per file. The complete package has a single line."""
         yield from self.dockerfile.splitlines()
         yield ""
         groups = defaultdict(list)
-        for measured in self._measured:
-            top = measured[0].partition("/")[0]
-            groups[f"{top}/" if top == _PACKAGE.name else measured[0]].append(measured)
+        for file in self._measured:
+            top = file[0].partition("/")[0]
+            groups[f"{top}/" if top == _PACKAGE.name else file[0]].append(file)
         for name, members in groups.items():
             digest = members[0][1]
             if name.endswith("/"):
-                digest = hashlib.sha256("".join(f"{one}\0{two}\0" for one, two, _ in members).encode()).hexdigest()
+                digest = hashlib.sha256("".join(f"{path}\0{sha}\0" for path, sha, _ in members).encode()).hexdigest()
             size = sum(size for *_, size in members)
             yield f"# {digest[:16]}  {size:>12,}  {name}{f'  ({len(members)} files)' if len(members) > 1 else ''}"
 
 
 def server_context() -> BuildContext:
-    """Return the context of every server image: this package as it is installed, with its Dockerfile.
+    """Return the context of every server image: this package as installed, with its Dockerfile.
 
-    Raises NotInstalled if the installation lacks the files that its wheel brings.
+    Raises NotInstalled if the installation lacks the files of its wheel.
     """
     files: dict[str, Path | bytes] = {name: _project_file(name) for name in PROJECT_FILES}
     for path in _PACKAGE.rglob("*"):
@@ -108,7 +108,7 @@ def server_context() -> BuildContext:
 def model_context(
     server_image: str, folder: Path | None, labels: Mapping[str, str], environment: Mapping[str, str]
 ) -> BuildContext:
-    """Return the context of one model's image; without a folder it only follows the model that `environment` names."""
+    """Return the context of a model's image. Without a folder, the image follows the model set in `environment`."""
     lines = [f"FROM {server_image}"]
     files: dict[str, Path | bytes] = {}
     if folder is not None:
@@ -124,7 +124,7 @@ def model_context(
 
 
 def _quoted(value: str) -> str:
-    """Return a value as a Dockerfile takes it, with no variable of the builder put in."""
+    """Return a value quoted for a Dockerfile, without substitution of build variables."""
     return json.dumps(one_line(value), ensure_ascii=False).replace("$", r"\$")
 
 
@@ -133,7 +133,7 @@ def _opened(content: Path | bytes) -> io.BufferedReader | io.BytesIO:
 
 
 def _project_file(name: str) -> Path:
-    """Return a file of the project: next to the package in a checkout, otherwise where the wheel has put it."""
+    """Return a file of the project: next to the package in a checkout, otherwise in the wheel's data folder."""
     if (_PACKAGE.parent / DOCKERFILE).is_file():
         return _PACKAGE.parent / name
     try:
@@ -144,6 +144,6 @@ def _project_file(name: str) -> Path:
         if file.as_posix().endswith(f"share/onnxserve/{name}"):
             return Path(str(file.locate()))
     raise NotInstalled(
-        f"this installation of onnxserve has no {name}, which its images are built with: install its wheel with pip, "
-        "or name a server image that there is (--server-image)"
+        f"this installation of onnxserve lacks {name}, which its image builds need: install its wheel with pip, "
+        "or specify an existing server image (--server-image)"
     )

@@ -1,4 +1,4 @@
-"""Docker's command line: builds, pushes and logins to ECR, with failures as one line."""
+"""Docker's command line: builds, pushes and logins to ECR. A failure is reported as one line."""
 
 import base64
 import json
@@ -21,10 +21,10 @@ _KEPT = 40
 
 
 def build(context: BuildContext, tag: str, report: ProgressCallback, options: Sequence[str] = ()) -> dict[str, Any]:
-    """Build the context's image as `tag` with these options of `docker build`, and return its `image_fields`.
+    """Build the context's image as `tag` with `docker build` options, and return its `image_fields`.
 
-    Raises BuildFailed, ending with its last words, if there is no engine, the build failed, or the builder keeps its
-    images apart from the engine's. Raises NotInstalled without a docker command.
+    Raises BuildFailed, with Docker's last message, if there is no engine, the build failed, or the builder does not
+    store its images in the engine. Raises NotInstalled if the docker command is missing.
     """
     with tempfile.TemporaryFile(prefix="onnxserve-context-") as archive:
         context.write(archive)
@@ -33,8 +33,8 @@ def build(context: BuildContext, tag: str, report: ProgressCallback, options: Se
     fields = image_fields(tag)
     if fields is None:
         raise BuildFailed(
-            f"the image {tag} was built and is not among the engine's images: set BUILDX_BUILDER=default, the builder "
-            "that puts it there"
+            f"the image {tag} was built but is not in the engine: set BUILDX_BUILDER=default, the builder that stores "
+            "images in the engine"
         )
     return fields
 
@@ -47,9 +47,9 @@ def image_fields(name: str) -> dict[str, Any] | None:
 
 
 def push_image(name: str, report: ProgressCallback) -> str:
-    """Push an image to the registry that its name begins with, and return its digest there.
+    """Push an image to the registry at the beginning of its name, and return its digest there.
 
-    For Amazon's ECR, boto3 fetches the password with the caller's AWS credentials, and makes a missing repository.
+    For Amazon's ECR, boto3 fetches the password with the caller's AWS credentials and creates a missing repository.
     Other registries use the credentials of `docker login`. Raises BuildFailed if the registry refuses or does not
     answer, NotInstalled if ECR needs boto3, and Unauthenticated if AWS refuses the credentials.
     """
@@ -57,7 +57,7 @@ def push_image(name: str, report: ProgressCallback) -> str:
     if ecr := _ECR.fullmatch(host):
         user, password = _ecr_login(ecr["account"], ecr["region"], re.sub("[:@].*", "", repository))
         login = ("login", "--username", user, "--password-stdin", host)
-        _docker(*login, text=password, what=f"{host} was not logged in to")
+        _docker(*login, text=password, what=f"the login to {host} failed")
     pushed = _docker("push", name, report=report, what=f"the image {name} was not pushed")
     digest = re.search(r"digest: (sha256:[0-9a-f]{64})", pushed)
     return digest[1] if digest else ""
@@ -66,7 +66,7 @@ def push_image(name: str, report: ProgressCallback) -> str:
 def image_sbom(name: str) -> bytes:
     """Return the bill of materials of an image, CycloneDX 1.6 as JSON: its Python distributions and Debian packages.
 
-    The image itself lists them, without a network. Raises BuildFailed if the image cannot run or is not onnxserve's.
+    The image lists them, without a network. Raises BuildFailed if it cannot run or is not an onnxserve image.
     """
     lister = ("-m", "mlflow_deploy_plugin.images.sbom")
     rights = ("--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--entrypoint", "python")
@@ -87,7 +87,7 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
         except client.exceptions.RepositoryNotFoundException:
             client.create_repository(registryId=account, repositoryName=repository)
     except (BotoCoreError, ClientError) as error:
-        raise Unauthenticated(f"ECR in {region} gave no login: {one_line(error)}") from None
+        raise Unauthenticated(f"the login to ECR in {region} failed: {one_line(error)}") from None
     user, _, password = base64.b64decode(token).decode().partition(":")
     return user, password
 
@@ -95,9 +95,9 @@ def _ecr_login(account: str, region: str, repository: str) -> tuple[str, str]:
 def _docker(
     *arguments: str, what: str, stdin: IO[bytes] | None = None, text: str = "", report: ProgressCallback | None = None
 ) -> str:
-    """Run `docker ARGUMENTS` and return its output, with standard error if it is reported line by line.
+    """Run `docker ARGUMENTS` and return its output. If `report` is set, the output includes standard error.
 
-    The command reads `stdin` or `text`. `report` gets each line at once. `what` begins the message of a failure.
+    The command reads `stdin` or `text`. `report` receives each line immediately. `what` begins an error message.
     """
     try:
         process = subprocess.Popen(
@@ -109,7 +109,7 @@ def _docker(
             errors="replace",
         )
     except FileNotFoundError:
-        raise NotInstalled(f"{what}: the docker command is not installed here") from None
+        raise NotInstalled(f"{what}: the docker command is not installed") from None
     if report is None:
         output, errors = process.communicate(text or None)
         lines = deque(errors.splitlines(), _KEPT)
@@ -124,6 +124,6 @@ def _docker(
     if process.returncode:
         words = [clean for line in lines if (clean := _NOISE.sub("", line).strip())]
         causes = [line for line in words[:-1] if _CAUSE.search(line) and line.partition(": ")[2] not in words[-1]]
-        said = "; ".join([*causes[-1:], *words[-1:]]) or f"docker ended with status {process.returncode}"
-        raise BuildFailed(f"{what}: {said}")
+        reason = "; ".join([*causes[-1:], *words[-1:]]) or f"docker ended with status {process.returncode}"
+        raise BuildFailed(f"{what}: {reason}")
     return output

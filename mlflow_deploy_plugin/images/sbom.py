@@ -1,7 +1,7 @@
 """Lists the installed packages as a bill of materials: `python -m mlflow_deploy_plugin.images.sbom`, run in an image.
 
-CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/) of the Python distributions and, with dpkg, Debian's packages. It
-has no times or random numbers, so that equal images give equal documents.
+The format is CycloneDX 1.6 (https://cyclonedx.org/docs/1.6/json/). It contains the Python distributions and, if dpkg
+is available, Debian packages, but no times or random numbers, so that equal images produce equal documents.
 """
 
 import json
@@ -15,8 +15,13 @@ from urllib.parse import quote
 
 def bill_of_materials() -> dict[str, object]:
     components = [
-        _component("pypi", one.name.lower().replace("_", "-"), one.version, one.metadata.json.get("license_expression"))
-        for one in distributions()
+        _component(
+            "pypi",
+            package.name.lower().replace("_", "-"),
+            package.version,
+            package.metadata.json.get("license_expression"),
+        )
+        for package in distributions()
     ]
     if shutil.which("dpkg-query"):
         command = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"]

@@ -1,7 +1,7 @@
-"""The registry: a model URI → one version, its files, its tags, and MLflow runs.
+"""The registry: it resolves a model URI to one version, and manages the version's files, its tags and MLflow runs.
 
-Functions import MLflow, spec, store and numpy when they are called, because the command line and the workers import
-this room and must start fast. Each function raises `RegistryUnavailable` if MLflow does not answer.
+Functions import MLflow, spec, store and numpy inside the function, because the command line and the workers import this
+room and must start fast. Each function raises `RegistryUnavailable` if MLflow does not answer.
 """
 
 import lazy_loader

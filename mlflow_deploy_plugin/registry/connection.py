@@ -1,4 +1,4 @@
-"""The connection to MLflow: its client, its timeouts, its errors as ours, and a bound for the answers of any server."""
+"""The connection to MLflow: its client and timeouts, the translation of its errors, and limits for answers."""
 
 import errno
 import os
@@ -31,27 +31,28 @@ _SERVICE_SETTINGS = {
 _ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 _MOST_JSON = 32_000_000
-"""The size of an answer of MLflow. A search returns up to 10,000 versions of 1.2 kB each."""
+"""The maximum bytes of an answer from MLflow. A search returns up to 10,000 versions of 1.2 kB each."""
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
 _HTTP_FAILURE = re.compile(
     r"API request to endpoint (\S+) failed with error code (\d{3})\b(?:.{,20}Response body: '(<))?"
 )
-"""The route, the status, and the beginning of a web page, as of a proxy."""
+"""The route, the status, and the beginning of a web page, for example from a proxy."""
 _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(.*?)"\}')
-"""The answer of an MLflow server about a file in an artifact store of its own."""
+"""The answer of an MLflow server about a file in its proxied artifact store."""
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
-_UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")  # urllib3's
-_OWN_DISK = re.compile(  # MLflow's client raises these errors where it writes its downloads
+# This is the text of urllib3's error.
+_UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")
+_OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes its downloads.
     rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)"
 )
 _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
 _TELL_ANSWERS = ("ftplib", "paramiko")
-"""The libraries whose errors are in the server's own words."""
+"""The libraries whose errors contain the text of the server."""
 _STORE_LACKS = re.compile(r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound")
 _STORE_REFUSES = re.compile(
     r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
@@ -63,11 +64,11 @@ _AZURE = re.compile(
     r"(core\.(windows\.net|chinacloudapi\.cn|usgovcloudapi\.net)|fabric\.microsoft\.com|storage\.azure\.net)(?=[/?#]|$)",
     re.IGNORECASE,
 )
-_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @: a password may hold others
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#\s]+@")  # The pattern ends at the last @, because a password may contain @.
 
 
 def set_service_timeouts() -> None:
-    """Make MLflow give up on a silent server after seconds, not ten minutes. Variables that are set already stay."""
+    """Set MLflow's timeouts to seconds instead of ten minutes. Environment variables that are already set remain."""
     for variable, value in _SERVICE_SETTINGS.items():
         os.environ.setdefault(variable, value)
 
@@ -75,8 +76,8 @@ def set_service_timeouts() -> None:
 class _NoRequestTimeout(AbstractContextManager[None]):
     """Removes the timeout of `set_service_timeouts` while at least one thread downloads files.
 
-    MLflow's server fetches a whole file from its artifact store before it sends the first byte. The timeout belongs to
-    the process, so other calls have none meanwhile.
+    MLflow's server fetches a complete file from its artifact store before it sends the first byte. The timeout applies
+    to the process, so during a download other calls have no timeout either.
     """
 
     def __init__(self) -> None:
@@ -102,11 +103,11 @@ no_request_timeout = _NoRequestTimeout()
 
 @contextmanager
 def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SECONDS) -> Iterator[None]:
-    """Bound each answer that this context reads in the block. A longer answer closes its connection.
+    """Limit each answer that this context reads in the block. A longer answer closes its connection.
 
-    A read timeout bounds only the pause between two packets, so a server could send a byte per second without end.
-    `most_bytes` limits the unpacked body, and `seconds` the time from the end of the request to the last byte; a longer
-    read timeout of the caller replaces `seconds`. The library that reads raises its own error.
+    A read timeout limits only the pause between two packets, so a server could send a byte per second forever.
+    `most_bytes` limits the decompressed body, and `seconds` the time from the end of the request to the last byte. A
+    longer read timeout of the caller replaces `seconds`. The library that reads the answer raises its own error.
     """
     _extend_urllib3()
     token = _answer_bound.set((most_bytes, seconds))
@@ -117,11 +118,11 @@ def bounded_answers(most_bytes: int = _ANSWER_BYTES, seconds: float = _ANSWER_SE
 
 
 class _Deadline:
-    """Ends the reading of another thread from a socket after some seconds."""
+    """Stops another thread's read from a socket after a number of seconds."""
 
     def __init__(self, reading: socket.socket, seconds: float) -> None:
         self._seconds, self._is_over = seconds, threading.Event()
-        # A method of this object would make a cycle, which waits for a garbage collection with the socket.
+        # A bound method would create a cycle, so that the socket would wait for garbage collection.
         self._timer = threading.Timer(seconds, _end_reading, (reading, self._is_over))
         self._timer.daemon = True
         self._timer.start()
@@ -131,8 +132,8 @@ class _Deadline:
 
     @contextmanager
     def enforced(self) -> Iterator[None]:
-        """Raise ProtocolError if the deadline passes within the block, instead of the interrupted read's error."""
-        from urllib3.exceptions import ProtocolError  # imported late, as below
+        """Raise ProtocolError if the deadline passes within the block. It replaces the interrupted read's error."""
+        from urllib3.exceptions import ProtocolError  # It is imported late for the reason in `_extend_urllib3`.
 
         try:
             yield
@@ -145,14 +146,14 @@ class _Deadline:
 
 def _end_reading(reading: socket.socket, is_over: threading.Event) -> None:
     is_over.set()
-    with suppress(OSError):  # it is closed already
+    with suppress(OSError):  # The socket may already be closed.
         socket.socket.shutdown(reading, socket.SHUT_RDWR)  # SSLSocket.shutdown would not interrupt a read.
 
 
 @cache
 def _extend_urllib3() -> None:
-    """Have urllib3 keep to the bound of `bounded_answers`. requests, MLflow's client and Apprise read by it."""
-    from urllib3.connection import HTTPConnection  # imported late: it takes 27 ms, and each command starts here
+    """Make urllib3 respect `bounded_answers`. requests, MLflow's client and Apprise use urllib3."""
+    from urllib3.connection import HTTPConnection  # The import takes 27 ms, which each command would pay.
     from urllib3.exceptions import ProtocolError
     from urllib3.response import HTTPResponse
 
@@ -174,7 +175,7 @@ def _extend_urllib3() -> None:
                 self.deadline.cancel()
 
         def drain_conn(self) -> None:
-            self.close()  # urllib3 would read an answer to its end before it tries again.
+            self.close()  # urllib3 would read the complete answer before a retry.
 
         def close(self) -> None:
             self.deadline.cancel()
@@ -202,7 +203,7 @@ def _extend_urllib3() -> None:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment for a child process with the same MLflow, its own timeouts, and no run or experiment."""
+    """Return the environment of a child process: the same MLflow, default timeouts, and no run or experiment."""
     import mlflow
 
     environment = {
@@ -220,8 +221,8 @@ def child_environment() -> dict[str, str]:
 def hidden_pandas() -> Iterator[None]:
     """Make imports of pandas by MLflow, pyarrow and this package fail, to save 0.6 s of CPU and 40 MB.
 
-    Other modules can import it: a store of MLflow's plugins may need it. None in `sys.modules` would not work, because
-    pyarrow takes it for the module.
+    Other modules can still import pandas: a store plugin of MLflow may need it. Setting `sys.modules["pandas"]` to None
+    would not work, because pyarrow would use it as the module.
     """
     sys.meta_path.insert(0, _NoPandas)
     try:
@@ -250,35 +251,35 @@ def import_mlflow_without_pandas() -> None:
 
 
 def registry_client() -> "MlflowClient":
-    """Return a client for the environment's MLflow. Raises InvalidConfig for an unsupported address or bad setting."""
-    import mlflow  # imported late: it takes a second, and a model on this disk does without
+    """Return a client for the configured MLflow. Raises InvalidConfig for an unsupported address or a bad setting."""
+    import mlflow  # The import takes a second, and a model in a local folder does not need it.
     from mlflow import environment_variables as known
     from mlflow.exceptions import MlflowException
 
     try:
         for variable in _SERVICE_SETTINGS:
-            getattr(known, variable).get()  # The first call would raise the same error
+            getattr(known, variable).get()  # Otherwise the first call would raise the same error.
         if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
-            raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set one of them")
+            raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one")
         harden_mlflow_client()
         return mlflow.MlflowClient()
     except ValueError as error:
         raise InvalidConfig(str(error)) from None
     except MlflowException as error:
-        if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the image `cpu` cannot open
+        if not mlflow.is_tracking_uri_set():  # MLflow's default is SQLite, which the image `cpu` cannot open.
             raise InvalidConfig(
-                "MLFLOW_TRACKING_URI is not set: the address of the MLflow server is expected, as http://mlflow:5000"
+                "MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow server, such as http://mlflow:5000"
             ) from None
-        raise InvalidConfig(f"MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
+        raise InvalidConfig(f"MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: {_reason(error)}") from None
 
 
-@cache  # MLflow's modules are changed once
+@cache  # MLflow's modules are patched once.
 def harden_mlflow_client() -> None:
-    """Bound the answers that MLflow's client reads, and the hosts to which it sends its account.
+    """Limit the answers that MLflow's client reads, and the hosts that receive its credentials.
 
-    It reads at most `_MOST_JSON` bytes of JSON; a download of files has no bound. It sends its account only to its own
-    addresses, and an Azure account only to Azure. MLflow 3.17 sends it to the source of a version or the folder of a
-    run, which authors of models choose.
+    The client reads at most `_MOST_JSON` bytes of JSON; a file download has no limit. It sends MLflow credentials only
+    to MLflow's own addresses, and Azure credentials only to Azure. Unpatched, MLflow 3.17 sends them to the source of a
+    version or the folder of a run, and authors of models choose these addresses.
     """
     from mlflow.store.artifact import azure_data_lake_artifact_repo, http_artifact_repo, mlflow_artifacts_repo
     from mlflow.utils import rest_utils
@@ -301,7 +302,7 @@ def harden_mlflow_client() -> None:
     def open_own(self: object, artifact_uri: str, *arguments: object, **options: object) -> None:
         if not _AZURE.match(artifact_uri):
             host = urlsplit(artifact_uri).netloc.rpartition("@")[2]
-            raise InvalidConfig(f"{host} is no storage of Azure: abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/… is")
+            raise InvalidConfig(f"{host} is not Azure storage (abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…)")
         open_lake(self, artifact_uri, *arguments, **options)
 
     data_lake.__init__ = open_own
@@ -319,14 +320,14 @@ def is_mlflow(uri: str) -> bool:
     """Return True if a web address has the scheme, host and port of one of MLflow's own addresses."""
     import mlflow
     from mlflow.utils.uri import is_http_uri
-    from urllib3.util import parse_url  # requests uses this parser; another parser may find another host
+    from urllib3.util import parse_url  # requests uses this parser. Another parser may extract another host.
 
     def origin(address: str) -> tuple[str | None, str | None, int | None]:
         parsed = parse_url(address)
         return parsed.scheme, parsed.host, parsed.port or {"http": 80, "https": 443}.get(parsed.scheme or "")
 
     own = filter(is_http_uri, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()))
-    with suppress(ValueError):  # requests also refuses it
+    with suppress(ValueError):  # requests also refuses such an address.
         return origin(uri) in map(origin, own)
     return False
 
@@ -343,12 +344,12 @@ def redact_credentials(text: str) -> str:
 
 
 def redact_addresses(text: str) -> str:
-    """Remove the addresses of MLflow and of its files from a text that any client of the server may read."""
+    """Remove the addresses of MLflow and its files from a text that is visible to any client of the server."""
     return _ADDRESS.sub("…", _MLFLOW_AT.sub("", text))
 
 
 def ignore_warnings() -> None:
-    """Ignore the warnings of MLflow's client at every call: stages, and MLFLOW_TRACKING_INSECURE_TLS."""
+    """Ignore the warnings that MLflow's client issues at every call: stages, and MLFLOW_TRACKING_INSECURE_TLS."""
     from urllib3.exceptions import InsecureRequestWarning
 
     for category in (FutureWarning, InsecureRequestWarning):
@@ -357,7 +358,7 @@ def ignore_warnings() -> None:
 
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
-    """Turn errors of MLflow and its artifact store into NotFound, RegistryUnavailable or RegistryRefused on `what`."""
+    """Convert errors of MLflow and its artifact store to NotFound, RegistryUnavailable or RegistryRefused on `what`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -371,7 +372,7 @@ def registry_errors(what: str) -> Iterator[None]:
 
 
 def _is_of_store(error: Exception) -> bool:
-    """Return True for an error that MLflow's client found at an artifact store, without a word of MLflow's server."""
+    """Return True if the error comes from an artifact store, and not from MLflow's server."""
     from mlflow.exceptions import RestException
 
     if type(error).__module__.partition(".")[0] in _STORE_LIBRARIES:
@@ -381,7 +382,7 @@ def _is_of_store(error: Exception) -> bool:
 
 
 def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavailable:
-    from requests.utils import get_environ_proxies, select_proxy  # MLflow's client uses it
+    from requests.utils import get_environ_proxies, select_proxy  # MLflow's client uses these functions.
 
     code = getattr(error, "error_code", "")
     if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
@@ -391,36 +392,36 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
     address = registry_address()
     where = f"MLflow at {address}"
     if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
-        host = proxy.rpartition("@")[2]  # without its user and password
-        where += f" (asked through the proxy {host}; NO_PROXY names the hosts that need none)"
+        host = proxy.rpartition("@")[2]  # The host without its user and password.
+        where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
-        return RegistryRefused(f"{what}: {where} refuses the account: {names} are missing or wrong")
+        return RegistryRefused(f"{what}: {where} refuses the credentials: {names} are missing or wrong")
     if code in ("403", "PERMISSION_DENIED") and not (failure and failure[3]):
-        reason = "the account has no permission for it there, or it does not exist"
-        return RegistryRefused(f"{what}: {where} refuses this: {reason}")
-    return RegistryUnavailable(f"{what}: {where} does not answer as it should: {_reason(error)}")
+        reason = "the account does not have permission, or the object does not exist"
+        return RegistryRefused(f"{what}: {where} refuses the request: {reason}")
+    return RegistryUnavailable(f"{what}: {where} does not answer correctly: {_reason(error)}")
 
 
 def store_failure(what: str, store: str, error: Exception) -> NotFound | RegistryUnavailable:
-    """Return an error of an artifact store (empty: MLflow's server) as ours, in one line without credentials."""
+    """Convert an error of an artifact store (empty: MLflow's server) into one line without credentials."""
     text, code = redact_credentials(one_line(error)), getattr(error, "error_code", "")
     if full := _OWN_DISK.search(text):
-        return RegistryUnavailable(f"{what}: the disk of this machine takes no more: {full[1].strip()}")
-    account = "the account"
-    if answered := _ANSWERED.search(text):  # The answering server is named, because a run's files may be anywhere
+        return RegistryUnavailable(f"{what}: the disk of this machine cannot be written: {full[1].strip()}")
+    account = "the credentials"
+    if answered := _ANSWERED.search(text):  # Name the host that answered, because a run's files may be on any host.
         store = "" if is_mlflow(answered[0]) else answered[1]
     elif not store and _is_of_store(error):
         store = "the artifact store"
     if not store:
         if (answer := _PROXIED.search(text)) is None:
             return _registry_failure(what, error)
-        store, account = f"the artifact store of MLflow at {registry_address()}", "the account of MLflow's server"
+        store, account = f"the artifact store of MLflow at {registry_address()}", "the credentials of MLflow's server"
         code, text = answer[1], answer[2]
-    elif answered:  # Otherwise the version's tag would show the author the answer of any server
+    elif answered:  # Otherwise the version's tag would show the answer of any server to the author.
         text = text.partition(" Response text: ")[0]
-        account += " (MLflow's is for MLflow's own addresses; ~/.netrc may have one for this host)"
-    elif type(error).__module__.startswith(_TELL_ANSWERS):  # also the greeting of a database
+        account += " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for this host)"
+    elif type(error).__module__.startswith(_TELL_ANSWERS):  # This includes the greeting of a database.
         text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"
@@ -428,7 +429,7 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
         return NotFound(f"{what}: not found in {store}: {_reason(text)}")
     if code in _REFUSED or _STORE_REFUSES.search(text):
         return RegistryRefused(f"{what}: {store} refuses {account}: {_reason(text)}")
-    return RegistryUnavailable(f"{what}: {store} does not answer as it should: {_reason(text)}")
+    return RegistryUnavailable(f"{what}: {store} does not answer correctly: {_reason(text)}")
 
 
 def _reason(error: object) -> str:
@@ -438,23 +439,21 @@ def _reason(error: object) -> str:
     if "Max retries exceeded" in text or "Connection refused" in text or "HTTPConnectionPool(" in text:
         if "Connection refused" in text:
             return "connection refused"
-        if found := re.search(r"too many (\d+) error responses", text):
-            return f"its answers have the status {found[1]}"
-        if found := re.search(r"certificate verify failed: ([^(]+?) \(", text):
-            if "expired" in found[1] or "not yet valid" in found[1]:
-                return f"{found[1]} by the clock of this machine"
-            return f"{found[1]} (MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority to trust)"
+        if match := re.search(r"too many (\d+) error responses", text):
+            return f"it returns the status {match[1]}"
+        if match := re.search(r"certificate verify failed: ([^(]+?) \(", text):
+            if "expired" in match[1] or "not yet valid" in match[1]:
+                return f"{match[1]} according to the clock of this machine"
+            return f"{match[1]} (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted authority)"
         if "timed out" in text:
             return f"no answer in time ({_TIMEOUT}, in seconds: {os.environ.get(_TIMEOUT, 'the default')})"
-        if found := _UNREACHED.search(text):
-            name = f"the name {found[1]} does not resolve: " if found[1] else ""
-            return f"{name}{found[2].lower()}"
+        if match := _UNREACHED.search(text):
+            name = f"the name {match[1]} does not resolve: " if match[1] else ""
+            return f"{name}{match[2].lower()}"
         return f"…{text[-200:]}"
     if failure := _HTTP_FAILURE.match(text):
         if failure[2] == "404":
-            return f"it has no {failure[1]}: another address is meant, or it is an MLflow before 3"
+            return f"it has no {failure[1]}: the address is wrong, or its MLflow is older than version 3"
         if failure[3]:
-            return (
-                f"its answer is a web page with the status {failure[2]}, as of a proxy before it: MLflow answers JSON"
-            )
+            return f"it returned a web page with the status {failure[2]} instead of JSON, probably from a proxy"
     return text if len(text) <= 300 else text[:297] + "…"

@@ -1,4 +1,4 @@
-"""The files of a resolved version: downloading them from where MLflow keeps them, and reading the MLmodel file."""
+"""The files of a resolved version: downloading them from MLflow's storage, and reading the MLmodel file."""
 
 import os
 import shutil
@@ -34,20 +34,20 @@ _PACKAGES = {
     "abfss": "azure-storage-file-datalake azure-identity",
     "sftp": "pysftp",
 }
-"""The packages, in pip's words, with which MLflow downloads from a store of this scheme."""
+"""The packages, as pip arguments, that MLflow needs to download from a store with this scheme."""
 
 
 def download(source: str, destination: Path) -> Path:
-    """Copy the files at `source` (of a `ResolvedModel`) into an empty folder; return the folder of the MLmodel file.
+    """Copy the files at `source` (of a `ResolvedModel`) into an empty folder. Return the folder of the MLmodel file.
 
-    Files that are written by loading the model in place (`is_loading_trace`) are left out.
+    Files that MLflow or Python writes when a model is loaded in place (`is_loading_trace`) are excluded.
 
     Raises:
-        NotFound: the registry knows the version, but its files are gone.
-        InvalidArtifact: there is a link among the files.
-        InvalidConfig: MLflow does not know the scheme's artifact store, or the path has a segment `..`.
+        NotFound: the registry has the version, but its files do not exist.
+        InvalidArtifact: one of the files is a link.
+        InvalidConfig: MLflow has no artifact store for the scheme, or the path has a segment `..`.
         NotInstalled: the artifact store needs a package that is not installed.
-        RegistryUnavailable: MLflow, or the artifact store behind it, does not answer, or the disk is full.
+        RegistryUnavailable: MLflow or its artifact store does not answer, or the disk is full.
     """
     location = _location(source)
     folder = _local_folder(location)
@@ -61,7 +61,7 @@ def download(source: str, destination: Path) -> Path:
         try:
             shutil.copytree(folder, copied, symlinks=True)
         except shutil.Error as error:
-            _, _, reason = error.args[0][0]  # The first file's reason is reported: files vanish, or the disk is full
+            _, _, reason = error.args[0][0]  # The first error is reported, such as a vanished file or a full disk.
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {reason}") from None
         except OSError as error:
             raise RegistryUnavailable(f"the files in {folder} cannot be copied: {error.strerror}") from None
@@ -72,24 +72,24 @@ def download(source: str, destination: Path) -> Path:
 
 
 def is_loading_trace(path: Path) -> bool:
-    """Return True if MLflow or Python writes this file when a model is loaded in place; it is not part of a version."""
+    """Return True if MLflow or Python writes this file when a model is loaded in place. It is not part of a version."""
     return "__pycache__" in path.parts or path == Path(REGISTERED_META)
 
 
 def version_digest(source: str) -> str:
-    """Copy the files at `source` (of a `ResolvedModel`), and return the digest of all of them; raise as `download`."""
-    from mlflow_deploy_plugin.runtime import combine_hashes, hash_files  # imported late: a quarter of a second
+    """Return the digest of all files at `source` (of a `ResolvedModel`). Raises the errors of `download`."""
+    from mlflow_deploy_plugin.runtime import combine_hashes, hash_files  # The import takes 0.25 s.
 
     with tempfile.TemporaryDirectory(prefix="onnxserve-digest-") as temporary:
         return combine_hashes(hash_files(download(source, Path(temporary))))
 
 
 def fetch_mlmodel(source: str) -> "Model":
-    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises as `download`, and NotFound without the file.
+    """Return the MLmodel file at `source` (of a `ResolvedModel`). Raises the errors of `download`, and NotFound.
 
     MLflow's `Model.load` leaves a copy in TMPDIR unless the source is a local folder.
     """
-    from mlflow.models import Model  # imported late: a second, and few commands need it
+    from mlflow.models import Model  # The import takes a second, and few commands need it.
 
     location, what = _location(source), f"the model {redact_credentials(source)}"
     with tempfile.TemporaryDirectory(prefix="onnxserve-mlmodel-") as folder, registry_errors(what):
@@ -97,7 +97,7 @@ def fetch_mlmodel(source: str) -> "Model":
 
 
 def _location(source: str) -> str:
-    """Return the path, or the address that MLflow downloads from, of the files at `source` (of a `ResolvedModel`)."""
+    """Return the path or the download address of the files at `source` (of a `ResolvedModel`)."""
     reference, location = parse_model_uri(source), source
     if reference.kind == "version":
         with registry_errors(f"model {reference.name} version {reference.selector}"):
@@ -114,21 +114,21 @@ def _local_folder(location: str) -> Path | None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise InvalidArtifact unless all files are plain files: a link could expose any file of this machine."""
+    """Raise InvalidArtifact unless all files are plain files. A link could expose any file of this machine."""
     for parent, folders, files in os.walk(folder):
         for name in folders + files:
             path = Path(parent, name)
             status = path.lstat()
-            shown = path.relative_to(folder)
+            relative = path.relative_to(folder)
             if path.is_symlink() or (path.is_file() and status.st_nlink > 1):
-                raise InvalidArtifact(f"the model's {str(shown)!r} is a link; only plain files are taken")
+                raise InvalidArtifact(f"the model's {str(relative)!r} is a link; only plain files are allowed")
             if not (path.is_file() or path.is_dir()):
-                raise InvalidArtifact(f"the model's {str(shown)!r} is neither a file nor a folder")
+                raise InvalidArtifact(f"the model's {str(relative)!r} is neither a file nor a folder")
 
 
 def fetch(location: str, destination: Path, what: str) -> Path:
-    """Download a file or folder, which messages call `what`, and return its copy. Raises as `download`."""
-    # imported late: it takes a second, and a model on this disk does without
+    """Download a file or folder and return its copy. `what` names it in messages. Raises the errors of `download`."""
+    # The import takes a second, and a model in a local folder does not need it.
     from mlflow.artifacts import download_artifacts
     from mlflow.store.artifact.artifact_repository_registry import get_registered_artifact_repositories
 
@@ -136,11 +136,11 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     store = f"{scheme}://{host}" if host or scheme not in _THROUGH_MLFLOW else ""
     stores = get_registered_artifact_repositories()
     if scheme not in stores:
-        hint = did_you_mean(scheme, stores, "it knows s3, gs and others")
-        raise InvalidConfig(f"{what}: MLflow knows no store {scheme}:…{hint}")
-    # MLflow's client follows `..` out of a run whose files are on this machine
+        hint = did_you_mean(scheme, stores, "s3, gs and other schemes are supported")
+        raise InvalidConfig(f"{what}: MLflow has no artifact store for {scheme}:…{hint}")
+    # MLflow's client would follow `..` out of the folder of a run on this machine.
     if scheme != "file" and ".." in unquote(location).split("/"):
-        raise InvalidConfig(f"{what}: the path of {redact_credentials(location)} has a segment ..; say the path itself")
+        raise InvalidConfig(f"{what}: the path of {redact_credentials(location)} has a segment ..; remove it")
     harden_mlflow_client()
     try:
         with warnings.catch_warnings(), no_request_timeout:
@@ -151,19 +151,19 @@ def fetch(location: str, destination: Path, what: str) -> Path:
     except ImportError as error:
         needed = _PACKAGES.get(scheme, error.name or "another package")
         raise NotInstalled(
-            f"{what} need a package that is not installed here ({error.name}): pip install {needed}"
+            f"{what} need a package that is not installed ({error.name}): pip install {needed}"
         ) from None
-    except Exception as error:  # noqa: BLE001 - each kind of artifact store (boto3, GCS, Azure, …) has its own classes
+    except Exception as error:  # noqa: BLE001 - each artifact store (boto3, GCS, Azure, …) has its own error classes
         raise store_failure(what, store, error) from None
 
 
 @dataclass(frozen=True)
 class LoggedColumns:
-    """The columns of a model, or of several, in the inference log.
+    """The columns of one or several models in the inference log.
 
     Attributes:
-        inputs: empty if the signature has none, or if its only tensor has no name.
-        outputs: `prediction`, `output.NAME`; None if the MLmodel file does not name them (any flavor but ours).
+        inputs: the input columns; empty if the signature has none, or if its only tensor has no name.
+        outputs: `prediction`, `output.NAME`; None if the MLmodel file does not list them (any flavor but onnxserve).
         dtypes: the numpy dtypes of the signature's columns by name, `str` for text.
     """
 
@@ -177,8 +177,8 @@ class LoggedColumns:
 
 
 def logged_columns(source: str) -> LoggedColumns:
-    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises as `fetch_mlmodel`."""
-    from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR  # imported late: a quarter of a second
+    """Return the columns of the model at `source` (of a `ResolvedModel`). Raises the errors of `fetch_mlmodel`."""
+    from mlflow_deploy_plugin.runtime import COLUMN_TYPES, FLAVOR  # The import takes 0.25 s.
     from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 
     info = fetch_mlmodel(source)
@@ -188,10 +188,10 @@ def logged_columns(source: str) -> LoggedColumns:
     if (section := info.flavors.get(FLAVOR)) is not None:
         prediction = tuple(section.get("prediction") or ())
         columns = tuple(
-            PREDICTION if prediction == (one["name"],) and len(one["shape"]) == 1 else OUTPUT_PREFIX + one["name"]
-            for one in section.get("outputs") or ()
+            PREDICTION if prediction == (item["name"],) and len(item["shape"]) == 1 else OUTPUT_PREFIX + item["name"]
+            for item in section.get("outputs") or ()
         )
     described = inputs.to_dict() if inputs is not None else []
-    named = {str(one["name"]): one["type"] for one in described if "name" in one}
+    named = {str(column["name"]): column["type"] for column in described if "name" in column}
     dtypes = {name: COLUMN_TYPES[kind] for name, kind in named.items() if kind in COLUMN_TYPES}
     return LoggedColumns(tuple(map(str, names)), columns, dtypes)

@@ -1,4 +1,4 @@
-"""Model URIs, which are parsed without a call of the registry and without importing mlflow."""
+"""Model URIs. They are parsed without a call to the registry and without importing mlflow."""
 
 import re
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")
 _TAG = "tag:"
 _PROXIED = "/mlflow-artifacts/artifacts/"
 _PAGE = re.compile(r"/models/(?P<name>[^/?]+)(?:/versions/(?P<version>\d+))?")
-"""The end of the address of a model's page in MLflow's UI."""
+"""The end of the address of a model page in MLflow's UI."""
 _REGISTERED = re.compile(r"(?P<name>[^/.~@][^/@]*)(?:[/@][^/@]+)?")
-"""A registered model without its scheme: NAME, NAME/STAGE, NAME@ALIAS."""
+"""A registered model without the scheme: NAME, NAME/STAGE, NAME@ALIAS."""
 
 REGISTERED_META = "registered_model_meta"
-"""The file that MLflow adds to a version that it downloads."""
+"""The file that MLflow adds to a downloaded version."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ModelURI:
     """A parsed model URI.
 
     Attributes:
-        name: the registered model; the model id, run id, folder or whole URI for the other kinds.
-        selector: the stage, alias or version, or KEY=VALUE of a tag; the artifact path for a run; otherwise empty.
+        name: the registered model; for other kinds the model id, run id, folder or complete URI.
+        selector: the stage, alias or version, KEY=VALUE of a tag, or the artifact path of a run; otherwise empty.
     """
 
     kind: URIKind
@@ -46,7 +46,7 @@ class ModelURI:
 
     @property
     def followed(self) -> bool:
-        """True for a stage, an alias and a tag, which can move to another version."""
+        """True for a stage, an alias or a tag, because each of them can move to another version."""
         return self.kind in ("stage", "alias", "tag")
 
     @property
@@ -55,7 +55,7 @@ class ModelURI:
 
     @property
     def place(self) -> str:
-        """The stage, @alias or tag, as the audit trail has it."""
+        """The stage, @alias or tag, as written in the audit trail."""
         return f"@{self.selector}" if self.kind == "alias" else self.selector
 
     @property
@@ -66,7 +66,7 @@ class ModelURI:
 
 def registered_model_uris(spec: "EndpointSpec") -> list[ModelURI]:
     parsed = [parse_model_uri(variant.model) for variant in spec.variants.values()]
-    return [one for one in parsed if one.is_registered]
+    return [uri for uri in parsed if uri.is_registered]
 
 
 def registered_model_names(spec: "EndpointSpec") -> list[str]:
@@ -75,10 +75,10 @@ def registered_model_names(spec: "EndpointSpec") -> list[str]:
 
 def parse_model_uri(model_uri: str) -> ModelURI:
     """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI has none of the known forms."""
-    if not isinstance(model_uri, str):  # The caller may not check types
+    if not isinstance(model_uri, str):  # The caller may not check types.
         raise InvalidConfig(f"{model_uri!r} is not a text; a model is {_FORMS}")
     if not model_uri.strip():
-        raise InvalidConfig(f"no model is named; it is {_FORMS}")
+        raise InvalidConfig(f"the model is empty; it is {_FORMS}")
     scheme = _SCHEME.match(model_uri)
     if scheme is None:
         return ModelURI("path", model_uri)
@@ -92,29 +92,32 @@ def parse_model_uri(model_uri: str) -> ModelURI:
         case "runs":
             run_id, _, path = _path_of(model_uri).partition("/")
             if not run_id or not path:
-                raise InvalidConfig(f"{model_uri!r} is not a run's model; runs:/RUN_ID/PATH is expected")
+                raise InvalidConfig(f"{model_uri!r} is not the URI of a run's model; runs:/RUN_ID/PATH is expected")
             return ModelURI("run", run_id, path)
         case "file":
             return ModelURI("path", unquote(address.path))
         case "http" | "https":
-            if _PROXIED not in address.path:  # MLflow fetches from no web address but an MLflow server's own artifacts
+            # The only web addresses that MLflow supports are the proxied artifacts of an MLflow server.
+            if _PROXIED not in address.path:
                 server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
                 page = _PAGE.search(unquote(address.fragment))
                 name, version = (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
                 raise InvalidConfig(
                     f"a model cannot be fetched from the web address {server}{address.path}: if MLflow runs there, set "
-                    f"MLFLOW_TRACKING_URI={server} and name models:/{name}/{version}; else give a folder, or s3://…"
+                    f"MLFLOW_TRACKING_URI={server} and use models:/{name}/{version}; otherwise use a folder or s3://…"
                 )
     return ModelURI("remote", model_uri)
 
 
 def missing_folder_message(text: str) -> str:
-    """Return the error message for a path without a folder, with the URI that was probably meant."""
+    """Return the error message for a path that does not exist, with the URI that was probably intended."""
     path = absolute_path(text)
     if path.is_file():
-        return f"{path} is a file; a model is a folder with an MLmodel file: mlflow_deploy_plugin.save_model makes one"
+        return (
+            f"{path} is a file; a model is a folder with an MLmodel file, as written by mlflow_deploy_plugin.save_model"
+        )
     message = f"the folder {path} does not exist"
-    here = f"{absolute_path('.')}/"  # a deployment's folder was made absolute before
+    here = f"{absolute_path('.')}/"  # A deployment's path has already been made absolute.
     text = text.removeprefix(here)
     registered = _REGISTERED.fullmatch(text)
     if registered is None:
@@ -146,12 +149,12 @@ def model_name(uri: ModelURI) -> str:
 
 
 def registered_meta(folder: Path) -> dict[str, str]:
-    """Return `model_name` and `model_version` of a folder with a downloaded registered version; otherwise empty."""
+    """Return `model_name` and `model_version` if the folder is a downloaded registered version; otherwise empty."""
     try:
         text = (folder / REGISTERED_META).read_text()
     except (OSError, ValueError):
         return {}
-    import yaml  # imported late: most URIs are not such folders
+    import yaml  # Few URIs are such folders.
 
     from mlflow_deploy_plugin.runtime import load_yaml
 
@@ -166,15 +169,15 @@ def registered_meta(folder: Path) -> dict[str, str]:
 def _parse_models_uri(model_uri: str) -> ModelURI:
     path = _path_of(model_uri)
     if path.startswith((".", "~")):
-        raise InvalidConfig(f"{model_uri!r} names a folder, not a registered model; give the folder: {path}")
+        raise InvalidConfig(f"{model_uri!r} is a folder, not a registered model; use the path {path}")
     name, slash, selector = path.partition("/")
     is_valid = name.strip() and (selector.strip() or not slash) and not urlparse(model_uri).netloc
     if selector.startswith(_TAG):
         key, _, value = selector.removeprefix(_TAG).partition("=")
         if not (is_valid and key.strip() and value):
-            raise InvalidConfig(f"{model_uri!r} names no version by a tag; models:/NAME/tag:KEY=VALUE is expected")
-        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters have no escape for them
-            raise InvalidConfig(f"{model_uri!r}: MLflow cannot be asked for a tag with such quotes")
+            raise InvalidConfig(f"{model_uri!r} is not a valid tag URI; models:/NAME/tag:KEY=VALUE is expected")
+        if {"`", '"'} & set(key) or {"'", '"'} <= set(value):  # MLflow's filters cannot escape quotes.
+            raise InvalidConfig(f"{model_uri!r}: MLflow cannot search for a tag with such quotes")
         return ModelURI("tag", name, f"{key}={value}")
     if not is_valid or "/" in selector:
         raise InvalidConfig(f"{model_uri!r} is not a model URI; it is {_FORMS}")
@@ -188,7 +191,7 @@ def _parse_models_uri(model_uri: str) -> ModelURI:
     if model and alias:
         return ModelURI("alias", model, alias)
     if at or not name.startswith("m-"):
-        raise InvalidConfig(f"{model_uri!r} names no version; the model is {_FORMS}")
+        raise InvalidConfig(f"{model_uri!r} does not select a version; the model is {_FORMS}")
     return ModelURI("logged_model", name)
 
 

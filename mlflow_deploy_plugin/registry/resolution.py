@@ -1,13 +1,13 @@
-"""A model URI → one concrete version, before anything is downloaded. `BatchResolver` makes few calls for several URIs:
+"""Resolution of a model URI to one version, before any download. `BatchResolver` needs few calls for several URIs:
 
 | URIs of one model               | call                                                                     |
 |---------------------------------|--------------------------------------------------------------------------|
 | stages, and aliases with them   | `get_registered_model`: the newest version of each stage, and the aliases |
 | one alias                       | `get_model_version_by_alias`                                             |
-| each tag                        | `search_model_versions` for the newest version with it                   |
+| each tag                        | `search_model_versions` for the newest version with the tag              |
 
-No lookup reads every version: a model may have thousands, each with its tags. MLflow's `get_latest_versions` would make
-a second call. A version that passed its gate without an evaluation takes a further call for the model's policy.
+No lookup reads every version, because a model may have thousands with many tags. MLflow's `get_latest_versions` would
+make a second call. For a version that passed its gate without an evaluation, another call reads the model's policy.
 """
 
 import re
@@ -54,10 +54,10 @@ class ResolvedModel:
     Attributes:
         name: the registered model, the logged model, or otherwise the last part of the path.
         version: the registry's number or the model id. It is empty for a path, a URI or a run's artifact: the agent
-            reads the `model_id` of the MLmodel file once it has the files.
+            reads the `model_id` from the MLmodel file after the download.
         source: an immutable address of the files: models:/X/3, models:/m-…, runs:/…, a URI, a folder.
-        followed: the URI can move to another version (a stage, an alias or a tag).
-        aspects: stage, alias, tag, gate, run_id, model_id, parity and git_commit, as far as they are known.
+        followed: True if the URI can move to another version (a stage, an alias or a tag).
+        aspects: stage, alias, tag, gate, run_id, model_id, parity and git_commit, if they are known.
         registered_at: milliseconds since 1970; 0 if the version is not registered.
     """
 
@@ -71,14 +71,16 @@ class ResolvedModel:
     registered_at: int = 0
 
     def __post_init__(self) -> None:
-        """Raise InvalidConfig for control characters: MLflow allows them, and names go into headers and logs."""
+        """Raise InvalidConfig for control characters. MLflow allows them, but names are used in headers and logs."""
         for what, text in (("name", self.name), ("version", self.version)):
             if _CONTROL.search(text):
-                raise InvalidConfig(f"the {what} {text[:200]!r} of a model has control characters; it cannot be served")
+                raise InvalidConfig(
+                    f"the {what} {text[:200]!r} of a model has control characters, which is not allowed"
+                )
 
     @property
     def identity(self) -> str:
-        """A text that differs between versions, even if a version was deleted and its number registered again."""
+        """A text that differs between versions, even if a version number is registered again after its deletion."""
         return f"{self.source} {self.registered_at}"
 
 
@@ -86,9 +88,9 @@ Resolution = ResolvedModel | OnnxserveError
 
 
 def resolve(model_uri: str) -> ResolvedModel:
-    """Look up the version that the URI selects now, with one call of the registry; a folder needs none.
+    """Look up the version that the URI currently selects, with one call to the registry (none for a folder).
 
-    Raises InvalidConfig if it is not a model URI, and NotFound with the existing names if it selects nothing.
+    Raises InvalidConfig if it is not a model URI, and NotFound with the existing names if it does not select a version.
     """
     uri = parse_model_uri(model_uri)
     match uri.kind:
@@ -116,58 +118,58 @@ def resolve(model_uri: str) -> ResolvedModel:
             )
             return ResolvedModel(model_uri, model.name, model.model_id, f"models:/{model.model_id}", aspects=aspects)
         case _:
-            found = _find_version(uri)
-            if found is None:
+            version_info = _find_version(uri)
+            if version_info is None:
                 raise NotFound(_not_found_message(uri))
-            return _resolved_version(model_uri, uri, found)
+            return _resolved_version(model_uri, uri, version_info)
 
 
 def check_new_name(model: str) -> None:
-    """Raise InvalidConfig if MLflow has no registered model of such a name, before anything is made for it."""
+    """Raise InvalidConfig if MLflow does not accept the name for a registered model."""
     if "/" in model or ":" in model:
-        raise InvalidConfig(f"{model!r} is no name for a registered model: it holds neither / nor :")
+        raise InvalidConfig(f"{model!r} is not a valid name for a registered model: / and : are not allowed")
 
 
 def check_registered_name(model: str) -> str:
-    """Return the name; raise InvalidConfig if it is a URI or a path, as of a folder named like the model."""
+    """Return the name. Raises InvalidConfig if it is a URI or a path, for example a folder named like the model."""
     if "/" in model or ":" in model or model in (".", ".."):
         name, _, version = model.removeprefix("models:/").partition("@")[0].partition("/")
-        right = f"give name and version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
-        folder = "mlflow.register_model gives the model in a folder one"
+        right = f"use the name and the version: {name or 'NAME'} {version if version.isdigit() else 'VERSION'}"
+        folder = "mlflow.register_model registers the model in a folder"
         raise InvalidConfig(
-            f"{model!r} is no name of a registered model; {right if model.startswith('models:/') else folder}"
+            f"{model!r} is not the name of a registered model; {right if model.startswith('models:/') else folder}"
         )
     return model
 
 
 def registered_version(model: str, version: str) -> ResolvedModel:
-    """Look up one version of a registered model; raise InvalidConfig for a bad name or number, NotFound without one."""
+    """Return a version of a registered model. Raises InvalidConfig for a bad name or number, NotFound if missing."""
     check_registered_name(model)
     if not version.isdigit():
-        raise InvalidConfig(f"{version!r} is no version of {model}; give its number")
+        raise InvalidConfig(f"{version!r} is not a version of {model}; a number is expected")
     return resolve(f"models:/{model}/{version}")
 
 
-def _resolved_version(model_uri: str, uri: ModelURI, found: "ModelVersion") -> ResolvedModel:
-    is_logged = (found.source or "").startswith("models:/m-")
+def _resolved_version(model_uri: str, uri: ModelURI, info: "ModelVersion") -> ResolvedModel:
+    is_logged = (info.source or "").startswith("models:/m-")
     aspects = _non_empty(
-        stage="" if found.current_stage == "None" else found.current_stage,
+        stage="" if info.current_stage == "None" else info.current_stage,
         alias=uri.selector if uri.kind == "alias" else "",
         tag=uri.selector if uri.kind == "tag" else "",
-        gate=found.tags.get(GATE_TAG),
-        run_id=found.run_id,
-        model_id=found.source.removeprefix("models:/") if is_logged else "",
-        parity=found.tags.get(PARITY_TAG),
-        git_commit=found.tags.get(GIT_COMMIT_TAG),
+        gate=info.tags.get(GATE_TAG),
+        run_id=info.run_id,
+        model_id=info.source.removeprefix("models:/") if is_logged else "",
+        parity=info.tags.get(PARITY_TAG),
+        git_commit=info.tags.get(GIT_COMMIT_TAG),
     )
-    version = str(found.version)
+    version = str(info.version)
     source = f"models:/{uri.name}/{version}"
-    gate_status, registered_at = _gate_status(uri.name, found.tags), found.creation_timestamp or 0
+    gate_status, registered_at = _gate_status(uri.name, info.tags), info.creation_timestamp or 0
     return ResolvedModel(model_uri, uri.name, version, source, uri.followed, aspects, gate_status, registered_at)
 
 
 def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
-    """Return the gate status of a version. If it passed without an evaluation, the policy must not demand any now."""
+    """Return the gate status of a version. A pass without an evaluation is invalid if the policy now requires one."""
     status = gate_status_of(tags)
     if status.state != PASSED_WITHOUT_EVALUATION:
         return status
@@ -176,8 +178,8 @@ def _gate_status(name: str, tags: Mapping[str, str]) -> GateStatus:
     if not names_dataset(policy):
         return status
     reason = (
-        f"it {status.state}, and the policy of {name} names a dataset; judge it again with `onnxserve gate`, by a "
-        "policy that does not skip the evaluation"
+        f"it {status.state}, and the policy of {name} now has a dataset; run `onnxserve gate` again with a policy that "
+        "does not skip the evaluation"
     )
     return GateStatus(False, "", reason, status.report)
 
@@ -187,7 +189,7 @@ def _non_empty(**aspects: str | None) -> dict[str, str]:
 
 
 def _find_version(uri: ModelURI) -> "ModelVersion | None":
-    """Return the version, or None if the registry has none. Of several the highest number counts, as in MLflow."""
+    """Return the version, or None if it does not exist. If several match, the highest number is used, as in MLflow."""
     client = registry_client()
     try:
         with registry_errors(f"model {uri.name}"):
@@ -200,8 +202,8 @@ def _find_version(uri: ModelURI) -> "ModelVersion | None":
                     if uri.selector.lower() not in _STAGES:
                         raise InvalidConfig(
                             f"models:/{uri.name}/{uri.selector}: {uri.selector!r} is neither a version, `latest` nor "
-                            f"a stage ({', '.join(_STAGES.values())}); an alias is models:/{uri.name}@{uri.selector}, "
-                            f"a tag models:/{uri.name}/tag:KEY=VALUE"
+                            f"a stage ({', '.join(_STAGES.values())}); for an alias use "
+                            f"models:/{uri.name}@{uri.selector}, for a tag models:/{uri.name}/tag:KEY=VALUE"
                         )
                     latest = client.get_registered_model(uri.name).latest_versions
                     return newest([version for version in latest if selects(uri, version)])
@@ -226,7 +228,7 @@ def all_versions(client: "MlflowClient", name: str) -> "list[ModelVersion]":
 def _newest_versions(
     client: "MlflowClient", name: str, most: int, tag: tuple[str, str] | None = None
 ) -> "list[ModelVersion]":
-    """Return the versions with the highest numbers, the highest first, with the tag if it is given."""
+    """Return the versions with the highest numbers in descending order; if `tag` is set, only versions with the tag."""
     query = f"name = {_quoted(name)}" + (f" and tags.`{tag[0]}` = {_quoted(tag[1])}" if tag else "")
     return list(client.search_model_versions(query, max_results=most, order_by=["version_number DESC"]))
 
@@ -236,50 +238,48 @@ def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
 
 
 def _quoted(text: str) -> str:
-    """Return the text quoted for MLflow's filters, which have no escape; raise InvalidConfig if it has both quotes."""
+    """Return the text quoted for MLflow's filters. Raises InvalidConfig if it has both quotes: there is no escape."""
     if {"'", '"'} <= set(text):
-        raise InvalidConfig(
-            f"{text!r} has both kinds of quotes: MLflow cannot be asked for the versions of such a name"
-        )
+        raise InvalidConfig(f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a name")
     quote = '"' if "'" in text else "'"
     return f"{quote}{text}{quote}"
 
 
 def _not_found_message(uri: ModelURI) -> str:
-    """Return the existing versions of the model with stage and alias or, without such a model, the existing models.
+    """Return a message with the existing versions of the model or, if the model does not exist, the existing models.
 
-    The second case also names the registry: without MLFLOW_TRACKING_URI it is a file in this folder, rarely intended.
+    In the second case it also contains the registry: without MLFLOW_TRACKING_URI, this is a file in the current folder.
     """
     import mlflow
 
     client, name = registry_client(), uri.name
-    wanted = {
+    selected = {
         "stage": f"version in stage {_STAGES.get(uri.selector.lower())}",
         "tag": f"version with the tag {uri.selector}",
         "latest": "version",
     }.get(uri.kind, f"{uri.kind} {uri.selector}")
-    lacks = f"model {name} has no {wanted}; "
+    lacks = f"model {name} has no {selected}; "
     with registry_errors(f"model {name}"):
         if versions := _newest_versions(client, name, _SHOWN_VERSIONS):
             aliases = {str(number): alias for alias, number in client.get_registered_model(name).aliases.items()}
             key = uri.tag[0] if uri.kind == "tag" else ""
-            shown = []
+            descriptions = []
             for version in reversed(versions):
                 alias = f", @{aliases[str(version.version)]}" if str(version.version) in aliases else ""
                 tagged = f", {key}={version.tags[key]}" if key in version.tags else ""
-                shown.append(f"{version.version} ({version.current_stage}{alias}{tagged})")
-            return f"{lacks}versions: {', '.join(shown)}"
+                descriptions.append(f"{version.version} ({version.current_stage}{alias}{tagged})")
+            return f"{lacks}versions: {', '.join(descriptions)}"
         models = [model.name for model in client.search_registered_models(max_results=_SHOWN_VERSIONS)]
     if name in models:
-        return lacks + "it has no versions at all"
-    others = f"registered are {', '.join(models)}" if models else "the registry is empty"
+        return lacks + "it does not have any versions"
+    others = f"the registered models are {', '.join(models)}" if models else "the registry is empty"
     unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
     where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
-    return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"
+    return f"there is no registered model {name}; {others} (MLflow at {where}{unset})"
 
 
 def lookup_key(model_uri: str) -> str:
-    """Return the key of the URIs that are looked up together: the registered model of a followed URI, or the URI."""
+    """Return the key that groups URIs for a lookup: the registered model of a followed URI, otherwise the URI."""
     try:
         uri = parse_model_uri(model_uri)
     except OnnxserveError:
@@ -288,19 +288,19 @@ def lookup_key(model_uri: str) -> str:
 
 
 class BatchResolver:
-    """Looks up several URIs at once. Results that cannot have changed are kept for the next call."""
+    """Looks up several URIs at once. Results that cannot change are cached for the next call."""
 
     def __init__(self) -> None:
         self._versions: dict[tuple[str, str], tuple[int, ModelVersion]] = {}
-        """By model and number: when the model was last updated, and the version."""
+        """By model and number: the time of the model's last update, and the version."""
         self._looked_at_again: set[tuple[str, str]] = set()
 
     def look_again(self, resolved: ResolvedModel) -> None:
-        """Fetch this version in each call from now on: its verdict is on other files, and a new verdict may come."""
+        """Fetch this version in each call, because its verdict is for other files and may be replaced."""
         self._looked_at_again.add((resolved.name, resolved.version))
 
     def resolve(self, model_uris: Iterable[str]) -> dict[str, Resolution]:
-        """Return for each URI its version, or the error that `resolve` raises for it."""
+        """Return the version of each URI, or the error that `resolve` raises."""
         groups: dict[str, list[str]] = defaultdict(list)
         for uri in dict.fromkeys(model_uris):
             groups[lookup_key(uri)].append(uri)
@@ -313,21 +313,21 @@ class BatchResolver:
             name = parsed[uris[0]].name
             try:
                 with registry_errors(f"model {name}"):
-                    found = self._find_versions(name, list(parsed.values()))
+                    versions = self._find_versions(name, list(parsed.values()))
             except (NotFound, InvalidConfig):
-                found = {}  # Each URI is looked up separately, for the message with the existing versions
+                versions = {}  # Each URI is looked up separately for a message with the existing versions.
             except OnnxserveError as error:
                 resolutions |= dict.fromkeys(uris, error)
                 continue
-            for uri, one in parsed.items():
-                resolutions[uri] = _try_resolve(uri, found.get(one))
+            for uri, parsed_uri in parsed.items():
+                resolutions[uri] = _try_resolve(uri, versions.get(parsed_uri))
         return resolutions
 
     def _find_versions(self, name: str, uris: Sequence[ModelURI]) -> "dict[ModelURI, ModelVersion]":
         client = registry_client()
         needs_model = any(uri.kind != "tag" for uri in uris)
         model: RegisteredModel = client.get_registered_model(name) if needs_model else None
-        found = {}
+        versions = {}
         for uri in uris:
             version: ModelVersion | None
             if uri.kind == "alias":
@@ -338,13 +338,13 @@ class BatchResolver:
             else:
                 version = newest([version for version in model.latest_versions if selects(uri, version)])
             if version is not None:
-                found[uri] = version
-        return found
+                versions[uri] = version
+        return versions
 
     def _version(self, client: "MlflowClient", model: "RegisteredModel", number: str) -> "ModelVersion":
         """Return the version with this number.
 
-        A version that has not passed with an evaluation is always fetched: tags leave the model's timestamp unchanged.
+        A version that has not passed an evaluation is always fetched, because tags do not change the model's timestamp.
         """
         for version in model.latest_versions:
             if str(version.version) == number:
@@ -359,8 +359,8 @@ class BatchResolver:
         return known
 
 
-def _try_resolve(model_uri: str, found: "ModelVersion | None" = None) -> Resolution:
+def _try_resolve(model_uri: str, info: "ModelVersion | None" = None) -> Resolution:
     try:
-        return resolve(model_uri) if found is None else _resolved_version(model_uri, parse_model_uri(model_uri), found)
+        return resolve(model_uri) if info is None else _resolved_version(model_uri, parse_model_uri(model_uri), info)
     except OnnxserveError as error:
         return error

@@ -1,8 +1,9 @@
-"""MLflow runs: logging to the project's run or a new one, its tags, and metrics in batches.
+"""MLflow runs: logging to the project's run or to a new run, tags, and metrics in batches.
 
-MLflow has no unique keys. An `IdempotentRun` is therefore identified by tags, and a process looks for the run before it
-creates it. If two processes create it at the same time, each looks again after the creation and after all content is
-logged, and both choose the same run, the primary: a complete run before an incomplete one, then the older one.
+MLflow does not have unique keys. Therefore an `IdempotentRun` is identified by tags, and a process searches for the run
+before it creates a run. If two processes create a run at the same time, each process searches again after the creation
+and after all content is logged. Both then choose the same run as the primary: complete before incomplete, then the
+older run.
 """
 
 import os
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 
     from mlflow_deploy_plugin.registry.resolution import ResolvedModel
 
-_PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets it for the process of a project
-_MAX_METRICS = 1000  # MLflow's limit for one call
+_PROJECT_RUN = "MLFLOW_RUN_ID"  # MLflow sets this variable for the process of a project.
+_MAX_METRICS = 1000  # MLflow's limit per call.
 SUPERSEDED = "onnxserve.superseded_by"
-"""The tag of a run that does not count, with the id of the primary."""
+"""The tag of a superseded run, with the id of the primary run."""
 _TIMES = "onnxserve.reported"
-"""The tag with the number of times that the run was begun."""
+"""The tag with the number of times that the run was started."""
 EVALUATED_TAG = "onnxserve.evaluated"
-"""The tag of the run with the evaluations of a model that no run logged: the id of the logged model."""
+"""The tag of a run with the evaluations of a logged model that has no run. The value is the id of the model."""
 _MAX_RUNS = 50
 _MAX_ATTEMPTS = 5
 _OF_LOGGED_MODELS = ("flavor_name", "model_id", "model_type", "params", "step")
@@ -39,14 +40,14 @@ _OF_LOGGED_MODELS = ("flavor_name", "model_id", "model_type", "params", "step")
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run in MLflow; `url` is empty if the tracking server has no pages (a database URI)."""
+    """A run in MLflow. `url` is empty if the tracking server has no web pages (a database URI)."""
 
     run_id: str
     experiment: str
     url: str
 
     def page_of(self, file: str) -> str:
-        """Return the address of a file's page in MLflow, or otherwise the path of the artifact."""
+        """Return the address of a file's page in MLflow, or the path of the artifact if there is no page."""
         page, mark, workspace = self.url.partition("?")
         return f"{page}/artifacts/{file}{mark}{workspace}" if page else f"{self.run_id}/{file}"
 
@@ -58,9 +59,9 @@ def log_run(
     experiment_id: "Callable[[MlflowClient], str]",
     log_content: "Callable[[MlflowClient, str], None]",
 ) -> LoggedRun:
-    """Log to the run of the MLflow project that this process belongs to (`mlflow run . -e …`), or to a new run.
+    """Log to the run of the MLflow project of this process (`mlflow run . -e …`), or to a new run.
 
-    `experiment_id` is called only for a new run, which ends as FAILED if `log_content` (client, run id) fails.
+    `experiment_id` is called only for a new run. A new run ends as FAILED if `log_content` (client, run id) fails.
     """
     client = registry_client()
     with registry_errors(what), no_request_timeout:
@@ -80,9 +81,9 @@ def log_run(
 
 @dataclass(frozen=True)
 class ModelRun:
-    """The run of a model: the run that logged it, or else a run in its experiment that holds its evaluations.
+    """The run of a model: the run that logged the model, otherwise a run in its experiment for its evaluations.
 
-    `run_id` is empty if the run is yet to be created, `model_id` if no logged model exists.
+    `run_id` is empty if the run must still be created, `model_id` if no logged model exists.
     """
 
     run_id: str
@@ -90,7 +91,7 @@ class ModelRun:
     model_id: str
 
     def log(self, folder: Path, under: str, figures: Iterable[tuple[str, float, int]] = ()) -> LoggedRun:
-        """Log a folder's files as artifacts below `under`, and metrics (name, value, step)."""
+        """Log the files of a folder as artifacts below `under`, and metrics (name, value, step)."""
         client, run_id = registry_client(), self.run_id
         with registry_errors(f"run {run_id}"), no_request_timeout:
             if not run_id:
@@ -107,30 +108,30 @@ class ModelRun:
 
 
 def run_of_model(model: "ResolvedModel", run_id: str, model_id: str) -> ModelRun:
-    """Return the run of a model. Raises InvalidConfig if it was never logged, NotFound if the run or model is gone."""
+    """Return the run of a model. Raises InvalidConfig if it was never logged, NotFound if run or model is missing."""
     run_id, model_id = model.aspects.get("run_id") or run_id, model.aspects.get("model_id") or model_id
     if not run_id and not model_id:
-        raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so there is no run to log to")
+        raise InvalidConfig(f"{model.model_uri} was never logged to MLflow, so it has no run to log to")
     client = registry_client()
     if run_id:
         with registry_errors(f"run {run_id}"):
             return ModelRun(run_id, str(client.get_run(run_id).info.experiment_id), model_id)
     with registry_errors(f"logged model {model_id}"):
         known = client.get_logged_model(model_id)
-        # Take MLflow's own id: over REST, the file's id `m-1?` would find m-1
+        # Use MLflow's id, because over REST the id `m-1?` in a file would select m-1.
         model_id, experiment_id = str(known.model_id), str(known.experiment_id)
-        found = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
-    return ModelRun(str(found[0].info.run_id) if found else "", experiment_id, model_id)
+        runs = client.search_runs([experiment_id], f"tags.`{EVALUATED_TAG}` = '{model_id}'", max_results=1)
+    return ModelRun(str(runs[0].info.run_id) if runs else "", experiment_id, model_id)
 
 
 def has_logged_models(client: "MlflowClient") -> bool:
-    """Return False if the tracking server is an MLflow before 3, which keeps models only as artifacts of runs."""
+    """Return False if the tracking server is older than MLflow 3, where models are only artifacts of runs."""
     from mlflow.exceptions import MlflowException
 
     try:
         client.get_logged_model("m-0")
     except MlflowException as error:
-        if error.error_code == "INTERNAL_ERROR":  # it does not answer
+        if error.error_code == "INTERNAL_ERROR":  # The server does not answer.
             raise
         return bool(error.error_code != "ENDPOINT_NOT_FOUND")
     return True
@@ -145,10 +146,10 @@ def log_flavor(
     tags: Mapping[str, object] | None = None,
     **options: object,
 ) -> "ModelInfo":
-    """Log a model, with the arguments of `mlflow.models.Model.log`, and register it if a name is given.
+    """Log a model with the arguments of `mlflow.models.Model.log`. It is registered if a name is set.
 
-    To a server before MLflow 3 it becomes an artifact of its run, or of a new one: at `name`, or next to it if the run
-    has other files there. Options that describe a logged model are left out.
+    With a server older than MLflow 3, it becomes an artifact of `run_id` or a new run. A suffix is added to the path
+    `name` if the run already has files there. Options for logged models are ignored.
     """
     import mlflow
     from mlflow.models import Model
@@ -180,20 +181,20 @@ def logged_run(client: "MlflowClient", run_id: str) -> LoggedRun:
 
 
 def get_or_create_experiment(client: "MlflowClient", name: str) -> str:
-    """Return the id of the experiment, which is created or restored if needed."""
+    """Return the id of the experiment. It is created or restored if necessary."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(client.create_experiment(name))
-        except MlflowException:  # another process has created it meanwhile
-            found = client.get_experiment_by_name(name)
-            if found is None:
+        except MlflowException:  # Another process created it at the same time.
+            experiment = client.get_experiment_by_name(name)
+            if experiment is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def log_metrics(
@@ -204,9 +205,9 @@ def log_metrics(
     at_ms: int | None = None,
     step: int = 0,
 ) -> None:
-    """Log names and values as metrics of the run, and of the model if this tracking server has it.
+    """Log names and values as metrics of the run, and of the model if this tracking server has the model.
 
-    `at_ms` is in milliseconds since 1970. Of values with one name and time, MLflow shows that of the last `step`.
+    `at_ms` is in milliseconds since 1970. If values have the same name and time, MLflow shows the highest `step`.
     """
     from mlflow.entities import LoggedModelInput, Metric
     from mlflow.exceptions import MlflowException
@@ -214,7 +215,7 @@ def log_metrics(
 
     known = None
     if model_id:
-        with suppress(MlflowException):  # a model may come from another tracking server
+        with suppress(MlflowException):  # A model may come from another tracking server.
             known = str(client.get_logged_model(model_id).model_id)
     time = get_current_time_millis() if at_ms is None else at_ms
     metrics = [Metric(key, value, time, step, model_id=known) for key, value in figures]
@@ -225,7 +226,7 @@ def log_metrics(
 
 
 def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run. In MLflow 3.17 `set_tag` fails if two processes set the same tag at once; this does not."""
+    """Set tags of a run. In MLflow 3.17, `set_tag` would fail if two processes set the same tag at the same time."""
     from mlflow.entities import RunTag
 
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
@@ -237,7 +238,7 @@ def project_run_id() -> str | None:
 
 @dataclass(frozen=True)
 class IdempotentRun:
-    """The run for one thing. The tags `identity` (without quotes) identify the thing; the tag `done` is set last."""
+    """The run of one subject. The tags `identity` (without quotes) identify the subject. The tag `done` is set last."""
 
     what: str
     experiment: str
@@ -247,19 +248,19 @@ class IdempotentRun:
     def log(
         self, name: str, tags: Mapping[str, str], log_content: "Callable[[MlflowClient, str, int], None]"
     ) -> LoggedRun:
-        """Log to the run of the MLflow project that this process belongs to, to the existing run, or to a new one.
+        """Log to the run of the MLflow project of this process, to the existing run, or to a new run.
 
-        `log_content` gets the client, the run's id and the number of earlier starts of the run. If MLflow does not
+        `log_content` receives the client, the run id and the number of earlier starts of the run. If MLflow does not
         answer (RegistryUnavailable), the next call continues the run.
         """
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # only the command prints to stdout
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # Only the command may print to stdout.
         client = registry_client()
         with registry_errors(self.what), no_request_timeout:
             for _ in range(_MAX_ATTEMPTS):
                 run_id = self._try_log(client, name, tags, log_content)
                 if run_id is not None:
                     return logged_run(client, run_id)
-            raise RegistryUnavailable(f"{self.what}: others delete its run again and again")
+            raise RegistryUnavailable(f"{self.what}: other processes keep deleting its run")
 
     def _try_log(
         self,
@@ -268,7 +269,7 @@ class IdempotentRun:
         tags: Mapping[str, str],
         log_content: "Callable[[MlflowClient, str, int], None]",
     ) -> str | None:
-        """Return the id of the complete primary, or None if another process has deleted the run meanwhile.
+        """Return the id of the complete primary run, or None if another process deleted the run.
 
         A process deletes only a run that it created and that is not the primary.
         """
@@ -314,7 +315,7 @@ class IdempotentRun:
         return project_run_id() or str((runs or [run])[0].info.run_id)
 
     def _runs(self, client: "MlflowClient", experiment_id: str) -> "list[Run]":
-        """Return the runs for this thing that are not superseded, the primary first."""
+        """Return the runs of this subject that are not superseded. The primary run is the first."""
         query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self.identity.items())
         found = client.search_runs([experiment_id], query, max_results=_MAX_RUNS)
         runs = [run for run in found if SUPERSEDED not in run.data.tags]
@@ -332,10 +333,10 @@ class IdempotentRun:
             try:
                 tag_run(client, other_id, {SUPERSEDED: run_id})
             except MlflowException:
-                if not _is_deleted(client, other_id):  # Its creator may have deleted it since it was found
+                if not _is_deleted(client, other_id):  # Its creator may have deleted it since the search.
                     raise
             if self.done[0] in other.data.tags:
-                with suppress(MlflowException):  # another process deleted the tag at the same time
+                with suppress(MlflowException):  # Another process may have deleted the tag.
                     client.delete_tag(other_id, self.done[0])
         if not project_run_id():
             client.set_terminated(run_id, "FINISHED")

@@ -12,62 +12,63 @@ from mlflow_deploy_plugin.registry.connection import registry_client, registry_e
 ERROR_TAG = "onnxserve.error"
 
 GATE_TAG = "onnxserve.gate"
-"""A `VerdictState` or `forced`; a version without it has not been through the gate."""
+"""A `VerdictState` or `forced`. A version without this tag has not been through the gate."""
 VerdictState = Literal["passed", "passed without an evaluation", "failed"]
 PASSED_WITHOUT_EVALUATION: VerdictState = "passed without an evaluation"
-"""The state of a version that no labelled rows have judged."""
+"""The state of a version that was judged without labelled rows."""
 PASSED_STATES = ("passed", PASSED_WITHOUT_EVALUATION, "forced")
 GATE_REASON_TAG = "onnxserve.gate.reason"
-"""One line: what failed, what passed, or why and by whom it was forced."""
+"""One line: the failed check, the passed checks, or the reason and the person that forced the version."""
 GATE_REPORT_TAG = "onnxserve.gate.report"
 """The address of the report in MLflow, or RUN_ID/gate_report.html if the tracking server has no pages."""
 GATE_AGAINST_TAG = "onnxserve.gate.against"
-"""The version that it was compared with, e.g. models:/flight-delay/6; empty if there was none."""
+"""The version in the comparison, e.g. models:/flight-delay/6; empty if there was no comparison."""
 GATE_AT_TAG = "onnxserve.gate.at"
-"""The time of the verdict, as 2026-11-20T14:41:47+00:00."""
+"""The time of the verdict, such as 2026-11-20T14:41:47+00:00."""
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
-"""The digest of the verdict's policy: a verdict by another policy does not count."""
+"""The digest of the verdict's policy. A verdict based on another policy is not valid."""
 GATE_DIGEST_TAG = "onnxserve.gate.digest"
-"""The digest of all files that the gate judged (`runtime.combine_hashes`): the verdict is on these bytes only."""
+"""The digest of all judged files (`runtime.combine_hashes`). The verdict is valid only for these bytes."""
 GATE_POLICY_TAG = "onnxserve.gate.policy"
-"""On the registered model: its gate policy, as YAML or JSON (`gate/policy.py`)."""
+"""The gate policy of a registered model, as YAML or JSON (`gate/policy.py`)."""
 
 PARENT_TAG = "onnxserve.parent"
-"""The version that was served when this one was trained. Incremental training started from that version."""
+"""The version that was served when this version was trained. Incremental training started from that version."""
 TRAINING_TAG = "onnxserve.training"
 """`full`, or `incremental` and the method."""
 DATA_DIGEST_TAG = "onnxserve.training.data"
-"""SHA-256 of the file of labelled rows that it was trained on beside the built-in ones; empty if there was none."""
+"""SHA-256 of the file of additional labelled rows for the training; empty if only the built-in rows were used."""
 CAUSE_TAG = "onnxserve.cause"
-"""The reason for its training, in a sentence."""
+"""The reason for the training, as a sentence."""
 CANDIDATE_TAG = "onnxserve.candidate"
-"""On a version that a retraining made: `proposed`, `left`, or the rollout that deploys it."""
+"""On a version that a retraining made: `proposed`, `left`, or the rollout that deploys the version."""
 
 WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
-"""The version (models:/old/3), or the place, that a version was made of; on the version and its logged model."""
+"""The version (models:/old/3) or path that a version was made from. It is set on the version and its logged model."""
 
 OPTIMIZED_FROM_TAG = "onnxserve.optimized_from"
 """The version that this smaller or faster form was made from, as models:/X/3."""
 OPTIMIZED_WITH_TAG = "onnxserve.optimized_with"
-"""The form, as `int8 static` or `prune 0.5, fp16`."""
+"""The kind of optimization, such as `int8 static` or `prune 0.5, fp16`."""
 
 MAX_TAG_LENGTH = 5000
 MAX_DESCRIPTION_LENGTH = 5000
-"""Characters of a description that every store of MLflow keeps."""
+"""The number of characters of a description that every MLflow store supports."""
 
 _BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
-_TABLE = r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"  # lines of a table and empty ones: without its end mark, no more is ours
+# Table lines and empty lines: without an end mark, the section ends after them.
+_TABLE = r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?\n*")
 
 
 @dataclass(frozen=True)
 class GateStatus:
-    """The verdict of the gate on a version, as its tags have it.
+    """The verdict of the gate on a version, read from its tags.
 
     Attributes:
-        passed: the version may be promoted and served: it passed, or a person forced it.
-        state: a `VerdictState`, `forced`, or empty without a verdict on the version's files.
-        digest: the digest of all judged files; empty if the verdict does not record it.
+        passed: True if the version may be promoted and served, because it passed or a person forced it.
+        state: a `VerdictState`, `forced`, or empty if there is no verdict on the version's files.
+        digest: the digest of all judged files; empty if the verdict does not have a digest.
     """
 
     passed: bool
@@ -77,13 +78,13 @@ class GateStatus:
     digest: str = ""
 
     def on_files(self, digest: str) -> "GateStatus":
-        """Return the status of a version whose files have this digest: the gate has judged them, or other files."""
+        """Return the status of a version whose files have this digest. A verdict on other files is invalid."""
         if not self.state or self.digest == digest:
             return self
         compared = f"sha256 {digest[:12]}, judged {self.digest[:12] or 'unknown'}"
         reason = (
-            f"its files differ from the files that the gate judged ({compared}); restore them, or judge the version "
-            "again with `onnxserve gate`"
+            f"its files differ from the files that the gate judged ({compared}); restore the judged files, or judge "
+            "the version again with `onnxserve gate`"
         )
         return GateStatus(False, "", reason, self.report)
 
@@ -95,25 +96,25 @@ def gate_status_of(tags: Mapping[str, str]) -> GateStatus:
     digest = tags.get(GATE_DIGEST_TAG, "")
     if state in PASSED_STATES and not digest:
         reason = (
-            f"its verdict ({state}) is of an earlier release and does not record the files that were judged; judge the "
+            f"its verdict ({state}) is from an earlier release and has no digest of the judged files; judge the "
             f"version again with `onnxserve {'promote --force --why' if state == 'forced' else 'gate'}`"
         )
         return GateStatus(False, "", reason, report)
-    return GateStatus(state in PASSED_STATES, state, reason or f"the gate says {state}", report, digest)
+    return GateStatus(state in PASSED_STATES, state, reason or f"the verdict of the gate is {state}", report, digest)
 
 
 def names_dataset(policy: str) -> bool:
-    """Return True if a gate policy, as YAML, names labelled rows for the evaluation, or if it is not valid."""
-    from mlflow_deploy_plugin.runtime import load_yaml  # imported late: a quarter of a second
+    """Return True if a gate policy, as YAML, specifies labelled rows for the evaluation, or if it is not valid."""
+    from mlflow_deploy_plugin.runtime import load_yaml  # The import takes 0.25 s.
 
     try:
         return bool(((load_yaml(policy) or {}).get("evaluation") or {}).get("dataset"))
-    except (yaml.YAMLError, ValueError, AttributeError):  # AttributeError: it has another form than a policy
+    except (yaml.YAMLError, ValueError, AttributeError):  # AttributeError: the document is not a policy.
         return True
 
 
 def wrapped_from(name: str, version: str) -> str:
-    """Return the address of the model that a registered version, or a logged model by its id, was made of, or ""."""
+    """Return the address of the source model of a registered version (or of a logged model, by its id), or ""."""
     if not version:
         return ""
     with registry_errors(f"model {name} version {version}"):
@@ -123,19 +124,19 @@ def wrapped_from(name: str, version: str) -> str:
 
 
 def tag_version(name: str, version: str, key: str, value: str) -> None:
-    """Set a tag of a registered version; a long value is cut. Raises NotFound if there is no such version."""
+    """Set a tag of a registered version. A long value is truncated. Raises NotFound if the version does not exist."""
     with registry_errors(f"model {name} version {version}"):
         registry_client().set_model_version_tag(name, version, key, value[:MAX_TAG_LENGTH])
 
 
 def untag_version(name: str, version: str, key: str) -> None:
-    """Delete a tag of a registered version, if it has it. Raises NotFound if there is no such version."""
+    """Delete a tag of a registered version, if it exists. Raises NotFound if the version does not exist."""
     with registry_errors(f"model {name} version {version}"):
         registry_client().delete_model_version_tag(name, version, key)
 
 
 def write_description_section(name: str, version: str, lines: list[str]) -> None:
-    """Replace onnxserve's section of the description by lines of a Markdown table, as many as fit. Raises NotFound."""
+    """Replace onnxserve's section of the description by as many table lines as fit. Raises NotFound."""
     with registry_errors(f"model {name} version {version}"):
         client = registry_client()
         before = client.get_model_version(name, version).description or ""
@@ -145,7 +146,7 @@ def write_description_section(name: str, version: str, lines: list[str]) -> None
 
 
 def with_description_section(description: str, lines: list[str]) -> str:
-    """Return the description with the section at its end, or without it if there is no room for a line."""
+    """Return the description with the section at its end, or without the section if no line fits."""
     own = _SECTION.sub("\n\n", description).strip("\n")
     head = f"{own}\n\n{_BEGIN}\n" if own else f"{_BEGIN}\n"
     kept: list[str] = []

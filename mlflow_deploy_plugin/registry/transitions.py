@@ -1,4 +1,4 @@
-"""Stages, aliases and tags of a registered model: selecting and moving versions, and the audit trail of these moves."""
+"""Stages, aliases and tags of a registered model: selecting and moving versions, and the audit trail of the moves."""
 
 import json
 from bisect import bisect_right
@@ -24,34 +24,34 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.store import AuditEvent, Store
 
 STARTED_AT = "begun"
-"""The key in the detail of a promotion's or a rollback's event for the time of its start; `at` is that of its end."""
+"""The key for the start time in the detail of a promotion or rollback event; `at` is the end time."""
 _STEPS = ("gate", "tag", "transition", "alias")
 ROLLED_BACK_TAG = "onnxserve.rolled_back"
-"""On a version that was served, or tried, and rolled back: the endpoint and the reason."""
+"""The tag of a version that was rolled back: the endpoint and the reason."""
 _STAGES = ("Production", "Staging", "Archived", "None")
-_ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the same stages
+_ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the same stages.
 
 
 def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
-    """Yield the events of an endpoint and its registered models (or of `model` only), oldest first.
+    """Yield the events of an endpoint and its registered models (or only of `model`), oldest first.
 
-    With `limit` only the newest events are returned. Do not collect all events: they may exceed the memory.
+    If `limit` is set, only the newest events are returned. Do not collect all events: they may exceed the memory.
     """
     newest_first = limit is not None
-    found = [store.events(endpoint, model, newest_first=newest_first)]
+    streams = [store.events(endpoint, model, newest_first=newest_first)]
     if endpoint is not None and model is None:
         for name in models_served_by(store, endpoint) or ():
-            # an event of a model that names an endpoint belongs to that endpoint's trail
+            # A model event with an endpoint belongs only to the trail of that endpoint.
             events = store.events(None, name, newest_first=newest_first)
-            found.append(event for event in events if not event.endpoint)
-    ordered = merge(*found, key=attrgetter("at"), reverse=newest_first)
+            streams.append(event for event in events if not event.endpoint)
+    ordered = merge(*streams, key=attrgetter("at"), reverse=newest_first)
     return ordered if limit is None else reversed([*islice(ordered, limit)])
 
 
 def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
-    """Leave out the steps of a promotion or a rollback, which has its own event.
+    """Remove the steps of a promotion or a rollback, because the promotion or rollback has its own event.
 
-    The steps are the run of the gate, the tags of its verdict, and the moves into the stage and to the archive.
+    The steps are the gate run, the tags of its verdict, and the moves to the stage and to the archive.
     """
     acts: defaultdict[tuple[str, str | None], list[tuple[datetime, datetime]]] = defaultdict(list)
     for act in events:
@@ -61,7 +61,8 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     for spans in acts.values():
         spans.sort()
         starts, ends = zip(*spans, strict=True)
-        spans[:] = zip(starts, accumulate(ends, max), strict=True)  # the latest end of all that began until then
+        # Each entry has the latest end of all events that began until then.
+        spans[:] = zip(starts, accumulate(ends, max), strict=True)
 
     def is_step(event: "AuditEvent") -> bool:
         if event.action not in _STEPS:
@@ -78,24 +79,24 @@ def event_as_json(event: "AuditEvent") -> str:
 
 
 def models_served_by(store: "Store", endpoint: str) -> list[str] | None:
-    """Return the registered models that an endpoint serves or served last; None if its spec is missing or too new."""
+    """Return the registered models that an endpoint serves or last served; None if its spec is missing or too new."""
     with suppress(InvalidConfig):
         stored = store.endpoint(endpoint)
         if stored is not None and stored.spec.variants:
             return registered_model_names(stored.spec)
-    from mlflow_deploy_plugin.spec import load_specs  # imported late: pydantic and YAML take a tenth of a second
+    from mlflow_deploy_plugin.spec import load_specs  # pydantic and YAML take 0.1 s.
 
-    found: list[str] | None = None
+    names: list[str] | None = None
     for event in store.events(endpoint, newest_first=True):
         if text := event.detail.get("spec"):
             try:
                 (spec,) = load_specs(text, may_be_empty=True)
             except InvalidConfig:
                 return None
-            found = registered_model_names(spec)
+            names = registered_model_names(spec)
             if spec.variants:
                 break
-    return found
+    return names
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class StageOrAlias:
 
     @property
     def is_served_from(self) -> bool:
-        """True for Production and an alias: endpoints follow them. The other stages lead to Production or away."""
+        """True for Production and an alias, because endpoints follow them. Other stages are not served."""
         return bool(self.alias) or self.stage == "Production"
 
     def uri(self, model: str) -> str:
@@ -116,7 +117,7 @@ class StageOrAlias:
 
 
 def parse_stage_or_alias(text: str) -> StageOrAlias:
-    """Parse `Production`, in any case, or `@champion`; raise InvalidConfig for any other text."""
+    """Parse `Production`, in any case, or `@champion`. Raises InvalidConfig for any other text."""
     if text.startswith("@") and len(text) > 1:
         return StageOrAlias(alias=text[1:])
     for stage in _STAGES:
@@ -126,33 +127,33 @@ def parse_stage_or_alias(text: str) -> StageOrAlias:
 
 
 def version_at(model: str, place: StageOrAlias, exclude: str = "") -> ResolvedModel | None:
-    """Return the version that has the stage or the alias now, or None; raise NotFound if there is no such model."""
-    if found := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
-        return resolve(f"models:/{model}/{found}")
+    """Return the version that now has the stage or alias, or None. Raises NotFound if the model does not exist."""
+    if number := current_version(parse_model_uri(place.uri(model)), exclude=exclude):
+        return resolve(f"models:/{model}/{number}")
     with registry_errors(f"model {model}"):
-        registry_client().get_registered_model(model)  # raises if there is no such model
+        registry_client().get_registered_model(model)  # This call raises NotFound if the model does not exist.
     return None
 
 
 def current_version(uri: ModelURI, registry: "MlflowClient | None" = None, exclude: str = "") -> str:
-    """Return the version that the stage (of several the highest number), the alias or the tag selects now, or ""."""
+    """Return the version that the URI's stage (the highest number if several), alias or tag now selects, or ""."""
     with registry_errors(f"model {uri.name}"):
         client = registry or registry_client()
         if uri.kind == "alias":
             version = str(client.get_registered_model(uri.name).aliases.get(uri.selector, ""))
             return "" if version == exclude else version
-        versions = [one for one in all_versions(client, uri.name) if selects(uri, one)]
-        found = newest([one for one in versions if str(one.version) != exclude])
-    return "" if found is None else str(int(found.version))
+        versions = [item for item in all_versions(client, uri.name) if selects(uri, item)]
+        selected = newest([item for item in versions if str(item.version) != exclude])
+    return "" if selected is None else str(int(selected.version))
 
 
 def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> None:
-    """Make the stage, the alias or the tag select only `version`, and delete its rolled-back tag if `clears_rollback`.
+    """Make the stage, alias or tag select only `version`. With `clears_rollback`, delete its rolled-back tag.
 
-    The other versions of Production or Staging are archived, because the highest number counts; the other versions with
-    the tag lose it. Raises InvalidConfig if MLflow or the gate refuses the move, and NotFound without such a version.
+    Other versions in Production or Staging are archived, because the highest number is served. The tag is removed from
+    other versions. Raises InvalidConfig if MLflow or the gate refuses the move, and NotFound if the version is missing.
     """
-    from mlflow.exceptions import MlflowException  # imported late: it takes a second
+    from mlflow.exceptions import MlflowException  # The import takes a second.
 
     name = uri.name
     with registry_errors(f"model {name} version {version}"):
@@ -174,7 +175,7 @@ def move_version(uri: ModelURI, version: str, clears_rollback: bool = True) -> N
 
 
 def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
-    """Move the version to the stage or the tag, and the earlier versions away."""
+    """Move the version to the stage or the tag, and remove the earlier versions from it."""
     name, before = uri.name, _selected(client, uri)
     if before.keys() == {version}:
         return
@@ -182,40 +183,42 @@ def _select_alone(client: "MlflowClient", uri: ModelURI, version: str) -> None:
         client.set_model_version_tag(name, version, *uri.tag)
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.delete_model_version_tag(name, other, uri.tag[0])
-        if not _selected(client, uri):  # another client has moved it back meanwhile, and taken it from this version
+        if not _selected(client, uri):  # Another client moved the tag back and removed it from this version.
             client.set_model_version_tag(name, version, *uri.tag)
         return
     client.transition_model_version_stage(name, version, uri.selector)
     if uri.selector.capitalize() in _ARCHIVES_OTHERS:
-        # The versions move one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3)
+        # Move the versions one by one: MLflow's archive_existing_versions fails on PostgreSQL (psycopg 3).
         for other in _superseded(uri, version, before, _selected(client, uri)):
             client.transition_model_version_stage(name, other, "Archived")
 
 
 def _selected(client: "MlflowClient", uri: ModelURI) -> "dict[str, ModelVersion]":
-    return {str(one.version): one for one in all_versions(client, uri.name) if selects(uri, one)}
+    return {str(item.version): item for item in all_versions(client, uri.name) if selects(uri, item)}
 
 
 def _superseded(
     uri: ModelURI, version: str, before: "Mapping[str, ModelVersion]", after: "Mapping[str, ModelVersion]"
 ) -> list[str]:
-    """Return the versions that leave a stage or a tag to which `version` was moved.
+    """Return the versions that must leave a stage or a tag after `version` was moved to it.
 
-    Other clients may have moved versions there meanwhile. In a stage the version that was moved last stays, so
-    `version` itself may leave. MLflow records no time of a tag: all versions that were tagged meanwhile keep it, and
-    the highest counts.
+    Other clients may have moved versions at the same time. In a stage, the version that was moved last remains, so
+    `version` may have to leave. MLflow does not record the time of a tag, so all versions that were tagged at the same
+    time keep the tag, and the highest number is used.
     """
     if version not in after:
         return []
     if uri.kind == "tag":
-        return [one for one in after if one in before and one != version]
+        return [number for number in after if number in before and number != version]
 
     def moved_at(number: str) -> tuple[int, int]:
         return after[number].last_updated_timestamp or 0, int(number)
 
-    unmoved = {one for one in after if one in before and moved_at(one)[0] == before[one].last_updated_timestamp}
+    unmoved = {
+        number for number in after if number in before and moved_at(number)[0] == before[number].last_updated_timestamp
+    }
     last = max(after.keys() - unmoved | {version}, key=moved_at)
-    return [one for one in after if one != last]
+    return [number for number in after if number != last]
 
 
 @dataclass(frozen=True)
@@ -227,24 +230,24 @@ class PreviousVersion:
 
 
 def previous_in_registry(uri: ModelURI, version: str, registry: "MlflowClient | None" = None) -> PreviousVersion | None:
-    """Return the version that the stage had before `version`, except rolled-back ones. Aliases have no history."""
+    """Return the version that had the stage before `version`, without rolled-back versions. Aliases have no history."""
     if uri.kind != "stage":
         return None
     with registry_errors(f"model {uri.name}"):
-        found = all_versions(registry or registry_client(), uri.name)
-    candidates = [one for one in found if str(one.version) != version and ROLLED_BACK_TAG not in one.tags]
-    lower = newest([one for one in candidates if selects(uri, one)])
+        versions = all_versions(registry or registry_client(), uri.name)
+    candidates = [item for item in versions if str(item.version) != version and ROLLED_BACK_TAG not in item.tags]
+    lower = newest([item for item in candidates if selects(uri, item)])
     if lower is not None:
         return PreviousVersion(str(lower.version), f"it is the next in {uri.selector}")
-    archived = [one for one in candidates if one.current_stage == "Archived"]
+    archived = [item for item in candidates if item.current_stage == "Archived"]
     if archived:
-        last = max(archived, key=lambda one: (one.last_updated_timestamp or 0, int(one.version)))
+        last = max(archived, key=lambda item: (item.last_updated_timestamp or 0, int(item.version)))
         return PreviousVersion(str(last.version), "it was archived last")
     return None
 
 
 def was_rolled_back(name: str, version: str, registry: "MlflowClient | None" = None) -> bool:
-    """Return True if the version has the rolled-back tag. Raises NotFound if there is no such version."""
+    """Return True if the version has the rolled-back tag. Raises NotFound if the version does not exist."""
     with registry_errors(f"model {name} version {version}"):
         return ROLLED_BACK_TAG in (registry or registry_client()).get_model_version(name, version).tags
 
@@ -254,7 +257,7 @@ def rolled_back_refusal(model: str, version: str, place: StageOrAlias, tags: Map
     if not place.is_served_from or ROLLED_BACK_TAG not in tags:
         return ""
     return (
-        f"{model} version {version} does not go to {place}, it was rolled back ({tags[ROLLED_BACK_TAG]}): "
-        f"`onnxserve promote {model} {version} --to {place} --force --why TEXT` promotes it all the same, and takes "
-        f"its tag {ROLLED_BACK_TAG} off"
+        f"{model} version {version} is not promoted to {place}, because it was rolled back ({tags[ROLLED_BACK_TAG]}): "
+        f"`onnxserve promote {model} {version} --to {place} --force --why TEXT` promotes it anyway and removes its tag "
+        f"{ROLLED_BACK_TAG}"
     )

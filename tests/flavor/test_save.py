@@ -131,10 +131,10 @@ def test_what_the_original_refuses_is_refused_of_the_saved_and_of_the_exported_m
 
     np.testing.assert_array_equal(saved.predict(rows), model.predict(rows))
     for change, words in (
-        ({"carrier": "XX"}, r"column 'carrier', row 0: 'XX' is not a category of the model"),
-        ({"hour": 23}, r"column 'hour', row 0: 23 is not a category of the model"),
-        ({"distance": np.nan}, r"'distance', row 0: .* the model takes no missing value"),
-        ({"wind": -np.inf}, r"'wind', row 0: .*infinite; the model takes finite numbers"),
+        ({"carrier": "XX"}, r"column 'carrier', row 0: 'XX' is not a known category of the model"),
+        ({"hour": 23}, r"column 'hour', row 0: 23 is not a known category of the model"),
+        ({"distance": np.nan}, r"'distance', row 0: .* the model does not accept missing values"),
+        ({"wind": -np.inf}, r"'wind', row 0: .*infinite; the model accepts only finite numbers"),
     ):
         changed = rows.head(1).assign(**change)
         for refusing, error in ((model, ValueError), (saved, SchemaMismatch), (exported, ValueError)):

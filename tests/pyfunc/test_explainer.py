@@ -83,7 +83,7 @@ def test_a_wide_model_is_explained_against_fewer_rows(explainer: Any, tmp_path: 
     ("graph", "width", "said"),
     [
         (SUM, 2, "the model returns 1 rows for 15, so it cannot be explained"),
-        (FIRST, 400, "the model answers 400 numbers a row; at most 100 are explained"),
+        (FIRST, 400, "the model returns 400 numbers per row; at most 100 can be explained"),
     ],
 )
 def test_a_model_that_does_not_answer_a_few_numbers_a_row_is_refused(

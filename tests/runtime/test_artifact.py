@@ -20,7 +20,7 @@ BROKEN: list[tuple[str, str, str]] = [
     ("no flavors", "flavors: {}", "flavors none"),
     ("another flavor", "flavors: {sklearn: {}}", "flavors sklearn"),
     ("no data", "flavors: {onnx: {}}", "KeyError: 'data'"),
-    ("a file that is not there", "flavors: {onnx: {data: other.onnx}}", "lacks its file 'other.onnx'"),
+    ("a file that is not there", "flavors: {onnx: {data: other.onnx}}", "file 'other.onnx' is missing"),
     ("a file outside", "flavors: {onnx: {data: ../model.onnx}}", "outside"),
     ("an absolute file", "flavors: {onnx: {data: /etc/hostname}}", "outside"),
     ("a signature that is no JSON", "flavors: {onnx: {data: model.onnx}}\nsignature: {inputs: '['}", "JSONDecodeError"),
@@ -29,7 +29,7 @@ BROKEN: list[tuple[str, str, str]] = [
         f"flavors: {{onnx: {{data: model.onnx}}}}\nsignature: {{inputs: '{'[' * 100_000}'}}",
         "RecursionError",
     ),
-    ("a name that no file can have", f"flavors: {{onnx: {{data: {'x' * 500}}}}}", "lacks its file 'xxx"),
+    ("a name that no file can have", f"flavors: {{onnx: {{data: {'x' * 500}}}}}", "the model's file 'xxx"),
     ("flavors that are a list", "flavors: [onnx]", "has the flavors none"),
     ("a signature that is a text", "flavors: {onnx: {data: model.onnx}}\nsignature: x", "cannot be understood"),
     ("parity that is a text", "flavors: {onnxserve: {data: model.onnx, parity: proven}}", "cannot be understood"),
@@ -48,7 +48,7 @@ BROKEN: list[tuple[str, str, str]] = [
 
 
 FIELDS: list[tuple[dict[str, object], str]] = [
-    ({"type": "double", "name": None}, "a name is NoneType, not a text"),
+    ({"type": "double", "name": None}, "a name has the type NoneType; a text is expected"),
     ({"type": "double", "name": "\ud800"}, "surrogates not allowed"),
     ({"type": "tensor", "name": "\ud800", "tensor-spec": {"dtype": "int8", "shape": [1]}}, "surrogates not allowed"),
     ({"type": "tensor", "tensor-spec": {"dtype": "V100000000", "shape": [-1]}}, "'' has the dtype 'V100000000'"),
@@ -84,7 +84,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "words"), [("../rows.parquet", "lies outside"), ("gone.parquet", "lacks its file")]
+    ("reference", "words"), [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")]
 )
 def test_a_reference_is_a_file_within_the_folder(tmp_path: Path, reference: str, words: str) -> None:
     (tmp_path / "rows.parquet").touch()
@@ -115,8 +115,8 @@ def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
         (b"- " * 200_000, "nested more than 100 levels"),
         (b"a: [", "cannot be read"),
         (b"a: 2001-99-99", "cannot be read"),
-        (BOMB.encode(), "aliases .* stand for more than 1,000,000"),
-        (b"flavors: &a [*a]", "stands within what it names"),
+        (BOMB.encode(), "aliases .* expand to more than 1,000,000"),
+        (b"flavors: &a [*a]", "is used inside its own anchor"),
         (b"model_id: 1" + b":1" * 200_000, "a number has more than 100 colons"),  # to the base of 60
         (b"model_id: 0x1" + b"0" * 10_000, "cannot be read: .*limit"),
         (b"a: \xff", "cannot be read"),

@@ -314,7 +314,7 @@ def test_a_request_whose_time_is_up_is_not_computed(model: Model, ask: Ask, monk
     late = ask(batcher, rows(1, 5.0), deadline=time.perf_counter() + 0.05)
     patient = ask(batcher, rows(1, 6.0), deadline=time.perf_counter() + 30)
 
-    with pytest.raises(DeadlineExceeded, match="time was up"):
+    with pytest.raises(DeadlineExceeded, match="deadline passed"):
         late.result(30)
     assert not first.done()
     model.gate.set()
@@ -488,14 +488,14 @@ def load(folder: Path, graph: str) -> OnnxModel:
         (PER_ROW, ""),
         (FIXED, "it has no batch dimension: its input 'X' has the fixed first size 2"),
         (TOTAL, "it has no batch dimension: none of its outputs has a free first dimension"),
-        (CENTRED, "its output 'y' depends on the rows beside it"),
-        (RUNNING_SUM, "its output 'y' depends on the rows beside it"),
-        (LAST_FIRST, "its output 'y' depends on the rows beside it"),
-        (HINTED, "its output 'y' depends on the rows beside it"),
-        (QUANTIZED, "its output 'y' depends on the rows beside it"),
-        (POSITIVE, "its output 'y' does not have one entry a row"),
+        (CENTRED, "its output 'y' depends on the other rows of the batch"),
+        (RUNNING_SUM, "its output 'y' depends on the other rows of the batch"),
+        (LAST_FIRST, "its output 'y' depends on the other rows of the batch"),
+        (HINTED, "its output 'y' depends on the other rows of the batch"),
+        (QUANTIZED, "its output 'y' depends on the other rows of the batch"),
+        (POSITIVE, "its output 'y' does not have one entry per row"),
         (ONE_ROW, "it has no batch dimension: none of its outputs"),
-        (DOUBLED, "its output 'y' does not have one entry a row"),
+        (DOUBLED, "its output 'y' does not have one entry per row"),
         (BATCH_OF_ONE, "it has no batch dimension: its input 'X' has the fixed first size 1"),
         (TWO_SIZES, "it has no batch dimension: the first dimensions of its inputs are not the same: 'a' (N), 'b' (M)"),
         (SCALAR, "it has no batch dimension: its input 'a' is a scalar"),

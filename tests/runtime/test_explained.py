@@ -52,5 +52,5 @@ def test_probabilities_are_explained_by_class_rather_than_scores() -> None:
 
 
 def test_labels_alone_cannot_be_explained() -> None:
-    with pytest.raises(InvalidRequest, match="labels alone"):
+    with pytest.raises(InvalidRequest, match="only labels"):
         explained_outputs(artifact(outputs=(Output("y", "str", (-1,), "label"),), prediction=("y",)))

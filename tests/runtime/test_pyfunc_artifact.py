@@ -85,10 +85,10 @@ def test_tensors_are_fed_by_their_names_or_as_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "more", "said"),
     [
-        (None, {}, "no signature that names its inputs"),
-        ([], {}, "no signature that names its inputs"),
-        ([{"name": "o", "type": "object", "properties": {}}], {}, "the column 'o' is of the type object"),
-        ([{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}], {}, "'t' is of complex64"),
+        (None, {}, "signature does not name its inputs"),
+        ([], {}, "signature does not name its inputs"),
+        ([{"name": "o", "type": "object", "properties": {}}], {}, "the column 'o' has the type object"),
+        ([{"name": "t", **TENSOR, "tensor-spec": {"dtype": "complex64", "shape": [-1]}}], {}, "'t' is complex64"),
         ([{"type": "string"}], {"is_signature_from_type_hint": True}, "takes Python objects"),
     ],
 )

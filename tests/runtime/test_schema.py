@@ -57,9 +57,9 @@ def test_values_that_are_left_out_are_bounded_by_those_that_are_given() -> None:
         tuple(Column(name, "double", name == "c0") for name in names), (), (Input("X", "float32", (-1, 30), names),)
     )
     whole = dict.fromkeys(names, 1.0)
-    with pytest.raises(SchemaMismatch, match=r"values .*left out"):
+    with pytest.raises(SchemaMismatch, match=r"values .*missing"):
         schema.from_records([whole, *[{}] * 400_000])
-    with pytest.raises(SchemaMismatch, match=r"values .*left out"):
+    with pytest.raises(SchemaMismatch, match=r"values .*missing"):
         schema.from_columns({"c0": np.zeros(400_000)})
     assert schema.from_records([whole, {"c0": 2.0}])["X"].shape == (2, 30)
 
@@ -114,7 +114,7 @@ def test_a_vector_input_stays_one() -> None:
 @pytest.mark.parametrize(
     ("names", "rows", "words"),
     [
-        (["s", "s"], [["a", "b"]], "column 's' stands twice"),
+        (["s", "s"], [["a", "b"]], "column 's' is duplicated"),
         (["s"], [["a", "b"]], "row 0"),
         (["s"], ["a"], "row 0 is 'a'"),
         (["s"], [None], "row 0 is null"),
@@ -135,7 +135,7 @@ def test_an_array_that_is_no_table_is_refused(values: Any) -> None:
 
 def test_ten_thousand_doubled_names_are_refused_in_no_time() -> None:
     names = [str(number) for number in range(50_000)]
-    with pytest.raises(SchemaMismatch, match="'49999' stands twice"):
+    with pytest.raises(SchemaMismatch, match="'49999' is duplicated"):
         MIXED.from_rows([*names, "49999"], [[0] * 50_001])
 
 

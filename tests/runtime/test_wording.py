@@ -66,15 +66,15 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a number that the original refuses": (
         partial(STRICT.from_records, [{"distance": None, "carrier": "UA"}]),
-        "column 'distance', row 0: null or NaN; the model takes no missing value",
+        "column 'distance', row 0: null or NaN; the model does not accept missing values",
     ),
     "an infinite number": (
         partial(STRICT.from_records, [{"distance": np.inf, "carrier": "UA"}]),
-        "column 'distance', row 0: infinite; the model takes finite numbers",
+        "column 'distance', row 0: infinite; the model accepts only finite numbers",
     ),
     "an unknown category": (
         partial(STRICT.from_records, [{"distance": 1.0, "carrier": "XX"}]),
-        "column 'carrier', row 0: the model does not know 'XX'; it takes DL, UA",
+        "column 'carrier', row 0: 'XX' is not a known category of the model; the allowed values are DL, UA",
     ),
     "a tensor of another shape": (
         partial(tensor_schema("float32", -1, 2).from_array, np.ones((3, 3))),
@@ -82,7 +82,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "columns for a tensor": (
         partial(tensor_schema("float32", -1, 2).from_columns, {"a": [1.0], "b": [2.0]}),
-        "the model takes one array, and not a, b: give its rows as lists of values",
+        "the model takes one array, not a, b: send its rows as lists of values",
     ),
 }
 

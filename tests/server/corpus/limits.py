@@ -77,7 +77,7 @@ class Crowd:
 
 ROUTES = (INVOCATIONS, LINES, PREDICT, SCORE, VERTEX_PREDICT, INFER, TF_PREDICT)
 CASES = [
-    ("queue", Crowd("more than the queue holds", "queue", 8, 8, 429, "wait for this model"), ROUTES),
+    ("queue", Crowd("more than the queue holds", "queue", 8, 8, 429, "waiting for this model"), ROUTES),
     ("queue", Crowd("a deadline that passes", "deadline", 1, 1, 504, "", {}, {"timeout": 1000}), ROUTES[5:6]),
     ("flight", Crowd("more in flight than may be", "requests in flight", 8, 8, 429, "being answered"), ROUTES),
     ("flight", Crowd("more than the rate of one caller", "rate", 16, 4, 429, "12/hour", {"X-Key": "one"}), ROUTES[:1]),

@@ -257,9 +257,9 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
 @pytest.mark.parametrize(
     ("endpoint", "document", "said"),
     [
-        ("images", {"inputs": [[[1, 2], [3, 4]]]}, "the input 'image' has 3 dimensions; what is explained is a table"),
-        ("labels", {"inputs": [[1, 2, 3]]}, "the model answers labels alone"),
-        ("bare", split(rows_of_flights(1, 0)), "the model has neither reference rows nor an input example"),
+        ("images", {"inputs": [[[1, 2], [3, 4]]]}, "the input 'image' has 3 dimensions; only tables can be explained"),
+        ("labels", {"inputs": [[1, 2, 3]]}, "the model returns only labels"),
+        ("bare", split(rows_of_flights(1, 0)), "the model has no sample rows"),
         ("linear", {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)}, "6 rows; at most 5 are explained at once"),
         ("linear", {"inputs": [[1, 2]]}, "row 0 is"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 6}}, "3 columns need at least 7"),

@@ -227,7 +227,7 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
     response = ask("/v2/models/anything/infer", infer)
     assert (response.status, message(response)) == (
         400,
-        "this model has no signature that names its inputs; send it to /invocations, as JSON or CSV",
+        "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV",
     )
     docs = handle(server, RawRequest("GET", "/endpoints/anything/docs", {}, b"")).body
     assert f"There is no table of the inputs: {message(response)}.".encode() in docs
@@ -295,7 +295,7 @@ def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_giv
     finally:
         predictor.limit_values(most)
     assert refused.status == 413
-    assert message(refused).startswith("the answer has more than 4 values, which is this server's limit: send fewer")
+    assert message(refused).startswith("the answer has more than 4 values, which is the server's limit: send fewer")
     assert ask(path, document).status == 200
     assert predictor.pid == process
 

@@ -220,7 +220,7 @@ def with_an_example_that_is_no_json(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (without_graph, "lacks its file 'model.onnx'"),
+        (without_graph, "file 'model.onnx' is missing"),
         (with_a_broken_graph, "cannot load model.onnx"),
         (with_an_example_that_does_not_fit, "cannot answer its own example"),
         (with_an_example_that_is_no_json, "not valid JSON"),
