@@ -1,4 +1,4 @@
-"""Batch prediction without a server: files of any size, in a folder or a bucket, by all cores or by Spark."""
+"""Batch prediction without a server: files of any size, in a folder or a bucket, on all local cores or on Spark."""
 
 import lazy_loader
 

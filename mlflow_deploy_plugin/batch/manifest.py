@@ -1,7 +1,7 @@
-"""The parts of a batch, and the manifest `_batch.json` in its output, by which a killed batch continues.
+"""The parts of a batch, and the manifest `_batch.json` in its output, which lets an interrupted batch continue.
 
-The manifest has the model's version, the input's files and the options. The same command continues the batch; another
-model, other options or changed files are refused. `_SUCCESS` marks that all parts are there.
+The manifest contains the model version, the input files and the options. The same command continues the batch. Another
+model, other options or changed files are refused. `_SUCCESS` marks a complete batch.
 """
 
 import os
@@ -47,47 +47,48 @@ class Manifest(TypedDict):
 
 
 def list_parts(input: str, input_format: FileFormat | None, output_format: FileFormat | None) -> list[Part]:
-    """Return the files of the input by name. As in Spark, a name that begins with `_` or a dot is not a part.
+    """Return the input files, sorted by name. As in Spark, a name that begins with `_` or a dot is not a part.
 
-    Raises InvalidConfig without files, for an unknown format or equal outputs, and OnnxserveError if a bucket fails.
+    Raises InvalidConfig if there are no files, a format is unknown or two outputs have the same name, and
+    OnnxserveError if a bucket fails.
     """
     location = locate_log(input, "--input")
     try:
         (root,) = location.filesystem.get_file_info([location.root])
         if root.type == fs.FileType.NotFound:
-            raise InvalidConfig(f"--input {input}: there is no such file or folder")
+            raise InvalidConfig(f"--input {input}: the file or folder does not exist")
         if root.type == fs.FileType.File:
-            found = [(root.base_name, root)]
+            inputs = [(root.base_name, root)]
         else:
             _refuse_loops(location, input)
             files = _list_files(location)
-            found = [
-                (name, files[name]) for name in sorted(files) if not any(one[:1] in "_." for one in name.split("/"))
+            inputs = [
+                (name, files[name]) for name in sorted(files) if not any(piece[:1] in "_." for piece in name.split("/"))
             ]
     except (OSError, pa.ArrowException) as error:
         raise OnnxserveError(f"--input {input} cannot be reached: {one_line(error, 300)}") from None
-    if not found:
+    if not inputs:
         raise InvalidConfig(f"--input {input}: the folder has no files")
     parts: dict[str, Part] = {}
-    for name, entry in found:
+    for name, entry in inputs:
         plain = name.removesuffix(Path(name).suffix) if compression_of(name) else name
         kind = input_format or format_of(plain)
         if kind not in _SUFFIXES:
             raise InvalidConfig(
-                f"--input {input}: the name of {name} says none of the formats {', '.join(_SUFFIXES)}; "
-                "say --input-format"
+                f"--input {input}: the name of {name} does not have one of the formats {', '.join(_SUFFIXES)}; "
+                "set --input-format"
             )
-        given = output_format or kind
-        output = (plain.removesuffix(Path(plain).suffix) if format_of(plain) else plain) + _SUFFIXES[given]
+        output_kind = output_format or kind
+        output = (plain.removesuffix(Path(plain).suffix) if format_of(plain) else plain) + _SUFFIXES[output_kind]
         if output in parts:
             raise InvalidConfig(f"--input {input}: {parts[output].name} and {name} would both become {output}")
         uri = input if root.type == fs.FileType.File else f"{input.rstrip('/')}/{name}"
-        parts[output] = Part(name, uri, output, kind, given, entry.size, state_of(entry))
+        parts[output] = Part(name, uri, output, kind, output_kind, entry.size, state_of(entry))
     return list(parts.values())
 
 
 def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
-    """Return the files of a folder or a bucket by their names below it; none if it is not there."""
+    """Return the files of a folder or a bucket by relative name; none if the folder does not exist."""
     selector = fs.FileSelector(location.root, allow_not_found=True, recursive=True)
     entries = location.filesystem.get_file_info(selector)
     return {
@@ -96,13 +97,13 @@ def _list_files(location: LogLocation) -> dict[str, fs.FileInfo]:
 
 
 def _refuse_loops(location: LogLocation, input: str) -> None:
-    """Raise InvalidConfig for a link to a folder that holds it, if only by another link: Linux follows forty."""
+    """Raise InvalidConfig for a link to one of its parent folders, even through other links: Linux follows up to 40."""
     for folder, names, _ in os.walk(location.root, followlinks=True) if location.is_local else ():
         for path in (Path(folder, name) for name in names):
-            if path.is_symlink() and any(one.resolve().is_relative_to(path.resolve()) for one in path.parents):
-                shown = path.relative_to(location.root)
+            if path.is_symlink() and any(parent.resolve().is_relative_to(path.resolve()) for parent in path.parents):
+                relative = path.relative_to(location.root)
                 raise InvalidConfig(
-                    f"--input {input}: {shown} leads back to a folder that holds it; take the link away"
+                    f"--input {input}: {relative} is a link to one of its parent folders; remove the link"
                 )
 
 
@@ -110,30 +111,34 @@ class BatchOutput:
     def __init__(self, uri: str) -> None:
         if format_of(uri):
             raise InvalidConfig(
-                f"--output {uri} is the name of a file; a folder with one file a part is written: name that, or use "
-                "`onnxserve predict`, which writes one file"
+                f"--output {uri} is a file name, but the output is a folder with one file per part: specify a folder, "
+                "or use `onnxserve predict`, which writes a single file"
             )
         self.uri = uri
         self._location: LogLocation = locate_log(uri, "--output")
 
     def refuse_overlap(self, input: str) -> None:
-        """Raise InvalidConfig if the output would be read as input, or the other way round."""
+        """Raise InvalidConfig if the input and the output folder overlap."""
         read = locate_log(input, "--input")
         if read.is_local != self._location.is_local:
             return
-        roots = [str(Path(one.root).resolve()) if one.is_local else one.root for one in (read, self._location)]
-        if any(f"{one}/".startswith(f"{other}/") for one, other in (roots, reversed(roots))):
-            raise InvalidConfig(f"--output {self.uri} and --input {input} lie in each other: name another folder")
+        roots = [
+            str(Path(location.root).resolve()) if location.is_local else location.root
+            for location in (read, self._location)
+        ]
+        if any(f"{inner}/".startswith(f"{outer}/") for inner, outer in (roots, reversed(roots))):
+            raise InvalidConfig(f"--output {self.uri} and --input {input} overlap: specify another folder")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Lock the folder: batches delete each other's unfinished files. Raises AlreadyExists if it is locked."""
-        if not self._location.is_local:  # a bucket has no unfinished files; two of one manifest write the same
+        """Lock the folder, because batches delete each other's unfinished files. Raises AlreadyExists if locked."""
+        # A bucket has no unfinished files, and two batches with the same manifest write the same files.
+        if not self._location.is_local:
             yield
             return
-        with ExitStack() as held:
+        with ExitStack() as stack:
             try:
-                held.enter_context(locked(Path(self._location.root, _LOCK), seconds=0))
+                stack.enter_context(locked(Path(self._location.root, _LOCK), seconds=0))
             except BlockingIOError:
                 raise AlreadyExists(f"--output {self.uri}: another batch is writing to it") from None
             except OSError as error:
@@ -141,48 +146,48 @@ class BatchOutput:
             yield
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
-        """Write the manifest, or continue with the existing one; return the finished files. Raises as `run_batch`."""
-        manifest = orjson.loads(orjson.dumps(manifest))  # a tuple becomes a list, as in the file
+        """Write the manifest, or continue with the existing one. Return the finished files. Raises as `run_batch`."""
+        manifest = orjson.loads(orjson.dumps(manifest))  # A tuple becomes a list, as in the file.
         try:
             files = {*_list_files(self._location)}
-            known: Manifest | None = None  # the manifest of the batch that was begun here
+            known: Manifest | None = None  # This is the manifest of the earlier batch.
             written: set[str] = set()
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
                     begun: Manifest = orjson.loads(file.read())
                 known, written = begun, {part["output"] for part in begun["parts"].values()}
-            # No files are mixed before the first is written. Only a folder is locked against a batch that just began
+            # Without output files, batches cannot mix. Only in a folder, a lock excludes a batch that has just begun.
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
                 files, known = {*_list_files(self._location)}, None
-            # Names that begin with a dot are the lock and the remains of a killed writer
+            # Names that begin with a dot are the lock and the files of a killed writer.
             if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
-                    f"--output {self.uri} holds {min(strange)}, which no batch has written: name another folder"
+                    f"--output {self.uri} contains {min(strange)}, which is not from a batch: specify another folder"
                 )
             if known and (changed := _difference(known, manifest, files)):
                 raise AlreadyExists(
-                    f"--output {self.uri} was begun with {changed}; name another folder, or say --restart to delete "
-                    "what is there and begin anew"
+                    f"--output {self.uri} was begun with {changed}; specify another folder, or use --restart to delete "
+                    "its files and start again"
                 )
-            wanted = {part["output"] for part in manifest["parts"].values()}
-            gone = {SUCCESS} & files if wanted - files else set()
-            stems = set(map(unfinished_stem, wanted))
+            expected = {part["output"] for part in manifest["parts"].values()}
+            gone = {SUCCESS} & files if expected - files else set()
+            stems = set(map(unfinished_stem, expected))
             self._remove(gone | {name for name in files if name.rpartition(".")[0] in stems})
             if not known or known["parts"] != manifest["parts"]:
                 content = orjson.dumps(manifest, option=orjson.OPT_INDENT_2)
                 write_file(self._location, MANIFEST, content, is_new=not known)
         except FileExistsError:
             raise AlreadyExists(
-                f"--output {self.uri}: another batch has begun to write to it just now; name another folder, or give "
-                "the command again when it has ended"
+                f"--output {self.uri}: another batch has just started to write to it; specify another folder, or retry "
+                "when that batch has ended"
             ) from None
         except (OSError, pa.ArrowException) as error:
-            shown = one_line(error, 300)
-            raise OnnxserveError(f"--output {self.uri} cannot be used: {shown}") from None
+            reason = one_line(error, 300)
+            raise OnnxserveError(f"--output {self.uri} cannot be used: {reason}") from None
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise OnnxserveError(f"--output {self.uri}: its {MANIFEST} is damaged; name another folder") from None
+            raise OnnxserveError(f"--output {self.uri}: its {MANIFEST} is damaged; specify another folder") from None
         return files
 
     def finish(self, summary: Mapping[str, object]) -> None:
@@ -192,26 +197,26 @@ class BatchOutput:
             raise OnnxserveError(f"--output {self.uri} cannot be written: {error}") from None
 
     def _remove(self, names: set[str]) -> None:
-        # The manifest is deleted last, because it identifies the other files' batch
+        # Delete the manifest last, because it identifies the batch of the other files.
         for name in sorted(names, key=lambda name: name == MANIFEST):
             self._location.filesystem.delete_file(f"{self._location.root}/{name}")
 
 
 def _difference(known: Manifest, manifest: Manifest, files: set[str]) -> str:
-    """Return the differences to the batch begun here, or "". An input file without predictions may have changed."""
+    """Return the differences from the earlier batch, or "". An input file may change until its predictions exist."""
     for field in ("digest", "name", "version"):
-        one, other = known["model"].get(field), manifest["model"].get(field)
-        if one != other:
-            shown = [f"{entry['model']['name']} {entry['model']['version']}".strip() for entry in (known, manifest)]
-            named = f"{shown[0]}, and {manifest['model']['uri']} is now {shown[1]}"
-            return named if shown[0] != shown[1] else f"other files of the model {shown[0]} (another {field})"
+        old, new = known["model"].get(field), manifest["model"].get(field)
+        if old != new:
+            versions = [f"{entry['model']['name']} {entry['model']['version']}".strip() for entry in (known, manifest)]
+            named = f"{versions[0]}, and {manifest['model']['uri']} is now {versions[1]}"
+            return named if versions[0] != versions[1] else f"other files of the model {versions[0]} (another {field})"
     for option in ("input", "keep", "on_error", "format", "input_format"):
         if known.get(option) != manifest.get(option):
-            return f"{option.replace('_', '-')} {known.get(option)!r}, and it is {manifest.get(option)!r} now"
+            return f"{option.replace('_', '-')} {known.get(option)!r}, and it is now {manifest.get(option)!r}"
     before, now = known["parts"], manifest["parts"]
     for name in sorted({*before, *now}):
-        given = [parts[name] for parts in (before, now) if name in parts]
-        if before.get(name) != now.get(name) and any(part["output"] in files for part in given):
+        entries = [parts[name] for parts in (before, now) if name in parts]
+        if before.get(name) != now.get(name) and any(part["output"] in files for part in entries):
             how = "is new" if name not in before else "is gone" if name not in now else "has changed"
             return f"other files of {known['input']}: {name} {how}"
     return ""

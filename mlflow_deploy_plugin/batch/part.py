@@ -1,4 +1,4 @@
-"""One part of a batch: a file of rows → a file of predictions, block by block, written whole or not at all."""
+"""One part of a batch: a file of rows becomes a file of predictions, block by block. It is written only if complete."""
 
 import os
 import shutil
@@ -41,7 +41,7 @@ from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock, RowStrea
 
 OnError = Literal["fail", "skip-row", "skip-part"]
 REJECTED = "_rejected"
-"""The folder of the output with the rows that were left out, one JSON Lines file a part."""
+"""The output folder for the omitted rows, with one JSON Lines file per part."""
 _WRITTEN_ROWS, _WRITTEN_BYTES = 2**17, 16 * 2**20
 _NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"
 _ADVICE = "choose another --format, or leave the column out of --keep"
@@ -50,9 +50,9 @@ _SLOT = struct.Struct("<qq")
 
 @dataclass(frozen=True)
 class Part:
-    """A file of the input; `output` is the name of its file of predictions.
+    """A file of the input. `output` is the name of its file of predictions.
 
-    `size` is in bytes. `state` is the size and time of the last change, as a text; if it is empty, the file may change.
+    `size` is in bytes. `state` is the size and time of the last change as a text, or empty if the file may change.
     """
 
     name: str
@@ -70,12 +70,12 @@ class Part:
 
 @dataclass(frozen=True)
 class PartJob:
-    """A part to be predicted, in plain values that go to another process.
+    """The task to predict one part, in plain values that can be sent to another process.
 
     Attributes:
-        output: URI of the folder of predictions.
-        on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` leaves the row out.
-        progress / slot: the file that shows the progress to other processes, and the position in it.
+        output: the URI of the folder of predictions.
+        on_error: `fail` and `skip-part` end the part at a bad row; `skip-row` omits the row.
+        progress / slot: the file with the progress for other processes, and the position in it.
     """
 
     part: Part
@@ -96,7 +96,7 @@ class PartResult:
 
 
 def predict_part(job: PartJob) -> PartResult:
-    """Predict one part; if it fails, raise OnnxserveError with the file and the row, and leave no output."""
+    """Predict one part. On failure, raise OnnxserveError with the file and the row, and leave no output."""
     try:
         model = load_table_model(job.model, job.device)
         source = locate_log(job.part.uri, "--input")
@@ -114,7 +114,7 @@ def state_of(entry: fs.FileInfo) -> str:
 
 
 def read_progress(path: Path) -> tuple[int, int]:
-    """Return the rows and the bytes of input of the parts that are being predicted just now."""
+    """Return the number of rows and input bytes of the parts that are currently predicted."""
     content = path.read_bytes()
     read = list(_SLOT.iter_unpack(content[: len(content) // _SLOT.size * _SLOT.size]))
     return sum(rows for rows, _ in read), sum(position for _, position in read)
@@ -131,19 +131,19 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
 
 @contextmanager
 def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, float]]:
-    """Yield the file, unpacked on disk because readers seek, and its packed size divided by its unpacked size."""
+    """Yield the file, decompressed to disk because readers seek, and its compressed size divided by its full size."""
     if not (codec := compression_of(name)):
         yield file, 1.0
         return
     size = file.size()
-    with tempfile.NamedTemporaryFile() as whole:
+    with tempfile.NamedTemporaryFile() as unpacked:
         try:
             with pa.CompressedInputStream(file, codec) as content:
-                shutil.copyfileobj(content, whole, 2**20)
-            whole.flush()
+                shutil.copyfileobj(content, unpacked, 2**20)
+            unpacked.flush()
         except (OSError, pa.ArrowException) as error:
-            raise InvalidRequest(f"it cannot be unpacked: {one_line(error, 200)}") from None
-        with pa.OSFile(whole.name) as plain:
+            raise InvalidRequest(f"it cannot be decompressed: {one_line(error, 200)}") from None
+        with pa.OSFile(unpacked.name) as plain:
             yield plain, size / max(1, plain.size())
 
 
@@ -153,8 +153,8 @@ def _write_part(
     folders = _folder_columns(job, model, stream)
     columns = _columns(job, model, stream, folders)
     rows = rejected = 0
-    with ExitStack() as output, ExitStack() as rejected_rows:  # these are there before the output is
-        # pandas turns a dictionary into a categorical column
+    with ExitStack() as output, ExitStack() as rejected_rows:  # The rejected rows must be complete before the output.
+        # pandas converts a dictionary into a categorical column.
         dictionaries = {*columns} - {*job.keep} if isinstance(model, OnnxTable) else ()
         blocks = (_with_folders(block, folders) for block in stream.blocks(columns, dictionaries))
 
@@ -175,23 +175,23 @@ def _write_part(
                 write_progress(job.progress, job.slot, rows, int(position * packed_share))
             if not rows:
                 keep = job.keep if stream.schema.names else ()
-                nothing = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
-                yield with_kept(nothing, keep, declared_outputs(model.artifact))
+                empty = _with_folders(RowBlock(stream.schema.empty_table(), ()), folders).table
+                yield with_kept(empty, keep, declared_outputs(model.artifact))
 
         groups = group_tables(predicted(), _WRITTEN_ROWS, _WRITTEN_BYTES)
         first = next(groups)
-        schema = first[0].schema  # Only a table has the types of the outputs.
+        schema = first[0].schema  # The types of the outputs are only known from a table.
         file = output.enter_context(open_new(job.output, job.part.output))
         write = output.enter_context(table_writer(job.part.output_format, schema, file, _ADVICE))
         for tables in chain([first], groups):
             try:
-                whole = pa.concat_tables([table.cast(schema) for table in tables])
+                joined = pa.concat_tables([table.cast(schema) for table in tables])
             except (pa.ArrowException, ValueError) as error:
-                raise OnnxserveError(f"the outputs change their type: {one_line(error, 200)}") from None
-            for batch in whole.combine_chunks().to_batches():
+                raise OnnxserveError(f"the types of the outputs change: {one_line(error, 200)}") from None
+            for batch in joined.combine_chunks().to_batches():
                 write(batch)
         if job.part.state and _has_changed(job, source):
-            raise OnnxserveError("the file has changed since the batch began; give the command again with --restart")
+            raise OnnxserveError("the file has changed since the batch began; repeat the command with --restart")
     return PartResult(rows, rejected)
 
 
@@ -199,14 +199,14 @@ def _has_changed(job: PartJob, source: LogLocation) -> bool:
     (entry,) = source.filesystem.get_file_info([source.root])
     if source.is_local:
         return state_of(entry) != job.part.state
-    # A bucket reports another time for an object than in its list
+    # The modification time in a bucket's list differs from the time of the object.
     return job.part.state.partition(" ")[0] != str(entry.size)
 
 
 def _folder_columns(job: PartJob, model: TableModel, stream: RowStream) -> pa.Table:
-    """Return one row with the columns in the names of the part's folders, as `date=2013-07-01/city=Wien`.
+    """Return one row with the columns in the names of the part's folders, such as `date=2013-07-01/city=Wien`.
 
-    A column of the file takes precedence. A column that the model takes has the signature's type; others are texts.
+    A column of the file takes precedence. An input column has the signature's type; other columns are texts.
     """
     columns: dict[str, pa.ChunkedArray] = {}
     for folder in job.part.output.split("/")[:-1]:
@@ -226,16 +226,16 @@ def _with_folders(block: RowBlock, folders: pa.Table) -> RowBlock:
 
 def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Table) -> list[str]:
     names = stream.schema.names
-    if not names:  # an empty CSV or JSON Lines file
+    if not names:  # The CSV or JSON Lines file is empty.
         return []
     known = [*names, *folders.column_names]
     if missing := [name for name in job.keep if name not in known]:
-        raise InvalidRequest(f"--keep {missing[0]}: there is no such column; there are {join_names(known, missing[0])}")
+        raise InvalidRequest(f"--keep {missing[0]}: no such column; the columns are {join_names(known, missing[0])}")
     if missing_columns := model.schema.missing_columns(known):
         raise missing_columns
     read = [name for name in names if name in job.keep or takes(model.schema, name, job.keep)]
     if len(set(read)) < len(read):
-        raise InvalidRequest(f"column {Counter(read).most_common(1)[0][0]!r} stands twice; rename one")
+        raise InvalidRequest(f"column {Counter(read).most_common(1)[0][0]!r} is duplicated; rename one of the two")
     if job.part.input_format == "parquet" and isinstance(model, OnnxTable):
         columns = [*stream.schema, *folders.schema]
         fields = [field for field in columns if takes(model.schema, field.name, job.keep)]
@@ -246,7 +246,7 @@ def _columns(job: PartJob, model: TableModel, stream: RowStream, folders: pa.Tab
 def _predictions(
     job: PartJob, model: TableModel, blocks: Iterable[RowBlock]
 ) -> Iterator[tuple[pa.Table | RejectedRow, int]]:
-    """Yield tables and rejected rows in their order, each with the number of bytes read."""
+    """Yield tables and rejected rows in order, each with the number of input bytes that have been read."""
 
     def predict(block: RowBlock) -> list[pa.Table | RejectedRow]:
         bad, tables = list(block.bad), []
@@ -277,7 +277,7 @@ def _predictions(
 
 @contextmanager
 def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `name` below a folder or bucket once it is whole; raise OnnxserveError if it cannot."""
+    """Open a file that replaces `name` below a folder or bucket when complete. Raises OnnxserveError on failure."""
     location = locate_log(output, "--output")
     try:
         if location.is_local:
@@ -285,7 +285,7 @@ def open_new(output: str, name: str) -> Iterator[IO[bytes]]:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(path) as file:
                 yield file
-        else:  # a bucket shows an object once it is whole, and Arrow's writer would also finish half of one
+        else:  # Buckets show only complete objects, and Arrow's writer would also complete a partial object.
             with tempfile.TemporaryFile() as file:
                 yield file
                 file.seek(0)

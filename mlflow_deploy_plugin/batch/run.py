@@ -1,6 +1,6 @@
-"""A whole batch: the model is resolved to one version, the missing parts are predicted, and `_SUCCESS` is written.
+"""A complete batch: resolve the model to one version, predict the missing parts, and write `_SUCCESS`.
 
-Processes of this machine or Spark predict the parts. A part is always a file, so either can continue a batch.
+Processes on this machine or Spark predict the parts. A part is always a file, so a batch can continue on either engine.
 """
 
 import hashlib
@@ -43,24 +43,24 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 Engine = Literal["local", "spark"]
-_LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) takes at most 24 days
+_LONGEST_PART_SECONDS = 20 * 86400.0  # poll(2) accepts at most 24 days.
 _LOOK_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """A requested batch.
+    """The parameters of a batch.
 
     Attributes:
-        input: a file or a folder of files, also s3://….
-        output: the folder, also s3://…, that gets one file per file of the input.
-        keep: columns of the input that precede the outputs.
-        input_format: of files whose names do not have it.
-        output_format: None: that of each part.
-        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` its file.
-        workers: cores that are used; None: all. Spark has its own setting.
+        input: a file or a folder of files; s3://… is also possible.
+        output: the folder (or s3://…) for the predictions, with one file per input file.
+        keep: the input columns that are written before the outputs.
+        input_format: the format of files whose names do not specify a format.
+        output_format: the format of the output; if it is None, each part keeps its format.
+        on_error: for a bad row, `fail` ends the batch, `skip-row` omits the row, and `skip-part` omits its file.
+        workers: the number of cores; None means all cores. Spark has its own setting.
         restart: delete the files of another batch in the output.
-        experiment: the experiment of a run that records the batch; empty: it is not recorded.
+        experiment: the MLflow experiment with a run that records the batch; empty if the batch is not recorded.
     """
 
     model_uri: str
@@ -79,7 +79,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """The progress of one call; its `parts` do not include the parts that were `finished_before`."""
+    """The progress of one call. `parts` excludes the parts that earlier calls finished (`finished_before`)."""
 
     rows: int
     parts_done: int
@@ -95,7 +95,7 @@ class BatchProgress:
 
     @property
     def seconds_left(self) -> float | None:
-        """The remaining time at the average speed; None if it is unknown."""
+        """The remaining seconds at the average speed; None if the speed is unknown."""
         if not self.bytes_done:
             return None
         return self.seconds * max(0, self.bytes - self.bytes_done) / self.bytes_done
@@ -103,7 +103,7 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class BatchResult:
-    """A batch that has ended; `failed` has the reason for each part that was left out, by name."""
+    """A batch that has ended. `failed` has the reason for each omitted part, by name."""
 
     model: ResolvedModel
     progress: BatchProgress
@@ -116,12 +116,12 @@ Report = Callable[[BatchProgress], None]
 
 
 def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchResult:
-    """Predict every part of the input that has no file in the output yet; `report` is called several times a second.
+    """Predict every part of the input that has no output file yet. `report` is called several times per second.
 
     Raises:
         InvalidConfig, NotFound, RegistryUnavailable: the model or the input is not available.
-        AlreadyExists: the output is of another batch.
-        OnnxserveError: a part failed; the message names the file and the row. The same call continues the batch.
+        AlreadyExists: the output belongs to another batch.
+        OnnxserveError: a part failed. The message contains the file and the row. The same call continues the batch.
     """
     plan = replace(plan, input=_absolute(plan.input), output=_absolute(plan.output))
     output = BatchOutput(plan.output)
@@ -133,7 +133,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
         manifest = _manifest(plan, parts, resolved, f"sha256:{combine_hashes(hash_files(model))}")
         finished = output.begin(manifest, plan.restart)
         waiting = [part for part in parts if part.output not in finished]
-        waiting.sort(key=lambda part: -part.size)  # the largest first: at the end all cores still have one
+        waiting.sort(key=lambda part: -part.size)  # Large parts are first, so that all cores are busy until the end.
         progress = temporary / "progress"
         progress.touch()
         jobs = [
@@ -141,7 +141,7 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
             for part in waiting
         ]
         if plan.engine == "spark":
-            from mlflow_deploy_plugin.batch.spark import predict_parts  # here: Spark is an extra
+            from mlflow_deploy_plugin.batch.spark import predict_parts  # Spark is an extra.
 
             results = predict_parts(jobs, model)
         else:
@@ -158,12 +158,12 @@ def run_batch(plan: BatchPlan, report: Report = lambda progress: None) -> BatchR
 
 
 Finished = Iterator[Mapping[int, PartResult | OnnxserveError]]
-"""Each call returns the results of jobs that have ended since the last call, by position."""
+"""Each iteration yields the results of the jobs that ended since the last iteration, by position."""
 
 
 @contextmanager
 def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finished]:
-    """Predict by processes, which end as soon as the caller ends."""
+    """Predict in processes, which end when the caller ends."""
     cores = plan.workers or available_cores()
     count = max(1, min(cores, len(jobs)))
     threads = max(1, cores // count)
@@ -179,7 +179,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         except ProcessCrashed as error:
             raise OnnxserveError(f"{job.part.name}: {error.message}") from None
         finally:
-            write_progress(job.progress, slot, 0, 0)  # from here on its result counts
+            write_progress(job.progress, slot, 0, 0)  # From now on, the result counts instead.
             slots.append(slot)
         return result
 
@@ -189,7 +189,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         left = len(jobs)
         while left:
             ended: dict[int, PartResult | OnnxserveError] = {}
-            with suppress(Empty):  # a wait for all futures would look at each of them for each that ends
+            with suppress(Empty):  # Waiting for all futures would check each future whenever one of them ends.
                 while True:
                     future = results.get(timeout=0 if ended else _LOOK_SECONDS)
                     error = future.exception()
@@ -212,9 +212,9 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
 
 
 def _prepare(threads: int) -> None:
-    """Leave the other processes their cores, and hide tracebacks of refusals, because the message has the reason.
+    """Limit the threads of libraries, and hide tracebacks of refused rows, because the error message has the reason.
 
-    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded; otherwise each takes all cores.
+    Libraries of pyfuncs (torch, boosters) read the variable when they are loaded. Otherwise each uses all cores.
     """
     if threads < (os.cpu_count() or 1):
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
@@ -232,7 +232,7 @@ class _Tally:
         self._rows = self._done = self._bytes = 0
 
     def follow(self, finishing: Finished, on_error: OnError) -> tuple[dict[str, str], int]:
-        """Return why parts were left out, by name, and the number of rejected rows; raise a failed part's error."""
+        """Return the reasons for omitted parts, and the number of rejected rows. Raises the error of a failed part."""
         failed: dict[str, str] = {}
         rejected = 0
         for ended in finishing:
@@ -288,7 +288,8 @@ def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, d
 
 
 def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: Manifest) -> LoggedRun:
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param  # a second
+    # The import takes a second.
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param
 
     model, progress = result.model, result.progress
     params = {"model": model.source, "input": plan.input, "output": plan.output, "on_error": plan.on_error}

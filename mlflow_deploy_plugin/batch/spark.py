@@ -1,9 +1,9 @@
-"""Batches by Spark: the parts of a batch on the machines of a cluster, and the rows of a DataFrame.
+"""Batches on Spark: the parts of a batch on the machines of a cluster, and the rows of a DataFrame.
 
-The model travels as an archive (`SparkContext.addArchive`), and each Python worker, one per core, loads it once. Parts
-are tasks without rows; the rows of a DataFrame come as Arrow batches (`mapInArrow`,
+The model is sent as an archive (`SparkContext.addArchive`), and each Python worker, one per core, loads it once. A part
+is a task without rows. The rows of a DataFrame are Arrow batches (`mapInArrow`,
 https://spark.apache.org/docs/latest/api/python/reference/pyspark.sql/api/pyspark.sql.DataFrame.mapInArrow.html). The
-machines need this package and its extra `cpu`.
+machines need this package with its extra `cpu`.
 """
 
 import atexit
@@ -38,15 +38,16 @@ _LOOK_SECONDS = 0.5
 
 @contextmanager
 def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
-    """Predict each part as one task of Spark, which reads the input and writes the output; raise as `spark_context`."""
+    """Predict each part as one Spark task, which reads the input and writes the output. Raises as `spark_context`."""
     if not jobs:
         yield iter(())
         return
     context = spark_context()
-    from pyspark.accumulators import AddingAccumulatorParam  # an extra, which is there now
+    from pyspark.accumulators import AddingAccumulatorParam  # The extra is installed at this point.
 
     archive = _ship(context, model)
-    results = context.accumulator([], AddingAccumulatorParam([]))  # A task's results arrive once, as soon as it ends
+    # The result of a task arrives once, when the task ends.
+    results = context.accumulator([], AddingAccumulatorParam([]))
 
     def task(numbered: tuple[int, PartJob]) -> None:
         number, job = numbered
@@ -57,7 +58,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
     def predict() -> None:
         context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        # No rows go through Spark, so its SQL is not needed, and Spark starts in half the time
+        # No rows pass through Spark. Without its SQL, Spark starts in half the time.
         context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
 
     def finished(running: Future[None]) -> "Finished":
@@ -69,7 +70,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
             seen += len(ended)
             yield dict(ended)
         if error := running.exception():
-            raise OnnxserveError(f"Spark gave up: {one_line(error, 300)}")
+            raise OnnxserveError(f"the Spark job failed: {one_line(error, 300)}")
 
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(predict)
@@ -81,11 +82,12 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
 
 def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None) -> "DataFrame":
-    """Return a Spark DataFrame with the predictions of a model for each row, after the `keep` columns (None: all).
+    """Return a Spark DataFrame with the predictions for each row, after the `keep` columns (None: all columns).
 
-    Raises as `resolve` and `download`, and InvalidConfig if a column is missing or the outputs are not declared.
+    Raises the errors of `resolve` and `download`, and InvalidConfig if a column is missing or the outputs are not
+    declared.
     """
-    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # an extra
+    from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # pyspark is an extra.
     from pyspark.sql.types import StructType
 
     shipped = download(resolve(model_uri).source, _folder_until_exit())
@@ -93,7 +95,7 @@ def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None
     kept = tuple(frame.columns if keep is None else keep)
     if missing := [name for name in kept if name not in frame.columns]:
         raise InvalidConfig(
-            f"keep: there is no column {missing[0]!r}; there are {join_names(frame.columns, missing[0])}"
+            f"keep: the column {missing[0]!r} does not exist; the columns are {join_names(frame.columns, missing[0])}"
         )
     if missing_columns := model.schema.missing_columns(frame.columns):
         raise InvalidConfig(missing_columns.message)
@@ -101,13 +103,13 @@ def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None
     if not outputs.fields:
         raise InvalidConfig(f"{model_uri} does not declare its outputs: log it with a signature")
     if doubled := [name for name in outputs.names if name in kept]:
-        raise InvalidConfig(f"keep: the model's output {doubled[0]!r} has this name, too; rename the column")
+        raise InvalidConfig(f"keep: {doubled[0]!r} is also an output of the model; rename the column")
     schema = StructType([*(frame.schema[name] for name in kept), *outputs.fields])
     arrow_schema = to_arrow_schema(outputs)
     if (context := getattr(frame.sparkSession, "sparkContext", None)) is None:
         raise InvalidConfig(NO_CONNECT)
     archive = _ship(context, shipped)
-    wanted = [name for name in frame.columns if name in kept or takes(model.schema, name, kept)]
+    selected = [name for name in frame.columns if name in kept or takes(model.schema, name, kept)]
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         loaded = load_table_model(_shipped(archive))
@@ -115,14 +117,14 @@ def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None
             if not batch.num_rows:
                 continue
             table = pa.Table.from_batches([batch])
-            inputs = table.select([name for name in wanted if takes(loaded.schema, name, kept)])
+            inputs = table.select([name for name in selected if takes(loaded.schema, name, kept)])
             try:
                 predicted = loaded.predict(inputs).cast(arrow_schema)
             except OnnxserveError as error:
                 raise InferenceError(f"a batch of {len(batch)} rows: {error.message}") from None
             yield from with_kept(table, kept, predicted).combine_chunks().to_batches()
 
-    return frame.select(*wanted).mapInArrow(task, schema)
+    return frame.select(*selected).mapInArrow(task, schema)
 
 
 def _ship(context: "SparkContext", model: Path) -> str:
@@ -133,14 +135,14 @@ def _ship(context: "SparkContext", model: Path) -> str:
 
 
 def _folder_until_exit() -> Path:
-    """Return an empty folder for Spark's fetches when rows are requested or a machine joins."""
-    held = ExitStack()
-    atexit.register(held.close)
-    return held.enter_context(temporary_folder("onnxserve-batch-"))
+    """Return an empty folder that exists until exit, because Spark also fetches later, e.g. when a machine joins."""
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(temporary_folder("onnxserve-batch-"))
 
 
 def _shipped(archive: str) -> Path:
     from pyspark import SparkFiles
 
-    gc.freeze()  # Spark collects garbage after each task: 65 ms of CPU for all that its process has imported
+    gc.freeze()  # Spark collects garbage after each task, which takes 65 ms of CPU time for all imported objects.
     return Path(SparkFiles.get(archive))

@@ -1,6 +1,7 @@
-"""A version in this process, as a function of Arrow tables and of bodies of /invocations.
+"""A loaded version as a function of Arrow tables, and of request bodies of /invocations.
 
-ONNX Runtime computes an ONNX form, MLflow any other. A table is read as a request with Arrow or CSV in its body.
+ONNX Runtime computes an ONNX form, and MLflow any other form. A table is decoded like a request with an Arrow or CSV
+body.
 """
 
 import sys
@@ -40,23 +41,23 @@ from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock
 
 _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8
-"""The most rows that are tried one by one once refused together: where most rows are bad, halves only cost time."""
+"""If at most this number of rows was refused, they are tried one by one. Further halving would only cost time."""
 _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
 _FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_decimal)
 
 
 @lru_cache(maxsize=2)
 def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
-    """Load the model of a folder, once for this process; raise InvalidConfig if it does not answer row by row."""
+    """Load the model of a folder, once per process. Raises InvalidConfig if it does not predict row by row."""
     model = _load(folder, device, 1)
     if isinstance(model, OnnxTable) and not model.schema.has_rows:
-        raise InvalidConfig(f"the model does not answer row by row: {no_batch_dimension_reason(model.artifact)}")
+        raise InvalidConfig(f"the model does not predict row by row: {no_batch_dimension_reason(model.artifact)}")
     return model
 
 
 @contextmanager
 def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes], Any]]:
-    """Yield `predict_body` of a version that is loaded for the time of the block, on all cores; raise as `resolve`."""
+    """Yield `predict_body` of a version, which is loaded for the duration of the block. Raises as `resolve`."""
     with temporary_folder("onnxserve-predict-") as folder:
         yield _load(download(resolve(model_uri).source, folder), "cpu", available_cores()).predict_body
 
@@ -67,17 +68,17 @@ def _load(folder: Path, device: Device, threads: int) -> "TableModel":
 
 
 class OnnxTable:
-    """A version with an ONNX form. Any number of threads may call it at the same time."""
+    """A version with an ONNX form. Several threads may call it at the same time."""
 
     def __init__(self, folder: Path, device: Device, threads: int) -> None:
         self._model = OnnxModel.load(folder, Placement(device), intra_op_num_threads=threads)
         self.schema, self.artifact = self._model.schema, self._model.artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
-        """Return a row of outputs for each row; raise InvalidRequest or InferenceError if the model refuses a row."""
-        for place, field in enumerate(table.schema):
-            if field.type in (pa.string(), pa.large_string()):  # a text that repeats is made into one of Python's once
-                table = table.set_column(place, field.name, table.column(place).dictionary_encode())
+        """Return a row of outputs for each row. Raises InvalidRequest or InferenceError if the model refuses a row."""
+        for position, field in enumerate(table.schema):
+            if field.type in (pa.string(), pa.large_string()):  # Each distinct text is converted to a Python str once.
+                table = table.set_column(position, field.name, table.column(position).dictionary_encode())
         is_single = no_batch_dimension_reason(self.artifact)
         tables = [table.slice(row, 1) for row in range(table.num_rows)] if is_single else [table]
         predicted = []
@@ -86,12 +87,12 @@ class OnnxTable:
             for start in range(0, table.num_rows, RUN_ROWS):
                 run = {name: array[start : start + RUN_ROWS] for name, array in feeds.items()}
                 outputs = self._model.run(run, self.artifact.prediction, first_row=start)
-                found = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
-                predicted.append(_one_a_row(found, min(RUN_ROWS, table.num_rows - start)))
+                predictions = protocols.arrow.prediction_table(self._model.prediction(outputs, of_table=True))
+                predicted.append(_one_a_row(predictions, min(RUN_ROWS, table.num_rows - start)))
         return pa.concat_tables(predicted)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
-        """Return the `predictions` with which a server answers this body of /invocations. Raises as `predict`."""
+        """Return the `predictions` of a server's answer to this /invocations body. Raises the errors of `predict`."""
         is_arrow = content_type == protocols.arrow.STREAM
         if is_arrow:
             feeds = protocols.arrow.decode(body, self.schema, _LARGEST_TABLE_BYTES)
@@ -103,36 +104,36 @@ class OnnxTable:
 
 
 class PyfuncTable:
-    """A version without an ONNX form, with the methods of `OnnxTable` for one thread at a time."""
+    """A version without an ONNX form. It has the methods of `OnnxTable`, but only one thread may call it at a time."""
 
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # here: mlflow.pyfunc takes a second
+        from mlflow_deploy_plugin.pyfunc.scorer import load_scorer  # The import of mlflow.pyfunc takes a second.
 
-        with redirect_stdout(sys.stderr):  # a model may print, and predictions may go to stdout
+        with redirect_stdout(sys.stderr):  # A model may print, and stdout may contain the predictions.
             self._scorer = load_scorer(artifact.folder)
         self.schema, self.artifact = pyfunc_schema(artifact), artifact
 
     def predict(self, table: pa.Table) -> pa.Table:
         has_frame_types = any(is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES)
         try:
-            if self.artifact.undescribed or has_frame_types:  # MLflow's own rules decide
+            if self.artifact.undescribed or has_frame_types:  # MLflow's rules apply.
                 outputs = self._scorer.outputs_of(table.to_pandas())
             else:
                 feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
                 outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
-        except OnnxserveError as error:  # Every kind of error is about this row
+        except OnnxserveError as error:  # Any error is about this row.
             raise InvalidRequest(error.message) from None
         return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
-        if content_type == protocols.arrow.STREAM:  # MLflow's functions read tables as Parquet
+        if content_type == protocols.arrow.STREAM:  # MLflow's functions read tables as Parquet.
             sink = pa.BufferOutputStream()
             pq.write_table(pa.ipc.open_stream(body).read_all(), sink, compression="none")
             content_type, body = "application/vnd.apache.parquet", sink.getvalue().to_pybytes()
         try:
             with redirect_stdout(sys.stderr):
                 answer = self._scorer.invoke(content_type, body).body
-        except OnnxserveError as error:  # Every kind of error is about this row
+        except OnnxserveError as error:  # Any error is about this row.
             raise InvalidRequest(error.message) from None
         return orjson.loads(answer)["predictions"]
 
@@ -143,10 +144,10 @@ TableModel = OnnxTable | PyfuncTable
 def predict_block(
     model: TableModel, block: RowBlock, keep: tuple[str, ...] = (), are_texts: bool = False
 ) -> Iterator[pa.Table | RejectedRow]:
-    """Yield tables of outputs, after the kept columns, and the rows that the model refuses, in their order.
+    """Yield tables of outputs, after the kept columns, and the rows that the model refuses, in order.
 
-    A refused block is tried again by halves, and finally row by row, until each refused row is known. If `are_texts`,
-    the columns come from a CSV file, and are read with the types of the signature.
+    A refused block is split in halves, and finally into rows, until each refused row is known. If `are_texts` is True,
+    the columns come from a CSV file and are converted to the types of the signature.
     """
     inputs = block.table.select([name for name in block.table.column_names if takes(model.schema, name, keep)])
     try:
@@ -164,21 +165,21 @@ def predict_block(
 
 
 def with_kept(table: pa.Table, keep: tuple[str, ...], outputs: pa.Table) -> pa.Table:
-    """Return the kept columns and the outputs; raise InvalidConfig if an output has the name of a kept column."""
+    """Return the kept columns and the outputs. Raises InvalidConfig if an output has the name of a kept column."""
     if doubled := [name for name in outputs.column_names if name in keep]:
-        raise InvalidConfig(f"--keep {doubled[0]}: the model's output has this name, too; rename the column")
+        raise InvalidConfig(f"--keep {doubled[0]}: it is also an output of the model; rename the column")
     columns = [*(table.column(name) for name in keep), *outputs.columns]
     return pa.Table.from_arrays(columns, names=[*keep, *outputs.column_names])
 
 
 def takes(schema: Schema, name: str, keep: tuple[str, ...]) -> bool:
-    """Return True if the model takes a column of a table: by its name; if it names none, any that is not kept."""
+    """Return True if a column is an input. If the inputs are unnamed, all columns that are not kept are inputs."""
     has_names = bool(schema.columns) or any(tensor.name in schema.names and tensor.name for tensor in schema.tensors)
     return name in schema.names if has_names else name not in keep
 
 
 def input_types(schema: Schema) -> dict[str, pa.DataType]:
-    """Return the Arrow types in which JSON holds the columns of the signature."""
+    """Return the Arrow types that represent the columns of the signature in JSON."""
     return {column.name: _arrow_type(COLUMN_TYPES[column.type]) for column in schema.columns}
 
 
@@ -187,35 +188,39 @@ def _arrow_type(dtype: str) -> pa.DataType:
 
 
 def typed(table: pa.Table, schema: Schema) -> pa.Table:
-    """Return texts as values of the signature's types, as `/invocations` reads CSV, or raise SchemaMismatch."""
+    """Return texts as values of the signature's types, like `/invocations` with CSV. Raises SchemaMismatch."""
     kinds: dict[str, str] = {column.name: column.type for column in schema.columns}
-    if schema.tensors:  # every field has the type of the tensor
+    if schema.tensors:  # Every column has the type of the tensor.
         kinds = dict.fromkeys(table.column_names, schema.tensors[0].dtype)
-    for place, name in enumerate(table.column_names):
+    for position, name in enumerate(table.column_names):
         dtype = COLUMN_TYPES.get(kinds.get(name, "string"), kinds.get(name, "string"))
         if dtype == "str":
             continue
-        column, kind = table.column(place), _arrow_type(dtype)
+        column, kind = table.column(position), _arrow_type(dtype)
         try:
             values = column.cast(kind)
-        except pa.ArrowInvalid:  # a missing value in words, 20.0 as a whole number, or a refused value
+        except pa.ArrowInvalid:  # The value is a word for a missing value, an integer such as 20.0, or invalid.
             fields = [text or "" for text in column.to_pylist()]
             read = protocols.mlflow.read_column(name, kinds, fields)
-            if cut := [one for one in read if isinstance(one, float) and kind == pa.int64() and not one.is_integer()]:
+            if fractional := [
+                number
+                for number in read
+                if isinstance(number, float) and kind == pa.int64() and not number.is_integer()
+            ]:
                 raise SchemaMismatch(
-                    f"column {name!r} ({kinds[name]}): {cut[0]!r} is no {kinds[name]}"
-                )  # Arrow cuts it
+                    f"column {name!r} ({kinds[name]}): {fractional[0]!r} is not of type {kinds[name]}"
+                )  # Arrow would truncate it.
             try:
                 values = pa.array(read, kind)
-            except (pa.ArrowException, OverflowError) as error:  # a whole number of more than 64 bits
+            except (pa.ArrowException, OverflowError) as error:  # The integer has more than 64 bits.
                 raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {first_line(error)}") from None
-        table = table.set_column(place, name, values)
+        table = table.set_column(position, name, values)
     return table
 
 
 def _one_a_row(outputs: pa.Table, rows: int) -> pa.Table:
     if outputs.num_rows != rows:
-        raise OnnxserveError(f"the model answers {rows} rows with {outputs.num_rows}; one prediction a row is needed")
+        raise OnnxserveError(f"the model returned {outputs.num_rows} predictions for {rows} rows; they must be equal")
     return outputs
 
 

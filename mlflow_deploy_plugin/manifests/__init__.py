@@ -1,4 +1,4 @@
-"""Specs as documents for other platforms: `FORMATS` has a function for each; the documents are not applied here."""
+"""Specs as documents for other platforms. `FORMATS` has one function per platform. The documents are not applied."""
 
 from collections.abc import Callable, Mapping
 
@@ -29,7 +29,7 @@ FORMATS: Mapping[str, Callable[[EndpointSpec, Place], Mapping[str, str]]] = {
     "compose": compose.render,
     "systemd": systemd.render,
 }
-"""Name of a format → the function that returns the files of an endpoint in it, path → text; it raises InvalidConfig."""
+"""Each format with the function that returns the files of an endpoint, path → text, or raises InvalidConfig."""
 
 __all__ = [
     "CONTAINER",

@@ -1,6 +1,6 @@
-"""An endpoint as a project of Docker Compose: compose.yaml, and the spec in a folder that the container reads.
+"""An endpoint as a Docker Compose project: compose.yaml, and a mounted folder with the spec.
 
-The folder is mounted, because a mounted file would not show a replaced spec.
+A folder is mounted because the container would not see the replacement of a single mounted file.
 """
 
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ SECRETS = "/run/secrets"
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return compose.yaml, and the spec that it mounts. Raises InvalidConfig if it would be open to strangers.
+    """Return compose.yaml and the mounted spec. Raises InvalidConfig if the endpoint would be open without auth.
 
-    The service listens on the address of `server.host` of this machine, by default on loopback.
+    The service listens on the address `server.host` of this machine, by default on loopback.
     """
     server, container = spec.server, spec.container
     if not is_loopback(server.host):
@@ -39,7 +39,8 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         environment["ONNXSERVE_SECRETS"] = SECRETS
     served = served_spec(spec, server.host if container.network == "host" else None)
     url = reachable_url(served.server.host, http_port(spec), server.scheme)
-    mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}  # each by its own path
+    # Each file has the same path in the container.
+    mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
     service: Document = {
         "image": container.image_for(server.device),
         "command": SERVE,
@@ -63,7 +64,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
             "interval": "10s",
             "timeout": "5s",
             "retries": 3,
-            "start_period": "10m",  # for fetching and loading the models
+            "start_period": "10m",  # The time includes fetching and loading the models.
         },
         "restart": container.restart,
         "stop_grace_period": f"{server.stop_seconds}s",
@@ -79,7 +80,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         document["secrets"] = {name: {"file": path} for name, path in container.secrets.items()}
     if container.network not in (None, "host"):
         document["networks"] = {container.network: {"external": True}}
-    # "$$" is a "$" for Compose, which would put variables of the shell in
+    # Compose reads "$$" as "$". A single "$" would be replaced by a shell variable.
     return {
         "compose.yaml": dump_documents([document]).replace("$", "$$"),
         f"{spec.name}/{SPEC_FILE}": dump_spec(served),
@@ -96,7 +97,7 @@ def _resources(spec: EndpointSpec) -> Document:
     if server.device == "cpu":
         return {"limits": limits}
     device: Document = {"driver": "nvidia", "capabilities": ["gpu"]}
-    device |= {"device_ids": [str(one) for one in server.device_ids]} if server.device_ids else {"count": 1}
+    device |= {"device_ids": [str(device_id) for device_id in server.device_ids]} if server.device_ids else {"count": 1}
     return {"limits": limits, "reservations": {"devices": [device]}}
 
 

@@ -1,4 +1,4 @@
-"""An endpoint as values of the Helm chart in docker/helm/onnxserve, which have the fields of its spec."""
+"""An endpoint as values of the Helm chart in docker/helm/onnxserve. The values have the fields of the spec."""
 
 from collections.abc import Mapping
 
@@ -8,13 +8,13 @@ from mlflow_deploy_plugin.spec import EndpointSpec, spec_document
 from mlflow_deploy_plugin.spec.types import IMAGE
 
 _NOT_OF_VALUES = ("apiVersion", "name", "monitors")
-"""Fields of a spec that its values leave out: the chart's own key has the name, and monitors are in the store."""
+"""The spec fields that are not in the values: the name is a key of the chart, and monitors are in the store."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a values file with this endpoint; the namespace is the release's. Raises as `kubernetes_documents`.
+    """Return a values file with this endpoint. The namespace is set by the release. Raises as `kubernetes_documents`.
 
-    The place's variables belong to the endpoint, because others of the release may be of another workspace.
+    The place's variables are set on the endpoint, because other endpoints of the release may use other workspaces.
     """
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}
@@ -23,7 +23,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def values_schema() -> Document:
-    """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and 4 read."""
+    """Return the chart's values.schema.json, in JSON Schema's draft 7, which Helm 3 and 4 support."""
     spec = EndpointSpec.model_json_schema(by_alias=True)
     definitions = {name: part for name, part in spec.pop("$defs").items() if name not in ("MonitorSpec", "RetrainSpec")}
     definitions["Endpoint"] = {**spec, "properties": _without(spec["properties"]), "required": []}
@@ -71,8 +71,8 @@ def values_schema() -> Document:
         },
     }
     needed = ("controller", "defaults", "endpoints", "environment", "migration", "secret")
-    whole = _closed(properties, needed)
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **whole, "$defs": definitions}
+    schema = _closed(properties, needed)
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **schema, "$defs": definitions}
 
 
 def _without(fields: Document) -> Document:
@@ -80,5 +80,5 @@ def _without(fields: Document) -> Document:
 
 
 def _closed(properties: Document, required: tuple[str, ...] = ()) -> Document:
-    """Return the schema of an object with only these fields. Helm removes a default where values have null."""
+    """Return the schema of an object with only these fields. Helm removes a default if the value is null."""
     return {"type": "object", "properties": properties, "additionalProperties": False, "required": list(required)}

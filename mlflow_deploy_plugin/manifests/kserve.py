@@ -1,8 +1,8 @@
-"""An endpoint for KServe: a ServingRuntime with our image and an InferenceService that uses it, by protocol V2.
+"""An endpoint for KServe: a ServingRuntime with our image and an InferenceService that uses it through protocol V2.
 
-KServe brings a variant at the address of a store (s3://…, pvc://…) into the pod. Everything else, as a followed stage,
-is in the spec that the server follows: a ConfigMap, whose change needs no new pods.
-https://kserve.github.io/website/docs/concepts/resources describes its objects.
+KServe copies a model at a storage address (s3://…, pvc://…) into the pod. All other models, such as a followed stage,
+are in the spec that the server follows. The spec is in a ConfigMap, so its changes do not need new pods.
+https://kserve.github.io/website/docs/concepts/resources describes the objects.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 MODEL_FOLDER = "/mnt/models"
 _SCHEMES = ("gs://", "s3://", "pvc://", "hdfs://", "webhdfs://", "hf://", "oci://")
-"""Addresses that KServe's storage initializer takes, and MLflow's own artifact stores do not all know."""
+"""The addresses that KServe's storage initializer supports. MLflow's artifact stores do not support all of them."""
 _FORMAT = "onnxserve"
 _NOT_TAKEN = ("name", "startupProbe", "livenessProbe", "lifecycle", "ports")
-"""Fields of a container that Knative Serving refuses, or that have another form there."""
+"""The container fields that Knative Serving refuses, or expects in another format."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     """Return a file with the ConfigMap of the spec, the ServingRuntime and the InferenceService.
 
-    Without auth, only the cluster reaches the InferenceService. Raises InvalidConfig if it asks for an object that
-    KServe makes itself, or its name cannot be a Service's.
+    Without auth, the InferenceService is only reachable within the cluster. Raises InvalidConfig if the spec requests
+    an object that KServe creates, or if the name is not valid for a Service.
     """
     check_name(spec)
     if spec.kubernetes.host is not None:
-        raise InvalidConfig("kubernetes.host: KServe makes host names and gateways itself; leave it out")
+        raise InvalidConfig("kubernetes.host: KServe creates host names and gateways; remove this field")
     served, stored, canary = _stored_by_kserve(spec)
     visibility = {"networking.kserve.io/visibility": "cluster-local"} if spec.server.is_open else {}
     kubernetes = spec.kubernetes
@@ -52,10 +52,10 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 
 
 def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Document]:
-    """Return the spec as the server reads it, the field that names the model, and the field of a canary's share.
+    """Return the spec for the server, the field with the model, and the field with the canary's share.
 
-    Of two variants in stores, the one with the smaller share is the canary: KServe keeps the earlier rollout next to
-    it.
+    If both variants are in stores, the variant with the smaller share is the canary, because KServe keeps the earlier
+    rollout running.
     """
     variants = list(spec.variants.values())
     in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)
@@ -74,7 +74,7 @@ def _runtime(spec: EndpointSpec, place: Place) -> Document:
     pod, port = pod_of(spec, place), http_port(spec)
     (container,) = pod["containers"]
     readiness = container["readinessProbe"]
-    # neither ServingRuntime nor Knative takes a pod's security context: it is set on the container
+    # Neither ServingRuntime nor Knative accepts a security context of the pod, so it is set on the container.
     return {
         "annotations": {"prometheus.kserve.io/port": str(port), "prometheus.kserve.io/path": "/metrics"},
         "supportedModelFormats": [{"name": _FORMAT, "version": "1"}],

@@ -1,7 +1,7 @@
-"""An endpoint as Kubernetes objects: plain documents, as `kubectl apply -f` takes them, in the newest API versions.
+"""An endpoint as Kubernetes objects: plain documents for `kubectl apply -f`, in the newest API versions.
 
-The pods run `onnxserve serve --spec` on the file of a ConfigMap, which is read again when it changes, so that variants
-and weights need no new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
+The pods run `onnxserve serve --spec` on a file of a ConfigMap. The server reads the file again when it changes, so
+variants and weights do not need new pods. A change of `server`, `container` or `kubernetes` rolls the Deployment.
 """
 
 import hashlib
@@ -37,28 +37,28 @@ SERVICE_NAME = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 TLS_FOLDER = "/run/secrets/tls"
 _FILES_FOLDER = "/run/secrets/files"
 _DRAIN_SECONDS = 5
-"""The seconds for which an ending pod still answers, until kube-proxies and ingress controllers know of its end."""
+"""The time in which a terminating pod still answers, until kube-proxies and ingress controllers remove it."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return the endpoint as one file of YAML documents. Raises as `kubernetes_documents`."""
+    """Return the endpoint as one file of YAML documents. Raises the errors of `kubernetes_documents`."""
     return {f"{spec.name}.yaml": dump_documents(kubernetes_documents(spec, place))}
 
 
 def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     """Return the objects of an endpoint, in the order in which they must be applied.
 
-    Raises InvalidConfig if the name cannot be a Service's, the endpoint is open to strangers, or fields contradict.
+    Raises InvalidConfig if the name is not valid for a Service, the endpoint is open without auth, or fields conflict.
     """
     kubernetes = spec.kubernetes
     check_name(spec)
     if kubernetes.max_replicas is not None and spec.container.cpus is None:
-        raise InvalidConfig("kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod")
+        raise InvalidConfig("kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod")
     if kubernetes.host is not None:
         refuse_strangers(spec, f"kubernetes.host {kubernetes.host}")
     selector = endpoint_labels(spec.name)
     labels = {**selector, **MANAGED_BY}
-    # of `server` as it is served; the Helm chart computes it alike
+    # The digest is computed from `server` as it is served. The Helm chart computes the same digest.
     served = json.dumps(
         spec_document(spec_of_pod(spec))["server"], sort_keys=True, separators=(",", ":"), ensure_ascii=False
     )
@@ -70,7 +70,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
     deployed = {
         **({} if kubernetes.is_autoscaled else {"replicas": kubernetes.replicas}),
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-        # It cannot be changed: running Deployments have this selector. A hash also marks the pods of a Deployment.
+        # The selector of a Deployment is immutable, and running Deployments have this selector.
         "selector": {"matchLabels": {_INSTANCE: spec.name}},
         "template": {
             "metadata": {"labels": labels, "annotations": {"onnxserve/server": digest}},
@@ -110,7 +110,7 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
         documents.append(document("networking.k8s.io/v1", "Ingress", spec=ingress))
     if kubernetes.service_monitor:
         scraped: Document = {"port": "http", "path": "/metrics"}
-        if spec.server.certfile:  # pods are asked by their addresses, which no certificate names
+        if spec.server.certfile:  # Pods are addressed by IP, which a certificate does not contain.
             scraped |= {"scheme": "https", "tlsConfig": {"insecureSkipVerify": True}}
         if kubernetes.service_monitor_key is not None:
             key = _secret_key("kubernetes.service_monitor_key", kubernetes.service_monitor_key)
@@ -121,20 +121,20 @@ def kubernetes_documents(spec: EndpointSpec, place: Place) -> list[Document]:
 
 
 def endpoint_labels(name: str) -> dict[str, str]:
-    """Return the labels of an endpoint's objects. A Helm release of the same name shares the instance label."""
+    """Return the labels of an endpoint's objects. A Helm release of the same name has the same instance label."""
     return {"app.kubernetes.io/name": "onnxserve", _INSTANCE: name}
 
 
 def check_name(spec: EndpointSpec) -> None:
     if not SERVICE_NAME.fullmatch(spec.name):
         raise InvalidConfig(
-            f"{spec.name!r} cannot name a Service of Kubernetes: small letters, digits and - are expected, at most 63, "
-            "the first a letter"
+            f"{spec.name!r} is not a valid name of a Kubernetes Service: it needs at most 63 lowercase letters, digits "
+            "and -, and must begin with a letter"
         )
 
 
 def _service_ports(spec: EndpointSpec) -> list[Document]:
-    # server-side apply of older versions needs the protocol of a port
+    # Server-side apply of older Kubernetes versions requires the protocol of a port.
     ports = [{"name": "http", "port": http_port(spec), "targetPort": "http", "protocol": "TCP"}]
     if spec.server.grpc_port is not None:
         ports.append({"name": "grpc", "port": spec.server.grpc_port, "targetPort": "grpc", "protocol": "TCP"})
@@ -142,7 +142,7 @@ def _service_ports(spec: EndpointSpec) -> list[Document]:
 
 
 def spec_of_pod(spec: EndpointSpec) -> EndpointSpec:
-    """Return the spec as the server of a pod reads it, with its certificate and key where they are mounted."""
+    """Return the spec for the server of a pod, with the mount paths of its certificate and key."""
     served = served_spec(spec)
     update = {field: f"{TLS_FOLDER}/{TLS_FILES[field]}" for field in _tls_keys(spec)}
     return served.model_copy(update={"server": served.server.model_copy(update=update)})
@@ -155,7 +155,7 @@ def _tls_keys(spec: EndpointSpec) -> dict[str, str]:
 def pod_of(spec: EndpointSpec, place: Place) -> Document:
     """Return the pod that serves the spec of the ConfigMap with the endpoint's name.
 
-    Raises InvalidConfig if a secret, a certificate or a key is not given as SECRET/KEY.
+    Raises InvalidConfig if a secret, a certificate or a key is not specified as SECRET/KEY.
     """
     kubernetes = spec.kubernetes
     volumes: dict[str, tuple[str, Document]] = {
@@ -163,17 +163,17 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
         "home": (HOME_FOLDER, {"emptyDir": {}}),
         "tmp": ("/tmp", {"emptyDir": {}}),
     }
-    said_files = sorted(spec.container.secret_files.items())
-    if files := {name: _secret_key(f"container.secret_files.{name}", said) for name, said in said_files}:
+    secret_files = sorted(spec.container.secret_files.items())
+    if files := {name: _secret_key(f"container.secret_files.{name}", key) for name, key in secret_files}:
         volumes["files"] = (_FILES_FOLDER, _projected(files))
-    if tls := {TLS_FILES[field]: _secret_key(f"server.{field}", said) for field, said in _tls_keys(spec).items()}:
+    if tls := {TLS_FILES[field]: _secret_key(f"server.{field}", key) for field, key in _tls_keys(spec).items()}:
         volumes["tls"] = (TLS_FOLDER, _projected(tls))
     pod: Document = {
         "serviceAccountName": kubernetes.service_account or spec.name,
         "automountServiceAccountToken": False,
-        "enableServiceLinks": False,  # a Service "onnxserve" would set ONNXSERVE_PORT
+        "enableServiceLinks": False,  # Otherwise a Service "onnxserve" would set ONNXSERVE_PORT.
         "terminationGracePeriodSeconds": _DRAIN_SECONDS + spec.server.stop_seconds,
-        # no ids: the image has its user, and OpenShift gives each namespace its own and refuses others
+        # No ids are set: the image has a user, and OpenShift assigns ids per namespace and refuses others.
         "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
         "topologySpreadConstraints": [
             {
@@ -198,7 +198,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
     if kubernetes.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": name} for name in kubernetes.image_pull_secrets]
     if kubernetes.node_selector:
-        pod["nodeSelector"] = dict(one.split("=", 1) for one in kubernetes.node_selector)
+        pod["nodeSelector"] = dict(label.split("=", 1) for label in kubernetes.node_selector)
     if kubernetes.tolerations:
         pod["tolerations"] = [_toleration(taint) for taint in kubernetes.tolerations]
     return pod
@@ -207,7 +207,7 @@ def pod_of(spec: EndpointSpec, place: Place) -> Document:
 def _container(spec: EndpointSpec, place: Place) -> Document:
     container, server = spec.container, spec.server
     limits: dict[str, str] = {}
-    if container.cpus is not None:  # ONNX Runtime takes as many threads as it says
+    if container.cpus is not None:  # The server uses the same number of threads.
         limits["cpu"] = f"{round(container.cpus * 1000)}m"
     if container.memory_bytes is not None:
         limits["memory"] = str(container.memory_bytes)
@@ -215,12 +215,12 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
     if gpus := on_device if spec.kubernetes.gpus is None else spec.kubernetes.gpus:
         limits["nvidia.com/gpu"] = str(gpus)
     resources = {"requests": {"cpu": "250m", "memory": "256Mi", **limits}, **({"limits": limits} if limits else {})}
-    ports = [{"name": one["name"], "containerPort": one["port"], "protocol": "TCP"} for one in _service_ports(spec)]
+    ports = [{"name": port["name"], "containerPort": port["port"], "protocol": "TCP"} for port in _service_ports(spec)]
 
     def probe(path: str, period: int, failures: int) -> Document:
         scheme = {"scheme": "HTTPS"} if server.certfile else {}
-        ask = {"path": path, "port": "http", **scheme}
-        return {"httpGet": ask, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
+        request = {"path": path, "port": "http", **scheme}
+        return {"httpGet": request, "periodSeconds": period, "timeoutSeconds": 5, "failureThreshold": failures}
 
     return {
         "name": CONTAINER,
@@ -244,29 +244,29 @@ def _container(spec: EndpointSpec, place: Place) -> Document:
 def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
     container = spec.container
     mounted = container.model_copy(
-        update={"secret_files": {one: f"{_FILES_FOLDER}/{one}" for one in container.secret_files}}
+        update={"secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}}
     )
-    found = environment_of(spec.model_copy(update={"container": mounted}), place)
-    # Kubernetes puts variables in for "$(A)", and takes "$$" for "$"
-    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in found.items()]
+    variables = environment_of(spec.model_copy(update={"container": mounted}), place)
+    # Kubernetes replaces "$(A)" by a variable, and reads "$$" as "$".
+    plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()]
     secret = [
-        {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", said)}}
-        for name, said in sorted(container.secrets.items())
+        {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}
+        for name, key in sorted(container.secrets.items())
     ]
     return plain + secret
 
 
-def _secret_key(field: str, said: str) -> Document:
-    if re.fullmatch(SECRET_KEY, said) is None:
-        raise InvalidConfig(f"{field}: SECRET/KEY is expected on Kubernetes (got {said!r})")
-    name, _, key = said.partition("/")
+def _secret_key(field: str, reference: str) -> Document:
+    if re.fullmatch(SECRET_KEY, reference) is None:
+        raise InvalidConfig(f"{field}: SECRET/KEY is expected on Kubernetes (got {reference!r})")
+    name, _, key = reference.partition("/")
     return {"name": name, "key": key}
 
 
 def _projected(files: Mapping[str, Document]) -> Document:
-    """Return the source of a volume with these files, each a key of a Secret; kubelet replaces changed files."""
+    """Return the source of a volume with these files, each from a key of a Secret. kubelet replaces changed files."""
     sources = [
-        {"secret": {"name": one["name"], "items": [{"key": one["key"], "path": file}]}} for file, one in files.items()
+        {"secret": {"name": key["name"], "items": [{"key": key["key"], "path": file}]}} for file, key in files.items()
     ]
     return {"projected": {"sources": sources}}
 
@@ -288,7 +288,7 @@ def _network_policy(spec: EndpointSpec, selector: Mapping[str, str]) -> Document
 
 
 def _toleration(taint: str) -> Document:
-    """Return the toleration of a taint as kubectl writes it: KEY[=VALUE][:EFFECT]."""
+    """Return the toleration for a taint in kubectl's notation KEY[=VALUE][:EFFECT]."""
     name, _, effect = taint.partition(":")
     key, equals, value = name.partition("=")
     toleration = {"key": key, "operator": "Equal", "value": value} if equals else {"key": key, "operator": "Exists"}

@@ -1,8 +1,7 @@
-"""An endpoint for Seldon Core 1: a SeldonDeployment with one predictor per variant, by protocol V2.
+"""An endpoint for Seldon Core 1: a SeldonDeployment with one predictor per variant, through protocol V2.
 
-Seldon distributes the traffic, so its own tools see champion, canary and shadow. Seldon Core 2 is not supported: its
-`Server.spec.serverConfig` only names MLServer or Triton.
-https://docs.seldon.io/projects/seldon-core/en/latest/reference/seldon-deployment.html
+Seldon distributes the traffic, so that its tools show champion, canary and shadow. Seldon Core 2 is not supported,
+because its `Server.spec.serverConfig` only accepts MLServer or Triton.
 """
 
 import re
@@ -22,11 +21,11 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
-"""Fields of a pod that name an account or labels of ours, which Seldon does not create."""
+"""The pod fields with an account or labels of our objects, which do not exist on Seldon."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a file with all objects. Raises InvalidConfig if Seldon cannot serve it, or it is open to strangers."""
+    """Return a file with all objects. Raises InvalidConfig if Seldon cannot serve it, or it is open without auth."""
     check_name(spec)
     _check(spec)
     documents: list[Document] = []
@@ -34,14 +33,14 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     shares = _shares(spec)
     for name, variant in spec.variants.items():
         configured = f"{spec.name}-{name}"
-        alone = variant.model_copy(update={"weight": 100, "shadow": False})
-        served = spec.model_copy(update={"variants": {name: alone}})
+        single = variant.model_copy(update={"weight": 100, "shadow": False})
+        served = spec.model_copy(update={"variants": {name: single}})
         data = {SPEC_FILE: dump_spec(spec_of_pod(served))}
         documents.append(make_document(configured, place, "v1", "ConfigMap", data=data))
         predictors.append(
             {
                 "name": name,
-                "annotations": {"seldon.io/no-engine": "true"},  # the server answers itself: V2, metrics, capture
+                "annotations": {"seldon.io/no-engine": "true"},  # The server provides V2, metrics and capture.
                 "graph": {"name": spec.name, "type": "MODEL", "children": []},
                 "componentSpecs": [_component(spec, place, configured)],
                 **({"replicas": replicas} if (replicas := spec.kubernetes.replicas) else {}),
@@ -58,29 +57,30 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 def _check(spec: EndpointSpec) -> None:
     refuse_strangers(spec, "Seldon's gateway")
     if spec.kubernetes.host is not None:
-        raise InvalidConfig("kubernetes.host: Seldon makes its routes itself; leave it out")
+        raise InvalidConfig("kubernetes.host: Seldon creates its routes; remove this field")
     shadows = [name for name, variant in spec.variants.items() if variant.shadow]
     if len(shadows) > 1:
-        raise InvalidConfig(f"variants.{shadows[1]}.shadow: Seldon has one shadow at most, and {shadows[0]} is one")
+        raise InvalidConfig(f"variants.{shadows[1]}.shadow: Seldon supports one shadow, and {shadows[0]} is a shadow")
     if spec.sticky is not None and len(spec.variants) - len(shadows) > 1:
-        raise InvalidConfig("sticky: Seldon shares requests out by weight alone; render it for kubernetes or kserve")
+        raise InvalidConfig("sticky: Seldon distributes requests only by weight; use the format kubernetes or kserve")
     if wrong := [name for name in spec.variants if not _PREDICTOR.fullmatch(name)]:
         raise InvalidConfig(
-            f"variants.{wrong[0]}: for the name of a predictor small letters, digits and - are expected, at most 32"
+            f"variants.{wrong[0]}: the name of a predictor needs at most 32 lowercase letters, digits and -"
         )
 
 
 def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
     pod = {name: value for name, value in pod_of(spec, place).items() if name not in _NOT_OF_PODS}
     (container,) = pod["containers"]
-    pod["containers"] = [{**container, "name": spec.name}]  # as the node of the graph
+    pod["containers"] = [{**container, "name": spec.name}]  # The node of the graph has the same name.
     pod["volumes"] = [{"name": "spec", "configMap": {"name": configured}}, *pod["volumes"][1:]]
     if spec.kubernetes.service_account is not None:
         pod["serviceAccountName"] = spec.kubernetes.service_account
     component: Document = {"spec": pod, "pdbSpec": {"maxUnavailable": 1}}
     kubernetes = spec.kubernetes
     if kubernetes.max_replicas is not None:
-        cpu = {"name": "cpu", "targetAverageUtilization": kubernetes.target_cpu_percent}  # the form of every Seldon 1
+        # Every version of Seldon Core 1 accepts this format.
+        cpu = {"name": "cpu", "targetAverageUtilization": kubernetes.target_cpu_percent}
         component["hpaSpec"] = {
             "minReplicas": kubernetes.replicas,
             "maxReplicas": kubernetes.max_replicas,
@@ -90,7 +90,7 @@ def _component(spec: EndpointSpec, place: Place, configured: str) -> Document:
 
 
 def _shares(spec: EndpointSpec) -> dict[str, int]:
-    """Return the traffic of each variant in percent: answering variants have 100 together, by largest remainders."""
+    """Return the traffic per variant in percent. Answering variants add up to 100, by the largest remainder method."""
     weights = {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
     total = sum(weights.values())
     shares = {name: 100 * weight // total for name, weight in weights.items()}

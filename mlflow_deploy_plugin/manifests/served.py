@@ -1,4 +1,4 @@
-"""The parts that every format shares: the paths in a container, the served spec, and YAML."""
+"""The parts that all formats share: the paths in a container, the served spec, and YAML."""
 
 import re
 from collections.abc import Mapping
@@ -16,31 +16,31 @@ Document = dict[str, Any]
 
 SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
 HOME_FOLDER = "/var/lib/onnxserve"
-"""The folder of the image that every user may write: state, or the volume by which containers share a listener."""
+"""The folder of the image that every user can write. It has the state, or the listener that containers share."""
 STATE_FOLDER = f"{HOME_FOLDER}/server"
 SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
-"""The arguments of the image."""
+"""The arguments of the image's entry point."""
 PORT = 8080
 STARTUP_SECONDS = 600
-"""The time to fetch and load the models; pods are not asked by their other probes until then."""
+"""The time to fetch and load the models. Pods receive no other probes until then."""
 TLS_FILES = {"ca_certs": "ca.crt", "certfile": "tls.crt", "keyfile": "tls.key"}
-"""Field of `server` → the name that its file has in a pod, and for a unit."""
+"""Each field of `server` with the name of its file in a pod and in a unit."""
 USER = 10001
 """The user of `docker/Dockerfile`."""
 OWNER = "onnxserve/owner"
-"""The annotation that names the store whose endpoint an object belongs to."""
+"""The annotation for the store that owns the object's endpoint."""
 NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
-"""The names that a Kubernetes namespace can have."""
+"""The pattern of a valid Kubernetes namespace."""
 _NOT_SERVED = ("monitors", "container", "kubernetes")
 
 
 @dataclass(frozen=True)
 class Place:
-    """The place that documents are for. Raises InvalidConfig if no namespace can have this name.
+    """The target of the documents. Raises InvalidConfig if the namespace is not valid.
 
     Attributes:
-        environment: further variables of the server; the spec's variables win.
-        owner: the store that the objects belong to; empty for files that others apply.
+        environment: additional variables of the server; variables of the spec take precedence.
+        owner: the store that owns the objects; empty for files that a user applies.
     """
 
     namespace: str = "default"
@@ -50,7 +50,7 @@ class Place:
     def __post_init__(self) -> None:
         if not NAMESPACE.fullmatch(self.namespace):
             raise InvalidConfig(
-                f"namespace: small letters, digits and - within are expected, at most 63 (got {self.namespace!r})"
+                f"namespace: at most 63 lowercase letters, digits and inner - are expected (got {self.namespace!r})"
             )
 
 
@@ -66,20 +66,20 @@ def make_document(
 
 
 _BOOLEANS = ("y", "Y", "n", "N")
-"""Texts that kubectl, Helm and Compose read as booleans unless they are quoted, and PyYAML does not."""
+"""The texts that kubectl, Helm and Compose read as booleans if they are not quoted. PyYAML does not quote them."""
 _LINE_BREAKS = "\x85\u2028\u2029"
-"""Characters that YAML takes for line breaks, so that a block or a plain text would lose them."""
+"""The characters that YAML treats as line breaks, so that a block or a plain text would lose them."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and repeats equal objects instead of YAML aliases."""
+    """Writes multi-line texts as blocks, and repeats equal objects instead of using YAML aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
     def text(self, text: str) -> yaml.ScalarNode:
         style = "|" if "\n" in text else None
-        if text in _BOOLEANS or any(one in text for one in _LINE_BREAKS):
+        if text in _BOOLEANS or any(character in text for character in _LINE_BREAKS):
             style = '"'
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
@@ -96,10 +96,10 @@ def http_port(spec: EndpointSpec) -> int:
 
 
 def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
-    """Return the spec for the server, without the fields that only the controller or its surroundings need.
+    """Return the spec for the server, without the fields that only the controller or the platform needs.
 
-    It listens on `host`, by default on every address of its own container. The maker of that container protects a
-    server without auth: by a NetworkPolicy, or a port that is published only on loopback.
+    The server listens on `host`, by default on all addresses of its container. The platform protects a server without
+    auth by a NetworkPolicy, or by a port that is published only on loopback.
     """
     update = {
         "host": host or "0.0.0.0",
@@ -111,39 +111,39 @@ def served_spec(spec: EndpointSpec, host: str | None = None) -> EndpointSpec:
 
 
 def refuse_strangers(spec: EndpointSpec, entrance: str) -> None:
-    """Raise InvalidConfig if the endpoint has no auth, and everybody who reaches `entrance` could use it."""
+    """Raise InvalidConfig if the endpoint has no auth, because all clients that reach `entrance` could use it."""
     if spec.server.is_open:
         raise InvalidConfig(
-            f"everybody who reaches {entrance} could use the endpoint: say -C server.api_keys=true or "
-            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates"
+            f"without auth, all clients that reach {entrance} could use the endpoint: set -C server.api_keys=true or "
+            "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients"
         )
 
 
 def asks_mlflow(spec: EndpointSpec) -> bool:
-    return any(parse_model_uri(one.model).kind not in ("path", "remote") for one in spec.variants.values())
+    return any(parse_model_uri(variant.model).kind not in ("path", "remote") for variant in spec.variants.values())
 
 
 def lacks_mlflow_address(spec: EndpointSpec) -> bool:
-    """Return True if MLFLOW_TRACKING_URI is needed (`asks_mlflow`), and the spec does not set it."""
+    """Return True if the endpoint needs MLFLOW_TRACKING_URI (`asks_mlflow`) and the spec does not set it."""
     return "MLFLOW_TRACKING_URI" not in {**spec.container.environment, **spec.container.secrets} and asks_mlflow(spec)
 
 
 def machine_name(spec: EndpointSpec, place: Place) -> str:
-    """Return the endpoint's name on a machine, where another MLflow workspace may have an endpoint of the same name."""
+    """Return a name that is unique on a machine, because other MLflow workspaces may use the same endpoint name."""
     workspace = workspace_of(environment_of(spec, place))
     return f"{workspace}_{spec.name}" if workspace else spec.name
 
 
 def environment_of(spec: EndpointSpec, place: Place) -> dict[str, str]:
-    """Return the variables with known values of the spec and the place, without secrets."""
-    found = {**place.environment, **spec.container.environment, **spec.container.secret_files}
-    return {name: found[name] for name in sorted(found) if name not in spec.container.secrets}
+    """Return the variables of the spec and the place that have a value, without secrets."""
+    variables = {**place.environment, **spec.container.environment, **spec.container.secret_files}
+    return {name: variables[name] for name in sorted(variables) if name not in spec.container.secrets}
 
 
 def local_files(spec: EndpointSpec) -> list[str]:
-    """Return the paths of this machine that the spec names: folders of models, certificate and key, files of secrets.
+    """Return the local paths in the spec: model folders, certificate and key, files of secrets.
 
-    Raises InvalidConfig if one is relative: the server runs elsewhere.
+    Raises InvalidConfig if a path is relative, because the server runs elsewhere.
     """
     models = {f"variants.{name}.model": parse_model_uri(variant.model) for name, variant in spec.variants.items()}
     paths = {name: uri.name for name, uri in models.items() if uri.kind == "path"}

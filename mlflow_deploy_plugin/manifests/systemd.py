@@ -1,7 +1,7 @@
-"""An endpoint as a systemd unit: the server with its own user id and minimal rights, and the spec that it serves.
+"""An endpoint as a systemd unit: the server with a dedicated user id and minimal rights, and its spec.
 
-systemd reads secrets, their files and those of TLS, whose folders may be root's, and passes them on as credentials
-(systemd.exec(5)).
+systemd reads secrets, secret files and TLS files, which may be readable only by root, and passes them to the server as
+credentials (systemd.exec(5)).
 """
 
 import re
@@ -22,7 +22,7 @@ from mlflow_deploy_plugin.manifests.served import (
 from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec, is_loopback
 
 PROGRAM = "/opt/onnxserve/bin/onnxserve"
-"""systemd needs an absolute path; the images have the same virtual environment."""
+"""systemd needs an absolute path. The images use the same path for the virtual environment."""
 _FIRST_FREE_PORT = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./@+=,-]*")
 
@@ -31,20 +31,20 @@ _UNIT = """\
 Description=onnxserve: the endpoint {name}
 Wants=network-online.target
 After=network-online.target
-# a registry that is away when the machine starts comes back: it is tried again, without end
+# Retry without a limit, because the registry may be unavailable when the machine starts.
 StartLimitIntervalSec=0
 
 [Service]
-# started once every model answers; one that does not within the time is started anew
+# The unit is started when every model answers. If a model does not answer in time, the unit is restarted.
 Type=notify
 TimeoutStartSec={start_seconds}
 ExecStart={program} serve --spec /etc/onnxserve/{name}.yaml --state-dir %S/{unit}/server
 Restart=on-failure
 RestartSec=5
-# SIGTERM goes to the supervisor alone, which ends the requests in flight and ships what was captured
+# SIGTERM is sent only to the supervisor, which completes open requests and ships captured rows.
 KillMode=mixed
 TimeoutStopSec={stop_seconds}
-# a worker that is killed for memory is replaced, and the others go on
+# If a worker is killed for memory, it is replaced, and the other workers continue.
 OOMPolicy=continue
 LimitNOFILE=65536
 {limits}
@@ -85,15 +85,15 @@ WantedBy=multi-user.target
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return the unit and the served spec, by the paths where systemd and the unit look for them.
+    """Return the unit and the served spec, keyed by the paths where systemd and the unit expect them.
 
     Raises InvalidConfig if a path is relative or cannot be quoted in a unit, a field is only for containers, or the
-    endpoint would be open to strangers.
+    endpoint would be open without auth.
     """
     if spec.container.image is not None:
-        raise InvalidConfig(f"container.image: a unit runs {PROGRAM} of its machine, and no image; leave it out")
+        raise InvalidConfig(f"container.image: a unit runs {PROGRAM} of its machine, not an image; remove this field")
     if spec.container.network not in (None, "host"):
-        raise InvalidConfig("container.network: a unit has the network of its machine; leave it out")
+        raise InvalidConfig("container.network: a unit uses the network of its machine; remove this field")
     if not is_loopback(spec.server.host):
         refuse_strangers(spec, f"server.host {spec.server.host}")
     name, container, server = machine_name(spec, place), spec.container, spec.server
@@ -101,15 +101,15 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
     served = served_spec(spec, server.host)
     credentials = {name: _plain(path) for name, path in container.secrets.items()}
     files = [_plain(path) for path in local_files(spec)]
-    shown, given = f"/run/credentials/{unit}.service", dict(container.secret_files)
-    environment = environment_of(spec, place) | {name: f"{shown}/{name}" for name in given}
+    folder, credential_files = f"/run/credentials/{unit}.service", dict(container.secret_files)
+    environment = environment_of(spec, place) | {name: f"{folder}/{name}" for name in credential_files}
     tls = {field: path for field in TLS_FILES if (path := getattr(server, field)) is not None}
-    given |= {TLS_FILES[field]: path for field, path in tls.items()}
-    update = {field: f"{shown}/{TLS_FILES[field]}" for field in tls}
+    credential_files |= {TLS_FILES[field]: path for field, path in tls.items()}
+    update = {field: f"{folder}/{TLS_FILES[field]}" for field in tls}
     served = served.model_copy(update={"server": served.server.model_copy(update=update)})
-    for path in given.values():
+    for path in credential_files.values():
         files.remove(path)
-    credentials |= given
+    credentials |= credential_files
     home = f"%S/{unit}"
     lines = {
         "limits": [
@@ -136,22 +136,22 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         start_seconds=STARTUP_SECONDS,
         stop_seconds=server.stop_seconds,
         capabilities="CAP_NET_BIND_SERVICE" if is_low else "",
-        **{name: "\n".join(found) for name, found in lines.items()},
+        **{name: "\n".join(entries) for name, entries in lines.items()},
     )
     return {f"etc/systemd/system/{unit}.service": text, f"etc/onnxserve/{name}.yaml": dump_spec(served)}
 
 
 def _quoted(text: str) -> str:
-    """Return a text in the quotes of systemd.syntax(7), with `%` escaped, so that it is not a specifier."""
-    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # a \r also ends a line
-    escaped = "".join(special.get(one, one) for one in text)
+    """Return a text in the quotes of systemd.syntax(7). `%` is escaped, so that it is not a specifier."""
+    special = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "%": "%%"}  # A \r also ends a line.
+    escaped = "".join(special.get(character, character) for character in text)
     return f'"{escaped}"'
 
 
 def _plain(path: str) -> str:
-    """Return the path, or raise InvalidConfig if it needs quoting that differs between versions of systemd."""
+    """Return the path. Raises InvalidConfig if the path needs quoting, which differs between systemd versions."""
     if not _PLAIN_PATH.fullmatch(path):
         raise InvalidConfig(
-            f"{path!r} cannot stand in a unit: an absolute path of letters, digits and _./@+=,- is wanted"
+            f"{path!r} is not allowed in a unit: an absolute path of letters, digits and _./@+=,- is expected"
         )
     return path
