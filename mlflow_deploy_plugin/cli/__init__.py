@@ -1,4 +1,4 @@
-"""The command `onnxserve`. Each noun has a module, which `commands.py` imports when the command is called."""
+"""The command `onnxserve`. Each group of commands has a module, which `commands.py` imports on demand."""
 
 from mlflow_deploy_plugin.cli.commands import main
 

@@ -1,4 +1,4 @@
-"""`python -m mlflow_deploy_plugin.cli`: the command `onnxserve`, for a given interpreter."""
+"""Entry point of `python -m mlflow_deploy_plugin.cli`, which runs `onnxserve` with a specific interpreter."""
 
 from mlflow_deploy_plugin.cli import main
 

@@ -1,4 +1,4 @@
-"""The group `onnxserve` with its commands. Their modules are imported when they are called; errors become one line."""
+"""The group `onnxserve`, which imports the module of a command on demand and prints an error as one line."""
 
 import builtins
 import errno
@@ -20,64 +20,64 @@ from mlflow_deploy_plugin.version import __version__
 
 _GROUPS = {
     "Wrap": {
-        "wrap": ("wrap", "Make the next version of a registered model, as checked ONNX."),
-        "optimize": ("evaluation", "Make a version smaller or faster, and measure what it loses."),
-        "profile": ("evaluation", "Show where the time of a version goes."),
-        "explain": ("evaluation", "Measure what each column contributes to predictions."),
-        "robustness": ("evaluation", "Measure how the metric falls when rows are disturbed."),
+        "wrap": ("wrap", "Convert a model to checked ONNX as a new registered version."),
+        "optimize": ("evaluation", "Make a version smaller or faster, and measure the loss."),
+        "profile": ("evaluation", "Show which nodes of a version take the most time."),
+        "explain": ("evaluation", "Measure how much each column contributes to predictions."),
+        "robustness": ("evaluation", "Measure how much the metric drops when rows are disturbed."),
     },
     "Promote": {
-        "gate": ("promote", "Check what a version has to prove before it is promoted."),
-        "promote": ("promote", "Move a version to a stage or alias, through its gate."),
-        "rollout": ("controller", "Bring a new version by steps, and back if it is bad."),
-        "rollback": ("controller", "Go back to what was served before."),
+        "gate": ("promote", "Check whether a version may be promoted."),
+        "promote": ("promote", "Move a version to a stage or alias if it passes its gate."),
+        "rollout": ("controller", "Roll out a new version in steps, with automatic rollback."),
+        "rollback": ("controller", "Go back to the version that was served before."),
         "history": ("endpoint", "Show who changed what, when and why."),
     },
     "Serve": {
-        "serve": ("serve", "Serve a model, or the endpoints of a spec, in the foreground."),
-        "endpoint": ("endpoint", "Create, change, show and delete endpoints, and their traffic."),
-        "list": ("endpoint", "List the deployments, their servers and their monitors."),
-        "start": ("endpoint", "Start the server of the deployment NAME again."),
+        "serve": ("serve", "Serve a model or the endpoints of a spec in the foreground."),
+        "endpoint": ("endpoint", "Create, change, show and delete endpoints and their traffic."),
+        "list": ("endpoint", "List the deployments with their servers and monitors."),
+        "start": ("endpoint", "Start the stopped server of the deployment NAME."),
         "stop": ("endpoint", "Stop the server of the deployment NAME, and keep the deployment."),
-        "logs": ("endpoint", "Show what the server of the deployment NAME has logged."),
-        "predict": ("predict", "Predict every row of a file, by a deployment or a model."),
+        "logs": ("endpoint", "Show the log of the server of the deployment NAME."),
+        "predict": ("predict", "Predict every row of a file with a deployment or a model."),
         "keys": ("keys", "Create, list and revoke API keys."),
     },
     "Ship": {
         "build-docker": ("export", "Build an image that serves a model."),
-        "render": ("export", "Show an endpoint as manifests, for GitOps."),
-        "export": ("export", "Export a version as files that do without onnxserve."),
-        "batch": ("predict", "Predict files of any size by a model, without a server."),
-        "migrate": ("controller", "Bring the store up to date, or make it."),
+        "render": ("export", "Show an endpoint as manifests for GitOps."),
+        "export": ("export", "Export a version as files that run without onnxserve."),
+        "batch": ("predict", "Predict files of any size with a model, without a server."),
+        "migrate": ("controller", "Create the store, or upgrade it to this version."),
     },
     "Watch": {
-        "monitor": ("monitor", "Judge captured traffic on a schedule, and by hand."),
+        "monitor": ("monitor", "Judge captured traffic on a schedule or by hand."),
         "drift": ("monitor", "Judge captured traffic against the model's reference."),
-        "log": ("log", "Query, count and keep what was captured of an endpoint."),
-        "feedback": ("predict", "Bring labels of earlier predictions from a file."),
-        "silence": ("monitor", "Silence the alerts of an endpoint for a while."),
-        "retrain": ("controller", "Train what is served on what was captured and labelled."),
-        "controller": ("controller", "Run rollouts, monitors and retrainings until it is ended."),
+        "log": ("log", "Query, count, compact and expire captured rows."),
+        "feedback": ("predict", "Import labels of earlier predictions from a file."),
+        "silence": ("monitor", "Silence the alerts of an endpoint for a limited time."),
+        "retrain": ("controller", "Retrain the served model on captured, labelled rows."),
+        "controller": ("controller", "Run rollouts, monitors and retrainings until stopped."),
     },
 }
-"""Group of the documentation → command → (module of `cli` with the command, its line in `--help`)."""
+"""Maps each group of the documentation to its commands, and each command to its module in `cli` and its help line."""
 _COMMANDS = {name: entry for group in _GROUPS.values() for name, entry in group.items()}
 _MLFLOW_COMMANDS = {name: name for name in ("create", "delete", "get", "help", "update")} | {"deploy": "create"}
-"""Commands that people look for here → those of `mlflow deployments`, which ours do not repeat."""
+"""Maps commands that users try here to commands of `mlflow deployments`, which `onnxserve` does not repeat."""
 _NO_TELEMETRY = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-"""The switches of MLflow and Evidently; the last one is for a line that MLflow would print between ours."""
+"""The switches of MLflow and Evidently. The last switch suppresses a line that MLflow prints into our output."""
 
 
 class _Interrupted(BaseException):
-    """Ctrl-C, which Click would turn into exit status 1."""
+    """A Ctrl-C that Click must not turn into exit status 1."""
 
 
 class _LazyCommands(Commands):
-    """A group that imports a command when it is called: `onnxserve --help` and `serve` do not wait for MLflow."""
+    """A group that imports a command on demand, so that `onnxserve --help` and `serve` do not wait for MLflow."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -92,7 +92,7 @@ class _LazyCommands(Commands):
 
     def hint(self, name: str, ctx: click.Context) -> str:
         if name in _MLFLOW_COMMANDS:
-            return f"; MLflow's own is meant: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t onnxserve --name NAME`"
+            return f"; use MLflow's command: `mlflow deployments {_MLFLOW_COMMANDS[name]} -t onnxserve --name NAME`"
         return did_you_mean(name, _COMMANDS, "`onnxserve --help` lists them")
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -104,12 +104,12 @@ class _LazyCommands(Commands):
         for argument in args:
             try:
                 argument.encode()
-            except UnicodeEncodeError:  # no database and no registry takes it: refused before anything is done
-                _fail(f"{argument!r} is no valid text in UTF-8")
+            except UnicodeEncodeError:  # Databases and registries would reject the text later, halfway through.
+                _fail(f"{argument!r} is not valid UTF-8")
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command. Ctrl-C ends it by the signal, as Python would: after a mere exit, a shell's loop goes on."""
+        """Run the command. After Ctrl-C, end by SIGINT: after a normal exit, a loop in the shell would continue."""
         try:
             return super().main(*args, **options)
         except _Interrupted:
@@ -126,34 +126,34 @@ class _LazyCommands(Commands):
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("mlflow_deploy_plugin"):
                 raise
-            _fail(f"this command needs {error.name}, which is not installed here: {_where_to_get(error.name)}")
+            _fail(f"this command needs {error.name}, which is not installed: {_where_to_get(error.name)}")
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # any write may fail so, also to standard output
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # Any write may fail this way, even to stdout.
                 raise
-            _fail(f"{error.filename or 'the output, or a file,'} cannot be written: {error.strerror}")
+            _fail(f"{error.filename or 'the output or a file'} cannot be written: {error.strerror}")
         except Exception as error:
-            exceptions = sys.modules.get("mlflow.exceptions")  # mlflow is not imported to find out
+            exceptions = sys.modules.get("mlflow.exceptions")  # Importing MLflow only for this check would be slow.
             if exceptions is None or not isinstance(error, exceptions.MlflowException):
                 raise
             _fail(one_line(error))
 
 
 def _where_to_get(module: str) -> str:
-    """Return the pip command that brings a module, by what the installed distribution says of its extras."""
+    """Return the pip command that installs a module, from the extras of the installed distribution."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    wanted = canonicalize_name(module.partition(".")[0])
+    distribution = canonicalize_name(module.partition(".")[0])
     for line in requires("mlflow-onnxserve") or []:
         requirement = Requirement(line)
-        if canonicalize_name(requirement.name) == wanted:
+        if canonicalize_name(requirement.name) == distribution:
             extra = re.search(r"extra == .(\w+)", line)
-            return f"pip install 'mlflow-onnxserve[{extra[1]}]'" if extra else "the images hold what `serve` needs"
+            return f"pip install 'mlflow-onnxserve[{extra[1]}]'" if extra else "the images contain it"
     return f"pip install {module.partition('.')[0]}"
 
 
 def disable_telemetry() -> None:
-    """Switch off the telemetry of MLflow and Evidently, before their import, unless the environment sets it."""
+    """Switch off the telemetry of MLflow and Evidently before their import, unless the environment sets it."""
     for variable, value in _NO_TELEMETRY.items():
         os.environ.setdefault(variable, value)
 
@@ -166,21 +166,20 @@ def _fail(message: str) -> None:
 @click.group(cls=_LazyCommands, context_settings={"help_option_names": ["--help"]})
 @click.version_option(__version__, prog_name="onnxserve")
 def main() -> None:
-    """Serve MLflow models as ONNX, and watch them.
+    """Serve MLflow models as ONNX, and monitor them.
 
-    A deployment is made by MLflow's own command; its model is a stage, an alias, a version or a folder:
+    MLflow's command creates a deployment. Its model is a stage, an alias, a version or a folder:
 
     \b
       mlflow deployments create -t onnxserve --name flights -m models:/flight-delay/Production
       onnxserve list
       mlflow deployments help -t onnxserve
 
-    Exit status: 0 if the command succeeded; 2 if its options make no sense: one is unknown or missing, has a value that
-    it cannot have, or does not go with another; 1 if it failed or was refused. The reason follows "Error:" on standard
-    error; a command that gives 1 for anything else says so in its help. Ctrl-C ends it by SIGINT, which a shell shows
-    as 130.
+    Exit status: 0 if the command succeeds, 1 if it fails or is refused, and 2 if an option is unknown, missing,
+    invalid or incompatible with another option. The reason follows "Error:" on standard error. The help of a command
+    lists any other reason for status 1. After Ctrl-C, a command ends by SIGINT, which a shell shows as 130.
     """
-    os.umask(os.umask(0o077) | 0o002)  # whoever may write a model that is loaded again may run code here
+    os.umask(os.umask(0o077) | 0o002)  # A user who may write a model that is loaded later could run code here.
     disable_telemetry()
     load_secrets()
-    set_service_timeouts()  # by default a command would hang for minutes if MLflow is down
+    set_service_timeouts()  # By default, a command hangs for minutes if MLflow is down.

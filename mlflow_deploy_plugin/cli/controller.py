@@ -1,4 +1,4 @@
-"""`onnxserve controller`, and what it works on: `rollout` and `rollback` of versions, and `retrain`."""
+"""`onnxserve controller` and the commands that it executes: `rollout`, `rollback` and `retrain`."""
 
 import logging
 import os
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 _ROLLOUT_POLL_SECONDS, _RETRAINING_POLL_SECONDS = 0.2, 0.5
 _QUIET_SECONDS = 5.0
-"""The time between two lines about the same step of a rollout: what it waits for changes with every look."""
+"""The minimum time between two lines about the same step of a rollout, whose reason changes with every poll."""
 _PLACE_SECONDS = 3.0
 _END_SECONDS = 8.0
-"""The time to end the work under way: Docker kills after ten seconds."""
+"""The time to finish the current work: Docker kills the process after ten seconds."""
 
 
 @click.command()
@@ -45,37 +45,37 @@ _END_SECONDS = 8.0
     type=NumberRange(1, 3600),
     default=15.0,
     metavar="SECONDS",
-    help="Seconds without a sign of the controller after which another one takes over.",
+    help="Seconds without a renewal of the lease after which another controller takes over.",
 )
 @option(
     "--judge-at-once",
     type=click.IntRange(1, 64),
     default=2,
     metavar="COUNT",
-    help="Number of windows that are judged at the same time, each in a process of its own.",
+    help="Number of windows to judge in parallel, each in a separate process.",
 )
 @option(
     "--judge-seconds",
     type=NumberRange(1, 86400),
     default=1800.0,
     metavar="SECONDS",
-    help="Seconds that a judgement may take; a longer one is ended, and tried again later.",
+    help="Timeout of a judgement. After a timeout, the window is retried later.",
 )
 @option(
     "--metrics-port",
     type=click.IntRange(1, 65535),
     metavar="PORT",
-    show_default="none is opened",
-    help="Port where Prometheus gets the gauges of all monitors.",
+    show_default="no port",
+    help="Port for Prometheus with the gauges of all monitors.",
 )
 def controller(metrics_port: int | None, **options: Any) -> None:
-    """Run rollouts, monitors and retrainings until it is ended.
+    """Run rollouts, monitors and retrainings until stopped.
 
-    With several controllers on one store, one runs monitors and retrainings, and the others wait to take over.
-    Rollouts are run by a controller that reaches the servers: one on their machine, or one that may change the cluster.
+    If several controllers share a store, one controller runs the monitors and retrainings, and the other controllers
+    wait to take over. A rollout needs a controller on the machine of the servers or with write access to the cluster.
     """
     ended = threading.Event()
-    end_on_signals(ended)  # before the imports, which take seconds: who ends it meanwhile gets an orderly end, too
+    end_on_signals(ended)  # The imports below take seconds, and a signal in this time must also end in order.
     threading.Thread(target=_leave_in_time, args=(ended,), daemon=True).start()
     from mlflow_deploy_plugin.controller.metrics import start_metrics_server
     from mlflow_deploy_plugin.controller.service import run_controller
@@ -89,21 +89,21 @@ def controller(metrics_port: int | None, **options: Any) -> None:
 
 
 def _leave_in_time(ended: threading.Event) -> None:
-    """End this process soon after `ended`, whatever it waits for: the next controller goes on from the store."""
+    """End this process soon after `ended`, even if a call hangs. The next controller continues from the store."""
     ended.wait()
     time.sleep(_END_SECONDS)
     click.echo(
-        f"the controller leaves what has not ended after {_END_SECONDS:g} s: a cluster, or a server, hangs", err=True
+        f"the controller ends with unfinished work after {_END_SECONDS:g} s: a cluster or server hangs", err=True
     )
     os._exit(1)
 
 
 @click.command()
 def migrate() -> None:
-    """Bring the store up to date, or make it.
+    """Create the store, or upgrade it to this version.
 
-    Whatever opens the store does so, too. This is a step of its own before an upgrade, as the Helm chart's job.
-    No older onnxserve opens the store afterwards.
+    Every command that opens the store also upgrades it. This command does it as a separate step of an upgrade, for
+    example in the Helm chart's job. Older versions of onnxserve cannot open the store afterwards.
     """
     with opened_store():
         click.echo(f"the store is up to date with onnxserve {__version__}")
@@ -111,44 +111,37 @@ def migrate() -> None:
 
 @click.command()
 @click.argument("name")
+@option("--to", metavar="URI|VERSION", help="New version: models:/flight-delay/7, or 7 of the served model.")
 @option(
-    "--to",
-    metavar="URI|VERSION",
-    help="Version to bring: models:/flight-delay/7, or 7 of the model that is served now.",
+    "--steps", default="1,10,50,100", metavar="PERCENT,…", help="Traffic share of the new version per step, in percent."
 )
-@option(
-    "--steps",
-    default="1,10,50,100",
-    metavar="PERCENT,…",
-    help="Shares of the traffic, in percent, that it is given one after the other.",
-)
-@option("--every", default="5m", metavar="DURATION", help="Length of a step at least: 30s, 5m, 1h.")
+@option("--every", default="5m", metavar="DURATION", help="Minimum duration of a step: 30s, 5m, 1h.")
 @option(
     "--abort-on",
     default="error_rate>1%,p99>2x",
     metavar="CRITERIA",
-    help="Criteria that roll it back: error_rate>1%, p99>2x (p50, p90, p95; or p99>250ms), disagreement>20%.",
+    help="Criteria for a rollback: error_rate>1%, p99>2x (also p50, p90, p95, or p99>250ms), disagreement>20%.",
 )
 @option(
     "--min-requests",
     type=click.IntRange(min=1),
     default=100,
     metavar="COUNT",
-    help="Number of requests that the new version has to answer in each step.",
+    help="Minimum number of requests to the new version in each step.",
 )
 @why_option
-@option("--wait", is_flag=True, help="Show the progress until it has ended; run it here if no controller does.")
-@option("--status", "action", flag_value="status", help="Show where the last rollout is.")
-@option("--pause", "action", flag_value="pause", help="Keep the traffic of the step; still rolled back if bad.")
-@option("--resume", "action", flag_value="resume", help="Go on after --pause.")
-@option("--abort", "action", flag_value="abort", help="Go back to what was served before.")
+@option("--wait", is_flag=True, help="Show progress until the rollout ends. Without a controller, run it here.")
+@option("--status", "action", flag_value="status", help="Show the state of the last rollout.")
+@option("--pause", "action", flag_value="pause", help="Keep the current traffic. Criteria of --abort-on still apply.")
+@option("--resume", "action", flag_value="resume", help="Continue after --pause.")
+@option("--abort", "action", flag_value="abort", help="Go back to the version that was served before.")
 def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None, **plan: Any) -> None:
-    """Bring a new version by steps, and back if it is bad.
+    """Roll out a new version in steps, with automatic rollback.
 
-    Each step gives it more of the traffic of the endpoint NAME and judges it by live numbers against the version that
-    answers now. After the last step it is promoted; if it proves worse, everything goes back by itself. `onnxserve
-    controller` does the work: if none runs, nothing begins without --wait. Exit status 1 if --wait sees the rollout
-    end other than promoted.
+    Each step moves more traffic of the endpoint NAME to the new version and compares its live metrics with the current
+    version. After the last step, the new version is promoted. If it meets a criterion of --abort-on, it is rolled back.
+    `onnxserve controller` runs the rollout. Without a controller, use --wait. Exit status 1 if a rollout with --wait
+    does not end with the promotion.
 
     \b
       onnxserve rollout flights --to models:/flight-delay/7 --steps 1,10,50,100 --every 5m \\
@@ -156,7 +149,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
       onnxserve rollout flights --status
     """
     if (to is None) == (action is None) and not (to is None and wait):
-        raise click.UsageError("say one of --to MODEL, --status, --pause, --resume, --abort, --wait")
+        raise click.UsageError("specify exactly one of --to MODEL, --status, --pause, --resume, --abort, --wait")
     from mlflow_deploy_plugin.controller.leadership import rollouts_lease_name
     from mlflow_deploy_plugin.controller.rollouts.commands import (
         RolloutRequest,
@@ -171,7 +164,7 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
     with usage_errors():
         request = None if to is None else RolloutRequest(to, **plan, why=why)
     with opened_deployments(quiet=action != "abort") as deployments:
-        if not deployments.store.rollouts(name, limit=1):  # a deleted endpoint may have had one
+        if not deployments.store.rollouts(name, limit=1):  # A deleted endpoint may still have rollouts.
             deployments.store.require_endpoint(name)
 
         def lease() -> str:
@@ -208,15 +201,15 @@ def rollout(name: str, to: str | None, why: str, wait: bool, action: str | None,
 @option(
     "--to",
     metavar="VERSION|MODEL",
-    show_default="what was served before",
-    help="Version to go back to, or, of an endpoint that follows nothing, its model URI.",
+    show_default="the version served before",
+    help="Version to go back to. If the endpoint does not follow a stage or alias, a model URI.",
 )
-@option("--why", default="", metavar="REASON", help="Reason, kept in the audit trail and on the version in MLflow.")
+@option("--why", default="", metavar="REASON", help="Reason for the audit trail and a tag of the version in MLflow.")
 def rollback(name: str, to: str | None, why: str) -> None:
-    """Go back to what was served before.
+    """Go back to the version that was served before.
 
-    It is done when the endpoint NAME answers with the earlier version. The stage or alias that it follows is given back
-    to the earlier version, and the newer one is archived; a rollout that is under way is aborted.
+    The command ends when the endpoint NAME serves the earlier version. The followed stage or alias moves back to the
+    earlier version, and the newer version is archived. A running rollout is aborted.
     """
     from mlflow_deploy_plugin.registry.connection import import_mlflow_without_pandas
 
@@ -231,24 +224,26 @@ def rollback(name: str, to: str | None, why: str) -> None:
 
 
 def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
-    """Show the progress of a rollout until it has ended, and run it here if no controller does."""
+    """Show the progress of a rollout until it has ended. If no controller runs it, run it in this process."""
     from mlflow_deploy_plugin.controller.rollouts.state_machine import rollout_summary
 
     run = partial(_run_rollouts_of, deployments, begun.endpoint)
-    current, shown, shown_at = begun, ("", -1, ""), 0.0
-    with _working(run) if begun.is_live else nullcontext():  # else the endpoint may be gone
+    current, last_printed, printed_at = begun, ("", -1, ""), 0.0
+    with _working(run) if begun.is_live else nullcontext():  # After the end, the endpoint may be deleted.
         try:
             while True:
                 current = deployments.store.rollout(begun.id) or begun
                 now = (current.state, current.step, current.reason)
-                if now[:2] != shown[:2] or (now != shown and time.monotonic() > shown_at + _QUIET_SECONDS):
+                if now[:2] != last_printed[:2] or (
+                    now != last_printed and time.monotonic() > printed_at + _QUIET_SECONDS
+                ):
                     show_lines([rollout_summary(current)])
-                    shown, shown_at = now, time.monotonic()
+                    last_printed, printed_at = now, time.monotonic()
                 if not current.is_live:
                     break
                 time.sleep(_ROLLOUT_POLL_SECONDS)
         except KeyboardInterrupt:
-            click.echo("it goes on where a controller runs; --abort goes back", err=True)
+            click.echo("the rollout continues if a controller runs; --abort rolls it back", err=True)
             raise
     if current.state != "promoted":
         raise SystemExit(1)
@@ -256,7 +251,7 @@ def _wait_for_rollout(deployments: "Deployments", begun: "Rollout") -> None:
 
 @contextmanager
 def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Do the work, which ends when its event is set, in a thread for as long as the `with` lasts."""
+    """Run `work` in a thread within the `with` block. At the end of the block, set its event and wait for its end."""
     ended = threading.Event()
     worker = threading.Thread(target=work, args=(ended,), name="controller")
     worker.start()
@@ -268,7 +263,7 @@ def _working(work: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading.Event) -> None:
-    """Run the rollouts of an endpoint's place until `ended` is set; wait until its server is reached from here."""
+    """Run the rollouts in the place of an endpoint until `ended` is set. Retry while its server cannot be reached."""
     from mlflow_deploy_plugin.controller.leadership import controller_name, process_name
     from mlflow_deploy_plugin.controller.rollouts.controller import RolloutActions, RolloutController
 
@@ -278,7 +273,7 @@ def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading
             place = deployments.place(endpoint)
         except OnnxserveError as error:
             if not is_told:
-                click.echo(f"leaves it to other controllers: {error.message}", err=True)
+                click.echo(f"the rollout needs another controller: {error.message}", err=True)
                 is_told = True
             ended.wait(_PLACE_SECONDS)
         else:
@@ -288,24 +283,22 @@ def _run_rollouts_of(deployments: "Deployments", endpoint: str, ended: threading
 
 @click.command()
 @click.argument("name", required=False)
-@option(
-    "--monitor", metavar="MONITOR", show_default="the only one that has it", help="Monitor whose `retrain` says how."
-)
+@option("--monitor", metavar="MONITOR", show_default="the only monitor with `retrain`", help="Monitor with `retrain`.")
 @option(
     "--mode",
     type=click.Choice(["full", "incremental"]),
     show_default="the monitor's",
-    help="Training anew on all labelled rows, or learning the window's on top of what is served.",
+    help="Train a new model on all labelled rows, or continue training of the served model on the window's rows.",
 )
 @option(
     "--window",
     metavar="START/END",
-    show_default="the latest whole one",
-    help="Window of event time in UTC whose labelled rows are learned: 2013-07-01/2013-08-01, 2013-07-01/1d.",
+    show_default="the latest complete window",
+    help="Window of event time in UTC with the new labelled rows: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
 @why_option
-@option("--wait", is_flag=True, help="Show the progress until it has ended, or a rollout brings the version.")
-@option("--list", "listed", is_flag=True, help="Show the retrainings (of NAME), oldest first.")
+@option("--wait", is_flag=True, help="Show the progress until the retraining ends or its rollout begins.")
+@option("--list", "listed", is_flag=True, help="List the retrainings (of NAME), oldest first.")
 @list_output_option
 def retrain(
     name: str | None,
@@ -317,22 +310,22 @@ def retrain(
     listed: bool,
     output: str,
 ) -> None:
-    """Train what is served on what was captured and labelled.
+    """Retrain the served model on captured, labelled rows.
 
-    The model that the endpoint NAME serves is trained now, as the `retrain` of its monitor says. The gate compares the
-    run's version with the served one; then it comes by a rollout, is proposed, or is left. Cool-down and budget limit
-    alarms, not people. `onnxserve controller` does the work.
+    The `retrain` settings of the monitor specify how the model of the endpoint NAME is trained. The gate compares the
+    new version with the served version. The new version is then rolled out, proposed or not used. The command ignores
+    cool-down and budget, which limit only automatic retrainings. `onnxserve controller` does the work.
 
     \b
       onnxserve retrain flights --mode incremental --why 'new carrier'
       onnxserve retrain --list
     """
     if not listed and name is None:
-        raise click.UsageError("say which endpoint (NAME), or --list")
+        raise click.UsageError("specify the endpoint NAME, or --list")
     if listed and (monitor or mode or window or why or wait):
-        raise click.UsageError("--list starts nothing: beside it are NAME and -o alone")
+        raise click.UsageError("--list can be combined only with NAME and -o")
     if not listed and output != "text":
-        raise click.UsageError("-o is of --list")
+        raise click.UsageError("-o requires --list")
     from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.retraining.trigger import request_retraining
@@ -342,15 +335,15 @@ def retrain(
 
     with opened_deployments(quiet=True) as deployments:
         if name is None or listed:
-            found = Retrainings(deployments.store).find(name)
+            retrainings = Retrainings(deployments.store).find(name)
             if output == "json":
-                show_json([{**vars(one), "figures": one.figures.as_json()} for one in found])
+                show_json([{**vars(entry), "figures": entry.figures.as_json()} for entry in retrainings])
                 return
-            if not found:
-                click.echo(f"endpoint {name!r} has had no retraining" if name else "there was no retraining")
-            for one in found:
-                line = f"{one.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(one)}"
-                show_lines([line, f"    why: {one.cause['why']}"])
+            if not retrainings:
+                click.echo(f"endpoint {name!r} has no retrainings" if name else "there are no retrainings")
+            for retraining in retrainings:
+                line = f"{retraining.created_at:%Y-%m-%d %H:%M:%S}Z  {retraining_summary(retraining)}"
+                show_lines([line, f"    why: {retraining.cause['why']}"])
             return
         with usage_errors():
             rows = parse_window(window) if window else None
@@ -363,19 +356,19 @@ def retrain(
 
 
 def _wait_for_retraining(deployments: "Deployments", begun: "Retraining") -> None:
-    """Show the progress of a retraining until it has ended, and run it here if no controller does."""
+    """Show the progress of a retraining until it has ended. If no controller runs it, run it in this process."""
     from mlflow_deploy_plugin.controller.retraining.plan import retraining_summary
     from mlflow_deploy_plugin.controller.service import run_retrainings
     from mlflow_deploy_plugin.store import Retrainings
 
-    retrainings, current, shown = Retrainings(deployments.store), begun, retraining_summary(begun)
-    show_lines([shown])
+    retrainings, current, summary = Retrainings(deployments.store), begun, retraining_summary(begun)
+    show_lines([summary])
     with _working(partial(run_retrainings, deployments)):
         while current.is_live and current.state != "rolling_out":
             time.sleep(_RETRAINING_POLL_SECONDS)
             current = retrainings.get(begun.id) or begun
-            if (line := retraining_summary(current)) != shown:
+            if (line := retraining_summary(current)) != summary:
                 show_lines([line])
-                shown = line
+                summary = line
     if current.state == "failed":
         raise SystemExit(1)

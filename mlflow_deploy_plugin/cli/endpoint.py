@@ -1,6 +1,6 @@
-"""`onnxserve endpoint …`, `list`, `start`, `stop` and `history`: endpoints, their deployments, and their changes.
+"""`onnxserve endpoint …`, `list`, `start`, `stop`, `logs` and `history`: endpoints, their deployments and changes.
 
-`mlflow deployments create-endpoint` raises a TypeError in MLflow itself; `onnxserve endpoint create` takes its place.
+`onnxserve endpoint create` exists because `mlflow deployments create-endpoint` raises a TypeError in MLflow.
 """
 
 import re
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 _DEPLOYMENT_HEAD = ("NAME", "MODEL", "VERSION", "TRAFFIC", "STATE", "WORKERS", "RESTARTS", "URL", "MONITORS")
 _CREATE = "mlflow deployments create -t onnxserve --name NAME -m models:/MODEL/VERSION"
 _NORMAL_STATES = ("waiting", "judging")
-"""The states of a monitor that are not shown with its verdict."""
+"""The states of a monitor that are not shown after its verdict."""
 _STEP = re.compile(r"step \d+ % of a rollout")
-"""The reason of a change of traffic by a rollout (`controller/rollouts/controller.py`); the step has its own event."""
+"""Matches the reason of a traffic change by a rollout (`controller/rollouts/controller.py`), which repeats a step."""
 _UNSHOWN = ("spec", "begun")
 _UNITS = {"every": " s", "seconds": " s"}
 
 
 @click.group(cls=Commands)
 def endpoint() -> None:
-    """Create, change, show and delete endpoints, and their traffic.
+    """Create, change, show and delete endpoints and their traffic.
 
-    An endpoint is a server; its deployments share its traffic by their weights:
+    An endpoint is a server. Its deployments share the traffic in proportion to their weights:
 
     \b
       onnxserve endpoint create flights
@@ -62,15 +62,15 @@ def endpoint() -> None:
     "--target",
     default="onnxserve",
     metavar="URI",
-    help="Where its server runs; onnxserve is this machine, and `mlflow deployments help -t onnxserve` lists all.",
+    help="Target that runs the server. onnxserve is this machine; `mlflow deployments help -t onnxserve` lists all.",
 )
 @config_option
 @why_option
 @output_option
 def create(name: str, target: str, config: tuple[str, ...], why: str, output: str) -> None:
-    """Create the endpoint NAME, without a deployment yet.
+    """Create the endpoint NAME without a deployment.
 
-    Its server starts with the first deployment.
+    The server starts with the first deployment.
     """
     with opened_deployments(target=target) as deployments:
         _show(deployments.create_endpoint(name, key_values(config), why), output)
@@ -84,7 +84,7 @@ def create(name: str, target: str, config: tuple[str, ...], why: str, output: st
 def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
     """Change fields of the endpoint NAME.
 
-    Only a change of server.… restarts its server; what fails changes nothing.
+    Only a change of a server.… field restarts the server. If the command fails, no field is changed.
     """
     with opened_deployments() as deployments:
         _show(deployments.update_endpoint(name, key_values(config), why), output)
@@ -96,10 +96,10 @@ def update(name: str, config: tuple[str, ...], why: str, output: str) -> None:
 @why_option
 @output_option
 def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
-    """Give the deployments of the endpoint NAME their traffic.
+    """Set the traffic weights of the deployments of the endpoint NAME.
 
-    It changes while the endpoint serves. Weights are whole numbers from 0 to 100, parts of their sum; a deployment that
-    is not named gets nothing:
+    The endpoint serves during the change. Weights are whole numbers from 0 to 100; the share of a deployment is its
+    weight divided by the sum of the weights. A deployment that is not listed gets the weight 0:
 
     \b
       onnxserve endpoint traffic flights champion=95 challenger=5
@@ -114,8 +114,8 @@ def traffic(name: str, weights: tuple[str, ...], why: str, output: str) -> None:
 def delete(name: str, why: str) -> None:
     """Delete the endpoint NAME with every deployment in it.
 
-    Requests in flight are finished. If there is no such endpoint, standard error says that nothing was deleted, and the
-    exit status is 0, as MLflow asks.
+    Requests in flight are finished. If the endpoint does not exist, the command reports this on standard error, and the
+    exit status is 0, which MLflow requires.
     """
     with opened_deployments() as deployments:
         was_there = deployments.delete_endpoint(name, why)
@@ -129,7 +129,7 @@ def delete(name: str, why: str) -> None:
 def get(name: str, output: str) -> None:
     """Show the endpoint NAME and its deployments.
 
-    The state of its server, the traffic, and the version that each worker has of each deployment.
+    The output contains the state of the server, the traffic, and the version of each deployment per worker.
     """
     with opened_deployments() as deployments:
         _show(deployments.get_endpoint(name), output)
@@ -140,32 +140,32 @@ def get(name: str, output: str) -> None:
 def list_endpoints(output: str) -> None:
     """List the endpoints.
 
-    `onnxserve list` shows their deployments and monitors, too.
+    `onnxserve list` also shows their deployments and monitors.
     """
     from mlflow_deploy_plugin.deployments.config import traffic_shares
     from mlflow_deploy_plugin.deployments.description import summarize_endpoints
 
     with opened_deployments() as deployments:
-        found = summarize_endpoints(deployments)
+        summaries = summarize_endpoints(deployments)
     rows = [("NAME", "STATE", "TRAFFIC", "URL")]
-    for one in found:
-        shares = [f"{name}={share:g}" for name, share in traffic_shares(one["traffic"]).items()]
-        shadows = [f"{name}=shadow" for name in one["shadows"]]
-        rows.append((one["name"], one["state"], " ".join([*shares, *shadows]) or "-", one["url"]))
-    show_table(output, found, rows, "there are no endpoints: `onnxserve endpoint create NAME` makes one")
+    for summary in summaries:
+        shares = [f"{name}={share:g}" for name, share in traffic_shares(summary["traffic"]).items()]
+        shadows = [f"{name}=shadow" for name in summary["shadows"]]
+        rows.append((summary["name"], summary["state"], " ".join([*shares, *shadows]) or "-", summary["url"]))
+    show_table(output, summaries, rows, "there are no endpoints: create one with `onnxserve endpoint create NAME`")
     if output == "text":
-        show_lines([f"{one['name']}: {one['reason']}" for one in found if one["state"] == "failed"])
+        show_lines([f"{entry['name']}: {entry['reason']}" for entry in summaries if entry["state"] == "failed"])
 
 
 @click.command("list")
 @output_option
 def list_(output: str) -> None:
-    """List the deployments, their servers and their monitors.
+    """List the deployments with their servers and monitors.
 
-    One line is one deployment, of any target: NAME, or ENDPOINT/NAME if it shares an endpoint; the model as it was
-    asked for (a stage or an alias is followed) and the version that the workers serve; its share of the traffic; the
-    state of its server (running, starting, stopped, failed, empty), its workers and how often it was restarted; each
-    monitor of the endpoint with its latest verdict. Below the table is why something does not run.
+    Each line is a deployment of any target. It contains NAME, or ENDPOINT/NAME if the endpoint has several deployments;
+    the requested model and the version that the workers serve; the share of the traffic; the state of the server
+    (running, starting, stopped, failed, empty), its workers and restarts; and each monitor of the endpoint with its
+    latest verdict. Reasons for problems follow below the table.
 
     \b
       onnxserve list
@@ -178,37 +178,37 @@ def list_(output: str) -> None:
         from mlflow_deploy_plugin.controller.monitors.schedule import overviews
         from mlflow_deploy_plugin.deployments.description import describe_endpoints
 
-        found = describe_endpoints(deployments)
+        endpoints = describe_endpoints(deployments)
         monitors = overviews(deployments.store)
-    of_endpoint = {one["name"]: [mine for mine in monitors if mine.endpoint == one["name"]] for one in found}
+    of_endpoint = {item["name"]: [mine for mine in monitors if mine.endpoint == item["name"]] for item in endpoints}
     if output == "json":
         from mlflow_deploy_plugin.cli.monitor import monitor_document
 
-        show_json([{**one, "monitors": [*map(monitor_document, of_endpoint[one["name"]])]} for one in found])
+        show_json([{**item, "monitors": [*map(monitor_document, of_endpoint[item["name"]])]} for item in endpoints])
         return
-    if not found:
-        click.echo(f"there are no deployments: `{_CREATE}` makes one")
+    if not endpoints:
+        click.echo(f"there are no deployments: create one with `{_CREATE}`")
         return
-    rows = [(one["target"], row) for one in found for row in _deployment_rows(one, of_endpoint[one["name"]])]
+    rows = [(item["target"], row) for item in endpoints for row in _deployment_rows(item, of_endpoint[item["name"]])]
     table = [("TARGET", _DEPLOYMENT_HEAD), *rows]
     if {target for target, _ in rows} == {"onnxserve"}:
         show_lines(align_columns([row for _, row in table]))
     else:
         show_lines(align_columns([(*row[:1], target, *row[1:]) for target, row in table]))
-    for one in found:
-        for name, deployment in one["deployments"].items():
+    for description in endpoints:
+        for name, deployment in description["deployments"].items():
             if why := deployment["reason"] or deployment["error"]:
-                show_lines([f"{_name(one, name)}: {why}"])
-        if one["state"] == "empty":
-            show_lines([f"{one['name']}: {one['reason']}"])
+                show_lines([f"{_name(description, name)}: {why}"])
+        if description["state"] == "empty":
+            show_lines([f"{description['name']}: {description['reason']}"])
 
 
 @click.command()
 @click.argument("name")
 def start(name: str) -> None:
-    """Start the server of the deployment NAME again.
+    """Start the stopped server of the deployment NAME.
 
-    It answers at the port that it had; one that runs already is left alone.
+    The server uses its previous port. If the server already runs, it is not restarted.
     """
     with opened_deployments() as deployments:
         deployments.start(name)
@@ -219,28 +219,21 @@ def start(name: str) -> None:
 def stop(name: str) -> None:
     """Stop the server of the deployment NAME, and keep the deployment.
 
-    Requests in flight are finished; `onnxserve start NAME` brings it back.
+    Requests in flight are finished. `onnxserve start NAME` starts the server again.
     """
     with opened_deployments() as deployments:
         deployments.stop(name)
-    click.echo(f"{name} is stopped; `onnxserve start {name}` brings it back")
+    click.echo(f"{name} is stopped; `onnxserve start {name}` starts it again")
 
 
 @click.command()
 @click.argument("name")
-@option(
-    "-n",
-    "--lines",
-    type=click.IntRange(min=1),
-    default=100,
-    metavar="COUNT",
-    help="Number of lines to show, the last ones.",
-)
-@option("-f", "--follow", is_flag=True, help="Go on with the lines to come, until the server ends or Ctrl-C.")
+@option("-n", "--lines", type=click.IntRange(min=1), default=100, metavar="COUNT", help="Number of last lines to show.")
+@option("-f", "--follow", is_flag=True, help="Also show new lines until the server ends or Ctrl-C.")
 def logs(name: str, lines: int, follow: bool) -> None:
-    """Show what the server of the deployment NAME has logged.
+    """Show the log of the server of the deployment NAME.
 
-    These are its own words; `onnxserve log` is about the requests that it has answered.
+    The captured requests of the server are in a different log, which `onnxserve log` queries.
     """
     is_empty = True
     with opened_deployments() as deployments:
@@ -248,28 +241,22 @@ def logs(name: str, lines: int, follow: bool) -> None:
             click.echo(line)
             is_empty = False
     if is_empty:
-        click.echo(f"{name} has logged nothing: its server was not started yet, or has left no log", err=True)
+        click.echo(f"the log of {name} is empty: its server was not started yet, or its log was deleted", err=True)
 
 
 @click.command()
 @click.argument("name", required=False)
-@option("--model", metavar="MODEL", help="Registered model whose events alone are shown; NAME may be left out.")
-@option(
-    "--limit",
-    type=click.IntRange(min=1),
-    metavar="COUNT",
-    show_default="all",
-    help="Number of events to show, the newest ones.",
-)
+@option("--model", metavar="MODEL", help="Show only the events of this registered model. NAME may be omitted.")
+@option("--limit", type=click.IntRange(min=1), metavar="COUNT", show_default="all", help="Number of newest events.")
 @format_option(
-    "Format: lines for people; one JSON array; or one JSON object a line, with all details.", "text", "json", "jsonl"
+    "Format: lines for people, a JSON array, or one JSON object per line with all details.", "text", "json", "jsonl"
 )
 def history(name: str | None, model: str | None, limit: int | None, output: str) -> None:
     """Show who changed what, when and why.
 
-    The list has the events of the endpoint NAME and of the models that it serves, oldest first; without NAME, all
-    events. A deleted endpoint keeps its history. A step of a rollout, a promotion and a rollback are one entry here;
-    JSON has also the events that belong to them (the traffic, the gate, tags, the move in MLflow).
+    The list contains the events of the endpoint NAME and of its models, oldest first. Without NAME, it contains all
+    events. The history of a deleted endpoint is kept. In the text format, a rollout step, a promotion or a rollback is
+    one entry. JSON also contains the events that belong to it: traffic, gate, tags, the move in MLflow.
     """
     from mlflow_deploy_plugin.registry.transitions import event_as_json, event_history, without_step_events
     from mlflow_deploy_plugin.store import unknown_endpoint
@@ -289,11 +276,15 @@ def history(name: str | None, model: str | None, limit: int | None, output: str)
                 click.echo(f",\n {line}", nl=False)
             click.echo("]")
             return
-        found = [*events]
-    shown = [one for one in without_step_events(found) if one.action != "traffic" or not _STEP.fullmatch(one.why)]
-    show_lines(line for event in shown for line in _event_lines(event))
-    if not found:
-        click.echo(f"nothing is known of {model or name}" if model or name else "nothing was changed so far", err=True)
+        all_events = [*events]
+    visible = [
+        event
+        for event in without_step_events(all_events)
+        if event.action != "traffic" or not _STEP.fullmatch(event.why)
+    ]
+    show_lines(line for event in visible for line in _event_lines(event))
+    if not all_events:
+        click.echo(f"there are no events of {model or name}" if model or name else "there are no events", err=True)
 
 
 def _show(observed: "ObservedEndpoint", output: str) -> None:
@@ -306,10 +297,10 @@ def _show(observed: "ObservedEndpoint", output: str) -> None:
 def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
     yield f"{described['name']}: {described['state']}{' at ' + described['url'] if described['url'] else ''}"
     rows = []
-    for name, one in described["deployments"].items():
-        share = _share(one)
-        version = f"version {one['version']}" if one["version"] else ""
-        rows.append((f"  {name}", share, one["model_uri"], version, one["state"], one["error"]))
+    for name, deployment in described["deployments"].items():
+        share = _share(deployment)
+        version = f"version {deployment['version']}" if deployment["version"] else ""
+        rows.append((f"  {name}", share, deployment["model_uri"], version, deployment["state"], deployment["error"]))
     yield from align_columns(rows)
     for key in ("reason", "error", "shipping_error", "require"):
         if described[key]:
@@ -324,19 +315,19 @@ def _endpoint_lines(described: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _deployment_rows(endpoint: Mapping[str, Any], monitors: "Sequence[MonitorOverview]") -> Iterator[tuple[str, ...]]:
-    """Yield a row for each deployment; an endpoint without one has a row, too."""
+    """Yield a row for each deployment, and one row for an endpoint without deployments."""
     workers = str(len(endpoint["workers"])) if endpoint["workers"] else "-"
     restarts = "-" if endpoint["restarts"] == "" else str(endpoint["restarts"])
-    said = [
-        f"{one.monitor}: {one.last.verdict if one.last else 'not judged yet'}"
-        f"{'' if one.status in _NORMAL_STATES else f' ({one.status})'}"
-        for one in monitors
+    states = [
+        f"{monitor.monitor}: {monitor.last.verdict if monitor.last else 'not judged yet'}"
+        f"{'' if monitor.status in _NORMAL_STATES else f' ({monitor.status})'}"
+        for monitor in monitors
     ]
-    verdicts = ", ".join(said) or "-"
-    for name, one in endpoint["deployments"].items():
-        share = _share(one)
-        server = (one["state"], workers, restarts, endpoint["url"] or "-")
-        yield _name(endpoint, name), one["model_uri"], one["version"] or "-", share, *server, verdicts
+    verdicts = ", ".join(states) or "-"
+    for name, deployment in endpoint["deployments"].items():
+        share = _share(deployment)
+        server = (deployment["state"], workers, restarts, endpoint["url"] or "-")
+        yield _name(endpoint, name), deployment["model_uri"], deployment["version"] or "-", share, *server, verdicts
     if not endpoint["deployments"]:
         yield endpoint["name"], "-", "-", "-", endpoint["state"], workers, restarts, endpoint["url"] or "-", verdicts
 
@@ -351,16 +342,16 @@ def _name(endpoint: Mapping[str, Any], deployment: str) -> str:
 
 def _event_lines(event: "AuditEvent") -> Iterable[str]:
     named = (event.endpoint, event.model, event.version and f"version {event.version}")
-    what = " ".join(part for part in named if part)
+    subject = " ".join(part for part in named if part)
     change = f": {event.before or '–'} → {event.after or '–'}" if event.before or event.after else ""
-    yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {what}{change}"
+    yield f"{event.at:%Y-%m-%d %H:%M:%S}Z  {event.actor}  {event.action}  {subject}{change}"
     if event.why:
         yield f"    why: {event.why}"
     if event.action == "rollout.step":
         return
     detail = {key: value for key, value in event.detail.items() if isinstance(value, str | int | float | bool)}
-    shown = ", ".join(
+    details = ", ".join(
         f"{key} {value}{_UNITS.get(key, '')}" for key, value in detail.items() if key not in _UNSHOWN and value != ""
     )
-    if shown:
-        yield f"    {shown}"
+    if details:
+        yield f"    {details}"

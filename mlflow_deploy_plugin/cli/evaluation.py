@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 _SHOWN_NODES = 10
 _seed_option = option(
-    "--seed", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Chooses the rows, and what is random."
+    "--seed", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Seed of the random choices."
 )
 _folder_option = option(
     "--folder",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Folder for the pictures and the JSON.",
+    help="Folder for the plots and the JSON file.",
 )
 _metric_option = option(
     "--metric",
     type=click.Choice(METRICS),
-    show_default="accuracy of labels, rmse of numbers",
+    show_default="accuracy for classes, rmse for numbers",
     help="Metric of labelled rows.",
 )
 
@@ -59,21 +59,19 @@ def _show_places(files: list[Path], folder: Path | None, run: "LoggedRun | None"
     "--strengths",
     multiple=True,
     metavar="NAME[=S,S,…]",
-    show_default="what fits the model",
-    help=f"A disturbance, and its strengths; may be repeated. There are {', '.join(DISTURBANCES)}.",
+    show_default="all that apply to the model",
+    help=f"Disturbance and its strengths. May be repeated. The disturbances are {', '.join(DISTURBANCES)}.",
 )
-@option("--original", default="", metavar="URI", help="Torch model of which MODEL_URI was made, for fgsm and pgd.")
-@option(
-    "--max-rows", type=click.IntRange(min=2), default=2000, metavar="ROWS", help="Rows that are disturbed, by the seed."
-)
+@option("--original", default="", metavar="URI", help="Torch model behind MODEL_URI, for fgsm and pgd.")
+@option("--max-rows", type=click.IntRange(min=2), default=2000, metavar="ROWS", help="Maximum number of rows.")
 @_seed_option
 @_folder_option
-@option("--log", is_flag=True, help="Log pictures and JSON to MODEL_URI's run, under robustness/.")
+@option("--log", is_flag=True, help="Log plots and JSON to the run of MODEL_URI, under robustness/.")
 @output_option
 def robustness(
     model_uri: str, data: str, target: str, strengths: tuple[str, ...], folder: Path | None, output: str, **options: Any
 ) -> None:
-    """Measure how the metric falls when rows are disturbed.
+    """Measure how much the metric drops when rows are disturbed.
 
     MODEL_URI is a version, such as models:/flight-delay/7, or a folder.
 
@@ -92,7 +90,11 @@ def robustness(
         show_json(asdict(report))
         return
     show_lines(align_columns(report.table()))
-    show_lines({one.disturbance: f"{one.disturbance}: {one.refusal}" for one in report.points if one.refusal}.values())
+    show_lines(
+        {
+            point.disturbance: f"{point.disturbance}: {point.refusal}" for point in report.points if point.refusal
+        }.values()
+    )
     show_lines(report.notes)
     for reason in dict.fromkeys(report.cannot.values()):
         names = ", ".join(name for name, why in report.cannot.items() if why == reason)
@@ -107,33 +109,31 @@ def robustness(
     "--data",
     required=True,
     metavar="FILE",
-    help="Rows: .csv, .parquet or .npz; `reference` is the version's own sample.",
+    help="Rows: .csv, .parquet or .npz; `reference` is the sample stored with the version.",
 )
 @option("--target", default="", metavar="COLUMN", help="Column of the labels, for permutation importance.")
 @_metric_option
-@option(
-    "--max-rows", type=click.IntRange(min=1), default=100, metavar="ROWS", help="Rows that are explained, by the seed."
-)
+@option("--max-rows", type=click.IntRange(min=1), default=100, metavar="ROWS", help="Maximum number of rows.")
 @option(
     "--max-evals",
     type=click.IntRange(min=1),
     show_default="ten pairs of permutations",
     metavar="NUMBER",
-    help="Evaluations of the model a row.",
+    help="Model evaluations per row.",
 )
-@option("--contributions", metavar="FILE", help="File for each row's contributions: .csv, .jsonl or .parquet.")
+@option("--contributions", metavar="FILE", help="File for the contributions of each row: .csv, .jsonl or .parquet.")
 @_seed_option
 @_folder_option
-@option("--log", is_flag=True, help="Log pictures and JSON to MODEL_URI's run, under explain/.")
+@option("--log", is_flag=True, help="Log plots and JSON to the run of MODEL_URI, under explain/.")
 @output_option
 def explain(
     model_uri: str, data: str, target: str, contributions: str | None, folder: Path | None, output: str, **options: Any
 ) -> None:
-    """Measure what each column contributes to predictions.
+    """Measure how much each column contributes to predictions.
 
-    MODEL_URI is a version, such as models:/flight-delay/7, or a folder; FILE has the rows. With labels, the command
-    also measures how much of a metric is lost if a column is permuted. A deployment explains rows by `mlflow
-    deployments explain -t onnxserve --name NAME`.
+    MODEL_URI is a version, such as models:/flight-delay/7, or a folder. With labels, the command also measures how much
+    the metric drops when a column is permuted. To explain rows with a deployment, use `mlflow deployments explain -t
+    onnxserve --name NAME`.
 
     \b
       onnxserve explain models:/flight-delay/7 --data held_out.csv --target delayed
@@ -143,77 +143,78 @@ def explain(
     from mlflow_deploy_plugin.evaluation.explanation import contributions_format
 
     if contributions:
-        contributions_format(contributions)  # before the work
-    found = explain_file(model_uri, data, target, progress=show_progress, **options)
+        contributions_format(contributions)  # Reject a wrong file name before the long measurement.
+    result = explain_file(model_uri, data, target, progress=show_progress, **options)
     if contributions:
-        found.write_contributions(contributions)
-    files = found.save(folder) if folder else []
+        result.write_contributions(contributions)
+    files = result.save(folder) if folder else []
     if output == "json":
-        show_json(found.as_dict())
+        show_json(result.as_dict())
         return
-    table = found.table()
+    table = result.table()
     show_lines(align_columns(table))
-    if (more := len(found.columns) - len(table) + 1) > 0:
-        click.echo(f"and {more} columns of less importance")
-    left_out = f", {found.left_out:,} left out, which are answered by no numbers" if found.left_out else ""
-    click.echo(f"{len(found.values):,} rows explained against {found.background}, seed {found.seed}{left_out}")
+    if (more := len(result.columns) - len(table) + 1) > 0:
+        click.echo(f"and {more} less important columns")
+    left_out = f", {result.left_out:,} rows without numeric predictions left out" if result.left_out else ""
+    click.echo(f"{len(result.values):,} rows explained against {result.background}, seed {result.seed}{left_out}")
     if contributions:
         click.echo(f"contributions in {contributions}")
-    _show_places(files, folder, found.run, "explain")
+    _show_places(files, folder, result.run, "explain")
 
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@option("--int8", type=click.Choice(["dynamic", "static"]), help="Weights of 8 bits; static: activations too.")
-@option("--fp16", is_flag=True, help="Weights of 16 bits, with 32 where numbers overflow.")
+@option("--int8", type=click.Choice(["dynamic", "static"]), help="Use 8-bit weights; with `static` also activations.")
+@option("--fp16", is_flag=True, help="Use 16-bit weights, but keep 32 bits where numbers overflow.")
 @option(
     "--prune",
     type=NumberRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
-    help="Share of the smallest weights of each layer to set to zero.",
+    help="Share of each layer's weights to set to zero, smallest weights first.",
 )
-@option("--auto", is_flag=True, help="Try all forms; register the fastest within the limit, or none.")
+@option("--auto", is_flag=True, help="Try all forms, and register the fastest form within --max-loss if it is faster.")
 @option(
     "--rows",
     type=int,
     metavar="ROWS",
     show_default="all three",
-    help="Rows of a request, 1, 8 or 1000, that --auto decides by.",
+    help="Rows per request (1, 8 or 1000) whose latency --auto compares.",
 )
 @option(
     "--data",
     default="",
     metavar="FILE",
-    show_default="the dataset of the gate policy, else the reference beside the model",
-    help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half calibrate, half measure the loss.",
+    show_default="the dataset of the gate policy, otherwise the reference of the model",
+    help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN): half for calibration, half to measure the loss.",
 )
-@option("--target", default="", metavar="COLUMN", help="Column of --data that holds the labels.")
+@option("--target", default="", metavar="COLUMN", help="Label column of --data.")
 @_metric_option
 @option(
     "--max-loss",
     type=NumberRange(min=0),
     metavar="LOSS",
     default=0.01,
-    help="Largest loss: of the metric; without labels, of equal answers, or of values as a share of their spread.",
+    help="Largest loss of the metric. Without labels: largest share of changed classes, or mean difference of numbers "
+    "as a share of their spread.",
 )
 @option(
     "--original",
     default="",
     metavar="URI",
-    show_default="the one that the version names",
-    help="Torch model in MLflow that it was made from: --prune then trains on.",
+    show_default="the model that the version names",
+    help="Torch model in MLflow that MODEL_URI was made from; --prune then fine-tunes it.",
 )
-@option("--epochs", type=click.IntRange(1), metavar="PASSES", default=10, help="Passes of that training.")
-@option("--register", metavar="NAME", show_default="the model itself", help="Registered model of the new version.")
+@option("--epochs", type=click.IntRange(1), metavar="PASSES", default=10, help="Training epochs after --prune.")
+@option("--register", metavar="NAME", show_default="same as MODEL_URI", help="Registered model of the new version.")
 @output_option
 def optimize(
     model_uri: str, int8: Any, fp16: bool, prune: float | None, auto: bool, output: str, **options: Any
 ) -> None:
-    """Make a version smaller or faster, and measure what it loses.
+    """Make a version smaller or faster, and measure the loss.
 
-    The form is measured beside the version MODEL_URI: size, load time, latency, agreement. Within --max-loss it is
-    registered as a new version that is gated and served like any other. Exit status 1 if it loses more. With --auto
-    the fastest form is taken; if none is faster, nothing is registered, and the exit status is 0.
+    The command compares size, load time, latency and agreement of the new form with the version MODEL_URI. If the loss
+    is within --max-loss, the form is registered as a new version. Exit status 1 if the loss is larger. With --auto, the
+    fastest form is registered. If no form is faster, nothing is registered, and the exit status is 0.
 
     \b
       onnxserve optimize models:/digits-cnn/1 --int8 static
@@ -222,9 +223,7 @@ def optimize(
     from mlflow_deploy_plugin.optimization.optimizer import ALL_RECIPES, Recipe, try_forms
 
     if auto == bool(int8 or fp16 or prune is not None):
-        raise click.UsageError(
-            "say which form: --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all"
-        )
+        raise click.UsageError("specify --int8 dynamic|static, --fp16 or --prune SHARE; or --auto, which tries all")
     done = try_forms(
         model_uri, ALL_RECIPES if auto else (Recipe(int8, fp16, prune),), progress=show_progress, **options
     )
@@ -256,21 +255,21 @@ def _optimization_lines(done: "Optimization") -> Iterator[str]:
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@option("--rows", type=int, metavar="ROWS", default=1, help="Rows of a request.")
+@option("--rows", type=int, metavar="ROWS", default=1, help="Rows per request.")
 @option(
     "--data",
     default="",
     metavar="FILE",
-    show_default="the reference beside the model, else zeros",
+    show_default="the reference of the model, otherwise zeros",
     help="Rows (.csv, .parquet, runs:/RUN/PATH, dataset:/RUN).",
 )
-@option("--log", is_flag=True, help="Keep the profile and a picture of it in the run of the version.")
+@option("--log", is_flag=True, help="Log the profile and its plot to the run of the version.")
 @output_option
 def profile(model_uri: str, output: str, **options: Any) -> None:
-    """Show where the time of a version goes.
+    """Show which nodes of a version take the most time.
 
-    Each operator and node is listed with its share, and then what could be changed. ONNX Runtime's profiler measures
-    requests to the optimized graph of MODEL_URI, in one thread of the CPU.
+    The output lists the share of each operator and node, followed by advice. ONNX Runtime's profiler measures requests
+    to the optimized graph of MODEL_URI in one CPU thread.
 
     \b
       onnxserve profile models:/digits-cnn/1
@@ -283,8 +282,8 @@ def profile(model_uri: str, output: str, **options: Any) -> None:
 
 
 def _profile_lines(done: "GraphProfile") -> Iterator[str]:
-    yield f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs a run (nodes: with the profiler, which adds some)"
-    yield f"outside of the nodes: {done.outside_us:,.0f} µs (memory and dispatch, less the time that the profiler adds)"
+    yield f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs per run (node times include profiler overhead)"
+    yield f"outside of the nodes: {done.outside_us:,.0f} µs (memory and dispatch, minus profiler overhead)"
     for entries, head in ((done.operators, "operator"), (done.nodes[:_SHOWN_NODES], "node")):
         yield ""
         rows = [(head, "share", "µs", "calls", "provider", "input types")]
@@ -297,5 +296,5 @@ def _profile_lines(done: "GraphProfile") -> Iterator[str]:
     if len(done.nodes) > _SHOWN_NODES:
         yield f"and {len(done.nodes) - _SHOWN_NODES} more nodes"
     yield ""
-    yield "what to change:" if done.advice else "what to change: nothing stands out"
+    yield "advice:" if done.advice else "advice: none"
     yield from (f"- {line}" for line in done.advice)

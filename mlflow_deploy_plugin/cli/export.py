@@ -1,4 +1,4 @@
-"""`onnxserve export`, `build-docker`, `render`: a version as files or an image, an endpoint for other systems."""
+"""`onnxserve export`, `build-docker` and `render`: a version as files or an image, an endpoint as manifests."""
 
 import os
 from pathlib import Path
@@ -28,36 +28,36 @@ _FORMATS = ("onnx", "ort", "wheel", "bundle", "tflite", "savedmodel")
 
 @click.command()
 @click.argument("model_uri", metavar="MODEL_URI")
-@option("--format", "export_format", type=click.Choice(_FORMATS), default="onnx", help="Form of the export.")
+@option("--format", "export_format", type=click.Choice(_FORMATS), default="onnx", help="Format of the export.")
 @option(
     "-o",
     "--output-path",
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File to write; a folder for a bundle, or for a wheel under its own name.",
+    help="File to write. A bundle may be a folder. For a wheel, a folder keeps the standard file name.",
 )
 @option(
     "--rows",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    show_default="the model's own example",
-    help="Rows for the proof: CSV, JSON, JSON Lines or Parquet.",
+    show_default="the model's input example",
+    help="Rows to check the export with: CSV, JSON, JSON Lines or Parquet.",
 )
-@option("--name", metavar="NAME", show_default="the model's", help="Name of the wheel's package.")
-@option("--wheels", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder whose wheels a bundle gets.")
-@option("--download-wheels", is_flag=True, help="Fetch onnxruntime and numpy with pip, into a bundle.")
+@option("--name", metavar="NAME", show_default="the model's name", help="Package name of the wheel.")
+@option("--wheels", type=click.Path(path_type=Path), metavar="FOLDER", help="Folder of wheels for a bundle.")
+@option("--download-wheels", is_flag=True, help="Download onnxruntime and numpy with pip into the bundle.")
 def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **options: Any) -> None:
-    """Export a version as files that do without onnxserve.
+    """Export a version as files that run without onnxserve.
 
     \b
       onnxserve export models:/flight-delay/3 --format wheel -o dist
       onnxserve export models:/flight-delay@champion --format bundle -o flights.zip --download-wheels
 
-    onnx is the bare graph with metadata, ort ONNX Runtime's own format, wheel a Python package with predict(), bundle a
-    folder (or a .zip) for machines without network, tflite a net for TensorFlow Lite (LiteRT). What is exported is
-    run on rows in a process of its own; if it answers otherwise than the version does when it is served, nothing is
-    left at FILE.
+    The formats are: onnx, the graph with metadata; ort, ONNX Runtime's own format; wheel, a Python package with
+    predict(); bundle, a folder or .zip file for machines without a network; tflite, a neural network for TensorFlow
+    Lite (LiteRT). The export is run on rows in a separate process. If its predictions differ from the predictions of
+    the served version, FILE is not written.
     """
     if options["name"] is not None and export_format != "wheel":
         raise click.UsageError(f"--name is for a wheel; the format is {export_format}")
@@ -67,27 +67,27 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
 
     made = export_model(model_uri, export_format, output_path, progress=show_progress, **options)
     difference = f", numbers within {made.max_error:.1g}" if made.max_error else ""
-    click.echo(f"{made.name} version {made.version}: {made.path}, proven on {made.rows} rows{difference}")
+    click.echo(f"{made.name} version {made.version}: {made.path}, checked on {made.rows} rows{difference}")
 
 
 @click.command()
 @option("-m", "--model-uri", required=True, metavar="URI", help="Model to serve, e.g. models:/flight-delay/3.")
-@option("-n", "--name", metavar="NAME:TAG", help="Name of the image, with its registry if it is pushed.")
-@option("--gpu", is_flag=True, help="Serve on a GPU: CUDA's libraries are in the image.")
-@option("--follow", is_flag=True, help="Leave the model out: the server follows URI in the registry.")
-@option("--push", is_flag=True, help="Push the image. ECR is logged in to with your AWS credentials.")
-@option("--pull", is_flag=True, help="Build the server's image anew, on the newest base image.")
-@option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the packages, as CycloneDX.")
-@option("--base-image", metavar="IMAGE", help="Image with Python 3.11 or newer, to build the server's image on.")
-@option("--server-image", metavar="IMAGE", help="Server's image that there is, instead of building one.")
+@option("-n", "--name", metavar="NAME:TAG", help="Name of the image, including the registry for --push.")
+@option("--gpu", is_flag=True, help="Include CUDA's libraries to serve on a GPU.")
+@option("--follow", is_flag=True, help="Do not include the model: the server follows URI in the registry.")
+@option("--push", is_flag=True, help="Push the image. Your AWS credentials log in to ECR.")
+@option("--pull", is_flag=True, help="Rebuild the server's image on the newest base image.")
+@option("--sbom", type=click.Path(path_type=Path), metavar="FILE", help="File for the SBOM in CycloneDX format.")
+@option("--base-image", metavar="IMAGE", help="Base image of the server's image, with Python 3.11 or newer.")
+@option("--server-image", metavar="IMAGE", help="Existing server image to use instead of building an image.")
 @option(
     "--platform",
     envvar="DOCKER_DEFAULT_PLATFORM",
     metavar="PLATFORM",
-    show_default="that of this machine",
+    show_default="the platform of this machine",
     help="Platform of the machines that run the image: linux/amd64 or linux/arm64.",
 )
-@option("--dry-run", is_flag=True, help="Print what Docker would get, and build nothing.")
+@option("--dry-run", is_flag=True, help="Print the input of Docker, and build nothing.")
 def build_docker(
     model_uri: str,
     name: str | None,
@@ -105,10 +105,10 @@ def build_docker(
       onnxserve build-docker -m models:/flight-delay/3 -n flights:3
       docker run -p 8080:8080 flights:3
 
-    The model is in it, so that it starts without a network; with --follow it asks the registry
-    (-e MLFLOW_TRACKING_URI=http://…). The server's image is built once, from this installation, and a layer with the
-    model put onto it; equal inputs give an equal layer. The image starts on what MLflow's own containers, SageMaker,
-    Vertex AI, Azure ML, KServe and Cloud Run expect.
+    The image contains the model and starts without a network. With --follow, it loads the model from the registry
+    (-e MLFLOW_TRACKING_URI=http://…). The server's image is built once from this installation. The model is added as a
+    layer, which is identical for identical inputs. The image meets the container contracts of MLflow, SageMaker,
+    Vertex AI, Azure ML, KServe and Cloud Run.
     """
     from mlflow_deploy_plugin.images.build import build_image, planned_image
     from mlflow_deploy_plugin.images.engine import image_sbom, push_image
@@ -136,14 +136,14 @@ def build_docker(
     click.echo(f"{built.name}: {served}, {size}, {built.id} on {plan.server_image}")
     if sbom is not None:
         sbom.write_bytes(image_sbom(built.name))
-        click.echo(f"{built.name}: its packages are in {sbom}")
+        click.echo(f"{built.name}: the SBOM is in {sbom}")
     if push:
         click.echo(f"{built.name}: pushed, {push_image(built.name, show_progress)}")
 
 
 @click.command()
-@option("--for", "format_name", required=True, type=click.Choice(list(FORMATS)), help="Form of the documents.")
-@option("-n", "--name", metavar="NAME", help="Endpoint: a stored one, or with -m the name of a new one.")
+@option("--for", "format_name", required=True, type=click.Choice(list(FORMATS)), help="Format of the manifests.")
+@option("-n", "--name", metavar="NAME", help="Stored endpoint; with -m, the name of a new endpoint.")
 @option("-m", "--model-uri", metavar="URI", help="Model of a new endpoint.")
 @option("--spec", "spec_file", type=click.Path(path_type=Path), metavar="FILE", help="YAML file with one endpoint.")
 @option("--namespace", default="default", metavar="NAME", help="Namespace in Kubernetes.")
@@ -152,8 +152,8 @@ def build_docker(
     "--output",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="FOLDER",
-    show_default="they are printed",
-    help="Folder that the files are written to.",
+    show_default="standard output",
+    help="Folder for the files.",
 )
 @config_option
 def render(
@@ -165,7 +165,7 @@ def render(
     output: Path | None,
     config: tuple[str, ...],
 ) -> None:
-    """Show an endpoint as manifests, for GitOps.
+    """Show an endpoint as manifests for GitOps.
 
     \b
       onnxserve render --for kubernetes -n flights -m models:/flight-delay/Production --namespace ml
@@ -173,24 +173,24 @@ def render(
       onnxserve render --for kubernetes -n flights -C kubernetes.replicas=5
       onnxserve render --for compose -n flights -m models:/flight-delay/Production -o deploy/
 
-    Nothing is applied or changed.
+    The command applies no manifest and changes no endpoint.
     """
-    found: EndpointSpec
+    original: EndpointSpec
     match name, model_uri, spec_file:
         case _, str(uri), None:
-            found = new_endpoint(name or default_endpoint_name(uri), uri)
+            original = new_endpoint(name or default_endpoint_name(uri), uri)
         case None, None, Path() as file:
-            found, *others = load_specs(read_spec_file(file))
+            original, *others = load_specs(read_spec_file(file))
             if others:
-                raise InvalidConfig(f"{file} has {len(others) + 1} endpoints: one is expected")
+                raise InvalidConfig(f"{file} contains {len(others) + 1} endpoints; only one is allowed")
         case str(stored), None, None:
             with opened_store() as store:
-                found = store.require_endpoint(stored).spec
+                original = store.require_endpoint(stored).spec
         case _:
-            raise click.UsageError("give -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
-    spec = apply_config(found, key_values(config))
+            raise click.UsageError("specify -m MODEL_URI, --spec FILE, or -n NAME of a stored endpoint")
+    spec = apply_config(original, key_values(config))
     files = FORMATS[format_name](spec, Place(namespace))
-    os.umask(0o022)  # what is written is for other users: the spec of a unit, or of a container, for its server
+    os.umask(0o022)  # The server in a unit or container runs as another user and must read its spec.
     for path, text in files.items():
         if output is None:
             click.echo(f"# {path}\n{text}" if len(files) > 1 else text, nl=False)
@@ -203,6 +203,6 @@ def render(
         show_progress(f"written: {output / path}")
     if format_name != "helm" and lacks_mlflow_address(spec):
         show_progress(
-            f"note: the server of {spec.name} will ask MLflow, and nothing says where that is: "
+            f"note: the server of {spec.name} needs the address of MLflow, which is not set: "
             "-C container.environment.MLFLOW_TRACKING_URI=http://…"
         )

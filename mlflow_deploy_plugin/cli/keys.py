@@ -1,4 +1,4 @@
-"""`onnxserve keys`: the API keys of servers with `server.api_keys`."""
+"""`onnxserve keys` manages the API keys of servers with `server.api_keys`."""
 
 import re
 from dataclasses import asdict
@@ -34,8 +34,8 @@ _SCOPES: tuple[Scope, ...] = get_args(Scope)
 def keys() -> None:
     """Create, list and revoke API keys.
 
-    A server with -C server.api_keys=true answers callers with a key only: Authorization: Bearer KEY. A change reaches
-    every server of the store within seconds.
+    A server with -C server.api_keys=true answers only callers that send a key (Authorization: Bearer KEY). A change
+    reaches every server of the store within seconds.
     """
 
 
@@ -47,8 +47,8 @@ def keys() -> None:
     multiple=True,
     type=click.Choice(_SCOPES),
     default=("infer",),
-    help="Allows predictions, explanations and feedback (infer); metrics, metadata and pages (read); loading and "
-    "unloading (admin). May be given again.",
+    help="Permission: predictions, explanations and feedback (infer); metrics, metadata and pages (read); loading and "
+    "unloading models (admin). May be repeated.",
 )
 @option(
     "--endpoint",
@@ -56,17 +56,17 @@ def keys() -> None:
     multiple=True,
     metavar="NAME",
     show_default="all",
-    help="Endpoint that it holds for; may be given again.",
+    help="Endpoint that the key is valid for. May be repeated.",
 )
-@option("--expires", metavar="DURATION", show_default="never", help="Length of its life: 12h, 90d.")
+@option("--expires", metavar="DURATION", show_default="never", help="Lifetime of the key: 12h, 90d.")
 @option(
     "--limit",
     "limits",
     multiple=True,
     metavar="RATE",
     show_default="none",
-    help="Predictions that it may ask for: 100/second, or a quota as 1000000/day; may be given again. Each worker of a "
-    "server counts for itself, from its start on, unless ONNXSERVE_REDIS_URL lets all count together.",
+    help="Rate limit or quota of predictions, e.g. 100/second or 1000000/day. May be repeated. Each worker counts "
+    "separately from its start, unless ONNXSERVE_REDIS_URL sets a shared counter.",
 )
 @output_option
 def create(
@@ -77,19 +77,19 @@ def create(
     limits: tuple[str, ...],
     output: str,
 ) -> None:
-    """Create the API key NAME, and print it, once.
+    """Create the API key NAME, and print it once.
 
-    NAME says who uses it; logs and the audit trail show it.
+    NAME identifies the user of the key in logs and in the audit trail.
 
     \b
       onnxserve keys create shop --endpoint flights --expires 90d --limit 100/second --limit 1000000/day
       onnxserve keys create prometheus --scope read
     """
-    for one in (name, *endpoints):
-        empty_endpoint(one)  # raises if it is no name
+    for identifier in (name, *endpoints):
+        empty_endpoint(identifier)  # Raises if the name is not valid.
     for rate in limits:
         if not re.fullmatch(RATE, rate):
-            raise click.UsageError(f"--limit {rate}: a rate is expected, as 100/second or 1000000/day")
+            raise click.UsageError(f"--limit {rate}: a rate is expected, e.g. 100/second or 1000000/day")
     with usage_errors():
         lifetime: timedelta | None = None if expires is None else parse_duration(expires, "--expires")
     with opened_store() as store:
@@ -100,27 +100,27 @@ def create(
             key, text = ApiKeys(store).create(name, scopes, endpoints, lifetime, limits=limits)
         except OverflowError:
             raise click.UsageError(f"--expires {expires} ends after the year 9999") from None
-    for one in endpoints:
-        if one not in known:
-            show_progress(f"the store has no endpoint {one!r} yet{did_you_mean(one, known)}")
+    for identifier in endpoints:
+        if identifier not in known:
+            show_progress(f"the store has no endpoint {identifier!r} yet{did_you_mean(identifier, known)}")
     if output == "json":
         show_json({**_document(key), "key": text})
         return
-    click.echo("shown once, and kept by nobody but you:", err=True)
+    click.echo("store this key now; it cannot be shown again:", err=True)
     click.echo(text)
 
 
 @keys.command("list")
 @output_option
 def list_keys(output: str) -> None:
-    """List the API keys, also those that hold no more."""
+    """List all API keys, including expired and revoked keys."""
     with opened_store() as store:
         from mlflow_deploy_plugin.store import ApiKeys
 
-        found, now = ApiKeys(store).created(), store.now()
+        api_keys, now = ApiKeys(store).created(), store.now()
     rows = [("NAME", "SCOPES", "ENDPOINTS", "LIMITS", "CREATED", "STATE")]
-    for key in found:
-        state = "holds" if key.expires_at is None else f"holds until {key.expires_at:%Y-%m-%d %H:%M}Z"
+    for key in api_keys:
+        state = "valid" if key.expires_at is None else f"valid until {key.expires_at:%Y-%m-%d %H:%M}Z"
         if key.expires_at is not None and key.expires_at <= now:
             state = "expired"
         if key.revoked_at is not None:
@@ -128,14 +128,16 @@ def list_keys(output: str) -> None:
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
         limits = ", ".join(key.limits) or "none"
         rows.append((key.name, ",".join(key.scopes), ",".join(key.endpoints) or "all", limits, created, state))
-    show_table(output, [*map(_document, found)], rows, "there are no keys: `onnxserve keys create NAME` makes one")
+    show_table(
+        output, [*map(_document, api_keys)], rows, "there are no keys: create one with `onnxserve keys create NAME`"
+    )
 
 
 @keys.command()
 def export() -> None:
-    """Show the digests of the API keys that hold, as a file.
+    """Show the digests of the valid API keys as a JSON file.
 
-    A server without a store reads it (ONNXSERVE_KEYS_FILE).
+    A server without a store reads this file (ONNXSERVE_KEYS_FILE).
 
     \b
       kubectl create secret generic keys --from-file keys.json=<(onnxserve keys export)
@@ -157,7 +159,9 @@ def revoke(name: str, why: str) -> None:
         stored = ApiKeys(store)
         if stored.revoke(name, why) is None:
             valid = [key.name for key in stored.valid()]
-            raise NotFound(f"no key {name!r} holds{did_you_mean(name, valid, 'onnxserve keys list shows them')}")
+            raise NotFound(
+                f"there is no valid key {name!r}{did_you_mean(name, valid, 'onnxserve keys list shows them')}"
+            )
     click.echo(f"the key {name} is revoked")
 
 

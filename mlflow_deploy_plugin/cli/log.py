@@ -1,4 +1,4 @@
-"""`onnxserve log …`: query, count and keep what was captured of an endpoint."""
+"""`onnxserve log …`: query, count, compact and expire captured rows."""
 
 import dataclasses
 import sys
@@ -37,27 +37,27 @@ _MEASURED_ROWS = 1000
 _SHOWN_TIMES = 24
 _BAR = 30
 _MEMORY_BYTES = 2 * 2**30
-"""The memory of a query, beyond that of the command itself."""
+"""The memory limit of a query, in addition to the memory of the command."""
 _HIDDEN_COLUMNS = "_model, _received_time, _shadow, _latency_us, _status, _request_id, _segment, _offset, _row"
 _HIDDEN_COLUMNS_OF_FAILED = "_received_time, _shadow, _segment, _offset, _row"
-"""The columns that a table for people leaves out by default: they are for programs."""
+"""Columns that are hidden in a table by default, because only programs need them."""
 _since = option(
     "--since",
     "--window",
     "since",
     metavar="WHEN",
     show_default="everything",
-    help="Begin: so long before now by the time of receipt (90s, 1h, 7d); or an event time in UTC (2013-07-01T12:00), "
-    "or a whole window of it (2013-07-01/1d).",
+    help="Start: an age by the time of receipt (90s, 1h, 7d), an event time in UTC (2013-07-01T12:00), or a window of "
+    "event time (2013-07-01/1d).",
 )
 _until = option(
-    "--until", metavar="WHEN", show_default="no end", help="End, excluded: so long before now, or an event time in UTC."
+    "--until", metavar="WHEN", show_default="no end", help="End (exclusive): an age, or an event time in UTC."
 )
 
 
 @click.group(cls=Commands)
 def log() -> None:
-    """Query, count and keep what was captured of an endpoint."""
+    """Query, count, compact and expire captured rows."""
 
 
 @log.command()
@@ -65,25 +65,25 @@ def log() -> None:
 @click.argument("file", default="-")
 @_since
 @_until
-@option("--where", metavar="SQL", default="", help="Condition on the columns.")
-@option("--select", metavar="SQL", default="", show_default="every column", help="Columns and expressions.")
-@option("--order-by", metavar="SQL", default="", show_default="as the hours follow", help="Order, as _event_time DESC.")
-@option("--sql", metavar="SQL", default="", help="Whole SELECT over the table log, instead of those three.")
-@option("--labels/--no-labels", default=True, help="Columns _label and _label_number, or none of them.")
-@option("--shadows", is_flag=True, help="Show also what shadows answered.")
-@option("--failed", is_flag=True, help="Show the requests that got no answer instead, with the reason.")
+@option("--where", metavar="SQL", default="", help="WHERE condition.")
+@option("--select", metavar="SQL", default="", show_default="all columns", help="Columns and expressions.")
+@option("--order-by", metavar="SQL", default="", show_default="by hour", help="Order, e.g. _event_time DESC.")
+@option("--sql", metavar="SQL", default="", help="Complete SELECT over log; replaces the three options above.")
+@option("--labels/--no-labels", default=True, help="Include the columns _label and _label_number.")
+@option("--shadows", is_flag=True, help="Include the answers of shadows.")
+@option("--failed", is_flag=True, help="Show only the requests that failed, with the reason.")
 @option(
     "--limit",
     type=click.IntRange(min=0),
     metavar="ROWS",
     show_default=f"{_TABLE_ROWS} in a table",
-    help="Number of rows at most.",
+    help="Maximum number of rows.",
 )
 @option(
     "-o",
     "--output",
     type=click.Choice(["table", "csv", "json", "jsonl", "parquet"]),
-    show_default="by the name of FILE, else table",
+    show_default="from the name of FILE, otherwise table",
     help="Format of the rows.",
 )
 def query(
@@ -103,7 +103,7 @@ def query(
 ) -> None:
     """Query the captured rows of the endpoint NAME in SQL.
 
-    Each row comes once, into FILE or onto standard output.
+    Write the rows to FILE or to standard output, each row once.
 
     \b
       onnxserve log query flights --since 1h
@@ -111,17 +111,17 @@ def query(
       onnxserve log query flights labelled.parquet --where "_label IS NOT NULL"
       onnxserve log query flights --sql "SELECT _version, count(*) FROM log GROUP BY ALL"
 
-    The SQL is DuckDB's. It sees the rows as the table log, and nothing else. A row has the label of its prediction id
-    or key, the last one if there are several. A name with a dot is quoted: "output.probabilities".
+    The SQL dialect is DuckDB's, and the only table is log. The label of a row is the latest label for its prediction
+    id or key. A column name that contains a dot must be quoted: "output.probabilities".
     """
     if sql and (where or select or order_by):
-        raise click.UsageError("--sql is the whole statement: leave --where, --select and --order-by out")
+        raise click.UsageError("--sql is the complete statement: omit --where, --select and --order-by")
     output = output or format_of(file) or "table"
     is_table = output == "table"
     if is_table and file != "-":
-        raise click.UsageError(f"a table is for people: with a file, here {file}, say -o csv, json, jsonl or parquet")
+        raise click.UsageError(f"a file cannot contain a table: specify -o csv, json, jsonl or parquet for {file}")
     if output == "parquet" and file == "-" and sys.stdout.isatty():
-        raise click.UsageError("Parquet is nothing for a terminal: name a FILE")
+        raise click.UsageError("Parquet cannot be shown in a terminal: specify a FILE")
     from mlflow_deploy_plugin.inference_log import Query, View, run_query
     from mlflow_deploy_plugin.inference_log.query import limit_memory
     from mlflow_deploy_plugin.inference_log.reader import require_endpoint
@@ -139,15 +139,15 @@ def query(
         of_answers, opened = opened, opened.failures
         if name not in opened.endpoints():
             require_endpoint(of_answers, name)
-            click.echo(f"no request of {name} is known to have failed", err=True)
+            click.echo(f"no failed request of {name} is in the log", err=True)
             return
-    # A table reads one row more than it shows, to report that there are more
+    # The query reads one extra row, so that a table can report that there are more rows.
     request = Query(view, select or "*", where, order_by, sql, limit + 1 if is_table and limit is not None else limit)
     with limit_memory(_MEMORY_BYTES), run_query(opened, request) as result:
         if is_table:
             show_lines(table_lines(result, limit, _WIDEST_REASON if failed else _WIDEST_CELL))
         else:
-            rows, kind, advice = 0, cast(FileFormat, output), "CAST(… AS VARCHAR) makes a text of it"
+            rows, kind, advice = 0, cast(FileFormat, output), "CAST(… AS VARCHAR) converts it to text"
             with (
                 open_output(file, sys.stdout.buffer) as target,
                 table_writer(kind, result.schema, target, advice) as write,
@@ -166,44 +166,44 @@ def query(
 @_until
 @output_option
 def stats(name: str, since: str | None, until: str | None, output: str) -> None:
-    """Count what was captured of the endpoint NAME.
+    """Count the captured rows of the endpoint NAME.
 
-    It counts rows by version, variant and time, labels, and missing rows. The agents count answered, captured,
-    dropped and shipped rows since their servers were first started, which shows rows that were answered and are not in
-    the log. If a deleted endpoint had the same name, only rows since the present one was created are counted; --since
-    counts the older ones, too.
+    Count rows by version, variant and time, and count labels and missing rows. To find answered rows that are not in
+    the log, the command uses the counters of the agents: answered, captured, dropped and shipped rows since the first
+    start of each server. If a deleted endpoint had the same name, its rows are counted only with --since.
     """
     from mlflow_deploy_plugin.inference_log.stats import log_stats
     from mlflow_deploy_plugin.inference_log.windows import parse_time_range
 
     with usage_errors():
         span = parse_time_range(since, until, datetime.now(UTC)) if since or until else None
-    present = None  # older rows of its name are those of a deleted endpoint
+    present = None
     if span is None:
-        with suppress(OnnxserveError), opened_store() as store:  # the log is there without the store
+        with suppress(OnnxserveError), opened_store() as store:  # The log exists even without the store.
             present = store.endpoint(name)
     opened = _open(present.rows_since if present is not None else None)
     if opened.since is not None:
-        said = f"what was received before {opened.since:%Y-%m-%d %H:%M:%S}Z is of a deleted endpoint of this name"
-        click.echo(f"{name}: {said}, and is not counted (--since counts it)", err=True)
-    found = log_stats(opened, name, span)
+        older = f"rows received before {opened.since:%Y-%m-%d %H:%M:%S}Z belong to a deleted endpoint of this name"
+        click.echo(f"{name}: {older} and are not counted (--since counts them)", err=True)
+    figures = log_stats(opened, name, span)
     if output == "json":
-        by_hour = {moment.isoformat(): rows for moment, rows in found.by_hour.items()}
-        document = {**dataclasses.asdict(found), "by_hour": by_hour}
+        by_hour = {moment.isoformat(): rows for moment, rows in figures.by_hour.items()}
+        document = {**dataclasses.asdict(figures), "by_hour": by_hour}
         click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_UTC_Z).decode())
     else:
-        show_lines(stats_lines(found, opened.location.shown))
+        show_lines(stats_lines(figures, opened.location.shown))
     _warn_of_unreadable(opened)
 
 
 @log.command()
 @click.argument("name")
-@option("--keep", required=True, metavar="DURATION", help="Age up to which rows and labels stay: 90d, 12h.")
+@option("--keep", required=True, metavar="DURATION", help="Maximum age of rows and labels: 90d, 12h.")
 @option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 def expire(name: str, keep: str, dry_run: bool) -> None:
-    """Delete what was captured of the endpoint NAME long ago.
+    """Delete old rows and labels of the endpoint NAME.
 
-    Rows go by their event time, labels by the day they came in, profiles of rows that monitors keep by their day.
+    The age of a row depends on its event time, the age of a label on the day of its receipt. The row profiles that
+    monitors store are deleted by day.
     """
     from mlflow_deploy_plugin.inference_log.maintenance import expire as delete
 
@@ -212,17 +212,17 @@ def expire(name: str, keep: str, dry_run: bool) -> None:
     opened = _open()
     _require_logged(opened, name)
     done = delete(opened, name, datetime.now(UTC), length, only_count=dry_run)
-    said = "would be deleted" if dry_run else "deleted"
-    click.echo(f"{name}: {done.expired_files:,} files older than {keep} {said}, {size_text(done.expired_bytes)}")
+    outcome = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{name}: {done.expired_files:,} files older than {keep} {outcome}, {size_text(done.expired_bytes)}")
 
 
 @log.command()
 @click.argument("name")
 def compact(name: str) -> None:
-    """Compact the many small files of the endpoint NAME.
+    """Compact the small files of the endpoint NAME.
 
-    The files of an hour that is over become one. Rows stay as they are, and readers and agents go on meanwhile.
-    `onnxserve controller` does the same once an hour.
+    The files of each past hour are merged into one file. The rows do not change, and readers and agents may run at the
+    same time. `onnxserve controller` does the same once per hour.
     """
     from mlflow_deploy_plugin.inference_log.maintenance import compact as make_one
 
@@ -234,7 +234,7 @@ def compact(name: str) -> None:
 
 
 def _require_logged(opened: "InferenceLog", name: str) -> None:
-    """Raise NotFound if the log has nothing of the endpoint: no rows, no labels (they outlive rows), no failures."""
+    """Raise NotFound if the log contains no rows, no labels (which outlive rows) and no failures of the endpoint."""
     from mlflow_deploy_plugin.inference_log.labels import LABELS
     from mlflow_deploy_plugin.inference_log.reader import require_endpoint
     from mlflow_deploy_plugin.inference_log.storage import list_endpoints
@@ -252,11 +252,11 @@ def _open(since: datetime | None = None) -> "InferenceLog":
 
 def _warn_of_unreadable(log: "InferenceLog") -> None:
     for path, why in log.unreadable.items():
-        click.echo(f"note: {path} makes no sense and is left out: {why}", err=True)
+        click.echo(f"note: {path} cannot be read and is ignored: {why}", err=True)
 
 
 def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_CELL) -> Iterator[str]:
-    """Yield at most `bound` rows as a table; the first rows give the widths, of at most `widest` characters."""
+    """Yield at most `bound` rows as a table. The first rows determine the widths of at most `widest` characters."""
     numeric = [str(field.type).startswith(("int", "uint", "float", "double", "halffloat")) for field in result.schema]
     cell = partial(_cell, widest)
     rows = (
@@ -271,27 +271,27 @@ def table_lines(result: "QueryResult", bound: int | None, widest: int = _WIDEST_
     count = 0
     for row in chain(first, rows):
         if count == bound:
-            yield f"… and more: --limit says how many, {bound:,} now"
+            yield f"… and more rows: --limit is {bound:,}"
             return
         count += 1
         yield _line(row, widths, numeric)
     yield f"{count:,} row{'' if count == 1 else 's'}"
 
 
-def stats_lines(stats: "LogStats", shown: str) -> Iterator[str]:
-    yield f"{stats.endpoint} in {shown}"
+def stats_lines(stats: "LogStats", location: str) -> Iterator[str]:
+    yield f"{stats.endpoint} in {location}"
     span = f", {_time(stats.first)} to {_time(stats.last)}" if stats.first and stats.last else ""
     shadows = f" and {stats.shadow_rows:,} of shadows" if stats.shadow_rows else ""
     yield f"  rows      {stats.rows:,}{shadows}{span}"
     if stats.failed_rows:
-        yield f"  failed    {stats.failed_rows:,} rows of requests that got no answer"
+        yield f"  failed    {stats.failed_rows:,} rows of requests that failed"
     yield f"  files     {stats.files:,}, {size_text(stats.size)}"
     yield from _count_lines("versions", stats.by_version)
     yield from _count_lines("variants", stats.by_variant)
     labels = stats.labels
     share = f" ({labels.rows / stats.rows:.1%})" if stats.rows else ""
-    unmatched = "" if labels.unmatched is None else f"; {labels.names:,} labels are in, {labels.unmatched:,} unmatched"
-    yield f"  labels    {labels.rows:,} rows have one{share}{unmatched}"
+    unmatched = "" if labels.unmatched is None else f"; {labels.names:,} labels, {labels.unmatched:,} unmatched"
+    yield f"  labels    {labels.rows:,} rows have a label{share}{unmatched}"
     if (account := stats.account) is not None:
         way = account.captured - account.shipped
         on_their_way = f", {way:,} on their way" if way > 0 else ""
@@ -300,7 +300,7 @@ def stats_lines(stats: "LogStats", shown: str) -> Iterator[str]:
             f"{account.dropped:,} dropped; {account.shipped:,} shipped{on_their_way}"
         )
         if labels.unmatched is not None and (gone := account.gone(stats.rows)):
-            yield f"            {gone:,} shipped rows are not in the log any more: they have expired, or were deleted"
+            yield f"            {gone:,} shipped rows are no longer in the log: they expired or were deleted"
         yield f"            the log is complete until {_time(account.complete_until)}"
     yield from _histogram(stats.by_hour)
 
@@ -319,18 +319,18 @@ def _count_lines(title: str, counts: Mapping[str, int]) -> Iterator[str]:
 
 
 def _histogram(by_hour: Mapping[datetime, int]) -> Iterator[str]:
-    """Yield a bar for each hour, or for each day if there are many."""
+    """Yield a bar for each hour, or for each day if there are too many hours."""
     form = "%Y-%m-%d %H:%M" if len(by_hour) <= _SHOWN_TIMES else "%Y-%m-%d"
     counts: dict[str, int] = {}
     for moment, rows in by_hour.items():
         counts[moment.strftime(form)] = counts.get(moment.strftime(form), 0) + rows
     if len(counts) > _SHOWN_TIMES:
-        yield f"  … {len(counts) - _SHOWN_TIMES:,} earlier ones (-o json has all)"
+        yield f"  … {len(counts) - _SHOWN_TIMES:,} earlier bars (-o json shows all)"
     last = list(counts.items())[-_SHOWN_TIMES:]
     most = max((rows for _, rows in last), default=1)
     width = len(f"{most:,}")
-    for shown, rows in last:
-        yield f"  {shown}  {rows:{width},}  {'█' * max(1, round(_BAR * rows / most))}"
+    for label, rows in last:
+        yield f"  {label}  {rows:{width},}  {'█' * max(1, round(_BAR * rows / most))}"
 
 
 def _cell(widest: int, value: object) -> str:

@@ -1,4 +1,4 @@
-"""`onnxserve monitor …`, `drift run` and `silence`: the monitors of endpoints, their windows, results and alerts."""
+"""`onnxserve monitor …`, `drift run` and `silence`: monitors of endpoints with their windows, results and alerts."""
 
 import sys
 from collections.abc import Iterator
@@ -40,32 +40,32 @@ if TYPE_CHECKING:
 _HEAD = ("ENDPOINT", "MONITOR", "KIND", "EVERY", "STATE", "LAST WINDOW", "VERDICT", "NEXT DUE (UTC)")
 _SHOWN_FINDINGS = 8
 _SHOWN = ("start", "end", "revision", "by_hand", "state", "verdict", "reason", "rows", "attempts", "run_id", "run_url")
-"""The fields of a window that JSON has."""
+"""The fields of a window in JSON output."""
 _VERDICTS_WITH_REASON = ("could not be judged", "cannot tell", "not judged")
 _monitor_option = option(
     "--monitor",
     "monitor_name",
     metavar="MONITOR",
-    show_default="the only one; where there is none, a daily one of drift",
-    help="Monitor of the endpoint to judge by.",
+    show_default="the only monitor; without monitors, a daily drift monitor",
+    help="Monitor of the endpoint.",
 )
 _window_option = option(
     "--window",
     metavar="START/END",
-    show_default="the latest whole one of the monitor's length that has rows",
+    show_default="the latest complete window of the monitor that has rows",
     help="Half-open interval of event time in UTC: 2013-07-01/2013-08-01 or 2013-07-01/1d.",
 )
 
 
-def _names(context: click.Context, parameter: click.Parameter, given: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in (given or "").split(",") if name.strip())
+def _names(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 @click.group(cls=Commands)
 def monitor() -> None:
-    """Judge captured traffic on a schedule, and by hand.
+    """Judge captured traffic on a schedule or by hand.
 
-    `onnxserve controller` keeps the schedule; these commands show what it found, change it, and judge at once.
+    `onnxserve controller` runs the schedule. These commands show its results, change it, and judge windows immediately.
 
     \b
       onnxserve monitor add flights daily --kind drift --every 1d
@@ -78,9 +78,9 @@ def monitor() -> None:
 @click.argument("name", required=False)
 @output_option
 def list_(name: str | None, output: str) -> None:
-    """List the monitors, of all endpoints or of NAME.
+    """List the monitors of all endpoints or of NAME.
 
-    The list shows the state of each, its last result, and when it is due next.
+    The list shows the state, the last result and the next due time of each monitor.
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.leadership import STORE_LEASE
@@ -89,44 +89,44 @@ def list_(name: str | None, output: str) -> None:
 
         try:
             watermarks = read_watermarks(locate_log(deployments.settings.inference_log))
-        except OSError:  # the store's part is still shown
+        except OSError:  # The list then shows only the data of the store.
             watermarks = []
-        found = overviews(deployments.store, name, watermarks)
+        monitors = overviews(deployments.store, name, watermarks)
         lease = deployments.store.lease(STORE_LEASE)
         is_run = lease is not None and lease.is_current
         for unreadable in deployments.store.unreadable() if name is None else ():
             click.echo(unreadable.reason, err=True)
     rows = [_HEAD]
-    for one in found:
+    for item in monitors:
         window = verdict = "-"
-        if one.last is not None:
-            window = str(Window(one.last.start, one.last.end))
-            verdict = f"{one.last.verdict}{' (by hand)' if one.last.by_hand else ''}"
-        due = f"{one.next_due:%Y-%m-%d %H:%M}" if one.next_due else "-"
-        rows.append((one.endpoint, one.monitor, one.spec.kind, one.spec.every, one.status, window, verdict, due))
-    empty = f"there are no monitors: onnxserve monitor add {name or 'NAME'} MONITOR makes one"
-    show_table(output, [*map(monitor_document, found)], rows, empty)
-    if output == "json" or not found:
+        if item.last is not None:
+            window = str(Window(item.last.start, item.last.end))
+            verdict = f"{item.last.verdict}{' (by hand)' if item.last.by_hand else ''}"
+        due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
+        rows.append((item.endpoint, item.monitor, item.spec.kind, item.spec.every, item.status, window, verdict, due))
+    empty = f"there are no monitors: create one with `onnxserve monitor add {name or 'NAME'} MONITOR`"
+    show_table(output, [*map(monitor_document, monitors)], rows, empty)
+    if output == "json" or not monitors:
         return
-    for one in found:
-        if one.why:
-            show_lines([f"{one.endpoint} {one.monitor}: {one.why}"])
-        if one.given_up:
-            windows = "1 window" if one.given_up == 1 else f"{one.given_up} windows"
-            click.echo(f"{one.endpoint} {one.monitor}: {windows} could not be judged")
+    for item in monitors:
+        if item.why:
+            show_lines([f"{item.endpoint} {item.monitor}: {item.why}"])
+        if item.given_up:
+            windows = "1 window" if item.given_up == 1 else f"{item.given_up} windows"
+            click.echo(f"{item.endpoint} {item.monitor}: {windows} could not be judged")
     if not is_run:
-        click.echo("no controller runs: start `onnxserve controller`, which judges what is due", err=True)
+        click.echo("no controller runs: start `onnxserve controller` to judge the windows that are due", err=True)
 
 
 @monitor.command()
-@option("--keep", required=True, metavar="DURATION", help="Age up to which windows and alerts stay: 90d, 400d.")
+@option("--keep", required=True, metavar="DURATION", help="Maximum age of windows and alerts: 90d, 400d.")
 @option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
 def expire(keep: str, dry_run: bool) -> None:
     """Delete old windows and alerts of all monitors.
 
-    Controllers may run, and do so once an hour if ONNXSERVE_MONITOR_RETENTION_DAYS is set. What waits to be judged or
-    still alarms stays, as do the newest 200 windows of each monitor, the runs in MLflow, the audit trail, rollouts and
-    retrainings.
+    Controllers may run at the same time. If ONNXSERVE_MONITOR_RETENTION_DAYS is set, they do the same once per hour.
+    The command keeps windows that wait for a judgement, active alerts, the newest 200 windows of each monitor, the runs
+    in MLflow, the audit trail, rollouts and retrainings.
     """
     from mlflow_deploy_plugin.store import expire as delete
     from mlflow_deploy_plugin.store.expiry import MIN_DAYS
@@ -134,11 +134,11 @@ def expire(keep: str, dry_run: bool) -> None:
     with usage_errors():
         length = parse_duration(keep, "--keep")
     if length < timedelta(days=MIN_DAYS):
-        raise click.UsageError(f"--keep {keep} is too short: a window may change for {MIN_DAYS} days by late labels")
+        raise click.UsageError(f"--keep {keep} is too short: late labels may change a window for {MIN_DAYS} days")
     with opened_store() as store:
         done = delete(store, length, only_count=dry_run)
-    said = "would be deleted" if dry_run else "deleted"
-    click.echo(f"{done.windows:,} windows and {done.alerts:,} alerts older than {keep} {said}")
+    outcome = "would be deleted" if dry_run else "deleted"
+    click.echo(f"{done.windows:,} windows and {done.alerts:,} alerts older than {keep} {outcome}")
 
 
 @monitor.command()
@@ -149,36 +149,37 @@ def expire(keep: str, dry_run: bool) -> None:
     "--engine",
     type=click.Choice(["local", "spark"]),
     default="local",
-    help="Place where rows are counted: this process, or Spark for a log beyond this machine, with the same numbers.",
+    help="Engine that aggregates the rows: this process, or Spark for large logs. Both give the same numbers.",
 )
 @option(
     "--due",
     is_flag=True,
-    help="Judge all windows that are due, as the controller does, with its alerts and retrainings. For a CronJob.",
+    help="Judge all due windows like the controller, with alerts and retrainings. Intended for a CronJob.",
 )
 @output_option
 def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine", due: bool, output: str) -> None:
     """Judge a window of the endpoint NAME now.
 
-    It is logged to MLflow and stored like the windows of the schedule, but without --due no alert is sent and nothing
-    is started. Exit status 0 whatever the verdict is; with --due, 1 if a window could not be judged.
+    The result is logged to MLflow and stored like a scheduled result. Without --due, the command sends no alert and
+    starts no retraining. The verdict does not change the exit status. With --due, exit status 1 if a window could not
+    be judged.
     """
     if not due:
         _judge_window(name, monitor_name, window, output, engine)
         return
     if window is not None or output != "text" or engine != "local":
-        raise click.UsageError("--due judges what is due, in lines and here: it takes no --window, -o or --engine")
+        raise click.UsageError("--due cannot be combined with --window, -o or --engine")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_due
         from mlflow_deploy_plugin.monitoring import send_due
 
-        found = find_monitor(deployments, name, monitor_name)
+        chosen = find_monitor(deployments, name, monitor_name)
         try:
-            states = [taken.state for taken in run_due(deployments, found, click.echo)]
+            states = [judged.state for judged in run_due(deployments, chosen, click.echo)]
         finally:
             send_due(deployments.store, deployments.settings)
     if not states:
-        click.echo(f"{name}: monitor {found.name}: nothing is due")
+        click.echo(f"{name}: monitor {chosen.name}: no window is due")
     sys.exit(0 if set(states) <= {"judged"} else 1)
 
 
@@ -189,7 +190,7 @@ def run(name: str, monitor_name: str | None, window: str | None, engine: "Engine
 def pause(name: str, monitor_name: str, why: str) -> None:
     """Pause the monitor MONITOR of the endpoint NAME.
 
-    It judges nothing until it is resumed; the windows that it has missed are judged then.
+    The monitor judges no windows until it is resumed. It then judges the windows that it missed.
     """
     _pause(name, monitor_name, True, why)
 
@@ -211,14 +212,14 @@ def resume(name: str, monitor_name: str, why: str) -> None:
     "begin",
     required=True,
     metavar="TIME",
-    help="Begin of the interval, in UTC: 2013-07-01 or 2013-07-01T12:00.",
+    help="Start of the interval in UTC: 2013-07-01 or 2013-07-01T12:00.",
 )
-@option("--to", "end", metavar="TIME", show_default="now", help="End of the interval, excluded.")
+@option("--to", "end", metavar="TIME", show_default="now", help="End of the interval (exclusive).")
 def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     """Judge the windows of an interval that were not judged yet.
 
-    The oldest window of the monitor MONITOR comes first; there are at most 10,000 in one go. Ctrl-C ends it after what
-    is judged; the same command goes on from there. Exit status 1 where a window could not be judged.
+    The monitor MONITOR judges at most 10,000 windows per command, oldest first. After Ctrl-C, repeat the command to
+    continue with the first window that is not judged. Exit status 1 if a window could not be judged.
     """
     began, ended = _time(begin), _time(end) if end is not None else datetime.now(UTC)
     with opened_deployments() as deployments:
@@ -227,40 +228,40 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor
         from mlflow_deploy_plugin.inference_log import Window
 
-        found = find_monitor(deployments, name, monitor_name)
+        chosen = find_monitor(deployments, name, monitor_name)
         judged = passed_over = failed = number = count = 0
         try:
-            for number, count, window, is_new in backfill_windows(deployments, found, began, ended, judge_and_log):
+            for number, count, window, is_new in backfill_windows(deployments, chosen, began, ended, judge_and_log):
                 judged, passed_over = judged + is_new, passed_over + (not is_new)
                 failed += window.state == "failed"
                 verdict = window.verdict or "could not be judged"
-                what = f"{verdict}: {window.reason}" if verdict in _VERDICTS_WITH_REASON else verdict
-                again = "" if is_new else " (judged already)"
-                click.echo(f"[{number}/{count}] {Window(window.start, window.end)}: {what}{again}")
+                outcome = f"{verdict}: {window.reason}" if verdict in _VERDICTS_WITH_REASON else verdict
+                again = "" if is_new else " (already judged)"
+                click.echo(f"[{number}/{count}] {Window(window.start, window.end)}: {outcome}{again}")
         except KeyboardInterrupt:
-            click.echo(f"ended after {number} of {count} windows; the same command goes on from there", err=True)
+            click.echo(f"interrupted after {number} of {count} windows; repeat the command to continue", err=True)
             sys.exit(130)
-    click.echo(f"{judged - failed} windows judged, {passed_over} judged before, {failed} could not be judged")
+    click.echo(f"{judged - failed} windows judged, {passed_over} already judged, {failed} could not be judged")
     sys.exit(1 if failed else 0)
 
 
 @monitor.command()
 @click.argument("name")
 @click.argument("monitor_name", metavar="MONITOR")
-@option("--kind", type=click.Choice(get_args(MonitorKind)), default="drift", help="Kind of the judgement.")
+@option("--kind", type=click.Choice(get_args(MonitorKind)), default="drift", help="Kind of the monitor.")
 @option("--every", metavar="DURATION", show_default="1d", help="Length of a window in event time: 30m, 1h, 1d.")
 @option(
     "--schedule",
     metavar="CRONTAB",
-    show_default="when a window is over",
-    help="Times when it is judged, as crontab says them: '15 6 * * *'.",
+    show_default="at the end of each window",
+    help="Times of the judgements in crontab syntax: '15 6 * * *'.",
 )
 @option("--time-zone", metavar="ZONE", show_default="UTC", help="Time zone of the schedule: Europe/Berlin.")
 @option(
     "--reference",
     metavar="REFERENCE",
     show_default="training",
-    help="Data that a window is compared with: training, rolling:7d, window:START/END or dataset:URI.",
+    help="Data to compare a window with: training, rolling:7d, window:START/END or dataset:URI.",
 )
 @option("--require", metavar="CRITERIA", help="Criteria that must hold: accuracy>=0.8,f1>=0.7.")
 @option(
@@ -268,23 +269,23 @@ def backfill(name: str, monitor_name: str, begin: str, end: str | None) -> None:
     "--config",
     multiple=True,
     metavar="FIELD=VALUE",
-    help="Field to set: min_rows=500, retrain.project=…; may be given again.",
+    help="Field to set: min_rows=500, retrain.project=…. May be repeated.",
 )
 @why_option
 def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **fields: str | None) -> None:
     """Add the monitor MONITOR to the endpoint NAME.
 
-    Its windows are judged from the next look of `onnxserve controller` on.
+    `onnxserve controller` judges its windows from its next poll on.
     """
-    given = {key: value for key, value in fields.items() if value is not None} | key_values(config)
+    changes = {key: value for key, value in fields.items() if value is not None} | key_values(config)
     with opened_deployments() as deployments:
         stored = deployments.get_endpoint(name).endpoint
         if monitor_name in stored.spec.monitors:
             raise AlreadyExists(
-                f"endpoint {name!r} has a monitor {monitor_name!r} already: onnxserve endpoint update {name} "
-                f"-C monitors.{monitor_name}.FIELD=VALUE changes it"
+                f"endpoint {name!r} already has a monitor {monitor_name!r}: change it with `onnxserve endpoint update "
+                f"{name} -C monitors.{monitor_name}.FIELD=VALUE`"
             )
-        dotted = {f"monitors.{monitor_name}.{field}": value for field, value in given.items()}
+        dotted = {f"monitors.{monitor_name}.{field}": value for field, value in changes.items()}
         deployments.update_endpoint(name, dotted, why)
     click.echo(f"{name} has the monitor {monitor_name}")
 
@@ -296,14 +297,14 @@ def add(name: str, monitor_name: str, config: tuple[str, ...], why: str, **field
 def remove(name: str, monitor_name: str, why: str) -> None:
     """Remove the monitor MONITOR from the endpoint NAME.
 
-    What it has found stays.
+    The results of the monitor are kept.
     """
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.store import Monitors
 
         deployments.remove_monitor(name, monitor_name, why)
         Monitors(deployments.store).forget(name, monitor_name)
-    click.echo(f"{name} has no monitor {monitor_name} any more")
+    click.echo(f"{name} no longer has the monitor {monitor_name}")
 
 
 @click.group(cls=Commands)
@@ -318,32 +319,28 @@ def drift() -> None:
 @option(
     "--rows",
     metavar="FILE",
-    help="Rows that are judged instead of captured ones, Parquet or CSV. NAME then says only where the report goes: "
-    "to the experiment onnxserve/NAME.",
+    help="Rows to judge instead of captured rows, Parquet or CSV. The report is logged to the experiment "
+    "onnxserve/NAME; the endpoint NAME need not exist.",
 )
-@option("--reference", metavar="FILE", help="Rows that --rows are compared with, as the training rows.")
+@option("--reference", metavar="FILE", help="Rows to compare --rows with, e.g. the training rows.")
 @option(
     "--min-rows",
     type=click.IntRange(min=1),
     metavar="ROWS",
     show_default="the monitor's",
-    help="Number of rows below which a window is not judged.",
+    help="Minimum number of rows; a smaller window is not judged.",
 )
 @option(
     "--false-alarm-rate",
     type=NumberRange(0, 1, min_open=True, max_open=True),
     metavar="SHARE",
     show_default="the monitor's",
-    help="Share of windows like the reference that may be called drifted.",
+    help="Share of windows without drift that may be reported as drifted.",
 )
 @option(
-    "--columns",
-    metavar="NAMES",
-    callback=_names,
-    show_default="the monitor's",
-    help="Only columns that are judged: temp,image.",
+    "--columns", metavar="NAMES", callback=_names, show_default="the monitor's", help="Columns to judge: temp,image."
 )
-@option("--exclude", metavar="NAMES", callback=_names, show_default="none", help="Columns that are left out: id,image.")
+@option("--exclude", metavar="NAMES", callback=_names, show_default="none", help="Columns to ignore: id,image.")
 @output_option
 def run_drift(
     name: str,
@@ -356,17 +353,17 @@ def run_drift(
 ) -> None:
     """Judge a window of the endpoint NAME now, with other bounds.
 
-    It is `onnxserve monitor run` for one window, which is logged to MLflow. With another bound or other columns the
-    result is in MLflow alone, and is no verdict of the monitor. The same holds for a file instead of captured rows,
-    which needs no endpoint:
+    Without other bounds or columns, the command is equal to `onnxserve monitor run`. With other bounds or columns, the
+    result is logged only to MLflow and is not a verdict of the monitor. The same applies to a file of rows, which needs
+    no endpoint:
 
     \b
       onnxserve drift run cancer --rows recent.csv --reference training.csv
     """
     if rows is not None or reference is not None:
         if rows is None or reference is None or window is not None or monitor_name is not None:
-            raise click.UsageError("--rows and --reference go together, without --window and --monitor")
-        show_progress(f"judging {rows} beside {reference}")  # before seconds of imports
+            raise click.UsageError("--rows and --reference must be specified together, without --window and --monitor")
+        show_progress(f"comparing {rows} with {reference}")  # The imports below take seconds.
         from mlflow_deploy_plugin.controller.monitors.manual_runs import run_files
         from mlflow_deploy_plugin.settings import load_settings
 
@@ -381,26 +378,22 @@ def run_drift(
     "--monitor",
     default="",
     metavar="MONITOR",
-    show_default="all of the endpoint's",
-    help="Monitor whose alerts are held back.",
+    show_default="all monitors of the endpoint",
+    help="Monitor whose alerts are silenced.",
 )
-@option("--for", "length", metavar="DURATION", help="Length from now on: 30m, 2h, 7d.")
+@option("--for", "length", metavar="DURATION", help="Duration from now: 30m, 2h, 7d.")
 @why_option
-@option("--list", "is_asked", is_flag=True, help="Show the silences that hold, of NAME or of all.")
+@option("--list", "is_asked", is_flag=True, help="Show the active silences of NAME or of all endpoints.")
 @option(
-    "--remove",
-    "number",
-    type=click.IntRange(min=1),
-    metavar="ID",
-    help="End the silence with this number, which --list shows.",
+    "--remove", "number", type=click.IntRange(min=1), metavar="ID", help="End the silence with this ID from --list."
 )
 @list_output_option
 def silence(
     name: str | None, monitor: str, length: str | None, why: str, is_asked: bool, number: int | None, output: str
 ) -> None:
-    """Silence the alerts of an endpoint for a while.
+    """Silence the alerts of an endpoint for a limited time.
 
-    The monitors of the endpoint NAME go on; an alarm that still holds when the silence ends is sent then.
+    The monitors of the endpoint NAME continue to judge. When the silence ends, alarms that are still active are sent.
 
     \b
       onnxserve silence flights --monitor daily --for 2h --why 'a known storm'
@@ -408,55 +401,55 @@ def silence(
       onnxserve silence --remove 3
     """
     if sum((length is not None, is_asked, number is not None)) != 1:
-        raise click.UsageError("say one of NAME --for DURATION, --list, --remove ID")
+        raise click.UsageError("specify exactly one of NAME --for DURATION, --list, --remove ID")
     if monitor and length is None:
-        raise click.UsageError("--monitor goes with --for")
+        raise click.UsageError("--monitor requires --for")
     if length is not None and name is None:
-        raise click.UsageError("say which endpoint: onnxserve silence NAME --for 2h")
+        raise click.UsageError("specify the endpoint: onnxserve silence NAME --for 2h")
     with opened_store() as store:
         from mlflow_deploy_plugin.store import Silences
 
         silences = Silences(store)
         if number is not None:
             if silences.end(number, why) is None:
-                raise NotFound(f"there is no silence {number}; onnxserve silence --list shows those that hold")
+                raise NotFound(f"there is no silence {number}; `onnxserve silence --list` shows the active silences")
             click.echo(f"silence {number} is over")
         elif name is not None and length is not None:
             with usage_errors():
-                wanted = parse_duration(length, "--for")
+                duration = parse_duration(length, "--for")
             spec = store.require_endpoint(name).spec
             if monitor:
-                spec.monitor(monitor)  # raises for an unknown name
-            show_lines([_silence_line(silences.add(name, monitor, wanted, why))])
+                spec.monitor(monitor)  # Raises for an unknown name.
+            show_lines([_silence_line(silences.add(name, monitor, duration, why))])
         else:
             active = silences.active(name)
             if not active and name is not None:
-                store.require_endpoint(name)  # raises for an unknown name
+                store.require_endpoint(name)  # Raises for an unknown name.
             if output == "json":
-                show_json([{**asdict(one), "monitor": one.monitor or None} for one in active])
+                show_json([{**asdict(entry), "monitor": entry.monitor or None} for entry in active])
             elif active:
                 show_lines(map(_silence_line, active))
             else:
-                click.echo(f"no silence holds: `onnxserve silence {name or 'NAME'} --for 2h` makes one")
+                click.echo(f"no silence is active: create one with `onnxserve silence {name or 'NAME'} --for 2h`")
 
 
 def _judge_window(
     name: str, monitor_name: str | None, window: str | None, output: str, engine: "Engine" = "local", **tried: Any
 ) -> None:
-    """Judge one window now and show the result; with fields of the spec that are only `tried`, it is not stored."""
+    """Judge one window now and show the result. If `tried` overrides fields of the spec, the result is not stored."""
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.controller.monitors.manual_runs import find_monitor, run_window
         from mlflow_deploy_plugin.inference_log import parse_window
 
         with usage_errors():
             parsed = parse_window(window) if window is not None else None
-        found = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
+        monitor = find_monitor(deployments, name, monitor_name).with_bounds(**tried)
 
         def judge(request: "WindowRequest") -> "EvaluatedWindow":
-            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # before seconds of imports
+            show_progress(f"judging {request.window} of {name}: {request.spec.kind}")  # The imports take seconds.
             return _judge(request)
 
-        stored, evaluated = run_window(deployments, found, parsed, judge, engine)
+        stored, evaluated = run_window(deployments, monitor, parsed, judge, engine)
     _show_result(stored, evaluated, output)
 
 
@@ -497,21 +490,21 @@ def _time(text: str) -> datetime:
         raise click.UsageError(f"{error}: 2013-07-01 or 2013-07-01T12:00, in UTC") from None
 
 
-def monitor_document(one: "MonitorOverview") -> dict[str, object]:
+def monitor_document(overview: "MonitorOverview") -> dict[str, object]:
     return {
-        "endpoint": one.endpoint,
-        "monitor": one.monitor,
-        "kind": one.spec.kind,
-        "every": one.spec.every,
-        "schedule": one.spec.schedule,
-        "state": one.status,
-        "why": one.why,
-        "paused_by": one.state.paused_by,
-        "consecutive": one.state.consecutive,
-        "next_due": one.next_due,
-        "given_up": one.given_up,
-        "last": _window_document(one.last) if one.last else None,
-        "open": _window_document(one.open) if one.open else None,
+        "endpoint": overview.endpoint,
+        "monitor": overview.monitor,
+        "kind": overview.spec.kind,
+        "every": overview.spec.every,
+        "schedule": overview.spec.schedule,
+        "state": overview.status,
+        "why": overview.why,
+        "paused_by": overview.state.paused_by,
+        "consecutive": overview.state.consecutive,
+        "next_due": overview.next_due,
+        "given_up": overview.given_up,
+        "last": _window_document(overview.last) if overview.last else None,
+        "open": _window_document(overview.open) if overview.open else None,
     }
 
 
@@ -520,7 +513,7 @@ def _window_document(window: "MonitorWindow") -> dict[str, object]:
 
 
 def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iterator[str]:
-    """Yield the lines of `monitor run`: the verdict, the worst findings, and the report's address."""
+    """Yield the lines of `monitor run`: the verdict, the worst findings and the address of the report."""
     result = evaluated.result
     revision = f" (revision {window.revision})" if window.revision > 1 else ""
     yield f"{result.endpoint} {result.monitor} {result.window}{revision}: {result.state}"
@@ -535,8 +528,8 @@ def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iter
         value = "" if finding.value is None else f"{finding.value:.4g}"
         threshold = "" if finding.threshold is None else f"threshold {finding.threshold:.4g}"
         why = finding.history or ("" if finding.value is not None else finding.reason)
-        shown = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
-        rows.append((f"  {one_line(subject)}", finding.check, value, threshold, shown))
+        status = finding.history if finding.since else f"{finding.state}{f': {why}' if why else ''}"
+        rows.append((f"  {one_line(subject)}", finding.check, value, threshold, status))
     if rows:
         yield from align_columns(rows)
     if rest := len(own) - len(rows):
@@ -546,7 +539,7 @@ def _result_lines(window: "MonitorWindow", evaluated: "EvaluatedWindow") -> Iter
     yield f"  report: {evaluated.run.url or f'run {evaluated.run.run_id} in experiment {evaluated.run.experiment}'}"
 
 
-def _silence_line(found: "Silence") -> str:
-    what = f"{found.endpoint}, monitor {found.monitor}" if found.monitor else f"{found.endpoint}, all monitors"
-    why = f": {found.why}" if found.why else ""
-    return f"{found.id}  {what}, until {found.until:%Y-%m-%d %H:%M}Z by {found.actor}{why}"
+def _silence_line(silence: "Silence") -> str:
+    scope = f"{silence.endpoint}, monitor {silence.monitor}" if silence.monitor else f"{silence.endpoint}, all monitors"
+    why = f": {silence.why}" if silence.why else ""
+    return f"{silence.id}  {scope}, until {silence.until:%Y-%m-%d %H:%M}Z by {silence.actor}{why}"

@@ -1,6 +1,6 @@
-"""The parts that several commands share: options, lines for a terminal, the user's deployments and store.
+"""Options, terminal output and access to the user's deployments and store, which several commands share.
 
-Commands import MLflow, pandas, pyarrow and other slow libraries within functions, so that `--help` need not wait.
+Commands import MLflow, pandas, pyarrow and other slow libraries inside functions to keep `--help` fast.
 """
 
 import math
@@ -22,7 +22,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 class NumberRange(click.FloatRange):
-    """A range of numbers without NaN, which click takes for a number within any range."""
+    """A range of numbers that rejects NaN, which click accepts in every range."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = float(super().convert(value, param, ctx))
@@ -32,7 +32,7 @@ class NumberRange(click.FloatRange):
 
 
 class Commands(click.Group):
-    """A group that answers an unknown command with those that it has."""
+    """A group whose error for an unknown command lists the commands of the group."""
 
     def hint(self, name: str, ctx: click.Context) -> str:
         return f"; there are {', '.join(self.list_commands(ctx))}"
@@ -46,35 +46,35 @@ class Commands(click.Group):
 
 
 def option(*names: str, **attributes: Any) -> Callable[[_Command], _Command]:
-    """Return click's option of these names, whose help shows its default, unless that is empty or a flag's."""
+    """Return click's option with these names. Its help shows the default unless it is empty or the option is a flag."""
     default = attributes.get("default")
     attributes.setdefault("show_default", default is not False and default not in (None, ""))
     return click.option(*names, **attributes)
 
 
 def format_option(help: str, *formats: str) -> Callable[[_Command], _Command]:
-    """Return the option -o of these formats, of which text is the default."""
+    """Return the option -o with these formats and the default `text`."""
     return option("-o", "--output", type=click.Choice(formats), default="text", help=help)
 
 
-output_option = format_option("Format of the answer: lines for people, or JSON for programs.", "text", "json")
-list_output_option = format_option("Format of what --list shows.", "text", "json")
+output_option = format_option("Output format: lines for people, or JSON for programs.", "text", "json")
+list_output_option = format_option("Output format of --list.", "text", "json")
 config_option = option(
     "-C",
     "--config",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Field to set, e.g. server.workers=2; may be given again. `mlflow deployments help -t onnxserve` lists the "
+    help="Field to set, e.g. server.workers=2. May be repeated. `mlflow deployments help -t onnxserve` lists the "
     "fields.",
 )
 why_option = option(
-    "--why", default="", metavar="REASON", help="Reason, kept in the audit trail (`onnxserve history NAME`)."
+    "--why", default="", metavar="REASON", help="Reason for the audit trail (`onnxserve history NAME`)."
 )
 
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn the refusal of an option's value into a usage error, which ends the command with exit status 2."""
+    """Turn InvalidConfig into a usage error, which ends the command with exit status 2."""
     try:
         yield
     except InvalidConfig as error:
@@ -82,16 +82,16 @@ def usage_errors() -> Iterator[None]:
 
 
 def key_values(entries: Iterable[str], what: str = "-C") -> dict[str, str]:
-    """Return `["server.workers=2"]` as a mapping; raise UsageError for an entry without `=` or a name given twice."""
-    found: dict[str, str] = {}
+    """Return `["server.workers=2"]` as a mapping; raise UsageError for an entry without `=` or a repeated name."""
+    values: dict[str, str] = {}
     for entry in entries:
         name, equals, value = entry.partition("=")
         if not equals or not name:
             raise click.UsageError(f"{what} {entry!r} is not KEY=VALUE")
-        if name in found:
-            raise click.UsageError(f"{what} {name!r} is said twice")
-        found[name] = value
-    return found
+        if name in values:
+            raise click.UsageError(f"{what} {name!r} is specified twice")
+        values[name] = value
+    return values
 
 
 def read_spec_file(path: Path) -> str:
@@ -107,7 +107,7 @@ def read_spec_file(path: Path) -> str:
 
 @contextmanager
 def opened_deployments(quiet: bool = False, target: str = "") -> Iterator["Deployments"]:
-    """Open the user's deployments (of one target); long steps report on standard error, unless `quiet`."""
+    """Open the user's deployments (of one target). Report long steps on standard error, unless `quiet`."""
     from mlflow_deploy_plugin.deployments import parse_target
     from mlflow_deploy_plugin.deployments.lifecycle import open_deployments
 
@@ -126,12 +126,12 @@ def opened_store() -> Iterator["Store"]:
 
 
 def show_progress(line: str) -> None:
-    """Print a line about the work on standard error, which leaves standard output to the result."""
+    """Print a progress line on standard error; standard output contains only the result."""
     click.echo(printable(line), err=True)
 
 
 def show_lines(lines: Iterable[str]) -> None:
-    """Print lines on standard output, each as `printable`."""
+    """Print lines on standard output without control characters."""
     for line in lines:
         click.echo(printable(line))
 
@@ -143,7 +143,7 @@ def show_json(document: object) -> None:
 
 
 def show_result(output: str, document: object, lines: Iterable[str]) -> None:
-    """Print a result in the format of the option -o: its document as JSON, or its lines."""
+    """Print a result in the format of the option -o: the document as JSON, or the lines."""
     if output == "json":
         show_json(document)
     else:
@@ -151,7 +151,7 @@ def show_result(output: str, document: object, lines: Iterable[str]) -> None:
 
 
 def show_table(output: str, documents: object, table: Sequence[tuple[str, ...]], empty: str) -> None:
-    """Print a list in the format of the option -o: its documents as JSON, or its table, or `empty` for a bare head."""
+    """Print a list in the format of the option -o. A table with only a head is replaced by the line `empty`."""
     show_result(output, documents, align_columns(table) if len(table) > 1 else [empty])
 
 
@@ -162,5 +162,5 @@ def align_columns(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Return the text without control characters: anybody may have typed it, and a terminal must only show it."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else " " for one in text)
+    """Return the text without control characters, because a text from a client must not control the terminal."""
+    return text if text.isprintable() else "".join(character if character.isprintable() else " " for character in text)

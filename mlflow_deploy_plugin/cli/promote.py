@@ -1,4 +1,4 @@
-"""`onnxserve gate` and `onnxserve promote`: check a version, move it to a stage or alias, wait until it is served."""
+"""`onnxserve gate` and `promote`: check a version, move it to a stage or alias, and wait until it is served."""
 
 import sys
 import time
@@ -30,28 +30,28 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.2
 _STATE_TEXT = {"waiting": "does not serve it yet", "stopped": "is not running"}
 _PERMANENT_CAUSES = ("artifact", "consent", "load")
-"""The causes of a refusal that do not end by waiting; a gate's tag and a fetch may come in a moment."""
+"""The causes of a refusal that waiting does not resolve. A missing gate tag or a failed download may resolve soon."""
 
 
 ServingState = Literal["serves it", "stopped", "refused", "waiting"]
 
 
 _model_argument = click.argument("model", callback=lambda _context, _parameter, model: check_registered_name(model))
-"""MODEL, checked before click misses VERSION: of models:/flight-delay/7 both are meant."""
+"""MODEL, checked before click reports a missing VERSION, because users may pass models:/flight-delay/7 for both."""
 
 
 _original_option = option(
     "--original",
     default="",
     metavar="URI",
-    show_default="the model that the version, or its base, names",
-    help="Torch model of which VERSION was made, for a policy that demands fgsm or pgd; its code is run.",
+    show_default="the model that the version or its base names",
+    help="Torch model that VERSION was made from. Needed if the policy requires fgsm or pgd. Its code is run.",
 )
 
 
 @dataclass(frozen=True)
 class ServedAfterPromotion:
-    """The outcome for one deployment that follows the stage or alias, so many seconds after the move."""
+    """The outcome for a deployment that follows the stage or alias, with the seconds since the move."""
 
     endpoint: str
     deployment: str
@@ -68,24 +68,23 @@ class ServedAfterPromotion:
     "policy_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    show_default="the model's tag onnxserve.gate.policy, else the built-in policy",
-    help="YAML file of the policy. One that differs from the model's own is tried out: its verdict is not written on "
-    "the version.",
+    show_default="the model's tag onnxserve.gate.policy, otherwise the built-in policy",
+    help="YAML file of the policy. If the policy differs from the model's policy, the verdict is not stored as a tag.",
 )
 @option(
     "--against",
     metavar="URI",
     show_default="the version in the gated stage",
-    help="Model to compare with. Any but the version in the gated stage is tried out, as above.",
+    help="Model to compare with. If it is not the version in the gated stage, the verdict is not stored as a tag.",
 )
 @_original_option
 @output_option
 def gate(model: str, version: str, policy_file: Path | None, against: str | None, original: str, output: str) -> None:
-    """Check what a version has to prove before it is promoted.
+    """Check whether a version may be promoted.
 
-    VERSION of the registered MODEL is judged by its gate policy, and the report is logged to MLflow. Each check is one
-    line; the verdict is written on the version as the tag onnxserve.gate. Exit status 1 if it has not passed. For the
-    version that is served, with no other to compare it with, the verdict that it has is shown.
+    The command checks VERSION of the registered MODEL against its gate policy, prints one line per check, logs a report
+    to MLflow and stores the verdict in the version's tag onnxserve.gate. Exit status 1 if the version does not pass. If
+    VERSION is already served and --against is not set, its stored verdict is shown.
 
     \b
       onnxserve gate flight-delay 7
@@ -95,7 +94,7 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     from mlflow_deploy_plugin.gate.verdict import verdict_as_json
 
     if not against and (known := verdict_of_served(model, version, policy_file)) is not None:
-        show_result(output, known, [f"{known}; --against URI compares it with the version that you name"])
+        show_result(output, known, [f"{known}; --against URI compares it with another version"])
         return
     gated = run_gate(
         model, version, policy_file=policy_file, against=against, original=original, progress=show_progress
@@ -113,14 +112,14 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
 @option(
     "--to", "to", required=True, metavar="STAGE|@ALIAS", help="Stage (Production, Staging, …) or alias (@champion)."
 )
-@option("--force", is_flag=True, help="Promote it whatever the gate says; needs --why, and is recorded.")
-@option("--why", default="", metavar="REASON", help="Reason, kept in the audit trail, and on a version that is forced.")
+@option("--force", is_flag=True, help="Promote the version even if the gate fails. Requires --why, and is recorded.")
+@option("--why", default="", metavar="REASON", help="Reason for the audit trail and, with --force, for a tag.")
 @option(
     "--policy",
     "policy_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="YAML file of the gate policy, for a model without one of its own.",
+    help="YAML file of the gate policy for a model without a policy.",
 )
 @_original_option
 @option(
@@ -128,16 +127,15 @@ def gate(model: str, version: str, policy_file: Path | None, against: str | None
     type=NumberRange(min=0),
     default=60.0,
     metavar="SECONDS",
-    help="Seconds to wait until the deployments of this machine that follow the stage or alias serve it.",
+    help="Maximum seconds to wait until the deployments that follow the stage or alias serve VERSION.",
 )
 @output_option
 def promote(model: str, version: str, wait: float, output: str, **options: Any) -> None:
-    """Move a version to a stage or alias, through its gate.
+    """Move a version to a stage or alias if it passes its gate.
 
-    VERSION of the registered MODEL is moved once it has passed its gate. A fresh passed verdict is taken, else the gate
-    is run. In Production and Staging it takes the place of the others, which are archived. What was rolled back is
-    refused; --force --why promotes it again. Exit status 1 if it is refused, or if a deployment here does not come to
-    serve it.
+    The gate of VERSION of the registered MODEL is run, unless a recent verdict is `passed`. Other versions in
+    Production or Staging are archived when VERSION moves there. A version that was rolled back is refused, unless
+    --force and --why are specified. Exit status 1 if VERSION is refused, or if a deployment does not serve it in time.
 
     \b
       onnxserve promote flight-delay 7 --to Production
@@ -145,37 +143,37 @@ def promote(model: str, version: str, wait: float, output: str, **options: Any) 
       onnxserve promote flight-delay 7 --to Production --force --why 'version 6 answers nonsense'
     """
     if options["force"] and not options["why"].strip():
-        raise click.UsageError("--force needs its reason: --why REASON")
+        raise click.UsageError("--force requires --why REASON")
     with opened_deployments() as deployments:
         from mlflow_deploy_plugin.gate import promote as move
 
         promotion = move(model, version, **options, store=deployments.store, progress=show_progress)
         served = list(_wait(deployments, promotion, wait)) if promotion.is_moved else []
     show_result(output, {**asdict(promotion), "served": served}, _promotion_lines(promotion, served))
-    if any(one.state in ("refused", "waiting") for one in served):
+    if any(outcome.state in ("refused", "waiting") for outcome in served):
         sys.exit(1)
 
 
 def _wait(deployments: "Deployments", promotion: "Promotion", seconds: float) -> Iterator[ServedAfterPromotion]:
-    """Yield each deployment that follows the stage or alias, once it serves the version or will not."""
+    """Yield each deployment that follows the stage or alias when it serves the version, refuses it or is too late."""
     start = time.monotonic()
     deployments.poll_registry(promotion.model)
-    place, pending = parse_model_uri(promotion.uri), []
-    for one in deployments.list():
-        followed = parse_model_uri(one.endpoint.spec.variants[one.name].model)
-        is_same_selector = followed.selector.lower() == place.selector.lower()  # as in MLflow
-        if followed.kind == place.kind and followed.name == place.name and is_same_selector:
-            pending.append(one)
+    destination, pending = parse_model_uri(promotion.uri), []
+    for deployment in deployments.list():
+        followed = parse_model_uri(deployment.endpoint.spec.variants[deployment.name].model)
+        is_same_selector = followed.selector.lower() == destination.selector.lower()  # MLflow ignores case.
+        if followed.kind == destination.kind and followed.name == destination.name and is_same_selector:
+            pending.append(deployment)
     if pending:
-        show_progress(f"waiting for {', '.join(one.name for one in pending)}")
+        show_progress(f"waiting for {', '.join(entry.name for entry in pending)}")
     while pending:
         late = time.monotonic() - start >= seconds
-        for one in list(pending):
-            now = deployments.get(one.name, one.endpoint.name)
+        for deployment in list(pending):
+            now = deployments.get(deployment.name, deployment.endpoint.name)
             state, reason = _serving_state(now, promotion)
             if state == "waiting" and not late:
                 continue
-            pending.remove(one)
+            pending.remove(deployment)
             yield ServedAfterPromotion(now.endpoint.name, now.name, state, reason, round(time.monotonic() - start, 1))
         if pending:
             time.sleep(_POLL_SECONDS)
@@ -188,29 +186,29 @@ def _serving_state(deployment: "Deployment", promotion: "Promotion") -> tuple[Se
     endpoint = deployment.endpoint.name
     if {worker.loaded(endpoint, deployment.name).version for worker in observation.workers} == {promotion.version}:
         return "serves it", ""
-    for one in observation.refused:
-        is_meant = (one.endpoint, one.variant, one.version) == (endpoint, deployment.name, promotion.version)
-        if is_meant and one.cause in _PERMANENT_CAUSES:
-            return "refused", one.reason
+    for entry in observation.refused:
+        is_meant = (entry.endpoint, entry.variant, entry.version) == (endpoint, deployment.name, promotion.version)
+        if is_meant and entry.cause in _PERMANENT_CAUSES:
+            return "refused", entry.reason
     return "waiting", observation.errors.get(deployment.name) or observation.registry_error or observation.reason
 
 
 def _promotion_lines(promotion: "Promotion", served: list[ServedAfterPromotion]) -> Iterator[str]:
-    stands = f"{promotion.model} version {promotion.version} {promotion.location_text}"
+    position = f"{promotion.model} version {promotion.version} {promotion.location_text}"
     if not promotion.is_moved:
-        yield f"{stands} already: nothing is done (gate: {promotion.gate}; {promotion.reason})"
+        yield f"{position} already: no change (gate: {promotion.gate}; {promotion.reason})"
         return
     before = f" (before: version {promotion.before})" if promotion.before else ""
-    yield f"{stands}{before}"
+    yield f"{position}{before}"
     yield f"  gate: {promotion.gate}; {promotion.reason}"
     if promotion.report:
         yield f"  report: {promotion.report}"
-    for one in served:
-        state = _STATE_TEXT.get(one.state, one.state)
-        why = f": {one.reason}" if one.reason else ""
-        yield f"  {one.endpoint}/{one.deployment} {state} after {one.seconds} s{why}"
+    for outcome in served:
+        state = _STATE_TEXT.get(outcome.state, outcome.state)
+        why = f": {outcome.reason}" if outcome.reason else ""
+        yield f"  {outcome.endpoint}/{outcome.deployment} {state} after {outcome.seconds} s{why}"
     if not served:
-        yield f"  no deployment of this machine follows {promotion.uri}"
+        yield f"  no deployment follows {promotion.uri}"
 
 
 def _verdict_lines(gated: "GateRun") -> Iterator[str]:
@@ -222,6 +220,6 @@ def _verdict_lines(gated: "GateRun") -> Iterator[str]:
         yield f"  {check.state:7}  {check.name:{width}}  {check.reason}"
         for note in check.notes:
             yield f"  {'':7}  {'':{width}}  note: {note}"
-    yield f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (tried out, the version keeps its tags)'}"
+    yield f"  policy: {verdict.policy_from}{'' if gated.is_tagged else ' (trial: the tags did not change)'}"
     where = f"run {gated.run.run_id} in experiment {gated.run.experiment}"
     yield f"  report: {gated.report if gated.run.url else where}"

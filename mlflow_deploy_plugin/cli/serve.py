@@ -1,4 +1,4 @@
-"""`onnxserve serve`: a server in the foreground."""
+"""`onnxserve serve` runs a server in the foreground."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -26,41 +26,41 @@ _log = logging.getLogger(__name__)
     "-m",
     "--model-uri",
     metavar="URI",
-    help="Model to serve, e.g. models:/flight-delay/Production (followed) or a folder.",
+    help="Model to serve, e.g. a folder or models:/flight-delay/Production, whose changes are followed.",
 )
 @option(
     "--spec",
     "spec_file",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="YAML file whose endpoints are served instead. A change of it is served too, but for its `server` part.",
+    help="YAML file with the endpoints to serve. Changes of the file are served without a restart, except `server`.",
 )
 @option("-h", "--host", metavar="ADDRESS", show_default="127.0.0.1", help="Address to listen on.")
 @option(
-    "-p", "--port", type=int, metavar="PORT", show_default="the first free one from 8080 up", help="Port to listen on."
+    "-p", "--port", type=int, metavar="PORT", show_default="the first free port from 8080", help="Port to listen on."
 )
 @option("-w", "--workers", type=int, metavar="COUNT", show_default="1", help="Number of worker processes.")
-@option("--name", metavar="NAME", show_default="the model's", help="Name of the endpoint.")
+@option("--name", metavar="NAME", show_default="the model's name", help="Name of the endpoint.")
 @option(
     "--device",
     metavar="DEVICE",
     show_default="cpu",
-    help="Device of ONNX Runtime: cpu, cuda or tensorrt; the last two refuse to fall back.",
+    help="Device of ONNX Runtime: cpu, cuda or tensorrt. cuda and tensorrt do not fall back to another device.",
 )
 @option(
     "--insecure",
     is_flag=True,
     default=None,
-    help="Listen beyond this machine for callers without a key. Otherwise that needs -C server.api_keys=true.",
+    help="Accept callers from other machines without an API key. The alternative is -C server.api_keys=true.",
 )
-@option("--no-follow", is_flag=True, help="Resolve a stage or alias once, and do not follow it.")
+@option("--no-follow", is_flag=True, help="Resolve a stage or alias only once, at the start.")
 @config_option
 @option(
     "--state-dir",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    show_default="ONNXSERVE_HOME/serve/NAME, with -PORT where one is given",
-    help="Folder of this server; started there again, it serves what it served even without the registry.",
+    show_default="ONNXSERVE_HOME/serve/NAME, or NAME-PORT with -p",
+    help="Folder for the state of the server. After a restart, the server can serve from it without the registry.",
 )
 def serve(
     model_uri: str | None,
@@ -71,10 +71,10 @@ def serve(
     state_dir: Path | None,
     **server: Any,
 ) -> None:
-    """Serve a model, or the endpoints of a spec, in the foreground.
+    """Serve a model or the endpoints of a spec in the foreground.
 
-    SIGTERM or Ctrl-C ends it; requests in flight are finished then. `mlflow deployments create -t onnxserve` serves in
-    the background instead.
+    On SIGTERM or Ctrl-C, the server finishes the requests in flight and ends. `mlflow deployments create -t onnxserve`
+    serves in the background instead.
 
     \b
       onnxserve serve -m models:/flight-delay/Production -p 8123
@@ -87,38 +87,38 @@ def serve(
             first, *others = [new_endpoint(name or default_endpoint_name(uri), uri)]
         case None, Path() as file:
             if name is not None:
-                raise click.UsageError("--name goes with -m; a spec names its endpoints itself")
+                raise click.UsageError("--name requires -m; a spec contains the names of its endpoints")
             first, *others = load_specs(read_spec_file(file))
         case _:
-            raise click.UsageError("give either -m MODEL_URI or --spec FILE")
-    # A cloud sends requests from outside the container, to the port that it specifies
+            raise click.UsageError("specify either -m MODEL_URI or --spec FILE")
+    # A cloud platform sends requests from outside the container, to the port that it specifies.
     is_in_cloud = cloud.port is not None
     defaults = {
         "host": "0.0.0.0" if is_in_cloud and "host" not in settings.model_fields_set else settings.host,
         "port": cloud.port or settings.port,
         "device": settings.device or None,
-        "insecure": settings.insecure or is_in_cloud or None,  # a cloud authenticates callers itself
+        "insecure": settings.insecure or is_in_cloud or None,  # The cloud platform authenticates callers.
     }
     for name_of_field, default in defaults.items():
         if default is not None and name_of_field not in first.server.model_fields_set:
             changes.setdefault(f"server.{name_of_field}", default)
     first = apply_config(first, changes)
     require_device(first.server.device, first.server.device_ids)
-    absolute_path(".")  # gunicorn does not start where the current folder was deleted
+    absolute_path(".")  # gunicorn does not start if the current folder was deleted.
     configure_logging(settings, "serve")
     port = first.server.port
     own_folder = settings.home_path / "serve" / (first.name if port is None else f"{first.name}-{port}")
     with claim_free_state_dir(own_folder) if state_dir is None else claim_state_dir(absolute_path(state_dir)) as folder:
         _write_specs(folder, [first, *others])
-        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # which the agent reads itself
+        is_watched = spec_file is not None and spec_file.absolute() != folder / SPEC  # The agent watches this file.
         watched = _WatchedSpec(spec_file, folder, first.server, changes) if spec_file and is_watched else None
         supervise(folder, not no_follow, click.echo, watched.refresh if watched is not None else None)
 
 
 class _WatchedSpec:
-    """The spec file of a running server. Its changes are served, except in the part `server`, which needs a restart.
+    """The spec file of a running server, whose changes are served. Only a change of `server` needs a restart.
 
-    A mounted ConfigMap changes by a link in its path, so the content of the file is compared.
+    The content of the file is compared, because a mounted ConfigMap changes by a link in its path.
     """
 
     def __init__(self, path: Path, folder: Path, server: ServerSpec, changes: Mapping[str, object]) -> None:
@@ -126,13 +126,13 @@ class _WatchedSpec:
         self._text, self._error = read_spec_file(path), ""
 
     def refresh(self) -> None:
-        """Hand a changed spec to the agent. If the spec cannot be read or written, log it and serve the old one on."""
+        """Pass a changed spec to the agent. If it cannot be read or written, log the error and keep the old spec."""
         try:
             if (text := read_spec_file(self._path)) != self._text:
                 first, *others = load_specs(text)
                 first = apply_config(first, self._changes)
                 if first.server != self._server:
-                    _log.warning("%s: the change of `server` is not served before the next start", self._path)
+                    _log.warning("%s: the change of `server` takes effect at the next start", self._path)
                     first = first.model_copy(update={"server": self._server})
                 _write_specs(self._folder, [first, *others])
             self._text, self._error = text, ""
@@ -145,7 +145,8 @@ class _WatchedSpec:
 
 def _write_specs(folder: Path, specs: Sequence[EndpointSpec]) -> None:
     first, *others = specs
-    alone = [other.model_copy(update={"server": ServerSpec()}) for other in others]  # the first says it for all
-    text = "---\n".join(dump_spec(spec) for spec in [first, *alone])
+    # The `server` part of the first spec applies to all endpoints.
+    rest = [other.model_copy(update={"server": ServerSpec()}) for other in others]
+    text = "---\n".join(dump_spec(spec) for spec in [first, *rest])
     if not (folder / SPEC).exists() or read_spec_file(folder / SPEC) != text:
         write_atomically(folder / SPEC, text.encode())

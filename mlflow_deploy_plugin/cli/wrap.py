@@ -1,4 +1,4 @@
-"""`onnxserve wrap`: a model that is there already, as checked ONNX, as the next version of its registered model."""
+"""`onnxserve wrap` converts an existing model to checked ONNX and registers it as the next version."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,44 +17,38 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model")
-@option("--register", metavar="NAME", show_default="that of MODEL", help="Registered model that gets the new version.")
+@option("--register", metavar="NAME", show_default="the name of MODEL", help="Registered model of the new version.")
 @option(
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    show_default="the model's input example, else rows made up from its signature",
-    help="Rows for the proof and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are left out.",
+    show_default="the input example, otherwise rows generated from the signature",
+    help="Rows for the check and the reference: CSV, JSON, JSON Lines or Parquet. Other columns are ignored.",
 )
-@option(
-    "-t",
-    "--content-type",
-    type=click.Choice(FILE_FORMATS),
-    show_default="by FILE's name",
-    help="Format of the file of rows.",
-)
+@option("-t", "--content-type", type=click.Choice(FILE_FORMATS), show_default="from its name", help="Format of FILE.")
 @option(
     "--predict-fn",
     "pyfunc_predict_fn",
     type=click.Choice(["predict", "predict_proba"]),
-    show_default="as the model answers",
-    help="What the new version answers: labels and values, or probabilities.",
+    show_default="as in the model",
+    help="Result of the new version: labels and values, or probabilities.",
 )
 @option(
     "--parity",
     type=click.Choice(["require", "warn"]),
     default="require",
-    help="Refuse a form that answers otherwise, or register it in the state `warned`.",
+    help="If predictions differ: refuse the version, or register it in the state `warned`.",
 )
 @option("--allow-pickle", is_flag=True, help="Load a joblib or pickle file, which can run any code.")
 @option("--dry-run", is_flag=True, help="Convert and prove, and register nothing.")
 @output_option
 def wrap(model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any) -> None:
-    """Make the next version of a registered model, as checked ONNX.
+    """Convert a model to checked ONNX as a new registered version.
 
-    MODEL is a version that any of MLflow's flavors has logged; a run's model, the folder of an MLmodel file, or a
-    joblib, pickle, ONNX, Keras or torch file do with --register. The new version keeps signature, input example, tags,
-    description and run. Stages and aliases stay where they are: promote it. Exit status 1 if it has no ONNX form, or
-    answers otherwise; it is then served as it stands.
+    MODEL is a registered version of any MLflow flavor. With --register, it may also be the model of a run, the folder
+    of an MLmodel file, or a joblib, pickle, ONNX, Keras or torch file. The new version keeps signature, input example,
+    tags, description and run. Stages and aliases do not move; use `onnxserve promote`. Exit status 1 if MODEL cannot be
+    converted, or if its ONNX form predicts differently. MODEL can then be served without conversion.
 
     \b
       onnxserve wrap models:/old/3 --dry-run
@@ -70,7 +64,7 @@ def wrap(model: str, data: Path | None, content_type: FileFormat | None, output:
 
 def _as_json(made: "WrappedVersion") -> dict[str, object]:
     def tensors(entries: "Sequence[Input | Output]") -> list[dict[str, object]]:
-        return [{"name": one.name, "dtype": one.dtype, "shape": list(one.shape)} for one in entries]
+        return [{"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)} for tensor in entries]
 
     return {
         "source": made.source,
@@ -94,15 +88,15 @@ def _lines(made: "WrappedVersion") -> Iterator[str]:
     target = f"{made.name} version {made.version}" if made.version else f"the next version of {made.name} would be"
     yield f"{target}{':' if made.version else ''} the ONNX form of {made.source} ({made.model}), {state}"
     rows = []
-    for one in made.inputs:
-        columns = f"{len(one.columns)} columns" if len(one.columns) > 1 else "".join(one.columns)
-        rows.append(("input", one.name, one.dtype, str(list(one.shape)), columns))
-    proofs = {one.name: one for one in made.report.outputs}
+    for tensor in made.inputs:
+        columns = f"{len(tensor.columns)} columns" if len(tensor.columns) > 1 else "".join(tensor.columns)
+        rows.append(("input", tensor.name, tensor.dtype, str(list(tensor.shape)), columns))
+    proofs = {entry.name: entry for entry in made.report.outputs}
     for output in made.outputs:
         agrees = ""
         if proof := proofs.get(output.name):
             ties = f", {proof.ties} ties" if proof.ties else ""
-            largest = f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of what is allowed"
+            largest = f", largest error {proof.max_absolute_error:.2g}, {proof.max_excess:.0%} of the tolerance"
             agrees = f"agrees on {proof.agreement:.4%} of the rows{'' if proof.role == 'label' else largest}{ties}"
         rows.append(("output", output.name, output.dtype, str(list(output.shape)), agrees))
     yield from (f"  {line}" for line in align_columns(rows))

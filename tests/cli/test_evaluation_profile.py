@@ -27,9 +27,9 @@ def test_operators_then_nodes_then_what_to_change(folder: Path) -> None:
     heads = [place for place, line in enumerate(lines) if "  share" in line]
     assert [lines[place].split()[0] for place in heads] == ["operator", "node"]
     assert any(line.startswith("Softmax ") for line in lines[heads[0] : heads[1]])
-    told = next(place for place, line in enumerate(lines) if line.startswith("what to change:"))
-    advice = lines[told + 1 :]  # of so small a network it is dispatch, unless the machine is busy
-    assert lines[told] == ("what to change:" if advice else "what to change: nothing stands out")
+    head = next(number for number, line in enumerate(lines) if line.startswith("advice:"))
+    advice = lines[head + 1 :]  # of so small a network it is dispatch, unless the machine is busy
+    assert lines[head] == ("advice:" if advice else "advice: none")
     assert all(line.startswith("- ") for line in advice)
 
 

@@ -27,12 +27,12 @@ def test_a_key_is_printed_once_listed_and_revoked() -> None:
     assert mentions(keys("list").stdout, "`onnxserve keys create NAME`")
     made = keys("create", "shop", "--endpoint", "flights", "--expires", "90d")
     assert made.stdout.startswith("onnxserve_")
-    assert "shown once" in made.stderr
+    assert "store this key now" in made.stderr
     other = json.loads(keys("create", "ops", "--scope", "read", "--scope", "admin", "-o", "json").stdout)
     assert (other["scopes"], other["endpoints"], other["expires_at"]) == (["admin", "read"], None, None)
     listed = keys("list").stdout
     assert ["shop", "infer", "flights", "none"] in [line.split()[:4] for line in listed.splitlines()]
-    assert "holds until " in listed
+    assert "valid until " in listed
     for text in (made.stdout.strip(), other["key"]):
         assert text not in listed
         assert hashlib.sha256(text.encode()).hexdigest() not in listed

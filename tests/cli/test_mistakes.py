@@ -159,8 +159,8 @@ def test_a_number_that_is_none_is_refused(line: str, option: str) -> None:
         ("silence --list", ["no silence", "`onnxserve silence NAME --for 2h`"]),
         ("silence flights --list", ["no silence", "`onnxserve silence flights --for 2h`"]),
         ("monitor list", ["no monitors", "onnxserve monitor add NAME MONITOR"]),
-        ("retrain --list", ["no retraining"]),
-        ("logs flights", ["flights", "logged nothing"]),
+        ("retrain --list", ["no retrainings"]),
+        ("logs flights", ["flights", "empty"]),
         ("endpoint delete nope", ["nothing was deleted", "no endpoint", "'nope'", "flights"]),
     ],
 )

@@ -46,7 +46,7 @@ def invoke(*arguments: str) -> Result:
 
 
 def figures(result: Result) -> list[int]:
-    """Return the numbers of windows in the last line of a backfill: judged now, judged before, not judged."""
+    """Return the numbers of windows in the last line of a backfill: judged now, already judged, not judged."""
     return [int(number) for number in re.findall(r"\d+", result.stdout.splitlines()[-1])]
 
 
@@ -93,7 +93,7 @@ def test_backfill_judges_what_was_not_judged_oldest_first(home: Path) -> None:
     assert first.stdout.splitlines() == [
         "[1/2] 2013-07-10/2013-07-11: not judged: the window has no rows",
         "[2/2] 2013-07-11/2013-07-12: no drift",
-        "2 windows judged, 0 judged before, 0 could not be judged",
+        "2 windows judged, 0 already judged, 0 could not be judged",
     ]
     assert figures(again) == [0, 2, 0]
     assert first.exit_code == again.exit_code == 0
@@ -151,7 +151,7 @@ def test_what_is_due_is_judged_as_the_controller_would(home: Path, store: Store)
     lines = first.stdout.splitlines()
     assert lines[0].startswith(f"due: monitor daily {begin:%F}/{begin + DAY:%F}: no drift; run ")
     assert lines[1].endswith("not judged: the window has no rows")
-    assert mentions(again.stdout, "due: monitor daily", "nothing is due")
+    assert mentions(again.stdout, "due: monitor daily", "no window is due")
     store.remove_endpoint("due")
 
 

@@ -73,7 +73,7 @@ def test_labels_go_by_the_server_and_what_is_bad_or_unmatched_is_said(ids: list[
 
     assert result.exit_code == 1
     assert mentions(result.stdout, "sums", "4 labels", "http")
-    assert mentions(result.stdout, "4 rows", "3", "1 unmatched")
+    assert mentions(result.stdout, "3 of 4", "1 unmatched")
     line, left_out = result.stderr.splitlines()
     assert mentions(line, "line 6", "2 fields", "header", "3")
     assert mentions(left_out, "1 bad rows")
@@ -107,7 +107,7 @@ def test_labels_find_their_rows_by_an_id_that_the_model_does_not_take(
     result = feedback(name, "--file", str(file), "--key", "customer_id")
 
     assert result.exit_code == 0, result.output
-    assert mentions(result.stdout, "4 rows", "3", "1 unmatched")
+    assert mentions(result.stdout, "3 of 4", "1 unmatched")
     expected = {(1, 0): "seven", (2, 1): "nobody", (3, 0): "nine", (4, 0): "nobody"}
     wait_until(lambda: labels(name) == expected, 60, "the labels are beside their rows")
 
@@ -172,7 +172,7 @@ def test_a_masked_column_may_be_in_the_key(ids: list[str], tmp_path: Path) -> No
     result = feedback("sums", "--file", str(file), "--key", "a,b", "--label-column", "delayed")
 
     assert (result.exit_code, result.stderr) == (0, "")
-    assert mentions(result.stdout, "3 rows", "2", "1 unmatched")
+    assert mentions(result.stdout, "2 of 3", "1 unmatched")
     wait_until(lambda: labels().items() >= {(2, 0): "true", (2, 1): "false"}.items(), 60, "they are beside their rows")
 
 
@@ -186,7 +186,7 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
     result = feedback("sums", "-f", "-", "-t", "jsonl", given="\n".join(map(json.dumps, lines)))
 
     assert mentions(result.stdout, "sums", "2 labels")
-    assert mentions(result.stdout, "2 rows", "none is unmatched")
+    assert mentions(result.stdout, "2 of 2")
     assert mentions(result.stderr.splitlines()[0], "line 2", "'c'", "sums")
 
 
@@ -231,11 +231,11 @@ def test_where_no_server_runs_labels_go_straight_into_the_log(tmp_path: Path, mo
 
     assert result.exit_code == 0, result.output
     assert mentions(result.stdout, "sums", "3 labels", str(tmp_path / "home" / "inference_log"))
-    assert mentions(result.stdout, "2 rows", "1 unmatched")
+    assert mentions(result.stdout, "1 of 2", "1 unmatched")
     assert [row["_label"] for row in sorted(logged(), key=lambda row: row["a"])] == ["2", None]
     (tmp_path / "labels.csv").write_text("flight,label\n8.0,3\n")
     again = feedback("sums", "-f", "labels.csv", "--key", "flight")
-    assert mentions(again.stdout, "1 rows", "none is unmatched")
+    assert mentions(again.stdout, "1 of 1")
     (tmp_path / "labels.csv").write_text("flight,label\n7,2,2\n")
     full = feedback("sums", "-f", "labels.csv", "--key", "flight", "--rejects", "/dev/full")
     assert mentions(full.stderr.splitlines()[-1], "/dev/full", "No space left")

@@ -116,7 +116,7 @@ def test_promote_of_what_is_there_already_is_one_line(toy: Command) -> None:
     done = toy("promote", "toy", "2", "--to", "@same")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == [
-        "toy version 2 has the alias @same already: nothing is done (gate: not asked; the policy does not gate @same)"
+        "toy version 2 has the alias @same already: no change (gate: not asked; the policy does not gate @same)"
     ]
 
 
@@ -150,4 +150,4 @@ def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
     assert done.exit_code == 1
     assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 does not go to Production")
     forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
-    assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (2, "Error: --force needs its reason: --why REASON")
+    assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (2, "Error: --force requires --why REASON")

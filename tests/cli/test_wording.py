@@ -27,12 +27,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "deploy",
             2,
-            "Error: there is no command 'deploy'; MLflow's own is meant: "
+            "Error: there is no command 'deploy'; use MLflow's command: "
             "`mlflow deployments create -t onnxserve --name NAME`",
         ),
-        ("serve", 2, "Error: give either -m MODEL_URI or --spec FILE"),
-        ("predict", 2, "Error: say either -m MODEL_URI or -n DEPLOYMENT"),
-        ("promote m 1 --to Production --force", 2, "Error: --force needs its reason: --why REASON"),
+        ("serve", 2, "Error: specify either -m MODEL_URI or --spec FILE"),
+        ("predict", 2, "Error: specify either -m MODEL_URI or -n DEPLOYMENT"),
+        ("promote m 1 --to Production --force", 2, "Error: --force requires --why REASON"),
         ("promote m 1 --to Production --wait nan", 2, "Error: Invalid value for '--wait': 'nan' is not a number"),
         (
             "rollout flights --to 2 --every 5",
@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             2,
             "Error: --steps 50,10: steps must ascend and be between 1 and 100",
         ),
-        ("retrain", 2, "Error: say which endpoint (NAME), or --list"),
+        ("retrain", 2, "Error: specify the endpoint NAME, or --list"),
         ("start fligths", 1, "Error: there is no deployment 'fligths'; did you mean 'flights'?"),
         ("endpoint get nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
         (
@@ -53,10 +53,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "Error: endpoint 'flights' has no monitor 'daily'; onnxserve monitor add makes one",
         ),
         ("feedback flights -f labels", 1, "Error: the file labels cannot be read: No such file or directory"),
-        ("silence --remove 7", 1, "Error: there is no silence 7; onnxserve silence --list shows those that hold"),
-        ("keys list", 0, "there are no keys: `onnxserve keys create NAME` makes one"),
-        ("monitor list", 0, "there are no monitors: onnxserve monitor add NAME MONITOR makes one"),
-        ("silence --list", 0, "no silence holds: `onnxserve silence NAME --for 2h` makes one"),
+        ("silence --remove 7", 1, "Error: there is no silence 7; `onnxserve silence --list` shows the active silences"),
+        ("keys list", 0, "there are no keys: create one with `onnxserve keys create NAME`"),
+        ("monitor list", 0, "there are no monitors: create one with `onnxserve monitor add NAME MONITOR`"),
+        ("silence --list", 0, "no silence is active: create one with `onnxserve silence NAME --for 2h`"),
         ("endpoint delete nope", 0, "nothing was deleted: there is no endpoint 'nope'; there are flights"),
     ],
 )

@@ -89,5 +89,5 @@ def test_a_change_of_traffic_that_waits_while_a_rollout_begins_is_refused(deploy
 def test_what_is_no_text_is_refused_before_anything_is_done(deployments: Deployments, command: tuple[str, ...]) -> None:
     result = CliRunner().invoke(main, command)
 
-    assert (result.exit_code, result.output) == (1, "Error: '\\udcff' is no valid text in UTF-8\n")
+    assert (result.exit_code, result.output) == (1, "Error: '\\udcff' is not valid UTF-8\n")
     assert [event.action for event in deployments.store.events()] == ["create"]

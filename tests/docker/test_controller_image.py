@@ -37,7 +37,7 @@ def test_what_is_due_is_judged_once(two_days: TwoDays, command: Callable[..., An
     again = command("monitor", "run", "flights", "--monitor", "daily", "--due", **two_days.settings)
 
     assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
-    assert again.stdout.strip().split(": ") == ["flights", "monitor daily", "nothing is due"]
+    assert again.stdout.strip().split(": ") == ["flights", "monitor daily", "no window is due"]
     assert two_days.verdicts("daily") == ["no drift", "drift"]
     for window, line in zip(Monitors(two_days.store).windows(), first.stdout.splitlines(), strict=True):
         assert line.startswith(f"flights: monitor daily {window.start:%F}/{window.end:%F}: {window.verdict}; http")

@@ -69,7 +69,7 @@ def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
         assert registry.get_run(window.run_id).data.tags["onnxserve.verdict"] == window.verdict
 
     assert cluster.job("again", manifest) == "Complete", cluster.logs("again")
-    assert cluster.logs("again") == ["flights: monitor daily: nothing is due"]
+    assert cluster.logs("again") == ["flights: monitor daily: no window is due"]
 
     container["args"][container["args"].index("daily")] = "answers"
     two_days.mlflow.kill()
