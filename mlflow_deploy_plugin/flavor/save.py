@@ -78,11 +78,16 @@ def save_model(
         input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
             proof and the reference; the first five are saved as MLflow's input example.
         pyfunc_predict_fn: the result of `predict`: labels and values, or "predict_proba".
-        parity: "require" raises ParityError if the answers differ; "warn" saves the model in the state `warned`.
+        parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
         parity_data: additional real rows for the proof.
-        reference_data: rows that drift monitors later compare with; default: the example.
+        reference_data: rows with which drift monitors compare traffic; default: the example.
         event_time: the time of each row of the reference: the name of a column, or one time per row.
-        mlflow_model, metadata, conda_env, pip_requirements, extra_pip_requirements, code_paths: as in MLflow.
+        mlflow_model: the MLmodel to which the flavor is added; default: a new one.
+        metadata: entries for `metadata` in the MLmodel file.
+        conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
+        pip_requirements: the requirements; default: those of a server of this model.
+        extra_pip_requirements: requirements in addition to the default ones.
+        code_paths: Python files or folders that the model imports; they are copied into the artifact.
 
     Raises:
         ConversionError: a part of the model cannot be converted; the message names this part.
@@ -146,14 +151,36 @@ def log_model(
     The model is converted and compared as in `save_model`, with the same arguments and errors; it is logged only if
     both steps succeed. The parity state is set as the tag `onnxserve.parity` of the active run, the logged model and
     the registered version. The metrics of the proof are logged to the run (`onnxserve.parity.…`). The reference data,
-    or the example if there are none, is logged as a dataset input of the run. The other arguments are MLflow's.
+    or the example if there are none, is logged as a dataset input of the run.
 
     Args:
+        model: a fitted scikit-learn estimator or pipeline, a torch module, an ONNX model or the path of its file.
+        name: the name of the logged model.
+        registered_model_name: the registered model to which a version is added; default: the model is not registered.
+        signature: MLflow's signature; default: names, order and types are inferred from the example.
+        input_example: rows of the model's input: a DataFrame, an array, or tensors by name. All rows are used for the
+            proof and the reference; the first five are saved as MLflow's input example.
+        pyfunc_predict_fn: the result of `predict`: labels and values, or "predict_proba".
+        parity: "require" raises ParityError if the predictions differ; "warn" saves the model in the state `warned`.
         fallback: the behaviour if the conversion or the comparison fails. "pyfunc": log the model with its MLflow
             flavor, so that it is served as pyfunc, with the reason in a warning and in the tag `onnxserve.fallback`.
             "error": raise the error.
+        parity_data: additional real rows for the proof.
+        reference_data: rows with which drift monitors compare traffic; default: the example.
+        event_time: the time of each row of the reference: the name of a column, or one time per row.
         explain: explain up to 100 rows of the reference, and log contributions, column importances and SHAP plots to
             the run, under `explain/`. If this fails, the model is logged with a warning.
+        await_registration_for: seconds to wait until the new version is ready; 0 or None: no wait.
+        metadata: entries for `metadata` in the MLmodel file.
+        conda_env: the conda environment as a mapping, or the path of its file; default: made from the requirements.
+        pip_requirements: the requirements; default: those of a server of this model.
+        extra_pip_requirements: requirements in addition to the default ones.
+        code_paths: Python files or folders that the model imports; they are copied into the artifact.
+        params: parameters of the logged model.
+        tags: tags of the logged model.
+        model_type: a category for the logged model, such as "agent", as in MLflow.
+        step: the training step to which the logged model belongs.
+        model_id: the logged model that receives the files; default: a new logged model.
 
     Raises:
         NotInstalled: `explain` is set, and shap or matplotlib is not installed.
@@ -256,7 +283,13 @@ def _log_dataset(run_id: str | None, data: ModelData) -> None:
 
 
 def load_model(model_uri: str, device: Device = "cpu", intra_op_num_threads: int = 1) -> OnnxModel:
-    """Load a saved model. Raises the errors of `OnnxModel.load` and of the download by MLflow."""
+    """Load a saved model into this process. Raises the errors of `OnnxModel.load` and of MLflow's download.
+
+    Args:
+        model_uri: any MLflow model URI, such as models:/flight-delay@champion, or a folder.
+        device: "cpu", "cuda" or "tensorrt".
+        intra_op_num_threads: the threads of one run of the graph.
+    """
     local = _download_artifact_from_uri(artifact_uri=model_uri)
     return OnnxModel.load(Path(local), Placement(device), intra_op_num_threads)
 
