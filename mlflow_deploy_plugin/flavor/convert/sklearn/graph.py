@@ -88,7 +88,7 @@ class NodeBuilder:
         return name
 
     def equal_blocks(self, count: str, largest: NodeInput) -> tuple[str, str]:
-        """Divide `count` rows into equal blocks of at most `largest` rows. Return the number of blocks and their size."""
+        """Divide `count` rows into equal blocks of at most `largest` rows. Return the block count and block size."""
         one = [1]
         blocks = self.node("Div", [self.node("Sub", [self.node("Add", [count, largest]), one]), largest])
         return blocks, self.node("Div", [self.node("Sub", [self.node("Add", [count, blocks]), one]), blocks])

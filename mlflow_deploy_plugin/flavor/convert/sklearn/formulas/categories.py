@@ -1,7 +1,8 @@
-"""Formulas of steps whose columns may be texts: encoders of categories, and SimpleImputer.
+"""Formulas of steps with string columns: category encoders and SimpleImputer.
 
-skl2onnx's own encoders give a missing text a number of its own (OrdinalEncoder), refuse fractions, and fail on unseen
-values if categories are grouped (OneHotEncoder). Its SimpleImputer refuses texts, indicators and 64-bit floats.
+skl2onnx's encoders encode a missing string as a separate number (OrdinalEncoder), do not support fractions, and fail
+for unseen values if categories are grouped (OneHotEncoder). Its SimpleImputer does not support strings, indicators and
+64-bit floats.
 """
 
 import numpy as np
@@ -17,34 +18,34 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _NO_COLUMN = -1.0
-"""The code of a category that is dropped, or unknown: it has no column."""
+"""The code of a dropped or unknown category, which has no column."""
 
 
 def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
-    """Return the code of each row's category in each column; a code may be NaN."""
+    """Return the code of each row's category per column. A code may be NaN."""
     if getattr(model, "_infrequent_enabled", False):
         raise NotImplementedError("OrdinalEncoder with infrequent categories")
     unknown = float(model.unknown_value) if model.handle_unknown == "use_encoded_value" else _NO_COLUMN
     parts = []
     for position, (column, categories) in enumerate(zip(rows.columns(), model.categories_, strict=True)):
         codes = [float(code) for code in range(len(categories))]
-        if position in model._missing_indices:  # None is a category like others, and NaN is missing
+        if position in model._missing_indices:  # NaN is missing, but None is a category.
             codes[model._missing_indices[position]] = float(model.encoded_missing_value)
         parts.append(encoded(column, categories, codes, unknown))
     return np.concatenate(parts, axis=1)
 
 
 def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
-    """Return the target's mean for each category (and class, if there are several), or of all rows if it is unknown."""
+    """Return the target mean of each category (per class if there are several), or of all rows if it is unknown."""
     columns, means, parts = rows.columns(), np.atleast_1d(model.target_mean_), []
-    for place, encoding in enumerate(model.encodings_):
-        position, target = divmod(place, len(means))
+    for index, encoding in enumerate(model.encodings_):
+        position, target = divmod(index, len(means))
         parts.append(encoded(columns[position], model.categories_[position], encoding.tolist(), float(means[target])))
     return np.concatenate(parts, axis=1)
 
 
 def one_hot(model: OneHotEncoder, rows: Rows) -> TracedArray:
-    """Return 1 in the column of each row's category, otherwise 0. A dropped or grouped category has no column."""
+    """Return 1 in the column of each row's category, otherwise 0. Dropped and grouped categories have no column."""
     parts = []
     for position, (column, categories) in enumerate(zip(rows.columns(), model.categories_, strict=True)):
         grouped = model._default_to_infrequent_mappings[position] if model._infrequent_enabled else None
@@ -70,31 +71,31 @@ def looked_up(model: CategoryTables, rows: Rows) -> TracedArray:
 
 
 def grouped(model: GroupedCategories, rows: Rows) -> TracedArray:
-    """Return the known categories unchanged, and one text for all others."""
+    """Return known categories unchanged, and `fill_value` for all other categories."""
     known = [*model.known, MISSING]
     attributes = {"keys_strings": known, "values_strings": known, "default_string": model.fill_value}
     return rows.raw.emit("LabelEncoder", [rows.raw], rows.raw.sample, **attributes)
 
 
 def encoded(column: TracedArray, categories: Array, codes: list[float], unknown: float) -> TracedArray:
-    """Return [N, 1] 32-bit floats, the code of each row's category."""
+    """Return the code of each row's category, as 32-bit floats [N, 1]."""
     kind = column.dtype.kind
     present = [position for position, entry in enumerate(categories) if kind == "O" or not is_missing(entry)]
     keys, values = [categories[position] for position in present], [codes[position] for position in present]
     if column.dtype == np.float64:
-        # Compare exactly: LabelEncoder does not take 64-bit numbers.
+        # Compare exactly, because LabelEncoder does not support 64-bit floats.
         equal = column == np.array(keys or [np.nan], float)
         code = equal.astype(np.float32) @ np.array(values or [0.0], np.float32)[:, None]
-        found = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
+        code_column = np.where(np.any(equal, axis=1, keepdims=True), code, np.float32(unknown))
     else:
         attribute, convert = _KEYS[kind]
         attributes: dict[str, object] = {attribute: [convert(key) for key in keys], "values_floats": values}
         sample = np.ones((SAMPLE_ROWS, 1), np.float32)
-        found = column.emit("LabelEncoder", [column], sample, **attributes, default_float=float(unknown))
+        code_column = column.emit("LabelEncoder", [column], sample, **attributes, default_float=float(unknown))
     if len(present) == len(categories) or kind == "i":
-        return found
+        return code_column
     gap = next(code for code, entry in zip(codes, categories, strict=True) if is_missing(entry))
-    return np.where(np.isnan(column), np.float32(gap), found)
+    return np.where(np.isnan(column), np.float32(gap), code_column)
 
 
 _KEYS: dict[str, tuple[str, type]] = {
@@ -102,7 +103,7 @@ _KEYS: dict[str, tuple[str, type]] = {
     "i": ("keys_int64s", int),
     "f": ("keys_floats", float),
 }
-"""The attribute of LabelEncoder for the keys of an input type, and their conversion."""
+"""The attribute of LabelEncoder with the keys of an input type, and the type of the keys."""
 
 
 def is_missing(entry: Category) -> bool:
@@ -110,12 +111,12 @@ def is_missing(entry: Category) -> bool:
 
 
 def imputed(model: SimpleImputer, rows: Rows) -> TracedArray:
-    """Return the columns with filled gaps, in the type of the first, and 1 at the gaps of columns with an indicator."""
+    """Return the columns with filled gaps, in the dtype of the first column, and the missing indicators."""
     x, marked = rows.raw, model.indicator_.features_.tolist() if model.add_indicator else []
     is_text = x.dtype.kind == "O"
     if not (marks_nan(model) or is_text) or (is_text and marked):
-        raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator on texts")
-    if x.dtype.kind == "i":  # integers have no gaps
+        raise NotImplementedError("SimpleImputer with missing_values other than NaN, or add_indicator for strings")
+    if x.dtype.kind == "i":  # Integers have no gaps.
         return x
     filler = np.asarray(model.statistics_, x.dtype)
     if not is_text and np.isnan(filler).any():
@@ -134,4 +135,4 @@ FORMULAS: dict[type, Formula] = {
     SimpleImputer: imputed,
 }
 PRECISE: dict[type, Formula] = {CategoryTables: looked_up}
-"""The formula of tables, whose numbers have 64 bits where everything is computed in 64 bits."""
+"""The formula of tables, whose numbers have 64 bits in the precision `double`."""

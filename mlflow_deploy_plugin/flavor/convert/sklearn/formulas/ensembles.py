@@ -1,4 +1,4 @@
-"""Formulas of estimators that ask others (`Rows.ask`): https://scikit-learn.org/stable/modules/multiclass.html."""
+"""Formulas of meta-estimators (`Rows.ask`): https://scikit-learn.org/stable/modules/multiclass.html."""
 
 from collections.abc import Iterator, Sequence
 
@@ -38,42 +38,49 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.trees import grown
 from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import SeveralTargets
 
 Decision = tuple[TracedArray, TracedArray]
-"""The positions [N] of labels among the classes, and the probabilities or scores [N, C]."""
+"""The class positions [N], and the probabilities or scores [N, C]."""
 
 
 def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
-    """Return the mean of the calibrated probabilities of all parts, one for each fold of training."""
+    """Return the mean of the calibrated probabilities over all training folds."""
     parts = model.calibrated_classifiers_
     estimators = [best_estimator(part.estimator) for part in parts]
     method = "decision_function" if hasattr(estimators[0], "decision_function") else "predict_proba"
     if parts[0].method == "temperature":
-        found = []
+        calibrated_answers = []
         for part, estimator in zip(parts, estimators, strict=True):
             answer = rows.ask(estimator, method)
             if answer.ndim == 1:
                 answer = np.stack([-answer, answer], axis=1)
             elif method == "predict_proba":
-                answer = np.log(answer + 1e-12)  # scikit-learn does so for probabilities of 0.
-            found.append(softmax(answer * part.calibrators[0].beta_))
-        mean: TracedArray = sum(found[1:], found[0]) / float(len(parts))
+                answer = np.log(answer + 1e-12)  # scikit-learn adds 1e-12 for probabilities of 0.
+            calibrated_answers.append(softmax(answer * part.calibrators[0].beta_))
+        mean: TracedArray = sum(calibrated_answers[1:], calibrated_answers[0]) / float(len(parts))
         return np.argmax(mean, axis=1), mean
-    scores, classes = _scores(estimators, rows, method), len(model.classes_)  # each calibrator reads one score
+    scores, classes = _scores(estimators, rows, method), len(model.classes_)  # Each calibrator reads one score.
     calibrators = [calibrator for part in parts for calibrator in part.calibrators]
     if parts[0].method == "isotonic":
         likely = isotonic(calibrators, scores)
     else:
-        likely = logistic(-(np.array([one.a_ for one in calibrators]) * scores + [one.b_ for one in calibrators]))
+        likely = logistic(
+            -(
+                np.array([calibrator.a_ for calibrator in calibrators]) * scores
+                + [calibrator.b_ for calibrator in calibrators]
+            )
+        )
     if classes == 2:
         second = likely.mean(axis=1, keepdims=True)
         mean = np.concatenate([1.0 - second, second], axis=1)
         return np.argmax(mean, axis=1), mean
-    places = [
-        number * classes + place
+    positions = [
+        number * classes + position
         for number, part in enumerate(parts)
-        for place, _ in zip(np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False)
+        for position, _ in zip(
+            np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False
+        )
     ]
-    if len(places) < len(parts) * classes:  # a part has not seen all classes
-        likely = likely @ np.eye(len(parts) * classes)[places]
+    if len(positions) < len(parts) * classes:  # A fold lacks some classes.
+        likely = likely @ np.eye(len(parts) * classes)[positions]
     likely = likely.reshape(-1, len(parts), classes)
     total = likely.sum(axis=2, keepdims=True)
     mean = np.where(total == 0, 1 / classes, likely / np.where(total == 0, 1.0, total)).mean(axis=1)
@@ -81,10 +88,10 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
 
 
 def thresholded(model: Estimator, rows: Rows) -> Decision:
-    """Return the decision of scikit-learn's two classifiers with a threshold of their own."""
+    """Return the decision of FixedThresholdClassifier or TunedThresholdClassifierCV."""
     estimator = best_estimator(getattr(model, "estimator_", model.estimator))
-    asked = model._get_response_method()
-    method = next(one for one in ([asked] if isinstance(asked, str) else asked) if hasattr(estimator, one))
+    methods = model._get_response_method()
+    method = next(name for name in ([methods] if isinstance(methods, str) else methods) if hasattr(estimator, name))
     scorer = getattr(model, "_curve_scorer", None)
     label = model.pos_label if scorer is None else scorer._get_pos_label()
     positive = 1 if label is None else int(np.flatnonzero(estimator.classes_ == label)[0])
@@ -101,16 +108,16 @@ def thresholded(model: Estimator, rows: Rows) -> Decision:
 
 
 def chained(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the answers [N, targets] of a chain, whose estimators read the answers before theirs as columns."""
+    """Return the answers [N, targets] of a chain, whose estimators read earlier answers as additional columns."""
     method = getattr(model, "chain_method_", "predict")
-    before: list[TracedArray] = []
+    earlier: list[TracedArray] = []
     answers: dict[int, TracedArray] = {}
-    for place, estimator in zip(model.order_, model.estimators_, strict=True):
-        now = rows.with_matrix(np.column_stack([rows.matrix, *before])) if before else rows
-        answers[int(place)] = _flat(now.ask(estimator, "predict"))
-        score = answers[int(place)] if method == "predict" else now.ask(estimator, method)
-        before.append(score if score.ndim == 1 else score[:, 1])
-    return np.stack([answers[place] for place in sorted(answers)], axis=1)
+    for target, estimator in zip(model.order_, model.estimators_, strict=True):
+        now = rows.with_matrix(np.column_stack([rows.matrix, *earlier])) if earlier else rows
+        answers[int(target)] = _flat(now.ask(estimator, "predict"))
+        score = answers[int(target)] if method == "predict" else now.ask(estimator, method)
+        earlier.append(score if score.ndim == 1 else score[:, 1])
+    return np.stack([answers[target] for target in sorted(answers)], axis=1)
 
 
 def _flat(answer: Traced) -> TracedArray:
@@ -118,22 +125,22 @@ def _flat(answer: Traced) -> TracedArray:
 
 
 def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> TracedArray:
-    """Return the scores side by side, [N, k], by default as multiclass._predict_binary computes them."""
-    behind = [rows.before_last_step(one) for one in estimators]
+    """Return the scores of the estimators [N, k], by default like multiclass._predict_binary."""
+    behind = [rows.before_last_step(member) for member in estimators]
     if all(before is behind[0][0] for before, _ in behind):
         rows, estimators = behind[0][0], [last for _, last in behind]
     if all(map(is_linear, estimators)):
         if method != "predict_proba":
             return rows.sums(estimators)
-        if all(is_logistic(best_estimator(one)) and len(one.classes_) == 2 for one in estimators):
+        if all(is_logistic(best_estimator(member)) and len(member.classes_) == 2 for member in estimators):
             return logistic(rows.sums(estimators))
     columns = []
-    for one in estimators:
-        if isinstance(one, _ConstantPredictor):
-            columns.append(rows.full(float(one.y_[0])))
+    for member in estimators:
+        if isinstance(member, _ConstantPredictor):
+            columns.append(rows.full(float(member.y_[0])))
             continue
-        asked = method or ("decision_function" if hasattr(one, "decision_function") else "predict_proba")
-        answer = rows.ask(one, "predict" if is_regressor(one) else asked)
+        asked = method or ("decision_function" if hasattr(member, "decision_function") else "predict_proba")
+        answer = rows.ask(member, "predict" if is_regressor(member) else asked)
         columns.append(answer[:, 1] if answer.ndim > 1 and answer.sample.shape[1] == 2 else answer)
     return np.column_stack(columns)
 
@@ -158,7 +165,7 @@ def one_vs_rest(model: OneVsRestClassifier, rows: Rows) -> Decision:
 
 def one_vs_one(model: OneVsOneClassifier, rows: Rows) -> Decision:
     if model.pairwise_indices_ is not None:
-        raise NotImplementedError("OneVsOneClassifier of estimators that read a precomputed kernel")
+        raise NotImplementedError("OneVsOneClassifier with a precomputed kernel")
     sure = _scores(model.estimators_, rows)
     if all(is_linear(estimator) and not is_regressor(estimator) for estimator in model.estimators_):
         second = (sure > 0).astype(np.float64)
@@ -178,14 +185,14 @@ def output_code(model: OutputCodeClassifier, rows: Rows) -> Decision:
 
 
 def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the answer of the last estimator, which reads the answers of the others as columns."""
+    """Return the answer of the final estimator, which reads the answers of the other estimators as columns."""
     columns = []
     for estimator, method in zip(model.estimators_, model.stack_method_, strict=True):
         answer = rows.ask(estimator, method)
         if answer.ndim == 1:
             answer = answer[:, None]
         elif method == "predict_proba" and answer.sample.shape[1] == 2:
-            answer = answer[:, 1:]  # the first column is 1 - the second
+            answer = answer[:, 1:]  # The first column is redundant.
         columns.append(answer)
     if model.passthrough:
         columns.append(rows.matrix)
@@ -194,7 +201,7 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
         return read.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
         raise NotImplementedError(f"{type(model).__name__} of several labels")
-    position = read.ask(last, "predict").astype(np.int64)  # its labels are the positions of the classes
+    position = read.ask(last, "predict").astype(np.int64)  # Its labels are class positions.
     if hasattr(last, "predict_proba"):
         return position, read.ask(last, "predict_proba")
     score = read.ask(last, "decision_function")
@@ -202,29 +209,29 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
 
 
 def voted(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the mean of the answers, or the class with the most votes."""
+    """Return the mean of the members' answers, or the class with the most votes."""
     weights = model._weights_not_none
     if is_regressor(model):
         return _mean([_flat(rows.ask(estimator, "predict")) for estimator in model.estimators_], weights)
     if model.voting == "soft":
         likely = _mean([rows.ask(estimator, "predict_proba") for estimator in model.estimators_], weights)
         return np.argmax(likely, axis=1), likely
-    classes = np.arange(len(model.classes_))  # the labels of the members are the positions of the classes
+    classes = np.arange(len(model.classes_))  # The members' labels are class positions.
     flags = [(rows.ask(estimator, "predict")[:, None] == classes).astype(np.float64) for estimator in model.estimators_]
     votes = _mean(flags, weights)
     return np.argmax(votes, axis=1), votes
 
 
 def bagged(model: Estimator, rows: Rows) -> TracedArray | Decision:
-    """Return the mean of the members' answers, or their votes; each member reads some of the columns."""
-    count = 0 if is_regressor(model) else model.n_classes_  # a member may not have seen all classes
-    if all(is_tree(one) and len(getattr(one, "classes_", ())) == count for one in model.estimators_):
+    """Return the mean of the members' answers, or their votes. Each member reads a subset of the columns."""
+    count = 0 if is_regressor(model) else model.n_classes_  # A member may lack classes.
+    if all(is_tree(member) and len(getattr(member, "classes_", ())) == count for member in model.estimators_):
         return grown(model, rows)
     answers = []
     for estimator, read in _members(model, rows):
         if is_regressor(model):
             answers.append(read.ask(estimator, "predict"))
-        elif not hasattr(estimator, "predict_proba"):  # the labels of the members are the positions of the classes
+        elif not hasattr(estimator, "predict_proba"):  # The members' labels are class positions.
             vote = read.ask(estimator, "predict")[:, None] == np.arange(model.n_classes_)
             answers.append(vote.astype(np.float64))
         else:
@@ -246,18 +253,18 @@ def _members(model: Estimator, rows: Rows) -> Iterator[tuple[Estimator, Rows]]:
 
 
 def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
-    """Fill gaps by regressions, round by round. Unlike in scikit-learn, a row never depends on other rows."""
+    """Fill gaps by regressions in several rounds. Unlike in scikit-learn, a row never depends on other rows."""
     if not marks_nan(model) or model.sample_posterior or model._is_empty_feature.any():
         raise NotImplementedError(
             "IterativeImputer with missing_values other than NaN, sample_posterior, empty columns"
         )
     gaps = np.isnan(rows.matrix)
     filled = np.where(gaps, np.asarray(model.initial_imputer_.statistics_, float), rows.matrix)
-    at = [gaps & place for place in np.eye(gaps.sample.shape[1], dtype=bool)]
-    for place, others, estimator in model.imputation_sequence_ if model.n_iter_ else ():
-        found = _flat(rows.with_matrix(filled[:, others]).ask(estimator, "predict"))
-        found = np.clip(found, float(model._min_value[place]), float(model._max_value[place]))
-        filled = np.where(at[place], found[:, None], filled)
+    at = [gaps & column for column in np.eye(gaps.sample.shape[1], dtype=bool)]
+    for column, others, estimator in model.imputation_sequence_ if model.n_iter_ else ():
+        predicted = _flat(rows.with_matrix(filled[:, others]).ask(estimator, "predict"))
+        predicted = np.clip(predicted, float(model._min_value[column]), float(model._max_value[column]))
+        filled = np.where(at[column], predicted[:, None], filled)
     if model.add_indicator:
         filled = np.concatenate([filled, gaps[:, model.indicator_.features_].astype(np.float64)], axis=1)
     return filled
@@ -266,17 +273,17 @@ def imputed_in_turn(model: IterativeImputer, rows: Rows) -> TracedArray:
 def _mean(answers: list[TracedArray], weights: Sequence[float] | None = None) -> TracedArray:
     if weights is not None:
         answers = [answer * float(weight) for answer, weight in zip(answers, weights, strict=True)]
-    total = answers[0].emit("Sum", answers, np.sum([one.sample for one in answers], axis=0))  # one after the other
+    total = answers[0].emit("Sum", answers, np.sum([answer.sample for answer in answers], axis=0))  # sequential sum
     return total / float(len(answers) if weights is None else sum(weights))
 
 
 def several_targets(model: SeveralTargets, rows: Rows) -> TracedArray:
-    """Return the labels or predictions of the targets side by side; linear regressions make one product."""
+    """Return the labels or predictions of all targets as columns. Linear regressions are combined into one product."""
     if hasattr(model, "classes_"):
-        return np.stack([rows.ask(one, "label") for one in model.estimators_], axis=1)
+        return np.stack([rows.ask(member, "label") for member in model.estimators_], axis=1)
     if all(map(is_linear, model.estimators_)):
         return rows.sums(model.estimators_)
-    return np.stack([rows.ask(one, "predict").reshape(-1) for one in model.estimators_], axis=1)
+    return np.stack([rows.ask(member, "predict").reshape(-1) for member in model.estimators_], axis=1)
 
 
 def transformed_target(model: TransformedTargetRegressor, rows: Rows) -> TracedArray:
@@ -301,20 +308,20 @@ def _inverse(transformer: Estimator, y: TracedArray) -> TracedArray:
             columns = [_unpowered(transformer, y[:, n], float(power)) for n, power in enumerate(transformer.lambdas_)]
             y = np.stack(columns, axis=1)
         case QuantileTransformer():
-            # y are the shares of the training targets below a value, or the normal deviates of these shares
+            # y contains quantiles of the training targets, or their normal deviates.
             if transformer.output_distribution == "normal":
                 y = 0.5 * (1.0 + special.erf(y / np.sqrt(2.0)))
             known = enumerate(transformer.quantiles_.T)
             y = np.stack([np.interp(y[:, n], transformer.references_, values) for n, values in known], axis=1)
         case _:
-            raise NotImplementedError(f"the inverse of {type(transformer).__name__} as transformer of the target")
+            raise NotImplementedError(f"the inverse of {type(transformer).__name__} as the transformer of a target")
     if not isinstance(y, Traced):
-        raise NotImplementedError(f"the inverse of {type(transformer).__name__}, which is no function of its numbers")
+        raise NotImplementedError(f"the inverse of {type(transformer).__name__}, which does not depend on its input")
     return y
 
 
 def _unpowered(transformer: PowerTransformer, y: TracedArray, power: float) -> TracedArray:
-    """Return the inverse of Box-Cox or Yeo-Johnson, https://doi.org/10.1093/biomet/87.4.954, of one column [N]."""
+    """Return the inverse of Box-Cox or Yeo-Johnson (https://doi.org/10.1093/biomet/87.4.954) for a column [N]."""
     none = abs(power) < np.spacing(1.0)
     if transformer.method == "box-cox":
         return np.exp(y) if none else (y * power + 1.0) ** (1 / power)

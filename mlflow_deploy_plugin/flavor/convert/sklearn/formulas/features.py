@@ -28,7 +28,7 @@ def selected(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def transformed(model: Transforming, rows: Rows) -> TracedArray:
-    """Return the distances from the centres of clusters, or the axes of a discriminant."""
+    """Return the distances from cluster centres, or the projection of a discriminant analysis."""
     within = model.estimator
     if not isinstance(within, LinearDiscriminantAnalysis):
         return np.sqrt(squared_distances(rows.matrix, within.cluster_centers_))
@@ -37,17 +37,17 @@ def transformed(model: Transforming, rows: Rows) -> TracedArray:
 
 
 def called(model: preprocessing.FunctionTransformer, rows: Rows) -> TracedArray:
-    """Return the columns that a function of numpy functions makes; an error names the operation without a form."""
+    """Return the columns of a user's numpy function. The error names an unsupported operation."""
     if model.func is None:
         return rows.matrix
     name = getattr(model.func, "__name__", repr(model.func))
     try:
-        found = model.func(rows.matrix, **(model.kw_args or {}))
+        answer = model.func(rows.matrix, **(model.kw_args or {}))
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError) as error:
         raise NotImplementedError(f"its option func={name} is a Python function with {error}") from None
-    if not isinstance(found, Traced) or found.ndim != 2:
-        raise NotImplementedError(f"its option func={name} is a Python function that makes no columns of its own")
-    return found.astype(np.float64)
+    if not isinstance(answer, Traced) or answer.ndim != 2:
+        raise NotImplementedError(f"its option func={name} is a Python function that does not return computed columns")
+    return answer.astype(np.float64)
 
 
 def marked(model: MissingIndicator, rows: Rows) -> TracedArray:
@@ -94,7 +94,7 @@ def additive_chi2(model: AdditiveChi2Sampler, rows: Rows) -> TracedArray:
 
 
 def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
-    """Return the product of the sketches' Fourier transforms, transformed back: products of matrices."""
+    """Return the inverse Fourier transform of the product of the sketches' Fourier transforms, by matrix products."""
     x = rows.matrix * np.sqrt(model.gamma)
     if model.coef0 != 0:
         x = np.concatenate([x, np.full_like(x[:, :1], np.sqrt(model.coef0))], axis=1)
@@ -102,25 +102,25 @@ def count_sketch(model: PolynomialCountSketch, rows: Rows) -> TracedArray:
     fourier = np.fft.fft(np.eye(count))
     real: TracedArray = 1.0
     imaginary: TracedArray = 0.0
-    for places, signs in zip(model.indexHash_, model.bitHash_, strict=True):
-        sketch = np.eye(count)[places] * signs[:, None]
-        one, other = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
-        real, imaginary = real * one - imaginary * other, real * other + imaginary * one
+    for columns, signs in zip(model.indexHash_, model.bitHash_, strict=True):
+        sketch = np.eye(count)[columns] * signs[:, None]
+        real_part, imaginary_part = x @ (sketch @ fourier.real), x @ (sketch @ fourier.imag)
+        real, imaginary = real * real_part - imaginary * imaginary_part, real * imaginary_part + imaginary * real_part
     return real @ (fourier.real / count) + imaginary @ (fourier.imag / count)
 
 
 def products(model: preprocessing.PolynomialFeatures, rows: Rows) -> TracedArray:
-    """Return the products of columns, in the precision of the rows; products of one degree are computed together."""
+    """Return products of columns in the precision of the rows. Products of equal degree are computed together."""
     x, parts, degrees = rows.own, [], model.powers_.sum(axis=1)
-    for degree in np.unique(degrees):  # ascending, as the products are
+    for degree in np.unique(degrees):  # The products are in this order.
         factors = [np.repeat(np.arange(len(powers)), powers) for powers in model.powers_[degrees == degree]]
-        columns = [x[:, places] for places in np.transpose(factors)]
+        columns = [x[:, indices] for indices in np.transpose(factors)]
         parts.append(reduce(np.multiply, columns) if columns else np.ones_like(x[:, :1]))
     return np.concatenate(parts, axis=1)
 
 
 def scaled(model: Estimator, rows: Rows) -> TracedArray:
-    """Compute in scikit-learn's order and precision: skl2onnx's inverse scale moves numbers across thresholds."""
+    """Scale in scikit-learn's order and precision: skl2onnx's inverse scale moves numbers across thresholds."""
     x = rows.own
     steps: list[tuple[np.ufunc, Array | None]]
     match model:
@@ -148,7 +148,7 @@ def binarized(model: preprocessing.Binarizer, rows: Rows) -> TracedArray:
 
 
 def binned(model: preprocessing.KBinsDiscretizer, rows: Rows) -> TracedArray:
-    """Return the number of inner edges that a value has reached, as a code or one-hot."""
+    """Return the number of inner edges up to a value, as a code or one-hot."""
     edges = (edges[1:-1] if len(edges) > 2 else [np.inf] for edges in model.bin_edges_)
     codes = [np.digitize(rows.matrix[:, n], inner) for n, inner in enumerate(edges)]
     if model.encode == "ordinal":
@@ -169,15 +169,15 @@ def yeo_johnson(x: TracedArray, powers: Array) -> TracedArray:
 
 
 def powered(model: preprocessing.PowerTransformer, rows: Rows) -> TracedArray:
-    """Return Box-Cox or Yeo-Johnson, standardised."""
-    found = (box_cox if model.method == "box-cox" else yeo_johnson)(rows.matrix, model.lambdas_)
-    return (found - model._scaler.mean_) / model._scaler.scale_ if model.standardize else found
+    """Return the Box-Cox or Yeo-Johnson transform, standardised if required."""
+    transformed_rows = (box_cox if model.method == "box-cox" else yeo_johnson)(rows.matrix, model.lambdas_)
+    return (transformed_rows - model._scaler.mean_) / model._scaler.scale_ if model.standardize else transformed_rows
 
 
 def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
-    """Return the share of the training rows below each value, or the normal deviate of that share.
+    """Return the quantile of each value in the training rows, or the normal deviate of the quantile.
 
-    Like scikit-learn, it interpolates both ways, since quantiles may be equal. skl2onnx's graph takes minutes.
+    Like scikit-learn, it interpolates in both directions, since quantiles may be equal. skl2onnx's graph takes minutes.
     """
     quantiles, shares = model.quantiles_, model.references_
     lowest, highest, count = quantiles[0], quantiles[-1], len(quantiles)
@@ -200,19 +200,19 @@ def ranked(model: preprocessing.QuantileTransformer, rows: Rows) -> TracedArray:
 
 
 def _deviates(share: TracedArray) -> TracedArray:
-    """Return the normal deviates of shares from 1e-11 on, to 16 digits: AS 241, https://doi.org/10.2307/2347330."""
+    """Return normal deviates to 16 digits for shares above 1e-11: AS 241, https://doi.org/10.2307/2347330."""
     centred = share - 0.5
     square = 0.180625 - centred * centred
     tail = np.sqrt(-np.log(np.minimum(share, 1.0 - share))) - 1.6
     near, far = (
-        reduce(lambda total, one: total * x + one, over) / reduce(lambda total, one: total * x + one, under)
+        reduce(lambda total, factor: total * x + factor, over) / reduce(lambda total, factor: total * x + factor, under)
         for x, (over, under) in ((square, _NEAR), (tail, _FAR))
     )
     return np.where(np.abs(centred) <= 0.425, centred * near, np.where(centred < 0, -far, far))
 
 
 def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
-    """Return the basis splines of each column: a polynomial between two knots."""
+    """Return the basis splines of each column, as polynomials between adjacent knots."""
     columns = []
     for number, spline in enumerate(model.bsplines_):
         x, degree, count = rows.matrix[:, number], spline.k, spline.c.shape[1]
@@ -230,13 +230,13 @@ def splines(model: preprocessing.SplineTransformer, rows: Rows) -> TracedArray:
         coefficients = np.stack([_derivative(spline, starts, n) / factorial(n) for n in range(degree + 1)], axis=1)
         step = inside - take(starts, position)
         powers = np.stack([np.ones_like(step), *(step**n for n in range(1, degree + 1))], axis=1)
-        found = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
+        values = (take(coefficients, position) * powers[:, :, None]).sum(axis=1)
         if model.extrapolation == "linear":
             below, above = np.minimum(x - lowest, 0.0)[:, None], np.maximum(x - highest, 0.0)[:, None]
-            found = found + below * _derivative(spline, lowest, 1) + above * _derivative(spline, highest, 1)
+            values = values + below * _derivative(spline, lowest, 1) + above * _derivative(spline, highest, 1)
         if getattr(model, "handle_missing", "error") == "zeros":
-            found = np.where(np.isnan(x)[:, None], 0.0, found)
-        columns.append(found if model.include_bias else found[:, : count - 1])
+            values = np.where(np.isnan(x)[:, None], 0.0, values)
+        columns.append(values if model.include_bias else values[:, : count - 1])
     return np.concatenate(columns, axis=1)
 
 
@@ -245,7 +245,7 @@ def _derivative(spline: BSpline, x: float | Array, order: int) -> Array:
 
 
 _MARGIN = 1e-7
-"""scikit-learn's BOUNDS_THRESHOLD: shares keep this distance from 0 and 1, which have no deviate."""
+"""scikit-learn's BOUNDS_THRESHOLD: the minimum distance of shares from 0 and 1, whose deviates are infinite."""
 _NEAR = (
     (2509.0809287301226727, 33430.575583588128105, 67265.770927008700853, 45921.953931549871457,
      13731.693765509461125, 1971.5909503065514427, 133.14166789178437745, 3.387132872796366608),

@@ -1,4 +1,4 @@
-"""Formulas of estimators that compare a row with learned ones, by the 64-bit distances of `metrics.pairwise`."""
+"""Formulas of estimators that compare a row with training rows, by the 64-bit distances of `metrics.pairwise`."""
 
 from collections.abc import Callable
 
@@ -19,24 +19,24 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedA
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 Metric = str | Callable[[Array, Array], float]
-"""A distance or a kernel: the name that scikit-learn has for it, or a function of a user."""
+"""A distance or kernel: its name in scikit-learn, or a function of a user."""
 Option = float | None
-"""A parameter of a kernel; None for the default of scikit-learn."""
-_MAX_DIFFERENCES = 100_000  # of a row: with more, all differences at once would take 1 MB a row and more
-_MAX_DENSE = 10_000_000  # numbers of 8 bytes in the graph, which takes some ten times as much to write
+"""A parameter of a kernel. None is scikit-learn's default."""
+_MAX_DIFFERENCES = 100_000  # numbers per row; more would take over 1 MB per row
+_MAX_DENSE = 10_000_000  # numbers of 8 bytes; writing the graph takes about ten times the memory
 
 
 def _dense(known: "Array | spmatrix") -> Array:
-    """Return learned rows [K, k] as an array; learned rows of texts are sparse."""
+    """Return training rows [K, k] as an array. Rows from texts are sparse."""
     if isinstance(known, np.ndarray):
         return np.asarray(known, float)
     if np.prod(known.shape) > _MAX_DENSE:
-        raise NotImplementedError(f"{known.shape[0]} learned rows of {known.shape[1]} sparse columns")
+        raise NotImplementedError(f"{known.shape[0]} training rows of {known.shape[1]} sparse columns")
     return np.asarray(known.toarray(), float)
 
 
 def squared_distances(x: TracedArray, known: Array) -> TracedArray:
-    """Return [N, K]: by differences, which are exact between equal rows; of many long rows by their products."""
+    """Return squared distances [N, K], by differences (exact for equal rows), or by products for many long rows."""
     known = _dense(known)
     if known.size <= _MAX_DIFFERENCES:
         away = x[:, None, :] - known
@@ -46,7 +46,7 @@ def squared_distances(x: TracedArray, known: Array) -> TracedArray:
 
 
 def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> TracedArray:
-    """Return the distances [N, K] of rows x [N, k] from known ones [K, k]."""
+    """Return the distances [N, K] between rows x [N, k] and training rows [K, k]."""
     known = _dense(known)
     powers: dict[Metric, float] = {"euclidean": 2, "l2": 2, "manhattan": 1, "l1": 1, "cityblock": 1, "minkowski": p}
     power = powers.get(metric)
@@ -56,7 +56,7 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
         return squared_distances(x, known)
     if metric == "cosine":
         length = np.linalg.norm(x, axis=1, keepdims=True)
-        unit = x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)  # as sklearn.preprocessing.normalize
+        unit = x / np.where(length < 10 * np.finfo(np.float64).eps, 1.0, length)  # like sklearn.preprocessing.normalize
         return 1.0 - unit @ (known / np.linalg.norm(known, axis=1, keepdims=True)).T
     away = np.abs(x[:, None, :] - known)
     if metric == "chebyshev" or power == np.inf:
@@ -69,7 +69,7 @@ def distances(x: TracedArray, known: Array, metric: Metric, p: float = 2) -> Tra
 def kernel(
     x: TracedArray, known: Array, metric: Metric, gamma: Option = None, degree: Option = None, coef0: Option = None
 ) -> TracedArray:
-    """Return the kernel [N, K] of sklearn.metrics.pairwise between rows x [N, k] and known ones [K, k]."""
+    """Return a kernel of sklearn.metrics.pairwise [N, K] between rows x [N, k] and training rows [K, k]."""
     known = _dense(known)
     scale = 1.0 / known.shape[1] if gamma is None else float(gamma)
     shift = 1.0 if coef0 is None else float(coef0)
@@ -90,14 +90,14 @@ def kernel(
 
 
 def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
-    """Return the weights [N, k] of neighbours at these distances. Neighbours at distance 0 exclude all others."""
+    """Return the weights [N, k] of neighbours by distance. If a distance is 0, all other neighbours have weight 0."""
     if callable(weights):
         return weights(far)
     if weights != "distance":
         return np.ones_like(far)
     same = far == 0
-    one = np.any(same, axis=1, keepdims=True)
-    return np.where(one, same.astype(np.float64), 1.0 / np.where(same, 1.0, far))
+    has_same = np.any(same, axis=1, keepdims=True)
+    return np.where(has_same, same.astype(np.float64), 1.0 / np.where(same, 1.0, far))
 
 
 def _metric(model: Estimator) -> tuple[Metric, float]:
@@ -107,14 +107,14 @@ def _metric(model: Estimator) -> tuple[Metric, float]:
 
 
 def _nearest(model: Estimator, rows: Rows, targets: Array) -> TracedArray:
-    """Return the weighted mean [N, t] of the targets [K, t] of the nearest learned rows."""
-    far, places = smallest(distances(rows.matrix, model._fit_X, *_metric(model)), model.n_neighbors)
+    """Return the weighted mean [N, t] of the targets [K, t] of the nearest training rows."""
+    far, nearest = smallest(distances(rows.matrix, model._fit_X, *_metric(model)), model.n_neighbors)
     weights = _weights(far, model.weights)[:, :, None]
-    return (take(targets, places) * weights).sum(axis=1) / weights.sum(axis=1)
+    return (take(targets, nearest) * weights).sum(axis=1) / weights.sum(axis=1)
 
 
 def _within_radius(model: Estimator, rows: Rows, targets: Array) -> tuple[TracedArray, TracedArray]:
-    """Return the weighted mean [N, t] of the targets within the radius, NaN if there are none, and their number [N]."""
+    """Return the weighted mean [N, t] of targets within the radius (NaN without neighbours), and the count [N]."""
     far = distances(rows.matrix, model._fit_X, *_metric(model))
     inside = (far <= model.radius).astype(np.float64)
     weights = inside * _weights(far, model.weights)
@@ -138,11 +138,11 @@ def neighbour_classes(model: neighbors.KNeighborsClassifier, rows: Rows) -> tupl
 
 def radius_classes(model: neighbors.RadiusNeighborsClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
     scores, count = _within_radius(model, rows, _one_hot(model))
-    if model.outlier_label_ is None:  # scikit-learn refuses such a row
+    if model.outlier_label_ is None:  # scikit-learn refuses rows without neighbours.
         return np.argmax(scores, axis=1), scores
     outlier = (model.classes_ == np.ravel(model.outlier_label_)[0]).astype(float)
     if not outlier.any():
-        raise NotImplementedError("an outlier_label that is no class")
+        raise NotImplementedError("an outlier_label that is not a class")
     scores = np.where((count == 0)[:, None], outlier, scores)
     return np.argmax(scores, axis=1), scores
 
@@ -153,7 +153,7 @@ def within_radius(model: neighbors.RadiusNeighborsTransformer, rows: Rows) -> Tr
 
 
 def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
-    """Fill gaps with the mean of the nearest learned rows, by sklearn.metrics.pairwise.nan_euclidean_distances."""
+    """Fill gaps with the mean of the nearest training rows, by sklearn.metrics.pairwise.nan_euclidean_distances."""
     if not marks_nan(model) or callable(model.weights):
         raise NotImplementedError("KNNImputer with missing_values other than NaN, or weights that are a function")
     if not model._valid_mask.all():
@@ -168,14 +168,14 @@ def imputed(model: KNNImputer, rows: Rows) -> TracedArray:
     columns = []
     for column in range(known.shape[1]):
         donors = np.flatnonzero(known_here[:, column])
-        away, places = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
+        away, nearest = smallest(far[:, donors], min(model.n_neighbors, len(donors)))
         weights = _weights(away, model.weights) * np.where(np.isinf(away), 0.0, 1.0)
         total = weights.sum(axis=1)
-        mean = (take(known[donors, column], places) * weights).sum(axis=1) / np.where(total == 0, 1.0, total)
+        mean = (take(known[donors, column], nearest) * weights).sum(axis=1) / np.where(total == 0, 1.0, total)
         mean = np.where(total == 0, known[donors, column].mean(), mean)
         columns.append(np.where(gaps[:, column], mean, rows.matrix[:, column]))
     if model.add_indicator:
-        columns += [gaps[:, int(place)].astype(np.float64) for place in model.indicator_.features_]
+        columns += [gaps[:, int(column_index)].astype(np.float64) for column_index in model.indicator_.features_]
     return np.stack(columns, axis=1)
 
 
@@ -195,7 +195,7 @@ def closest_centre(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def bisected(model: BisectingKMeans, rows: Rows) -> TracedArray:
-    """Return the leaf of the tree of clusters, at each node of which a row goes to the nearer of two centres."""
+    """Return the leaf in the tree of clusters. At each node, a row goes to the nearer of two centres."""
 
     def below(node: Estimator) -> TracedArray:
         if node.left is None:
@@ -212,8 +212,8 @@ def propagated_labels(model: Estimator, rows: Rows) -> tuple[TracedArray, Traced
     if model.kernel == "rbf":
         likely = kernel(rows.matrix, model.X_, "rbf", model.gamma) @ labels
     elif model.kernel == "knn":
-        _, places = smallest(distances(rows.matrix, model.X_, "euclidean"), model.n_neighbors)
-        likely = take(labels, places).sum(axis=1)
+        _, nearest = smallest(distances(rows.matrix, model.X_, "euclidean"), model.n_neighbors)
+        likely = take(labels, nearest).sum(axis=1)
     else:
         raise NotImplementedError("a kernel that is a Python function")
     likely = likely / likely.sum(axis=1, keepdims=True)
@@ -233,7 +233,7 @@ def nystroem(model: Nystroem, rows: Rows) -> TracedArray:
 
 
 def _decisions(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the sums [N, k] of libsvm's svm_predict_values: one, or one for each pair of classes."""
+    """Return the decision values [N, k] of libsvm's svm_predict_values: k is 1 or the number of class pairs."""
     options = {"gamma": model._gamma, "degree": model.degree, "coef0": model.coef0}
     similar = kernel(rows.matrix, model.support_vectors_, model.kernel, **options)
     weights = _dense(model._dual_coef_).T  # [K, 1 or classes - 1]
@@ -245,20 +245,22 @@ def _decisions(model: Estimator, rows: Rows) -> TracedArray:
 
 
 def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
-    """Return 1 for a positive score, otherwise -1, as libsvm does; skl2onnx returns 0 for a score of 0."""
+    """Return 1 for a positive score, otherwise -1, like libsvm; skl2onnx returns 0 for a score of 0."""
     return np.where(_decisions(model, rows)[:, 0] > 0, 1, -1)
 
 
 def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
-    """Return the decision of an SVC or NuSVC: a positive sum is a vote for the first class of a pair."""
+    """Return the decision of an SVC or NuSVC: a positive decision value is a vote for the first class of a pair."""
     if len(model.probA_):
-        raise NotImplementedError(f"{type(model).__name__} with probability=True: libsvm finds them step by step")
-    found = _decisions(model, rows)
+        raise NotImplementedError(
+            f"{type(model).__name__} with probability=True: libsvm computes probabilities iteratively"
+        )
+    decisions = _decisions(model, rows)
     if len(model.classes_) == 2:
-        return (found[:, 0] <= 0).astype(np.int64), np.concatenate([found, -found], axis=1)
-    votes, scores = votes_of_pairs((found <= 0).astype(np.float64), -found, len(model.classes_))
+        return (decisions[:, 0] <= 0).astype(np.int64), np.concatenate([decisions, -decisions], axis=1)
+    votes, scores = votes_of_pairs((decisions <= 0).astype(np.float64), -decisions, len(model.classes_))
     if model.decision_function_shape == "ovo":
-        return np.argmax(votes, axis=1), found
+        return np.argmax(votes, axis=1), decisions
     return np.argmax(scores if model.break_ties else votes, axis=1), scores
 
 
@@ -270,8 +272,8 @@ def _neighbours_of(model: Estimator, x: TracedArray) -> tuple[TracedArray, Trace
 
 
 def isomap(model: Isomap, rows: Rows) -> TracedArray:
-    far, places = _neighbours_of(model, rows.matrix)
-    shortest = (take(model.dist_matrix_, places) + far[:, :, None]).min(axis=1)
+    far, neighbours = _neighbours_of(model, rows.matrix)
+    shortest = (take(model.dist_matrix_, neighbours) + far[:, :, None]).min(axis=1)
     similar = shortest * shortest * -0.5
     inner, centred = model.kernel_pca_, model.kernel_pca_._centerer
     similar = similar - centred.K_fit_rows_ - similar.mean(axis=1, keepdims=True) + centred.K_fit_all_
@@ -280,23 +282,23 @@ def isomap(model: Isomap, rows: Rows) -> TracedArray:
 
 
 def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
-    """Return the sum of the neighbours' places, by the weights that make the row from its neighbours."""
-    _, places = _neighbours_of(model, rows.matrix)
+    """Return the weighted sum of the neighbours' embeddings, with the weights that reconstruct the row."""
+    _, neighbours = _neighbours_of(model, rows.matrix)
     count = model.n_neighbors
-    away = take(model.nbrs_._fit_X, places) - rows.matrix[:, None, :]
-    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # of the matrix of inner products
+    away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
+    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # lines of the Gram matrix
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)
     system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
-    for n in range(count):  # Gauss and Jordan; no pivot is needed, as the matrix is positive definite
+    for n in range(count):  # Gauss-Jordan; a positive definite matrix needs no pivoting.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
         other = 1.0 - np.eye(count)[n][:, None]
         system = system - system[:, :, n : n + 1] * other * line
         system = system * other + line * (1.0 - other)
     weights = system[:, :, count]
     weights = weights / weights.sum(axis=1, keepdims=True)
-    return (take(model.embedding_, places) * weights[:, :, None]).sum(axis=1)
+    return (take(model.embedding_, neighbours) * weights[:, :, None]).sum(axis=1)
 
 
 FORMULAS: dict[type, Formula] = {
@@ -324,4 +326,4 @@ PRECISE: dict[type, Formula] = {
     **dict.fromkeys((SVR, NuSVR), _decisions),
     **dict.fromkeys((SVC, NuSVC), machine_classes),
 }
-"""The formulas of estimators whose operator is faster, and has 32 bits."""
+"""The formulas of estimators whose ONNX operator is faster but has 32 bits."""

@@ -20,16 +20,16 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 def isotonic(models: list[IsotonicRegression], x: TracedArray) -> TracedArray:
-    """Return the predictions [N, M] of M models for x [N, M]; outside its thresholds, a single model may return NaN."""
+    """Return the predictions [N, M] of M models for x [N, M]. Outside its thresholds, a single model may return NaN."""
     known, values = (
-        [np.asarray(getattr(one, name), float) for one in models] for name in ("X_thresholds_", "y_thresholds_")
+        [np.asarray(getattr(model, name), float) for model in models] for name in ("X_thresholds_", "y_thresholds_")
     )
     if models[0].out_of_bounds == "clip":
-        x = np.clip(x, *(np.array([getattr(one, name) for one in models], float) for name in ("X_min_", "X_max_")))
-    found = interpolated(x, known, values)
+        x = np.clip(x, *(np.array([getattr(model, name) for model in models], float) for name in ("X_min_", "X_max_")))
+    predicted = interpolated(x, known, values)
     if models[0].out_of_bounds == "clip" or len(known[0]) == 1:
-        return found
-    return np.where((x < known[0][0]) | (x > known[0][-1]), np.nan, found)
+        return predicted
+    return np.where((x < known[0][0]) | (x > known[0][-1]), np.nan, predicted)
 
 
 def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
@@ -39,7 +39,7 @@ def dummy_values(model: DummyRegressor, rows: Rows) -> TracedArray:
 
 def dummy_classes(model: DummyClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
     if model.n_outputs_ > 1 or model._strategy not in ("prior", "most_frequent", "constant"):
-        raise NotImplementedError(f"DummyClassifier with strategy={model._strategy!r}: its answers are drawn by chance")
+        raise NotImplementedError(f"DummyClassifier with strategy={model._strategy!r}: its answers are random")
     if model._strategy == "constant":
         best = int(np.flatnonzero(model.classes_ == np.ravel(model.constant)[0])[0])
     else:
@@ -65,21 +65,21 @@ def process_classes(model: GaussianProcessClassifier, rows: Rows) -> tuple[Trace
         return (mean > 0).astype(np.int64), np.stack([1.0 - likely, likely], axis=1)
     if not isinstance(base, OneVsRestClassifier):
         raise NotImplementedError("GaussianProcessClassifier with multi_class='one_vs_one'")
-    scores = np.stack([_latent(one, rows.matrix)[1] for one in base.estimators_], axis=1)
+    scores = np.stack([_latent(member, rows.matrix)[1] for member in base.estimators_], axis=1)
     return np.argmax(scores, axis=1), scores / scores.sum(axis=1, keepdims=True)
 
 
 def additive(model: AdditiveModel, rows: Rows) -> Answer:
-    """Return sums of scores by bins: 0 for a missing number, then as many as there are cuts up to it, and 1."""
-    places, all_cuts = zip(*model.cuts, strict=True)
-    x = rows.matrix[:, list(places)]
+    """Return sums of scores by bin. Bin 0 is for missing numbers; other bins are 1 + the number of cuts up to x."""
+    positions, all_cuts = zip(*model.cuts, strict=True)
+    x = rows.matrix[:, list(positions)]
     longest = max(0 if cuts is None else len(cuts) for cuts in all_cuts)
     known = [np.empty(0) if cuts is None else cuts for cuts in all_cuts]
     table = np.stack([np.pad(cuts, (0, longest - len(cuts)), constant_values=np.inf) for cuts in known], axis=1)
-    found = counted(table, np.less_equal, x).astype(np.float64) + 1.0
-    found = np.minimum(found, np.array([1.0 + len(cuts) for cuts in known]))  # infinity is not beyond the last bin
-    found = np.where(np.isnan(x), 0.0, found)
-    bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, found)
+    numbers = counted(table, np.less_equal, x).astype(np.float64) + 1.0
+    numbers = np.minimum(numbers, np.array([1.0 + len(cuts) for cuts in known]))  # Infinity is in the last bin.
+    numbers = np.where(np.isnan(x), 0.0, numbers)
+    bins = np.where(np.array([cuts is None for cuts in all_cuts]), x, numbers)
     scores = take(model.scores, (bins @ model.strides + model.offsets).astype(np.int64)).sum(axis=1) + model.intercept
     if model.link in ("identity", "log"):
         return scores if model.link == "identity" else np.exp(scores)
@@ -90,7 +90,7 @@ def additive(model: AdditiveModel, rows: Rows) -> Answer:
 
 
 def by_gradient(model: SGDClassifier, rows: Rows) -> tuple[TracedArray, TracedArray]:
-    """Return the decision of a linear classifier; skl2onnx has other labels where its probabilities are 1 or equal."""
+    """Return the decision of a linear classifier; skl2onnx's labels differ if probabilities are 1 or equal."""
     scores = rows.sums([model])
     if scores.sample.shape[1] == 1:
         scores = np.concatenate([-scores, scores], axis=1)
@@ -112,11 +112,11 @@ def _latent(model: Estimator, x: TracedArray) -> tuple[TracedArray, TracedArray]
 
 
 def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array) -> TracedArray:
-    """Return the kernel [N, K] between rows x [N, k] and known ones [K, k]."""
+    """Return the kernel [N, K] between rows x [N, k] and training rows [K, k]."""
     match kernel:
         case kernels.Sum() | kernels.Product():
-            one, other = _kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known)
-            return one + other if isinstance(kernel, kernels.Sum) else one * other
+            first, second = _kernel(kernel.k1, x, known), _kernel(kernel.k2, x, known)
+            return first + second if isinstance(kernel, kernels.Sum) else first * second
         case kernels.Exponentiation():
             return _kernel(kernel.kernel, x, known) ** kernel.exponent
         case kernels.ConstantKernel():
@@ -144,11 +144,11 @@ def _kernel(kernel: kernels.Kernel, x: TracedArray, known: Array) -> TracedArray
 
 
 def _diagonal(kernel: kernels.Kernel, x: TracedArray) -> TracedArray:
-    """Return the kernel between each row and itself, [N] or one number."""
+    """Return the kernel of each row with the same row, as [N] or a number."""
     match kernel:
         case kernels.Sum() | kernels.Product():
-            one, other = _diagonal(kernel.k1, x), _diagonal(kernel.k2, x)
-            return one + other if isinstance(kernel, kernels.Sum) else one * other
+            first, second = _diagonal(kernel.k1, x), _diagonal(kernel.k2, x)
+            return first + second if isinstance(kernel, kernels.Sum) else first * second
         case kernels.Exponentiation():
             return _diagonal(kernel.kernel, x) ** kernel.exponent
         case kernels.ConstantKernel():
@@ -170,4 +170,4 @@ FORMULAS: dict[type, Formula] = {
     **dict.fromkeys((AdditiveModel, AdditiveClassifier), additive),
 }
 PRECISE: dict[type, Formula] = {SGDClassifier: by_gradient}
-"""The formulas of estimators whose operator is faster, and has 32 bits."""
+"""The formulas of estimators whose ONNX operator is faster but has 32 bits."""

@@ -1,4 +1,4 @@
-"""The rows that a formula reads, and the answers of the estimators within an estimator."""
+"""The rows that a formula reads, and the answers of nested estimators."""
 
 from collections.abc import Callable
 from copy import copy
@@ -33,22 +33,21 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 
 class Rows:
-    """The rows that an estimator reads: skl2onnx's variables, or a matrix that a formula has made.
+    """The rows that an estimator reads: skl2onnx's variables, or a matrix from a formula.
 
-    `is_double` is True if an estimator within reads 64-bit floats, `is_single` if the original compares in 32 bits. The
-    original still takes integers as 64-bit floats.
+    `is_double` is True if nested estimators read 64-bit floats, and `is_single` if the original compares in 32 bits.
+    Even then, the original reads integers as 64-bit floats.
     """
 
     def __init__(
         self, graph: NodeBuilder, inputs: list[Variable], columns: int, matrix: TracedArray | None = None
     ) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
-        # what was asked already, so that its part of the graph is made once
-        self._after: dict[
-            int | str, tuple[Rows, Estimator]
-        ] = {}  # by `_learned`, with the step: no other gets its id then
-        self._outputs: dict[tuple[int, bool], list[str]] = {}  # by the id of an estimator, without and with raw scores
-        self._answers: dict[int, tuple[Answer, Estimator]] = {}  # of a formula, with the estimator
+        # These caches avoid duplicate parts of the graph.
+        # The key is `_learned`. The value includes the step, so that its id is not reused.
+        self._after: dict[int | str, tuple[Rows, Estimator]] = {}
+        self._outputs: dict[tuple[int, bool], list[str]] = {}  # key: id of an estimator, and True for raw scores
+        self._answers: dict[int, tuple[Answer, Estimator]] = {}  # key: id of an estimator with a formula
         self.is_double = any(isinstance(entry.type, DoubleTensorType) for entry in inputs)
         self.is_single = bool(inputs) and all(isinstance(entry.type, FloatTensorType) for entry in inputs)
 
@@ -60,22 +59,22 @@ class Rows:
 
     @property
     def matrix(self) -> TracedArray:
-        """The rows as [N, k] 64-bit floats."""
+        """The rows as 64-bit floats [N, k]."""
         if self._matrix is None:
             self._matrix = self._cast(np.float64)
         return self._matrix
 
     @property
     def own(self) -> TracedArray:
-        """The rows as [N, k] floats of their own precision: 64-bit ones, all others as 32-bit ones."""
+        """The rows as floats [N, k]: 64-bit if `is_double`, otherwise 32-bit."""
         dtype = np.float64 if self.is_double else np.float32
         return self._cast(dtype) if self._inputs else self.matrix.astype(dtype)
 
     def _cast(self, dtype: type) -> TracedArray:
         if self.has_texts:
-            raise NotImplementedError("columns of texts, which no step before it turns into numbers")
+            raise NotImplementedError("string columns, which no earlier step converts to numbers")
         sample: Array = np.ones((SAMPLE_ROWS, self._columns), dtype)
-        # also to the type that skl2onnx declares, which is not always the real one
+        # Always cast, because skl2onnx may declare a wrong type.
         name = self._graph.node("Cast", [self._graph.joined(self._inputs)], to=ONNX_TYPES[sample.dtype.name])
         return Traced(self._graph, name, sample)
 
@@ -93,7 +92,7 @@ class Rows:
 
     @property
     def raw(self) -> TracedArray:
-        """The rows as [N, k] of the type of their first column; texts are objects."""
+        """The rows [N, k] with the dtype of the first column. Strings are objects."""
         first = self._parts[0]
         if len(self._inputs) < 2:
             return first
@@ -101,11 +100,11 @@ class Rows:
         return Traced(self._graph, self._graph.joined(self._inputs), sample)
 
     def columns(self) -> list[TracedArray]:
-        """Return each column [N, 1] of its own type; texts are objects."""
+        """Return each column [N, 1] with its dtype. Strings are objects."""
         return [part[:, n : n + 1] for part in self._parts for n in range(part.sample.shape[1])]
 
     def full(self, value: float) -> TracedArray:
-        """Return one number for each row, [N]; the rows may be texts."""
+        """Return the same number for each row, [N]. The rows may be strings."""
         first = self._parts[0][:, 0]
         return np.full_like((first == first).astype(np.float64), value)
 
@@ -115,14 +114,14 @@ class Rows:
         return rows
 
     def ask(self, estimator: Estimator, method: str) -> TracedArray:
-        """Return the answer of an estimator within: `predict`, `predict_proba`, `decision_function` or `transform`.
+        """Return the answer of a nested estimator: `predict`, `predict_proba`, `decision_function` or `transform`.
 
-        Labels are numbers; the method `label` returns texts or integers. The decision function of two classes is [N].
-        Raises NotImplementedError if its converter has no such answer.
+        Labels are numbers, but the method `label` returns strings or integers.
+        For two classes, the decision function is [N]. Raises NotImplementedError if the converter of the estimator does not support the method.
         """
         if not (isinstance(estimator, RFE) and method == "transform"):  # It also selects columns.
             estimator = best_estimator(estimator)
-        if isinstance(estimator, Pipeline) and not all(isinstance(one, ColumnTransformer) for one in estimator):
+        if isinstance(estimator, Pipeline) and not all(isinstance(step, ColumnTransformer) for step in estimator):
             rows, last = self.before_last_step(estimator)
             return rows.ask(last, method)
         [operator] = self._declare([estimator])
@@ -134,26 +133,26 @@ class Rows:
             if id(estimator) not in self._answers:
                 self._answers[id(estimator)] = formula(estimator, self), estimator
             answer, _ = self._answers[id(estimator)]
-            if not isinstance(answer, tuple):  # as an output, so that `refused_rows.py` finds where it is read
+            if not isinstance(answer, tuple):  # `refused_rows.py` needs an output.
                 answer = answer.astype(np.float64)
                 output = self._graph.variable(answer.name, DoubleTensorType([None, *answer.shape[1:]]))
                 operator.outputs.append(output)
                 return Traced(self._graph, output.full_name, answer.sample)
             if method in ("predict", "label"):
                 return _classes_at(estimator, answer[0], method)
-            place = _SCORES.index(method) + 1
-            if len(answer) <= place:
-                raise NotImplementedError(f"the scores of {type(estimator).__name__}, which is within it")
-            return answer[place].astype(np.float64)
+            position = _SCORES.index(method) + 1
+            if len(answer) <= position:
+                raise NotImplementedError(f"the scores of the inner {type(estimator).__name__}")
+            return answer[position].astype(np.float64)
         return self._by_converter(estimator, method)
 
     def before_last_step(self, estimator: Estimator) -> tuple["Rows", Estimator]:
-        """Return the rows that a pipeline's last step reads, and that step. Steps that learned the same share rows."""
+        """Return the rows that a pipeline's last step reads, and this step. Identical steps share their rows."""
         rows, estimator = self, best_estimator(estimator)
         while isinstance(estimator, Pipeline):
             used = (step for _, step in estimator.steps[:-1] if not estimators.passes_on(step))
             for picks_columns, run in groupby(used, lambda step: isinstance(step, ColumnTransformer)):
-                steps = [*run]  # ColumnTransformers in turn are one step: their texts and numbers make no matrix
+                steps = [*run]  # Consecutive ColumnTransformers are one step, since they may output strings.
                 for step in [make_pipeline(*steps)] if picks_columns and len(steps) > 1 else steps:
                     learned = _learned(step)
                     if learned not in rows._after:
@@ -164,18 +163,18 @@ class Rows:
 
     def _declare(self, members: list[Estimator]) -> list[Operator]:
         inputs = self._inputs or [self._graph.variable(self.matrix.name, DoubleTensorType([None, self._columns]))]
-        return [self._graph.declare(best_estimator(one), inputs) for one in members]
+        return [self._graph.declare(best_estimator(member), inputs) for member in members]
 
     def sums(self, members: list[Estimator]) -> TracedArray:
-        """Return the scores or predictions of linear estimators side by side, [N, k], by one product."""
+        """Return the scores or predictions [N, k] of linear estimators, with one product."""
         self._declare(members)
-        linear = [best_estimator(one) for one in members]
-        weights = [np.atleast_2d(one.coef_).astype(float) for one in linear]
-        shifts = [np.broadcast_to(one.intercept_, len(some)) for one, some in zip(linear, weights, strict=True)]
+        linear = [best_estimator(member) for member in members]
+        weights = [np.atleast_2d(member.coef_).astype(float) for member in linear]
+        shifts = [np.broadcast_to(member.intercept_, len(some)) for member, some in zip(linear, weights, strict=True)]
         return self.matrix @ np.concatenate(weights).T + np.concatenate(shifts).astype(float)
 
     def _linear(self, estimator: Estimator, method: str) -> TracedArray | None:
-        """Return the answer of a linear estimator as scikit-learn computes it; None for other probabilities."""
+        """Return the answer of a linear estimator like scikit-learn, or None for unsupported probabilities."""
         scores = self.sums([estimator])
         single = scores.sample.shape[1] == 1
         if is_regressor(estimator):
@@ -202,7 +201,7 @@ class Rows:
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
         key = id(estimator), method == "decision_function"
-        if key[1] and len(getattr(estimator, "probA_", ())):  # its operator writes either scores or probabilities
+        if key[1] and len(getattr(estimator, "probA_", ())):  # Its operator returns scores or probabilities, not both.
             estimator = copy(estimator)
             estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:
@@ -211,14 +210,14 @@ class Rows:
         if method == "label":
             return Traced(self._graph, names[0], sample).reshape(-1)
         if method == "transform" and len(names) > 1:
-            raise NotImplementedError("texts beside numbers, which no step before it turns into numbers")
+            raise NotImplementedError("strings and numbers, and no earlier step converts the strings")
         name = self._graph.node("Cast", [names[int(method in _SCORES)]], to=TensorProto.DOUBLE)
-        if method == "decision_function" and sample.ndim == 1:  # skl2onnx has a column for each of two classes
+        if method == "decision_function" and sample.ndim == 1:  # skl2onnx returns two columns for two classes.
             return Traced(self._graph, name, np.ones((SAMPLE_ROWS, 2))).reshape(-1, 2)[:, 1]
         return Traced(self._graph, name, sample).reshape(-1, *sample.shape[1:])
 
     def _variables(self, estimator: Estimator) -> list[Variable]:
-        """Return the inputs of an estimator's converter; gradient boosting reads 32-bit floats, as in scikit-learn."""
+        """Return the inputs of an estimator's converter. Gradient boosting reads 32-bit floats in scikit-learn too."""
         rounds = any(isinstance(part, BaseGradientBoosting) for part in estimators.sub_estimators(estimator))
         is_table = len(self._inputs) > 1 and not isinstance(
             estimators.last_step(estimator), ColumnTransformer | FeatureUnion
@@ -244,9 +243,9 @@ class Rows:
                 return np.ones((SAMPLE_ROWS, len(estimator.get_feature_names_out())))
             return np.ones(SAMPLE_ROWS)
         answer = getattr(estimator, method)(np.ones((SAMPLE_ROWS, self._columns)))
-        answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer  # a table, by set_output
+        answer = answer.to_numpy() if hasattr(answer, "to_numpy") else answer  # set_output may return a table.
         if getattr(answer, "dtype", np.dtype(object)).kind not in "fiub" and not hasattr(answer, "toarray"):
-            raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
+            raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
         return np.ones(answer.shape)
 
 
@@ -258,16 +257,16 @@ _DTYPES = {
 }
 _SCORES = ("predict_proba", "decision_function")
 Answer: TypeAlias = TracedArray | tuple[TracedArray, ...]
-"""The answer of a formula, as the table of `formulas/__init__.py` describes it."""
+"""The answer of a formula. The table in `formulas/__init__.py` describes it."""
 Formula = Callable[[Estimator, Rows], Answer]
 FORMULAS: dict[type, Formula] = {}
-"""The formula of each estimator that has one; `formulas.register` fills it."""
+"""The formulas by estimator class. `formulas.register` fills this table."""
 SCORES: dict[type, Formula] = {}
-"""The same for decision functions, which are neither labels nor probabilities."""
+"""The formulas of decision functions, for estimators whose formula does not return scores."""
 
 
 def _learned(step: Estimator) -> int | str:
-    """Return a digest of the learned attributes of a step, or its id if it holds a function without a name."""
+    """Return a digest of the fitted attributes of a step, or its id if the step contains an unnamed function."""
     try:
         return str(joblib.hash(step))
     except (AttributeError, PicklingError, TypeError):
@@ -275,7 +274,7 @@ def _learned(step: Estimator) -> int | str:
 
 
 def labels_of(estimator: Estimator) -> Array:
-    """Return the classes as a graph has them: texts, or integers of 64 bits."""
+    """Return the classes for the graph, as strings or 64-bit integers."""
     return np.asarray(estimator.classes_.astype(object if estimator.classes_.dtype.kind in "OU" else np.int64))
 
 
@@ -283,7 +282,7 @@ def _classes_at(estimator: Estimator, position: TracedArray, method: str) -> Tra
     if method == "label":
         return take(labels_of(estimator), position)
     if estimator.classes_.dtype.kind not in "fiub":
-        raise NotImplementedError(f"labels of {type(estimator).__name__} that are no numbers")
+        raise NotImplementedError(f"labels of {type(estimator).__name__} that are not numbers")
     return take(estimator.classes_.astype(np.float64), position)
 
 
@@ -302,11 +301,11 @@ def softmax(scores: TracedArray) -> TracedArray:
 
 
 def votes_of_pairs(second: TracedArray, score: TracedArray, classes: int) -> tuple[TracedArray, TracedArray]:
-    """Return the votes [N, C] of each class against each other, and the scores of multiclass._ovr_decision_function.
+    """Return the votes [N, C] in all pairs of classes, and the scores of multiclass._ovr_decision_function.
 
-    `second` [N, pairs] is 1.0 if the second class gets the vote, otherwise 0.0. `score` [N, pairs] favours that class.
+    `second` [N, pairs] is 1.0 for a vote for the second class, otherwise 0.0. `score` [N, pairs] is its confidence.
     """
-    one, other = np.triu_indices(classes, 1)
-    sides = np.eye(classes)[other] - np.eye(classes)[one]
+    first, second_class = np.triu_indices(classes, 1)
+    sides = np.eye(classes)[second_class] - np.eye(classes)[first]
     votes, sure = second @ sides + np.arange(classes)[::-1], score @ sides
     return votes, votes + sure / (3.0 * (np.abs(sure) + 1.0))

@@ -1,8 +1,8 @@
-"""Formulas of the vectorizers of texts and TfidfTransformer, with exactly the tokens that Python finds.
+"""Formulas of text vectorizers and TfidfTransformer, with exactly the same tokens as in Python.
 
-skl2onnx's own converters use `[a-zA-Z0-9_]+` for the default pattern, and compute `sublinear_tf` wrongly. ONNX Runtime
-lowers "İ" and a final "Σ" in another way than Python. Texts with these, or with accents that have to be removed, are
-rebuilt character by character.
+skl2onnx's converters use `[a-zA-Z0-9_]+` for the default pattern, and compute `sublinear_tf` incorrectly. ONNX Runtime
+converts "İ" and a final "Σ" to other lowercase letters than Python. Texts with these letters, or with accents that must
+be removed, are converted character by character.
 """
 
 import re
@@ -27,13 +27,13 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import SAMPLE_
 from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder, Values
 from mlflow_deploy_plugin.runtime.feeds import Array
 
-# fills up after the last token; it is no character and no term; a constant would lose a NUL at its end
+# Padding after the last token. It is neither a character nor a term; a NUL at the end of a constant would be lost.
 _PAD = "\x01 \x01"
-_MAX_HASHED = 2**16  # columns of a hash: in a graph they are not sparse, and a row of more takes above 256 KiB
-_BLOCK = 64  # rows that are computed at once; each block costs some 20 µs, as much as two short texts
-_LONG = r"\C{1000,}"  # bytes; RE2 repeats nothing more often
+_MAX_HASHED = 2**16  # columns; a row is not sparse in a graph, so more take over 256 KiB
+_BLOCK = 64  # rows per block; a block costs about 20 µs, as much as two short texts
+_LONG = r"\C{1000,}"  # bytes; RE2's maximum repetition is 1,000
 _SIGMA = "Σ"
-_NEAR = 8  # characters before and after a sigma in which the next letter is sought
+_NEAR = 8  # characters before and after a sigma that are searched for a letter
 _SPACES = r"\s"
 _ONE = r"(?:\\[wWdDsS]|\[(?:\\.|[^\\\]])+\])"  # a class of characters
 _TOKENS = re.compile(
@@ -42,7 +42,7 @@ _TOKENS = re.compile(
 
 
 def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
-    """Return the counts of the terms, by TfIdfVectorizer, with the weights of TF-IDF."""
+    """Return the term counts from the operator TfIdfVectorizer, with TF-IDF weights."""
     width = len(vectorizer.vocabulary_)
 
     def write(graph: NodeBuilder, texts: str) -> str:
@@ -58,11 +58,11 @@ def vectorized(vectorizer: CountVectorizer, rows: Rows) -> TracedArray:
 
 
 def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
-    """Return the sums of the columns, which MurmurHash3 of each token names with a sign."""
+    """Return the sums per column. MurmurHash3 of a token determines its column and sign."""
     if vectorizer.ngram_range != (1, 1) or vectorizer.analyzer == "char_wb":
         raise NotImplementedError(f"ngram_range ({vectorizer.ngram_range!r}): hashes of several tokens")
     if vectorizer.n_features > _MAX_HASHED:
-        raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph takes up to 2**16 columns of hashes")
+        raise NotImplementedError(f"n_features ({vectorizer.n_features}): a graph supports up to 2**16 hash columns")
 
     def write(graph: NodeBuilder, texts: str) -> str:
         tokens = _tokens(graph, vectorizer, texts)
@@ -88,15 +88,15 @@ def hashed(vectorizer: HashingVectorizer, rows: Rows) -> TracedArray:
 def _in_blocks(
     column: TracedArray, vectorizer: Estimator, width: int, write: Callable[[NodeBuilder, str], str]
 ) -> TracedArray:
-    """Return the numbers [N, width] that `write` adds for blocks of texts. If a text is long, each row is a block.
+    """Return the numbers [N, width] that `write` computes for blocks of texts. If a text is long, each row is a block.
 
-    A block is as wide as its longest text: 1,000 rows with a text of 50,000 words took 20 s and more than 9 GB.
+    The longest text determines a block's width: 1,000 rows with a text of 50,000 words took 20 s and more than 9 GB.
     """
-    graph, given = column.graph, column.name
-    count = graph.node("Shape", [given], start=0, end=1)
-    one, several, body = graph.subgraph(), graph.subgraph(), graph.subgraph()
-    # several texts are cut into blocks of equal size, [blocks, rows]; the first texts fill the last block up
-    listed = several.node("Reshape", [given, [-1]])
+    graph, texts_name = column.graph, column.name
+    count = graph.node("Shape", [texts_name], start=0, end=1)
+    single, several, body = graph.subgraph(), graph.subgraph(), graph.subgraph()
+    # Divide several texts into blocks of equal size, [blocks, rows]. The first texts pad the last block.
+    listed = several.node("Reshape", [texts_name, [-1]])
     is_long = several.node("RegexFullMatch", [listed], pattern=_LONG)
     largest = several.node("ReduceMin", [several.node("Where", [is_long, [1], [_BLOCK]])])
     total = several.node("Shape", [listed])
@@ -105,30 +105,30 @@ def _in_blocks(
     rows = several.node("Mod", [several.node("Range", [np.int64(0), end, np.int64(1)]), total])
     shape = several.node("Concat", [parts, size], axis=0)
     cut = several.node("Reshape", [several.node("Gather", [listed, rows]), shape])
-    plans = [(one, one.node("Reshape", [given, [1, -1]])), (several, cut)]
-    alone, blocked = (plan.finish({}, {found: (TensorProto.STRING, [None, None])}) for plan, found in plans)
-    is_one = graph.node("Less", [count, [2]])  # a row alone is spared the other operators: 5 of 25 µs
-    blocks = graph.node("If", [is_one], then_branch=alone, else_branch=blocked)
+    plans = [(single, single.node("Reshape", [texts_name, [1, -1]])), (several, cut)]
+    single_block, blocked = (plan.finish({}, {output: (TensorProto.STRING, [None, None])}) for plan, output in plans)
+    is_one = graph.node("Less", [count, [2]])  # A single row skips other operators, which saves 5 of 25 µs.
+    blocks = graph.node("If", [is_one], then_branch=single_block, else_branch=blocked)
     texts = body.name()
-    found = write(body, _preprocessed(body, vectorizer, texts))
-    step = body.finish({texts: (TensorProto.STRING, [None])}, {found: (TensorProto.FLOAT, [None, width])})
+    numbers = write(body, _preprocessed(body, vectorizer, texts))
+    step = body.finish({texts: (TensorProto.STRING, [None])}, {numbers: (TensorProto.FLOAT, [None, width])})
     stacked = graph.node("Scan", [blocks], body=step, num_scan_inputs=1)
     flat = graph.node("Reshape", [stacked, [-1, width]])
     return Traced(graph, graph.node("Slice", [flat, [0], count]), np.ones((SAMPLE_ROWS, width), np.float32))
 
 
 def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Return the tokens [N, L] of preprocessed texts [N]; `_PAD` or spaces after the last one."""
-    characters = vectorizer.analyzer in ("char", "char_wb")  # a token is a character
-    # each word of `char_wb` stands between spaces; one for two words does, as no term has a space within
+    """Return the tokens [N, L] of preprocessed texts [N], padded with `_PAD` or spaces."""
+    characters = vectorizer.analyzer in ("char", "char_wb")  # A token is a character.
+    # With `char_wb`, spaces surround each word. Words can share a space, since no term contains an inner space.
     within_words = vectorizer.analyzer == "char_wb"
     pad = " " if within_words else _PAD
     expression = _token_expression(vectorizer)
     tokens = graph.node("Tokenizer", [texts], tokenexp=expression, pad_value=pad, mark=0, mincharnum=1)
-    # texts without any token would make a table without columns, which the next operators refuse
+    # Add a column, because the next operators reject a table without columns.
     pads = graph.node("Where", [[True], _text(pad), graph.node("Reshape", [texts, [-1, 1]])])
     tokens = graph.node("Concat", [pads, tokens, pads] if within_words else [tokens, pads], axis=1)
-    if characters:  # a run of white space is one space
+    if characters:  # Collapse white space to one space.
         runs = graph.node("RegexFullMatch", [tokens], pattern=f"{_class(_SPACES)}{{{1 if within_words else 2},}}")
         pads = graph.node("Equal", [tokens, _text(_PAD)])
         runs = graph.node("And", [runs, graph.node("Not", [pads])])
@@ -141,20 +141,20 @@ def _tokens(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
     tokens = graph.node("Where", [graph.node("Cast", [flags], to=TensorProto.BOOL), _text(_PAD), tokens])
     if vectorizer.ngram_range[1] == 1:
         return tokens
-    # n-grams join the words on both sides of a stop word: its `_PAD` comes after all other tokens
+    # n-grams skip stop words: sort their `_PAD` after all other tokens.
     length = graph.node("Shape", [tokens], start=1)
-    places = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
-    behind = graph.node("Add", [graph.node("Mul", [flags, length]), places])
+    positions = graph.node("Range", [np.int64(0), graph.node("Squeeze", [length]), np.int64(1)])
+    behind = graph.node("Add", [graph.node("Mul", [flags, length]), positions])
     _, order = graph.nodes("TopK", [behind, length], 2, largest=0)
     return graph.node("GatherElements", [tokens, order], axis=1)
 
 
 def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Return the texts [N] in lower case and without accents, where the vectorizer wants it."""
+    """Return the texts [N], in lower case and without accents if the vectorizer requires it."""
     if not vectorizer.lowercase and not isinstance(vectorizer.strip_accents, str):
         return texts
     plain, other = graph.subgraph(), graph.subgraph()
-    # every machine has C.UTF-8; the default, en_US, may be missing
+    # C.UTF-8 is available on all machines, but the default en_US may be missing.
     options = {"case_change_action": "LOWER" if vectorizer.lowercase else "NONE", "locale": "C.UTF-8"}
     branches = {
         "then_branch": (plain, plain.node("StringNormalizer", [texts], is_case_sensitive=1, **options)),
@@ -163,12 +163,14 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
     pattern = r"[\x00-\x7F]*" if isinstance(vectorizer.strip_accents, str) else f"[^İ{_SIGMA}]*"
     is_plain = graph.node("Cast", [graph.node("RegexFullMatch", [texts], pattern=pattern)], to=TensorProto.INT32)
     all_plain = graph.node("Cast", [graph.node("ReduceMin", [is_plain], keepdims=0)], to=TensorProto.BOOL)
-    graphs = {name: body.finish({}, {found: (TensorProto.STRING, [None])}) for name, (body, found) in branches.items()}
+    graphs = {
+        name: body.finish({}, {output: (TensorProto.STRING, [None])}) for name, (body, output) in branches.items()
+    }
     return graph.node("If", [all_plain], **graphs)
 
 
 def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> str:
-    """Replace each character of texts [N], then join neighbours in log2(longest text) rounds."""
+    """Replace the characters of texts [N], then join adjacent characters in log2(longest text) rounds."""
     known, others = _replacements(vectorizer.strip_accents, vectorizer.lowercase)
     keys, values = [*known, _PAD], [*known.values(), ""]
     characters = graph.node("Tokenizer", [texts], tokenexp="(?s:.)", pad_value=_PAD, mark=0, mincharnum=1)
@@ -176,8 +178,8 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     characters = graph.node("Concat", [characters, graph.node("Where", [[True], _text(_PAD), column])], axis=1)
     if vectorizer.lowercase and others:
         characters = _with_final_sigma(graph, characters)
-    found = graph.node("LabelEncoder", [characters], keys_strings=keys, values_strings=values, default_string=others)
-    found = graph.node("Where", [graph.node("Equal", [found, _text(_PAD)]), characters, found])
+    replaced = graph.node("LabelEncoder", [characters], keys_strings=keys, values_strings=values, default_string=others)
+    replaced = graph.node("Where", [graph.node("Equal", [replaced, _text(_PAD)]), characters, replaced])
 
     body = graph.subgraph()
     parts, end = body.name(), [np.iinfo(np.int64).max]
@@ -190,22 +192,22 @@ def _replaced(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -> st
     before[parts] = TensorProto.STRING, [None, None]
     after: Values = {goes_on: (TensorProto.BOOL, []), joined: (TensorProto.STRING, [None, None])}
     rounds = body.finish(before, after)
-    return graph.node("Reshape", [graph.node("Loop", ["", np.bool_(True), found], body=rounds), [-1]])
+    return graph.node("Reshape", [graph.node("Loop", ["", np.bool_(True), replaced], body=rounds), [-1]])
 
 
 def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
-    """Return the characters [N, L] with "ς" for a "Σ" that ends a word, by Unicode's rule Final_Sigma."""
+    """Return the characters [N, L] with "ς" for a "Σ" at the end of a word, by Unicode's rule Final_Sigma."""
     letters, skipped = _cases()
     keys, codes = [*letters, *skipped], [2.0] * len(letters) + [0.0] * len(skipped)
     code = graph.node("LabelEncoder", [characters], keys_strings=keys, values_floats=codes, default_float=1.0)
     is_skipped = graph.node("Equal", [code, np.zeros(1, np.float32)])
     code = graph.node("Cast", [code], to=TensorProto.DOUBLE)
     length = graph.node("Squeeze", [graph.node("Shape", [characters], start=1)])
-    place = graph.node("Cast", [graph.node("Range", [np.int64(0), length, np.int64(1)])], to=TensorProto.DOUBLE)
+    position = graph.node("Cast", [graph.node("Range", [np.int64(0), length, np.int64(1)])], to=TensorProto.DOUBLE)
     nothing, near = np.array([-4e15]), []
     for step, before, after in ((4.0, _NEAR, 0), (-4.0, 0, _NEAR)):
-        # the largest is the nearest one; its remainder by 4 is its code, or 4 less
-        rank = graph.node("Add", [code, graph.node("Mul", [place, [step]])])
+        # The largest rank is the nearest character. Its remainder by 4 is its code, or its code minus 4.
+        rank = graph.node("Add", [code, graph.node("Mul", [position, [step]])])
         rank = graph.node("Unsqueeze", [graph.node("Where", [is_skipped, nothing, rank]), [1]])
         padded = graph.node("Pad", [rank, [0, 0, before, 0, 0, after], nothing[0]])
         nearest = graph.node("MaxPool", [padded], kernel_shape=[_NEAR])  # [N, 1, L + 1]
@@ -219,24 +221,24 @@ def _with_final_sigma(graph: NodeBuilder, characters: str) -> str:
 
 @cache
 def _cases() -> tuple[list[str], list[str]]:
-    """Return the characters that Python takes for letters next to a sigma, and the characters that it skips."""
-    letters = [one for one in _characters() if f"A{_SIGMA}{one}".lower()[1] == "σ"]
+    """Return the characters that Python treats as letters next to a sigma, and the characters that Python skips."""
+    letters = [character for character in _characters() if f"A{_SIGMA}{character}".lower()[1] == "σ"]
     others = set(_characters()).difference(letters)
-    return letters, [one for one in others if f"A{_SIGMA}{one}A".lower()[1] == "σ"]
+    return letters, [character for character in others if f"A{_SIGMA}{character}A".lower()[1] == "σ"]
 
 
 @cache
 def _replacements(strip_accents: str | None, lowercase: bool) -> tuple[dict[str, str], str]:
-    """Return the text in place of each character that does not become that of all others: "", or `_PAD` for itself."""
+    """Return replacements of characters and the default: "" to drop a character, or `_PAD` to keep the character."""
     strip = {"ascii": strip_accents_ascii, "unicode": strip_accents_unicode}.get(strip_accents or "", str)
-    texts = ((one, strip(one.lower() if lowercase else one)) for one in _characters())
+    texts = ((character, strip(character.lower() if lowercase else character)) for character in _characters())
     if strip_accents == "ascii":
-        return {one: text for one, text in texts if text}, ""
-    return {one: text for one, text in texts if text != one}, _PAD
+        return {character: text for character, text in texts if text}, ""
+    return {character: text for character, text in texts if text != character}, _PAD
 
 
 def weighted(transformer: TfidfTransformer, counts: TracedArray) -> TracedArray:
-    """Return counts [N, V] times the terms' weights, each row with norm 1; 64 bits, so that no square vanishes."""
+    """Return counts [N, V] times the term weights, with rows of norm 1, in 64 bits to avoid underflow of squares."""
     counts = counts.astype(np.float64)
     if transformer.sublinear_tf:
         counts = np.where(counts == 0, 0.0, np.log(counts) + 1.0)
@@ -246,7 +248,7 @@ def weighted(transformer: TfidfTransformer, counts: TracedArray) -> TracedArray:
 
 
 def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
-    """Return counts [N, V], each row with norm 1; a row of zeros stays."""
+    """Return counts [N, V] with rows of norm 1. Rows of zeros are not changed."""
     if norm is None:
         return counts
     length = (np.abs(counts).sum if norm == "l1" else partial(np.linalg.norm, counts))(axis=1, keepdims=True)
@@ -254,28 +256,28 @@ def _normed(counts: TracedArray, norm: str | None) -> TracedArray:
 
 
 def _single(graph: NodeBuilder, name: str, width: int, change: Callable[[TracedArray], TracedArray]) -> str:
-    """Return 32-bit floats [N, width], changed by a formula in 64 bits."""
+    """Apply a 64-bit formula to 32-bit floats [N, width], and return 32-bit floats."""
     changed = change(Traced(graph, name, np.ones((SAMPLE_ROWS, width), np.float32)).astype(np.float64))
     return str(changed.astype(np.float32).name)
 
 
 def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
-    """The vocabulary as TfIdfVectorizer has it: terms of one token first, then of two, each with its column."""
+    """Return the vocabulary for the operator TfIdfVectorizer: terms sorted by token count, and their columns."""
     smallest, largest = vectorizer.ngram_range
     characters = vectorizer.analyzer in ("char", "char_wb")
-    if vectorizer.analyzer == "char_wb":  # a word that is shorter than the n-grams is a term as a whole
+    if vectorizer.analyzer == "char_wb":  # A word shorter than the n-grams is a term.
         if any("  " in term or term == " " for term in vectorizer.vocabulary_):
-            raise NotImplementedError("analyzer ('char_wb'): a term of a space alone")
+            raise NotImplementedError("analyzer ('char_wb'): a term of only a space")
         smallest = min([smallest, *map(len, vectorizer.vocabulary_)])
     entries: list[tuple[list[str], int]] = []
     for term, column in vectorizer.vocabulary_.items():
         tokens = list(term) if characters else term.split(" ")
-        if len(tokens) in range(smallest, largest + 1):  # of a vocabulary that the user gave, others are never met
+        if len(tokens) in range(smallest, largest + 1):  # A user's vocabulary may contain terms that never occur.
             entries.append((tokens, int(column)))
     entries.sort(key=lambda entry: len(entry[0]))
     columns = [column for _, column in entries]
     if set(range(len(vectorizer.vocabulary_))) - set(columns):
-        raise NotImplementedError("terms of the vocabulary that are no n-grams of its ngram_range")
+        raise NotImplementedError("terms of the vocabulary that are not n-grams of its ngram_range")
     return {
         "min_gram_length": smallest, "max_gram_length": largest, "max_skip_count": 0, "mode": "TF",
         "pool_strings": [token for tokens, _ in entries for token in tokens], "ngram_indexes": columns,
@@ -284,7 +286,7 @@ def _pool(vectorizer: CountVectorizer) -> dict[str, Any]:
 
 
 def _token_expression(vectorizer: CountVectorizer) -> str:
-    """Return the expression of a token in a preprocessed text, for RE2. Raises NotImplementedError if there is none."""
+    """Return the RE2 expression of a token in a preprocessed text. Raises NotImplementedError if not supported."""
     for option in ("analyzer", "preprocessor", "strip_accents"):
         if callable(function := getattr(vectorizer, option)):
             raise NotImplementedError(
@@ -298,32 +300,32 @@ def _token_expression(vectorizer: CountVectorizer) -> str:
 
 
 def _word_expression(vectorizer: CountVectorizer) -> str:
-    """Return the expression of words, which are the longest runs of characters of one class."""
+    """Return the regular expression of words. A word is a maximal run of characters of one class."""
     pattern = vectorizer.token_pattern if vectorizer.tokenizer is None else _pattern_of(vectorizer.tokenizer)
-    found = _TOKENS.fullmatch(pattern)
-    second = found and found["second"]
-    if found is None or (second and second != found["first"]) or bool(found["edge"]) != bool(found["end"]):
-        raise NotImplementedError(f"token_pattern ({pattern!r}): only runs of one class of characters are converted")
-    # the shortest token has 1 character for `c+`, 2 for `cc+`, 3 for `c{3,}`
-    kind, least = found["first"], bool(second) + (1 if found["count"] in ("+", None) else int(found["count"][1:-2]))
-    if found["edge"] and kind != r"\w":
-        # A vocabulary of words of the class matches only whole words; hashes and n-grams would take in other words.
+    match = _TOKENS.fullmatch(pattern)
+    second = match and match["second"]
+    if match is None or (second and second != match["first"]) or bool(match["edge"]) != bool(match["end"]):
+        raise NotImplementedError(f"token_pattern ({pattern!r}): only runs of one character class are supported")
+    # The minimum token length is 1 for `c+`, 2 for `cc+`, and 3 for `c{3,}`.
+    kind, least = match["first"], bool(second) + (1 if match["count"] in ("+", None) else int(match["count"][1:-2]))
+    if match["edge"] and kind != r"\w":
+        # A vocabulary matches only whole words of the class, but hashes and n-grams would match other words.
         is_hashed = isinstance(vectorizer, HashingVectorizer)
         if is_hashed or vectorizer.ngram_range[1] > 1 or not set(_members(kind)) <= set(_members(r"\w")):
-            raise NotImplementedError(f"token_pattern ({pattern!r}): \\b around something else than \\w")
+            raise NotImplementedError(f"token_pattern ({pattern!r}): \\b around a class other than \\w")
         kind = r"\w"
-    if not found["count"]:
+    if not match["count"]:
         raise NotImplementedError(f"token_pattern ({pattern!r}): tokens of a fixed length")
     if " " in _members(kind) and vectorizer.ngram_range[1] > 1:
-        raise NotImplementedError(f"token_pattern ({pattern!r}): tokens that hold spaces, and n-grams of them")
+        raise NotImplementedError(f"token_pattern ({pattern!r}): n-grams of tokens that contain spaces")
     return f"{_class(kind)}{{{least},}}"
 
 
 def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
-    """Return a pattern that finds the same tokens in texts with the usual separators; the proof has other texts."""
+    """Return a pattern with the same tokens as the tokenizer in some texts; the proof compares additional texts."""
     texts = (
         *("", " a", "a bb  CCC-d_1.5,é\tżółw\n日本 it's (x) [y]/z; ", "#b @c $1.2 50% e-mail a@b.cd …«q»\xa0“r”"),
-        # A stemmer, a lemmatizer or a list of stop words changes this text.
+        # A stemmer, a lemmatizer or stop words would change the tokens of this text.
         "The studies were running happily and better, but my dogs don't see 1,234 organizations at https://x.org/y :-)",
         "Häuser gingen, maisons étaient, niños comieron; aaaaaah GREATEST geese mice",
     )
@@ -331,7 +333,7 @@ def _pattern_of(tokenizer: Callable[[str], Iterable[str]]) -> str:
         if all(list(tokenizer(text)) == re.findall(pattern, text) for text in texts):
             return pattern
     raise NotImplementedError(
-        f"its option tokenizer={_named(tokenizer)} is a Python function; str.split and patterns are converted"
+        f"its option tokenizer={_named(tokenizer)} is a Python function; only str.split and patterns are supported"
     )
 
 
@@ -340,11 +342,11 @@ def _named(option: object) -> str:
 
 
 _PATTERNS = (r"\S+", r"\w+", r"\b\w+\b", r"\b\w\w+\b", r"\w{3,}", "[a-zA-Z]+", "[a-zA-Z0-9]+", "[A-Za-z0-9_]+")
-"""The patterns of most tokenizers of one's own."""
+"""The patterns of most custom tokenizers."""
 
 
 def _class(kind: str) -> str:
-    """Return the characters of a class as one for RE2, whose own Unicode tables are of another version."""
+    """Return a character class as RE2's class of code points: RE2's Unicode tables have another version."""
     codes = np.sort(np.frombuffer(_members(kind).encode("utf-32-le"), "<u4"))
     parts = np.split(codes, np.flatnonzero(np.diff(codes) != 1) + 1)
     return "[" + "".join(f"\\x{{{part[0]:X}}}-\\x{{{part[-1]:X}}}" for part in parts) + "]"
@@ -352,13 +354,13 @@ def _class(kind: str) -> str:
 
 @cache
 def _characters() -> str:
-    """Return all characters in their order. One text takes 4 MB; a list of as many texts takes 70 and a second."""
+    """Return all characters in order. One string takes 4 MB; a list of characters would take 70 MB and 1 s."""
     return bytes(np.r_[:0xD800, 0xE000:0x110000].astype("<u4")).decode("utf-32-le")
 
 
 @cache
 def _members(kind: str) -> str:
-    """Return the characters of a class in their order, by the Unicode tables of this Python."""
+    """Return the characters of a class in order, by Python's Unicode tables."""
     return "".join(re.findall(f"{kind}+", _characters()))
 
 

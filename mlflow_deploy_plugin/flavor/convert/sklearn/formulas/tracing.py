@@ -1,9 +1,9 @@
-"""Arrays that record numpy's operations on them as nodes of a graph.
+"""Arrays that record numpy operations as nodes of a graph.
 
-A formula is called with a `Traced` array: its `x @ w + b` adds a MatMul and an Add, also in a user's own function
-(https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis has the rows of a request, and no operation may
-mix rows or depend on their number. Operations without a form in a graph raise NotImplementedError: an `if` on values,
-other functions, and other types than numbers.
+A formula is called with a `Traced` array. For example, `x @ w + b` adds a MatMul and an Add. This also works in the
+functions of users (https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis is the rows of a request.
+Operations must not mix rows or depend on their number. Unsupported operations raise NotImplementedError: an `if` on
+values, other functions, and types other than numbers.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,26 +26,26 @@ ONNX_TYPES = {
     "object": TensorProto.STRING,
 }
 SAMPLE_ROWS = 7
-"""The rows of a sample: a number that a constant's own length seldom is."""
+"""The number of rows of a sample: constants rarely have this length."""
 
 
 _METHODS = ("sum", "mean", "max", "min", "clip")
-"""Methods of an array that are numpy's functions of it."""
+"""Array methods that are equal to numpy functions."""
 
 TracedArray: TypeAlias = Any
-"""A `Traced` in a formula: numpy's own annotations have an ndarray for the results of its functions."""
+"""A `Traced` array in a formula. numpy's annotations would require an ndarray."""
 
 ArrayFunction: TypeAlias = Callable[..., TracedArray]
-"""A function of arrays, as numpy has them, or its form for traced ones."""
+"""A numpy function, or its implementation for traced arrays."""
 
 Operand: TypeAlias = TracedArray
 """A traced array, or a constant array or number."""
 
 
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of the graph. Each operation is also done with a small sample, which has the type and the shape.
+    """An array of the graph. Each operation is also applied to a small sample to determine the dtype and shape.
 
-    The `sample` is [7, …], numbers of the array's type; objects stand for texts.
+    The `sample` [7, …] has the dtype of the array. Strings are objects.
     """
 
     def __init__(self, graph: NodeBuilder, name: str, sample: Array) -> None:
@@ -64,10 +64,10 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         return self.sample.dtype
 
     def emit(self, operator: str, inputs: Sequence[Operand], sample: Array, **attributes: Any) -> TracedArray:
-        """Add a node. Inputs are traced arrays, and constants of their own type."""
-        given = [one.name if isinstance(one, Traced) else np.asarray(one) for one in inputs]
-        given = [one if isinstance(one, str) else one.astype(_supported(one.dtype)) for one in given]
-        return Traced(self.graph, self.graph.node(operator, given, **attributes), sample)
+        """Add a node. Inputs are traced arrays or constants, whose dtype is kept."""
+        names = [operand.name if isinstance(operand, Traced) else np.asarray(operand) for operand in inputs]
+        names = [name if isinstance(name, str) else name.astype(_supported(name.dtype)) for name in names]
+        return Traced(self.graph, self.graph.node(operator, names, **attributes), sample)
 
     def astype(self, dtype: npt.DTypeLike, **_: object) -> TracedArray:
         kind = _supported(np.dtype(dtype))
@@ -79,7 +79,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             return self.emit("Cast", [self], self.sample.astype(kind), to=ONNX_TYPES[kind.name])
 
     def reshape(self, *shape: int | Sequence[int]) -> TracedArray:
-        """Return the rows in another shape; the first length is -1, for all rows."""
+        """Return the rows in another shape. The first size must be -1, which means all rows."""
         sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
         if sizes[0] not in (-1, None):
@@ -89,13 +89,13 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
     def __getitem__(self, key: object) -> TracedArray:
         keys = key if isinstance(key, tuple) else (key,)
         if any(isinstance(entry, str) for entry in (key if isinstance(key, list) else keys)):
-            raise NotImplementedError("columns by their names; by positions, as x[:, 0], they have a form")
+            raise NotImplementedError("columns by name; use positions instead, as in x[:, 0]")
         if any(entry is Ellipsis for entry in keys):
-            at = next(place for place, entry in enumerate(keys) if entry is Ellipsis)
+            at = next(position for position, entry in enumerate(keys) if entry is Ellipsis)
             missing = self.ndim - sum(entry is not None for entry in keys) + 1
             keys = (*keys[:at], *[slice(None)] * missing, *keys[at + 1 :])
         if not (isinstance(keys[0], slice) and keys[0] == slice(None)):
-            raise NotImplementedError("picking of rows")
+            raise NotImplementedError("a selection of rows")
         current, axis = self, 1
         for entry in keys[1:]:
             if entry is None:
@@ -103,7 +103,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
                 current = current.emit("Unsqueeze", [current, np.array([axis])], sample)
             elif not (isinstance(entry, slice) and entry == slice(None)):
                 if isinstance(entry, Traced):
-                    raise NotImplementedError("picking by computed positions")
+                    raise NotImplementedError("a selection by computed positions")
                 picked = np.arange(current.sample.shape[axis])[entry]
                 current = current.emit("Gather", [current, picked], current.sample.take(picked, axis), axis=axis)
                 axis += np.ndim(picked)
@@ -119,37 +119,39 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if (form := _COMPOSED.get(ufunc)) is not None:
             return form(*inputs)
         if (operator := _UFUNCS.get(ufunc)) is None:
-            raise NotImplementedError(f"numpy.{ufunc.__name__}, which has no form in a graph")
+            raise NotImplementedError(f"numpy.{ufunc.__name__}, which is not supported in a graph")
         with np.errstate(all="ignore"):
-            sample = ufunc(*(one.sample if isinstance(one, Traced) else one for one in inputs))
+            sample = ufunc(*(operand.sample if isinstance(operand, Traced) else operand for operand in inputs))
         sample = sample.astype(_supported(sample.dtype))
         kind = sample.dtype
         if ufunc in _LOGICAL:
             kind = np.dtype(bool)
         elif kind.kind == "b":
-            kind = np.result_type(*(one.sample if isinstance(one, Traced) else one for one in inputs))
+            kind = np.result_type(*(operand.sample if isinstance(operand, Traced) else operand for operand in inputs))
         if operator in ("IsNaN", "IsInf") and kind.kind != "f":
             kind = np.dtype(np.float64)
-        same = [one.astype(kind) if isinstance(one, Traced) else np.asarray(one, kind) for one in inputs]
+        same = [
+            operand.astype(kind) if isinstance(operand, Traced) else np.asarray(operand, kind) for operand in inputs
+        ]
         return self.emit(operator, same, sample)
 
     def __array_function__(
         self, function: ArrayFunction, types: object, inputs: Sequence[TracedArray], options: Mapping[str, object]
     ) -> TracedArray:
         if (form := _FUNCTIONS.get(function)) is None:
-            raise NotImplementedError(f"numpy.{function.__name__}, which has no form in a graph")
+            raise NotImplementedError(f"numpy.{function.__name__}, which is not supported in a graph")
         return form(*inputs, **options)
 
     def __getattr__(self, name: str) -> ArrayFunction:
         if name in _METHODS:
             return partial(getattr(np, name), self)
-        raise AttributeError(f".{name}, which has no form in a graph")
+        raise AttributeError(f".{name}, which is not supported in a graph")
 
     def __array__(self, *_: object, **__: object) -> Array:
-        raise NotImplementedError("a call that reads the numbers, as numpy.asarray and float do")
+        raise NotImplementedError("a call that reads values, such as numpy.asarray or float")
 
     def __bool__(self) -> bool:
-        raise NotImplementedError("an `if`, `and` or `or` on values; numpy.where decides for each row")
+        raise NotImplementedError("an `if`, `and` or `or` on values; use numpy.where instead")
 
     def __len__(self) -> int:
         raise NotImplementedError("the number of rows")
@@ -165,7 +167,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 def _supported(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
-    """Return the graph's type for one of numpy's: small integers and floats are widened."""
+    """Return the graph's dtype for a numpy dtype. All integers are converted to int64."""
     if dtype.kind in "iu":
         return np.dtype(np.int64)
     if dtype.name not in ONNX_TYPES:
@@ -182,7 +184,7 @@ _REDUCING: dict[str, ArrayFunction] = {
 
 
 def reduced(operator: str, x: TracedArray, axis: object = None, keepdims: bool = False) -> TracedArray:
-    """Return the sum, the largest number or the like along an axis that is not that of the rows."""
+    """Return a reduction (sum, maximum, …) along an axis other than the row axis."""
     axis = _axis(x, axis)
     if x.dtype == bool:
         x = x.astype(np.int64)
@@ -193,7 +195,7 @@ def reduced(operator: str, x: TracedArray, axis: object = None, keepdims: bool =
 
 def _axis(x: TracedArray, axis: object) -> int:
     if not isinstance(axis, int) or axis % x.ndim == 0:
-        raise NotImplementedError("a sum, mean or the like over several rows; axis=1 is that of a row")
+        raise NotImplementedError("a reduction (sum, mean, …) over rows; use axis=1")
     return int(axis % x.ndim)
 
 
@@ -217,31 +219,31 @@ def _chosen(operator: str, function: ArrayFunction) -> Callable[..., TracedArray
 
 
 def where(condition: Operand, yes: Operand, no: Operand) -> TracedArray:
-    given = [condition, yes, no]
-    some = next(one for one in given if isinstance(one, Traced))
-    samples = [one.sample if isinstance(one, Traced) else one for one in given]
+    operands = [condition, yes, no]
+    some = next(operand for operand in operands if isinstance(operand, Traced))
+    samples = [operand.sample if isinstance(operand, Traced) else operand for operand in operands]
     sample = np.where(samples[0], samples[1], samples[2])
     sample = sample.astype(_supported(sample.dtype))
     kinds = [np.dtype(bool), sample.dtype, sample.dtype]
     same = [
-        one.astype(kind) if isinstance(one, Traced) else np.asarray(one, kind)
-        for one, kind in zip(given, kinds, strict=True)
+        operand.astype(kind) if isinstance(operand, Traced) else np.asarray(operand, kind)
+        for operand, kind in zip(operands, kinds, strict=True)
     ]
     return some.emit("Where", same, sample)
 
 
 def concatenated(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
-    some = next(one for one in arrays if isinstance(one, Traced))
-    if any(not isinstance(one, Traced) for one in arrays):
-        raise NotImplementedError("rows beside constant rows")
+    some = next(array for array in arrays if isinstance(array, Traced))
+    if any(not isinstance(array, Traced) for array in arrays):
+        raise NotImplementedError("a concatenation with constants")
     axis = _axis(some, axis)
-    sample = np.concatenate([one.sample for one in arrays], axis=axis)
-    return some.emit("Concat", [one.astype(sample.dtype) for one in arrays], sample, axis=axis)
+    sample = np.concatenate([array.sample for array in arrays], axis=axis)
+    return some.emit("Concat", [array.astype(sample.dtype) for array in arrays], sample, axis=axis)
 
 
 def stacked(arrays: Sequence[TracedArray], axis: object = 0) -> TracedArray:
-    place = axis % (arrays[0].ndim + 1)
-    return concatenated([expanded(one, place) for one in arrays], axis=place)
+    axis_position = axis % (arrays[0].ndim + 1)
+    return concatenated([expanded(array, axis_position) for array in arrays], axis=axis_position)
 
 
 def expanded(x: TracedArray, axis: int) -> TracedArray:
@@ -251,7 +253,7 @@ def expanded(x: TracedArray, axis: int) -> TracedArray:
 
 
 def side_by_side(arrays: Sequence[TracedArray]) -> TracedArray:
-    return concatenated([one[:, None] if one.ndim == 1 else one for one in arrays], axis=1)
+    return concatenated([array[:, None] if array.ndim == 1 else array for array in arrays], axis=1)
 
 
 def clipped(x: TracedArray, a_min: Operand = None, a_max: Operand = None, **limits: Operand) -> TracedArray:
@@ -289,27 +291,27 @@ def selected(conditions: list[Operand], choices: list[Operand], default: Operand
     return default
 
 
-def of_column(table: Array, places: TracedArray) -> TracedArray:
-    """Return the entries of a constant table [K, M] at computed places [N, M] of its columns."""
-    return take(table.T.ravel(), places + len(table) * np.arange(table.shape[1]))
+def of_column(table: Array, positions: TracedArray) -> TracedArray:
+    """Return the entries of a constant table [K, M] at computed row positions [N, M], per column."""
+    return take(table.T.ravel(), positions + len(table) * np.arange(table.shape[1]))
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
-    """Return how many numbers of its column, ascending [K, M], compare so with each of x [N, M], by bisection."""
+    """For each x [N, M], count the numbers of its ascending table column [K, M] for which `compare(number, x)` is true."""
     bits = len(table).bit_length()
     padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
-    found = np.zeros_like(x).astype(np.int64)
+    counts = np.zeros_like(x).astype(np.int64)
     for bit in reversed(range(bits)):
-        further = found + 2**bit
-        found = np.where(compare(of_column(padded, further - 1), x), further, found)
-    return found
+        candidate = counts + 2**bit
+        counts = np.where(compare(of_column(padded, candidate - 1), x), candidate, counts)
+    return counts
 
 
 def interpolated(x: TracedArray, known: Sequence[Array], values: Sequence[Array]) -> TracedArray:
-    """Interpolate or extrapolate x [N, M] by M sets of ascending points, as scipy.interpolate.interp1d computes."""
+    """Interpolate or extrapolate x [N, M] with M sets of ascending points, like scipy.interpolate.interp1d."""
     size = max(2, *map(len, known))
-    at = np.stack([np.pad(one, (0, size - len(one)), constant_values=np.inf) for one in known], axis=1)
-    heights = np.stack([np.pad(one, (0, size - len(one))) for one in values], axis=1)
+    at = np.stack([np.pad(points, (0, size - len(points)), constant_values=np.inf) for points in known], axis=1)
+    heights = np.stack([np.pad(series, (0, size - len(series))) for series in values], axis=1)
     before = counted(at[1:-1], np.less, x)
     left, right, low, high = (of_column(some, before + after) for some in (at, heights) for after in (0, 1))
     return (high - low) / (right - left) * (x - left) + low
@@ -330,7 +332,7 @@ def digitized(x: TracedArray, bins: npt.ArrayLike, right: bool = False) -> Trace
         raise NotImplementedError("numpy.digitize with descending bins")
     apart = x[..., None]
     below = apart <= edges if right else apart < edges
-    return np.sum((~below).astype(np.int64), axis=x.ndim)  # A missing value counts as above all edges.
+    return np.sum((~below).astype(np.int64), axis=x.ndim)  # A missing value is above all edges.
 
 
 def take(values: Array, positions: TracedArray) -> TracedArray:
@@ -339,11 +341,11 @@ def take(values: Array, positions: TracedArray) -> TracedArray:
 
 
 def smallest(x: TracedArray, count: int) -> tuple[TracedArray, TracedArray]:
-    """Return the smallest numbers of each row [N, count] and their positions, ascending; equal numbers by position."""
-    places = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
-    values = np.take_along_axis(x.sample, places, axis=1)
+    """Return the smallest numbers of each row [N, count], ascending, and their positions. Ties keep their order."""
+    positions = np.argsort(x.sample, axis=1, kind="stable")[:, :count]
+    values = np.take_along_axis(x.sample, positions, axis=1)
     names = x.graph.nodes("TopK", [x.name, [count]], 2, axis=1, largest=0, sorted=1)
-    return Traced(x.graph, names[0], values), Traced(x.graph, names[1], places)
+    return Traced(x.graph, names[0], values), Traced(x.graph, names[1], positions)
 
 
 _UFUNCS: dict[np.ufunc, str] = {
@@ -359,7 +361,7 @@ _LOGICAL = (*(np.logical_and, np.logical_or, np.logical_not, np.logical_xor, np.
 
 
 def _single(operator: str, ufunc: np.ufunc) -> Callable[[TracedArray], TracedArray]:
-    """Return a function that computes in 32 bits: ONNX Runtime has no such kernel for 64."""
+    """Return a function that computes in 32 bits, because ONNX Runtime has no 64-bit kernel for the operator."""
 
     def computed(x: TracedArray) -> TracedArray:
         narrow = x.astype(np.float32)
@@ -370,7 +372,7 @@ def _single(operator: str, ufunc: np.ufunc) -> Callable[[TracedArray], TracedArr
 
 
 def error_function(x: TracedArray) -> TracedArray:
-    """Return erf(x) by Gauss' quadrature, to 15 digits; beyond 6 it is 1, and ONNX Runtime's Erf has 32 bits."""
+    """Return erf(x) to 15 digits by Gaussian quadrature, because ONNX Runtime's Erf has 32 bits. Above 6, erf is 1."""
     nodes, weights = np.polynomial.legendre.leggauss(48)
     x = np.clip(x, -6.0, 6.0)
     areas = np.exp(-((x[..., None] * ((nodes + 1) / 2)) ** 2)) @ (weights / 2)

@@ -1,4 +1,4 @@
-"""Formulas of trees, forests and boosted trees, all of which are one ONNX node."""
+"""Formulas of trees, forests and boosted trees. Each of them is one ONNX node."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -52,12 +52,12 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
     """Return predictions, or a classifier's decision, probabilities and scores. A positive score means class 1."""
     boosting = histogram_boosting(model) if hasattr(model, "_predictors") else read_boosting(model)
     x = _features(model, rows, boosting)
-    if boosting.slopes:  # leaves are lines: the sums of their constants, and those of their slopes times the features
+    if boosting.slopes:  # Linear leaves: add the sums of constants and the sums of slopes times features.
         width, kinds = len(boosting.base), 1 + len(boosting.slopes)
         walked = _walked(x, replace(boosting, base=np.zeros(kinds * width)))
-        found = walked.astype(np.float64).reshape(-1, kinds, width)
+        products = walked.astype(np.float64).reshape(-1, kinds, width)
         factors = np.concatenate([np.ones_like(x[:, :1]), x[:, list(boosting.slopes)]], axis=1)[:, :, None]
-        scores = np.where(found == 0, 0.0, found * factors).sum(axis=1)  # 0 also where the feature is missing
+        scores = np.where(products == 0, 0.0, products * factors).sum(axis=1)  # A missing feature adds 0.
     elif len(boosting.lines):
         known = np.where(np.isnan(x), np.float32(0.0), x).astype(np.float64)
         scores = (known @ boosting.lines + boosting.base).astype(np.float32)
@@ -73,17 +73,17 @@ def boosted(model: Estimator, rows: Rows) -> Answer:
 
 
 def _features(model: Estimator, rows: Rows, boosting: Boosting) -> TracedArray:
-    """Return the columns as numbers [N, k]: a code for each category, NaN for a missing value and other categories."""
+    """Return the columns as numbers [N, k]. Categories are codes; missing values and unknown categories are NaN."""
     known: Mapping[int, Iterable[Category]] = categories_of(model) if hasattr(model, "_predictors") else {}
     columns = rows.columns() if known or boosting.categories or rows.has_texts else []
     if columns and not known:
-        places = [place for place, column in enumerate(columns) if column.dtype.kind in "iO"]
-        if len(places) != len(boosting.categories):
-            raise NotImplementedError("categories that are no columns of texts or integers of their own")
-        known = dict(zip(places, boosting.categories, strict=True))
-    for place, categories in known.items():
+        positions = [position for position, column in enumerate(columns) if column.dtype.kind in "iO"]
+        if len(positions) != len(boosting.categories):
+            raise NotImplementedError("categories that are not separate columns of strings or integers")
+        known = dict(zip(positions, boosting.categories, strict=True))
+    for position, categories in known.items():
         codes = [np.nan if is_missing(entry) else float(code) for code, entry in enumerate(categories)]
-        columns[place] = encoded(columns[place], np.array(categories, object), codes, np.nan)
+        columns[position] = encoded(columns[position], np.array(categories, object), codes, np.nan)
     dtype = np.float32 if boosting.has_single_rows else np.float64
     if columns:
         x = np.concatenate([column.astype(dtype) for column in columns], axis=1)
@@ -100,42 +100,42 @@ def _walked(x: TracedArray, boosting: Boosting, write: WritesTrees = write_walk)
 def _sums(
     rows: Rows, trees: list[Tree], targets: list[int], is_single: bool = False, write: WritesTrees = write_trees
 ) -> TracedArray:
-    """Return [N, targets], the sums of the leaves of scikit-learn's trees, which read 32-bit floats."""
+    """Return the sums [N, targets] of the leaves of scikit-learn's trees, which read 32-bit floats."""
     forest = Boosting(trees, targets, np.zeros(max(targets) + 1), "BRANCH_LEQ", "Identity", is_single, True)
     return _walked(rows.own.astype(np.float32), forest, write)
 
 
 def grown(model: Estimator, rows: Rows) -> Answer:
-    """Return the answer of a decision tree, or the mean of a forest or of a bag of trees, which read 32-bit floats."""
+    """Return the answer of a decision tree, or the mean of a forest or a bag of trees, which read 32-bit floats."""
     members = getattr(model, "estimators_", [model])
     columns = getattr(model, "estimators_features_", [None] * len(members))
     sizes = np.ravel(model.n_classes_).tolist() if is_classifier(model) else [1] * members[0].n_outputs_
     trees: list[Tree] = []
-    for tree, read in zip((one.tree_ for one in members), columns, strict=True):
+    for tree, read in zip((member.tree_ for member in members), columns, strict=True):
         leaves = [tree.value[:, output, :size] for output, size in enumerate(sizes)]
         if is_classifier(model):
             leaves = [part / part.sum(axis=1, keepdims=True) for part in leaves]
         trees += [Tree.fitted(tree, value, read) for value in np.concatenate(leaves, axis=1).T / len(members)]
     targets = [*range(sum(sizes))] * len(members)
-    found = _sums(rows, trees, targets, not rows.is_double)
+    sums = _sums(rows, trees, targets, not rows.is_double)
     if not is_classifier(model):
-        return found
+        return sums
     if len(sizes) == 1:
-        return np.argmax(found, axis=1), found
+        return np.argmax(sums, axis=1), sums
     labels = []
     for classes, size, end in zip(model.classes_, sizes, np.cumsum(sizes), strict=True):
         known = classes.astype(object) if classes.dtype.kind == "U" else classes
-        labels.append(take(known, np.argmax(found[:, end - size : end], axis=1)))
+        labels.append(take(known, np.argmax(sums[:, end - size : end], axis=1)))
     return np.stack(labels, axis=1)
 
 
 def adaptive_classes(model: ensemble.AdaBoostClassifier, rows: Rows) -> tuple[TracedArray, TracedArray, TracedArray]:
-    """Return the decision of the members' weighted votes: 1 for a class, and -1 / (C - 1) for each other."""
+    """Return the decision by weighted votes of the members: 1 for a class, and -1 / (C - 1) for the other classes."""
     count, members = len(model.classes_), model.estimators_
     weights = model.estimator_weights_[: len(members)]
-    if getattr(model, "algorithm", "") == "SAMME.R":  # of scikit-learn before 1.6
+    if getattr(model, "algorithm", "") == "SAMME.R":  # scikit-learn before 1.6
         least = np.finfo(np.float64).eps
-        logs = np.stack([np.log(np.maximum(rows.ask(one, "predict_proba"), least)) for one in members], axis=1)
+        logs = np.stack([np.log(np.maximum(rows.ask(member, "predict_proba"), least)) for member in members], axis=1)
         total = (logs - logs.mean(axis=2, keepdims=True)).sum(axis=1) * (count - 1.0)
     else:
         votes = (_of_members(model, rows)[:, None, :] == np.arange(count)[:, None]).astype(np.float64) @ weights
@@ -157,26 +157,26 @@ def adaptive_values(model: ensemble.AdaBoostRegressor, rows: Rows) -> TracedArra
 
 
 def _of_members(model: Estimator, rows: Rows) -> TracedArray:
-    """Return the members' predictions side by side, [N, members], of a classifier the positions of the classes."""
+    """Return the members' predictions [N, members]. For a classifier, these are class positions."""
     trees, answers = [], []
-    for one in model.estimators_:
-        known = np.searchsorted(model.classes_, one.classes_).astype(float) if is_classifier(model) else np.empty(0)
-        if isinstance(one, BaseDecisionTree):
-            values = one.tree_.value[:, 0, :]
-            trees.append(Tree.fitted(one.tree_, known[values.argmax(axis=1)] if len(known) else values[:, 0]))
+    for member in model.estimators_:
+        known = np.searchsorted(model.classes_, member.classes_).astype(float) if is_classifier(model) else np.empty(0)
+        if isinstance(member, BaseDecisionTree):
+            values = member.tree_.value[:, 0, :]
+            trees.append(Tree.fitted(member.tree_, known[values.argmax(axis=1)] if len(known) else values[:, 0]))
         elif not len(known):
-            answers.append(rows.ask(one, "predict").reshape(-1))
+            answers.append(rows.ask(member, "predict").reshape(-1))
         else:
-            scores = rows.ask(one, "predict_proba" if hasattr(one, "predict_proba") else "decision_function")
-            place = (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
-            answers.append(take(known, place))
+            scores = rows.ask(member, "predict_proba" if hasattr(member, "predict_proba") else "decision_function")
+            position = (scores > 0).astype(np.int64) if scores.ndim == 1 else np.argmax(scores, axis=1)
+            answers.append(take(known, position))
     if answers:
         return np.stack(answers, axis=1)
     return _sums(rows, trees, [*range(len(trees))]).astype(np.float64)
 
 
 def embedded(model: ensemble.RandomTreesEmbedding, rows: Rows) -> TracedArray:
-    """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of others."""
+    """Return 1 in the column of the leaf that a row reaches in each tree, and 0 in the columns of other leaves."""
     trees = [Tree.fitted(part.tree_, np.arange(part.tree_.node_count)) for part in model.estimators_]
     reached, leaves = _sums(rows, trees, [*range(len(trees))]), model.one_hot_encoder_.categories_
     return (reached[:, np.repeat(range(len(trees)), [*map(len, leaves)])] == np.concatenate(leaves)).astype(np.float64)
@@ -187,7 +187,7 @@ def isolated(model: ensemble.IsolationForest, rows: Rows) -> TracedArray:
     depths = zip(model._decision_path_lengths, model._average_path_length_per_tree, strict=True)
     members = zip(model.estimators_, model.estimators_features_, depths, strict=True)
     trees = [Tree.fitted(part.tree_, depth + below - 1.0, columns) for part, columns, (depth, below) in members]
-    # the score is -(2 ** (-depths / scale)); compared as depths, a row at the offset itself stays an inlier
+    # The score is -(2 ** (-depths / scale)). Comparing depths keeps a row at the offset an inlier.
     scale, offset = len(trees) * _average_path_length([model._max_samples])[0], model.offset_
     least = -scale * np.log2(-offset) if offset < 0 else np.inf
     return np.where(_sums(rows, trees, [0] * len(trees), write=write_walk).reshape(-1) >= np.float32(least), 1, -1)

@@ -1,7 +1,7 @@
-"""Estimators of any library whose answers are affine in the columns: linear models, scalers, selections, projections.
+"""Convert affine estimators of any library: linear models, scalers, selections, projections.
 
-The answers to a row of zeros, and to rows with a single number, show the weights and the intercept. Further rows, with
-codes, years, large numbers and marks such as -999, show whether the estimator is affine.
+The answers for a row of zeros and for rows with a single non-zero number determine the intercept and the weights. Then
+rows with codes, years, large numbers and markers such as -999 test whether the estimator is affine.
 """
 
 import warnings
@@ -20,16 +20,16 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 _MOST_COLUMNS = 1000
 _FAR = 2.0**30
-"""The number that shows a weight. It is large, so that the weight keeps its digits next to a large intercept."""
+"""The number that determines a weight. It is large, so that a large intercept does not reduce the precision."""
 _CODES = np.arange(-1100.0, 2200.0)
 _MARKS = np.array([sign * (10.0**power - less) for power in range(3, 13) for less in (0, 1) for sign in (-1, 1)])
 _CLOSE = 1e-12
-"""The largest error of an answer, as a share of the sum of its terms without their signs."""
+"""The maximum error of an answer, as a share of the sum of its terms' absolute values."""
 
 
 def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Selection | Pipeline | None:
-    """Return an affine step or regression, or None. `columns` are as in `with_stand_ins`."""
-    with suppress(Exception), warnings.catch_warnings():  # whatever the library raises for rows of numbers
+    """Return an affine step or regression, or None if the estimator is not affine. `columns`: see `with_stand_ins`."""
+    with suppress(Exception), warnings.catch_warnings():  # The library may raise any error.
         warnings.simplefilter("ignore")
         predicts, known = hasattr(part, "predict"), columns if isinstance(columns, int) else len(columns)
         names = getattr(part, "feature_names_in_", None if isinstance(columns, int) else columns)
@@ -39,11 +39,11 @@ def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Select
             return None
 
         def answers(rows: Array) -> Array:
-            given = rows if names is None else pd.DataFrame(rows, columns=names)
-            found = np.asarray(part.predict(given) if predicts else part.transform(given))
-            if found.dtype.kind != "f" or len(found) != len(rows):
-                raise TypeError(f"answers of the type {found.dtype} and the shape {found.shape}")
-            return found.astype(np.float64)
+            table = rows if names is None else pd.DataFrame(rows, columns=names)
+            answer = np.asarray(part.predict(table) if predicts else part.transform(table))
+            if answer.dtype.kind != "f" or len(answer) != len(rows):
+                raise TypeError(f"answers of the type {answer.dtype} and the shape {answer.shape}")
+            return answer.astype(np.float64)
 
         intercept, *others = answers(np.vstack([np.zeros(count), np.eye(count) * _FAR]))
         weights = (np.array(others) - intercept) / _FAR
@@ -55,7 +55,7 @@ def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Select
             allowed = _CLOSE * (np.abs(rows) @ np.abs(weights) + np.abs(intercept))
             if not (np.abs(answers(rows) - (rows @ weights + intercept)) <= allowed).all():
                 return None
-        with suppress(ValueError):  # a missing number is refused
+        with suppress(ValueError):  # The estimator may refuse missing numbers.
             if np.isfinite(answers(np.where(np.eye(count), np.nan, 0.0)))[weights != 0].any():
                 return None
         return _regression(weights, intercept) if predicts else _step(weights, intercept, part)
@@ -63,7 +63,7 @@ def stand_in(part: Estimator, columns: list[str] | int = 0) -> Computed | Select
 
 
 def _regression(weights: Array, intercept: Array) -> Pipeline | None:
-    """Return a regression that reads the columns with weights only, as a missing number elsewhere changes no sum."""
+    """Return a regression on the columns with non-zero weights: missing numbers in other columns have no effect."""
     reads = (weights != 0).reshape(len(weights), -1).any(axis=1)
     if not reads.any():
         return None
@@ -73,7 +73,7 @@ def _regression(weights: Array, intercept: Array) -> Pipeline | None:
 
 
 def _step(weights: Array, intercept: Array, part: Estimator) -> Computed | Selection:
-    """Return a step. Each of its columns is missing where one is that it is made of, and nowhere else."""
+    """Return a step. A value of an output column is missing only if one of its input values is missing."""
     origins, reads = np.abs(weights).argmax(axis=0), weights != 0
     scales = weights[origins, np.arange(len(origins))]
     of_one = reads.sum(axis=0) == 1

@@ -1,7 +1,7 @@
-"""The encoders of category_encoders, feature-engine and skrub, as tables of their numbers for each category.
+"""Convert encoders of category_encoders, feature-engine and skrub to tables of numbers per category.
 
-Each number depends on one column, so the fitted encoder is asked for the numbers of each category that it has learned,
-of a missing one, and of an unknown one.
+Each number depends on one column, so the fitted encoder is called for each known category, for a missing value, and for
+an unknown category.
 """
 
 import warnings
@@ -20,10 +20,10 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.stand_ins import CategoryTables
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 _NUMBERS = [0.0, 1.0, -7.5, 1e9]
-"""The values that a column without categories is tried with: each has to stay as it is."""
+"""The test values for a column without categories. The encoder must not change them."""
 _UNKNOWN = "⟨unknown⟩"
 _REFUSED = -1.0
-"""The number for a category that the encoder refuses, as in the graphs of scikit-learn's encoders."""
+"""The number for a category that the encoder refuses, like in the graphs of scikit-learn's encoders."""
 _MOST_NUMBERS = 20_000_000
 
 
@@ -36,7 +36,7 @@ def of_category_encoders(encoder: Estimator) -> CategoryTables | ColumnTransform
 
 
 def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None:
-    """Return the tables of a TableVectorizer; None if it reads dates, or texts of many words."""
+    """Return the tables of a TableVectorizer, or None if it reads dates or free text."""
     steps = getattr(vectorizer, "transformers_", {})
     learned = {name: step.categories_[0] for name, step in steps.items() if hasattr(step, "categories_")}
     others = (type(step).__name__ for name, step in steps.items() if name not in learned)
@@ -46,9 +46,9 @@ def of_skrub(vectorizer: Estimator) -> CategoryTables | ColumnTransformer | None
 def as_tables(
     encoder: Estimator, learned: Mapping[Hashable, Iterable[Category]]
 ) -> CategoryTables | ColumnTransformer | None:
-    """Return a table for each column, or a step for each if some have no categories; None without any category.
+    """Return a table per column, or a step per column if some columns have no categories, or None without categories.
 
-    `learned` are the categories of each column. Raises ConversionError if a number depends on several columns, if a
+    `learned` are the known categories per column. Raises ConversionError if a number depends on several columns, if a
     column without categories changes, or if there are more than `_MOST_NUMBERS`.
     """
     present = {str(name): [value for value in values if not pd.isna(value)] for name, values in learned.items()}
@@ -59,7 +59,7 @@ def as_tables(
     usual_row = pd.DataFrame({name: categories.get(name, [0.0])[:1] for name in names})
     probe = _Probe(encoder, usual_row, max(map(len, categories.values())))
 
-    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))  # any table can have a constant
+    source = np.full(probe.usual.shape[1], names.index(next(iter(categories))))  # Constants may be in any table.
     tables: dict[str, tuple[Array, Array]] = {}
     is_taken = np.zeros(len(source), bool)
     for position, name in enumerate(names):
@@ -81,13 +81,13 @@ def as_tables(
             step = CategoryTables([known], [table[:, list(numbers)]])
         steps.append((str(len(steps)), step, [name]))
     if [name for _, _, [name] in steps] == list(categories) == names:
-        # one step for all columns, which can be a step of another ColumnTransformer
+        # A single step for all columns can be nested in another ColumnTransformer.
         return CategoryTables([tables[name][0] for name in names], [step.tables[0] for _, step, _ in steps])
     return ColumnTransformer(steps).fit(usual_row)
 
 
 class _Probe:
-    """A fitted encoder that is asked for its numbers of a usual row with other values in one column at a time."""
+    """A probe of a fitted encoder, which calls it with a typical row in which one column is changed."""
 
     def __init__(self, encoder: Estimator, usual_row: pd.DataFrame, most_categories: int) -> None:
         self._encoder, self._usual_row = encoder, usual_row
@@ -95,17 +95,17 @@ class _Probe:
         first = usual_row.columns[0]
         usual = self._numbers(first, usual_row[first].tolist())
         if usual is None:
-            raise ConversionError(f"{self._kind} makes no numbers of the categories that it has learned")
+            raise ConversionError(f"{self._kind} returns no numbers for its known categories")
         if usual.size * most_categories > _MOST_NUMBERS:
-            raise ConversionError(f"{self._kind} makes more than {_MOST_NUMBERS:,} numbers of its categories")
+            raise ConversionError(f"{self._kind} returns more than {_MOST_NUMBERS:,} numbers for its categories")
         self.usual = usual
 
     def category_column(self, name: str, known: list[Any]) -> tuple[Array, Array, Array]:
-        """Return the categories, their numbers with an unknown one's at the end, and which of the numbers differ."""
+        """Return the categories, their numbers (last row: unknown category), and a mask of the numbers that vary."""
         is_text = isinstance(known[0], str)
         categories = [*known, np.nan]
         numbers = self._numbers(name, categories)
-        if numbers is None:  # the encoder refuses missing values
+        if numbers is None:  # The encoder refuses missing values.
             categories = known
             numbers = self._learned_numbers(name, known)
         unknown = self._numbers(name, [_UNKNOWN if is_text else max(known) + 1])
@@ -114,7 +114,7 @@ class _Probe:
         return np.array(categories, object if is_text else np.float64), np.concatenate([numbers, last]), depends
 
     def number_column(self, name: str) -> Array:
-        """Return which of the encoder's numbers this column is; it has to stay as it is."""
+        """Return a mask of the outputs that contain the column. Raises ConversionError if its numbers change."""
         numbers = self._learned_numbers(name, _NUMBERS)
         depends = self._differ(numbers)
         if (numbers[:, depends] != np.c_[_NUMBERS]).any():
@@ -122,24 +122,24 @@ class _Probe:
         return depends
 
     def no_table(self, name: str) -> ConversionError:
-        return ConversionError(f"{self._kind} makes of {name!r} what is no table of its categories")
+        return ConversionError(f"{self._kind} does not map {name!r} to a table of its categories")
 
     def _differ(self, numbers: Array) -> Array:
-        """Return True for each column of the numbers that is not the usual number in all rows."""
+        """Return a mask of the output columns that differ from the typical row in any row."""
         return np.asarray(~((numbers == self.usual) | (np.isnan(numbers) & np.isnan(self.usual))).all(axis=0))
 
     def _learned_numbers(self, name: str, values: list[Any]) -> Array:
         numbers = self._numbers(name, values)
         if numbers is None:
-            raise ConversionError(f"{self._kind} refuses values of {name!r} that it has learned")
+            raise ConversionError(f"{self._kind} refuses known values of {name!r}")
         return numbers
 
     def _numbers(self, name: str, values: list[Any]) -> Array | None:
-        """Return the numbers of usual rows with these values in one column; None if the encoder refuses one."""
+        """Return the numbers of typical rows with `values` in one column, or None if the encoder refuses a value."""
         rows = self._usual_row.loc[[0] * len(values)].reset_index(drop=True).assign(**{name: values})
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 return np.asarray(self._encoder.transform(rows), np.float64)
-        except Exception:  # noqa: BLE001 - the libraries raise anything
+        except Exception:  # noqa: BLE001 - the libraries may raise any class
             return None

@@ -1,4 +1,4 @@
-"""Transformers of feature-engine as ColumnTransformers of scikit-learn's steps; its encoders as category tables."""
+"""Convert transformers of feature-engine to ColumnTransformers, and its encoders to category tables."""
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.messages import one_line
 
 
 def stand_in(transformer: Estimator) -> Estimator:
-    """Return the replacement of a fitted transformer of feature-engine, or None."""
+    """Return the stand-in of a fitted feature-engine transformer, or None."""
     if not hasattr(transformer, "feature_names_in_") or getattr(transformer, "add_indicators", False):
         return None
     kind, module = type(transformer).__name__, type(transformer).__module__
@@ -32,7 +32,7 @@ def stand_in(transformer: Estimator) -> Estimator:
 
 
 def _column_steps(transformer: Estimator) -> ColumnTransformer:
-    """Return a step for each column that is kept or added. Raises ConversionError for an option that no graph has."""
+    """Return a step per kept or added column. Raises ConversionError for an unsupported option."""
     names = [str(name) for name in transformer.feature_names_in_]
     kind = type(transformer).__name__
     changed: dict[str, Estimator] = {}
@@ -52,11 +52,11 @@ def _column_steps(transformer: Estimator) -> ColumnTransformer:
         for _, step, _ in steps:
             if isinstance(step, Computed):
                 step.stands_for = kind
-        # a row that each step takes: a step that fills in texts takes texts
+        # Each step must accept the row, so a step that imputes strings gets a string.
         row = {name: getattr(changed.get(name), "fill_value", 1.0) for name in names}
         return ColumnTransformer(steps).fit(pd.DataFrame([row]))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConversionError(f"its step {kind} has options that no graph has ({one_line(error, 100)})") from error
+        raise ConversionError(f"its step {kind} has unsupported options ({one_line(error, 100)})") from error
 
 
 def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
@@ -66,9 +66,9 @@ def _known(table: Mapping[str, ArrayFunction], function: str) -> ArrayFunction:
 
 
 def _intervals(fitted: Estimator, name: str) -> Computed:
-    """Return the step to the position of a number's interval, which includes its upper edge; outside of all: NaN."""
+    """Return the step to the index of a number's interval (upper edge included), or NaN outside all intervals."""
     if fitted.return_boundaries:
-        raise ValueError("return_boundaries=True makes texts")
+        raise ValueError("return_boundaries=True returns strings")
     edges = np.asarray(fitted.binner_dict_[name], float)
 
     def compute(x: TracedArray) -> TracedArray:
@@ -77,25 +77,25 @@ def _intervals(fitted: Estimator, name: str) -> Computed:
 
     refused = {"Less": edges[:1], "Greater": edges[-1:]} if getattr(fitted, "errors", "") == "raise" else None
     finite = [edges[np.isfinite(edges)]]
-    return Computed(compute, "takes numbers within its intervals only", refused, edges=finite)
+    return Computed(compute, "accepts only numbers within its intervals", refused, edges=finite)
 
 
 def _logarithm(fitted: Estimator, name: str) -> Computed:
     log, added = {"e": np.log, "10": np.log10}[fitted.base], getattr(fitted, "C_", 0)
     added = added[name] if isinstance(added, dict) else added
-    reason = f"takes numbers above {0.0 - added:.6g} only"
+    reason = f"accepts only numbers above {0.0 - added:.6g}"
     return Computed(lambda x: log(x + added), reason, {"LessOrEqual": [-added]})
 
 
 def _grouped(fitted: Estimator, name: str) -> GroupedCategories:
     known = fitted.encoder_dict_[name]
-    if not known or not all(isinstance(one, str) for one in [*known, fitted.replace_with]):
-        raise ValueError("no texts among its categories")
+    if not known or not all(isinstance(category, str) for category in [*known, fitted.replace_with]):
+        raise ValueError("its categories are not strings")
     return GroupedCategories(known, fitted.replace_with)
 
 
 def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
-    """Yield the steps that add columns, with the columns that each reads."""
+    """Yield the steps that add columns, and the columns that each step reads."""
     match type(fitted).__name__:
         case "CyclicalFeatures":
             for name in fitted.variables_:
@@ -113,7 +113,7 @@ def _added_steps(fitted: Estimator) -> Iterator[tuple[Computed, list[str]]]:
                 for reference, name in product(fitted.reference, fitted.variables_):
                     columns = list(dict.fromkeys([name, reference]))
                     tests = {"Equal": [np.nan, 0.0][-len(columns) :]} if divides and fitted.fill_value is None else None
-                    reason = "takes no divisor of 0"
+                    reason = "does not accept a divisor of 0"
                     yield Computed(lambda x, of=related: of(x[:, :1], x[:, -1:]), reason, tests), columns
 
 
@@ -123,7 +123,7 @@ def _filled(divided: ArrayFunction, fill: float, left: TracedArray, right: Trace
 
 _REDUCTIONS: dict[str, ArrayFunction] = {
     **{name: getattr(np, name) for name in ("sum", "mean", "min", "max", "prod")},
-    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # of a sample, as pandas has them
+    **{name: partial(getattr(np, name), ddof=1) for name in ("std", "var")},  # pandas uses sample statistics.
 }
 _DIVISIONS: dict[str, ArrayFunction] = {"div": operator.truediv, "truediv": operator.truediv, "mod": np.remainder}
 _RELATIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "pow": operator.pow} | _DIVISIONS
@@ -143,22 +143,22 @@ _STEPS: dict[str, Callable[[Estimator, str], Estimator]] = {
         (f"{kind}Discretiser" for kind in ("EqualFrequency", "EqualWidth", "GeometricWidth", "Arbitrary")), _intervals
     ),
     **dict.fromkeys(("LogTransformer", "LogCpTransformer"), _logarithm),
-    "ReciprocalTransformer": lambda fitted, name: Computed(np.reciprocal, "takes no 0", {"Equal": [0.0]}),
+    "ReciprocalTransformer": lambda fitted, name: Computed(np.reciprocal, "does not accept 0", {"Equal": [0.0]}),
     "PowerTransformer": lambda fitted, name: Computed(lambda x: x**fitted.exp),
     "BoxCoxTransformer": lambda fitted, name: Computed(
         lambda x: box_cox(x, np.array([fitted.lambda_dict_[name]])),
-        "takes positive numbers only",
+        "accepts only positive numbers",
         {"LessOrEqual": [0.0]},
     ),
     "YeoJohnsonTransformer": lambda fitted, name: Computed(
         lambda x: yeo_johnson(x, np.array([fitted.lambda_dict_[name]]))
     ),
     "ArcsinTransformer": lambda fitted, name: Computed(
-        lambda x: np.arcsin(np.sqrt(x)), "takes numbers from 0 to 1 only", {"Less": [0.0], "Greater": [1.0]}
+        lambda x: np.arcsin(np.sqrt(x)), "accepts only numbers from 0 to 1", {"Less": [0.0], "Greater": [1.0]}
     ),
     "ArcSinhTransformer": lambda fitted, name: Computed(lambda x: np.arcsinh((x - fitted.loc) / fitted.scale)),
     "MeanNormalizationScaler": lambda fitted, name: Computed(lambda x: (x - fitted.mean_[name]) / fitted.range_[name]),
     "RareLabelEncoder": _grouped,
 }
-"""Functions by a transformer's class: each returns the step for one of the columns that it changes."""
+"""Functions by transformer class that return the step for a changed column."""
 _ADD_COLUMNS = ("CyclicalFeatures", "MathFeatures", "RelativeFeatures")

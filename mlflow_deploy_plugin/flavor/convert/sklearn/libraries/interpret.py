@@ -1,4 +1,4 @@
-"""The explainable boosting machines of interpret, as sums of numbers that are looked up by bins."""
+"""Convert the explainable boosting machines of interpret to sums of numbers that are looked up by bin."""
 
 import numpy as np
 import pandas as pd
@@ -14,23 +14,23 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _LINKS = ("identity", "log", "logit", "mlogit")
 _Step = tuple[str, Estimator, list[str]]
 _Key = tuple[int, int]
-"""A feature, and the level of its bins: the bins of pairs may be fewer than the bins of single features."""
+"""A feature and the level of its bins. Pairs of features may have fewer bins than single features."""
 
 
 def as_additive(machine: Estimator) -> Pipeline | None:
-    """Return a pipeline of bins and sums; None if it is not fitted. Raises ConversionError for an unknown link."""
+    """Return a pipeline of bins and sums, or None if it is not fitted. Raises ConversionError for an unknown link."""
     if not hasattr(machine, "term_scores_"):
         return None
     if machine.link_ not in _LINKS:
         raise ConversionError(f"{type(machine).__name__} with the link {machine.link_!r}")
-    places, cuts, steps, row = _binned_columns(machine)
-    strides = np.zeros((len(places), len(machine.term_features_)))
+    positions, cuts, steps, row = _binned_columns(machine)
+    strides = np.zeros((len(positions), len(machine.term_features_)))
     offsets: list[float] = []
     tables: list[Array] = []
     for term, (features, scores) in enumerate(zip(machine.term_features_, machine.term_scores_, strict=True)):
         sizes = scores.shape[: len(features)]
         for axis, key in enumerate(_levels(machine, features)):
-            strides[places[key], term] += np.prod(sizes[axis + 1 :])
+            strides[positions[key], term] += np.prod(sizes[axis + 1 :])
         offsets.append(sum(len(table) for table in tables))
         tables.append(scores.reshape(int(np.prod(sizes)), -1))
     kind = AdditiveClassifier if hasattr(machine, "classes_") else AdditiveModel
@@ -48,27 +48,27 @@ def _binned_columns(
 ) -> tuple[
     dict[_Key, int], list[tuple[int, Array | None]], list[tuple[str, Estimator, list[str]]], dict[str, Category]
 ]:
-    """Return the position of each feature and level, the cuts as in `AdditiveModel`, the steps, and a row for them."""
+    """Return the position per feature and level, the cuts as in `AdditiveModel`, the steps, and an example row."""
     names = [str(name) for name in machine.feature_names_in_]
     columns = [name for feature, name in enumerate(names) if machine.feature_types_in_[feature] == "continuous"]
     steps: list[_Step] = [("numbers", "passthrough", columns)]
     row: dict[str, Category] = dict.fromkeys(columns, 0.0)
-    places: dict[_Key, int] = {}
+    positions: dict[_Key, int] = {}
     cuts: list[tuple[int, Array | None]] = []
     for feature, level in sorted({key for term in machine.term_features_ for key in _levels(machine, term)}):
         bins, name = machine.bins_[feature][level], names[feature]
-        places[feature, level] = len(places)
+        positions[feature, level] = len(positions)
         if name in columns:
             cuts.append((columns.index(name), np.asarray(bins, np.float64)))
             continue
         known = {_category(text): code for text, code in bins.items()}
-        codes = [*known.values(), 0, max(known.values(), default=0) + 1]  # the last two: missing, unknown
-        is_text = any(isinstance(one, str) for one in known)
+        codes = [*known.values(), 0, max(known.values(), default=0) + 1]  # The last two are missing and unknown.
+        is_text = any(isinstance(category, str) for category in known)
         categories = np.array([*known, np.nan], object if is_text else np.float64)
         row[name] = next(iter(known))
         cuts.append((len(columns) + len(steps) - 1, None))
         steps.append((f"{name} {level}", CategoryTables([categories], [np.array(codes, float)[:, None]]), [name]))
-    return places, cuts, steps, row
+    return positions, cuts, steps, row
 
 
 def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
@@ -76,7 +76,7 @@ def _levels(machine: Estimator, features: tuple[int, ...]) -> list[_Key]:
 
 
 def _category(text: str) -> Category:
-    """Return the number or boolean that interpret knows by its text, or the text."""
+    """Return the number or boolean that interpret stores as text, otherwise the text."""
     try:
         return float({"True": "1", "False": "0"}.get(text, text))
     except ValueError:
