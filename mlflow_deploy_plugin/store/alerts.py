@@ -14,18 +14,18 @@ from mlflow_deploy_plugin.store.tables import AlertRow, Json, SilenceRow, from_r
 
 FIRING = "firing"
 _REMEMBERED = timedelta(days=7)
-"""An alert that is over can still be sent for so long after its last change."""
+"""The time after its last change during which a resolved alert can still be sent."""
 
 
 @dataclass(frozen=True)
 class Alert:
-    """An alert, from its beginning until it is over.
+    """An alert, from its start until it is resolved.
 
     Attributes:
-        fingerprint: identifies its subject; at most one alert of a fingerprint is firing.
-        state: `said` is an announcement, which has no end.
-        first_at / last_at / told_at: when it was first and last seen, and last sent (None: never), by the store's
-            clock.
+        fingerprint: the identifier of its subject; at most one alert per fingerprint is firing.
+        state: `said` is an announcement, which is never resolved.
+        first_at / last_at / told_at: the times of the first and last observation and of the last notification (None if
+            never sent), by the store's clock.
         detail: the content and the recipients (`monitoring/alerts`).
     """
 
@@ -43,7 +43,7 @@ class Alert:
 
 @dataclass(frozen=True)
 class Silence:
-    """A time without alerts of an endpoint, or of one monitor of it; an empty `monitor` means all of them."""
+    """A period without alerts for an endpoint or one of its monitors. An empty `monitor` means all monitors."""
 
     id: int
     endpoint: str
@@ -66,13 +66,13 @@ class Alerts:
         return self._store.read(query, Alert)
 
     def recent(self) -> list[Alert]:
-        """Return the alerts that are firing or have changed within the last days, oldest first."""
+        """Return the alerts that are firing or changed within the last 7 days, oldest first."""
         since = self._store.now() - _REMEMBERED
         query = select(AlertRow).where(or_(AlertRow.state == FIRING, AlertRow.last_at > since)).order_by(AlertRow.id)
         return self._store.read(query, Alert)
 
     def change(self, fingerprint: str, change: "Callable[[Alert | None], Alert | None]") -> Alert | None:
-        """Write the result of `change`, which gets the firing alert or None. Write nothing if it returns None."""
+        """Write the result of `change`, which gets the firing alert or None. A result of None is not written."""
         stored = storable_text(fingerprint, 255)
         query = select(AlertRow).where(AlertRow.fingerprint == stored, AlertRow.state == FIRING)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
@@ -80,14 +80,14 @@ class Alerts:
             return _write(session, row, change(None if row is None else from_row(row, Alert)))
 
     def add_once(self, alert: Alert) -> Alert | None:
-        """Write the alert. Return None if an alert of its fingerprint was ever written."""
+        """Write the alert. Return None if the store already has an alert with this fingerprint, in any state."""
         stored = storable_text(alert.fingerprint, 255)
         query = select(AlertRow.id).where(AlertRow.fingerprint == stored).limit(1)
         with self._store.transaction(alone_with=f"alert/{stored}") as session:
             return None if session.scalars(query).first() is not None else _write(session, None, alert)
 
     def change_by_id(self, number: int, change: "Callable[[Alert], Alert | None]") -> Alert | None:
-        """Write the result of `change` for the alert with this number, in any state. Return None if it is gone."""
+        """Write the result of `change` for the alert with this id, in any state. Return None if it does not exist."""
         with self._store.transaction() as session:
             row = session.get(AlertRow, number, with_for_update=True)
             return None if row is None else _write(session, row, change(from_row(row, Alert)))
@@ -115,13 +115,13 @@ class Silences:
             return from_row(row, Silence)
 
     def active(self, endpoint: str | None = None) -> list[Silence]:
-        """Return the silences that hold now, oldest first."""
+        """Return the silences that are active now, oldest first."""
         query = select(SilenceRow).where(SilenceRow.until > self._store.now()).order_by(SilenceRow.id)
         query = query.filter_by(**given(endpoint=endpoint))
         return self._store.read(query, Silence)
 
     def end(self, number: int, why: str = "") -> Silence | None:
-        """End the silence now, with its audit event. Return None if no silence of this number holds."""
+        """End the silence now with an audit event. Return None if no active silence has this id."""
         now = self._store.now()
         query = select(SilenceRow).where(SilenceRow.id == number, SilenceRow.until > now).with_for_update()
         with self._store.transaction() as session:

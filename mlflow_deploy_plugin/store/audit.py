@@ -1,4 +1,4 @@
-"""Audit events: actor, subject and time of a change, its values before and after, its reason and figures."""
+"""Audit events: the actor, subject and time of a change, the values before and after, the reason and the figures."""
 
 import getpass
 import socket
@@ -16,14 +16,14 @@ _TEXTS = ("actor", "action", "endpoint", "model", "version", "before", "after", 
 
 @dataclass(frozen=True)
 class AuditEvent:
-    """One change.
+    """A change.
 
     Attributes:
         actor: user@machine, or the user that a server has authenticated.
         action: create update delete start stop traffic transition alias promote gate refused rollout.start rollout.step
             rollout.end rollback retrain.start retrain.refused retrain.run retrain.version retrain.end.
-        model / version: set if the change was about a registered model.
-        before / after: the values before and after, in words.
+        model / version: set for changes of a registered model.
+        before / after: descriptions of the values before and after the change.
         detail: the resulting spec, the figures of the decision, or the `move_detail` of a move in the registry.
     """
 
@@ -40,27 +40,27 @@ class AuditEvent:
 
 
 def move_detail(place: str, before: str) -> Json:
-    """Return the event's detail of a move to a stage, @alias or tag; `before` is the replaced version, or empty."""
+    """Return the event detail of a move to a stage, @alias or tag. `before` is the replaced version, or empty."""
     return {"moved": {"place": place, "before": before}}
 
 
 def current_actor() -> str:
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user id without a name
+    except (KeyError, OSError):  # In a container, the user id may have no name.
         user = "unknown"
     return f"{user}@{socket.gethostname()}"
 
 
 def write_event(session: Session, event: AuditEvent) -> None:
-    """Write the event. Its texts are made storable, because every change must be recorded."""
+    """Write the event. Characters that cannot be stored are replaced, because every change must be recorded."""
     columns = AuditRow.__table__.columns
     texts = {name: storable_text(getattr(event, name), getattr(columns[name].type, "length", None)) for name in _TEXTS}
     session.add(AuditRow(at=event.at, detail=event.detail, **texts))
 
 
 def save_row(session: Session, row: Base, kind: type[ValueT], event: AuditEvent | None = None) -> ValueT:
-    """Write the row and its event. Return the row as a dataclass, with the values that the database has set."""
+    """Write the row and its event. Return the row as a dataclass with the values that the database has set."""
     session.add(row)
     session.flush()
     if event is not None:
@@ -77,7 +77,7 @@ def describe_traffic(spec: EndpointSpec) -> str:
 
 
 def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[str], list[str]]:
-    """Return the variants whose model or share differs, before and after, each with its model only if that differs."""
+    """Return the variants whose model or share changed, before and after. The model is listed only if it changed."""
     texts: tuple[list[str], list[str]] = [], []
     for name in dict.fromkeys([*before.variants, *after.variants]):
         both = [spec.variants.get(name) for spec in (before, after)]
@@ -92,10 +92,10 @@ def _describe_variants(before: EndpointSpec, after: EndpointSpec) -> tuple[list[
 
 
 def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str]:
-    """Return the differences before and after: `champion 100, candidate 0` and `champion 95, candidate 5`.
+    """Return the differences before and after, such as `champion 100, candidate 0` and `champion 95, candidate 5`.
 
-    A variant has its model if that differs, an added or removed monitor its kind and fields, any other field its dotted
-    name.
+    A variant is listed with its model if the model changed, an added or removed monitor with its kind and fields, and
+    any other field with its dotted name.
     """
     texts = _describe_variants(before, after)
     specs = before, after
@@ -116,13 +116,13 @@ def describe_change(before: EndpointSpec, after: EndpointSpec) -> tuple[str, str
 
 
 def _other_fields(spec: EndpointSpec, shown_monitors: Set[str]) -> dict[str, object]:
-    """Return the fields that differ from the defaults by dotted names, without traffic and `shown_monitors`."""
+    """Return the non-default fields by dotted name, without the traffic and without `shown_monitors`."""
     document = spec_document(spec)
     for name in shown_monitors & set(spec.monitors):
         del document["monitors"][name]
     for variant in document.get("variants", {}).values():
-        for shown in ("model", "weight", "shadow"):
-            variant.pop(shown, None)
+        for field_name in ("model", "weight", "shadow"):
+            variant.pop(field_name, None)
     return dict(_flat(document))
 
 

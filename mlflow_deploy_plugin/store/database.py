@@ -1,7 +1,7 @@
-"""Opens the store: connects, brings the schema up to date, and hands out a `Store`.
+"""Opens the store: connects to the database, creates or upgrades the schema, and returns a `Store`.
 
-If two processes open a new store, one migrates while the other waits: on SQLite because every transaction takes the
-write lock at its start, on PostgreSQL because the migration first takes an advisory lock.
+If two processes open a new store, one process migrates while the other waits. On SQLite, each transaction takes the
+write lock at its start; on PostgreSQL, the migration takes an advisory lock first.
 """
 
 import sqlite3
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 SCHEMA = max(script.name[:4] for script in (MIGRATIONS / "versions").glob("0*"))
-"""The newest of Alembic's revisions, by the names of its scripts: Alembic itself takes 0.2 s."""
-_ADVISORY_LOCK = 0x6F6E6E78  # "onnx"; any number that all of us agree on
+"""The newest Alembic revision, read from the script names, because the import of Alembic takes 0.2 s."""
+_ADVISORY_LOCK = 0x6F6E6E78  # "onnx"; an arbitrary number that all processes share
 _BUSY_SECONDS = 30
 _CONNECT_SECONDS = 10
 _LOST_MACHINE = {"tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
-"""With these a connection to a vanished machine fails after 20 s, by Linux's own bounds after 15 minutes to two hours
+"""With these options, a connection to a failed machine ends after 20 s instead of Linux's 15 minutes to two hours
 (https://www.postgresql.org/docs/current/libpq-connect.html).
 """
 
@@ -42,15 +42,15 @@ def utc_now() -> datetime:
 def open_store(
     url: str, clock: Callable[[], datetime] = utc_now, monotonic: Callable[[], float] = time.monotonic
 ) -> Store:
-    """Return the store at an SQLAlchemy URL. Create its schema or bring it up to date if needed.
+    """Return the store at an SQLAlchemy URL. Create or upgrade its schema if needed.
 
-    Raises InvalidConfig if the URL is not of a supported database, and StoreUnavailable if the store cannot be reached
-    or its schema is unknown.
+    Raises InvalidConfig if the URL or its database is not supported, and StoreUnavailable if the store cannot be
+    reached or its schema is unknown.
     """
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # the text is not shown: it may hold a password
+        # The message does not contain the URL, which may include a password.
         raise InvalidConfig(
             "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db"
         ) from None
@@ -73,8 +73,8 @@ def open_store(
 
 
 def migration_config(connection: Connection) -> "Config":
-    """Return Alembic's configuration for this connection; `migrations/env.py` takes the connection from it."""
-    from alembic.config import Config  # here and below: a fifth of a second, where most have nothing to migrate
+    """Return Alembic's configuration, which passes the connection to `migrations/env.py`."""
+    from alembic.config import Config  # Alembic is imported only for migrations, because the import takes 0.2 s.
 
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
@@ -82,7 +82,7 @@ def migration_config(connection: Connection) -> "Config":
 
 
 def _migrate(connection: Connection) -> None:
-    if not inspect(connection).has_table(VERSION_TABLE):  # nor has another process made it before we had the lock
+    if not inspect(connection).has_table(VERSION_TABLE):  # Check again, now under the lock.
         Base.metadata.create_all(connection)
         connection.execute(text(f"CREATE TABLE {VERSION_TABLE} (version_num VARCHAR(32) NOT NULL PRIMARY KEY)"))
         connection.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES ('{SCHEMA}')"))
@@ -99,8 +99,8 @@ def _migrate(connection: Connection) -> None:
     if current is not None and current not in known:
         raise StoreUnavailable(
             f"the store at {redacted_url(connection.engine.url)} has the schema {current}, which onnxserve "
-            f"{__version__} does not know: upgrade onnxserve if a newer one made the store; if a build before the "
-            "first release made it, move its tables away and run `onnxserve migrate`"
+            f"{__version__} does not support: upgrade onnxserve if a newer version created the store; if a build "
+            "before the first release created the store, move its tables away and run `onnxserve migrate`"
         )
     if current != scripts.get_current_head():
         command.upgrade(config, "head")
@@ -120,15 +120,15 @@ def _engine(url: URL) -> Engine:
                 raise store_unavailable(url, error) from None
     elif backend == "postgresql":
         arguments = {"connect_timeout": _CONNECT_SECONDS, **_LOST_MACHINE}
-        if url.get_driver_name() == "psycopg":  # no prepared statements: behind PgBouncer they are another client's
+        if url.get_driver_name() == "psycopg":  # PgBouncer shares a connection's prepared statements among clients.
             arguments["prepare_threshold"] = None
     try:
         engine = create_engine(url, connect_args=arguments, hide_parameters=True)
     except NoSuchModuleError:
-        raise InvalidConfig(f"ONNXSERVE_STORE_URI: {url.drivername!r} is no database known here") from None
+        raise InvalidConfig(f"ONNXSERVE_STORE_URI: {url.drivername!r} is not a supported database") from None
     except ImportError as error:
         ours = 'pip install "mlflow-onnxserve[postgresql]"'
-        hint = ours if backend == "postgresql" else "SQLite and PostgreSQL are what onnxserve is tested with"
+        hint = ours if backend == "postgresql" else "onnxserve is tested with SQLite and PostgreSQL"
         raise InvalidConfig(
             f"ONNXSERVE_STORE_URI: the driver of {url.drivername!r} is not installed ({error}): {hint}"
         ) from None
@@ -138,16 +138,16 @@ def _engine(url: URL) -> Engine:
 
 
 def _take_write_lock_at_start(engine: Engine) -> None:
-    """Begin writing transactions with the write lock: after a read, a write fails if another transaction wrote.
+    """Take the write lock at the start of each writing transaction. A lock taken after a read can fail.
 
-    A transaction that only reads sees the store as it was at its start, and blocks no other.
+    A read-only transaction sees the store as it was at the transaction's start, and blocks no other transaction.
     """
 
     @event.listens_for(engine, "connect")
     def _connected(connection: sqlite3.Connection, _record: object) -> None:
-        connection.isolation_level = None  # this code issues BEGIN, so that DDL is also part of the transaction
+        connection.isolation_level = None  # `_begun` issues BEGIN, so that DDL is part of the transaction.
         deadline = time.monotonic() + _BUSY_SECONDS
-        while True:  # SQLite calls no busy handler while another process turns this log on
+        while True:  # SQLite ignores its busy timeout while another process enables WAL.
             try:
                 connection.execute("PRAGMA journal_mode=WAL")
                 return

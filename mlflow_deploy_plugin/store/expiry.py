@@ -1,4 +1,4 @@
-"""Deletes old judged windows and ended alerts, which monitors create by the clock; all other rows stay."""
+"""Deletes old judged windows and resolved alerts, which monitors create continuously. All other rows are kept."""
 
 import time
 from collections import Counter
@@ -16,9 +16,9 @@ from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import AlertRow, MonitorRow, MonitorWindowRow
 
 MIN_DAYS = 7
-"""The shortest retention: late labels add revisions to a window, and alerts are sent again, for so long."""
+"""The shortest retention. For this time, late labels can add revisions to a window, and alerts are sent again."""
 KEPT_WINDOWS = 200
-"""The newest judged windows of each monitor that stay, however old: alarms in a row are counted over so many."""
+"""The number of newest judged windows that are kept per monitor, because consecutive alarms are counted over them."""
 _AT_ONCE = 1000
 _COUNTED = tuple(
     getattr(MonitorWindowRow, name) for name in ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts")
@@ -37,13 +37,13 @@ def expire(
 ) -> Expired:
     """Delete the windows and alerts that last changed longer ago than `keep`, and return their numbers.
 
-    Of each monitor, the newest window and the newest `KEPT_WINDOWS` judged ones stay, of the scheduled and of the
-    manual windows. Pending windows and firing alerts stay. A transaction deletes at most a thousand rows; between two
-    transactions others get as much time as one takes. The deletion ends if `goes_on` returns False.
+    For each monitor, the newest window and the newest `KEPT_WINDOWS` judged windows are kept, separately for scheduled
+    windows and windows by hand. Pending windows and firing alerts are also kept. Each transaction deletes at most 1,000
+    rows and is followed by a pause of the same duration. The deletion stops when `goes_on` returns False.
     """
     try:
         before = store.now() - keep
-    except OverflowError:  # before the calendar's begin
+    except OverflowError:  # The time is before year 1.
         return Expired()
     windows = sum(
         _delete(store, MonitorWindowRow, old, only_count, goes_on)
@@ -62,7 +62,7 @@ def _old_windows(store: Store, key: MonitorKey, by_hand: bool, before: datetime)
     newest = starts.order_by(row.start.desc())
     with store.transaction(is_read_only=True) as session:
         first = session.scalar(starts.order_by(row.start))
-        if first is None or first >= before:  # as most, each hour; what follows would take three queries
+        if first is None or first >= before:  # This is the usual case, which avoids the following queries.
             return None
         last = session.scalars(newest).one()
         oldest_kept = session.scalar(newest.where(row.state == "judged").offset(KEPT_WINDOWS - 1))
@@ -89,9 +89,9 @@ def _delete(
             windows = [row for row in rows if isinstance(row, MonitorWindowRow) and not row.by_hand]
             key = (windows[0].endpoint, windows[0].monitor) if windows else None
             monitor = session.get(MonitorRow, key, with_for_update=True) if key else None
-            if monitor is not None:  # a removed monitor is not counted on
-                monitor.expired_failures += sum(one.attempts for one in windows)
-                verdicts = Counter(one.verdict for one in windows if one.state == "judged")
+            if monitor is not None:  # A removed monitor has no counts.
+                monitor.expired_failures += sum(window.attempts for window in windows)
+                verdicts = Counter(window.verdict for window in windows if window.state == "judged")
                 monitor.expired = dict(verdicts + Counter(monitor.expired))
             session.execute(delete(table).where(table.id.in_([row.id for row in rows])))
         deleted += len(rows)

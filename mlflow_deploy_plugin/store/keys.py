@@ -1,4 +1,4 @@
-"""API keys in the store, by the digests of their texts."""
+"""API keys in the store, identified by the digests of their texts."""
 
 import hashlib
 import secrets
@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import ApiKeyRow, storable_text
 
 _PREFIX = "onnxserve_"
-"""Scanners of source code for secrets can know a key by it."""
+"""The prefix lets secret scanners recognize a key in source code."""
 _RANDOM_BYTES = 32
 _UNREVOKED = select(ApiKeyRow).where(ApiKeyRow.revoked_at.is_(None)).with_for_update()
 
@@ -27,10 +27,10 @@ class ApiKey:
     """An API key without its text.
 
     Attributes:
-        digest: SHA-256 of the text, in hex.
-        endpoints: the endpoints that it holds for; empty: all.
-        actor: the user who made it.
-        limits: rates of its predictions, as 100/second, the shortest period first.
+        digest: SHA-256 of the text, in hexadecimal.
+        endpoints: the endpoints that the key gives access to; empty for all endpoints.
+        actor: the user who created the key.
+        limits: rate limits of its predictions, such as 100/second, with the shortest period first.
     """
 
     name: str
@@ -67,11 +67,11 @@ class ApiKeys:
         actor: str | None = None,
         limits: Collection[str] = (),
     ) -> tuple[ApiKey, str]:
-        """Make a key, with its audit event. Return the key and its text, which is not stored.
+        """Create a key with an audit event. Return the key and its text, which is not stored.
 
-        Raises AlreadyExists if the name was ever used, since the audit trail and the logs have it.
+        Raises AlreadyExists if a key ever had the name, because the audit trail and the logs identify keys by name.
         """
-        from limits import parse  # here: most commands do not make a key, and the import for Redis takes a while
+        from limits import parse  # This import is slow, and most commands do not create a key.
 
         text = _PREFIX + secrets.token_urlsafe(_RANDOM_BYTES)
         now, by = self._store.now(), actor or current_actor()
@@ -80,7 +80,9 @@ class ApiKeys:
             digest=hashlib.sha256(text.encode()).hexdigest(),
             scopes=sorted(scopes),
             endpoints=sorted(endpoints),
-            limits=sorted(limits, key=lambda rate: parse(rate).get_expiry()),  # a short refusal costs no quota
+            limits=sorted(
+                limits, key=lambda rate: parse(rate).get_expiry()
+            ),  # A short limit must not use up long ones.
             actor=storable_text(by, 255),
             created_at=now,
             expires_at=None if lifetime is None else now + lifetime,
@@ -91,10 +93,10 @@ class ApiKeys:
                 event = AuditEvent(now, by, "key.create", after=f"key {name}", detail=detail)
                 return save_row(session, row, ApiKey, event), text
         except IntegrityError:
-            raise AlreadyExists(f"there is, or was, a key {name!r} already; choose another name") from None
+            raise AlreadyExists(f"a key with the name {name!r} exists or existed; choose another name") from None
 
     def revoke(self, name: str, why: str = "") -> ApiKey | None:
-        """Revoke the key now, with its audit event. Return None if no such key holds."""
+        """Revoke the key now with an audit event. Return None if no valid key has this name."""
         with self._store.transaction() as session:
             row = session.scalars(_UNREVOKED.where(ApiKeyRow.name == name)).one_or_none()
             if row is None:
@@ -103,9 +105,9 @@ class ApiKeys:
             return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
-        """Remove a deleted endpoint from keys, which must not hold for a later endpoint of its name.
+        """Remove a deleted endpoint from keys, so that they give no access to a new endpoint of the same name.
 
-        Return the keys that were only for it; they are revoked.
+        Keys for only this endpoint are revoked. Return their names.
         """
         revoked = []
         with self._store.transaction() as session:
@@ -124,7 +126,7 @@ class ApiKeys:
         write_event(session, event)
 
     def created(self) -> list[ApiKey]:
-        """Return all keys, also revoked keys, oldest first."""
+        """Return all keys, including revoked keys, oldest first."""
         return self._store.read(select(ApiKeyRow).order_by(ApiKeyRow.created_at, ApiKeyRow.name), ApiKey)
 
     def valid(self) -> list[ApiKey]:

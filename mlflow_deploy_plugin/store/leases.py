@@ -1,10 +1,10 @@
-"""Leases: at most one holder of a name at a time, among processes and machines that share the store.
+"""Leases: at most one process holds a lease of a given name, among all processes and machines that share the store.
 
-No time in the store is compared with a wall clock, which may jump or differ. A contender takes a lease over once it has
-seen it unrenewed for the lease's whole length by its own monotonic clock (as DynamoDB's lock client; Gray and Cheriton
-1989). A holder counts its lease from before it asked for it, so it stops before another can have it. Each taking has
-its own token; a write under a lease with another token is refused, so a holder that slept through its lease does no
-harm.
+No time in the store is compared with a wall clock, because wall clocks jump and differ. A process takes over a lease
+after it has observed, by its own monotonic clock, no renewal for the lease's duration (as DynamoDB's lock client; Gray
+and Cheriton 1989). A holder measures the duration from before its request, so it stops before another process can take
+the lease. Each acquisition has a new token, and a write with an old token is rejected. A holder that was suspended
+until its lease expired can therefore do no harm.
 """
 
 import logging
@@ -35,7 +35,7 @@ _LOOK_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Lease:
-    """A lease as its holder has it: valid while its own monotonic clock is below `until`."""
+    """A lease from the holder's view. The lease is valid while the holder's monotonic clock is below `until`."""
 
     name: str
     holder: str
@@ -46,7 +46,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class LeaseView:
-    """A lease as others see it. `expires_at`, and `is_current` if that has not come yet, are for people."""
+    """A lease from the view of other processes. `expires_at` and `is_current` are only for display."""
 
     name: str
     holder: str
@@ -57,7 +57,7 @@ class LeaseView:
 class LeaseKeeper:
     """Renews a lease during the `with`, and releases it at the end.
 
-    If the store does not answer, the lease is lost once its length has passed. A lost lease never comes back.
+    If the store does not answer, the lease is lost after its duration. A lost lease cannot be regained.
     """
 
     def __init__(self, store: "Store", lease: Lease, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -78,8 +78,8 @@ class LeaseKeeper:
         if self.is_held:
             try:
                 self._store.release_lease(self.lease)
-            except StoreUnavailable as unavailable:  # the next one waits for its length
-                _log.warning("the lease %s is not given back: %s", self.lease.name, unavailable.message)
+            except StoreUnavailable as unavailable:  # The next holder must wait for the lease's duration.
+                _log.warning("the lease %s cannot be released: %s", self.lease.name, unavailable.message)
 
     @property
     def is_held(self) -> bool:
@@ -94,16 +94,16 @@ class LeaseKeeper:
                 continue
             if renewed is None:
                 self._is_lost = True
-                _log.warning("the lease %s is lost", self.lease.name)
+                _log.warning("the lease %s was lost", self.lease.name)
             else:
                 self.lease = renewed
 
 
 @contextmanager
 def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> Iterator[LeaseKeeper]:
-    """Wait for a lease, and hold it for as long as the `with` lasts.
+    """Wait for a lease, and hold it during the `with`.
 
-    `waits_for` gets the holder's name at each look, five times a second; it may raise to end the wait.
+    `waits_for` is called with the holder's name five times per second. It may raise an error to stop the wait.
     """
     this = f"{current_actor()} (process {os.getpid()})"
     while (lease := store.acquire_lease(name, this, _LEASE_SECONDS)) is None:
@@ -115,6 +115,6 @@ def held_lease(store: "Store", name: str, waits_for: Callable[[str], None]) -> I
 
 
 def held_row(session: Session, lease: Lease) -> LeaseRow | None:
-    """Return the lease's row, locked for this transaction's writes; None if the lease was taken by another."""
+    """Return the lease's row, locked for this transaction; None if another process has taken the lease."""
     row = session.get(LeaseRow, lease.name, with_for_update=True)
     return row if row is not None and row.token == lease.token else None

@@ -1,4 +1,4 @@
-"""Monitors in the store: their windows with the results, and the state of each."""
+"""Monitors in the store: their state, and their windows with the results."""
 
 import math
 from collections import Counter
@@ -30,9 +30,9 @@ from mlflow_deploy_plugin.store.tables import (
 
 WindowState = Literal["pending", "running", "judged", "failed"]
 MonitorKey = tuple[str, str]
-"""The names of an endpoint and of its monitor."""
+"""The names of an endpoint and of one of its monitors."""
 NoteKind = Literal["", "left_out", "cannot_run", "late_data_failed"]
-"""Windows were left out; the monitor cannot be run; late rows and labels cannot be looked for."""
+"""left_out: windows were skipped; cannot_run: the monitor failed; late_data_failed: the search for late data failed."""
 
 _NEWEST_FIRST = MonitorWindowRow.start.desc(), MonitorWindowRow.revision.desc(), MonitorWindowRow.id.desc()
 _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "attempts", "not_before")
@@ -40,17 +40,17 @@ _WRITTEN = ("state", "verdict", "reason", "rows", "log_rows", "log_digest", "att
 
 @dataclass(frozen=True)
 class MonitorWindow:
-    """One revision of one window; (endpoint, monitor, start, revision) is unique.
+    """A revision of a window. (endpoint, monitor, start, revision) is unique.
 
     Attributes:
-        start / end: event times t with start <= t < end.
-        revision: from 1; each further judgement of the window adds a revision.
-        by_hand: a person has asked for it; it is not a scheduled window, whatever its times are.
-        state: failed if it was given up.
-        verdict: the state of the result; empty before.
-        reason: of the verdict, or of the last attempt's failure.
-        rows: the judged rows.
-        log_rows / log_digest: the window's rows in the log at that time, and a digest of the files of its hours.
+        start / end: the window contains event times t with start <= t < end.
+        revision: from 1; each new judgement of the window adds a revision.
+        by_hand: True if a user requested the window, even if a scheduled window has the same times.
+        state: `failed` means that the window is not retried.
+        verdict: the state of the result; empty until the window is judged.
+        reason: the reason of the verdict or of the last failure.
+        rows: the number of judged rows.
+        log_rows / log_digest: the number of rows in the log at that time, and a digest of the files of its hours.
         attempts: the number of failed attempts.
     """
 
@@ -80,8 +80,8 @@ class MonitorWindow:
 class MonitorState:
     """The state of a monitor.
 
-    Every window that ends by `made_up_to` is stored or left out; None before the first. `consecutive` counts the alarms
-    in a row up to the newest window. `note` is for people, and `note_kind` is its subject.
+    Each window that ends by `made_up_to` is stored or skipped; None before the first window. `consecutive` is the
+    number of consecutive alarms up to the newest window. `note` is a message for users, and `note_kind` its subject.
     """
 
     endpoint: str
@@ -109,7 +109,7 @@ class Monitors:
         return self._store.read(query, MonitorState)
 
     def pause(self, endpoint: str, monitor: str, paused: bool = True, actor: str | None = None, why: str = "") -> bool:
-        """Pause or resume the monitor, with its audit event. Return False if it was so already."""
+        """Pause or resume the monitor with an audit event. Return False if its state does not change."""
         by = actor or current_actor()
         with self._row(endpoint, monitor) as (session, row):
             if row.paused == paused:
@@ -130,7 +130,7 @@ class Monitors:
         note: str | None = None,
         note_kind: NoteKind = "",
     ) -> None:
-        """Write the given fields, and leave the rest. An empty note removes the note."""
+        """Write the specified fields. An empty note removes the note."""
         with self._row(endpoint, monitor) as (_, row):
             if made_up_to is not None:
                 row.made_up_to = made_up_to
@@ -140,7 +140,7 @@ class Monitors:
                 row.note, row.note_kind = storable_text(note, None), note_kind
 
     def go_back(self, endpoint: str, monitor: str, to: datetime) -> None:
-        """Let the schedule continue at `to`, and delete its windows from there on: a clock was ahead."""
+        """Continue the schedule at `to`, and delete its later windows, which were created while a clock was ahead."""
         with self._row(endpoint, monitor) as (session, row):
             row.made_up_to, row.note, row.note_kind = to, "", ""
             scheduled = delete(MonitorWindowRow).filter_by(endpoint=endpoint, monitor=monitor, by_hand=False)
@@ -160,7 +160,7 @@ class Monitors:
         *,
         by_hand: bool = False,
     ) -> MonitorWindow:
-        """Add a pending window, by default as the next revision. Return the existing window if there is one."""
+        """Add a pending window; by default, as the next revision. If it exists already, return the existing window."""
         now, row = self._store.now(), MonitorWindowRow
         same = {"endpoint": endpoint, "monitor": monitor, "start": start}
         try:
@@ -181,7 +181,7 @@ class Monitors:
         return self._store.read(query, MonitorWindow)
 
     def update(self, window: MonitorWindow, lease: Lease | None = None) -> MonitorWindow | None:
-        """Write the mutable fields of a window. Return None if the lease is lost, or the window is judged already."""
+        """Write the mutable fields of a window. Return None if the lease is lost or the window is already judged."""
         with self._store.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
                 return None
@@ -189,7 +189,7 @@ class Monitors:
             if row is None or row.state == "judged":
                 return None
             write_fields(row, window, *_WRITTEN, "run_id", "run_url")
-            row.figures = {  # JSON has no NaN and no infinity, and PostgreSQL takes none
+            row.figures = {  # PostgreSQL rejects JSON with NaN or infinity.
                 name: None if isinstance(value, float) and not math.isfinite(value) else value
                 for name, value in window.figures.items()
             }
@@ -197,7 +197,7 @@ class Monitors:
             return save_row(session, row, MonitorWindow)
 
     def close(self, window: MonitorWindow, reason: str) -> None:
-        """Give up a window, unless it was judged meanwhile."""
+        """Set the window's state to failed, unless it was judged in the meantime."""
         with self._store.transaction() as session:
             row = session.get(MonitorWindowRow, window.id)
             if row is not None and row.state != "judged":
@@ -218,15 +218,16 @@ class Monitors:
         by_hand: bool | None = None,
         limit: int | None = None,
     ) -> list[MonitorWindow]:
-        """Return windows, oldest first, with their revisions in order; with `limit` only the newest.
+        """Return windows, oldest first, with their revisions in order. If `limit` is set, return only the newest.
 
-        By default windows of all states, scheduled and by hand. `since` selects windows that end after it.
+        By default, windows of all states are returned, both scheduled and by hand. If `since` is set, only windows
+        that end after `since` are returned.
         """
         of, query = given(endpoint=endpoint, monitor=monitor, by_hand=by_hand), select(MonitorWindowRow)
         query = query.order_by(*_NEWEST_FIRST).limit(limit)
         if states:
             query = query.where(MonitorWindowRow.state.in_(states))
-        if states and "judged" not in states:  # few: no index but that of states fits a coalesce
+        if states and "judged" not in states:  # Few windows match, so `coalesce` forces the index on `state`.
             query = query.where(*(func.coalesce(getattr(MonitorWindowRow, key), null()) == of[key] for key in of))
         else:
             query = query.filter_by(**of)
@@ -239,35 +240,35 @@ class Monitors:
         return {window.id: window for window in self._store.read(query, MonitorWindow)}
 
     def newest(self, endpoint: str, monitor: str, limit: int) -> "Sequence[Row[int, bool, str]]":
-        """Return `id`, `by_hand` and `state` of the newest windows, oldest first: whole windows are large."""
+        """Return `id`, `by_hand` and `state` of the newest windows, oldest first. Complete windows are large."""
         query = select(MonitorWindowRow.id, MonitorWindowRow.by_hand, MonitorWindowRow.state)
         query = query.filter_by(endpoint=endpoint, monitor=monitor).order_by(*_NEWEST_FIRST).limit(limit)
         with self._store.transaction(is_read_only=True) as session:
             return session.execute(query).all()[::-1]
 
     def with_windows(self, by_hand: bool) -> Iterator[MonitorKey]:
-        """Yield the monitors that have windows; each is a look into an index, as `DISTINCT` would read all of it."""
+        """Yield the monitors that have windows. Each step is an index lookup; `DISTINCT` would read the full index."""
         row, last = MonitorWindowRow, ("", "")
         query = select(row.endpoint, row.monitor).filter_by(by_hand=by_hand).order_by(row.endpoint, row.monitor)
         while True:
             with self._store.transaction(is_read_only=True) as session:
-                found = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last).limit(1)).one_or_none()
-            if found is None:
+                next_key = session.execute(query.where(tuple_(row.endpoint, row.monitor) > last).limit(1)).one_or_none()
+            if next_key is None:
                 return
-            yield (last := (found.endpoint, found.monitor))
+            yield (last := (next_key.endpoint, next_key.monitor))
 
     def newest_of_each(self, endpoint: str, monitors: Iterable[str], limit: int) -> list[MonitorWindow]:
-        """Return as many of the newest windows of each of these monitors, with their revisions, each oldest first."""
+        """Return each monitor's newest `limit` windows with their revisions, oldest first."""
         row = MonitorWindowRow
-        found: list[MonitorWindow] = []
+        windows: list[MonitorWindow] = []
         with self._store.transaction(is_read_only=True) as session:
             for monitor in monitors:
                 of = {"endpoint": endpoint, "monitor": monitor}
                 starts = select(row.start).filter_by(**of).distinct().order_by(row.start.desc()).limit(limit).subquery()
                 since = select(func.min(starts.c.start)).scalar_subquery()
                 query = select(row).filter_by(**of).where(row.start >= since).order_by(*_NEWEST_FIRST)
-                found += read_rows(session, query, MonitorWindow)
-        return found[::-1]
+                windows += read_rows(session, query, MonitorWindow)
+        return windows[::-1]
 
     @contextmanager
     def _row(self, endpoint: str, monitor: str) -> Iterator[tuple[Session, MonitorRow]]:
@@ -281,14 +282,14 @@ class Monitors:
 
 @dataclass(frozen=True)
 class StoreCounts:
-    """The numbers of a store for Prometheus; windows that a person asked for are not among them.
+    """The counts of a store for Prometheus. Windows by hand are not counted.
 
     Attributes:
         judged / newest: monitor → its newest judged window, and its newest window in any state.
-        figures: monitor → the requested figure of the newest judged window that has it.
-        judged_windows: endpoint, monitor and verdict → judged windows, also expired ones.
-        failures: monitor → failed attempts at its windows, also expired ones.
-        retrainings: endpoint, monitor and state → retrainings, without those of an earlier endpoint of the name.
+        figures: monitor → the requested figure of the newest judged window that has the figure.
+        judged_windows: endpoint, monitor and verdict → number of judged windows, including expired windows.
+        failures: monitor → number of failed attempts, including attempts at expired windows.
+        retrainings: endpoint, monitor and state → number of retrainings since the endpoint was created.
     """
 
     judged: Mapping[MonitorKey, MonitorWindow]
@@ -302,9 +303,9 @@ class StoreCounts:
 
 
 def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looked_back: int) -> StoreCounts:
-    """Return the numbers of these monitors and of the whole store, in one transaction.
+    """Return the counts of these monitors and of the complete store, in one transaction.
 
-    `figure` is a figure's name, which is searched in the newest `looked_back` judged windows of a monitor.
+    `figure` is the name of the figure that is searched in the newest `looked_back` judged windows of each monitor.
     """
     window, alert, retraining = MonitorWindowRow, AlertRow, RetrainingRow
     judged: dict[MonitorKey, MonitorWindow] = {}
@@ -315,13 +316,13 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
             scheduled = select(window).filter_by(endpoint=key[0], monitor=key[1], by_hand=False)
             scheduled = scheduled.order_by(*_NEWEST_FIRST)
             of_judged = scheduled.where(window.state == "judged")
-            found = read_rows(session, scheduled.limit(1), MonitorWindow)
-            newest.update((key, one) for one in found)
-            if found and found[0].state != "judged":
-                found = read_rows(session, of_judged.limit(1), MonitorWindow)
-            judged.update((key, one) for one in found)
-            values = [one.figures.get(figure) for one in found]
-            if values == [None]:  # as of a window without rows
+            windows_found = read_rows(session, scheduled.limit(1), MonitorWindow)
+            newest.update((key, window_found) for window_found in windows_found)
+            if windows_found and windows_found[0].state != "judged":
+                windows_found = read_rows(session, of_judged.limit(1), MonitorWindow)
+            judged.update((key, window_found) for window_found in windows_found)
+            values = [window_found.figures.get(figure) for window_found in windows_found]
+            if values == [None]:  # For example, a window without rows has no figures.
                 value = window.figures[figure].as_float()
                 values = [*session.scalars(of_judged.limit(looked_back).with_only_columns(value))]
             figures.update((key, value) for value in values[::-1] if value is not None)
@@ -329,7 +330,7 @@ def read_counts(store: Store, monitors: Iterable[MonitorKey], figure: str, looke
         numbers = func.count(), func.sum(window.attempts), func.max(window.updated_at)
         counted = select(*groups, *numbers).where(~window.by_hand).group_by(*groups).subquery()
         of_counted = counted.c.endpoint == MonitorRow.endpoint, counted.c.monitor == MonitorRow.monitor
-        # one statement: windows expire meanwhile, and would be counted twice or not at all
+        # Use one statement, because windows that expire in between would be counted twice or not at all.
         with_expired = select(counted, MonitorRow.expired, MonitorRow.expired_failures)
         windows = session.execute(with_expired.outerjoin(MonitorRow, and_(*of_counted))).all()
         of_monitor = alert.endpoint, alert.monitor

@@ -1,4 +1,4 @@
-"""Retrainings in the store: cause, plan, progress and outcome of each."""
+"""Retrainings in the store, with their cause, plan, progress and outcome."""
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,24 +12,24 @@ from mlflow_deploy_plugin.store.store import Store
 from mlflow_deploy_plugin.store.tables import Json, RetrainingFigures, RetrainingRow, from_row, given, write_fields
 
 WaitsFor = Literal["", "local_controller"]
-"""A retraining with a gated version may wait for a controller that sees the endpoint's server."""
+"""A retraining can wait for a controller that can reach the endpoint's server, to start a rollout."""
 
 _WRITTEN = ("state", "run_id", "version", "rollout_id", "reason", "figures", "ended_at", "waits_for")
 
 
 @dataclass(frozen=True)
 class Retraining:
-    """One retraining; a model has at most one live retraining.
+    """A retraining. A model has at most one live retraining.
 
     Attributes:
-        monitor: the monitor whose alarm or spec asked for it.
-        cause: the result, the schedule or the person; `why` is the cause as a sentence.
+        monitor: the monitor whose alarm or spec requested the retraining.
+        cause: the result, the schedule or the user; `why` contains the cause as a sentence.
         spec: the plan (`controller/retraining/plan.py`); never changed.
-        state: a state of `controller/retraining/runner.py`, with its `reason` for people.
-        run_id / version: the MLflow run that trains, and the version that it registered; empty before.
+        state: a state of `controller/retraining/runner.py`; `reason` explains the state to users.
+        run_id / version: the MLflow run of the training, and the version that the run registered; empty until known.
         rollout_id: the rollout of the version.
-        ended_at: None while it is live.
-        waits_for: another process that has to advance it.
+        ended_at: None while the retraining is live.
+        waits_for: another process that must advance the retraining.
     """
 
     id: int
@@ -55,7 +55,7 @@ class Retraining:
 
     @property
     def has_trained(self) -> bool:
-        """Return True if it got as far as a run of its project, however that ended."""
+        """Return True if a run of the project was started, independent of the run's result."""
         return bool(self.run_id) or self.figures.attempt is not None
 
 
@@ -77,8 +77,10 @@ class Retrainings:
         now = self._store.now()
         with self._store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
-            if (found := session.scalars(live.limit(1)).first()) is not None:
-                raise AlreadyExists(f"model {model} is being trained already: retraining {found.id} is {found.state}")
+            if (current := session.scalars(live.limit(1)).first()) is not None:
+                raise AlreadyExists(
+                    f"model {model} is already being trained: retraining {current.id} is {current.state}"
+                )
             row = RetrainingRow(
                 endpoint=endpoint,
                 monitor=monitor,
@@ -92,7 +94,7 @@ class Retrainings:
             return save_row(session, row, Retraining, event)
 
     def find(self, endpoint: str | None = None, model: str | None = None, live: bool = False) -> list[Retraining]:
-        """Return retrainings, oldest first; with `live` only live retrainings."""
+        """Return retrainings, oldest first. If `live` is True, return only live retrainings."""
         query = select(RetrainingRow).filter_by(**given(endpoint=endpoint, model=model)).order_by(RetrainingRow.id)
         if live:
             query = query.where(RetrainingRow.ended_at.is_(None))
@@ -104,12 +106,12 @@ class Retrainings:
             return None if row is None else from_row(row, Retraining)
 
     def update(self, retraining: Retraining, event: AuditEvent | None = None) -> Retraining | None:
-        """Write the mutable fields and the event. Return None if it has ended or was changed since it was read."""
+        """Write the mutable fields and the event. Return None if the row has ended or was changed since it was read."""
         with self._store.transaction() as session:
             row = session.get(RetrainingRow, retraining.id, with_for_update=True)
             if row is None or row.ended_at is not None or row.updated_at != retraining.updated_at:
                 return None
             write_fields(row, retraining, *_WRITTEN)
-            # unique per write, also if the clock stands still
+            # Each write needs a different time, even if the clock does not advance.
             row.updated_at = max(self._store.now(), row.updated_at + timedelta(microseconds=1))
             return save_row(session, row, Retraining, event)

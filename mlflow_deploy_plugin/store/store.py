@@ -1,4 +1,4 @@
-"""Endpoints, audit events, rollouts and leases in the store: small transactions, frozen dataclasses out."""
+"""Endpoints, audit events, rollouts and leases in the store: small transactions that return frozen dataclasses."""
 
 import secrets
 import sqlite3
@@ -54,10 +54,10 @@ _NOT_WRITABLE = (sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CA
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An endpoint: its deployment target and its spec.
+    """An endpoint with its deployment target and its spec.
 
-    Rows captured under its name before `rows_since` are those of a deleted endpoint; None: there was no earlier
-    endpoint.
+    Rows that were captured under its name before `rows_since` belong to a deleted endpoint; None if there was no
+    earlier endpoint of this name.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class UnreadableEndpoint:
-    """An endpoint whose spec, `text`, this onnxserve cannot read: another version or a person wrote it."""
+    """An endpoint whose spec (`text`) cannot be read, because another version of onnxserve or a user wrote it."""
 
     name: str
     target: str
@@ -80,15 +80,15 @@ class UnreadableEndpoint:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One rollout of an endpoint; an endpoint has at most one live rollout.
+    """A rollout of an endpoint. An endpoint has at most one live rollout.
 
     Attributes:
         spec: the plan (`controller/rollouts/plan.py`); never changed.
         state: a state of `controller/rollouts/state_machine.py`.
-        step: index into the steps of `spec`.
-        step_at: when the step began, for people.
-        revision: grows with every write; a write with an older revision is refused.
-        ended_at: None while it is live.
+        step: the index of the current step in the steps of `spec`.
+        step_at: the start of the step; only for display.
+        revision: incremented by every write; a write with an older revision is rejected.
+        ended_at: None while the rollout is live.
     """
 
     id: int
@@ -110,9 +110,10 @@ class Rollout:
 
 
 class Store:
-    """Endpoints, audit events, rollouts and leases of one database; made by `open_store`.
+    """The endpoints, audit events, rollouts and leases of a database; created by `open_store`.
 
-    An endpoint changes in one transaction with its audit event. An `actor` None is the user of this process.
+    An endpoint and the audit event of its change are written in one transaction. If `actor` is None, the actor is the
+    user of this process.
     """
 
     def __init__(
@@ -123,22 +124,22 @@ class Store:
         self._clock = clock
         self._monotonic = monotonic
         self._leases_seen: dict[str, tuple[tuple[int, int], float]] = {}
-        """By lease of another holder: its token and renewals as they were seen last, and first seen at (monotonic)."""
+        """Lease name → the last seen token and renewals of another holder, and the time when they were first seen."""
 
     def add_endpoint(self, target: str, spec: EndpointSpec, *, why: str = "") -> Endpoint:
-        """Add an endpoint under the name of `spec`. Raises AlreadyExists, also in one of two processes."""
+        """Add an endpoint under the name of `spec`. Raises AlreadyExists, even if two processes add it at once."""
         now = self._clock()
         row = EndpointRow(name=spec.name, target=target, spec=dump_spec(spec), created_at=now, updated_at=now)
         try:
             with self.transaction() as session:
                 session.add(row)
-                _delete_monitors(session, spec.name, now)  # also windows judged by hand while the name was free
+                _delete_monitors(session, spec.name, now)  # Windows may have been judged by hand without an endpoint.
                 event = {"after": describe_traffic(spec), "why": why, "detail": {"spec": row.spec}}
                 self._audit(session, "create", None, endpoint=spec.name, **event)
                 session.flush()
                 return _to_endpoint(row, _deleted_names(session, spec.name))
         except IntegrityError:
-            raise AlreadyExists(f"the endpoint {spec.name!r} exists already: update or delete it") from None
+            raise AlreadyExists(f"endpoint {spec.name!r} already exists: update or delete it") from None
 
     def replace_spec(
         self,
@@ -149,7 +150,7 @@ class Store:
         detail: Json | None = None,
         actor: str | None = None,
     ) -> Endpoint:
-        """Replace the spec of the endpoint of its name; `detail` goes into the audit event with it. Raises NotFound."""
+        """Replace the spec of the endpoint. `detail` is added to the audit event. Raises NotFound."""
         with self.transaction() as session:
             row = session.get(EndpointRow, spec.name)
             if row is None:
@@ -163,9 +164,9 @@ class Store:
             return _to_endpoint(row, _deleted_names(session, spec.name))
 
     def remove_endpoint(self, name: str, *, why: str = "") -> bool:
-        """Delete the endpoint with its monitors' windows, and end its rollout. Return False if there was none.
+        """Delete the endpoint with its monitors' windows, and end its rollout. Return False if it does not exist.
 
-        The monitors' runs stay in MLflow, and the audit events in the store.
+        The monitors' runs are kept in MLflow, and the audit events in the store.
         """
         with self.transaction() as session:
             row = session.get(EndpointRow, name)
@@ -186,41 +187,41 @@ class Store:
             return True
 
     def clear_if_deleted(self, name: str) -> None:
-        """Delete late writes to a deleted endpoint's monitors, by processes that had read it before."""
+        """Delete rows that other processes wrote for the endpoint's monitors after the endpoint was deleted."""
         with self.transaction() as session:
             if session.get(EndpointRow, name) is None:
                 _delete_monitors(session, name, self._clock())
 
     def endpoint(self, name: str) -> Endpoint | None:
-        """Return the endpoint; None if there is none. Raises InvalidConfig if its spec cannot be read."""
+        """Return the endpoint; None if it does not exist. Raises InvalidConfig if its spec cannot be read."""
         with self.transaction(is_read_only=True) as session:
             row = session.get(EndpointRow, name)
             return None if row is None else _to_endpoint(row, _deleted_names(session, name))
 
     def require_endpoint(self, name: str) -> Endpoint:
-        """Return the endpoint. Raises NotFound, and as `endpoint`."""
-        if (found := self.endpoint(name)) is None:
+        """Return the endpoint. Raises NotFound if it does not exist, and InvalidConfig as `endpoint`."""
+        if (endpoint := self.endpoint(name)) is None:
             raise unknown_endpoint(name, self.names())
-        return found
+        return endpoint
 
     def names(self, *, deleted: bool = False) -> list[str]:
-        """Return the sorted names of all endpoints, also of unreadable ones and, with `deleted`, of deleted ones."""
+        """Return the sorted names of all endpoints, including unreadable ones; with `deleted`, also deleted ones."""
         with self.transaction(is_read_only=True) as session:
             return sorted({*session.scalars(select(EndpointRow.name)), *(_deleted_names(session) if deleted else ())})
 
     def endpoints(self) -> list[Endpoint]:
-        return [one for one in self._read_endpoints() if isinstance(one, Endpoint)]
+        return [endpoint for endpoint in self._read_endpoints() if isinstance(endpoint, Endpoint)]
 
     def unreadable(self) -> list[UnreadableEndpoint]:
-        return [one for one in self._read_endpoints() if isinstance(one, UnreadableEndpoint)]
+        return [endpoint for endpoint in self._read_endpoints() if isinstance(endpoint, UnreadableEndpoint)]
 
     def record(self, action: str, *, actor: str | None = None, **fields: Any) -> None:
-        """Write an audit event of a change outside of the store: a start, a promotion, a step of a rollout."""
+        """Write an audit event of a change outside the store, such as a start, a promotion or a rollout step."""
         with self.transaction() as session:
             self._audit(session, action, actor, **fields)
 
     def record_unless_repeated(self, event: AuditEvent) -> None:
-        """Write the event, unless the last one of its endpoint, monitor and kind of action had the same reason."""
+        """Write the event unless the last event of its endpoint, monitor and kind of action had the same reason."""
         kind = event.action.partition(".")[0]
         of_monitor = AuditRow.detail["monitor"].as_string() == event.detail["monitor"]
         earlier = select(AuditRow).where(AuditRow.endpoint == event.endpoint, of_monitor).order_by(AuditRow.id.desc())
@@ -232,10 +233,10 @@ class Store:
     def events(
         self, endpoint: str | None = None, model: str | None = None, *, newest_first: bool = False
     ) -> Iterator[AuditEvent]:
-        """Yield the audit events of this endpoint and model (None: of any), oldest first. Events outlive both.
+        """Yield the audit events of the endpoint and model (None: of all), oldest first. Events outlive both.
 
-        They are read a thousand at a time, as the trail may be larger than the memory, and may include events written
-        meanwhile.
+        The events are read in pages of 1,000, because the trail may exceed the memory. Events that are written in the
+        meantime may be included.
         """
         query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)
@@ -243,11 +244,11 @@ class Store:
         page = query
         while True:
             with self.transaction(is_read_only=True) as session:
-                found = session.execute(page).all()
-            yield from (AuditEvent(*values) for _, *values in found)
-            if len(found) < _EVENTS_AT_ONCE:
+                rows = session.execute(page).all()
+            yield from (AuditEvent(*values) for _, *values in rows)
+            if len(rows) < _EVENTS_AT_ONCE:
                 return
-            last = found[-1].id
+            last = rows[-1].id
             page = query.where(AuditRow.id < last if newest_first else AuditRow.id > last)
 
     def add_rollout(self, endpoint: str, spec: Json, state: str, event: AuditEvent | None = None) -> Rollout:
@@ -265,7 +266,7 @@ class Store:
             raise _rollout_exists(endpoint)
 
     def rollouts(self, endpoint: str | None = None, live: bool = False, limit: int | None = None) -> list[Rollout]:
-        """Return rollouts, oldest first; with `live` only live rollouts, with `limit` the newest."""
+        """Return rollouts, oldest first: only live rollouts if `live` is True, and the newest if `limit` is set."""
         query = select(RolloutRow).filter_by(**given(endpoint=endpoint)).order_by(RolloutRow.id.desc()).limit(limit)
         if live:
             query = query.where(RolloutRow.ended_at.is_(None))
@@ -277,9 +278,9 @@ class Store:
             return None if row is None else from_row(row, Rollout)
 
     def update_rollout(self, rollout: Rollout, lease: Lease | None, event: AuditEvent | None = None) -> Rollout | None:
-        """Write the mutable fields of `rollout`, and its event, and return it with its new revision.
+        """Write the mutable fields of `rollout` and the event. Return the rollout with its new revision.
 
-        Return None if it was not written: a given lease is lost, or the rollout has ended or changed since it was read.
+        Return None if the lease was lost, or if the rollout has ended or was changed since it was read.
         """
         with self.transaction() as session:
             if lease is not None and held_row(session, lease) is None:
@@ -292,9 +293,9 @@ class Store:
             return save_row(session, row, Rollout, event)
 
     def acquire_lease(self, name: str, holder: str, seconds: float) -> Lease | None:
-        """Return the lease of this name, or None while it is held.
+        """Return the lease of this name, or None while another process holds it.
 
-        If its holder was killed, it is free once this store has seen it unrenewed for its length: call this again.
+        The lease of a killed holder is free after this object has seen no renewal for its duration, so call this again.
         """
         monotonic = self._monotonic()
         try:
@@ -314,11 +315,11 @@ class Store:
                 session.flush()
                 self._leases_seen.pop(name, None)
                 return Lease(name, holder, row.token, seconds, monotonic + seconds)
-        except IntegrityError:  # another made the row at the same time
+        except IntegrityError:  # Another process inserted the row at the same time.
             return None
 
     def renew_lease(self, lease: Lease) -> Lease | None:
-        """Return the lease, renewed for its length from now; None if it is lost."""
+        """Return the lease, renewed for its duration from now; None if the lease was lost."""
         monotonic = self._monotonic()
         with self.transaction() as session:
             row = held_row(session, lease)
@@ -329,17 +330,17 @@ class Store:
             return replace(lease, until=monotonic + lease.seconds)
 
     def release_lease(self, lease: Lease) -> None:
-        """Release the lease, so that it can be taken at once. It may be lost already."""
+        """Release the lease so that another process can take it immediately. A lost lease is ignored."""
         with self.transaction() as session:
             if (row := held_row(session, lease)) is not None:
                 session.delete(row)
 
     def lease(self, name: str) -> LeaseView | None:
-        """Return the lease of this name as others see it; None if it is free."""
+        """Return the lease from the view of other processes; None if the lease is free."""
         with self.transaction(is_read_only=True) as session:
             columns = LeaseRow.name, LeaseRow.holder, LeaseRow.expires_at, LeaseRow.expires_at > self._shared_now()
-            found = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
-            return None if found is None else LeaseView(*found)
+            row = session.execute(select(*columns).where(LeaseRow.name == name)).one_or_none()
+            return None if row is None else LeaseView(*row)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -348,19 +349,19 @@ class Store:
         return self._clock()
 
     def _shared_now(self) -> ColumnElement[datetime] | datetime:
-        """Return the time by the clock that the store's users share: PostgreSQL's as SQL, otherwise this machine's."""
+        """Return the time of a shared clock: PostgreSQL's as an SQL function, otherwise this machine's clock."""
         return func.now() if self._engine.dialect.name == "postgresql" else self._clock()
 
     @contextmanager
     def transaction(self, alone_with: str = "", *, is_read_only: bool = False) -> Iterator[Session]:
-        """Open one transaction: all of its writes are stored, or none. For the modules of this package.
+        """Open a transaction, which is committed completely or not at all. For the modules of this package.
 
         Args:
-            is_read_only: it writes nothing, so SQLite lets others write meanwhile, however long it takes.
+            is_read_only: True if the transaction only reads. On SQLite, other processes can then write concurrently.
             alone_with: transactions with the same name exclude each other, because a row that does not exist yet cannot
-                be locked. SQLite runs one writing transaction at a time anyway.
+                be locked. SQLite always excludes concurrent writing transactions.
 
-        Raises IntegrityError if a unique value exists already, and StoreUnavailable if the database does not answer.
+        Raises IntegrityError if a unique value already exists, and StoreUnavailable if the database does not answer.
         """
         try:
             with Session(self._reading if is_read_only else self._engine) as session, session.begin():
@@ -391,28 +392,28 @@ class Store:
 
 
 def _deleted_names(session: Session, name: str | None = None) -> set[str]:
-    """Return the names of deleted endpoints, or `name` if it is one. Another endpoint may have the name by now."""
+    """Return all names of deleted endpoints, or only `name` if it was deleted. New endpoints may have these names."""
     query = select(AuditRow.endpoint).where(IS_DELETED, AuditRow.endpoint != "").distinct()
     return set(session.scalars(query.filter_by(**given(endpoint=name))))
 
 
 def _to_endpoint(row: EndpointRow, deleted: Container[str]) -> Endpoint:
-    """Return the row's endpoint; `deleted` has names of deleted endpoints. Raises InvalidConfig for its spec."""
+    """Return the row's endpoint. `deleted` contains names of deleted endpoints. Raises InvalidConfig for its spec."""
     since = row.created_at if row.name in deleted else None
     try:
         return Endpoint(row.name, row.target, _read_spec(row.spec), row.created_at, row.updated_at, since)
     except InvalidConfig as error:
         raise InvalidConfig(
-            f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; the onnxserve that wrote "
-            f"it can read it, and `onnxserve endpoint delete {row.name}` makes room for a new one"
+            f"the spec of endpoint {row.name!r} in the store cannot be read: {error.message}; use the version of "
+            f"onnxserve that wrote it, or delete the endpoint with `onnxserve endpoint delete {row.name}`"
         ) from None
 
 
 @lru_cache(maxsize=16_384)
 def _read_spec(text: str) -> EndpointSpec:
-    """Return the spec from a cache: the controller reads every endpoint every few seconds, and specs are frozen.
+    """Return the spec from a cache, because the controller reads every endpoint every few seconds. Specs are frozen.
 
-    With more endpoints than the cache holds, a reading takes 2.4 s for 10,000 instead of 0.2 s.
+    Without a cached spec, reading 10,000 endpoints takes 2.4 s instead of 0.2 s.
     """
     (spec,) = load_specs(text, may_be_empty=True)
     return spec
@@ -420,39 +421,40 @@ def _read_spec(text: str) -> EndpointSpec:
 
 def unknown_endpoint(name: str, known: Iterable[str], otherwise: str = "") -> NotFound:
     names = sorted({*known} - {""})
-    others = f"there are {join_names(names, name)}" if names else "there is none yet"
+    others = f"there are {join_names(names, name)}" if names else "there are no endpoints yet"
     return NotFound(f"there is no endpoint {name!r}{did_you_mean(name, names, others)}{otherwise}")
 
 
 def _delete_monitors(session: Session, endpoint: str, now: datetime) -> None:
-    """Delete states and windows, resolve alerts and end silences, so that a later one of the name alerts again."""
+    """Delete states and windows, resolve alerts and end silences, so that they do not affect a new endpoint."""
     firing = (AlertRow.endpoint == endpoint, AlertRow.state == "firing")
     session.execute(update(AlertRow).where(*firing).values(state="resolved"))
     silences = update(SilenceRow).where(SilenceRow.endpoint == endpoint, SilenceRow.until > now)
     session.execute(silences.values(until=now))
-    for table in (MonitorWindowRow, MonitorRow):  # in the order in which windows expire: neither waits for the other
+    # Use the order in which windows expire, so that the two transactions do not deadlock.
+    for table in (MonitorWindowRow, MonitorRow):
         session.execute(delete(table).where(table.endpoint == endpoint))
 
 
 def redacted_url(url: URL) -> str:
-    """Return the URL for people: without password, and without query, which may hold one too."""
+    """Return the URL for messages, without the password and the query, which may contain a password too."""
     return url.set(query={}).render_as_string(hide_password=True)
 
 
 def store_unavailable(url: URL, error: Exception) -> StoreUnavailable:
-    """Return the error for a database that cannot be used, in one line and without its password."""
+    """Return the error for a database that cannot be used, as one line without the database's password."""
     cause = getattr(error, "orig", None) or error
     text = str(cause)
     for secret in (url.password, url.query.get("password")):
         if secret:
             text = text.replace(str(secret), "***")
     denied = isinstance(cause, OSError) or getattr(cause, "sqlite_errorcode", 0) & 0xFF in _NOT_WRITABLE
-    hint = "; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names another" if denied else ""
+    hint = "; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location" if denied else ""
     return StoreUnavailable(f"the store at {redacted_url(url)} cannot be used: {one_line(text)}{hint}")
 
 
 def _rollout_exists(endpoint: str) -> AlreadyExists:
     return AlreadyExists(
-        f"endpoint {endpoint!r} has a rollout already: wait for its end, or abort it with "
+        f"endpoint {endpoint!r} already has a rollout: wait for its end, or abort it with "
         f"`onnxserve rollout {endpoint} --abort`"
     )

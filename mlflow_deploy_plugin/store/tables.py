@@ -1,6 +1,6 @@
 """The tables of the store for SQLAlchemy. A test compares them with Alembic's `migrations/versions`.
 
-Every name starts with `onnxserve_`, because MLflow's own tables may live in the same database.
+Each table name starts with `onnxserve_`, because MLflow's tables may be in the same database.
 """
 
 from collections.abc import Mapping
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 ValueT = TypeVar("ValueT", bound="DataclassInstance")
 Json = dict[str, Any]
-"""A JSON object, as a column holds it."""
+"""A JSON object in a column."""
 VERSION_TABLE = "onnxserve_alembic_version"
 READS_ONLY = "onnxserve_reads_only"
-"""The execution option of a connection whose transactions write nothing."""
+"""The execution option of a connection whose transactions only read."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """A moment in UTC. SQLite keeps no time zone, so it is taken off on the way in and put back on the way out."""
+    """A time in UTC. SQLite stores no time zone, so the time zone is removed on writes and added on reads."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -55,19 +55,19 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 @dataclass(frozen=True)
 class RetrainingFigures:
-    """The figures of a retraining. A figure is None before the step that sets it; JSON leaves it out.
+    """The figures of a retraining. A figure is None before the step that sets it; JSON omits it.
 
     Attributes:
         attempt: the number of the training, from 1.
         host: the machine of the training (`process.host`).
-        rows / held_out_rows: the labelled rows that are learned, and those that judge the version.
-        data_digest: SHA-256 of the learned rows.
+        rows / held_out_rows: the number of labelled rows for the training, and for the evaluation of the version.
+        data_digest: SHA-256 of the training rows.
         window: `START/END` of the rows.
-        dataset / target: the URI of the held-out rows, and their column of labels.
-        evaluation: figures of the gate's evaluation by name; in JSON each is a key `evaluation.NAME`.
+        dataset / target: the URI of the held-out rows, and their label column.
+        evaluation: the figures of the gate's evaluation by name; in JSON, each key is `evaluation.NAME`.
         gate / gate_reason / gate_report: the state, the reason and the report of the gate's verdict.
         against: the version that the new version was compared with.
-        compared: False if the versions were not compared on labelled rows, although the policy asks for it.
+        compared: False if the versions were not compared on labelled rows, although the policy requires it.
     """
 
     attempt: int | None = None
@@ -94,7 +94,7 @@ class RetrainingFigures:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> "RetrainingFigures":
-        """Return the figures of a document; unknown keys are ignored."""
+        """Return the figures of a document. Unknown keys are ignored."""
         known = {entry.name: document[entry.name] for entry in fields(cls) if entry.name in document}
         known |= {name: datetime.fromisoformat(known[name]) for name in ("started_at", "gated_at") if name in known}
         scores = {name.partition(".")[2]: value for name, value in document.items() if name.startswith("evaluation.")}
@@ -124,14 +124,14 @@ def from_row(row: Base, kind: type[ValueT]) -> ValueT:
 
 
 def read_rows(session: Session, query: Select[RowT], kind: type[ValueT]) -> list[ValueT]:
-    """Return the rows of a query as frozen dataclasses, in up to half the time that entities of the ORM take."""
+    """Return the rows of a query as frozen dataclasses. This takes up to half the time of ORM entities."""
     row = query.column_descriptions[0]["entity"]
     columns = query.with_only_columns(*(getattr(row, field.name) for field in fields(kind)))
-    return [kind(*found) for found in session.execute(columns)]
+    return [kind(*values) for values in session.execute(columns)]
 
 
 def storable_text(text: str, longest: int | None) -> str:
-    """Return the text without characters that PostgreSQL or UTF-8 cannot hold. A cut text ends with …"""
+    """Replace characters that PostgreSQL or UTF-8 cannot store. A text longer than `longest` is cut and ends with …"""
     kept = text.replace("\0", "\ufffd").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return kept if longest is None or len(kept) <= longest else kept[: longest - 1] + "…"
 
@@ -158,18 +158,18 @@ class EndpointRow(Base):
 
 
 IS_DELETED = text("action = 'delete'")
-"""The condition of an index: a query uses it only where it has the same text."""
+"""The condition of a partial index. A query uses the index only if its condition has the same text."""
 
 
 class AuditRow(Base):
-    """One audit event. Rows outlive their endpoint."""
+    """An audit event. The row is kept when its endpoint is deleted."""
 
     __tablename__ = "onnxserve_audit_events"
     __table_args__ = (
         Index("ix_onnxserve_audit_events_deleted", "endpoint", sqlite_where=IS_DELETED, postgresql_where=IS_DELETED),
     )
 
-    # SQLite numbers rows by itself only in a column of the type INTEGER
+    # SQLite generates ids only for a column of the type INTEGER.
     id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True)
     at: Mapped[datetime] = mapped_column(UtcDateTime)
     actor: Mapped[str] = mapped_column(String(255))
@@ -187,7 +187,7 @@ _IS_LIVE = text("ended_at IS NULL")
 
 
 class RolloutRow(Base):
-    """One rollout. Rows outlive their endpoint."""
+    """A rollout. The row is kept when its endpoint is deleted."""
 
     __tablename__ = "onnxserve_rollouts"
     __table_args__ = (
@@ -209,7 +209,7 @@ class RolloutRow(Base):
 
 
 class LeaseRow(Base):
-    """One lease that is held; a holder that was killed leaves its row to the next."""
+    """A lease that is held. The row of a killed holder remains until the next holder takes the lease."""
 
     __tablename__ = "onnxserve_leases"
 
@@ -225,12 +225,12 @@ _COUNTED = ("by_hand", "endpoint", "monitor", "state", "verdict", "attempts", "u
 
 
 class MonitorWindowRow(Base):
-    """One revision of one window of a monitor, to be judged or judged; it is deleted with its endpoint."""
+    """A revision of a monitor's window. The row is deleted with its endpoint."""
 
     __tablename__ = "onnxserve_monitor_windows"
     __table_args__ = (
         UniqueConstraint("endpoint", "monitor", "window_start", "revision", name="ux_onnxserve_monitor_windows"),
-        # the columns of the counts for Prometheus
+        # This index contains all columns of the counts for Prometheus.
         Index("ix_onnxserve_monitor_windows_counted", *_COUNTED),
     )
 
@@ -267,7 +267,7 @@ class MonitorRow(Base):
     consecutive: Mapped[int] = mapped_column(Integer, default=0)
     note: Mapped[str] = mapped_column(Text, default="")
     note_kind: Mapped[str] = mapped_column(String(31), default="", server_default="")
-    # of scheduled windows that have expired: the judged ones by verdict, and the failed attempts
+    # The counts of expired scheduled windows: judged windows by verdict, and failed attempts.
     expired: Mapped[dict[str, int]] = mapped_column(JSON, default=dict, server_default="{}")
     expired_failures: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
 
@@ -300,7 +300,7 @@ class SilenceRow(Base):
 
 
 class ApiKeyRow(Base):
-    """One API key, by the digest of its text. Rows stay when it is revoked."""
+    """An API key, identified by the digest of its text. The row of a revoked key is kept."""
 
     __tablename__ = "onnxserve_api_keys"
 
@@ -316,7 +316,7 @@ class ApiKeyRow(Base):
 
 
 class RetrainingRow(Base):
-    """One retraining. Rows outlive their endpoint."""
+    """A retraining. The row is kept when its endpoint is deleted."""
 
     __tablename__ = "onnxserve_retrainings"
 

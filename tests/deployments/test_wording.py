@@ -58,7 +58,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: flights.create_endpoint("flights", {}),
-            "the endpoint 'flights' exists already: update or delete it",
+            "endpoint 'flights' already exists: update or delete it",
         ),
         (
             lambda flights: flights.create_endpoint("taxis", {"server.port": "8123"}),

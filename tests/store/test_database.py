@@ -260,7 +260,7 @@ def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(p
     [
         ("onnx:s3cret@host", "is not an SQLAlchemy URI"),
         ("postgresql://onnx:s3cret@host:port/db", "is not an SQLAlchemy URI"),
-        ("nonsense://onnx:s3cret@host/db", "'nonsense' is no database known here"),
+        ("nonsense://onnx:s3cret@host/db", "'nonsense' is not a supported database"),
         ("oracle+oracledb://onnx:s3cret@host/db", "No module named 'oracledb'.*SQLite and PostgreSQL"),
     ],
 )

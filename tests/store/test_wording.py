@@ -28,31 +28,31 @@ def store(tmp_path: Path) -> Store:
         (lambda store: store.require_endpoint("nope"), "there is no endpoint 'nope'; there are flights"),
         (
             lambda store: store.add_endpoint("onnxserve", new_endpoint("flights", "m")),
-            "the endpoint 'flights' exists already: update or delete it",
+            "endpoint 'flights' already exists: update or delete it",
         ),
         (lambda store: store.replace_spec(new_endpoint("nope", "m")), "there is no endpoint 'nope'"),
         (
             lambda store: store.add_rollout("flights", {}, "starting"),
-            "endpoint 'flights' has a rollout already: wait for its end, or abort it with `onnxserve rollout "
+            "endpoint 'flights' already has a rollout: wait for its end, or abort it with `onnxserve rollout "
             "flights --abort`",
         ),
         (
             lambda store: Retrainings(store).add("other", "accuracy", "X", {}, {}, "waiting"),
-            "model X is being trained already: retraining 1 is waiting",
+            "model X is already being trained: retraining 1 is waiting",
         ),
         (
             lambda store: ApiKeys(store).create("shop", ["infer"]),
-            "there is, or was, a key 'shop' already; choose another name",
+            "a key with the name 'shop' exists or existed; choose another name",
         ),
         (
             lambda store: open_store("store.db"),
             "ONNXSERVE_STORE_URI is not an SQLAlchemy URI like postgresql+psycopg://user@host/db",
         ),
-        (lambda store: open_store("nosql://host/db"), "ONNXSERVE_STORE_URI: 'nosql' is no database known here"),
+        (lambda store: open_store("nosql://host/db"), "ONNXSERVE_STORE_URI: 'nosql' is not a supported database"),
         (
             lambda store: open_store("sqlite:////proc/none/store.db"),
             "the store at sqlite:////proc/none/store.db cannot be used: [Errno 2] No such file or directory: "
-            "'/proc/none'; ONNXSERVE_HOME, or ONNXSERVE_STORE_URI, names another",
+            "'/proc/none'; set ONNXSERVE_HOME or ONNXSERVE_STORE_URI to another location",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Run by Alembic: migrates over the connection, and in the transaction, that `store/database.py` has opened."""
+"""Alembic runs this module. It migrates in the connection and transaction that `store/database.py` has opened."""
 
 from alembic import context
 

@@ -61,7 +61,7 @@ def test_a_model_is_trained_once_at_a_time(world: RetrainingWorld) -> None:
     retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(cooldown="1s"))
     world.ahead = timedelta(days=2)
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), world.spec()) is None
-    assert refusals(world) == [f"model {MODEL} is being trained already: retraining 1 is waiting"]
+    assert refusals(world) == [f"model {MODEL} is already being trained: retraining 1 is waiting"]
 
 
 def test_a_model_cools_down_and_the_trail_says_so_once(world: RetrainingWorld) -> None:

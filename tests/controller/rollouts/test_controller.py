@@ -347,9 +347,7 @@ def test_a_rollout_whose_plan_cannot_be_read_holds_up_no_other_and_can_be_aborte
     assert end_of(store, begun).state == "promoted"
     assert end_of(store, unreadable).state == "abandoned"
     assert end_of(store, unreadable).ended_at is not None
-    assert said.startswith(
-        "other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not restored: "
-    )
+    assert said.startswith("other: rollout 1: abandoned; aborted by ada@laptop; the earlier version was not restored: ")
     assert next(store.events("other", newest_first=True)).action == "rollout.end"
 
 

@@ -1,4 +1,4 @@
-"""The schema of the first release; earlier builds used 0001 to 0010 for schemas that are refused."""
+"""The schema of the first release. Stores with the revisions 0001 to 0010 of earlier builds are rejected."""
 
 from datetime import datetime
 from typing import Any

@@ -1,1 +1,1 @@
-"""One module a step of the schema, in their order."""
+"""One module per schema revision, in order."""
