@@ -1,4 +1,4 @@
-"""Child processes: started in a group of their own, ended as a whole, and described in words when they have ended."""
+"""Child processes, which run in their own process groups, are stopped with their descendants, and report their end."""
 
 import lazy_loader
 

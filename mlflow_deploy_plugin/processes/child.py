@@ -1,13 +1,13 @@
-"""A child process and the group that it leads, seen from its parent and from within.
+"""A child process and the process group that it leads, from the view of the parent and of the child.
 
-A child leads a process group (or a session), so that a signal of the terminal reaches only the parent, and the child is
-ended with everything that it has started. It notices the end of its parent in two ways. It reads from a socket that
-only the parent holds (`requests_of_parent`); this needs the GIL in the child. Or the kernel sends it a signal
-(`die_with_parent`). PR_SET_PDEATHSIG belongs to the *thread* that started the child, so use it only if that thread
-lives as long as the child is needed. On macOS a small process watches the parent.
+A child leads a process group (or a session). A signal of the terminal therefore reaches only the parent, and the child
+can be stopped with all its descendants. The child detects the end of its parent in one of two ways. It can read from a
+socket that only the parent has open (`requests_of_parent`), which needs the GIL in the child. Or the kernel sends it a
+signal (`die_with_parent`). PR_SET_PDEATHSIG is bound to the *thread* that started the child, so use it only if that
+thread lives as long as the child is needed. On macOS, a small process watches the parent.
 
-`SupervisedChildren` are the children of a process with one thread that reaps everything itself, including the workers
-of a killed gunicorn (PR_SET_CHILD_SUBREAPER). A `Child` reaps itself, and cannot be used beside them.
+`SupervisedChildren` are the children of a process with a single thread, which reaps all child processes, including the
+workers of a killed gunicorn (PR_SET_CHILD_SUBREAPER). A `Child` reaps itself, so the two cannot be combined.
 """
 
 import contextlib
@@ -33,30 +33,30 @@ _WATCH_SECONDS = 1.0
 _SIGNALS_AT_ONCE = 4096
 _MOST_FILES = 65536
 _STABLE_SECONDS = 60.0
-"""A child that has run for longer does not count as one that crashes again and again."""
+"""After a run of this length, a crash is counted as the first crash."""
 _LONGEST_RESTART_SECONDS = 30.0
 _FORKING = {"OBJC_DISABLE_INITIALIZE_FORK_SAFETY": "YES"}
-"""Without it macOS kills the forks of a child (gunicorn's workers) as soon as a library in it uses Objective-C."""
-_prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
+"""Without this variable, macOS kills the forks of a child (gunicorn's workers) when a library uses Objective-C."""
+_prctl: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "prctl", None)  # only on Linux
 
 Request = TypeVar("Request")
 Output = int | IO[bytes] | None
-"""A file or descriptor that a child writes to; None: the parent's own."""
+"""A file or descriptor for the output of a child; None for the parent's output."""
 
 
 class Child:
-    """A process of `command` that leads a process group of its own. Any thread may call its methods.
+    """A process of `command` that leads its own process group. Any thread may call its methods.
 
-    Its group gets no signal after the child is reaped: only until then is the group's id reserved (fork(2)).
+    Its group receives no signal after the child is reaped, because the group's id may then be reused (fork(2)).
 
     Args:
-        environment: all of its variables; None: those of the parent.
-        own_session: the child leads a session too, and so outlives the terminal of the parent.
-        kills_group: when the child has ended by itself, everything that it has started is killed.
+        environment: all environment variables of the child; None for the parent's variables.
+        own_session: True if the child leads a session and therefore outlives the parent's terminal.
+        kills_group: True if the child's remaining descendants are killed when the child exits.
 
     Attributes:
         started_at: in `time.monotonic()`.
-        exit_status: as in `subprocess`, negative for a signal; None until `wait` has seen the end.
+        exit_status: as in `subprocess`, negative for a signal; None until `wait` has observed the exit.
     """
 
     def __init__(
@@ -83,24 +83,24 @@ class Child:
             process_group=None if own_session else 0,
         )
         self._kills_group = kills_group
-        self._lock = threading.RLock()  # a garbage collection within may end in `kill`
+        self._lock = threading.RLock()  # Garbage collection may call `kill` while this thread has the lock.
         self.pid = self._process.pid
         self.started_at = time.monotonic()
         self.exit_status: int | None = None
 
     def kill(self) -> None:
-        """Kill the child and everything it has started, unless it has ended."""
+        """Kill the child and all its descendants if the child has not exited."""
         with self._lock:
             if self.exit_status is None:
                 signal_group(self.pid, signal.SIGKILL)
 
     def kill_after(self, seconds: float) -> None:
-        """Kill the child unless it ends by itself within this time, which keeps its own exit status."""
+        """Kill the child if it does not exit within this time. A child that exits in time keeps its exit status."""
         if self.wait(seconds) is None:
             self.kill()
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Return the exit status, or None if the child still runs after so many seconds (None: wait for its end)."""
+        """Return the exit status; None if the child still runs after `seconds`. By default, wait without a limit."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(seconds)
         with self._lock:
@@ -111,58 +111,58 @@ class Child:
             return self.exit_status
 
     def detach(self) -> int:
-        """Return the id of the child, which outlives this object. The object must not be used any more."""
-        self._process.returncode = 0  # without this, Popen warns of a child that still runs
+        """Return the id of the child, which outlives this object. This object must not be used afterwards."""
+        self._process.returncode = 0  # Without a return code, Popen warns about a running child.
         return self.pid
 
 
 def signal_process(pid: int, number: int) -> None:
-    """Send a signal to one process, unless it has ended."""
+    """Send a signal to a process. If the process has ended, do nothing."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
 
 
 def signal_group(leader: int, number: int) -> bool:
-    """Send a signal to a process group; return False if no process of it is left. Signal 0 only asks that."""
+    """Send a signal to a process group. Return False if the group has no process. Signal 0 only checks the group."""
     try:
         os.killpg(leader, number)
-    except (ProcessLookupError, PermissionError):  # the latter is macOS's word for a group of zombies
+    except (ProcessLookupError, PermissionError):  # macOS raises PermissionError for a group of zombies.
         return False
     return True
 
 
 def backoff_seconds(failures: int, longest: float, first: float = 1.0) -> float:
-    """Return the pause after so many failures in a row, from 1: `first`, twice as long each time, at most `longest`."""
+    """Return the pause after consecutive failures (from 1): `first`, doubled each time, at most `longest`."""
     return min(first * 2.0 ** min(failures - 1, 64), longest)
 
 
 @dataclass
 class Crashes:
-    """The crashes in a row of a child that is started again each time."""
+    """The consecutive crashes of a child that is restarted after each crash."""
 
     in_a_row: int = 0
 
     def add(self, started_at: float | None) -> float:
-        """Count a crash, and return the seconds to wait before the next start: 1, twice as long each time, at most 30.
-        After a run of a minute since `started_at` (monotonic; None: it did not start), the count begins again."""
+        """Count a crash, and return the seconds until the next start: 1, doubled each time, at most 30. The count
+        restarts if the child ran for a minute since `started_at` (monotonic; None if it did not start)."""
         is_stable = started_at is not None and time.monotonic() - started_at > _STABLE_SECONDS
         self.in_a_row = 1 if is_stable else self.in_a_row + 1
         return backoff_seconds(self.in_a_row, _LONGEST_RESTART_SECONDS)
 
 
 def exit_reason(status: int) -> str:
-    """Return in words how a process ended: "ended with status 3", "was killed by SIGKILL"."""
+    """Return a description of a process's end: "ended with status 3", "was killed by SIGKILL"."""
     if status >= 0:
         return f"ended with status {status}"
     try:
         name = signal.Signals(-status).name
-    except ValueError:  # one of the real-time signals, which have no names
+    except ValueError:  # Real-time signals have no names.
         name = f"signal {-status}"
     return f"was killed by {name}"
 
 
 def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
-    """Return the last lines of a child's log without blank ones; no lines if it cannot be read."""
+    """Return the last non-empty lines of a child's log; an empty list if the log cannot be read."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - size))
@@ -173,12 +173,12 @@ def read_log_tail(log: Path, size: int = 64 * 1024) -> list[str]:
 
 
 def run_to_end(command: Sequence[str], seconds: float) -> None:
-    """Run a command, which is killed with this process; raise CommandFailed with its last line, or how it ended."""
+    """Run a command, which is killed with this process. Raise CommandFailed with its last line or its exit reason."""
     ending = partial(die_with_parent, parent=os.getpid())
     try:
         ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, preexec_fn=ending)
     except subprocess.TimeoutExpired:
-        raise CommandFailed(f"it has not ended within {seconds:g} s") from None
+        raise CommandFailed(f"it did not end within {seconds:g} s") from None
     except OSError as error:
         raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
@@ -188,8 +188,8 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
 
 
 def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> None:
-    """Have this process get a signal when the thread that started it ends; on macOS, when its parent does. If the
-    process `parent` has ended already, this process exits at once."""
+    """Request a signal for this process when the thread that started it ends; on macOS, when its parent ends. If the
+    process `parent` has already ended, this process exits immediately."""
     if _prctl is None:
         _signal_after(os.getppid() if parent is None else parent, number)
     else:
@@ -199,16 +199,17 @@ def die_with_parent(number: int = signal.SIGKILL, parent: int | None = None) -> 
 
 
 def _signal_after(parent: int, number: int) -> None:
-    """Fork a process that sends this one a signal when the parent has ended. It ends with either. A thread is not
-    possible: gunicorn's master must have none when it forks, and other commands do not run our code."""
-    import psutil  # only where the kernel does not do it
+    """Fork a process that sends a signal to this process when the parent has ended. The fork ends with this process. A
+    thread cannot be used: gunicorn's master must be single-threaded when it forks, and other commands do not run our
+    code."""
+    import psutil  # This import is only needed on systems without PR_SET_PDEATHSIG.
 
     watched = os.getpid()
     if os.fork():
         return
     try:
-        os.setpgid(0, 0)  # leaves the group that is waited for
-        os.closerange(0, _MOST_FILES)  # keeps no pipe open
+        os.setpgid(0, 0)  # Leave the process group, because other code waits for the end of the group.
+        os.closerange(0, _MOST_FILES)  # Close inherited pipes so that their readers see the end.
         # A parent that is not reaped yet still has its id, but no children.
         while psutil.Process(watched).ppid() == parent:
             time.sleep(_WATCH_SECONDS)
@@ -219,13 +220,13 @@ def _signal_after(parent: int, number: int) -> None:
 
 
 def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float = 0.0) -> Iterator[Request]:
-    """Return an iterator over the requests of the parent, which a thread reads. When the parent has gone, the iterator
-    ends. After `end_seconds` the thread ends this process and everything it has started, also during a request.
-    `receive` blocks until the next request, and returns None or raises if the parent has gone."""
+    """Return an iterator over the parent's requests, which a thread reads. The iterator ends when the parent has ended.
+    After another `end_seconds`, the thread kills this process and its descendants, even during a request. `receive`
+    blocks until the next request; it returns None or raises an error if the parent has ended."""
     requests: queue.Queue[Request | None] = queue.Queue(1)
 
     def read() -> None:
-        with contextlib.suppress(Exception):  # After any error, the parent cannot be read any more.
+        with contextlib.suppress(Exception):  # After an error, no more requests can be read.
             while (request := receive()) is not None:
                 requests.put(request)
         if end_seconds:
@@ -241,9 +242,9 @@ def requests_of_parent(receive: Callable[[], Request | None], end_seconds: float
 
 @contextlib.contextmanager
 def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
-    """Keep the signals that a supervisor waits for, and yield a function that waits at most so many seconds for a
-    signal and returns its number or None. Call this in the main thread. An ignored SIGHUP (nohup) stays ignored. Raises
-    OSError if this process has too many files open."""
+    """Catch the signals that a supervisor waits for, and yield a function. The function waits at most the given seconds
+    for a signal and returns its number or None. Call this in the main thread. An ignored SIGHUP (nohup) remains
+    ignored. Raises OSError if this process has too many open files."""
     numbers = {signal.SIGCHLD, *_ending_signals()}
     arrived: set[int] = set()
     receiver, sender = socket.socketpair()
@@ -252,15 +253,15 @@ def awaiting_signals() -> Iterator[Callable[[float], int | None]]:
 
         def wait(seconds: float) -> int | None:
             if not arrived and select.select([receiver], [], [], seconds)[0]:
-                receiver.recv(_SIGNALS_AT_ONCE)  # The socket may be full: it shows only that signals have come.
-            if not arrived:  # the handler may be called in a moment
+                receiver.recv(_SIGNALS_AT_ONCE)  # The bytes only wake up `select`; `arrived` has the signals.
+            if not arrived:  # The handler has not run yet, so the caller must wait again.
                 return None
-            arrived.remove(number := min(arrived))  # the signals that end the supervisor come before SIGCHLD
+            arrived.remove(number := min(arrived))  # Ending signals have smaller numbers than SIGCHLD.
             return number
 
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         handlers = {number: signal.signal(number, lambda number, _: arrived.add(number)) for number in numbers}
-        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # who started this process may have blocked some
+        mask = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # The starting process may have blocked signals.
         try:
             yield wait
         finally:
@@ -276,10 +277,10 @@ def _ending_signals() -> set[signal.Signals]:
 
 
 def end_on_signals(ended: threading.Event) -> None:
-    """Set the event when the first SIGTERM or SIGINT comes, and ignore later ones. Call it in the main thread.
+    """Set the event at the first SIGTERM or SIGINT, and ignore later signals. Call this in the main thread.
 
-    The handler must not set the event itself: it would deadlock if the main thread holds the event's lock. Two signals
-    in a row are usual, because each thread of a dying parent sends the signal of `die_with_parent`.
+    The handler does not set the event directly, because it would deadlock if the main thread has the event's lock.
+    Repeated signals are common, because each thread of a dying parent sends the signal of `die_with_parent`.
     """
     numbers = (signal.SIGTERM, signal.SIGINT)
 
@@ -293,14 +294,14 @@ def end_on_signals(ended: threading.Event) -> None:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of the orphans of its children; on macOS process 1 is."""
+    """Make this process the parent of orphaned descendants. On macOS, process 1 remains their parent."""
     if _prctl is not None:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 @dataclass
 class SupervisedChild:
-    """One process. `started_at` and `exit_status` are as in `Child`; the status is None while it runs."""
+    """A supervised process. `started_at` and `exit_status` are as in `Child`; the status is None while it runs."""
 
     pid: int
     started_at: float = field(default_factory=time.monotonic)
@@ -317,11 +318,11 @@ class SupervisedChildren:
         self._running: dict[int, SupervisedChild] = {}
 
     def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
-        """Start `command`, which inherits the descriptors. It gets SIGTERM when this process dies, even by SIGKILL."""
+        """Start `command`, which inherits the descriptors. It receives SIGTERM when this process ends, even if killed."""
         supervisor = os.getpid()
 
         def prepare() -> None:
-            for number in _ending_signals():  # Our handlers must not take signals before the program runs.
+            for number in _ending_signals():  # The child must not run our handlers before it executes the program.
                 signal.signal(number, signal.SIG_DFL)
             die_with_parent(signal.SIGTERM, supervisor)
 
@@ -329,18 +330,18 @@ class SupervisedChildren:
             command,
             env={**_FORKING, **os.environ},
             pass_fds=descriptors,
-            process_group=0,  # Ctrl-C reaches only the supervisor, which ends its children in order.
-            preexec_fn=prepare,  # noqa: PLW1509 - the supervisor has one thread, so that forking is safe
+            process_group=0,  # Ctrl-C must reach only the supervisor, which stops its children in order.
+            preexec_fn=prepare,  # noqa: PLW1509 - forking is safe, because the supervisor has one thread
             stdin=subprocess.DEVNULL,
         )
-        process.returncode = 0  # reaped by `reap`, not by Popen
+        process.returncode = 0  # Only `reap` reaps the process, not Popen.
         child = SupervisedChild(process.pid)
         self._running[child.pid] = child
         return child
 
     def reap(self) -> None:
-        """Record everything that has ended, without waiting."""
-        with contextlib.suppress(ChildProcessError):  # there are no children any more
+        """Record the exit status of all children that have ended, without waiting."""
+        with contextlib.suppress(ChildProcessError):  # There are no more children.
             while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
                 if child := self._running.pop(ended[0], None):
                     child.exit_status = os.waitstatus_to_exitcode(ended[1])

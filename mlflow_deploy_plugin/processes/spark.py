@@ -1,4 +1,4 @@
-"""The Spark session of this process, on the master of Spark's own configuration."""
+"""The Spark session of this process, with the master from Spark's configuration."""
 
 import os
 import sys
@@ -19,18 +19,18 @@ _ALONE = {
     "spark.driver.host": "127.0.0.1",
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
-    # Our tasks keep rows out of Java; compiling Java code for them took half of a small batch's CPU time.
+    # Our tasks run in Python, and full JIT compilation took half of a small batch's CPU time.
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1",
 }
-NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: name a master, as spark://host:7077"
+NO_CONNECT = "a batch needs Spark's own session, not Spark Connect: specify a master such as spark://host:7077"
 
 
 def spark_session(master: str | None = None) -> "SparkSession":
-    """Return the current session, or a new one. Without a master, that of `spark-submit`, spark-defaults.conf or the
-    environment (SPARK_HOME, SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER) is used, otherwise this machine,
-    which then listens on 127.0.0.1 only. Raises as `spark_context`."""
+    """Return the current session or a new session. If `master` is None, use the master of `spark-submit`,
+    spark-defaults.conf or the environment (SPARK_HOME, SPARK_CONF_DIR, PYSPARK_SUBMIT_ARGS, SPARK_REMOTE, MASTER). If
+    none is configured, use this machine, with ports only on 127.0.0.1. Raises as `spark_context`."""
     with _starting():
-        from pyspark.sql import SparkSession  # an extra, and a second to import
+        from pyspark.sql import SparkSession  # This import needs an extra and takes a second.
 
         builder = SparkSession.builder
         for name, value in _settings(master).items():
@@ -39,13 +39,13 @@ def spark_session(master: str | None = None) -> "SparkSession":
 
 
 def spark_context() -> "SparkContext":
-    """Return the current context, or a new one with the master of `spark_session`; it starts in half the time. Raises
-    InvalidConfig for Spark Connect (it has no context), NotInstalled without pyspark, and OnnxserveError if Spark does
-    not start (no Java, or no such master)."""
+    """Return the current context, or a new context with the master of `spark_session`. A context starts in half the
+    time. Raises InvalidConfig for Spark Connect (it has no context), NotInstalled without pyspark, and OnnxserveError
+    if Spark does not start (for example, without Java or with an unknown master)."""
     if any(os.environ.get(name) for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED")):
         raise InvalidConfig(NO_CONNECT)
     with _starting():
-        from pyspark import SparkConf, SparkContext  # an extra
+        from pyspark import SparkConf, SparkContext  # This import needs an extra.
 
         return SparkContext.getOrCreate(SparkConf().setAll(list(_settings(None).items())))
 
@@ -64,5 +64,5 @@ def _starting() -> Iterator[None]:
         yield
     except ImportError:
         raise NotInstalled("engine spark needs pyspark: pip install 'mlflow-onnxserve[spark]', and Java 17") from None
-    except Exception as error:  # noqa: BLE001 - errors of Java, py4j and Spark share no class
+    except Exception as error:  # noqa: BLE001 - errors of Java, py4j and Spark have no common class
         raise OnnxserveError(f"Spark does not start: {one_line(error, 300)}") from None

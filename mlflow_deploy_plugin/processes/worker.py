@@ -1,6 +1,6 @@
-"""Workers: processes that call functions, so that one that hangs, crashes or leaks harms nothing else. Unlike
-multiprocessing's spawn, a worker does not import the parent's main module again, so that a script without `if __name__
-== "__main__"` may use it."""
+"""Workers: processes that call functions, so that a call that hangs, crashes or leaks memory has no other effect.
+Unlike multiprocessing's spawn, a worker does not import the parent's main module, so a script without `if __name__ ==
+"__main__"` may use workers."""
 
 import contextlib
 import logging
@@ -27,21 +27,21 @@ _KILL_SECONDS = 5.0
 
 
 class ProcessEnded(OnnxserveError):
-    """The worker was ended on purpose, by `Worker.end`."""
+    """The worker was ended with `Worker.end`."""
 
 
 class ProcessCrashed(OnnxserveError):
-    """The worker ended in the middle of a call, or could not be started for it."""
+    """The worker ended during a call or could not be started."""
 
 
 class Worker:
-    """Calls functions in a process of its own, which is started when it is needed. One thread may call at a time.
+    """Calls functions in a separate process, which is started when it is needed. Only one thread may call at a time.
 
     Args:
-        prepare: a function of a module, called in the new process before anything else.
-        max_calls: the process is replaced after so many calls, which frees the memory that it has leaked.
-        kept_errors: the errors that reach the caller as the class that the function raised; others as OnnxserveError.
-        stderr: the error output of the process; its standard output goes there, too.
+        prepare: a module-level function that is called first in the new process.
+        max_calls: the process is replaced after this number of calls to free leaked memory.
+        kept_errors: the error classes that are raised unchanged in the caller; other errors become OnnxserveError.
+        stderr: the error output of the process, which also receives its standard output.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Worker:
         self._is_ended = False
 
     def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
-        """Return the result of `function`, a function of a module; arguments and result are pickled.
+        """Return the result of `function`, a module-level function. The arguments and the result are pickled.
 
         Raises:
             OnnxserveError: the function raised an error that is not in `kept_errors`.
-            DeadlineExceeded: it took longer than `seconds`, and the process was killed.
-            ProcessCrashed: the process ended by itself, was killed for its memory, or cannot be started.
+            DeadlineExceeded: the call took longer than `seconds`, and the process was killed.
+            ProcessCrashed: the process exited, was killed for its memory use, or cannot be started.
             ProcessEnded: `end` was called.
         """
         connection = self._connect()
@@ -76,15 +76,15 @@ class Worker:
             connection.send((function, arguments))
             if not connection.poll(seconds):
                 self._kill()
-                raise DeadlineExceeded(f"it took longer than {seconds:g} s and was ended")
+                raise DeadlineExceeded(f"the call took longer than {seconds:g} s and was stopped")
             error, answer = connection.recv()
         except (EOFError, OSError):
             status = self._kill()
             if self._is_ended:
-                raise ProcessEnded("its process was ended on purpose") from None
+                raise ProcessEnded("the worker process was stopped") from None
             reason = "ended" if status is None else exit_reason(status)
-            hint = ", as when memory is short" if status == -signal.SIGKILL else ""
-            raise ProcessCrashed(f"its process {reason}{hint}") from None
+            hint = ", possibly because memory ran out" if status == -signal.SIGKILL else ""
+            raise ProcessCrashed(f"the worker process {reason}{hint}") from None
         self._calls += 1
         self._used_at = time.monotonic()
         if self._max_calls is not None and self._calls >= self._max_calls:
@@ -95,19 +95,19 @@ class Worker:
         return result
 
     def end_if_idle(self, seconds: float) -> None:
-        """End the process if it has been idle for so long. Call it from a thread that may `call`."""
+        """End the process if it has been idle for this time. Call this only from a thread that may use `call`."""
         if self._child is not None and time.monotonic() - self._used_at > seconds:
             self._kill()
 
     def end(self) -> None:
-        """End the process for good; a thread that waits for a result gets `ProcessEnded`."""
+        """End the worker permanently. A thread that waits for a result receives `ProcessEnded`."""
         self._is_ended = True
         self._kill()
 
     def _connect(self) -> Connection:
         with self._lock:
             if self._is_ended:
-                raise ProcessEnded("its process was ended on purpose")
+                raise ProcessEnded("the worker process was stopped")
             if self._child is None or self._connection is None or self._child.wait(0) is not None:
                 self._connection, theirs = Pipe()
                 output = 2 if self._stderr is None else self._stderr  # Libraries must not print into our output.
@@ -116,33 +116,33 @@ class Worker:
                     with theirs:
                         self._child = Child(command, descriptors=[theirs.fileno()], stdout=output, stderr=self._stderr)
                 except OSError as error:
-                    raise ProcessCrashed(f"its process cannot be started: {error.strerror}") from None
-                self._connection.send(sys.path)  # functions are found where the parent finds them
+                    raise ProcessCrashed(f"the worker process cannot be started: {error.strerror}") from None
+                self._connection.send(sys.path)  # The child must find functions in the same modules.
                 self._connection.send(self._prepare)
                 self._calls = 0
             return self._connection
 
     def _kill(self) -> int | None:
-        """Kill the process, after a moment in which it may end by itself, and return its exit status."""
+        """Kill the process if it does not exit within a short time, and return its exit status."""
         with self._lock:
             child, self._child = self._child, None
             if child is None:
                 return None
             child.kill_after(_OWN_END_SECONDS)
-            return child.wait(_KILL_SECONDS)  # not for ever: a process may hang in the kernel
+            return child.wait(_KILL_SECONDS)  # This wait is limited, because a process may hang in the kernel.
 
 
 class WorkerPool:
-    """Calls functions in one of several workers; any number of threads may call."""
+    """Calls functions in several workers. Any number of threads may call."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
-        self._free: LifoQueue[Worker] = LifoQueue()  # the last one is still warm
+        self._free: LifoQueue[Worker] = LifoQueue()  # The last used worker has a running process.
         for worker in workers:
             self._free.put(worker)
 
     def call(self, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
-        """Return the result of `function` as `Worker.call` does, after waiting for a free worker."""
+        """Wait for a free worker, and return the result of `function` as `Worker.call` does."""
         worker = self._free.get()
         try:
             return worker.call(function, *arguments, seconds=seconds)
@@ -150,7 +150,7 @@ class WorkerPool:
             self._free.put(worker)
 
     def end_idle(self, seconds: float) -> None:
-        """End the processes that have been idle for so long."""
+        """End the processes that have been idle for this time."""
         free = []
         with contextlib.suppress(Empty):
             while True:
@@ -165,27 +165,27 @@ class WorkerPool:
 
 
 def serve(descriptor: int) -> None:
-    """Call the functions that the parent sends. Before them it sends its module path and the `prepare` function."""
+    """Call the functions that the parent sends. The parent first sends its `sys.path` and the `prepare` function."""
     connection = Connection(descriptor)
     requests = requests_of_parent(connection.recv_bytes)
     sys.path[:] = pickle.loads(next(requests))
     if (prepare := pickle.loads(next(requests))) is not None:
         prepare()
     for request in requests:
-        with contextlib.suppress(ConnectionError):  # the parent has gone: this process is about to be ended
+        with contextlib.suppress(ConnectionError):  # The parent has ended, so this process is about to be killed.
             connection.send_bytes(_answer(request))
 
 
 def _answer(request: bytes) -> bytes:
-    """Return, pickled, None and the result of a call, or the class and the message of its error."""
+    """Return the pickled response: None and the result of a call, or the class and message of its error."""
     try:
         function, arguments = pickle.loads(request)
         return pickle.dumps((None, function(*arguments)))
     except OnnxserveError as error:
         return pickle.dumps((type(error), error.message))
-    except Exception as error:  # noqa: BLE001 - the boundary: the log has it, and the parent gets it in one line
+    except Exception as error:  # noqa: BLE001 - this is the boundary: the log has the traceback, the parent one line
         _log.exception("a call of the parent failed")
-        text = one_line(str(error), 500) or "without a word"  # A MemoryError has no text.
+        text = one_line(str(error), 500) or "no message"  # A MemoryError has no text.
         return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))
 
 

@@ -1,4 +1,4 @@
-"""The spool: captured requests and feedback as bytes on disk, written by the workers and read by the agent."""
+"""The spool: captured requests and feedback in files on disk, which workers write and the agent reads."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""The model that a captured request refers to: it binds arrays to the columns of the log, and selects columns.
+"""The model of a captured request, which binds arrays to the columns of the log and selects the captured columns.
 
-A masked column holds keyed BLAKE2b hashes (RFC 7693; 128 bits of the value as text, hexadecimal), in the spool and in
-the log. Equal values have equal hashes with the same key. Without the key, values cannot be found by trying.
+A masked column contains keyed BLAKE2b hashes (RFC 7693; 128 bits of the value as text, hexadecimal), both in the spool
+and in the log. With the same key, equal values have equal hashes. Without the key, values cannot be found by guessing.
 """
 
 import hashlib
@@ -29,40 +29,40 @@ from mlflow_deploy_plugin.runtime.log_columns import (
 from mlflow_deploy_plugin.statedir.files import read_or_make_secret
 
 MASK_KEY = "mask.key"
-"""The file in a server's state folder. Another server with a copy of it makes the same hashes."""
+"""A file in a server's state folder. Another server with a copy of the file creates the same hashes."""
 STREAM_OUTPUT = "stream"
-"""The output that holds all parts of an answer in parts."""
+"""The output that contains all parts of a streamed response."""
 Value = str | int | float | bool | None
 _KEY_BYTES, _MAX_KEY_BYTES = 32, 64
 _DIGEST_BYTES = 16
 
 
 class ColumnMask:
-    """Hashes values with the key in a file; the file is made if there is none."""
+    """Hashes values with the key in a file. The file is created if it does not exist."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._keyed: hashlib.blake2b | None = None  # keyed once: a copy costs half the time of a new hash
+        self._keyed: hashlib.blake2b | None = None  # A copy of a keyed hash takes half the time of a new hash.
 
     def ensure_key(self) -> None:
-        """Raise InvalidConfig if there is no key and none can be made."""
+        """Raise InvalidConfig if there is no key and a key cannot be created."""
         try:
             _read_key(self._path)
         except OSError as error:
-            raise InvalidConfig(f"the key of masked columns cannot be read or made: {error.strerror}") from None
+            raise InvalidConfig(f"the key of masked columns cannot be read or created: {error.strerror}") from None
 
     def hash_column(self, values: Array) -> list[str | None]:
-        """Return [N] hashes, None for a missing value; [N, …] values have one hash per row.
+        """Return [N] hashes; None for a missing value. Values of shape [N, …] have one hash per row.
 
-        Raises OSError if the key cannot be read or made, and InvalidConfig if the file holds no key.
+        Raises OSError if the key cannot be read or created, and InvalidConfig if the file does not contain a valid key.
         """
-        if values.shape == (1,):  # most requests: the general way takes thrice as long
+        if values.shape == (1,):  # This is the usual case; the general code takes three times as long.
             return [self._hash(float(str(values[0])) if values.dtype.char == "f" else values.item())]
-        # `tolist` turns a float32's 0.1 into another number
+        # `tolist` would convert a float32's 0.1 to a different number.
         rows = list(values) if values.dtype == np.float32 else values.tolist()
         if values.ndim > 1:
             rows = [orjson.dumps(row, default=str).decode() for row in values.tolist()]
-        hashes = {value: self._hash(value) for value in dict.fromkeys(rows)}  # repeated values are hashed once
+        hashes = {value: self._hash(value) for value in dict.fromkeys(rows)}  # Repeated values are hashed once.
         return [hashes[value] for value in rows]
 
     def hash_values(self, values: Mapping[str, Value], names: frozenset[str]) -> dict[str, Value]:
@@ -81,33 +81,33 @@ class ColumnMask:
 
 
 def _read_key(path: Path) -> bytes:
-    """Return the key that the file holds in hexadecimal; make a new one if there is no file."""
-    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # all workers need the same key
+    """Return the key that the file contains in hexadecimal. If there is no file, create a new key."""
+    text = read_or_make_secret(path, secrets.token_hex(_KEY_BYTES).encode())  # All workers must use the same key.
     try:
         key = bytes.fromhex(text.decode().strip())
     except ValueError:
         key = b""
     if not 16 <= len(key) <= _MAX_KEY_BYTES:
         raise InvalidConfig(
-            f"the file {path.name} holds no key: 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits are expected"
+            f"the file {path.name} does not contain a key of 32 to {2 * _MAX_KEY_BYTES} hexadecimal digits"
         )
     return key
 
 
 @dataclass(frozen=True, eq=False)
 class CapturedModel:
-    """Binds the arrays of a captured request to columns, as `runtime.to_log_columns` needs it.
+    """A model that binds the arrays of a captured request to columns for `runtime.to_log_columns`.
 
-    `eq=False`: one object for each loaded version and choice of columns, compared by identity.
+    There is one object per loaded version and selection of columns; it is compared by identity (`eq=False`).
 
     Attributes:
-        schema: with the columns that are kept, and the names of the arrays that hold them as they were sent.
-        outputs: the names of the graph's outputs; None if they are not known.
-        mask: columns of the log that are masked; no kept array has their values.
-        cuts: for each input that is not kept whole: the positions of the kept columns, [columns] intp.
-        left_out: outputs that are not kept; PREDICTION stands for all outputs of a model whose outputs are not known.
-        masked: for each input with masked columns: (column, position), None if the whole input is the column.
-        keys: columns that are captured and not fed; each is an input of the schema.
+        schema: the kept columns, and the names of the arrays that contain them as they were sent.
+        outputs: the names of the graph's outputs; None if they are unknown.
+        mask: the log columns that are masked; the kept arrays do not contain their values.
+        cuts: for each input of which columns are excluded, the positions of the kept columns, [columns] intp.
+        left_out: the outputs that are not kept; PREDICTION means all outputs of a model with unknown outputs.
+        masked: for each input with masked columns, (column, position); None if the complete input is the column.
+        keys: columns that are captured and not passed to the model; each key is an input of the schema.
     """
 
     model: str
@@ -126,14 +126,14 @@ class CapturedModel:
 
     @property
     def has_all_outputs(self) -> bool:
-        """True if no output is left out or masked; a stream is captured only then."""
+        """True if no output is omitted or masked. Only then is a stream captured."""
         return not self.left_out and PREDICTION not in self.mask
 
     def leaves_out(self, output: str) -> bool:
         return output in self.left_out or (self.outputs is None and PREDICTION in self.left_out)
 
     def masked_outputs(self, name: str, array: Array) -> Sequence[tuple[str, None]]:
-        """Return the column of this output if it is masked, in the form of `masked`."""
+        """Return the column of this output in the form of `masked` if it is masked, otherwise an empty list."""
         column = output_column(self.prediction, name, array)
         is_masked = column in self.mask or (self.outputs is None and PREDICTION in self.mask)
         return [(column, None)] if is_masked else []
@@ -144,8 +144,8 @@ class CapturedModel:
         taken = {*schema.names, *(entry.name for entry in schema.inputs)}
         if both := next((name for name in keys if name in taken), ""):
             raise InvalidConfig(
-                f"capture.keys: {both!r} is an input of {self.model} {self.version}, and is captured without it; "
-                "a key is a column that the model does not take"
+                f"capture.keys: {both!r} is an input of {self.model} {self.version}, which is captured anyway; "
+                "a key must not be an input of the model"
             )
         inputs = (*schema.inputs, *(Input(name, "str", (-1,)) for name in keys))
         further = tuple(Column(name, "string", required=False) for name in keys) if schema.columns else ()
@@ -156,9 +156,9 @@ class CapturedModel:
 def exclude_columns(
     model: CapturedModel, drop: tuple[str, ...], mask: tuple[str, ...], keys: tuple[str, ...] = ()
 ) -> CapturedModel:
-    """Return the model with `keys`, without the columns `drop`, and with `mask` masked; cached per arguments.
+    """Return the model with `keys`, without the columns `drop`, and with `mask` masked. The result is cached.
 
-    Raises InvalidConfig if a name is not a column of the log, or a key is an input of the model.
+    Raises InvalidConfig if a name is not a column of the log, or if a key is an input of the model.
     """
     model = model.with_keys(keys) if keys else model
     if not drop and not mask:
@@ -177,14 +177,14 @@ def exclude_columns(
     masked: dict[str, tuple[tuple[str, int | None], ...]] = {}
     for entry in model.schema.inputs:
         names = entry.columns or (entry.name,)
-        places = [place for place, name in enumerate(names) if name not in excluded]
-        if len(places) < len(names):
-            cuts[entry.name] = np.array(places, dtype=np.intp)
+        indices = [index for index, name in enumerate(names) if name not in excluded]
+        if len(indices) < len(names):
+            cuts[entry.name] = np.array(indices, dtype=np.intp)
             masked[entry.name] = tuple(
-                (name, place if entry.columns else None) for place, name in enumerate(names) if name in mask
+                (name, index if entry.columns else None) for index, name in enumerate(names) if name in mask
             )
-            entry = replace(entry, columns=tuple(names[place] for place in places))
-        if places:
+            entry = replace(entry, columns=tuple(names[index] for index in indices))
+        if indices:
             inputs.append(entry)
     schema = Schema(
         tuple(column for column in model.schema.columns if column.name not in excluded),
@@ -201,22 +201,22 @@ def _check_names(option: str, names: Sequence[str], model: CapturedModel) -> Non
     known = [*inputs, *prediction, *(OUTPUT_PREFIX + name for name in model.outputs or ())]
     for name in names:
         is_output = name == PREDICTION or name.startswith(OUTPUT_PREFIX)
-        # what a model without a signature takes or gives is only known with each request
+        # The inputs or outputs of a model without a signature are known only when a request arrives.
         if name in known or (model.outputs is None if is_output else not inputs):
             continue
-        hint = did_you_mean(name, known, f"there is {', '.join(known[:20])}")
+        hint = did_you_mean(name, known, f"the columns are {', '.join(known[:20])}")
         raise InvalidConfig(f"capture.{option}: {model.model} {model.version} has no column {name!r}{hint}")
 
 
 def encode_model(model: CapturedModel) -> bytes:
-    """Return the model as JSON, without what the schema derives from its fields, which orjson would write as well."""
+    """Return the model as JSON, without the derived fields of the schema, which orjson would also write."""
     schema = {name: getattr(model.schema, name) for name in ("columns", "tensors", "inputs")}
     head = {"model": model.model, "version": model.version, "prediction": model.prediction, "keys": model.keys}
     return orjson.dumps({**head, "schema": schema})
 
 
 def decode_model(encoded: memoryview) -> CapturedModel:
-    """Reverse `encode_model`. Raises ValueError, KeyError or TypeError if the bytes are malformed."""
+    """Decode the bytes of `encode_model`. Raises ValueError, KeyError or TypeError if they are malformed."""
     document = orjson.loads(encoded)
     fields = document["schema"]
     columns = [Column(**entry) for entry in fields["columns"]]
@@ -225,5 +225,5 @@ def decode_model(encoded: memoryview) -> CapturedModel:
         Input(e["name"], e["dtype"], tuple(e["shape"]), tuple(e["columns"]), e["missing"]) for e in fields["inputs"]
     ]
     schema = Schema(tuple(columns), tuple(tensors), tuple(inputs))
-    keys = tuple(document.get("keys", ()))  # a segment of an older version has none
+    keys = tuple(document.get("keys", ()))  # Segments of older versions have no keys.
     return CapturedModel(document["model"], document["version"], schema, tuple(document["prediction"]), keys=keys)

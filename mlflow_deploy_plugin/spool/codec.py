@@ -1,8 +1,8 @@
-"""One captured request as bytes; and feedback, the labels that callers report for earlier predictions.
+"""The byte format of captured requests and of feedback, which are labels that callers send for earlier predictions.
 
-Requests of one kind share a layout, which is written once: JSON that names the arrays in order, with their dtypes and
-the shape of a row. A request is a head of fixed size, both ids, and the arrays: numbers as they lie in memory, strings
-as JSON after its length. A plan for each kind reduces a request to a comparison and one copy per array.
+Requests with the same arrays share a layout, which is written once: JSON that lists the arrays in order, with their
+dtypes and the shape of a row. A request consists of a fixed-size head, both ids, and the arrays: numbers in their
+memory format, and strings as JSON after its length. With a plan, encoding takes a comparison and one copy per array.
 """
 
 import struct
@@ -19,25 +19,25 @@ from mlflow_deploy_plugin.spool.captured_model import CapturedModel, ColumnMask,
 from mlflow_deploy_plugin.spool.frames import REFERRING
 
 FIRST_ERROR_STATUS = 400
-"""A request with this status or a higher one got no prediction."""
+"""A request with this status or a higher status has no prediction."""
 _HEAD = struct.Struct("<IqqIHHH")  # rows, event time, received time, latency, status, lengths of both ids
 _TEXT_LENGTH = struct.Struct("<I")
 _MAX_LATENCY = 2**32 - 1
 _MAX_PLANS = 256
-"""The most plans that are kept; a further plan empties the cache."""
+"""The maximum number of plans. If it is exceeded, the cache is emptied."""
 Layout = dict[str, Any]
 _form: Callable[[Array], tuple[tuple[int, ...], Dtype]] = attrgetter("shape", "dtype")
 
 
 class RequestRecord(NamedTuple):
-    """One request without its arrays; times in microseconds since 1970 (UTC), ids below 64 kB.
+    """A request without its arrays. Times are in microseconds since 1970 (UTC). Ids are shorter than 64 kB.
 
-    A named tuple, because one is made for each request: a frozen dataclass takes three times as long.
+    This is a named tuple, because creating a frozen dataclass per request takes three times as long.
 
     Attributes:
-        latency: microseconds from the request's arrival to the model's outputs; for a shadow, those of its run.
-        status: HTTP's, of the response.
-        is_shadow: the variant has computed a copy whose outputs are not sent.
+        latency: microseconds from the request's arrival to the model's outputs; for a shadow, the time of its run.
+        status: the HTTP status of the response.
+        is_shadow: True if the variant computed a copy whose outputs were not sent.
     """
 
     endpoint: str
@@ -52,21 +52,21 @@ class RequestRecord(NamedTuple):
 
 
 KeptArray = tuple[int, bool, Array | None]
-"""An array: its position, True if it is text, and the kept columns (None: all). A named tuple would be slower."""
+"""An array: position, True if text, and indices of the kept columns (None: all). A named tuple would be slower."""
 MaskedColumn = tuple[int, int | None]
-"""A column whose hashes are written: the position of its array, and its place in the array (None: it is the array)."""
+"""A masked column: the position of its array, and its index in the array (None if the array is the column)."""
 
 
 @dataclass(slots=True, eq=False)
 class EncodingPlan:
-    """The encoding of arrays of exactly these names, shapes and dtypes.
+    """The encoding of arrays with exactly these names, shapes and dtypes.
 
     Attributes:
         layout: the JSON for the reader.
-        forms: a shape and a dtype of each array.
-        rows: of the request; `kept_rows` of them are written.
-        is_plain: every array is written as it lies in memory.
-        segment, reference: the last segment that has the layout, and the first bytes of a request's payload there.
+        forms: the shape and dtype of each array.
+        rows: the number of rows of the request, of which `kept_rows` are written.
+        is_plain: True if all arrays are written unchanged.
+        segment, reference: the last segment that contains the layout, and the first bytes of a request's payload there.
     """
 
     model: CapturedModel
@@ -83,7 +83,7 @@ class EncodingPlan:
 
 
 class RequestEncoder:
-    """Encodes the requests of one worker. Every method may be called from any thread."""
+    """Encodes the requests of a worker. Any thread may call its methods."""
 
     def __init__(self, mask: ColumnMask) -> None:
         self._mask = mask
@@ -97,10 +97,10 @@ class RequestEncoder:
         outputs: Mapping[str, Array],
         max_rows: int,
     ) -> tuple[EncodingPlan, list[bytes]]:
-        """Encode the first `max_rows` rows of a request; return the plan and the pieces of the payload.
+        """Encode the first `max_rows` rows of a request. Return the plan and the pieces of the payload.
 
-        An array is left out if it does not have one entry per row, holds objects other than texts, or is excluded. A
-        request to a model without rows is one row of whole arrays.
+        An array is omitted if it does not have one entry per row, contains objects other than texts, or is excluded. If
+        the model has no rows, a request is one row of complete arrays.
         """
         if not model.schema.has_rows:
             feeds, outputs = as_one_row(feeds), as_one_row(outputs)
@@ -132,17 +132,17 @@ class RequestEncoder:
                 pieces += (_TEXT_LENGTH.pack(len(text)), text)
             else:
                 pieces.append(array.tobytes())
-        for position, place in plan.masked:
+        for position, column in plan.masked:
             array = arrays[position]
-            if place is not None:
-                array = as_table(array)[:, place]
+            if column is not None:
+                array = as_table(array)[:, column]
             text = orjson.dumps(self._mask.hash_column(array))
             pieces += (_TEXT_LENGTH.pack(len(text)), text)
         return plan, pieces
 
 
 def as_one_row(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    """Return whole arrays as the one entry of their row: [1, …]."""
+    """Return each array as the single entry of a row: [1, …]."""
     return {name: array[np.newaxis] for name, array in arrays.items()}
 
 
@@ -151,13 +151,13 @@ def decode_layout(
 ) -> tuple[CapturedModel, Layout]:
     """Return the layout at `offset` and its model. All layouts of a model share one object.
 
-    `payload_of` maps an offset of the segment to a payload. `models` caches decoded models by offset. Raises
-    ValueError, KeyError or TypeError if there is no layout or model.
+    `payload_of` returns the payload at an offset of the segment. `models` caches decoded models by offset. Raises
+    ValueError, KeyError or TypeError if the layout or the model is missing or malformed.
     """
 
     def payload_at(offset: int) -> memoryview:
         if (payload := payload_of(offset)) is None:
-            raise ValueError("a frame refers to another that is not there")
+            raise ValueError("a frame refers to a missing frame")
         return payload
 
     payload = payload_at(offset)
@@ -170,7 +170,7 @@ def decode_layout(
 def _make_plan(
     record: RequestRecord, model: CapturedModel, feeds: Mapping[str, Array], outputs: Mapping[str, Array], max_rows: int
 ) -> EncodingPlan:
-    """Return the plan of a request. A request that has failed is one row of its outputs, which all are texts."""
+    """Return the plan of a request. A failed request is one row of its outputs, which are all texts."""
     is_failed = record.status >= FIRST_ERROR_STATUS
     rows = 1 if is_failed else next((len(array) for array in feeds.values() if array.ndim), 0)
     sides: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {"feeds": [], "outputs": [], "masked": []}
@@ -185,10 +185,10 @@ def _make_plan(
         is_feed, is_text = position < len(feeds), array.dtype.kind == "O"
         holds_objects = is_text and array.size and name not in model.keys and not isinstance(array.flat[0], str | None)
         if array.shape[:1] != (rows,) or holds_objects:
-            continue  # no column can hold it
-        for column, place in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
+            continue  # The log has no column type for this array.
+        for column, index in model.masked.get(name, ()) if is_feed else model.masked_outputs(name, array):
             sides["masked"].append((column, "str", ()))
-            masked.append((position, place))
+            masked.append((position, index))
         columns = model.cuts.get(name) if is_feed else None
         if (columns is not None and not len(columns)) or (not is_feed and model.leaves_out(name)):
             continue
@@ -206,12 +206,12 @@ def _make_plan(
 
 
 class Feedback(NamedTuple):
-    """The true label of one row, or of all rows of a request.
+    """The true label of a row or of all rows of a request.
 
     Attributes:
-        prediction_id: of the response; None if `key` names the row.
-        row: of that request, from 0; None for all rows.
-        key: values of the row's columns by name.
+        prediction_id: the id from the response; None if `key` identifies the row.
+        row: the index of the row in the request, from 0; None for all rows.
+        key: the values of the row's key columns by name.
         label: None withdraws an earlier label.
     """
 
@@ -223,7 +223,7 @@ class Feedback(NamedTuple):
 
 @dataclass(frozen=True)
 class FeedbackFrame:
-    """The feedback of one request, received at `received_time` in microseconds since 1970 (UTC).
+    """The feedback of a request, received at `received_time` in microseconds since 1970 (UTC).
 
     The segment's name and the frame's `offset` identify duplicates.
     """
@@ -235,7 +235,7 @@ class FeedbackFrame:
 
 
 def encode_feedback(endpoint: str, received_time: int, entries: Sequence[Feedback]) -> bytes:
-    """Return the payload of a frame, without its kind."""
+    """Return the payload of a frame without its kind."""
     return orjson.dumps([endpoint, received_time, [tuple(entry) for entry in entries]])
 
 

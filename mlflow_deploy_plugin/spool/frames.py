@@ -1,17 +1,17 @@
-"""The segment files of the spool and the frames in them.
+"""The segment files of the spool, and the frames in a segment.
 
-A segment `spool/<uuid>.seg` is a sequence of frames: magic, length of the payload, its CRC32, the payload. The first
-byte of a payload is its kind:
+A segment `spool/<uuid>.seg` is a sequence of frames. A frame consists of magic bytes, the length of the payload, its
+CRC32, and the payload. The first byte of a payload is its kind:
 
 | kind | the rest of the payload |
 |---|---|
 | model | JSON that binds a version's arrays to its signature (`captured_model.py`) |
 | layout | the offset of its model frame, and JSON that describes its requests (`codec.py`) |
-| request | the offset of its layout frame, then ids, times and arrays as they lie in memory |
+| request | the offset of its layout frame, followed by ids, times and arrays in their memory format |
 | feedback | labels of earlier predictions (`codec.py`) |
 
-A worker holds an flock on its open segment, which the kernel releases when the worker ends (`is_released`). A reader
-stops at a last frame that a crash has torn.
+A worker has an flock on its open segment, which the kernel releases when the worker ends (`is_released`). A reader
+stops at an incomplete last frame.
 """
 
 import contextlib
@@ -28,35 +28,35 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 SUFFIX = ".seg"
 SHIPPED = ".shipped"
-"""The suffix of the file next to a segment that holds the number of its bytes in the inference log."""
+"""The suffix of the file next to a segment that contains the number of its bytes in the inference log."""
 
 FRAME = struct.Struct("<4sII")  # magic, payload length, CRC32 of the payload
-REFERRING = struct.Struct("<cI")  # kind, offset of the frame that this one needs
+REFERRING = struct.Struct("<cI")  # kind, offset of the referenced frame
 MAGIC = b"OXS4"
 MODEL_KIND, LAYOUT_KIND, REQUEST_KIND, FEEDBACK_KIND = b"M", b"L", b"R", b"F"
 
 
 def segments(spool: Path) -> list[Path]:
     """Return the segments in the spool, oldest first."""
-    found: list[tuple[int, Path]] = []
+    by_time: list[tuple[int, Path]] = []
     for path in spool.glob(f"*{SUFFIX}"):
-        with contextlib.suppress(FileNotFoundError):  # the agent has just removed it
-            found.append((path.stat().st_mtime_ns, path))
-    return [path for _, path in sorted(found)]
+        with contextlib.suppress(FileNotFoundError):  # The agent has just removed the segment.
+            by_time.append((path.stat().st_mtime_ns, path))
+    return [path for _, path in sorted(by_time)]
 
 
 def spool_bytes(spool: Path) -> int:
-    """Return the size of all files in the spool, shipped or not; 0 if there is no spool."""
+    """Return the size of all files in the spool, both shipped and unshipped; 0 if there is no spool."""
     size = 0
     with contextlib.suppress(FileNotFoundError), os.scandir(spool) as entries:
         for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # the agent has just removed it
+            with contextlib.suppress(FileNotFoundError):  # The agent has just removed the file.
                 size += entry.stat().st_size
     return size
 
 
 def shipped_bytes(segment: Path) -> int:
-    """Return how many bytes of the segment are in the inference log, as the agent has recorded."""
+    """Return the number of the segment's bytes that are in the inference log, as recorded by the agent."""
     try:
         return int(segment.with_suffix(SHIPPED).read_text())
     except (FileNotFoundError, ValueError):
@@ -64,7 +64,7 @@ def shipped_bytes(segment: Path) -> int:
 
 
 def is_released(segment: Path) -> bool:
-    """Return True if the worker has closed the segment, has ended or was killed: the segment grows no more."""
+    """Return True if the segment cannot grow any more: its worker has closed it or has ended."""
     with segment.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,7 +74,7 @@ def is_released(segment: Path) -> bool:
 
 
 def payload_at(content: bytes, offset: int) -> memoryview | None:
-    """Return the payload of the frame at `offset`, or None if there is no whole frame."""
+    """Return the payload of the frame at `offset`, or None if the frame is incomplete or damaged."""
     if offset + FRAME.size > len(content):
         return None
     magic, length, checksum = FRAME.unpack_from(content, offset)
@@ -86,12 +86,12 @@ def payload_at(content: bytes, offset: int) -> memoryview | None:
 
 @dataclass(frozen=True, eq=False)
 class Frames:
-    """The offsets of the whole frames of a segment.
+    """The offsets of the complete frames of a segment.
 
     Attributes:
         requests, feedback: [N] int64, ascending.
-        end: the end of the last whole frame.
-        lost_bytes: the number of bytes between whole frames that belong to no frame.
+        end: the end of the last complete frame.
+        lost_bytes: the number of bytes between complete frames that do not belong to a frame.
         malformed: the number of frames that are too short for their kind.
     """
 
@@ -103,9 +103,9 @@ class Frames:
 
 
 def find_frames(content: bytes, min_request_bytes: int) -> Frames:
-    """Find the frames of a segment; a request's payload has at least `min_request_bytes`.
+    """Find the frames of a segment. The payload of a request has at least `min_request_bytes`.
 
-    An incomplete last frame is being written or was torn. An earlier incomplete frame was damaged, and is skipped.
+    An incomplete last frame is still being written, or its worker crashed. An earlier incomplete frame is skipped.
     """
     begins, lengths = [], []
     lost_bytes = offset = 0
@@ -113,7 +113,7 @@ def find_frames(content: bytes, min_request_bytes: int) -> Frames:
     while offset + size <= len(content):
         magic, length, checksum = unpack(content, offset)
         stop = offset + size + length
-        # the bytes are copied, which is faster than a view of them
+        # A slice copies the bytes, which is faster than a view.
         if magic == MAGIC and stop <= len(content) and checksum_of(content[offset + size : stop]) == checksum:
             begins.append(offset)
             lengths.append(length)

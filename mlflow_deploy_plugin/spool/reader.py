@@ -1,7 +1,7 @@
-"""The spool's reader. It reads requests in batches, without a Python object for each of them.
+"""The spool's reader, which reads requests in batches without a Python object per request.
 
-numpy reads each part of all requests of one layout in one call: a million requests of 30 floats take one second instead
-of fifteen (benchmarks/RESULTS.md). A test compares it with tests/support/spool.py, which reads single requests.
+numpy reads each field of all requests of a layout in one call: a million requests of 30 floats take one second instead
+of fifteen (benchmarks/RESULTS.md). A test compares it with tests/support/spool.py, which reads each request separately.
 """
 
 import struct
@@ -34,17 +34,17 @@ _HEAD = np.dtype(
         ("prediction_length", "<u2"),
     ]
 )
-"""The beginning of a request's payload: `REFERRING`, then the head that `codec.RequestEncoder` writes."""
+"""The first bytes of a request's payload: `REFERRING`, followed by the head that `codec.RequestEncoder` writes."""
 _MICROSECONDS_AN_HOUR = 3600 * 1_000_000
 _READS = 3
-"""Attempts at a segment that looks damaged."""
+"""The number of attempts to read a segment that looks damaged."""
 _MALFORMED = (ValueError, LookupError, TypeError, AttributeError, struct.error)
-"""Errors that decoding raises for a frame that is whole but malformed."""
+"""Errors that are raised for a complete but malformed frame."""
 
 
 @dataclass(frozen=True, eq=False)
 class Utf8Array:
-    """[N] strings in UTF-8 as Arrow lays them out: the bytes of all, and [N + 1] int32 where each begins."""
+    """[N] strings in UTF-8 in Arrow's format: the bytes of all strings, and [N + 1] int32 offsets of their starts."""
 
     content: Array
     bounds: Array
@@ -52,17 +52,17 @@ class Utf8Array:
 
 @dataclass(frozen=True, eq=False)
 class CapturedBatch:
-    """N requests of one layout with `rows` rows each and event times in one hour; oldest first.
+    """N requests of one layout, with `rows` rows each and event times in the same hour; oldest first.
 
     Attributes:
         hour: hours since 1970 (UTC).
-        offsets: [N] int64; with the segment's name they identify duplicates.
+        offsets: [N] int64; together with the segment's name, they identify duplicates.
         event_times / received_times: [N] int64, microseconds since 1970 (UTC).
         latencies: [N] int64, microseconds.
-        statuses: [N] int16, HTTP's.
-        is_shadow: the outputs were not sent.
-        is_failed: these requests got no prediction; their outputs are texts that give the reason.
-        feeds / outputs: [N * rows, …] by ONNX input and output; outputs only those with one entry per row.
+        statuses: [N] int16, HTTP status codes.
+        is_shadow: True if the outputs were not sent.
+        is_failed: True if the requests got no predictions; their outputs are texts with the reasons.
+        feeds / outputs: [N * rows, …] by ONNX input and output; only outputs with one entry per row.
         masked: [N * rows] hashes by column.
     """
 
@@ -87,13 +87,13 @@ class CapturedBatch:
 
 @dataclass(frozen=True, eq=False)
 class CapturedSegment:
-    """The content of a segment from some offset on.
+    """The content of a segment from an offset to its end.
 
     Attributes:
-        batches: one for each layout, number of rows and hour.
-        end: the offset to continue from the next time.
-        lost_bytes: bytes between whole frames that belong to no frame.
-        malformed: frames that are whole but cannot be decoded.
+        batches: one batch per layout, number of rows and hour.
+        end: the offset at which the next read continues.
+        lost_bytes: the number of bytes between complete frames that do not belong to a frame.
+        malformed: the number of complete frames that cannot be decoded.
     """
 
     batches: list[CapturedBatch]
@@ -104,7 +104,7 @@ class CapturedSegment:
 
 
 def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
-    """Read the whole frames of a segment into memory. Raises OSError if the segment cannot be read."""
+    """Read the complete frames of a segment. Raises OSError if the segment cannot be read."""
     with segment.open("rb") as file:
         content, frames = _read_frames(file, start)
         feedback = []
@@ -120,7 +120,7 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
         layouts: dict[int, tuple[CapturedModel, Layout]] = {}
 
         def payload_of(offset: int) -> memoryview | None:
-            """Return the payload of a frame, which may lie before `start`."""
+            """Return the payload of a frame, which may be located before `start`."""
             file.seek(offset)
             head = file.read(FRAME.size)
             return payload_at(head + file.read(FRAME.unpack(head)[1]), 0)
@@ -139,9 +139,9 @@ def read_batches(segment: Path, start: int = 0) -> CapturedSegment:
 
 
 def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
-    """Return the segment's bytes from `start` on, and the frames in them.
+    """Return the segment's bytes from `start` on, and the frames in these bytes.
 
-    On a full disk, a worker replaces a half-written frame. A mix of both looks like damage, so it is read again.
+    On a full disk, a worker replaces a half-written frame. A mix of the old and new frame looks damaged, so read again.
     """
     for _ in range(_READS):
         file.seek(start)
@@ -153,7 +153,7 @@ def _read_frames(file: IO[bytes], start: int) -> tuple[bytes, Frames]:
 
 
 def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], CapturedBatch], group: Array) -> int:
-    """Append the batch of a group without its malformed requests; return the number of those."""
+    """Append the batch of a group without its malformed requests; return the number of malformed requests."""
     try:
         batches.append(batch_of(group))
     except _MALFORMED:
@@ -164,7 +164,7 @@ def _append_batch(batches: list[CapturedBatch], batch_of: Callable[[Array], Capt
 
 
 def _group_by(*keys: Array) -> list[Array]:
-    """Return the positions of each combination of keys: [n] each, ascending."""
+    """Return the positions of each combination of keys: arrays of [n], ascending."""
     if not len(keys[0]):
         return []
     order = np.lexsort(keys)
@@ -225,7 +225,7 @@ def _decode_batch(
 
 
 def _gather(content: bytes, begins: Array, length: int) -> Array:
-    """Return [N * length] uint8: `length` bytes from each position, copied by numpy without an index per byte."""
+    """Return [N * length] uint8: `length` bytes from each position, which numpy copies without an index per byte."""
     if not length or not len(begins):
         return np.empty(0, dtype=np.uint8)
     if begins[-1] + length > len(content):
@@ -235,7 +235,7 @@ def _gather(content: bytes, begins: Array, length: int) -> Array:
 
 
 def _decode_strings(content: bytes, begins: Array, lengths: Array, depth: int) -> Array:
-    """Return [values] objects: the strings of JSON lists nested `depth` deep. Equal lists are parsed once."""
+    """Return [values] objects: the strings of JSON lists with nesting depth `depth`. Equal lists are parsed once."""
 
     def parse(piece: bytes) -> list[str]:
         values: list[Any] = orjson.loads(piece)

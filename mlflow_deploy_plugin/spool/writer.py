@@ -1,4 +1,4 @@
-"""The spool's writer: every worker appends the requests it has answered to a segment file (`frames.py`)."""
+"""The spool's writer: each worker appends the requests that it has answered to a segment file (`frames.py`)."""
 
 import fcntl
 import logging
@@ -29,7 +29,7 @@ from mlflow_deploy_plugin.spool.frames import (
 logger = logging.getLogger(__name__)
 
 MAX_SEGMENT_BYTES = 16 * 1024 * 1024
-"""The size at which a segment is closed and the next one begun; a single request may be larger."""
+"""The size at which a segment is closed and a new segment is started. A single request may be larger."""
 
 _LOG_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
@@ -37,10 +37,10 @@ _LOOK_SECONDS = 1.0
 
 @dataclass(eq=False)
 class CaptureWriter:
-    """Appends to this worker's own segment. A request that cannot be written is logged; it never fails.
+    """Appends to this worker's segment. A request that cannot be written is only logged, and its response succeeds.
 
-    `clock` is in monotonic seconds. `max_bytes` limits the spool of all workers: above it nothing is captured until the
-    agent has shipped. The bytes that are written between two checks (one per second) may exceed it.
+    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If the spool is full, requests are not
+    captured until the agent has shipped data. The limit is checked once per second, so the spool may exceed it.
     """
 
     spool: Path
@@ -70,7 +70,7 @@ class CaptureWriter:
     ) -> tuple[int, int, bool]:
         """Append the first `max_rows` rows of a request as it was sent. A failed request is a row of texts.
 
-        Return its rows, the number of rows to write, and True if they are in the file.
+        Return the request's rows, the number of rows to capture, and True if they were written.
         """
         if isinstance(feeds, NarrowedFeeds):
             feeds = feeds.sent
@@ -78,7 +78,7 @@ class CaptureWriter:
             plan, pieces = self._encoder.encode(record, model, feeds, outputs, max_rows)
             with self._lock:
                 self._append(plan, pieces)
-        except Exception as error:  # the boundary: the response is right, and is sent all the same
+        except Exception as error:  # A failed capture must not prevent the correct response.
             if (now := self.clock()) >= self._quiet_until:
                 self._quiet_until = now + _LOG_SECONDS
                 logger.error("requests are not captured: %s", error, exc_info=not isinstance(error, OSError))
@@ -89,25 +89,28 @@ class CaptureWriter:
     def write_feedback(
         self, endpoint: str, received_time: int, entries: Sequence[Feedback], mask: Sequence[str] = ()
     ) -> None:
-        """Append labels, received at `received_time` (µs since 1970); the columns `mask` of keys are hashed.
+        """Append labels that were received at `received_time` (µs since 1970). Key columns in `mask` are hashed.
 
-        Raises OSError if the spool or the disk is full, and InvalidConfig if there is no key to hash with.
+        Raises OSError if the spool or the disk is full, and InvalidConfig if there is no valid key for the hashes.
         """
         if mask:
             names = frozenset(mask)
-            entries = [one._replace(key=self._mask.hash_values(one.key, names)) if one.key else one for one in entries]
+            entries = [
+                entry._replace(key=self._mask.hash_values(entry.key, names)) if entry.key else entry
+                for entry in entries
+            ]
         payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))
             self._write_frame(payload)
 
     def close(self) -> None:
-        """Release the segment; the next write begins another."""
+        """Release the segment. The next write starts a new segment."""
         with self._lock:
             self._close()
 
     def _append(self, plan: EncodingPlan, pieces: list[bytes]) -> None:
-        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # saves adding up the pieces of the request
+        is_roomy = 2 * self._size < MAX_SEGMENT_BYTES  # This saves adding up the request's pieces in most cases.
         if self._file < 0 or self._is_full or not is_roomy or self.clock() >= self._look_at:
             self._make_room(sum(map(len, pieces)))
         if plan.segment != self._segment:
@@ -121,20 +124,20 @@ class CaptureWriter:
         self._write_frame(b"".join((plan.reference, *pieces)))
 
     def _make_room(self, size: int) -> None:
-        """Open a segment with room for `size` bytes, if none is. Raises OSError: the spool, or the disk, is full."""
+        """Open a segment with space for `size` bytes if needed. Raises OSError if the spool or the disk is full."""
         if (now := self.clock()) >= self._look_at:
             self._look_at = now + _LOOK_SECONDS
             self._is_full = spool_bytes(self.spool) >= self.max_bytes
         if self._is_full:
-            self._close()  # the agent removes no segment that is locked
-            raise OSError(f"the spool holds the {self.max_bytes} bytes that it may; does the inference log take them?")
+            self._close()  # The agent cannot remove a locked segment.
+            raise OSError(f"the spool has reached its limit of {self.max_bytes} bytes; check that the agent ships it")
         if self._file < 0 or self._size + size > MAX_SEGMENT_BYTES:
             self._close()
             self.spool.mkdir(parents=True, exist_ok=True)
             name = uuid.uuid4().hex
             temporary = self.spool / f".{name}"
             file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o640)
-            try:  # it gets its name once it is locked, so that no reader takes it for abandoned
+            try:  # The segment is renamed after it is locked, so that no reader considers it abandoned.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rename(temporary, self.spool / (name + SUFFIX))
             except OSError:
@@ -145,13 +148,13 @@ class CaptureWriter:
             self._segment += 1
 
     def _write_frame(self, payload: bytes) -> int:
-        """Append one frame in one write and return its offset; a partial frame is truncated."""
+        """Append a frame in one write, and return its offset. A partial frame is removed."""
         offset = self._size
         frame = FRAME.pack(MAGIC, len(payload), zlib.crc32(payload)) + payload
         try:
             written = os.write(self._file, frame)
             if written != len(frame):
-                raise OSError("no space left for the whole frame")
+                raise OSError("no space left for the complete frame")
         except OSError:
             os.ftruncate(self._file, offset)
             raise

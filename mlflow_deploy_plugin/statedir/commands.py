@@ -1,7 +1,7 @@
-"""The commands of model control as files, and the errors in their answers.
+"""The files of model control commands, and the errors in their answers.
 
-Files are named by the time they were made, on the machine's monotonic clock, so that commands are executed in order.
-The worker that left a command removes both files; the agent removes the files of workers that have died.
+File names contain the creation time by the machine's monotonic clock, so that commands are executed in order. The
+worker that wrote a command removes both files. The agent removes the files of workers that have died.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from mlflow_deploy_plugin.statedir.files import COMMANDS
 from mlflow_deploy_plugin.statedir.models import CommandAnswer
 
 MAX_WAITING = 64
-"""The commands of one server that may wait at the same time."""
+"""The maximum number of waiting commands per server."""
 COMMAND_TIMEOUT_SECONDS = 60.0
 MAX_COMMAND_AGE_SECONDS = 2 * COMMAND_TIMEOUT_SECONDS
-"""The age after which the answer to a command is not awaited any more."""
+"""The age after which no worker waits for the answer to a command."""
 _ERRORS: dict[str, type[OnnxserveError]] = {
     error.__name__: error for error in (InvalidConfig, ModelError, NotFound, NotReady, RegistryUnavailable)
 }
 
 
 def command_answer(error: OnnxserveError | None) -> CommandAnswer:
-    """Return the answer to a command that succeeded (None) or failed with this error."""
+    """Return the answer to a command that failed with this error, or succeeded if the error is None."""
     if error is None:
         return CommandAnswer()
     kinds = [kind.__name__ for kind in type(error).__mro__]

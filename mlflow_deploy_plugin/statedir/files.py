@@ -1,4 +1,4 @@
-"""The files that processes share: replaced by an atomic rename, kept by digest, or held as locks."""
+"""The files that processes share: files that are replaced atomically, caches by digest, and lock files."""
 
 import fcntl
 import os
@@ -32,12 +32,12 @@ StateT = TypeVar("StateT", bound=State)
 
 
 def write_state(path: Path, state: State) -> None:
-    """Replace the file in one step; readers see the old content or the new."""
+    """Replace the file atomically, so that readers see either the old or the new content."""
     write_atomically(path, state.model_dump_json().encode())
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file in one step, with its folder. Raises OSError on a full disk; the old content stays then."""
+    """Replace the file atomically, and create its folder if needed. On failure, keep the old file and raise OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # A process id is not unique: containers that share a volume have the same ids.
     temporary = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
@@ -45,7 +45,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)  # on a full disk the writer tries again and again
+        temporary.unlink(missing_ok=True)  # The writer retries on a full disk, so temporary files would accumulate.
         raise
 
 
@@ -54,8 +54,8 @@ def assert_state(path: Path, state: State) -> bool:
 
 
 def assert_content(path: Path, content: bytes) -> bool:
-    """Write the content unless the file holds it, and return True if it was written. The owner of a file calls this at
-    every poll, so that a lost or damaged file comes back. Raises OSError as `write_atomically`."""
+    """Write the content if the file does not have it, and return True if it was written. The owner of a file calls this
+    at each poll, so that a lost or damaged file is restored. Raises OSError as `write_atomically`."""
     try:
         if path.read_bytes() == content:
             return False
@@ -66,7 +66,7 @@ def assert_content(path: Path, content: bytes) -> bool:
 
 
 def read_state(path: Path, kind: type[StateT]) -> StateT | None:
-    """Return the content of the file, or None if there is no readable file yet."""
+    """Return the content of the file, or None if it does not exist or cannot be read."""
     try:
         return kind.model_validate_json(path.read_bytes())
     except (FileNotFoundError, PermissionError, ValidationError):
@@ -74,7 +74,7 @@ def read_state(path: Path, kind: type[StateT]) -> StateT | None:
 
 
 def file_identity(path: Path) -> tuple[int, int, int] | None:
-    """Return a value that changes when the file is replaced; None if there is no file."""
+    """Return a value that changes when the file is replaced; None if the file does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -83,15 +83,15 @@ def file_identity(path: Path) -> tuple[int, int, int] | None:
 
 
 def make_local_key(state_dir: Path) -> None:
-    """Write a new API key for the processes of the server's user on this machine; nobody else may read the file."""
+    """Write a new API key for processes of the server's user on this machine. Other users cannot read the file."""
     path = state_dir / LOCAL_KEY
     path.unlink(missing_ok=True)
     read_or_make_secret(path, secrets.token_urlsafe(32).encode())
 
 
 def read_or_make_secret(path: Path, content: bytes) -> bytes:
-    """Return the secret in the file, which only this user can read. If there is no file, write `content` into it. If
-    several processes call this at once, one writes. Raises OSError if the file cannot be read or written."""
+    """Return the secret in the file, which only this user can read. If the file does not exist, create it with
+    `content`. Concurrent calls create it only once. Raises OSError if the file cannot be read or written."""
     if not path.exists():
         with locked(path.with_name(f".{path.name}.lock")):
             if not path.exists():
@@ -112,19 +112,19 @@ def worker_file(state_dir: Path, pid: int) -> Path:
 
 
 def read_workers(state_dir: Path) -> list[WorkerState]:
-    """Return the states of all workers that have written one; some of them may have died."""
+    """Return the states of all workers that have written a state, including workers that have died."""
     try:
         files = sorted((state_dir / "workers").glob("*.json"))
-    except FileNotFoundError:  # A server that starts may have removed the folder.
+    except FileNotFoundError:  # A starting server may have removed the folder.
         return []
     return [state for file in files if (state := read_state(file, WorkerState)) is not None]
 
 
 @contextmanager
 def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
-    """Note that this worker loads the version in `folder`. If it dies meanwhile, the agent finds the note."""
+    """Record that this worker loads the version in `folder`, so that the agent notices if the worker dies."""
     file = state_dir / LOADING / f"{os.getpid()}.json"
-    with suppress(OSError):  # a full disk, or a read-only one
+    with suppress(OSError):  # The disk may be full or read-only.
         write_state(file, LoadingState(pid=os.getpid(), folder=folder))
     try:
         yield
@@ -134,7 +134,7 @@ def mark_loading(state_dir: Path, folder: Path) -> Iterator[None]:
 
 
 def take_load_deaths(state_dir: Path) -> list[Path]:
-    """Return the folders of the versions whose loading workers have died since the last call."""
+    """Return the folders of the versions whose worker has died during loading since the last call."""
     folders = []
     for file in sorted((state_dir / LOADING).glob("[!.]*.json")):
         state = read_state(file, LoadingState)
@@ -145,20 +145,20 @@ def take_load_deaths(state_dir: Path) -> list[Path]:
 
 
 def is_alive(pid: int) -> bool:
-    """Return True if a process has this id. It may be a later process than the one that wrote its id down."""
+    """Return True if a process has this id. The id may have been reused by another process."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # it is another user's
+    except PermissionError:  # The process belongs to another user.
         pass
     return True
 
 
 @dataclass(frozen=True)
 class FileCache:
-    """A folder of files, each named by a digest of all that it depends on. It has each file whole or not at all, and
-    deletes the least recently used ones."""
+    """A folder of files. Each name is a digest of everything that the content depends on. A file is always complete.
+    The least recently used files are deleted."""
 
     folder: Path
     suffix: str
@@ -170,7 +170,7 @@ class FileCache:
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
-        """Yield a temporary path, whose file replaces `path`. If the disk is full, no file is kept."""
+        """Yield a temporary path whose file replaces `path` after the block. If the disk is full, no file is kept."""
         temporary = self.folder / f".{os.urandom(8).hex()}{self.suffix}"
         with suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -187,7 +187,7 @@ class FileCache:
     def _evict(self, newest: Path) -> None:
         states = [(path, path.stat()) for path in self.folder.glob(f"*{self.suffix}")]
         size = 0
-        for number, (path, state) in enumerate(sorted(states, key=lambda one: one[1].st_mtime_ns, reverse=True)):
+        for number, (path, state) in enumerate(sorted(states, key=lambda entry: entry[1].st_mtime_ns, reverse=True)):
             size += state.st_size
             is_abandoned = path.name.startswith(".") and state.st_mtime < time.time() - _ABANDONED_SECONDS
             is_surplus = size > self.max_bytes or number >= self.max_files
@@ -197,8 +197,8 @@ class FileCache:
 
 @contextmanager
 def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
-    """Wait for the lock between processes of this machine (flock) and hold it; it ends with the process. Raises
-    BlockingIOError if another process holds it for so many seconds (None: wait without a limit)."""
+    """Wait for a lock between processes of this machine (flock), and hold it during the block. Raises BlockingIOError
+    if another process holds the lock for longer than `seconds` (None: wait without a limit)."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)  # The folder is shared, such as `deployments/`.
     deadline = None if seconds is None else time.monotonic() + seconds
     while True:
@@ -211,26 +211,26 @@ def locked(path: Path, seconds: float | None = None) -> Iterator[None]:
                 raise
             time.sleep(_LOCK_POLL_SECONDS)
             continue
-        with suppress(FileNotFoundError):  # its last holder has just removed the file: the next one is another file
+        with suppress(FileNotFoundError):  # If the last holder has removed the file, lock the next file.
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 break
         os.close(descriptor)
     try:
         yield
     finally:
-        with suppress(OSError):  # a disk that has become read-only
-            # while it is held: a process that waits for the old file sees that it is another now
+        with suppress(OSError):  # The disk may have become read-only.
+            # Remove the file before the lock is released, so that waiting processes notice that it was replaced.
             path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Yield an empty folder for the time of the block. A lock beside each folder shows that its process lives; folders
-    that a SIGKILL left behind are deleted, which `tempfile.TemporaryDirectory` does not do."""
+    """Yield an empty folder during the block. A lock file next to each folder shows that its process is running. Unlike
+    `tempfile.TemporaryDirectory`, this function also deletes the folders of processes that were killed."""
     root = Path(tempfile.gettempdir())
     for lock in root.glob(f"{prefix}*.lock"):
-        with suppress(OSError), locked(lock, 0):  # held, or another user's
+        with suppress(OSError), locked(lock, 0):  # Skip folders that are in use or belong to another user.
             shutil.rmtree(lock.with_suffix(""))
     folder = root / f"{prefix}{os.urandom(8).hex()}"
     with locked(folder.with_suffix(".lock")):
@@ -257,15 +257,15 @@ def is_locked(path: Path) -> bool:
 
 @contextmanager
 def claim_state_dir(state_dir: Path) -> Iterator[Path]:
-    """Hold the state folder for one server, and yield it; the kernel releases it when the process ends. Raises
-    AlreadyExists if a server runs in it, and InvalidConfig if it cannot be written."""
+    """Claim the state folder for one server, and yield it. The kernel releases the lock when the process ends. Raises
+    AlreadyExists if another server uses the folder, and InvalidConfig if the folder cannot be written."""
     try:
         state_dir.mkdir(0o700, parents=True, exist_ok=True)  # It contains captured rows.
         with ExitStack() as held:
-            try:  # This block has only the lock, because a failed fork also raises BlockingIOError.
-                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` may hold it.
+            try:  # Only the lock is in this block, because a failed fork also raises BlockingIOError.
+                held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` is brief.
             except BlockingIOError:
-                raise AlreadyExists(f"a server runs in the state folder {state_dir} already") from None
+                raise AlreadyExists(f"a server is already running in the state folder {state_dir}") from None
             yield state_dir
     except OSError as error:
         file = "" if str(error.filename or state_dir) == str(state_dir) else f"{error.filename}: "
@@ -275,8 +275,8 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
 
 @contextmanager
 def claim_free_state_dir(folder: Path) -> Iterator[Path]:
-    """Hold this state folder for one server, or the first free one of `FOLDER.2`, `FOLDER.3` and so on. Raises
-    AlreadyExists if a hundred servers run already, and InvalidConfig as `claim_state_dir`."""
+    """Claim this state folder for one server, or the first free folder of `FOLDER.2`, `FOLDER.3` and so on. Raises
+    AlreadyExists if 100 servers of this name are running, and InvalidConfig as `claim_state_dir`."""
     with ExitStack() as held:
         for number in range(1, _MOST_SERVERS_OF_A_NAME + 1):
             candidate = folder if number == 1 else folder.with_name(f"{folder.name}.{number}")
@@ -284,5 +284,7 @@ def claim_free_state_dir(folder: Path) -> Iterator[Path]:
                 held.enter_context(claim_state_dir(candidate))
                 break
         else:
-            raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} run on this machine already")
+            raise AlreadyExists(
+                f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} are already running on this machine"
+            )
         yield candidate

@@ -1,15 +1,15 @@
-"""The history of a server: what its workers have counted in each interval of the last hour and day, for the console.
+"""The history of a server for the console: the counts of its workers per interval in the last hour and day.
 
-    history/hour.jsonl      agent → workers     10 s a line, 360 of them
-    history/day.jsonl       agent → workers     5 min a line, 288 of them
+    history/hour.jsonl      agent → workers     360 lines of 10 s
+    history/day.jsonl       agent → workers     288 lines of 5 min
 
     {"at": 1700000000.0, "seconds": 10.0, "requests": [[endpoint, variant, model, version, status, number], …],
      "durations": [[endpoint, variant, model, version, {"0.005": number, …}], …], "rows": {endpoint: number},
      "labels": number}
 
-A line holds the increments of its interval, so lines can be added up, and a restart is not seen as a fall. `at` is the
-interval's end by the wall clock, `seconds` its length by the monotonic one. A bucket's number excludes the buckets
-below it. Explanations have no durations. An interval in which the server did not run has no line.
+A line contains the increments of its interval, so lines can be summed, and a restart does not look like a decrease.
+`at` is the interval's end by the wall clock, and `seconds` is its length by the monotonic clock. The number of a bucket
+excludes the buckets below. Explanations have no durations. If no server ran in an interval, there is no line.
 """
 
 import logging
@@ -32,16 +32,16 @@ Span = Literal["hour", "day"]
 SPANS: tuple[Span, ...] = get_args(Span)
 HISTORY = "history"
 HISTORY_INTERVALS: Mapping[Span, tuple[float, int]] = {"hour": (10.0, 360), "day": (300.0, 288)}
-"""The seconds of a line, and how many lines are kept."""
+"""The seconds per line, and the number of lines."""
 _EXPLANATIONS = "explain"
 _LAST_FIELD = b'"labels":'
 
 _Counts = Counter[tuple[str, ...]]
-"""Counts by their kind and labels."""
+"""Counts by kind and labels."""
 
 
 class HistoryWriter:
-    """Writes the history of one state folder; the agent calls `round` again and again."""
+    """Writes the history of a state folder. The agent calls `round` repeatedly."""
 
     def __init__(
         self, state_dir: Path, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
@@ -54,18 +54,18 @@ class HistoryWriter:
         ]
 
     def round(self) -> None:
-        """Write a line if it is time for one. If the disk is full, lines are lost, and nothing else."""
+        """Write a line if the last interval is over. If the disk is full, lines are lost without other effects."""
         now = self._monotonic()
         if self._run and now - self._seen_at < HISTORY_INTERVALS["hour"][0]:
             return
         try:
             folder = (self._state_dir / METRICS).readlink()
             counts = _read_counts(folder)
-        except OSError:  # no server runs: all counts of the next one are new
+        except OSError:  # No server runs, so all counts of the next server are new.
             self._run, self._seen_at = self._run or "none", now
             return
-        is_first = not self._run  # its counts are from before the agent's start
-        added = counts - self._seen if folder.name == self._run else counts  # a new server counts from zero
+        is_first = not self._run  # The first counts are from before the agent's start.
+        added = counts - self._seen if folder.name == self._run else counts  # A new server counts from zero.
         seconds, self._seen_at = now - self._seen_at, now
         self._run, self._seen = folder.name, counts
         if is_first:
@@ -78,7 +78,7 @@ class HistoryWriter:
 
 
 class _Ring:
-    """A file of the last `kept` lines. Lines are appended; once there are twice as many, the file is written anew."""
+    """A file of the last `kept` lines. Lines are appended; the file is rewritten when it has twice as many lines."""
 
     def __init__(self, path: Path, seconds: float, kept: int) -> None:
         self._path, self._seconds, self._kept = path, seconds, kept
@@ -98,12 +98,12 @@ class _Ring:
             self._lines = len(kept)
         self._path.parent.mkdir(exist_ok=True)
         with self._path.open("ab") as file:
-            file.write(b"\n" + line)  # the line end in front also ends a line that was cut off
+            file.write(b"\n" + line)  # The leading newline ends a line that a crash has cut off.
         self._lines += 1
 
 
 def read_history(state_dir: Path, span: Span) -> bytes:
-    """Return the lines that are kept, oldest first, without any that a crash has cut off."""
+    """Return the last lines, oldest first, without lines that a crash has cut off."""
     return b"\n".join(deque(_lines(state_dir / HISTORY / f"{span}.jsonl"), HISTORY_INTERVALS[span][1]))
 
 
@@ -117,19 +117,19 @@ def _lines(path: Path) -> list[bytes]:
 
 def _read_counts(folder: Path) -> _Counts:
     counts = _Counts()
-    found = metric_files.read_series(folder)
+    by_name = metric_files.read_series(folder)
     of_version = itemgetter(*metric_files.OF_VARIANT)
-    for series in found[metric_files.REQUESTS]:
+    for series in by_name[metric_files.REQUESTS]:
         counts["requests", *of_version(series.labels), series.labels["status"]] += int(series.value)
-    for series in found[metric_files.REQUEST_DURATION]:
+    for series in by_name[metric_files.REQUEST_DURATION]:
         if series.labels["protocol"] == _EXPLANATIONS:
             continue
         for (_, below), (bound, count) in pairwise([("", 0.0), *series.buckets]):
             counts["durations", *of_version(series.labels), bound] += int(count - below)
-    for series in found[metric_files.CAPTURE_ROWS]:
+    for series in by_name[metric_files.CAPTURE_ROWS]:
         if series.labels["outcome"] == "answered":
             counts["rows", series.labels["endpoint"]] += int(series.value)
-    for series in found[metric_files.FEEDBACK_LABELS]:
+    for series in by_name[metric_files.FEEDBACK_LABELS]:
         if series.labels["outcome"] == "accepted":
             counts["labels",] += int(series.value)
     return counts

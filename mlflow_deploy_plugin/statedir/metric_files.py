@@ -1,9 +1,9 @@
-"""The metrics of all workers: kept in files that are mapped into memory, added up, and written as text for Prometheus.
+"""The metrics of all workers: stored in memory-mapped files, summed, and formatted as text for Prometheus.
 
-A file holds the number of bytes in use, then entries: the length of the key, the number of cells, the key, and the
-cells, which are doubles. The key is JSON: kind, name, help text and bounds of the metric, and the labels. A counter and
-a gauge have one cell, a histogram has the sum and its buckets. prometheus_client's multi-process mode is not used,
-because it makes several objects per bucket, which holds the interpreter far longer.
+A file contains the number of bytes in use, followed by entries. An entry consists of the length of the key, the number
+of cells, the key, and the cells, which are doubles. The key is JSON: kind, name, help text and bounds of the metric,
+and the labels. A counter or gauge has one cell; a histogram has its sum and its buckets. The multi-process mode of
+prometheus_client is not used, because it creates several objects per bucket and holds the GIL far longer.
 https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
@@ -38,7 +38,7 @@ _KINDS: tuple[MetricKind, ...] = ("counter", "gauge", "histogram")
 _ESCAPED = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _ENTRIES_AT_ONCE, _SERIES_AT_ONCE = 500, 60
 _PAUSE_SECONDS = 1e-4
-"""A sleep releases the interpreter at once; a thread that computes keeps it for 5 ms (`sys.getswitchinterval`)."""
+"""A sleep releases the GIL immediately; a computing thread keeps it for 5 ms (`sys.getswitchinterval`)."""
 _STEP_BYTES = 64 * 1024
 _SHARED_MEMORY, _FOLDERS, _STATE = Path("/dev/shm"), "onnxserve-metrics-", "state"
 _LEAST_SHARED_BYTES = 4 * 1024 * 1024
@@ -47,18 +47,18 @@ _LOST_CELLS = 64
 REQUESTS, REQUEST_DURATION = "onnxserve_requests", "onnxserve_request_duration_seconds"
 CAPTURE_ROWS, FEEDBACK_LABELS = "onnxserve_capture_rows", "onnxserve_feedback_labels"
 OF_VARIANT = ("endpoint", "variant", "model", "version")
-"""The labels of a metric of each version that answers."""
+"""The labels of the metrics per served version."""
 COUNTED = "counted.json"
-"""The file that keeps the counts of the last servers when their metrics are removed."""
+"""The file that keeps the row counts of the last servers after their metrics are removed."""
 _MAX_SAVED = 8
 Rows = Mapping[str, Mapping[str, int]]
-"""Outcome ("answered", "captured", "dropped") → endpoint → rows."""
+"""Outcome ("answered", "captured", "dropped") → endpoint → number of rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """The declaration of a metric. A counter's sample is called name + "_total". A metric with `bounds` is a histogram;
-    they are ascending, as the label `le` spells them."""
+    """The declaration of a metric. The sample of a counter is named name + "_total". A metric with `bounds` is a
+    histogram; the bounds are ascending and have the format of the label `le`."""
 
     name: str
     help: str
@@ -67,17 +67,19 @@ class Metric:
 
 
 _LOST = {
-    kind: Metric(f"onnxserve_unrecorded{suffix}", "Values that found no room in shared memory.", kind=kind)
+    kind: Metric(
+        f"onnxserve_unrecorded{suffix}", "Values that were not recorded because shared memory was full.", kind=kind
+    )
     for kind, suffix in zip(_KINDS, ("", "_gauges", "_histograms"), strict=True)
 }
-"""The metrics of the values that find no room: a family has one type. The histogram has cells for any buckets."""
+"""The metrics of values for which shared memory has no space, one per kind. The histogram has cells for any buckets."""
 
 
 class MmapCounters:
-    """The values of this worker, in one file that is locked until this object is dropped; the caller locks the values.
+    """The values of this worker in a file, which is locked until this object is deleted. The caller locks the values.
 
-    Values that the file has already are continued. `cells` has every double of the file; `cells[slot]` is the value of
-    a slot. Raises BlockingIOError if a live worker has the file, and OSError if there is no room for it.
+    Existing values of the file are continued. `cells` contains all doubles of the file, and `cells[slot]` is the value
+    of a slot. Raises BlockingIOError if a running worker uses the file, and OSError if there is no space for the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -96,10 +98,11 @@ class MmapCounters:
         self._lost = {kind: self.slot(metric, {}) for kind, metric in _LOST.items()}
 
     def slot(self, metric: Metric, labels: Mapping[str, str]) -> int:
-        """Return the slot of a label set, whose value is 0 at first; a histogram has its sum there, then its buckets.
-        If shared memory is full, return the slot of the lost values, so that the response does not fail."""
+        """Return the slot of a label set. Its initial value is 0. The slot of a histogram is its sum, followed by its
+        buckets. If shared memory is full, return the slot of the unrecorded values, so that the response succeeds."""
         kind = "histogram" if metric.bounds else metric.kind
-        spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}  # lone surrogates
+        # Lone surrogates cannot be encoded and are replaced.
+        spelled = {label: value.encode(errors="replace").decode() for label, value in labels.items()}
         key = json.dumps([kind, metric.name, metric.help, metric.bounds, spelled], sort_keys=True).encode()
         if (known := self._slots.get(key)) is not None:
             return known
@@ -110,7 +113,7 @@ class MmapCounters:
                 self._grow()
         except OSError as error:
             if not self._is_full:
-                logger.error("no room for %s among the metrics: %s", metric.name, error.strerror)
+                logger.error("no space for the metric %s: %s", metric.name, error.strerror)
             self._is_full = True
             self._slots[key] = self._lost[kind]
             return self._lost[kind]
@@ -121,8 +124,8 @@ class MmapCounters:
         return slot
 
     def _grow(self) -> None:
-        """Write more of the file now, because a page that finds no room later would end the worker (SIGBUS). Threads
-        may still write to an earlier mapping, which is the same memory."""
+        """Allocate more of the file now, because a later page without space would kill the worker (SIGBUS). Threads may
+        still write to an earlier mapping, which maps the same memory."""
         size = self._size + _STEP_BYTES
         with open(self._file, "ab", closefd=False) as end:  # macOS has no posix_fallocate(3).
             end.write(bytes(size - end.tell()))
@@ -133,8 +136,8 @@ class MmapCounters:
 
 @dataclass(slots=True)
 class MetricSeries:
-    """The values of one label set. Of a histogram, `value` is the sum of the observations, and `buckets` has each
-    bound, ascending, and the number of observations up to it."""
+    """The values of a label set. For a histogram, `value` is the sum of the observations, and `buckets` contains the
+    ascending bounds, each with the number of observations up to the bound."""
 
     labels: dict[str, str]
     value: float = 0.0
@@ -154,26 +157,26 @@ class MetricFamily:
 
 
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
-    """Return the metrics of these kinds, of all workers that have files in the folder, sorted by name. Counters and
-    histograms include dead workers. Gauges in the files `gauges_PID` are added up; of other gauges the largest value
-    counts. The function sleeps now and then, so that other threads can run."""
+    """Return the metrics of these kinds of all workers with files in the folder, sorted by name. Counters and
+    histograms include dead workers. Gauges in files named `gauges_PID` are summed; for other gauges, the maximum is returned. The
+    function sleeps regularly, so that other threads can run."""
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)
         if (family := families.get(name)) is None:
             family = families[name] = MetricFamily(name, kind, text)
-        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]  # without bounds: of the lost values
+        counts = accumulate(cells[1:]) if bounds else [sum(cells[1:])]  # Only unrecorded values have no bounds.
         buckets = list(zip([*bounds, "+Inf"], counts, strict=True)) if kind == "histogram" else []
         family.series.append(MetricSeries(labels, cells[0], buckets))
     return [families[name] for name in sorted(families)]
 
 
 def read_series(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> defaultdict[str, list[MetricSeries]]:
-    """Return the series of `read_families` by the name of their metric; empty without counts."""
-    found = defaultdict[str, list[MetricSeries]](list)
+    """Return the series of `read_families` by metric name. Unknown names have an empty list."""
+    by_name = defaultdict[str, list[MetricSeries]](list)
     for family in read_families(folder, kinds):
-        found[family.name] += family.series
-    return found
+        by_name[family.name] += family.series
+    return by_name
 
 
 def prometheus_text(families: list[MetricFamily]) -> bytes:
@@ -195,18 +198,18 @@ def prometheus_text(families: list[MetricFamily]) -> bytes:
 
 
 def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[float]]:
-    """Return the cells of the metrics of these kinds, by key, summed over all files."""
+    """Return the summed cells of the metrics of these kinds over all files, by key."""
     sums: dict[bytes, list[float]] = {}
-    wanted = tuple(f'["{kind}"'.encode() for kind in kinds)
+    prefixes = tuple(f'["{kind}"'.encode() for kind in kinds)
     for path in sorted(folder.glob("*.db")):
         try:
             content = path.read_bytes()
-        except FileNotFoundError:  # a worker has died, and its gauges with it
+        except FileNotFoundError:  # The gauges of a worker that has just died were removed.
             continue
         doubles: Any = memoryview(content).cast("d")
         lives = path.name.startswith("gauges")
         for key, slot, number in _unhurried(_entries(content), _ENTRIES_AT_ONCE):
-            if not key.startswith(wanted):
+            if not key.startswith(prefixes):
                 continue
             cells: list[float] = doubles[slot : slot + number].tolist()
             before = sums.get(key)
@@ -220,8 +223,9 @@ def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[
 
 
 def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield every key of a file, the slot of its first cell and the number of its cells."""
-    position, used = _HEADER.size, _HEADER.unpack_from(content)[0] if content else 0  # empty: it has just been made
+    """Yield each key of a file with the slot of its first cell and its number of cells."""
+    # A file that has just been created is empty.
+    position, used = _HEADER.size, _HEADER.unpack_from(content)[0] if content else 0
     while position < used:
         size, cells = _ENTRY.unpack_from(content, position)
         begin = position + _ENTRY.size
@@ -231,7 +235,7 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
-    """Yield the items, and sleep after so many of them."""
+    """Yield the items, and sleep after every `at_once` items."""
     for number, item in enumerate(items, 1):
         yield item
         if number % at_once == 0:
@@ -240,14 +244,14 @@ def _unhurried(items: Iterable[Item], at_once: int) -> Iterator[Item]:
 
 @dataclass(frozen=True)
 class CaptureCounters:
-    """Rows since the start of the server that `run` names, answered and captured; the agent reports them."""
+    """The rows that were answered and captured since the start of the server `run`; the agent reports them."""
 
     run: str
     rows: Rows
 
 
 def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
-    """Return the counts of all workers, including dead ones; after the server's end, the counts that it has saved."""
+    """Return the counts of all workers, including dead workers. If the server has ended, return its saved counts."""
     link = state_dir / METRICS
     with contextlib.suppress(OSError):
         folder = link.readlink()
@@ -261,7 +265,7 @@ def read_capture_counters(state_dir: Path) -> CaptureCounters | None:
 
 
 def saved_capture_counters(state_dir: Path) -> list[CaptureCounters]:
-    """Return the counts that the last servers have saved, oldest first. An agent may not have seen all of them."""
+    """Return the counts that the last servers have saved, oldest first. The agent may not have read all of them."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
         saved = orjson.loads((state_dir / COUNTED).read_bytes())
         return [CaptureCounters(entry["run"], entry["rows"]) for entry in saved]
@@ -272,20 +276,20 @@ def save_capture_counters(state_dir: Path) -> None:
     """Save the counts before the metrics of an ended server are removed."""
     if (counters := read_capture_counters(state_dir)) is not None:
         saved = [entry for entry in saved_capture_counters(state_dir) if entry.run != counters.run]
-        with contextlib.suppress(OSError):  # a full disk
+        with contextlib.suppress(OSError):  # The disk may be full.
             write_atomically(state_dir / COUNTED, orjson.dumps([*saved, counters][-_MAX_SAVED:]))
 
 
 def shared_memory() -> Path | None:
-    """Return the folder of files in memory, or None where there is none with room that this user may write."""
+    """Return the shared memory folder; None if it does not exist, is not writable or has too little space."""
     is_writable = os.access(_SHARED_MEMORY, os.W_OK)
     return _SHARED_MEMORY if is_writable and shutil.disk_usage(_SHARED_MEMORY).free >= _LEAST_SHARED_BYTES else None
 
 
 def make_metrics_folder(state_dir: Path) -> int:
-    """Make an empty folder for the metrics of a server that starts, and remove those of the last one. Return the
-    descriptor of a lock on it: while this process or a fork has it open, no other server removes the folder. The files
-    are in shared memory, because a write to a mapped file on a full disk would kill the worker (SIGBUS)."""
+    """Create an empty folder for the metrics of a starting server, and remove the last server's metrics. Return the
+    descriptor of a lock on the folder. While this process or a fork has it open, no other server removes the folder.
+    The files are in shared memory, because a write to a mapped file on a full disk would kill the worker (SIGBUS)."""
     remove_metrics(state_dir)
     _remove_abandoned_metrics()
     folder = Path(tempfile.mkdtemp(prefix=_FOLDERS, dir=shared_memory()))
@@ -297,14 +301,14 @@ def make_metrics_folder(state_dir: Path) -> int:
 
 
 def _remove_abandoned_metrics() -> None:
-    """Remove the metrics of killed servers that no state folder links to any more. If a state folder still links to
-    them, its next server saves the counts first."""
+    """Remove the metrics of killed servers to which no state folder links any more. If a state folder still links to
+    the metrics, its next server saves the counts first."""
     for folder in (shared_memory() or Path(tempfile.gettempdir())).glob(f"{_FOLDERS}*"):
         with contextlib.suppress(OSError):
             back = (folder / _STATE).readlink() / METRICS
             descriptor = os.open(folder, os.O_RDONLY)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # A server that lives holds it.
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # A running server has this lock.
                 if not back.is_symlink() or back.readlink() != folder:
                     shutil.rmtree(folder)
             finally:
@@ -312,8 +316,8 @@ def _remove_abandoned_metrics() -> None:
 
 
 def remove_metrics(state_dir: Path) -> None:
-    """Remove the metrics of the state folder's last server, and save its counts of rows. Raises OSError if the state
-    folder cannot be written; the metrics stay."""
+    """Remove the metrics of the state folder's last server, and save its row counts. Raises OSError if the state folder
+    cannot be written; the metrics are then kept."""
     link = state_dir / METRICS
     if link.is_symlink():
         save_capture_counters(state_dir)

@@ -9,19 +9,19 @@ from mlflow_deploy_plugin.spec import CaptureSpec, EndpointSpec, StickySpec
 
 
 class State(BaseModel):
-    """The content of one state file. Unknown fields are ignored, so that an older reader copes with a newer writer."""
+    """The content of a state file. Unknown fields are ignored, so that old readers accept files of newer writers."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class WantedVariant(State):
-    """One concrete version that is to be served.
+    """A version that workers must serve.
 
     Attributes:
         model_uri: the URI in the spec, such as models:/flight-delay/Production.
-        version: the registry's number, or the model id of a model that is not registered.
+        version: the registry's version number, or the model id of a model that is not registered.
         folder: the MLmodel folder on this disk, verified by the agent.
-        aspects: details reported with the version: stage, run_id, parity, git_commit, …
+        aspects: details that are reported with the version: stage, run_id, parity, git_commit, …
     """
 
     model_uri: str
@@ -34,7 +34,7 @@ class WantedVariant(State):
 
 
 class WantedEndpoint(State):
-    """The variants that have a version. `errors` has the reasons why the others have none; any caller may read it."""
+    """The variants that have a version. `errors` has the reasons for the other variants; any caller may read it."""
 
     variants: dict[str, WantedVariant]
     capture: CaptureSpec = CaptureSpec()
@@ -43,8 +43,8 @@ class WantedEndpoint(State):
 
 
 class Wanted(State):
-    """The endpoints that every worker is to serve. Every change increases `generation`. A command has unloaded the
-    endpoints in `unloaded`, and another may load them again."""
+    """The endpoints that every worker must serve. Every change increments `generation`. A command has unloaded
+    the endpoints in `unloaded`; another command may load them again."""
 
     generation: int = 0
     endpoints: dict[str, WantedEndpoint] = Field(default_factory=dict)
@@ -52,8 +52,8 @@ class Wanted(State):
 
 
 class Command(State):
-    """A request to the agent to load or unload an endpoint, at a time of the machine's monotonic clock. The actor is
-    the name of the caller's key; empty if callers need none."""
+    """A request to the agent to load or unload an endpoint. `created_at` is a time of the machine's monotonic clock.
+    `actor` is the name of the caller's key; empty if the server requires no keys."""
 
     action: Literal["load", "unload"]
     endpoint: str
@@ -63,31 +63,32 @@ class Command(State):
 
 
 class CommandAnswer(State):
-    """The result of a command. `error` is empty if every worker has done it; `kind` names the class of the error."""
+    """The result of a command. `error` is empty if all workers have executed it; `kind` is the class of the error."""
 
     error: str = ""
     kind: str = ""
 
 
 class Control(State):
-    """The changes that commands have made to the spec: endpoints that are not served, and endpoints that were added."""
+    """The changes that commands have made to the spec: endpoints that were unloaded, and endpoints that were added."""
 
     unloaded: tuple[str, ...] = ()
     added: dict[str, EndpointSpec] = Field(default_factory=dict)
 
 
 Scope = Literal["infer", "read", "admin"]
-"""A right of a caller: predictions, explanations and feedback; metrics, metadata and pages; loading and unloading."""
+"""A right of a caller. `infer`: predictions, explanations and feedback; `read`: metrics, metadata and pages; `admin`:
+loading and unloading."""
 
 
 class KeyEntry(State):
     """The rights of an API key.
 
     Attributes:
-        endpoints: the endpoints that it is for; empty: all.
-        expires_at: seconds since 1970; None: never.
-        limits: rates of its predictions in the syntax of `server.rate_limit`, the shortest period first.
-        counted_as: its name in metrics; empty: its own. The many callers of an issuer share one name.
+        endpoints: the endpoints that the key gives access to; empty for all endpoints.
+        expires_at: in seconds since 1970; None if the key does not expire.
+        limits: rate limits for predictions in the syntax of `server.rate_limit`, with the shortest period first.
+        counted_as: the key's name in metrics, which all callers of an issuer share; if empty, `name` is used.
     """
 
     name: str
@@ -99,14 +100,14 @@ class KeyEntry(State):
 
 
 class ValidKeys(State):
-    """The valid keys, each by the SHA-256 of its text in hex."""
+    """The valid keys, each identified by the SHA-256 of its text in hexadecimal."""
 
     keys: dict[str, KeyEntry] = Field(default_factory=dict)
 
 
 class LoadedVariant(State):
-    """The version that one worker serves for a variant; empty if none is loaded. `error` is the reason why the wanted
-    version is not loaded, `no_batch` the reason why the graph has no batch dimension; empty without one."""
+    """The version that a worker serves for a variant; empty if no version is loaded. `error` is the reason why the
+    wanted version is not loaded, and `no_batch` the reason why the graph has no batch dimension; otherwise empty."""
 
     version: str = ""
     error: str = ""
@@ -114,14 +115,14 @@ class LoadedVariant(State):
 
 
 class WorkerState(State):
-    """The versions that one worker has loaded, by endpoint and variant, of the `Wanted` with this generation."""
+    """The versions that a worker has loaded for the `Wanted` with this generation, by endpoint and variant."""
 
     pid: int
     generation: int
     endpoints: dict[str, dict[str, LoadedVariant]] = Field(default_factory=dict)
 
     def loaded(self, endpoint: str, variant: str) -> LoadedVariant:
-        """Return the loaded version of a variant; empty before the worker has tried to load one."""
+        """Return the loaded version of a variant; empty if the worker has not tried to load a version yet."""
         return self.endpoints.get(endpoint, {}).get(variant, LoadedVariant())
 
     @property
@@ -130,20 +131,20 @@ class WorkerState(State):
 
 
 class LoadingState(State):
-    """The version that a worker is loading. A worker that dies while loading leaves the file behind."""
+    """The version that a worker is loading. If the worker dies during loading, the file remains."""
 
     pid: int
     folder: Path
 
 
 class ShippingState(State):
-    """The state of shipping the spool into the inference log.
+    """The state of shipping the spool to the inference log.
 
     Attributes:
-        error: why the log cannot be written; empty if it can.
-        torn_segments: segments with half a frame at the end, left by a killed worker, since the agent's start.
-        broken_segments: segments that were malformed and set aside, since the agent's start.
-        complete_until: every row answered before is in the log; seconds since 1970, in steps of ten.
+        error: the reason why the log cannot be written; empty if it can be written.
+        torn_segments: the number of segments with an incomplete last frame (from killed workers) since the start.
+        broken_segments: the number of malformed segments that were set aside since the agent's start.
+        complete_until: all rows that were answered before this time are in the log; seconds since 1970, in steps of 10.
     """
 
     error: str = ""
@@ -153,8 +154,8 @@ class ShippingState(State):
 
 
 class RefusedVersion(State):
-    """A version that the registry names for a variant and that is not served. Its cause is gate, fetch, artifact,
-    consent (it would run code of its own) or load."""
+    """A version that the registry names for a variant and that is not served. `cause` is gate, fetch, artifact, load or
+    consent (the version would run its own code)."""
 
     endpoint: str
     variant: str
@@ -165,13 +166,13 @@ class RefusedVersion(State):
 
 
 class AgentState(State):
-    """The agent's report on itself.
+    """The agent's status report.
 
     Attributes:
-        checked_at: the end of the last poll of the registry, also of a failed one; seconds since 1970.
-        looks: the number of polls that have ended since the agent's start.
-        fatal: nothing can be served: no version could be fetched, and there is no earlier version.
-        keys_fetched_at: the last fetch of API keys and of an issuer's, in seconds since 1970; 0 without any.
+        checked_at: the end of the last poll of the registry, even if it failed; seconds since 1970.
+        looks: the number of completed polls since the agent's start.
+        fatal: True if no version can be served: none could be fetched, and there is no earlier version.
+        keys_fetched_at: the last fetch of API keys or of an issuer's keys, in seconds since 1970; 0 if none.
     """
 
     pid: int
@@ -186,9 +187,9 @@ class AgentState(State):
 
 
 class FetchedVersion(State):
-    """A version whose verified files, from `source`, are on this disk. `identity` is empty for a version that was
-    restored from wanted.json. `runs_code` is True for a version without an ONNX form. `digest` is that of all its files
-    as they were fetched; empty for a folder that is served in place."""
+    """A version whose verified files from `source` are on this disk. `identity` is empty for a version that was
+    restored from wanted.json. `runs_code` is True for a version without an ONNX form. `digest` is the digest of all
+    fetched files; empty for a folder that is served in place."""
 
     model: str
     version: str
@@ -201,7 +202,7 @@ class FetchedVersion(State):
 
 
 class FollowedReference(State):
-    """The version served for a reference, and the one before it; `told` has the source and error in a version's tag."""
+    """The served and the previous version of a reference. `told` is the source and error in a version's tag."""
 
     model_uri: str
     require: str = ""
@@ -220,8 +221,8 @@ Phase = Literal["starting", "serving", "stopping"]
 
 
 class ServerState(State):
-    """The supervisor's report on itself, written once it knows its port and removed at an orderly end. Gunicorn was
-    restarted `restarts` times since `started_at`."""
+    """The supervisor's status report, written when its port is known and removed at a normal end. `restarts` is the
+    number of gunicorn's restarts since `started_at`."""
 
     pid: int
     host: str

@@ -68,7 +68,7 @@ def deployments(tmp_path: Path) -> Deployments:
         (lambda flights: request_retraining(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),
         (
             lambda flights: request_retraining(flights, "flights"),
-            "no monitor of endpoint 'flights' says how the model is trained: onnxserve endpoint update flights "
+            "no monitor of endpoint 'flights' specifies how to train the model: onnxserve endpoint update flights "
             "-C monitors.NAME.retrain.project=PROJECT",
         ),
         (lambda flights: rollback(flights, "nope"), "there is no endpoint 'nope'; there are flights, taxis"),

@@ -222,7 +222,7 @@ def test_one_that_is_left_to_itself_runs_on(new_child: New) -> None:
         ([sys.executable, "-c", "import sys; print('no'); sys.exit('ERROR: no index')"], "no index"),
         ([sys.executable, "-c", "raise SystemExit(3)"], "it ended with status 3"),
         ([sys.executable, "-c", "import os; print('no'); os.kill(os.getpid(), 9)"], "it was killed by SIGKILL"),
-        ([sys.executable, "-c", SLEEP], "it has not ended within 1 s"),
+        ([sys.executable, "-c", SLEEP], "it did not end within 1 s"),
         (["/nowhere/python"], "it cannot be started: No such file or directory"),
     ],
 )

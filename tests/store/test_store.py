@@ -155,7 +155,7 @@ def test_a_spec_that_cannot_be_read_is_its_own_endpoints_trouble(store: Store) -
 def test_a_name_is_given_once(store: Store) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", "one"))
 
-    with pytest.raises(AlreadyExists, match="'flights' exists already"):
+    with pytest.raises(AlreadyExists, match="'flights' already exists"):
         store.add_endpoint("onnxserve", new_endpoint("flights", "two"))
 
     assert store.require_endpoint("flights").spec.variants["flights"].model == "one"

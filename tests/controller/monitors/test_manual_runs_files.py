@@ -75,7 +75,7 @@ def test_rows_with_times_are_one_window_beside_the_windows_of_the_reference() ->
 def test_times_on_one_side_alone_are_said() -> None:
     answer = judged(table(300), table(2000, 0.0, "2024-01-01"))
 
-    assert answer.result.notes[0].startswith("only one file (not the dataset rows.parquet) says when its rows")
+    assert answer.result.notes[0].startswith("only one file (not the dataset rows.parquet) has event times")
 
 
 def test_too_few_rows_are_not_judged() -> None:

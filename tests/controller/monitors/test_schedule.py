@@ -122,7 +122,7 @@ def test_an_agent_whose_clock_is_far_ahead_is_passed_over_with_a_note() -> None:
 
     (note,) = readiness([ahead], "flights", NOW).notes
 
-    assert note.startswith("the clock of the agent two is ahead")
+    assert note.startswith("the clock of agent two is an hour or more ahead")
 
 
 def overview_of(world: MonitoredWorld) -> MonitorOverview:

@@ -86,7 +86,7 @@ def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_ou
 
     assert [window.start for window in windows] == [NOON + number * HOUR for number in range(29, 32)]
     note = world.monitors.state("flights", "hourly").note
-    assert note.startswith("29 windows from 2026-11-20T12:00 to 2026-11-21T17:00 are left out")
+    assert note.startswith("29 windows from 2026-11-20T12:00 to 2026-11-21T17:00 were skipped")
     assert note.endswith("onnxserve monitor backfill flights hourly --from 2026-11-20T12:00 --to 2026-11-21T17:00")
 
 
@@ -319,7 +319,7 @@ def test_alarms_in_a_row_are_counted_and_fewer_than_asked_for_tell_nobody(
 
     assert world.monitors.state("flights", "hourly").consecutive == 2
     assert [alert.monitor for alert in Alerts(world.store).firing("flights")] == ["hourly"]
-    unconfirmed = [line for line in world.said if mentions(line, "1 of 2 windows")]
+    unconfirmed = [line for line in world.said if mentions(line, "1 of 2 consecutive windows")]
     assert [line.split()[3].split("/")[0] for line in unconfirmed] == ["2026-11-20T12:00:00", "2026-11-20T14:00:00"]
 
 
@@ -405,7 +405,7 @@ def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_ju
     world.rows(NOON + HOUR)
     world.now += HOUR
     assert [window.start for window in world.wait_for(2)] == [NOON, NOON + HOUR]
-    assert mentions(note(), "came late", "a file of rows")
+    assert mentions(note(), "late data", "a file of rows")
     wait_until(lambda: Alerts(world.store).recent(), SECONDS, "somebody is told")
     assert all(later - earlier > 3600 for earlier, later in pairwise(counted[1:]))
 

@@ -78,7 +78,7 @@ def test_a_retraining_whose_plan_cannot_be_read_ends_with_one_clear_line(world: 
     ended = world.take()
 
     said = "its plan in the store cannot be read (project: Field required; sampling: Unexpected keyword argument)"
-    assert (ended.state, ended.reason) == ("failed", f"{said}: `onnxserve retrain {ENDPOINT}` starts another")
+    assert (ended.state, ended.reason) == ("failed", f"{said}: `onnxserve retrain {ENDPOINT}` starts a new retraining")
     assert mentions(world.said[-1], ENDPOINT, f"retraining {ended.id}", MODEL, "failed", ended.reason)
     assert next(world.deployments.store.events(ENDPOINT, newest_first=True)).action == "retrain.end"
     assert state == "waiting" or process.get_run(ended.run_id).status == "KILLED"

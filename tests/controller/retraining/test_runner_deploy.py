@@ -72,7 +72,7 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     waiting = world.take()
     assert waiting.state == "gated"
-    assert mentions(waiting.reason, "waits", ENDPOINT, "the server is gone")
+    assert mentions(waiting.reason, "waiting", ENDPOINT, "the server is gone")
     world.ahead = timedelta(hours=2)
     proposed = world.take()
     assert proposed.state == "proposed"
@@ -83,23 +83,23 @@ def test_a_version_waits_for_a_server_that_is_down_and_is_proposed_in_the_end(wo
 
 def test_a_version_is_brought_by_the_controller_that_reaches_the_server(world: RetrainingWorld) -> None:
     gated(world, "rollout")
-    assert mentions(world.take().reason, "waits", "out of reach")
+    assert mentions(world.take().reason, "waiting", "cannot reach")
     start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
-    assert "out of reach" in world.latest().reason
+    assert "cannot reach" in world.latest().reason
 
     (world.deployments.settings.deployments_path / ENDPOINT).mkdir(parents=True)
     start_rollouts_at(RetrainingContext(world.deployments, "controller@away"), "elsewhere")
-    assert "out of reach" in world.latest().reason
+    assert "cannot reach" in world.latest().reason
     start_rollouts_at(RetrainingContext(world.deployments, "controller@beside"), world.deployments.place(ENDPOINT))
 
-    assert mentions(world.latest().reason, "waits", ENDPOINT, "the server is gone")
+    assert mentions(world.latest().reason, "waiting", ENDPOINT, "the server is gone")
 
 
 def test_where_no_controller_reaches_the_server_the_version_is_proposed(world: RetrainingWorld) -> None:
     gated(world, "rollout")
     proposed = later(world, hours=2)
     assert proposed.state == "proposed"
-    assert mentions(proposed.reason, "out of reach", "no controller")
+    assert mentions(proposed.reason, "cannot reach", "no controller")
 
 
 def test_a_version_that_somebody_has_brought_already_is_done(world: RetrainingWorld) -> None:
@@ -119,7 +119,7 @@ def test_a_version_is_judged_again_where_another_has_come_into_service_meanwhile
     MlflowClient().set_registered_model_alias(MODEL, "champion", "3")
     again = world.take()
     assert again.state == "registered"
-    assert mentions(again.reason, "version 3", "beside 1")
+    assert mentions(again.reason, "version 3", "compared with 1")
 
 
 def test_an_endpoint_that_serves_another_model_by_now_is_left_alone(world: RetrainingWorld) -> None:
@@ -135,7 +135,7 @@ def test_another_rollout_is_waited_for_also_while_it_divides_the_traffic(world: 
     world.divide_traffic()
     waiting = world.take()
     assert waiting.state == "gated"
-    assert mentions(waiting.reason, "waits", "rollout 1")
+    assert mentions(waiting.reason, "waiting", "rollout 1")
 
 
 @pytest.mark.parametrize("state", ["waiting", "running"])
@@ -183,7 +183,7 @@ def test_a_run_beyond_its_time_is_not_begun_again_where_mlflow_did_not_hear_of_i
     long_ago = utc_now() - timedelta(days=1)
     world.at("running", started_at=long_ago)
     failed = world.take()
-    assert (failed.state, failed.reason) == ("failed", "the run took longer than 21600 s and was ended")
+    assert (failed.state, failed.reason) == ("failed", "the run exceeded its timeout of 21600 s and was stopped")
 
 
 ELSEWHERE = {"host": "another 1a2b3c4d"}

@@ -98,7 +98,7 @@ def test_what_could_not_be_compared_is_proposed_and_not_rolled_out(world: Retrai
     MlflowClient().set_terminated(running.run_id)
     proposed = world.until("proposed", "rolling_out", "failed", "left")
     assert history(world) == ("proposed", proposed.reason)
-    assert mentions(proposed.reason, "without a column")
+    assert mentions(proposed.reason, "lack a column")
 
 
 def test_a_process_that_the_project_has_left_behind_holds_nothing_up(world: RetrainingWorld) -> None:
@@ -124,7 +124,7 @@ def test_a_model_that_was_logged_and_not_registered(world: RetrainingWorld) -> N
     failed = world.take()
     assert history(world) == ("failed", failed.reason)
     assert failed.reason.endswith(
-        "it has logged a model, which its project has to register under the name in `registered_model`"
+        "it logged a model, but its project must register the model under the name in `registered_model`"
     )
 
 
@@ -206,7 +206,7 @@ def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> N
     end_training(running)
     world.context.fail(running, "nothing more is to be seen")
     (last,) = (event for event in world.deployments.store.events(ENDPOINT) if event.action == "retrain.run")
-    assert last.why.endswith(", without b: capture.drop or capture.mask keeps the values out of the log")
+    assert last.why.endswith(", without b: capture.drop or capture.mask removes the values from the log")
 
 
 def test_a_key_is_not_learned(world: RetrainingWorld) -> None:

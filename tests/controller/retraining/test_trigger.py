@@ -104,7 +104,7 @@ def test_an_alarm_whose_project_has_gone_starts_nothing_and_people_are_told_once
     for _ in range(2):
         assert retrain_on_alarm(world.deployments, world.result(), world.run(), spec) is None
     assert len(refusals(world)) == 1
-    assert refusals(world)[0].startswith(f"it cannot be trained: project: {world.project} has no MLproject")
+    assert refusals(world)[0].startswith(f"the model cannot be trained: project: {world.project} has no MLproject")
     told = [line for one in Alerts(world.deployments.store).recent() for line in one.detail["lines"]]
     assert [line for line in told if "be trained" in line] == [f"{ENDPOINT}: {refusals(world)[0]}"]
     assert world.retrainings.find() == []
@@ -176,7 +176,7 @@ def test_while_a_rollout_is_under_way_nothing_is_started_and_a_schedule_waits_fo
     schedule.request_due(now)
     schedule.request_due(now + timedelta(days=3))
     assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec()) is None
-    under_way = f"rollout 1 of endpoint '{ENDPOINT}' is under way"
+    under_way = f"rollout 1 of endpoint '{ENDPOINT}' is live"
     assert refusals(world) == [under_way]
     with pytest.raises(AlreadyExists, match=under_way):
         request_retraining(world.deployments, ENDPOINT)

@@ -310,7 +310,7 @@ def test_a_rollout_that_breaks_the_controllers_code_stops_no_other(
     world.before_action = fail
     run(controller(store, world, "one"))
     wait_until(lambda: len(store.rollouts(live=True)) == 1, SECONDS, "the other has ended")
-    wait_until(lambda: "taken further" in caplog.text, SECONDS, "the failure is logged")
+    wait_until(lambda: "the attempt failed" in caplog.text, SECONDS, "the failure is logged")
 
     assert "RuntimeError: a bug" in caplog.text
     assert {one.state for one in store.rollouts()} == {"promoted", "starting"}

@@ -71,7 +71,7 @@ def test_a_step_waits_for_its_requests_however_long_it_lasts(first_step: Progres
     comparing = decide(PLAN, first_step, seen(10, counters=uncompared), 3600)
 
     assert mentions(waiting.progress.reason, "49 of the 50 required requests")
-    assert mentions(comparing.progress.reason, "9 of the 50 rows")
+    assert mentions(comparing.progress.reason, "9 of the 50 required rows")
     assert (waiting.action, comparing.action) == ("wait", "wait")
 
 
@@ -141,7 +141,7 @@ def test_no_step_begins_or_ends_while_one_of_the_servers_cannot_be_read(first_st
     proven = decide(PLAN, first_step, seen(10, counters=bad, unread=silent), 1)
 
     assert (beginning.action, beginning.progress.reason) == ("wait", f"waiting for the server: {silent}")
-    assert (ending.action, ending.progress.reason) == ("wait", f"waits for a server: {silent}")
+    assert (ending.action, ending.progress.reason) == ("wait", f"waiting for a server: {silent}")
     assert proven.action == "roll_back"
 
 
