@@ -1,1 +1,1 @@
-"""CONTROL: the process beside the workers. It follows the registry, fetches and verifies versions, ships the spool."""
+"""The agent: a process next to the workers that follows the registry, fetches versions and ships the spool."""

@@ -1,9 +1,9 @@
-"""`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow | --ship]`: started and ended by the supervisor.
+"""`python -m mlflow_deploy_plugin.agent STATE_DIR [--no-follow | --ship]`: started and stopped by the supervisor.
 
-The supervisor sends SIGTERM once gunicorn has drained, so that everything captured is shipped. Exit status 1 with
-`fatal` in agent.json means that there is nothing to serve; after any other failure the supervisor starts the agent
-again. With `--ship` it ships the rest of a killed agent, and ends. With `--parent PID` the agent asks the kernel to end
-it with its parent, because a parent with threads cannot do that for its child.
+The supervisor sends SIGTERM after gunicorn has drained, so that all captured rows are shipped. Exit status 1 with
+`fatal` in agent.json means that no version can be served. After any other failure, the supervisor restarts the agent.
+With `--ship`, the agent ships the remaining rows of a killed agent and exits. With `--parent PID`, the agent requests
+a signal at its parent's end; a parent with threads cannot request this for its child.
 """
 
 import argparse
@@ -44,11 +44,11 @@ _NICE = 10
 _LOCK, _LOCK_SECONDS = "agent.lock", 3.0
 _PARENT_END_SECONDS = 2.0
 _COLLECTION, _COLLECTION_OF_IMPORT = gc.get_threshold(), 100_000
-"""The thresholds after the first round, and during the import of MLflow, which would collect again and again."""
+"""The GC thresholds after the first round, and during the import of MLflow, which would trigger many collections."""
 
 
 def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) -> None:
-    """Follow until `stop` is set. If nothing can be served, or following fails, set `failed` and `stop`."""
+    """Follow until `stop` is set. If no version can be served or following fails, set `failed` and `stop`."""
     try:
         while not stop.is_set():
             is_fatal = follower.round().fatal
@@ -57,7 +57,7 @@ def _follow(follower: Follower, stop: threading.Event, failed: threading.Event) 
                 failed.set()
                 break
             follower.wait(stop)
-    except Exception as error:  # noqa: BLE001 - the boundary of this thread: it logs, and the process ends
+    except Exception as error:  # noqa: BLE001 - the boundary of this thread: the error is logged, and the process ends
         _log_end(error)
         failed.set()
     finally:
@@ -78,23 +78,23 @@ def main() -> int:
     end_on_signals(stop)
     try:
         configure_logging(load_settings(), "agent")
-        # Two agents would overwrite each other's wanted state; one whose supervisor was killed may live for a moment.
+        # Two agents would overwrite each other's wanted.json. The agent of a killed supervisor may still be exiting.
         with ExitStack() as held:
             held.enter_context(hidden_pandas())
             try:
                 held.enter_context(locked(options.state_dir / _LOCK, _LOCK_SECONDS))
             except BlockingIOError:
-                _log.error("another agent follows for %s already; this one ends", options.state_dir)
+                _log.error("another agent is already running for %s; this agent exits", options.state_dir)
                 return 1
             status = _run(options.state_dir, not options.no_follow, options.ship, stop)
-            # A parent that was killed, or ended without its atexit functions, leaves the metrics behind.
+            # If the parent was killed or ended without its atexit functions, its metrics must be removed here.
             if (options.state_dir / METRICS).is_symlink() and options.parent and _has_ended(options.parent):
                 remove_metrics(options.state_dir)
             return status
     except OnnxserveError as error:
         try:
             write_state(options.state_dir / AGENT, AgentState(pid=os.getpid(), error=error.message, fatal=True))
-        except OSError:  # the disk is full
+        except OSError:  # The disk is full.
             _log.error("%s", error.message)
         return 1
     except Exception as error:  # noqa: BLE001 - the boundary of this process, which must not wait for its threads
@@ -103,7 +103,7 @@ def main() -> int:
 
 
 def _has_ended(parent: int) -> bool:
-    """Return True if the parent has ended: the kernel's signal comes with the end of the first of its threads."""
+    """Return True if the parent has ended. The kernel sends its signal when the first thread of the parent ends."""
     until = time.monotonic() + _PARENT_END_SECONDS
     while os.getppid() == parent and time.monotonic() < until:
         time.sleep(0.01)
@@ -111,20 +111,20 @@ def _has_ended(parent: int) -> bool:
 
 
 def _log_end(error: Exception) -> None:
-    """Log the error that ends the agent, with the traceback unless the disk is full or fails."""
-    line = "the agent ends, and is started anew by the supervisor: %s"
+    """Log the error that ends the agent. The traceback is omitted if the disk is full or fails."""
+    line = "the agent exits and will be restarted by the supervisor: %s"
     _log.error(line, error, exc_info=None if isinstance(error, OSError) else error)
 
 
 def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) -> int:
-    """Follow and ship until `stop` is set, then ship the rest; with `only_ship`, ship the rest at once."""
+    """Follow and ship until `stop` is set, then ship the remaining rows. With `only_ship`, ship them immediately."""
     settings = load_settings()
     shipper = Shipper(state_dir / SPOOL, settings.inference_log)
     watermark = WatermarkWriter(state_dir, shipper.location, shipper.progress)
     failed = threading.Event()
     if not only_ship:
         set_service_timeouts()
-        ignore_warnings()  # for all threads, which `catch_warnings` cannot do
+        ignore_warnings()  # This applies to all threads, unlike `catch_warnings`.
         resolver = VersionResolver(
             MlflowRegistry(ModelCache(settings.cache_path, state_dir)),
             ThreadPoolExecutor(_POLL_THREADS, "look"),
@@ -133,7 +133,7 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         )
         server = load_specs((state_dir / SPEC).read_text())[0].server
         record: Recorder = record_nothing
-        if server.authenticates and settings.keys_file is None:  # A keys file is for servers without a store.
+        if server.authenticates and settings.keys_file is None:  # Servers with a keys file have no store.
             record = audit_recorder(settings.store_url, "key" if server.takes_keys else "certificate")
         fetchers: list[KeyFetcher] = []
         if server.api_keys:
@@ -142,12 +142,12 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
         if server.jwt_issuer:
             fetchers.append(issuer_key_fetcher(state_dir, server.jwt_issuer, stop))
         follower = Follower(state_dir, resolver, time.time, lambda: shipper.state, fetchers, record)
-        # Following has its own thread: a slow registry must delay neither shipping nor the end.
+        # Following has its own thread, because a slow registry must not delay shipping or the exit.
         threading.Thread(target=_follow, args=(follower, stop, failed), name="follow", daemon=True).start()
         for fetcher in fetchers:
             fetcher.start()
-        # Shipping yields to the workers on a shared core. On Linux nice applies to this thread and those that it
-        # starts, so it does not slow down `_follow`, which a promotion waits for.
+        # Shipping has a lower priority than the workers. On Linux, nice applies only to this thread and the threads
+        # that it starts, so it does not slow down `_follow`, which a promotion waits for.
         os.nice(_NICE)
         history = HistoryWriter(state_dir)
         while not stop.wait(_SHIP_SECONDS):
@@ -162,4 +162,4 @@ def _run(state_dir: Path, follow: bool, only_ship: bool, stop: threading.Event) 
 if __name__ == "__main__":
     code = main()
     logging.shutdown()
-    os._exit(code)  # a poll of a registry that does not answer may still be waiting in its thread
+    os._exit(code)  # Do not wait for threads that poll a registry that does not answer.

@@ -1,8 +1,8 @@
-"""Model control: commands load and unload endpoints, on top of the spec.
+"""Model control: commands load and unload endpoints in addition to the spec.
 
-`control.json` holds the unloaded and the added endpoints for a restart; spec.yaml stays the source of truth. An added
-endpoint never replaces one of the spec, and with `model_control_mode: none` no command counts. A load is written to
-control.json once every worker serves the endpoint; a load that fails changes nothing.
+`control.json` stores the unloaded and added endpoints for a restart; spec.yaml remains the source of truth. An added
+endpoint cannot replace an endpoint of the spec, and with `model_control_mode: none` all commands are ignored. A load is
+saved in control.json when every worker serves the endpoint. A failed load changes nothing.
 """
 
 import logging
@@ -23,17 +23,17 @@ from mlflow_deploy_plugin.statedir.models import Control
 _log = logging.getLogger(__name__)
 
 MOST_ADDED = 1000
-"""Endpoints added to those of the spec. A further one takes the place of the oldest that is unloaded."""
+"""The maximum number of added endpoints. A new endpoint replaces the oldest unloaded endpoint."""
 
 Recorder = Callable[[Command, str], None]
-"""Writes a command and its error, empty if it succeeded, into the audit trail."""
+"""A function that writes a command and its error (empty if it succeeded) to the audit trail."""
 
 Outcome = Callable[[str], OnnxserveError | None]
-"""Returns the error of loading or unloading the endpoint, or None; raises `Pending` while a worker works on it."""
+"""Returns the error of loading or unloading the endpoint, or None. Raises `Pending` while a worker is not done."""
 
 
 def record_nothing(command: Command, error: str) -> None:
-    """Write nothing."""
+    """Ignore the command."""
 
 
 class Pending(Exception):
@@ -41,12 +41,12 @@ class Pending(Exception):
 
 
 def audit_recorder(store_url: str, kind: str) -> Recorder:
-    """Return a function that writes commands into the audit trail of a store, in threads of its own."""
+    """Return a function that writes commands to the audit trail of a store, each in a separate thread."""
 
     def write(command: Command, error: str) -> None:
         actor, action = f"{kind} {command.actor}", command.action
         try:
-            from mlflow_deploy_plugin import store  # SQLAlchemy takes memory, and some images do not have it
+            from mlflow_deploy_plugin import store  # SQLAlchemy needs memory, and some images do not have it.
 
             opened = store.open_store(store_url)
             try:
@@ -55,14 +55,16 @@ def audit_recorder(store_url: str, kind: str) -> Recorder:
             finally:
                 opened.close()
         except (OnnxserveError, ImportError) as failure:
-            _log.error("the audit trail lacks that %s was to %s %s: %s", actor, action, command.endpoint, failure)
+            _log.error(
+                "the command of %s to %s %s is missing in the audit trail: %s", actor, action, command.endpoint, failure
+            )
 
     return lambda command, error: threading.Thread(target=write, args=(command, error), daemon=True).start()
 
 
 @dataclass(frozen=True)
 class _RunningCommand:
-    """A command under way; `spec` is the endpoint that it loads, None if it unloads one."""
+    """A running command. `spec` is the endpoint that is loaded, or None if an endpoint is unloaded."""
 
     file: Path
     command: Command
@@ -71,7 +73,7 @@ class _RunningCommand:
 
 @dataclass
 class EndpointControl:
-    """The commands of one server, executed by the agent between two polls; `specs` are the endpoints of spec.yaml."""
+    """The commands of a server, which the agent executes between two polls. `specs` are the endpoints of spec.yaml."""
 
     state_dir: Path
     clock: Callable[[], float] = time.monotonic
@@ -83,7 +85,7 @@ class EndpointControl:
         saved = read_state(self.state_dir / CONTROL, Control)
         self._control = saved or Control()
         self._content = saved.model_dump_json().encode() if saved is not None else None
-        """The content of control.json, kept because 1,000 added endpoints take 23 ms to serialize."""
+        """The content of control.json, cached because serializing 1,000 added endpoints takes 23 ms."""
         self._write_failure = ""
         self._answered: deque[str] = deque(maxlen=4 * MAX_WAITING)
 
@@ -93,7 +95,7 @@ class EndpointControl:
 
     @property
     def endpoints(self) -> list[EndpointSpec]:
-        """The endpoints to be served: the spec's and the added ones, without the unloaded ones."""
+        """The endpoints to serve: the spec's and the added endpoints, without the unloaded endpoints."""
         if not self._is_allowed:
             return list(self.specs)
         loading = {name: running.spec for name, running in self._running.items() if running.spec is not None}
@@ -102,7 +104,7 @@ class EndpointControl:
 
     @property
     def unloaded(self) -> tuple[str, ...]:
-        """The endpoints that could be loaded again by their name."""
+        """The endpoints that a command could load by name."""
         served = {spec.name for spec in self.endpoints}
         return tuple(name for name in self._all_endpoints if name not in served) if self._is_allowed else ()
 
@@ -110,8 +112,8 @@ class EndpointControl:
         return endpoint in self._running and self._running[endpoint].spec is not None
 
     def take(self) -> list[EndpointSpec] | None:
-        """Start the commands that wait, and return the endpoints to be resolved for them; None if none was started. A
-        command waits while another one for the same endpoint is running."""
+        """Start the waiting commands, and return the endpoints that they load; None if none was started. A command
+        waits while another command for the same endpoint is running."""
         loading: list[EndpointSpec] = []
         has_started = False
         for file, command in self._waiting_commands():
@@ -160,21 +162,21 @@ class EndpointControl:
         return own | {name: spec for name, spec in self._control.added.items() if name not in own}
 
     def _start(self, command: Command) -> EndpointSpec | None:
-        """Return the endpoint that the command loads, or None if it unloads one, which is saved at once."""
+        """Return the endpoint that the command loads, or None if it unloads an endpoint, which is saved immediately."""
         if not self._is_allowed:
             raise InvalidConfig("model_control_mode is not explicit in the server's spec")
         known = self._all_endpoints
         if command.added is not None:
             if any(spec.name == command.endpoint for spec in self.specs):
-                raise InvalidConfig(f"endpoint {command.endpoint!r} stands in the server's spec; it is changed there")
+                raise InvalidConfig(f"endpoint {command.endpoint!r} is in the server's spec; change it there")
             added, unloaded = self._control.added, self._control.unloaded
             is_full = len(added) >= MOST_ADDED and not any(name in unloaded for name in added)
             if is_full and command.endpoint not in added:
-                raise InvalidConfig(f"{MOST_ADDED} endpoints were added already; unload one of them first")
+                raise InvalidConfig(f"{MOST_ADDED} endpoints were already added; unload one of them first")
             return command.added
         if command.endpoint not in known:
             named = repr(command.endpoint[:100])
-            raise NotFound(f"no endpoint {named} is known here; a new one needs the parameter model_uri or config")
+            raise NotFound(f"there is no endpoint {named}; a new endpoint needs the parameter model_uri or config")
         if command.action == "load":
             return known[command.endpoint]
         out = {*self._control.unloaded, command.endpoint}
@@ -189,7 +191,7 @@ class EndpointControl:
         self._assert_file()
 
     def _assert_file(self) -> None:
-        """Write control.json unless it holds the changes. If that fails, the next round tries again."""
+        """Write control.json if it does not have the current content. If that fails, the next round retries."""
         failure = ""
         try:
             if self._content is not None:
@@ -197,25 +199,25 @@ class EndpointControl:
         except OSError as error:
             failure = str(error.strerror)
         if failure and failure != self._write_failure:
-            _log.error("what was loaded or unloaded is not saved for the next start: %s", failure)
+            _log.error("loaded and unloaded endpoints cannot be saved for the next start: %s", failure)
         self._write_failure = failure
 
     def _waiting_commands(self) -> Iterator[tuple[Path, Command]]:
-        """Yield the commands to be started, the oldest first, and remove the files that are not awaited any more."""
+        """Yield the commands to start, oldest first. Remove files for which no worker waits any more."""
         under_way = {running.file.name for running in self._running.values()}
         for file in command_files(self.state_dir):
             answer = self.state_dir / ANSWERS / file.name
             if file.name in under_way or file.name in self._answered or answer.exists():
                 continue
             command = read_state(file, Command)
-            # one from the future was made before the machine was started anew
+            # A creation time in the future means that the machine was restarted since.
             if command is not None and 0 <= self.clock() - command.created_at < MAX_COMMAND_AGE_SECONDS:
                 yield file, command
             else:
                 file.unlink(missing_ok=True)
         for answer in (self.state_dir / ANSWERS).glob("[!.]*.json"):
             if not (self.state_dir / COMMANDS / answer.name).exists():
-                answer.unlink(missing_ok=True)  # its worker was killed
+                answer.unlink(missing_ok=True)  # The worker was killed before it read the answer.
 
     def _answer(self, command_file: Path, error: OnnxserveError | None) -> None:
         self._answered.append(command_file.name)

@@ -1,12 +1,12 @@
-"""Fetching: resolved model references become verified files on this disk, kept in a cache that agents share.
+"""Fetching: resolved model references become verified files on this disk, in a cache that agents share.
 
-    CACHE/models/<digest>/          the MLmodel folder, never changed again
-    CACHE/sources/<key>             the digest that a version was fetched as, so that a restart needs no artifact store
-    CACHE/users/<key>               the path of a state folder whose wanted.json may name models here
-    CACHE/fetching-*/               downloads under way; renamed into models/ in one step
+    CACHE/models/<digest>/          the MLmodel folder, which is never changed
+    CACHE/sources/<key>             the digest of a fetched version, so that a restart does not need the artifact store
+    CACHE/users/<key>               the path of a state folder whose wanted.json may name models in the cache
+    CACHE/fetching-*/               running downloads, which are moved to models/ by an atomic rename
 
-Two agents that fetch the same version at the same time download it twice and keep the first copy. A model is kept while
-a wanted.json or followed.json names it, while it is among the latest, and for an hour after its last use.
+If two agents fetch the same version at the same time, both download it, and the first copy is kept. A model is kept
+while a wanted.json or followed.json names it, while it is among the latest models, and for an hour after its last use.
 """
 
 import gc
@@ -47,31 +47,33 @@ _DAY = 24 * _HOUR
 
 
 class ModelCache:
-    """The cache at `root` for the agent of a state folder. Raises InvalidConfig if it cannot be written."""
+    """The cache at `root` for the agent of a state folder. Raises InvalidConfig if the cache cannot be written."""
 
     def __init__(self, root: Path, state_dir: Path) -> None:
         self._root = root
         self._models = root / "models"
         self._downloads: dict[str, Path] = {}
-        """The folders of the downloads under way, by their sources."""
+        """The folders of the running downloads, by source."""
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
-            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # a copied file's mode is its original's
-            if not user.exists() or user.read_text() != named:  # a full disk takes nothing anew
+            self._models.mkdir(
+                parents=True, exist_ok=True, mode=0o770
+            )  # Copied files keep the mode of their originals.
+            if not user.exists() or user.read_text() != named:  # An unchanged file also works on a full disk.
                 write_atomically(user, named.encode())
         except OSError as error:
             raise InvalidConfig(f"the model cache {root} cannot be written: {error.strerror}") from None
 
     def fetch(self, source: str, identity: str | None, judged: str = "") -> Path:
-        """Return the folder with the files of `source`, downloaded if they are not cached.
+        """Return the folder with the files of `source`. Download the files if they are not cached.
 
         Args:
-            identity: a name that always means these files (registry and version), so that they are fetched once; None
-                if the source may change.
-            judged: the digest of the files that the gate has judged; a cached copy of other files is not taken.
+            identity: a name that always means the same files (registry and version), so that they are fetched once;
+                None if the source may change.
+            judged: the digest of the files that the gate has judged; cached copies with another digest are not used.
 
         Raises:
-            InvalidArtifact: the files are not a model that can be served, or there are links among them.
+            InvalidArtifact: the files are not a model that can be served, or they contain links.
             OnnxserveError: the disk is full, or the cache cannot be written.
             NotFound, RegistryUnavailable: see `registry.download` and `verify_files`.
         """
@@ -79,7 +81,7 @@ class ModelCache:
         try:
             folder = self._find_cached(entry, judged)
             if folder is None:
-                gc.collect(1)  # each download leaves a client of MLflow, a cycle whose threads live as long
+                gc.collect(1)  # Free MLflow's clients of earlier downloads, whose reference cycles keep threads alive.
                 with tempfile.TemporaryDirectory(prefix="fetching-", dir=self._root) as temporary:
                     self._downloads[source] = Path(temporary)
                     try:
@@ -90,23 +92,23 @@ class ModelCache:
                     try:
                         fetched.rename(folder)
                     except OSError:
-                        if not (folder / MLMODEL).is_file():  # Another agent may have been first.
+                        if not (folder / MLMODEL).is_file():  # Another agent may have created the folder first.
                             raise
                 if entry is not None:
                     write_atomically(entry, folder.name.encode())
             os.utime(folder)
         except OSError as error:
-            raise OnnxserveError(f"the model cache {self._root} cannot take {source}: {error.strerror}") from None
+            raise OnnxserveError(f"the model cache {self._root} cannot store {source}: {error.strerror}") from None
         return folder
 
     def received_bytes(self, source: str) -> int:
-        """Return the bytes on this disk of the download of `source`; 0 if there is no download."""
-        walk = os.walk(self._downloads.get(source, ""))  # leaves out what is gone, since the download may end meanwhile
+        """Return the size on this disk of the running download of `source`; 0 if there is no download."""
+        walk = os.walk(self._downloads.get(source, ""))  # `walk` skips missing folders, because the download may end.
         statuses = [_status(Path(folder, name)) for folder, _, names in walk for name in names]
         return sum(status.st_size for status in statuses if status is not None)
 
     def prune(self, now: float | None = None) -> None:
-        """Delete the models that no server uses any more, and forget the servers whose state folder is gone."""
+        """Delete the models that no server uses, and forget servers whose state folder was deleted."""
         now = time.time() if now is None else now
         by_age = sorted(self._models.iterdir(), key=_modified_at, reverse=True)
         used = set(self._used_models())
@@ -119,12 +121,12 @@ class ModelCache:
                 shutil.rmtree(left_over, ignore_errors=True)
 
     def _used_models(self) -> Iterator[str]:
-        """Yield the names of the folders that servers use, and forget the servers whose state folder is gone."""
+        """Yield the names of the folders that servers use, and forget servers whose state folder was deleted."""
         for user in (self._root / "users").glob("[!.]*"):
             try:
                 state_dir = Path(user.read_text())
             except FileNotFoundError:
-                continue  # another agent has removed it meanwhile
+                continue  # Another agent has removed the file.
             if not state_dir.is_dir():
                 user.unlink(missing_ok=True)
                 continue
@@ -133,26 +135,28 @@ class ModelCache:
                 yield from (variant.folder.name for variant in endpoint.variants.values())
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
             for reference in followed.references:
-                yield from (one.folder.name for one in (reference.version, reference.previous) if one is not None)
+                yield from (
+                    version.folder.name for version in (reference.version, reference.previous) if version is not None
+                )
 
     def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
-        """Return the folder that was fetched before; None if its files have changed, or are not the judged ones."""
+        """Return the folder of an earlier fetch; None if its files have changed or are not the judged files."""
         if entry is None or not entry.exists():
             return None
         folder = self._models / entry.read_text()
         if not folder.is_dir() or judged not in ("", folder.name):
             return None
-        os.utime(folder)  # Mark the use first: another agent may delete unused models during the check.
+        os.utime(folder)  # Update the time first, because another agent may delete unused models during the check.
         if combine_hashes(hash_files(folder)) == folder.name:
             return folder
-        _log.warning("%s was changed on disk; it is fetched again", folder)
+        _log.warning("%s was changed on disk and is fetched again", folder)
         shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
 @dataclass(frozen=True)
 class MlflowRegistry:
-    """The `Registry` of the resolver: MLflow and the cache."""
+    """The `Registry` of the resolver, which uses MLflow and the cache."""
 
     cache: ModelCache
     resolver: BatchResolver = field(default_factory=BatchResolver)
@@ -169,7 +173,7 @@ class MlflowRegistry:
             artifact = read_served_artifact(folder)
             check_digests(artifact)
         else:
-            # The files of a registered or logged model never change; those of a URI or a run's artifact may.
+            # The files of a registered or logged model never change; files of a URI or a run's artifact may change.
             is_lasting = kind in ("version", "logged_model")
             identity = f"{registry_address()} {resolved.identity}" if is_lasting else None
             judged = resolved.gate_status.digest
@@ -200,7 +204,7 @@ class MlflowRegistry:
         return self.cache.received_bytes(resolved.source)
 
     def report_failure(self, source: str, error: str) -> bool:
-        """Tag the registered version `source` with the error (empty: untag); False if the registry does not answer."""
+        """Tag the version `source` with the error (empty: remove the tag). Return False if the registry is down."""
         reference = parse_model_uri(source)
         if reference.kind != "version":
             return True
@@ -234,21 +238,23 @@ def _modified_at(path: Path) -> float:
 
 
 def verify_files(folder: Path) -> str:
-    """Check the fetched files of a version and return the digest of all of them.
+    """Check the fetched files of a version, and return the digest of all files.
 
     Raises:
-        InvalidArtifact: the files are not a model that can be served, or there are links among them.
+        InvalidArtifact: the files are not a model that can be served, or they contain links.
         NotFound: a file is missing; MLflow may list and return fewer files than were saved.
-        RegistryUnavailable: a file differs from the saved one; the artifact store may return it the next time.
+        RegistryUnavailable: a file differs from the saved file; the artifact store may return the right file later.
     """
     refuse_links(folder)
     if not (folder / MLMODEL).is_file():
-        raise NotFound("its files in the artifact store are gone, or no MLflow model: there is no MLmodel among them")
+        raise NotFound(
+            "its files in the artifact store contain no MLmodel: they were deleted or are not an MLflow model"
+        )
     mlmodel = read_mlmodel(folder)
     for name in (FLAVOR, "onnx"):
         data = _entry(mlmodel, "flavors", name, "data")
         if isinstance(data, str) and not (folder / data).exists():
-            raise NotFound(f"its file {data!r} is gone from the artifact store")
+            raise NotFound(f"its file {data!r} is missing in the artifact store")
     hashes = hash_files(folder)
     saved = _entry(mlmodel, "flavors", FLAVOR, "digests")
     for name, expected in (saved if isinstance(saved, Mapping) else {}).items():
@@ -261,7 +267,7 @@ def verify_files(folder: Path) -> str:
 
 
 def _entry(document: object, *keys: str) -> object:
-    """Return the entry of nested mappings; None if there is none, as in a malformed file."""
+    """Return the entry of nested mappings; None if there is no such entry, as in a malformed file."""
     for key in keys:
         document = document.get(key) if isinstance(document, Mapping) else None
     return document

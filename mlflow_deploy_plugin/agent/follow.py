@@ -1,8 +1,8 @@
-"""Following: the spec and the registry decide which versions are wanted, and wanted.json passes them to the workers.
+"""Following: the spec and the registry determine the wanted versions, which wanted.json passes to the workers.
 
-One round looks at everything and never waits: the spec, commands (`agent/control.py`), the registry's answers and
-fetched versions (`agent/resolver.py`), and the workers' reports. A reference to a stage, an alias or a tag is polled
-again and again, a pinned one until it is resolved. Versions that were served stay wanted after any failure.
+A round checks all inputs without blocking: the spec, commands (`agent/control.py`), results of the registry and fetched
+versions (`agent/resolver.py`), and the workers' reports. References to a stage, alias or tag are polled repeatedly, and
+pinned references until they are resolved. After a failure, versions that were served remain wanted.
 """
 
 import logging
@@ -39,15 +39,17 @@ from mlflow_deploy_plugin.statedir.models import ShippingState
 _log = logging.getLogger(__name__)
 
 _ROUND_SECONDS, _COMMAND_SECONDS = 0.25, 0.05
-"""Between two rounds, and while a command is under way, whose caller waits."""
+"""The pause between two rounds, normally and while a caller waits for a command."""
 _FIRST_POLL_SECONDS = 5.0
-"""A restart waits so long for the registry before it serves the earlier versions."""
+"""After a restart, the agent waits this time for the registry before it serves the earlier versions."""
 _MOST_DEATHS = 2
-"""The deaths of workers after which a version is blamed. A single death may have any cause."""
+"""The number of worker deaths after which a version is rolled back. A single death may have another cause."""
 
 
 @dataclass
 class Follower:
+    """The state of following across rounds. `wall_clock` returns seconds since 1970 for agent.json."""
+
     """The state of following, from round to round; `wall_clock` returns seconds since 1970, for agent.json."""
 
     state_dir: Path
@@ -59,7 +61,7 @@ class Follower:
 
     def __post_init__(self) -> None:
         self._wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        # The versions served before a restart stay served, whatever the registry answers.
+        # Versions that were served before a restart are still served, whatever the registry answers.
         self._restored = restore_checkpoint(self.state_dir)
         self._control = EndpointControl(self.state_dir, record=self.record)
         self._specs: list[EndpointSpec] = []
@@ -68,21 +70,21 @@ class Follower:
         self._spec_error = ""
         self._written: AgentState | None = None
         self._deaths = Counter[Path]()
-        """By folder of a version: the workers that have died of it."""
+        """Folder of a version → number of workers that died while they loaded the version."""
         take_load_deaths(self.state_dir)  # These deaths belong to an earlier server that was killed.
 
     def round(self) -> AgentState:
-        """Look at everything once, write each state file that has changed or was lost, and return that of the agent.
-        `fatal` means that nothing can be served, and that waiting does not help."""
+        """Check all inputs once, write each state file that has changed or was lost, and return the agent's state.
+        `fatal` means that no version can be served, and that waiting does not help."""
         is_first = self._written is None
         self._update_specs()
         look_file = self.state_dir / LOOK
         if look_file.exists():
-            look_file.unlink(missing_ok=True)  # before the poll: a reference that moves after it is asked for anew
+            look_file.unlink(missing_ok=True)  # Delete it before the poll, so that a later request is not lost.
             self.resolver.poll_now()
         has_restored = any(model.version is not None for model in self.resolver.models.values())
         self.resolver.advance()
-        if is_first:  # Without a version, serving cannot start.
+        if is_first:  # Workers cannot start without a version.
             deadline = time.monotonic() + _FIRST_POLL_SECONDS
             while pending := self.resolver.pending():
                 is_settled = all(model.is_settled for model in self.resolver.models.values())
@@ -104,7 +106,7 @@ class Follower:
         return self._publish(fatal)
 
     def wait(self, stop: threading.Event) -> None:
-        """Wait until the next round is due: a poll or fetch has ended, or a while is over. `stop` may end it early."""
+        """Wait until the next round is due: a poll or fetch has ended, or the pause is over. `stop` may end it."""
         seconds = _COMMAND_SECONDS if self._control.is_busy else _ROUND_SECONDS
         if pending := self.resolver.pending():
             wait(pending, seconds, FIRST_COMPLETED)
@@ -112,7 +114,7 @@ class Follower:
             stop.wait(seconds)
 
     def _update_specs(self) -> None:
-        """Read the spec if it has changed, and take the commands that wait; models of a load are polled at once."""
+        """Read the spec if it has changed, and start the waiting commands. Models of a load are polled immediately."""
         try:
             text = (self.state_dir / SPEC).read_text()
             if text != self._spec_text:
@@ -141,7 +143,7 @@ class Follower:
         self._is_forced = self._is_forced or commanded is not None
 
     def _lacks_versions(self) -> bool:
-        """Return True if the server cannot start. Several endpoints start as soon as one of them has a version."""
+        """Return True if the server cannot start. If there are several endpoints, one with a version suffices."""
         lacking = [model.version is None for model in self.resolver.models.values()]
         if len(self._specs) > 1:
             return all(lacking)
@@ -150,7 +152,7 @@ class Follower:
     def _update_wanted(self) -> None:
         before, endpoints = self._wanted, {}
         for spec in self._specs:
-            # Workers must not see an endpoint that a command loads before its models are on this disk.
+            # Workers must not receive an endpoint of a load command before its models are on this disk.
             is_new = spec.name not in before.endpoints and self._control.is_loading(spec.name)
             if not is_new or (self._is_settled(spec) and self._failure(spec) is None):
                 endpoints[spec.name] = self._wanted_endpoint(spec)
@@ -181,15 +183,15 @@ class Follower:
                     shadow=variant.shadow,
                     aspects=model.version.aspects,
                 )
-            elif name in served:  # its model was changed to one that cannot be fetched (yet)
+            elif name in served:  # The model of the spec was changed, and the new model cannot be fetched yet.
                 variants[name] = served[name]
             elif message := model.message(variant.model):
                 errors[name] = redact_addresses(message)
         return WantedEndpoint(variants=variants, capture=spec.capture, sticky=spec.sticky, errors=errors)
 
     def _roll_back_unloadable(self) -> bool:
-        """Return to the previous version of a model if the workers could not load the wanted one. Return True if a
-        version without an earlier one failed and no worker has loaded anything."""
+        """Restore the previous version of a model if the workers could not load the wanted version. Return True if a
+        version without a predecessor failed and no worker has loaded any version."""
         workers = [worker for worker in self._living_workers() if worker.generation == self._wanted.generation]
         self._deaths.update(take_load_deaths(self.state_dir))
         has_loaded = any(worker.has_versions for worker in workers)
@@ -201,14 +203,14 @@ class Follower:
             error = _load_error(workers, spec.name, name)
             if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
                 del self._deaths[model.version.folder]
-                error = f"{_MOST_DEATHS} workers have died while they loaded it: of a crash, or for want of memory"
+                error = f"{_MOST_DEATHS} workers died while they loaded it, because of a crash or insufficient memory"
             if not error or model.unloadable == model.version.identity:
                 continue
-            is_commanded = self._control.is_loading(spec.name)  # then the caller gets the error
+            is_commanded = self._control.is_loading(spec.name)  # If True, the caller receives the error.
             if model.previous is None and not has_loaded and not is_commanded:
                 failed = True
             model.roll_back(error)
-        self.resolver.advance()  # it writes the error into the version's tag
+        self.resolver.advance()  # This call writes the error to the version's tag.
         return failed
 
     def _outcome(self, endpoint: str) -> OnnxserveError | None:
@@ -220,11 +222,11 @@ class Follower:
         workers = self._living_workers()
         is_behind = any(worker.generation != self._wanted.generation for worker in workers)
         if is_behind or any(_load_error(workers, endpoint, name) for name in (spec.variants if spec else ())):
-            raise Pending  # an error that has just come is dealt with in the next round
+            raise Pending  # The next round processes an error that has just been reported.
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Return why a model of the endpoint cannot be fetched or loaded, in words that any caller may read."""
+        """Return the error why a model of the endpoint cannot be fetched or loaded. Any caller may read it."""
         failures = (
             self._model(spec, variant).failure(variant.model)
             for variant in spec.variants.values()
@@ -248,7 +250,7 @@ class Follower:
         return self.resolver.models[model_ref(spec, variant)]
 
     def _publish(self, fatal: bool) -> AgentState:
-        """Write agent.json. Log an error when it comes, changes or goes; the supervisor logs a fatal one."""
+        """Write agent.json. Log an error when it appears, changes or ends. The supervisor logs a fatal error."""
         of_models = [model.message(ref.uri) for ref, model in self.resolver.models.items()]
         errors = list(dict.fromkeys(text for text in [self._spec_error, *of_models] if text))
         before, polls = self._written, self.resolver.finished_polls
@@ -265,18 +267,18 @@ class Follower:
                 if (rejection := self._model(spec, variant).rejection) is not None
             ),
             shipping=self.shipping(),
-            keys_fetched_at=min((one.fetched_at for one in self.key_fetchers), default=0.0),
+            keys_fetched_at=min((fetcher.fetched_at for fetcher in self.key_fetchers), default=0.0),
         )
         logged = before.error if before is not None else ""
         if state.error and state.error != logged and not fatal:
             _log.warning("%s", state.error)
         elif logged and not state.error:
-            _log.info("all that the spec names is resolved and served")
+            _log.info("all models of the spec are resolved and served")
         assert_state(self.state_dir / AGENT, state)
         self._written = state
         return state
 
 
 def _load_error(workers: Sequence[WorkerState], endpoint: str, variant: str) -> str:
-    """Return why some worker could not load a variant; empty if all could, or have not tried yet."""
+    """Return the error of a worker that could not load a variant; empty if no worker has reported an error."""
     return next(filter(None, (worker.loaded(endpoint, variant).error for worker in workers)), "")

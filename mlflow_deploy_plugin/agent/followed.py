@@ -1,5 +1,5 @@
-"""The models that the agent follows, one `FollowedModel` per reference, and their checkpoint followed.json: the version
-that was served for each reference, and the one to return to if it cannot be loaded."""
+"""The models that the agent follows, one `FollowedModel` per reference, and their checkpoint followed.json. It contains
+the served version of each reference, and the previous version in case the served version cannot be loaded."""
 
 import logging
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ _CAUSE_TEXTS: dict[RejectionCause, str] = {
 
 
 class ModelRef(NamedTuple):
-    """A model URI of the spec, and the requirements of the endpoint for its versions; empty if it has none."""
+    """A model URI of the spec, and the endpoint's requirements for its versions; empty if there are none."""
 
     uri: str
     require: str = ""
@@ -43,8 +43,8 @@ def model_ref(spec: EndpointSpec, variant: VariantSpec) -> ModelRef:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The reason why a version that the registry names is not served. It is tried again at `retry_at`, with `NEVER`
-    when the reference moves or a command loads it."""
+    """The reason why a version that the registry names is not served. It is retried at `retry_at`; with `NEVER`, only
+    when the reference moves or a command loads the version."""
 
     identity: str
     source: str
@@ -58,17 +58,17 @@ class Rejection:
 
 @dataclass
 class FollowedModel:
-    """The state of one model reference.
+    """The state of a model reference.
 
     Attributes:
-        version: the version to be served; None until one could be fetched.
-        previous: the version served before it, to return to if the workers cannot load `version`.
+        version: the version to serve; None until a version was fetched.
+        previous: the version that was served before, which is restored if the workers cannot load `version`.
         is_verified: True if the files of `version` were checked since the agent's start.
         target: the version that the registry named last.
         unloadable: the identity of a version that the workers could not load.
         next_poll: the time of the next poll; `NEVER` during a poll.
-        reported: a version's source, and the error that its tag in the registry holds.
-        report: the running write of that tag, with the content `reporting`; the next write is not before `report_at`.
+        reported: the source of a version, and the error in its tag in the registry.
+        report: the running write of the tag, with the content `reporting`; the next write starts at `report_at`.
     """
 
     version: FetchedVersion | None = None
@@ -98,13 +98,13 @@ class FollowedModel:
         return bool(self.error or self.rejection or (self.serves_target and self.is_verified))
 
     def failure(self, uri: str) -> OnnxserveError | None:
-        """Return why the newest version cannot be fetched or loaded, or None if no reason is known."""
+        """Return the error that prevents the newest version from being fetched or loaded; None if there is none."""
         if self.rejection is not None:
             return self.rejection.error_class(self.message(uri))
         return self.error
 
     def message(self, uri: str) -> str:
-        """Return the error for the status and the log; empty without an error."""
+        """Return the error for the status and the log; empty if there is none."""
         rejection = self.rejection
         error = self.error.message if self.error is not None else ""
         if rejection is None:
@@ -112,7 +112,7 @@ class FollowedModel:
         named = f"version {rejection.version} {_CAUSE_TEXTS[rejection.cause]}: " if rejection.version else ""
         served = self.version
         is_other = served is not None and served.identity != rejection.identity
-        kept = f"; version {served.version} is served on" if is_other and served is not None else ""
+        kept = f"; version {served.version} is still served" if is_other and served is not None else ""
         return "; ".join(filter(None, [error, f"{uri}: {named}{rejection.reason}{kept}"]))
 
     def roll_back(self, error: str) -> None:
@@ -124,11 +124,11 @@ class FollowedModel:
             self.version, self.previous = self.previous, None
 
     def retry_now(self) -> None:
-        """Ask the registry at once, and try a rejected version again."""
+        """Poll the registry immediately, and retry a rejected version."""
         self.next_poll, self.rejection, self.unloadable, self.fetch_failures = 0.0, None, None, 0
 
     def pending_report(self) -> tuple[str, str] | None:
-        """Return the source and the error for its tag, an empty error to remove the tag; None if it is up to date."""
+        """Return the source and the error to write to its tag (empty: remove the tag); None if the tag is current."""
         if self.rejection is not None:
             report = self.rejection.source, self.rejection.reason
         elif self.reported[1] and self.version is not None and self.version.source == self.reported[0]:
@@ -156,8 +156,8 @@ def checkpoint(state_dir: Path, models: Mapping[ModelRef, FollowedModel]) -> Non
 
 
 def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
-    """Return the models that were served before this start, if their files are still whole. A reference that only
-    wanted.json names is restored without the requirements of its endpoint."""
+    """Return the models that were served before this start if their files are complete. If a reference is only in
+    wanted.json, it is restored without the requirements of its endpoint."""
     models = {}
     for endpoint in (read_state(state_dir / WANTED, Wanted) or Wanted()).endpoints.values():
         for variant in endpoint.variants.values():
@@ -177,7 +177,7 @@ def restore_checkpoint(state_dir: Path) -> dict[ModelRef, FollowedModel]:
 
 
 def carry_over(ref: ModelRef, served: WantedVariant | None, known: Mapping[ModelRef, FollowedModel]) -> FollowedModel:
-    """Return the state of a reference. The version served already stays, even if the endpoint now requires more."""
+    """Return the state of a reference. A served version is kept even if the endpoint's requirements have changed."""
     if (model := known.get(ref)) is not None:
         return model
     for other, model in known.items():
@@ -191,6 +191,6 @@ def _is_whole(version: FetchedVersion) -> bool:
     try:
         read_served_artifact(version.folder)
     except OnnxserveError as error:
-        _log.warning("%s version %s is gone from this disk: %s", version.model, version.version, error)
+        _log.warning("%s version %s is missing on this disk: %s", version.model, version.version, error)
         return False
     return True

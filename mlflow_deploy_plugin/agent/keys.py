@@ -1,4 +1,4 @@
-"""Fetches the keys by which workers authenticate callers: API keys into `keys.json`, an issuer's into `jwks.json`."""
+"""Fetches the keys for authenticating callers: API keys into `keys.json`, and an issuer's keys into `jwks.json`."""
 
 import logging
 import threading
@@ -26,9 +26,9 @@ _ISSUER_SECONDS, _ISSUER_AGAIN_SECONDS = 60.0, 5.0
 
 
 class KeyFetcher(threading.Thread):
-    """A thread that fetches keys into a file again and again. While the keys cannot be fetched, the last ones stay
-    valid, and each new reason is logged once. `fetched_at` is the end of the last successful fetch (at first the
-    start), in seconds since 1970."""
+    """A thread that repeatedly fetches keys into a file. If a fetch fails, the last keys remain valid, and each new
+    reason is logged once. `fetched_at` is the end of the last successful fetch (initially the start), in seconds since
+    1970."""
 
     def __init__(
         self,
@@ -56,27 +56,27 @@ class KeyFetcher(threading.Thread):
                 if self.assert_file():
                     _log.info("%s have changed", self.name)
                 self.fetched_at = time.time()
-            except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and gets well again
+            except Exception as failure:  # noqa: BLE001 - the boundary: a source may send anything, and may recover
                 error = one_line(failure, 300)
             if error and error != before:
-                _log.warning("%s cannot be fetched; those fetched before, if any, hold on: %s", self.name, error)
+                _log.warning("%s cannot be fetched; previously fetched keys remain valid: %s", self.name, error)
             before = error
             self._ended.wait(self._again_seconds if error else self._seconds)
 
     def assert_file(self) -> bool:
-        """Write the keys that were fetched last unless the file holds them; return True if they were written."""
-        with self._writing:  # Two threads write: without the lock, older keys could replace new ones.
+        """Write the last fetched keys if the file does not have them; return True if they were written."""
+        with self._writing:  # Two threads write the file, and older keys must not replace newer keys.
             return self._content is not None and assert_content(self._file, self._content)
 
 
 def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: threading.Event) -> KeyFetcher:
-    """Return the thread that fetches API keys from a store, by its URL, or from a file."""
+    """Return a thread that fetches API keys from a store URL or from a file."""
     opened: Store | None = None
 
     def read_store() -> ValidKeys:
-        """Return the valid keys. The store stays open until it fails."""
+        """Return the valid keys. The store remains open until it fails."""
         nonlocal opened
-        from mlflow_deploy_plugin import store  # SQLAlchemy takes memory that a server without keys need not have
+        from mlflow_deploy_plugin import store  # Servers without keys do not need SQLAlchemy in memory.
 
         try:
             opened = opened or store.open_store(str(source))
@@ -91,7 +91,7 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
         try:
             return ValidKeys.model_validate_json(file.read_bytes())
         except ValidationError:
-            raise InvalidConfig(f"{file} is not what `onnxserve keys export` writes") from None
+            raise InvalidConfig(f"{file} is not a file written by `onnxserve keys export`") from None
 
     def fetch() -> bytes:
         keys = read_file(source) if isinstance(source, Path) else read_store()
@@ -103,18 +103,18 @@ def api_key_fetcher(state_dir: Path, source: str | Path, seconds: float, stop: t
 def issuer_key_fetcher(
     state_dir: Path, issuer: str, stop: threading.Event, seconds: float = _ISSUER_SECONDS
 ) -> KeyFetcher:
-    """Return the thread that fetches the public keys of an OpenID Connect issuer."""
-    from jwt import PyJWKSet  # the extra `jwt`
+    """Return a thread that fetches the public keys of an OpenID Connect issuer."""
+    from jwt import PyJWKSet  # This import needs the extra `jwt`.
     from jwt.exceptions import PyJWTError
 
     def fetch() -> bytes:
-        """Discover where the keys are (OpenID Connect Discovery 1.0 §4), and return them."""
+        """Return the keys from the location in the discovery document (OpenID Connect Discovery 1.0 §4)."""
         with requests.Session() as session, bounded_answers():
             session.max_redirects = 3
             where = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
-            found = session.get(where, timeout=_TIMEOUT_SECONDS)
-            found.raise_for_status()
-            document = found.json()
+            discovery = session.get(where, timeout=_TIMEOUT_SECONDS)
+            discovery.raise_for_status()
+            document = discovery.json()
             named = document.get("issuer") if isinstance(document, dict) else None
             if named != issuer or not isinstance(document.get("jwks_uri"), str):
                 raise ValueError(f"{where} is not the discovery document of server.jwt_issuer: it names {named!r}")

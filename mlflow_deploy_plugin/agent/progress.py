@@ -1,7 +1,7 @@
-"""Shipping progress: how much of the spool is in the inference log, and the watermark that reports it to readers.
+"""Shipping progress: the part of the spool that is in the inference log, and the watermark that reports it to readers.
 
 `progress.json` is written before `<segment>.shipped` in the spool, so that rows that are written again after a crash
-are not counted again. The agent of a copied state folder takes a new name and counts from zero.
+are counted only once. The agent of a copied state folder takes a new name and counts from zero.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 PROGRESS = "progress.json"
 BUSY_SECONDS, IDLE_SECONDS = 5.0, 30.0
-"""Between two watermarks while rows are counted, and while there are none."""
+"""The intervals between two watermarks, when the counts have changed and when they have not."""
 _MOST_ENDED = 16
 
 Rows = dict[str, int]
@@ -36,14 +36,14 @@ Rows = dict[str, int]
 
 @dataclass
 class Totals:
-    """Counts since the state folder's first day, as progress.json holds them.
+    """The counts since the state folder was created, as stored in progress.json.
 
     Attributes:
-        complete_until: seconds since 1970; every row answered before was in the log when this was written.
-        shipped: rows in the log; `lost`: rows that were read from the spool and cannot be represented in the log.
-        counted: by segment, the byte up to which its rows are in `shipped`.
-        run: the run of the server whose counts are in `seen`; `earlier` has the counts of the runs before it.
-        ended: the last of those runs. Counts that they left on the disk are not added again.
+        complete_until: seconds since 1970; all rows answered before this time were in the log when it was written.
+        shipped: the rows in the log; `lost`: the rows that were read from the spool and cannot be stored in the log.
+        counted: segment → the end of the bytes whose rows are counted in `shipped`.
+        run: the run of the server whose counts are in `seen`; `earlier` contains the counts of earlier runs.
+        ended: the last of the earlier runs. Their counts that are still on the disk are not added again.
         folder: the inode of the state folder, which differs in a copy; 0 if unknown.
     """
 
@@ -60,8 +60,8 @@ class Totals:
 
     @staticmethod
     def load(folder: Path) -> "Totals":
-        """Return the totals of progress.json in the state folder, or new ones under a new name. If the file is missing,
-        the counts that ended servers have left are counted. If it is malformed, they are not, because the log has them.
+        """Return the totals of progress.json in the state folder, or new totals under a new name. If the file is
+        missing, the saved counts of ended servers are added. If it is malformed, the log already has their rows.
         """
         left_runs = [left.run for left in saved_capture_counters(folder)]
         try:
@@ -76,14 +76,14 @@ class Totals:
             return totals
         name = _new_name()
         _log.warning(
-            "%s is a copy of another state folder: its agent is no longer %s, but %s", folder, totals.agent, name
+            "%s is a copy of another state folder: its agent is renamed from %s to %s", folder, totals.agent, name
         )
         ended = [*totals.ended, totals.run, *left_runs][-_MOST_ENDED:]
         return Totals(name, totals.complete_until, counted=totals.counted, ended=ended, folder=inode)
 
 
 class ShippingProgress:
-    """The totals of one state folder, and the time up to which each of its segments is in the log."""
+    """The totals of a state folder, and the time up to which each segment is in the log."""
 
     def __init__(self, spool: Path) -> None:
         self._spool = spool
@@ -94,33 +94,33 @@ class ShippingProgress:
 
     @property
     def complete_until(self) -> float:
-        """Every row that was answered before this moment is in the log; seconds since 1970."""
+        """The time in seconds since 1970 before which all answered rows are in the log."""
         return min([self._listed_at, *self._complete.values()])
 
     def set_segments(self, names: set[str], moment: float) -> None:
-        """Take the list of segments. A segment that was not in the last one holds nothing from before that."""
+        """Set the list of segments at `moment`. A new segment has no rows from before the previous list."""
         self._complete = {name: self._complete.get(name, self._listed_at) for name in names}
         self._listed_at = moment
 
     def set_complete(self, name: str, moment: float, is_gone: bool = False) -> None:
-        """Note that everything the segment held at `moment` is in the log."""
+        """Record that all rows that the segment contained at `moment` are in the log."""
         if is_gone:
             self._complete.pop(name, None)
         else:
             self._complete[name] = moment
 
     def add_shipped(self, segment: str, end: int, rows: Mapping[str, int], lost: Mapping[str, int]) -> None:
-        """Record that these rows of the segment, up to the byte `end`, are in the log. If the disk is full, they are
-        recorded in memory only, because shipping makes room again."""
+        """Record that these rows of the segment, up to the byte `end`, are in the log. If the disk is full, record them
+        only in memory, because further shipping frees space."""
         totals = self.totals
-        counted = {name: place for name, place in totals.counted.items() if (self._spool / name).exists()}
+        counted = {name: offset for name, offset in totals.counted.items() if (self._spool / name).exists()}
         shipped, lost_rows = add_rows(totals.shipped, rows), add_rows(totals.lost, lost)
         self.totals = replace(totals, counted=counted | {segment: end}, shipped=shipped, lost=lost_rows)
         with contextlib.suppress(OSError):
             self._write()
 
     def add_counted(self) -> None:
-        """Take over the counts of the workers: the counts of ended servers, then the last server's."""
+        """Add the counts of the workers: first the counts of ended servers, then the last server's counts."""
         totals, state_dir = self.totals, self._spool.parent
         for count in (*saved_capture_counters(state_dir), read_capture_counters(state_dir)):
             if count is None or count.run in totals.ended:
@@ -130,7 +130,7 @@ class ShippingProgress:
                     totals.earlier[outcome] = add_rows(totals.earlier.get(outcome, {}), rows)
                 totals.ended = [*totals.ended, totals.run][-_MOST_ENDED:]
                 totals.run, totals.seen = count.run, {}
-            # Counts only grow: a smaller count was read while the files were being removed.
+            # Counts only increase. A smaller count was read while the files were being removed.
             for outcome, rows_now in count.rows.items():
                 seen = totals.seen.setdefault(outcome, {})
                 for name, number in rows_now.items():
@@ -141,7 +141,7 @@ class ShippingProgress:
         return add_rows(self.totals.earlier.get(outcome, {}), self.totals.seen.get(outcome, {}))
 
     def save(self) -> None:
-        """Write everything to progress.json. Raises OSError if the disk is full."""
+        """Write all totals to progress.json. Raises OSError if the disk is full."""
         self.totals.complete_until = self.complete_until
         self._write()
 
@@ -151,7 +151,7 @@ class ShippingProgress:
 
 @dataclass
 class WatermarkWriter:
-    """Writes the watermark of one server to its log; `clock` is monotonic, `now` returns seconds since 1970."""
+    """Writes the watermark of a server to its log. `clock` is monotonic, and `now` returns seconds since 1970."""
 
     state_dir: Path
     location: LogLocation
@@ -162,7 +162,7 @@ class WatermarkWriter:
     _written: Watermark | None = field(default=None, init=False)
 
     def round(self) -> None:
-        """Write the watermark if it is due. Shipping logs that the log is down, so a failure is not logged here."""
+        """Write the watermark if it is due. A failure is not logged, because shipping logs that the log is down."""
         waited = self.clock() - self._written_at
         if waited >= BUSY_SECONDS:
             mark = self._watermark(False)
@@ -170,7 +170,7 @@ class WatermarkWriter:
                 self._write(mark)
 
     def end(self, is_shipped: bool) -> None:
-        """Write the last watermark; with `is_shipped` it announces that no more rows will come."""
+        """Write the last watermark. If `is_shipped` is True, it declares that there will be no more rows."""
         self._write(self._watermark(is_shipped))
 
     def _write(self, mark: Watermark) -> None:

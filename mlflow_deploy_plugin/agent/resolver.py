@@ -1,8 +1,8 @@
-"""Version resolution: model references become versions on this disk, without waiting.
+"""Version resolution: model references become versions on this disk, without blocking.
 
-Polls of the registry and a few fetches at a time run in threads of their own, so that a slow one delays no other model
-and no change that needs no registry. One thread owns the agent's state and takes in the results. A fetch that receives
-nothing for minutes is reported as a failure, but continues.
+Polls of the registry and a few fetches at a time run in separate threads, so that a slow poll or fetch does not delay
+other models or changes that need no registry. One thread owns the agent's state and processes the results. A fetch that
+receives no bytes for minutes is reported as a failure, but continues.
 """
 
 import logging
@@ -35,13 +35,13 @@ _LONGEST_BACKOFF_SECONDS = 30.0
 _JITTER = 0.2
 _TURNS, _TURN_SECONDS = 2, 30.0
 _STALL_SECONDS = 600.0
-"""MLflow's server may take minutes over a large file before it sends the first byte."""
+"""MLflow's server may need minutes for a large file before it sends the first byte."""
 _REGISTRY_ASPECTS = ("stage", "alias", "tag", "gate")
-"""Aspects that change while the version stays the same."""
+"""The aspects that can change while the version remains the same."""
 
 
 class Registry(Protocol):
-    """The calls that leave this process: to the model registry and the artifact store."""
+    """The calls from this process to the model registry and the artifact store."""
 
     def resolve(self, model_uris: Sequence[str]) -> dict[str, Resolution]: ...
     def fetch(self, resolved: ResolvedModel) -> FetchedVersion: ...
@@ -51,7 +51,7 @@ class Registry(Protocol):
 
 @dataclass
 class PollPolicy:
-    """The times at which the registry is polled, on a monotonic clock; without `follow`, each reference once."""
+    """The poll times of the registry on a monotonic clock. Without `follow`, each reference is polled once."""
 
     poll_seconds: float
     follow: bool
@@ -59,18 +59,18 @@ class PollPolicy:
     uniform: Callable[[float, float], float] = random.uniform
 
     def pause(self, failures: int) -> float:
-        """Return the seconds until the next poll, after so many failures in a row."""
+        """Return the seconds until the next poll after this number of consecutive failures."""
         longest = max(self.poll_seconds, _LONGEST_BACKOFF_SECONDS)
         seconds = backoff_seconds(failures + 1, longest, first=self.poll_seconds)
         return seconds * self.uniform(1 - _JITTER, 1 + _JITTER)
 
 
 class PyfuncPolicy:
-    """The rule of one server about versions without an ONNX form, which are Python code run by this server's user.
+    """A server's rule for versions without an ONNX form, which run Python code as this server's user.
 
-    A model that the spec names by a reference that always means the same version may run. A stage, an alias or a tag
-    may mean another version tomorrow, and a model loaded over HTTP was named by a caller: both need `allow_pyfunc`.
-    `named` has the model URIs of the spec, `refused` those that must not be pyfuncs, with the variant's name.
+    A model may run if the spec names it by a reference to a fixed version. A stage, alias or tag may mean a different
+    version later, and a model that is loaded over HTTP was named by a caller; both need `allow_pyfunc`. `named` has
+    the model URIs of the spec. `refused` maps the URIs that must not be pyfuncs to the names of their variants.
     """
 
     def __init__(self, specs: Sequence[EndpointSpec] = ()) -> None:
@@ -79,21 +79,21 @@ class PyfuncPolicy:
         self.refused = {variant.model: name for variant, name in variants if not variant.allow_pyfunc}
 
     def check(self, model_uri: str, is_followed: bool) -> None:
-        """Raise InvalidArtifact if a version without an ONNX form may not be served for this URI."""
+        """Raise InvalidArtifact if a version without an ONNX form must not be served for this URI."""
         if model_uri in self.named and not (is_followed and model_uri in self.refused):
             return
-        what = "the version has no ONNX form, so that serving it runs code of its own"
+        what = "the version has no ONNX form, so serving it would run its own code"
         if model_uri in self.named:
             raise InvalidArtifact(
-                f"{what}; for a stage, an alias or a tag, -C variants.{self.refused[model_uri]}.allow_pyfunc=true "
-                "allows that (of `mlflow deployments create` and `update` also --flavor python_function)"
+                f"{what}; for a stage, an alias or a tag, set -C variants.{self.refused[model_uri]}.allow_pyfunc=true "
+                "(or --flavor python_function in `mlflow deployments create` and `update`)"
             )
-        raise InvalidArtifact(f"{what}, which only the server's own spec can allow")
+        raise InvalidArtifact(f"{what}, which can be allowed only in the server's spec")
 
 
 @dataclass
 class _Fetch:
-    """A fetch of one version: `received` bytes have come, the last at `moved_at` on the clock of `PollPolicy`."""
+    """A fetch of a version. `received` bytes have arrived, the last at `moved_at` on the clock of `PollPolicy`."""
 
     future: "Future[FetchedVersion]"
     started_at: float
@@ -103,8 +103,8 @@ class _Fetch:
 
 @dataclass
 class VersionResolver:
-    """Brings every followed model to the version that the registry names. `poll_pool` asks the registry, `fetch_pool`
-    fetches files: a slow fetch keeps its thread. `finished_polls` includes failed polls."""
+    """Updates each followed model to the version that the registry names. `poll_pool` polls the registry, and
+    `fetch_pool` fetches files; a slow fetch occupies its thread. `finished_polls` includes failed polls."""
 
     registry: Registry
     poll_pool: Executor
@@ -120,7 +120,7 @@ class VersionResolver:
         return [*dict.fromkeys(polls), *(fetch.future for fetch in self._fetches.values())]
 
     def set_pyfunc_policy(self, policy: PyfuncPolicy) -> None:
-        """Take a new policy, and try again the versions that it no longer refuses."""
+        """Set a new policy, and retry the versions that it permits."""
         before = self.pyfunc_policy
         agreed = (before.refused.keys() - policy.refused.keys()) | (policy.named - before.named)
         for ref, model in self.models.items():
@@ -129,13 +129,13 @@ class VersionResolver:
         self.pyfunc_policy = policy
 
     def poll_now(self) -> None:
-        """Poll every followed reference at once, or again after a running poll."""
+        """Poll all followed references immediately, or again after a running poll."""
         for model in self.models.values():
             if model.next_poll < NEVER or model.poll is not None:
                 model.next_poll = 0.0
 
     def advance(self) -> None:
-        """Start what is due, and take in the results. The followed references of one registered model share a poll."""
+        """Start due polls and fetches, and process results. References to the same registered model share a poll."""
         now = self.polling.clock()
         idle = {ref: model for ref, model in self.models.items() if model.poll is None and model.next_poll < NEVER}
         due = {lookup_key(ref.uri) for ref, model in idle.items() if model.next_poll <= now}
@@ -150,7 +150,7 @@ class VersionResolver:
             for ref, model in self.models.items()
             if model.target is not None and model.poll is None and self._fetch_unless_served(ref, model, model.target)
         ]
-        # `done` is read once, so that all waiting models take the result of a fetch in the same round.
+        # `done` is evaluated once, so that all waiting models process the result of a fetch in the same round.
         ended = {identity: fetch.future for identity, fetch in self._fetches.items() if fetch.future.done()}
         for ref, model, target in waiting:
             if target.identity in ended:
@@ -161,15 +161,15 @@ class VersionResolver:
         for identity in ended:
             del self._fetches[identity]
         for identity in self._fetches.keys() - targets:
-            self._fetches.pop(identity).future.cancel()  # the reference has moved on; a fetch that runs ends by itself
+            self._fetches.pop(identity).future.cancel()  # No reference needs it any more; a running fetch continues.
         self._report_failures()
 
     def _resolve(self, uris: list[str]) -> dict[str, Resolution]:
         try:
             return self.registry.resolve(uris)
-        except Exception as error:  # noqa: BLE001 - the boundary of a thread: it logs, and the version stays
-            _log.exception("asking for %s failed", ", ".join(uris))
-            return dict.fromkeys(uris, RegistryUnavailable(f"asking for {uris[0]} failed: {type(error).__name__}"))
+        except Exception as error:  # noqa: BLE001 - the boundary of a thread: the error is logged, the version kept
+            _log.exception("the poll of %s failed", ", ".join(uris))
+            return dict.fromkeys(uris, RegistryUnavailable(f"the poll of {uris[0]} failed: {type(error).__name__}"))
 
     def _finish_polls(self) -> None:
         pauses: dict[int, float] = {}
@@ -185,7 +185,7 @@ class VersionResolver:
                 waits_for_gate = bool(ref.require) and not resolution.gate_status.passed
                 if model.rejection is not None and model.rejection.cause == "gate":
                     if model.target is not None and model.target.gate_status != resolution.gate_status:
-                        model.rejection = None  # there is a new verdict
+                        model.rejection = None  # The gate has a new verdict.
                     else:
                         waits_for_gate = True
                 model.error, model.poll_failures, model.target = None, 0, resolution
@@ -195,7 +195,7 @@ class VersionResolver:
                 model.error = resolution
                 if isinstance(resolution, NotFound):
                     model.error = NotFound(f"{ref.uri}: {resolution.message}")
-                # A missing, malformed or forbidden version may be corrected at any moment.
+                # A missing, malformed or forbidden version may be corrected at any time, so poll at the normal rate.
                 if not isinstance(resolution, NotFound | InvalidConfig | RegistryRefused):
                     model.poll_failures += 1
                     model.next_poll = now + self.polling.pause(model.poll_failures)
@@ -204,7 +204,7 @@ class VersionResolver:
         self.finished_polls += len(pauses)
 
     def _fetch_unless_served(self, ref: ModelRef, model: FollowedModel, target: ResolvedModel) -> bool:
-        """Fetch the target in its turn, unless it is served already or may not be; return True if it is fetched."""
+        """Start a fetch of the target when allowed, unless it is served or rejected; return True if it is fetched."""
         now, rejection = self.polling.clock(), model.rejection
         if rejection is not None and rejection.identity == target.identity and now < rejection.retry_at:
             return False
@@ -224,14 +224,14 @@ class VersionResolver:
         return True
 
     def _tell_stall(self, model: FollowedModel, target: ResolvedModel, fetch: _Fetch) -> None:
-        """Reject the target while a fetch receives nothing; accept it again when bytes arrive."""
+        """Reject the target while its fetch receives no bytes, and clear the rejection when bytes arrive."""
         now = self.polling.clock()
         if now - fetch.started_at < _TURN_SECONDS:
             return
         if (received := self.registry.received_bytes(target)) != fetch.received:
             fetch.received, fetch.moved_at, model.rejection = received, now, None
         elif now - fetch.moved_at >= _STALL_SECONDS:
-            reason = f"its download stalls: of its files {received:,} bytes have come, and none for ten minutes"
+            reason = f"the download stalls: {received:,} bytes of its files have arrived, and none in ten minutes"
             model.rejection = _rejection(target, "fetch", reason, retry_at=0.0, error_class=RegistryUnavailable)
 
     def _fetch(self, target: ResolvedModel) -> FetchedVersion:
@@ -239,9 +239,9 @@ class VersionResolver:
             return self.registry.fetch(target)
         except OnnxserveError:
             raise
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:  # noqa: BLE001 - the boundary of a thread
             _log.exception("fetching %s failed", target.source)
-            raise OnnxserveError(f"fetching it failed unexpectedly: {type(error).__name__}, see the log") from None
+            raise OnnxserveError(f"the fetch failed unexpectedly: {type(error).__name__}, see the log") from None
 
     def _take_fetched(
         self, ref: ModelRef, model: FollowedModel, target: ResolvedModel, fetch: "Future[FetchedVersion]"
@@ -261,7 +261,8 @@ class VersionResolver:
         status = target.gate_status.on_files(fetched.digest)
         if ref.require and not is_served and not status.passed:
             model.rejection = _gate_rejection(ref, target, status, NEVER)
-            model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))  # for a new verdict
+            # Poll regularly, because the gate may have a new verdict.
+            model.next_poll = min(model.next_poll, self.polling.clock() + self.polling.pause(0))
             return
         try:
             if fetched.runs_code:
@@ -274,7 +275,7 @@ class VersionResolver:
         model.version, model.is_verified, model.rejection = fetched, True, None
 
     def _report_failures(self) -> None:
-        """Write to the versions' tags their errors. If the registry is down, try again later."""
+        """Write the errors to the versions' tags. If the registry is down, retry later."""
         for model in self.models.values():
             if model.report is not None and model.report.done():
                 if model.report.exception() is None and model.report.result():
@@ -289,7 +290,7 @@ class VersionResolver:
 
 
 def _gate_rejection(ref: ModelRef, target: ResolvedModel, status: GateStatus, retry_at: float) -> Rejection:
-    return _rejection(target, "gate", f"{status.reason}, and this endpoint requires {ref.require}", retry_at)
+    return _rejection(target, "gate", f"{status.reason}, but this endpoint requires {ref.require}", retry_at)
 
 
 def _rejection(

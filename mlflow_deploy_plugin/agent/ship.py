@@ -1,13 +1,14 @@
-"""Shipping: the workers' spool becomes the inference log, Parquet partitioned by endpoint and hour of event time.
+"""Shipping: write the workers' spool to the inference log, as Parquet partitioned by endpoint and hour of event time.
 
     LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<segment>-<first offset>-<last offset>.parquet
-    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       the feedback of callers on those rows
-    LOG/_failed/endpoint=…      like the first, for requests that got no answer: the reason, and no column of the model
+    LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<segment>-….parquet       feedback, the labels of these rows
+    LOG/_failed/endpoint=…      like the first, for failed requests: with the reason, without the model's columns
 
-Rows are shipped at least once: the shipped offset is written to `<segment>.shipped` after the rows are in the log. The
-segment is deleted when its worker has released it and all of it is shipped. Rows that are shipped again after a crash
-get a file of another name if rows were added, so the content of a name never changes and a compactor may delete it.
-Readers drop duplicates by (`_segment`, `_offset`, `_row`). A busy worker's segment may grow, which saves files.
+Rows are shipped at least once: the shipped offset is written to `<segment>.shipped` after the rows are in the log. A
+segment is deleted when its worker has released it and all its rows are shipped. If rows are shipped again after a crash
+together with new rows, the file has a different name. The content of a file name therefore never changes, and a
+compactor may delete the file. Readers drop duplicates by (`_segment`, `_offset`, `_row`). The segment of a busy worker
+may grow before it is shipped, which reduces the number of files.
 """
 
 import logging
@@ -40,22 +41,22 @@ _log = logging.getLogger(__name__)
 
 _BROKEN = ".broken"
 _MOST_BROKEN = 4
-"""The malformed segments that are kept for a person to look at: at most 64 MiB, unless one request is larger."""
+"""The number of malformed segments that are kept for inspection: at most 64 MiB, unless a single request is larger."""
 _LONGEST_WAIT_SECONDS = 10.0
 _LONGEST_BACKOFF_SECONDS = 30.0
 _STATE_SECONDS = 10.0
-"""The step in which `complete_until` of agent.json advances."""
+"""The steps in which `complete_until` of agent.json advances."""
 _TIME = pa.timestamp("us", tz="UTC")
 _MICROSECONDS_A_DAY = 86_400_000_000
 
 
 class _SegmentError(Exception):
-    """A failure of one segment's own files, with the reason apart. The others may be shipped, which makes room."""
+    """A failure of a single segment's files, with a separate reason. Other segments can be shipped to free space."""
 
 
 class Shipper:
-    """Ships the segments in `spool` to the log at `log_uri`. Another thread may read `state`, the content of agent.json
-    about shipping. Raises InvalidConfig for a URI that cannot be written."""
+    """Ships the segments in `spool` to the log at `log_uri`. Another thread may read `state`, the shipping state for
+    agent.json. Raises InvalidConfig for a URI that cannot be written."""
 
     def __init__(
         self,
@@ -70,12 +71,12 @@ class Shipper:
         self.progress = ShippingProgress(spool)
         self._clock = clock
         self._growing: dict[str, tuple[int, float]] = {}
-        """By segment: its size at the last look, and the time since which a part of it has waited."""
+        """Segment → its size in the last round, and the time since which a part of the segment has waited."""
         self._failing = ""
         self._failures = 0
         self._retry_at = float("-inf")
         self.state = ShippingState()
-        self._list_segments()  # Later segments have no rows from before.
+        self._list_segments()  # Segments that are created later have no rows from before this time.
 
     def round(self) -> int:
         """Ship the segments that are due, and return the number of rows. A segment is due if its worker has released
@@ -85,14 +86,14 @@ class Shipper:
         return self._ship([segment for segment in self._list_segments() if self._is_due(segment)])
 
     def ship(self) -> int:
-        """Ship all that is new in every segment, due or not."""
+        """Ship the new rows of all segments, whether they are due or not."""
         return self._ship(self._list_segments())
 
     def _list_segments(self) -> list[Path]:
         moment = self._now()
-        found = segments(self._spool)
-        self.progress.set_segments({segment.name for segment in found}, moment)
-        return found
+        listed = segments(self._spool)
+        self.progress.set_segments({segment.name for segment in listed}, moment)
+        return listed
 
     def _is_due(self, segment: Path) -> bool:
         now, moment = self._clock(), self._now()
@@ -102,7 +103,7 @@ class Shipper:
             if is_released(segment):
                 return True
         except OSError:
-            return True  # Shipping it reports why it cannot be read.
+            return True  # Shipping the segment reports why it cannot be read.
         if size <= shipped:
             self.progress.set_complete(segment.name, moment)
             return False
@@ -118,14 +119,14 @@ class Shipper:
                 rows += self._ship_segment(segment)
             except _SegmentError as failure:
                 failing, reason = failure.args
-            except MemoryError as failure:  # a smaller one may have room
-                failing, reason = f"segment {segment.name} cannot be shipped for want of memory", str(failure)
-            except (OSError, NotInstalled) as failure:  # the next one would fail too, after as long a wait
+            except MemoryError as failure:  # A smaller segment may fit in memory.
+                failing, reason = f"segment {segment.name} cannot be shipped: not enough memory", str(failure)
+            except (OSError, NotInstalled) as failure:  # The next segment would fail too, after the same timeout.
                 failing, reason = f"the inference log {self.location.shown} cannot be written", str(failure)
                 break
         error = f"{failing}: {reason}" if failing else ""
-        if failing != self._failing:  # the reason names another file at each try
-            _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log is written again")
+        if failing != self._failing:  # Compare without the reason, which names a different file at each attempt.
+            _log.log(logging.ERROR if error else logging.INFO, "%s", error or "the inference log can be written again")
             self._failing = failing
         self._failures = self._failures + 1 if error else 0
         pause = backoff_seconds(self._failures, _LONGEST_BACKOFF_SECONDS, first=2.0)
@@ -136,7 +137,7 @@ class Shipper:
             if not left_over.with_suffix(SUFFIX).exists():
                 left_over.unlink(missing_ok=True)
         if rows:
-            # the tables of a segment take about ten times the memory that the agent needs otherwise
+            # The tables of a segment use about ten times the agent's other memory.
             pa.default_memory_pool().release_unused()
         return rows
 
@@ -150,13 +151,13 @@ class Shipper:
         except OSError as error:
             raise _SegmentError(f"segment {segment.name} cannot be read", str(error)) from None
         rows = self._write(segment, captured) if size > start else 0
-        if captured.malformed:  # reported once: a segment that cannot be written now is read again
+        if captured.malformed:  # This is reported only after a successful write, because a failed write is repeated.
             self._keep_broken_copy(segment, captured.malformed)
         end, lost_bytes = captured.end, captured.lost_bytes
         self._growing.pop(segment.name, None)
         lost_bytes += size - end if is_final else 0
-        if lost_bytes:  # its worker was killed while it wrote, or something else wrote there; a disk may have gone bad
-            _log.warning("%d bytes of segment %s are no whole frame, and are lost", lost_bytes, segment.stem)
+        if lost_bytes:  # The worker was killed during a write, another program wrote to the file, or the disk failed.
+            _log.warning("%d bytes of segment %s are not a complete frame and are lost", lost_bytes, segment.stem)
             self.state = self.state.model_copy(update={"torn_segments": self.state.torn_segments + 1})
         if is_final:
             segment.unlink()
@@ -165,12 +166,12 @@ class Shipper:
             try:
                 write_atomically(segment.with_suffix(SHIPPED), str(end).encode())
             except OSError as error:
-                raise _SegmentError(f"how far {segment.name} is shipped cannot be written down", str(error)) from None
+                raise _SegmentError(f"the shipped offset of {segment.name} cannot be written", str(error)) from None
         self.progress.set_complete(segment.name, moment, is_gone=is_final)
         return rows
 
     def _write(self, segment: Path, captured: CapturedSegment) -> int:
-        """Write the content of a segment to the log, note it in the progress, and return the rows written."""
+        """Write the content of a segment to the log, record the progress, and return the number of rows."""
         counted = self.progress.totals.counted.get(segment.name, 0)
         shipped, lost = Counter[str](), Counter[str]()
         rows = 0
@@ -187,35 +188,35 @@ class Shipper:
         return rows
 
     def _write_files(self, what: str, tables: Iterator[tuple[str, pa.Table]]) -> int:
-        """Write files by their names, and return their rows. Write none if the log cannot represent one of them."""
+        """Write the files by name, and return their number of rows. If a table cannot be encoded, write no file."""
         try:
             files = [(name, encode_parquet(table), len(table)) for name, table in tables]
-        except MemoryError:  # another time there may be enough
+        except MemoryError:  # A later attempt may have enough memory.
             raise
-        except Exception:  # noqa: BLE001 - the boundary of these files: arrow raises a dozen unrelated classes
-            _log.exception("%s have no form in the log, and are left out", what)
+        except Exception:  # noqa: BLE001 - the boundary of these files: Arrow raises many unrelated classes
+            _log.exception("%s cannot be represented in the log and are omitted", what)
             return 0
         for name, content, _ in files:
             write_file(self.location, name, content)
         return sum(rows for _, _, rows in files)
 
     def _keep_broken_copy(self, segment: Path, malformed: int) -> None:
-        """Copy a segment with malformed frames, so that a person can find the cause. The last few copies are kept."""
+        """Copy a segment with malformed frames for inspection. Only the last few copies are kept."""
         copy = segment.with_suffix(_BROKEN)
-        _log.error("%d frames of segment %s make no sense and are left out: see %s", malformed, segment.stem, copy)
+        _log.error("%d frames of segment %s are malformed and are omitted: see %s", malformed, segment.stem, copy)
         try:
             shutil.copy2(segment, copy)
             kept = sorted(self._spool.glob(f"*{_BROKEN}"), key=lambda path: path.stat().st_mtime_ns)
             for surplus in kept[:-_MOST_BROKEN]:
-                _log.warning("%s is removed: the last %d that were set aside are kept", surplus.name, _MOST_BROKEN)
+                _log.warning("%s is removed: only the last %d malformed segments are kept", surplus.name, _MOST_BROKEN)
                 surplus.unlink()
-        except OSError as error:  # a full disk: shipping makes room
+        except OSError as error:  # The disk may be full; shipping frees space.
             _log.error("%s cannot be kept: %s", copy.name, error)
         self.state = self.state.model_copy(update={"broken_segments": self.state.broken_segments + 1})
 
 
 def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedBatch]]:
-    """Group the batches of one endpoint, hour and set of typed columns. Failed requests have files of their own."""
+    """Group the batches by endpoint, hour and typed columns. Failed requests have separate files."""
     groups: dict[tuple[object, ...], list[CapturedBatch]] = defaultdict(list)
     for batch in batches:
         arrays = [*batch.feeds.items(), *batch.outputs.items(), *batch.masked.items()]
@@ -225,8 +226,8 @@ def group_by_file(batches: Sequence[CapturedBatch]) -> Collection[list[CapturedB
 
 
 def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the name of the file of a group of batches, and its table with a row per row of these requests, identified
-    by `_segment`, `_offset` and `_row`. A column has the type of the signature, or a wider type if values need it."""
+    """Yield the file name of a group of batches, and its table with one row per captured row, identified by `_segment`,
+    `_offset` and `_row`. A column has the type of the signature, or a wider type if the values need it."""
     first = group[0]
     moment = datetime.fromtimestamp(first.hour * 3600, UTC)
     root = f"{FAILURES}/" if first.is_failed else ""
@@ -236,7 +237,7 @@ def captured_tables(segment: str, group: Sequence[CapturedBatch]) -> Iterator[tu
 
 
 def label_tables(segment: str, frames: Sequence[FeedbackFrame]) -> Iterator[tuple[str, pa.Table]]:
-    """Yield the name of each file of labels and its table: one file for each endpoint and day."""
+    """Yield the name and the table of each file of labels: one file per endpoint and day."""
     groups: dict[tuple[str, int], list[FeedbackFrame]] = defaultdict(list)
     for frame in frames:
         groups[frame.endpoint, frame.received_time // _MICROSECONDS_A_DAY].append(frame)
@@ -291,7 +292,7 @@ def _strings(texts: Utf8Array) -> pa.Array:
 
 
 def _key_column(array: Array) -> pa.Array:
-    """Return the values of a key in their own type; as texts if callers have sent values of several types."""
+    """Return the values of a key in their own type, or as texts if callers have sent values of several types."""
     try:
         return pa.array(array.tolist() if array.dtype == object else array, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):
@@ -299,7 +300,7 @@ def _key_column(array: Array) -> pa.Array:
 
 
 def _model_column(array: Array) -> pa.Array:
-    """Return an array of shape [N] as it is, one of shape [N, a, b] as nested lists."""
+    """Return an array of shape [N] unchanged, and an array of shape [N, a, b] as nested lists."""
     flat = array.reshape(-1)
     values = pa.array(flat, pa.string()) if flat.dtype == object else pa.array(flat)
     for axis in range(array.ndim - 1, 0, -1):

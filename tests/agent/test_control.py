@@ -167,7 +167,7 @@ def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None
     [
         ("load", "c", None, "NotFound", "no endpoint 'c' is known here"),
         ("unload", "c", None, "NotFound", "no endpoint 'c' is known here"),
-        ("load", "a", new_endpoint("a", "x"), "InvalidConfig", "'a' stands in the server's spec"),
+        ("load", "a", new_endpoint("a", "x"), "InvalidConfig", "'a' is in the server's spec"),
     ],
 )
 def test_a_command_that_cannot_be_is_answered_at_once(

@@ -19,7 +19,7 @@ def test_a_version_without_its_gate_is_not_served_until_the_tag_appears(case: Ca
         state = follower.round()
         assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1"])
         assert mentions(state.error, STAGE, "version 2", "is not served")
-        assert state.error.endswith("and this endpoint requires gate=passed; version 1 is served on")
+        assert state.error.endswith("but this endpoint requires gate=passed; version 1 is still served")
         assert [(one.variant, one.version, one.cause) for one in state.refused] == [("v1", "2", "gate")]
         assert case.world.failures[-1] == ("models:/tiny/2", state.refused[0].reason)
     case.world.gates["2"] = "passed"

@@ -74,7 +74,7 @@ def test_a_version_that_workers_cannot_load_gives_way_to_the_one_before(case: Ca
         case.now += 2
         state = follower.round()
         assert (state.error, state.fatal) == (
-            f"{STAGE}: version 2 cannot be loaded: bad graph; version 1 is served on",
+            f"{STAGE}: version 2 cannot be loaded: bad graph; version 1 is still served",
             False,
         )
     assert (case.wanted.generation, case.versions) == (3, {"v1": "1"})

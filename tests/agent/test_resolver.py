@@ -112,7 +112,7 @@ def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: 
 
     assert after(0, 0) == after(500, 1000) == after(590, 1000) == ""
     told = (
-        f"{STAGE}: version 1 cannot be fetched: its download stalls: of its files 1,000 bytes have come, and none for"
+        f"{STAGE}: version 1 cannot be fetched: the download stalls: 1,000 bytes of its files have arrived, and none in"
     )
     assert after(20, 1000) == after(20, 1000) == f"{told} ten minutes"
     assert len(fetches.waiting) == 1
@@ -167,9 +167,9 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
 @pytest.mark.parametrize(
     ("uri", "is_followed", "said"),
     [
-        ("models:/x/Production", True, "-C variants.stage.allow_pyfunc=true allows that"),
-        ("models:/z@champion", True, "-C variants.half.allow_pyfunc=true allows that"),  # not by every variant
-        ("models:/loaded-over-http/1", False, "which only the server's own spec can allow"),
+        ("models:/x/Production", True, "set -C variants.stage.allow_pyfunc=true"),
+        ("models:/z@champion", True, "set -C variants.half.allow_pyfunc=true"),  # not by every variant
+        ("models:/loaded-over-http/1", False, "which can be allowed only in the server's spec"),
     ],
 )
 def test_others_may_not(uri: str, is_followed: bool, said: str) -> None:

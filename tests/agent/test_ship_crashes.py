@@ -83,4 +83,4 @@ def test_a_torn_end_is_counted_and_logged(
     assert shipper.ship() == 1
     assert shipper.state.torn_segments == 1
     lost = end - 3 - last.offset
-    assert caplog.messages == [f"{lost} bytes of segment {segment.stem} are no whole frame, and are lost"]
+    assert caplog.messages == [f"{lost} bytes of segment {segment.stem} are not a complete frame and are lost"]

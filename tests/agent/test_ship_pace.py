@@ -101,7 +101,7 @@ def test_a_log_that_is_down_is_told_and_asked_less_and_less_often(
     (tmp_path / "log").unlink()
     clock.now = 60.0
     assert (patient.round(), patient.state.error) == (2, "")
-    assert caplog.messages[1:] == ["the inference log is written again"]
+    assert caplog.messages[1:] == ["the inference log can be written again"]
 
 
 def test_a_log_that_is_down_for_days_is_asked_on(patient: Shipper, clock: Clock[float], tmp_path: Path) -> None:

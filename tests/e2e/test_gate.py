@@ -142,7 +142,7 @@ def behind_its_back(journey: Journey) -> None:
     """A version that the API moves to Production without the gate is not served, and says so where a person looks."""
     journey.client.transition_model_version_stage(MODEL, "4", "Production")
     wait_until(lambda: "onnxserve.error" in journey.tags(4), PATIENCE, "the version says why it is not served")
-    reason = "it has not been through the gate, and this endpoint requires gate=passed"
+    reason = "it has not been through the gate, but this endpoint requires gate=passed"
     assert reason in journey.tags(4)["onnxserve.error"]
     assert reason in journey.deployments.get_deployment("toy")["error"]
     assert journey.served() == "3"

@@ -412,7 +412,7 @@ def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_ju
     reason = ""
     world.wait_for(3)
     wait_until(lambda: not note(), SECONDS, "it is over")
-    assert sum("cannot look for" in line for line in world.said) == 1
+    assert sum("cannot search for" in line for line in world.said) == 1
 
 
 @pytest.mark.long

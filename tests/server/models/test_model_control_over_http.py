@@ -113,7 +113,7 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
     [
         ("nobody", {}, 404, "no endpoint 'nobody' is known here"),
         ("new", {"model_uri": "/nowhere"}, 404, "/nowhere"),
-        ("first", {"model_uri": "/nowhere"}, 400, "'first' stands in the server's spec"),
+        ("first", {"model_uri": "/nowhere"}, 400, "'first' is in the server's spec"),
         ("new", {"model_uri": ""}, 400, "variants.new.model"),
         ("new", {"config": "name: other\nvariants: {v: {model: x}}"}, 400, "'new' is expected"),
         ("new", {"config": "name: new\nvariants: {v: {model: x}}\nserver: {workers: 9}"}, 400, "`server` cannot"),
