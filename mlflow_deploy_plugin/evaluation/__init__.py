@@ -1,6 +1,6 @@
-"""Evaluation of a version on rows: metrics, robustness and explanations.
+"""Evaluation of a model version on rows: metrics, robustness and explanations.
 
-A name is imported on first use: gate policies are read without numpy, and only explanations need shap.
+Names are imported lazily: gate policies are read without numpy, and only explanations need shap.
 """
 
 import lazy_loader

@@ -1,13 +1,14 @@
-"""Adversarial rows: imperceptibly changed rows, in the direction in which the model errs most.
+"""Adversarial rows: imperceptible changes in the direction in which the model's loss increases most.
 
-No value moves by more than the strength: standard deviations of its column, or in a picture a share of its range, which
-bounds the result. Only floating-point numbers are changed.
+No value changes by more than the strength, in standard deviations of its column. In a picture the strength is a share
+of the value range, and values stay in that range. Only floating-point numbers are changed.
 
 - `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
 - `pgd`, ten steps from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083
-- `spsa`, the same steps by gradients estimated from predictions: Uesato et al. 2018, https://arxiv.org/abs/1802.05666
+- `spsa`, the steps of `pgd` with gradients estimated from predictions: Uesato et al. 2018,
+https://arxiv.org/abs/1802.05666
 
-`fgsm` and `pgd` need the torch module from which the ONNX form was made. The ONNX form then predicts their rows.
+`fgsm` and `pgd` need the torch module from which the ONNX form was made. The ONNX form then predicts the changed rows.
 """
 
 import inspect
@@ -31,10 +32,10 @@ from mlflow_deploy_plugin.runtime import FLAVOR, Artifact, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
-"""A function of N rows, and of a generator of random draws. It returns the loss of each row, [N], and its gradient by
-each floating-point array."""
+"""A function of N rows and a random generator. It returns the loss of each row, [N], and the gradient for each
+floating-point array."""
 _STEPS = 10
-_STEP_SIZE = 2.5  # in strengths, over all steps: enough to reach any corner from any start (Madry)
+_STEP_SIZE = 2.5  # sum of all steps in strengths, enough to reach any corner (Madry)
 _DIRECTIONS = 8
 
 
@@ -44,29 +45,29 @@ def fgsm(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.ran
 
 def pgd(rows: NamedArrays, strength: float, gradient: LossGradient, rng: np.random.Generator) -> NamedArrays:
     start = {name: rng.uniform(-1, 1, values.shape) for name, values in _floats(rows).items()}
-    found = _moved(rows, rows, start, strength, strength, by_sign=False)
+    moved = _moved(rows, rows, start, strength, strength, by_sign=False)
     worst, worst_loss = rows, np.full(row_count(rows), -np.inf)
     for step in range(_STEPS + 1):
-        losses, slopes = gradient(found, rng)
+        losses, slopes = gradient(moved, rng)
         is_worse = losses > worst_loss
         worst_loss = np.where(is_worse, losses, worst_loss)
         worst = {
-            name: np.where(is_worse.reshape(-1, *[1] * (values.ndim - 1)), found[name], values)
+            name: np.where(is_worse.reshape(-1, *[1] * (values.ndim - 1)), moved[name], values)
             for name, values in worst.items()
         }
         if step < _STEPS:
-            found = _moved(rows, found, slopes, strength * _STEP_SIZE / _STEPS, strength)
+            moved = _moved(rows, moved, slopes, strength * _STEP_SIZE / _STEPS, strength)
     return worst
 
 
 def _moved(
-    rows: NamedArrays, found: NamedArrays, along: NamedArrays, step: float, strength: float, by_sign: bool = True
+    rows: NamedArrays, current: NamedArrays, along: NamedArrays, step: float, strength: float, by_sign: bool = True
 ) -> NamedArrays:
-    """Return `found`, moved by a step and brought back to within the strength of `rows`."""
-    moved = dict(found)
+    """Return the current rows, moved by a step and clipped to within the strength of `rows`."""
+    moved = dict(current)
     for name, direction in along.items():
         values, unit = rows[name].astype(np.float64), _unit(rows[name])
-        change = found[name] + step * unit * np.nan_to_num(np.sign(direction) if by_sign else direction)
+        change = current[name] + step * unit * np.nan_to_num(np.sign(direction) if by_sign else direction)
         change = np.clip(change, values - strength * unit, values + strength * unit)
         moved[name] = within_type(
             np.clip(change, *value_range(values)) if values.ndim > 2 else change, rows[name].dtype
@@ -84,30 +85,32 @@ def _floats(rows: NamedArrays) -> NamedArrays:
 
 
 def estimated_gradient(model: LoadedModel, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
-    """Return the gradient estimated from predictions after steps of 0.1 standard deviations (SPSA, Spall 1992)."""
+    """Return a gradient that is estimated from predictions at steps of 0.1 standard deviations (SPSA, Spall 1992)."""
     if not _floats(rows):
-        return Refused("the model takes no floating-point numbers")
+        return Refused("the model has no floating-point inputs")
     if isinstance(losses := _losses(truth, model.predict(rows)), Refused):
         return losses
     steps = {name: 0.1 * np.maximum(_unit(values), 1e-12) for name, values in _floats(rows).items()}
 
-    def loss_of(found: NamedArrays) -> Array:
-        losses = _losses(truth, model.predict(found))
+    def loss_of(changed: NamedArrays) -> Array:
+        losses = _losses(truth, model.predict(changed))
         return losses if not isinstance(losses, Refused) else np.zeros(len(truth))
 
-    def moved(found: NamedArrays, signs: NamedArrays) -> NamedArrays:
-        steps_of = {name: (found[name] + steps[name] * sign).astype(found[name].dtype) for name, sign in signs.items()}
-        return found | steps_of
+    def moved(changed: NamedArrays, signs: NamedArrays) -> NamedArrays:
+        steps_of = {
+            name: (changed[name] + steps[name] * sign).astype(changed[name].dtype) for name, sign in signs.items()
+        }
+        return changed | steps_of
 
-    def gradient(found: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
-        slopes = {name: np.zeros(values.shape) for name, values in _floats(found).items()}
+    def gradient(current: NamedArrays, rng: np.random.Generator) -> tuple[Array, NamedArrays]:
+        slopes = {name: np.zeros(values.shape) for name, values in _floats(current).items()}
         for _ in range(_DIRECTIONS):
             ahead = {name: rng.choice((-1.0, 1.0), values.shape) for name, values in slopes.items()}
             behind = {name: -sign for name, sign in ahead.items()}
-            rise = loss_of(moved(found, ahead)) - loss_of(moved(found, behind))
+            rise = loss_of(moved(current, ahead)) - loss_of(moved(current, behind))
             for name, sign in ahead.items():
                 slopes[name] += rise.reshape(-1, *[1] * (sign.ndim - 1)) * sign
-        return loss_of(found), slopes
+        return loss_of(current), slopes
 
     return gradient
 
@@ -118,15 +121,15 @@ def _losses(truth: Array, predictions: ModelPredictions) -> Array | Refused:
     if probabilities is not None:
         classes = list(predictions.classes) or sorted(set(truth.tolist()))
         if len(classes) != probabilities.shape[1] or not set(truth.tolist()) <= set(classes):
-            return Refused("the target holds other values than the classes of the model")
-        places = np.array([classes.index(value) for value in truth.tolist()])
-        chosen = probabilities[np.arange(len(truth)), places].astype(np.float64)
+            return Refused("the target contains values that are not classes of the model")
+        indices = np.array([classes.index(value) for value in truth.tolist()])
+        chosen = probabilities[np.arange(len(truth)), indices].astype(np.float64)
         return np.asarray(-np.log(np.clip(chosen, 1e-300, None)))
-    if argmax_labels(truth, predictions) is not predictions:  # scores of classes
+    if argmax_labels(truth, predictions) is not predictions:  # class scores
         numbers = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
         return np.asarray(np.log(np.exp(numbers).sum(axis=1)) - numbers[np.arange(len(truth)), truth.astype(int)])
     if predictions.is_label or truth.dtype.kind not in "biuf" or scores.shape != truth.shape:
-        return Refused("the model answers neither probabilities nor numbers to compare with the target")
+        return Refused("the model returns neither probabilities nor numbers that can be compared with the target")
     return np.square(scores.astype(np.float64) - truth)
 
 
@@ -139,25 +142,25 @@ def torch_gradient(
     truth: Array,
     has_consent: bool = False,
 ) -> LossGradient | Refused:
-    """Return the gradient of the torch original, which is found as in `torch_original`, or a `Refused`."""
+    """Return the gradient of the torch original (see `torch_original`), or a `Refused`."""
     if not _floats(rows):
-        return Refused("the model takes no floating-point numbers")
+        return Refused("the model has no floating-point inputs")
     module = torch_original(model, folder, original, has_consent)
     if isinstance(module, Refused):
         return module
     gradient = _gradient_of_module(module, artifact, truth)
     try:
         gradient(rows, np.random.default_rng(0))
-    except Exception as error:  # noqa: BLE001 - the model's own code
-        return Refused(f"the torch original cannot answer these rows: {one_line(error, 200)}")
+    except Exception as error:  # noqa: BLE001 - The model may raise any exception.
+        return Refused(f"the torch original cannot compute these rows: {one_line(error, 200)}")
     return gradient
 
 
 def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
-    """Return the torch module in the model's folder, or the module that the model was made of, or a `Refused`.
+    """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`.
 
-    An optimized version was made of the original of its base. `original` is the URI of the module's model, whose code
-    the caller consents to run; if empty, the model names it, and its code runs only with `has_consent`.
+    For an optimized version, it is the original of its base. `original` is the URI of a torch model whose code the
+    caller consents to run. If it is empty, the URI is read from the model, and the code runs only with `has_consent`.
     """
     document = read_mlmodel(folder)
     flavors, uri = document.get("flavors", {}), original
@@ -165,22 +168,22 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
         uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
         if not uri:
             return Refused(
-                "the version has no torch original, whose gradients are needed, and names none: --original URI, or "
+                "the version has no torch original, which is needed for gradients, and names none: --original URI, or "
                 f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
             )
-        found = None if uri == model.source else resolve(uri)
-        if found is not None:
-            flavors = fetch_mlmodel(found.source).flavors
+        resolved = None if uri == model.source else resolve(uri)
+        if resolved is not None:
+            flavors = fetch_mlmodel(resolved.source).flavors
         if "pytorch" not in flavors:
             had = ", ".join(sorted(flavors))
-            return Refused(f"the original {uri} is no torch module, whose gradients are needed; it has {had}")
-        if not (original or has_consent):
             return Refused(
-                f"the torch original {uri} runs code of its own while it is loaded: name it (--original {uri})"
+                f"the original {uri} is not a torch module, which is needed for gradients; its flavors are {had}"
             )
-        if found is None:
+        if not (original or has_consent):
+            return Refused(f"loading the torch original {uri} runs its own code; to consent, set --original {uri}")
+        if resolved is None:
             return _load_torch(folder)
-        with downloaded_version(found) as downloaded:
+        with downloaded_version(resolved) as downloaded:
             return _load_torch(downloaded)
     except OnnxserveError as error:
         return Refused(f"the torch original {uri}: {error.message}")
@@ -189,7 +192,7 @@ def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_c
 def _original_uri(
     model: ResolvedModel, flavors: Mapping[str, Any], metadata: Mapping[str, Any], follows_base: bool = True
 ) -> str:
-    """Return the URI of a torch model, or of the model that a version or its base was made from; empty if unknown."""
+    """Return the URI of the torch model from which a version or its base was made; empty if unknown."""
     named = str(metadata.get(WRAPPED_FROM_TAG, ""))
     if named or "pytorch" in flavors:
         return named or model.source
@@ -197,30 +200,30 @@ def _original_uri(
     base = (flavors.get(FLAVOR, {}).get("optimization") or {}).get("base")
     if named or not base or not follows_base:
         return named
-    found = resolve(str(base))
-    info = fetch_mlmodel(found.source)
-    return _original_uri(found, info.flavors, info.metadata or {}, follows_base=False)
+    resolved = resolve(str(base))
+    info = fetch_mlmodel(resolved.source)
+    return _original_uri(resolved, info.flavors, info.metadata or {}, follows_base=False)
 
 
 def _load_torch(folder: Path) -> Any:
     try:
-        import mlflow.pytorch  # here: seconds, and only for torch models
+        import mlflow.pytorch  # The import takes seconds, and only torch models need it.
 
         return mlflow.pytorch.load_model(str(folder), map_location="cpu")
     except ModuleNotFoundError as error:
         return Refused(f"the torch original needs {error.name}: pip install 'mlflow-onnxserve[torch]'")
-    except Exception as error:  # noqa: BLE001 - MLflow's and the model's own code
+    except Exception as error:  # noqa: BLE001 - MLflow and the model may raise any exception.
         return Refused(f"the torch original cannot be loaded: {one_line(error, 200)}")
 
 
 def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGradient:
     import torch
 
-    with suppress(NotImplementedError):  # an exported program has no modes but its own
+    with suppress(NotImplementedError):  # An exported program does not support modes.
         module.eval()
     names = list(inspect.signature(module.forward).parameters)
 
-    def of_part(rows: NamedArrays, wanted: Array) -> tuple[Array, NamedArrays]:
+    def of_part(rows: NamedArrays, labels: Array) -> tuple[Array, NamedArrays]:
         leaves = {
             name: torch.from_numpy(np.array(values)).requires_grad_(values.dtype.kind == "f")
             for name, values in rows.items()
@@ -232,7 +235,7 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
         answer = module(*arguments)
         while not isinstance(answer, torch.Tensor):
             answer = next(iter(answer.values() if isinstance(answer, dict) else answer))
-        losses = _torch_losses(torch, answer, wanted)
+        losses = _torch_losses(torch, answer, labels)
         losses.sum().backward()
         return losses.detach().numpy().astype(np.float64), {
             name: leaf.grad.numpy() for name, leaf in leaves.items() if leaf.grad is not None
@@ -251,7 +254,7 @@ def _gradient_of_module(module: Any, artifact: Artifact, truth: Array) -> LossGr
 
 
 def _torch_losses(torch: Any, answer: Any, truth: Array) -> Any:
-    """Return the cross-entropy of scores or probabilities of classes, otherwise the squared error; [N]."""
+    """Return [N]: the cross-entropy of class scores or probabilities, otherwise the squared error."""
     numbers = answer.reshape(len(truth), -1)
     is_class = truth.ndim == 1 and truth.dtype.kind in "biu" and numbers.shape[1] > 1
     if not is_class:

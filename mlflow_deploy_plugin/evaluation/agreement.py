@@ -1,4 +1,4 @@
-"""Agreement of a smaller or faster form with the version that it was made from, its base."""
+"""Agreement of a smaller or faster form of a version with its base, from which the form was made."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,14 +16,15 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 @dataclass(frozen=True)
 class Agreement:
-    """The answers of a form compared with those of its base.
+    """The answers of a form compared with the answers of its base.
 
     Attributes:
-        equal: the share of rows with the same labels; None if neither answers labels.
-        max_difference, mean_difference: the largest of all numeric outputs, in their own unit; None without any.
+        equal: the share of rows with equal labels; None if there are no labels.
+        max_difference, mean_difference: the largest over all numeric outputs, in the output's unit; None without
+            numeric outputs.
         relative_difference: the mean difference as a share of the standard deviation of the base's answers.
-        base_metric, form_metric: NaN without labels.
-        loss: how much worse the form is, in the unit of `loss_of`. A limit is set for it.
+        base_metric, form_metric: the metric of each model; NaN without labels.
+        loss: the deterioration compared with the base, in the unit of `loss_of`, to which the limit applies.
     """
 
     rows: int
@@ -38,7 +39,7 @@ class Agreement:
 
     @property
     def loss_of(self) -> str:
-        """Return the measure of the loss: a metric, otherwise the differing labels or the difference of the values."""
+        """Return the measure of the loss: the metric if known, otherwise "labels" or "values"."""
         return self.metric or ("labels" if self.equal is not None else "values")
 
     def __str__(self) -> str:
@@ -62,29 +63,29 @@ def compare_with_base(
 
     Args:
         rows: [N, …] by column or tensor.
-        truth: [N] labels; None: only the answers are compared.
-        metric: default: accuracy of labels, rmse of numbers.
-        base_outputs: the answers of the base, if they are known.
+            truth: [N] labels; None to compare only the answers.
+            metric: by default accuracy for labels, rmse for numbers.
+            base_outputs: the outputs of the base, if already computed.
 
     Raises InvalidConfig if the metric does not fit the answers or the shapes differ from the base, and SchemaMismatch
-    or InferenceError if a model refuses the rows.
+    or InferenceError if a model rejects the rows.
     """
     want = base.outputs(rows) if base_outputs is None else base_outputs
     got = form.outputs(rows)
     count = len(next(iter(want.values())))
     labels_differ: Array | None = None
-    largest, means, relative = [], [], [0.0]  # differences of each output; relative to the base's deviation
+    largest, means, relative = [], [], [0.0]  # per output, and relative to the base's standard deviation
     for name, expected in want.items():
-        found = got.get(name)
-        if found is None or found.shape != expected.shape:
-            raise InvalidConfig(f"the form has no output {name!r} of the shape {list(expected.shape)}, as its base has")
+        actual = got.get(name)
+        if actual is None or actual.shape != expected.shape:
+            raise InvalidConfig(f"the form has no output {name!r} of shape {list(expected.shape)}, but its base has")
         if expected.dtype.kind != "f":
-            differs = (found != expected).reshape(count, -1).any(axis=1)
+            differs = (actual != expected).reshape(count, -1).any(axis=1)
             labels_differ = differs if labels_differ is None else labels_differ | differs
             continue
         with np.errstate(invalid="ignore", over="ignore"):
-            difference = np.abs(found.astype(np.float64) - expected)
-        difference[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0.0
+            difference = np.abs(actual.astype(np.float64) - expected)
+        difference[(actual == expected) | (np.isnan(actual) & np.isnan(expected))] = 0.0
         difference[~np.isfinite(difference)] = np.inf
         known = expected[np.isfinite(expected)].astype(np.float64)
         largest.append(float(difference.max(initial=0)))
@@ -94,7 +95,7 @@ def compare_with_base(
     baseline, after = None, float("nan")
     if truth is not None:
         ours, theirs = argmax_labels(truth, ours), argmax_labels(truth, theirs)
-        if theirs.is_label and labels_differ is None:  # the outputs are scores of classes
+        if theirs.is_label and labels_differ is None:  # The outputs are class scores.
             labels_differ = np.asarray(ours.prediction != theirs.prediction)
         baseline = Baseline.of(theirs, truth, metric)
         after = baseline.value_of(ours)
@@ -116,6 +117,6 @@ def compare_with_base(
 
 
 def graph_digest(version: LoadedOnnx) -> str:
-    """Return the digest by which an optimized version knows its base: `sha256:…` of the ONNX file."""
+    """Return `sha256:…` of the ONNX file, which identifies the base of an optimized version."""
     with version.artifact.onnx_file.open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

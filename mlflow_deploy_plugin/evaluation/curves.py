@@ -1,6 +1,6 @@
 """Robustness curves: the metric of a version as a function of the strength of a disturbance of its rows.
 
-All strengths of a disturbance use the same random numbers, so that a curve is smooth and a seed reproduces the report.
+All strengths of a disturbance use the same random numbers, so that the curve is smooth. A seed reproduces the report.
 """
 
 import importlib.util
@@ -42,7 +42,8 @@ FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
 _MAX_VALUES = 30_000_000
-"""Numbers that are disturbed at once, in 64 bits and a few times over; 200 pictures of 224 × 224 in colour."""
+"""The maximum number of values to disturb at once, e.g. 200 colour pictures of 224 × 224. Each needs several 64-bit
+copies."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,11 @@ class RobustnessPoint:
     """The metric under a disturbance of one strength.
 
     Attributes:
-        value: None if the model refuses the rows, or its answers are not numbers.
-        loss: the metric's decline compared with undisturbed rows, in its unit; a share for rmse and mae.
-        variant: the worst of several variants, such as the scaled column.
-        no_number: the share of rows with NaN or infinity among the values or probabilities.
-        refusal: the model's message, or that the metric is not a number.
+            value: the metric; None if the model rejects the rows or its answers are not numbers.
+            loss: the decline compared with undisturbed rows, in the metric's unit; a share for rmse and mae.
+            variant: the worst variant if there are several, such as the scaled column.
+            no_number: the share of rows with NaN or infinity in the values or probabilities.
+            refusal: the model's error message, or a note that the metric is not a number.
     """
 
     disturbance: str
@@ -68,13 +69,13 @@ class RobustnessPoint:
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """The curves of one version.
+    """The robustness curves of one version.
 
     Attributes:
-        clean: the metric of the undisturbed rows.
-        points: by disturbance, then by strength.
-        cannot: the disturbances that could not be measured, and the reasons.
-        notes: the parts of disturbances that were left out, because the model refuses such rows.
+            clean: the metric of the undisturbed rows.
+            points: the points, ordered by disturbance, then by strength.
+            cannot: the disturbances that could not be measured, with the reasons.
+            notes: the parts of disturbances that were skipped because the model rejects such rows.
     """
 
     model: str
@@ -97,24 +98,26 @@ class RobustnessReport:
         lines: list[tuple[str, ...]] = [("disturbance", "strength", self.metric, "loss", "no number", "worst at")]
         lines.append(("none", "", f"{self.clean:.4f}", "", "", ""))
         for point in self.points:
-            found = ("refused", "") if point.value is None else (f"{point.value:.4f}", f"{point.loss:+.4f}")
+            cells = ("refused", "") if point.value is None else (f"{point.value:.4f}", f"{point.loss:+.4f}")
             no_number = f"{point.no_number:.1%}" if point.no_number else ""
-            lines.append((point.disturbance, f"{point.strength:g}", *found, no_number, point.variant))
+            lines.append((point.disturbance, f"{point.strength:g}", *cells, no_number, point.variant))
         return lines
 
     def figures(self) -> list[tuple[str, float, int]]:
-        """Return metrics for MLflow. The step is the strength in thousandths, so that the UI draws the curve."""
-        found = [("robustness/clean", self.clean, 0)]
+        """Return metrics for MLflow. The step is the strength × 1000, so that the MLflow UI draws the curve."""
+        metrics = [("robustness/clean", self.clean, 0)]
         for name, points in self.curves():
             known = [
-                (one.strength, one.value, one.loss) for one in points if one.value is not None and one.loss is not None
+                (point.strength, point.value, point.loss)
+                for point in points
+                if point.value is not None and point.loss is not None
             ]
-            found += [(f"robustness/{name}", value, round(strength * 1000)) for strength, value, _ in known]
-            found += [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
-        return [figure for figure in found if math.isfinite(figure[1])]
+            metrics += [(f"robustness/{name}", value, round(strength * 1000)) for strength, value, _ in known]
+            metrics += [(f"robustness/{name}_loss", max(loss for _, _, loss in known), 0)] if known else []
+        return [figure for figure in metrics if math.isfinite(figure[1])]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write robustness.json and a picture per curve; raise NotInstalled without matplotlib."""
+        """Write robustness.json and a picture per curve; raise NotInstalled if matplotlib is missing."""
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}
@@ -124,14 +127,14 @@ class RobustnessReport:
         return [folder / name for name in files]
 
     def _draw(self, name: str, points: Sequence[RobustnessPoint]) -> bytes:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg  # here: half a second
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), dpi=110, layout="constrained")
         panel = figure.subplots()
         known = [(point.strength, point.value) for point in points if point.value is not None]
         panel.plot([strength for strength, _ in known], [value for _, value in known], color=_LINE, marker="o")
-        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="as they are")
+        panel.axhline(self.clean, color="0.6", linestyle="--", linewidth=1, label="undisturbed")
         refused = [point.strength for point in points if point.value is None]
         foot = panel.get_xaxis_transform()
         if refused:
@@ -167,23 +170,24 @@ def robustness(
     """Measure how the metric of a version falls with the strength of disturbances of its rows.
 
     Args:
-        data: a file (.csv, .parquet, .npz), another dataset by the names of a gate policy, a DataFrame, or arrays
-            [N, …] by name.
-        target: the column that holds the truth.
-        metric: default: accuracy for labels, rmse for numbers.
-        strengths: the disturbances, each with one strength or several (none: the default ones); default: all that fit.
-        original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run.
-            Default: the model that the version names, if `strengths` contains `fgsm` or `pgd`.
-        max_rows: at most so many rows, chosen by the seed.
-        log: log report, pictures and metrics to the version's run, under `robustness/`.
+            data: a file (.csv, .parquet, .npz), another dataset named as in a gate policy, a DataFrame, or arrays [N,
+                …] by name.
+            target: the label column.
+            metric: by default accuracy for labels, rmse for numbers.
+            strengths: the disturbances, each with one or several strengths (an empty sequence for the defaults); by
+                default all disturbances that fit.
+            original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run.
+                By default, the URI is read from the version if `strengths` contains `fgsm` or `pgd`.
+            max_rows: the maximum number of rows, sampled by the seed.
+            log: True to log the report, pictures and metrics to the version's run, under `robustness/`.
 
-    Raises InvalidConfig if an argument is not valid or there is no run to log to, NotFound without such a model,
-    NotInstalled if pictures need matplotlib, SchemaMismatch or InferenceError if the model refuses the undisturbed
-    rows, and RegistryUnavailable if MLflow does not answer.
+    Raises InvalidConfig if an argument is invalid or there is no run to log to, NotFound if the model does not exist,
+    NotInstalled if matplotlib is missing for pictures, SchemaMismatch or InferenceError if the model rejects the
+    undisturbed rows, and RegistryUnavailable if MLflow does not answer.
     """
     chosen = None if strengths is None else check_strengths(strengths)
     if metric is not None and metric not in METRICS:
-        raise InvalidConfig(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
     if log:
         require_matplotlib()
     source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
@@ -193,7 +197,7 @@ def robustness(
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
         labelled = labelled_rows(rows, shown, target, model.artifact, seed, max_rows)
         run = run_of_model(resolved, model.artifact.run_id, model.artifact.model_id) if log else None
-        # A user who requests an attack consents to running the original's code, which the attack needs
+        # A user who requests an attack consents to run the original's code, which the attack needs.
         find_gradient = partial(
             torch_gradient, resolved, folder, model.artifact, original, has_consent=chosen is not None
         )
@@ -215,44 +219,46 @@ def measure_robustness(
     find_gradient: Callable[[NamedArrays, Array], LossGradient | Refused],
     progress: ProgressCallback = lambda line: None,
 ) -> RobustnessReport:
-    """Measure the curves of a loaded model; the report lacks the names of model, dataset and target.
+    """Measure the curves of a loaded model. The report does not include the names of model, dataset and target.
 
-    `strengths` are as returned by `check_strengths`; None: the default strengths that fit the model. `find_gradient`
+    `strengths` is a result of `check_strengths`; None for the default strengths that fit the model. `find_gradient`
     returns the gradient of the torch original for rows and their truth, [N]. Raises InvalidConfig if the metric does
     not fit, there are fewer than two rows, or nothing can be measured, and SchemaMismatch or InferenceError if the
-    model refuses the undisturbed rows.
+    model rejects the undisturbed rows.
     """
     rows, truth = own_columns(model.artifact, labelled.rows), labelled.truth
     if len(truth) < 2:
-        raise InvalidConfig("the data has one row with a known target; a standard deviation needs two at least")
+        raise InvalidConfig("the data has one row with a known target; a standard deviation needs at least two")
     width = sum(values[:1].size for values in rows.values())
     if len(truth) * width > _MAX_VALUES:
         picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
         rows, truth = take_rows(rows, picked), truth[picked]
     baseline = Baseline.of(model.predict(rows), truth, metric)
-    wanted = strengths or {name: one.strengths for name, one in DISTURBANCES.items() if one.by_default}
+    selected = strengths or {
+        name: disturbance.strengths for name, disturbance in DISTURBANCES.items() if disturbance.by_default
+    }
     of_original = cache(lambda: find_gradient(rows, truth))
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
     notes: list[str] = []
-    for name, values in wanted.items():
+    for name, values in selected.items():
         changed = rows
         refusals = _missing_refusals(model, rows) if name == "missing" else {}
         if refusals and len(refusals) < len(rows):
             changed = {column: values for column, values in rows.items() if column not in refusals}
-            shown = join_names(refusals)
-            notes.append(f"missing: nothing is taken away of {shown}, as the model refuses such rows")
+            columns = join_names(refusals)
+            notes.append(f"missing: no values of {columns} are removed, because the model rejects such rows")
         variants = _disturber(name, model, changed, truth, of_original)
         if isinstance(variants, Refused):
             cannot[name] = variants.reason
             continue
         progress(f"measuring {name}")
-        # The name is added to `seed`, because data made with the same seed would be its own noise
+        # Mix the name into the seed. Otherwise data generated with the same seed would equal the noise.
         stream = [zlib.crc32(name.encode()), seed]
         for strength in values:
             outcomes = [
-                _point(baseline, model, name, strength, variant, {**rows, **found})
-                for variant, found in variants(strength, np.random.default_rng(stream))
+                _point(baseline, model, name, strength, variant, {**rows, **disturbed})
+                for variant, disturbed in variants(strength, np.random.default_rng(stream))
             ]
             points.append(max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss))
     if not points:
@@ -263,20 +269,20 @@ def measure_robustness(
 
 
 def _missing_refusals(model: LoadedModel, rows: NamedArrays) -> dict[str, str]:
-    """Return the columns in which the model refuses a missing value, with its message."""
-    row, found = take_rows(rows, slice(0, 1)), {}
+    """Return the columns in which the model rejects a missing value, with the error messages."""
+    row, refusals = take_rows(rows, slice(0, 1)), {}
     for name, values in row.items():
         try:
             model.predict({**row, **with_missing({name: values}, 1.0, np.random.default_rng(0))})
         except (SchemaMismatch, InferenceError) as error:
-            found[name] = error.message
-    return found
+            refusals[name] = error.message
+    return refusals
 
 
 def _disturber(
     name: str, model: LoadedModel, rows: NamedArrays, truth: Array, of_original: Callable[[], LossGradient | Refused]
 ) -> Callable[[float, np.random.Generator], Iterable[tuple[str, NamedArrays]]] | Refused:
-    """Return a function of strength and generator that yields the disturbed rows, each with the name of the variant."""
+    """Return a function of strength and generator that yields the disturbed rows, each with a variant name."""
     if reason := unfit_reason(name, rows):
         return Refused(reason)
     if name not in ATTACKS:
@@ -297,7 +303,7 @@ def _point(
     except (SchemaMismatch, InferenceError, InvalidConfig) as error:
         return RobustnessPoint(name, strength, None, variant=variant, refusal=f"refused: {error.message}")
     if not math.isfinite(value):
-        reason = f"{baseline.metric} is {value}: answers are no numbers"
+        reason = f"{baseline.metric} is {value}: the answers are not numbers"
         return RobustnessPoint(name, strength, None, variant=variant, no_number=answers.no_number, refusal=reason)
     return RobustnessPoint(name, strength, value, baseline.loss(value), variant, answers.no_number)
 

@@ -1,4 +1,4 @@
-"""The rows that a version is judged on: a dataset with labels, or the reference in the model's folder."""
+"""The rows on which a version is judged: a dataset with labels, or the reference in the model's folder."""
 
 import tempfile
 import zipfile
@@ -22,14 +22,14 @@ from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.tabular.streams import MAX_BYTES, read_table
 
 NamedArrays = dict[str, Array]
-"""Arrays of [N] (tensors: [N, …]) by column: texts as objects, a missing value as NaN or None."""
+"""Arrays of [N] (tensors: [N, …]) by column. Texts are objects, and a missing value is NaN or None."""
 
 _DATASET = "dataset:/"
 
 
 @dataclass(frozen=True, eq=False)
 class LabelledRows:
-    """Rows with a known label: the model's inputs, any other columns, and the truth, [N]."""
+    """Rows with a known label: the model's inputs, any other columns, and the labels, [N]."""
 
     rows: NamedArrays
     truth: Array
@@ -40,7 +40,7 @@ def take_rows(rows: NamedArrays, positions: Array | slice) -> NamedArrays:
 
 
 def sample_positions(total: int, most: int, seed: int) -> Array:
-    """Return at most `most` distinct positions below `total`, in order."""
+    """Return at most `most` distinct positions below `total`, in ascending order."""
     if total <= most:
         return np.arange(total)
     return np.sort(np.random.default_rng(seed).choice(total, most, replace=False))
@@ -49,7 +49,8 @@ def sample_positions(total: int, most: int, seed: int) -> Array:
 def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int) -> LabelledRows:
     """Return at most `max_rows` labelled rows of a dataset.
 
-    Raises InvalidConfig if the file or the target is missing, NotFound if the run is missing, and RegistryUnavailable.
+    Raises InvalidConfig if the file or the target is missing, NotFound if the run is missing, and RegistryUnavailable
+    if MLflow does not answer.
     """
     return labelled_rows(read_dataset(dataset, artifact), f"the dataset {dataset}", target, artifact, seed, max_rows)
 
@@ -57,16 +58,17 @@ def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_r
 def labelled_rows(
     rows: NamedArrays, shown: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
-    """Return at most `max_rows` rows with a known target. Raises InvalidConfig if none has it or the model takes it."""
+    """Return at most `max_rows` rows with a known target. Raises InvalidConfig if no target is known or it is an
+    input."""
     if target not in rows:
         raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
     if target in {column.name for column in artifact.columns}:
-        raise InvalidConfig(f"the target {target!r} is a column that the model takes; name the one of the labels")
-    # a missing value, NaN, and of several values any NaN differ from themselves
+        raise InvalidConfig(f"target {target!r} is an input of the model; name the label column")
+    # Only a missing value, NaN, or an array with a NaN differs from itself.
     is_known = [value is not None and bool(np.all(value == value)) for value in rows[target]]
     known = np.flatnonzero(is_known)
     if not len(known):
-        raise InvalidConfig(f"{shown} has no row whose {target!r} is known")
+        raise InvalidConfig(f"{shown} has no row with a known {target!r}")
     rows = take_rows(rows, known[sample_positions(len(known), max_rows, seed)])
     truth = rows.pop(target)
     if truth.dtype.kind == "O" and not isinstance(truth[0], str):
@@ -75,7 +77,7 @@ def labelled_rows(
 
 
 def load_rows(dataset: str, artifact: Artifact, most: int, seed: int) -> NamedArrays:
-    """Return at most `most` rows of a dataset without looking for labels; raises as `load_dataset`."""
+    """Return at most `most` rows of a dataset, labelled or not; raise the errors of `load_dataset`."""
     rows = _without_log_columns(artifact, read_dataset(dataset, artifact))
     return cast_to_signature(artifact, take_rows(rows, sample_positions(row_count(rows), most, seed)))
 
@@ -88,17 +90,17 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the rows with numbers in the types of the model's signature; a file and the log may have other types.
+    """Return the rows with numbers in the types of the model's signature; files and the log may have other types.
 
-    Call it per version, because the types differ. Columns of numbers, as many as the model's only tensor is wide,
-    become that tensor in the order of the file.
+    Types differ per version. If the model has a single tensor as wide as the number of numeric columns, the columns are
+    stacked into that tensor in the order of the file.
     """
     dtypes, tensors = _column_dtypes(artifact), artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
         if is_table and tensors[0].shape[1] in (-1, len(rows)) and len(rows) > 1:
             rows = {tensors[0].name: np.stack(list(rows.values()), axis=1)}
-    for tensor in tensors:  # the only tensor may have no name: then it takes all rows
+    for tensor in tensors:  # A single unnamed tensor receives all rows.
         dtypes |= {tensor.name: tensor.dtype} if tensor.name else dict.fromkeys(rows, tensor.dtype)
     return cast_columns(dtypes, rows)
 
@@ -108,17 +110,18 @@ def _column_dtypes(artifact: Artifact) -> dict[str, str]:
 
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the columns or tensors that the model takes, in its types; all of them if its signature has no names.
+    """Return the columns or tensors that the model uses, in its types; return all if its signature has no names.
 
-    Disturbances stay within the bounds of these types. Raises InvalidConfig for several arrays and an unnamed tensor.
+    Disturbances stay within the bounds of these types. Raises InvalidConfig if the model has one unnamed tensor and
+    there are several arrays.
     """
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
     own = cast_to_signature(artifact, own)
     if names == {""} and len(own) > 1:
         raise InvalidConfig(
-            f"the model takes one tensor, without a name, and the data holds {join_names(own)}: name the target, "
-            "and leave out what is neither"
+            f"the model has one unnamed tensor, and the data contains {join_names(own)}: name the target, "
+            "and remove all other arrays"
         )
     return own
 
@@ -126,13 +129,13 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
     """Return the rows of a CSV or Parquet file, or the arrays of a .npz file; messages name the file as `shown`.
 
-    The signature of `artifact` has the types of CSV columns. Raises InvalidConfig if the file cannot be read.
+    The types of CSV columns follow from the signature of `artifact`. Raises InvalidConfig if the file cannot be read.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InvalidConfig(f"the dataset {shown} has more than {MAX_BYTES:,} bytes; name a sample of it")
+            raise InvalidConfig(f"the dataset {shown} has more than {MAX_BYTES:,} bytes; use a sample")
         if (ending := path.suffix.lower()) not in (".csv", ".parquet", ".npz"):
-            raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; .csv, .parquet and .npz are read")
+            raise InvalidConfig(f"the dataset {shown} ends in {ending!r}; supported are .csv, .parquet and .npz")
         if ending == ".npz":
             return _read_arrays(path, shown)
         table = read_table(path, {name: pa.type_for_alias(dtype) for name, dtype in _column_dtypes(artifact).items()})
@@ -148,7 +151,7 @@ def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
 
 
 def frame_rows(data: object) -> NamedArrays:
-    """Return the rows of a DataFrame, or of arrays [N, …] by name. Raises InvalidConfig for other or empty data."""
+    """Return the rows of a DataFrame or of a mapping of arrays [N, …]. Raises InvalidConfig for other or empty data."""
     if isinstance(data, Mapping):
         return _of_one_length({str(name): np.asarray(values) for name, values in data.items()}, "the data")
     try:
@@ -167,8 +170,8 @@ def _table_rows(table: pa.Table, shown: str) -> NamedArrays:
             is_list = pa.types.is_list(column.type) or pa.types.is_large_list(column.type)
             is_list = is_list or pa.types.is_fixed_size_list(column.type)
             rows[name] = np.array(column.to_pylist()) if is_list else np.asarray(column.to_numpy())
-    except ValueError:  # numpy's: lists of several lengths
-        raise InvalidConfig(f"{shown} has a column whose lists are not of one length") from None
+    except ValueError:  # numpy raises ValueError for lists of different lengths.
+        raise InvalidConfig(f"{shown} has a column with lists of different lengths") from None
     return rows
 
 
@@ -176,7 +179,7 @@ def _of_one_length(rows: NamedArrays, shown: str) -> NamedArrays:
     lengths = {array.shape[:1] for array in rows.values()}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in rows.items()) or "none"
-        raise InvalidConfig(f"{shown} needs arrays of as many rows each, one at least; its arrays are {shapes[:300]}")
+        raise InvalidConfig(f"{shown} needs non-empty arrays of equal length; its arrays are {shapes[:300]}")
     return rows
 
 
@@ -184,18 +187,18 @@ def _read_arrays(path: Path, shown: str) -> NamedArrays:
     try:
         with zipfile.ZipFile(path) as file:
             if sum(entry.file_size for entry in file.infolist()) > MAX_BYTES:
-                raise InvalidConfig(f"the dataset {shown} holds more than {MAX_BYTES:,} bytes; name a sample of it")
+                raise InvalidConfig(f"the dataset {shown} contains more than {MAX_BYTES:,} bytes; use a sample")
         with np.load(path, allow_pickle=False) as arrays:
             rows = {
                 name: arrays[name].astype(object) if arrays[name].dtype.kind == "U" else arrays[name] for name in arrays
             }
-    except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: objects, which only pickle could read
+    except (zipfile.BadZipFile, ValueError, EOFError) as error:  # ValueError: arrays of objects, which need pickle
         raise InvalidConfig(f"the dataset {shown} cannot be read: {one_line(error)}") from None
     return _of_one_length(rows, f"the dataset {shown}")
 
 
 def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
-    """Return all rows of a dataset, by the names of `onnxserve gate` (docs/gate.md); raises as `load_dataset`."""
+    """Return all rows of a dataset, named as in `onnxserve gate` (docs/gate.md); raise the errors of `load_dataset`."""
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:
             raise InvalidConfig("the model has no reference; log it with mlflow_deploy_plugin.log_model")
@@ -210,13 +213,13 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
 
 
 def _read_reference(artifact: Artifact, path: Path) -> NamedArrays:
-    """Return the inputs of the reference in the signature's types; its predictions are the model's own, not a truth."""
+    """Return the inputs of the reference in the signature's types, without its predictions, which are not labels."""
     rows = read_rows(path, "of the model's reference", artifact)
     return cast_to_signature(artifact, _without_log_columns(artifact, rows))
 
 
 def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Drop the inference log's own columns: a model with one tensor without a name would take any of them for it."""
+    """Drop the inference log's own columns, because a model with a single unnamed tensor would use them as input."""
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = ("_", OUTPUT_PREFIX)
     return {
@@ -227,23 +230,23 @@ def _without_log_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def _read_logged_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
-    """Read the file behind a dataset that was logged to a run; raise NotFound if the run has no such dataset."""
-    from mlflow.data import get_source  # imported late: a second
+    """Read the file of a dataset that was logged to a run; raise NotFound if the run has no such dataset."""
+    from mlflow.data import get_source  # The import takes a second.
     from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
     from mlflow.data.http_dataset_source import HTTPDatasetSource
 
     run_id, _, name = dataset.removeprefix(_DATASET).partition("/")
     with registry_errors(f"run {run_id}"):
         inputs = registry_client().get_run(run_id).inputs.dataset_inputs
-    found = [entry.dataset for entry in inputs if name in ("", entry.dataset.name)]
-    if not found:
+    datasets = [entry.dataset for entry in inputs if name in ("", entry.dataset.name)]
+    if not datasets:
         names = ", ".join(entry.dataset.name for entry in inputs) or "none"
         raise NotFound(f"run {run_id} has no dataset {name!r}; it has {names}")
-    sources = map(get_source, found)  # others than these two yield no file, or run code for it
+    sources = map(get_source, datasets)  # Other sources return no file, or run code.
     readable = [source for source in sources if isinstance(source, FileSystemDatasetSource | HTTPDatasetSource)]
     if not readable:
         raise InvalidConfig(
-            f"the dataset {dataset} was logged without a source that can be read; log it with source=FILE, "
-            "or name the file itself"
+            f"the dataset {dataset} was logged without a readable source; log it with source=FILE, "
+            "or specify the file instead"
         )
     return read_rows(Path(readable[-1].load()), dataset, artifact)

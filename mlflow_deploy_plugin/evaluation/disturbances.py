@@ -1,7 +1,7 @@
-"""Disturbances of rows: each function returns changed copies of named arrays, and takes a generator.
+"""Disturbances of rows. Each function takes named arrays and a random generator, and returns changed copies.
 
-Numbers keep their type and stay within its bounds. A tensor of two dimensions is a table of columns; with more
-dimensions each row is a picture. Of four, the smaller outer dimension holds the channels.
+Numbers keep their type and its bounds. A tensor with two dimensions is a table of columns. With more dimensions each
+row is a picture. With four, the channels are the second or the last dimension, whichever is smaller.
 """
 
 import string
@@ -17,11 +17,11 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 UNSEEN = "(never seen)"
 _SHARE_OUT_OF_RANGE = 0.1
 _MAX_SCALED = 50
-"""Columns that are scaled one by one; each costs a prediction of all rows."""
+"""The maximum number of columns that are scaled separately; each column costs a prediction of all rows."""
 
 
 def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Add normal noise of `share` standard deviations of the column, or of the picture. Whole numbers stay whole."""
+    """Add normal noise of `share` standard deviations of the column or picture. Integers remain integers."""
 
     def disturb(values: Array) -> Array:
         scale = np.array([spread(column) for column in values.T]) if values.ndim == 2 else spread(values)
@@ -34,7 +34,7 @@ def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
 
 
 def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Remove a share of the values of each column: NaN in float columns, None in others."""
+    """Replace a share of the values in each column with NaN in float columns and None in other columns."""
 
     def disturb(values: Array) -> Array:
         gone = rng.random(values.shape) < share
@@ -48,7 +48,8 @@ def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> N
 
 
 def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator) -> NamedArrays:
-    """Move a tenth of the numbers so many ranges beyond an end of their column, and replace a tenth of the texts."""
+    """Move a tenth of the numbers by `ranges` ranges beyond the limits of their column; replace a tenth of the
+    texts."""
 
     def disturb(values: Array) -> Array:
         moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE
@@ -77,27 +78,27 @@ def within_type(numbers: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def unfit_reason(name: str, rows: NamedArrays) -> str:
-    """Return why these rows cannot be disturbed so; empty if they can."""
+    """Return the reason why the disturbance does not apply to these rows; empty if it does."""
     kinds = [(values.dtype.kind, values.ndim) for values in rows.values()]
     has_texts = any(_is_text(values).any() for values in rows.values() if values.dtype.kind == "O")
     if name in ("unseen", "typos") and not has_texts:
-        return "the model takes no texts"
+        return "the model has no text inputs"
     if name in ("noise", "scale") and not any(kind in "iuf" for kind, _ in kinds):
-        return "the model takes no numbers"
+        return "the model has no numeric inputs"
     if name in ("brightness", "occlusion") and not any(kind in "iuf" and rank > 2 for kind, rank in kinds):
-        return "the model takes no pictures (tensors of more than two dimensions)"
+        return "the model has no picture inputs (tensors with more than two dimensions)"
     if name in ("missing", "swap") and not any(rank <= 2 for _, rank in kinds):
-        return "the model takes pictures, and no columns"
+        return "the model has picture inputs and no columns"
     return ""
 
 
 def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Let a share of each column's values change places among themselves, as in a join by the wrong key."""
+    """Swap a share of the values within each column, like a join by the wrong key."""
 
     def swapped(values: Array) -> Array:
         changed = values.copy()
         table = changed.reshape(len(values), -1)
-        for column in table.T:  # views
+        for column in table.T:  # a view of the column
             order = rng.permutation(np.flatnonzero(rng.random(len(column)) < share))
             column[order] = column[np.roll(order, 1)]
         return changed
@@ -106,41 +107,41 @@ def with_swaps(rows: NamedArrays, share: float, rng: np.random.Generator) -> Nam
 
 
 def with_typos(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Mistype a share of the characters of each text: left out, doubled, replaced, or swapped with the next one."""
+    """Mistype a share of the characters of each text: drop, double or replace a character, or swap it with the next."""
 
     def mistyped(text: str) -> str:
         characters = list(text)
-        for place in np.flatnonzero(rng.random(len(text)) < share):
+        for index in np.flatnonzero(rng.random(len(text)) < share):
             wrong = rng.integers(4)
             if wrong == 0:
-                characters[place] = ""
+                characters[index] = ""
             elif wrong == 1:
-                characters[place] *= 2
-            elif wrong == 2 or place + 1 == len(text):
-                characters[place] = string.ascii_lowercase[rng.integers(26)]
+                characters[index] *= 2
+            elif wrong == 2 or index + 1 == len(text):
+                characters[index] = string.ascii_lowercase[rng.integers(26)]
             else:
-                characters[place : place + 2] = characters[place + 1], characters[place]
+                characters[index : index + 2] = characters[index + 1], characters[index]
         return "".join(characters)
 
     return _of_texts(rows, lambda texts: np.array([mistyped(text) for text in texts], dtype=object))
 
 
 def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Replace a share of the texts by an unseen text."""
+    """Replace a share of the texts with an unseen text."""
     return _of_texts(rows, lambda texts: np.where(rng.random(len(texts)) < share, UNSEEN, texts))
 
 
 def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
-    """Yield the rows with one column in another unit; a picture is scaled whole."""
-    places = [
+    """Yield the rows with one column multiplied by the factor; a picture is scaled as one column."""
+    columns = [
         (name, column)
         for name, values in rows.items()
         if values.dtype.kind in "iuf"
         for column in (range(values.shape[1]) if values.ndim == 2 else [None])
     ]
-    if len(places) > _MAX_SCALED:
-        places = [places[place] for place in np.sort(rng.choice(len(places), _MAX_SCALED, replace=False))]
-    for name, column in places:
+    if len(columns) > _MAX_SCALED:
+        columns = [columns[index] for index in np.sort(rng.choice(len(columns), _MAX_SCALED, replace=False))]
+    for name, column in columns:
         chosen = np.s_[:] if column is None else np.s_[:, column]
         changed = rows[name].copy()
         changed[chosen] = within_type(changed[chosen].astype(np.float64) * factor, changed.dtype)
@@ -148,7 +149,7 @@ def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -
 
 
 def brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
-    """Yield the pictures brighter, and darker, by this share of the range of their values, within that range."""
+    """Yield brighter pictures, then darker ones, by this share of the value range; values stay in the range."""
     for name, sign in (("brighter", 1.0), ("darker", -1.0)):
 
         def shifted(values: Array, sign: float = sign) -> Array:
@@ -159,7 +160,7 @@ def brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Ite
 
 
 def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Cover a box of this share of each picture, at a place of its own, by the mean of all values."""
+    """Cover a box of this share of each picture, at a random position, with the mean of all values."""
 
     def covered(values: Array) -> Array:
         first = 2 if values.ndim == 4 and values.shape[1] <= values.shape[3] else 1 if values.ndim <= 4 else -2
@@ -217,4 +218,4 @@ DISTURB: Mapping[str, _Disturb] = {
     "brightness": brightened,
     "occlusion": _one(occluded),
 }
-"""By name the function that yields the variants of a disturbance, each with its name; most have one, without a name."""
+"""The functions that yield the variants of a disturbance with their names. A single variant has an empty name."""

@@ -1,7 +1,7 @@
-"""Explanations of a file of rows: the contribution of each column to each prediction, and the importance of columns.
+"""Explain the rows of a file: the contribution of each column to each prediction, and the importance of columns.
 
-Contributions are those of `/explain` (`pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX form). The
-importance of a column is its mean absolute contribution and, with labels, the loss of the metric if its values are
+Contributions are computed as for `/explain` (`pyfunc/explainer.py`, SHAP's permutation explainer on the ONNX form). The
+importance of a column is its mean absolute contribution and, with labels, the loss of the metric when the column is
 permuted (Breiman 2001, https://doi.org/10.1023/A:1010933404324; scikit-learn's `permutation_importance`).
 """
 
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.runtime import ExplainedFeature
 
 EXPLAIN_FOLDER = "explain"
-_PERMUTATIONS = 10  # pairs of them, as `/explain`
+_PERMUTATIONS = 10  # pairs of permutations, as in `/explain`
 _REPEATS = 5
 _LABELLED_ROWS = 2_000
 _MAX_PICTURES = 10
@@ -57,7 +57,7 @@ _SHOWN_COLUMNS = 20
 
 @dataclass(frozen=True)
 class ColumnImportance:
-    """The importance of one column: its mean absolute contribution over rows and outputs, and the loss by permutation.
+    """The importance of a column: its mean absolute contribution over rows and outputs, and its permutation loss.
 
     `permutation` is the mean loss of the metric over the repeats, in the metric's unit; None without labels.
     """
@@ -73,15 +73,15 @@ class Explanation:
     """The explanation of N rows by C columns and K outputs.
 
     Attributes:
-        outputs: the classes of a classifier, otherwise the outputs.
-        values: [N, C, K] float64, the contributions; with the base values they add up to the model's answers.
-        base_values: [K] float64.
-        data: by column the values of the rows, [N].
-        positions: [N], the positions of the rows in the data, from 0.
-        left_out: the number of further rows, for which the model does not return numbers.
-        importance: the most important column first.
-        metric: of the permutation importance; None without labels.
-        background: the rows that were explained against: `reference`, `input_example` or `data`, and their number.
+            outputs: the classes of a classifier, otherwise the outputs.
+            values: [N, C, K] float64, the contributions. The sum of contributions and base value is the model's answer.
+            base_values: [K] float64.
+            data: the values of the rows by column, [N].
+            positions: [N], the positions of the rows in the data, from 0.
+            left_out: the number of rows that are skipped because the model does not return finite numbers.
+            importance: the columns, the most important column first.
+            metric: the metric of the permutation importance; None without labels.
+            background: the number and source of the background rows: `reference`, `input_example` or `data`.
     """
 
     model: str
@@ -101,7 +101,7 @@ class Explanation:
     run: LoggedRun | None = None
 
     def as_dict(self) -> dict[str, object]:
-        """Return a JSON document of all but the single rows."""
+        """Return a JSON document without the individual rows."""
         return {
             "model": self.model,
             "dataset": self.dataset,
@@ -109,7 +109,7 @@ class Explanation:
             "left_out": self.left_out,
             "outputs": list(self.outputs),
             "base_values": self.base_values.tolist(),
-            "importance": [asdict(one) for one in self.importance],
+            "importance": [asdict(column) for column in self.importance],
             "metric": self.metric,
             "background": self.background,
             "max_evals": self.max_evals,
@@ -120,13 +120,14 @@ class Explanation:
     def table(self) -> list[tuple[str, ...]]:
         header = ("column", "mean |SHAP|", *((f"{self.metric} lost if permuted",) if self.metric else ()))
         lines = [header]
-        for one in self.importance[:_SHOWN_COLUMNS]:
-            lost = () if one.permutation is None else (f"{one.permutation:+.4f} ± {one.permutation_std:.4f}",)
-            lines.append((one.column, f"{one.mean_abs:.4g}", *lost))
+        for entry in self.importance[:_SHOWN_COLUMNS]:
+            lost = () if entry.permutation is None else (f"{entry.permutation:+.4f} ± {entry.permutation_std:.4f}",)
+            lines.append((entry.column, f"{entry.mean_abs:.4g}", *lost))
         return lines
 
     def contributions(self) -> pa.Table:
-        """Return a row for each row and output: `_row`, `_output`, `_base_value`, and each column's contribution."""
+        """Return a table with a row per row and output: `_row`, `_output`, `_base_value`, and the column
+        contributions."""
         count, _, outputs = self.values.shape
         flat = self.values.transpose(0, 2, 1).reshape(count * outputs, -1)
         columns = {
@@ -134,10 +135,10 @@ class Explanation:
             "_output": [str(name) for name in self.outputs] * count,
             "_base_value": np.tile(self.base_values, count),
         }
-        return pa.table({**columns, **{name: flat[:, place] for place, name in enumerate(self.columns)}})
+        return pa.table({**columns, **{name: flat[:, index] for index, name in enumerate(self.columns)}})
 
     def write_contributions(self, path: str) -> None:
-        """Write the contributions in the format of the file's name; raise InvalidConfig if that is not possible."""
+        """Write the contributions in the format of the file's ending; raise InvalidConfig if writing fails."""
         kind, table = contributions_format(path), self.contributions()
         with (
             open_output(path, sys.stdout.buffer) as file,
@@ -147,7 +148,7 @@ class Explanation:
                 write(batch)
 
     def save(self, folder: Path) -> list[Path]:
-        """Write explain.json, contributions.parquet and SHAP's plots; raise NotInstalled without matplotlib."""
+        """Write explain.json, contributions.parquet and SHAP's plots; raise NotInstalled if matplotlib is missing."""
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "explain.json").write_text(json.dumps(self.as_dict(), indent=2, default=str) + "\n")
@@ -155,29 +156,30 @@ class Explanation:
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
     def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw the plots and yield their files; of two classes only the second, which the first mirrors."""
-        import matplotlib.pyplot as plt  # here: half a second
+        """Draw the plots and yield the files. For two classes only the second is drawn; the first is its mirror
+        image."""
+        import matplotlib.pyplot as plt  # The import takes half a second.
         import shap
 
-        # A text has no position on the colour scale, so it is grey
+        # Texts have no position on the colour scale, so they are drawn in grey.
         unknown = np.full(len(self.values), np.nan)
         numbers = [values if values.dtype.kind in "biuf" else unknown for values in self.data.values()]
         drawn = [1] if len(self.outputs) == 2 else list(range(len(self.outputs)))[:_MAX_PICTURES]
-        for place in drawn:
+        for index in drawn:
             explained = shap.Explanation(
-                values=self.values[:, :, place],
-                base_values=np.full(len(self.values), self.base_values[place]),
+                values=self.values[:, :, index],
+                base_values=np.full(len(self.values), self.base_values[index]),
                 data=np.stack(numbers, axis=1).astype(np.float64),
                 feature_names=list(self.columns),
             )
-            suffix = "" if len(drawn) == 1 else "_" + re.sub(r"[^\w.-]", "_", str(self.outputs[place]))
+            suffix = "" if len(drawn) == 1 else "_" + re.sub(r"[^\w.-]", "_", str(self.outputs[index]))
             for name, plot in (("beeswarm", shap.plots.beeswarm), ("bar", shap.plots.bar)):
                 figure = plt.figure()
                 try:
                     with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # numpy's, of a column of texts
+                        warnings.simplefilter("ignore")  # numpy warns about text columns.
                         plot(explained, max_display=_SHOWN_COLUMNS, show=False)
-                    plt.title(f"{self.model}: {self.outputs[place]}", fontsize=9)
+                    plt.title(f"{self.model}: {self.outputs[index]}", fontsize=9)
                     file = folder / f"{name}{suffix}.png"
                     figure.savefig(file, dpi=110, bbox_inches="tight")
                     yield file
@@ -200,31 +202,32 @@ def explain(
     """Explain the predictions of a version for the rows of a file, and the importance of its columns.
 
     Args:
-        data: as for `robustness`; `reference` is the sample in the model's folder.
-        target: the column that holds the truth; empty: no permutation importance.
-        metric: of the permutation importance; default: accuracy for labels, rmse for numbers.
-        max_rows: at most so many rows are explained, chosen by the seed. The metric uses at most 2,000.
-        max_evals: evaluations of the model per row, each with up to 100 rows; default: ten pairs of permutations.
-        log: log the explanation to the version's run, under `explain/`.
+            data: as in `robustness`; `reference` is the sample in the model's folder.
+            target: the label column; if empty, permutation importance is not computed.
+            metric: the metric for permutation importance; by default accuracy for labels, rmse for numbers.
+            max_rows: the maximum number of rows to explain, sampled by the seed. The metric uses at most 2,000.
+            max_evals: model evaluations per row, each with up to 100 rows; by default ten pairs of permutations.
+            log: True to log the explanation to the version's run, under `explain/`.
 
     Raises:
-        InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or takes pictures.
-        NotInstalled: shap or, for the pictures, matplotlib is missing.
-        InvalidConfig, NotFound, SchemaMismatch, InferenceError, RegistryUnavailable: as `robustness`.
+            InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or its inputs are
+                pictures.
+            NotInstalled: shap is missing, or matplotlib for the plots.
+            InvalidConfig, NotFound, SchemaMismatch, InferenceError, RegistryUnavailable: as in `robustness`.
     """
     require_shap()
     if log:
         require_matplotlib()
     if metric is not None and metric not in METRICS:
-        raise InvalidConfig(f"there is no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise InvalidConfig(f"there is no metric {metric!r}; the metrics are {', '.join(METRICS)}")
     if metric is not None and not target:
-        raise InvalidConfig("metric: it is measured on labels; name their column as target")
+        raise InvalidConfig("metric: a metric needs labels; name the label column as target")
     source, shown = (str(data), f"the dataset {data}") if isinstance(data, str | Path) else ("", "the data")
     resolved = resolve(model_uri)
     with downloaded_version(resolved) as folder:
         artifact = read_served_artifact(folder)
         if artifact.flavor == PYTHON_FUNCTION:
-            raise InvalidArtifact(f"{model_uri} has no ONNX form (it is a pyfunc), and only an ONNX model is explained")
+            raise InvalidArtifact(f"{model_uri} has no ONNX form (it is a pyfunc); only ONNX models can be explained")
         model = OnnxModel.load(folder)
         run = run_of_model(resolved, artifact.run_id, artifact.model_id) if log else None
         rows = read_dataset(source, model.artifact) if source else frame_rows(data)
@@ -233,30 +236,34 @@ def explain(
         inputs = {name: values for name, values in rows.items() if name != target}
         explained = take_rows(own_columns(model.artifact, inputs), positions)
         feeds = model.schema.from_columns(explained)
-        found, background, evals = _contributions(model, feeds, max_evals, seed, progress)
+        shap_values, background, evals = _contributions(model, feeds, max_evals, seed, progress)
         lost: list[tuple[float, float]] = []
         if labelled is not None:
-            progress(f"permuting {len(found.features)} columns of {len(labelled.truth):,} rows")
-            metric, lost = _permutation_importance(load_version(folder), labelled, metric, found.features, seed)
-    known = np.isfinite(found.values).all(axis=(1, 2))
+            progress(f"permuting {len(shap_values.features)} columns of {len(labelled.truth):,} rows")
+            metric, lost = _permutation_importance(load_version(folder), labelled, metric, shap_values.features, seed)
+    known = np.isfinite(shap_values.values).all(axis=(1, 2))
     if not known.any():
-        raise InvalidConfig(f"nothing is explained: the model answers these rows, or {background}, by no numbers")
-    columns = tuple(feature.name for feature in found.features)
+        raise InvalidConfig(
+            f"nothing is explained: the model returns no finite numbers for these rows or for {background}"
+        )
+    columns = tuple(feature.name for feature in shap_values.features)
     importance = [
-        ColumnImportance(name, float(mean), *(lost[place] if lost else ()))
-        for place, (name, mean) in enumerate(zip(columns, np.abs(found.values[known]).mean(axis=(0, 2)), strict=True))
+        ColumnImportance(name, float(mean), *(lost[index] if lost else ()))
+        for index, (name, mean) in enumerate(
+            zip(columns, np.abs(shap_values.values[known]).mean(axis=(0, 2)), strict=True)
+        )
     ]
     explanation = Explanation(
         model=model_uri,
         dataset=source,
         columns=columns,
-        outputs=tuple(found.outputs),
-        values=found.values[known],
-        base_values=found.base_values,
-        data={feature.name: feature.values(feeds)[known] for feature in found.features},
+        outputs=tuple(shap_values.outputs),
+        values=shap_values.values[known],
+        base_values=shap_values.base_values,
+        data={feature.name: feature.values(feeds)[known] for feature in shap_values.features},
         positions=positions[known],
         left_out=int(np.sum(~known)),
-        importance=tuple(sorted(importance, key=lambda one: -one.mean_abs)),
+        importance=tuple(sorted(importance, key=lambda entry: -entry.mean_abs)),
         metric=metric,
         background=background,
         max_evals=evals,
@@ -272,37 +279,37 @@ def explain(
 def _contributions(
     model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
 ) -> "tuple[RowContributions, str, int]":
-    """Return the contributions, the background as a text, and the evaluations per row.
+    """Return the contributions, a description of the background, and the evaluations per row.
 
-    Raises InvalidConfig if `max_evals` is too small, or the model does not answer a row of numbers per row.
+    Raises InvalidConfig if `max_evals` is too small, or if the model does not return numbers for each row.
     """
     config: Any = SimpleNamespace(DISABLE_JIT=0)
-    with contextlib.suppress(ModuleNotFoundError):  # shap 0.54 needs none
+    with contextlib.suppress(ModuleNotFoundError):  # shap 0.54 does not need numba.
         from numba import config
-    before, config.DISABLE_JIT = config.DISABLE_JIT, 1  # numba would compile shap for 20 s (`pyfunc/__main__.py`)
+    before, config.DISABLE_JIT = config.DISABLE_JIT, 1  # Otherwise numba compiles shap for 20 s (`pyfunc/__main__.py`).
     try:
         from mlflow_deploy_plugin.pyfunc.explainer import explain_rows, most_background_rows, read_background
     finally:
         config.DISABLE_JIT = before
     most = most_background_rows(model, feeds)
     try:
-        background = read_background(model, most, 0)  # /explain uses the same rows
+        background = read_background(model, most, 0)  # `/explain` uses the same rows.
         against, kind = background.feeds, background.source
-    except InvalidArtifact:  # it came without rows
+    except InvalidArtifact:  # The model has no background rows.
         against, kind = {name: array[:most] for name, array in feeds.items()}, "data"
     once = 2 * len(explained_features(model.artifact, feeds)) + 1
     evals = _PERMUTATIONS * once if max_evals is None else max_evals
     if evals < once:
-        raise InvalidConfig(f"max_evals is {evals}; {once // 2} columns need at least {once}, twice as many and one")
-    progress(f"explaining {row_count(feeds):,} rows by {evals} evaluations each")
-    found = explain_rows(model, against, feeds, evals, seed)
-    return found, f"{found.background_rows} rows of {kind}", evals
+        raise InvalidConfig(f"max_evals is {evals}; {once // 2} columns need at least {once} (2 × columns + 1)")
+    progress(f"explaining {row_count(feeds):,} rows with {evals} evaluations each")
+    shap_values = explain_rows(model, against, feeds, evals, seed)
+    return shap_values, f"{shap_values.background_rows} rows of {kind}", evals
 
 
 def contributions_format(path: str) -> FileFormat:
-    """Return the format of a file for contributions; raise InvalidConfig if its ending is unknown."""
+    """Return the file format for contributions; raise InvalidConfig if the ending is unknown."""
     if (kind := format_of(path)) is None:
-        raise InvalidConfig(f"{path}: contributions are written to .csv, .json, .jsonl or .parquet")
+        raise InvalidConfig(f"{path}: contributions can be written to .csv, .json, .jsonl or .parquet")
     return kind
 
 
@@ -314,7 +321,7 @@ def require_shap() -> None:
 def _permutation_importance(
     model: LoadedModel, labelled: LabelledRows, metric: MetricName | None, features: "list[ExplainedFeature]", seed: int
 ) -> tuple[MetricName, list[tuple[float, float]]]:
-    """Return the metric, and for each feature the mean and the standard deviation of its loss."""
+    """Return the metric, and the mean and standard deviation of the loss for each feature."""
     rows = own_columns(model.artifact, labelled.rows)
     baseline = Baseline.of(model.predict(rows), labelled.truth, metric)
     sign = 1.0 if HIGHER_IS_BETTER[baseline.metric] else -1.0
@@ -325,8 +332,8 @@ def _permutation_importance(
         losses = []
         for _ in range(_REPEATS):
             changed, order = rows[name].copy(), rng.permutation(len(labelled.truth))
-            place = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
-            changed[place] = changed[order][place]
+            cells = np.s_[:] if changed.ndim == 1 else np.s_[:, position]
+            changed[cells] = changed[order][cells]
             losses.append(sign * (baseline.value - baseline.value_of(model.predict({**rows, name: changed}))))
         lost.append((float(np.mean(losses)), float(np.std(losses))))
     return baseline.metric, lost

@@ -1,10 +1,10 @@
-"""Metrics of labelled rows with weights, and the paired bootstrap that compares two models by them.
+"""Weighted metrics of labelled rows, and the paired bootstrap that compares two models.
 
-Every metric equals scikit-learn's metric of the same name with `sample_weight`. A resample is a weight per row, so a
-metric has two parts: the first is computed once for the rows, the second for a thousand weightings.
+Every metric equals scikit-learn's metric of the same name with `sample_weight`. A bootstrap resample is a weight per
+row, so a metric is computed in two steps: the first runs once per set of rows, the second once per resample.
 
-With two labels, f1 is that of the larger label, and roc_auc that of the pair. With more labels, both are the mean over
-the labels (macro), roc_auc of each label against all others.
+With two labels, f1 and roc_auc refer to the larger label. With more labels, both are the mean over the labels (macro);
+roc_auc compares each label with all other labels.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,27 +18,28 @@ from mlflow_deploy_plugin.evaluation.names import MetricName
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 WeightedMetric = Callable[[Array], float]
-"""A function of the weight of each row, [N], that returns the metric."""
+"""A function from the row weights, [N], to the metric."""
 
 HIGHER_IS_BETTER = {"accuracy": True, "f1": True, "roc_auc": True, "log_loss": False, "rmse": False, "mae": False}
 RELATIVE_METRICS = ("rmse", "mae")
-"""Metrics in the unit of the target: a difference is given as a share of the current value."""
+"""Metrics in the unit of the target. Their differences are given as a share of the current value."""
 
 EPSILON = float(np.finfo(np.float64).eps)
-"""The smallest probability that a log loss is computed with, and the smallest divisor, as in scikit-learn."""
+"""The smallest probability in a log loss, and the smallest divisor, as in scikit-learn."""
 HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
     "f1": lambda true, called: (true + called) / 2,
     "precision": lambda true, called: called,
     "recall": lambda true, called: true,
 }
-"""By metric, the number by which a label's hits are divided, given its true rows and its predicted rows."""
+"""The divisor of a label's hits for each metric, as a function of the label's true and predicted rows."""
 
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """The difference between the candidate and the current version; negative is worse.
+    """The difference between the candidate and the current version; a negative difference is worse.
 
-    For `RELATIVE_METRICS` it is a share of the current value. `low` and `high` each hold at the requested confidence.
+    For `RELATIVE_METRICS` it is a share of the current value. `low` and `high` are one-sided bounds at the requested
+    confidence.
     """
 
     candidate: float
@@ -54,7 +55,7 @@ def default_metric(truth: Array, predictions: ModelPredictions) -> MetricName:
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The metric of the undisturbed rows, with which predictions for changed rows are compared."""
+    """The metric of the undisturbed rows, the reference for predictions of changed rows."""
 
     metric: MetricName
     truth: Array
@@ -63,21 +64,25 @@ class Baseline:
 
     @classmethod
     def of(cls, predicted: ModelPredictions, truth: Array, metric: MetricName | None) -> "Baseline":
-        """Return the baseline by a metric, or the default one; raise InvalidConfig if it does not fit."""
+        """Return the baseline for a metric, or for the default metric; raise InvalidConfig if the metric does not
+        fit."""
         metric = metric or default_metric(truth, predicted)
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
-            raise InvalidConfig(f"{metric} of the rows as they are is {value}: the model answers no numbers")
+            raise InvalidConfig(
+                f"{metric} of the undisturbed rows is {value}: the model does not return finite numbers"
+            )
         return cls(metric, truth, predicted, value)
 
     def value_of(self, predictions: ModelPredictions) -> float:
-        """Return the metric of predictions for the changed rows; raises InvalidConfig if it does not fit them."""
+        """Return the metric of predictions for changed rows; raise InvalidConfig if the metric does not fit."""
         return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(self.truth)))
 
     def loss(self, value: float) -> float:
-        """Return how much worse the value is: in units of the metric; of rmse and mae a share.
+        """Return the deterioration in units of the metric, or as a share for rmse and mae.
 
-        The share is of the larger of the old error and the predictions' spread, because a tiny error doubles easily.
+        The share is relative to the old error or the predictions' standard deviation, whichever is larger, because a
+        tiny error doubles easily.
         """
         sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
         is_relative = self.metric in RELATIVE_METRICS
@@ -92,7 +97,7 @@ def spread(values: Array) -> float:
 
 
 def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictions:
-    """Turn class scores, as networks return them, into the index of the highest, if the truth is such an index."""
+    """Convert class scores to the index of the highest score, if the truth consists of such indices."""
     scores = predictions.prediction
     is_scores = not predictions.is_label and scores.ndim == 2 and scores.shape[1] > 1
     if not is_scores or truth.ndim != 1 or truth.dtype.kind not in "iuf":
@@ -102,15 +107,16 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
 
 
 def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
-    """Return the metric as a function of the rows' weights; raise InvalidConfig if it does not fit the predictions."""
+    """Return the metric as a function of row weights; raise InvalidConfig if the metric does not fit the
+    predictions."""
     if metric in ("rmse", "mae"):
         try:
-            wanted, found = truth.astype(np.float64), predictions.prediction.astype(np.float64)
+            expected, actual = truth.astype(np.float64), predictions.prediction.astype(np.float64)
         except (TypeError, ValueError):
-            raise InvalidConfig(f"{metric} is of numbers; the model or the target holds labels") from None
-        if wanted.shape != found.shape:
-            raise InvalidConfig(f"{metric}: the target has the shape {wanted.shape}, the answers {found.shape}")
-        errors = (wanted - found).reshape(len(wanted), -1)
+            raise InvalidConfig(f"{metric} needs numbers; the model or the target has labels") from None
+        if expected.shape != actual.shape:
+            raise InvalidConfig(f"{metric}: the target has the shape {expected.shape}, the answers {actual.shape}")
+        errors = (expected - actual).reshape(len(expected), -1)
         if metric == "mae":
             return _weighted_mean(np.abs(errors).mean(axis=1))
         squares = _weighted_mean((errors**2).mean(axis=1))
@@ -129,7 +135,7 @@ def paired_bootstrap(
     resamples: int,
     seed: int,
 ) -> MetricComparison:
-    """Compare two models by a paired bootstrap: both get the same weights in each resample."""
+    """Compare two models with a paired bootstrap: both models get the same weights in each resample."""
     sign = 1.0 if HIGHER_IS_BETTER[metric] else -1.0
 
     def difference(weights: Array) -> float:
@@ -141,7 +147,7 @@ def paired_bootstrap(
     drawn = np.array(
         [difference(np.bincount(rng.integers(0, rows, rows), minlength=rows).astype(float)) for _ in range(resamples)]
     )
-    drawn = drawn[np.isfinite(drawn)]  # a resample without one of the labels has no roc_auc
+    drawn = drawn[np.isfinite(drawn)]  # If a resample lacks a label, roc_auc is NaN.
     low, high = np.quantile(drawn, [1 - confidence, confidence]) if len(drawn) else (-np.inf, np.inf)
     return MetricComparison(candidate(ones), current(ones), difference(ones), float(low), float(high))
 
@@ -153,7 +159,7 @@ def _weighted_mean(values: Array) -> WeightedMetric:
 
 def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
     if not predictions.is_label:
-        raise InvalidConfig(f"{metric} is of labels; the model answers numbers")
+        raise InvalidConfig(f"{metric} needs labels, and this model returns numbers")
     predicted = predictions.prediction
     if predicted.shape != truth.shape:
         raise InvalidConfig(f"{metric}: the target has the shape {truth.shape}, the answers {predicted.shape}")
@@ -162,7 +168,7 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     ]
     if isinstance(examples[0], str) != isinstance(examples[1], str):
         raise InvalidConfig(
-            f"{metric}: the target holds {examples[0]!r}, the model answers {examples[1]!r}; one is text"
+            f"{metric}: the target contains {examples[0]!r}, the model returns {examples[1]!r}; only one is text"
         )
     if metric == "accuracy":
         return _weighted_mean(predicted == truth)
@@ -170,7 +176,7 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
     true, called = np.searchsorted(labels, truth), np.searchsorted(labels, predicted)
     seen = np.unique(true)
     scored = seen[-1:] if len(seen) == 2 else slice(None)
-    hit = np.where(predicted == truth, true, len(labels))  # the last place has the rows without a hit, as NaN for NaN
+    hit = np.where(predicted == truth, true, len(labels))  # The last index counts rows without a hit.
 
     def f1(weights: Array) -> float:
         counts = (np.bincount(side, weights, len(labels))[scored] for side in (true, called))
@@ -182,15 +188,15 @@ def _of_labels(metric: MetricName, truth: Array, predictions: ModelPredictions) 
 
 def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
     if predictions.probabilities is None:
-        raise InvalidConfig(f"{metric} is of probabilities, which the model does not give")
+        raise InvalidConfig(f"{metric} needs class probabilities, and this model returns none")
     probabilities, labels = predictions.probabilities.astype(np.float64), np.unique(truth)
     classes = list(predictions.classes) or (labels.tolist() if len(labels) == probabilities.shape[1] else [])
     if unknown := [label for label in labels.tolist() if label not in classes]:
         raise InvalidConfig(
-            f"{metric}: the target holds {unknown[0]!r}, which is no class of the model ({classes or 'unknown'})"
+            f"{metric}: the target contains {unknown[0]!r}, which is not a class of the model ({classes or 'unknown'})"
         )
     columns = [classes.index(label) for label in labels.tolist()]
-    if np.isnan(probabilities).any():  # sorted last, it would be the highest of all scores
+    if np.isnan(probabilities).any():  # NaN would be sorted as the highest score.
         return lambda weights: float("nan")
     if metric == "log_loss":
         known = probabilities[:, columns]
@@ -198,9 +204,9 @@ def _of_probabilities(metric: MetricName, truth: Array, predictions: ModelPredic
         own = (known / np.where(sums > 0, sums, 1))[np.arange(len(truth)), np.searchsorted(labels, truth)]
         return _weighted_mean(log_losses(own))
     if len(labels) < 2:
-        raise InvalidConfig("roc_auc needs rows of two labels; the target has one")
+        raise InvalidConfig("roc_auc needs two different labels; the target has one")
     picked = [1] if len(labels) == 2 else range(len(labels))
-    curves = [_auc(truth == labels[place], probabilities[:, columns[place]]) for place in picked]
+    curves = [_auc(truth == labels[index], probabilities[:, columns[index]]) for index in picked]
     return lambda weights: float(np.mean([curve(weights) for curve in curves]))
 
 
@@ -216,7 +222,8 @@ def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
 
 
 def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
-    """Return a function of weights, [N], that returns [N]: the weight of lower scores and half of the equal ones."""
+    """Return a function of weights, [N], that returns [N]: the weight of all lower scores and half of all equal
+    scores."""
     _, ranks = np.unique(scores, return_inverse=True)
 
     def weight_below(weights: Array) -> Array:
@@ -233,7 +240,7 @@ def log_losses(probabilities: Array) -> Array:
 
 
 def mean_over_labels(hits: Array, divisor: Array) -> Array:
-    """Return the mean of `hits / divisor` over the last axis, the labels; a label whose divisor is 0 counts as 0."""
+    """Return the mean of `hits / divisor` over the last axis (labels); a label with divisor 0 counts as 0."""
     ratios = np.where(divisor > 0, hits / np.where(divisor > 0, divisor, 1), 0.0)
     mean: Array = ratios.mean(axis=-1)
     return mean

@@ -1,4 +1,4 @@
-"""One version of a model, loaded to predict rows: by our runtime if it has an ONNX form, else by mlflow.pyfunc."""
+"""Load a model version to predict rows, with our runtime if it has an ONNX form, otherwise with mlflow.pyfunc."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +20,7 @@ from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _CHUNK, _CHUNK_VALUES = 5_000, 4_000_000
 TIMEOUT_SECONDS = 600.0
-"""The time that a model without an ONNX form may take to load, and to predict all rows of a check."""
+"""The timeout for loading a model without an ONNX form, and for predicting all rows of a check."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class ModelPredictions:
     """A model's predictions for N rows.
 
     Attributes:
-        prediction: [N], or [N, k] if a row has several values.
-        is_label: the prediction is a class.
-        probabilities: [N, C]; None unless the model is a classifier that returns them.
-        classes: the labels in the order of the probabilities; empty if unknown.
+            prediction: [N], or [N, k] if a row has several values.
+            is_label: True if the prediction is a class.
+            probabilities: [N, C]; None unless the model is a classifier that returns probabilities.
+            classes: the labels in the order of the probabilities; empty if unknown.
     """
 
     prediction: Array
@@ -45,24 +45,24 @@ class ModelPredictions:
     @property
     def no_number(self) -> float:
         """The share of rows with NaN or infinity in the prediction or the probabilities."""
-        given = (side for side in (self.prediction, self.probabilities) if side is not None)
-        bad = [~np.isfinite(side).reshape(len(side), -1).all(axis=1) for side in given if side.dtype.kind == "f"]
+        sides = (side for side in (self.prediction, self.probabilities) if side is not None)
+        bad = [~np.isfinite(side).reshape(len(side), -1).all(axis=1) for side in sides if side.dtype.kind == "f"]
         return float(np.any(bad, axis=0).mean()) if bad else 0.0
 
 
 class LoadedModel(Protocol):
-    """A loaded version; `artifact` is the content of its MLmodel file, with inputs and outputs bound."""
+    """A loaded version. `artifact` is the content of its MLmodel file, with inputs and outputs resolved."""
 
     @property
     def artifact(self) -> Artifact: ...
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        """Return the predictions of rows with the needed columns, or raise SchemaMismatch or InferenceError."""
+        """Return the predictions of rows with the required columns, or raise SchemaMismatch or InferenceError."""
         ...
 
 
 def chunk_rows(rows: Mapping[str, Array]) -> int:
-    """Return how many of these rows are computed at once: thousands of a table, a few pictures with their layers."""
+    """Return the number of these rows to compute per batch: thousands of table rows, or a few pictures."""
     width = sum(values[:1].size for values in rows.values())
     return max(1, min(_CHUNK, _CHUNK_VALUES // max(width, 1)))
 
@@ -74,17 +74,18 @@ def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
 
 
 def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
-    """Load the model of an MLmodel folder; it computes in one thread.
+    """Load the model of an MLmodel folder, to run in one thread.
 
-    Raises CodeRefused for a pyfunc if `allow_pyfunc` is false, InvalidArtifact, or InferenceError if loading fails.
+    Raises CodeRefused if the model is a pyfunc and `allow_pyfunc` is false, InvalidArtifact, or InferenceError if
+    loading fails.
     """
     artifact = read_served_artifact(folder)
     if artifact.flavor != PYTHON_FUNCTION:
         return LoadedOnnx(OnnxModel.load(folder))
     if not allow_pyfunc:
         raise CodeRefused(
-            "a version without an ONNX form would run code of its own to be judged, which is not done on this server; "
-            "`onnxserve gate MODEL VERSION` does it where it is called"
+            "a version without an ONNX form would run its own code, which is not allowed on this server; "
+            "run `onnxserve gate MODEL VERSION` on your machine"
         )
     return _LoadedPyfunc(artifact)
 
@@ -98,16 +99,16 @@ class LoadedOnnx:
         return self.predictions(self.outputs(rows))
 
     def feeds(self, rows: Mapping[str, Array]) -> Feeds:
-        """Return the feeds of rows, which may have more columns than needed, or raise SchemaMismatch."""
+        """Return the feeds of rows, which may have additional columns, or raise SchemaMismatch."""
         names = self.model.schema.names
-        # If the only tensor has no name, it takes all rows
-        given = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
-        if not given or not len(next(iter(given.values()))):
-            raise SchemaMismatch(f"none of the model's columns is in the rows; it needs {', '.join(names)}")
-        return self.model.schema.from_columns(given)
+        # A single unnamed tensor receives all rows.
+        columns = {name: rows[name] for name in names if name in rows} if any(names) else dict(rows)
+        if not columns or not len(next(iter(columns.values()))):
+            raise SchemaMismatch(f"the rows have none of the model's columns {', '.join(names)}")
+        return self.model.schema.from_columns(columns)
 
     def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
-        """Return all outputs of the graph, [N, …] by name; raises as `predict`."""
+        """Return all outputs of the graph, [N, …] by name; raise the errors of `predict`."""
         total = len(next(iter(rows.values()))) if rows else 0
         size = chunk_rows(rows)
         starts = range(0, max(total, 1), size)
@@ -121,7 +122,9 @@ class LoadedOnnx:
         for output in artifact.outputs:
             values = outputs[output.name]
             role: str = output.role
-            if artifact.flavor != "onnxserve":  # MLflow's own `onnx`: by its type, as skl2onnx writes classifiers
+            if (
+                artifact.flavor != "onnxserve"
+            ):  # In MLflow's `onnx` flavor, infer the role from the type, like skl2onnx.
                 is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
                 is_label = values.dtype.kind in "OUib" and values.ndim == 1
                 role = "label" if is_label else "probabilities" if is_matrix else "values"
@@ -133,12 +136,12 @@ class LoadedOnnx:
         if label is not None:
             return ModelPredictions(_flat(label), True, probabilities, artifact.classes)
         values = _flat(outputs[(artifact.prediction or tuple(outputs))[0]])
-        return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # a text is a label
+        return ModelPredictions(values, values.dtype.kind == "O", probabilities, artifact.classes)  # A text is a label.
 
 
 class _LoadedPyfunc:
     def __init__(self, artifact: Artifact) -> None:
-        from mlflow import pyfunc  # imported late: it takes seconds, and only this class needs it
+        from mlflow import pyfunc  # The import takes seconds, and only this class needs it.
 
         self.artifact = artifact
         self._hangs = False
@@ -146,11 +149,11 @@ class _LoadedPyfunc:
             self._model = self._in_time(lambda: pyfunc.load_model(str(artifact.folder)))
         except InferenceError:
             raise
-        except Exception as error:  # noqa: BLE001 - the model's own code
-            raise InferenceError(f"mlflow.pyfunc cannot load it: {one_line(error, 200)}") from None
+        except Exception as error:  # noqa: BLE001 - The model may raise any exception.
+            raise InferenceError(f"mlflow.pyfunc cannot load the model: {one_line(error, 200)}") from None
 
     def predict(self, rows: Mapping[str, Array]) -> ModelPredictions:
-        import pandas as pd  # imported late, as above
+        import pandas as pd  # The import takes half a second, and only this class needs it.
 
         columns, tensors = self.artifact.columns, self.artifact.tensors
         if missing := [column.name for column in columns if column.required and column.name not in rows]:
@@ -161,11 +164,11 @@ class _LoadedPyfunc:
                 data: Mapping[str, Array] | Array | pd.DataFrame = named or next(iter(rows.values()))
             else:
                 types = {column.name: column.type for column in columns}
-                given = {name: values for name, values in rows.items() if not types or name in types}
-                for name, values in given.items():  # MLflow's enforcement refuses 64-bit integers in a float column
+                inputs = {name: values for name, values in rows.items() if not types or name in types}
+                for name, values in inputs.items():  # MLflow rejects 64-bit integers in float columns.
                     if types.get(name) in ("double", "float") and values.dtype.kind in "iu":
-                        given[name] = values.astype(np.float64)
-                data = pd.DataFrame(given)
+                        inputs[name] = values.astype(np.float64)
+                data = pd.DataFrame(inputs)
             prediction = self._in_time(lambda: self._model.predict(data))
             if isinstance(prediction, Mapping):
                 prediction = next(iter(prediction.values()))
@@ -175,11 +178,11 @@ class _LoadedPyfunc:
             return ModelPredictions(_flat(array), array.dtype.kind in "OUib")
         except InferenceError:
             raise
-        except Exception as error:  # noqa: BLE001 - the model's own code
+        except Exception as error:  # noqa: BLE001 - The model may raise any exception.
             raise InferenceError(f"the model cannot compute this input: {one_line(error, 200)}") from None
 
     def _in_time(self, work: Callable[[], Any]) -> Any:
-        """Run the model's code in a thread, which is abandoned if it hangs. A model that hangs is not called again."""
+        """Run the model's code in a thread with a timeout. A model that timed out is not called again."""
         if self._hangs:
             raise InferenceError("the model hangs")
         done: Future[Any] = Future()
@@ -187,7 +190,7 @@ class _LoadedPyfunc:
         def run() -> None:
             try:
                 done.set_result(work())
-            except BaseException as error:  # noqa: BLE001 - the model's own code
+            except BaseException as error:  # noqa: BLE001 - The model may raise any exception.
                 done.set_exception(error)
 
         threading.Thread(target=run, daemon=True).start()

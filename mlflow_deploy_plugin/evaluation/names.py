@@ -1,4 +1,4 @@
-"""The names of metrics and disturbances, and the strengths that a disturbance may have. Imports nothing heavy."""
+"""The names of metrics and disturbances, and the allowed strengths. This module has no heavy imports."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.messages import did_you_mean
 MetricName = Literal["accuracy", "f1", "roc_auc", "log_loss", "rmse", "mae"]
 METRICS: tuple[MetricName, ...] = get_args(MetricName)
 REFERENCE = "reference"
-"""The name of the dataset that is the reference of the model itself."""
+"""The dataset name for the model's own reference."""
 
 _MAX_STRENGTHS = 20
 _MAX_STRENGTH = 1e6
@@ -20,7 +20,7 @@ _MAX_STRENGTH = 1e6
 
 @dataclass(frozen=True)
 class Disturbance:
-    """A disturbance of rows. `unit` is the meaning of its strength, which is from 0 to 1 if `is_share`."""
+    """A disturbance of rows. `unit` describes the strength, which is between 0 and 1 if `is_share`."""
 
     unit: str
     strengths: tuple[float, ...]
@@ -29,33 +29,35 @@ class Disturbance:
 
 
 _SHARES = (0.05, 0.1, 0.2, 0.5)
-_ATTACK = "largest change, in standard deviations of a column, of a picture as a share of the range"
+_ATTACK = "largest change: standard deviations of a column, or share of a picture's range"
 DISTURBANCES: Mapping[str, Disturbance] = {
     "noise": Disturbance("standard deviations of the column", (0.05, 0.1, 0.2, 0.5, 1.0), is_share=False),
-    "missing": Disturbance("share of the values that are missing", _SHARES),
-    "swap": Disturbance("share of a column's values that change places", _SHARES),
-    "scale": Disturbance("factor on one column, the worst one", (0.1, 0.5, 2.0, 10.0), is_share=False),
-    "unseen": Disturbance("share of the texts that were never seen", _SHARES),
-    "typos": Disturbance("share of the characters that are mistyped", (0.02, 0.05, 0.1, 0.2)),
-    "brightness": Disturbance("share of the range, brighter or darker, the worse one", _SHARES),
-    "occlusion": Disturbance("share of the picture that is covered", _SHARES),
+    "missing": Disturbance("share of missing values", _SHARES),
+    "swap": Disturbance("share of a column's values that are swapped", _SHARES),
+    "scale": Disturbance(
+        "factor on a single column (the worst column is reported)", (0.1, 0.5, 2.0, 10.0), is_share=False
+    ),
+    "unseen": Disturbance("share of texts replaced by an unseen text", _SHARES),
+    "typos": Disturbance("share of mistyped characters", (0.02, 0.05, 0.1, 0.2)),
+    "brightness": Disturbance("share of the range, brighter or darker (the worse is reported)", _SHARES),
+    "occlusion": Disturbance("covered share of the picture", _SHARES),
     "fgsm": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
     "pgd": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
     "spsa": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False, by_default=False),
 }
 
 
-def check_strengths(given: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
-    """Return the strengths in ascending order; an empty sequence selects the default ones. Raises InvalidConfig."""
-    if unknown := [name for name in given if name not in DISTURBANCES]:
-        listed = f"there are {', '.join(DISTURBANCES)}"
+def check_strengths(requested: Mapping[str, object]) -> dict[str, tuple[float, ...]]:
+    """Return the strengths in ascending order; an empty sequence selects the defaults. Raises InvalidConfig."""
+    if unknown := [name for name in requested if name not in DISTURBANCES]:
+        listed = f"the disturbances are {', '.join(DISTURBANCES)}"
         raise InvalidConfig(f"there is no disturbance {unknown[0]!r}{did_you_mean(unknown[0], DISTURBANCES, listed)}")
     checked: dict[str, tuple[float, ...]] = {}
     for name, disturbance in DISTURBANCES.items():
-        if name not in given:
+        if name not in requested:
             continue
-        one = given[name]
-        strengths: list[object] = list(one) if isinstance(one, Iterable) and not isinstance(one, str) else [one]
+        value = requested[name]
+        strengths: list[object] = list(value) if isinstance(value, Iterable) and not isinstance(value, str) else [value]
         strengths = strengths or list(disturbance.strengths)
         if len(strengths) > _MAX_STRENGTHS:
             raise InvalidConfig(f"{name} has {len(strengths)} strengths; at most {_MAX_STRENGTHS} are measured")
@@ -72,16 +74,16 @@ def check_strengths(given: Mapping[str, object]) -> dict[str, tuple[float, ...]]
 
 
 def parse_strengths(entries: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Parse `noise=0.1,0.5`, or `noise` for its default strengths; raise InvalidConfig for any other form."""
-    found: dict[str, tuple[float, ...]] = {}
+    """Parse `noise=0.1,0.5`, or `noise` for the default strengths; raise InvalidConfig for another form."""
+    parsed: dict[str, tuple[float, ...]] = {}
     for entry in entries:
         name, equals, values = entry.partition("=")
-        if name in found:
+        if name in parsed:
             raise InvalidConfig(f"--strengths names {name!r} twice")
         try:
-            found[name] = tuple(float(value) for value in values.split(",")) if equals else ()
+            parsed[name] = tuple(float(value) for value in values.split(",")) if equals else ()
         except ValueError:
             raise InvalidConfig(
                 f"--strengths {entry!r} is not NAME=STRENGTH,STRENGTH,… with numbers, such as noise=0.1,0.5"
             ) from None
-    return found
+    return parsed

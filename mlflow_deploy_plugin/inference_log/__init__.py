@@ -1,8 +1,8 @@
-"""The inference log: the answers of endpoints as Parquet in a folder or a bucket. The agent writes it, others read it.
+"""The inference log: the answers of endpoints as Parquet files in a folder or a bucket. Only the agent writes new rows.
 
-LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<name>.parquet           rows by the hour of their event time
-LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<name>.parquet           true values, by the day they came in
-LOG/_failed/endpoint=…                                             requests that got no answer
+LOG/endpoint=NAME/date=YYYY-MM-DD/hour=HH/<name>.parquet           rows, by the hour of their event time
+LOG/_labels/endpoint=NAME/date=YYYY-MM-DD/<name>.parquet           true values, by the day of receipt
+LOG/_failed/endpoint=…                                             requests without an answer
 """
 
 import lazy_loader

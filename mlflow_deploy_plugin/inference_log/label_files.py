@@ -1,5 +1,5 @@
-"""Files of labels: CSV, JSON Lines or Parquet. A bad row does not affect the others. A row names its prediction by
-`prediction_id` and, if the request had several rows, `row`; or by key columns, such as the flight and the day."""
+"""Label files: CSV, JSON Lines or Parquet. A bad row does not affect other rows. A row identifies its prediction by
+`prediction_id` and, for a request with several rows, `row`; or by key columns, such as the flight and the day."""
 
 import math
 import re
@@ -27,8 +27,8 @@ _FRACTION = re.compile(r"[+-]?(?:[0-9]{1,17}\.[0-9]{0,17}|\.[0-9]{1,17})(?:[eE][
 
 @dataclass(frozen=True)
 class LabelColumns:
-    """The columns of a file that hold labels and name their rows: the `key` columns; if empty, `prediction_id` and
-    `row`. Columns in `numbers` hold numbers in the log, so that a CSV file's 7.0 is their 7."""
+    """The column names of a label file. Rows are identified by the `key` columns, or by `prediction_id` and `row` if
+    `key` is empty. Columns in `numbers` are numeric in the log, so that 7.0 in a CSV file matches 7 in the log."""
 
     key: tuple[str, ...] = ()
     label: str = LABEL
@@ -39,7 +39,7 @@ class LabelColumns:
 
 @dataclass(frozen=True)
 class LabelEntry:
-    """A label, and its place in the file: line 7, row 12 (from 0)."""
+    """A label, and its position in the file: line 7, or row 12 (from 0)."""
 
     number: int
     place: str
@@ -48,7 +48,7 @@ class LabelEntry:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is not a label, why, and its content."""
+    """A row that is not a valid label: its position, the reason, and its content."""
 
     place: str
     why: str
@@ -57,7 +57,8 @@ class BadRow:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file: its values by column, then the entry of `POST /feedback`; `content` is shown if it is bad."""
+    """A row of the file. `values` are first its columns, later an entry of `POST /feedback`; `content` is for
+    messages."""
 
     number: int
     place: str
@@ -68,7 +69,7 @@ class _Row:
 def read_label_file(
     file: IO[bytes], name: str, kind: FileFormat, columns: LabelColumns
 ) -> Iterator[LabelEntry | BadRow]:
-    """Yield the labels of an open file, in order; raise InvalidConfig for a missing column or another format."""
+    """Yield the labels of an open file in order; raise InvalidConfig for a missing column or a wrong format."""
     if kind == "csv":
         rows = _csv_rows(file, name, columns)
     else:
@@ -78,7 +79,7 @@ def read_label_file(
 
 
 def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
-    """Apply the rules of `POST /feedback`: to all at once, and one by one if a row breaks a rule."""
+    """Apply the rules of `POST /feedback` to all rows at once, or to each row separately if a row breaks a rule."""
     good = [row.values for row in rows if isinstance(row, _Row)]
     try:
         decoded = iter(_decode(good) if good else ())
@@ -100,7 +101,7 @@ def _check(rows: Sequence[_Row | BadRow]) -> Iterator[LabelEntry | BadRow]:
 def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
     try:
         body = orjson.dumps({"feedback": list(documents)}, default=as_text)
-    except TypeError as error:  # a number beyond 64 bits, a text that is not Unicode
+    except TypeError as error:  # a number beyond 64 bits, or invalid Unicode
         raise InvalidRequest(str(error)) from None
     return protocols.feedback.decode(_JSON, body)
 
@@ -108,8 +109,8 @@ def _decode(documents: Iterable[dict[str, object]]) -> list[Feedback]:
 def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
-        return row  # it is such an entry already
-    if kind == "csv":  # CSV has no other form of a missing value.
+        return row  # The row already is an entry of `POST /feedback`.
+    if kind == "csv":  # CSV has no other representation of a missing value.
         values = {name: None if value == "" else value for name, value in values.items()}
     label = values.get(columns.label)
     if columns.label not in values:
@@ -118,7 +119,7 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
         return BadRow(row.place, f"its {columns.label!r} is empty", row.content)
     if columns.key:
         if missing := [name for name in columns.key if name not in values]:
-            return BadRow(row.place, f"it has no {missing[0]!r}, which is of the key", row.content)
+            return BadRow(row.place, f"it has no key column {missing[0]!r}", row.content)
         key = {name: values[name] for name in columns.key}
         for name in columns.numbers & key.keys():
             if isinstance(value := key[name], str) and _FRACTION.fullmatch(value):
@@ -136,30 +137,30 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
 def _csv_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator[_Row | BadRow]:
     header: list[str] = []
     for record in csv_records(file):
-        place, shown = f"line {record.line}", ",".join(record.fields).encode(errors="replace").decode()
+        place, text = f"line {record.line}", ",".join(record.fields).encode(errors="replace").decode()
         if not header and not record.error:
             header = record.fields
             _require_columns(header, name, columns)
         elif fault := record.fault(len(header)):
-            yield BadRow(place, fault, None if record.error else shown)
+            yield BadRow(place, fault, None if record.error else text)
         else:
-            yield _Row(record.line, place, dict(zip(header, record.fields, strict=True)), shown)
+            yield _Row(record.line, place, dict(zip(header, record.fields, strict=True)), text)
     if not header:
         raise InvalidConfig(f"{name} is empty; a header and rows are expected")
 
 
 def _json_rows(file: IO[bytes]) -> Iterator[_Row | BadRow]:
     for number, line, _ in json_lines(file):
-        place, shown = f"line {number}", line.decode(errors="replace").rstrip("\r\n")
+        place, text = f"line {number}", line.decode(errors="replace").rstrip("\r\n")
         try:
             values = orjson.loads(line)
         except orjson.JSONDecodeError as error:
-            yield BadRow(place, f"it is no JSON: {error}", shown)
+            yield BadRow(place, f"it is not JSON: {error}", text)
             continue
         yield (
-            _Row(number, place, values, shown)
+            _Row(number, place, values, text)
             if isinstance(values, dict)
-            else BadRow(place, "it is no JSON object", shown)
+            else BadRow(place, "it is not a JSON object", text)
         )
 
 
@@ -167,21 +168,21 @@ def _parquet_rows(file: IO[bytes], name: str, columns: LabelColumns) -> Iterator
     try:
         parquet = open_parquet(file)
         _require_columns(parquet.schema_arrow.names, name, columns)
-        wanted = {columns.label, columns.prediction_id, columns.row, *columns.key}
-        present = [column for column in parquet.schema_arrow.names if column in wanted]
+        names = {columns.label, columns.prediction_id, columns.row, *columns.key}
+        present = [column for column in parquet.schema_arrow.names if column in names]
         number = 0
         for batch in parquet.iter_batches(_ROWS, columns=present):
             for values in batch.to_pylist():
                 plain = {column: _plain(value) for column, value in values.items()}
                 yield _Row(number, f"row {number} (from 0)", plain, plain)
                 number += 1
-    except (pa.ArrowException, OSError, OverflowError) as error:  # a time that is beyond Python's
-        shown = one_line(error)
-        raise InvalidConfig(f"{name} cannot be read as Parquet: {shown[:200]}") from None
+    except (pa.ArrowException, OSError, OverflowError) as error:  # a time outside of Python's range
+        reason = one_line(error)
+        raise InvalidConfig(f"{name} cannot be read as Parquet: {reason[:200]}") from None
 
 
 def _plain(value: object) -> object:
-    """Return a value that JSON has: dates and decimals become texts, bytes the text that they are."""
+    """Return a JSON-compatible value: dates and decimals become text, and bytes are decoded."""
     if isinstance(value, bytes):
         return value.decode(errors="surrogateescape")
     if isinstance(value, float) and not math.isfinite(value):
@@ -194,6 +195,6 @@ def _require_columns(header: Sequence[str], name: str, columns: LabelColumns) ->
     for column in needed:
         if column not in header:
             option = "--label-column" if column == columns.label else "--key" if columns.key else "--id-column or --key"
-            raise InvalidConfig(f"{name} has no column {column!r}, it has {', '.join(header[:20])}; see {option}")
+            raise InvalidConfig(f"{name} has no column {column!r}; it has {', '.join(header[:20])}; see {option}")
         if header.count(column) > 1:
             raise InvalidConfig(f"{name} has two columns {column!r}")

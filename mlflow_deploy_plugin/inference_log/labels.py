@@ -1,12 +1,13 @@
-"""Labels: the true values of predictions, known later than the prediction.
+"""Labels: the true values of predictions, which become known later than the prediction.
 
-A label names its prediction by id (and row, if the request had several), or by the values of key columns. Labels are
-only ever added. Of several for one row the last one wins, by the time it was received, then by segment and offset, so
-that the order of the files does not matter. A label without a value takes an earlier one back.
+A label identifies its prediction by id (and row, if the request had several rows), or by the values of key columns.
+Labels are never changed, only added. If a row has several labels, the last label is used, ordered by time of receipt,
+then by segment and offset. Therefore the order of the files does not matter. A label without a value withdraws an
+earlier label.
 
-Rows and labels are matched by hashes of join keys; the *kind* of a key is the columns that it is made of. Labels are
-read past the first rows that they are joined to; for more rows they are indexed once, in temporary files by ranges of
-hashes if they are many, so that memory does not grow with the labels.
+Rows and labels are matched by hashes of join keys. The *kind* of a key is its tuple of column names. For the first
+join, labels are streamed past the rows. For later joins, the labels are indexed once. A large index is stored in
+temporary files by ranges of hashes, so that memory does not grow with the number of labels.
 """
 
 import json
@@ -56,20 +57,22 @@ SCHEMA = pa.schema(
         ("_offset", pa.int64()),
     ]
 )
-"""A label has either `_prediction_id` or `_key`; without `_row` it is of every row of the request."""
+"""A label has either `_prediction_id` or `_key`. Without `_row`, the label applies to every row of the request."""
 MOST_KEPT_BYTES = 32 * 2**20
-"""An endpoint with more bytes of labels has them read past the first rows, and indexed for others."""
+"""The size above which an endpoint's labels are not kept in memory, but streamed for the first join and then
+indexed."""
 MOST_HELD_LABELS = 500_000
-"""An index of more labels is sorted by so many at a time, and lies in temporary files."""
+"""The number of labels above which an index is sorted in runs of this size and stored in temporary files."""
 _BATCH_ROWS = 65_536
-_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # The texts are those of CSV files.
+_TRUTH: Mapping[str | float, float] = {"true": 1.0, "false": 0.0}  # texts in CSV files
 _CLOCK_SKEW = timedelta(days=1)
-"""Two machines' clocks differ by less: a label may seem to be earlier than its prediction, but not by more."""
+"""The maximum clock difference of two machines. A label may appear to precede its prediction by at most this time."""
 _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
-"""The sets of key columns that count. Each row is looked up by each of them, and a caller can send thousands."""
+"""The maximum number of sets of key columns. Each row is looked up by each set, and a caller can send thousands of
+sets."""
 _MOST_COUNTED_SETS = 4096
 _HELD_KINDS, _HELD_COLUMNS = 8, 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
@@ -83,12 +86,13 @@ class Label:
     """The true value of one row, or of all rows of a request.
 
     Attributes:
-        prediction_id: `X-Prediction-Id` of the answer; None if `key` names the row.
-        row: of the request, from 0; None for all of them.
-        key: values of the row's columns by their names, or the same as a JSON object.
-        label: a text, number or boolean; None takes an earlier label back.
-        received_us: the time of receipt, in microseconds since 1970.
-        segment, offset: find duplicates; the offset of a label is its frame's plus its position in the frame.
+            prediction_id: `X-Prediction-Id` of the answer; None if `key` identifies the row.
+            row: the row of the request, from 0; None for all rows.
+            key: the values of the row's columns by name, or the same as a JSON object.
+            label: a text, number or boolean; None withdraws an earlier label.
+            received_us: the time of receipt, in microseconds since 1970.
+            segment, offset: the identity for deduplication. The offset is the frame's offset plus the position in the
+                frame.
     """
 
     prediction_id: str | None
@@ -120,14 +124,14 @@ def labels_table(entries: Sequence[Label]) -> pa.Table:
 
 
 def canonical_key(values: Mapping[str, object]) -> str:
-    """Return the key as the log holds it: JSON, names in order, every value as text, because 7, 7.0 (a model may take
-    numbers as floats) and the 7 of a CSV file mean the same row, and so do true, True and 1."""
+    """Return the key in the format of the log: JSON with sorted names and every value as text. 7, 7.0 (a model may
+    convert numbers to floats) and the text 7 of a CSV file are the same key, and so are true, True and 1."""
     texts = {str(name): as_key(value) for name, value in values.items()}
     return json.dumps(texts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
 
 def as_number(value: str | float | bool | None) -> float | None:
-    """Return a label's value as a number, 1 and 0 for true and false, or None if it is none."""
+    """Return a label's value as a number, with 1 for true and 0 for false, or None if the value is not a number."""
     if value is None:
         return None
     try:
@@ -142,7 +146,8 @@ def labels_folder(location: LogLocation, endpoint: str) -> str:
 
 
 def write_labels(location: LogLocation, endpoint: str, day: str, labels: pa.Table) -> None:
-    """Put labels that were received on a day (2013-07-01) into the log; raise OnnxserveError if it is down."""
+    """Write labels that were received on a day (2013-07-01) to the log; raise OnnxserveError if the log is
+    unreachable."""
     name = f"{LABELS}/endpoint={endpoint}/date={day}/file-{uuid4().hex}.parquet"
     with wrap_log_errors(location):
         write_file(location, name, encode_parquet(labels))
@@ -155,8 +160,8 @@ def read_labels(
     since: datetime | None = None,
     columns: Sequence[str] = SCHEMA.names,
 ) -> Iterator[pa.Table]:
-    """Yield the labels of an endpoint as tables of `SCHEMA`; some may come twice. With `since`, earlier labels that
-    name a prediction by its id may be left out. Columns that are not read are null."""
+    """Yield the labels of an endpoint as tables of `SCHEMA`; labels may be repeated. With `since`, earlier labels that
+    identify a prediction by id may be skipped. Columns that are not read are null."""
     for day, folder in list_days(location, labels_folder(location, endpoint)):
         is_early = since is not None and day + DAY <= since
         for table in read_folder(
@@ -166,7 +171,7 @@ def read_labels(
 
 
 class EndpointLabels:
-    """The labels of an endpoint, to be joined again and again: few are kept in memory, many are indexed once."""
+    """The labels of an endpoint for repeated joins. Few labels are kept in memory; many labels are indexed once."""
 
     def __init__(self, location: LogLocation, endpoint: str, unreadable: dict[str, str]) -> None:
         self._source = location, endpoint, unreadable
@@ -174,8 +179,8 @@ class EndpointLabels:
         self._index: LabelIndex | None = None
 
     def latest(self, rows: "RowKeys") -> pa.Table:
-        """Return the last label of each key that one of the rows has, with the hash of the key in `_name`. The first
-        rows are read without an index, because reading all labels past them takes a third of an index."""
+        """Return the last label of each key in `rows`, with the hash of the key in `_name`. The first call streams the
+        labels without an index, which takes a third of the time of building an index."""
         if self._index is None and not self._was_joined:
             self._was_joined = True
             return self._read_index(rows.earliest_label, rows).latest(rows)
@@ -188,15 +193,16 @@ class EndpointLabels:
         return self._index
 
     def _read_index(self, since: datetime | None = None, rows: "RowKeys | None" = None) -> "LabelIndex":
-        """Return an index by one reading. Only if labels name rows by too many sets of columns, these are counted."""
+        """Read the labels once and return an index. The sets of key columns are counted only if there are too many
+        sets."""
         with suppress(_TooManyKeySets):
             return LabelIndex(self.batches(since), None, rows)
         return LabelIndex(self.batches(since), self.key_sets, rows)
 
     @cached_property
     def key_sets(self) -> set[Kind]:
-        """The sets of columns by which labels name their rows, those of most labels. They are counted in bounded
-        memory: of many sets, the rarest so far are forgotten."""
+        """The most frequent sets of key columns. Sets are counted in bounded memory: if there are too many sets, the
+        rarest sets so far are dropped."""
         counts = Counter[Kind]()
         for table in _grouped(self.batches(columns=["_key"])):
             kinds, which = _key_kinds(table.column("_key").drop_null())
@@ -210,12 +216,12 @@ class EndpointLabels:
         return {column for kind in self.key_sets for column in kind}
 
     def batches(self, since: datetime | None = None, columns: Sequence[str] = SCHEMA.names) -> Iterator[pa.Table]:
-        """Yield the labels as `read_labels` does; few are kept, and have all columns."""
+        """Yield the labels like `read_labels`. If few labels are kept in memory, all columns are returned."""
         yield from read_labels(*self._source, since, columns) if self._few is None else self._few
 
     @cached_property
     def _few(self) -> list[pa.Table] | None:
-        """All labels, or None if they are many."""
+        """All labels, or None if there are too many to keep in memory."""
         kept, size = [], 0
         for labels in read_labels(*self._source):
             kept.append(labels)
@@ -226,11 +232,11 @@ class EndpointLabels:
 
 
 def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
-    """Return the table with the columns `_label` (text) and `_label_number` (float64), null for a row without a label.
-    The table has `_prediction_id`, `_row`, `_received_time` and the columns of keys."""
+    """Return the table with the columns `_label` (text) and `_label_number` (float64), which are null without a label.
+    The table must have `_prediction_id`, `_row`, `_received_time` and the key columns."""
     rows = RowKeys(table)
-    found = labels.latest(rows)
-    chosen = rows.choose_labels(found) if len(found) else None
+    candidates = labels.latest(rows)
+    chosen = rows.choose_labels(candidates) if len(candidates) else None
     for name, kind in ((LABEL, pa.string()), (LABEL_NUMBER, pa.float64())):
         column = pa.nulls(len(table), kind) if chosen is None else chosen.column(name)
         table = table.append_column(name, column)
@@ -238,12 +244,13 @@ def join_labels(table: pa.Table, labels: EndpointLabels) -> pa.Table:
 
 
 class _TooManyKeySets(Exception):
-    """Labels name rows by more sets of columns than count."""
+    """Labels use more sets of key columns than `MOST_KEY_SETS`."""
 
 
 class LabelIndex:
-    """The last label of each join key, ascending by the key's hash, of labels in tables of `SCHEMA` with a key of
-    `key_sets` and of `rows` (None: all). Raises _TooManyKeySets for all of more than `MOST_KEY_SETS`."""
+    """The last label of each join key, ascending by the key's hash. Labels are limited to the key columns in `key_sets`
+    and to keys in `rows` (None: no limit). Raises _TooManyKeySets for more than `MOST_KEY_SETS` sets without
+    `key_sets`."""
 
     def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind] | None, rows: "RowKeys | None" = None) -> None:
         self.kinds: set[Kind] = set()
@@ -257,14 +264,14 @@ class LabelIndex:
         return np.concatenate([np.empty(0, np.uint64), *map(_names, self._parts)])
 
     def latest(self, rows: "RowKeys") -> pa.Table:
-        names, found = [_names(part) for part in self._parts], [_INDEXED.empty_table()]
+        names, tables = [_names(part) for part in self._parts], [_INDEXED.empty_table()]
         for kind in self.kinds:
-            places = zip(self._parts, rows.find(kind, names), strict=True)
-            found += [part.take(pa.array(some)) for part, some in places if len(some)]
-        return pa.concat_tables(found)
+            indices = zip(self._parts, rows.find(kind, names), strict=True)
+            tables += [part.take(pa.array(some)) for part, some in indices if len(some)]
+        return pa.concat_tables(tables)
 
     def _named(self, labels: pa.Table, rows: "RowKeys | None") -> Iterator[pa.Table]:
-        """Yield the labels with the hash of their key in `_name`; with `rows`, only labels that name one of them."""
+        """Yield the labels with the hash of their key in `_name`. With `rows`, yield only labels that match a row."""
         for kind, which, hashes in label_keys(labels):
             if kind not in (_BY_ID, _BY_ROW):
                 self._seen.add(kind)
@@ -282,8 +289,8 @@ class LabelIndex:
 
 
 def _merge(named: Iterable[pa.Table]) -> list[pa.Table]:
-    """Return the last label of each name, ascending by name, in tables of some `MOST_HELD_LABELS`: an external merge
-    sort with sorted runs, then one table for each range of names."""
+    """Return the last label of each name in tables of about `MOST_HELD_LABELS` labels, ascending by name. It is an
+    external merge sort: sorted runs, then one table for each range of names."""
     runs: list[pa.Table] = []
     for tables in group_tables(named, MOST_HELD_LABELS, MOST_KEPT_BYTES):
         run = _latest_labels(pa.concat_tables(tables))
@@ -309,11 +316,11 @@ def _spill(table: pa.Table) -> pa.Table:
             return pa.ipc.open_file(pa.memory_map(path)).read_all()
     except OSError as error:
         why = one_line(error)
-        raise OnnxserveError(f"the folder for temporary files cannot take the index of the labels: {why}") from None
+        raise OnnxserveError(f"the index of the labels cannot be written to the temporary folder: {why}") from None
 
 
 def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the same rows in tables that are not small: each costs some twenty calls."""
+    """Combine small tables into larger tables, because each table costs about twenty calls."""
     return map(pa.concat_tables, group_tables(tables, _BATCH_ROWS, MOST_KEPT_BYTES))
 
 
@@ -322,7 +329,7 @@ def _names(labels: pa.Table) -> Array:
 
 
 class RowKeys:
-    """The join keys of rows, hashed, for each kind of key that labels have."""
+    """The hashed join keys of rows, for each kind of key among the labels."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
@@ -332,52 +339,52 @@ class RowKeys:
 
     @property
     def earliest_label(self) -> datetime | None:
-        """No label that names one of these rows by its id is older."""
+        """The time before which no label identifies one of these rows by its id."""
         if not len(self._table) or "_received_time" not in self._table.column_names:
             return None
         first: datetime | None = pc.min(self._table.column("_received_time")).cast(TIME).as_py()
         return None if first is None else first - _CLOCK_SKEW
 
     def choose_labels(self, labels: pa.Table) -> pa.Table:
-        """Return [N]: of the labels that `LabelIndex.latest` returned, the last one of each row, or null."""
-        # The last label has the highest index.
+        """Return [N]: the last label of each row from the result of `LabelIndex.latest`, or null."""
+        # After sorting, the last label has the highest index.
         labels = labels.sort_by([(name, "ascending") for name in (*_ORDER, "_name")])
         names = labels.column("_name").to_numpy()
         by_name = np.argsort(names)
         best = np.full(len(self._table), -1, dtype=np.int64)
         for order, hashes in map(self._hashes, self._matched):
             positions = np.minimum(np.searchsorted(names[by_name], hashes), len(names) - 1)
-            found = by_name[positions]
-            best[order] = np.maximum(best[order], np.where(names[found] == hashes, found, -1))
+            labels_of_rows = by_name[positions]
+            best[order] = np.maximum(best[order], np.where(names[labels_of_rows] == hashes, labels_of_rows, -1))
         return labels.take(pa.array(best, mask=best < 0))
 
     def contain(self, kind: Kind, hashes: Array) -> Array:
-        """Return [M] bool: True for a key, of [M] uint64, that one of the rows has."""
-        order = np.argsort(hashes)  # to look for ascending values takes a third of the time
+        """Return [M] bool: True for a key, of [M] uint64, that a row has."""
+        order = np.argsort(hashes)  # Looking up ascending values takes a third of the time.
         is_known = np.empty(len(hashes), bool)
         is_known[order] = contains(self._hashes(kind)[1], hashes[order])
         self._keep(kind, bool(is_known.any()))
         return is_known
 
     def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
-        """Return for each part of the names, [D] uint64, the indices, [F] int64, of the keys that one of the rows has.
-        Parts are ascending, of disjoint ranges, and not empty. The work grows with the rows, not with the names."""
-        hashes, found = self._hashes(kind)[1], []
+        """Return for each part of the names, [D] uint64, the indices, [F] int64, of the keys that a row has. Parts are
+        ascending, disjoint and not empty. The work grows with the number of rows, not of names."""
+        hashes, indices = self._hashes(kind)[1], []
         for names in parts:
             within = hashes[np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")]
-            found.append(distinct(np.searchsorted(names, within[contains(names, within)])))
-        self._keep(kind, any(map(len, found)))
-        return found
+            indices.append(distinct(np.searchsorted(names, within[contains(names, within)])))
+        self._keep(kind, any(map(len, indices)))
+        return indices
 
     def _keep(self, kind: Kind, is_matched: bool) -> None:
         if is_matched:
             self._matched.add(kind)
         elif kind not in self._matched and len(self._kinds) > _HELD_KINDS:
-            del self._kinds[kind]  # callers may name rows in thousands of ways
+            del self._kinds[kind]  # Callers may use thousands of kinds of keys.
 
     def _hashes(self, kind: Kind) -> tuple[Array, Array]:
-        """Return [N] int64, the order of the rows by their keys, and [N] uint64, the keys in this order. Both are empty
-        if a column of the key is missing or holds no single values."""
+        """Return [N] int64, the order of the rows by key, and [N] uint64, the sorted hashes. Both arrays are empty if a
+        key column is missing or nested."""
         if kind not in self._kinds:
             hashes = np.empty(0, np.uint64)
             if len(self._table) and set(kind) <= set(self._table.column_names):
@@ -393,14 +400,15 @@ class RowKeys:
 
 
 class LabelMatches:
-    """The distinct join keys of labels, and which of them a row of the log has; 9 bytes each."""
+    """The distinct join keys of labels, each with a flag that is True if a row of the log has the key; 9 bytes per
+    key."""
 
     def __init__(self, index: LabelIndex | None = None) -> None:
         self._parts = [] if index is None else [index.names]
-        self._kinds = set[Kind]() if index is None else set(index.kinds)  # `add` takes others
+        self._kinds = set[Kind]() if index is None else set(index.kinds)  # a copy, because `add` extends the set
 
     def add(self, labels: pa.Table) -> None:
-        """Add the keys of labels, a table of `SCHEMA`, before any row is matched."""
+        """Add the keys of labels, a table of `SCHEMA`. All keys must be added before the first call of `match`."""
         for kind, _, hashes in label_keys(labels):
             self._kinds.add(kind)
             self._parts.append(distinct(np.sort(hashes)))
@@ -433,15 +441,15 @@ class LabelMatches:
 
 
 def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
-    """Yield the kinds of keys that labels have, each with [M] the labels' indices and [M] uint64 their hashes."""
+    """Yield the kinds of keys among the labels, each with [M] label indices and their hashes, [M] uint64."""
     has_id = np.asarray(pc.is_valid(labels.column("_prediction_id")))
     has_row = np.asarray(pc.is_valid(labels.column("_row")))
     has_key = np.asarray(pc.is_valid(labels.column("_key"))) & ~has_id
-    if (alone := np.flatnonzero(has_id & ~has_row)).size:
-        yield _BY_ID, alone, hash_ids(labels.column("_prediction_id").take(pa.array(alone)))
-    if (exact := np.flatnonzero(has_id & has_row)).size:
-        part = labels.select(_BY_ROW).take(pa.array(exact))
-        yield _BY_ROW, exact, combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row")))
+    if (by_id := np.flatnonzero(has_id & ~has_row)).size:
+        yield _BY_ID, by_id, hash_ids(labels.column("_prediction_id").take(pa.array(by_id)))
+    if (by_row := np.flatnonzero(has_id & has_row)).size:
+        part = labels.select(_BY_ROW).take(pa.array(by_row))
+        yield _BY_ROW, by_row, combine_hashes(hash_ids(part.column("_prediction_id")), _unsigned(part.column("_row")))
     if has_key.any():
         keyed = np.flatnonzero(has_key)
         texts = labels.column("_key").take(pa.array(keyed))
@@ -453,7 +461,7 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
 
 
 def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
-    """Return the kinds of [M] keys, and [M] the index of each key's kind."""
+    """Return the distinct kinds of [M] keys, and [M] the index of each key's kind."""
     shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
     which = np.asarray(shapes.indices)
     kinds: list[Kind] = []
@@ -463,41 +471,41 @@ def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
             values = json.loads(key)
         except ValueError:
             values = None
-        # A text that is not a key is a kind of its own, which no row has.
+        # An invalid key gets a separate kind, which matches no row.
         kinds.append(tuple(values) if isinstance(values, dict) else (key,))
     return kinds, which
 
 
 def _hash_keys(texts: pa.ChunkedArray) -> Array:
-    """Return [N] uint64 of keys; a prediction id of the same text has another hash."""
+    """Return [N] uint64, hashes of keys. They differ from the hash of a prediction id with the same text."""
     return splitmix64(hash_ids(texts))
 
 
 def _row_keys(columns: Mapping[str, pa.DictionaryArray]) -> pa.ChunkedArray:
-    """Return [N] keys of rows as `canonical_key` writes them, from the JSON of each column in the order of names."""
-    parts: list[pa.Array | str] = []
+    """Return [N] keys of rows in the format of `canonical_key`, from the JSON of each column in the order of names."""
+    pieces: list[pa.Array | str] = []
     for name, texts in columns.items():
-        start = ("," if parts else "{") + json.dumps(name, ensure_ascii=False) + ":"
-        parts += [pa.scalar(start), pc.fill_null(texts.dictionary.take(texts.indices), "null")]
-    return pa.chunked_array([pc.binary_join_element_wise(*parts, pa.scalar("}"), "")])
+        start = ("," if pieces else "{") + json.dumps(name, ensure_ascii=False) + ":"
+        pieces += [pa.scalar(start), pc.fill_null(texts.dictionary.take(texts.indices), "null")]
+    return pa.chunked_array([pc.binary_join_element_wise(*pieces, pa.scalar("}"), "")])
 
 
 def _key_texts(column: pa.ChunkedArray) -> pa.DictionaryArray:
-    """Return the values of a column as keys have them, [N]."""
+    """Return [N] values of a column as JSON, in the format of keys."""
     encoded = column.combine_chunks()
     if pa.types.is_float16(encoded.type):
         encoded = encoded.cast(pa.float32())
     if not pa.types.is_dictionary(encoded.type):
         encoded = encoded.dictionary_encode()
     values = encoded.dictionary
-    is_float = pa.types.is_floating(values.type)  # to_pylist would make 0.10000000149011612 of a float32's 0.1
+    is_float = pa.types.is_floating(values.type)  # to_pylist would convert a float32 0.1 to 0.10000000149011612.
     plain = values.to_numpy(zero_copy_only=False) if is_float else values.to_pylist()
     texts = pa.array([json.dumps(as_key(value), ensure_ascii=False) for value in plain], pa.string())
     return pa.DictionaryArray.from_arrays(encoded.indices, texts)
 
 
 def _latest_labels(labels: pa.Table) -> pa.Table:
-    """Return the last one of the labels with the same key (`_name`)."""
+    """Return the last label of each key (`_name`)."""
     labels = labels.sort_by([("_name", "ascending"), *((name, "ascending") for name in _ORDER)])
     names = labels.column("_name").to_numpy()
     is_last = np.append(names[1:] != names[:-1], True) if len(names) else np.empty(0, bool)

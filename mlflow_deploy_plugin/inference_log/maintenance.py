@@ -1,12 +1,14 @@
-"""Maintenance of the log: the many small files of an hour become one, and rows that are too old are deleted.
+"""Maintenance of the log: compact the many small files of an hour into one file, and delete expired rows.
 
-**Compaction.** Each small file costs a reader a round trip. Once an hour is over and its files are quiet, their rows
-are written into a new file, and then the old files are deleted. Readers drop the duplicates in between (`scan.py`), and
-each writer deletes only files whose rows it has written itself, so a crash or two writers lose nothing. A file that has
-changed since it was read stays, and so does a malformed one. Files of different columns or types are not mixed.
+**Compaction.** Each small file costs a reader a round trip. When an hour is over and its files no longer change, their
+rows are written to a new file, and then the old files are deleted. Readers drop the temporary duplicates (`scan.py`),
+and each writer deletes only files whose rows it has written. Therefore a crash or two concurrent writers lose no rows.
+Files that changed after they were read are kept, and so are malformed files. Files with different columns or types are
+not merged.
 
-**Retention.** Rows expire by the hour of their event time, labels by the day they came in, the profiles in `_sketches`
-by their day. Protected windows stay. OnnxserveError is raised if the log is down; the next call continues.
+**Retention.** Rows expire by the hour of their event time, labels by the day of receipt, and the sketches in
+`_sketches` by their day. Protected windows are kept. OnnxserveError is raised if the log is unreachable; the next call
+continues.
 """
 
 import logging
@@ -51,18 +53,18 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 from mlflow_deploy_plugin.tabular import group_tables
 
 QUIET = timedelta(minutes=10)
-"""A file that was written since may be written again by its agent."""
+"""The time without a write after which a file is compacted. A more recent file may be rewritten by its agent."""
 LARGE_BYTES = 32 * 2**20
-"""A file of this size is left alone."""
+"""The size from which a file is not compacted."""
 GROUP_BYTES = 64 * 2**20
-"""Small files are compacted in groups of at most this size."""
+"""The maximum size of a group of small files that are compacted together."""
 _GROUP_ROWS = 131_072
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class MaintenanceResult:
-    """The counts of compacted files, of files in their place, and of expired files, and the bytes of expired files."""
+    """Counts of compacted, newly written and expired files, and the bytes of expired files."""
 
     compacted_files: int = 0
     written_files: int = 0
@@ -73,7 +75,7 @@ class MaintenanceResult:
 def maintain(
     log: InferenceLog, endpoint: str, now: datetime, keep: timedelta | None, spared: Sequence[Window] = ()
 ) -> MaintenanceResult:
-    """Compact the hours that are over, and delete rows older than `keep` (None: never) outside of `spared` windows."""
+    """Compact finished hours, and delete rows older than `keep` (None: never) outside of the `spared` windows."""
     compacted = compact(log, endpoint, now)
     if keep is None:
         return compacted
@@ -89,12 +91,12 @@ def expire(
     spared: Sequence[Window] = (),
     only_count: bool = False,
 ) -> MaintenanceResult:
-    """Delete rows, labels and sketches of the endpoint that are older than `keep`, by whole hours and days. In `spared`
-    windows, of event time and of receipt for labels, nothing is deleted."""
+    """Delete rows, labels and sketches of the endpoint older than `keep`, in units of hours and days. Nothing in the
+    `spared` windows is deleted; they apply to the event time of rows and to the time of receipt of labels."""
     location = log.location
     try:
         oldest = now - keep
-    except OverflowError:  # No row is older than the calendar.
+    except OverflowError:  # `keep` reaches back before the year 1.
         return MaintenanceResult()
 
     def is_expired(start: datetime, end: datetime) -> bool:
@@ -115,12 +117,12 @@ def expire(
                     location.filesystem.delete_dir(folder)
                 _delete_empty(location, [folder.rpartition("/")[0]])
         _delete_empty(location, [*sketches, *(folder.rpartition("/")[0] for folder in sketches)])
-    files = [file for found in folders.values() for file in found]
+    files = [file for members in folders.values() for file in members]
     return MaintenanceResult(expired_files=len(files), expired_bytes=sum(file.size for file in files))
 
 
 def compact(log: InferenceLog, endpoint: str, now: datetime) -> MaintenanceResult:
-    """Make one file of the small ones of each hour that is over, and of each day of labels."""
+    """Merge the small files of each finished hour, and of each finished day of labels, into larger files."""
     location = log.location
     compacted = written = 0
     folders = [(hour.folder, hour.end, files) for hour, files in _all_hours(log, endpoint)]
@@ -142,14 +144,15 @@ def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFil
 
 
 def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping[LogFile, pa.Schema]]:
-    """Yield files to be made one, with their columns: at least two of the same columns, together not large."""
+    """Yield groups of files to be merged, with their schemas: two or more files with the same columns, limited in
+    size."""
     if len(files) < 2:
         return
     by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}
     for file in files:
-        with suppress(OSError, pa.ArrowException):  # gone, or it cannot be understood: it is left alone
+        with suppress(OSError, pa.ArrowException):  # Skip files that are deleted or malformed.
             schema = pq.read_schema(file.path, filesystem=location.filesystem)
-            # Only the model's columns count: a later version of this package may add columns of the log's own.
+            # Compare only the model's columns, because a later version of this package may add log columns.
             model = sorted(f"{field.name}\t{field.type}" for field in schema if not field.name.startswith("_"))
             by_columns.setdefault(tuple(model), {})[file] = schema
     for alike in by_columns.values():
@@ -167,7 +170,7 @@ def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping
 
 
 def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Schema]) -> int:
-    """Write one file in place of these, and return how many of them are gone."""
+    """Write one file that replaces the group, and return the number of deleted files."""
     location = log.location
     whole: list[LogFile] = []
     content = pa.BufferOutputStream()
@@ -188,7 +191,7 @@ def _compact_group(log: InferenceLog, folder: str, group: Mapping[LogFile, pa.Sc
 def _distinct_rows(
     log: InferenceLog, schema: pa.Schema, group: Iterable[LogFile], whole: list[LogFile]
 ) -> Iterator[pa.Table]:
-    """Yield the rows of the files, each once. A file that was read to its end is appended to `whole`."""
+    """Yield the distinct rows of the files, and append each completely read file to `whole`."""
     seen = Deduplicator()
     for file in group:
         unreadable: dict[str, str] = {}
@@ -203,7 +206,7 @@ def _distinct_rows(
 
 
 def _hash_labels(table: pa.Table) -> Array:
-    """Return the identity of each label, [N] uint64."""
+    """Return [N] uint64, a hash of the identity of each label."""
     hashes = combine_hashes(hash_texts(table.column("_segment")), table.column("_offset").to_numpy().astype("uint64"))
     for name, hash_column in (("_prediction_id", hash_ids), ("_key", hash_texts), (LABEL, hash_texts)):
         hashes = combine_hashes(hashes, hash_column(table.column(name)))
@@ -211,12 +214,12 @@ def _hash_labels(table: pa.Table) -> Array:
 
 
 def _delete(location: LogLocation, file: LogFile) -> bool:
-    """Delete a file unless its agent has written it again, and return True if it is gone."""
+    """Delete a file unless its agent has rewritten it, and return True if the file no longer exists."""
     info = location.filesystem.get_file_info(file.path)
     if info.type == fs.FileType.NotFound:
         return True
     if info.size != file.size or info.mtime != file.changed:
-        _log.info("%s was written again while it was compacted, and stays", file.path)
+        _log.info("%s was rewritten during compaction and is kept", file.path)
         return False
     with suppress(FileNotFoundError):
         location.filesystem.delete_file(file.path)
@@ -224,9 +227,9 @@ def _delete(location: LogLocation, file: LogFile) -> bool:
 
 
 def _delete_empty(location: LogLocation, folders: Sequence[str]) -> None:
-    """Delete the folders that are empty; a bucket has none."""
+    """Delete folders that are empty. A bucket has no empty folders."""
     if not location.is_local:
         return
     for folder in folders:
-        with suppress(OSError):  # it has other hours
+        with suppress(OSError):  # The folder is not empty.
             Path(folder).rmdir()

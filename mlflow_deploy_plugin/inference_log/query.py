@@ -1,8 +1,8 @@
-"""SQL over the log: DuckDB runs it over the rows as they are read, each row once and with its label.
+"""SQL queries over the log. DuckDB streams the rows, each exactly once and with its label.
 
-DuckDB sees only the table `log`: no file, no network, no extension. A plan over an empty table first finds mistakes and
-the columns that have to be read. A sort or a grouping beyond `MEMORY_MB` uses a temporary folder, at most half of the
-free space there. A statement that yields nothing for `TIMEOUT_SECONDS` is interrupted.
+DuckDB can access only the table `log`: files, network and extensions are disabled. The query is planned over an empty
+table first, to report mistakes and to find the columns to read. A sort or a grouping larger than `MEMORY_MB` uses a
+temporary folder, limited to half of the free space. A statement without progress for `TIMEOUT_SECONDS` is interrupted.
 """
 
 import json
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.runtime.session import available_cores
 _Result = TypeVar("_Result")
 MEMORY_MB = 512
 _THREAD_MB = 128
-"""The memory per thread that sorts. A sort of 8 million rows failed with 61 MB per thread and passed with 122."""
+"""The memory per sorting thread. A sort of 8 million rows failed with 61 MB per thread and succeeded with 122 MB."""
 TIMEOUT_SECONDS = 300.0
 _CHECKS_PER_TIMEOUT = 10
 _BATCH_ROWS = 10_000
@@ -42,15 +42,13 @@ _NO_COLUMN = re.compile(
 _OTHER_TABLE = re.compile(r"Table with name (\S+) does not exist")
 _NO_TABLE = re.compile(r'Referenced table "([^"]+)" not found')
 _NO_MEMORY = re.compile(r"failed to allocate|Allocation failure|malloc of size|Out of Memory|max_temp_directory_size")
-_TIMED_OUT = (
-    "the SQL was ended: for {:.0f} s it has neither read a row nor given one; does it join the log with itself?"
-)
+_TIMED_OUT = "the SQL was ended: it has neither read nor returned a row for {:.0f} s; does it join the log with itself?"
 
 
 @dataclass(frozen=True)
 class Query:
-    """A query over the rows of `view`: either a whole `statement`, a SELECT over the table `log`, or `select`, `where`
-    and `order_by` in DuckDB's SQL."""
+    """A query over the rows of `view`: a complete `statement`, which is a SELECT over the table `log`, or the clauses
+    `select`, `where` and `order_by` in DuckDB's SQL."""
 
     view: View
     select: str = "*"
@@ -60,7 +58,8 @@ class Query:
     limit: int | None = None
 
     def sql(self) -> str:
-        """Return the statement. Each part has lines of its own, so that a comment in one does not hide the next."""
+        """Return the statement. Each clause is on separate lines, so that a comment in a clause does not hide the next
+        clause."""
         if self.statement:
             sql = self.statement.rstrip().rstrip(";")
             return sql if self.limit is None else f"FROM (\n{sql}\n) LIMIT {self.limit}"
@@ -73,7 +72,7 @@ class Query:
 
 
 class QueryResult(NamedTuple):
-    """Batches of one schema."""
+    """The schema of a result, and its batches."""
 
     schema: pa.Schema
     batches: Iterator[pa.RecordBatch]
@@ -81,8 +80,9 @@ class QueryResult(NamedTuple):
 
 @contextmanager
 def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
-    """Run a query and yield its result, whose batches come as they are found. Raises NotFound if the endpoint has no
-    rows, InvalidConfig for wrong SQL (the message names the nearest column), and OnnxserveError if the log is down."""
+    """Run a query and yield its result, whose batches are streamed. Raises NotFound if the endpoint has no rows,
+    InvalidConfig for invalid SQL (the message suggests the nearest column), and OnnxserveError if the log is
+    unreachable."""
     schema = view_schema(log, query.view)
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
@@ -98,7 +98,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             tables = view_tables(log, query.view, columns)
             rows = run.read(batch for table in tables for batch in conform(table, schema).to_batches())
             passing = pa.RecordBatchReader.from_batches(schema, rows)
-            if scans > 1:  # rows pass by once: a statement that reads them twice gets a copy
+            if scans > 1:  # A stream is read only once, so a statement with several scans gets a copy.
                 connection.register("_passing", passing)
                 connection.execute("CREATE TEMP TABLE log AS FROM _passing")
             else:
@@ -106,7 +106,7 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
             return connection.sql(query.sql()).to_arrow_reader(_BATCH_ROWS)
 
         reader = run.call(start)
-        # DuckDB calls the zone Etc/UTC; the log calls it UTC
+        # DuckDB names the time zone Etc/UTC; the log names it UTC.
         types = [
             pa.timestamp(kind.unit, "UTC") if pa.types.is_timestamp(kind) and kind.tz else kind
             for kind in reader.schema.types
@@ -117,10 +117,10 @@ def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
 
 @contextmanager
 def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]:
-    """Yield a thread; its work is interrupted at the end until it has ended. Between two statements DuckDB forgets an
-    interruption, and would compute the next one to its end."""
+    """Yield a thread. On exit, interrupt its work until the thread is idle: DuckDB drops an interruption between two
+    statements and would complete the next statement."""
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(bool).result()  # Ctrl-C while a thread is started loses the thread: it has nothing to do yet
+        thread.submit(bool).result()  # Start the thread now, because Ctrl-C during a start loses the thread.
         try:
             yield thread
         finally:
@@ -130,8 +130,8 @@ def _interrupted_at_its_end(interrupt: Callable[[], None]) -> Iterator[Executor]
 
 
 class _Run:
-    """One run of a statement. It works in a thread, and Ctrl-C comes to the thread that waits for it: DuckDB may ignore
-    Ctrl-C while it computes, or turn it into an error of the SQL."""
+    """A run of a statement in a separate thread. The waiting thread receives Ctrl-C, because DuckDB may ignore Ctrl-C
+    while it computes, or report it as an SQL error."""
 
     def __init__(self, schema: pa.Schema, interrupt: Callable[[], None], thread: Executor) -> None:
         self._schema = schema
@@ -141,7 +141,7 @@ class _Run:
         self._failures: list[OnnxserveError] = []
 
     def read(self, rows: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows. An error of ours is set aside, because it would lose its class in DuckDB."""
+        """Yield the rows. An OnnxserveError is stored here, because DuckDB would replace its class."""
         try:
             while True:
                 with self._timeout.reading():
@@ -158,7 +158,8 @@ class _Run:
             yield batch
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """Return the result of a function of DuckDB; its errors become one line of ours."""
+        """Call a DuckDB function and return its result. A DuckDB error is raised as InvalidConfig with a one-line
+        message."""
         self._timeout.restart()
         is_over = False
         future = self._thread.submit(function)
@@ -190,11 +191,11 @@ def _configuration(folder: str) -> dict[str, str]:
 
 
 def _plan(connection: duckdb.DuckDBPyConnection, query: Query, schema: pa.Schema) -> tuple[set[str], int]:
-    """Return the needed columns, and how often the rows are read; raise InvalidConfig unless it is one SELECT."""
+    """Return the needed columns and the number of scans; raise InvalidConfig unless the query is a single SELECT."""
     for sql in filter(None, (query.statement, query.sql())):
         statements = connection.extract_statements(sql)
         if len(statements) != 1 or statements[0].type != duckdb.StatementType.SELECT:
-            raise InvalidConfig("one SELECT is expected: the log is only read")
+            raise InvalidConfig("a single SELECT is expected, because the log is read-only")
     connection.register("log", schema.empty_table())
     ((_, plan),) = connection.execute("EXPLAIN (FORMAT json) " + query.sql()).fetchall()
     connection.unregister("log")
@@ -217,22 +218,22 @@ def _message(text: str, schema: pa.Schema) -> str:
         name = missing[1]
         dotted = [known for known in schema.names if known.startswith(f"{name}.")]
         if dotted:
-            return f'the log has no table or column {name!r}; a name with a dot stands in quotes: "{dotted[0]}"'
-        others = f"a text stands in single quotes; it has {', '.join(schema.names[:40])}"
+            return f'the log has no table or column {name!r}; put a name with a dot in double quotes: "{dotted[0]}"'
+        others = f"put a text in single quotes; the columns are {', '.join(schema.names[:40])}"
         return f"the log has no column {name!r}{did_you_mean(name, schema.names, others)}"
     if wrong := _OTHER_TABLE.search(text):
-        failed = "; the option --failed makes it that of requests that got no answer" if wrong[1] == "failed" else ""
-        return f"the SQL sees the rows as the table log; there is no table {wrong[1]!r}{failed}"
+        failed = "; use the option --failed to query requests without an answer" if wrong[1] == "failed" else ""
+        return f"there is no table {wrong[1]!r}; the SQL can query only the table log{failed}"
     first = text.split("\n", 1)[0]
     if _NO_MEMORY.search(first):
-        return f"the SQL takes more memory, or room in the temporary folder, than it may have: {first}"
+        return f"the SQL exceeds the limit of memory or of temporary disk space: {first}"
     kind, _, rest = first.partition(": ")
     return f"the SQL cannot be run: {rest if kind.endswith('Error') else first}"
 
 
 class StatementTimeout:
-    """Reports when a statement has neither read a row nor returned one for so long. The time that the log takes to
-    return rows does not count, nor the caller's use of the result."""
+    """A timeout that ends when a statement has neither read nor returned a row for `seconds`. The time for reading the
+    log and the time in which the caller uses the result do not count."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds = seconds
@@ -241,7 +242,7 @@ class StatementTimeout:
         self.restart()
 
     def restart(self) -> None:
-        """Start the time again: the statement is still working."""
+        """Restart the timeout, because the statement has made progress."""
         self._last = self._clock()
 
     @contextmanager
@@ -259,14 +260,14 @@ class StatementTimeout:
 
 @contextmanager
 def limit_memory(size: int) -> Iterator[None]:
-    """Give this process at most `size` bytes more than it has, on Linux; beyond it allocations fail. DuckDB's
-    `memory_limit` does not include the rows of a giant `repeat()`. The limit holds for all threads of a process."""
+    """Limit this process to `size` bytes more memory than now (Linux only); larger allocations fail. DuckDB's
+    `memory_limit` does not include the rows of a giant `repeat()`. The limit applies to all threads of the process."""
     if sys.platform != "linux":
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_DATA)
     lines = Path("/proc/self/status").read_text().splitlines()
-    # VmData is what RLIMIT_DATA limits (getrlimit(2), proc_pid_status(5))
+    # RLIMIT_DATA limits VmData (getrlimit(2), proc_pid_status(5)).
     limit = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:")) + size
     if before[0] != resource.RLIM_INFINITY:
         limit = min(limit, before[0])

@@ -1,5 +1,6 @@
-"""Reading the inference log: the rows of one endpoint in a range of time, each once, in bounded memory. `InferenceLog`
-reads the rows of a window as they are. A `View` is one table of them, with labels and every column that a file has."""
+"""Read the inference log: the rows of an endpoint in a time range, each exactly once, with bounded memory.
+`InferenceLog` reads the rows of a window as stored. A `View` is a table of rows with labels and with the columns of all
+files."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,7 @@ _LAST = {
     "_offset": pa.int64(),
     "_row": pa.int32(),
 }
-"""The log's own columns stand before and behind those of the model."""
+"""The log's own columns precede and follow the model's columns."""
 _LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
 _LABELLED_ROWS, _LABELLED_BYTES = 200_000, 64 * 2**20
 _READERS = 8
@@ -62,9 +63,9 @@ _TRIES = 5
 
 @dataclass(frozen=True, eq=False)
 class WindowRows:
-    """The rows that one version answered in a window, without those of shadows: at most `MAX_ROWS` in the order of
-    their hashes, with lists summarised. `rows` is their number, estimated if `is_sampled`; `other_versions` has the
-    number of rows of other versions, by "MODEL version N"."""
+    """The rows that one version answered in a window, without shadow rows. `table` has at most `MAX_ROWS` rows in the
+    order of their hashes, with lists summarised. `rows` is the number of rows, estimated if `is_sampled`.
+    `other_versions` maps "MODEL version N" to the number of rows of other versions."""
 
     model: str
     version: str
@@ -76,8 +77,8 @@ class WindowRows:
 
 @dataclass(frozen=True)
 class InferenceLog:
-    """A log, read file by file. `unreadable` has the files that were malformed and left out, with the reason. Rows that
-    were received before `since` are left out, such as those of a deleted endpoint of the same name."""
+    """A log. `unreadable` maps malformed files, which are skipped, to the reasons. Rows received before `since` are
+    skipped, such as rows of a deleted endpoint with the same name."""
 
     location: LogLocation
     unreadable: dict[str, str] = field(default_factory=dict, compare=False)
@@ -85,9 +86,11 @@ class InferenceLog:
 
     @property
     def failures(self) -> "InferenceLog":
-        """The log of requests that got no answer: it has the reason, and no columns of the model."""
-        root, shown = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
-        return replace(self, location=replace(self.location, root=root, shown=shown))
+        """The log of requests without an answer. It contains the reason, and no model columns."""
+        root, name_in_messages = (
+            f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown)
+        )
+        return replace(self, location=replace(self.location, root=root, shown=name_in_messages))
 
     def labels(self, endpoint: str) -> EndpointLabels:
         return EndpointLabels(self.location, endpoint, self.unreadable)
@@ -96,17 +99,18 @@ class InferenceLog:
         return list_endpoints(self.location)
 
     def hours(self, endpoint: str, window: Window | None = None) -> list[Hour]:
-        """Return the hours that have rows, ascending; with a window, the hours that overlap it."""
+        """Return the hours that have rows, in ascending order. With a window, return only overlapping hours."""
         return list(self.walk_hours(endpoint, window))
 
     def walk_hours(self, endpoint: str, window: Window | None = None, newest_first: bool = False) -> Iterator[Hour]:
-        """Yield the hours that have rows, ascending, and list each folder only when it is reached."""
+        """Yield the hours that have rows, ascending unless `newest_first`, and list each folder only when it is
+        reached."""
         since = self.since
         if since is None:
             yield from iter_hours(self.location, endpoint, window, newest_first)
             return
-        # For an hour before `since` only the rows tell: its files may be compacted or shipped later, and new rows may
-        # be of old events.
+        # Scan the rows of an hour before `since`: old files may be compacted or shipped later, and new rows may have
+        # old event times.
         for hour in sorted(self.all_files(endpoint, window), reverse=newest_first):
             if hour.start >= since or next(self.scan(hour, TimeRange(), ["_row"]), None) is not None:
                 yield hour
@@ -115,7 +119,8 @@ class InferenceLog:
         return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
-        """Return the hours, in order, and their files: all by one listing, or the hours that overlap a window."""
+        """Return the hours in order with their files: all hours by one listing, or only the hours that overlap a
+        window."""
         if window is None:
             return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
         hours = iter_hours(self.location, endpoint, window)
@@ -124,21 +129,21 @@ class InferenceLog:
     def batches(
         self, endpoint: str, window: Window, columns: Sequence[str] | None = None, shadows: bool = False
     ) -> Iterator[pa.Table]:
-        """Yield the rows of a window, each once, hour by hour and some thousand at a time. Only `columns` are read, if
-        a file has them: schemas may differ. Raises OnnxserveError if the log is down."""
+        """Yield the distinct rows of a window, hour by hour in tables of some thousand rows. Only `columns` are read; a
+        file may lack some of them, because schemas differ. Raises OnnxserveError if the log is unreachable."""
         for hour in iter_hours(self.location, endpoint, window):
             yield from self.scan(hour, TimeRange(window.start, window.end), columns, shadows)
 
     def scan(
         self, hour: Hour, times: TimeRange, columns: Sequence[str] | None, shadows: bool = False
     ) -> Iterator[pa.Table]:
-        """Yield the rows of an hour that are of the time range, as `batches` does."""
+        """Yield the rows of an hour that are in the time range, like `batches`."""
         if self.since is not None:
             times = replace(times, received_from=max(times.received_from, self.since))
         yield from scan_hour(self.location, hour.folder, RowFilter(columns, times, shadows), self.unreadable)
 
     def schema(self, view: "View") -> pa.Schema:
-        """Return the columns that any file of the selection has, since versions differ; none without files."""
+        """Return the union of the columns of all files in the view. Without files, the schema is empty."""
 
         def read_schema(file: LogFile) -> pa.Schema | None:
             try:
@@ -146,23 +151,23 @@ class InferenceLog:
             except FileNotFoundError:
                 raise
             except (OSError, pa.ArrowException):
-                return None  # it cannot be understood, which is reported when its rows are read
+                return None  # The file is malformed, which is reported when its rows are read.
 
         with ThreadPoolExecutor(_READERS) as pool:
             for _ in range(_TRIES):
-                files = [file for found in _due_files(self, view).values() for file in found]
+                files = [file for members in _due_files(self, view).values() for file in members]
                 try:
                     return unify_schemas(schema for schema in pool.map(read_schema, files) if schema is not None)
-                except FileNotFoundError:  # compacted or expired since it was listed
+                except FileNotFoundError:  # The file was compacted or expired after the listing.
                     continue
         return pa.schema([])
 
     def count(self, endpoint: str, window: Window) -> int:
-        """Return the number of rows of a window; raise as `batches` does."""
+        """Return the number of rows in a window; raise the errors of `batches`."""
         return sum(len(batch) for batch in self.batches(endpoint, window, columns=["_row"]))
 
     def latest_window(self, endpoint: str, every: str, now: datetime) -> Window:
-        """Return the last window of length `every` that is over and has rows, or raise NotFound."""
+        """Return the last finished window of length `every` that has rows, or raise NotFound."""
         unfinished = None
         for hour in self.walk_hours(endpoint, newest_first=True):
             for window in self._windows_of(hour, every):
@@ -171,13 +176,13 @@ class InferenceLog:
                 unfinished = window
         if unfinished is not None:
             raise NotFound(
-                f"no whole window of {every} has rows of endpoint {endpoint!r}; {unfinished} is not over yet: "
-                f"--window {unfinished} judges what it has so far"
+                f"no finished window of {every} has rows of endpoint {endpoint!r}; {unfinished} is not over yet: use "
+                f"--window {unfinished} to judge its rows so far"
             )
-        raise NotFound(f"nothing was captured of endpoint {endpoint!r} so far (looked in {self.location.shown})")
+        raise NotFound(f"no rows of endpoint {endpoint!r} have been captured yet in {self.location.shown}")
 
     def read(self, endpoint: str, window: Window, max_rows: int = MAX_ROWS) -> WindowRows | None:
-        """Return the rows of the version that answered most of the window, or None if the window has no rows."""
+        """Return the rows of the version with the most rows in the window, or None if the window has no rows."""
         samples: dict[tuple[str, str], Sample] = {}
         for batch in self.batches(endpoint, window):
             identities = pc.binary_join_element_wise(batch.column("_model"), batch.column("_version"), "\n")
@@ -195,22 +200,25 @@ class InferenceLog:
             table=samples[chosen].table(),
             rows=counts[chosen],
             is_sampled=samples[chosen].is_full,
-            other_versions={f"{one[0]} version {one[1]}": rows for one, rows in counts.items() if one != chosen},
+            other_versions={
+                f"{identity[0]} version {identity[1]}": rows for identity, rows in counts.items() if identity != chosen
+            },
         )
 
     def labelled(
         self, endpoint: str, window: Window, max_rows: int = MAX_ROWS, labels: EndpointLabels | None = None
     ) -> WindowRows | None:
-        """Return the rows of `read` with `_label` (text) and `_label_number` (float64), null without a label."""
+        """Return the rows of `read` with `_label` (text) and `_label_number` (float64), which are null without a
+        label."""
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
         return replace(rows, table=join_labels(rows.table, labels or self.labels(endpoint)))
 
     def _windows_of(self, hour: Hour, every: str) -> list[Window]:
-        """Return the windows that have rows in this hour, the last one first."""
+        """Return the windows that have rows in this hour, newest first."""
         if duration_seconds(every) % 3600 == 0 and self.since is None:
-            # An hour lies within one window, and every file has rows.
+            # The hour belongs to one window, and no file is empty.
             return [window_at(int(hour.start.timestamp()) * 1_000_000, every)] if self.files(hour) else []
         times: set[int] = set()
         length = duration_seconds(every) * 1_000_000
@@ -224,14 +232,14 @@ class InferenceLog:
 
 
 def open_log(log_uri: str, since: datetime | None = None) -> InferenceLog:
-    """Return the log at `log_uri`. If another endpoint had the name before, `since` is the endpoint's `rows_since`.
-    Raises InvalidConfig for a URI of another kind."""
+    """Return the log at `log_uri`. If an earlier endpoint had the same name, `since` is the endpoint's `rows_since`.
+    Raises InvalidConfig for an unsupported URI."""
     return InferenceLog(locate_log(log_uri), since=since)
 
 
 @dataclass(frozen=True)
 class View:
-    """A selection of an endpoint's rows, with the columns of their labels, and with the rows of shadows."""
+    """A selection of an endpoint's rows, with or without label columns and shadow rows."""
 
     endpoint: str
     times: TimeRange = field(default_factory=TimeRange)
@@ -240,12 +248,12 @@ class View:
 
 
 def view_schema(log: InferenceLog, view: View) -> pa.Schema:
-    """Return the columns of any file, since versions differ; raise NotFound if the endpoint has no rows at all."""
+    """Return the union of the columns of all files; raise NotFound if the endpoint has no rows."""
     schema = log.schema(view)
     if not len(schema):
         require_endpoint(log, view.endpoint)
     own = _FIRST | _LAST
-    model = {found.name: _for_duckdb(found.type) for found in schema if found.name not in own}
+    model = {column.name: _for_duckdb(column.type) for column in schema if column.name not in own}
     fields = _FIRST | model | _LAST
     if not view.labels:
         del fields[LABEL], fields[LABEL_NUMBER]
@@ -255,15 +263,15 @@ def view_schema(log: InferenceLog, view: View) -> pa.Schema:
 def view_tables(
     log: InferenceLog, view: View, columns: Collection[str], labels: EndpointLabels | None = None
 ) -> Iterator[pa.Table]:
-    """Yield the rows with at least `columns`, if a file has them. Labels, which the caller may pass, are joined if
-    `columns` has their column. Raises OnnxserveError if the log is down."""
+    """Yield the rows with at least `columns`, if a file has them. Labels are joined if `columns` includes a label
+    column; the caller may pass the labels. Raises OnnxserveError if the log is unreachable."""
     if not {LABEL, LABEL_NUMBER} & set(columns):
         yield from _tables(log, view, set(columns))
         return
     labels = labels or log.labels(view.endpoint)
     keys = labels.key_columns
     for tables in group_tables(_tables(log, view, {*columns, *_LABEL_NEEDS, *keys}), _LABELLED_ROWS, _LABELLED_BYTES):
-        # Only tables with keys of the same types are concatenated: another type may change a large whole number.
+        # Concatenate only tables whose keys have the same types: a conversion may change a large integer.
         alike: dict[tuple[str, ...], list[pa.Table]] = {}
         for table in tables:
             types = tuple(str(field.type) for field in table.schema if field.name in keys)
@@ -273,7 +281,8 @@ def view_tables(
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match the labels with the rows of the log, newest hour first, until each has its row; raise as `view_tables`."""
+    """Match labels with the rows of the log, newest hour first, until all labels match; raise the errors of
+    `view_tables`."""
     for hour in reversed(log.all_files(endpoint)) if matches.count else ():
         if matches.matched == matches.count:
             return
@@ -282,13 +291,13 @@ def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> Non
 
 
 def require_endpoint(log: InferenceLog, endpoint: str) -> None:
-    """Raise NotFound if the log has no rows of the endpoint; the message names the endpoints that it has."""
+    """Raise NotFound if the log has no rows of the endpoint; the message names the endpoints in the log."""
     known = log.endpoints()
     if endpoint in known:
         return
-    has = f"it has rows of {', '.join(known)}" if known else "nothing was captured so far"
+    has = f"it has rows of {', '.join(known)}" if known else "no rows have been captured yet"
     hint = did_you_mean(endpoint, known, has)
-    raise NotFound(f"the inference log {log.location.shown} has no rows of an endpoint {endpoint!r}{hint}")
+    raise NotFound(f"the inference log {log.location.shown} has no rows of endpoint {endpoint!r}{hint}")
 
 
 def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator[pa.Table]:
@@ -297,18 +306,18 @@ def _tables(log: InferenceLog, view: View, columns: Collection[str]) -> Iterator
 
 
 def _due_files(log: InferenceLog, view: View) -> dict[Hour, list[LogFile]]:
-    """Return the hours and files that may have rows of the time range."""
+    """Return the hours and files that may have rows in the time range."""
     return _with_rows(log.all_files(view.endpoint, view.times.window), view.times)
 
 
 def _with_rows(files: Mapping[Hour, Sequence[LogFile]], times: TimeRange) -> dict[Hour, list[LogFile]]:
-    """Return the hours and files that may have rows of the times of receipt."""
-    due = {hour: [file for file in found if times.may_have_rows(file.changed)] for hour, found in files.items()}
-    return {hour: found for hour, found in due.items() if found}
+    """Return the hours and files that may have rows in the range of receipt times."""
+    due = {hour: [file for file in members if times.may_have_rows(file.changed)] for hour, members in files.items()}
+    return {hour: members for hour, members in due.items() if members}
 
 
 def _for_duckdb(kind: pa.DataType) -> pa.DataType:
-    """Return a type that DuckDB takes: it has neither half floats nor columns without a type."""
+    """Return a type that DuckDB supports. DuckDB has neither half floats nor untyped columns."""
     if pa.types.is_float16(kind):
         return pa.float32()
     if pa.types.is_null(kind):

@@ -1,8 +1,8 @@
-"""Scanning an hour of the log: its rows, each once.
+"""Scan an hour of the log and return each row exactly once.
 
-The log is written at least once (`agent/ship.py`), and compaction (`maintenance.py`) writes rows again before it
-deletes them, so a row may be in two files of its hour. If a file vanishes while it is read, it was compacted or has
-expired: the folder is listed again. A malformed file is left out and reported.
+Rows are written at least once (`agent/ship.py`), and compaction (`maintenance.py`) writes rows again before it deletes
+the old files, so a row may be in two files of the hour. If a file vanishes during reading, it was compacted or has
+expired, and the folder is listed again. Malformed files are skipped and reported.
 """
 
 from collections import deque
@@ -28,30 +28,30 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 SHADOW, RECEIVED_TIME = "_shadow", "_received_time"
 _BATCH_ROWS = 65_536
 BATCH_BYTES = 32 * 2**20
-"""The tables that are returned are about as large."""
+"""The approximate size of the returned tables."""
 _THREADED_BYTES = 2**20
-"""A smaller file is read by one thread: the columns of 2,000 labels took half of the CPU time, and of the wall's."""
+"""The size below which a file is read by one thread. For 2,000 labels this halves the CPU time and the wall time."""
 _TRIES = 2
 _PREFETCHED_FILES, _SMALL_BYTES = 8, 4 * 2**20
 PASS_BYTES = 512 * 2**20
-"""A larger hour is read in several passes, each of all files for a part of the rows. This bounds the memory for the
-identities of rows: about 8 bytes per row, which needs 20 and more in Parquet."""
+"""The size above which an hour is read in several passes, each over all files for a part of the rows. This limits the
+memory for row identities, which is about 8 bytes per row. A row takes at least 20 bytes in Parquet."""
 
 
 class FileVanished(Exception):
-    """A file went away while it was read."""
+    """A file was deleted during reading."""
 
 
 @dataclass(frozen=True)
 class RowFilter:
-    """The rows to be read, with or without the rows of shadows, and their columns in order; None: all columns."""
+    """The time range, whether to include shadow rows, and the columns in order (None: all columns)."""
 
     columns: Sequence[str] | None
     times: TimeRange
     shadows: bool
 
     def columns_to_read(self, present: Sequence[str]) -> list[str] | None:
-        """Return the columns of a file that are needed to apply the filter; None for all."""
+        """Return the columns of a file that the filter needs, or None for all columns."""
         if self.columns is None:
             return None
         needed = {*self.columns, *IDENTITY, EVENT_TIME, SHADOW} | ({RECEIVED_TIME} if self.times.received_us else set())
@@ -69,7 +69,7 @@ class RowFilter:
 
     def select(self, table: pa.Table) -> pa.Table:
         if SHADOW not in table.column_names and (self.columns is None or SHADOW in self.columns):
-            table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # files older than the column
+            table = table.append_column(SHADOW, pa.repeat(False, len(table)))  # Older files do not have this column.
         if self.columns is None:
             return table
         present = set(table.column_names)
@@ -77,8 +77,8 @@ class RowFilter:
 
 
 def scan_hour(location: LogLocation, folder: str, rows: RowFilter, unreadable: dict[str, str]) -> Iterator[pa.Table]:
-    """Yield the rows of an hour's folder, some thousand at a time. `unreadable` gets the path of each malformed file,
-    and the reason. Raises OnnxserveError if the log is down."""
+    """Yield the rows of an hour's folder in tables of some thousand rows. The path of each malformed file and the
+    reason are added to `unreadable`. Raises OnnxserveError if the log is unreachable."""
 
     def may_have_rows(file: LogFile) -> bool:
         return rows.times.may_have_rows(file.changed)
@@ -107,8 +107,9 @@ def read_folder(
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     may_have_rows: Callable[[LogFile], bool] = lambda file: True,
 ) -> Iterator[pa.Table]:
-    """Yield the tables of a folder's files, also of those that appear while it is read; a row may come twice.
-    `unreadable` gets the path of each malformed file, and the reason. An error of `convert` is a fault of the file."""
+    """Yield the tables of a folder's files, including files that appear during reading; rows may be repeated. The path
+    of each malformed file and the reason are added to `unreadable`. An error in `convert` counts as a malformed
+    file."""
     done: set[str] = set()
     while files := [file for file in list_files(location, folder) if file.path not in done and may_have_rows(file)]:
         done.update(file.path for file in files)
@@ -118,12 +119,12 @@ def read_folder(
                     yield convert(table)
             except FileVanished:
                 continue
-            except (pa.ArrowException, TypeError, ValueError) as error:  # its own columns hold other types
+            except (pa.ArrowException, TypeError, ValueError) as error:  # A log column has another type.
                 unreadable[file.path] = one_line(error)
 
 
 def prefetch(location: LogLocation, files: Iterable[LogFile]) -> Iterator[tuple[LogFile, Future[bytes] | None]]:
-    """Yield the files. Small files of a bucket come with their content, fetched ahead: round trips cost more."""
+    """Yield the files. The contents of small files in a bucket are fetched ahead, to hide the round trips."""
     if location.is_local:
         yield from ((file, None) for file in files)
         return
@@ -155,8 +156,9 @@ def read_file(
     required: Sequence[str] = (*IDENTITY, EVENT_TIME),
     content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
-    """Yield a file's rows, some tens of MiB at a time. If the connection breaks for a moment, rows may come twice.
-    `content` was fetched already. Raises FileVanished if the file is gone, and OnnxserveError if the log is down."""
+    """Yield the rows of a file in tables of some tens of MiB. Rows may be repeated after a connection error. `content`
+    is the prefetched content, if any. Raises FileVanished if the file was deleted, and OnnxserveError if the log is
+    unreachable."""
     why = ""
     for attempt in range(_TRIES):
         try:
@@ -171,11 +173,11 @@ def read_file(
                     unreadable[path] = f"it has no column {missing[0]}"
                     return
                 if wrong := [field for field in parquet.schema_arrow if not _has_valid_type(field, names)]:
-                    unreadable[path] = f"its column {wrong[0].name} is of the type {wrong[0].type}"
+                    unreadable[path] = f"its column {wrong[0].name} has the type {wrong[0].type}"
                     return
                 metadata = parquet.metadata
                 size = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
-                # A row of a tensor may be large.
+                # Limit the rows per batch, because a row of a tensor may be large.
                 batch_rows = int(np.clip(BATCH_BYTES * metadata.num_rows // max(size, 1), 1, _BATCH_ROWS))
                 columns, is_large = columns_to_read(names), size > _THREADED_BYTES
                 for batch in parquet.iter_batches(batch_rows, columns=columns, use_threads=is_large):
@@ -189,19 +191,19 @@ def read_file(
 
 
 def is_answered_by(table: pa.Table, model: str, version: str) -> Array:
-    """Return [N] bool: True for rows that one version answered, or computed in a shadow."""
+    """Return [N] bool: True for rows that this version answered, or computed as a shadow."""
     of_model = pc.equal(table.column("_model"), model)
     return np.asarray(pc.fill_null(pc.and_(of_model, pc.equal(table.column("_version"), version)), False))
 
 
 def microseconds_of(column: pa.ChunkedArray) -> Array:
-    """Return [N] int64: the times in whole microseconds since 1970; pandas writes nanoseconds."""
+    """Return [N] int64: the times in microseconds since 1970. Files written by pandas have nanoseconds."""
     times: Array = column.cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64()).to_numpy()
     return times
 
 
 def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
-    """Return False for a column of the log's own that has a wrong type. The model's columns may have any."""
+    """Return False if a log column has a wrong type. Model columns may have any type."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if column.name in (EVENT_TIME, RECEIVED_TIME):
         return bool(pa.types.is_timestamp(kind))
@@ -215,8 +217,8 @@ def _has_valid_type(column: pa.Field, names: Sequence[str]) -> bool:
 
 
 def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> str:
-    """Return why a file cannot be read. Arrow raises the same classes for a damaged file and for a broken connection;
-    reading all its bytes distinguishes them."""
+    """Return the reason why a file cannot be read. Arrow raises the same exceptions for a damaged file and for a broken
+    connection, so all bytes are read to distinguish the two causes."""
     try:
         with location.filesystem.open_input_stream(path) as stream:
             while stream.read(BATCH_BYTES):
@@ -224,6 +226,6 @@ def _unreadable_reason(location: LogLocation, path: str, error: Exception) -> st
     except FileNotFoundError:
         raise FileVanished from None
     except OSError as outage:
-        shown = one_line(outage)
-        raise OnnxserveError(f"the inference log {location.shown} cannot be read: {path}: {shown}") from None
+        reason = one_line(outage)
+        raise OnnxserveError(f"the inference log {location.shown} cannot be read: {path}: {reason}") from None
     return one_line(error)

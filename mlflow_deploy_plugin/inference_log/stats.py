@@ -1,7 +1,8 @@
-"""Statistics of an endpoint's log: what it contains, and whether anything is missing from it.
+"""Statistics of an endpoint's log: its contents, and whether rows are missing.
 
-Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json: the time up to which
-the log is complete, and its counts since the folder's first day. A watermark older than `GONE_AFTER` is deleted.
+Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json. It contains the time up
+to which the log is complete, and row counts since the state folder was created. A watermark older than `GONE_AFTER` is
+deleted.
 """
 
 from collections import Counter
@@ -27,13 +28,13 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 WATERMARKS = "_watermarks"
 GONE_AFTER = timedelta(days=30)
-"""A living agent writes its watermark every half minute."""
+"""The age at which a watermark is deleted. A running agent writes its watermark every 30 seconds."""
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Counts of labels: `rows` of the time range with a label, distinct keys of labels (`names`), and keys that no row
-    of the whole log has (`unmatched`; None if only a part of it was read)."""
+    """Counts of labels: labelled `rows` in the time range, distinct label keys (`names`), and keys that match no row in
+    the log (`unmatched`; None if only a part of the log was read)."""
 
     rows: int = 0
     names: int = 0
@@ -42,7 +43,7 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class AgentCounts:
-    """Rows as the agents have counted them since their first start (`Watermark`), without those of shadows."""
+    """Rows as counted by the agents since their first start (`Watermark`), without shadow rows."""
 
     answered: int
     captured: int
@@ -51,7 +52,7 @@ class AgentCounts:
     complete_until: datetime
 
     def gone(self, rows: int) -> int:
-        """Return the number of rows that were shipped and are not among the `rows` of the log: expired or deleted."""
+        """Return the number of rows that were shipped but have since expired or been deleted; `rows` are in the log."""
         return max(0, self.shipped - rows)
 
 
@@ -60,13 +61,13 @@ class LogStats:
     """The log of one endpoint.
 
     Attributes:
-        rows: distinct rows of the time range, without those of shadows.
-        failed_rows: rows of requests that got no answer, which no other count includes.
-        first, last: event times of rows, those of shadows too; None if there are none.
-        by_version, by_variant, by_hour: rows by "MODEL version N", by variant, and by the hour's start.
-        files, size: of the whole log, size in bytes.
-        account: None if no agent has written a watermark for the endpoint.
-        unreadable: malformed files, which are in no count, and the reasons.
+            rows: distinct rows in the time range, without shadow rows.
+            failed_rows: rows of requests without an answer, which no other count includes.
+            first, last: event times of rows, including shadow rows; None if there are no rows.
+            by_version, by_variant, by_hour: row counts by "MODEL version N", by variant, and by the start of the hour.
+            files, size: number of files in the log, and their size in bytes.
+            account: None if no agent has written a watermark for the endpoint.
+            unreadable: malformed files, which no count includes, with the reasons.
     """
 
     endpoint: str
@@ -86,10 +87,10 @@ class LogStats:
 
 
 def log_stats(log: InferenceLog, endpoint: str, times: TimeRange | None = None) -> LogStats:
-    """Count the rows of an endpoint, or of a time range. Raises NotFound for an unknown endpoint (the message names the
-    known endpoints), and OnnxserveError if the log is down."""
+    """Count the rows of an endpoint, optionally in a time range. Raises NotFound for an unknown endpoint (the message
+    names the known endpoints), and OnnxserveError if the log is unreachable."""
     account = _agent_counts(log, endpoint)
-    if account is None and endpoint not in log.failures.endpoints():  # All of their rows may be lost.
+    if account is None and endpoint not in log.failures.endpoints():  # All rows of the endpoint may have been lost.
         require_endpoint(log, endpoint)
     files = [file for files in log.all_files(endpoint).values() for file in files]
     labels = log.labels(endpoint)
@@ -152,7 +153,7 @@ class _RowCounts:
 def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
     with wrap_log_errors(log.location):
         marks = [mark for mark in read_watermarks(log.location) if endpoint in mark.endpoints]
-    if log.since is not None:  # the agents of an earlier endpoint of the name had ended by then
+    if log.since is not None:  # Ignore agents of an earlier endpoint of the same name.
         marks = [mark for mark in marks if not (mark.ended and mark.complete_until < log.since)]
     if not marks:
         return None
@@ -170,16 +171,16 @@ def _agent_counts(log: InferenceLog, endpoint: str) -> AgentCounts | None:
 
 @dataclass(frozen=True)
 class Watermark:
-    """The last watermark of one agent. No count includes rows of shadows.
+    """The last watermark of one agent. No count includes shadow rows.
 
     Attributes:
-        agent: its name, the same after a restart.
-        endpoints: the endpoints that its server serves, or has served.
-        complete_until: every row that was answered before this moment is in the log, unless it was dropped.
-        ended: the server was shut down and all that it captured is in the log.
-        captured_rows: answered rows that are in the log, or on their way to it. The spec (`capture.fraction`,
-            `capture.max_rows_per_request`) leaves the others out, unless they are in `dropped_rows`.
-        dropped_rows: rows that should have been captured and were not, or that were lost on the way to the log.
+        agent: the agent's name, which is the same after a restart.
+        endpoints: the endpoints that the agent's server serves, or has served.
+        complete_until: every row that was answered before this time is in the log, unless it was dropped.
+        ended: True if the server was shut down and all captured rows are in the log.
+        captured_rows: answered rows that are in the log or being shipped. Rows excluded by the spec
+            (`capture.fraction`, `capture.max_rows_per_request`) are not captured.
+        dropped_rows: rows that should have been captured but were not, or that were lost before they reached the log.
     """
 
     agent: str
@@ -197,15 +198,16 @@ _WATERMARK = TypeAdapter(Watermark)
 
 
 def write_watermark(location: LogLocation, mark: Watermark) -> None:
-    """Write the agent's watermark in place of its last one. Raises OSError if the log does not take it."""
+    """Write the agent's watermark and replace the previous watermark. Raises OSError if the log cannot be written."""
     write_file(location, f"{WATERMARKS}/{mark.agent}.json", orjson.dumps(mark))
 
 
 def read_watermarks(location: LogLocation) -> list[Watermark]:
-    """Return the watermark of every agent, by name; a malformed one is left out. Raises OSError if the log is down."""
+    """Return the watermarks of all agents, sorted by name, without malformed files. Raises OSError if the log is
+    unreachable."""
     marks = []
     for info in _files(location):
-        with suppress(FileNotFoundError):  # it is gone for good
+        with suppress(FileNotFoundError):  # The file was deleted meanwhile.
             with location.filesystem.open_input_stream(info.path) as stream:
                 content = stream.read()
             with suppress(ValidationError):
@@ -214,7 +216,8 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
 
 
 def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
-    """Delete watermarks that are `GONE_AFTER` old, and return the agents' names; raise OSError if the log is down."""
+    """Delete watermarks older than `GONE_AFTER` and return the agents' names; raise OSError if the log is
+    unreachable."""
     gone = [info for info in _files(location) if info.mtime is not None and info.mtime + GONE_AFTER <= now]
     for info in gone:
         with suppress(FileNotFoundError):

@@ -1,5 +1,4 @@
-"""Storage of the inference log: its location (a folder or a bucket behind an S3 API), its files, and writing them. A
-file is seen in full or not at all."""
+"""Storage of the inference log: its location (a folder or an S3-compatible bucket), its files, and atomic writes."""
 
 import io
 import os
@@ -25,13 +24,13 @@ from mlflow_deploy_plugin.settings import load_settings
 from mlflow_deploy_plugin.statedir.files import write_atomically
 
 FAILURES = "_failed"
-"""The folder below the log's root that is a log of its own: requests that got no answer, without a model's columns."""
+"""A folder in the log's root that is itself a log. It contains requests without an answer, and no model columns."""
 SKETCHES = "_sketches"
-"""The folder of profiles, which follow from the rows (`monitoring/drift/sketches/hourly.py`)."""
+"""The folder of sketches, which are computed from the rows (`monitoring/drift/sketches/hourly.py`)."""
 HOUR = timedelta(hours=1)
 DAY = timedelta(days=1)
 PART_BYTES = 8 * 1024 * 1024
-"""The size of a part of an upload; a larger file is uploaded in parts."""
+"""The part size of a multipart upload; larger files are uploaded in parts."""
 _CONNECT_SECONDS, _READ_SECONDS, _ATTEMPTS = 5, 30, 4
 _KMS = "aws:kms"
 _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
@@ -39,8 +38,9 @@ _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 
 @dataclass(frozen=True)
 class LogLocation:
-    """A file system and the log's `root` on it; messages name it as `shown`. If it `is_local`, files can be renamed
-    into place; an object store shows an object only once it is whole. `endpoint` of the S3 API: None is Amazon's."""
+    """A file system and the log's `root` on it. `shown` is the name in messages. If `is_local`, files are renamed into
+    place; an object store shows an object only when it is complete. `endpoint` is the URL of the S3 API; None for
+    Amazon's."""
 
     filesystem: fs.FileSystem
     root: str
@@ -64,7 +64,7 @@ class Hour:
 
 @dataclass(frozen=True, order=True)
 class LogFile:
-    """A file of rows or labels: `size` in bytes, and when it was last written."""
+    """A file of rows or labels: its path, its size in bytes, and the time of the last write."""
 
     path: str
     size: int
@@ -72,18 +72,19 @@ class LogFile:
 
 
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
-    """Return the log, or other files, at a folder, a file:// or an s3:// URI; messages name it as `setting`. As for
-    boto3, `AWS_ENDPOINT_URL` names another S3 API than Amazon's. Raises InvalidConfig, without secrets, for others."""
-    if log_uri.startswith("/") or ":" not in log_uri:  # A folder may have any name.
+    """Return the location of a log, or of other files, from a folder, a file:// URI or an s3:// URI. Messages name it
+    as `setting`. `AWS_ENDPOINT_URL` selects an S3 API other than Amazon's. Raises InvalidConfig, without secrets, for
+    other URIs."""
+    if log_uri.startswith("/") or ":" not in log_uri:  # A folder name may contain any character except a colon.
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     try:
         parsed = urlparse(log_uri)
     except ValueError as error:
-        raise InvalidConfig(f"{setting} is no address: {error}; a folder or s3://BUCKET/PREFIX is expected") from None
+        raise InvalidConfig(f"{setting} is not a URI: {error}; a folder or s3://BUCKET/PREFIX is expected") from None
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
         raise InvalidConfig(
-            f"{setting} holds more than s3://BUCKET/PREFIX, which is all that is read of it: credentials stand "
-            "in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, another S3 API in AWS_ENDPOINT_URL"
+            f"{setting} must be only s3://BUCKET/PREFIX: set credentials in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and another S3 API in AWS_ENDPOINT_URL"
         )
     if parsed.scheme in ("", "file"):
         return LogLocation(fs.LocalFileSystem(), unquote(parsed.path).rstrip("/"), log_uri, is_local=True)
@@ -96,7 +97,7 @@ def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
 
 
 def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
-    """Return the endpoints that have files in the log, or in a folder of it such as `_labels`."""
+    """Return the endpoints that have files in the log, or in one of its folders such as `_labels`."""
     root = f"{location.root}/{folder}" if folder else location.root
     return [value for value, _ in _partitions(location, root, "endpoint")]
 
@@ -104,8 +105,8 @@ def list_endpoints(location: LogLocation, folder: str = "") -> list[str]:
 def iter_hours(
     location: LogLocation, endpoint: str, window: Window | None = None, newest_first: bool = False
 ) -> Iterator[Hour]:
-    """Yield the hours that have rows, ascending; with a window, the hours that overlap it. A day is listed when it is
-    reached, because each listing costs a round trip in a bucket."""
+    """Yield the hours that have rows, in ascending order unless `newest_first`. With a window, yield only overlapping
+    hours. Each day is listed only when it is reached, because a listing costs a round trip to the bucket."""
 
     def overlaps(start: datetime, length: timedelta) -> bool:
         return window is None or (start < window.end and start + length > window.start)
@@ -122,45 +123,47 @@ def iter_hours(
 
 
 def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[LogFile]]:
-    """Return every hour that has files, ascending, with its files: by one listing, the fastest way in a bucket."""
+    """Return every hour that has files, in ascending order, with its files. One listing is the fastest way in a
+    bucket."""
     with wrap_log_errors(location):
         root = f"{location.root}/endpoint={endpoint}"
         entries = location.filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
     hours: dict[Hour, list[LogFile]] = {}
     for file in _parquet_files(entries):
         folder, _, _ = file.path.rpartition("/")
-        found = _HOUR_FOLDER.search(folder)
-        start = _parse_partition(f"{found[1]} {found[2]}", "%Y-%m-%d %H") if found else None
+        match = _HOUR_FOLDER.search(folder)
+        start = _parse_partition(f"{match[1]} {match[2]}", "%Y-%m-%d %H") if match else None
         if start is not None:
             hours.setdefault(Hour(start, folder), []).append(file)
     return dict(sorted(hours.items()))
 
 
 def list_days(location: LogLocation, folder: str) -> list[tuple[datetime, str]]:
-    """Return the days below a folder, ascending, each with its own folder."""
+    """Return the days in a folder, in ascending order, each with its path."""
     days = [(_parse_partition(date, "%Y-%m-%d"), path) for date, path in _partitions(location, folder, "date")]
     return [(day, path) for day, path in days if day is not None]
 
 
 def list_files(location: LogLocation, folder: str) -> list[LogFile]:
-    """Return the Parquet files in a folder, by name. A name that begins with a dot is still being written."""
+    """Return the Parquet files in a folder, sorted by name. A name that begins with a dot is an unfinished file."""
     return _parquet_files(_list_folder(location, folder))
 
 
 @contextmanager
 def wrap_log_errors(location: LogLocation) -> Iterator[None]:
-    """Turn the errors of a log that is down into one line that names the log."""
+    """Convert errors of an unreachable log to an OnnxserveError with a one-line message that names the log."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        shown = one_line(error)
-        raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {shown}") from None
+        reason = one_line(error)
+        raise OnnxserveError(f"the inference log {location.shown} cannot be reached: {reason}") from None
 
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:
-    """Write the content of an open file as `name` below the root of a bucket; raises as `write_file`. boto3 does it,
-    because Arrow's writer has no server-side encryption, which a bucket's policy may demand (API_PutObject)."""
-    encryption = load_settings().log_sse  # empty leaves it to the bucket
+    """Write the content of an open file as `name` in the bucket. Raises the errors of `write_file`. The upload uses
+    boto3, because Arrow's writer does not support server-side encryption, which a bucket policy may require
+    (API_PutObject)."""
+    encryption = load_settings().log_sse  # If empty, the bucket's default applies.
     arguments = {"ServerSideEncryption": encryption} if encryption else {}
     if encryption.startswith(_KMS + ":"):
         arguments = {"ServerSideEncryption": _KMS, "SSEKMSKeyId": encryption.removeprefix(_KMS + ":")}
@@ -172,17 +175,17 @@ def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: boo
         else:
             client.upload_fileobj(content, bucket, key, ExtraArgs=arguments, Config=transfer)
     except failures as error:
-        answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})  # None: the connection broke
-        if is_new and answer.get("HTTPStatusCode") in (409, 412):  # 409: another one writes it just now
+        answer = (getattr(error, "response", None) or {}).get("ResponseMetadata", {})  # None after a broken connection
+        if is_new and answer.get("HTTPStatusCode") in (409, 412):  # 409: a concurrent write of the same name
             raise FileExistsError(f"s3://{bucket}/{key} exists") from None
-        _s3_client.cache_clear()  # a client reads credentials only once, and those in a file may have been rotated
-        asked = f"; ONNXSERVE_LOG_SSE asks for {encryption}" if encryption else ""
-        raise OSError(f"s3://{bucket}/{key}: {error}{asked}") from None
+        _s3_client.cache_clear()  # Rotated credentials are read only by a new client.
+        setting = f"; ONNXSERVE_LOG_SSE is {encryption}" if encryption else ""
+        raise OSError(f"s3://{bucket}/{key}: {error}{setting}") from None
 
 
 def write_file(location: LogLocation, name: str, content: bytes | pa.Buffer, is_new: bool = False) -> None:
-    """Write `content` as `name` below the log's root, in place of a file of that name. Raises FileExistsError if
-    `is_new` and the bucket has such an object, OSError if the log cannot be written, and NotInstalled without boto3."""
+    """Write `content` as `name` in the log's root and replace a file of that name. Raises FileExistsError if `is_new`
+    and the bucket has the object, OSError if the log cannot be written, and NotInstalled if boto3 is missing."""
     if location.is_local:
         write_atomically(Path(location.root, name), content)
     else:
@@ -196,9 +199,9 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, object]:
-    """Return the options of Parquet's writer for a file of the log: a quarter of the time of Arrow's defaults, and a
-    third less room. Only strings that repeat have a dictionary; only the time, by which readers choose, has statistics.
-    """
+    """Return the Parquet writer options for a log file. Compared with Arrow's defaults, writing takes a quarter of the
+    time and a third less space. Only repetitive strings have a dictionary; only the event time has statistics, for
+    pruning."""
     ascending = [name for name in (EVENT_TIME, "_received_time", "_offset") if name in schema.names]
     return {
         "compression": "zstd",
@@ -214,7 +217,7 @@ def parquet_options(schema: pa.Schema) -> dict[str, object]:
 
 @lru_cache(maxsize=4)
 def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[Exception], ...]]:
-    """Return boto3's client, its transfer configuration, and the errors that it raises."""
+    """Return a boto3 client, its transfer configuration, and the exceptions that boto3 raises."""
     try:
         import boto3
     except ImportError:
@@ -228,7 +231,7 @@ def _s3_client(endpoint: str | None, region: str) -> tuple[Any, Any, tuple[type[
         connect_timeout=_CONNECT_SECONDS,
         read_timeout=_READ_SECONDS,
         retries={"mode": "standard", "max_attempts": _ATTEMPTS},
-        # other S3 APIs than Amazon's refuse the checksums that boto3 adds by itself since 1.36
+        # S3 APIs other than Amazon's reject the checksums that boto3 adds by default since 1.36.
         request_checksum_calculation=os.environ.get("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
         if endpoint
         else None,
@@ -249,7 +252,7 @@ def _parquet_files(entries: Iterable[fs.FileInfo]) -> list[LogFile]:
 
 
 def _partitions(location: LogLocation, folder: str, key: str) -> list[tuple[str, str]]:
-    """Return the values of the partition `key` below the folder, ascending, each with its folder."""
+    """Return the values of the partition `key` in the folder, in ascending order, each with its path."""
     prefix = f"{key}="
     return sorted(
         (entry.base_name.removeprefix(prefix), entry.path)
@@ -264,7 +267,7 @@ def _list_folder(location: LogLocation, folder: str) -> list[fs.FileInfo]:
 
 
 def _parse_partition(text: str, form: str) -> datetime | None:
-    """Return the time that a folder's name holds, or None if the folder is not of this log."""
+    """Return the time in a folder name, or None if the folder does not belong to the log."""
     try:
         return datetime.strptime(text, form).replace(tzinfo=UTC)
     except ValueError:

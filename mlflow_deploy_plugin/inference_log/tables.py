@@ -1,5 +1,5 @@
-"""Tables of the log: different schemas united, lists reduced to numbers, and rows distinguished by their identity,
-which is (`_segment`, `_offset`, `_row`). Its hash finds duplicates, and selects a sample that is the same each time."""
+"""Tables of the log: unify schemas, summarise lists as numbers, and identify rows by (`_segment`, `_offset`, `_row`).
+The hash of the identity detects duplicates and selects a reproducible sample."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ IDENTITY = ("_segment", "_offset", "_row")
 
 
 def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
-    """Return every column that one of the schemas has. Numbers of two types take the wider one, and a boolean beside a
-    number becomes 1 or 0. Whole numbers beside fractions are float64, exact up to 2**53. Other types become text."""
+    """Return the union of the schemas' columns. Two numeric types become the wider type; booleans with numbers become 1
+    and 0. Integers with floats become float64, which is exact up to 2**53. Other type pairs become text."""
     types: dict[str, pa.DataType] = {}
     for schema in schemas:
         for field in schema:
@@ -32,7 +32,7 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
                 continue
             pair = _boolean_as(known, kind), _boolean_as(kind, known)
             try:
-                both = pa.unify_schemas([pa.schema([("c", one)]) for one in pair], promote_options="permissive")
+                both = pa.unify_schemas([pa.schema([("c", kind)]) for kind in pair], promote_options="permissive")
                 types[field.name] = both.field("c").type
             except (pa.ArrowInvalid, pa.ArrowTypeError):
                 types[field.name] = pa.large_string() if pa.large_string() in pair else pa.string()
@@ -40,7 +40,7 @@ def unify_schemas(schemas: Iterable[pa.Schema]) -> pa.Schema:
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Return the same rows with the columns of `schema`, in its types; null for a column that the table lacks."""
+    """Return the same rows with the columns and types of `schema`. A column that the table lacks is null."""
     names = set(table.column_names)
     columns = [
         _as_type(table.column(field.name), field.type) if field.name in names else pa.nulls(len(table), field.type)
@@ -57,13 +57,13 @@ def concat_tables(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def summarise_lists(table: pa.Table, known: Collection[str] = ()) -> pa.Table:
-    """Replace each column of lists of numbers by a few columns of numbers. Other lists stay.
+    """Replace each column of numeric lists with a few numeric columns. Other lists are unchanged.
 
-    A short vector (a list in Parquet) becomes its components: `probabilities.0`, `probabilities.1`. A long one or a
-    tensor becomes the mean and the spread of each row, `image.mean` and `image.std`, and its projections on eight
+    A short vector (a list in Parquet) becomes its components: `probabilities.0`, `probabilities.1`. A long vector or a
+    tensor becomes the mean and standard deviation of each row, `image.mean` and `image.std`, and projections on eight
     random directions, `image.projection.0` (Johnson and Lindenstrauss; with signs as directions: Achlioptas, PODS
-    2001). Columns in `known` are always made, so that the result does not depend on the table's rows: `x.mean` asks for
-    mean, spread and projections, `x.0`, `x.1` for at least these components.
+    2001). Columns in `known` are always created, so that the result does not depend on the rows: `x.mean` requests
+    mean, std and projections; `x.0` and `x.1` request at least these components.
     """
     for name in table.column_names:
         column = table.column(name)
@@ -107,7 +107,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -> dict[str, Array]:
-    """Return [N] float64 by suffix, NaN for a row without such a value; no columns if the values are not numbers."""
+    """Return [N] float64 by suffix, NaN if the row has no such value. Return {} if the values are not numeric."""
     rows = np.arange(len(column))
     flat = column.combine_chunks()
     depth = 0
@@ -116,7 +116,7 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
         flat = pc.list_flatten(flat)
         depth += 1
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_null)
-    if not any(test(flat.type) for test in is_number):  # the values of lists that are all empty are of type null
+    if not any(test(flat.type) for test in is_number):  # If all lists are empty, the value type is null.
         return {}
     values = np.asarray(flat.cast(pa.float64(), safe=False).fill_null(float("nan")))
     count = len(column)
@@ -143,13 +143,13 @@ def _summarise_list(column: pa.ChunkedArray, is_tensor: bool, components: int) -
 
 
 class Deduplicator:
-    """Remembers the hashes that it was given, in 8 bytes each."""
+    """A set of hashes with 8 bytes per hash, to detect duplicates."""
 
     def __init__(self) -> None:
-        self._sorted: list[Array] = []  # each more than twice as long as the next one: a look-up is log² n
+        self._sorted: list[Array] = []  # each more than twice as long as the next; log² n per look-up
 
     def first_seen(self, hashes: Array) -> Array:
-        """Return [N] bool: True for a hash that was not given before."""
+        """Return [N] bool: True for the first occurrence of a hash in this call and all earlier calls."""
         distinct, first = np.unique(hashes, return_index=True)
         is_new = np.ones(len(distinct), dtype=bool)
         for known in self._sorted:
@@ -160,14 +160,14 @@ class Deduplicator:
             added = distinct[is_new]
             while self._sorted and len(self._sorted[-1]) < 2 * len(added):
                 added = np.concatenate([self._sorted.pop(), added])
-                added.sort(kind="stable")  # two sorted runs: timsort and radix sort merge them
+                added.sort(kind="stable")  # Timsort and radix sort merge the two sorted runs fast.
             self._sorted.append(added)
         return mask
 
 
 class Sample:
-    """At most `bound` distinct rows: of more rows, those with the smallest hashes. Duplicates have equal hashes, so
-    they are dropped in any order of the files (bottom-k sampling: Cohen and Kaplan, PODC 2007)."""
+    """A sample of at most `bound` distinct rows: the rows with the smallest hashes. Duplicates have equal hashes, so
+    they are dropped for any order of the files (bottom-k sampling: Cohen and Kaplan, PODC 2007)."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -184,7 +184,8 @@ class Sample:
             self._compact()
 
     def rows(self) -> int:
-        """Return the number of distinct rows that were added; beyond the bound an estimate, good to 1/sqrt(bound)."""
+        """Return the number of distinct rows added so far. Above `bound` it is an estimate with an error of
+        1/sqrt(bound)."""
         self._compact()
         if not self.is_full:
             return self._held
@@ -204,7 +205,8 @@ class Sample:
 
 
 def hash_rows(table: pa.Table) -> Array:
-    """Return [N] uint64 of (segment, offset, row), evenly spread. Two rows of a log practically never share one."""
+    """Return [N] uint64, uniform hashes of (segment, offset, row). Collisions within a log are practically
+    impossible."""
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
         hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))
@@ -212,7 +214,7 @@ def hash_rows(table: pa.Table) -> Array:
 
 
 def hash_texts(column: pa.ChunkedArray) -> Array:
-    """Return [N] uint64 of texts, the same in every process. A null has a hash of its own."""
+    """Return [N] uint64, hashes of texts that are the same in every process. Null has a separate hash."""
     texts = pc.fill_null(column.combine_chunks(), "\0").dictionary_encode()
     seeds = [hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts.dictionary.to_pylist()]
     hashes: Array = np.frombuffer(b"".join(seeds), dtype=np.uint64)[np.asarray(texts.indices)]
@@ -220,7 +222,7 @@ def hash_texts(column: pa.ChunkedArray) -> Array:
 
 
 def hash_ids(column: pa.ChunkedArray) -> Array:
-    """Return [N] uint64 of texts, as `hash_texts` does, but 12 times as fast for short ones, such as ids and keys."""
+    """Return [N] uint64, hashes of texts, 12 times as fast as `hash_texts` for short texts such as ids and keys."""
     texts = pc.fill_null(column.combine_chunks().cast(pa.string()), "\0")
     lengths = np.asarray(pc.binary_length(texts))
     hashes = np.empty(len(texts), np.uint64)
@@ -231,7 +233,7 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
         of_length = lengths == length
         _, offsets, content = (alike := texts.filter(pa.array(of_length))).buffers()
         start = np.frombuffer(offsets, np.int32)[alike.offset]
-        words = np.zeros((len(alike), length // 8 + 1), np.uint64)  # the last word tells lengths apart
+        words = np.zeros((len(alike), length // 8 + 1), np.uint64)  # The last word includes the length.
         some = np.frombuffer(content or b"", np.uint8, length * len(alike), start)
         words.view(np.uint8)[:, :length] = some.reshape(len(alike), length)
         words.view(np.uint8)[:, -1] = length % 8 + 1
@@ -240,21 +242,21 @@ def hash_ids(column: pa.ChunkedArray) -> Array:
 
 
 def distinct(ascending: Array) -> Array:
-    """Return each value of the ascending array once. numpy's `unique` takes 65 times as long for hashes (2.4)."""
+    """Return each value of the ascending array once. NumPy 2.4's `unique` takes 65 times as long for hashes."""
     return np.compress(np.append(True, ascending[1:] > ascending[:-1])[: len(ascending)], ascending)
 
 
 def contains(ascending: Array, values: Array) -> Array:
-    """Return [N] bool: True for a value that is in the ascending array."""
+    """Return [N] bool: True for a value that the ascending array contains."""
     if not len(ascending):
         return np.zeros(len(values), bool)
     positions = np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)
-    found: Array = ascending[positions] == values
-    return found
+    matches: Array = ascending[positions] == values
+    return matches
 
 
 def combine_hashes(hashes: Array, values: Array) -> Array:
-    """Return [N] uint64 that depend on both, evenly spread."""
+    """Return [N] uint64, uniform hashes that depend on both inputs."""
     return splitmix64(hashes ^ splitmix64(values))
 
 

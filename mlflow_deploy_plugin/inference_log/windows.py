@@ -1,6 +1,7 @@
-"""Windows and time ranges: half-open intervals of time, in UTC and to the microsecond.
+"""Windows and time ranges: half-open time intervals in UTC, in microseconds.
 
-A `Window` is of event time. A `TimeRange`, as `--since` and `--until` give it, is of event time and of receipt.
+A `Window` limits the event time. A `TimeRange`, from `--since` and `--until`, limits the event time and the time of
+receipt.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from mlflow_deploy_plugin.spec.types import is_duration, parse_interval
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000
 CLOCK_SKEW = timedelta(hours=1)
-"""The clocks of a server and of a bucket differ by less."""
+"""The maximum expected clock difference between a server and a bucket."""
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 30, tzinfo=UTC)
 _EXPECTED_WINDOW = "a window is START/END or START/DURATION in UTC, e.g. 2013-07-01/2013-07-02, 2013-07-01T12:00/6h"
@@ -22,14 +23,14 @@ _EXPECTED_TIME = "a duration before now (90s, 15m, 1h, 7d), a time of the events
 
 @dataclass(frozen=True)
 class Window:
-    """Event times t with start <= t < end; both carry the zone UTC."""
+    """Event times t with start <= t < end, both in UTC."""
 
     start: datetime
     end: datetime
 
     @property
     def start_us(self) -> int:
-        """Microseconds since 1970."""
+        """The start in microseconds since 1970."""
         return microseconds(self.start)
 
     @property
@@ -46,8 +47,8 @@ class Window:
 
 @dataclass(frozen=True)
 class TimeRange:
-    """Half-open intervals of two clocks; a row lies in both: event time (`start`, `end`), and the wall clock of the
-    server when it got the request (`received_from`, `received_until`)."""
+    """A pair of half-open intervals: event time (`start`, `end`), and the server's wall clock at the time of receipt
+    (`received_from`, `received_until`). A row must be in both intervals."""
 
     start: datetime = _FIRST
     end: datetime = _LAST
@@ -56,28 +57,29 @@ class TimeRange:
 
     @property
     def window(self) -> Window | None:
-        """The interval of event time, or None if it has no bounds."""
+        """The interval of event time, or None if event time is unbounded."""
         return None if (self.start, self.end) == (_FIRST, _LAST) else Window(self.start, self.end)
 
     @property
     def received_us(self) -> tuple[int, int] | None:
-        """The interval of receipt in microseconds since 1970, or None if it has no bounds."""
+        """The interval of receipt in microseconds since 1970, or None if the time of receipt is unbounded."""
         if (self.received_from, self.received_until) == (_FIRST, _LAST):
             return None
         return microseconds(self.received_from), microseconds(self.received_until)
 
     def may_have_rows(self, written: datetime) -> bool:
-        """Return True if a file written then may have rows of the range: none was received after it was written."""
+        """Return True unless a file last `written` at this time precedes the range: rows are received before they are
+        written."""
         return self.received_from == _FIRST or written >= self.received_from - CLOCK_SKEW
 
 
 def microseconds(time: datetime) -> int:
-    """Return the microseconds since 1970, exactly."""
+    """Return the microseconds since 1970 without rounding."""
     return (time - EPOCH) // timedelta(microseconds=1)
 
 
 def parse_window(text: str) -> Window:
-    """Parse `2013-07-01/2013-07-02`, `2013-07-01/1d` or `2013-07-01T12:00Z/6h`, in UTC, or raise InvalidConfig."""
+    """Parse `2013-07-01/2013-07-02`, `2013-07-01/1d` or `2013-07-01T12:00Z/6h`, in UTC; raises InvalidConfig."""
     try:
         return Window(*parse_interval(text.strip()))
     except OverflowError:
@@ -87,35 +89,36 @@ def parse_window(text: str) -> Window:
 
 
 def window_at(time_us: int, every: str) -> Window:
-    """Return the window of length `every` that holds the time. Windows count from 1970, so that days begin at 00:00."""
+    """Return the window of length `every` that contains the time. Windows count from 1970, so that days begin at 00:00
+    UTC."""
     length = duration_seconds(every)
     start = EPOCH + timedelta(seconds=time_us // (length * 1_000_000) * length)
     return Window(start, start + timedelta(seconds=length))
 
 
 def parse_time_range(since: str | None, until: str | None, now: datetime) -> TimeRange:
-    """Parse `--since` and `--until`, whose end is excluded. `--since 1h` selects the rows received in the last hour,
-    `--since 2013-07-01` event times from then on, and `--since 2013-07-01/1d` the event times of that window. Raises
-    InvalidConfig if one of them cannot be read, or nothing can lie between them."""
-    found = TimeRange()
+    """Parse `--since` and `--until` (exclusive). `--since 1h` selects the rows received in the last hour, `--since
+    2013-07-01` selects event times from that day on, and `--since 2013-07-01/1d` selects the event times in that
+    window. Raises InvalidConfig if a value cannot be parsed or the range is empty."""
+    times = TimeRange()
     if since is not None:
         if is_duration(since):
-            found = replace(found, received_from=_before(now, since, "--since"))
+            times = replace(times, received_from=_before(now, since, "--since"))
         elif "/" in since:
             window = parse_window(since)
-            found = replace(found, start=window.start, end=window.end)
+            times = replace(times, start=window.start, end=window.end)
         else:
-            found = replace(found, start=_parse_bound(since, "--since"))
+            times = replace(times, start=_parse_bound(since, "--since"))
     if until is not None:
         if since is not None and "/" in since:
-            raise InvalidConfig(f"--since {since} is a window already: leave --until {until} out")
+            raise InvalidConfig(f"--since {since} is already a window: remove --until {until}")
         if is_duration(until):
-            found = replace(found, received_until=_before(now, until, "--until"))
+            times = replace(times, received_until=_before(now, until, "--until"))
         else:
-            found = replace(found, end=_parse_bound(until, "--until"))
-    if found.end <= found.start or found.received_until <= found.received_from:
-        raise InvalidConfig(f"nothing lies between --since {since} and --until {until}")
-    return found
+            times = replace(times, end=_parse_bound(until, "--until"))
+    if times.end <= times.start or times.received_until <= times.received_from:
+        raise InvalidConfig(f"the range from --since {since} to --until {until} is empty")
+    return times
 
 
 def _before(now: datetime, duration: str, option: str) -> datetime:

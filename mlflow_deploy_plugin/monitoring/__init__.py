@@ -1,4 +1,4 @@
-"""Monitoring: judge the rows of a window, log the report, record and send alerts."""
+"""Monitoring: judge the rows of a window, log the report, and record and send alerts."""
 
 import lazy_loader
 

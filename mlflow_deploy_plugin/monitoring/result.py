@@ -1,4 +1,4 @@
-"""The request to judge one window, and its result: plain values that kinds of monitor, reports and alerts share."""
+"""The request to judge a window, and the result, as plain values for all kinds of monitors, reports and alerts."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,17 +17,19 @@ from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""Drift kinds have the first two, kinds with `require` the next three, data_quality all; every kind has the last."""
+"""Drift kinds have the first two states, kinds with `require` the next three, and data_quality all five; "not judged"
+applies to all."""
 ModelVersion = tuple[str, str]
-"""Model and version."""
+"""A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
-"""Checks without a threshold that others share: anything above 0 is an alarm."""
+"""Checks that have a threshold only for some columns or none: a value above 0 is an alarm."""
 
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
-"""A window in one of these states neither raises nor ends an alarm, and is skipped in a row of alarms."""
+"""The states that neither raise nor end an alarm. Windows in these states are skipped when consecutive alarms are
+counted."""
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
@@ -39,13 +41,14 @@ class Finding:
     """The outcome of one check of a column, or of one criterion.
 
     Attributes:
-        subject: the column, or the figure of the criterion (`accuracy`).
-        value, threshold: in the check's own units; None if it was not judged.
-        reason: a sentence that explains the state, or why it was not judged.
-        segment: its rows, such as `carrier=AA`; empty: all.
-        change: from the reference (of a column) or the window before: `mean 3.2 → 8.9, higher`; empty if not known.
-        since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
-        in_a_row: the number of judged windows of the alarm, with this one; 0 without an alarm.
+            subject: the column, or the figure of the criterion (`accuracy`).
+            value, threshold: in the units of the check; None if the check was not judged.
+            reason: an explanation of the state, or the reason why the check was not judged.
+            segment: the segment, such as `carrier=AA`; empty for all rows.
+            change: the change from the reference (column) or previous window (criterion): `mean 3.2 → 8.9, higher`;
+                empty if unknown.
+            since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
+            in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
     """
 
     subject: str
@@ -65,7 +68,7 @@ class Finding:
 
     @property
     def weight(self) -> float:
-        """The factor by which it is beyond its threshold: 1 at the threshold, and 10 at most."""
+        """The ratio of value and threshold: 1 at the threshold, at most 10."""
         if self.value is None or not self.threshold:
             return 1.0
         ratio = abs(self.value / self.threshold)
@@ -73,7 +76,7 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """Return `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`, as far as it is known."""
+        """Return the known parts of `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`."""
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
@@ -83,14 +86,15 @@ class Finding:
 
 
 def format_time(iso: str) -> str:
-    """Return `2013-06-29`, or `2013-06-29 14:00`: the time in UTC, to the minute."""
+    """Return the UTC time to the minute, `2013-06-29 14:00`, or `2013-06-29` at midnight."""
     return iso[:16].replace("T", " ").removesuffix(" 00:00")
 
 
 @dataclass(frozen=True, eq=False)
 class ReportData:
-    """Data that a report shows beside the result: `pairs` is, per column, a bounded, seeded sample of the reference and
-    the window ([N] and [M] values for all pairs); `artifacts` are further files of the run by name."""
+    """Additional data for the report. `pairs` has, per column, a bounded, seeded sample of the reference and of the
+    window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files of the run, by
+    name."""
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
@@ -101,11 +105,13 @@ class MonitorResult:
     """The result of a monitor for one window.
 
     Attributes:
-        revision: 1 at first; rows that came later make the next one.
-        findings: the worst first. Every column is among them, with its outcome or why it was not judged.
-        tried: bounds that were tried once, as `min_rows=50`; such a result is no verdict of the monitor.
-        endpoint_created: distinguishes the endpoint from an earlier one of its name; empty if not known.
-        report: the data of the report; a result that was logged has none.
+            revision: 1 for the first result; late rows lead to the next revision.
+            findings: the worst finding first. Every column has a finding, with its outcome or the reason why it was not
+                judged.
+            tried: settings that were overridden for one run, such as `min_rows=50`; such a result does not count as a
+                verdict.
+            endpoint_created: distinguishes the endpoint from an earlier endpoint of the same name; empty if unknown.
+            report: the data for the report; empty in a logged result.
     """
 
     endpoint: str
@@ -132,7 +138,7 @@ class MonitorResult:
 
 
 def to_document(result: MonitorResult) -> dict[str, object]:
-    """Return the result as `verdict.json` and the command line have it; a number that is not finite is null."""
+    """Return the result in the format of `verdict.json` and the command line. NaN and infinity become null."""
     window = {"start": result.window.start.isoformat(), "end": result.window.end.isoformat()}
     document = {**asdict(replace(result, report=ReportData())), "window": window}
     return {name: _plain(value) for name, value in document.items() if name != "report"}
@@ -149,19 +155,19 @@ def _plain(value: object) -> object:
 
 
 def no_progress(line: str) -> None:
-    """Ignore the line: nobody watches the windows of a schedule."""
+    """Ignore the line. Scheduled runs do not show progress."""
 
 
 @dataclass(frozen=True)
 class WindowRequest:
-    """One window to judge. It can be pickled until its log has been read.
+    """A window to judge. The request can be pickled until its log has been read.
 
     Attributes:
-        engine: the engine that sketches the rows: this process, or Spark, with the same numbers.
-        tried, endpoint_created: as in `MonitorResult`.
-        columns, exclude: columns that a person has specified: only these are judged, or all but these.
-        progress: gets a line before each step that takes seconds.
-        rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the name are not read.
+            engine: the engine that computes the sketches: this process or Spark. Both give the same numbers.
+            tried, endpoint_created: as in `MonitorResult`.
+            columns, exclude: the columns that the user has included or excluded.
+            progress: a function that receives a line before each step that takes seconds.
+            rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the same name are not read.
     """
 
     endpoint: str
@@ -182,7 +188,7 @@ class WindowRequest:
 
     @cached_property
     def log(self) -> InferenceLog:
-        """The inference log of the settings. It remembers which files could not be read for this window."""
+        """The inference log from the settings. It records the files that could not be read for this window."""
         return open_log(self.settings.inference_log, self.rows_since)
 
     @cached_property
@@ -202,7 +208,7 @@ class WindowRequest:
         notes: Iterable[str] = (),
         report: ReportData | None = None,
     ) -> MonitorResult:
-        """Return the result. Its figures are the number of rows and `figures`; findings are sorted by their state."""
+        """Return a result. The figures include the number of rows. The findings are sorted by state."""
         return MonitorResult(
             endpoint=self.endpoint,
             monitor=self.monitor,
@@ -215,7 +221,7 @@ class WindowRequest:
             state=state,
             reason=reason,
             rows=rows,
-            findings=tuple(sorted(findings, key=lambda one: _SHOWN_ORDER.index(one.state))),
+            findings=tuple(sorted(findings, key=lambda finding: _SHOWN_ORDER.index(finding.state))),
             figures={"rows": float(rows), **figures},
             notes=(*self.notes, *notes),
             tried=self.tried,

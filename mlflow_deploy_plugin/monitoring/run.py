@@ -1,4 +1,4 @@
-"""Judge a window and log the result: the same for every kind of monitor."""
+"""Judge a window and log the result; the steps are the same for every kind of monitor."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,16 +23,16 @@ KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
 
 
 def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
-    """Judge the window, log it whatever the outcome is, and return the result and its run in MLflow. Faults of the
-    rows, the reference or the labels are the outcome "not judged". Raises NotInstalled without matplotlib,
-    OnnxserveError if the log is down, and RegistryUnavailable if MLflow does not answer."""
+    """Judge the window, log the result whatever the outcome is, and return the result and its MLflow run. Problems of
+    the rows, the reference or the labels give the state "not judged". Raises NotInstalled without matplotlib,
+    OnnxserveError if the log is unreachable, and RegistryUnavailable if MLflow does not answer."""
     require_matplotlib()
     judged = KINDS[request.spec.kind](request)
-    # A column may have any name, including one of two lines.
-    found = replace(judged, reason=one_line(judged.reason), notes=tuple(map(one_line, judged.notes)))
-    past = past_windows(found)
-    result = add_history(found, past)
+    # A column name may contain line breaks.
+    judged_result = replace(judged, reason=one_line(judged.reason), notes=tuple(map(one_line, judged.notes)))
+    past = past_windows(judged_result)
+    result = add_history(judged_result, past)
     request.progress("drawing the report")
     files = build_report(result, past)
-    request.progress(f"logging it to the experiment onnxserve/{request.endpoint}")
+    request.progress(f"logging the report to the experiment onnxserve/{request.endpoint}")
     return replace(result, report=ReportData()), log_result(result, files)

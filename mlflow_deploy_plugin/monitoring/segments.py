@@ -1,4 +1,4 @@
-"""Segments: the rows of a window by the values of a column, each judged by itself."""
+"""Segments: the rows of a window grouped by the values of a column. Each segment is judged separately."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,8 +15,8 @@ _LONGEST_VALUE = 60
 def find_segments(
     table: pa.Table, columns: Sequence[str], min_rows: int, countable: Array
 ) -> tuple[list[tuple[str, Array]], list[str]]:
-    """Return the largest segments of each column with at least `min_rows` of the `countable` rows, [N] bool, and notes
-    on what is left out. A segment has a name, as `carrier=AA`, and its rows: [N] bool."""
+    """Return the largest segments of each column, with at least `min_rows` of the `countable` rows, [N] bool, and notes
+    on skipped values. A segment has a name, such as `carrier=AA`, and a row mask, [N] bool."""
     segments: list[tuple[str, Array]] = []
     notes: list[str] = []
     for column in columns:
@@ -25,7 +25,7 @@ def find_segments(
             continue
         texts = as_texts(table.column(column))
         if texts is None:
-            notes.append(f"segments: a column of type {table.column(column).type} has no values to tell rows by")
+            notes.append(f"segments: a column of type {table.column(column).type} cannot define segments")
             continue
         values, left_out = largest_values(count_texts(texts.filter(pa.array(countable))), column, min_rows)
         notes += left_out
@@ -36,17 +36,18 @@ def find_segments(
 
 
 def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
-    """Return the values of a column with the most rows, which are judged separately, and notes on what is left out."""
+    """Return the values of a column with the most rows, and notes on skipped values. Each returned value is a
+    segment."""
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]
     notes = []
     if len(large) > MAX_SEGMENTS:
-        notes.append(f"segments: of {len(large):,} values of {column} the {MAX_SEGMENTS} largest are judged")
+        notes.append(f"segments: only the {MAX_SEGMENTS} largest of {len(large):,} values of {column} are judged")
     if small := order[len(large) :]:
         rows = sum(counts[value] for value in small)
         notes.append(
-            f"segments: {len(small):,} values of {column} with {rows:,} rows together have fewer than {min_rows} "
-            "rows each and are not judged apart"
+            f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each ({rows:,} in total) "
+            "are not judged separately"
         )
     return large[:MAX_SEGMENTS], notes
 
@@ -60,7 +61,7 @@ def segment_name(column: str, value: str) -> str:
 
 
 def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
-    """Return [N] bool: the rows that have the value, as text; none of a table without the column."""
+    """Return [N] bool: True if the row has the value as text. Without the column, no row has the value."""
     texts = as_texts(table.column(column)) if column in table.column_names else None
     if texts is None:
         return pa.array(np.zeros(len(table), dtype=bool))
@@ -68,8 +69,9 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
 
 
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
-    """Return [N] text, null where the value is missing; None: the type has no text. Numbers have the same text in every
-    type, and so have booleans, which a reference may hold as the graph takes them."""
+    """Return [N] text with null for missing values, or None if the type has no text form. A number has the same text in
+    every numeric type. Booleans become 0 and 1, because a reference may store them as the numeric inputs of the
+    graph."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type

@@ -1,4 +1,4 @@
-"""The records of a CSV file, each with its place and its fault. Needs no pyarrow, which the server does not import."""
+"""Read the records of a CSV file with their positions and errors, without pyarrow, which the server does not import."""
 
 import csv
 from collections import deque
@@ -9,18 +9,18 @@ MISSING_TEXTS = frozenset(
     {"NA", "N/A", "n/a", "<NA>", "#NA", "#N/A", "#N/A N/A", "NULL", "null", "None", "NaN", "nan", "-NaN", "-nan"}
     | {"1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"}
 )
-"""The texts that pandas reads as a missing value. In a column of strings they are strings: NA is Namibia."""
+"""The texts that pandas reads as a missing value. In a column of strings they are ordinary values: NA is Namibia."""
 
 
 class CsvRecord(NamedTuple):
-    """A record of a CSV file, or its header; a blank line is not a record.
+    """A record of a CSV file, or its header. A blank line is not a record.
 
     Attributes:
-        line: the number of its first line, from 1.
-        fields: its texts; a byte that is not UTF-8 is a lone surrogate.
-        raw: its bytes, with a line end.
-        position: the position in the file after it, in bytes.
-        error: the reason why it is not valid CSV; empty if it is valid.
+            line: the number of the record's first line, from 1.
+            fields: the texts; a byte that is not UTF-8 is decoded as a lone surrogate.
+            raw: the bytes, with a line end.
+            position: the position in the file after the record, in bytes.
+            error: the reason why the record is not valid CSV; empty if the record is valid.
     """
 
     line: int
@@ -30,23 +30,25 @@ class CsvRecord(NamedTuple):
     error: str = ""
 
     def fault(self, width: int, positions: Iterable[int] | None = None) -> str:
-        """Return why the record is not a row of `width` columns, or "". Of the columns, `positions` are read."""
+        """Return the reason why the record is not a row of `width` columns, or "". Only the columns `positions` are
+        checked for UTF-8."""
         if self.error:
             return f"not valid CSV: {self.error}"
         if len(self.fields) != width:
             return f"{len(self.fields)} fields; the header has {width}"
         try:
-            "".join(self.fields if positions is None else (self.fields[place] for place in positions)).encode()
-        except UnicodeEncodeError:  # a byte that is not UTF-8 is a lone surrogate
-            return "not UTF-8, which CSV files have to be written in"
+            "".join(self.fields if positions is None else (self.fields[index] for index in positions)).encode()
+        except UnicodeEncodeError:  # A byte that is not UTF-8 is a lone surrogate.
+            return "not UTF-8, the required encoding of CSV files"
         return ""
 
 
 def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
-    """Yield the records of a CSV file. A record that is not valid CSV has an error, and the next ones follow.
+    """Yield the records of a CSV file. An invalid record has an `error`, and reading continues with the next line.
 
-    A quotation mark that is not closed takes later lines into its value, up to the next mark, the end of the file or
-    `csv.field_size_limit`. Only its own line is wrong: the later lines are read again.
+    If a quotation mark is not closed, the csv module reads later lines into the same value, up to the next mark, the
+    end of the file or `csv.field_size_limit`. Only the first of these lines is invalid, so the later lines are read
+    again.
     """
     lines: list[bytes] = []
     again: deque[bytes] = deque()
@@ -54,9 +56,9 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
 
     def physical() -> Iterator[bytes]:
         for block in file:
-            place = block.find(b"\r")
-            # Lines may end with only a carriage return
-            yield from (block,) if place < 0 or block[place:] == b"\r\n" else block.splitlines(keepends=True)
+            index = block.find(b"\r")
+            # Lines may end with a carriage return only.
+            yield from (block,) if index < 0 or block[index:] == b"\r\n" else block.splitlines(keepends=True)
 
     unread = physical()
 
@@ -76,13 +78,16 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
         except StopIteration:
             return
         except csv.Error as refused:
-            fields, error = [], f"{refused}; quotation marks stand in pairs around a value, and are doubled in it"
+            fields, error = (
+                [],
+                f"{refused}; a quoted value begins and ends with a quotation mark, and a mark inside it is doubled",
+            )
             again.extendleft(reversed(lines[1:]))
             number = start
             position -= sum(map(len, lines[1:]))
             del lines[1:]
-            reader = csv.reader(texts(), strict=True)  # the one before may have ended with the file
+            reader = csv.reader(texts(), strict=True)  # The previous reader may have reached the end of the file.
         raw = lines[0] if len(lines) == 1 else b"".join(lines)
         lines.clear()
-        if not raw.isspace():  # a blank line is not a record
+        if not raw.isspace():  # Blank lines are not records.
             yield CsvRecord(start, fields, raw if raw.endswith(b"\n") else raw + b"\n", position, error)

@@ -1,4 +1,4 @@
-"""Files of rows: their formats, by the endings of their names; opening, reading and writing them as the rows come."""
+"""Detect, open, read and write files of rows. The format follows from the file's ending, and rows are streamed."""
 
 import base64
 import contextlib
@@ -33,7 +33,7 @@ _SUFFIXES: Mapping[str, FileFormat] = {
     ".pq": "parquet",
 }
 SPARK_TIMES: Mapping[str, str] = {"coerce_int96_timestamp_unit": "us"}
-"""An option of pyarrow: Spark writes times as Parquet's INT96, and in nanoseconds a year beyond 2262 overflows."""
+"""An option for pyarrow: Spark writes times as Parquet's INT96, which overflows in nanoseconds after the year 2262."""
 _COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 
@@ -45,14 +45,13 @@ def compression_of(path: str) -> str | None:
     return _COMPRESSIONS.get(Path(path).suffix.lower())
 
 
-def output_format(path: str, given: FileFormat) -> FileFormat:
-    """Return the format of a file by its ending, or `given` without one; raise InvalidConfig for other endings."""
+def output_format(path: str, default: FileFormat) -> FileFormat:
+    """Return the format for the file's ending, or `default` if there is no ending; raise InvalidConfig for an unknown
+    ending."""
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
-        raise InvalidConfig(
-            f"{path}: {ending} is none of the endings that are known, {' '.join(_SUFFIXES)}; say -O to choose"
-        )
-    return kind or given
+        raise InvalidConfig(f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O")
+    return kind or default
 
 
 @contextmanager
@@ -62,7 +61,7 @@ def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
         yield stdin
         return
     try:
-        file = Path(path).open("rb")  # noqa: SIM115 - closed below; only errors of open get this message
+        file = Path(path).open("rb")  # noqa: SIM115 - The file is closed below. Only errors of open get this message.
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be read: {error.strerror}") from None
     with file:
@@ -71,7 +70,7 @@ def open_input(path: str, stdin: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` at the end (`-`: standard output); raise InvalidConfig if that fails."""
+    """Open a file that replaces `path` on exit, or use stdout for `-`; raise InvalidConfig if writing fails."""
     if path == "-":
         yield stdout
         stdout.flush()
@@ -85,15 +84,15 @@ def open_output(path: str, stdout: IO[bytes]) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that replaces `path` when all of it is written; after an error `path` is as it was."""
-    if path.exists() and not path.is_file():  # a pipe or a device cannot be replaced
+    """Open a file that replaces `path` when it is completely written; after an error `path` is unchanged."""
+    if path.exists() and not path.is_file():  # A pipe or a device cannot be replaced.
         with path.open("wb") as file:
             yield file
         return
     target = path.resolve()
     temporary = Path(f"{unfinished_stem(str(target))}.{os.urandom(4).hex()}")
     mode = target.stat().st_mode if target.exists() else None
-    made_with = 0o666 if mode is None else mode & 0o777  # less the umask, which only the kernel knows
+    made_with = 0o666 if mode is None else mode & 0o777  # The kernel removes the bits of the umask.
     with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, made_with)) as file:
         try:
             yield file
@@ -108,13 +107,13 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def unfinished_stem(name: str) -> str:
-    """Return the name of an unfinished file of `atomic_file` up to its last dot: `a/.b.csv` for `a/b.csv`."""
+    """Return the name of an unfinished file of `atomic_file` up to the last dot: `a/.b.csv` for `a/b.csv`."""
     folder, slash, base = name.rpartition("/")
     return f"{folder}{slash}.{base}"
 
 
 def json_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
-    """Yield the lines that are not blank: their number, from 1, their bytes, and the position after them in bytes."""
+    """Yield the lines that are not blank: the line number from 1, the bytes, and the byte position after the line."""
     position = 0
     for number, line in enumerate(file, 1):
         position += len(line)
@@ -123,26 +122,27 @@ def json_lines(file: IO[bytes]) -> Iterator[tuple[int, bytes, int]]:
 
 
 def open_parquet(file: IO[bytes]) -> "pq.ParquetFile":
-    """Return a `pyarrow.parquet.ParquetFile`; a stream is read whole."""
-    import pyarrow.parquet as pq  # here: no other format needs it
+    """Return a `pyarrow.parquet.ParquetFile`; a stream is read into memory first."""
+    import pyarrow.parquet as pq  # No other format needs pyarrow.
 
     return pq.ParquetFile(file if file.seekable() else io.BytesIO(file.read()), **SPARK_TIMES)
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, at most 200 characters of it."""
+    """Return the first line of an error's text, cut to 200 characters."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-_TIME = "%Y-%m-%dT%H:%M:%S"  # seconds have their fraction
+_TIME = "%Y-%m-%dT%H:%M:%S"  # seconds include their fraction
 
 
 @contextmanager
 def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[object]], object]]:
-    """Yield a function that writes rows, each a mapping of columns, or a value of the column `name`.
+    """Yield a function that writes rows. A row is a mapping of columns, or a value of the column `name`.
 
-    JSON is `{"predictions": […]}`, as from /invocations. CSV has a column per value of a list: prediction_0,
-    prediction_1. Raises InvalidRequest if rows have different columns or do not make a Parquet file.
+    JSON is written as `{"predictions": […]}`, like the response of /invocations. CSV has a column for each value of a
+    list: prediction_0, prediction_1. Raises InvalidRequest if rows have different columns or cannot be written as
+    Parquet.
     """
 
     def named(row: object) -> Mapping[str, object]:
@@ -167,10 +167,11 @@ def table_writer(
 ) -> Iterator[Callable[["pa.RecordBatch"], object]]:
     """Yield a function that writes batches of the schema.
 
-    Times are RFC 3339 in CSV, JSON and JSON Lines, lists and structures JSON, bytes base64; NaN is null in JSON. Raises
-    InvalidConfig with the advice if the format has no room for a column's type, such as an interval in Parquet.
+    In CSV, JSON and JSON Lines, times are written as RFC 3339 and bytes as base64. CSV contains lists and structures as
+    JSON text. NaN is null in JSON. Raises InvalidConfig with the advice if the format does not support a column's type,
+    such as an interval in Parquet.
     """
-    import pyarrow as pa  # imported late: values without a schema need it only for Parquet
+    import pyarrow as pa  # Values without a schema need pyarrow only for Parquet.
     import pyarrow.csv
     import pyarrow.parquet as pq
 
@@ -190,11 +191,12 @@ def table_writer(
             with pq.ParquetWriter(file, schema, compression="zstd") as parquet_writer:
                 yield parquet_writer.write_batch
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise InvalidConfig(f"the answer has no form in {kind}: {one_line(error)}; {advice}") from None
+        raise InvalidConfig(f"the result cannot be written as {kind}: {one_line(error)}; {advice}") from None
 
 
 def values_of(column: "pa.Array") -> list[object]:
-    """Return [N] values; texts if Python has no such time, such as infinity or one before the year 1."""
+    """Return [N] values. They are texts if Python cannot represent a time, such as infinity or a time before the year
+    1."""
     try:
         values: list[object] = column.to_pylist()
     except (OverflowError, ValueError):
@@ -206,7 +208,7 @@ def values_of(column: "pa.Array") -> list[object]:
 def _json_array(
     file: IO[bytes], opening: bytes, separator: bytes, closing: bytes, empty: bytes
 ) -> Iterator[Callable[[Iterable[bytes]], None]]:
-    """Yield a function that writes items of an array; `empty` is the whole array without items."""
+    """Yield a function that writes items of an array; `empty` is written if there are no items."""
     before = opening
 
     def write(items: Iterable[bytes]) -> None:
@@ -226,11 +228,11 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
     for row in rows:
         cells: dict[str, object] = {}
         for name, value in row.items():
-            parts = {f"{name}_{n}": one for n, one in enumerate(value)} if isinstance(value, list) else {name: value}
-            # Booleans and nested values are written as JSON, None as an empty field
+            parts = {f"{name}_{n}": item for n, item in enumerate(value)} if isinstance(value, list) else {name: value}
+            # Booleans and nested values are written as JSON, None as an empty field.
             cells |= {
-                part: orjson.dumps(one).decode() if isinstance(one, bool | list | dict) else one
-                for part, one in parts.items()
+                part: orjson.dumps(cell).decode() if isinstance(cell, bool | list | dict) else cell
+                for part, cell in parts.items()
             }
         if not header:
             header.extend(cells)
@@ -243,8 +245,9 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
 
 @contextmanager
 def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
-    """Yield a function that writes rows. A column's type is known after the last one; they wait in a temporary file."""
-    import pyarrow as pa  # here: no other format needs it
+    """Yield a function that writes rows. Column types are known only after the last row, so rows are buffered in a
+    file."""
+    import pyarrow as pa  # No other format needs pyarrow.
     import pyarrow.parquet as pq
 
     with tempfile.TemporaryFile() as waiting:
@@ -265,7 +268,9 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
                     parts = [schema.empty_table(), pa.ipc.open_stream(waiting).read_all()]
                     parquet.write_table(pa.concat_tables(parts, promote_options="permissive"))
         except pa.ArrowException as error:
-            raise InvalidRequest(f"the predictions do not make a Parquet file: {str(error).splitlines()[0]}") from None
+            raise InvalidRequest(
+                f"the predictions cannot be written as Parquet: {str(error).splitlines()[0]}"
+            ) from None
 
 
 def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:
@@ -290,8 +295,8 @@ def _csv_column(column: "pa.Array") -> "pa.Array":
 
     if pa.types.is_timestamp(column.type):
         zone = "UTC" if column.type.tz else None
-        column = column.cast(pa.timestamp(column.type.unit, zone))  # otherwise the local time would be written
-        with contextlib.suppress(pa.ArrowInvalid):  # nanoseconds stay, where there are any
+        column = column.cast(pa.timestamp(column.type.unit, zone))  # Without the cast, local time would be written.
+        with contextlib.suppress(pa.ArrowInvalid):  # Nanoseconds are kept if the value has them.
             column = column.cast(pa.timestamp("us", zone))
         return pc.strftime(column, _TIME + ("Z" if zone else ""))
     if _csv_type(column.type) == column.type:

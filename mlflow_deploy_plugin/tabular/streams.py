@@ -1,8 +1,8 @@
-"""Files of rows of any size as Arrow tables of a few megabytes, one after the other: CSV, JSON Lines and Parquet.
+"""Read files of rows of any size as a sequence of Arrow tables of a few megabytes: CSV, JSON Lines and Parquet.
 
-CSV columns are texts, and an empty field is null; `typed_tables` returns their values. JSON Lines columns have the
-types that the caller specifies, otherwise those of the first block. Rows are counted from 0, without header and blank
-lines.
+CSV columns are texts, and an empty field is null; `typed_tables` converts the texts to typed values. JSON Lines columns
+have the types that the caller specifies, otherwise the types inferred from the first block. Rows are counted from 0,
+without the header and blank lines.
 """
 
 import codecs
@@ -32,23 +32,23 @@ _BLOCK_BYTES = 4 * 2**20
 _BLOCK_ROWS = 2**16
 _HEADER_BYTES = 2**20
 _TEXT_BYTES = 2
-"""Bytes that a text takes at most in a Parquet file if it is one of few, in a dictionary; a plain one takes over 4."""
+"""The limit of bytes per text below which a Parquet column is read as a dictionary. A plain text takes over 4 bytes."""
 MAX_BYTES, _MAX_VALUES = 2_000_000_000, 200_000_000
-"""A file that is read into memory as a whole has at most so many bytes, and values."""
+"""The limits in bytes and in values for a file that is read into memory at once."""
 _STREAMED = ("csv", "jsonl", "parquet")
 _CSV_TYPES = (
     *(pa.int64(), pa.uint64(), pa.float64(), pa.bool_(), pa.date32()),
     *(pa.timestamp(unit, zone) for unit in ("us", "ns") for zone in (None, "UTC")),
 )
-"""The types that a column of a CSV file may have, the first that fits; otherwise it is text."""
+"""The types that a CSV column may have. The first type that fits is used; otherwise the column is text."""
 _LEADING_ZERO = r"^[+-]?0[0-9xX]"
 _BESIDE_MARKS = np.isin(np.arange(256), list(b',\r\n"'))
-"""True for the bytes that may precede an opening quotation mark, and follow a closing one."""
+"""True for the bytes that may precede an opening quotation mark or follow a closing quotation mark."""
 
 
 @dataclass(frozen=True)
 class RejectedRow:
-    """A row that cannot be read or predicted: its number in the file, from 0, the reason, and its content."""
+    """A row that cannot be read or predicted: the row number in the file, from 0, the reason, and the content."""
 
     number: int
     why: str
@@ -72,11 +72,11 @@ class RowBlock:
 
 
 class RowStream:
-    """The rows of an open file, a `pyarrow.NativeFile` that can be sought.
+    """The rows of an open file, which is a seekable `pyarrow.NativeFile`.
 
-    `types` are Arrow types of columns by name, for JSON Lines; `keep` names further columns that only a few late lines
-    of JSON Lines may hold. The constructor and the blocks raise InvalidRequest with the position if the file has
-    another format, and InvalidConfig if the format has no stream.
+    For JSON Lines, `types` maps column names to Arrow types, and `keep` names columns to include even if only a few
+    late lines contain them. The constructor raises InvalidConfig if the format cannot be streamed. Reading raises
+    InvalidRequest with the position if the file has another format.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class RowStream:
             if self._header and self._header.error:
                 raise InvalidRequest(f"its header is not valid CSV: {self._header.error}")
             return pa.schema([(name, pa.string()) for name in (self._header.fields if self._header else [])])
-        except UnicodeEncodeError:  # a byte that no UTF-8 has is a lone surrogate
-            raise InvalidRequest("its header is not in UTF-8, which CSV files have to be written in") from None
+        except UnicodeEncodeError:  # A byte that is not UTF-8 is a lone surrogate.
+            raise InvalidRequest("its header is not in UTF-8, the required encoding of CSV files") from None
         except (pa.ArrowException, OSError) as error:
             raise InvalidRequest(f"it is not a file of the format {self._kind}: {first_line(error)}") from None
 
@@ -110,7 +110,7 @@ class RowStream:
         return next(csv_records(io.BytesIO(self._file.read(_HEADER_BYTES))), None)
 
     def blocks(self, columns: Sequence[str], dictionaries: Collection[str] = ()) -> Iterator[RowBlock]:
-        """Yield the rows with these columns of the schema; texts in `dictionaries` may come as dictionaries."""
+        """Yield the rows with these columns of the schema; text columns in `dictionaries` may be dictionary-encoded."""
         row = 0
         try:
             if self._kind == "parquet":
@@ -122,7 +122,7 @@ class RowStream:
                 row = max([row, *block.numbers[-1:], *(bad.number for bad in block.bad[-1:])])
                 yield block
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"what follows row {row} cannot be read: {first_line(error)}") from None
+            raise InvalidRequest(f"the file cannot be read after row {row}: {first_line(error)}") from None
 
     def _csv_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
         position, first = self._header.position if self._header else self._file.size(), 0
@@ -132,9 +132,9 @@ class RowStream:
             end = _whole_rows(content, position + len(content) == self._file.size())
             try:
                 table = self._csv_table(pa.py_buffer(content).slice(0, end), columns) if end else None
-            except pa.ArrowInvalid:  # too few fields in a row, or not UTF-8
+            except pa.ArrowInvalid:  # A row has too few fields, or a byte is not UTF-8.
                 table = None
-            # Arrow reads a blank line as a value if there is only one column
+            # Arrow reads a blank line as a value if the file has only one column.
             if table is None or (len(schema) == 1 and columns and pc.any(pc.utf8_is_space(table.column(0))).as_py()):
                 block = self._csv_records_block(position, first, columns)
             else:
@@ -158,9 +158,9 @@ class RowStream:
         )
 
     def _csv_records_block(self, position: int, first: int, columns: list[str]) -> RowBlock:
-        """Return the rows of about one block. Each row is checked separately."""
+        """Return the rows of one block of about `_BLOCK_BYTES`. Each row is checked separately."""
         names = self.schema.names
-        places = [names.index(name) for name in columns]
+        positions = [names.index(name) for name in columns]
         good: list[bytes] = []
         numbers: list[int] = []
         bad: list[RejectedRow] = []
@@ -168,7 +168,7 @@ class RowStream:
         lines = io.BufferedReader(self._file, _BLOCK_BYTES)
         with _long_csv_values():
             for number, record in enumerate(csv_records(lines), first):
-                if why := record.fault(len(names), places):
+                if why := record.fault(len(names), positions):
                     bad.append(RejectedRow(number, why, record.raw.decode(errors="replace").rstrip("\r\n")))
                 else:
                     good.append(record.raw)
@@ -190,7 +190,7 @@ class RowStream:
         columns: dict[str, list[object]] = {}
         sought = {*self._types, *self._keep}
         for block, lines in enumerate(self._json_lines()):
-            if block:  # Only lines with a value of a sought column are parsed, and lines that may escape its name
+            if block:  # Parse only lines that may contain a value of a sought column (a name may be escaped).
                 names = b"|".join(re.escape(orjson.dumps(name)) for name in sought)
                 lines = list(filter(re.compile(rb"\\|(?:%s)\s*+:\s*+(?!null)" % names).search, lines))
             for name, value in _json_values(lines):
@@ -204,13 +204,13 @@ class RowStream:
             try:
                 types[name] = self._types.get(name) or pa.array(values).type
             except (pa.ArrowException, TypeError):
-                raise InvalidRequest(f"column {name[:100]!r} holds values of several types") from None
+                raise InvalidRequest(f"column {name[:100]!r} contains values of several types") from None
         return pa.schema(list(types.items()))
 
     def _json_lines(self) -> Iterator[list[bytes]]:
-        """Yield the lines that are not blank, a few megabytes at a time."""
+        """Yield the lines that are not blank, in lists of a few megabytes."""
         self._file.seek(0)
-        rest: list[bytes] = []  # the pieces of a line, which are joined once
+        rest: list[bytes] = []  # pieces of an unfinished line
         if self._file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             self._file.seek(0)
         while read := self._file.read(_BLOCK_BYTES):
@@ -224,15 +224,15 @@ class RowStream:
             yield [line]
 
     def _json_blocks(self, columns: list[str], schema: pa.Schema) -> Iterator[RowBlock]:
-        wanted = pa.schema([schema.field(name) for name in columns])
-        options = pyarrow.json.ParseOptions(explicit_schema=wanted, unexpected_field_behavior="ignore")
+        fields = pa.schema([schema.field(name) for name in columns])
+        options = pyarrow.json.ParseOptions(explicit_schema=fields, unexpected_field_behavior="ignore")
         first = 0
         for lines in self._json_lines():
             numbers = range(first, first + len(lines))
             first = numbers.stop
             try:
                 content = b"\n".join(lines)
-                content.decode()  # Arrow takes any bytes, a null as a row of nulls, and dies of one in the first line
+                content.decode()  # Arrow does not validate UTF-8, and it crashes if the first line is null.
                 if not all(line.lstrip().startswith(b"{") for line in lines):
                     raise ValueError
                 reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1)
@@ -241,21 +241,21 @@ class RowStream:
                     raise ValueError
                 block = RowBlock(table, numbers, (), self._file.tell())
             except (pa.ArrowException, KeyError, ValueError):
-                block = self._json_records_block(numbers, lines, wanted)
+                block = self._json_records_block(numbers, lines, fields)
             yield block
 
-    def _json_records_block(self, numbers: Sequence[int], lines: list[bytes], wanted: pa.Schema) -> RowBlock:
-        """Return the rows of some lines. Each row is checked separately; 20.0 counts as a whole number."""
-        parts, kept, bad = [wanted.empty_table()], [], []
+    def _json_records_block(self, numbers: Sequence[int], lines: list[bytes], fields: pa.Schema) -> RowBlock:
+        """Return the rows of these lines. Each row is checked separately; 20.0 is accepted as an integer."""
+        parts, kept, bad = [fields.empty_table()], [], []
         for number, line in zip(numbers, lines, strict=True):
             try:
                 record = orjson.loads(line)
                 if not isinstance(record, dict):
                     raise ValueError("it is not a JSON object")
-                for field in wanted:
+                for field in fields:
                     if _is_changed(record.get(field.name), field.type):
-                        raise ValueError(f"column {field.name!r}: {record[field.name]!r} is no {field.type}")
-                parts.append(pa.Table.from_pylist([record], wanted))
+                        raise ValueError(f"column {field.name!r}: {record[field.name]!r} is not of type {field.type}")
+                parts.append(pa.Table.from_pylist([record], fields))
                 kept.append(number)
             except (pa.ArrowException, ValueError, TypeError) as error:
                 bad.append(RejectedRow(number, first_line(error), line.decode(errors="replace")))
@@ -266,7 +266,7 @@ class RowStream:
         return self._open_parquet()
 
     def _open_parquet(self, **options: object) -> pq.ParquetFile:
-        # With a buffer, only the pages being read are in memory, not a whole row group
+        # With a buffer, only the pages being read are in memory. Without it, the entire row group is.
         return pq.ParquetFile(
             self._file,
             buffer_size=_BLOCK_BYTES // 4,
@@ -283,10 +283,10 @@ class RowStream:
         rows = max(1, min(_BLOCK_ROWS, 2 * _BLOCK_BYTES // row_bytes))
         few = [
             leaf.path
-            for place, leaf in enumerate(metadata.schema)
+            for index, leaf in enumerate(metadata.schema)
             if leaf.path in dictionaries
             and self.schema.field(leaf.path).type in (pa.string(), pa.large_string())
-            and sum(group.column(place).total_uncompressed_size for group in groups) < _TEXT_BYTES * metadata.num_rows
+            and sum(group.column(index).total_uncompressed_size for group in groups) < _TEXT_BYTES * metadata.num_rows
         ]
         parquet = self._open_parquet(metadata=metadata, read_dictionary=few) if few else self._parquet
         first = 0
@@ -298,7 +298,7 @@ class RowStream:
 
 
 def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
-    """Yield the names and values of the JSON objects among the lines. Other lines are rejected when they are read."""
+    """Yield the names and values of the JSON objects among the lines. Invalid lines are reported when rows are read."""
     for line in lines:
         try:
             record = orjson.loads(line)
@@ -309,16 +309,16 @@ def _json_values(lines: Iterable[bytes]) -> Iterator[tuple[str, object]]:
 
 
 def open_csv(path: Path) -> RowStream:
-    """Open a CSV file, which may be compressed. Raises OSError: it cannot be read."""
+    """Open a CSV file, which may be compressed. Raises OSError if the file cannot be read."""
     codec = compression_of(path.name)
     file = pa.BufferReader(pa.input_stream(str(path), codec).read()) if codec else pa.OSFile(str(path))
     return RowStream(file, "csv", {})
 
 
 def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
-    """Yield the rows of a CSV file as tables of texts, first an empty table; an empty field is null.
+    """Yield first an empty table, then the rows of a CSV file as tables of texts; an empty field is null.
 
-    Only the first `most_columns` are read. Raises OSError or pyarrow.ArrowException if the file cannot be read.
+    Only the first `most_columns` columns are read. Raises OSError or pyarrow.ArrowException if the file cannot be read.
     """
     try:
         stream = open_csv(path)
@@ -335,14 +335,15 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
 
 
 def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Return the rows of a CSV file, with these or inferred `types`, or of a Parquet file. Raises as `csv_tables`."""
+    """Return the rows of a Parquet file, or of a CSV file with these or inferred `types`. Raises errors like
+    `csv_tables`."""
     if format_of(str(path)) == "parquet":
         return read_parquet(path)
     return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
 
 
 def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[list[pa.Table]]:
-    """Group the tables, so that each group has at least so many rows, or bytes."""
+    """Group consecutive tables so that each group, except the last, has at least `rows` rows or `size` bytes."""
     held: list[pa.Table] = []
     held_rows = held_bytes = 0
     for table in tables:
@@ -357,11 +358,11 @@ def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[l
 
 
 def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
-    """Return the values of tables of texts. A column has the same type in all tables.
+    """Convert tables of texts to typed tables. A column has the same type in all tables.
 
-    A column has its `known` type if all of its texts fit it. Otherwise the type follows from the texts: whole numbers,
-    numbers, booleans, dates or times if all of them are. A number with a leading zero (01234) is a text, because a
-    number would lose the zero. In a column that is not text, texts that pandas reads as missing are missing.
+    A column has its `known` type if every text fits. Otherwise the type is inferred: integer, float, boolean, date or
+    time if every text fits. Numbers with a leading zero (01234) remain text, because a number would lose the zero. In a
+    column that is not text, the texts that pandas reads as missing become null.
     """
     whole = pa.concat_tables(tables, promote_options="default")
     values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
@@ -380,17 +381,17 @@ def _typed(texts: pa.ChunkedArray, known: pa.DataType | None) -> pa.ChunkedArray
     if texts.null_count == len(texts):
         return pa.chunked_array([pa.nulls(len(texts), known)])
     trimmed = pc.utf8_trim_whitespace(texts)
-    given = pc.if_else(pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))), None, trimmed)
-    if known is not None and (values := _cast(given, known)) is not None:
+    present = pc.if_else(pc.is_in(trimmed, pa.array(sorted(MISSING_TEXTS))), None, trimmed)
+    if known is not None and (values := _cast(present, known)) is not None:
         return values
-    if given.null_count == len(given) or pc.any(pc.match_substring_regex(given, _LEADING_ZERO)).as_py():
+    if present.null_count == len(present) or pc.any(pc.match_substring_regex(present, _LEADING_ZERO)).as_py():
         return texts
-    return next((values for kind in _CSV_TYPES if (values := _cast(given, kind)) is not None), texts)
+    return next((values for kind in _CSV_TYPES if (values := _cast(present, kind)) is not None), texts)
 
 
 def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
     try:
-        if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of a day
+        if pa.types.is_time(kind):  # Arrow casts texts to timestamps, but not to times of day.
             texts = pc.binary_join_element_wise("1970-01-01", texts, " ").cast(pa.timestamp("ns"))
         return texts.cast(kind)
     except pa.ArrowException:
@@ -398,34 +399,35 @@ def _cast(texts: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | None:
 
 
 def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a Parquet file. Raises OSError or pyarrow.ArrowException if it is unreadable or too large."""
+    """Read a Parquet file. Raises OSError or pyarrow.ArrowException if the file cannot be read or is too large."""
     metadata = pq.read_metadata(path)
     require_few_values([metadata])
-    leaves = [metadata.schema.column(place) for place in range(metadata.num_columns)]
+    leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    lengths = [max(leaf.length, 0) for leaf in leaves]  # for values of one length
-    size = sum(group.column(place).num_values * length for group in groups for place, length in enumerate(lengths))
+    lengths = [max(leaf.length, 0) for leaf in leaves]  # for fixed-length values
+    size = sum(group.column(index).num_values * length for group in groups for index, length in enumerate(lengths))
     texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
-        for group in range(len(groups) if texts else 0):  # in its dictionary a text of many rows is held once
+        for group in range(len(groups) if texts else 0):  # A dictionary stores a repeated text once.
             read = file.read_row_group(group, texts)
             size += sum(_text_bytes(chunk) for column in read.columns for chunk in column.chunks)
     if size > MAX_BYTES:
-        raise pa.ArrowInvalid(f"it holds more than {MAX_BYTES:,} bytes: take a sample of it")
+        raise pa.ArrowInvalid(f"it contains more than {MAX_BYTES:,} bytes: take a sample of it")
     return pq.read_table(path, columns=columns, **SPARK_TIMES)
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
-    """Raise pyarrow.ArrowInvalid if the read `share` of the files has too many values (a value may take no bytes)."""
-    groups = [one.row_group(group) for one in files for group in range(one.num_row_groups)]
-    count = sum(group.column(place).num_values for group in groups for place in range(group.num_columns))
+    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values. Values are counted because they may be
+    empty."""
+    groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
+    count = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
     if count * share > _MAX_VALUES:
-        why = f"it holds {count:,} values, and at most {_MAX_VALUES:,} are read"
+        why = f"it contains {count:,} values; the limit is {_MAX_VALUES:,}"
         raise pa.ArrowInvalid(f"{why}: take a sample of it")
 
 
 def _text_bytes(array: pa.Array) -> int:
-    """Return the bytes of the texts in dictionaries, each counted in every row or list that has it."""
+    """Return the bytes of dictionary-encoded texts. A text is counted in each row or list that contains it."""
     if isinstance(array, pa.StructArray):
         return sum(map(_text_bytes, array.flatten()))
     if isinstance(array, pa.MapArray):
@@ -441,7 +443,7 @@ def _text_bytes(array: pa.Array) -> int:
 
 @contextmanager
 def _long_csv_values() -> Iterator[None]:
-    """Let `csv` read values of up to a block in this process, which are 128 kB otherwise; Arrow has no such limit."""
+    """Raise the limit of `csv` for a value from 128 kB to a block within this process. Arrow has no such limit."""
     limit = csv.field_size_limit(_BLOCK_BYTES)
     try:
         yield
@@ -450,17 +452,17 @@ def _long_csv_values() -> Iterator[None]:
 
 
 def _whole_rows(content: bytes, is_last: bool) -> int:
-    """Return the length of the complete rows of a CSV file in `content`, which begins with a row.
+    """Return the length in bytes of the complete rows in `content`, which begins with a row of a CSV file.
 
-    It is 0 if no row is complete, or if a quotation mark is not placed as RFC 4180 requires: before and after a value,
-    and doubled in it. Arrow reads rows with other marks in its own way, without an error.
+    Return 0 if no row is complete, or if a quotation mark violates RFC 4180: marks enclose a value, and a mark inside a
+    value is doubled. Arrow reads such rows in its own way without an error.
     """
     line_end = b"\n" if b"\n" in content else b"\r"
     if b'"' not in content:
         return len(content) if is_last else content.rfind(line_end) + 1
     signs = np.frombuffer(content, np.uint8)
     marks = np.flatnonzero(signs == ord('"'))
-    count, end = len(marks) // 2 * 2, len(content)  # before a value that `content` ends in
+    count, end = len(marks) // 2 * 2, len(content)  # end before a value that `content` cuts off
     if is_last and count < len(marks):
         return 0
     if not is_last:
@@ -468,19 +470,19 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
         while (end := content.rfind(line_end, int(marks[count - 1]) if count else 0, stop) + 1) == 0 and count:
             count -= 2
             stop = int(marks[count])
-    # a mark at an edge of the content is its own neighbour
+    # A mark at the edge of the content has no neighbour, so the index is clamped to the mark itself.
     before, after = signs[np.maximum(marks[:count:2], 1) - 1], signs[np.minimum(marks[1:count:2] + 1, len(signs) - 1)]
     return end if _BESIDE_MARKS[before].all() and _BESIDE_MARKS[after].all() else 0
 
 
 def _is_changed(value: object, kind: pa.DataType) -> bool:
-    """Return True for a value that Arrow would turn into another value: 2.5 into the whole number 2, true into 1."""
+    """Return True if Arrow would change the value: 2.5 into the integer 2, or true into 1."""
     if isinstance(value, bool):
         return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
     if isinstance(value, float):
         return pa.types.is_integer(kind) and not value.is_integer()
     if isinstance(value, list) and pa.types.is_list(kind):
-        return any(_is_changed(one, kind.value_type) for one in value)
+        return any(_is_changed(item, kind.value_type) for item in value)
     if isinstance(value, dict) and pa.types.is_struct(kind):
         return any(_is_changed(value.get(field.name), field.type) for field in kind)
     return False

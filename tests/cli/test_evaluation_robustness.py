@@ -34,7 +34,7 @@ def test_a_line_for_each_strength_and_a_reason_for_what_cannot_be_measured(comma
     assert lines[0].split() == ["disturbance", "strength", "accuracy", "loss", "no", "number", "worst", "at"]
     assert [line.split()[:2] for line in lines[2:4]] == [["noise", "0.1"], ["noise", "2"]]
     assert lines[4:] == [
-        "typos cannot be measured: the model takes no texts",
+        "typos cannot be measured: the model has no text inputs",
         "300 rows, seed 0",
         f"2 files in {tmp_path / 'out'}",
     ]

@@ -95,7 +95,7 @@ def test_it_prints_the_verdict_its_reason_and_the_run(home: Path) -> None:
         "reading 250 rows of the window",
         "comparing 250 rows with the reference's own windows",
         "drawing the report",
-        "logging it to the experiment onnxserve/flights",
+        "logging the report to the experiment onnxserve/flights",
     ]
     assert calm.stdout.startswith("flights drift 2013-07-01/2013-07-02: no drift\n")
     assert refused.stdout.startswith("flights nightly 2013-07-02/2013-07-03: not judged\n")

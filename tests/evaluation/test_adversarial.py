@@ -27,7 +27,7 @@ STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """`original` of MLflow's own flavor; `onnx`, its ONNX form; `naming`, one that names the original; `of_other`, one
-    that names what is no torch module."""
+    that names a model that is not a torch module."""
     folder = tmp_path_factory.mktemp("net")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     with torch.no_grad():  # the brighter one is the second class
@@ -114,7 +114,7 @@ def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
     cannot = onnxserve.robustness(str(naming), data, "label").cannot
     assert not Trap.made.exists()
     assert cannot["pgd"] == cannot["fgsm"]
-    assert cannot["pgd"].startswith(f"the torch original {trap} runs code of its own while it is loaded")
+    assert cannot["pgd"].startswith(f"loading the torch original {trap} runs its own code")
     with pytest.raises(InvalidConfig, match="nothing can be"):
         onnxserve.robustness(str(naming), data, "label", strengths={"fgsm": []})
     assert Trap.made.exists()
@@ -130,7 +130,7 @@ def test_a_version_that_is_its_own_original_is_attacked_as_pyfunc(folders: dict[
 def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: dict[str, Path]) -> None:
     none = measured(folders["onnx"]).cannot
     assert none["fgsm"] == none["pgd"]
-    assert none["pgd"].startswith("the version has no torch original, whose gradients are needed, and names none")
+    assert none["pgd"].startswith("the version has no torch original, which is needed for gradients, and names none")
     gone = measured(folders["onnx"], original="/gone").cannot["pgd"]
     assert gone.startswith("the torch original /gone: ")
     for unfit in (  # without consent to run code, and with it
@@ -165,8 +165,8 @@ def test_rows_that_the_original_cannot_take_are_a_reason(folders: dict[str, Path
         resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": PICTURES[:, :2]}, LABELS, True
     )
     assert isinstance(refused, Refused)
-    assert refused.reason.startswith("the torch original cannot answer these rows: mat1 and mat2 shapes")
+    assert refused.reason.startswith("the torch original cannot compute these rows: mat1 and mat2 shapes")
     whole = torch_gradient(
         resolve(str(folders["onnx"])), folders["original"], artifact, "", {"": np.ones((3, 2), dtype=int)}, LABELS
     )
-    assert whole == Refused("the model takes no floating-point numbers")
+    assert whole == Refused("the model has no floating-point inputs")

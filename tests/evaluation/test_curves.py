@@ -89,7 +89,7 @@ def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path:
     folder = write_classifier(tmp_path / "model", types=("long", "double"))
     rows = {**ROWS, "a": np.round(ROWS["a"] * 10).astype(int)}
     report = onnxserve.robustness(str(folder), rows, "label", strengths={"missing": [0.5]})
-    assert report.notes == ("missing: nothing is taken away of a, as the model refuses such rows",)
+    assert report.notes == ("missing: no values of a are removed, because the model rejects such rows",)
     assert report.points[0].no_number == pytest.approx(0.5, abs=0.05)
 
 
@@ -109,15 +109,15 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"target": "gone"}, r"the data has no column 'gone'; it has a, b, label, value"),
-        ({"data": {**ROWS, "label": [None] * 400}}, "the data has no row whose 'label' is known"),
+        ({"data": {**ROWS, "label": [None] * 400}}, "the data has no row with a known 'label'"),
         ({"data": {name: values[:1] for name, values in ROWS.items()}}, "the data has one row with a known target"),
-        ({"data": {}}, "the data needs arrays of as many rows each, one at least; its arrays are none"),
+        ({"data": {}}, "the data needs non-empty arrays of equal length; its arrays are none"),
         ({"data": {"a": [1, 2], "label": [1]}}, r"its arrays are a \[2\], label \[1\]"),
         ({"data": 7}, "data: a file, a DataFrame or a mapping of arrays is expected"),
         ({"data": "gone.csv"}, r"the dataset gone\.csv does not exist"),
-        ({"metric": "r2"}, "there is no metric 'r2'; there are accuracy"),
-        ({"metric": "rmse", "target": "text"}, "rmse is of numbers"),
-        ({"strengths": {"typos": []}}, "nothing can be measured: typos: the model takes no texts"),
+        ({"metric": "r2"}, "there is no metric 'r2'; the metrics are accuracy"),
+        ({"metric": "rmse", "target": "text"}, "rmse needs numbers"),
+        ({"strengths": {"typos": []}}, "nothing can be measured: typos: the model has no text inputs"),
         ({"log": True, "model_uri": "other"}, "was never logged to MLflow, so there is no run to log to"),
     ],
 )

@@ -144,9 +144,13 @@ def test_rows_that_are_answered_by_no_number_are_left_out(regressor: Path) -> No
         ({"data": {"a": ROWS["a"]}}, SchemaMismatch, "'b' is missing"),
         ({"data": "gone.csv"}, InvalidConfig, r"the dataset gone\.csv does not exist"),
         ({"metric": "r2"}, InvalidConfig, "there is no metric 'r2'"),
-        ({"metric": "rmse"}, InvalidConfig, "metric: it is measured on labels; name their column as target"),
-        ({"max_evals": 3}, InvalidConfig, "max_evals is 3; 2 columns need at least 5, twice as many and one"),
-        ({"target": "value", "metric": "accuracy"}, InvalidConfig, "accuracy is of labels; the model answers numbers"),
+        ({"metric": "rmse"}, InvalidConfig, "metric: a metric needs labels; name the label column as target"),
+        ({"max_evals": 3}, InvalidConfig, "max_evals is 3; 2 columns need at least 5 "),
+        (
+            {"target": "value", "metric": "accuracy"},
+            InvalidConfig,
+            "accuracy needs labels, and this model returns numbers",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_in_a_line(change: dict[str, Any], kind: Any, message: str, regressor: Path) -> None:
@@ -163,7 +167,7 @@ def test_what_cannot_be_explained_is_told_why(tmp_path: Path) -> None:
     pictures = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
     with pytest.raises(InvalidRequest, match=r"'x' .*3 dimensions"):
         onnxserve.explain(str(write_model(tmp_path / "m", graph, pictures)), {"x": np.ones((4, 2, 2))})
-    with pytest.raises(InvalidConfig, match=r"one tensor.*x, z"):
+    with pytest.raises(InvalidConfig, match=r"one unnamed tensor.*x, z"):
         onnxserve.explain(str(tmp_path / "m"), {"x": np.ones((4, 2, 2)), "z": np.ones(4)})
 
 

@@ -23,7 +23,7 @@ def test_a_name_alone_has_its_default_strengths() -> None:
         ("noise=much", r"--strengths 'noise=much' is not NAME=STRENGTH,STRENGTH"),
         ("noise=", "is not NAME=STRENGTH"),
         ("nois=1", r"there is no disturbance 'nois'; did you mean 'noise'\?"),
-        ("xyzzy", "there is no disturbance 'xyzzy'; there are noise, missing, "),
+        ("xyzzy", "there is no disturbance 'xyzzy'; the disturbances are noise, missing, "),
         ("noise=" + ",".join(map(str, range(1, 22))), "noise has 21 strengths; at most 20 are measured"),
     ],
 )

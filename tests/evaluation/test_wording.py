@@ -13,21 +13,21 @@ from tests.support.messages import message_of
 ROWS = labelled(60)
 MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown target": ({"target": "gone"}, "the data has no column 'gone'; it has a, b, label, value"),
-    "no data": ({"data": {}}, "the data needs arrays of as many rows each, one at least; its arrays are none"),
+    "no data": ({"data": {}}, "the data needs non-empty arrays of equal length; its arrays are none"),
     "columns of different lengths": (
         {"data": {"a": [1, 2], "label": [1]}},
-        "the data needs arrays of as many rows each, one at least; its arrays are a [2], label [1]",
+        "the data needs non-empty arrays of equal length; its arrays are a [2], label [1]",
     ),
     "a single row": (
         {"data": {name: values[:1] for name, values in ROWS.items()}},
-        "the data has one row with a known target; a standard deviation needs two at least",
+        "the data has one row with a known target; a standard deviation needs at least two",
     ),
     "a file that does not exist": ({"data": "gone.csv"}, "the dataset gone.csv does not exist"),
     "an unknown metric": (
         {"metric": "r2"},
-        "there is no metric 'r2'; there are accuracy, f1, roc_auc, log_loss, rmse, mae",
+        "there is no metric 'r2'; the metrics are accuracy, f1, roc_auc, log_loss, rmse, mae",
     ),
-    "no texts": ({"strengths": {"typos": []}}, "nothing can be measured: typos: the model takes no texts"),
+    "no texts": ({"strengths": {"typos": []}}, "nothing can be measured: typos: the model has no text inputs"),
 }
 STRENGTHS: dict[str, str] = {
     "noise=-1": "noise cannot have the strength -1.0; a number above 0, up to 1e+06, is expected",

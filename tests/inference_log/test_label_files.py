@@ -138,7 +138,7 @@ def test_bad_lines_of_json_are_named() -> None:
 
     assert len(good(rows)) == 1
     assert list(bad(rows)) == [f"line {number}" for number in range(2, 9)]
-    assert bad(rows)["line 2"].startswith("it is no JSON")
+    assert bad(rows)["line 2"].startswith("it is not JSON")
     assert mentions(bad(rows)["line 4"], "no label", "null")
 
 
@@ -155,10 +155,10 @@ def test_many_rows_are_read_in_order_and_none_is_lost() -> None:
     ("kind", "content", "columns", "message"),
     [
         ("csv", "", LabelColumns(), "labels is empty"),
-        ("csv", "a,b\n1,2\n", LabelColumns(), "has no column 'prediction_id', it has a, b; see --id-column or --key"),
+        ("csv", "a,b\n1,2\n", LabelColumns(), "has no column 'prediction_id'; it has a, b; see --id-column or --key"),
         ("csv", "prediction_id,label,label\np,0,1\n", LabelColumns(), "labels has two columns 'label'"),
-        ("csv", "flight,late\n1,2\n", KEY, "has no column 'day', it has flight, late; see --key"),
-        ("csv", "flight,day\n1,2\n", KEY, "has no column 'late', it has flight, day; see --label-column"),
+        ("csv", "flight,late\n1,2\n", KEY, "has no column 'day'; it has flight, late; see --key"),
+        ("csv", "flight,day\n1,2\n", KEY, "has no column 'late'; it has flight, day; see --label-column"),
         ("parquet", b"PAR1", LabelColumns(), "labels cannot be read as Parquet"),
         ("parquet", parquet(a=[1]), LabelColumns(), "has no column 'prediction_id'"),
         (

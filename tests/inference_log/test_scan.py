@@ -102,7 +102,7 @@ def test_a_file_whose_own_columns_are_of_other_types_is_passed_over_and_named(
     writer.write(hour(1, **{name: column}), segment="strange")
     assert log_stats(log, "flights").rows == 2
     assert log.unreadable == {
-        str(writer.root / FOLDER / "strange-0.parquet"): f"its column {name} is of the type {column.type}"
+        str(writer.root / FOLDER / "strange-0.parquet"): f"its column {name} has the type {column.type}"
     }
 
 

@@ -28,10 +28,10 @@ def test_a_file_uri_is_a_folder_too() -> None:
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("s3://AKIA:hidden@bucket/log", "credentials stand in AWS_ACCESS_KEY_ID"),
-        ("https://me:hidden@host/log", "credentials stand in AWS_ACCESS_KEY_ID"),
+        ("s3://AKIA:hidden@bucket/log", "set credentials in AWS_ACCESS_KEY_ID"),
+        ("https://me:hidden@host/log", "set credentials in AWS_ACCESS_KEY_ID"),
         ("s3://bucket/log?secret_key=hidden", "another S3 API in AWS_ENDPOINT_URL"),
-        ("s3://[bucket:hidden/log", "ONNXSERVE_LOG_URI is no address: Invalid IPv6 URL"),
+        ("s3://[bucket:hidden/log", "ONNXSERVE_LOG_URI is not a URI: Invalid IPv6 URL"),
         ("s3:///log", "neither a folder nor s3://BUCKET/PREFIX"),
         ("s3:///x", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),
         ("gs://bucket/log", "ONNXSERVE_LOG_URI: .* is neither a folder nor s3://BUCKET/PREFIX"),

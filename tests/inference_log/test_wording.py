@@ -27,17 +27,17 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
     ),
     "an unknown endpoint": (
         lambda log: log_stats(log, "flihgts"),
-        "the inference log LOG has no rows of an endpoint 'flihgts'; did you mean 'flights'?",
+        "the inference log LOG has no rows of endpoint 'flihgts'; did you mean 'flights'?",
     ),
     "nothing captured": (
         lambda log: log.latest_window("taxis", "1d", DAY),
-        "nothing was captured of endpoint 'taxis' so far (looked in LOG)",
+        "no rows of endpoint 'taxis' have been captured yet in LOG",
     ),
     "a window that is not over": (
         lambda log: log.latest_window("flights", "1d", DAY + timedelta(hours=1)),
         (
-            "no whole window of 1d has rows of endpoint 'flights'; 2013-07-01/2013-07-02 is not over yet: "
-            "--window 2013-07-01/2013-07-02 judges what it has so far"
+            "no finished window of 1d has rows of endpoint 'flights'; 2013-07-01/2013-07-02 is not over yet: use "
+            "--window 2013-07-01/2013-07-02 to judge its rows so far"
         ),
     ),
     "a time that is none": (
@@ -49,7 +49,7 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
     ),
     "a range that ends before it begins": (
         lambda log: parse_time_range("2013-07-02", "2013-07-01", DAY),
-        "nothing lies between --since 2013-07-02 and --until 2013-07-01",
+        "the range from --since 2013-07-02 to --until 2013-07-01 is empty",
     ),
     "an unknown column": (
         lambda log: _select(log, statement="SELECT distnce FROM log"),
@@ -57,11 +57,11 @@ MESSAGES: dict[str, tuple[Callable[[InferenceLog], object], str]] = {
     ),
     "no SELECT": (
         lambda log: _select(log, statement="DELETE FROM log"),
-        "one SELECT is expected: the log is only read",
+        "a single SELECT is expected, because the log is read-only",
     ),
     "another file": (
         lambda log: _select(log, statement="SELECT * FROM '/etc/passwd'"),
-        "the SQL sees the rows as the table log; there is no table '/etc/passwd'",
+        "there is no table '/etc/passwd'; the SQL can query only the table log",
     ),
 }
 

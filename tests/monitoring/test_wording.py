@@ -35,22 +35,22 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
             "model flight-delay version 1 has no reference to compare with; log it with "
             "mlflow_deploy_plugin.log_model, which keeps a sample of the data (reference_data=, event_time=)",
         ),
-        (CLASSIFIER, {"prediction": np.zeros(300, int)}, AGREES, "no shadow has computed a row of the window"),
+        (CLASSIFIER, {"prediction": np.zeros(300, int)}, AGREES, "no shadow has computed a row in the window"),
         (
             CLASSIFIER,
             {"prediction": np.zeros(300, int)},
             ACCURACY,
-            "accuracy: 0 of 300 rows have a label; min_rows is 100; nothing is estimated before: the "
-            "probability of each label, from which it could be estimated, is not at hand: of at most 8 labels "
-            "they are read from the log, and the model has 2",
+            "accuracy: 0 of 300 rows have a label; min_rows is 100; the metric is not estimated: "
+            "the class probabilities, which an estimate needs, are not available: they are read from the log for at "
+            "most 8 labels, and the model has 2",
         ),
-        (CLASSIFIER, {"text": ["a"] * 300}, ACCURACY, "the log has no column that holds one answer a row"),
+        (CLASSIFIER, {"text": ["a"] * 300}, ACCURACY, "the log has no column with a single answer per row"),
         (
             REGRESSOR,
             {"prediction": np.ones(300)},
             ACCURACY,
-            "accuracy: 0 of 300 rows have a label; min_rows is 100; nothing is estimated before: the model "
-            "answers numbers, and how far they are off cannot be seen from them",
+            "accuracy: 0 of 300 rows have a label; min_rows is 100; the metric is not estimated: the model "
+            "returns numbers, and their errors cannot be estimated without labels",
         ),
     ],
 )

@@ -75,7 +75,7 @@ def test_no_rows_are_an_empty_array() -> None:
 
 
 def test_a_type_that_a_format_lacks_is_one_line() -> None:
-    with pytest.raises(InvalidConfig, match="form in parquet"):
+    with pytest.raises(InvalidConfig, match="cannot be written as parquet"):
         written("parquet", pa.table({"i": pa.array([None], pa.month_day_nano_interval())}))
 
 

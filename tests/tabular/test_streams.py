@@ -149,7 +149,7 @@ def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
     *_, last = stream(b"\n".join([*lines, *later, b""]), "jsonl").blocks(["a", "b", "c"])
 
     assert [row.why for row in last.bad] == [
-        "column 'a': 1.5 is no int64",
+        "column 'a': 1.5 is not of type int64",
         "column 'b': [True] is no list<item: int64>",
         "column 'c': {'d': 1.5} is no struct<d: int64>",
     ]

@@ -1,4 +1,4 @@
-"""The wording of what is wrong with files."""
+"""The wording of errors in files."""
 
 import io
 from collections.abc import Callable
@@ -30,10 +30,7 @@ def _write(*rows: object) -> None:
 MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "an unknown ending": (
         partial(output_format, "out.xlsx", "jsonl"),
-        (
-            "out.xlsx: .xlsx is none of the endings that are known, .csv .json .jsonl .ndjson .parquet .pq; "
-            "say -O to choose"
-        ),
+        ("out.xlsx: .xlsx is not a known ending (.csv .json .jsonl .ndjson .parquet .pq); set the format with -O"),
     ),
     "a file that does not exist": (
         partial(_open, open_input, "/nowhere/rows.csv"),
@@ -49,7 +46,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "several types in a column": (
         partial(_read, b'{"a": 1}\n{"a": "x"}\n', "jsonl"),
-        "column 'a' holds values of several types",
+        "column 'a' contains values of several types",
     ),
     "rows of different columns": (partial(_write, {"a": 1}, {"b": 2}), "predictions have different columns: a, and b"),
 }

@@ -1,6 +1,6 @@
 """Data drift, prediction drift and data quality: does the window differ from the reference more than the reference's
-own windows do? The verdict covers all rows of the window, from sketches; the report reads a bounded sample of rows. The
-columns of all rows and of segments share one null distribution and one rate of false alarms (`drift/verdict.py`)."""
+own windows do? The verdict uses sketches of all rows in the window; the report uses a bounded sample of rows. All
+columns and segments share a null distribution and a false alarm rate (`drift/verdict.py`)."""
 
 import math
 from collections import Counter
@@ -58,21 +58,21 @@ from mlflow_deploy_plugin.spec.monitors import Requirement
 
 SKETCHES = "sketches.parquet"
 READ_ROWS = 100_000
-"""For a window with more rows, the report shows the rows of some of its hours."""
+"""The number of rows above which the report shows only some hours of the window."""
 CHECKS: tuple[Check, ...] = ("missing", "unseen", "type", "presence", "constant", "range")
 _MOST_COLUMNS = 20
 _CACHE = "nulls"
 _SHOWN_ROWS = 5_000
 _SEED = 0
-_DROPPED = "capture.drop leaves it out of the log"
-_MASKED = "capture.mask writes hashes of its values into the log"
-_KEY = "capture.keys names it: it identifies rows, and the model does not take it"
-_LEFT_OUT = "--exclude leaves it out"
-_NOTHING_LEFT = "no column is left to judge: capture.drop, capture.mask or --exclude leaves out each of them"
+_DROPPED = "capture.drop excludes it from the log"
+_MASKED = "capture.mask replaces its values in the log with hashes"
+_KEY = "capture.keys lists it: it identifies rows and is not an input of the model"
+_LEFT_OUT = "--exclude excludes it"
+_NOTHING_LEFT = "no column is left to judge: capture.drop, capture.mask or --exclude excludes every column"
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge every column of the window, inputs and predictions, or the columns of the spec."""
+    """Judge all columns of the window, inputs and predictions, or only the columns in the spec."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -80,7 +80,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def judge_predictions(request: WindowRequest) -> MonitorResult:
-    """Judge the columns of predictions, `prediction` and `output.…`, or the ones that the spec names."""
+    """Judge the prediction columns, `prediction` and `output.…`, or only those listed in the spec."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
@@ -91,44 +91,55 @@ def judge_predictions(request: WindowRequest) -> MonitorResult:
         if name.partition(".")[0] == PREDICTION or name.startswith(OUTPUT_PREFIX)
     )
     if not columns:
-        among = f"; columns names {', '.join(chosen)}" if chosen else ""
-        reason = f"neither the window nor the reference has a column of answers (prediction, output.…){among}"
+        among = f"; `columns` lists {', '.join(chosen)}" if chosen else ""
+        reason = f"neither the window nor the reference has a prediction column (prediction, output.…){among}"
         return request.result("not judged", reason, compared.version, compared.profile.rows, notes=compared.notes)
     return compared.result(compared.verdict(columns))
 
 
 def judge_quality(request: WindowRequest) -> MonitorResult:
-    """Judge values that are missing, of another type, unseen or out of range, and columns that come or go. Requirements
-    (`require`) are judged on all of the window's rows; with `capture.fraction`, each share has an interval."""
+    """Judge missing, unseen and out-of-range values, changed types, and added or removed columns. Requirements
+    (`require`) are judged on all rows in the window; with `capture.fraction`, each share has an interval."""
     compared = compare_window(request)
     if isinstance(compared, MonitorResult):
         return compared
     verdict = compared.verdict(request.spec.columns)
     effective_n, left_out = math.inf, 1 - request.capture.fraction
     if request.spec.requirements and left_out:
-        # Requests are drawn, so the rows of a request count as one; the finite population correction increases that.
+        # Requests are sampled, so the rows of a request count once. The finite population correction increases the
+        # size.
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
         effective_n = max(requests, 1) / left_out
-    required = [finding for one in request.spec.requirements for finding in _required(compared, one, effective_n)]
-    checked = [one for one in verdict.findings if one.check in CHECKS]
-    told = {one.subject for one in checked}
-    for one in verdict.findings:  # Columns of which only the distribution was judged.
-        if one.subject not in told and one.check == "distribution" and not one.segment:
-            is_judged = one.state != "not judged"
-            reason = "nothing missing, unseen or out of range" if is_judged else one.reason
-            checked.append(Finding(one.subject, "missing", "no drift" if is_judged else "not judged", reason))
+    required = [
+        finding
+        for requirement in request.spec.requirements
+        for finding in _required(compared, requirement, effective_n)
+    ]
+    checked = [finding for finding in verdict.findings if finding.check in CHECKS]
+    judged_subjects = {finding.subject for finding in checked}
+    for column_finding in verdict.findings:  # columns for which only the distribution was judged
+        if (
+            column_finding.subject not in judged_subjects
+            and column_finding.check == "distribution"
+            and not column_finding.segment
+        ):
+            is_judged = column_finding.state != "not judged"
+            reason = "nothing missing, unseen or out of range" if is_judged else column_finding.reason
+            checked.append(
+                Finding(column_finding.subject, "missing", "no drift" if is_judged else "not judged", reason)
+            )
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
-    if verdict.state == "drift" and not any(one.state == "drift" for one in checked):
-        # Only distributions have drifted, which data quality does not judge.
+    if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
+        # Data quality does not judge distributions.
         verdict = replace(verdict, state="no drift", figures={**verdict.figures, "is_drift": 0.0})
     return compared.result(replace(verdict, findings=(*required, *checked)), state, reason)
 
 
 @dataclass(frozen=True, eq=False)
 class WindowComparison:
-    """A window and its reference. If the reference is None, `missing_reason` explains why. `excluded` has the columns
-    that are not judged, and the reason: the log does not hold their values, or a person has excluded them."""
+    """A window and its reference. If the reference is None, `missing_reason` is the explanation. `excluded` maps
+    columns that are not judged to the reason: the log does not have their values, or the user has excluded them."""
 
     request: WindowRequest
     version: ModelVersion
@@ -147,10 +158,12 @@ class WindowComparison:
         return sorted(known)
 
     def verdict(self, columns: tuple[str, ...]) -> DriftVerdict:
-        """Return the verdict on some columns; empty means all. Without a reference, no column is judged."""
+        """Return the verdict on these columns, or on all columns if empty. Without a reference, no column is judged."""
         request = self.request
         absent = [name for name in columns if not select_columns(self.names, [name])]
-        chosen = tuple(one for one in (*select_columns(self.names, columns), *absent) if one not in self.excluded)
+        chosen = tuple(
+            column for column in (*select_columns(self.names, columns), *absent) if column not in self.excluded
+        )
         if self.reference is None or not chosen:
             reason = self.missing_reason or _NOTHING_LEFT
             findings = self._not_judged({**dict.fromkeys(self.names, reason), **self.excluded}, columns)
@@ -171,7 +184,7 @@ class WindowComparison:
         return tuple(not_judged_findings({name: reasons[name] for name in select_columns(reasons, columns)}))
 
     def result(self, verdict: DriftVerdict, state: State | None = None, reason: str | None = None) -> MonitorResult:
-        """Return the result with the data of its report; `state` and `reason` replace the verdict's."""
+        """Return the result with the data for its report; `state` and `reason` replace those of the verdict."""
         state, reason = state or verdict.state, reason or verdict.reason
         notes = (*self.notes, *(self.reference.notes if self.reference else ()), *verdict.notes)
         subjects = {finding.subject for finding in verdict.findings} - self.excluded.keys()
@@ -189,17 +202,17 @@ class WindowComparison:
         )
 
     def _report_pairs(self, subjects: set[str]) -> list[tuple[ColumnValues, ColumnValues]]:
-        """Return some `_SHOWN_ROWS` rows of the version in the judged columns; of a large window, of some hours."""
+        """Return about `_SHOWN_ROWS` rows of the judged columns. For a large window, only some hours are read."""
         request, window, rows = self.request, self.request.window, self.profile.rows
         parts = [window]
-        if rows > READ_ROWS:  # Hours with about so many rows, by a fixed seed.
+        if rows > READ_ROWS:  # Choose hours at random with a fixed seed.
             hours = request.log.hours(request.endpoint, window)
             count = min(math.ceil(len(hours) * READ_ROWS / rows), len(hours))
             chosen = np.sort(np.random.default_rng(_SEED).choice(len(hours), count, replace=False))
-            picked = [hours[place] for place in chosen]
+            picked = [hours[index] for index in chosen]
             parts = [Window(max(hour.start, window.start), min(hour.end, window.end)) for hour in picked]
-        found = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
-        tables = [one.table for one in found if one is not None and (one.model, one.version) == self.version]
+        samples = (request.log.read(request.endpoint, part, math.ceil(_SHOWN_ROWS / len(parts))) for part in parts)
+        tables = [rows.table for rows in samples if rows is not None and (rows.model, rows.version) == self.version]
         if not tables or self.reference is None:
             return []
         sample = self.reference.sample
@@ -212,14 +225,14 @@ class WindowComparison:
 
 def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     """Return the window and its reference as sketches, or the result of a window without rows. Raises InvalidConfig if
-    a person has specified a column that neither side has."""
+    the user has specified a column that exists on neither side."""
     log, window = request.log, request.window
     versions = window_versions(log, request.endpoint, window)
     if not versions:
         return request.result("not judged", "the window has no rows", notes=unreadable_notes(log))
     version, *others = versions
     notes = [
-        f"{versions[other]:,} rows of the window were answered by {other[0]} version {other[1]} and are left out"
+        f"{versions[other]:,} rows in the window were answered by {other[0]} version {other[1]} and are skipped"
         for other in others
     ]
     reference, missing_reason = None, ""
@@ -238,7 +251,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
     columns = {*bins, *profile.columns, *(reference.pieces.total.columns if reference else ())}
     for name in (*request.columns, *request.exclude):
         if not select_columns(columns, [name]):
-            hint = did_you_mean(name, columns, f"there are {join_names(sorted(columns))}")
+            hint = did_you_mean(name, columns, f"the columns are {join_names(sorted(columns))}")
             raise InvalidConfig(f"neither the window nor the reference has a column {name!r}{hint}")
     capture = request.capture
     if any(name.startswith(OUTPUT_PREFIX) for name in (*capture.drop, *capture.mask)):
@@ -246,10 +259,10 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
         both = {name: with_both_names(getattr(capture, name), artifact) for name in ("drop", "mask")}
         capture = capture.model_copy(update=both)
     excluded = excluded_columns(capture, columns)
-    profile = Profile(profile.rows, {name: one for name, one in profile.columns.items() if name not in excluded})
+    profile = Profile(profile.rows, {name: sketch for name, sketch in profile.columns.items() if name not in excluded})
     segments: Mapping[str, tuple[DriftReference, Profile]] = {}
     if reference is not None:
-        # The same values have the same hashes in another part of the log.
+        # In another part of the log, masked values have the same hashes, so they can be segments.
         hidden = {} if request.spec.reference.startswith(("window:", "rolling:")) else excluded
         segments, segment_notes = _segment_profiles(request, version, reference, hidden)
         notes += segment_notes
@@ -258,7 +271,7 @@ def compare_window(request: WindowRequest) -> WindowComparison | MonitorResult:
 
 
 def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str, str]:
-    """Return the columns whose values `capture` drops, masks or takes as keys, with their parts, and the reason."""
+    """Return the columns that `capture` drops, masks or uses as keys, including their parts, with the reason."""
     reasons = {**dict.fromkeys(capture.drop, _DROPPED), **dict.fromkeys(capture.mask, _MASKED)}
     reasons |= dict.fromkeys(capture.keys, _KEY)
     return {part: reason for name, reason in reasons.items() for part in select_columns(columns, [name])}
@@ -267,7 +280,7 @@ def excluded_columns(capture: CaptureSpec, columns: Collection[str]) -> dict[str
 def _segment_profiles(
     request: WindowRequest, version: ModelVersion, reference: DriftReference, hidden: Mapping[str, str]
 ) -> tuple[dict[str, tuple[DriftReference, Profile]], list[str]]:
-    """Return the largest segments by each column of `segment_by`, and a line for each that is left out."""
+    """Return the largest segments for each column of `segment_by`, and a note for each skipped column or value."""
     segments: dict[str, tuple[DriftReference, Profile]] = {}
     notes: list[str] = []
     sample = reference.sample
@@ -276,7 +289,7 @@ def _segment_profiles(
             notes.append(f"segments: {column}: {hidden[column]}")
             continue
         if column not in sample.column_names or as_texts(sample.column(column)) is None:
-            notes.append(f"segments: the reference has no column {column!r} to tell rows by")
+            notes.append(f"segments: the reference has no column {column!r} that can define segments")
             continue
         counts = Counter[str]()
         for batch in _version_rows(request, version, (column, "_model", "_version")):
@@ -284,7 +297,7 @@ def _segment_profiles(
             if texts is not None:
                 counts.update(count_texts(texts))
         values, left_out = largest_values(counts, column, request.spec.min_rows)
-        notes += left_out if counts else [f"segments: the window has no values of {column!r} to tell rows by"]
+        notes += left_out if counts else [f"segments: the window has no values of {column!r}"]
         profiles = _profiles_by_value(request, version, column, values, reference)
         references = load_segment_references(request, *version, reference, column, values)
         for value, own, profile in zip(values, references, profiles, strict=True):
@@ -295,18 +308,18 @@ def _segment_profiles(
 def _profiles_by_value(
     request: WindowRequest, version: ModelVersion, column: str, values: Sequence[str], reference: DriftReference
 ) -> list[Profile]:
-    found: list[list[Profile]] = [[] for _ in values]
-    wanted = pa.array(values, pa.string())
+    profiles_by_value: list[list[Profile]] = [[] for _ in values]
+    value_set = pa.array(values, pa.string())
     for table in coalesce_batches(_version_rows(request, version, None)):
         texts = as_texts(table.column(column)) if column in table.column_names else None
         if texts is None or not values:
             continue
-        places = np.asarray(pc.fill_null(pc.index_in(texts, value_set=wanted), -1)).astype(np.int64)
-        inside = places >= 0
-        profiles = sketch_groups(reference.bins, table.filter(pa.array(inside)), places[inside], len(values))
-        for place, profile in enumerate(profiles):
-            found[place].append(profile)
-    return [merge(profiles) for profiles in found]
+        groups = np.asarray(pc.fill_null(pc.index_in(texts, value_set=value_set), -1)).astype(np.int64)
+        inside = groups >= 0
+        profiles = sketch_groups(reference.bins, table.filter(pa.array(inside)), groups[inside], len(values))
+        for group, profile in enumerate(profiles):
+            profiles_by_value[group].append(profile)
+    return [merge(profiles) for profiles in profiles_by_value]
 
 
 def _version_rows(request: WindowRequest, version: ModelVersion, columns: Sequence[str] | None) -> Iterator[pa.Table]:
@@ -316,21 +329,22 @@ def _version_rows(request: WindowRequest, version: ModelVersion, columns: Sequen
 
 def _conclude(required: list[Finding], checked: list[Finding], verdict: State, reason: str) -> tuple[State, str]:
     for state in ("violated", "drift"):
-        alarms = [one for one in (*required, *checked) if one.state == state]
+        alarms = [finding for finding in (*required, *checked) if finding.state == state]
         if alarms:
-            return state, describe_worst([one.subject for one in alarms], alarms[0].reason)
-    if required and all(one.state == "kept" for one in required):
+            return state, describe_worst([finding.subject for finding in alarms], alarms[0].reason)
+    if required and all(finding.state == "kept" for finding in required):
         return "kept", f"{required[0].subject}: {required[0].reason}"
-    if unknown := next((one for one in required if one.state == "cannot tell"), None):
+    if unknown := next((finding for finding in required if finding.state == "cannot tell"), None):
         return "cannot tell", f"{unknown.subject}: {unknown.reason}"
-    if verdict == "not judged" or any(one.state == "not judged" for one in required):
-        return "not judged", next((one.reason for one in required if one.state == "not judged"), reason)
-    return "no drift", "values are missing, unseen or out of range no more than in the reference's own windows"
+    if verdict == "not judged" or any(finding.state == "not judged" for finding in required):
+        return "not judged", next((finding.reason for finding in required if finding.state == "not judged"), reason)
+    return "no drift", "no more values are missing, unseen or out of range than in the reference's own windows"
 
 
 def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
-    """Yield a finding for each column that is not shown to keep the requirement, or for the one that comes nearest. The
-    rows are worth `effective_n` independent draws of the answered rows; infinity if all were captured."""
+    """Yield a finding for each column that is not shown to meet the requirement; if all meet it, for the closest
+    column. `effective_n` is the number of independent draws that the rows are worth; infinity if all rows were
+    captured."""
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
     names = [argument] if argument else select_columns(held, spec.columns)
@@ -345,24 +359,24 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
         for name in names
     }
     known = {
-        name: criterion_state(requirement.holds(one.low), requirement.holds(one.high))
-        for name, one in intervals.items()
+        name: criterion_state(requirement.holds(interval.low), requirement.holds(interval.high))
+        for name, interval in intervals.items()
     }
     order = sorted(names, key=lambda name: (-shares[name], name))
     broken = [name for name in order if known[name] != "kept"]
-    more = f", as of {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
+    more = f", and the same for {len(broken) - 1} more columns" if len(broken) > _MOST_COLUMNS else ""
     for name in broken[:_MOST_COLUMNS] or order[:1]:
         share = shares[name]
-        said = f"{share:.2%} of {profile.rows:,} rows"
+        text = f"{share:.2%} of {profile.rows:,} rows"
         if math.isfinite(effective_n):
             low, high = intervals[name].low, intervals[name].high
-            said += f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
-        said = f"{said}, required is" if broken or argument else f"at most {said} ({name}), required is"
+            text += f", a sample, {low:.2%} to {high:.2%} of all (Wilson, confidence {confidence:.4g})"
+        text = f"{text}, required is" if broken or argument else f"at most {text} ({name}), required is"
         yield Finding(
             f"{requirement.name}({name})",
             "criterion",
             known[name],
-            f"{said} {requirement.text}{more if name == order[0] else ''}",
+            f"{text} {requirement.text}{more if name == order[0] else ''}",
             share,
             requirement.value,
             change=_share_change(compared, requirement.name, name, share),
@@ -370,7 +384,7 @@ def _required(compared: WindowComparison, requirement: Requirement, effective_n:
 
 
 def _why_not_judged(compared: WindowComparison, requirement: Requirement, names: Sequence[str]) -> str:
-    """Return why a requirement on these columns cannot be judged; empty if it can."""
+    """Return the reason why a requirement on these columns cannot be judged, or ""."""
     profile, least, argument = compared.profile, compared.request.spec.min_rows, requirement.argument
     if profile.rows < least:
         return f"the window has {profile.rows:,} rows; min_rows is {least:,}"
@@ -379,12 +393,12 @@ def _why_not_judged(compared: WindowComparison, requirement: Requirement, names:
     if argument in compared.excluded:
         return compared.excluded[argument]
     if not names or (argument and argument not in compared.names):
-        return f"neither the window nor the reference has the column; there are {', '.join(compared.names[:20])}"
+        return f"neither the window nor the reference has the column; the columns are {', '.join(compared.names[:20])}"
     return ""
 
 
 def _share_change(compared: WindowComparison, figure: str, column: str, share: float) -> str:
-    """Return how the share of a column differs from the reference's, as `Finding.change`."""
+    """Return the difference between the share of a column and the reference, in the format of `Finding.change`."""
     others = compared.reference.pieces.others if compared.reference is not None else None
     if others is None or not others.rows or column not in others.columns:
         return ""
@@ -395,7 +409,7 @@ def _share_change(compared: WindowComparison, figure: str, column: str, share: f
 
 
 def _share(name: str, profile: Profile, column: ColumnSketch | None) -> float:
-    """Return the share of rows whose value is missing, unseen or out of range; a row without the column counts."""
+    """Return the share of missing, unseen or out-of-range values. If a row lacks the column, its value is missing."""
     if name == "missing":
         return 1 - (column.rows - column.missing if column else 0) / profile.rows
     if column is None:

@@ -1,18 +1,19 @@
-"""Intervals of a window's metrics, which account for its rows being a sample.
+"""Intervals of a window's metrics, which treat the rows as a sample.
 
 - Shares: Wilson's score interval (Wilson, JASA 1927).
-- Figures of the means of rows: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
+- Figures of row means: the percentile bootstrap (Efron, Tibshirani, An Introduction to the Bootstrap, 1993).
 - The area under the curve: DeLong's variance (DeLong et al., Biometrics 1988) on the logit scale.
 
-Rows that follow each other are often wrong together, so they are worth fewer independent rows (Kish, Survey Sampling,
-1965): as many as give the variance of the sums of longer and longer stretches (batch means: Schmeiser, Operations
-Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24, 1998). Coverage of nominal 95 %
-intervals of four figures, on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
+Errors of consecutive rows are often correlated, so the rows are worth fewer independent rows (Kish, Survey Sampling,
+1965). That number follows from the variance of sums over increasingly long stretches (batch means: Schmeiser,
+Operations Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24, 1998). Coverage of
+nominal 95 %
+intervals for four figures on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
 
-| dependence of the rows | taken as independent | these intervals |
+| dependence of the rows | assuming independence | these intervals |
 |---|---|---|
 | independent | 92 to 95 % | 92 to 98 % |
-| a window of 24 stretches that are wrong together | 46 to 94 % | 90 to 97 % |
+| 24 stretches, each with correlated errors | 46 to 94 % | 90 to 97 % |
 | a window 17 correlation times long | 49 to 92 % | 88 to 97 % |
 | a window 5 correlation times long | 17 to 88 % | 73 to 94 % |
 """
@@ -39,18 +40,20 @@ Method = Literal["Wilson", "bootstrap", "DeLong", "prediction interval", "worst 
 
 RESAMPLES = 400
 _SEED = 0
-_CHUNK = 2_000_000  # random numbers at a time
+_CHUNK = 2_000_000  # random numbers per chunk
 _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
-"""The most pieces into which a window is cut to measure its autocorrelation, and the fewest rows of a piece."""
+"""The maximum number of pieces for measuring the autocorrelation of a window, and the minimum number of rows per
+piece."""
 _TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
-"""The length of a stretch in correlation times, and the fewest stretches. With four stretches, three of four models
-that broke in the middle of a window (0.78, then 0.44 right) were taken for varying ones; with eight, none of 200."""
+"""The length of a stretch in correlation times, and the minimum number of stretches. With four stretches, three of four
+models that broke in the middle of a window (accuracy 0.78, then 0.44) looked like natural variation; with eight, none
+of 200 did."""
 
 
 @dataclass(frozen=True)
 class MetricInterval:
-    """A figure with its interval, low <= value <= high, of `rows` that are worth `effective_n` independent rows."""
+    """A figure with its interval, low <= value <= high. The `rows` are worth `effective_n` independent rows."""
 
     name: str
     value: float
@@ -67,33 +70,37 @@ class MetricInterval:
 
 @dataclass(frozen=True, eq=False)
 class Sampling:
-    """The way rows were drawn. `times` is [N] in any unit (None: rows are independent). `weights` is [N] > 0, the
-    number of rows that each represents (None: equal); intervals take them as known (the ratio estimator of Hájek)."""
+    """The sampling of rows. `times` is [N] in any unit; None if rows are independent. `weights` is [N] > 0, the number
+    of rows that each row represents; None for equal weights. Intervals treat weights as known (Hájek's ratio
+    estimator)."""
 
     confidence: float
     times: Array | None = None
     weights: Array | None = None
 
     def of(self, rows: Array) -> "Sampling":
-        """Return the same for some of the rows: [N] bool."""
+        """Return the sampling of a part of the rows: [N] bool."""
         times = None if self.times is None else self.times[rows]
         return replace(self, times=times, weights=None if self.weights is None else self.weights[rows])
 
     def shares(self, count: int) -> Array:
-        """Return the weights, [N], of mean 1."""
+        """Return the weights, [N], normalised to mean 1."""
         return np.ones(count) if self.weights is None else self.weights / self.weights.mean()
 
     def effective_n(self, influence: Array) -> float:
-        """Return how many independent rows these rows are worth for a figure; never more than they are. `influence` is
-        that of each row on the figure, [N] of mean 0, in any unit."""
+        """Return the number of independent rows that these rows are worth for a figure, at most the number of rows.
+        `influence` is the influence of each row on the figure, [N] with mean 0, in any unit."""
         count = len(influence)
         pieces = min(_PIECES, count // _PIECE_ROWS)
         alone = float(np.square(influence).sum())
         if self.times is None or pieces < _FEWEST_STRETCHES or not alone > 0:
             return float(count)
         ordered = influence[np.argsort(self.times, kind="stable")]
-        found = dependence(_sums(ordered, pieces))
-        length = max(found.block_length, _TIMES_A_STRETCH * found.correlation_time if found.correlation_time > 1 else 1)
+        dependence_of_sums = dependence(_sums(ordered, pieces))
+        length = max(
+            dependence_of_sums.block_length,
+            _TIMES_A_STRETCH * dependence_of_sums.correlation_time if dependence_of_sums.correlation_time > 1 else 1,
+        )
         stretches = max(pieces // math.ceil(length), _FEWEST_STRETCHES)
         together = stretches * float(_sums(ordered, stretches).var(ddof=1))
         level = (1 + self.confidence) / 2
@@ -102,20 +109,20 @@ class Sampling:
 
 
 def _sums(values: Array, parts: int) -> Array:
-    """Return [parts]: the sums of consecutive parts, as equal in length as can be."""
+    """Return [parts]: the sums of consecutive parts with nearly equal lengths."""
     sums: Array = np.add.reduceat(values, np.arange(parts) * len(values) // parts)
     return sums
 
 
 def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterval:
-    """Return the share of rows that are hits: [N] bool, N > 0."""
+    """Return the share of hits with its interval; `is_hit` is [N] bool, N > 0."""
     hits, count = is_hit.astype(np.float64), len(is_hit)
     weights = sampling.shares(count)
     part = min(float(weights @ hits) / count, 1.0)
     influence = weights * (hits - part)
     effective_n = sampling.effective_n(influence) * _evenness(weights)
     if sampling.weights is not None and 0 < part < 1:
-        # If heavy rows miss more often than light ones, the variance is larger than the weights imply.
+        # If heavy rows miss more often than light rows, the variance is larger than the weights imply.
         effective_n = min(
             effective_n, sampling.effective_n(influence) * part * (1 - part) / float(np.square(influence).mean())
         )
@@ -123,14 +130,14 @@ def share_interval(name: str, is_hit: Array, sampling: Sampling) -> MetricInterv
 
 
 def _evenness(weights: Array) -> float:
-    """Return how many rows of equal weight one of these rows is worth (Kish)."""
+    """Return the number of equally weighted rows that one row is worth on average (Kish)."""
     return float(weights.mean() ** 2 / np.square(weights).mean())
 
 
 def wilson_interval(
     name: str, hits: float, total: int, confidence: float, effective_n: float | None = None
 ) -> MetricInterval:
-    """Return a share of `total` > 0 rows, worth `effective_n` independent ones; None: they are independent."""
+    """Return a share of `total` > 0 rows with its interval; `effective_n` is by default `total` (independent rows)."""
     z = float(norm.ppf((1 + confidence) / 2))
     part, count = hits / total, total if effective_n is None else effective_n
     centre = (part + z**2 / (2 * count)) / (1 + z**2 / count)
@@ -140,12 +147,13 @@ def wilson_interval(
 
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
-    """Return a figure of the means of rows, [N > 0, k] float64; a resample has as many rows as they are worth. `figure`
-    maps means [.., k] to [..] and is smooth at the mean. Beyond 20,000 rows resamples are drawn from a normal one."""
+    """Return a figure of row means with its interval; `rows` is [N > 0, k] float64. A resample has `effective_n` rows.
+    `figure` maps means [.., k] to [..] and is smooth at the mean. Above 20,000 rows, means are drawn from a normal
+    distribution."""
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
-    slopes = np.ones(1)  # The derivatives of the figure by the means.
+    slopes = np.ones(1)  # derivatives of the figure by the means
     if len(mean) > 1:
         steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
@@ -170,7 +178,8 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
 def bootstrap_counts_interval(
     name: str, counts: Array, figure: Callable[[Array], Array], effective_n: float, sampling: Sampling
 ) -> MetricInterval:
-    """Return a figure of the shares [.., K] of [K] kinds of rows, whose weights sum to `counts`."""
+    """Return a figure with its interval from the shares, [.., K], of K kinds of rows with total weights `counts`,
+    [K]."""
     total, size = round(float(counts.sum())), max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
     return _percentiles(name, counts / counts.sum(), drawn, figure, total, effective_n, sampling.confidence)
@@ -194,8 +203,9 @@ def _percentiles(
 
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
-    """Return the share of pairs of a positive and a negative row in which the positive one has the higher score: the
-    mean of C curves, `is_positive` [N, C] bool (none all True or all False) with `scores` [N, C]."""
+    """Return the area under the curve with its interval: the share of pairs in which the positive row has a higher
+    score than the negative row. It is the mean of C curves with `is_positive` and `scores`, [N, C]; no curve is all
+    True or all False."""
     count = len(is_positive)
     areas, influence, weights = [], np.zeros(count), sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):
@@ -213,7 +223,7 @@ def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> Metri
     effective_n *= _evenness(weights)
     z = float(norm.ppf((1 + sampling.confidence) / 2))
     if not 0 < value < 1:
-        # all pairs are in order, no variance is left: as sure as of a share of the rarer side's rows without a miss
+        # If all pairs are ordered, the variance is 0: use a share without a miss among the rows of the rarer class.
         rarest = int(np.minimum(is_positive.sum(axis=0), (~is_positive).sum(axis=0)).min())
         edge = wilson_interval("roc_auc", value * rarest, rarest, sampling.confidence)
         return MetricInterval("roc_auc", value, edge.low, edge.high, count, "DeLong", effective_n)
@@ -226,13 +236,13 @@ def _expit(value: float) -> float:
 
 
 def bonferroni_confidence(rate: float, intervals: int) -> float:
-    """Return the confidence of each interval, so that chance calls any of them violated at no more than `rate`.
-    Bonferroni's inequality divides the rate among them. Of the two sides of an interval, only one violates."""
+    """Return the confidence of each interval such that the chance of any false violation is at most `rate`.
+    Bonferroni's inequality divides the rate by the number of intervals. Only one side of an interval is a violation."""
     return 1 - rate / max(intervals, 1)
 
 
 def event_sampling(request: WindowRequest, rows: pa.Table, confidence: float) -> Sampling:
-    """Return how rows of the log were drawn, by the monitor's spec."""
+    """Return the sampling of the log's rows according to the monitor's spec."""
     if request.spec.independent_rows:
         return Sampling(confidence)
     return Sampling(confidence, microseconds_of(rows.column(EVENT_TIME)))
@@ -241,17 +251,17 @@ def event_sampling(request: WindowRequest, rows: pa.Table, confidence: float) ->
 def criterion_finding(
     requirement: Requirement, measured: MetricInterval | Refused, confidence: float, segment: str = "", prefix: str = ""
 ) -> Finding:
-    """Return the finding of a requirement; the prefix `estimated ` precedes the figure's name."""
+    """Return the finding of a requirement; `prefix` precedes the name of the figure, such as `estimated `."""
     subject = f"{prefix}{requirement.name}{f'({requirement.argument})' if requirement.argument else ''}"
     if isinstance(measured, Refused):
         return Finding(subject, "criterion", "not judged", measured.reason, None, requirement.value, segment)
     state = criterion_state(requirement.holds(measured.low), requirement.holds(measured.high))
     interval = f"{measured.low:.4g} to {measured.high:.4g} ({measured.method}, confidence {confidence:.4g})"
     is_less = measured.effective_n < 0.9 * measured.rows
-    worth = f" (worth {measured.effective_n:,.0f} independent ones)" if is_less else ""
+    worth = f" (worth {measured.effective_n:,.0f} independent rows)" if is_less else ""
     reason = f"{measured.value:.4g} on {measured.rows:,} rows{worth}, {interval}; required is {requirement.text}"
     if state == "cannot tell":
-        reason += ", which lies within the interval"
+        reason += ", which is within the interval"
     return Finding(subject, "criterion", state, reason, measured.value, requirement.value, segment)
 
 
@@ -262,26 +272,26 @@ def criterion_state(holds_at_low: bool, holds_at_high: bool) -> State:
 
 
 def overall_state(findings: Sequence[Finding]) -> tuple[State, str]:
-    """Return the state of the whole, and the reason: violated if any finding is; kept if all are shown to hold. A
-    segment that was not judged does not prevent "kept", because its requirement is also that of all rows."""
-    violated = [one for one in findings if one.state == "violated"]
+    """Return the overall state and the reason: "violated" if any finding is violated, and "kept" if all are kept. A
+    segment that was not judged does not prevent "kept", because the requirement also applies to all rows."""
+    violated = [finding for finding in findings if finding.state == "violated"]
     if violated:
         return "violated", _shown_first(violated)
-    kept = [one for one in findings if one.state == "kept"]
-    unknown = [one for one in findings if one.state == "cannot tell"]
+    kept = [finding for finding in findings if finding.state == "kept"]
+    unknown = [finding for finding in findings if finding.state == "cannot tell"]
     if kept or unknown:
-        unknown += [one for one in findings if one.state == "not judged" and not one.segment]
+        unknown += [finding for finding in findings if finding.state == "not judged" and not finding.segment]
     if unknown:
         return "cannot tell", _shown_first(unknown)
     if kept:
         return "kept", _shown_first(kept)
-    return "not judged", _shown(findings[0]) if findings else "nothing is required"
+    return "not judged", _shown(findings[0]) if findings else "the monitor has no requirements"
 
 
 def _shown_first(ones: Sequence[Finding]) -> str:
     return f"{_shown(ones[0])}{f', and {len(ones) - 1} more' if len(ones) > 1 else ''}"
 
 
-def _shown(one: Finding) -> str:
-    where = f" of {one.segment}" if one.segment else ""
-    return f"{one.subject}{where}: {one.reason}"
+def _shown(finding: Finding) -> str:
+    where = f" of {finding.segment}" if finding.segment else ""
+    return f"{finding.subject}{where}: {finding.reason}"

@@ -1,12 +1,13 @@
-"""Weights with which labelled rows represent similar rows without a label.
+"""Weights with which labelled rows represent similar unlabelled rows.
 
-Labels are seldom missing at random, so rows with and without a label are compared by score, prediction, segment and
-event time, each by Pearson's chi-square test, together at the monitor's rate of false alarms (Bonferroni). If they
-differ, each labelled row is weighted by the inverse of the share of similar rows that have a label (Horvitz & Thompson,
-JASA 1952). Similar rows are one of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin, JASA
-1984). Rows similar to fewer than five labelled ones are not represented: the metric lies between their worst and best
-labels (Manski, American Economic Review 80, 1990). If labels are missing by the label itself, weights do not help;
-`cbpe.labels_contradict` finds that, and `performance.py` then takes the worst case of every row without a label.
+Labels are seldom missing at random. Therefore labelled and unlabelled rows are compared by score, prediction, segment
+and event time with Pearson's chi-square tests, jointly at the monitor's false alarm rate (Bonferroni). If they differ,
+each labelled row is weighted by the inverse of the share of similar rows with a label (Horvitz & Thompson, JASA 1952).
+Rows are similar if they are in the same of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin,
+JASA 1984). Rows with fewer than five similar labelled rows are not represented: the metric is reported as the range
+between their worst and best possible labels (Manski, American Economic Review 80, 1990). If labels are missing
+depending on the label, weights do not help; `cbpe.labels_contradict` detects this case, and `performance.py` then
+assumes the worst case for every unlabelled row.
 """
 
 import math
@@ -30,14 +31,15 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 
 _BINS, _MOST_VALUES, _STRATA = 10, 20, 10
 _FEWEST_UNLABELLED = 10
-"""The fewest rows without a label that can be compared; fewer move a figure of 200 rows by 5 % at most."""
+"""The minimum number of unlabelled rows for a comparison. Fewer rows change a figure of 200 rows by at most 5 %."""
 _FEWEST_LIKE = 5
-"""The fewest labelled rows that may stand for the unlabelled rows like them."""
+"""The minimum number of labelled rows that may represent similar unlabelled rows."""
 _LEAST_WORTH = 30
-"""The fewest independent rows that weighted ones may be worth; with fewer, single rows decide the figure."""
+"""The minimum number of independent rows that weighted rows must be worth. Below, single rows decide the figure."""
 _MATERIAL = 0.05
-"""Cramér's V: with labels for half of the rows a standardised difference of 0.1, below which groups are balanced
-(Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test finds far smaller differences."""
+"""The threshold for Cramér's V. If half of the rows are labelled, 0.05 is a standardised difference of 0.1, below which
+groups are balanced (Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test detects far smaller
+differences."""
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
@@ -48,19 +50,20 @@ _RANGES = {
     "mape": (0.0, math.inf),
     "r2": (-math.inf, 1.0),
 }
-"""Ranges of the metrics that are not shares."""
+"""The ranges of metrics that are not shares."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelWeights:
-    """The comparison of rows with a label and rows without a label.
+    """The comparison of labelled and unlabelled rows.
 
     Attributes:
-        rows: [N] bool, True for a row with a label.
-        compared: the properties that were compared; empty: all rows have a label, or all but a few.
-        is_selected: they differ in other properties than event time, by more than chance and more than a little.
-        weights: [N] float64, the number of rows that each labelled row represents; None: the same number.
-        unknown: [N] bool, rows without a label that no labelled row represents.
+            rows: [N] bool, True for a labelled row.
+            compared: the compared properties; empty if all or nearly all rows are labelled.
+            differing: the properties in which the rows differ significantly.
+            is_selected: True if a property other than event time differs significantly and materially.
+            weights: [N] float64, the number of rows that each labelled row represents; None for equal weights.
+            unknown: [N] bool, unlabelled rows that no labelled row represents.
     """
 
     rows: Array
@@ -72,36 +75,36 @@ class LabelWeights:
 
     @property
     def at_worst(self) -> "LabelWeights":
-        """The same if labels may be missing by the label itself: no row represents another."""
+        """The same labels without weights: no labelled row represents an unlabelled row."""
         return replace(self, weights=None, unknown=~self.rows)
 
     @property
     def effective_n(self) -> float:
-        """Return how many labelled rows of equal weight they are worth (Kish, Survey Sampling, 1965)."""
+        """The number of equally weighted rows that the labelled rows are worth (Kish, Survey Sampling, 1965)."""
         return float(self.rows.sum()) if self.weights is None else _worth(self.weights[self.rows])
 
 
 def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[str], rate: float) -> LabelWeights:
-    """Return the weights with which rows with a label represent those without. Columns of segments that the rows lack
-    are skipped. Rows whose labels are missing at random are found to differ at `rate`."""
-    labelled, nobody = predictions.is_labelled, np.zeros(len(table), bool)
+    """Return the weights with which labelled rows represent unlabelled rows. Missing segment columns are skipped. If
+    labels are missing at random, a difference is reported with probability `rate`."""
+    labelled, no_row = predictions.is_labelled, np.zeros(len(table), bool)
     missing = int((~labelled).sum())
     if missing < _FEWEST_UNLABELLED or not labelled.any():
-        return LabelWeights(labelled, (), (), False, None, nobody)
+        return LabelWeights(labelled, (), (), False, None, no_row)
     traits = _traits(table, predictions, columns, min(missing, int(labelled.sum())))
     differing, is_selected = [], False
     for name, codes in traits.items():
-        found, strength = _association(codes, labelled)
-        if found < rate / len(traits):
+        p_value, strength = _association(codes, labelled)
+        if p_value < rate / len(traits):
             differing.append(name)
             is_selected |= name != _EVENT_TIME and strength >= _MATERIAL
-    weights, unknown = _weights([traits[name] for name in differing], labelled) if differing else (None, nobody)
+    weights, unknown = _weights([traits[name] for name in differing], labelled) if differing else (None, no_row)
     return LabelWeights(labelled, tuple(traits), tuple(differing), is_selected, weights, unknown)
 
 
 def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
-    """Return by name [N] int64, the part of the rows that each row belongs to, without traits that do not vary. `rarer`
-    is the smaller of the numbers of rows with and without a label."""
+    """Return by name [N] int64, the group of each row, without traits that do not vary. `rarer` is the number of
+    labelled or of unlabelled rows, whichever is smaller."""
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
     classified = predictions.classified
@@ -110,8 +113,8 @@ def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], r
         traits["answer"] = _cut(predictions.numbers, bins)
     else:
         if classified.probabilities is not None:
-            said = classified.probabilities
-            traits["score"] = _cut(said[:, 1] if classified.is_binary else said.max(axis=1), bins)
+            probabilities = classified.probabilities
+            traits["score"] = _cut(probabilities[:, 1] if classified.is_binary else probabilities.max(axis=1), bins)
         traits["answer"] = _largest(classified.predicted)
     for column in columns:
         texts = as_texts(table.column(column)) if column in table.column_names else None
@@ -123,7 +126,8 @@ def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], r
 
 
 def _cut(values: Array, bins: int) -> Array:
-    """Return the bin of each value, [N] int64: bins of as many rows each, equal values together, one of no numbers."""
+    """Return the bin of each value, [N] int64. Bins have equal sizes, and values that are not finite have a separate
+    bin."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros(len(values), np.int64)
@@ -132,7 +136,7 @@ def _cut(values: Array, bins: int) -> Array:
 
 
 def _largest(codes: Array) -> Array:
-    """Return the most frequent codes, and one for all others together."""
+    """Return the ranks of the most frequent codes; all other codes share one rank."""
     _, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
     ranks = np.empty(len(counts), np.int64)
     ranks[np.argsort(-counts, kind="stable")] = np.arange(len(counts))
@@ -140,7 +144,7 @@ def _largest(codes: Array) -> Array:
 
 
 def _association(codes: Array, labelled: Array) -> tuple[float, float]:
-    """Return the p-value of the chi-square test, and Cramér's V. Parts with few rows are taken together."""
+    """Return the p-value of the chi-square test, and Cramér's V. Groups with few rows are merged."""
     counts = np.stack([np.bincount(codes[labelled == side], minlength=codes.max() + 1) for side in (True, False)])
     expected = counts.sum(axis=0) * min(labelled.mean(), 1 - labelled.mean())
     rare = expected < _FEWEST_LIKE
@@ -153,12 +157,12 @@ def _association(codes: Array, labelled: Array) -> tuple[float, float]:
 
 
 def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Array]:
-    """Return the number of rows that each labelled row represents, and the rows that no labelled row represents."""
-    alone = np.zeros(len(labelled), bool)
+    """Return the number of rows that each labelled row represents, and a mask of rows without a representative."""
+    is_rare = np.zeros(len(labelled), bool)
     for codes in traits:
         with_label = np.bincount(codes[labelled], minlength=codes.max() + 1)
-        alone |= with_label[codes] < _FEWEST_LIKE
-    weights, spoken_for = np.ones(len(labelled)), np.flatnonzero(~alone)
+        is_rare |= with_label[codes] < _FEWEST_LIKE
+    weights, spoken_for = np.ones(len(labelled)), np.flatnonzero(~is_rare)
     if not len(spoken_for):
         return None, ~labelled
     strata = _strata(_propensities([codes[spoken_for] for codes in traits], labelled[spoken_for]), labelled[spoken_for])
@@ -166,13 +170,13 @@ def _weights(traits: Sequence[Array], labelled: Array) -> tuple[Array | None, Ar
     weights[spoken_for] = (rows / np.maximum(with_label, 1))[strata]
     if _worth(weights[labelled]) < _LEAST_WORTH:
         return None, ~labelled
-    return weights, alone & ~labelled
+    return weights, is_rare & ~labelled
 
 
 def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
-    """Return [N]: how often rows like each have a label, by a logistic regression on the parts of every trait. Rows
-    that are alike in all traits are counted together; the ridge keeps a part finite that has all labels."""
-    from sklearn.linear_model import LogisticRegression  # here: a second, where labels differ
+    """Return [N]: the propensity of each row to have a label, from a logistic regression on all traits. Rows with equal
+    traits are counted together. The ridge keeps coefficients finite if all rows of a group have labels."""
+    from sklearn.linear_model import LogisticRegression  # The import takes a second.
     from sklearn.preprocessing import OneHotEncoder
 
     cells, inverse = np.unique(np.stack(traits, axis=1), axis=0, return_inverse=True)
@@ -188,17 +192,17 @@ def _propensities(traits: Sequence[Array], labelled: Array) -> Array:
 
 
 def _strata(propensities: Array, labelled: Array) -> Array:
-    """Return [N] int64: at most ten parts, in each as many rows and at least some labelled ones."""
+    """Return [N] int64: up to ten strata of equal size, each with a minimum number of labelled rows."""
     strata = _cut(propensities, _STRATA)
     with_label = np.bincount(strata, labelled)
-    joined, place, held = np.zeros(len(with_label), np.int64), 0, 0.0
+    joined, stratum_index, held = np.zeros(len(with_label), np.int64), 0, 0.0
     for stratum, count in enumerate(with_label):
-        joined[stratum] = place
+        joined[stratum] = stratum_index
         held += count
         if held >= _FEWEST_LIKE:
-            place, held = place + 1, 0.0
-    if held < _FEWEST_LIKE:  # The remaining rows join the stratum before.
-        joined = np.minimum(joined, max(place - 1, 0))
+            stratum_index, held = stratum_index + 1, 0.0
+    if held < _FEWEST_LIKE:  # Merge the remaining rows into the last stratum.
+        joined = np.minimum(joined, max(stratum_index - 1, 0))
     return joined[strata]
 
 
@@ -209,41 +213,41 @@ def _worth(weights: Array) -> float:
 def weighted_metrics(
     predictions: Predictions, labelled: LabelWeights, rows: Array, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
-    """Return the metrics of some rows, [N] bool: of their labels, and of the rows that these represent."""
+    """Return the metrics of these rows, [N] bool, from their labels and weights."""
     chosen = rows & labelled.rows
     weighted = replace(sampling, weights=labelled.weights)
     if predictions.classified is not None:
-        found = classification_metrics(
+        metrics = classification_metrics(
             predictions.truth[chosen], predictions.classified.take(chosen), names, weighted.of(chosen)
         )
     else:
         assert predictions.numbers is not None
         chosen &= np.isfinite(predictions.numbers)
         if not chosen.any():
-            return dict.fromkeys(names, Refused("no labelled row has an answer that is a number"))
-        found = regression_metrics(predictions.truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
+            return dict.fromkeys(names, Refused("no labelled row has a numeric answer"))
+        metrics = regression_metrics(predictions.truth[chosen], predictions.numbers[chosen], names, weighted.of(chosen))
     unknown = rows & labelled.unknown
     if not unknown.any():
-        return found
-    both = chosen | unknown  # between the two ends that labels of the unknown rows could bring the metrics to
-    ends = dict(found)
-    for name, one in found.items():
-        if isinstance(one, MetricInterval):
+        return metrics
+    both = chosen | unknown  # The interval covers all possible labels of the unknown rows.
+    ends = dict(metrics)
+    for name, metric in metrics.items():
+        if isinstance(metric, MetricInterval):
             low, high = _possible_range(name, predictions, weighted, both, unknown)
-            ends[name] = replace(one, low=low, high=high, method="worst case")
+            ends[name] = replace(metric, low=low, high=high, method="worst case")
     return ends
 
 
 def _possible_range(
     name: str, predictions: Predictions, weighted: Sampling, rows: Array, unknown: Array
 ) -> tuple[float, float]:
-    """Return the range of a metric of `rows` over all labels that the `unknown` ones of them may have."""
+    """Return the range of a metric of `rows` over all possible labels of the `unknown` rows."""
     answers, truth = predictions.classified, predictions.truth
     if answers is None:
         return _RANGES.get(name, (0.0, 1.0))
     if name in _BY_PROBABILITY and answers.probabilities is not None:
-        given = answers.probabilities[:, : len(answers.classes) - answers.unknown]
-        worst, best = given.argmin(axis=1), given.argmax(axis=1)
+        probabilities = answers.probabilities[:, : len(answers.classes) - answers.unknown]
+        worst, best = probabilities.argmin(axis=1), probabilities.argmax(axis=1)
     elif name in _BY_CALL and answers.is_binary:
         worst, best = 1 - answers.predicted, answers.predicted
     elif name == "accuracy":
@@ -252,6 +256,6 @@ def _possible_range(
         return _RANGES.get(name, (0.0, 1.0))
     chosen, drawn = answers.take(rows), weighted.of(rows)
     truths = [np.where(unknown, labels, truth)[rows] for labels in (worst, best)]
-    measured = [classification_metrics(one, chosen, [name], drawn)[name] for one in truths]
+    measured = [classification_metrics(labels, chosen, [name], drawn)[name] for labels in truths]
     bounds = [end for end in measured if isinstance(end, MetricInterval)]
     return min(end.low for end in bounds), max(end.high for end in bounds)

@@ -1,12 +1,12 @@
-"""The metrics of labelled rows, each with its interval. Their definitions are scikit-learn's, and a test compares them.
+"""The metrics of labelled rows with their intervals. Each metric equals scikit-learn's, which is checked by a test.
 
-| metric | of two labels | of more labels |
+| metric | two labels | more labels |
 |---|---|---|
-| precision, recall, f1 | of the larger label | the mean over the labels (macro) |
-| roc_auc | of the larger label | the mean of each label against the others |
-| brier | the mean squared distance of the probabilities from the truth, halved: `brier_score_loss` | the same |
+| precision, recall, f1 | for the larger label | the mean over the labels (macro) |
+| roc_auc | for the larger label | the mean over labels, each against all other labels |
+| brier | half the mean squared distance of probabilities and truth: `brier_score_loss` | the same |
 
-mape leaves no row out: if the truth is 0, it divides by the smallest float, as scikit-learn does.
+mape uses all rows: if the truth is 0, it divides by the smallest float, like scikit-learn.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,12 +26,12 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 )
 from mlflow_deploy_plugin.runtime.feeds import Array
 
-_LARGEST = 1e75  # whose square's square, the variance of a bootstrap, is finite
+_LARGEST = 1e75  # Its fourth power, used for the variance of a bootstrap, is finite.
 MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
 
 Metrics = Mapping[str, "MetricInterval | Refused"]
-"""By name the metric, or why there is none."""
+"""The metrics by name, or the reason why a metric is not available."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +39,10 @@ class ClassPredictions:
     """Answers to rows, as indices into `classes`.
 
     Attributes:
-        probabilities: [N, C] float64, rows sum to 1; None: the model gives none. `predicted` is [N] int64.
-        classes: names as text, the model's own in ascending order before those that only labels have.
-        unknown: the number of the latter, which the model never answers; beyond `MOST_CLASSES`, the last is the rest.
+        predicted: [N] int64.
+        probabilities: [N, C] float64, rows sum to 1; None if the model returns no probabilities.
+        classes: names as text: the model's own classes in ascending order, then classes that only labels have.
+        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last class is the rest.
     """
 
     predicted: Array
@@ -51,11 +52,11 @@ class ClassPredictions:
 
     @property
     def is_binary(self) -> bool:
-        """True if the model itself has two classes; the metrics are those of the larger one."""
+        """True if the model has two classes, so that metrics refer to the larger class."""
         return len(self.classes) - self.unknown == 2
 
     def take(self, rows: Array) -> "ClassPredictions":
-        """Return the predictions of `rows`: numbers, or [N] bool."""
+        """Return the predictions of `rows`: indices, or [N] bool."""
         probabilities = None if self.probabilities is None else self.probabilities[rows]
         return ClassPredictions(self.predicted[rows], probabilities, self.classes, self.unknown)
 
@@ -63,14 +64,14 @@ class ClassPredictions:
 def classification_metrics(
     truth: Array, answers: ClassPredictions, names: Sequence[str], sampling: Sampling
 ) -> Metrics:
-    """Return the metrics of N > 0 rows whose true classes are `truth` ([N] int64, places in `answers.classes`)."""
+    """Return the metrics of N > 0 rows; `truth` is [N] int64, indices into `answers.classes`."""
     return {name: _classification_metric(name, truth, answers, sampling) for name in names}
 
 
 def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sampling: Sampling) -> Metrics:
-    """Return the metrics of N > 0 rows, both sides [N] float64 and finite."""
+    """Return the metrics of N > 0 rows; both arrays are [N] float64 and finite."""
     if max(np.abs(truth).max(), np.abs(predicted).max()) > _LARGEST:
-        return dict.fromkeys(names, Refused(f"labels or answers beyond {_LARGEST:g} have no square"))
+        return dict.fromkeys(names, Refused(f"labels or answers above {_LARGEST:g} are too large to square"))
     off, centred = truth - predicted, truth - truth.mean()
 
     def root(means: Array) -> Array:
@@ -87,13 +88,13 @@ def regression_metrics(truth: Array, predicted: Array, names: Sequence[str], sam
         "mape": ((np.abs(off) / np.maximum(np.abs(truth), EPSILON))[:, None], _first),
         "r2": (np.stack([np.square(off), centred, np.square(centred)], axis=1), explained),
     }
-    found: dict[str, MetricInterval | Refused] = {}
+    results: dict[str, MetricInterval | Refused] = {}
     for name in names:
         if name == "r2" and (len(truth) < 2 or not np.ptp(truth)):
-            found[name] = Refused("all labels are the same; r2 needs two")
+            results[name] = Refused("all labels are equal; r2 needs two different labels")
         else:
-            found[name] = bootstrap_interval(name, *made_of[name], sampling)
-    return found
+            results[name] = bootstrap_interval(name, *made_of[name], sampling)
+    return results
 
 
 def _classification_metric(
@@ -103,34 +104,34 @@ def _classification_metric(
         return share_interval(name, truth == answers.predicted, sampling)
     if name in ("precision", "recall", "f1"):
         return _confusion_metric(name, truth, answers, sampling)
-    given = answers.probabilities
-    if given is None:
-        return Refused("the model gives no probability of each label")
+    probabilities = answers.probabilities
+    if probabilities is None:
+        return Refused("the model returns no class probabilities")
     if name == "roc_auc":
         seen = np.unique(truth)
         if len(seen) < 2:
-            return Refused(f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two")
-        asked = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
-        if not np.isin(asked, seen).all():
+            return Refused(f"all labels are {answers.classes[int(seen[0])]!r}; roc_auc needs two different labels")
+        classes = np.array([1]) if answers.is_binary else seen[seen < len(answers.classes) - answers.unknown]
+        if not np.isin(classes, seen).all():
             return Refused(f"no label is {answers.classes[1]!r}")
-        return auc_interval(truth[:, None] == asked, given[:, asked], sampling)
+        return auc_interval(truth[:, None] == classes, probabilities[:, classes], sampling)
     if name == "log_loss":
-        losses = log_losses(given[np.arange(len(truth)), truth])
+        losses = log_losses(probabilities[np.arange(len(truth)), truth])
     else:
-        losses = np.square(given - (truth[:, None] == np.arange(len(answers.classes)))).sum(axis=1) / 2
+        losses = np.square(probabilities - (truth[:, None] == np.arange(len(answers.classes)))).sum(axis=1) / 2
     return bootstrap_interval(name, losses[:, None], _first, sampling)
 
 
 def _confusion_metric(
     name: str, truth: Array, answers: ClassPredictions, sampling: Sampling
 ) -> MetricInterval | Refused:
-    """Return the metric of the larger label of two, otherwise the mean over the existing labels."""
+    """Return the metric for the larger label if there are two labels, otherwise the mean over the existing labels."""
     if answers.is_binary:
         true, called, positive = truth == 1, answers.predicted == 1, repr(answers.classes[1])
         rows, none = {
-            "precision": (called, f"no row was called {positive}"),
+            "precision": (called, f"no row was predicted as {positive}"),
             "recall": (true, f"no label is {positive}"),
-            "f1": (true | called, f"no label is {positive}, and no row was called so"),
+            "f1": (true | called, f"no label is {positive}, and no row was predicted as {positive}"),
         }[name]
         if not rows.any():
             return Refused(none)
@@ -138,7 +139,7 @@ def _confusion_metric(
             return share_interval(name, (true & called)[rows], sampling.of(rows))
     classes = len(answers.classes)
     if classes > MOST_CLASSES:
-        return Refused(f"there are more than {MOST_CLASSES} different labels, and the mean over labels is of no more")
+        return Refused(f"there are more than {MOST_CLASSES} different labels, the limit for a mean over labels")
     cells, inverse = np.unique(truth * classes + answers.predicted, return_inverse=True)
     weights = sampling.shares(len(truth))
     counts = np.bincount(inverse, weights)

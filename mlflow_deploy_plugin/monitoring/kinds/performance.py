@@ -1,4 +1,4 @@
-"""Performance: the metrics of labelled rows, and estimates of them before the labels are in."""
+"""Performance: the metrics of labelled rows, and metrics estimated before the labels are known."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -42,14 +42,15 @@ _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _COMPLETE = 0.95
-"""The share of labelled rows above which it hardly matters why the others have no label."""
+"""The share of labelled rows above which it hardly matters why the other rows have no label."""
 _TICK = timedelta(microseconds=1)
-_INFORMS = "an estimate informs and decides nothing, unless the monitor says `estimate: decides`"
+_INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 
 
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
-    """The rows of a window (number 0) and the labelled ones of earlier windows, whose classes have the same places."""
+    """The rows of a window (number 0) and the labelled rows of earlier windows. All rows have the same class
+    indices."""
 
     table: pa.Table
     predictions: Predictions
@@ -58,18 +59,18 @@ class _JoinedWindows:
     notes: list[str]
 
     def earlier(self, chosen: Array, least: int) -> list[LabelledWindow]:
-        """Return the chosen rows, [N] bool, of each earlier window that has `least` labelled ones among them."""
-        found = []
+        """Return the chosen rows, [N] bool, of each earlier window with at least `least` chosen labelled rows."""
+        windows = []
         for window in range(1, int(self.number.max()) + 1):
-            places = np.flatnonzero(chosen & (self.number == window) & self.predictions.is_labelled)
-            if len(places) >= least:
-                found.append(LabelledWindow(self.predictions.truth[places], self.classified.take(places)))
-        return found
+            indices = np.flatnonzero(chosen & (self.number == window) & self.predictions.is_labelled)
+            if len(indices) >= least:
+                windows.append(LabelledWindow(self.predictions.truth[indices], self.classified.take(indices)))
+        return windows
 
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """The window's rows and predictions, and the rows with a label, weighted for the rows without a label."""
+    """The window's rows and predictions, and the labelled rows with weights that represent the unlabelled rows."""
 
     request: WindowRequest
     rows: WindowRows
@@ -84,12 +85,12 @@ class _Window:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The metrics that fit the model's answers."""
+        """The metrics that fit the type of the model's answers."""
         return CLASSIFICATION if self.predictions.classified is not None else REGRESSION
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the requirements on the labelled rows; with fewer than `min_rows` of them, on estimates."""
+    """Judge the requirements on labelled rows, or on estimates if there are fewer than `min_rows` labelled rows."""
     rows = request.log.labelled(request.endpoint, request.window, affordable_rows(request), request.labels)
     if rows is None:
         return request.result("not judged", "the window has no rows")
@@ -100,12 +101,15 @@ def judge(request: WindowRequest) -> MonitorResult:
         version = rows.model, rows.version
         return request.result("not judged", predictions.reason, version, rows.rows, notes=notes)
     if predictions.unusable:
-        notes = (*notes, f"{predictions.unusable:,} labels are no numbers and are left out")
+        notes = (*notes, f"{predictions.unusable:,} labels are not numbers and are skipped")
     if predictions.unanswered:
-        notes = (*notes, f"{predictions.unanswered:,} rows with a label have an answer that is no number: left out")
+        notes = (
+            *notes,
+            f"{predictions.unanswered:,} labelled rows have an answer that is not a number and are skipped",
+        )
     unknown, names = predictions.unknown
     if unknown and not predictions.label_mismatch:
-        named = f"{unknown:,} labels name a class that the model does not know ({quote_names(names)})"
+        named = f"{unknown:,} labels are classes that the model does not have ({quote_names(names)})"
         notes = (*notes, f"{named}; each counts as a wrong answer")
     spec = request.spec
     labelled = weigh_labels(rows.table, predictions, spec.segment_by, spec.false_alarm_rate)
@@ -116,7 +120,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def affordable_rows(request: WindowRequest) -> int:
-    """Return how many rows fit into memory with all columns, because labels may name a row by any of them."""
+    """Return the number of rows that fit into memory with all columns, because labels may use any column as a key."""
     first = next(request.log.batches(request.endpoint, request.window), None)
     return MAX_ROWS if first is None else min(MAX_ROWS, _MOST_CELLS // first.num_columns)
 
@@ -130,7 +134,7 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
     measured = weighted_metrics(window.predictions, labelled, np.ones(len(table), bool), window.names, sampling)
     findings = list(_findings(window, measured, confidence))
     for segment, rows in segments:
-        names = tuple(one.name for one in spec.requirements if one.name in window.names)
+        names = tuple(requirement.name for requirement in spec.requirements if requirement.name in window.names)
         of_segment = weighted_metrics(window.predictions, labelled, rows, names, sampling)
         findings += _findings(window, of_segment, confidence, segment)
     figures = _figures(window, measured)
@@ -138,50 +142,55 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
         figures["effective_sample_size"] = labelled.effective_n
     notes = [*label_notes, *segment_notes]
     if window.labels < len(table):
-        said = "" if window.labelled.differing else "; the metrics are of these alone"
-        if window.labelled.compared and said:
-            said += f", which are like the others in {', '.join(window.labelled.compared)}"
-        notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{said}")
+        text = "" if window.labelled.differing else "; the metrics use only these rows"
+        if window.labelled.compared and text:
+            text += f", which do not differ from the other rows in {', '.join(window.labelled.compared)}"
+        notes.insert(0, f"{window.labels:,} of {len(table):,} rows have a label{text}")
     return _result(window, findings, figures, tuple(notes))
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
-    """Return the labels as far as they represent rows without a label, and a note on each limit."""
+    """Return the labels so far as they represent the unlabelled rows, and notes on the limits."""
     labelled, spec = window.labelled, window.request.spec
     if not labelled.differing:
         return labelled, []
     others = int((~labelled.rows).sum())
-    unlike = f"rows with a label differ from those without in {', '.join(labelled.differing)}"
+    unlike = f"labelled rows differ from unlabelled rows in {', '.join(labelled.differing)}"
     tests = f"chi-square tests of {', '.join(labelled.compared)}, together at {spec.false_alarm_rate:g}"
     departs: bool | None = None
     notes: list[str] = []
     if labelled.is_selected:
         departs, notes = _labels_contradict_model(window)
     if departs:
-        said = (
-            "and they do not fit the model's probabilities: labels may be missing by what they would say, so that the "
-            f"metrics are bounds, for any label of the {others:,} rows without"
+        text = (
+            "and they do not fit the model's probabilities: labels may be missing because of their values, so that the "
+            f"metrics are bounds for any labels of the {others:,} unlabelled rows"
         )
-        return labelled.at_worst, [f"{unlike} ({tests}), {said}", *notes]
+        return labelled.at_worst, [f"{unlike} ({tests}), {text}", *notes]
     unknown = int(labelled.unknown.sum())
-    said = ""
+    text = ""
     if labelled.weights is not None:
         worth = f"{labelled.effective_n:,.0f}"
-        said = f"; they are weighted by how often such rows have one, and worth {worth} of equal weight"
+        text = f"; they are weighted by the share of similar rows with a label, and worth {worth} rows of equal weight"
     if unknown:
-        said += f"; of {unknown:,} rows without a label hardly one like them has any, and any is possible for them"
+        text += (
+            f"; {unknown:,} unlabelled rows have hardly any similar labelled row, so the metrics cover any label "
+            "for these rows"
+        )
     if labelled.is_selected and departs is None:
-        said += "; whether they are missing by what they would say cannot be seen without probabilities"
-    return labelled, [f"{unlike} ({tests}){said}", *notes]
+        text += "; without probabilities, it cannot be tested whether labels are missing because of their values"
+    return labelled, [f"{unlike} ({tests}){text}", *notes]
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
-    findings = [criterion_finding(one, Refused(reason), 1.0) for one in window.request.spec.requirements]
+    findings = [
+        criterion_finding(requirement, Refused(reason), 1.0) for requirement in window.request.spec.requirements
+    ]
     return _result(window, findings, _figures(window, {}), ())
 
 
 def _judge_by_estimate(window: _Window) -> MonitorResult:
-    """Judge the requirements on metrics that are estimated from the model's own probabilities."""
+    """Judge the requirements on metrics that are estimated from the model's probabilities."""
     spec = window.request.spec
     if window.rows.rows < spec.min_rows:
         return _not_judged(window, f"the window has {window.rows.rows:,} rows; min_rows is {spec.min_rows}")
@@ -191,21 +200,21 @@ def _judge_by_estimate(window: _Window) -> MonitorResult:
     expected = _estimate_window(window)
     figures = _figures(window, {})
     if isinstance(expected, Refused):
-        return _not_judged(window, f"{missing}; nothing is estimated before: {expected.reason}")
+        return _not_judged(window, f"{missing}; the metric is not estimated: {expected.reason}")
     expectations, notes = expected
     of_all = expectations[0].estimate
     confidence = bonferroni_confidence(spec.false_alarm_rate, len(spec.requirements) * len(expectations))
     findings = []
     for segment, rows, estimated in expectations:
         metrics = {name: estimated.measure(name, rows, confidence) for name in estimated.values}
-        for found in _findings(window, metrics, confidence, segment, prefix="estimated "):
-            if spec.estimate == "informs" and found.state != "not judged":
-                found = replace(found, state="not judged", reason=f"{found.reason}; {_INFORMS}")
-            findings.append(found)
-    corrected = "corrected by isotonic regression" if of_all.is_corrected else "as the model gives them"
+        for finding in _findings(window, metrics, confidence, segment, prefix="estimated "):
+            if spec.estimate == "informs" and finding.state != "not judged":
+                finding = replace(finding, state="not judged", reason=f"{finding.reason}; {_INFORMS}")
+            findings.append(finding)
+    corrected = "corrected by isotonic regression" if of_all.is_corrected else "as returned by the model"
     note = (
-        f"{missing}; what is said is estimated from the model's own probabilities (CBPE), {corrected}, "
-        f"checked on {of_all.windows} earlier windows with labels"
+        f"{missing}; the figures are estimated from the model's probabilities (CBPE), {corrected}, "
+        f"validated on {of_all.windows} earlier labelled windows"
     )
     figures |= {f"estimated/{name}": value for name, value in of_all.values.items() if not isinstance(value, Refused)}
     for name in of_all.errors:
@@ -224,15 +233,15 @@ def _findings(
     answers, needs = ("labels", "numbers") if window.predictions.classified is not None else ("numbers", "labels")
     for requirement in window.request.spec.requirements:
         name = requirement.name
-        found = measured.get(name, Refused(f"{name} is a metric of {needs}, and the model answers {answers}"))
-        yield criterion_finding(requirement, found, confidence, segment, prefix)
+        metric = measured.get(name, Refused(f"{name} needs {needs}, and this model returns {answers}"))
+        yield criterion_finding(requirement, metric, confidence, segment, prefix)
 
 
 def _figures(window: _Window, measured: Metrics) -> dict[str, float]:
     figures = {"labelled_rows": float(window.labels), "labelled_share": window.labels / max(len(window.rows.table), 1)}
-    for one in measured.values():
-        if isinstance(one, MetricInterval):
-            figures |= one.figures
+    for metric in measured.values():
+        if isinstance(metric, MetricInterval):
+            figures |= metric.figures
     return figures
 
 
@@ -252,7 +261,7 @@ def _result(
 
 
 class _SegmentEstimate(NamedTuple):
-    """The estimate for the `rows` judged rows of a segment; the segment without a name has all rows."""
+    """The estimate for a segment with `rows` judged rows. An empty segment name means all rows."""
 
     segment: str
     rows: int
@@ -260,37 +269,37 @@ class _SegmentEstimate(NamedTuple):
 
 
 def _estimate_window(window: _Window) -> tuple[list[_SegmentEstimate], list[str]] | Refused:
-    """Return the estimates of all rows and of each segment, each checked on the same rows of earlier windows of the
-    version; and a line for each thing that is left out."""
+    """Return the estimates for all rows and for each segment, each validated on the same segment of earlier windows of
+    the version, and notes on skipped values."""
     spec, artifact, classified = window.request.spec, window.artifact, window.predictions.classified
     if classified is None:
-        return Refused("the model answers numbers, and how far they are off cannot be seen from them")
+        return Refused("the model returns numbers, and their errors cannot be estimated without labels")
     gives = artifact is not None and any(output.role == "probabilities" for output in artifact.outputs)
     if classified.probabilities is None and gives:
         assert artifact is not None
         labels = len(artifact.classes) or len(classified.classes)
         return Refused(
-            "the probability of each label, from which it could be estimated, is not at hand: of at most 8 labels "
-            f"they are read from the log, and the model has {labels:,}"
+            "the class probabilities, which an estimate needs, are not available: they are read from the log for at "
+            f"most 8 labels, and the model has {labels:,}"
         )
     joined = _join_earlier_windows(window)
     if joined is None:
-        return Refused("the rows of earlier windows do not fit")
-    names = [one.name for one in spec.requirements if one.name in CLASSIFICATION]
+        return Refused("the rows of earlier windows do not match this window")
+    names = [requirement.name for requirement in spec.requirements if requirement.name in CLASSIFICATION]
     segments, notes = find_segments(joined.table, spec.segment_by, spec.min_rows, joined.number == 0)
-    found = []
+    estimates = []
     for name, chosen in (("", np.ones(len(joined.table), bool)), *segments):
         own = chosen & (joined.number == 0)
         of_rows = estimate(joined.classified.take(own), joined.earlier(chosen, spec.min_rows), names)
         if isinstance(of_rows, Refused):
             return of_rows
-        found.append(_SegmentEstimate(name, int(own.sum()), of_rows))
-    return found, [*joined.notes, *notes]
+        estimates.append(_SegmentEstimate(name, int(own.sum()), of_rows))
+    return estimates, [*joined.notes, *notes]
 
 
 def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
-    """Return True if the window's labels do not fit the probabilities of their rows (None: there are none), and notes.
-    Earlier windows whose rows have nearly all a label correct the probabilities."""
+    """Return True if the labels in the window contradict the probabilities of their rows (None without probabilities),
+    and notes. Earlier windows in which nearly all rows are labelled are used to calibrate the probabilities."""
     spec, joined = window.request.spec, _join_earlier_windows(window, _COMPLETE)
     if joined is None or joined.classified.probabilities is None:
         return None, []
@@ -301,8 +310,8 @@ def _labels_contradict_model(window: _Window) -> tuple[bool | None, list[str]]:
 
 
 def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedWindows | None:
-    """Return the rows with the labelled ones of the latest windows of the same length that have enough of them. Windows
-    whose labels may be missing by the label itself are left out and counted in the notes."""
+    """Return the window's rows with the labelled rows of the latest earlier windows that have enough labels. Windows in
+    which labels may depend on their value are skipped and counted in the notes."""
     request, rows, artifact, spec = window.request, window.rows, window.artifact, window.request.spec
     tables, selected = [rows.table], 0
     for past in islice(_earlier_windows(request), _LOOKED_AT):
@@ -324,16 +333,16 @@ def _join_earlier_windows(window: _Window, least_share: float = 0.0) -> _JoinedW
     predictions = read_predictions(together, artifact, request.capture.mask)
     if isinstance(predictions, Refused) or predictions.classified is None:
         return None
-    left_out = f"{selected} earlier windows are left out, whose rows with a label are not like those without"
+    left_out = f"{selected} earlier windows are skipped, because their labelled rows differ from their unlabelled rows"
     number = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     return _JoinedWindows(together, predictions, predictions.classified, number, [left_out] if selected else [])
 
 
 def _earlier_windows(request: WindowRequest) -> Iterator[Window]:
-    """Yield the earlier windows of hours that have rows and whose labels should be in, the latest first."""
+    """Yield the earlier windows with rows for which labels should be available, the latest window first."""
     length, start = request.window.length, request.window.start
     wait = length_of(request.spec.labels_within or "0s")
-    number = max(math.ceil(wait / length) - 1, 0)  # windows between the judged and the next one
+    number = max(math.ceil(wait / length) - 1, 0)  # windows between the judged window and the next yielded window
     for hour in request.log.walk_hours(request.endpoint, Window(EPOCH, start - number * length), newest_first=True):
         last = (start - hour.start - _TICK) // length
         for between in range(max((start - hour.end) // length, number), last + 1):

@@ -1,8 +1,8 @@
-"""Predictions and labels of rows of the log, as classes or numbers, and notes on rows that are left out.
+"""Predictions and labels from rows of the log, as classes or numbers, and notes on skipped rows.
 
-Labels and a classifier's predictions are compared as text, so that 1, 1.0 and true mean one class if the model answers
-numbers or booleans. Labels in another spelling than the model's classes ("yes" for 1) are not compared. Rows of a class
-that only some labels name are predicted wrongly, because the model has not learned the class.
+Labels and the predictions of a classifier are compared as text. If the model returns numbers or booleans, 1, 1.0 and
+true are the same class. Labels are not compared if they use other names than the model's classes ("yes" for 1). If only
+some labels are classes that the model does not have, their rows count as wrong predictions.
 """
 
 import re
@@ -37,10 +37,10 @@ class Predictions:
     """N rows of one version.
 
     Attributes:
-        classified, numbers: the answers of a classifier, or [N] float64 of a regressor, NaN without an answer.
-        truth: of a classifier [N] int64, indices into its classes or -1; of a regressor [N] float64 or NaN.
-        unusable: the number of labels that are not numbers where a number is needed.
-        label_mismatch: the reason why labels and answers cannot be compared; empty: they can.
+            classified, numbers: the answers of a classifier, or of a regressor as [N] float64, NaN without an answer.
+            truth: for a classifier [N] int64, indices into its classes or -1; for a regressor [N] float64 or NaN.
+            unusable: the number of labels that are not numbers although the model returns numbers.
+            label_mismatch: the reason why labels and answers cannot be compared; empty if they can.
     """
 
     classified: ClassPredictions | None
@@ -51,18 +51,18 @@ class Predictions:
 
     @property
     def is_labelled(self) -> Array:
-        """[N] bool."""
+        """[N] bool, True for a row with a label."""
         known: Array = self.truth >= 0 if self.classified is not None else np.isfinite(self.truth)
         return known
 
     @property
     def unanswered(self) -> int:
-        """Return how many labelled rows a regressor has not answered with a finite number."""
+        """The number of labelled rows without a finite answer of a regressor."""
         return 0 if self.numbers is None else int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
 
     @property
     def unknown(self) -> tuple[int, tuple[str, ...]]:
-        """Return how many labels name classes that the model does not know, and these classes."""
+        """The number of labels that are classes which the model does not have, and these classes."""
         if self.classified is None or not self.classified.unknown:
             return 0, ()
         own = len(self.classified.classes) - self.classified.unknown
@@ -70,8 +70,8 @@ class Predictions:
 
 
 def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collection[str] = ()) -> Predictions | Refused:
-    """Return the predictions and labels of rows of the log, whose lists are summarised. Without an artifact, types tell
-    labels from numbers. `masked` columns hold hashes, which are not answers."""
+    """Return the predictions and labels from rows of the log with summarised lists. Without an artifact, the column
+    types distinguish labels from numbers. `masked` columns contain hashes, which are not used as answers."""
     hashed = [name for name in table.column_names if name in with_both_names(masked, artifact)]
     table = table.drop_columns(hashed)
     columns, classes = _Columns(table, artifact), artifact.classes if artifact else ()
@@ -86,8 +86,8 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
         answers = [name for name in table.column_names if name.startswith((f"{PREDICTION}.", OUTPUT_PREFIX))]
         why = f": it has {quote_names(answers)}" if answers else ""
         if hashed:
-            why = f": capture.mask writes hashes of {', '.join(hashed)} into it"
-        return Refused(f"the log has no column that holds one answer a row{why}")
+            why = f": capture.mask replaces {', '.join(hashed)} with hashes"
+        return Refused(f"the log has no column with a single answer per row{why}")
     truth = as_numbers(table, LABEL_NUMBER)
     labelled = len(table) - table.column(LABEL).null_count if LABEL in table.column_names else 0
     unusable = labelled - int(np.isfinite(truth).sum())
@@ -95,14 +95,14 @@ def read_predictions(table: pa.Table, artifact: Artifact | None, masked: Collect
 
 
 def with_both_names(columns: Iterable[str], artifact: Artifact | None) -> set[str]:
-    """Return the columns, with both names of the only answer: `prediction`, or `output.NAME` by its shape."""
+    """Return the columns; a single answer is added under both of its names, `prediction` and `output.NAME`."""
     names = {*columns}
     only_answer = only_answer_columns(artifact.prediction) if artifact is not None else set()
     return names | only_answer if names & only_answer else names
 
 
 class _Columns:
-    """The columns of answers, by their meaning."""
+    """The answer columns of a table, by role."""
 
     def __init__(self, table: pa.Table, artifact: Artifact | None) -> None:
         self._table = table
@@ -111,7 +111,7 @@ class _Columns:
         self._classes = artifact.classes if artifact else ()
 
     def labels(self) -> pa.Array | None:
-        """Return [N] of any type: the label output, or a prediction without fractions."""
+        """Return [N] of any type: the label output, or a prediction of a type without fractions."""
         for output in self._outputs:
             if output.role != "label":
                 continue
@@ -123,13 +123,13 @@ class _Columns:
             return None
         if PREDICTION in self._table.column_names or self._outputs:
             names = [PREDICTION]
-        else:  # The outputs have no description: an output without fractions is the label.
+        else:  # Without output descriptions, an output without fractions is the label.
             names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
-        found = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
-        return found[0] if len(found) == 1 else None
+        columns = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
+        return columns[0] if len(columns) == 1 else None
 
     def probabilities(self) -> Array | None:
-        """Return [N, C] float64, by class."""
+        """Return [N, C] float64, in the order of the classes."""
         for output in self._outputs:
             if output.role != "probabilities":
                 continue
@@ -141,11 +141,11 @@ class _Columns:
         return None
 
     def numbers(self) -> Array | None:
-        """Return [N] float64: the prediction, or the only output of one number per row."""
+        """Return [N] float64: the prediction, or the only output with one number per row."""
         if self._named(PREDICTION) is not None:
             return as_numbers(self._table, PREDICTION)
-        found = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
-        return found[0] if len(found) == 1 else None
+        columns = [parts[0] for output in self._outputs if len(parts := self._parts(self._base(output))) == 1]
+        return columns[0] if len(columns) == 1 else None
 
     def _base(self, output: Output) -> str:
         is_prediction = self._prediction == (output.name,) and PREDICTION in self._table.column_names
@@ -158,19 +158,19 @@ class _Columns:
         return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
 
     def _parts(self, base: str) -> list[Array]:
-        """Return the components of a vector in their order, or the column itself."""
+        """Return the components of a vector in order, or the column if it is not a vector."""
         if base in self._table.column_names:
             return [as_numbers(self._table, base)]
         pattern = re.compile(re.escape(base) + r"\.(\d+)$")
-        places = sorted(int(found[1]) for name in self._table.column_names if (found := pattern.match(name)))
-        return [as_numbers(self._table, f"{base}.{place}") for place in places]
+        positions = sorted(int(match[1]) for name in self._table.column_names if (match := pattern.match(name)))
+        return [as_numbers(self._table, f"{base}.{position}") for position in positions]
 
 
 def _classified(
-    table: pa.Table, labels: pa.Array, probabilities: Array | None, given: tuple[object, ...]
+    table: pa.Table, labels: pa.Array, probabilities: Array | None, classes_in_files: tuple[object, ...]
 ) -> Predictions:
-    """Return the predictions of a classifier that answered `labels`, [N], with `probabilities`, [N, C], in the order of
-    `given`: the classes in the model's files, empty if these have none."""
+    """Return the predictions of a classifier with the predicted `labels`, [N], and `probabilities`, [N, C], in the
+    order of `classes_in_files`, the classes in the model's files (may be empty)."""
     is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
     name_of = as_text if is_text else as_key
     predicted, truth = _names(labels, name_of), pa.nulls(len(table), pa.string())
@@ -179,35 +179,35 @@ def _classified(
         if not is_text and LABEL_NUMBER in table.column_names:
             numbers = table.column(LABEL_NUMBER).combine_chunks()
             truth = pc.if_else(pc.is_valid(numbers), _names(numbers, name_of), truth)
-    in_files = [name for one in given if (name := name_of(one)) is not None]
+    in_files = [name for label in classes_in_files if (name := name_of(label)) is not None]
     own = _ascending({*in_files, *_seen(predicted)})
     only_labels = _ascending({*_seen(truth)} - {*own})
-    # Without classes in its files, the model may know classes that it has not answered here.
+    # Without classes in the files, the model may have classes that are not among these answers.
     every = [*own, *only_labels] if in_files else _ascending({*own, *only_labels})
-    # Each row may have its own label, and each class takes memory for the probability of every row.
+    # Limit the classes from labels, because each class takes memory for the probability of every row.
     unknown = min(len(only_labels), MOST_CLASSES + 1) if in_files else 0
     classes = every[: len(own) + unknown] if in_files else every
-    places = {name: place for place, name in enumerate(every)}
+    indices = {name: index for index, name in enumerate(every)}
     ordered: Array | None = None
     if probabilities is not None and in_files:
         probabilities = np.where((probabilities >= 0) & (probabilities <= _LARGEST), probabilities, np.nan)
         total = probabilities.sum(axis=1, keepdims=True)
         ordered = np.zeros((len(probabilities), len(classes)))
-        ordered[:, [places[name] for name in in_files]] = probabilities / np.where(total > 0, total, 1)
+        ordered[:, [indices[name] for name in in_files]] = probabilities / np.where(total > 0, total, 1)
         ordered = ordered if np.isfinite(ordered).all() else None
-    called, true = _places(predicted, places), np.minimum(_places(truth, places), len(classes) - 1)
+    called, true = _places(predicted, indices), np.minimum(_places(truth, indices), len(classes) - 1)
     mismatch = ""
-    if _is_other_alphabet(called, true, np.array([places[name] for name in own], np.int64), bool(in_files)):
+    if _is_other_alphabet(called, true, np.array([indices[name] for name in own], np.int64), bool(in_files)):
         mismatch = f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}"
-        mismatch += "; they have to be the same"
+        mismatch += "; they must use the same names"
     classified = ClassPredictions(called, ordered, tuple(classes), unknown)
     return Predictions(classified, None, true, label_mismatch=mismatch)
 
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
-    """Return True if the labels write classes otherwise than the model: none of them is one of its classes, or some are
-    not and a class that it also answers has no label. `called` and `true` are [N] int64 indices, `own` those of the
-    model's classes. Without `has_classes` in the model's files, its classes are those answered here."""
+    """Return True if the labels use other class names than the model: no label is one of its classes, or some labels
+    are not and a class that the model predicts has no label. `called` and `true` are [N] int64 indices; `own` are the
+    indices of the model's classes. Without `has_classes`, the model's classes are its predictions."""
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)
     if not is_foreign.any():
@@ -217,15 +217,15 @@ def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool
     if not has_classes:
         return False
     never = own[~np.isin(own, true)]
-    # Some of many classes are rare, and have no label in most windows.
+    # If there are many classes, rare classes have no label in most windows.
     least = _FEW_ROWS if len(own) == 2 else max(_FEW_ROWS, _FEW_SHARE * labelled.sum())
     return bool(min(is_foreign.sum(), (labelled & np.isin(called, never)).sum()) >= least)
 
 
 def quote_names(names: Sequence[str]) -> str:
-    """Return the names as a sentence shows them: quoted, in order, the first ones of many."""
-    shown = ", ".join(repr(name) for name in _ascending(names)[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+    """Return the names quoted, sorted and separated by commas. If there are many names, only the first are listed."""
+    listed = ", ".join(repr(name) for name in _ascending(names)[:_SHOWN])
+    return f"{listed} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else listed
 
 
 def _may_be_label(kind: pa.DataType) -> bool:
@@ -235,7 +235,7 @@ def _may_be_label(kind: pa.DataType) -> bool:
 
 
 def _names(values: pa.Array, name_of: Callable[[object], str | None]) -> pa.Array:
-    """Return [N] text; each different value is named once."""
+    """Return [N] text. `name_of` is called once per distinct value."""
     coded = values.dictionary_encode()
     named = pa.array(list(map(name_of, coded.dictionary.to_pylist())), pa.string())
     return named.take(coded.indices)
@@ -253,14 +253,14 @@ def _ascending(names: Iterable[str]) -> list[str]:
         return sorted(known)
 
 
-def _places(names: pa.Array, places: dict[str, int]) -> Array:
-    found = pc.index_in(names, value_set=pa.array(list(places), pa.string()))
-    filled: Array = np.asarray(pc.fill_null(found, NO_LABEL)).astype(np.int64)
+def _places(names: pa.Array, index_of: dict[str, int]) -> Array:
+    codes = pc.index_in(names, value_set=pa.array(list(index_of), pa.string()))
+    filled: Array = np.asarray(pc.fill_null(codes, NO_LABEL)).astype(np.int64)
     return filled
 
 
 def as_numbers(table: pa.Table, name: str) -> Array:
-    """Return a column as [N] float64, NaN where it is missing or not a number."""
+    """Return a column as [N] float64, NaN if a value is missing or the column is not numeric."""
     if name not in table.column_names:
         return np.full(len(table), np.nan)
     column = table.column(name)
@@ -271,7 +271,7 @@ def as_numbers(table: pa.Table, name: str) -> Array:
 
 
 def count_versions(table: pa.Table) -> dict[ModelVersion, int]:
-    """Return how many of the rows each version answered, the largest number first."""
+    """Return the number of rows by version, the most frequent version first."""
     counted = table.select(["_model", "_version"]).group_by(["_model", "_version"]).aggregate([([], "count_all")])
     return most_first({(row["_model"], row["_version"]): row["count_all"] for row in counted.to_pylist()})
 
@@ -281,7 +281,7 @@ def most_first(counts: Mapping[ModelVersion, int]) -> dict[ModelVersion, int]:
 
 
 def version_artifact(request: WindowRequest, model: str, version: str) -> Artifact | None:
-    """Return the version's own description of its outputs; None if its files are gone."""
+    """Return the version's description of its outputs; None if its files no longer exist."""
     try:
         with model_folder(request.settings.state_dir(request.endpoint), model, version) as folder:
             return read_artifact(folder)
@@ -291,15 +291,15 @@ def version_artifact(request: WindowRequest, model: str, version: str) -> Artifa
 
 def row_notes(rows: WindowRows, log: InferenceLog) -> Iterator[str]:
     for other, count in rows.other_versions.items():
-        yield f"{count:,} rows of the window were answered by {other} and are left out"
+        yield f"{count:,} rows in the window were answered by {other} and are skipped"
     if rows.is_sampled:
         yield f"the window has about {rows.rows:,} rows, of which {len(rows.table):,} are judged"
     yield from unreadable_notes(log)
 
 
 def unreadable_notes(log: InferenceLog) -> Iterator[str]:
-    """Yield a line for each file of the log that was passed over, and one for the rest of many."""
+    """Yield a note for each of the first unreadable files of the log, and a note for the number of other files."""
     for path in sorted(log.unreadable)[:_SHOWN_FILES]:
-        yield f"{path} cannot be read and was passed over: {log.unreadable[path]}"
+        yield f"{path} cannot be read and was skipped: {log.unreadable[path]}"
     if (more := len(log.unreadable) - _SHOWN_FILES) > 0:
-        yield f"{more:,} more files cannot be read and were passed over"
+        yield f"{more:,} more files cannot be read and were skipped"

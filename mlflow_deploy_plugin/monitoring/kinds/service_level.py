@@ -1,10 +1,12 @@
-"""Service level: how long requests took and how many failed, against an objective with its error budget.
+"""Service level: latencies and failures of requests, compared with an objective and its error budget.
 
-A quantile's requirement is judged by counting: p99<=0.2 holds if no more than 1 % of the requests took longer than 0.2
-s, by Wilson's interval of that share. The remaining error budget is 1 - share / permitted, negative if overdrawn.
+A requirement on a quantile is judged by a share: p99<=0.2 is met if at most 1 % of the requests took longer than 0.2 s,
+by Wilson's interval of that share. The remaining error budget is 1 - share / permitted share, which is negative if the
+budget is exceeded.
 
-Latencies are those of answered requests. Errors are 5xx; 4xx are the caller's fault and counted separately. Requests
-without an answer have a log without the model's columns (`InferenceLog.failures`), so they belong to no segment.
+Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses are caused by the client and
+counted separately. Failed requests are in a log without the model's columns (`InferenceLog.failures`), so they belong
+to no segment.
 """
 
 import math
@@ -35,14 +37,14 @@ _COLUMNS = ("_latency_us", "_status", "_row", "_model", "_version")
 _SERVER_ERROR = 500
 _GROWTH = math.log(1.005)
 _BUCKETS = 5_000
-"""Buckets of 0.5 % each: from a microsecond to 18 hours."""
+"""Buckets of 0.5 % width, from a microsecond to 18 hours."""
 _MAX_VALUES = 1_000
 
 
 @dataclass
 class _RequestCounts:
-    """Counts of some requests, in bounded size: `slow` has, [R], the answers that took longer than `limits_us`, [R]
-    (infinite for a requirement that is not of latency). `has_failures` is True if failed requests are counted, too."""
+    """Counts of requests in bounded memory. `slow`, [R], counts the answers that took longer than `limits_us`, [R]
+    (infinite for a requirement on errors). `has_failures` is True if failed requests are included in the counts."""
 
     limits_us: Array
     has_failures: bool = True
@@ -57,24 +59,24 @@ class _RequestCounts:
         self.slow = np.zeros(len(self.limits_us), np.int64)
 
     def add_answers(self, latencies: Array) -> None:
-        """Count requests by their latencies: [N] float64 microseconds, NaN where it is not known."""
+        """Count answered requests. `latencies` is [N] float64 in microseconds, NaN if unknown."""
         known = latencies[~np.isnan(latencies)]
         self.requests += len(latencies)
         self.timed += len(known)
-        places = np.round(np.log(np.maximum(known, 1.0)) / _GROWTH).astype(np.int64)
-        self.buckets += np.bincount(np.minimum(places, _BUCKETS - 1), minlength=_BUCKETS)
+        buckets = np.round(np.log(np.maximum(known, 1.0)) / _GROWTH).astype(np.int64)
+        self.buckets += np.bincount(np.minimum(buckets, _BUCKETS - 1), minlength=_BUCKETS)
         self.slow += (known[:, None] > self.limits_us).sum(axis=0)
 
     def add_failures(self, statuses: Array) -> None:
-        """Count failed requests by their HTTP statuses: [N] float64."""
+        """Count failed requests by HTTP status, [N] float64."""
         self.requests += len(statuses)
         self.errors += int((statuses >= _SERVER_ERROR).sum())
         self.refused += int((statuses < _SERVER_ERROR).sum())
 
     def quantile(self, share: float) -> float:
-        """Return seconds, within 0.25 %, of at least one timed request."""
-        place = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
-        return math.exp(place * _GROWTH) / 1e6
+        """Return the quantile in seconds, accurate to 0.25 %. At least one request must have a latency."""
+        bucket = int(np.searchsorted(np.cumsum(self.buckets), math.ceil(share * self.timed)))
+        return math.exp(bucket * _GROWTH) / 1e6
 
     def figures(self, requirements: tuple[Requirement, ...]) -> Iterator[tuple[str, float]]:
         yield "error_rate", self.errors / self.requests
@@ -91,9 +93,11 @@ class _RequestCounts:
 
 
 def judge(request: WindowRequest) -> MonitorResult:
-    """Judge the endpoint on every request whose rows are in the log, whichever version answered it."""
+    """Judge all requests of the endpoint whose rows are in the log, for all versions together."""
     spec = request.spec
-    limits = [one.value * 1e6 if one.name in QUANTILES else math.inf for one in spec.requirements]
+    limits = [
+        requirement.value * 1e6 if requirement.name in QUANTILES else math.inf for requirement in spec.requirements
+    ]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))
     counted.count(request)
     total, notes = counted.total, [*unreadable_notes(request.log)]
@@ -102,7 +106,9 @@ def judge(request: WindowRequest) -> MonitorResult:
     absent = sorted({*spec.segment_by} - {*counted.by_column})
     notes += [f"segments: the rows have no column {column!r}" for column in absent]
     if counted.is_full:
-        notes.append(f"segments: a column has more than {_MAX_VALUES:,} values, of which the first ones were counted")
+        notes.append(
+            f"segments: a column has more than {_MAX_VALUES:,} values; only the first {_MAX_VALUES:,} were counted"
+        )
     version, *others = most_first(counted.versions)
     if others:
         notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
@@ -126,7 +132,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 @dataclass
 class _CountedRequests:
-    """All requests, the requests of each segment by column and value, and the number of answers of each version."""
+    """Counts of all requests, of the segments by column and value, and the number of answers per version."""
 
     total: _RequestCounts
     by_column: dict[str, dict[str, _RequestCounts]] = field(default_factory=dict)
@@ -135,15 +141,17 @@ class _CountedRequests:
 
     def count(self, request: WindowRequest) -> None:
         columns = request.spec.segment_by
-        log, wanted = request.log, (*_COLUMNS, *columns)
-        for batch in log.batches(request.endpoint, request.window, wanted):
-            requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one of many rows took its time once
+        log, needed = request.log, (*_COLUMNS, *columns)
+        for batch in log.batches(request.endpoint, request.window, needed):
+            requests = batch.filter(
+                pc.equal(batch.column("_row"), 0)
+            )  # Count the latency of a request with many rows once.
             for version, count in count_versions(requests).items():
                 self.versions[version] = self.versions.get(version, 0) + count
             latencies = as_numbers(requests, "_latency_us")
             for counts, rows in self.parts(requests, columns):
                 counts.add_answers(latencies[rows])
-        for batch in log.failures.batches(request.endpoint, request.window, wanted):
+        for batch in log.failures.batches(request.endpoint, request.window, needed):
             for version in count_versions(batch):
                 self.versions.setdefault(version, 0)
             statuses = as_numbers(batch, "_status")
@@ -151,7 +159,7 @@ class _CountedRequests:
                 counts.add_failures(statuses[rows])
 
     def parts(self, requests: pa.Table, columns: Sequence[str]) -> Iterator[tuple[_RequestCounts, Array]]:
-        """Yield the counts that the requests belong to, each with the places of its rows."""
+        """Yield the counts to which the requests belong, each with the row indices."""
         yield self.total, np.arange(len(requests))
         for column in columns:
             texts = as_texts(requests.column(column)) if column in requests.column_names else None
@@ -166,15 +174,15 @@ class _CountedRequests:
                 if value not in by_value and len(by_value) >= _MAX_VALUES:
                     self.is_full = True
                     continue
-                one = _RequestCounts(self.total.limits_us, has_failures=column.startswith(OWN_PREFIX))
-                yield by_value.setdefault(value, one), rows
+                new_counts = _RequestCounts(self.total.limits_us, has_failures=column.startswith(OWN_PREFIX))
+                yield by_value.setdefault(value, new_counts), rows
 
     def largest(self, min_rows: int) -> tuple[dict[str, _RequestCounts], list[str]]:
-        """Return the largest segments that have enough requests, and a line for each thing that is left out."""
+        """Return the largest segments with enough requests, and notes on skipped values."""
         chosen: dict[str, _RequestCounts] = {}
         notes: list[str] = []
         for column, by_value in self.by_column.items():
-            counts = {value: one.requests for value, one in by_value.items()}
+            counts = {value: value_counts.requests for value, value_counts in by_value.items()}
             values, left_out = largest_values(counts, column, min_rows)
             notes += left_out
             chosen |= {segment_name(column, value): by_value[value] for value in values}
@@ -187,8 +195,8 @@ def _findings(
     for requirement, late in zip(requirements, counts.slow.tolist(), strict=True):
         if requirement.name not in QUANTILES:
             measured = wilson_interval("error_rate", counts.errors, counts.requests, confidence)
-            found = measured if counts.has_failures else _NO_COLUMNS
-            yield criterion_finding(requirement, found, confidence, segment)
+            metric = measured if counts.has_failures else _NO_COLUMNS
+            yield criterion_finding(requirement, metric, confidence, segment)
             continue
         if not counts.timed:
             yield criterion_finding(requirement, _NO_ANSWER, confidence, segment)
@@ -204,5 +212,5 @@ def _findings(
         yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)
 
 
-_NO_ANSWER = Refused("no request was answered that says how long it took")
-_NO_COLUMNS = Refused("requests that failed have no columns of the model, by which they could be told apart")
+_NO_ANSWER = Refused("no answered request has a latency")
+_NO_COLUMNS = Refused("failed requests do not have the model's columns, so they cannot be assigned to segments")

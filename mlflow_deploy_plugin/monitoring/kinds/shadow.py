@@ -1,5 +1,6 @@
-"""Shadows: how often a variant whose predictions are never sent to a client would have answered differently. A shadow's
-rows in the log have the prediction id and row of the answered ones, and are compared as in `runtime/shadow_compare.py`.
+"""Shadows: the share of rows on which a shadow variant, whose predictions are not returned to clients, disagrees with
+the answers. Shadow rows have the prediction id and row of the answered rows and are compared by
+`runtime/shadow_compare.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,8 +45,8 @@ _NOT_COMPARED, _SAME, _OTHER = -1, 1, 0
 
 @dataclass(frozen=True, eq=False)
 class _ShadowRows:
-    """A shadow's rows with the `answered` rows, [N], of the same requests. `same` is [N] int8: 1, 0, or -1 if two
-    answers cannot be compared. `copies` is the number of the shadow's rows among those that were read."""
+    """Paired rows of a shadow and the `answered` rows, [N], of the same requests. `same` is [N] int8: 1, 0, or -1 if
+    two answers cannot be compared. `copies` is the number of shadow rows that were read."""
 
     answered: pa.Table
     same: Array
@@ -59,7 +60,7 @@ class _ShadowRows:
         return comparable
 
     def disagreement(self, rows: Array, sampling: Sampling) -> MetricInterval:
-        """Return the share of some comparable rows, [N] bool, on which the shadow answered differently."""
+        """Return the share of these comparable rows, [N] bool, on which the shadow gave a different answer."""
         return share_interval("disagreement", self.same[rows] == _OTHER, sampling.of(rows))
 
     def figures(self, variant: str, answered: int, sampling: Sampling) -> dict[str, float]:
@@ -79,7 +80,7 @@ def judge(request: WindowRequest) -> MonitorResult:
         return request.result("not judged", "the window has no rows", notes=notes)
     version = next(iter(count_versions(answered)))
     if not shadows:
-        reason = "no shadow has computed a row of the window"
+        reason = "no shadow has computed a row in the window"
         return request.result("not judged", reason, version, len(answered), notes=notes)
     artifact_of = cache(partial(version_artifact, request))
     compared = {
@@ -87,27 +88,28 @@ def judge(request: WindowRequest) -> MonitorResult:
     }
     parts: dict[str, list[tuple[str, Array]]] = {}
     segment_notes: list[str] = []
-    for variant, one in compared.items():
-        segments, left_out = find_segments(one.answered, spec.segment_by, spec.min_rows, one.comparable)
-        parts[variant] = [("", np.ones(len(one.same), bool)), *segments]
+    for variant, shadow in compared.items():
+        segments, left_out = find_segments(shadow.answered, spec.segment_by, spec.min_rows, shadow.comparable)
+        parts[variant] = [("", np.ones(len(shadow.same), bool)), *segments]
         segment_notes += [note for note in left_out if note not in segment_notes]
     intervals = len(spec.requirements) * sum(len(rows) for rows in parts.values())
     confidence = bonferroni_confidence(spec.false_alarm_rate, intervals)
     findings: list[Finding] = []
     figures: dict[str, float] = {}
-    for variant, one in compared.items():
+    for variant, shadow in compared.items():
         notes += [
-            f"shadow {variant}: {one.version[0]} version {one.version[1]}, {int(one.comparable.sum()):,} of "
+            f"shadow {variant}: {shadow.version[0]} version {shadow.version[1]}, {int(shadow.comparable.sum()):,} of "
             f"{len(answered):,} answered rows compared",
-            *one.failures,
+            *shadow.failures,
         ]
-        sampling = event_sampling(request, one.answered, confidence)
-        figures |= one.figures(variant, len(answered), sampling)
-        findings += _findings(spec, variant, one, parts[variant], sampling, len(compared) == 1)
+        sampling = event_sampling(request, shadow.answered, confidence)
+        figures |= shadow.figures(variant, len(answered), sampling)
+        findings += _findings(spec, variant, shadow, parts[variant], sampling, len(compared) == 1)
     for requirement in spec.requirements:
         if requirement.argument and requirement.argument not in compared:
             reason = (
-                f"no shadow {requirement.argument!r} has computed a row of the window; there are {', '.join(compared)}"
+                f"shadow {requirement.argument!r} has computed no row in the window; "
+                f"the shadows are {', '.join(compared)}"
             )
             findings.append(criterion_finding(requirement, Refused(reason), confidence))
     return request.result(
@@ -121,8 +123,9 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 
 def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
-    """Return the answered rows, and per shadow variant its rows of the same requests; both at most about `MAX_ROWS`. Of
-    more rows those with a small hash of the prediction id are kept, so that both sides keep the same rows."""
+    """Return the answered rows, and for each shadow variant its rows of the same requests; about `MAX_ROWS` rows each.
+    If there are more rows, the rows with a small hash of the prediction id are kept, which are the same on both
+    sides."""
     limit, segment_by = 2**64 - 1, request.spec.segment_by
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     tables: list[pa.Table] = []
@@ -139,13 +142,13 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
         held += int(kept.sum())
         while held > 2 * MAX_ROWS:
             limit //= 2
-            for place, numbers in enumerate(hashes):
+            for index, numbers in enumerate(hashes):
                 kept = numbers <= np.uint64(limit)
-                tables[place], hashes[place] = tables[place].filter(pa.array(kept)), numbers[kept]
+                tables[index], hashes[index] = tables[index].filter(pa.array(kept)), numbers[kept]
             held = sum(map(len, hashes))
     notes = list(unreadable_notes(request.log))
     if limit < 2**64 - 1:
-        notes.append(f"of {total:,} rows, with those of shadows, {held:,} are compared, chosen by their prediction id")
+        notes.append(f"{held:,} of {total:,} rows, including shadow rows, are compared, sampled by prediction id")
     if not held:
         return None, {}, notes
     table = concat_tables(tables)
@@ -158,8 +161,8 @@ def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table],
 
 
 def _described(artifact: Artifact | None, rows: pa.Table, masked: Sequence[str]) -> Artifact:
-    """Return the version's description of its outputs, or a guess from its rows for a version that is gone. Hashes are
-    taken as hashes of numbers."""
+    """Return the version's description of its outputs, or a guess from its rows if the version no longer exists. Masked
+    predictions are treated as numbers."""
     if artifact is not None and artifact.outputs:
         return artifact
     outputs = []
@@ -175,38 +178,44 @@ def _described(artifact: Artifact | None, rows: pa.Table, masked: Sequence[str])
 def _compare(
     answered: pa.Table, computed: pa.Table, artifact_of: Callable[[str, str], Artifact | None], masked: Sequence[str]
 ) -> _ShadowRows:
-    """Compare the pairs of rows of each two versions together, since each version has its own outputs."""
+    """Compare the row pairs of each combination of versions separately, because the outputs differ per version."""
     keys, others = _keys(answered), _keys(computed)
     _, ours, theirs = np.intersect1d(keys, others, return_indices=True)
     order = np.argsort(ours)
     left, right = answered.take(pa.array(ours[order])), computed.take(pa.array(theirs[order]))
     same = np.full(len(left), _NOT_COMPARED, np.int8)
     failures = []
-    for one in count_versions(left):
-        for other in count_versions(right):
-            rows = np.flatnonzero(is_answered_by(left, *one) & is_answered_by(right, *other))
+    for answered_version in count_versions(left):
+        for shadow_version in count_versions(right):
+            rows = np.flatnonzero(is_answered_by(left, *answered_version) & is_answered_by(right, *shadow_version))
             if not len(rows):
                 continue
             sides = left.take(pa.array(rows)), right.take(pa.array(rows))
             try:
-                artifact = _described(artifact_of(*one), sides[0], masked)
-                shadow = _described(artifact_of(*other), sides[1], masked)
-                said, shadow_said = _outputs(artifact, sides[0], masked), _outputs(shadow, sides[1], masked)
-                outcome = compare_outputs(artifact, said, shadow, shadow_said)
+                artifact = _described(artifact_of(*answered_version), sides[0], masked)
+                shadow = _described(artifact_of(*shadow_version), sides[1], masked)
+                answered_outputs, shadow_outputs = (
+                    _outputs(artifact, sides[0], masked),
+                    _outputs(shadow, sides[1], masked),
+                )
+                outcome = compare_outputs(artifact, answered_outputs, shadow, shadow_outputs)
                 same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
-                failures.append(f"{len(rows):,} rows of {one[0]} version {one[1]} and its shadow: {error.message}")
+                failures.append(
+                    f"{len(rows):,} rows of {answered_version[0]} version {answered_version[1]} and its shadow: "
+                    f"{error.message}"
+                )
     return _ShadowRows(left, same, next(iter(count_versions(computed))), tuple(failures), len(computed))
 
 
 def _keys(table: pa.Table) -> Array:
-    """Return [N] uint64 of prediction id and row."""
+    """Return [N] uint64, hashes of prediction id and row."""
     return combine_hashes(hash_texts(table.column("_prediction_id")), table.column("_row").to_numpy().astype(np.uint64))
 
 
 def _outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> Mapping[str, Array]:
-    """Return the version's outputs as its graph gave them, as far as the log has them for every row. Masked labels are
-    equal if their hashes are. Masked numbers cannot be compared."""
+    """Return the outputs in the form of the graph, if the log has them for every row. Masked labels are equal if their
+    hashes are equal. Masked numbers are excluded, because they cannot be compared."""
     hidden = with_both_names(masked, artifact)
     arrays = {}
     for output in artifact.outputs:
@@ -222,7 +231,7 @@ def _outputs(artifact: Artifact, rows: pa.Table, masked: Sequence[str]) -> Mappi
 
 
 def _array(column: pa.Array) -> Array | None:
-    """Return [N] or, of lists of one length, [N, …]; None if they have several lengths."""
+    """Return [N], or [N, …] for lists of equal length; None if the lengths differ."""
     shape = [len(column)]
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         lengths = pc.unique(pc.list_value_length(column)).to_pylist()
@@ -253,5 +262,9 @@ def _findings(
                 )
             else:
                 measured = compared.disagreement(chosen, sampling)
-            found = criterion_finding(requirement, measured, sampling.confidence, segment)
-            yield found if is_only or requirement.argument else replace(found, subject=f"{found.subject}({variant})")
+            finding = criterion_finding(requirement, measured, sampling.confidence, segment)
+            yield (
+                finding
+                if is_only or requirement.argument
+                else replace(finding, subject=f"{finding.subject}({variant})")
+            )

@@ -219,7 +219,7 @@ def test_only_named_columns_are_judged_or_all_others(
     assert found.state == state
     assert {one.subject for one in found.findings if one.state != "not judged"} == judged
     excluded = {one.reason for one in found.findings if one.subject in named.get("exclude", ())}
-    assert excluded == ({"--exclude leaves it out"} if "exclude" in named else set())
+    assert excluded == ({"--exclude excludes it"} if "exclude" in named else set())
 
 
 @pytest.mark.parametrize("option", ["columns", "exclude"])

@@ -77,7 +77,7 @@ def test_fewer_than_three_windows_give_a_figure_that_decides_nothing() -> None:
 def test_without_probabilities_nothing_is_estimated() -> None:
     silent = ClassPredictions(np.zeros(10, np.int64), None, ("a", "b"))
 
-    assert "gives no probability" in str(estimate(silent, []))
+    assert "returns no class probabilities" in str(estimate(silent, []))
 
 
 def test_figures_that_cannot_be_expected_say_why() -> None:
@@ -85,8 +85,8 @@ def test_figures_that_cannot_be_expected_say_why() -> None:
 
     found = expected_metrics(answers, np.tile([1.0, 0.0], (10, 1)))
 
-    assert found["precision"] == Refused("no row was called 'yes'")
-    assert found["roc_auc"] == Refused("all rows are expected to be of one label")
+    assert found["precision"] == Refused("no row was predicted as 'yes'")
+    assert found["roc_auc"] == Refused("all rows are expected to have the same label")
 
 
 def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:

@@ -92,14 +92,14 @@ def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
     found = classification_metrics(ones, answers, ["roc_auc", "precision", "recall"], Sampling(0.95))
 
     assert found["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two")
-    assert found["precision"] == Refused("no row was called 'yes'")
+    assert found["precision"] == Refused("no row was predicted as 'yes'")
     assert value(found["recall"]) == 0.0
     assert classification_metrics(0 * ones, answers, ["recall"], Sampling(0.95))["recall"] == Refused(
         "no label is 'yes'"
     )
     silent = ClassPredictions(answers.predicted, None, answers.classes)
     assert classification_metrics(ones, silent, ["log_loss"], Sampling(0.95)) == {
-        "log_loss": Refused("the model gives no probability of each label")
+        "log_loss": Refused("the model returns no class probabilities")
     }
     assert "needs two" in str(regression_metrics(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"])
     assert "no square" in str(regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"])

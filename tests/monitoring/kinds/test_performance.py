@@ -212,7 +212,7 @@ def test_earlier_windows_whose_labels_are_missing_by_what_they_would_say_confirm
     judged = judge(endpoint.ask(**ACCURACY))
 
     assert "0 earlier windows" in finding(judged, "estimated accuracy").reason
-    note = "4 earlier windows are left out, whose rows with a label are not like those without"
+    note = "4 earlier windows are skipped, because their labelled rows differ from their unlabelled rows"
     assert note in judged.notes
 
 
@@ -482,7 +482,7 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(end
     # still of the model's own two classes: of the larger one, and no mean over three
     assert finding(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
     assert finding(judged, "roc_auc").state == "kept"
-    note = "40 labels name a class that the model does not know ('2'); each counts as a wrong answer"
+    note = "40 labels are classes that the model does not have ('2'); each counts as a wrong answer"
     assert note in judged.notes
 
 
@@ -631,7 +631,7 @@ def test_hashes_are_no_answers(endpoint: EndpointWorld) -> None:
     judged = judge(replace(endpoint.ask(**ACCURACY), capture=CaptureSpec(mask=("prediction", "output.probabilities"))))
 
     assert judged.state == "not judged"
-    assert judged.reason.startswith("the log has no column that holds one answer a row: capture.mask writes hashes of")
+    assert judged.reason.startswith("the log has no column with a single answer per row: capture.mask replaces")
 
 
 def test_rows_that_are_said_to_be_independent_are_worth_as_many_as_they_are(endpoint: EndpointWorld) -> None:
