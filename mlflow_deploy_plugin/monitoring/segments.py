@@ -46,7 +46,7 @@ def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tup
     if small := order[len(large) :]:
         rows = sum(counts[value] for value in small)
         notes.append(
-            f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each ({rows:,} in total) "
+            f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each ({rows:,} rows in total) "
             "are not judged separately"
         )
     return large[:MAX_SEGMENTS], notes

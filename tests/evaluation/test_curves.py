@@ -78,7 +78,7 @@ def test_errors_of_numbers_lose_a_share(tmp_path: Path) -> None:
 def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path) -> None:
     report = onnxserve.robustness(str(folder), ROWS, "label")
     assert [name for name, _ in report.curves()] == ["noise", "missing", "swap", "scale"]
-    assert mentions(report.cannot["typos"], "no texts")
+    assert mentions(report.cannot["typos"], "no text inputs")
     assert "no torch original" in report.cannot["pgd"]
     assert "spsa" not in report.cannot
     missing = [point for point in report.points if point.disturbance == "missing"]
@@ -145,8 +145,8 @@ def test_a_model_without_numbers_is_measured_by_its_texts(tmp_path: Path) -> Non
     rows = {"t": np.array(["yes", "no"] * 100, dtype=object), "y": np.array([1, 0] * 100)}
     report = onnxserve.robustness(str(model), rows, "y")
     assert {name for name, _ in report.curves()} == {"missing", "swap", "unseen", "typos"}
-    assert mentions(report.cannot["noise"], "no numbers")
-    with pytest.raises(InvalidConfig, match=r"noise: .*no numbers"):
+    assert mentions(report.cannot["noise"], "no numeric inputs")
+    with pytest.raises(InvalidConfig, match=r"noise: .*no numeric inputs"):
         onnxserve.robustness(str(model), rows, "y", strengths={"noise": []})
 
 

@@ -143,7 +143,7 @@ def test_the_latest_whole_window_is_the_last_one_that_is_over(log: InferenceLog,
 
 def test_where_nothing_was_captured_there_is_no_window(log: InferenceLog, writer: LogWriter) -> None:
     assert (log.endpoints(), log.read("flights", WINDOW)) == ([], None)
-    with pytest.raises(NotFound, match=r"captured .*'flights'"):
+    with pytest.raises(NotFound, match=r"endpoint 'flights' have been captured"):
         log.latest_window("flights", "1d", DAY)
     writer.write(columns(DAY), endpoint="other")
     assert (log.endpoints(), log.read("flights", WINDOW)) == (["other"], None)

@@ -150,8 +150,8 @@ def test_a_later_line_keeps_its_values_or_is_a_bad_row() -> None:
 
     assert [row.why for row in last.bad] == [
         "column 'a': 1.5 is not of type int64",
-        "column 'b': [True] is no list<item: int64>",
-        "column 'c': {'d': 1.5} is no struct<d: int64>",
+        "column 'b': [True] is not of type list<item: int64>",
+        "column 'c': {'d': 1.5} is not of type struct<d: int64>",
     ]
     assert last.table.to_pylist()[-1] == {"a": 2, "b": [None, 3], "c": {"d": None}}
 
@@ -213,7 +213,7 @@ def test_a_page_of_a_parquet_file_that_was_damaged_is_told_by_its_checksum() -> 
     pq.write_table(table, file, write_page_checksum=True, use_dictionary=False, compression="none")
     content = bytearray(file.getvalue())
     content[4000] ^= 1
-    with pytest.raises(InvalidRequest, match=r"row 0 .*checksum"):
+    with pytest.raises(InvalidRequest, match=r"row 0: .*checksum"):
         list(stream(bytes(content), "parquet").blocks(["x"]))
 
 

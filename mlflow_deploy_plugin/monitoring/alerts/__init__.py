@@ -1,4 +1,4 @@
-"""Alerts: `record.py` writes into the store what has to be sent, and `send.py` sends it over the configured channels.
+"""Alerts: `record.py` writes due messages to the store, and `send.py` sends them over the configured channels.
 
-Their functions raise StoreUnavailable if the store cannot be used.
+Their functions raise StoreUnavailable if the store is not available.
 """

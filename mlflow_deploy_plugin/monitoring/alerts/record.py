@@ -1,5 +1,5 @@
-"""Alerts in the store. A message is due if an alert begins, becomes half as bad again, lasts the repeat interval, or
-ends."""
+"""Alerts in the store. A message is due when an alert begins, becomes 1.5 times as bad, has lasted for the repeat
+interval, or ends."""
 
 import hashlib
 import logging
@@ -23,12 +23,12 @@ AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
 _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
 _CONSOLE_FILE, _CONSOLE_SECONDS = "/onnxserve/console.css", 3
-"""A file that MLflow's server has if it has the console."""
+"""A file that MLflow's server has if the console is installed."""
 _log = logging.getLogger(__name__)
 
 
 def record_result(store: Store, settings: Settings, result: MonitorResult, run_url: str, spec: MonitorSpec) -> None:
-    """Record a judged window: an alarm begins, continues, grows worse or ends. An undecided window has no effect."""
+    """Record a judged window: an alarm begins, continues, worsens or ends. An undecided window has no effect."""
     alerts, now = Alerts(store), store.now()
     content = _result_content(result, run_url, spec)
     if result.is_alarm:
@@ -36,18 +36,18 @@ def record_result(store: Store, settings: Settings, result: MonitorResult, run_u
         alerts.change(content.fingerprint, lambda before: fire(before, content, now, repeat))
     elif result.state not in UNDECIDED:
         alerts.change(content.fingerprint, lambda before: resolve(before, content, now))
-    again = AlertContent(
+    recovered = AlertContent(
         _failing(result.endpoint, result.monitor),
         result.endpoint,
         result.monitor,
         lines=("the monitor works again",),
         link=content.link,
     )
-    alerts.change(again.fingerprint, lambda before: resolve(before, again, now))
+    alerts.change(recovered.fingerprint, lambda before: resolve(before, recovered, now))
 
 
 def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str, reason: str) -> None:
-    """Record that a monitor could not be run; the next window that is judged ends the alert."""
+    """Record that a monitor could not be run. The next judged window ends this alert."""
     _log.warning("%s, monitor %s failed: %s", endpoint, monitor, reason)
     now = store.now()
     content = AlertContent(
@@ -63,20 +63,24 @@ def record_failure(store: Store, settings: Settings, endpoint: str, monitor: str
 
 
 def resolve_orphaned(store: Store) -> None:
-    """End the alerts whose monitor or endpoint no longer exists."""
+    """End alerts of monitors or endpoints that no longer exist."""
     alerts, now = Alerts(store), store.now()
     firing = alerts.firing()
-    known = {(one.name, name) for one in store.endpoints() for name in one.spec.monitors} if firing else set()
-    unreadable = {one.name for one in store.unreadable()} if firing else set()
-    for found in firing:
-        if (found.endpoint, found.monitor) not in known and found.endpoint not in unreadable:
-            order, lines = found.detail.get("order", ""), ("the monitor was taken away",)
-            content = AlertContent(found.fingerprint, found.endpoint, found.monitor, order, lines=lines)
-            alerts.change(found.fingerprint, partial(resolve, content=content, now=now))
+    known = (
+        {(endpoint.name, name) for endpoint in store.endpoints() for name in endpoint.spec.monitors}
+        if firing
+        else set()
+    )
+    unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
+    for alert in firing:
+        if (alert.endpoint, alert.monitor) not in known and alert.endpoint not in unreadable:
+            order, lines = alert.detail.get("order", ""), ("the monitor was removed",)
+            content = AlertContent(alert.fingerprint, alert.endpoint, alert.monitor, order, lines=lines)
+            alerts.change(alert.fingerprint, partial(resolve, content=content, now=now))
 
 
 def announce(store: Store, endpoint: str, monitor: str, text: str, link: str = "") -> None:
-    """Record a message that is sent once and has no end, such as a version that waits for a person."""
+    """Record a message that is sent once and does not end, such as a version that waits for approval."""
     now, digest = store.now(), hashlib.sha256(text.encode()).hexdigest()[:12]
     fingerprint = f"{endpoint}/{monitor}/said/{digest}"
     content = AlertContent(
@@ -92,17 +96,17 @@ def _failing(endpoint: str, monitor: str) -> str:
 
 def _tags(store: Store, endpoint: str, monitor: str) -> tuple[str, ...]:
     try:
-        found = store.endpoint(endpoint)
+        stored_endpoint = store.endpoint(endpoint)
     except InvalidConfig:
         return ()
-    spec = found.spec.monitors.get(monitor) if found is not None else None
+    spec = stored_endpoint.spec.monitors.get(monitor) if stored_endpoint is not None else None
     return spec.alert if spec is not None else ()
 
 
 @dataclass(frozen=True)
 class AlertContent:
-    """The content of an alert about `fingerprint`, for channels with one of the tags (empty: all). A larger weight is
-    worse. Content whose order (window start and revision) is older than the last one has no effect."""
+    """The content of an alert with this `fingerprint`, for channels with one of the tags (empty: all). A larger weight
+    is worse. Content with an older order (window start and revision) than the last content has no effect."""
 
     fingerprint: str
     endpoint: str
@@ -141,16 +145,16 @@ def fire(
     last = _last_order(before, now)
     if content.order < last:
         return None
-    again = replace(before, last_at=now, count=before.count + (content.order > last or not content.order))
+    updated = replace(before, last_at=now, count=before.count + (content.order > last or not content.order))
     if content.weight >= _WORSE * before.detail.get("told_weight", 0.0):
-        return replace(again, detail=content.event_detail("worse", now, before))
+        return replace(updated, detail=content.event_detail("worse", now, before))
     if before.told_at is not None and not timedelta() <= now - before.told_at < repeat:
-        return replace(again, detail=content.event_detail("still", now, before))
-    return replace(again, detail={**before.detail, **content.detail()})
+        return replace(updated, detail=content.event_detail("still", now, before))
+    return replace(updated, detail={**before.detail, **content.detail()})
 
 
 def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert | None:
-    """Return the alert after a window without an alarm; None without a change."""
+    """Return the alert after a window without an alarm; None if nothing changes."""
     if before is None or content.order < _last_order(before, now):
         return None
     detail = {
@@ -162,7 +166,7 @@ def resolve(before: Alert | None, content: AlertContent, now: datetime) -> Alert
 
 
 def _last_order(before: Alert, now: datetime) -> str:
-    """Return the order of the newest window that the alert has seen, unless that window has not begun yet."""
+    """Return the order of the newest window of the alert, unless that window begins in the future."""
     order: str = before.detail.get("order", "")
     return order if order <= now.isoformat() else ""
 
@@ -171,7 +175,7 @@ def _result_content(result: MonitorResult, run_url: str, spec: MonitorSpec) -> A
     alarms = [finding for finding in result.findings if finding.is_alarm]
     answered = f"{result.model} version {result.version}" if result.model else "no version"
     lines = [f"{result.endpoint}, {answered}, {result.window}: {result.state}"]
-    if result.reason and not alarms:  # With alarms, the reason repeats the first alarm.
+    if result.reason and not alarms:  # With alarms, the reason would repeat the first alarm.
         lines.append(_short(result.reason))
     for finding in alarms[:_MOST_FINDINGS]:
         name = _short(f"{finding.subject} [{finding.segment}]" if finding.segment else finding.subject)
@@ -203,7 +207,7 @@ def _next(endpoint: str, commands: str) -> str:
 
 
 def _console_page(endpoint: str) -> str:
-    """Return the address of the endpoint's page in the console; empty if MLflow's server does not have the console."""
+    """Return the URL of the endpoint's page in the console; empty if MLflow's server does not have the console."""
     from mlflow import get_tracking_uri
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
@@ -221,6 +225,7 @@ def _console_page(endpoint: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return the text as one short line, because names of columns and categories may have any length and content."""
+    """Return the text as a single short line, because names of columns and categories may have any length and
+    content."""
     line = one_line(text)
     return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"

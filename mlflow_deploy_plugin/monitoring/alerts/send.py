@@ -1,8 +1,8 @@
-"""Send the alerts that are due: one message per endpoint and channel, repeated until the channel takes it.
+"""Send due alerts: one message per endpoint and channel, retried until the channel accepts it.
 
-The store records which channel has which event, so any process can continue. A message that was sent but not recorded
-is sent twice. Apprise reads the channels. A channel's URL holds secrets: it is neither shown nor kept, and Apprise's
-own log, which quotes URLs, is disabled.
+The store records which channel has received which event, so any process can continue. A message that was sent but not
+recorded is sent twice. Channels are configured for Apprise. A channel's URL contains secrets, so it is neither logged
+nor stored, and Apprise's own log, which quotes URLs, is disabled.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 GROUPING_DELAY = timedelta(seconds=5)
-"""The seconds that the alerts of an endpoint wait, so that those of one round are sent together."""
+"""The time that an endpoint's alerts wait, so that the alerts of one round are sent together."""
 _LONGEST_PAUSE = timedelta(hours=1)
 _MOST_TRIES = 30  # more than a day
 _CLAIM = timedelta(minutes=2)
@@ -46,12 +46,12 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "said": ("For you", "info"),
 }
 _MARKUP = re.compile(r"(?<=@)(?=\w)|(?<=<)(?=!)|(?<=\])(?=\()|(?<=:)(?=//)")
-"""Positions within mentions, links and pictures, which Apprise does not escape (Discord, Mattermost read Markdown)."""
+"""Positions in mentions, links and images, which Apprise does not escape (Discord, Mattermost interpret Markdown)."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
 class _ChannelState(TypedDict, total=False):
-    """The state of a channel: the number of the last event that it took, and the tries that have failed since."""
+    """The state of a channel: the number of the last event that it accepted, and the failed attempts since then."""
 
     number: int
     tries: int
@@ -60,7 +60,7 @@ class _ChannelState(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Channel:
-    """One entry of the configuration. The `id` is a digest of its URL, which holds secrets."""
+    """A configured channel. The `id` is a digest of the URL, which contains secrets."""
 
     id: str
     name: str
@@ -68,52 +68,52 @@ class Channel:
     _service: "NotifyBase" = field(repr=False, compare=False)
 
     def takes(self, tags: Sequence[str]) -> bool:
-        """Return True if the channel gets alerts with these tags; without tags every channel does."""
+        """Return True if the channel receives alerts with these tags. An alert without tags goes to every channel."""
         return not tags or bool(self.tags & {*tags}) or "always" in self.tags
 
     def send(self, title: str, body: str, kind: MessageKind) -> bool:
-        """Return True if the service took the message, plain text, within seconds. Raise nothing."""
-        import apprise  # The import takes a third of a second, so it is here.
+        """Send a plain text message and return True if the service accepted it within seconds. Does not raise."""
+        import apprise  # The import takes a third of a second.
 
         _shut_log()
-        one = apprise.Apprise(asset=_asset())
-        one.add(self._service)
+        notifier = apprise.Apprise(asset=_asset())
+        notifier.add(self._service)
         try:
             with bounded_answers():
-                sent = one.notify(
+                sent = notifier.notify(
                     body=body,
                     title=title,
                     notify_type=kind,
-                    body_format="text",  # HTML channels must not read names as markup.
+                    body_format="text",  # HTML channels must not interpret names as markup.
                     timeout=_SECONDS,
                 )
-        except Exception:  # noqa: BLE001 - a plugin's error quotes its URL, so it is not passed on
+        except Exception:  # noqa: BLE001 - A plugin's error may contain the URL, so it is not raised.
             return False
         return bool(sent)
 
 
 def read_channels(path: Path) -> list[Channel]:
-    """Return the channels of a file in Apprise's YAML or text; raise InvalidConfig, which does not quote the file."""
+    """Return the channels in a file in Apprise's YAML or text format; raise InvalidConfig without quoting the file."""
     import apprise
 
     _shut_log()
     if not os.path.isfile(path):  # This is also False if the folder cannot be read.
-        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: there is no file {path}")
+        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: the file {path} does not exist")
     try:
-        config, found = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())
+        config, services_in_file = apprise.AppriseConfig(asset=_asset()), apprise.Apprise(asset=_asset())
         is_read = config.add(str(path))
-        found.add(config)
-        services = list(found.find())
-    except Exception as error:  # noqa: BLE001 - as above
+        services_in_file.add(config)
+        services = list(services_in_file.find())
+    except Exception as error:  # noqa: BLE001 - A plugin's error may contain the URL.
         raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} cannot be read: {type(error).__name__}") from None
     if not is_read or not services:
-        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} names no channel that Apprise knows")
+        raise InvalidConfig(f"ONNXSERVE_ALERT_CONFIG: {path} has no channel that Apprise supports")
     channels: dict[str, Channel] = {}
     for service in services:
         identity = hashlib.sha256(service.url(privacy=False).encode()).hexdigest()[:16]
         tags = frozenset(str(tag) for tag in service.tags)
-        shown = f" ({', '.join(sorted(tags))})" if tags else ""
-        name = f"{service.service_name or 'channel'}{shown} #{identity[:6]}"
+        tag_text = f" ({', '.join(sorted(tags))})" if tags else ""
+        name = f"{service.service_name or 'channel'}{tag_text} #{identity[:6]}"
         channels[identity] = Channel(identity, name, tags, service)
     return list(channels.values())
 
@@ -126,32 +126,38 @@ def _asset() -> "AppriseAsset":
 
 def _shut_log() -> None:
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    connections = logging.getLogger("urllib3.connectionpool")  # quotes the path of each request, if asked for all
+    connections = logging.getLogger(
+        "urllib3.connectionpool"
+    )  # At DEBUG level this logger quotes the path of each request.
     if connections.isEnabledFor(logging.DEBUG):
         connections.setLevel(logging.INFO)
 
 
 def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -> int:
-    """Send the alerts that are due, and return the number of messages that channels have taken. Failures are logged and
-    retried after a pause that doubles. The newest alert of an endpoint has to be as old as `wait`."""
+    """Send due alerts, and return the number of messages that channels have accepted. Failures are logged and retried
+    with exponential backoff. Alerts of an endpoint are sent only when its newest alert is at least `wait` old."""
     due = _due(store, wait)
     if not due or settings.alert_config is None:
         return 0
     try:
         channels = read_channels(settings.alert_config)
     except InvalidConfig as error:
-        _say_hourly(f"nobody is told: {error.message}", int(time.monotonic() // 3600))
+        _say_hourly(f"alerts cannot be sent: {error.message}", int(time.monotonic() // 3600))
         return 0
     now = store.now()
 
-    def claim(found: Alert) -> Alert | None:
-        """Return None if another process sends the alert."""
-        if found.detail.get("is_told", True) or _is_ahead(found.detail.get("claimed_until", ""), now, _CLAIM):
+    def claim(alert: Alert) -> Alert | None:
+        """Claim the alert; return None if another process is sending it."""
+        if alert.detail.get("is_told", True) or _is_ahead(alert.detail.get("claimed_until", ""), now, _CLAIM):
             return None
-        return replace(found, detail={**found.detail, "claimed_until": (now + _CLAIM).isoformat()})
+        return replace(alert, detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()})
 
     alerts = Alerts(store)
-    claimed = [one for one in (alerts.change_by_id(alert.id, claim) for alert in due) if one is not None]
+    claimed = [
+        alert_or_none
+        for alert_or_none in (alerts.change_by_id(alert.id, claim) for alert in due)
+        if alert_or_none is not None
+    ]
     deliveries: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
     for alert in claimed:
         for channel in channels:
@@ -161,23 +167,23 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
     with ThreadPoolExecutor(_AT_ONCE, "alert") as pool:
         taken = list(pool.map(lambda delivery: delivery[0].send(*_build_message(delivery[1])), deliveries.values()))
     for alert in claimed:
-        told = [
+        outcomes = [
             (channel, is_taken)
             for (channel, some), is_taken in zip(deliveries.values(), taken, strict=True)
             if alert in some
         ]
-        _settle(store, alert, channels, told)
+        _settle(store, alert, channels, outcomes)
     return sum(taken)
 
 
 @lru_cache(maxsize=8)
 def _say_hourly(text: str, _hour: int) -> None:
-    """Log an error once per hour; every call finds it again until it is corrected."""
+    """Log an error at most once per hour, because every call finds the same error until it is corrected."""
     _log.error("%s", text)
 
 
 def _due(store: Store, wait: timedelta) -> list[Alert]:
-    """Return the alerts that some channel still has to get, without the silenced ones."""
+    """Return the alerts that a channel has not received yet, without silenced alerts."""
     now = store.now()
     untold = [alert for alert in Alerts(store).recent() if not alert.detail.get("is_told", True)]
     if not untold:
@@ -196,34 +202,34 @@ def _due(store: Store, wait: timedelta) -> list[Alert]:
 
 
 def _is_ahead(moment: str, now: datetime, most: timedelta) -> bool:
-    """Return True if the moment is in the future by at most `most`. A later moment is of a wrong clock."""
+    """Return True if the moment is in the future by at most `most`. A later moment comes from a wrong clock."""
     return now.isoformat() < moment <= (now + most).isoformat()
 
 
 def _channel_state(alert: Alert, channel: Channel) -> "_ChannelState":
-    told: _ChannelState = alert.detail.get("channels", {}).get(channel.id, {})
-    return told
+    state: _ChannelState = alert.detail.get("channels", {}).get(channel.id, {})
+    return state
 
 
 def _is_owed(alert: Alert, channel: Channel) -> bool:
-    """Return True if the channel still has to get the alert. Only a channel that got its begin gets its end."""
-    told = _channel_state(alert, channel)
-    is_known = told.get("number", 0) > 0
+    """Return True if the channel must still receive the alert. Only a channel that received the start gets the end."""
+    state = _channel_state(alert, channel)
+    is_known = state.get("number", 0) > 0
     return (
         channel.takes(alert.detail.get("tags", ()))
-        and told.get("number", 0) < alert.detail["number"]
-        and told.get("tries", 0) < _MOST_TRIES
+        and state.get("number", 0) < alert.detail["number"]
+        and state.get("tries", 0) < _MOST_TRIES
         and (is_known or alert.detail["news"] != "resolved")
     )
 
 
-def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Sequence[tuple[Channel, bool]]) -> None:
+def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: Sequence[tuple[Channel, bool]]) -> None:
     now = store.now()
-    what = f"{alert.endpoint}, monitor {alert.monitor}"
+    subject = f"{alert.endpoint}, monitor {alert.monitor}"
 
-    def settled(found: Alert) -> Alert:
-        known = dict(found.detail.get("channels", {}))
-        for channel, is_taken in told:
+    def settled(stored: Alert) -> Alert:
+        known = dict(stored.detail.get("channels", {}))
+        for channel, is_taken in outcomes:
             if is_taken:
                 known[channel.id] = {"number": alert.detail["number"]}
                 continue
@@ -233,24 +239,29 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], told: Seque
             not_before = (now + timedelta(seconds=seconds)).isoformat()
             known[channel.id] = {**before, "tries": tries, "not_before": not_before}
             if tries < _MOST_TRIES:
-                _log.warning("%s: %s did not take the alert; again in %d s", what, channel.name, seconds)
+                _log.warning("%s: %s did not accept the alert; retry in %d s", subject, channel.name, seconds)
             else:
-                _log.error("%s: %s did not take the alert %d times and is not told of it", what, channel.name, tries)
-        told_at = now if any(is_taken for _, is_taken in told) else found.told_at
-        detail = {**found.detail, "channels": known, "claimed_until": ""}
-        after = replace(found, detail=detail, told_at=told_at)
+                _log.error(
+                    "%s: %s did not accept the alert after %d attempts; the alert is dropped",
+                    subject,
+                    channel.name,
+                    tries,
+                )
+        told_at = now if any(is_taken for _, is_taken in outcomes) else stored.told_at
+        detail = {**stored.detail, "channels": known, "claimed_until": ""}
+        after = replace(stored, detail=detail, told_at=told_at)
         is_told = not any(_is_owed(after, channel) for channel in channels)
         has_reached = any(channel.takes(after.detail.get("tags", ())) for channel in channels)
         if is_told and not has_reached:
-            _log.error("%s: no channel of ONNXSERVE_ALERT_CONFIG has one of its tags", what)
+            _log.error("%s: no channel in ONNXSERVE_ALERT_CONFIG has a tag of the alert", subject)
         return replace(after, detail={**detail, "is_told": is_told})
 
     Alerts(store).change_by_id(alert.id, settled)
 
 
 def _build_message(alerts: Sequence[Alert]) -> tuple[str, str, MessageKind]:
-    """Return title, text and kind of one message for alerts of one endpoint, the gravest first. A zero-width space
-    makes mentions and links plain text, because the lines quote categories and columns of callers."""
+    """Return title, text and kind of a message for the alerts of an endpoint, the most severe first. A zero-width space
+    turns mentions and links into plain text, because the lines quote categories and columns of callers."""
     ordered = sorted(alerts, key=lambda alert: (_GRAVITY.index(_kind(alert)), alert.monitor, alert.id))
     parts = []
     for alert in ordered:

@@ -1,1 +1,1 @@
-"""Data drift: sketches of columns, the reference, and the threshold that its own windows give."""
+"""Data drift: sketches of columns, the reference, and the threshold from the reference's own windows."""

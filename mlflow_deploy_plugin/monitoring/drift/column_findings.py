@@ -1,4 +1,4 @@
-"""The findings of each column: checks without a threshold, and the sentences of all checks."""
+"""The findings of each column: checks without a threshold, and the texts of all checks."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,22 +15,22 @@ from mlflow_deploy_plugin.monitoring.result import EXACT, Check, Finding, State
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen", "range")
-"""The checks of the figures in `threshold/null.py`, in their order."""
+"""The checks for the figures in `threshold/null.py`, in the same order."""
 _SHOWN = 3
 _UNLIKELY = 1e-6
-"""A column that is constant by a chance above this, because one value is so frequent, has not drifted."""
+"""The chance of a constant column above which it is not drift, because one value is very frequent in the reference."""
 _FEW_WINDOWS = 19
-"""Fewer windows do not show that at most 5 % are constant, but their steps do: with a flag that changes every other
-week, 10 % of the months after a reference of three months were called drifted."""
+"""The number of windows below which the steps are also checked for constant values. Otherwise, with a flag that changes
+every other week, 10 % of the months after a reference of three months were called drifted."""
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
-"""Types whose columns have a distance; without bins they are none that is asked for."""
+"""The types of columns that have a distance. Without bins, such a column was not requested."""
 
 
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
-    """Return a finding for each column that is new, gone, of another type or constant. A column that is also missing or
-    constant in a window of the reference is not drift, so these findings are exact."""
-    found = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
-    return [finding for finding in found if finding is not None]
+    """Return a finding for each new, removed, retyped or constant column. If a window of the reference also lacks the
+    column or has only one value, it is not drift; therefore these findings need no threshold."""
+    findings = (_schema_finding(name, reference, window) for name in _column_names(reference, window, columns))
+    return [finding for finding in findings if finding is not None]
 
 
 def _column_names(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[str]:
@@ -39,54 +39,58 @@ def _column_names(reference: DriftReference, window: Profile, columns: Sequence[
 
 
 def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Finding | None:
-    expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
+    expected, current = reference.pieces.total.columns.get(name), window.columns.get(name)
 
     def drift(check: Check, reason: str, change: str, value: float = 1.0) -> Finding:
         return Finding(name, check, "drift", reason, value, 0.0, change=change)
 
-    if given is None or given.rows == 0:
+    if current is None or current.rows == 0:
         some = sum(name not in own.columns for own in reference.pieces.windows)
         if some:
-            reason = f"the window lacks it, as {some} of the reference's {len(reference.pieces.windows)} windows do"
+            reason = (
+                f"the window lacks the column, like {some} of the reference's {len(reference.pieces.windows)} windows"
+            )
             return Finding(name, "presence", "no drift", reason)
-        return drift("presence", "in the reference, not in the window", "gone")
+        return drift("presence", "the column is in the reference, but not in the window", "gone")
     if expected is None:
-        return drift("presence", f"in the window ({given.arrow_type}), not in the reference", "new")
-    if given.mistyped and not expected.mistyped:
-        known, usual = given.rows - given.missing, _usual_type(expected, given)
-        reason = f"{given.mistyped:,} of {known:,} values are {given.arrow_type}, in the reference {usual}"
-        return drift("type", reason, f"{usual} → {given.arrow_type}", given.mistyped / max(known, 1))
-    # Columns without a distribution (times, binary values) also have a type.
+        return drift("presence", f"the column is in the window ({current.arrow_type}), but not in the reference", "new")
+    if current.mistyped and not expected.mistyped:
+        known, usual = current.rows - current.missing, _usual_type(expected, current)
+        reason = f"{current.mistyped:,} of {known:,} values have type {current.arrow_type}; the reference has {usual}"
+        return drift("type", reason, f"{usual} → {current.arrow_type}", current.mistyped / max(known, 1))
+    # Columns without a distribution (times, binary values) are also checked for their type.
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
-    if not is_judged and given.missing < given.rows and _families(expected).isdisjoint(_families(given)):
-        reason = f"its values are {given.arrow_type}, in the reference {expected.arrow_type}"
-        return drift("type", reason, f"{expected.arrow_type} → {given.arrow_type}")
-    return _constant_finding(name, reference, expected, given)
+    if not is_judged and current.missing < current.rows and _families(expected).isdisjoint(_families(current)):
+        reason = f"the values have type {current.arrow_type}; the reference has {expected.arrow_type}"
+        return drift("type", reason, f"{expected.arrow_type} → {current.arrow_type}")
+    return _constant_finding(name, reference, expected, current)
 
 
 def _constant_finding(
-    name: str, reference: DriftReference, expected: ColumnSketch, given: ColumnSketch
+    name: str, reference: DriftReference, expected: ColumnSketch, current: ColumnSketch
 ) -> Finding | None:
-    bins, known = reference.bins.get(name), given.rows - given.missing
-    only = _only_value(bins, given)
+    bins, known = reference.bins.get(name), current.rows - current.missing
+    only = _only_value(bins, current)
     if bins is None or not only or known < MIN_COMPARED_ROWS:
         return None
     pieces = reference.pieces
     parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
     own = [part.columns[name] for part in parts if name in part.columns]
-    large = [one for one in own if one.rows - one.missing >= min(known / 2, MIN_COMPARED_ROWS)]
-    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # bins of one value, or of equal numbers
+    large = [column for column in own if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)]
+    single = (
+        bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
+    )  # bins with one value, or with equal numbers
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
-    if not large or share**known >= _UNLIKELY or any(_only_value(bins, one) for one in large):
+    if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
         return None
     reason = (
-        f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows has one value alone"
+        f"all {known:,} values are {only}; none of the reference's {len(pieces.windows)} windows has only one value"
     )
     return Finding(name, "constant", "drift", reason, 1.0, 0.0, change=f"constant {only}")
 
 
 def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
-    """Return the value that all rows of a column have; empty if there are several, none, or it is not known."""
+    """Return the only value of a column; empty if the column has several values or none, or if the value is unknown."""
     if column.kind == "number":
         return f"{column.minimum:g}" if column.minimum == column.maximum else ""
     places = column.counts[:-1].nonzero()[0]
@@ -98,26 +102,28 @@ def _only_value(bins: Bins | None, column: ColumnSketch) -> str:
 
 
 def _families(column: ColumnSketch) -> set[str]:
-    """Return Arrow's types without widths, units, zones and element types."""
-    return {re.split(r"[0-9\[<(]", one)[0] for one in column.arrow_type.split(" | ")}
+    """Return Arrow's type names without widths, units, zones and element types."""
+    return {re.split(r"[0-9\[<(]", part)[0] for part in column.arrow_type.split(" | ")}
 
 
 def judgeable_columns(
     reference: DriftReference, window: Profile, columns: Sequence[str], segment: str = ""
 ) -> tuple[tuple[str, ...], list[Finding]]:
-    """Return the columns whose distribution can be judged, and for each other column a finding with the reason."""
+    """Return the columns whose distributions can be judged, and a finding with the reason for each other column."""
     kept: list[str] = []
     reasons: dict[str, str] = {}
     for name in _column_names(reference, window, columns):
-        expected, given = reference.pieces.total.columns.get(name), window.columns.get(name)
-        if given is None or given.rows == 0:
+        expected, current = reference.pieces.total.columns.get(name), window.columns.get(name)
+        if current is None or current.rows == 0:
             reasons[name] = "the window lacks the column"
         elif expected is None:
             reasons[name] = "the reference lacks the column"
         elif name not in reference.bins:
-            reasons[name] = f"a column of type {expected.arrow_type} has no distribution that is judged"
-        elif given.kind == "other":
-            reasons[name] = f"its values are {given.arrow_type}, in the reference {_usual_type(expected, given)}"
+            reasons[name] = f"distributions of type {expected.arrow_type} are not judged"
+        elif current.kind == "other":
+            reasons[name] = (
+                f"the values have type {current.arrow_type}; the reference has {_usual_type(expected, current)}"
+            )
         else:
             kept.append(name)
     return tuple(kept), not_judged_findings(reasons, segment)
@@ -130,15 +136,16 @@ def not_judged_findings(reasons: Mapping[str, str], segment: str = "") -> list[F
 def judge_columns(
     groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
 ) -> tuple[list[Finding], dict[str, float]]:
-    """Return the findings of every column of every group, and the columns' metrics by falling score. `window` has the
-    window's figures, [F, FIGURES], and `scores` the same in deviations above the reference's own windows."""
+    """Return the findings of all columns of all groups, and metrics of the columns by decreasing score. `window` has
+    the figures of the window, [F, FIGURES]; `scores` are the figures in standard deviations above the reference's own
+    windows."""
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
     largest = scores.max(axis=1)
     figures = {"share_of_drifted_columns": float((largest[: len(groups[0].columns)] > threshold).mean())}
-    for place in np.argsort(-largest, kind="stable").tolist():
-        group, name = members[place]
+    for index in np.argsort(-largest, kind="stable").tolist():
+        group, name = members[index]
         others = group.reference.pieces.others
         column = _JudgedColumn(
             bins=group.reference.bins[name],
@@ -149,20 +156,20 @@ def judge_columns(
             missing_before=_missing_share(others.columns.get(name), others.rows),
         )
         title = f"{group.segment}/{name}" if group.segment else name
-        figures[f"drift_score/{title}"] = float(largest[place])
-        figures[f"drift_distance/{title}"] = float(window[place, DISTANCE])
+        figures[f"drift_score/{title}"] = float(largest[index])
+        figures[f"drift_distance/{title}"] = float(window[index, DISTANCE])
         if not group.segment:
             figures |= {f"missing/{name}": column.missing, f"reference_missing/{name}": column.missing_before}
         for figure, check in enumerate(CHECKS):
-            own = float(scores[place, figure])
-            is_seen = window[place, figure] > 0 or (figure == MISSING and column.missing_before)
+            own = float(scores[index, figure])
+            is_seen = window[index, figure] > 0 or (figure == MISSING and column.missing_before)
             if figure != DISTANCE and not is_seen:  # A figure of 0 gives no finding.
                 continue
             if not np.isfinite(own):
-                reason = "too few of the reference's own windows say how large it may be"
+                reason = "too few of the reference's own windows have this figure"
                 findings.append(Finding(name, check, "not judged", reason, segment=group.segment))
                 continue
-            reason, change = column.describe(check, *(float(part[place, figure]) for part in (window, usual, spread)))
+            reason, change = column.describe(check, *(float(part[index, figure]) for part in (window, usual, spread)))
             state: State = "drift" if own > threshold else "no drift"
             seen = change if state == "drift" else ""
             findings.append(Finding(name, check, state, reason, own, threshold, group.segment, seen))
@@ -171,7 +178,7 @@ def judge_columns(
 
 @dataclass(frozen=True, eq=False)
 class _JudgedColumn:
-    """One column of the window, of the reference, and of the profile that the window is compared with (`before`)."""
+    """A column of the window, of the reference, and of the profile that the window is compared with (`before`)."""
 
     bins: Bins
     given: ColumnSketch
@@ -181,81 +188,83 @@ class _JudgedColumn:
     missing_before: float
 
     def describe(self, check: Check, value: float, usual: float, spread: float) -> tuple[str, str]:
-        """Return the change that the check found, in its own units, and the change of the column; empty if it is not
-        known. `usual` and `spread` are the mean and the deviation of the reference's own windows."""
-        given = self.given
+        """Return the text of a check in its own units, and the change of the column (empty if unknown). `usual` and
+        `spread` are the mean and standard deviation of the reference's own windows."""
+        current = self.given
         if check == "distribution":
             is_ordered = isinstance(self.bins, OrderedBins)
             name, unit = ("Wasserstein", " deviations") if is_ordered else ("Jensen–Shannon", "")
-            beside = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
-            return f"{name} distance {value:.3g}{unit}, {beside}", self._distribution_change(value)
+            usual_text = f"{usual:.3g} ± {spread:.2g} in the reference's own windows"
+            return f"{name} distance {value:.3g}{unit}, {usual_text}", self._distribution_change(value)
         if check == "missing":
             first, now = self.missing_before, self.missing
             change = f"missing {first:.1%} → {now:.1%}, {'more' if now > first else 'fewer'}"
             return f"{now:.1%} missing, {first:.1%} in the reference", change
-        beside = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
+        usual_text = f"{usual:.1%} ± {spread:.1%} in the reference's own windows"
         if check == "unseen":
-            share = _share(given.unseen, given)
-            shown = ", ".join(f"{value!r}" for value in list(given.unseen_values)[:_SHOWN])
+            share = _share(current.unseen, current)
+            listed = ", ".join(f"{value!r}" for value in list(current.unseen_values)[:_SHOWN])
             change = f"values that the reference lacks {usual:.1%} → {share}, more"
-            return f"{share} of rows have a value that the reference lacks ({shown}), {beside}", change
+            return f"{share} of rows have a value that the reference lacks ({listed}), {usual_text}", change
         ranges = f"{self.expected.minimum:g} to {self.expected.maximum:g}"
-        share = _share(given.below + given.above, given)
-        side = "on both sides" if given.below and given.above else "above" if given.above else "below"
+        share = _share(current.below + current.above, current)
+        side = "on both sides" if current.below and current.above else "above" if current.above else "below"
         change = f"out of range {usual:.1%} → {share}, {side}"
-        return f"{share} of rows are outside of {ranges} ({side}), {beside}", change
+        return f"{share} of rows are outside of {ranges} ({side}), {usual_text}", change
 
     def _distribution_change(self, distance: float) -> str:
-        """Return how the distribution changed, as `mean 3.2 → 8.9, higher`."""
-        bins, given, before = self.bins, self.given, self.before
-        if before is None or len(before.counts) != len(given.counts):
+        """Return the change of the distribution, such as `mean 3.2 → 8.9, higher`."""
+        bins, current, before = self.bins, self.given, self.before
+        if before is None or len(before.counts) != len(current.counts):
             return ""
-        if isinstance(bins, OrderedBins):  # the first change that explains half of the distance
-            infinite = [before.infinite_share, given.infinite_share]
+        if isinstance(bins, OrderedBins):  # Return the first change that explains half of the distance.
+            infinite = [before.infinite_share, current.infinite_share]
             reach = np.ptp(bins.positions) / bins.scale  # Infinite values are in an outer bin.
             if abs(infinite[1] - infinite[0]) * reach >= distance / 2:
                 return _share_change("infinite values", *infinite)
-            if not (before.finite and given.finite):
+            if not (before.finite and current.finite):
                 return ""
-            means = f"mean {before.mean:.4g} → {given.mean:.4g}"
-            if abs(given.mean - before.mean) >= distance * bins.scale / 2:
-                return f"{means}, {'higher' if given.mean > before.mean else 'lower'}"
-            wide = "wider" if given.deviation > before.deviation else "narrower"
-            return f"{means}, deviation {before.deviation:.3g} → {given.deviation:.3g}, {wide}"
-        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, given)]
+            means = f"mean {before.mean:.4g} → {current.mean:.4g}"
+            if abs(current.mean - before.mean) >= distance * bins.scale / 2:
+                return f"{means}, {'higher' if current.mean > before.mean else 'lower'}"
+            wide = "wider" if current.deviation > before.deviation else "narrower"
+            return f"{means}, deviation {before.deviation:.3g} → {current.deviation:.3g}, {wide}"
+        shares = [column.counts[:-1] / max(int(column.counts[:-1].sum()), 1) for column in (before, current)]
         divergence = bins.divergence(*shares)
         frequent = len(bins.codes)
         by_value = [np.append(share[:frequent], share[frequent:].sum()) for share in shares]
-        place = int(np.argmax(np.abs(by_value[1] - by_value[0])))
-        # A few rows with new values are more informative than many missing rows of a frequent value.
-        if place == frequent or 2 * divergence[frequent:].sum() > divergence.sum():
+        index = int(np.argmax(np.abs(by_value[1] - by_value[0])))
+        # Rows with new values are more informative than fewer rows with a frequent value.
+        if index == frequent or 2 * divergence[frequent:].sum() > divergence.sum():
             return self._rare_change(bins, before, *(share[frequent:] for share in shares))
-        code = list(bins.codes)[place]
+        code = list(bins.codes)[index]
         name = f"{code:g}" if isinstance(code, float) else repr(code)
-        return _share_change(name, *(share[place] for share in by_value))
+        return _share_change(name, *(share[index] for share in by_value))
 
     def _rare_change(self, bins: CategoryBins, column: ColumnSketch, before: Array, now: Array) -> str:
-        given, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
-        known = max(given.rows - given.missing, 1)
+        current, (value, rows) = self.given, next(iter(self.given.unseen_values.items()), ("", 0))
+        known = max(current.rows - current.missing, 1)
         if rows > 1 and 2 * rows / known >= np.maximum(now - before, 0).sum():
             return _share_change(f"new value {value!r}", 0.0, rows / known)
         cells = np.stack([before, now]).reshape(2, *bins.rare_shape)
         lengths, parts = cells.sum(axis=2), cells / np.maximum(cells.sum(axis=(1, 2), keepdims=True), 1e-9)
         if len(bins.lengths) and 2 * bins.divergence(*parts.sum(axis=2)).sum() > bins.divergence(*parts).sum():
-            place = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
-            low, high = [0, *bins.lengths][place], [*(bins.lengths - 1), None][place]
+            index = int(np.argmax(parts[1].sum(axis=1) - parts[0].sum(axis=1)))
+            low, high = [0, *bins.lengths][index], [*(bins.lengths - 1), None][index]
             size = f"{low} or more" if high is None else f"{low}" if low == high else f"{low} to {high}"
-            return _share_change(f"texts of {size} characters", *lengths[:, place])
-        if 2 * given.unseen > known * now.sum():
-            return _share_change(f"new values as {value!r}", column.unseen / max(column.rows, 1), given.unseen / known)
-        place = int(np.argmax(now - before))
-        if now[place] - before[place] > abs(now.sum() - before.sum()):
-            return _share_change("some of the rarer values", before[place], now[place])
+            return _share_change(f"texts of {size} characters", *lengths[:, index])
+        if 2 * current.unseen > known * now.sum():
+            return _share_change(
+                f"new values such as {value!r}", column.unseen / max(column.rows, 1), current.unseen / known
+            )
+        index = int(np.argmax(now - before))
+        if now[index] - before[index] > abs(now.sum() - before.sum()):
+            return _share_change("some of the rarer values", before[index], now[index])
         return _share_change("rarer values", before.sum(), now.sum())
 
 
 def _missing_share(column: ColumnSketch | None, rows: int) -> float:
-    """Return the share of missing values. Rows that lack the column count as missing."""
+    """Return the share of missing values. If a row lacks the column, its value is missing."""
     known = column.rows - column.missing if column else 0
     return (rows - known) / max(rows, 1)
 
@@ -265,8 +274,8 @@ def _share_change(name: str, first: float, now: float) -> str:
     return f"{name} {first:.1%} → {now:.1%}, {where}"
 
 
-def _usual_type(expected: ColumnSketch, given: ColumnSketch) -> str:
-    return expected.arrow_type or given.expected_type
+def _usual_type(expected: ColumnSketch, current: ColumnSketch) -> str:
+    return expected.arrow_type or current.expected_type
 
 
 def _share(rows: int, column: ColumnSketch) -> str:
@@ -274,15 +283,16 @@ def _share(rows: int, column: ColumnSketch) -> str:
 
 
 def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return alarms first, each group by falling value, then judged findings, then findings that were not judged."""
+    """Return alarms first, then other judged findings, then findings that were not judged; each group by decreasing
+    value."""
 
-    def place(finding: Finding) -> tuple[int, float, str, str]:
+    def sort_key(finding: Finding) -> tuple[int, float, str, str]:
         order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1
         exact = finding.check in EXACT
         value = float("inf") if exact and finding.is_alarm else (finding.value or 0.0)
         return order, -value, finding.segment, finding.subject
 
-    return tuple(sorted(findings, key=place))
+    return tuple(sorted(findings, key=sort_key))
 
 
 def describe_worst(subjects: Sequence[str], reason: str) -> str:

@@ -1,17 +1,17 @@
-"""The verdict: does this window differ from the reference more than the reference's own windows differ from it?
+"""The verdict: does this window differ from the reference more than the reference's own windows do?
 
-1. The null (`threshold/null.py`) chooses the reference's own windows: contiguous ones if there are enough.
-2. Each column has up to four figures: the distance of its known values, the change of its missing share, the shares of
-   unseen categories and of numbers out of range. Every side has the same number of rows.
-3. Over the M windows of the null distribution and the judged one, each window's figure is standardised by the mean and
-   the deviation of all others. The statistic of a window is the largest of them, over all columns and segments.
-4. p = (1 + #{windows with a statistic >= the judged one's}) / (M + 1), for the bootstrap 1.5 times that; drift if p <=
-   the false-alarm rate. The threshold is the statistic of the window at that rank, for the family of all columns.
+1. The null (`threshold/null.py`) chooses the reference's own windows: contiguous windows if there are enough.
+2. Each column has up to four figures: the distance of its known values, the change of its missing share, and the shares
+of unseen categories and out-of-range numbers. Both sides of a comparison have the same number of rows.
+3. Each of the M null windows and the judged window is standardised by the mean and standard deviation of all other
+windows. The statistic of a window is its largest standardised figure over all columns and segments.
+4. p = (1 + #{windows with a statistic >= the judged window's}) / (M + 1), times 1.5 for the bootstrap. The result is
+drift if p <= the false-alarm rate. The threshold is the statistic at the corresponding rank, for all columns together.
 
-For a window that is exchangeable with the reference's own the rate of false alarms is at most the specified one
-(conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). `threshold/distribution.py`
-measures the real rate. Ranks, logarithms and robust scales lose power as columns multiply (`benchmarks/drift.py`). A
-column that is gone, new, of another type or constant is drift by itself (`column_findings.py`).
+If the window is exchangeable with the reference's own windows, the false-alarm rate is at most the specified rate
+(conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). The actual rate is measured
+in `threshold/distribution.py`. Ranks, logarithms and robust scales lose power if there are many columns
+(`benchmarks/drift.py`). A removed, new, retyped or constant column is drift without a test (`column_findings.py`).
 """
 
 import hashlib
@@ -69,21 +69,22 @@ from mlflow_deploy_plugin.statedir.files import FileCache
 
 State = Literal["drift", "no drift", "not judged"]
 _WEEK_SECONDS = 7 * 86_400
-_NOTHING_JUDGED = Refused("nothing is judged")
+_NOTHING_JUDGED = Refused("distributions are not judged")
 NULLS: Mapping[NullKind, type[Null]] = {
     null.kind: null for null in (Contiguous, Overlapping, StationaryBootstrap, Lagged, IndependentRows)
 }
 _MAX_CELLS = 20_000_000
-"""The most histogram counts that are compared: for a thousand columns some sixty windows, in seconds."""
+"""The limit of compared histogram counts: about sixty windows for a thousand columns, compared within seconds."""
 _SIZE_STEP = 1.15
 _PAIRS, _MOST_PAIRS = 3.0, 0.75
-"""The pairs that must have the compared number of rows: three times those that the rate needs, or three quarters."""
+"""The pairs that must have the compared number of rows: three times the number that the rate needs, at most three
+quarters."""
 _NO_TIMES = (
-    "the reference has no event times, so there are no windows to compare with; log the model with event_time=, the "
-    "column (or the values) that say when each row happened, or say independent_rows"
+    "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
+    "column or the values with the time of each row), or set independent_rows"
 )
 _METHOD = 10
-"""Part of every key: raise it when figures or nulls are computed in another way."""
+"""A part of every cache key. Increment it if the computation of figures or nulls changes."""
 _MAX_FILES = 200
 _MAX_BYTES = 256 * 1024 * 1024
 _PLAIN = ("kind", "effective_n", "widening", "block_length", "persistence", "slowest_column", "length")
@@ -95,9 +96,9 @@ class DriftVerdict:
     """The verdict on one window.
 
     Attributes:
-        findings: the worst first; every column has its outcome, or the reason why it was not judged.
-        figures: metrics by name; those of columns by falling score.
-        null: the windows of the reference that gave the threshold; None if distributions are not judged.
+            findings: the worst finding first. Every column has its outcome, or the reason why it was not judged.
+            figures: metrics by name; metrics of columns are sorted by decreasing score.
+            null: the kind of windows behind the threshold; None if distributions are not judged.
     """
 
     state: State
@@ -117,8 +118,8 @@ def judge_profile(
     cache: Path | None,
     segments: Mapping[str, tuple[DriftReference, Profile]] | None = None,
 ) -> DriftVerdict:
-    """Judge the profile of one window. `start_us` chooses the rows if the window has more than are compared. `cache`
-    keeps what the next window of the same length and size needs, too (None: nothing). `segments` by name, as
+    """Judge the profile of a window. `start_us` seeds the choice of rows if the window has more rows than are compared.
+    `cache` stores the null for later windows of the same length and size (None: no cache). `segments`, by name such as
     `carrier=AA`, share the false-alarm rate with all rows."""
     schema = schema_findings(reference, window, spec.columns)
     rows = {"rows": float(window.rows), "reference_rows": float(reference.pieces.total.rows)}
@@ -134,7 +135,7 @@ def judge_profile(
             continue
         unjudged += not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:
-            # Too few rows are not judged at all, not even for columns that are new or gone.
+            # With too few rows nothing is judged, not even new or removed columns.
             return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
@@ -147,7 +148,7 @@ def judge_profile(
 def _unjudged(
     rows: Mapping[str, float], reason: str, schema: Sequence[Finding], others: Sequence[Finding]
 ) -> DriftVerdict:
-    """Return no verdict on distributions; the findings of `schema_findings` are still drift."""
+    """Return a verdict without distributions. Alarms among the schema findings still give drift."""
     alarms = [finding for finding in schema if finding.is_alarm]
     findings = sort_findings([*schema, *others])
     if not alarms:
@@ -171,19 +172,19 @@ def _conclude(
     findings = sort_findings([*others, *checked])
     alarms = [finding for finding in findings if finding.is_alarm]
     is_fewer = null.independent_n < needed_windows(rate)
-    worth = f", worth {_few(null.independent_n)} independent ones" if is_fewer else ""
-    beside = f"p = {test.p_value:.3g} beside {len(null.figures)} {NULLS[null.kind].description}{worth}"
+    worth_text = f", worth {_few(null.independent_n)} independent windows" if is_fewer else ""
+    evidence = f"p = {test.p_value:.3g} compared with {len(null.figures)} {NULLS[null.kind].description}{worth_text}"
     reason = "no column differs from the reference more than its own windows do"
     if alarms:
         subjects = [f"{alarm.subject}{f' ({alarm.segment})' if alarm.segment else ''}" for alarm in alarms]
         reason = describe_worst(subjects, alarms[0].reason)
-        if not test.is_drifted:  # a column that is gone, new, of another type or constant has no p-value
-            beside = f"all other checks: {beside}"
+        if not test.is_drifted:  # Schema findings have no p-value.
+            evidence = f"all other checks: {evidence}"
     is_drift = test.is_drifted or any(finding.is_alarm for finding in others)
     held_out = null.held_out
     return DriftVerdict(
         state="drift" if is_drift else "no drift",
-        reason=f"{reason} ({beside})",
+        reason=f"{reason} ({evidence})",
         findings=findings,
         figures={
             **rows,
@@ -205,30 +206,30 @@ def _conclude(
 
 
 def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iterator[str]:
-    """Yield the source of the threshold, then the causes of additional alarms with their remedies."""
+    """Yield the source of the threshold, then the causes of additional false alarms with remedies."""
     kind, count, independent = NULLS[null.kind], len(null.figures), null.independent_n
     is_fewer = kind.is_of_steps or null.persistence > 1
-    worth = f", worth {_few(independent)} independent ones" if is_fewer else ""
+    worth = f", worth {_few(independent)} independent windows" if is_fewer else ""
     drawn = f" in stretches of {null.block_length / 3600:.1f} h on average" if null.block_length else ""
     held_out = null.held_out
     measured = f"not measured: {held_out.reason}" if isinstance(held_out, Refused) else held_out.describe(rate)
     yield f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; {measured}"
     advice = ""
     if kind.compares_with_whole:
-        # Figures of `rolling:` contain neither a weekly cycle nor slow changes.
+        # With `rolling:`, figures contain no weekly cycle and no slow trend.
         window = pieces.grid.length_us // 1_000_000
         lag = duration_text(_WEEK_SECONDS if _WEEK_SECONDS % window == 0 else window)
-        advice = f"; reference rolling:{lag} compares a window with a recent one"
+        advice = f"; with reference rolling:{lag} a window is compared with a recent window"
     if independent < needed_windows(rate):
         yield (
-            f"more windows than {rate:.1%} may be called drifted: those of the reference depend on each other, most in "
-            f"{null.slowest_column}, and {count} that are worth {_few(independent)} support no rate below "
-            f"{1 / (1 + independent):.1%}{advice}"
+            f"more than {rate:.1%} of windows may be called drifted: the reference's windows are correlated, most "
+            f"strongly in {null.slowest_column}, so {count} windows are worth {_few(independent)} and support "
+            f"no rate below {1 / (1 + independent):.1%}{advice}"
         )
     if not isinstance(held_out, Refused) and held_out.is_beyond:
         yield (
-            f"more windows than {rate:.1%} are called drifted: {held_out.share:.1%} of the reference's own, mostly by "
-            f"{', '.join(held_out.columns)}; by chance so many come with a probability of {held_out.p_value:.1g}"
+            f"more than {rate:.1%} of windows are called drifted: {held_out.share:.1%} of the reference's own, mostly "
+            f"because of {', '.join(held_out.columns)}; the probability of so many by chance is {held_out.p_value:.1g}"
             f"{advice}"
         )
 
@@ -240,18 +241,18 @@ def _few(windows: float) -> str:
 def null_distribution(
     groups: Sequence[ColumnGroup], rate: float, independent_rows: bool, cache: Path | None
 ) -> NullDistribution | Refused:
-    """Return the distribution of the first null that supports the rate, from the cache (None: none) if it is there. The
-    first group has all rows, the others are segments."""
+    """Return the distribution of the first null that supports the rate, from the cache if possible. The first group has
+    all rows, the other groups are segments."""
     files = FileCache(cache, ".npz", _MAX_FILES, _MAX_BYTES) if cache else None
     path = files.path(_key_of(groups, rate, independent_rows)) if files else None
-    kept = _read(path) if path else None
-    if kept is not None:
-        return kept
+    cached = _read(path) if path else None
+    if cached is not None:
+        return cached
     null = IndependentRows.cut(groups[0], rate) if independent_rows else choose_null(groups[0], rate)
     if isinstance(null, Refused):
         return null
     persistence, slowest_column = null.persistence(groups[0])
-    made = replace(
+    computed = replace(
         null.compare(groups),
         persistence=persistence,
         slowest_column=slowest_column,
@@ -259,13 +260,15 @@ def null_distribution(
     )
     if files and path:
         with files.writing(path) as temporary:
-            about = {name: getattr(made, name) for name in _PLAIN} | {"held_out": asdict(made.held_out)}
-            np.savez(temporary, about=np.array(json.dumps(about)), **{name: getattr(made, name) for name in _ARRAYS})
-    return made
+            about = {name: getattr(computed, name) for name in _PLAIN} | {"held_out": asdict(computed.held_out)}
+            np.savez(
+                temporary, about=np.array(json.dumps(about)), **{name: getattr(computed, name) for name in _ARRAYS}
+            )
+    return computed
 
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
-    """Return the first null that supports the rate, in the order of `_candidates`."""
+    """Return the first null of `_candidates` that supports the rate."""
     needed = needed_windows(rate)
     supported = []
     for null in _candidates(group, needed):
@@ -277,27 +280,30 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     pieces = group.reference.pieces
     length = duration_text(pieces.grid.length_us // 1_000_000)
     if pieces.grid.lag_windows:
-        has, instead = f"the log has {most}", "wait until it is older"
-        if rate < SMALLEST_ROLLING_RATE:  # no age of the log, and no choice of columns helps
-            has, instead = f"at most {pieces.grid.max_pairs} are kept", f"ask {SMALLEST_ROLLING_RATE:g} of an older log"
+        has, instead = f"the log has {most}", "wait until the log is longer"
+        if rate < SMALLEST_ROLLING_RATE:  # A longer log or fewer columns would not help.
+            has, instead = (
+                f"at most {pieces.grid.max_pairs} are kept",
+                f"set {SMALLEST_ROLLING_RATE:g} for a longer log",
+            )
         elif needed > pieces.grid.max_pairs:
-            has, instead = f"of so many columns at most {pieces.grid.max_pairs} are kept", "judge fewer columns"
-        ask = f"the smallest rate that they support is {smallest}: ask for that, or " if most else ""
+            has, instead = f"with so many columns at most {pieces.grid.max_pairs} are kept", "judge fewer columns"
+        ask = f"the smallest supported rate is {smallest}: set this rate, or " if most else ""
         return Refused(
-            f"a false-alarm rate of {rate:g} needs at least {needed} pairs of a window and the one "
-            f"{pieces.grid.lag_windows} windows of {length} before it, and {has}; {ask}{instead}"
+            f"a false-alarm rate of {rate:g} needs at least {needed} pairs of windows that are "
+            f"{pieces.grid.lag_windows} windows of {length} apart, and {has}; {ask}{instead}"
         )
     windows = int(Contiguous.cut(row_counts(pieces.windows), group.compared).effective_n)
-    worth = f", worth {most} with overlapping and resampled ones" if most > windows else ""
-    supports = f"the smallest rate that it supports is {smallest}" if most else "it supports no rate at all"
+    worth = f", worth {most} with overlapping and resampled windows" if most > windows else ""
+    supports = f"the smallest supported rate is {smallest}: set this rate, " if most else "no rate is supported: "
     return Refused(
         f"a false-alarm rate of {rate:g} needs at least {needed} windows of {length} in the reference, and it has "
-        f"{windows}{worth}; {supports}: ask for that, judge shorter windows, or take a reference over a longer time"
+        f"{windows}{worth}; {supports}judge shorter windows, or use a longer reference"
     )
 
 
 def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
-    """Yield the nulls of a reference in the order in which they are preferred."""
+    """Yield the nulls of a reference in the order of preference."""
     pieces, bins = group.reference.pieces, group.reference.bins
     cells = max(sum(bins[name].size for name in group.columns), 1)
     most = max(needed, _MAX_CELLS // cells)
@@ -311,13 +317,13 @@ def _candidates(group: ColumnGroup, needed: int) -> Iterator[WindowNull]:
     yield Overlapping.cut(steps, length, group.compared)
     if not FEWEST_WINDOWS * length <= np.count_nonzero(steps) <= len(steps) <= 2 * MOST_WINDOWS * length:
         return
-    found = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
-    if can_bootstrap(steps, length, found):
-        yield StationaryBootstrap.cut(steps, length, found.block_length)
+    column_dependence = dependence_of(column_level(group, name, pieces.steps) for name in group.columns)
+    if can_bootstrap(steps, length, column_dependence):
+        yield StationaryBootstrap.cut(steps, length, column_dependence.block_length)
 
 
 def _key_of(groups: Sequence[ColumnGroup], *parts: object) -> str:
-    """Return 40 hexadecimal digits that name the distribution of these groups, and of `parts`, by their repr."""
+    """Return 40 hexadecimal digits that identify the distribution of these groups and the `parts`."""
     digest = hashlib.sha256(repr((_METHOD, *parts)).encode())
     for group in groups:
         pieces = group.reference.pieces
@@ -340,9 +346,11 @@ def _read(path: Path) -> NullDistribution | None:
         with np.load(path, allow_pickle=False) as stored:
             about = json.loads(str(stored["about"]))
             os.utime(path)
-            told = about.pop("held_out")
+            stored_alarms = about.pop("held_out")
             held_out = (
-                Refused(**told) if "reason" in told else HoldOutAlarms(**told | {"columns": tuple(told["columns"])})
+                Refused(**stored_alarms)
+                if "reason" in stored_alarms
+                else HoldOutAlarms(**stored_alarms | {"columns": tuple(stored_alarms["columns"])})
             )
             return NullDistribution(**about, held_out=held_out, **{name: stored[name] for name in _ARRAYS})
     except (OSError, ValueError, KeyError, TypeError, EOFError):
@@ -350,7 +358,7 @@ def _read(path: Path) -> NullDistribution | None:
 
 
 def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], compared: int, spec: MonitorSpec) -> str:
-    """Return why there is no verdict on distributions; empty if there is one."""
+    """Return the reason why distributions cannot be judged; empty if they can."""
     if not rows:
         return "the window has no rows"
     if rows < spec.min_rows:
@@ -362,29 +370,30 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
     pieces = reference.pieces
     if pieces.grid.lag_windows and pieces.others.rows < MIN_COMPARED_ROWS:
         return (
-            f"the window {pieces.grid.lag_windows} windows before, with which it is compared, has "
+            f"the window is compared with the window {pieces.grid.lag_windows} windows before, which has "
             f"{pieces.others.rows:,} rows; at least {MIN_COMPARED_ROWS} are needed"
         )
     if spec.independent_rows:
         if len(reference.sample) < MIN_COMPARED_ROWS:
-            return f"the reference has too few rows to draw samples from; at least {MIN_COMPARED_ROWS} are needed"
+            return f"the reference has too few rows for samples; at least {MIN_COMPARED_ROWS} are needed"
         return ""
     if pieces.grid.lag_windows and not len(pieces.pairs()[0]):
-        return "no window of the reference has another one so long before it: the log is too young"
+        return "the log is too short: no window of the reference has an earlier window at this lag"
     if not pieces.windows:
         return _NO_TIMES if pieces.total.rows else "the reference has no rows"
     if compared < MIN_COMPARED_ROWS:
         return (
             f"the reference has {pieces.total.rows:,} rows in {len(pieces.windows)} windows of this length, "
-            f"{compared} in the middle one; at least {MIN_COMPARED_ROWS} are needed: judge longer windows (every)"
+            f"with a median of {compared}; at least {MIN_COMPARED_ROWS} are needed: judge longer windows (every)"
         )
     return ""
 
 
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
-    """Return the number of rows on every side of a comparison: the window's, or the median reference window's if that
-    has fewer. A window's rows are rounded down to a step of 15 %, so that windows of similar size share a null
-    distribution. With `rolling:`, it is that of the smaller window of the two; fewer, if the rate needs more pairs."""
+    """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
+    windows if that is smaller. The window's rows are rounded down to a step of 15 %, so that windows of similar size
+    share a null distribution. With `rolling:`, the smaller window of the pair counts, and fewer rows if the rate needs
+    more pairs."""
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)
@@ -394,8 +403,8 @@ def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> in
     if pieces.grid.lag_windows:
         pairs = np.sort(np.minimum(*(sizes[side] for side in pieces.pairs())))
         most = max(math.ceil(_MOST_PAIRS * len(pairs)), needed_windows(spec.false_alarm_rate))
-        wanted = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))
-        middle = int(pairs[-wanted]) if wanted else 0
+        used_pairs = min(math.ceil(_PAIRS / spec.false_alarm_rate), most, len(pairs))
+        middle = int(pairs[-used_pairs]) if used_pairs else 0
     else:
         middle = int(np.median(sizes))
     if rows >= middle:

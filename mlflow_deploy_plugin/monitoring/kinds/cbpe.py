@@ -77,8 +77,8 @@ class CbpeEstimate:
             return value
         if name not in self.errors:
             return Refused(
-                f"estimated {value:.4g}, which needs {MIN_LABELLED_WINDOWS} earlier labelled windows as confirmation; "
-                f"there are {self.windows}"
+                f"estimated {value:.4g}, but {self.windows} earlier windows with labels are too few to confirm it; "
+                f"{MIN_LABELLED_WINDOWS} are needed"
             )
         half = self.errors[name].half_width(confidence)
         high = value + half if name == "log_loss" else min(value + half, 1.0)

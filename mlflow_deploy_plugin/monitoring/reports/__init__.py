@@ -1,1 +1,1 @@
-"""The report of a judged window: its files, and its run in MLflow."""
+"""The report of a judged window: its files, and its MLflow run."""

@@ -1,8 +1,9 @@
-"""Evidently's part of a report: the distributions of the judged columns, reference beside window.
+"""Evidently's part of a report: the distributions of judged columns in the reference and the window.
 
-Evidently decides nothing: its own rules call nothing drifted on real flights over a whole year, and everything on
-thirty rows. It gets our scores as a drift method with our threshold. Evidently 0.7.23 fails as a whole on a single
-column that it cannot take, so columns are converted to float64 or text. If it still fails, the report has the reason.
+Evidently does not decide: by its own rules, nothing on real flights drifted over a whole year, and everything drifted
+on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. A single unsupported column
+makes Evidently 0.7.23 fail completely, so columns are converted to float64 or text. If Evidently still fails, the
+report contains the reason.
 """
 
 import logging
@@ -25,9 +26,9 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 MAX_ROWS = 5_000
 _CATEGORIES = 50
 _LONGEST_VALUE = 80
-_MIN_ROWS = 3  # with one or two rows of text Evidently raises
+_MIN_ROWS = 3  # Evidently fails on one or two rows of text.
 _LARGEST = 1e100
-_SEED = 0  # chooses the rows that are drawn where there are more than `MAX_ROWS`
+_SEED = 0  # the seed for choosing `MAX_ROWS` rows
 _METHOD = "onnxserve"
 _MISSING, _OTHER = "(missing)", "(other)"
 _DATA = re.compile(r"^( *var (?:additional_graphs_)?metric_[0-9a-f]+ = )([\[{].*?)$", re.MULTILINE)
@@ -35,7 +36,8 @@ _SHARE_THRESHOLD = re.compile(
     r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
     r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
 )
-"""Evidently's text about `drift_share`, which readers take for the threshold of the columns; the group is the share."""
+"""Evidently's texts about `drift_share`, which could be mistaken for the threshold of columns. The group is the
+share."""
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
@@ -43,7 +45,7 @@ _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
 
 @dataclass(frozen=True)
 class EvidentlyReport:
-    """The charts and figures that Evidently made, and notes on all of them."""
+    """The charts and figures from Evidently, with notes."""
 
     page: str = ""
     figures: str = ""
@@ -52,7 +54,7 @@ class EvidentlyReport:
 
 @dataclass(frozen=True, eq=False)
 class _Column:
-    """A judged column: its finding and its rows, [N] of the reference and [M] of the window."""
+    """A judged column: its finding and its values, [N] in the reference and [M] in the window."""
 
     finding: Finding
     reference: ColumnValues
@@ -66,8 +68,8 @@ class _Column:
 def draw_columns(
     result: MonitorResult, pairs: Sequence[tuple[ColumnValues, ColumnValues]], most: int
 ) -> EvidentlyReport:
-    """Draw the `most` first judged columns of the findings; `pairs` are [N] reference and [M] window values."""
-    by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # The first of equal names counts.
+    """Draw the first `most` judged columns of the findings; `pairs` are [N] reference and [M] window values."""
+    by_name = {left.name: (left, right) for left, right in reversed(pairs)}  # If names are equal, use the first pair.
     judged: dict[str, _Column] = {}
     for finding in result.findings:
         is_scored = finding.value is not None and np.isfinite(finding.value) and finding.threshold is not None
@@ -75,26 +77,26 @@ def draw_columns(
             judged.setdefault(finding.subject, _Column(finding, *by_name[finding.subject]))
     chosen = list(judged.values())[:most]
     if not chosen:
-        return EvidentlyReport(notes=("no column has a score and rows that could be drawn",))
+        return EvidentlyReport(notes=("no column has a score and rows to draw",))
     sizes = (len(chosen[0].reference.values), len(chosen[0].current.values))
     if min(sizes) < _MIN_ROWS:
-        return EvidentlyReport(notes=(f"of fewer than {_MIN_ROWS} rows nothing is drawn",))
+        return EvidentlyReport(notes=(f"charts need at least {_MIN_ROWS} rows",))
     notes = []
     if len(chosen) < len(judged):
-        notes.append(f"drawn are the {len(chosen)} columns that come first, of {len(judged)}")
+        notes.append(f"charts show only the first {len(chosen)} of {len(judged)} columns")
     if max(sizes) > MAX_ROWS:
-        notes.append(f"drawn are at most {MAX_ROWS:,} rows of each side; the verdict is that of all rows")
+        notes.append(f"charts show at most {MAX_ROWS:,} rows of each side; the verdict uses all rows")
     try:
         page, figures = _drawn(chosen)
-    except Exception as error:  # noqa: BLE001 - the boundary to Evidently, which no column may use to kill a report
+    except Exception as error:  # noqa: BLE001 - A failure of Evidently must not prevent the report.
         _log.warning("Evidently failed on %s", result.window, exc_info=True)
         reason = f"{type(error).__name__}: {one_line(str(error))}"[:200]
-        return EvidentlyReport(notes=(*notes, f"Evidently drew nothing: {reason}"))
+        return EvidentlyReport(notes=(*notes, f"Evidently failed: {reason}"))
     return EvidentlyReport(page, figures, tuple(notes))
 
 
 def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
-    from evidently import DataDefinition, Dataset, Report  # here: five seconds, which other reports do without
+    from evidently import DataDefinition, Dataset, Report  # The import takes five seconds.
     from evidently.metrics import MissingValueCount
     from evidently.presets import DataDriftPreset
 
@@ -109,7 +111,7 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
             DataDriftPreset(
                 method=_METHOD,
                 per_column_threshold={column.name: column.finding.threshold for column in columns},
-                # One drifted column exceeds this share.
+                # A single drifted column exceeds this share.
                 drift_share=0.5 / len(columns),
             ),
             *(MissingValueCount(column=name, tests=[]) for name in incomplete),
@@ -121,7 +123,7 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
     )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constant columns have no correlations
+            warnings.simplefilter("ignore")  # Constant columns have no correlations.
             snapshot = report.run(
                 Dataset.from_pandas(current, data_definition=definition),
                 Dataset.from_pandas(reference, data_definition=definition),
@@ -129,13 +131,13 @@ def _drawn(columns: Sequence[_Column]) -> tuple[str, str]:
             page, figures = snapshot.get_html_str(as_iframe=False), snapshot.json()
     finally:
         _scores.reset(token)
-    page = _SHARE_THRESHOLD.sub(lambda said: said[1] or "", page)
-    # Evidently writes its data as plain JSON; no name or value in it may end their script
+    page = _SHARE_THRESHOLD.sub(lambda match: match[1] or "", page)
+    # Evidently writes its data as plain JSON. Escape "<", so that no name or value can end the script.
     return _DATA.sub(lambda line: line[1] + line[2].replace("<", "\\u003c"), page), figures
 
 
 def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.DataFrame, pd.DataFrame, set[str]]:
-    """Return reference and window as Evidently takes them, and the names of the text columns."""
+    """Return reference and window in Evidently's form, and the names of the text columns."""
     rows = [
         np.sort(rng.choice(count, MAX_ROWS, replace=False)) if count > MAX_ROWS else np.arange(count)
         for count in (len(columns[0].reference.values), len(columns[0].current.values))
@@ -155,17 +157,18 @@ def _frames(columns: Sequence[_Column], rng: np.random.Generator) -> tuple[pd.Da
 
 
 def _has_histogram(values: Array) -> bool:
-    """Return True if numpy can bin the values: some are known, and float64 can distinguish them."""
+    """Return True if numpy can bin the values: some are known, and float64 resolves their range."""
     known = values[~np.isnan(values)]
     if not len(known):
         return False
     largest = float(np.abs(known).max())
-    width = float(known.max() - known.min()) or 1.0  # numpy widens a constant by a half to both sides
+    width = float(known.max() - known.min()) or 1.0  # numpy widens a constant by 0.5 on both sides.
     return largest < _LARGEST and width > 100 * float(np.spacing(largest))
 
 
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
-    """Yield both sides as texts: the reference's most frequent values, one for others, one for missing values."""
+    """Yield both sides as texts: the reference's most frequent values, a text for others, and a text for missing
+    values."""
 
     def text(value: object) -> str:
         if value is None or value != value:  # NaN
@@ -180,7 +183,7 @@ def _categories(reference: Array, window: Array) -> Iterator[Array]:
 
 @cache
 def _register_method() -> None:
-    """Register the drift method that Evidently calls for each column: it looks the verdict's score up."""
+    """Register the drift method that Evidently calls for each column. The method returns the verdict's score."""
     from evidently.legacy.calculations.stattests import StatTest, register_stattest
     from evidently.legacy.core import ColumnType
 

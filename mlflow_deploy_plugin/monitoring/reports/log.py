@@ -1,7 +1,7 @@
-"""A result in MLflow: one run with the report, one run for all windows of the monitor, and tags of the model version.
+"""A result in MLflow: a run with the report, a run for all windows of the monitor, and tags of the model version.
 
-A window's run is found by its tags endpoint, monitor, window start and revision, so that a crash or a second judgement
-continues it. The report's page needs no other file, because MLflow shows it in a sandboxed frame.
+A window's run is identified by the tags endpoint, monitor, window start and revision, so that a retry after a crash
+continues the run. The report's page needs no other file, because MLflow shows it in a sandboxed frame.
 """
 
 import base64
@@ -43,26 +43,26 @@ _EMPTY = (
 _MOST_FINDINGS, _MOST_FIGURES = 300, 100
 DOCUMENT, EVIDENTLY = "verdict.json", "evidently.json"
 LARGEST_PAGE = 6_000_000
-"""Bytes; MLflow's viewer takes a page as one text into a frame, and becomes slow beyond."""
-_MOST_COLUMNS = 30  # drawn in some ten seconds
+"""The maximum size in bytes. MLflow's viewer loads a page as a single text, and larger pages are slow."""
+_MOST_COLUMNS = 30  # drawn in about ten seconds
 ENDPOINT_TAG, MONITOR_TAG, VERDICT_TAG = "onnxserve.endpoint", "onnxserve.monitor", "onnxserve.verdict"
 KIND_TAG = "onnxserve.kind"
 START_TAG, END_TAG, REVISION_TAG = "onnxserve.window.start", "onnxserve.window.end", "onnxserve.window.revision"
 CREATED_TAG = "onnxserve.endpoint.created"
 TRIED_TAG, TRIED_VERDICT_TAG = "onnxserve.tried", "onnxserve.tried.verdict"
-"""Tags of a run with other bounds than the monitor's, which has no `VERDICT_TAG` and so is not found as a verdict."""
+"""Tags of a run with overridden settings. The run has no `VERDICT_TAG`, so it is not used as a verdict."""
 SERIES_TAG, SERIES_UNTIL_TAG = "onnxserve.series", "onnxserve.series.until"
 PREFIX = "onnxserve.monitor."
-"""Tags of a model version: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names have dots in them, and no slash."""
+"""The prefix of version tags: PREFIX, ENDPOINT/MONITOR, and /window or /report. Names may contain dots but no slash."""
 _WINDOW, _REPORT = "/window", "/report"
 _MOST_REPORTS = 10
 _PAGE_RUNS, _MOST_PAGES = 2 * MOST_WINDOWS, 10
-_MOST_METRICS = 300  # more than a person looks at, and no more than one call's worth for every window
+_MOST_METRICS = 300  # enough for the UI, and within one API call per window
 
 
 def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapping[str, str | bytes]:
-    """Return the files of the run by name: text, or bytes as they are to be stored. If Evidently fails, the page shows
-    the reason and everything else."""
+    """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason and all
+    other parts."""
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
         drawn = draw_columns(result, result.report.pairs, columns)
@@ -109,11 +109,11 @@ def _number(value: float | None) -> str:
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:
-    """Log the run, and tag the registered version with the verdict and the place of the report; return the run.
+    """Log the run, tag the registered version with the verdict and the report's location, and return the run.
 
-    The run is that of this process's MLflow project (`mlflow run . -e drift`), otherwise that of this revision of the
-    window in the experiment `onnxserve/ENDPOINT`, or a new one. Bounds that were only tried are not tagged. If MLflow
-    does not answer, RegistryUnavailable is raised, and the next call continues.
+    The run is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this
+    revision of the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden
+    settings are not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues.
     """
     figures = to_metrics(result)
 
@@ -156,8 +156,8 @@ def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> Logge
 
 
 def past_windows(result: MonitorResult) -> list[PastWindow]:
-    """Return the newest windows of this monitor and length before this one, the last revision of each, without those of
-    an earlier endpoint of the same name. Raises RegistryUnavailable."""
+    """Return the newest windows of this monitor and length before this window, in their last revision, without windows
+    of an earlier endpoint of the same name. Raises RegistryUnavailable."""
     last: dict[datetime, tuple[int, PastWindow]] = {}
     for run in _runs_of_windows(result):
         tags = run.data.tags
@@ -178,7 +178,7 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
 
 
 def _runs_of_windows(result: MonitorResult) -> "Iterator[Run]":
-    """Yield the runs of the monitor's windows, the newest window first. If a window is judged late, many are newer."""
+    """Yield the runs of the monitor's windows, the newest window first. For a late window, many runs are newer."""
     token = None
     for _ in range(_MOST_PAGES):
         with registry_errors(f"the experiment of endpoint {result.endpoint}"):
@@ -202,15 +202,15 @@ def _time(text: str) -> datetime | None:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        return None  # a run that somebody made by hand
+        return None  # A user created the run by hand.
     return time if time.tzinfo else None
 
 
 def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Mapping[str, str]) -> None:
-    """Add the window's metrics, at its end and with its number as the step, to the run that has all windows of the
-    monitor: MLflow draws metrics of one run over time. A second call changes nothing."""
+    """Add the window's metrics, at the window's end and with its number as the step, to the run for all windows of the
+    monitor, because MLflow draws metrics of a single run over time. Logging is idempotent."""
     if project_run_id():
-        return  # there, everything would go to the run of the project
+        return  # Otherwise all metrics would be logged to the project's run.
     end, length = result.window.end_us, result.window.end_us - result.window.start_us
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:
@@ -225,7 +225,7 @@ def _log_series(result: MonitorResult, figures: Mapping[str, float], monitor: Ma
 
 
 def _link_report_to_version(result: MonitorResult, report: str) -> None:
-    """Tag the registered version with the monitor's newest window, and list its report in the description."""
+    """Tag the registered version with the monitor's newest window, and list the report in the description."""
     if not result.version.isdigit():
         return
     model, version = result.model, result.version
@@ -235,23 +235,23 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
             tags = dict(registry_client().get_model_version(model, version).tags)
         newest = _time(tags.get(f"{tag}{_WINDOW}", "").partition("/")[0])
         if newest and newest > result.window.start:
-            return  # a window that was judged late changes nothing
+            return  # A window that was judged late is not the newest window.
         tags_to_write = {
             f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
             f"{tag}{_REPORT}": report,
-            tag: result.state,  # last, so that a reader who sees it finds everything else
+            tag: result.state,  # written last, so that a reader of this tag finds the others
         }
         for attempt in (1, 2):
             try:
                 for name, value in tags_to_write.items():
                     tag_version(model, version, name, value)
                 break
-            except RegistryUnavailable:  # MLflow fails if two set a new tag at the same time; now it is there
+            except RegistryUnavailable:  # MLflow fails if two clients create a tag at the same time.
                 if attempt == 2:
                     raise
         write_description_section(model, version, _report_table({**tags, **tags_to_write}))
     except NotFound:
-        return  # deleted since it answered: the run stands
+        return  # The version was deleted; the run is kept.
 
 
 def _report_table(tags: dict[str, str]) -> list[str]:
@@ -262,6 +262,6 @@ def _report_table(tags: dict[str, str]) -> list[str]:
         start, _, end = tags[name + _WINDOW].partition("/")
         report = tags.get(name + _REPORT, "")
         link = f"[report]({report})" if report.startswith(("http://", "https://")) else f"`{report}`"
-        shown = name.removeprefix(PREFIX).replace("/", ", ")
-        rows.append(f"| {shown} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |")
+        monitor_name = name.removeprefix(PREFIX).replace("/", ", ")
+        rows.append(f"| {monitor_name} | {tags.get(name, '')} | {start[:16]} – {end[:16]} | {link} |")
     return ["| monitor | verdict | window (UTC) | |", "| --- | --- | --- | --- |", *rows]

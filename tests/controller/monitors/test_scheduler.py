@@ -536,4 +536,4 @@ def test_what_a_monitor_has_told_is_over_when_it_is_taken_away(world: MonitoredW
 
     wait_until(lambda: not Alerts(world.store).firing(), SECONDS, "the alert is over")
     (alert,) = Alerts(world.store).recent()
-    assert (alert.state, alert.detail["lines"]) == ("resolved", ["the monitor was taken away"])
+    assert (alert.state, alert.detail["lines"]) == ("resolved", ["the monitor was removed"])

@@ -46,10 +46,10 @@ def test_the_answer_of_a_channel_is_bounded(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "there is no file"),
-        ("", "names no channel"),
-        ("nonsense://s3cret\n", "names no channel"),
-        ("urls: [s3cret", "names no channel"),
+        (None, "does not exist"),
+        ("", "has no channel"),
+        ("nonsense://s3cret\n", "has no channel"),
+        ("urls: [s3cret", "has no channel"),
     ],
 )
 def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(
@@ -62,7 +62,7 @@ def test_a_configuration_that_cannot_be_used_is_said_without_quoting_it(
     assert see(result_of(0, temperature=6.0), settings=Settings(alert_config=file)) == 0
 
     send_due(store, Settings(alert_config=file))
-    assert caplog.text.replace(f"{file} ", "").count(f"nobody is told: ONNXSERVE_ALERT_CONFIG: {said}") == 1
+    assert caplog.text.replace(f"{file} ", "").count(f"alerts cannot be sent: ONNXSERVE_ALERT_CONFIG: {said}") == 1
     assert "s3cret" not in caplog.text
     assert len(Alerts(store).firing()) == 1
 

@@ -91,7 +91,7 @@ def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
     answers = ClassPredictions(np.zeros(50, dtype=np.int64), np.tile([0.8, 0.2], (50, 1)), ("no", "yes"))
     found = classification_metrics(ones, answers, ["roc_auc", "precision", "recall"], Sampling(0.95))
 
-    assert found["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two")
+    assert found["roc_auc"] == Refused("all labels are 'yes'; roc_auc needs two different labels")
     assert found["precision"] == Refused("no row was predicted as 'yes'")
     assert value(found["recall"]) == 0.0
     assert classification_metrics(0 * ones, answers, ["recall"], Sampling(0.95))["recall"] == Refused(

@@ -290,7 +290,7 @@ def test_an_estimate_informs_and_alarms_nobody_unless_it_is_asked_to(endpoint: E
     assert (judged.state, one.state) == ("not judged", "not judged")
     assert one.value == pytest.approx(judged.figures["estimated/accuracy"])
     assert "prediction interval" in one.reason
-    assert mentions(judged.reason, "estimate", "decides nothing")
+    assert mentions(judged.reason, "estimate", "only informative")
 
 
 @pytest.mark.parametrize("estimate", ["informs", "decides"])
@@ -350,7 +350,7 @@ def test_of_numbers_nothing_is_estimated_and_labels_are_judged(endpoint: Endpoin
     after = judge(endpoint.ask(**ask))
 
     assert before.state == "not judged"
-    assert mentions(before.reason, "cannot be seen")
+    assert mentions(before.reason, "cannot be estimated")
     assert [finding(after, name).state for name in ("rmse", "r2", "accuracy")] == ["violated", "kept", "not judged"]
     assert mentions(finding(after, "accuracy").reason, "accuracy", "labels", "numbers")
     assert after.figures["rmse"] == pytest.approx(2, rel=0.2)
@@ -571,7 +571,7 @@ def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointW
     judged = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=50))
 
     assert judged.figures["mae"] == 0.5
-    assert any(mentions(note, "3 rows", "no number") for note in judged.notes)
+    assert any(mentions(note, "3 labelled rows", "not a number") for note in judged.notes)
 
 
 def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(endpoint: EndpointWorld) -> None:

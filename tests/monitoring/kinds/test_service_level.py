@@ -57,7 +57,7 @@ def test_failures_cannot_be_told_apart_by_columns_that_they_do_not_have(endpoint
     judged = judge(endpoint.ask(**(P99 | {"segment_by": ["carrier"]})))
 
     assert finding(judged, "p99", segment="carrier=UA").state == "kept"
-    assert mentions(finding(judged, "error_rate", segment="carrier=UA").reason, "no columns")
+    assert mentions(finding(judged, "error_rate", segment="carrier=UA").reason, "do not have the model's columns")
 
 
 def test_quantiles_are_those_of_all_requests(endpoint: EndpointWorld) -> None:
@@ -93,4 +93,4 @@ def test_no_request_few_requests_and_failures_alone_are_told(endpoint: EndpointW
 
     judged = judge(endpoint.ask(**(P99 | {"min_rows": 10})))
     assert (judged.state, finding(judged, "error_rate").state) == ("violated", "violated")
-    assert mentions(finding(judged, "p99").reason, "no request")
+    assert mentions(finding(judged, "p99").reason, "no answered request")

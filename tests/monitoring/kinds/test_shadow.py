@@ -109,7 +109,7 @@ def test_shadows_are_judged_apart_and_a_requirement_may_name_one(endpoint: Endpo
     )
     assert finding(named, "disagreement(calm)").state == "kept"
     assert named.state == "cannot tell"
-    assert "no shadow 'gone'" in finding(named, "disagreement(gone)").reason
+    assert "shadow 'gone' has computed no row" in finding(named, "disagreement(gone)").reason
 
 
 def test_segments_and_rows_without_a_copy(endpoint: EndpointWorld) -> None:
@@ -156,4 +156,4 @@ def test_of_many_rows_both_sides_keep_the_same_ones(endpoint: EndpointWorld, mon
 
     assert 125 <= judged.rows == judged.figures["compared_rows/candidate"] <= 250
     assert finding(judged, "disagreement").value == pytest.approx(0.1, abs=0.05)
-    assert any(note.startswith("of 2,000 rows, with those of shadows, ") for note in judged.notes)
+    assert any("of 2,000 rows, including shadow rows, " in note for note in judged.notes)

@@ -1,1 +1,1 @@
-"""The reference that a window is compared with, as frozen bins and sketches of the reference's own windows."""
+"""The reference for a window: frozen bins, and sketches of the reference's own windows."""

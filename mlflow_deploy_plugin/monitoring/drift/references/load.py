@@ -1,14 +1,14 @@
-"""The reference of a monitor: loaded as its spec names it, and cut into bins, windows and steps.
+"""The reference of a monitor: load the reference from the spec, and divide it into bins, windows and steps.
 
-Training rows and datasets are counted once, for all windows; a million rows take 4 s. Their counts stay in memory,
-because reading the counts of 100,000 rows from a file takes longer. References from the log use stored profiles.
+Training rows and datasets are counted once for all windows; a million rows take 4 s. The counts stay in memory, because
+reading counts of 100,000 rows from a file takes longer. References from the log use stored profiles.
 
-`window:START/END` pins a calm part of the log. `rolling:7d` compares a window with the one a week before; earlier such
-pairs show what is normal, so no figure contains a daily or weekly cycle or a slow trend. This is seasonal differencing
-of distributions (Box & Jenkins, Time Series Analysis, 1970, chapter 9).
+`window:START/END` selects a fixed part of the log without drift. `rolling:7d` compares a window with the window a week
+before. Earlier pairs at the same lag show the normal variation, so figures contain no daily or weekly cycle and no slow
+trend. This is seasonal differencing of distributions (Box & Jenkins, Time Series Analysis, 1970, chapter 9).
 
-Bins of the log are frozen on a bounded sample of its rows, for rolling windows once in four times their span, so that
-the stored profiles serve many windows.
+For the log, bins are frozen on a bounded sample of rows. For rolling windows the bins are renewed after four times the
+span, so that stored profiles serve many windows.
 """
 
 import hashlib
@@ -70,17 +70,19 @@ from mlflow_deploy_plugin.spec.types import length_of, rolling_span
 
 CACHE = "references"
 _last_cut: dict[bytes, ReferencePieces] = {}
-"""The last pieces of rows at hand, by a digest of the rows."""
+"""The pieces of the last reference that was read at once, by a digest of its rows."""
 
 
 @dataclass(frozen=True)
 class LogReference:
-    """A part of the log that is a reference.
+    """A part of the log that is used as a reference.
 
     Attributes:
-        sampled: the part whose rows the bins are frozen on; `span` is cut into windows.
-        model, version: the version that answered the rows; empty: all versions.
-        lag: the time between a window and the earlier one that it is compared with; None: all others are compared.
+            span: the part that is divided into windows.
+            sampled: the part whose rows are used to freeze the bins.
+            model, version: the version that answered the rows; empty for all versions.
+            lag: the time between a window and the earlier window that it is compared with; None to compare with all
+                others.
     """
 
     log: InferenceLog
@@ -92,7 +94,7 @@ class LogReference:
     lag: timedelta | None = None
 
     def sample(self) -> pa.Table:
-        """Return at most `MAX_ROWS` rows to freeze bins on, the same until the log changes. Raises NotFound."""
+        """Return at most `MAX_ROWS` rows for freezing bins, the same rows until the log changes. Raises NotFound."""
         versions = window_versions(self.log, self.endpoint, self.sampled)
         rows = versions.get((self.model, self.version), 0) if self.version else sum(versions.values())
         key = f"projected {self.sampled} {self.model} {self.version} {rows}"
@@ -100,14 +102,16 @@ class LogReference:
             key += f" {self.log.since.isoformat()}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         name = f"{SKETCHES}/samples/endpoint={self.endpoint}/date={self.sampled.start:%Y-%m-%d}/{digest}.parquet"
-        kept = read_beside_log(self.log.location, name)
-        if kept is not None:
-            return kept
+        stored = read_beside_log(self.log.location, name)
+        if stored is not None:
+            return stored
         sample = Sample(MAX_ROWS)
         for table in self.rows(self.sampled):
             sample.add(summarise_lists(table))
         if not rows:
-            raise NotFound(f"the reference has no rows: nothing was captured of {self.endpoint!r} in {self.sampled}")
+            raise NotFound(
+                f"the reference has no rows: no rows of endpoint {self.endpoint!r} were captured in {self.sampled}"
+            )
         table = sample.table()
         write_beside_log(self.log.location, name, table)
         return table
@@ -124,8 +128,8 @@ class LogReference:
         window: Window,
         segment: tuple[str, str] | None = None,
     ) -> ReferencePieces:
-        """Return the pieces of the span, of the window's length and phase, from the profiles of hours if they fit. The
-        bins are frozen on `sample`. With a segment, only rows with that value in that column count."""
+        """Return the pieces of the span with the length and phase of `window`, from hourly profiles if they align. The
+        bins were frozen on `sample`. A segment (column, value) limits the rows."""
         length_us = window.end_us - window.start_us
         lag_windows = self.lag // window.length if self.lag else 0
         grid = window_grid(bins, window.start_us, length_us, self.span.start_us, self.span.end_us - 1, lag_windows)
@@ -146,36 +150,37 @@ class LogReference:
 
 
 def pinned_window(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """Return the part of the log that `window:START/END` names, and notes; raise NotFound if it has no rows."""
+    """Return the part of the log for `window:START/END`, and notes; raise NotFound if it has no rows."""
     span = parse_window(request.spec.reference.removeprefix("window:"))
     past, notes = _past(request, model, version, span, span)
     if span.start < request.window.end and request.window.start < span.end:
-        notes.append(f"the window overlaps the reference {span}: what it differs by is in the reference, too")
+        notes.append(f"the window overlaps the reference {span}, so the reference contains a part of the same change")
     return past, notes
 
 
 def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[LogReference, list[str]]:
-    """Return the windows up to the judged one, each compared with the one a period of `rolling:` before, and notes.
-    Raises InvalidConfig if the period is shorter than a window or does not match windows, and NotFound without rows."""
+    """Return the windows before the judged window, each compared with the window one `rolling:` period before, and
+    notes. Raises InvalidConfig if the period is not a multiple of the window, and NotFound without rows."""
     text = request.spec.reference.removeprefix("rolling:")
     lag, length, start = length_of(text), request.window.length, request.window.start
     if lag < length:
-        raise InvalidConfig(f"reference rolling:{text} lies in the window itself, which is {length} long")
+        raise InvalidConfig(f"reference rolling:{text} is shorter than the window, which is {length} long")
     if lag % length:
         raise InvalidConfig(
-            f"reference rolling:{text}: no window of {length} begins {text} before another; take a multiple"
+            f"reference rolling:{text} must be a multiple of the window: no window of {length} begins {text} "
+            "before another"
         )
     span = rolling_span(lag, length, request.spec.false_alarm_rate)
     oldest = next(request.log.walk_hours(request.endpoint, Window(EPOCH, start)), None)
     if oldest is None:
-        raise NotFound(f"the reference has no rows: nothing was captured of {request.endpoint!r} before {start:%F %R}")
+        raise NotFound(f"the reference has no rows: no rows of {request.endpoint!r} were captured before {start:%F %R}")
     first = max(oldest.start, start - span)
     sampled = Window(*bin_period(oldest.start, start, span))
     if next(request.log.walk_hours(request.endpoint, sampled), None) is None:
         sampled = Window(first, start)
     past, notes = _past(request, model, version, Window(first, start), sampled)
     same = Window(start - lag, start - lag + length)
-    return replace(past, lag=lag), [f"compared with the same window {text} before, {same}", *notes]
+    return replace(past, lag=lag), [f"compared with the window {text} before, {same}", *notes]
 
 
 def _past(
@@ -183,12 +188,14 @@ def _past(
 ) -> tuple[LogReference, list[str]]:
     versions = window_versions(request.log, request.endpoint, span)
     if not versions:
-        raise NotFound(f"the reference has no rows: nothing was captured of {request.endpoint!r} in {span}")
+        raise NotFound(f"the reference has no rows: no rows of endpoint {request.endpoint!r} were captured in {span}")
     same = window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
     if (model, version) in versions and (model, version) in same:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
-    others = ", ".join(f"{one} version {number}" for one, number in versions)
-    note = f"{model} version {version} did not answer in the reference {span}; the rows of {others} are compared with"
+    others = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
+    note = (
+        f"{model} version {version} has no rows in the reference {span}; the window is compared with rows of {others}"
+    )
     return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
 
 
@@ -199,24 +206,24 @@ _LOG_REFERENCES: Mapping[str, Callable[[WindowRequest, str, str], tuple[LogRefer
 
 
 def load_reference(request: WindowRequest, model: str, version: str) -> DriftReference:
-    """Return the reference that the monitor names, cut into windows of the judged window's length and phase.
+    """Return the monitor's reference, divided into windows with the length and phase of the judged window.
 
-    A reference without event times has a total and no windows. A note reports this, and each missing column. `model`
-    and `version` answered the window's rows.
+    A reference without event times has only a total, and no windows. This and each missing column is reported in a
+    note. `model` and `version` are the version that answered the window's rows.
 
     Raises:
-        NotFound: the version, the dataset or its rows do not exist.
-        InvalidArtifact: the model has no reference, or it cannot be read.
-        InvalidConfig: the reference has none of the columns, or is a dataset that cannot be read.
-        RegistryUnavailable: MLflow does not answer.
+            NotFound: the version, the dataset or its rows do not exist.
+            InvalidArtifact: the model has no reference, or the reference cannot be read.
+            InvalidConfig: the reference has none of the columns, or the dataset cannot be read.
+            RegistryUnavailable: MLflow does not answer.
     """
     spec, window = request.spec, request.window
     kind, _, rest = spec.reference.partition(":")
     log_reference = None
     if kind in _LOG_REFERENCES:
         log_reference, log_notes = _LOG_REFERENCES[kind](request, model, version)
-        shown = f"the captured rows of {log_reference.span}"
-        rows = ReferenceRows(log_reference.sample(), None, "", shown, tuple(log_notes))
+        name_in_messages = f"the captured rows of {log_reference.span}"
+        rows = ReferenceRows(log_reference.sample(), None, "", name_in_messages, tuple(log_notes))
     elif kind == "dataset":
         (rows,) = load_datasets([rest], lambda: column_types(request, model, version))
     else:
@@ -229,7 +236,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
 
 
 def column_types(request: WindowRequest, model: str, version: str) -> dict[str, pa.DataType]:
-    """Return the types of columns in the model's signature and in the window's rows."""
+    """Return the column types from the window's rows and the model's signature; the signature has precedence."""
     window = View(request.endpoint, TimeRange(request.window.start, request.window.end))
     logged = {column.name: column.type for column in request.log.schema(window)}
     return logged | signature_types(request.settings.state_dir(request.endpoint), model, version)
@@ -238,8 +245,8 @@ def column_types(request: WindowRequest, model: str, version: str) -> dict[str, 
 def load_segment_references(
     request: WindowRequest, model: str, version: str, whole: DriftReference, column: str, values: Sequence[str]
 ) -> list[DriftReference]:
-    """Return the part of a reference for each value, as text, of a column, over the bins of the whole. A reference in
-    the log counts all of its rows; any other reference counts the rows of its sample. Raises as `load_reference`."""
+    """Return a part of the reference for each value of a column (as text), with the bins of the whole reference. For a
+    reference in the log all rows count; otherwise only the sample counts. Raises the errors of `load_reference`."""
     kind = request.spec.reference.partition(":")[0]
     log_reference = _LOG_REFERENCES[kind](request, model, version)[0] if kind in _LOG_REFERENCES else None
     times = event_times(whole.sample)
@@ -258,7 +265,7 @@ def load_segment_references(
 
 
 def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[dict[str, Bins], list[str]]:
-    """Return the bins of a table's columns, and a note on each column without bins. Raises InvalidConfig if the table
+    """Return the bins of a table's columns, and a note for each column without bins. Raises InvalidConfig if the table
     has none of `columns` (empty: all)."""
     features, notes = read_columns(table)
     missing = [name for name in columns if not select_columns(features, [name])]
@@ -267,13 +274,13 @@ def freeze_table(table: pa.Table, columns: Sequence[str], shown: str) -> tuple[d
     notes += [f"{name}: {shown} has no such column" for name in missing]
     types = {name: str(table.schema.field(name).type) for name in table.column_names}
     return {
-        name: freeze_bins(features[name], types.get(name, "double"))  # a part of a list is a double
+        name: freeze_bins(features[name], types.get(name, "double"))  # A component of a list is a double.
         for name in select_columns(features, columns)
     }, notes
 
 
 def _cut(bins: Mapping[str, Bins], bins_key: str, rows: ReferenceRows, window: Window) -> ReferencePieces:
-    """Return `cut_pieces` of rows at hand; those of the last call if it had the same rows, bins, length and phase."""
+    """Return `cut_pieces` of the rows. The last result is reused for the same rows, bins, window length and phase."""
     length_us = window.end_us - window.start_us
     digest = hashlib.sha256(f"{bins_key} {length_us} {window.start_us % length_us} {rows.table.schema}".encode())
     for column in rows.table.columns:

@@ -1,4 +1,5 @@
-"""The rows of a reference that are at hand, with event times: the flavor's sample of training rows, or a dataset."""
+"""The rows of a reference that can be read at once, with event times: the logged sample of training rows, or a
+dataset."""
 
 import hashlib
 import tempfile
@@ -34,16 +35,17 @@ _SEED = 0
 _MODEL_ID = b"model_id"
 _KEPT = 50
 _HIDDEN = (".", "_")
-"""Files and folders whose names begin with these are not part of a dataset, as Spark writes them."""
+"""Files and folders with these prefixes are not part of a dataset; Spark writes such files."""
 _NO_TIMES = (
     "the model's reference has no event times, so there are no windows to compare with; "
-    "log the model with event_time=, the column (or the values) that say when each row happened"
+    "log the model with event_time= (the column or the values with the time of each row)"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRows:
-    """Rows to compare with: their times ([N] int64, microseconds since 1970; None: unknown), and words for messages."""
+    """The rows of a reference. `times` is [N] int64, microseconds since 1970 (None: unknown); `shown` is for
+    messages."""
 
     table: pa.Table
     times: Array | None
@@ -53,27 +55,27 @@ class ReferenceRows:
 
 
 def event_times(table: pa.Table, column: str = EVENT_TIME) -> Array | None:
-    """Return [N] int64, microseconds since 1970 (UTC without a zone); None if there is no such column. Raises
-    pa.ArrowException if a value is missing or is not a time."""
+    """Return [N] int64, microseconds since 1970; times without a zone are UTC. Return None if the column does not
+    exist. Raises pa.ArrowException if a value is missing or is not a time."""
     if column not in table.column_names:
         return None
     values = table.column(column)
     if values.null_count:
         raise pa.ArrowInvalid(f"{values.null_count} rows have no {column}")
     if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
-        raise pa.ArrowInvalid(f"{column} holds {values.type}, of which the unit is not known; a timestamp is expected")
+        raise pa.ArrowInvalid(f"{column} has type {values.type}, which has no unit; a timestamp is expected")
     try:
         if not (pa.types.is_timestamp(values.type) and values.type.tz):
-            with suppress(pa.ArrowInvalid):  # a text may name its zone
+            with suppress(pa.ArrowInvalid):  # A text may include a zone.
                 values = values.cast(pa.timestamp("us"), safe=False)
         return microseconds_of(values)
     except pa.ArrowException as error:
-        held = f"{column} holds {values.type}: {str(error).partition(' as a scalar')[0]}"
-        raise pa.ArrowInvalid(f"{held}; a timestamp is expected, or a text like 2013-07-01T14:00:00Z") from None
+        problem = f"{column} has type {values.type}: {str(error).partition(' as a scalar')[0]}"
+        raise pa.ArrowInvalid(f"{problem}; a timestamp is expected, or a text like 2013-07-01T14:00:00Z") from None
 
 
 def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -> ReferenceRows:
-    """Return the reference of a version: from this disk if its server has it, otherwise from MLflow through the cache.
+    """Return the reference of a version: from this server's files if it is served, otherwise from MLflow via the cache.
     Raises NotFound for the version, InvalidArtifact for its reference, and RegistryUnavailable."""
     shown = f"model {model} version {version}"
     served = _served(state_dir, model, version)
@@ -97,8 +99,8 @@ def load_training_rows(state_dir: Path, model: str, version: str, cache: Path) -
 
 @contextmanager
 def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
-    """Yield the version's files: those that its server has, otherwise a temporary copy from the registry. Raises
-    NotFound if neither has the version, and RegistryUnavailable if MLflow does not answer."""
+    """Yield the folder with the version's files: the server's copy, otherwise a temporary copy from the registry.
+    Raises NotFound if the version does not exist, and RegistryUnavailable if MLflow does not answer."""
     served = _served(state_dir, model, version)
     if served:
         yield served
@@ -108,7 +110,7 @@ def model_folder(state_dir: Path, model: str, version: str) -> Iterator[Path]:
 
 
 def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.DataType]:
-    """Return the types of the columns in the version's signature; none if the version is not known."""
+    """Return the column types in the version's signature; empty if the version is unknown."""
     try:
         source = _served(state_dir, model, version) or resolve(_model_uri(model, version)).source
         dtypes = logged_columns(str(source)).dtypes
@@ -118,8 +120,8 @@ def signature_types(state_dir: Path, model: str, version: str) -> dict[str, pa.D
 
 
 def _served(state_dir: Path, model: str, version: str) -> Path | None:
-    wanted = read_state(state_dir / WANTED, Wanted) or Wanted()
-    for endpoint in wanted.endpoints.values():
+    served_state = read_state(state_dir / WANTED, Wanted) or Wanted()
+    for endpoint in served_state.endpoints.values():
         for variant in endpoint.variants.values():
             if (variant.model, variant.version) == (model, version) and variant.folder.is_dir():
                 return variant.folder
@@ -131,16 +133,16 @@ def _model_uri(model: str, version: str) -> str:
         return f"models:/{model}/{version}"
     if version.startswith("m-"):
         return f"models:/{version}"
-    raise NotFound(f"model {model} version {version} is not served any more and is in no registry")
+    raise NotFound(f"model {model} version {version} is no longer served and is not in the registry")
 
 
 def _reference_of(folder: Path, shown: str) -> tuple[Path, str]:
-    """Return the file of the reference of a saved model, and the id of the logged model."""
+    """Return the reference file of a saved model, and the id of the logged model."""
     artifact = read_artifact(folder)
     if (path := artifact.reference_file) is None:
         raise InvalidArtifact(
-            f"{shown} has no reference to compare with; log it with mlflow_deploy_plugin.log_model, "
-            "which keeps a sample of the data (reference_data=, event_time=)"
+            f"{shown} has no reference; log the model with mlflow_deploy_plugin.log_model, "
+            "which stores a sample of the data (reference_data=, event_time=)"
         )
     return path, artifact.model_id
 
@@ -158,31 +160,34 @@ def _read_sample(path: Path, model_id: str, shown: str) -> ReferenceRows:
 def load_datasets(
     uris: Sequence[str], known_types: Callable[[], Mapping[str, pa.DataType]] = dict
 ) -> list[ReferenceRows]:
-    """Return the rows of datasets: Parquet or CSV files, or folders of such files; of more than `MAX_ROWS` rows an even
-    sample. The event times are in the column `_event_time`, otherwise in the only column of times or dates.
+    """Return the rows of datasets: Parquet or CSV files, or folders of such files. Above `MAX_ROWS` rows, a uniform
+    sample is returned. Event times are in the column `_event_time`, otherwise in the only column of times or dates.
 
     Args:
-        uris: paths, file:// URIs, or addresses that MLflow can fetch: runs:/…, mlflow-artifacts:/…, s3://….
-        known_types: returns types of the columns of CSV files. Other columns have the type in a Parquet dataset among
-            the `uris`, otherwise the type that the texts of all datasets have.
+            uris: paths, file:// URIs, or URIs that MLflow can download: runs:/…, mlflow-artifacts:/…, s3://….
+            known_types: returns types of CSV columns. Other columns have the type of a Parquet dataset among the
+                `uris`, otherwise the type that is inferred from the texts of all datasets.
 
     Raises:
-        NotFound: a dataset does not exist.
-        InvalidConfig: a dataset cannot be read, or has more than one column of times.
-        RegistryUnavailable: the artifact store does not answer.
+            NotFound: a dataset does not exist.
+            InvalidConfig: a dataset cannot be read, or has several time columns.
+            RegistryUnavailable: the artifact store does not answer.
     """
     datasets = [_read_dataset(uri) for uri in uris]
-    texts = [place for place, one in enumerate(datasets) if one.is_text]
+    texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
     if texts:
-        known = {column.name: column.type for one in datasets if not one.is_text for column in one.table.schema}
-        typed = typed_tables([datasets[place].table for place in texts], {**known, **known_types()})
-        for place, table in zip(texts, typed, strict=True):
-            datasets[place] = replace(datasets[place], table=table)
-    return [one.reference_rows() for one in datasets]
+        known = {
+            column.name: column.type for dataset in datasets if not dataset.is_text for column in dataset.table.schema
+        }
+        typed = typed_tables([datasets[index].table for index in texts], {**known, **known_types()})
+        for index, table in zip(texts, typed, strict=True):
+            datasets[index] = replace(datasets[index], table=table)
+    return [dataset.reference_rows() for dataset in datasets]
 
 
 def dataset_columns(uri: str) -> tuple[str, ...]:
-    """Return the names of a dataset's columns. Raises as `load_datasets`; a local file's rows are not read."""
+    """Return the column names of a dataset without reading the rows of a local file. Raises the errors of
+    `load_datasets`."""
     with _dataset_path(uri) as path:
         if files := _csv_files(path):
             return tuple(dict.fromkeys(name for file in files for name in open_csv(file).schema.names))
@@ -191,7 +196,7 @@ def dataset_columns(uri: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _Dataset:
-    """At most `MAX_ROWS` of the `rows` of a dataset, as its files hold them: texts in CSV (`is_text`)."""
+    """At most `MAX_ROWS` of the `rows` of a dataset, with the types in its files: texts for CSV (`is_text`)."""
 
     shown: str
     table: pa.Table
@@ -199,16 +204,16 @@ class _Dataset:
     is_text: bool
 
     def reference_rows(self) -> ReferenceRows:
-        shown, table = self.shown, self.table
+        name_in_messages, table = self.shown, self.table
         if not len(table):
-            raise InvalidConfig(f"{shown} has no rows")
-        with _reading(shown):
-            name = _time_column(table, shown)
+            raise InvalidConfig(f"{name_in_messages} has no rows")
+        with _reading(name_in_messages):
+            name = _time_column(table, name_in_messages)
             times = event_times(table, name) if name else None
         if times is not None and name != EVENT_TIME:
             table = table.drop_columns([name]).append_column(EVENT_TIME, pa.array(times, pa.timestamp("us", tz="UTC")))
-        notes = (f"{shown} has {self.rows:,} rows, of which {len(table):,} are read",)
-        return ReferenceRows(table, times, "", shown, notes if self.rows > len(table) else ())
+        notes = (f"{name_in_messages} has {self.rows:,} rows, of which {len(table):,} are read",)
+        return ReferenceRows(table, times, "", name_in_messages, notes if self.rows > len(table) else ())
 
 
 def _read_dataset(uri: str) -> _Dataset:
@@ -224,7 +229,7 @@ def _read_dataset(uri: str) -> _Dataset:
             return _Dataset(_shown(uri), pa.concat_tables(tables, promote_options="default"), count, True)
         data = _open_parquet(path)
         count = data.count_rows()
-        require_few_values([one.metadata for one in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
+        require_few_values([fragment.metadata for fragment in data.get_fragments()], min(MAX_ROWS / max(count, 1), 1))
         table = data.take(_chosen_rows(count)) if count > MAX_ROWS else data.to_table()
         if twice := [name for name, count in Counter(table.column_names).items() if count > 1]:
             raise pa.ArrowInvalid(f"it has two columns named {twice[0]!r}")
@@ -232,7 +237,7 @@ def _read_dataset(uri: str) -> _Dataset:
 
 
 def _chosen_rows(count: int) -> Array:
-    """Return ascending indices of at most `MAX_ROWS` of the rows, the same each time."""
+    """Return ascending indices of at most `MAX_ROWS` rows. The sample is reproducible."""
     if count <= MAX_ROWS:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SEED).choice(count, MAX_ROWS, replace=False))
@@ -244,7 +249,7 @@ def _shown(uri: str) -> str:
 
 @contextmanager
 def _dataset_path(uri: str) -> Iterator[Path]:
-    """Yield the path of the dataset, or of a copy; errors of reading it are raised as `load_datasets` lists them."""
+    """Yield the path of the dataset or of a downloaded copy. Raises the errors of `load_datasets`."""
     shown, parsed = _shown(uri), urlparse(uri)
     with ExitStack() as stack:
         if parsed.scheme in ("", "file"):
@@ -269,7 +274,7 @@ def _reading(shown: str) -> Iterator[None]:
 
 
 def _csv_files(path: Path) -> list[Path]:
-    """Return the CSV files of a dataset, in the order of their names; empty if it is Parquet."""
+    """Return the CSV files of a dataset, sorted by name; empty for Parquet."""
     if path.is_file():
         return [path] if path.suffix.lower() in (".csv", ".gz", ".bz2") else []
     files = sorted(path.rglob("*.csv"))
@@ -281,10 +286,12 @@ def _open_parquet(path: Path) -> pa_dataset.Dataset:
 
 
 def _time_column(table: pa.Table, shown: str) -> str:
-    """Return the name of the column of event times; empty if there is none."""
+    """Return the name of the event time column; empty if there is none."""
     if EVENT_TIME in table.column_names:
         return EVENT_TIME
     names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
     if len(names) > 1:
-        raise InvalidConfig(f"{shown} has several columns of times ({', '.join(names)}): name the one {EVENT_TIME}")
+        raise InvalidConfig(
+            f"{shown} has several time columns ({', '.join(names)}): rename the event time column to {EVENT_TIME}"
+        )
     return names[0] if names and not pc.all(pc.is_null(table.column(names[0]))).as_py() else ""

@@ -1,7 +1,7 @@
-"""The reference in its own contiguous windows of the judged window's length and phase, and in finer steps.
+"""A reference in contiguous windows with the length and phase of the judged window, and in finer steps.
 
-Each window's unseen categories and numbers out of range are counted against all other windows. Counted against the
-whole reference, no window would have any, and the first odd value of a later window would be an alarm.
+Unseen categories and out-of-range numbers of a window are counted against all other windows. Counted against the whole
+reference, no window would have any, and the first rare value in a later window would be an alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,18 +29,18 @@ _FEW_WINDOWS = 100
 _STEPS_A_WINDOW = 24
 _MAX_STEPS = 10_000
 _MAX_CELLS = 16_000_000
-"""The histogram counts that all steps may hold together, and all windows after the first hundred: 128 MB."""
+"""The limit of histogram counts (128 MB) for all steps together, and for all windows after the first hundred."""
 _MERGED_AT = 16
 
 
 class WindowGrid(NamedTuple):
-    """Windows of equal length (`length_us`), one after another, each of `window_steps` steps.
+    """Consecutive windows of equal length (`length_us`), each with `window_steps` steps.
 
     Attributes:
-        max_windows: the number of windows that are kept.
-        keeps_steps: True if the steps are kept, too.
-        lag_windows: the distance to the earlier window that a window is compared with; the kept windows include the
-            partner of the window after the last one. 0: a window is compared with all others.
+            max_windows: the maximum number of windows to keep.
+            keeps_steps: True if the steps are also kept.
+            lag_windows: the distance to the earlier window that a window is compared with, or 0 to compare with all
+                others. The kept windows include the partner of the window after the last window.
     """
 
     start_us: int
@@ -61,11 +61,11 @@ class WindowGrid(NamedTuple):
 
     @property
     def max_pairs(self) -> int:
-        """The largest number of pairs that are kept, next to the pair of the window after the last one."""
+        """The maximum number of pairs that are kept, without the pair of the window after the last window."""
         return self.max_windows // 2 - 1 if self.lag_windows else 0
 
     def choose(self, count: int) -> Array:
-        """Return the places of at most `max_windows` of `count` windows, evenly spread."""
+        """Return the indices of at most `max_windows` of `count` windows, evenly spaced."""
         if self.lag_windows and count > self.max_windows:
             later = np.linspace(self.lag_windows, count - 1, self.max_pairs).astype(np.int64)
             return np.union1d(np.append(later, count - self.lag_windows), later - self.lag_windows)
@@ -78,15 +78,15 @@ class WindowGrid(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ReferencePieces:
-    """A reference in windows of one length, in the phase of the judged window.
+    """A reference in windows of one length, with the phase of the judged window.
 
     Attributes:
-        windows: those with rows, in the order of time; an even choice of more than `MAX_WINDOWS` (in pairs: twice as
-            many). If the rows are at hand, `unseen`, `below` and `above` are measured against all other windows.
-        window_starts_us: [B] the start of each window, microseconds since 1970.
-        steps: the steps of the grid without a gap; empty if the reference is too long.
-        total: all rows of the reference, also those outside of the windows.
-        lagged: with `lag_windows`, the window that the judged one is compared with; without rows if there is none.
+            windows: the windows with rows, in order of time; above `MAX_WINDOWS`, an even choice (twice as many for
+                pairs). If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
+            window_starts_us: [B] the start of each window, microseconds since 1970.
+            steps: the steps of the grid without gaps; empty if the reference is too long.
+            total: all rows of the reference, including rows outside of the windows.
+            lagged: with `lag_windows`, the window that the judged window is compared with; it may have no rows.
     """
 
     windows: tuple[Profile, ...]
@@ -106,11 +106,11 @@ class ReferencePieces:
         return range(first, first + len(self.steps) * step_us, step_us)
 
     def windows_at(self, starts_us: Iterable[int]) -> tuple[Profile, ...]:
-        """Return the windows that begin at these times; an empty profile for each that is not there."""
+        """Return the windows that begin at these times; a missing window is an empty profile."""
         return profiles_at(starts_us, self.window_starts_us, self.windows)
 
     def pairs(self) -> tuple[Array, Array]:
-        """Return [P] and [P] int64: the later and the earlier window of each pair that is `lag_windows` apart."""
+        """Return [P] and [P] int64: the later and the earlier window of each pair with the distance `lag_windows`."""
         numbers = (np.array(self.window_starts_us, np.int64) - self.grid.start_us) // self.grid.length_us
         _, later, earlier = np.intersect1d(numbers - self.grid.lag_windows, numbers, return_indices=True)
         return later, earlier
@@ -123,7 +123,8 @@ def profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Ite
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
-    """A reference, ready to be compared with windows of one length; `sample` has bounded rows for the report."""
+    """A reference that can be compared with windows of one length; `sample` has a bounded number of rows for the
+    report."""
 
     bins: Mapping[str, Bins]
     bins_key: str
@@ -133,19 +134,19 @@ class DriftReference:
     notes: tuple[str, ...] = ()
 
 
-def evenly(places: Array, most: int) -> Array:
-    if len(places) <= most:
-        return places
-    return places[np.linspace(0, len(places) - 1, most).astype(np.int64)]
+def evenly(indices: Array, most: int) -> Array:
+    if len(indices) <= most:
+        return indices
+    return indices[np.linspace(0, len(indices) - 1, most).astype(np.int64)]
 
 
 def window_grid(
     bins: Mapping[str, Bins], start_us: int, length_us: int, first_us: int, last_us: int, lag_windows: int = 0
 ) -> WindowGrid:
-    """Return the grid over the times `first_us` to `last_us`, both included, in the phase of `start_us`."""
+    """Return the grid for the times from `first_us` to `last_us` (inclusive), with the phase of `start_us`."""
     first, last = (first_us - start_us) // length_us, (last_us - start_us) // length_us
     windows = last - first + 1
-    cells = max(sum(one.size + 1 for one in bins.values()), 1)
+    cells = max(sum(column_bins.size + 1 for column_bins in bins.values()), 1)
     fitting = min(_MAX_STEPS, _MAX_CELLS // cells)
     most = _steps_of(length_us)
     steps = next((count for count in range(most, 1, -1) if most % count == 0 and windows * count <= fitting), 1)
@@ -157,22 +158,24 @@ def window_grid(
 def cut_pieces(
     bins: Mapping[str, Bins], table: pa.Table, times: Array | None, start_us: int, length_us: int
 ) -> ReferencePieces:
-    """Return the pieces of rows that are at hand, with [N] int64 `times` in microseconds since 1970; if they are None,
-    there is only the total. `start_us` and `length_us` are those of the judged window."""
+    """Return the pieces of rows with `times`, [N] int64, microseconds since 1970 (None: only the total is returned).
+    `start_us` and `length_us` describe the judged window."""
     total = sketch_batches(bins, [table])
     if times is None or not len(times):
         return ReferencePieces((), (), (), WindowGrid(0, length_us, 0, _steps_of(length_us), 0, False), total)
     grid = window_grid(bins, start_us, length_us, int(times.min()), int(times.max()))
     present, groups = np.unique((times - grid.start_us) // length_us, return_inverse=True)
     chosen = grid.choose(len(present))
-    places = np.full(len(present), -1)
-    places[chosen] = np.arange(len(chosen))
-    inside = places[groups] >= 0
-    kept = sketch_groups(bins, table.filter(pa.array(inside)), places[groups[inside]], len(chosen))
-    alone = count_out_of_rest(bins, table, groups, len(present))
+    group_of = np.full(len(present), -1)
+    group_of[chosen] = np.arange(len(chosen))
+    inside = group_of[groups] >= 0
+    kept = sketch_groups(bins, table.filter(pa.array(inside)), group_of[groups[inside]], len(chosen))
+    rest_counts = count_out_of_rest(bins, table, groups, len(present))
     kept = [
-        Profile(window.rows, {name: replace(column, **alone[name][at]) for name, column in window.columns.items()})
-        for at, window in zip(chosen.tolist(), kept, strict=True)
+        Profile(
+            window.rows, {name: replace(column, **rest_counts[name][index]) for name, column in window.columns.items()}
+        )
+        for index, window in zip(chosen.tolist(), kept, strict=True)
     ]
     steps = [Profile(0, {})] * grid.steps
     if grid.keeps_steps:
@@ -188,7 +191,7 @@ def cut_pieces(
 
 
 def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> ReferencePieces:
-    """Return the pieces of profiles in the order of time, each with its beginning (microseconds), within one step."""
+    """Return the pieces from profiles in order of time, each with its start (microseconds) and within one step."""
     steps: dict[int, list[Profile]] = {}
     windows: dict[int, list[Profile]] = {}
     total: dict[int, list[Profile]] = {}
@@ -214,17 +217,17 @@ def assemble_pieces(grid: WindowGrid, parts: Iterable[tuple[int, Profile]]) -> R
     )
 
 
-def _add(held: dict[int, list[Profile]], number: int, profile: Profile) -> None:
-    parts = held.setdefault(number, [])
+def _add(parts_by_number: dict[int, list[Profile]], number: int, profile: Profile) -> None:
+    parts = parts_by_number.setdefault(number, [])
     parts.append(profile)
-    if len(parts) >= _MERGED_AT:  # This bounds the memory of the parts.
-        held[number] = [merge(parts)]
+    if len(parts) >= _MERGED_AT:  # Merging limits the memory of the parts.
+        parts_by_number[number] = [merge(parts)]
 
 
 def sketch_pieces(
     bins: Mapping[str, Bins], batches: Iterable[tuple[pa.Table, Array]], grid: WindowGrid
 ) -> ReferencePieces:
-    """Return the pieces of rows that come in batches with their times: [N] int64, microseconds since 1970."""
+    """Return the pieces of rows from batches with times: [N] int64, microseconds since 1970."""
     parts = (
         (grid.start_us + number * grid.step_us, profile)
         for table, times in batches
@@ -234,7 +237,7 @@ def sketch_pieces(
 
 
 def _steps_of(length_us: int) -> int:
-    """Return the steps of a window: at most 24, each a whole number of seconds and at least an hour; else one."""
+    """Return the number of steps per window: at most 24, each of whole seconds and at least an hour; otherwise 1."""
     for count in range(_STEPS_A_WINDOW, 1, -1):
         if length_us % (count * 1_000_000) == 0 and length_us // count >= HOUR_US:
             return count
@@ -247,19 +250,19 @@ RestCounts = list[dict[str, int]]
 def count_out_of_rest(
     bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int, counted: Array | None = None
 ) -> dict[str, RestCounts]:
-    """Return per column the counts `unseen`, `below` and `above` of each group, against the rows of all other groups.
-    `groups` is [N] int64, from 0 to count - 1; `counted` is [count] bool, the compared groups (None: all)."""
+    """Return per column the counts `unseen`, `below` and `above` of each group against the rows of all other groups.
+    `groups` is [N] int64, from 0 to count - 1; `counted` is [count] bool, the groups to compare with (None: all)."""
     counted = np.ones(count, bool) if counted is None else counted
-    found: dict[str, RestCounts] = {}
-    for name, given in feature_columns(table, bins):
-        column, one = decoded(given), bins.get(name)
-        if one is None or type_family(column.type) not in ("number", "category"):
-            found[name] = [{}] * count
-        elif isinstance(one, OrderedBins):
-            found[name] = _range(as_floats(column), groups, counted)
+    counts: dict[str, RestCounts] = {}
+    for name, raw_column in feature_columns(table, bins):
+        column, column_bins = decoded(raw_column), bins.get(name)
+        if column_bins is None or type_family(column.type) not in ("number", "category"):
+            counts[name] = [{}] * count
+        elif isinstance(column_bins, OrderedBins):
+            counts[name] = _range(as_floats(column), groups, counted)
         else:
-            found[name] = _unseen(column, groups, counted)
-    return found
+            counts[name] = _unseen(column, groups, counted)
+    return counts
 
 
 def correct_for_rest(
@@ -270,27 +273,27 @@ def correct_for_rest(
     sample: pa.Table,
     until_us: int | None = None,
 ) -> tuple[Profile, ...]:
-    """Return the windows with `unseen`, `below` and `above` against the others, if bins were frozen on a sample of
-    them. The share of a window's sampled rows that is new to the rest of the sample stands for all of its rows, because
-    the sample contains them. Windows before `until_us` count as others (None: all). The sample has event times."""
+    """Return the windows with `unseen`, `below` and `above` counted against the other windows, for bins that were
+    frozen on a sample of the same rows. The counts in the sample are extrapolated to all rows of the window. Windows
+    from `until_us` on do not count as other windows (None: all count). The sample has event times."""
     if not windows:
         return ()
     numbers = (microseconds_of(sample.column(EVENT_TIME)) - starts_us[0]) // length_us
     present, groups = np.unique(numbers, return_inverse=True)
     sampled = np.bincount(groups).tolist()
     counted = None if until_us is None else starts_us[0] + present * length_us < until_us
-    alone = count_out_of_rest(bins, sample, groups, len(present), counted)
-    places = {number: place for place, number in enumerate(present.tolist())}
+    rest_counts = count_out_of_rest(bins, sample, groups, len(present), counted)
+    index_of = {number: index for index, number in enumerate(present.tolist())}
     corrected = []
     for window, start_us in zip(windows, starts_us, strict=True):
-        place = places.get((start_us - starts_us[0]) // length_us)
-        if place is None:  # without a sampled row, the window is compared with others already
+        position = index_of.get((start_us - starts_us[0]) // length_us)
+        if position is None:  # Without sampled rows, the bins already contain only other windows.
             corrected.append(window)
             continue
         columns = dict(window.columns)
         for name, column in window.columns.items():
-            for key, count in alone[name][place].items() if name in alone else ():
-                new = round(count * window.rows / sampled[place])
+            for key, count in rest_counts[name][position].items() if name in rest_counts else ():
+                new = round(count * window.rows / sampled[position])
                 column = replace(column, **{key: max(getattr(column, key), new)})
             columns[name] = column
         corrected.append(Profile(window.rows, columns))
@@ -298,7 +301,7 @@ def correct_for_rest(
 
 
 def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCounts:
-    """Return the rows of each group whose value no other group has."""
+    """Return the number of rows in each group whose value occurs in no other group."""
     encoded = column.combine_chunks().dictionary_encode()
     is_known = encoded.indices.is_valid().to_numpy(zero_copy_only=False)
     values = encoded.indices.drop_null().to_numpy().astype(np.int64)
@@ -314,7 +317,7 @@ def _unseen(column: pa.ChunkedArray, groups: Array, counted: Array) -> RestCount
 
 
 def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
-    """Return the rows of each group below the smallest and above the largest number of all others."""
+    """Return the number of rows in each group below the minimum and above the maximum of all other groups."""
     is_known = ~np.isnan(values)
     numbers, owners, count = values[is_known], groups[is_known], len(counted)
     least, most = np.full(count, np.inf), np.full(count, -np.inf)
@@ -327,7 +330,8 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
 
 
 def _of_others(least: Array) -> Array:
-    """Return [count]: the smallest of all others' values; infinite without others, which no value exceeds."""
+    """Return [count]: the minimum over all other groups. Without other groups it is infinite, so that no value exceeds
+    it."""
     if len(least) < 2:
         return np.full(len(least), -np.inf)
     order = np.argsort(least, kind="stable")

@@ -1,1 +1,1 @@
-"""Sketches of columns: frozen bins, counts, and how they are stored."""
+"""Sketches of columns: frozen bins, counts, and storage."""

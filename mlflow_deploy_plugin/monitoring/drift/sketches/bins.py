@@ -1,14 +1,14 @@
-"""Bins that are frozen on the reference, and the distance between two histograms over them.
+"""Bins that are frozen on the reference, and the distance between two histograms over these bins.
 
 Numbers are compared by the Wasserstein distance in standard deviations of the reference, because the Jensen–Shannon
-distance of quantile bins stops growing beyond the reference's range. Days from June to August that were called drifted,
-at the same false-alarm rate (`benchmarks/drift.py`): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with
-250 rows). Numbers are clipped three ranges beyond the middle 99 %, which bounds the weight of a sentinel such as -9999.
+distance of quantile bins does not grow beyond the reference's range. Days from June to August called drifted at the
+same false-alarm rate (`benchmarks/drift.py`): Wasserstein 98 to 100 %, Jensen–Shannon 71 to 94 % (5 to 16 % with 250
+rows). Numbers are clipped at three ranges beyond the middle 99 %, which limits the weight of a sentinel such as -9999.
 
 Text, booleans and nearly constant numbers are compared by the Jensen–Shannon distance (base 2, 0 to 1) over the most
-frequent values. Other texts are divided by length and hash into some 64 bins. No bin is reserved for values that the
-reference lacks: its own windows could never reach it, so every new value would be an alarm. New values are counted
-apart from the distance. Numbers are compared with 32 bits if the reference has fractions, as a graph may take them.
+frequent values. Rare texts are divided by length and hash into about 64 bins. New values have no bin of their own: the
+reference's windows could never have rows in that bin, so every new value would be an alarm. New values are counted
+separately from the distance. If the reference has fractions, numbers are compared in float32, like inputs of the graph.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ _GRID = 256
 _BEYOND = 64
 _CATEGORIES = 50
 _RARE, _LENGTHS = 64, 8
-_BEYOND_CHANCE = 4  # deviations of a Poisson distribution
+_BEYOND_CHANCE = 4  # standard deviations of a Poisson distribution
 _RANGES_BEYOND = 3.0
-_WIDEST = 1e150  # beyond, squares are not finite
+_WIDEST = 1e150  # Squares above this value are infinite.
 _MISSING = -1
 _FLOATING = frozenset({"halffloat", "float", "double"})
 _SINGLE = (1e-37, 1e38)  # the range in which a float32 has 24 significant bits
@@ -46,9 +46,9 @@ class OrderedBins:
     """Bins of numbers.
 
     Attributes:
-        positions: [K] float64, ascending; a value belongs to the nearest.
-        scale: the reference's standard deviation, within its middle 99 %.
-        arrow_type: the reference's type, as Arrow writes it; empty if it is not known.
+            positions: [K] float64, ascending; a value belongs to the nearest position.
+            scale: the reference's standard deviation within its middle 99 %.
+            arrow_type: the reference's type in Arrow's notation; empty if unknown.
     """
 
     positions: Array
@@ -65,17 +65,17 @@ class OrderedBins:
 
     @cached_property
     def edges(self) -> Array:
-        """[K - 1] float64, ascending: a value on an edge belongs to the bin above it."""
+        """[K - 1] float64, ascending. A value on an edge belongs to the bin above the edge."""
         edges: Array = (self.positions[1:] + self.positions[:-1]) / 2
         return edges
 
     def encode(self, feature: ColumnValues) -> Array:
-        """Return [N] int64: the bin of each value, -1 if it is missing."""
+        """Return [N] int64: the bin of each value, -1 for a missing value."""
         codes = np.searchsorted(self.edges, feature.values, side="right")
         return np.where(np.isnan(feature.values), _MISSING, codes)
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Wasserstein distance of counts [B, K] and [B, K] (or [K]), row by row: [B]; 0 where a side is empty."""
+        """Return the Wasserstein distance per row of counts [B, K] and [B, K] (or [K]): [B]; 0 if a side is empty."""
         gaps = np.diff(self.positions) / self.scale
         apart = np.abs(np.cumsum(_shares(left) - _shares(right), axis=-1))[..., :-1] @ gaps
         return _where_known(apart, left, right)
@@ -83,12 +83,12 @@ class OrderedBins:
 
 @dataclass(frozen=True, eq=False)
 class CategoryBins:
-    """Bins of the most frequent categories, and then of all others: one, or one for each length and hash.
+    """Bins for the most frequent categories, followed by one bin for all others, or a bin per length and hash.
 
     Attributes:
-        kind: of the values: text, or numbers without a spread.
-        known: uint64, ascending: the hashes of all values of the reference.
-        lengths: int64, ascending, in characters: the bounds of the bins of other texts; empty: one bin.
+            kind: the kind of the values: text, or numbers without variation.
+            known: uint64, ascending: the hashes of all values in the reference.
+            lengths: int64, ascending, in characters: the bounds of the bins for rare texts; empty for a single bin.
     """
 
     codes: dict[str | float, int]
@@ -101,7 +101,7 @@ class CategoryBins:
 
     @property
     def is_blank(self) -> bool:
-        """True for a reference without any value."""
+        """True if the reference has no values."""
         return not self.codes and not len(self.lengths)
 
     @property
@@ -110,12 +110,12 @@ class CategoryBins:
 
     @property
     def rare_shape(self) -> tuple[int, int]:
-        """Return the number of lengths, and of hashes per length, of the bins of rare texts."""
+        """The number of lengths, and of hashes per length, in the bins for rare texts."""
         lengths = len(self.lengths) + 1
         return lengths, _RARE // lengths if lengths > 1 else 1
 
     def codes_of_texts(self, texts: pa.Array, hashes: Array) -> Array:
-        """Return [N] int64, the bin of each text (large_string, with its `hash_texts`); a null counts as rare."""
+        """Return [N] int64, the bin of each text (large_string, with its `hash_texts`); null counts as a rare text."""
         in_order, rare = pa.array([str(key) for key in self.codes], pa.large_string()), len(self.codes)
         codes: Array = pc.fill_null(pc.index_in(texts, value_set=in_order), rare).to_numpy().astype(np.int64)
         if len(self.lengths):
@@ -125,7 +125,7 @@ class CategoryBins:
         return codes
 
     def encode(self, feature: ColumnValues) -> Array:
-        """Return [N] int64: the bin of each value, -1 if it is missing."""
+        """Return [N] int64: the bin of each value, -1 for a missing value."""
         if feature.kind == "number":
             other = len(self.codes)
             values, inverse = np.unique(round_to_reference(feature.values, self.arrow_type), return_inverse=True)
@@ -136,13 +136,14 @@ class CategoryBins:
         return np.where(texts.is_valid().to_numpy(zero_copy_only=False), codes, _MISSING)
 
     def distance(self, left: Array, right: Array) -> Array:
-        """Jensen–Shannon distance of counts [B, K] and [B, K] (or [K]), row by row: [B]; 0 where a side is empty."""
+        """Return the Jensen–Shannon distance per row of counts [B, K] and [B, K] (or [K]): [B]; 0 if a side is
+        empty."""
         divergence = self.divergence(_shares(left), _shares(right)).sum(axis=-1)
         return _where_known(np.sqrt(np.maximum(divergence, 0)), left, right)
 
     @staticmethod
     def divergence(left: Array, right: Array) -> Array:
-        """Return the part of each category in the Jensen–Shannon divergence of shares [..., K] and [..., K]."""
+        """Return the contribution of each category to the Jensen–Shannon divergence of shares [..., K] and [..., K]."""
         return _entropy((left + right) / 2) - (_entropy(left) + _entropy(right)) / 2
 
 
@@ -150,7 +151,7 @@ Bins = OrderedBins | CategoryBins
 
 
 def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
-    """Return the bins of a column, from only the reference's values."""
+    """Return the bins of a column, computed from only the reference's values."""
     if reference.kind == "category":
         texts = [value for value in reference.values if value is not None]
         codes, hashes = _codes(texts), distinct(np.sort(hash_texts(texts)))
@@ -178,7 +179,7 @@ def freeze_bins(reference: ColumnValues, arrow_type: str = "") -> Bins:
 
 
 def round_to_reference(values: Array, arrow_type: str) -> Array:
-    """Return the values, [N] float64, as they are compared with a reference of this type."""
+    """Return the values, [N] float64, rounded for a comparison with a reference of this type."""
     if arrow_type not in _FLOATING:
         return values
     sizes = np.abs(values)
@@ -188,26 +189,31 @@ def round_to_reference(values: Array, arrow_type: str) -> Array:
 
 
 def bins_digest(bins: Mapping[str, Bins]) -> str:
-    """Return 32 hexadecimal digits that name these bins in any order of the columns."""
+    """Return 32 hexadecimal digits that identify these bins, independently of the column order."""
     digest = hashlib.sha256(b"3")
     for name in sorted(bins):
-        one = bins[name]
-        head = (name, one.kind, one.arrow_type, one.minimum, one.maximum)
-        if isinstance(one, OrderedBins):
-            parts = [repr((*head, one.scale)).encode(), one.positions.tobytes()]
+        column_bins = bins[name]
+        head = (name, column_bins.kind, column_bins.arrow_type, column_bins.minimum, column_bins.maximum)
+        if isinstance(column_bins, OrderedBins):
+            parts = [repr((*head, column_bins.scale)).encode(), column_bins.positions.tobytes()]
         else:
-            parts = [repr((*head, list(one.codes))).encode(), one.known.tobytes(), one.lengths.tobytes()]
+            parts = [
+                repr((*head, list(column_bins.codes))).encode(),
+                column_bins.known.tobytes(),
+                column_bins.lengths.tobytes(),
+            ]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:32]
 
 
 def _codes(values: Sequence[Any]) -> dict[str | float, int]:
-    """Return all values if they are few, otherwise those that are frequent by more than chance. All others are rare: of
-    500 equally frequent values, 50 chosen by chance made a third to a half of calm months drift."""
+    """Return all values if there are few, otherwise only values that are significantly more frequent. All other values
+    are rare. With 500 equally frequent values, a random choice of 50 caused false drift in a third to a half of
+    months."""
     counts = Counter(values)
     are_many = len(counts) > _CATEGORIES + _RARE
-    # Sorting all values took a quarter of the time of a reference of ids.
+    # A full sort took a quarter of the time for a reference with ids.
     most = _CATEGORIES + 1 if are_many else len(counts)
     frequent = heapq.nsmallest(most, counts.items(), key=lambda entry: (-entry[1], entry[0]))
     if are_many:
@@ -232,11 +238,11 @@ def _where_known(distance: Array, left: Array, right: Array) -> Array:
 
 
 def hash_texts(texts: Sequence[str] | Array) -> Array:
-    """Return [N] uint64, evenly spread: SipHash with pandas' fixed key, the same in every process."""
+    """Return [N] uint64, uniform hashes: SipHash with pandas' fixed key, the same in every process."""
     hashes: Array = hash_array(np.asarray(texts, dtype=object), categorize=False)
     return hashes
 
 
 def hash_numbers(values: Array) -> Array:
-    """Return [N] uint64 of [N] float64, evenly spread; both zeros are one."""
+    """Return [N] uint64, uniform hashes of [N] float64; 0.0 and -0.0 have the same hash."""
     return splitmix64((np.asarray(values, dtype=np.float64) + 0.0).view(np.uint64))

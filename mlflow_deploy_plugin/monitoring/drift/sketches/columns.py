@@ -1,7 +1,7 @@
-"""Features: the columns of a table of rows, as float64 with NaN for missing, or as text with None for missing.
+"""Features: the columns of a table, as float64 with NaN for missing values, or as text with None for missing values.
 
-Booleans are categories. Lists become columns of numbers (`summarise_lists`). Times, binary values and structures have
-no distance and are left out, with a note.
+Booleans are categories. Lists become numeric columns (`summarise_lists`). Times, binary values and structures have no
+distance and are skipped with a note.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,12 +20,12 @@ Family = Literal["number", "category", "null", "other"]
 
 OWN_PREFIX = "_"
 TRUTH: Mapping[str | None, float] = {"false": 0.0, "true": 1.0}
-"""The texts of booleans, and the numbers that they are the same as."""
+"""The texts of booleans, and the equivalent numbers."""
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnValues:
-    """One column of N rows: [N] float64 (NaN: missing), or [N] object of str (None: missing)."""
+    """A column of N rows: [N] float64 (NaN: missing), or [N] object of str (None: missing)."""
 
     name: str
     kind: Kind
@@ -33,14 +33,14 @@ class ColumnValues:
 
 
 def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
-    """Return the columns of a table by name, without the log's own, and a note on each that cannot be compared."""
+    """Return the columns by name, without the log's own columns, and a note for each column that cannot be compared."""
     features: dict[str, ColumnValues] = {}
     notes: list[str] = []
-    for name, given in feature_columns(table):
-        column = decoded(given)
+    for name, raw_column in feature_columns(table):
+        column = decoded(raw_column)
         family = type_family(column.type)
         if family == "other":
-            notes.append(f"{name}: a column of type {given.type} is not judged")
+            notes.append(f"{name}: a column of type {raw_column.type} is not judged")
         elif family == "number":
             features[name] = ColumnValues(name, "number", as_floats(column))
         else:
@@ -50,7 +50,7 @@ def read_columns(table: pa.Table) -> tuple[dict[str, ColumnValues], list[str]]:
 
 
 def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tuple[str, pa.ChunkedArray]]:
-    """Yield the columns of a table by name, columns of lists summarised, without the log's own."""
+    """Yield the columns by name with lists summarised, without the log's own columns."""
     summarised = summarise_lists(table, known)
     for name in summarised.column_names:
         if not name.startswith(OWN_PREFIX):
@@ -58,7 +58,8 @@ def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tu
 
 
 def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
-    """Return the chosen columns, and the parts of chosen ones: `image.mean` is part of `image`. None chosen: all."""
+    """Return the chosen columns and their parts, such as `image.mean` for `image`. If no column is chosen, return
+    all."""
     parts = tuple(f"{name}." for name in chosen)
     return [name for name in columns if not chosen or name in chosen or name.startswith(parts)]
 
@@ -68,7 +69,7 @@ def decoded(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def type_family(kind: pa.DataType) -> Family:
-    """Return the family in which values of an Arrow type are compared; "null" fits any family."""
+    """Return the family in which values of an Arrow type are compared; "null" is compatible with every family."""
     types = pa.types
     if types.is_null(kind):
         return "null"
@@ -80,7 +81,7 @@ def type_family(kind: pa.DataType) -> Family:
 
 
 def as_floats(column: pa.ChunkedArray) -> Array:
-    """Return a column of numbers as [N] float64, NaN where it is null."""
+    """Return a numeric column as [N] float64, with NaN for null."""
     values: Array = pc.fill_null(pc.cast(column, pa.float64(), safe=False), float("nan")).to_numpy()
     return values
 
@@ -88,7 +89,7 @@ def as_floats(column: pa.ChunkedArray) -> Array:
 def pair_columns(
     reference: Mapping[str, ColumnValues], current: Mapping[str, ColumnValues]
 ) -> list[tuple[ColumnValues, ColumnValues]]:
-    """Return the columns that both sides have, as pairs; booleans are 1 and 0 if the other side has numbers."""
+    """Return pairs of the columns on both sides; booleans become 1 and 0 if the other side is numeric."""
     pairs = []
     for name, left in reference.items():
         if name not in current:

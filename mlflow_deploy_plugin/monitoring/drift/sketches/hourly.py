@@ -1,15 +1,15 @@
-"""Profiles of whole hours, stored beside the log, so that the cost of a window depends on its bins and not on its rows.
+"""Profiles of whole hours, stored next to the log, so that the cost of a window depends on its bins, not its rows.
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-A file has, per hour, the log files (name, size) that were read and the profile of each version. An hour is profiled
-again if its log files have changed, and each time if a log file is unreadable, so that the file is reported. The
-profiles follow from the log only, so two processes that make them at once lose only time.
+For each hour a file has the log files that were read (name, size) and the profile of each version. An hour is profiled
+again if its log files have changed. If a log file is unreadable, the hour is profiled every time, so that the file is
+reported. Profiles are computed from only the log, so two concurrent processes waste only time.
 
 For logs that are too large for one machine, Spark runs the same functions per day (pyspark's mapInArrow). The driver
-merges the profiles in the order of the parts, so the numbers equal those of one machine to the last bit.
+merges the profiles in order, so the numbers are bit-identical to those of a single machine.
 
-Each line of the table is one column of one profile, with its counts above zero. A line without a name holds the
+Each row of the stored table is a column of a profile, with its counts above zero. A row without a name has the
 profile's number of rows.
 """
 
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 Identity = tuple[str, str]
-"""Model and version."""
+"""A model name and a version."""
 Profiles = dict[Identity, Profile]
 Files = list[tuple[str, int]]
 """Names and sizes of log files."""
@@ -66,10 +66,10 @@ Listed = Mapping[Hour, list[LogFile]]
 
 _RESULT = "number long, profile binary, failure string"
 
-_LISTED_BY_HOUR = 2 * DAY  # for more days, one listing of the whole bucket is less work
+_LISTED_BY_HOUR = 2 * DAY  # Above this length, a single listing of the bucket is faster.
 _META = b"onnxserve"
 _FORMAT = 2
-_UNREADABLE = ("", -1)  # no log file has this name, so the hour is stale
+_UNREADABLE = ("", -1)  # No log file has this name, so the hour is always stale.
 _log = logging.getLogger(__name__)
 _PLAIN = {
     "kind": pa.string(),
@@ -105,7 +105,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class StoredHour:
-    """The profiles of an hour, and the log files that they were made of."""
+    """The profiles of an hour, and the log files from which they were computed."""
 
     files: Files
     profiles: Profiles = field(default_factory=dict)
@@ -113,7 +113,7 @@ class StoredHour:
 
 @dataclass(frozen=True)
 class SketchStore:
-    """The profiles of one endpoint over the same bins, of some columns (None: all) and of a segment, which is a column
+    """The profiles of an endpoint for the same bins, of some columns (None: all), and of a segment, which is a column
     and a value as text (None: all rows)."""
 
     log: InferenceLog
@@ -124,7 +124,7 @@ class SketchStore:
     segment: tuple[str, str] | None = None
 
     def load(self, day: datetime) -> dict[datetime, StoredHour]:
-        """Return the stored hours of a day; none if there is no file or it is malformed."""
+        """Return the stored hours of a day; empty if there is no file or the file is malformed."""
         name = self._name(day)
         table = read_beside_log(self.log.location, name)
         try:
@@ -139,7 +139,7 @@ class SketchStore:
                 hours[datetime.fromisoformat(start)].profiles[model, version] = profile
             return hours
         except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError) as error:
-            _log.warning("the stored sketches %s are made anew: %s", name, one_line(error))
+            _log.warning("the stored sketches %s cannot be used and are computed again: %s", name, one_line(error))
             return {}
 
     def store(self, day: datetime, hours: Mapping[datetime, StoredHour]) -> None:
@@ -166,7 +166,7 @@ class SketchStore:
 
 
 def window_profile(sketches: SketchStore, model: str, version: str, window: Window) -> Profile:
-    """Return the profile of all rows that one version (empty: any version) answered in the window."""
+    """Return the profile of all rows in the window that one version (empty: any version) answered."""
     return merge(
         merge(_chosen(profiles, model, version) for profiles in _pieces(sketches, day, window))
         for day in _by_day(_list(sketches.log, sketches.endpoint, window))
@@ -176,7 +176,7 @@ def window_profile(sketches: SketchStore, model: str, version: str, window: Wind
 def hour_profiles(
     sketches: SketchStore, model: str, version: str, window: Window
 ) -> Iterator[tuple[datetime, Profile]]:
-    """Yield `window_profile` of each whole hour in the window that has rows, in order."""
+    """Yield `window_profile` for each whole hour in the window that has rows, in order."""
     listed = _list(sketches.log, sketches.endpoint, window)
     for hours in _by_day(_whole_hours(listed, window)):
         for start, profiles in _hours_of_day(sketches, hours).items():
@@ -184,7 +184,7 @@ def hour_profiles(
 
 
 def window_versions(log: InferenceLog, endpoint: str, window: Window) -> dict[Identity, int]:
-    """Return how many rows each version (model, version) answered in the window, the largest number first."""
+    """Return the number of rows in the window by (model, version), the most frequent version first."""
     sketches = SketchStore(log, endpoint, {}, "versions", ("_model", "_version", EVENT_TIME))
     rows: dict[Identity, int] = {}
     for day in _by_day(_list(log, endpoint, window)):
@@ -201,7 +201,7 @@ def _chosen(profiles: Profiles, model: str, version: str) -> Profile:
 
 
 def _list(log: InferenceLog, endpoint: str, window: Window) -> Listed:
-    """Return the hours that overlap the window and have rows, ascending, and their files."""
+    """Return the hours with rows that overlap the window, in ascending order, and their files."""
     if window.length <= _LISTED_BY_HOUR:
         return {hour: log.files(hour) for hour in log.hours(endpoint, window)}
     hours = log.all_files(endpoint).items()
@@ -213,7 +213,7 @@ def _whole_hours(listed: Listed, window: Window) -> Listed:
 
 
 def _pieces(sketches: SketchStore, listed: Listed, window: Window) -> Iterator[Profiles]:
-    """Yield profiles that make up the window: first of the hours that it cuts, then in the order of time."""
+    """Yield profiles that together cover the window: first partial hours, then whole hours in order."""
     whole = _whole_hours(listed, window)
     for hour in listed:
         if hour not in whole:
@@ -229,25 +229,25 @@ def _by_day(listed: Listed) -> Iterator[dict[Hour, list[LogFile]]]:
 
 
 def _hours_of_day(sketches: SketchStore, listed: Listed) -> dict[datetime, Profiles]:
-    """Return the profiles of these hours of a day, in their order. Stale ones are made again, and the day is stored."""
+    """Return the profiles of these hours of a day, in order. Stale hours are profiled again and stored."""
     files = {hour.start: some for hour, some in listed.items()}
     present = {start: [(file.path.rpartition("/")[2], file.size) for file in some] for start, some in files.items()}
     stored = sketches.load(min(files))
     stale = [start for start, made_of in present.items() if start not in stored or stored[start].files != made_of]
-    made: dict[datetime, Profiles] = {}
-    for _, run in groupby(enumerate(stale), key=lambda place: place[1] - place[0] * HOUR):  # hours without a gap
+    computed: dict[datetime, Profiles] = {}
+    for _, run in groupby(enumerate(stale), key=lambda item: item[1] - item[0] * HOUR):  # Group consecutive hours.
         hours = [start for _, start in run]
-        made |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
+        computed |= _sketch(sketches, Window(hours[0], hours[-1] + HOUR))
     for start in stale:
         is_readable = not any(file.path in sketches.log.unreadable for file in files[start])
-        stored[start] = StoredHour(present[start] if is_readable else [_UNREADABLE], made.get(start, {}))
+        stored[start] = StoredHour(present[start] if is_readable else [_UNREADABLE], computed.get(start, {}))
     if stale:
         sketches.store(min(files), dict(sorted(stored.items())))
     return {start: stored[start].profiles for start in files}
 
 
 def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
-    """Return the profiles of each hour of the window, from its rows."""
+    """Compute the profiles of each hour in the window from its rows."""
     parts: dict[datetime, dict[Identity, list[Profile]]] = {}
     rows = sketches.log.batches(sketches.endpoint, window, sketches.columns)
     for table in coalesce_batches(rows):
@@ -270,33 +270,33 @@ def _sketch(sketches: SketchStore, window: Window) -> dict[datetime, Profiles]:
 
 
 def read_beside_log(location: LogLocation, name: str) -> pa.Table | None:
-    """Return the table that `write_beside_log` wrote; None if there is none or it is malformed."""
+    """Return a table that `write_beside_log` wrote; None if it does not exist or is malformed."""
     try:
         with location.filesystem.open_input_file(f"{location.root}/{name}") as source:
             return pq.read_table(source)
     except FileNotFoundError:
         return None
     except (OSError, pa.ArrowException) as error:
-        _log.warning("%s beside the log is made anew: %s", name, one_line(error))
+        _log.warning("%s next to the log cannot be read and is computed again: %s", name, one_line(error))
         return None
 
 
 def write_beside_log(location: LogLocation, name: str, table: pa.Table) -> None:
-    """Write a table that follows from the log into its folder; if that fails, the next process makes it again."""
+    """Write a derived table next to the log. If writing fails, the next process computes the table again."""
     content = pa.BufferOutputStream()
     pq.write_table(table, content, compression="zstd")
     try:
         write_file(location, name, content.getvalue())
     except (OSError, pa.ArrowException, NotInstalled) as error:
-        _log.debug("%s is not kept beside the log: %s", name, one_line(error))
+        _log.debug("%s cannot be stored next to the log: %s", name, one_line(error))
 
 
 def spark_window_profile(
     session: "SparkSession", sketches: SketchStore, model: str, version: str, window: Window
 ) -> Profile:
-    """Return `window_profile`, each day (UTC) from some machine; raise OnnxserveError that names a part that failed."""
+    """Return `window_profile`, computed by Spark per day (UTC). Raises OnnxserveError that names a failed part."""
     log = sketches.log
-    # The log's file system cannot be sent to Spark's workers.
+    # The log's file system cannot be serialised for Spark's workers.
     uri, since = log.location.shown, log.since
     endpoint, bins, key = sketches.endpoint, sketches.bins, sketches.bins_key
     days = [
@@ -338,7 +338,7 @@ def profiles_to_table(profiles: Sequence[Profile]) -> pa.Table:
         lines += [(number, column) for column in profile.columns.values()]
     columns = [column for _, column in lines]
     filled = [column.counts.nonzero()[0] for column in columns]
-    counts = [column.counts[some] for column, some in zip(columns, filled, strict=True)]
+    counts = [column.counts[indices] for column, indices in zip(columns, filled, strict=True)]
     fresh = [list(column.fresh) for column in columns]
     plain = zip(*map(_plain_values, columns), strict=True) if columns else ([] for _ in _PLAIN)
     arrays = {
@@ -361,9 +361,9 @@ def _lists(arrays: Sequence[Array], kind: pa.DataType) -> pa.ListArray:
 
 
 def table_to_profiles(table: pa.Table) -> list[Profile]:
-    """Return the profiles of the table; raise pa.ArrowException, KeyError or ValueError for another table."""
+    """Return the profiles in a table; raise pa.ArrowException, KeyError or ValueError for other tables."""
     if table.schema.names != SCHEMA.names:
-        raise ValueError("the columns of the table are not those of a profile")
+        raise ValueError("the table does not have the columns of a profile")
     plain = {name: table.column(name).to_pylist() for name in ("profile", "name", "size", *_PLAIN)}
     slices = {}
     for name in ("bins", "counts"):
@@ -375,7 +375,7 @@ def table_to_profiles(table: pa.Table) -> list[Profile]:
     for line, name in enumerate(plain["name"]):
         if name is None:
             if plain["profile"][line] != len(profiles):
-                raise ValueError("a profile of the table is missing")
+                raise ValueError("a profile is missing in the table")
             profiles.append((plain["rows"][line], {}))
             continue
         histogram = np.zeros(plain["size"][line], np.int64)
@@ -397,6 +397,7 @@ def profile_to_parquet(profile: Profile) -> bytes:
 
 
 def profile_from_parquet(content: bytes) -> Profile:
-    """Return the profile that `profile_to_parquet` has written; raise as `table_to_profiles` for other bytes."""
+    """Return the profile from the bytes of `profile_to_parquet`; raise the errors of `table_to_profiles` for other
+    bytes."""
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile

@@ -1,9 +1,9 @@
-"""Sketches: all that a verdict needs of a column, in a size that depends on its bins and not on its rows.
+"""Sketches: all data of a column that a verdict needs, in a size that depends on its bins and not on its rows.
 
-A sketch holds the histogram over frozen bins, counts of values beyond the reference, the range and the moments.
-Sketches over the same bins merge in any order: counts are added, moments follow Chan, Golub, LeVeque (COMPSTAT 1982).
-Only roundings of the moments depend on the order, and the names that are kept of more than 200 new categories. A column
-that cannot be judged has a sketch of the kind "other". Text is dictionary-encoded, so no loop runs over rows.
+A sketch has the histogram over frozen bins, counts of values outside of the reference, the range and the moments.
+Sketches over the same bins can be merged in any order: counts are added, and moments follow Chan, Golub, LeVeque
+(COMPSTAT 1982). Only the rounding of moments, and the stored names above 200 new categories, depend on the order. A
+column that cannot be judged has a sketch of kind "other". Text is dictionary-encoded, so no loop runs over rows.
 """
 
 import math
@@ -48,21 +48,24 @@ ColumnCounts = dict[str, list[Any] | Array]
 
 @dataclass(frozen=True, eq=False)
 class ColumnSketch:
-    """One column over some rows.
+    """A column over some rows.
 
     Attributes:
-        kind: the kind of its bins; "other": it has none, or its values do not fit them.
-        arrow_type: the type of the values, as Arrow writes it; types that differ between files are joined by " | ".
-        counts: [K + 1] int64 over the frozen bins, the missing values last; for "other" [1], only the missing values.
-        missing: the number of values that are null or NaN.
-        mistyped: the number of values of a type that the bins cannot take: text for numbers, numbers for text.
-        below, above: the number of values outside of the reference's own range.
-        unseen: the number of rows whose category the reference lacks. They are also counted as rare.
-        fresh: these categories, with their rows; of more than 200 those whose hashes over their rows are smallest
-            (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
-        minimum, maximum: of the numbers; NaN if there are none.
-        mean, m2: of the `finite` values; m2 is the sum of squared deviations.
-        expected_type: the type in the reference; empty if there are no bins.
+            kind: the kind of its bins; "other" if it has no bins or its values do not fit the bins.
+            arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " |
+                ".
+            counts: [K + 1] int64 over the frozen bins, followed by the missing values; for "other" [1], the missing
+                values.
+            missing: the number of null or NaN values.
+            mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
+            below, above: the number of values outside of the reference's range.
+            unseen: the number of rows with a category that the reference lacks. They also count as rare.
+            fresh: these categories with their row counts. Above 200, the categories with the smallest ratio of hash to
+                rows are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80
+                characters.
+            minimum, maximum: the range of the numbers; NaN without numbers.
+            mean, m2: the mean and the sum of squared deviations of the `finite` values.
+            expected_type: the type in the reference; empty without bins.
     """
 
     name: str
@@ -85,7 +88,7 @@ class ColumnSketch:
 
     @property
     def deviation(self) -> float:
-        """The standard deviation of the finite numbers; NaN if there are none."""
+        """The standard deviation of the finite numbers; NaN without finite numbers."""
         return math.sqrt(self.m2 / self.finite) if self.finite else math.nan
 
     @property
@@ -95,33 +98,33 @@ class ColumnSketch:
 
     @property
     def unseen_values(self) -> dict[str, int]:
-        """At most 20 of the categories that the reference lacks, the most frequent first, with their rows."""
+        """At most 20 of the categories that the reference lacks with their row counts, the most frequent first."""
         return dict(sorted(self.fresh.items(), key=lambda entry: (-entry[1], entry[0]))[:SHOWN_VALUES])
 
 
 _ADDED = ("rows", "missing", "mistyped", "below", "above", "unseen")
 _NOTHING = ColumnSketch("", "other", "", np.zeros(1, np.int64), 0)
-_FIELDS = [(one.name, getattr(_NOTHING, one.name)) for one in fields(ColumnSketch)]
-"""Field names in the order of the constructor, with the value for a column without them."""
+_FIELDS = [(each_field.name, getattr(_NOTHING, each_field.name)) for each_field in fields(ColumnSketch)]
+"""The field names in constructor order, with the default for a column without the field."""
 
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """The columns of some rows, by name; columns that the reference has and these rows lack are not among them."""
+    """The columns of some rows, by name. Columns of the reference that these rows lack are not included."""
 
     rows: int
     columns: Mapping[str, ColumnSketch]
 
 
 def sketch_batches(bins: Mapping[str, Bins], batches: Iterable[pa.Table | pa.RecordBatch]) -> Profile:
-    """Return the profile of all rows of the batches, whose columns may differ (`feature_columns`)."""
+    """Return the profile of all rows in the batches. The columns of batches may differ (`feature_columns`)."""
     return merge(
         [sketch_groups(bins, table, np.zeros(len(table), np.int64), 1)[0] for table in coalesce_batches(batches)]
     )
 
 
 def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, count: int) -> list[Profile]:
-    """Return a profile of each group of the table's rows; groups: [N] int64, from 0 to count - 1."""
+    """Return a profile for each group of the table's rows; groups: [N] int64, from 0 to count - 1."""
     rows = np.bincount(groups, minlength=count)
     amounts = rows.tolist()
     columns: list[dict[str, ColumnSketch]] = [{} for _ in range(count)]
@@ -129,40 +132,40 @@ def sketch_groups(bins: Mapping[str, Bins], table: pa.Table, groups: Array, coun
         frozen = bins.get(name)
         counted = _count_column(column, frozen, groups, count, rows)
         expected = (frozen.arrow_type or frozen.kind) if frozen else ""
-        given = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
-        # The arguments are positional: keywords cost as much as the counting of an hour.
-        in_order = (given.get(key, repeat(default)) for key, default in _FIELDS)
+        values_by_field = {"name": repeat(name), "rows": amounts, "expected_type": repeat(expected), **counted}
+        # Positional arguments are used because keyword arguments cost as much as counting an hour of rows.
+        in_order = (values_by_field.get(key, repeat(default)) for key, default in _FIELDS)
         for group, values in zip(columns, zip(*in_order, strict=False), strict=True):
             group[name] = ColumnSketch(*values)
     return [Profile(number, group) for number, group in zip(amounts, columns, strict=True)]
 
 
 def sketch_by(bins: Mapping[str, Bins], table: pa.Table, keys: Array) -> Iterator[tuple[int, Profile]]:
-    """Yield each of the keys [N] int64 of the table's rows, ascending, and the profile of its rows."""
+    """Yield each distinct key, ascending, with the profile of its rows; keys: [N] int64 of the table's rows."""
     present, groups = np.unique(keys, return_inverse=True)
     yield from zip(present.tolist(), sketch_groups(bins, table, groups, len(present)), strict=True)
 
 
 def merge(profiles: Iterable[Profile]) -> Profile:
-    """Return the profile of the rows of all of them; without any, a profile without rows and columns."""
-    given = list(profiles)
-    if len(given) == 1:
-        return given[0]
+    """Return the profile of all rows together; without profiles, an empty profile."""
+    profile_list = list(profiles)
+    if len(profile_list) == 1:
+        return profile_list[0]
     parts: dict[str, list[ColumnSketch]] = {}
-    for profile in given:
+    for profile in profile_list:
         for name, column in profile.columns.items():
             parts.setdefault(name, []).append(column)
     columns = {name: _merge_columns(parts[name]) for name in sorted(parts)}
-    return Profile(sum(profile.rows for profile in given), columns)
+    return Profile(sum(profile.rows for profile in profile_list), columns)
 
 
 def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     if len(parts) == 1:
         return parts[0]
-    # A file in which every value is null has the type null, which does not conflict with any type.
-    telling = [part for part in parts if part.arrow_type != "null"] or parts
-    judged: list[SketchKind] = [part.kind for part in telling if part.kind != "other"]
-    types = {one for part in parts for one in part.arrow_type.split(_TYPE_SEPARATOR)}
+    # If all values in a file are null, its type is null, which is compatible with every type.
+    typed_parts = [part for part in parts if part.arrow_type != "null"] or parts
+    judged: list[SketchKind] = [part.kind for part in typed_parts if part.kind != "other"]
+    types = {type_name for part in parts for type_name in part.arrow_type.split(_TYPE_SEPARATOR)}
     finite = np.array([part.finite for part in parts], np.float64)
     total = int(finite.sum())
     means = np.array([part.mean if part.finite else 0.0 for part in parts])
@@ -175,7 +178,7 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
     order = list(fresh.items())
     if len(order) > KEPT_VALUES:
         ranks = hash_texts(list(fresh)) / np.array(list(fresh.values()))
-        order = [order[place] for place in np.argsort(ranks, kind="stable")]
+        order = [order[index] for index in np.argsort(ranks, kind="stable")]
     added = {name: sum(int(getattr(part, name)) for part in parts) for name in _ADDED}
     return ColumnSketch(
         name=parts[0].name,
@@ -194,32 +197,32 @@ def _merge_columns(parts: Sequence[ColumnSketch]) -> ColumnSketch:
 
 
 def coalesce_batches(batches: Iterable[pa.Table | pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Yield the same rows in tables of some size, since each table costs a pass over its columns."""
-    held: list[pa.Table] = []
+    """Combine small tables into larger tables, because each table costs a pass over its columns."""
+    pending: list[pa.Table] = []
     rows = size = 0
     for batch in batches:
         table = pa.Table.from_batches([batch]) if isinstance(batch, pa.RecordBatch) else batch
         is_full = rows + len(table) > _TOGETHER_ROWS or size + table.nbytes > _TOGETHER_BYTES
-        if held and (is_full or table.schema != held[0].schema):
-            yield pa.concat_tables(held)
-            held, rows, size = [], 0, 0
-        held.append(table)
+        if pending and (is_full or table.schema != pending[0].schema):
+            yield pa.concat_tables(pending)
+            pending, rows, size = [], 0, 0
+        pending.append(table)
         rows += len(table)
         size += table.nbytes
-    if held:
-        yield pa.concat_tables(held)
+    if pending:
+        yield pa.concat_tables(pending)
 
 
 def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, count: int, rows: Array) -> ColumnCounts:
-    """Return the fields of a `ColumnSketch` by name for each group: [N] int64. `rows`, [count], has their sizes."""
-    given = decoded(column)
-    column = _booleans_alike(given, bins)
+    """Return the fields of a `ColumnSketch` by name for each group, [N] int64. `rows`, [count], are the group sizes."""
+    raw_column = decoded(column)
+    column = _booleans_alike(raw_column, bins)
     family = type_family(column.type)
-    if bins is not None:  # a reference without any value has no kind of its own
+    if bins is not None:  # A reference without values accepts every kind.
         takes = ("number", "category", "null") if bins.is_blank else (bins.kind, "null")
         if family in takes:
             counted = (_numbers if family == "number" else _texts)(column, bins, groups, count)
-            return {**counted, "arrow_type": [_type_name(given.type)] * count}
+            return {**counted, "arrow_type": [_type_name(raw_column.type)] * count}
     is_missing = pc.is_null(column, nan_is_null=pa.types.is_floating(column.type)).to_numpy().astype(bool)
     missing = np.bincount(groups[is_missing], minlength=count)
     counts = np.zeros((count, (bins.size if bins else 0) + 1), np.int64)
@@ -236,12 +239,12 @@ def _count_column(column: pa.ChunkedArray, bins: Bins | None, groups: Array, cou
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """Return Arrow's name of a type without its storage: `string` for large_string and string_view."""
+    """Return Arrow's type name without the storage variant: `string` for large_string and string_view."""
     return str(kind).removeprefix("large_").removesuffix("_view")
 
 
 def _booleans_alike(column: pa.ChunkedArray, bins: Bins | None) -> pa.ChunkedArray:
-    """Return booleans as 1 and 0 beside a reference of numbers, and the other way round: a graph takes them so."""
+    """Convert booleans to 1 and 0 if the reference is numeric, and vice versa, because graphs have numeric inputs."""
     if bins is None or bins.is_blank:
         return column
     if pa.types.is_boolean(column.type) and bins.kind == "number":
@@ -307,9 +310,11 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     numbers, owners = values[is_finite], groups[is_finite]
     finite = np.bincount(owners, minlength=count)
     with np.errstate(all="ignore"):
-        about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # a sum could exceed a float
+        about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # A sum could overflow.
         about = about + np.bincount(owners, numbers - about[owners], minlength=count) / finite
-        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # no rounding error
+        mean = np.where(
+            finite > 0, np.where(minimum == maximum, minimum, about), np.nan
+        )  # no rounding error for constants
         m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
     some = np.bincount(groups[is_known], minlength=count) > 0
     return {
@@ -322,8 +327,9 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
 
 
 def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
-    """Return rows and names of the values that the reference lacks. `names` ([D] str) and `hashes` ([D] uint64) are of
-    the values; `inverse` ([M] int64) is the value of each known row, and `groups` ([M] int64) its group."""
+    """Return row counts and names of values that the reference lacks. `names` ([D] str) and `hashes` ([D] uint64)
+    describe the distinct values; `inverse` ([M] int64) is the value of each known row, and `groups` ([M] int64) its
+    group."""
     is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(bins.known, hashes, side="right")
     if not is_fresh.any():
         return {}
@@ -333,7 +339,7 @@ def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, grou
     owners, members = np.divmod(pairs, len(names))
     order = np.lexsort((hashes[members] / amounts, owners))
     named: list[dict[str, int]] = [{} for _ in range(count)]
-    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # owners ascend in either order
+    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # The sort keeps owners ascending.
     for position in order[kept].tolist():
         group, name = named[owners[position]], names[members[position]]
         label = name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"

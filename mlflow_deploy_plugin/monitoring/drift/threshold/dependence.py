@@ -1,5 +1,5 @@
-"""The dependence of a series on itself: block length (Politis & White, Econometric Reviews 23, 2004; corrected by
-Patton, Politis & White, 28, 2009), correlation time, and the number of items that are worth one independent item."""
+"""The autocorrelation of a series: block length (Politis & White, Econometric Reviews 23, 2004; corrected by Patton,
+Politis & White, 28, 2009), correlation time, and the number of items that are worth one independent item."""
 
 import math
 from dataclasses import dataclass
@@ -11,21 +11,22 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _SHORTEST = 8
 _MOST_PERSISTENT = 0.99
 _CRITICAL = 2.0
-"""The standard errors (times the root of a logarithm) within which an autocorrelation counts as none; section 3.2."""
+"""The number of standard errors (times the root of a logarithm) below which an autocorrelation counts as zero; section
+3.2."""
 
 
 @dataclass(frozen=True)
 class Dependence:
-    """The dependence of a series on itself, in items of it. `block_length` is the mean length of a stretch that
-    estimates the variance of the series' mean best. `correlation_time` is the long-run variance over the variance: 1
-    for independent items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle."""
+    """The autocorrelation of a series, in items. `block_length` is the mean stretch length that best estimates the
+    variance of the series' mean. `correlation_time` is the long-run variance divided by the variance: 1 for independent
+    items, (1 + c) / (1 - c) for an autoregressive process, less than 1 for a cycle."""
 
     block_length: float
     correlation_time: float
 
 
 def dependence(series: Array) -> Dependence:
-    """Return the dependence of a series [N]; that of independent items if it is constant or shorter than eight. The
+    """Return the dependence of a series [N]. A series that is constant or shorter than eight counts as independent. The
     block length is between 1 and the smaller of 3 √N and N / 3, as in Patton's implementation."""
     count = len(series)
     if count < _SHORTEST:
@@ -49,12 +50,14 @@ def dependence(series: Array) -> Dependence:
 
 
 def persistence(series: Array, family: int = 1) -> float:
-    """Return how many windows in a row are worth one independent window, 1 to N / 2, in the longest of `family` series.
+    """Return the number of consecutive windows that are worth one independent window, 1 to N / 2. `family` is the
+    number of series among which the longest is sought.
 
-    This is the long-run variance of the series [N] over its variance, by an autoregressive process. A criterion chooses
-    its order (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95, 2008). The first coefficient is
-    corrected for the bias of a short series (Kendall, Biometrika 41, 1954). Sums of autocorrelations show too little:
-    for 90 windows with a coefficient of 0.95 the true value is 39, the sums gave 14, and this gives 40.
+    The result is the long-run variance of the series [N] divided by its variance, from an autoregressive process. Its
+    order is chosen by an information criterion (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95,
+    2008). The first coefficient is corrected for the bias of a short series (Kendall, Biometrika 41, 1954). Sums of
+    autocorrelations underestimate: for 90 windows with a coefficient of 0.95 the true value is 39, the sums gave 14,
+    and this gives 40.
     """
     count = len(series)
     if count < _SHORTEST:
@@ -80,12 +83,12 @@ def persistence(series: Array, family: int = 1) -> float:
     if len(weights) == 1 and total > 0:
         total = min((total + 1 / count) / (1 - 4 / count), _MOST_PERSISTENT)
         rest = float(covariances[0]) * (1 - total**2)
-    found = rest / (1 - min(total, _MOST_PERSISTENT)) ** 2 / float(covariances[0])
-    return float(np.clip(found, 1.0, count / 2))
+    ratio = rest / (1 - min(total, _MOST_PERSISTENT)) ** 2 / float(covariances[0])
+    return float(np.clip(ratio, 1.0, count / 2))
 
 
 def _last_lag(correlations: Array, count: int, run: int) -> int:
-    """Return the lag after which `run` autocorrelations in a row are none; at least 1."""
+    """Return the lag after which `run` consecutive autocorrelations are zero; at least 1."""
     is_none = np.abs(correlations) < _CRITICAL * math.sqrt(math.log10(count) / count)
     for lag in range(len(is_none) - run + 1):
         if is_none[lag : lag + run].all():

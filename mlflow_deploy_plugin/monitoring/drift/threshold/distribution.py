@@ -1,14 +1,14 @@
-"""The null distribution: figures of the reference's own windows, and the test of a judged window against them. It is
+"""The null distribution: figures of the reference's own windows, and the test of a judged window. The distribution is
 stored (`verdict.py`), because it does not depend on the judged window.
 
-`hold_out` measures the real rate of false alarms: the later half of the reference is judged by the earlier half, as if
-that were the whole reference. Judging each window by all others would measure nothing: floor(rate (M + 1)) of M windows
-are called drifted by construction. If the earlier half does not support the rate of the spec, the next supported rate
-is used. Fewer than `FEWEST_HELD_OUT` windows are not measured.
+`hold_out` measures the actual false-alarm rate: windows in the later half of the reference are judged as if the earlier
+half were the whole reference. Judging each window by all others would be useless, because floor(rate (M + 1)) of M
+windows are called drifted by construction. If the earlier half does not support the specified rate, the next supported
+rate is used. With fewer than `FEWEST_HELD_OUT` windows, the rate is not measured.
 
-Chance explains the alarms if their number is likely under a beta-binomial distribution: of n windows, the k-th largest
-lies beyond a share of all that has a beta distribution with k and n + 1 - k. Dependent windows count as their effective
-number, but as no fewer than the rate needs, because the verdict reports too few windows anyway.
+The number of alarms is compared with a beta-binomial distribution: the share of all windows above the k-th largest of n
+windows has a beta distribution with k and n + 1 - k. Dependent windows count as their effective number, but at least as
+the number that the rate needs, because the verdict reports too few windows separately.
 """
 
 import math
@@ -26,19 +26,20 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
-"""The smallest deviation that is used for each figure, in its own units (standard deviations or bits, shares). In a
-constant column, 1 % of odd rows is drift. The floors for rows that are unseen or out of range require some 10 % of the
-rows: on flights, half or a quarter of them raised the threshold by 20 and 40 % and found no further day."""
+"""The smallest standard deviation for each figure, in its own units (standard deviations or bits, shares). In a
+constant column, 1 % of deviating rows is drift. The floors for unseen and out-of-range rows require about 10 % of the
+rows: on flights, half or a quarter of these floors raised the threshold by 20 and 40 % and detected no additional
+day."""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
-"""The p-value below which a note says that more alarms come than promised: for one in twenty calm references."""
-NOT_HELD_OUT = Refused("not looked for")
+"""The p-value below which a note reports more alarms than expected; it is wrong for one in twenty references."""
+NOT_HELD_OUT = Refused("not computed")
 _NAMED = 3
 
 
 class TestResult(NamedTuple):
-    """The position of a window in a null distribution, in standard deviations above its windows. `scores` is [F,
-    FIGURES], with -inf where a figure is not judged; p <= the rate if the statistic is above the threshold."""
+    """The position of a window in a null distribution, in standard deviations. `scores` is [F, FIGURES], -inf if a
+    figure is not judged; p <= the rate if the statistic is above the threshold."""
 
     scores: Array
     statistic: float
@@ -52,14 +53,14 @@ class TestResult(NamedTuple):
 
 @dataclass(frozen=True)
 class HoldOutAlarms:
-    """The alarms among windows of the reference that were judged by rows that are not theirs.
+    """The alarms among windows of the reference that were judged by other rows of the reference.
 
     Attributes:
-        windows: their number; they are worth `effective_n` independent windows.
-        rate: the rate of the tests: the specified one, or the next one that so few windows support.
-        p_value: the probability of this many alarms or more if that rate holds.
-        columns: the columns that exceeded the threshold in most of the alarms, the worst first.
-        how: the words for the tests that follow "measured" in a note.
+            windows: the number of judged windows, which are worth `effective_n` independent windows.
+            rate: the rate of the tests: the specified rate, or the next rate that so few windows support.
+            p_value: the probability of at least this many alarms if the rate is correct.
+            columns: the columns that exceeded the threshold in the most alarms, the most frequent first.
+            how: a description of the tests, which follows "measured" in a note.
     """
 
     alarms: int
@@ -76,22 +77,24 @@ class HoldOutAlarms:
 
     @property
     def is_beyond(self) -> bool:
-        """True if chance does not explain so many alarms."""
+        """True if the number of alarms is not explained by chance."""
         return self.p_value <= UNLIKELY
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Return the interval of 95 % for the rate with these judges (Clopper & Pearson, Biometrika 26, 1934)."""
+        """The 95 % interval for the rate with these judging windows (Clopper & Pearson, Biometrika 26, 1934)."""
         hits = self.share * self.effective_n
         low = betaincinv(hits, self.effective_n - hits + 1, 0.025) if self.alarms else 0.0
         high = betaincinv(hits + 1, self.effective_n - hits, 0.975) if self.alarms < self.windows else 1.0
         return float(low), float(high)
 
     def describe(self, rate: float) -> str:
-        supports = f", at {self.rate:.3g}, the next rate that these support" if self.rate > rate + 1e-9 else ""
+        rate_text = (
+            f", at {self.rate:.3g}, the smallest rate that these windows support" if self.rate > rate + 1e-9 else ""
+        )
         low, high = self.interval
         share = f"{self.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
-        return f"measured {self.how}{supports}: {self.alarms} of {self.windows} ({share})"
+        return f"measured {self.how}{rate_text}: {self.alarms} of {self.windows} ({share})"
 
 
 def count_alarms(
@@ -103,15 +106,16 @@ def count_alarms(
     how: str,
     persistence: float,
 ) -> HoldOutAlarms:
-    """Return the alarms among windows of the reference that were tested against other rows than their own.
+    """Return the alarms among windows of the reference that were tested against other rows.
 
     Args:
-        judges: the number of independent windows that judged all others; infinite: each window had its own judges.
-        windows: the number of judged windows that do not overlap.
-        persistence: the number of windows that are worth one independent window.
+            judges: the number of independent windows that judged all others; infinite if each window had its own
+                judges.
+            windows: the number of judged windows without overlap.
+            persistence: the number of windows that are worth one independent window.
     """
     alarms = [test for test in tests if test.is_drifted]
-    named = Counter(
+    columns_of_alarms = Counter(
         name
         for alarm in alarms
         for name, score in zip(columns, alarm.scores.max(axis=1), strict=True)
@@ -131,7 +135,7 @@ def count_alarms(
         effective_n=float(effective_n),
         rate=rate,
         p_value=float(chance.sf(hits - 1)),
-        columns=tuple(f"{name} ({count})" for name, count in named.most_common(_NAMED)),
+        columns=tuple(f"{name} ({count})" for name, count in columns_of_alarms.most_common(_NAMED)),
         how=how,
     )
 
@@ -141,14 +145,14 @@ class NullDistribution:
     """Figures of the reference's own windows.
 
     Attributes:
-        figures: [M, F, FIGURES] of M windows and F columns, in the order of the groups and their columns; NaN if a
-            window is too small or the figure is not known.
-        scales: [F, FIGURES] divisors of a judged window's figures, which make them comparable with these.
-        floors: [FIGURES] or [F, FIGURES] the smallest deviations that are used.
-        widening: the weight in the p-value of each window beyond the judged one.
-        block_length: mean length of a drawn stretch in seconds; 0 if nothing is drawn.
-        persistence: the number of windows that are worth one independent window.
-        starts: [M] the first step of each window if windows overlap, otherwise empty; `length` is in steps.
+            figures: [M, F, FIGURES] of M windows and F columns, in the order of groups and columns; NaN if a window is
+                too small or the figure is unknown.
+            scales: [F, FIGURES] divisors that make the figures of a judged window comparable with `figures`.
+            floors: [FIGURES] or [F, FIGURES], the smallest standard deviations.
+            widening: the factor on the p-value.
+            block_length: the mean length of a drawn stretch in seconds; 0 without draws.
+            persistence: the number of windows that are worth one independent window.
+            starts: [M] the first step of each overlapping window, otherwise empty; `length` is in steps.
     """
 
     kind: NullKind
@@ -166,18 +170,18 @@ class NullDistribution:
 
     @property
     def independent_n(self) -> float:
-        """The number of independent windows that they are worth, since some depend on those before them."""
+        """The number of independent windows that the windows are worth, because consecutive windows may be
+        correlated."""
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:
-        """Test a window of the figures [F, FIGURES] at a rate of false alarms. Overlapping windows are used only if
-        contiguous ones are too few; they count as their effective number, and the threshold is their largest statistic.
-        """
-        # A figure is judged only if at least nine in ten of the distribution's windows have it.
+        """Test a window with figures [F, FIGURES] at a false-alarm rate. Overlapping windows are used only if there are
+        too few contiguous windows. They count as their effective number; the threshold is their largest statistic."""
+        # A figure is judged only if at least 90 % of the null windows have the figure.
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
         disjoint = None
-        if len(self.starts):  # the judged window, the last, is judged by all others
+        if len(self.starts):  # The last row is the judged window, which is compared with all others.
             disjoint = np.ones((len(figures), len(figures)), dtype=bool)
             disjoint[:-1, :-1] = np.abs(self.starts[:, None] - self.starts) >= self.length
             disjoint[-1, -1] = False
@@ -192,7 +196,7 @@ class NullDistribution:
         return TestResult(standardised[-1], statistic, threshold(own, rate / self.widening), p_value)
 
     def mean_and_deviation(self) -> tuple[Array, Array]:
-        """Return [F, FIGURES] twice: mean and deviation of the windows' figures; 0 where none is known."""
+        """Return [F, FIGURES] twice: mean and standard deviation of the windows' figures; 0 if no figure is known."""
         is_known = np.isfinite(self.figures)
         count = np.maximum(is_known.sum(axis=0), 1)
         mean = np.where(is_known, self.figures, 0).sum(axis=0) / count
@@ -201,9 +205,9 @@ class NullDistribution:
 
 
 def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Array:
-    """Return [n, F, FIGURES]: each window's figures in standard deviations above the mean of all other windows; -inf
-    for a figure that is not known. `disjoint` is [n, n] bool, the windows that count as others (None: all but the
-    window itself). A window that overlaps the window is much like it and must not count."""
+    """Return [n, F, FIGURES]: the figures of each window in standard deviations above the mean of all other windows;
+    -inf if unknown. `disjoint` is [n, n] bool, the windows that count as others (None: all but the window). Overlapping
+    windows must not count, because they are similar."""
     is_known = np.isfinite(figures)
     filled = np.where(is_known, figures, 0.0)
     mean = filled.sum(axis=0) / np.maximum(is_known.sum(axis=0), 1)
@@ -223,16 +227,16 @@ def scores(figures: Array, floors: Array, disjoint: Array | None = None) -> Arra
 
 
 def threshold(statistics: Array, rate: float) -> float:
-    """Return the statistic at the last rank that the rate leaves to drift; above it p <= the rate."""
+    """Return the statistic at the rank that corresponds to the rate; above this statistic, p <= the rate."""
     rank = math.floor(rate * (len(statistics) + 1) + 1e-9)
     return float(np.sort(statistics)[-rank])
 
 
 def needed_windows(rate: float) -> int:
-    """Return how many independent windows a rate needs: 19 for 5 %."""
+    """Return the number of independent windows that a rate needs, such as 19 for 5 %."""
     return math.ceil(1 / rate - 1e-9) - 1
 
 
 def show_rate(rate: float) -> str:
-    """Return the rate, rounded up so that it can be specified."""
+    """Return the rate rounded up, so that the rounded value can be specified."""
     return f"{math.ceil(rate * 10_000) / 10_000:g}"

@@ -1,25 +1,25 @@
-"""The null distributions that are drawn at random: series of steps, or samples of rows.
+"""The null distributions from random draws: stretches of steps, or samples of rows.
 
-`StationaryBootstrap` is for long windows next to a short reference. A series that depends on itself is resampled in
-stretches of random length (Politis & Romano, The Stationary Bootstrap, JASA 89, 1994). Three months show one month's
-variation only through their days, so the distances are divided by those of the reference's own stretches of half a
-window (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of ten columns that depend on the
-day before, at a nominal 5 %:
+`StationaryBootstrap` is for windows that are long compared with the reference. An autocorrelated series is resampled in
+stretches of random length (Politis & Romano, The Stationary Bootstrap, JASA 89, 1994). Three months contain information
+about the variation of a month only in their days. Therefore the distances are divided by the distances of stretches of
+half a window within the same reference (the bootstrap-t: Götze & Künsch, Annals of Statistics 24, 1996). Simulations of
+ten columns with correlated days, at a nominal 5 %:
 
-| what is drawn | false alarms |
+| method | false alarms |
 |---|---|
 | without the division, coefficients of 0.3 to 0.8 | 24 to 65 % |
-| with it, up to 0.6 | 5 to 9 % |
-| with it, 0.8, where a stretch is shorter than three correlation times | 10 % |
-| with it and p-values multiplied by 1.5, up to 0.6 | 3.7 to 4.7 % |
+| with the division, up to 0.6 | 5 to 9 % |
+| with the division, 0.8, where a stretch is shorter than three correlation times | 10 % |
+| with the division and p-values multiplied by 1.5, up to 0.6 | 3.7 to 4.7 % |
 
-The factor of 1.5 accounts for references whose series look less dependent than they are. The null is refused if a
-stretch is shorter than three correlation times, or if the reference is shorter than two windows, has fewer block
-lengths than the rate needs, or has more than twelve windows.
+The factor 1.5 corrects for references in which the correlation is underestimated. The null is not used if a stretch is
+shorter than three correlation times, or if the reference is shorter than two windows, has fewer block lengths than the
+rate needs, or has more than twelve windows.
 
-`IndependentRows` draws rows of the reference's sample with replacement, only if the monitor's spec declares that rows
-are independent (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). The columns of one row stay
-together. A category that occurs once counts as an unseen one (Good, Biometrika 40, 1953).
+`IndependentRows` draws rows of the reference's sample with replacement. It is used only if the monitor's spec declares
+that rows are independent (Efron & Tibshirani, An Introduction to the Bootstrap, 1993, chapter 16). The columns of a row
+are drawn together. A category that occurs once counts as unseen (Good, Biometrika 40, 1953).
 """
 
 import math
@@ -70,7 +70,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 FEWEST_WINDOWS, MOST_WINDOWS = 2, 12
 _DRAWS = 400
 _WIDENING = 1.5
-"""The weight in the p-value of each drawn window beyond the judged one."""
+"""The factor on the p-value, i.e. the weight of each drawn window with a larger statistic."""
 _STRETCHES_A_WINDOW = 2
 _TIMES_A_STRETCH = 3
 _MAX_CELLS = 40_000_000
@@ -78,23 +78,24 @@ _SCALED_FLOORS = np.array([0.2, 0.2, 0.02, 0.02])
 _SCALED = [DISTANCE, MISSING]
 MAX_DRAWS = 2_000
 _RANKS = 20
-"""The samples that are to lie beyond the threshold; `MAX_DRAWS` limits them."""
+"""The intended number of samples above the threshold, limited by `MAX_DRAWS`."""
 _MAX_ROWS = 5_000
 _MAX_SAMPLE_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
-"""Each pair of windows shares one with two other pairs; the correlation of their chi-squares is 1/4."""
+"""The variance factor for overlapping pairs: each pair shares a window with two other pairs, and their chi-squares have
+a correlation of 1/4."""
 
 
 @dataclass(frozen=True, eq=False)
 class StationaryBootstrap(WindowNull):
-    """Windows and references drawn from the reference's steps.
+    """Windows and references that are drawn from the reference's steps.
 
     Attributes:
-        windows: [M, S] how often each of S steps is in each of M windows.
-        references: [M, S] the same for the reference that each of them is compared with.
-        stretches: [M, Q, S] pieces of each drawn reference by which distances are scaled.
-        block_length: mean length of a drawn stretch in steps, of those between `first` and `last`.
+            windows: [M, S] the number of times that each of S steps is in each of M windows.
+            references: [M, S] the same for the reference that each window is compared with.
+            stretches: [M, Q, S] pieces of each drawn reference, which scale the distances.
+            block_length: the mean length of a drawn stretch in steps; steps are drawn between `first` and `last`.
     """
 
     windows: Array
@@ -110,7 +111,7 @@ class StationaryBootstrap(WindowNull):
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, mean_length: float) -> "StationaryBootstrap":
-        """Draw windows and references from the steps between the first and the last that has rows."""
+        """Draw windows and references from the steps between the first and the last step with rows."""
         present = np.flatnonzero(step_rows)
         first, last = int(present[0]), int(present[-1]) + 1
         count = last - first
@@ -118,7 +119,7 @@ class StationaryBootstrap(WindowNull):
         windows = _weights(draw(rng, _DRAWS, count, length, mean_length), count)
         drawn = draw(rng, _DRAWS, count, count, mean_length)
         stretch = _stretch(length)
-        whole = count // stretch  # those left over at the end are in none
+        whole = count // stretch  # The remaining steps at the end are unused.
         stretches = _weights(drawn[:, : whole * stretch].reshape(-1, stretch), count)
         return cls(
             windows=windows,
@@ -131,14 +132,14 @@ class StationaryBootstrap(WindowNull):
         )
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        made, floors = super().compare(groups), []
+        null, floors = super().compare(groups), []
         for column in self.columns(groups):
             total = column.total()[0]
             rows = int(total.sum())
             floors.append(smallest_deviations(column.bins, total.nonzero()[0], rows, column.group.compared, rows))
         return replace(
-            made,
-            floors=np.maximum(_SCALED_FLOORS, np.stack(floors) / made.scales),
+            null,
+            floors=np.maximum(_SCALED_FLOORS, np.stack(floors) / null.scales),
             widening=_WIDENING,
             block_length=self.block_length * (groups[0].reference.pieces.grid.step_us // 1_000_000),
         )
@@ -149,7 +150,7 @@ class StationaryBootstrap(WindowNull):
         return out_of_reference(column.bins, self.windows @ steps, references, column.unseen_share), references
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return the figures in deviations of the drawn reference's stretches, and as scales the root mean squares of
+        """Return the figures in deviations of the drawn reference's stretches. The scales are the root mean squares of
         the differences between the reference and its own stretches."""
         figures, scales = super().column_figures(column)
         bins, steps = column.bins, column.counts()[self.first : self.last]
@@ -165,24 +166,27 @@ class StationaryBootstrap(WindowNull):
         return figures, scales
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        """Return 1: the stretches are drawn as long as they need to be."""
+        """Return 1, because the length of the stretches accounts for the correlation."""
         return 1.0, ""
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge windows that do not overlap, each by a new draw from the steps before it; at least two are needed."""
+        """Judge windows without overlap, each by new draws from the earlier steps, which must be at least two
+        windows."""
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
         if len(starts) < FEWEST_HELD_OUT:
-            return Refused(f"fewer than {FEWEST_HELD_OUT} windows of the reference have {FEWEST_WINDOWS} before them")
+            return Refused(
+                f"fewer than {FEWEST_HELD_OUT} windows of the reference have {FEWEST_WINDOWS} windows before them"
+            )
         cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
         most = _MAX_CELLS // (len(self.windows) * (self.stretches.shape[1] + 2) * cells)
         if most < FEWEST_HELD_OUT:
-            return Refused("with so many columns it would take too long")
+            return Refused("the measurement would take too long with so many columns")
         starts = starts[-most:]
         judges = (starts[0] - self.first) / self.block_length
         supported = max(rate, 1 / (1 + judges))
         tests = [self._test_after(groups, start, supported) for start in starts]
-        how = f"forward in time, on its last {len(starts)} windows, each judged by what is drawn from those before it"
+        how = f"forward in time, on the last {len(starts)} windows, each judged by draws from the earlier steps"
         return count_alarms(tests, column_names(groups), supported, judges, len(starts), how, persistence)
 
     def _test_after(self, groups: Sequence[ColumnGroup], start: int, rate: float) -> TestResult:
@@ -206,40 +210,43 @@ class StationaryBootstrap(WindowNull):
         return null.compare(shortened).test(np.stack(figures), rate)
 
 
-def can_bootstrap(step_rows: Array, length: int, found: Dependence) -> bool:
+def can_bootstrap(step_rows: Array, length: int, column_dependence: Dependence) -> bool:
     present = np.flatnonzero(step_rows)
     count = int(present[-1] - present[0]) + 1 if len(present) else 0
     fits = FEWEST_WINDOWS * length <= count <= MOST_WINDOWS * length
-    return fits and length // _STRETCHES_A_WINDOW >= _TIMES_A_STRETCH * found.correlation_time
+    return fits and length // _STRETCHES_A_WINDOW >= _TIMES_A_STRETCH * column_dependence.correlation_time
 
 
 def dependence_of(levels: Iterable[Array]) -> Dependence:
-    """Return the dependence of the columns' levels: the median block length, and the longest correlation time."""
-    found = [dependence(level) for level in levels if len(level) and np.ptp(level) > 0]
-    if not found:
+    """Return the dependence of the columns' levels: the median block length and the longest correlation time."""
+    dependences = [dependence(level) for level in levels if len(level) and np.ptp(level) > 0]
+    if not dependences:
         return Dependence(1.0, 1.0)
-    return Dependence(float(np.median([one.block_length for one in found])), max(one.correlation_time for one in found))
+    return Dependence(
+        float(np.median([column.block_length for column in dependences])),
+        max(one.correlation_time for one in dependences),
+    )
 
 
 def draw(rng: np.random.Generator, draws: int, count: int, length: int, mean_length: float) -> Array:
-    """Return [draws, length] int64: the positions, in a series of `count` items, of each drawn series. A stretch
-    continues with the next item, at the end with the first, and ends with the probability 1 / mean_length."""
+    """Return [draws, length] int64: positions in a series of `count` items. A stretch continues with the next item
+    (after the last item with the first), and ends with probability 1 / mean_length."""
     starts = rng.integers(0, count, (draws, length))
     begins = rng.random((draws, length)) < 1 / mean_length
     begins[:, 0] = True
-    places = np.arange(length)
-    latest = np.maximum.accumulate(np.where(begins, places, 0), axis=1)
-    positions: Array = (np.take_along_axis(starts, latest, axis=1) + places - latest) % count
+    positions_in_series = np.arange(length)
+    latest = np.maximum.accumulate(np.where(begins, positions_in_series, 0), axis=1)
+    positions: Array = (np.take_along_axis(starts, latest, axis=1) + positions_in_series - latest) % count
     return positions
 
 
 def _stretch(length: int) -> int:
-    """Return the steps of a piece of a drawn reference, for windows of `length` steps."""
+    """Return the number of steps in a stretch of a drawn reference, for windows of `length` steps."""
     return max(length // _STRETCHES_A_WINDOW, 1)
 
 
 def _weights(positions: Array, count: int) -> Array:
-    """Return [M, count] float64: how often each position occurs in each row of [M, L]."""
+    """Return [M, count] float64: the number of times that each position occurs in each row of [M, L]."""
     flat = positions + count * np.arange(len(positions))[:, None]
     return np.bincount(flat.ravel(), minlength=len(positions) * count).reshape(len(positions), count).astype(np.float64)
 
@@ -251,7 +258,7 @@ def _two_figures(bins: Bins, counts: Array, others: Array) -> Array:
 
 @dataclass(frozen=True)
 class IndependentRows(Null):
-    """Samples of the reference's rows; `draws` of them are drawn."""
+    """Random samples of the reference's rows; `draws` is their number."""
 
     draws: int
 
@@ -261,17 +268,17 @@ class IndependentRows(Null):
 
     @classmethod
     def cut(cls, group: ColumnGroup, rate: float) -> "IndependentRows | Refused":
-        """Return the null of a rate; refused if it takes too many samples, or the reference's windows contradict it."""
+        """Return the null for a rate, or a `Refused` if it needs too many samples or the reference contradicts it."""
         if needed_windows(rate) > MAX_DRAWS:
             return Refused(
-                f"a false-alarm rate of {rate:g} needs more than the {MAX_DRAWS:,} samples that are drawn; the "
-                f"smallest rate that can be had is {show_rate(1 / (MAX_DRAWS + 1))}"
+                f"a false-alarm rate of {rate:g} needs more than {MAX_DRAWS:,} samples, which is the limit; the "
+                f"smallest supported rate is {show_rate(1 / (MAX_DRAWS + 1))}"
             )
         return contradiction(group, rate) or cls(min(max(_DRAWS, math.ceil(_RANKS / rate)), MAX_DRAWS))
 
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        """Return the figures of samples of the window's size, each compared with a sample of the other side's size.
-        With many columns, fewer different rows are drawn, so that the time is bounded."""
+        """Return the figures of samples with the window's size, each compared with a sample of the other side's size.
+        With many columns, fewer distinct rows are used, to limit the time."""
         columns = sum(len(group.columns) for group in groups)
         rows = min(_MAX_ROWS, max(_MAX_SAMPLE_CELLS // (columns * self.draws), 500))
         parts = []
@@ -290,11 +297,11 @@ class IndependentRows(Null):
         return NullDistribution(self.kind, figures, np.ones(figures.shape[1:]), np.stack(floors), float(self.draws))
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge all windows of the reference by samples of its rows, which they are if rows are independent."""
+        """Judge all windows of the reference by samples of its rows, as if rows were independent."""
         pieces = groups[0].reference.pieces
         now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
         if len(now) < FEWEST_HELD_OUT:
-            return Refused("the reference has too few windows with event times, by which it could be told")
+            return Refused("the reference has too few windows with event times")
         sized, columns = [], []
         for group in groups:
             windows = group.reference.pieces.windows_at(pieces.window_starts_us)
@@ -314,28 +321,29 @@ class IndependentRows(Null):
         judged = np.stack(columns, axis=1)
         judged = judged[np.isfinite(judged[..., DISTANCE]).any(axis=1)]
         tests = [distribution.test(window, rate) for window in judged]
-        how = f"on its own {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
+        how = f"on the reference's {len(judged)} windows, judged by samples of {sized[0].compared:,} independent rows"
         return count_alarms(tests, column_names(sized), rate, float(self.draws), len(judged), how, persistence)
 
 
 def _window_figures(
     group: ColumnGroup, name: str, profiles: Sequence[Profile], now: Array, before: Array | None
 ) -> Array:
-    """Return [M, FIGURES] of the reference's own windows, each compared with the same as the judged window."""
+    """Return [M, FIGURES] of the reference's own windows, each compared like the judged window."""
     bins = group.reference.bins[name]
     rng = column_rng(group.segment + name)
-    windows = count_windows([profiles[place] for place in now], name, bins)
+    windows = count_windows([profiles[index] for index in now], name, bins)
     if before is None:
         complements = np.maximum(column_counts([group.reference.pieces.total], name, bins) - windows.counts, 0)
     else:
-        earlier = column_counts([profiles[place] for place in before], name, bins)
+        earlier = column_counts([profiles[index] for index in before], name, bins)
         complements = subsample(earlier, group.compared, rng)
     return windows.subsampled(group.compared, rng).figures(bins, complements)
 
 
 def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
-    """Return [draws, FIGURES] of one column, and its smallest deviations, [FIGURES]. `sides` are [draws, N] weights of
-    the rows: of the windows, of the whole reference (for the range), and of what the windows are compared with."""
+    """Return [draws, FIGURES] of one column, and its smallest standard deviations, [FIGURES]. `sides` are [draws, N]
+    row weights: of the windows, of the whole reference (for the range), and of the rows that windows are compared
+    with."""
     bins = group.reference.bins[feature.name]
     codes = bins.encode(feature)
     codes = np.where(codes < 0, bins.size, codes)
@@ -346,7 +354,7 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
         counts[:, present] = np.add.reduceat(weights[:, order], starts, axis=1)
     windows = histograms[0]
     unseen = np.zeros(len(windows))
-    if feature.kind == "category":  # the share of rows whose category no other row has
+    if feature.kind == "category":  # the share of rows with a unique category
         known = feature.values[[value is not None for value in feature.values]]
         amounts = np.unique(known.astype(str), return_counts=True)[1]
         single = np.count_nonzero(amounts == 1) / max(len(feature.values), 1)
@@ -358,51 +366,55 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
 
 
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
-    """Return the evidence of the reference's own windows against independent rows, or None.
+    """Return the evidence against independent rows from the reference's own windows, or None.
 
-    With an intraclass correlation c, counts of a window vary 1 + (n - 1) c times as much as those of n independent rows
-    (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window against the others gives that factor
-    (Cochran, Biometrics 10, 1954). It is evidence if it doubles the false alarms with a p-value below `_UNLIKELY`.
+    With an intraclass correlation c, the variance of counts in a window of n rows is larger by the factor 1 + (n - 1) c
+    (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window against the other windows estimates
+    that factor (Cochran, Biometrics 10, 1954). It is evidence if it doubles the false alarms with a p-value below
+    `_UNLIKELY`.
     """
     pieces = group.reference.pieces
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf
-    found = []
+    evidence = []
     for name in group.columns:
         counts = column_counts(pieces.windows, name, group.reference.bins[name])
-        # at most four groups of bins with about as many rows, neighbours together, and the missing values: rare bins
-        # tell little of dependence, and spoil the distribution of a chi-square
+        # Merge neighbouring bins into at most four groups of similar size, plus missing values. Rare bins contain
+        # little
+        # information about dependence, and their counts do not follow a chi-square distribution.
         total = counts.sum(axis=0)
         known = total[:-1]
         middle = (np.cumsum(known) - known / 2) / max(known.sum(), 1)
-        place = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
-        coarse = counts @ np.eye(5)[place][:, np.bincount(place, total, minlength=5) > 0]
+        group_of_bin = np.append(np.minimum((4 * middle).astype(np.int64), 3), 4)
+        coarse = counts @ np.eye(5)[group_of_bin][:, np.bincount(group_of_bin, total, minlength=5) > 0]
         windows = coarse[now]
         others = coarse.sum(axis=0) - windows if before is None else coarse[before]
         effect, chance = _dispersion(windows, others, group.compared, 1.0 if before is None else _SHARED)
         if effect >= enough and chance * len(group.columns) < _UNLIKELY:
-            found.append((effect, name))
-    if not found:
+            evidence.append((effect, name))
+    if not evidence:
         return None
-    named = ", ".join(f"{name} {effect:.3g}" for effect, name in sorted(found, reverse=True)[:_NAMED])
+    named = ", ".join(f"{name} {effect:.3g}" for effect, name in sorted(evidence, reverse=True)[:_NAMED])
     return Refused(
-        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than windows of independent "
-        f"rows do, those of {group.compared:,} rows by so many times the variance: {named}; so calm ones would be "
-        "called drifted; say independent_rows: false, with which a window is compared with the reference's own windows"
+        f"the reference contradicts independent_rows: its own {len(now)} windows vary more than windows of "
+        f"independent rows; for windows of {group.compared:,} rows the variance is larger by these "
+        f"factors: {named}; windows without drift would be called drifted; set independent_rows: false to compare "
+        "with the reference's own windows"
     )
 
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
-    """Return how many times as much windows of `size` rows vary as independent rows do, and the p-value of that.
-    `windows` and `others` are [M, G] counts; `shared` is their sum's variance over that of independent chi-squares."""
-    rows, beside = windows.sum(axis=1), others.sum(axis=1)
-    kept = (rows >= 2) & (beside >= 2)
-    windows, others, rows, beside = windows[kept], others[kept], rows[kept], beside[kept]
+    """Return the factor by which windows of `size` rows vary more than independent rows, and its p-value. `windows` and
+    `others` are [M, G] counts; `shared` is the variance of the sum of chi-squares, relative to independent
+    chi-squares."""
+    rows, other_rows = windows.sum(axis=1), others.sum(axis=1)
+    kept = (rows >= 2) & (other_rows >= 2)
+    windows, others, rows, other_rows = windows[kept], others[kept], rows[kept], other_rows[kept]
     both = windows + others
     freedom = int(np.maximum(np.count_nonzero(both, axis=1) - 1, 0).sum())
     if not freedom:
         return 1.0, 1.0
-    weights = np.sqrt(beside / rows)[:, None]
+    weights = np.sqrt(other_rows / rows)[:, None]
     total = float((np.square(weights * windows - others / weights) / np.maximum(both, 1)).sum())
-    alike = max(total / freedom - 1, 0) / max(float(np.minimum(rows, beside).mean()) - 1, 1)
+    alike = max(total / freedom - 1, 0) / max(float(np.minimum(rows, other_rows).mean()) - 1, 1)
     return 1 + (size - 1) * alike, float(chi2.sf(total / shared, freedom / shared))

@@ -1,20 +1,20 @@
-"""The base of all null distributions: the figures of the reference's own windows show what is normal.
+"""The base of all null distributions: the figures of the reference's own windows define the normal variation.
 
-Rows of real traffic are not independent: a test that resamples the reference row by row calls every real day drifted
-(90 of 90 measured). So the windows are pieces of the reference's own time, and n independent windows support no rate
-below 1 / (n + 1). `verdict.py` takes the first of these that supports the rate:
+Rows of real traffic are not independent: a test that resamples rows of the reference calls every real day drifted (90
+of 90 measured). Therefore the null windows are contiguous pieces of the reference's time. n independent windows support
+no rate below 1 / (n + 1). `verdict.py` uses the first null that supports the rate:
 
 | null | module | used if |
 |---|---|---|
-| `Contiguous` | `windows.py` | the reference has enough windows of the judged one's length |
-| `Overlapping` | `windows.py` | it has too few of them |
-| `StationaryBootstrap` | `drawn.py` | it has too few even so, as three months for a month |
-| `Lagged` | `windows.py` | the reference is `rolling:`, and always then |
-| `IndependentRows` | `drawn.py` | the monitor's spec declares that rows are independent, and always then |
+| `Contiguous` | `windows.py` | the reference has enough windows of the judged window's length |
+| `Overlapping` | `windows.py` | there are too few contiguous windows |
+| `StationaryBootstrap` | `drawn.py` | there are too few overlapping windows, e.g. a month compared with three months |
+| `Lagged` | `windows.py` | the reference is `rolling:` (always used then) |
+| `IndependentRows` | `drawn.py` | the monitor's spec declares that rows are independent (always used then) |
 
-Distances shrink as rows grow, so both sides of every comparison have the same number of rows: a histogram of more rows
-is subsampled at random, column by column. If the columns depend on each other and the reference's windows have far more
-rows than the judged one, the threshold is somewhat higher than necessary, never lower.
+Distances decrease as the number of rows grows, so both sides of a comparison have the same number of rows: larger
+histograms are subsampled at random, column by column. If columns are correlated and the reference's windows have far
+more rows than the judged window, the threshold is somewhat higher than necessary, never lower.
 """
 
 import math
@@ -42,18 +42,18 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 DISTANCE, MISSING, UNSEEN, OUTSIDE = range(4)
 FIGURES = 4
 """Distance of the known values (`bins.py`), change of the missing share, share of rows with a category that the other
-side lacks, share of rows with a number beyond the other side's range."""
+side lacks, and share of rows with a number outside of the other side's range."""
 MIN_COMPARED_ROWS = 30
 MAX_WINDOWS = 500
 SEED = 0
-"""The seed of all that nulls draw at random, so that the same reference has the same threshold."""
+"""The seed of all random draws in nulls, so that the same reference gives the same threshold."""
 _DRAWN_FLOOR = 1e-6
-"""The smallest believed deviation: drawn rows are a fair sample, so that every deviation counts."""
+"""The smallest standard deviation for drawn rows. Drawn rows are a fair sample, so small deviations are meaningful."""
 
 
 @dataclass(frozen=True, eq=False)
 class ColumnGroup:
-    """All rows (an empty name) or the rows of a segment, and its columns, judged on `compared` rows of each window."""
+    """All rows (empty name) or a segment, and its columns, which are judged on `compared` rows of each window."""
 
     segment: str
     reference: DriftReference
@@ -64,15 +64,15 @@ class ColumnGroup:
 
 @dataclass(frozen=True, eq=False)
 class WindowCounts:
-    """One column of M windows: `counts` is [M, K + 1] float64, the missing values last; `unseen` and `outside` are [M]
-    float64 rows, NaN where they are not known."""
+    """A column of M windows. `counts` is [M, K + 1] float64 with missing values last; `unseen` and `outside` are [M]
+    float64 row counts, NaN if unknown."""
 
     counts: Array
     unseen: Array
     outside: Array
 
     def subsampled(self, size: int, rng: np.random.Generator) -> "WindowCounts":
-        """Return the same with at most `size` rows each."""
+        """Return the windows with at most `size` rows each, sampled at random."""
         rows = self.counts.sum(axis=-1)
         if not (rows > size).any():
             return self
@@ -83,7 +83,7 @@ class WindowCounts:
         )
 
     def figures(self, bins: Bins, others: Array) -> Array:
-        """Return [M, FIGURES]: the figures of each window beside the counts of other rows, [M, K + 1] or [K + 1]."""
+        """Return [M, FIGURES]: the figures of each window compared with other counts, [M, K + 1] or [K + 1]."""
         rows = np.maximum(self.counts.sum(axis=-1), 1)
         change = np.abs(self.counts[..., -1] / rows - others[..., -1] / np.maximum(others.sum(axis=-1), 1))
         distance = bins.distance(self.counts[..., :-1], others[..., :-1])
@@ -91,7 +91,7 @@ class WindowCounts:
 
 
 def column_counts(profiles: Sequence[Profile], name: str, bins: Bins) -> Array:
-    """Return [P, K + 1] float64: a column's histograms. Rows that lack the column count as missing values."""
+    """Return [P, K + 1] float64: a column's histograms. If rows lack the column, their values count as missing."""
     counts = np.zeros((len(profiles), bins.size + 1))
     for position, profile in enumerate(profiles):
         column = profile.columns.get(name)
@@ -112,7 +112,7 @@ def count_windows(profiles: Sequence[Profile], name: str, bins: Bins) -> WindowC
 
 @dataclass(frozen=True, eq=False)
 class GroupColumn:
-    """One column of a group in the pieces of its reference that windows are made of."""
+    """A column of a group in the pieces of its reference, from which windows are made."""
 
     group: ColumnGroup
     name: str
@@ -135,35 +135,37 @@ class GroupColumn:
 
     @property
     def unseen_share(self) -> float:
-        """Return the largest share of values in a window of the reference that its rest lacks; NaN without windows."""
-        given = [window.columns.get(self.name) for window in self.group.reference.pieces.windows]
-        shares = [one.unseen / one.rows for one in given if one and 2 * one.rows >= self.group.compared]
+        """The largest share of values in a reference window that the other windows lack; NaN without windows."""
+        columns = [window.columns.get(self.name) for window in self.group.reference.pieces.windows]
+        shares = [
+            column.unseen / column.rows for column in columns if column and 2 * column.rows >= self.group.compared
+        ]
         return max(shares, default=math.nan)
 
-    def windows(self, places: Array) -> WindowCounts:
-        return count_windows([self.pieces[place] for place in places], self.name, self.bins)
+    def windows(self, indices: Array) -> WindowCounts:
+        return count_windows([self.pieces[index] for index in indices], self.name, self.bins)
 
 
 def judged_figures(group: ColumnGroup, name: str, seed: int) -> Array:
-    """Return [FIGURES] of one column of the judged window."""
+    """Return [FIGURES] of a column of the judged window."""
     bins, pieces = group.reference.bins[name], group.reference.pieces
     rng = column_rng(group.segment + name, seed)
     window = count_windows([group.window], name, bins).subsampled(group.compared, rng)
     others = column_counts([pieces.others], name, bins)
-    if pieces.grid.lag_windows:  # no larger than the window, as in every pair of the null
+    if pieces.grid.lag_windows:  # The other side is limited to the window's size, as in every pair of the null.
         others = subsample(others, group.compared, rng)
     figures: Array = window.figures(bins, others)[0]
     return figures
 
 
 def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
-    """Return random numbers that belong to a column, in any order of the columns."""
+    """Return a random generator for a column, independent of the column order."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: float = math.nan) -> WindowCounts:
-    """Return windows of counts [M, K + 1] with the rows that are new to, or out of the range of, `others` [M, K + 1].
-    Rare categories share bins: if `others` have rare ones, the share `unseen_share` of each window's is unseen."""
+    """Return windows of counts [M, K + 1] with the number of rows that are unseen or out of range in `others` [M, K +
+    1]. Rare categories share bins: if `others` has rare categories, `unseen_share` is assumed for each window."""
     known = counts[..., :-1]
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))
@@ -179,26 +181,26 @@ def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: flo
 
 
 def subsample(counts: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return a random choice of `size` rows of each histogram [M, K] that has more: a draw of the multivariate
-    hypergeometric distribution, made for all histograms at once by halving their bins."""
+    """Return `size` random rows of each histogram [M, K] that has more rows. This is a draw from the multivariate
+    hypergeometric distribution for all histograms at once, by recursive halving of the bins."""
     histograms = counts.astype(np.int64)
     width = 1 << max(histograms.shape[1] - 1, 0).bit_length()
     levels = [np.pad(histograms, ((0, 0), (0, width - histograms.shape[1])))]
     while levels[-1].shape[1] > 1:
         levels.append(levels[-1].reshape(len(histograms), -1, 2).sum(axis=2))
-    wanted = np.minimum(levels[-1], size)
+    sampled = np.minimum(levels[-1], size)
     for level in levels[-2::-1]:
         left, right = level[:, 0::2], level[:, 1::2]
-        got = np.maximum(wanted - right, 0)
-        is_open = (wanted > 0) & (left > 0) & (right > 0) & (wanted < left + right)
-        got[is_open] = rng.hypergeometric(left[is_open], right[is_open], wanted[is_open])
-        wanted = np.stack([got, wanted - got], axis=2).reshape(len(histograms), -1)
-    kept: Array = wanted[:, : histograms.shape[1]].astype(np.float64)
+        taken = np.maximum(sampled - right, 0)
+        is_open = (sampled > 0) & (left > 0) & (right > 0) & (sampled < left + right)
+        taken[is_open] = rng.hypergeometric(left[is_open], right[is_open], sampled[is_open])
+        sampled = np.stack([taken, sampled - taken], axis=2).reshape(len(histograms), -1)
+    kept: Array = sampled[:, : histograms.shape[1]].astype(np.float64)
     return kept
 
 
 def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generator) -> Array:
-    """Return [M]: how many of the `part` rows are among `size` of all `rows`, drawn at random."""
+    """Return [M]: the number of `part` rows among `size` of all `rows`, drawn at random."""
     is_open = (rows > size) & np.isfinite(part) & (part > 0)
     sampled: Array = part.astype(np.float64).copy()
     good = np.minimum(part[is_open], rows[is_open]).astype(np.int64)
@@ -207,9 +209,9 @@ def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generato
 
 
 class Null(ABC):
-    """Windows that show how far a window differs from the reference if nothing has changed.
+    """Windows that show how much a window differs from the reference if nothing has changed.
 
-    `is_of_steps` is True if the windows are made of the reference's steps, so that they depend on each other by
+    `is_of_steps` is True if the windows consist of the reference's steps, so that windows are correlated by
     construction. `compares_with_whole` is True if a window is compared with the whole reference.
     """
 
@@ -220,43 +222,43 @@ class Null(ABC):
 
     @abstractmethod
     def compare(self, groups: Sequence[ColumnGroup]) -> NullDistribution:
-        """Return the figures of the null's windows in every group."""
+        """Return the figures of the null's windows for all groups."""
 
     @abstractmethod
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Return the alarms among the reference's own windows, each judged by rows that are not its own."""
+        """Return the alarms among the reference's own windows, each judged by other rows."""
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
-        """Return how many windows are worth one independent window, and the column with this dependence."""
+        """Return the number of windows that are worth one independent window, and the column with this correlation."""
         return 1.0, ""
 
 
 @dataclass(frozen=True, eq=False)
 class WindowNull(Null):
-    """Windows of the reference's own windows or steps, which stand for `effective_n` independent ones."""
+    """Windows made of the reference's own windows or steps, which are worth `effective_n` independent windows."""
 
     effective_n: float
 
     def aligned(self, whole: ReferencePieces, part: ReferencePieces) -> tuple[Profile, ...]:
-        """Return the pieces that the windows are made of: those of `part`, a segment, in the positions of `whole`."""
+        """Return the pieces of `part`, a segment, at the positions of the pieces of `whole`."""
         if self.is_of_steps:
             return profiles_at(whole.step_starts_us, part.step_starts_us, part.steps)
         return part.windows_at(whole.window_starts_us)
 
     def columns(self, groups: Sequence[ColumnGroup]) -> list[GroupColumn]:
-        """Return the columns of all groups, over pieces in the places of the first group's."""
-        found: list[GroupColumn] = []
+        """Return the columns of all groups, with pieces at the positions of the first group's pieces."""
+        group_columns: list[GroupColumn] = []
         for group in groups:
             pieces = self.aligned(groups[0].reference.pieces, group.reference.pieces)
-            found += [GroupColumn(group, name, pieces) for name in group.columns]
-        return found
+            group_columns += [GroupColumn(group, name, pieces) for name in group.columns]
+        return group_columns
 
     @abstractmethod
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
-        """Return one column of every window, and [M, K + 1] the counts that each of them is compared with."""
+        """Return a column of all windows, and the counts that each window is compared with, [M, K + 1]."""
 
     def column_figures(self, column: GroupColumn) -> tuple[Array, Array]:
-        """Return [M, FIGURES] of one column of every window, and the scales [FIGURES]. Figures are NaN where a side has
+        """Return [M, FIGURES] of a column for all windows, and the scales [FIGURES]. Figures are NaN if a side has
         fewer than half of the compared rows."""
         compared, rng = column.group.compared, column.rng()
         windows, complements = self.compared_windows(column, rng)
@@ -275,11 +277,12 @@ class WindowNull(Null):
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
-    """Return the smallest deviations that are used for a column, [FIGURES].
+    """Return the smallest standard deviations for a column, [FIGURES].
 
-    Drawn rows do not vary at all if no row or every row is missing, or all have one value. The next of N rows may still
-    differ with a chance of 1 / (N + 1) (Laplace's rule of succession), and a window changes by at least one row.
-    `present` are the bins with some of the `rows`, ascending; `window` and `others` are the rows of the two sides.
+    Drawn rows do not vary if no row or every row is missing, or if all values are equal. After N such rows, the next
+    row may still differ with a probability of 1 / (N + 1) (Laplace's rule of succession), and a change in a window is
+    at least one row. `present` are the non-empty bins of the `rows`, ascending; `window` and `others` are the rows of
+    both sides.
     """
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
@@ -294,28 +297,27 @@ def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, othe
 
 
 def column_names(groups: Sequence[ColumnGroup]) -> list[str]:
-    """Return the columns of all groups as people read them: `delay of carrier=AA`."""
+    """Return display names for the columns of all groups, such as `delay of carrier=AA`."""
     return [f"{name} of {group.segment}" if group.segment else name for group in groups for name in group.columns]
 
 
 def row_counts(profiles: Sequence[Profile]) -> Array:
-    """Return [P] int64: the rows of each profile."""
+    """Return [P] int64: the number of rows of each profile."""
     return np.array([profile.rows for profile in profiles], dtype=np.int64)
 
 
 def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
-    """Return how many windows in a row are worth one independent window, and the column whose level depends most on the
-    window before; 1 and an empty name if there is none. Levels are in the order of time. Levels are used instead of
-    distances, whose dependence is the square: on simulated days with coefficients of 0.5 to 0.95, 6 to 57 % were called
-    drifted; the distances predicted 3 to 18 %, the levels 4 to 69 %.
-    """
-    found = [(persistence(level, len(levels)), name) for name, level in levels.items()]
-    longest, name = max(found, default=(1.0, ""))
+    """Return the number of consecutive windows that are worth one independent window, and the column with the largest
+    number; 1 and an empty name without correlation. Levels are in order of time. Levels are used because the
+    correlation of distances is only the square: on simulated days with coefficients of 0.5 to 0.95, 6 to 57 % were
+    called drifted, while distances predicted 3 to 18 % and levels 4 to 69 %."""
+    persistences = [(persistence(level, len(levels)), name) for name, level in levels.items()]
+    longest, name = max(persistences, default=(1.0, ""))
     return (longest, name) if longest > 1 else (1.0, "")
 
 
 def column_level(group: ColumnGroup, name: str, profiles: Sequence[Profile]) -> Array:
-    """Return the level of a column in the profiles with values of it: the mean, or the most frequent bin's share."""
+    """Return the level of a column in each profile with values: the mean, or the share of the most frequent bin."""
     bins = group.reference.bins[name]
     known = column_counts(profiles, name, bins)[:, :-1]
     rows = known.sum(axis=1)

@@ -1,4 +1,4 @@
-"""The null distributions that are made of the reference's own windows: contiguous, overlapping, and pairs of them."""
+"""The null distributions from the reference's own windows: contiguous windows, overlapping windows, and pairs."""
 
 import math
 from abc import abstractmethod
@@ -36,17 +36,16 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")
 _MAX_FIGURES = 20_000_000
-"""The most figures of held-out windows that are compared; of more windows an even choice is judged."""
+"""The limit for the figures of held-out windows; above it, an even choice of windows is judged."""
 _HELD_A_WINDOW = 4
-"""The overlapping windows that are held out for each that fits side by side: more would only repeat them."""
+"""The number of overlapping held-out windows per disjoint window. More windows would be redundant."""
 
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """The two halves of a reference: the windows of the later one, `side_by_side` of which do not overlap, are judged
-    by those of the earlier one. `earlier` and `later` are positions of windows, `pieces` those of the pieces of the
-    earlier half, which is worth `judges` independent windows. `how`, `starts` and `length` are as in `distribution.py`.
-    """
+    """The two halves of a reference: windows of the later half, of which `side_by_side` do not overlap, are judged by
+    the earlier half. `earlier` and `later` are window indices, and `pieces` are the indices of pieces in the earlier
+    half, which is worth `judges` independent windows. `how`, `starts` and `length` are as in `distribution.py`."""
 
     earlier: Array
     later: Array
@@ -60,21 +59,21 @@ class Halves:
 
 @dataclass(frozen=True, eq=False)
 class WholeReferenceNull(WindowNull):
-    """Windows of the reference, each compared with the rest of it; starts: [M] int64, the place of the first piece."""
+    """Windows that are compared with the rest of the reference. `starts` is [M] int64, the index of the first piece."""
 
     starts: Array
 
     @abstractmethod
     def count(self, column: GroupColumn) -> WindowCounts:
-        """Return one column of every window."""
+        """Return one column of all windows."""
 
     def beside(self, column: GroupColumn, windows: WindowCounts, complements: Array) -> WindowCounts:
-        """Return the windows with what is unseen in or out of the range of the counts they are compared with."""
+        """Return the windows with rows that are unseen or out of range compared with the complements."""
         return windows
 
     @abstractmethod
     def halve(self, columns: int) -> Halves | Refused:
-        """Return the two halves, or why there are none. So many columns limit the later windows that are judged."""
+        """Return the two halves, or the reason why there are none. `columns` limits the number of later windows."""
 
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
         windows = self.count(column)
@@ -82,7 +81,7 @@ class WholeReferenceNull(WindowNull):
         return self.beside(column, windows, complements), complements
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge the windows of the later half by those of the earlier half."""
+        """Judge the windows of the later half by the windows of the earlier half."""
         names = column_names(groups)
         halves = self.halve(len(names))
         if isinstance(halves, Refused):
@@ -103,36 +102,36 @@ class WholeReferenceNull(WindowNull):
         return count_alarms(tests, names, supported, halves.judges, halves.side_by_side, halves.how, persistence)
 
     def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
-        """Return [E, FIGURES] of the earlier windows, each compared with the other earlier ones, and [L, FIGURES] of
-        the later windows, compared with all earlier ones; NaN for a window with fewer than half of the compared rows.
+        """Return [E, FIGURES] of the earlier windows, each compared with the other earlier windows, and [L, FIGURES] of
+        the later windows, compared with all earlier windows. Windows with fewer than half of the compared rows are NaN.
         """
         windows, compared = self.count(column), column.group.compared
         total = column.counts()[halves.pieces].sum(axis=0)
         sampled = windows.subsampled(compared, column.rng())
         sides = []
-        for places, complements in (
+        for indices, complements in (
             (halves.earlier, np.maximum(total - windows.counts[halves.earlier], 0)),
             (halves.later, np.repeat(total[None], len(halves.later), axis=0)),
         ):
-            chosen = WindowCounts(sampled.counts[places], sampled.unseen[places], sampled.outside[places])
+            chosen = WindowCounts(sampled.counts[indices], sampled.unseen[indices], sampled.outside[indices])
             figures = self.beside(column, chosen, complements).figures(column.bins, complements)
-            figures[2 * windows.counts[places].sum(axis=1) < compared] = np.nan
+            figures[2 * windows.counts[indices].sum(axis=1) < compared] = np.nan
             sides.append(figures)
         return sides
 
 
 @dataclass(frozen=True, eq=False)
 class Contiguous(WholeReferenceNull):
-    """The reference's own windows with the judged window's length and phase, each compared with the rest. Each counts
-    as one, also if they depend on each other; the verdict then reports it (`slowest_column`)."""
+    """The reference's windows with the length and phase of the judged window, each compared with the rest. Every window
+    counts as one window, even if windows are correlated; the verdict reports the correlation (`slowest_column`)."""
 
     kind: ClassVar[NullKind] = "contiguous"
     description: ClassVar[str] = "windows of the reference"
 
     @classmethod
     def cut(cls, window_rows: Array, compared: int, most: int = MAX_WINDOWS) -> "Contiguous":
-        """Take at most `most` of the windows, [B] rows, that have at least half of the compared rows. Smaller windows,
-        at an end or in a gap of the log, are unlike the others."""
+        """Choose at most `most` of the windows, [B] rows, with at least half of the compared rows. Smaller windows, at
+        an end or in a gap of the log, are not representative."""
         kept = evenly(np.flatnonzero(2 * window_rows >= compared), most)
         return cls(float(len(kept)), kept)
 
@@ -145,12 +144,12 @@ class Contiguous(WholeReferenceNull):
         if middle < FEWEST_HELD_OUT:
             return _TOO_FEW_HALVES
         later = _affordable(np.arange(middle, count), middle, columns)
-        how = f"forward in time, on its later {count - middle} windows, judged by its earlier {middle} alone"
+        how = f"forward in time, on the later {count - middle} windows judged by only the earlier {middle}"
         return Halves(np.arange(middle), later, self.starts[:middle], float(middle), len(later), how)
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge the windows of the later half by those of the earlier half. A value is unseen or out of range if it
-        does not occur before the end of the earlier half."""
+        """Judge the windows of the later half by the earlier half. A value is unseen or out of range if it does not
+        occur before the end of the earlier half."""
         pieces = groups[0].reference.pieces
         until_us = pieces.window_starts_us[self.starts[len(self.starts) // 2]]
         known = []
@@ -167,9 +166,10 @@ class Contiguous(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Overlapping(WholeReferenceNull):
-    """Windows that begin at every step, each compared with the windows that it does not overlap. Compared also with
-    neighbours, 21 % of calm weeks were called drifted at a nominal 5 %. They are worth 1.5 times as many as disjoint
-    windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003, section 5)."""
+    """Windows that begin at every step, each compared with the windows that do not overlap. If overlapping windows were
+    included, 21 % of weeks without drift were called drifted at a nominal 5 %. The windows are worth 1.5 times as many
+    as disjoint windows (Künsch, Annals of Statistics 17, 1989; Lahiri, Resampling Methods for Dependent Data, 2003,
+    section 5)."""
 
     length: int
 
@@ -179,7 +179,7 @@ class Overlapping(WholeReferenceNull):
 
     @classmethod
     def cut(cls, step_rows: Array, length: int, compared: int) -> "Overlapping":
-        """Take the windows of `length` steps, [S] rows, with at least half of the compared rows."""
+        """Choose the windows of `length` steps, [S] rows, with at least half of the compared rows."""
         starts = np.arange(max(len(step_rows) - length + 1, 0))
         inside = np.concatenate([[0], np.cumsum(step_rows)])
         starts = starts[2 * (inside[starts + length] - inside[starts]) >= compared]
@@ -213,8 +213,7 @@ class Overlapping(WholeReferenceNull):
             pieces=np.arange(starts[earlier[-1]] + length),
             judges=OVERLAP_WORTH * (middle - first) / length,
             side_by_side=min(after, len(later)),
-            how=f"forward in time, on {len(later)} overlapping windows of its later half, judged by its earlier half "
-            "alone",
+            how=f"forward in time, on {len(later)} overlapping windows of the later half, judged by only the earlier",
             starts=starts[earlier],
             length=length,
         )
@@ -222,19 +221,19 @@ class Overlapping(WholeReferenceNull):
 
 @dataclass(frozen=True, eq=False)
 class Lagged(WindowNull):
-    """The pairs of windows, [M] int64 `later` and `earlier`, at the lag of `rolling:`. They count as they are."""
+    """Pairs of windows, [M] int64 `later` and `earlier`, at the lag of `rolling:`. Each pair counts as one window."""
 
     later: Array
     earlier: Array
 
     kind: ClassVar[NullKind] = "lagged"
-    description: ClassVar[str] = "windows of the reference, each with the one so long before it"
+    description: ClassVar[str] = "window pairs of the reference at the same lag"
     compares_with_whole: ClassVar[bool] = False
 
     @classmethod
     def cut(cls, window_rows: Array, later: Array, earlier: Array, compared: int, most: int = MAX_WINDOWS) -> "Lagged":
-        """Take the pairs of windows [P] and [P] of which both have the compared rows. Smaller windows differ more by
-        chance: nights would raise the threshold of a noon."""
+        """Choose the pairs of windows, [P] and [P], in which both windows have the compared rows. Smaller windows
+        differ more by chance: pairs at night would raise the threshold at noon."""
         kept = evenly(np.flatnonzero(np.minimum(window_rows[later], window_rows[earlier]) >= compared), most)
         return cls(float(len(kept)), later[kept], earlier[kept])
 
@@ -243,7 +242,7 @@ class Lagged(WindowNull):
 
     def persistence(self, group: ColumnGroup) -> tuple[float, str]:
         windows, levels = group.reference.pieces.windows, {}
-        sides = [[windows[place] for place in side] for side in (self.later, self.earlier)]
+        sides = [[windows[index] for index in side] for side in (self.later, self.earlier)]
         for name in group.columns:
             now, before = (column_level(group, name, side) for side in sides)
             if len(now) == len(before):
@@ -251,7 +250,7 @@ class Lagged(WindowNull):
         return slowest_column(levels)
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge each pair of the later half by all pairs before it, as `rolling:` does."""
+        """Judge each pair in the later half by all earlier pairs, like `rolling:`."""
         count = len(self.later)
         middle = count // 2
         if middle < FEWEST_HELD_OUT:
@@ -262,8 +261,8 @@ class Lagged(WindowNull):
         pairs = self.compare(groups)
         figures = pairs.figures
         befores = (replace(pairs, figures=figures[:place], effective_n=float(place)) for place in later)
-        tests = [before.test(figures[place], supported) for place, before in zip(later, befores, strict=True)]
-        how = f"forward in time, on its later {len(later)} pairs, each judged by those before it"
+        tests = [before.test(figures[index], supported) for index, before in zip(later, befores, strict=True)]
+        how = f"forward in time, on the later {len(later)} pairs, each judged by the earlier pairs"
         return count_alarms(tests, names, supported, math.inf, len(later), how, persistence)
 
 
