@@ -1,4 +1,4 @@
-"""Exports a version as files that need none of us: the bare graph, a wheel, a bundle for machines without network."""
+"""Export a version as files that do not need onnxserve: the graph, a wheel, or a bundle for offline machines."""
 
 import lazy_loader
 

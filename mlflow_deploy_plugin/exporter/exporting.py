@@ -1,4 +1,4 @@
-"""Exports a version as files that need none of us, and proves each by running rows through it and the served model."""
+"""Export a version as files that do not need onnxserve, and compare each export with the served model."""
 
 import json
 import os
@@ -46,26 +46,26 @@ METADATA_KEY = "onnxserve.model"
 RUNNER = Path(__file__).with_name("runner.py")
 
 _SAVEDMODEL = (
-    "cannot export savedmodel, because TensorFlow has to write and to prove it, and does not go beside this package: "
-    "export --format tflite, or --format onnx and convert that file in an environment of its own"
+    "cannot export savedmodel, because it needs TensorFlow, which cannot be installed together with this package: use "
+    "--format tflite, or use --format onnx and convert the file in a separate environment"
 )
 _ROWS = 500
 _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE, _TFLITE_TOLERANCE = 1e-5, 1e-4
-"""Allowed of 1 and of the number: fused nodes and other kernels round otherwise in 32 bits. Others have to be equal."""
+"""The tolerance, absolute and relative: fused nodes and other kernels round differently. Other formats are exact."""
 _ROUNDING = 2**-18
-"""Allowed in addition, as a share of the row's largest number: small scores are sums of large rounded numbers."""
+"""The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""
 Rows = dict[str, Array]
-"""Columns [N] or tensors [N, …] by their names in the signature."""
+"""Columns [N] or tensors [N, …] by name in the signature."""
 
 
 @dataclass(frozen=True)
 class ExportedModel:
-    """An export that was proven. The `path` leads to the file, or to the folder of a bundle.
+    """A proven export. `path` is the file, or the folder of a bundle.
 
-    The exported form and the served model answered `rows` alike; `max_error` is the largest difference of numbers.
+    The export and the served model gave the same answers for `rows` rows. `max_error` is the largest difference.
     """
 
     path: Path
@@ -87,25 +87,25 @@ def export(
     download_wheels: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> ExportedModel:
-    """Export a version, and prove that the export answers as the version does when it is served.
+    """Export a version, and check that the export gives the same answers as the served version.
 
     Args:
-        model_uri: as of `onnxserve serve -m`; a stage or alias is resolved once.
-        format: see docs/export.md.
-        path: the file or folder to write, which must not exist. A bundle at a path that ends with .zip is packed. For a
-            wheel: a folder that gets the wheel under its own name, or a file with that name.
-        rows: a frame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet), for the proof; None: the
-            model's input example, its reference sample, or made up numbers, and rows drawn from them.
-        name: of the wheel's distribution and package; None: the model's.
-        wheels: a folder whose wheels a bundle gets.
-        download_wheels: have pip fetch the wheels of onnxruntime and numpy for this machine's Python.
-        progress: gets a line if the converter of tflite has to be installed, or the file takes one row per call.
+        model_uri: the model, as in `onnxserve serve -m`. A stage or alias is resolved once.
+        format: the export format; see docs/export.md.
+        path: the file or folder to write, which must not exist. A bundle with the suffix .zip is zipped. For a wheel,
+            the path may be an existing folder, to which a wheel with the default name is written.
+        rows: a DataFrame, columns or tensors by name, or a file (.csv, .json, .jsonl, .parquet) for the proof. If None,
+            the proof uses the input example, the reference sample or random numbers. Rows drawn from them are added.
+        name: the name of the wheel's distribution and package; None: the name of the model.
+        wheels: a folder whose wheels are copied to a bundle.
+        download_wheels: True to download wheels of onnxruntime and numpy with pip for this machine's Python.
+        progress: called with a line if the tflite converter must be installed, or the file supports one row per call.
 
     Raises:
-        AlreadyExists: there is something at the path.
+        AlreadyExists: the path exists.
         ConversionError: the version has no ONNX form, or the format cannot be written.
-        ParityError: the exported form answers otherwise; the path stays empty.
-        InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be had.
+        ParityError: the export gives other answers; nothing is written to the path.
+        InvalidConfig, NotFound, RegistryUnavailable: the version or the rows cannot be loaded.
     """
     _check_format(format, {"bundle": bool(wheels or download_wheels), "wheel": name is not None})
     target = absolute_path(path)
@@ -116,7 +116,7 @@ def export(
         (work / "source").mkdir()
         folder = download(resolved.source, work / "source")
         if read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-            raise ConversionError(f"{model_uri} has no ONNX form, only code of its own: wrap it (onnxserve wrap)")
+            raise ConversionError(f"{model_uri} has no ONNX form; convert it first with onnxserve wrap")
         model = OnnxModel.load(folder)
         described = _describe(resolved, model)
         reason = ""
@@ -129,7 +129,7 @@ def export(
                 reason = error.message
         else:
             raise InvalidConfig(
-                f"the model does not answer the rows of the proof: {reason}; give rows that it answers (--rows FILE)"
+                f"the model cannot predict the rows of the proof: {reason}; pass rows that it accepts (--rows FILE)"
             )
         graph = work / "model.onnx"
         _write_graph(model.artifact.onnx_file, graph, described)
@@ -155,23 +155,23 @@ def export(
 
 
 def _check_format(format: str, options_of: Mapping[str, bool]) -> None:
-    """Refuse an unknown format, and options that the format does not take."""
+    """Raise an error for an unknown format and for options that the format does not support."""
     if format not in FORMATS:
-        raise InvalidConfig(f"the format is {format!r}; there are {', '.join(FORMATS)}")
+        raise InvalidConfig(f"the format {format!r} is unknown; supported are {', '.join(FORMATS)}")
     if format == "savedmodel":
         raise ConversionError(_SAVEDMODEL)
-    for other, what in (("bundle", "wheels go"), ("wheel", "a package's name goes")):
+    for other, what in (("bundle", "wheels are"), ("wheel", "a package name is")):
         if options_of[other] and format != other:
-            raise InvalidConfig(f"{what} into a {other}; the format is {format}")
+            raise InvalidConfig(f"{what} only supported for the format {other}, but the format is {format}")
 
 
 def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
-    """Return all that the runner has to know of the model, and where it comes from."""
+    """Return the metadata of the model for the runner, including its source."""
     artifact = model.artifact
     return {
         "name": resolved.name,
         "version": resolved.version or artifact.model_id or "unknown",
-        # A path or an address of this machine must not leave it.
+        # A path or an address of this machine must not be exported.
         "source": resolved.source if resolved.source.startswith(("models:/", "runs:/")) else "",
         "run_id": artifact.run_id,
         "parity": artifact.parity_state,
@@ -190,11 +190,13 @@ def _describe(resolved: ResolvedModel, model: OnnxModel) -> dict[str, Any]:
 
 
 def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> None:
-    """Write the graph as one file, with its weights and our metadata. Raises ConversionError if it cannot hold them."""
-    import onnx  # heavy, and only here
+    """Write the graph, its weights and our metadata to one file. Raises ConversionError if the file is too large."""
+    import onnx  # It is heavy, and only needed here.
 
     if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
-        raise ConversionError(f"{described['name']} has more than two gigabytes, which one ONNX file cannot hold")
+        raise ConversionError(
+            f"{described['name']} has more than two gigabytes, which is too large for a single ONNX file"
+        )
     model = onnx.load(str(source))
     onnx.helper.set_model_props(
         model, {**{entry.key: entry.value for entry in model.metadata_props}, METADATA_KEY: json.dumps(described)}
@@ -203,54 +205,56 @@ def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> No
 
 
 def _write_ort(graph: Path, folder: Path) -> Path:
-    """Return the graph in ONNX Runtime's own format (https://onnxruntime.ai/docs/performance/model-optimizations)."""
+    """Return the graph in ONNX Runtime's ORT format (https://onnxruntime.ai/docs/performance/model-optimizations)."""
     ort = import_onnxruntime()
     folder.mkdir()
     target = folder / graph.with_suffix(".ort").name
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(target)
-    # "all" would add layouts that only fit this CPU.
+    # "all" would add memory layouts that are specific to this CPU.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.add_session_config_entry("session.save_model_format", "ORT")
     try:
         ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
-        raise ConversionError(f"ONNX Runtime cannot write its format: {one_line(error, 300)}") from None
+    except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
+        raise ConversionError(f"ONNX Runtime cannot write the ORT format: {one_line(error, 300)}") from None
     return target
 
 
-def _proof_rows(model: OnnxModel, folder: Path, given: Any) -> list[Rows]:
-    """Return known rows with rows drawn from them, which the model may refuse, and then only the known rows."""
+def _proof_rows(model: OnnxModel, folder: Path, user_rows: Any) -> list[Rows]:
+    """Return two candidates: known rows with drawn rows (which the model may refuse), and only the known rows."""
     random = np.random.default_rng(0)
-    rows = _known_rows(model, folder, given)
+    rows = _known_rows(model, folder, user_rows)
     if any(array.ndim == 0 for array in rows.values()) or not model.schema.has_rows:
         return [rows]
     count = _count(rows)
     drawn = {name: array[random.integers(0, count, _ROWS)] for name, array in rows.items()}
     for name, array in drawn.items():
-        if array.dtype.kind == "f":  # the same scale, and some far out
+        if array.dtype.kind == "f":  # Add noise of the same scale, and some outliers.
             factors = 1 + random.normal(0, 0.1, array.shape) * random.choice([0, 1, 1000], array.shape)
             drawn[name] = (array * factors).astype(array.dtype)
     known = {name: array[:_GIVEN_ROWS] for name, array in rows.items()}
     return [{name: np.concatenate([array, drawn[name]]) for name, array in known.items()}, known]
 
 
-def _known_rows(model: OnnxModel, folder: Path, given: Any) -> Rows:
+def _known_rows(model: OnnxModel, folder: Path, user_rows: Any) -> Rows:
     schema, example = model.schema, folder / INPUT_EXAMPLE
     try:
-        if given is not None:
-            if isinstance(given, str | Path):
-                from mlflow_deploy_plugin.flavor import read_rows  # here: pandas and MLflow
+        if user_rows is not None:
+            if isinstance(user_rows, str | Path):
+                from mlflow_deploy_plugin.flavor import read_rows  # It imports pandas and MLflow.
 
-                given = read_rows(Path(given))
-            if not hasattr(given, "keys"):
-                return schema.to_columns(schema.from_array(given))
-            return schema.to_columns(schema.from_columns({str(name): np.asarray(given[name]) for name in given}))
+                user_rows = read_rows(Path(user_rows))
+            if not hasattr(user_rows, "keys"):
+                return schema.to_columns(schema.from_array(user_rows))
+            return schema.to_columns(
+                schema.from_columns({str(name): np.asarray(user_rows[name]) for name in user_rows})
+            )
         if example.is_file():
             return schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
     except SchemaMismatch as error:
-        raise InvalidConfig(f"the rows do not fit the model: {error.message}") from None
+        raise InvalidConfig(f"the rows do not match the model: {error.message}") from None
     if (reference := reference_rows(model.artifact, _GIVEN_ROWS, seed=0)) is not None:
         return schema.to_columns(schema.from_columns(reference))
     random = np.random.default_rng(0)
@@ -270,17 +274,17 @@ def _count(rows: Rows) -> int:
 
 _PROOF = """
 import pickle, runpy, sys
-runner, model, given, answered = sys.argv[1:]
-sys.modules["mlflow_deploy_plugin"] = None  # an export that needs us is none
-outputs = runpy.run_path(runner)["Model"](model, threads=1).outputs(pickle.load(open(given, "rb")))
-pickle.dump(outputs, open(answered, "wb"))
+runner, model, rows_file, outputs_file = sys.argv[1:]
+sys.modules["mlflow_deploy_plugin"] = None  # An export must not need onnxserve.
+outputs = runpy.run_path(runner)["Model"](model, threads=1).outputs(pickle.load(open(rows_file, "rb")))
+pickle.dump(outputs, open(outputs_file, "wb"))
 """
 
 
 def _write_tflite(
     graph: Path, folder: Path, feeds: Rows, expected: Mapping[str, Array], has_rows: bool, progress: ProgressCallback
 ) -> tuple[Path, float]:
-    """Return a proven file and the largest difference. The file takes one row per call if several rows fail."""
+    """Return a proven file and the largest difference. If several rows fail, the file supports one row per call."""
     refuse_unconvertible(graph)
     python = converter_python(progress)
 
@@ -293,9 +297,9 @@ def _write_tflite(
     except (ConversionError, ParityError):
         if not has_rows:
             raise
-        found = made(one_row=True)
-    progress("the file takes one row a call: converted for any number of rows, it does not answer as the model does")
-    return found
+        result = made(one_row=True)
+    progress("the file supports one row per call, because its answers for several rows differ from the model's")
+    return result
 
 
 def _prove(
@@ -306,26 +310,26 @@ def _prove(
     tolerance: float,
     python: Path | str = sys.executable,
 ) -> float:
-    """Run rows in a process that cannot import us, and return the largest difference. Raises ParityError."""
+    """Run rows in a process without onnxserve, and return the largest difference. Raises ParityError."""
     with temporary_folder("onnxserve-proof-") as folder:
-        given, answered = folder / "rows", folder / "outputs"
-        given.write_bytes(pickle.dumps(rows))
-        command = [str(python), "-I", "-c", _PROOF, str(runner), str(model), str(given), str(answered)]
+        rows_file, outputs_file = folder / "rows", folder / "outputs"
+        rows_file.write_bytes(pickle.dumps(rows))
+        command = [str(python), "-I", "-c", _PROOF, str(runner), str(model), str(rows_file), str(outputs_file)]
         try:
             run_to_end(command, _PROOF_SECONDS)
         except CommandFailed as failure:
-            raise ParityError(f"the exported model does not run, and is not kept: {failure.message}") from None
-        outputs = pickle.loads(answered.read_bytes())  # written just now by our own code
-    largest, otherwise = 0.0, "the exported model answers otherwise, and is not kept: output"
+            raise ParityError(f"the exported model cannot run and was discarded: {failure.message}") from None
+        outputs = pickle.loads(outputs_file.read_bytes())  # Our own code has written this file.
+    largest, otherwise = 0.0, "the exported model gives other answers and was discarded: output"
     for name, want in expected.items():
         got = outputs[name]
-        if (want.dtype.kind, want.shape) != (got.dtype.kind, got.shape):  # LiteRT has int32 for some int64
-            shapes = f"{got.dtype} {list(got.shape)}, and the served model {want.dtype} {list(want.shape)}"
+        if (want.dtype.kind, want.shape) != (got.dtype.kind, got.shape):  # LiteRT may return int32 for int64.
+            shapes = f"{got.dtype} {list(got.shape)}, but the served model returns {want.dtype} {list(want.shape)}"
             raise ParityError(f"{otherwise} {name!r}, {shapes}")
         wrong = np.atleast_1d(want != got)
         if want.dtype.kind == "f":
             wide = want.astype(np.float64)
-            with np.errstate(invalid="ignore"):  # infinities
+            with np.errstate(invalid="ignore"):  # for infinite values
                 error = np.atleast_1d(np.abs(wide - got))
                 size = np.where(np.isfinite(wide), np.abs(wide), 0)
                 largest_of_row = size.max(axis=tuple(range(1, wide.ndim)), keepdims=True, initial=0)
@@ -333,15 +337,17 @@ def _prove(
                 wrong &= ~((error <= allowed) | (np.isnan(want) & np.isnan(got)))
             largest = max(largest, float(np.max(error, where=np.isfinite(error), initial=0.0)))
         if wrong.any():
-            place, apart = tuple(np.argwhere(wrong)[0]), len(np.unique(np.nonzero(wrong)[0]))
-            pair = f"{np.atleast_1d(got)[place]}, and the served model {np.atleast_1d(want)[place]}"
-            raise ParityError(f"{otherwise} {name!r}, row {place[0]}: {pair} ({apart} of {len(wrong)} rows)")
+            position, apart = tuple(np.argwhere(wrong)[0]), len(np.unique(np.nonzero(wrong)[0]))
+            pair = f"{np.atleast_1d(got)[position]}, but the served model returns {np.atleast_1d(want)[position]}"
+            raise ParityError(f"{otherwise} {name!r}, row {position[0]}: {pair} ({apart} of {len(wrong)} rows)")
     return largest
 
 
 def _place(made: Path, target: Path) -> None:
-    """Move the proven export to its place; raise AlreadyExists if the place is taken."""
-    staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")  # on the target's disk: a copy takes time
+    """Move the proven export to `target`. Raises AlreadyExists if the path exists."""
+    staged = target.with_name(
+        f".{target.name}.{os.urandom(4).hex()}"
+    )  # Copy to the target's disk first, which may be slow.
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if made.is_dir() and target.suffix == ".zip":
@@ -359,5 +365,5 @@ def _place(made: Path, target: Path) -> None:
 
 
 def _refuse_existing(target: Path) -> None:
-    if os.path.exists(target):  # false, too, where a path cannot be asked for: that is said when it is written
-        raise AlreadyExists(f"{target} exists; say another path")
+    if os.path.exists(target):  # An unreadable path fails later, on writing.
+        raise AlreadyExists(f"{target} exists; specify another path")

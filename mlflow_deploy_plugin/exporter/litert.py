@@ -1,4 +1,4 @@
-"""Converts a graph to TensorFlow Lite, and answers rows with it. Runs in the environment of `tflite-requirements.txt`.
+"""Convert a graph to TensorFlow Lite, and predict with it. It runs in the environment of `tflite-requirements.txt`.
 
 python litert.py GRAPH.onnx FOLDER FREE|1       # writes FOLDER/model.tflite; the last line of stderr is the error
 """
@@ -19,16 +19,16 @@ _FEW_ROWS = 3
 
 
 class LiteRTModel:
-    """A converted file, asked by the names of its signature."""
+    """A converted file, with inputs and outputs by their names in its signature."""
 
     def __init__(self, path: str, threads: int = 1) -> None:
         self._run = _interpreter(path, threads).get_signature_runner()
         details = self._run.get_input_details()
-        self._sizes = {name: tuple(one["shape_signature"][:1]) for name, one in details.items()}
+        self._sizes = {name: tuple(detail["shape_signature"][:1]) for name, detail in details.items()}
 
     def outputs(self, rows: Mapping[str, Array]) -> dict[str, Array]:
-        """Return every output for the rows. Calls of one row, of a few and of many have a part of them each."""
-        # an input of the file's own size is given whole: it is one value for all rows, or the graph has no rows
+        """Return all outputs for the rows. The rows are divided into calls with one, few and many rows."""
+        # An input with the file's fixed size is not divided: it is shared by all rows, or the graph has no rows.
         parted = {name: len(array) for name, array in rows.items() if array.shape[:1] not in ((), self._sizes[name])}
         if not parted:
             return dict(self._run(**rows))
@@ -43,7 +43,7 @@ class LiteRTModel:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-Model = LiteRTModel  # the proof asks for this name
+Model = LiteRTModel  # The proof uses this name.
 
 
 def _interpreter(path: str, threads: int = 1) -> Any:
@@ -53,7 +53,7 @@ def _interpreter(path: str, threads: int = 1) -> Any:
 
 
 def convert(graph: str, folder: str, rows: str) -> None:
-    """Write FOLDER/model.tflite with the graph's names and layouts. With `rows` of "1", it takes one row per call."""
+    """Write FOLDER/model.tflite with the graph's names and layouts. With `rows` "1", it supports one row per call."""
     import onnx2tf
 
     model = onnx.shape_inference.infer_shapes(onnx.load(graph), data_prop=True)
@@ -69,18 +69,18 @@ def convert(graph: str, folder: str, rows: str) -> None:
         input_onnx_file_path=str(prepared),
         output_folder_path=folder,
         output_signaturedefs=True,
-        not_use_onnxsim=True,  # onnxsim would be a program from the PATH.
+        not_use_onnxsim=True,  # onnxsim would run a program from the PATH.
         keep_shape_absolutely_input_names=[value.name for value in model.graph.input],
         non_verbose=True,
         verbosity="error",
     )
     file = Path(folder, "prepared_float32.tflite").rename(Path(folder, "model.tflite"))
     _restore_names(file, [value.name for value in (*model.graph.input, *model.graph.output)])
-    _interpreter(str(file)).allocate_tensors()  # raises if an operator has become a custom one, which nobody has
+    _interpreter(str(file)).allocate_tensors()  # This fails for custom operators.
 
 
 def _restore_names(file: Path, names: list[str]) -> None:
-    """Give the signature the names that onnx2tf replaces: "input:0" (tf2onnx), "/output"."""
+    """Restore the names in the signature that onnx2tf replaces, such as "input:0" (tf2onnx) and "/output"."""
     changed = {re.sub("^/", "wa/", name.replace(":", "__")).encode(): name for name in names}
     if all(replaced == name.encode() for replaced, name in changed.items()):
         return
@@ -97,7 +97,7 @@ def _restore_names(file: Path, names: list[str]) -> None:
 
 
 def _unroll(graph: onnx.GraphProto) -> None:
-    """Unroll LSTM and GRU layers: LiteRT's own keep their state between calls, and take one number of rows."""
+    """Unroll LSTM and GRU layers: LiteRT's layers keep their state between calls and have a fixed number of rows."""
     values = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.input)}
     nodes = list(graph.node)
     del graph.node[:]
@@ -105,7 +105,7 @@ def _unroll(graph: onnx.GraphProto) -> None:
         attributes = {attribute.name: attribute for attribute in node.attribute}
         inputs = [*node.input, *[""] * (8 - len(node.input))]
         steps = values[inputs[0]][0].dim_value if values.get(inputs[0]) else 0
-        # The converter gets layers with other options, which torch and Keras never write.
+        # Layers with other options, which torch and Keras never write, are not unrolled.
         plain = not any(name in attributes for name in ("activations", "clip")) and not inputs[4] and not inputs[7]
         plain = plain and not any(name in attributes and attributes[name].i for name in ("layout", "input_forget"))
         if node.op_type == "GRU":
@@ -117,7 +117,7 @@ def _unroll(graph: onnx.GraphProto) -> None:
 
 
 class _Operations:
-    """Appends operations to a graph, each under a name that begins with its layer's."""
+    """A builder that appends operations to a graph. Their names begin with the name of the layer."""
 
     def __init__(self, graph: onnx.GraphProto, layer: str) -> None:
         self._graph, self._layer = graph, layer
@@ -133,7 +133,7 @@ class _Operations:
         return name
 
     def parts(self, name: str, count: int, size: int) -> list[str]:
-        """Cut a value, [rows, count * size], into its parts."""
+        """Split a value [rows, count * size] into its parts."""
         return [
             self.add("Slice", name, self.constant([start]), self.constant([start + size]), self.constant([1]))
             for start in range(0, count * size, size)
@@ -141,7 +141,7 @@ class _Operations:
 
 
 def _add_lstm_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
-    """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html); "" is a cell of zeros."""
+    """Return the new state and cell (https://onnx.ai/onnx/operators/onnx__LSTM.html). "" is a zero cell."""
     *sigmoids, candidate = ops.parts(ops.add("Add", taken, kept), 4, size)
     enter, leave, forget = (ops.add("Sigmoid", name) for name in sigmoids)
     entered = ops.add("Mul", enter, ops.add("Tanh", candidate))
@@ -150,7 +150,7 @@ def _add_lstm_step(ops: _Operations, taken: str, kept: str, state: str, cell: st
 
 
 def _add_gru_step(ops: _Operations, taken: str, kept: str, state: str, cell: str, size: int) -> tuple[str, str]:
-    """Return the new state and no cell (https://onnx.ai/onnx/operators/onnx__GRU.html); "" is a state of zeros."""
+    """Return the new state and "" (https://onnx.ai/onnx/operators/onnx__GRU.html). "" is a zero state."""
     update, reset, new = ops.parts(taken, 3, size)
     update_kept, reset_kept, new_kept = ops.parts(kept, 3, size)
     update = ops.add("Sigmoid", ops.add("Add", update, update_kept))
@@ -160,23 +160,26 @@ def _add_gru_step(ops: _Operations, taken: str, kept: str, state: str, cell: str
     return ops.add("Add", new, ops.add("Mul", update, drawn)), ""
 
 
-_STEPS = {"LSTM": (4, _add_lstm_step), "GRU": (3, _add_gru_step)}  # gates, and what adds a step
-_IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}  # of each direction
+_STEPS = {"LSTM": (4, _add_lstm_step), "GRU": (3, _add_gru_step)}  # number of gates, and the function that adds a step
+_IS_REVERSE = {b"forward": [False], b"reverse": [True], b"bidirectional": [False, True]}  # per direction
 
 
 def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str], steps: int, size: int) -> None:
     ops = _Operations(graph, node.output[0] or node.output[1])
     gates, add_step = _STEPS[node.op_type]
-    directions = next((one.s for one in node.attribute if one.name == "direction"), b"forward")
+    directions = next((attribute.s for attribute in node.attribute if attribute.name == "direction"), b"forward")
     every, last, last_cells = [], [], []
     for number, is_reverse in enumerate(_IS_REVERSE[directions]):
-        one = ops.constant(number)
+        direction = ops.constant(number)
         weights, recurrent = (
-            ops.add("Transpose", ops.add("Gather", name, one, axis=0), perm=[1, 0]) for name in (inputs[1], inputs[2])
+            ops.add("Transpose", ops.add("Gather", name, direction, axis=0), perm=[1, 0])
+            for name in (inputs[1], inputs[2])
         )
-        biases = ops.add("Unsqueeze", ops.add("Gather", inputs[3], one, axis=0), ops.constant([0]))
+        biases = ops.add("Unsqueeze", ops.add("Gather", inputs[3], direction, axis=0), ops.constant([0]))
         bias, recurrent_bias = ops.parts(biases, 2, gates * size)
-        state, cell = ("" if _is_zero(graph, name) else ops.add("Gather", name, one, axis=0) for name in inputs[5:7])
+        state, cell = (
+            "" if _is_zero(graph, name) else ops.add("Gather", name, direction, axis=0) for name in inputs[5:7]
+        )
         answers = []
         for step in range(steps)[:: -1 if is_reverse else 1]:
             now = ops.add("Gather", inputs[0], ops.constant(step), axis=0)
@@ -187,28 +190,30 @@ def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str
         every.append(ops.add("Concat", *answers[:: -1 if is_reverse else 1], axis=0))
         last.append(ops.add("Unsqueeze", state, ops.constant([0])))
         last_cells.append(ops.add("Unsqueeze", cell, ops.constant([0])) if cell else "")
-    for name, given, axis in zip(node.output, (every, last, last_cells), (1, 0, 0), strict=False):
+    for name, parts, axis in zip(node.output, (every, last, last_cells), (1, 0, 0), strict=False):
         if name:
-            joined = ops.add("Concat", *given, axis=axis) if len(given) > 1 else given[0]
+            joined = ops.add("Concat", *parts, axis=axis) if len(parts) > 1 else parts[0]
             graph.node.append(helper.make_node("Identity", [joined], [name]))
 
 
 def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
-    """Return whether a value is zeros, or left out. torch expands a constant to the number of rows."""
-    constant = next((one for one in graph.initializer if one.name == name), None)
+    """Return True if a value is all zeros or omitted. torch expands a constant to the number of rows."""
+    constant = next((initializer for initializer in graph.initializer if initializer.name == name), None)
     if constant is not None or not name:
         return constant is None or not numpy_helper.to_array(constant).any()
-    node = next((one for one in graph.node if name in one.output), None)
+    node = next((candidate for candidate in graph.node if name in candidate.output), None)
     if node is None:
         return False
     if node.op_type in ("Constant", "ConstantOfShape"):
-        return all(one.HasField("t") and not numpy_helper.to_array(one.t).any() for one in node.attribute)
+        return all(
+            attribute.HasField("t") and not numpy_helper.to_array(attribute.t).any() for attribute in node.attribute
+        )
     keeps = ("Expand", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze", "Squeeze", "Identity")
     return node.op_type in keeps and _is_zero(graph, node.input[0])
 
 
 def _keep_layout(model: onnx.ModelProto) -> None:
-    """Put two reshapes after each output of 3 or more dimensions, so that the converter does not make it NHWC."""
+    """Add two reshapes after each output with 3 or more dimensions, which prevents a conversion to NHWC."""
     graph = model.graph
     for output in graph.output:
         sizes = [size.dim_value for size in output.type.tensor_type.shape.dim]
@@ -227,17 +232,17 @@ def _keep_layout(model: onnx.ModelProto) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """Return an error in one line, with the operator if the converter or LiteRT names one."""
+    """Return an error in one line, with the operator if the message names an operator."""
     text = " ".join(str(error).split())
-    if found := re.search(r"op=(\S+) .*?message=(.*)", text):
-        return f"operator {found[1]}: {found[2]}"
-    if found := re.search(r"custom op: (?:ONNX_)?(\w+)", text):
-        return f"operator {found[1]} has no form there"
+    if match := re.search(r"op=(\S+) .*?message=(.*)", text):
+        return f"operator {match[1]}: {match[2]}"
+    if match := re.search(r"custom op: (?:ONNX_)?(\w+)", text):
+        return f"operator {match[1]} is not supported in tflite"
     return f"{type(error).__name__}: {text}"
 
 
 if __name__ == "__main__":
     try:
         convert(*sys.argv[1:])
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - The converter may raise any error.
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the converter may raise any class
         sys.exit(_reason(error))

@@ -1,6 +1,6 @@
-"""The packages of a graph and its runner: a wheel, or a bundle for machines without network (docs/export.md).
+"""Package a graph and its runner as a wheel, or as a bundle for offline machines (docs/export.md).
 
-The wheel: https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
+Wheel format: https://packaging.python.org/en/latest/specifications/binary-distribution-format/.
 """
 
 import base64
@@ -26,13 +26,13 @@ from mlflow_deploy_plugin.settings import absolute_path
 
 _PYTHON = "3.11"
 REQUIREMENTS = ("onnxruntime>=1.29", "numpy>=1.26")
-"""An export needs the ONNX Runtime of setup.cfg, which gives the reason, and a Python that it has wheels for."""
+"""The requirements of an export. setup.cfg gives the reason for the ONNX Runtime version."""
 
 _INIT = '''"""{docstring}
 
     import {package}
-    {package}.predict(rows)         # a frame, a dict of columns, a list of records, or an array
-    {package}.outputs(rows)         # every output of the graph by its name
+    {package}.predict(rows)         # a DataFrame, a dict of columns, a list of records, or an array
+    {package}.outputs(rows)         # all outputs of the graph by name
 """
 
 from functools import cache
@@ -46,27 +46,27 @@ __version__ = "{version}"
 
 @cache
 def model() -> Model:
-    """Return the model, loaded on first use with as many threads as there are cores."""
+    """Return the model. It is loaded on first use, with one thread per core."""
     return Model()
 
 
 def predict(rows: Any) -> Any:
-    """Return what the model's `predict` answers; see `Model.predict`."""
+    """Return the predictions of the model; see `Model.predict`."""
     return model().predict(rows)
 
 
 def outputs(rows: Any) -> dict[str, Any]:
-    """Return every output of the graph by its name."""
+    """Return all outputs of the graph by name."""
     return model().outputs(rows)
 
 
 def classes() -> list[Any]:
-    """Return the labels in the order of the columns of the probabilities."""
+    """Return the labels in the order of the probability columns."""
     return model().classes
 
 
 def columns() -> list[str]:
-    """Return the columns that the model takes, in their order."""
+    """Return the input columns of the model in order."""
     return model().columns
 '''
 _METADATA = """Metadata-Version: 2.1
@@ -77,23 +77,25 @@ Requires-Python: >={python}
 {requirements}"""
 _WHEEL = "Wheel-Version: 1.0\nGenerator: onnxserve\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _FIRST_DATE = (1980, 1, 1, 0, 0, 0)
-"""The date of every file in the wheel: the same version gives the same bytes."""
+"""The date of all files in the wheel, so that the same version yields the same bytes."""
 _TEMPLATES = Path(__file__).with_name("templates")
 _DOWNLOAD_SECONDS = 600
 _CPP_TYPES = {"float32": "float", "float64": "double", "bool": "bool", "object": "std::string"}
 _CPP_TYPES |= {f"{sign}int{bits}": f"{sign}int{bits}_t" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-"""numpy's dtype → the type in C++. Half-precision floats have none."""
+"""The C++ type by numpy dtype. There is no type for half-precision floats."""
 _NOT_FINITE = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
 
 
 def write_wheel(
     folder: Path, graph: Path, runner: Path, described: Mapping[str, Any], name: str | None
 ) -> tuple[Path, Path]:
-    """Write the wheel, and return it and its unpacked runner. Raises InvalidConfig if no package can have the name."""
+    """Write the wheel, and return its path and its unpacked runner. Raises InvalidConfig for an invalid name."""
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
     if not package.isidentifier() or package in taken:
-        raise InvalidConfig(f"{name or described['name']!r} makes no name of a Python package; say another (--name)")
+        raise InvalidConfig(
+            f"{name or described['name']!r} cannot be converted to a valid Python package name; set --name"
+        )
     version = wheel_version(described["version"])
     summary = f"The model {described['name']}, version {described['version']}."
     docstring = summary.replace("\\", r"\\").replace('"', r"\"")
@@ -106,7 +108,9 @@ def write_wheel(
         f"{package}/py.typed": b"",
         f"{package}/{graph.name}": graph.read_bytes(),
         f"{distinfo}/METADATA": _METADATA.format(
-            **texts, python=_PYTHON, requirements="".join(f"Requires-Dist: {one}\n" for one in REQUIREMENTS)
+            **texts,
+            python=_PYTHON,
+            requirements="".join(f"Requires-Dist: {requirement}\n" for requirement in REQUIREMENTS),
         ).encode(),
         f"{distinfo}/WHEEL": _WHEEL.encode(),
     }
@@ -126,7 +130,7 @@ def write_wheel(
 
 
 def wheel_version(version: str) -> str:
-    """Return a model's version as pip takes it (PEP 440): "3", or "0+m.1f2e" for the id of a model."""
+    """Return a model's version in the format of PEP 440: "3", or "0+m.1f2e" for a model id."""
     try:
         return str(Version(version))
     except InvalidVersion:
@@ -142,9 +146,9 @@ def write_bundle(
     wheels: Path | str | None,
     download_wheels: bool,
 ) -> Path:
-    """Write the bundle into the folder, and return it; `wheels` and `download_wheels` are as in `export`.
+    """Write the bundle to the folder, and return the folder. `wheels` and `download_wheels` are as in `export`.
 
-    Raises InvalidConfig for a folder without wheels, ConversionError if pip fails or an example cannot write a type.
+    Raises InvalidConfig for a folder without wheels, and ConversionError if pip fails or an input type is unsupported.
     """
     (folder / "examples").mkdir(parents=True)
     shutil.copy(graph, folder / graph.name)
@@ -155,15 +159,17 @@ def write_bundle(
     for name, array in example.items():
         dtype = array.dtype.name
         if dtype not in _CPP_TYPES:
-            raise ConversionError(f"the input {name!r} is a {dtype}, which the bundle's examples cannot write")
-        kind = "string" if dtype == "object" else dtype  # as JavaScript has it
-        data = array.reshape(-1).tolist()  # what JSON has no form for as the text that JavaScript reads
+            raise ConversionError(f"the input {name!r} is a {dtype}, which the bundle's examples do not support")
+        kind = "string" if dtype == "object" else dtype  # the type name in JavaScript
+        data = array.reshape(-1).tolist()  # JavaScript reads non-finite numbers from strings.
         data = [_NOT_FINITE.get(str(value), value) if isinstance(value, float) else value for value in data]
         document[name] = {"type": kind, "dims": array.shape, "data": data}
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     outputs = [output["name"] for output in described["outputs"]]
-    columns = [f"`{one['name']}` ({one['type']})" for one in described["columns"]]
-    tensors = [f"`{one['name'] or 'the tensor'}` ({one['dtype']} {one['shape']})" for one in described["tensors"]]
+    columns = [f"`{column['name']}` ({column['type']})" for column in described["columns"]]
+    tensors = [
+        f"`{tensor['name'] or 'the tensor'}` ({tensor['dtype']} {tensor['shape']})" for tensor in described["tensors"]
+    ]
     texts = {
         "name": described["name"],
         "version": described["version"],
@@ -177,35 +183,35 @@ def write_bundle(
             [
                 "pip install",
                 *(["--no-index --find-links wheels"] if (folder / "wheels").exists() else []),
-                *(f"'{one}'" for one in REQUIREMENTS),
+                *(f"'{requirement}'" for requirement in REQUIREMENTS),
             ]
         ),
     }
     for template in sorted(_TEMPLATES.iterdir()):
-        place = folder if template.suffix == ".md" else folder / "examples"
-        (place / template.name).write_text(Template(template.read_text()).substitute(texts))
+        directory = folder if template.suffix == ".md" else folder / "examples"
+        (directory / template.name).write_text(Template(template.read_text()).substitute(texts))
     return folder
 
 
 def _add_wheels(folder: Path, wheels: Path | str | None, download: bool) -> None:
     folder.mkdir()
     if wheels is not None:
-        found = sorted(absolute_path(wheels).glob("*.whl"))
-        if not found:
-            raise InvalidConfig(f"{wheels} holds no wheels (*.whl)")
-        for wheel in found:
+        wheel_files = sorted(absolute_path(wheels).glob("*.whl"))
+        if not wheel_files:
+            raise InvalidConfig(f"{wheels} contains no wheels (*.whl)")
+        for wheel in wheel_files:
             shutil.copy(wheel, folder)
     if download:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:", "--dest", str(folder)]
         try:
             run_to_end([*command, *REQUIREMENTS], _DOWNLOAD_SECONDS)
         except CommandFailed as error:
-            reason = f"pip cannot fetch onnxruntime and numpy: {error.message}; name a folder (--wheels)"
+            reason = f"pip cannot download onnxruntime and numpy: {error.message}; use a folder of wheels (--wheels)"
             raise ConversionError(reason) from None
 
 
 def _cpp_input(name: str, array: Array) -> str:
-    """Return the line of C++ that adds one input."""
+    """Return the line of C++ code that adds an input."""
     kind = _CPP_TYPES[array.dtype.name]
     values = []
     for value in array.reshape(-1).tolist():

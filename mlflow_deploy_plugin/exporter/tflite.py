@@ -1,4 +1,4 @@
-"""Writes TensorFlow Lite by onnx2tf, whose pinned packages need an environment of their own, made on first use."""
+"""Write TensorFlow Lite with onnx2tf. Its pinned packages are installed in a separate environment on first use."""
 
 import hashlib
 import os
@@ -22,26 +22,26 @@ _REQUIREMENTS = Path(__file__).with_name("tflite-requirements.txt")
 _SIZE = "310 MB"
 _INSTALL_SECONDS = 1800
 _CONVERSION_SECONDS = 600
-# onnx2tf names Python 3.12 as its least; the same code runs on 3.11, and the proof looks at each file
+# onnx2tf requires Python 3.12, but it also runs on 3.11, and the proof checks each file.
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--no-input", "--retries", "1", "install", "--quiet")
 _PIP_OPTIONS = ("--no-deps", "--ignore-requires-python", "--only-binary", ":all:", "--no-cache-dir", "--no-compile")
 
 
 def refuse_unconvertible(graph: Path) -> None:
-    """Raise ConversionError for texts and for operators outside of ONNX's own domain, before anything is installed."""
-    import onnx  # heavy, and only here
+    """Raise ConversionError for string inputs or outputs and for operators outside ONNX's default domain."""
+    import onnx  # It is heavy, and only needed here.
 
     model = onnx.load(str(graph), load_external_data=False)
     for value in (*model.graph.input, *model.graph.output):
         if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
             raise ConversionError(
-                f"cannot export tflite, because {value.name!r} is of texts, which it has no operators for"
+                f"cannot export tflite, because {value.name!r} contains strings, which tflite does not support"
             )
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise ConversionError(
-                f"cannot export tflite, because operator {node.op_type} ({node.domain}) has no form there: "
-                "it is for nets; trees, linear models and texts are exported as onnx, ort, wheel or bundle"
+                f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not supported: tflite is for "
+                "neural networks; export trees, linear models and text models as onnx, ort, wheel or bundle"
             )
 
 
@@ -54,7 +54,7 @@ def _nodes(graph: "onnx.GraphProto") -> Iterator["onnx.NodeProto"]:
 
 
 def converter_python(progress: ProgressCallback) -> Path:
-    """Return the Python of the converter's environment, made on first use; raise ConversionError if it fails."""
+    """Return the Python of the converter's environment, created on first use. Raises ConversionError."""
     requirements = _REQUIREMENTS.read_bytes()
     digest = hashlib.sha256(requirements + f"{sys.base_prefix} {sys.version}".encode()).hexdigest()[:16]
     folder = load_settings().cache_path / "environments" / f"tflite-{digest}"
@@ -62,8 +62,8 @@ def converter_python(progress: ProgressCallback) -> Path:
     try:
         with locked(folder.with_suffix(".lock")):
             if not folder.exists():
-                progress(f"installing the converter of tflite (once, {_SIZE}) into {folder}")
-                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # A killed process has left it.
+                progress(f"installing the tflite converter (once, {_SIZE}) into {folder}")
+                for abandoned in folder.parent.glob(f"{folder.name}.*.unfinished"):  # A killed process may leave this.
                     shutil.rmtree(abandoned, ignore_errors=True)
                 unfinished = folder.with_suffix(f".{os.urandom(4).hex()}.unfinished")
                 pip = [str(unfinished / "bin" / "python"), *_PIP, *_PIP_OPTIONS, "-r", str(_REQUIREMENTS)]
@@ -73,19 +73,19 @@ def converter_python(progress: ProgressCallback) -> Path:
                 except BaseException:  # This includes Ctrl-C.
                     shutil.rmtree(unfinished, ignore_errors=True)
                     raise
-                os.replace(unfinished, folder)  # bin/python finds its packages from where it lies
+                os.replace(unfinished, folder)  # bin/python finds its packages relative to its path.
     except CommandFailed as error:
         raise ConversionError(
-            f"the converter of tflite cannot be installed: {error.message}; it needs venv and a package index "
+            f"the tflite converter cannot be installed: {error.message}; it needs venv and a package index "
             "(PIP_INDEX_URL, PIP_FIND_LINKS)"
         ) from None
     except OSError as error:
-        raise ConversionError(f"the converter of tflite cannot be installed into {folder}: {error.strerror}") from None
+        raise ConversionError(f"the tflite converter cannot be installed into {folder}: {error.strerror}") from None
     return python
 
 
 def write_tflite(python: Path, graph: Path, folder: Path, one_row: bool) -> Path:
-    """Write the TensorFlow Lite file, and return it. Raises ConversionError, which names the operator, if it fails."""
+    """Write the TensorFlow Lite file and return its path. Raises ConversionError with the unsupported operator."""
     folder.mkdir()
     try:
         command = [str(python), "-I", str(LITERT), str(graph), str(folder), "1" if one_row else "FREE"]

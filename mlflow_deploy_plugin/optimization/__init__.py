@@ -1,6 +1,6 @@
-"""Optimization: smaller and faster forms of a version, and where its time goes.
+"""Optimization: create smaller or faster forms of a version, and profile a version.
 
-optimize   make a form, compare its loss and speed with its base, register it (`optimizer.py`)
+optimize   create a form, compare its loss and speed with the base, and register it (`optimizer.py`)
 forms      8-bit integers, 16-bit floats, pruned weights (`forms.py`, `fine_tuning.py`)
-profile    ONNX Runtime's profiler, read back (`profiler.py`)
+profile    measure operators and nodes with ONNX Runtime's profiler (`profiler.py`)
 """

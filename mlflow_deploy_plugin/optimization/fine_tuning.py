@@ -1,6 +1,6 @@
-"""Pruning a torch module and training the weights that are left, on labels or on the answers of the base.
+"""Prune a torch module and train the remaining weights, on labels or on the answers of the base.
 
-The smallest weights of each layer are set to zero and stay zero (Han et al. 2015, https://arxiv.org/abs/1506.02626).
+The smallest weights of each layer are set to zero and remain zero (Han et al. 2015, https://arxiv.org/abs/1506.02626).
 """
 
 import copy
@@ -27,18 +27,18 @@ _EXAMPLE_ROWS = 100
 def pruned_and_tuned(
     module: nn.Module, base: LoadedOnnx, share: float, rows: NamedArrays, truth: Array | None, epochs: int, seed: int
 ) -> onnx.ModelProto:
-    """Return the ONNX graph of a copy of the module, pruned by the `share` of each layer's weights, and trained.
+    """Prune the `share` of each layer's weights in a copy of the module, train the copy, and return its ONNX graph.
 
-    The copy learns `truth` from rows ([N, …] by name): class indices [N], numbers [N, …], or None for the base's
-    answers. Raises ConversionError if it cannot be pruned or trained, or the module is not the base's original.
+    The targets are `truth`: class indices [N], numbers [N, …], or None for the base's answers. The rows are [N, …] by
+    name. Raises ConversionError if the module cannot be pruned or trained, or is not the base's original.
     """
     if not isinstance(module, nn.Module):
-        raise ConversionError(f"the original is a {type(module).__name__}, no torch module")
+        raise ConversionError(f"the original is a {type(module).__name__}, not a torch module")
     answers = base.outputs(rows)
     if truth is None:
         truth = answers[base.artifact.prediction[0]]
     module = copy.deepcopy(module)
-    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # which is looked up
+    layers = [layer for layer in module.modules() if not isinstance(layer, nn.Embedding)]  # An embedding is a lookup.
     weights = (weight for layer in layers for weight in layer.parameters(recurse=False) if weight.ndim > 1)
     kept = [(weight, _largest(weight, share)) for weight in weights]
     if not kept:
@@ -46,18 +46,20 @@ def pruned_and_tuned(
     torch.manual_seed(seed)
     frozen = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     optimizer = torch.optim.Adam(module.train().parameters(), lr=_RATE)
-    for layer in frozen:  # their statistics are of all training rows, these are a sample
+    for layer in frozen:  # Keep their statistics, which are from all training rows, not from this sample.
         layer.eval()
     feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
-    arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]  # in the order of `forward`
+    arguments = [
+        torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs
+    ]  # The inputs are in the order of `forward`.
     try:
         for weight, mask in kept:
             weight.data *= mask
         for _ in range(epochs):
             for positions in torch.randperm(len(targets)).split(_BATCH):
                 optimizer.zero_grad()
-                found = module(*(argument[positions] for argument in arguments))
-                _loss(found, targets[positions]).backward()
+                predicted = module(*(argument[positions] for argument in arguments))
+                _loss(predicted, targets[positions]).backward()
                 optimizer.step()
                 for weight, mask in kept:
                     weight.data *= mask
@@ -72,21 +74,24 @@ def pruned_and_tuned(
         made = read_artifact(Path(folder))
         graph = onnx.load(str(made.onnx_file))
     own, others = (
-        [sorted(entry.name for entry in side) for side in (one.inputs, one.outputs)] for one in (made, base.artifact)
+        [sorted(entry.name for entry in side) for side in (artifact.inputs, artifact.outputs)]
+        for artifact in (made, base.artifact)
     )
     if own != others:
-        raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the version it is to replace")
+        raise ConversionError(
+            f"{type(module).__name__} has other inputs or outputs than the version that it should replace"
+        )
     return graph
 
 
 def _largest(weight: torch.Tensor, share: float) -> torch.Tensor:
-    """Return a mask of 0 or 1 per weight. torch's own `prune` hooks `forward`, which attention does not call."""
+    """Return a mask (0 or 1) per weight. torch's `prune` hooks into `forward`, which attention does not call."""
     mask = torch.ones(weight.numel())
     mask[weight.detach().abs().flatten().argsort()[: round(share * weight.numel())]] = 0
     return mask.reshape(weight.shape)
 
 
-def _loss(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    if wanted.dtype == torch.int64 and found.ndim == wanted.ndim + 1:
-        return nn.functional.cross_entropy(found, wanted)
-    return nn.functional.mse_loss(found, wanted.to(found.dtype).reshape(found.shape))
+def _loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    if target.dtype == torch.int64 and predicted.ndim == target.ndim + 1:
+        return nn.functional.cross_entropy(predicted, target)
+    return nn.functional.mse_loss(predicted, target.to(predicted.dtype).reshape(predicted.shape))

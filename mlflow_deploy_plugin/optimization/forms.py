@@ -1,13 +1,13 @@
-"""The forms of a graph that are smaller or faster: 8-bit integers, 16-bit floats, pruned weights.
+"""Create smaller or faster forms of a graph: 8-bit integers, 16-bit floats, pruned weights.
 
 | form         | smaller numbers                           | gain on a CPU                                            |
 |--------------|-------------------------------------------|----------------------------------------------------------|
 | int8 static  | weights and activations of Conv, MatMul … | convolutions, large layers; a quarter of the size        |
 | int8 dynamic | weights of MatMul, Gemm, LSTM             | transformers, LSTM, large dense layers; needs no rows    |
 | fp16         | all 32-bit weights                        | size; ONNX Runtime computes most of it in 32 bits        |
-| prune        | none, but zeros                           | the packed file only: zeros are computed like the others |
+| prune        | none, but zeros                           | only the compressed file: zeros are computed as well     |
 
-ONNX Runtime's quantizer and its 16-bit converter make the forms. A function never changes the `ModelProto` it takes.
+The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do not change their `ModelProto`.
 """
 
 import copy
@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.runtime.session import describe_error, import_onnxrunt
 Int8 = Literal["dynamic", "static"]
 
 DYNAMIC_OPS = ("MatMul", "Gemm", "LSTM", "Attention", "EmbedLayerNormalization")
-"""The quantizer's own list has Conv too, whose dynamic form is five times slower than the original."""
+"""The operators for dynamic quantization. Conv is excluded, because its dynamic form is five times slower."""
 _QUANTIZED = (
     "QuantizeLinear",
     "DynamicQuantizeLinear",
@@ -40,16 +40,16 @@ _QUANTIZED = (
 )
 _PRUNED_OPS = ("Conv", "ConvTranspose", "MatMul", "Gemm")
 _STATISTICS = ("LayerNormalization", "SimplifiedLayerNormalization", "InstanceNormalization", "GroupNormalization")
-"""Means and variances lose too much in 16 bits, and ONNX Runtime 1.31 crashes on a 16-bit LayerNormalization."""
+"""Means and variances are too inaccurate in 16 bits, and ONNX Runtime 1.31 crashes on a 16-bit LayerNormalization."""
 _HALF_LIMIT = float(np.finfo(np.float16).max) / 4
-"""Rows that were not seen may reach further than those that were."""
+"""The limit for 16 bits has a margin of 4, since other rows may have larger numbers than the calibration rows."""
 _MASKED = 1e8
-"""From here on numbers are the masks of attention (-inf, -1e9, the least float): a range to them leaves no scale."""
+"""Larger numbers are attention masks (-inf, -1e9, the smallest float), which would make the scale useless."""
 
 
 def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Quantize the weights to 8 bits; each run quantizes activations by their own range. Raises as `int8_static`."""
-    from onnxruntime import quantization  # heavy
+    """Quantize weights to 8 bits. Each run quantizes activations by their current range. Errors: see `int8_static`."""
+    from onnxruntime import quantization  # It is a heavy import.
 
     return _quantized(
         _with_transposed_weights(proto),
@@ -61,11 +61,11 @@ def int8_dynamic(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Transpose each Gemm's weights once: ONNX Runtime 1.31's quantizer transposes shared weights once per layer."""
+    """Transpose the weights of Gemms, because ONNX Runtime 1.31's quantizer transposes shared weights repeatedly."""
     result = copy.deepcopy(proto)
-    weights = {one.name: one for one in result.graph.initializer}
+    weights = {tensor.name: tensor for tensor in result.graph.initializer}
     for node in result.graph.node:
-        flag = next((one for one in node.attribute if one.name == "transB" and one.i), None)
+        flag = next((attribute for attribute in node.attribute if attribute.name == "transB" and attribute.i), None)
         if node.op_type == "Gemm" and flag and node.input[1] in weights:
             name = f"{node.input[1]}_transposed"
             if name not in weights:
@@ -78,14 +78,14 @@ def _with_transposed_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool = True) -> onnx.ModelProto:
-    """Quantize weights and activations to 8 bits, the latter by the ranges that they have on `rows` (QDQ, MinMax).
+    """Quantize weights and activations to 8 bits, with the activation ranges on `rows` (QDQ, MinMax).
 
-    Operators that add or read a mask stay in 32 bits. Activations are unsigned: with signed ones, ONNX Runtime 1.31
-    leaves half of a ResNet18's convolutions in 32 bits, which takes 2.3 to 3.5 times the time of the base, not 0.74 to
-    0.82. If `per_channel`, each channel of a weight has its own scale. Raises ConversionError if no node can be
-    quantized.
+    Operators that add or read a mask remain in 32 bits. Activations are unsigned: with signed activations, ONNX Runtime
+    1.31 leaves half of a ResNet18's convolutions in 32 bits, which takes 2.3 to 3.5 times the time of the base instead
+    of 0.74 to 0.82. If `per_channel`, each channel of a weight has a separate scale. Raises ConversionError if no node
+    can be quantized.
     """
-    from onnxruntime import quantization  # heavy
+    from onnxruntime import quantization  # It is a heavy import.
 
     class Rows(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -110,12 +110,12 @@ def int8_static(proto: onnx.ModelProto, rows: Sequence[Feeds], per_channel: bool
 
 
 def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelProto:
-    """Turn 32-bit floats into 16-bit ones, with islands of 32 bits and unchanged inputs and outputs.
+    """Convert 32-bit floats to 16-bit floats, except in islands. Inputs and outputs are not changed.
 
-    Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), normalizations, and the nodes whose
-    numbers come near 65,504, the largest 16-bit float, on `rows`. Raises ConversionError if all weights are in islands.
+    Islands are the operators that ONNX Runtime's converter blocks (trees, TopK, …), normalizations, and nodes whose
+    numbers on `rows` are near 65,504, the largest 16-bit float. Raises ConversionError if all weights are in islands.
     """
-    from onnxruntime.transformers import float16  # heavy
+    from onnxruntime.transformers import float16  # It is a heavy import.
 
     graph = preprocessed(proto)
     halves = sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(graph.graph))
@@ -128,18 +128,18 @@ def half_precision(proto: onnx.ModelProto, rows: Sequence[Feeds]) -> onnx.ModelP
                 graph, rows, lambda values: np.isfinite(values) & (np.abs(values) > _HALF_LIMIT)
             ),
         )
-    except Exception as error:  # noqa: BLE001 - The converter may raise any error.
-        raise ConversionError(f"ONNX Runtime's converter refuses it: {describe_error(error)}") from None
+    except Exception as error:  # noqa: BLE001 - the converter may raise any class
+        raise ConversionError(f"ONNX Runtime's converter failed: {describe_error(error)}") from None
     if sum(tensor.data_type == TensorProto.FLOAT16 for tensor in _tensors(half.graph)) == halves:
-        raise ConversionError(f"no weight is a 32-bit float that may have 16 bits ({shown_operators(proto)})")
+        raise ConversionError(f"no 32-bit weight can be converted to 16 bits ({shown_operators(proto)})")
     return _join_islands(half)
 
 
 def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
-    """Set the `share` (0 to 1) of the smallest weights of each layer to zero. Raises ConversionError without layers."""
+    """Set the `share` (0 to 1) of the smallest weights per layer to zero. Raises ConversionError without layers."""
     result = copy.deepcopy(proto)
     used = {name for node in result.graph.node if node.op_type in _PRUNED_OPS for name in node.input}
-    found = False
+    has_layers = False
     for tensor in _tensors(result.graph):
         if tensor.name not in used or len(tensor.dims) < 2 or tensor.data_type not in _FLOATS:
             continue
@@ -147,8 +147,8 @@ def pruned(proto: onnx.ModelProto, share: float) -> onnx.ModelProto:
         count = round(share * weights.size)
         weights.reshape(-1)[np.argpartition(np.abs(weights).reshape(-1), count - 1)[:count] if count else []] = 0
         tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
-        found = True
-    if not found:
+        has_layers = True
+    if not has_layers:
         raise ConversionError(f"no layer has weights that could be pruned ({shown_operators(proto)})")
     return result
 
@@ -159,9 +159,9 @@ _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
 def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
     """Return the graph after ONNX Runtime's basic optimizations, with inferred shapes and named nodes.
 
-    `quant_pre_process` of ONNX Runtime 1.31 refuses a graph in memory. torch's left-over shapes stop the quantizer.
+    `quant_pre_process` of ONNX Runtime 1.31 does not support a graph in memory. The quantizer fails for torch's shapes.
     """
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # heavy
+    from onnxruntime.quantization.quant_utils import add_pre_process_metadata  # It is a heavy import.
 
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -172,7 +172,7 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
         options.optimized_model_filepath = str(path)
         try:
             ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes here
+        except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
             raise ConversionError(f"ONNX Runtime cannot load it: {describe_error(error)}") from None
         graph = onnx.load(path)
     named = set()
@@ -188,7 +188,7 @@ def preprocessed(proto: onnx.ModelProto) -> onnx.ModelProto:
 def _quantized(
     proto: onnx.ModelProto, quantize: Callable[[str, str], None], operators: Sequence[str]
 ) -> onnx.ModelProto:
-    """Return the graph that `quantize` makes of the file of a preprocessed one; a graph in memory it would change."""
+    """Apply `quantize` to the file of the preprocessed graph, because it would change a graph in memory."""
     present = sorted({node.op_type for node in proto.graph.node} & set(operators))
     if not present:
         raise ConversionError(f"it has no {', '.join(operators[:3])} ({shown_operators(proto)})")
@@ -196,22 +196,22 @@ def _quantized(
         ready, path = Path(folder) / "ready.onnx", Path(folder) / "quantized.onnx"
         onnx.save(preprocessed(proto), ready)
         disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # about ranges and opsets, on the root logger
+        logging.disable(logging.WARNING)  # The quantizer logs to the root logger.
         try:
-            with np.errstate(invalid="ignore"):  # it asks for the scale of a mask that it then leaves out
+            with np.errstate(invalid="ignore"):  # It computes unused scales of masks.
                 quantize(str(ready), str(path))
-        except Exception as error:  # noqa: BLE001 - The quantizer may raise any error.
-            raise ConversionError(f"ONNX Runtime's quantizer refuses it: {describe_error(error)}") from None
+        except Exception as error:  # noqa: BLE001 - the quantizer may raise any class
+            raise ConversionError(f"ONNX Runtime's quantizer failed: {describe_error(error)}") from None
         finally:
             logging.disable(disabled)
         result = onnx.load(path)
     if not any(node.op_type in _QUANTIZED for node in result.graph.node):
-        raise ConversionError(f"no {' or '.join(present)} of it has weights of 32-bit floats")
+        raise ConversionError(f"no {' or '.join(present)} has 32-bit float weights")
     return result
 
 
 def _reduces_range() -> bool:
-    """Return True if weights get 7 bits: sums of 8-bit products saturate on x86 processors without VNNI."""
+    """Return True if weights need 7 bits: sums of 8-bit products saturate on x86 processors without VNNI."""
     try:
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -220,22 +220,24 @@ def _reduces_range() -> bool:
 
 
 def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callable[[Array], Array]) -> list[str]:
-    """Return the names of the nodes that have such numbers among their inputs or outputs on the rows."""
+    """Return the names of the nodes with inputs or outputs that contain large numbers (`is_large`) on the rows."""
 
     def exceeds(values: object) -> bool:
         array: Array = np.asarray(values)
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
-    shown = copy.deepcopy(proto)
-    floats = {one.name: one for one in shown.graph.value_info if one.type.tensor_type.elem_type == TensorProto.FLOAT}
-    shown.graph.output.extend(floats.values())
+    exposed = copy.deepcopy(proto)
+    floats = {
+        value.name: value for value in exposed.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    exposed.graph.output.extend(floats.values())
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    large = {one.name for one in _tensors(proto.graph) if exceeds(numpy_helper.to_array(one))}
+    large = {tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))}
     for feeds in rows:
         large |= {name for name, array in feeds.items() if exceeds(array)}
         large |= {name for name, array in zip(names, session.run(names, feeds), strict=True) if exceeds(array)}
@@ -243,12 +245,12 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
 
 
 def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the graph without casts to 16 bits and back again, which the converter leaves within an island."""
-    from onnxruntime.quantization.onnx_model import ONNXModel  # heavy
+    """Remove pairs of casts to 16 bits and back to 32 bits, which the converter leaves within islands."""
+    from onnxruntime.quantization.onnx_model import ONNXModel  # It is a heavy import.
 
     graph = half.graph
     casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
-    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # the others may cast integers
+    own = re.compile(r"graph_input_cast\d+|.*_cast_to_fp16_node")  # Other casts may cast integers.
     to_half = {name: node.input[0] for name, node in casts.items() if own.fullmatch(node.name)}
     for node in casts.values():
         if node.attribute[0].i == TensorProto.FLOAT and node.input[0] in to_half:
@@ -264,7 +266,7 @@ def _join_islands(half: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    """Yield the weights of a graph: its initializers and constants."""
+    """Yield the weights of a graph, which are initializers and constants."""
     yield from graph.initializer
     for node in graph.node:
         if node.op_type == "Constant":
@@ -272,6 +274,6 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
 
 
 def shown_operators(proto: onnx.ModelProto) -> str:
-    """Return the operators of a graph, the most frequent first, for a message."""
+    """Return a text with the most frequent operators of a graph, for messages."""
     counts = Counter(node.op_type for node in proto.graph.node)
     return f"its operators are {', '.join(name for name, _ in counts.most_common(6))}"

@@ -1,6 +1,6 @@
-"""The size, load time and latency of the forms of a model, measured in turns in one process and one thread.
+"""Measure size, load time and latency of the forms of a model alternately, in one process and one thread.
 
-Each round measures every form once, so that other load meets all. A ratio is the median of form ÷ base.
+Each round measures each form once, so that other load affects all forms. A ratio is the median of form ÷ base.
 """
 
 import time
@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.runtime import FLAVOR, OnnxModel, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Feeds, no_batch_dimension_reason, row_count
 
 SIZES = (1, 8, 1000)
-"""Rows of a request whose latency is measured."""
+"""The numbers of rows per request for which latency is measured."""
 ROUNDS = 21
 ROUND_SECONDS = 0.02
 _LOADS = 5
@@ -27,14 +27,14 @@ _FASTER = 0.95
 
 @dataclass(frozen=True)
 class FormCost:
-    """The cost of one form.
+    """The cost of a form.
 
     Attributes:
         size: bytes of the ONNX file.
-        packed: its bytes after zlib; zeros of pruned weights count here only.
-        load_ms: median milliseconds until a session is open.
-        latency_us: median microseconds of a request, by its rows.
-        ratio: latency ÷ that of the base, by rows; `upper_ratio` is the upper quartile of the rounds.
+        packed: bytes of the ONNX file after zlib, where the zeros of pruned weights save space.
+        load_ms: median milliseconds to open a session.
+        latency_us: median microseconds of a request, by rows per request.
+        ratio: latency ÷ latency of the base, by rows per request; `upper_ratio` is the upper quartile of the rounds.
     """
 
     size: int
@@ -45,49 +45,52 @@ class FormCost:
     upper_ratio: Mapping[int, float]
 
     def speed(self, rows: int | None = None) -> float:
-        """Return the ratio for requests of so many rows, or the geometric mean over all sizes."""
+        """Return the ratio for requests with `rows` rows, or the geometric mean over all sizes."""
         return self.ratio[rows] if rows else _geometric_mean(self.ratio)
 
     def is_faster(self, rows: int | None = None) -> bool:
-        """Return True if it is faster by more than noise: by 5 %, and in three of four rounds."""
+        """Return True if the form is faster than noise explains: by 5 %, and in three of four rounds."""
         upper = self.upper_ratio[rows] if rows else _geometric_mean(self.upper_ratio)
         return self.speed(rows) < _FASTER and upper < 1
 
 
 def try_out(folder: Path) -> None:
-    """Load a form and compute a row, in the process that may crash of it: this module's imports are light."""
+    """Load a form and predict a row. It runs in a process that may crash, so this module has only light imports."""
     model = OnnxModel.load(folder)
     model.run(model.example_feeds())
 
 
 def load_onnx(folder: Path, resolved: ResolvedModel) -> LoadedOnnx:
-    """Load a version whose requests have rows; raise InvalidConfig without an ONNX form, or if it has no rows."""
+    """Load a version. Raises InvalidConfig if it has no ONNX form, or if its requests have no rows."""
     if not {FLAVOR, "onnx"} & set(read_mlmodel(folder).get("flavors") or ()):
-        raise InvalidConfig(f"{resolved.source} has no ONNX form, so that there is no graph to look at")
+        raise InvalidConfig(f"{resolved.source} has no ONNX form, which this command needs")
     loaded = LoadedOnnx(OnnxModel.load(folder))
     if reason := no_batch_dimension_reason(loaded.artifact):
-        raise InvalidConfig(f"{resolved.source} has no rows to measure: {reason}")
+        raise InvalidConfig(f"{resolved.source} has no rows that could be measured: {reason}")
     return loaded
 
 
 def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUNDS) -> list[FormCost]:
-    """Measure the forms in these folders on the rows, the base first; raise InferenceError if one refuses them."""
+    """Measure the forms in `folders` on the rows. The first form is the base. Raises InferenceError if a form fails."""
     models = [OnnxModel.load(folder) for folder in folders]
     loads: list[list[float]] = [[] for _ in models]
-    for folder, taken in [*zip(folders, loads, strict=True)] * _LOADS:
+    for folder, durations in [*zip(folders, loads, strict=True)] * _LOADS:
         start = time.perf_counter()
         OnnxModel.load(folder)
-        taken.append(time.perf_counter() - start)
+        durations.append(time.perf_counter() - start)
     times = np.empty((len(SIZES), rounds, len(models)))
     for size, of_size in zip(SIZES, times, strict=True):
         picked = take_rows(rows, np.resize(np.arange(row_count(rows)), size))
         feeds = [LoadedOnnx(model).feeds(picked) for model in models]
-        for model, one in zip(models, feeds, strict=True):
-            model.run(one)
+        for model, arrays in zip(models, feeds, strict=True):
+            model.run(arrays)
         for of_round in of_size:
-            of_round[:] = [_mean_seconds(model, one) for model, one in zip(models, feeds, strict=True)]
+            of_round[:] = [_mean_seconds(model, arrays) for model, arrays in zip(models, feeds, strict=True)]
     ratios = times / times[..., :1]
-    figures = [np.median(times, axis=1) * 1e6, *np.quantile(ratios, (0.5, 0.75), axis=1)]  # [sizes, models] each
+    figures = [
+        np.median(times, axis=1) * 1e6,
+        *np.quantile(ratios, (0.5, 0.75), axis=1),
+    ]  # three arrays [sizes, models]
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()
@@ -103,7 +106,7 @@ def _geometric_mean(ratios: Mapping[int, float]) -> float:
 
 def _mean_seconds(model: OnnxModel, feeds: Feeds) -> float:
     calls, start = 0, time.perf_counter()
-    while (taken := time.perf_counter() - start) < ROUND_SECONDS or not calls:
+    while (elapsed := time.perf_counter() - start) < ROUND_SECONDS or not calls:
         model.run(feeds)
         calls += 1
-    return taken / calls
+    return elapsed / calls

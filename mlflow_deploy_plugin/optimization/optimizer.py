@@ -1,4 +1,4 @@
-"""Smaller and faster forms of a version: made, compared with the version, and registered if their loss is small."""
+"""Create smaller or faster forms of a version, compare them with the version, and register a form with a small loss."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, Feeds, row_count, slice_fe
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 MIN_ROWS = 100
-"""With fewer rows, a loss of one in a hundred cannot be measured."""
+"""The minimum number of rows: with fewer rows, a loss of 1 % cannot be measured."""
 MAX_ROWS = 10_000
 CALIBRATION_ROWS = 500
 _PART = 100
@@ -70,22 +70,24 @@ _LINEAGE = (PARENT_TAG, TRAINING_TAG, DATA_DIGEST_TAG)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The changes that make a form: pruning first, then smaller numbers."""
+    """The changes of a form: first pruning, then smaller numbers."""
 
     int8: forms.Int8 | None = None
     fp16: bool = False
     prune: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise InvalidConfig for an empty recipe, two kinds of numbers, or a share outside of 0 to 1."""
+        """Raise InvalidConfig for an empty recipe, for both int8 and fp16, or for a share outside 0 to 1."""
         if self.int8 not in (None, "dynamic", "static"):
             raise InvalidConfig(f"int8: {self.int8!r} is neither dynamic nor static")
         if self.int8 and self.fp16:
-            raise InvalidConfig("int8 and fp16 exclude each other: a weight has 8 bits or 16")
+            raise InvalidConfig("int8 and fp16 cannot be combined: a weight has either 8 or 16 bits")
         if self.prune is not None and not 0 < self.prune < 1:
-            raise InvalidConfig(f"prune: {self.prune:g} is no share of the weights between 0 and 1")
+            raise InvalidConfig(f"prune: {self.prune:g} is not a share between 0 and 1")
         if not (self.int8 or self.fp16 or self.prune):
-            raise InvalidConfig("name a form: int8 (dynamic or static), fp16 or prune; or auto, which tries them all")
+            raise InvalidConfig(
+                "set a form: int8 (dynamic or static), fp16 or prune; or set auto, which tries all forms"
+            )
 
     def __str__(self) -> str:
         parts = [f"prune {self.prune:g}" if self.prune else "", f"int8 {self.int8}" if self.int8 else ""]
@@ -97,7 +99,7 @@ ALL_RECIPES = (Recipe(int8="dynamic"), Recipe(int8="static"), Recipe(fp16=True),
 
 @dataclass(frozen=True)
 class MeasuredForm:
-    """A form that was compared with its base; `agreement` is None for the base itself."""
+    """A form that was compared with its base. For the base, `agreement` is None."""
 
     name: str
     cost: FormCost
@@ -107,14 +109,14 @@ class MeasuredForm:
 
 @dataclass(frozen=True)
 class Optimization:
-    """The outcome.
+    """The result of `optimize`.
 
     Attributes:
-        forms: the base, then the forms, in the order of the recipes.
-        impossible: the reason why a form cannot be made, by its name.
-        chosen: the form that was registered; empty if none was, for the `reason`.
-        is_refused: the forms that were asked for lose too much, or cannot be made.
-        model, version: under which it is registered.
+        forms: the base and the forms, in the order of the recipes.
+        impossible: the reasons why forms cannot be created, by form name.
+        chosen: the registered form; empty if no form was registered, with the `reason`.
+        is_refused: True if the requested form loses too much or cannot be created.
+        model, version: the registered model and version.
     """
 
     base: str
@@ -128,7 +130,7 @@ class Optimization:
     version: str = ""
 
     def raise_if_refused(self) -> None:
-        """Raise ConversionError for a form that cannot be made, ParityError for a form that loses too much."""
+        """Raise ConversionError for a form that cannot be created, and ParityError for a form that loses too much."""
         if self.is_refused:
             raise (ConversionError if self.impossible else ParityError)(self.reason)
 
@@ -149,34 +151,35 @@ def optimize(
     epochs: int = 10,
     register: str | None = None,
 ) -> Optimization:
-    """Make a smaller or faster form of a version, measure its loss, and register it as a version with its lineage.
+    """Create a smaller or faster form of a version, measure its loss, and register it as a version with its lineage.
 
     Args:
-        model_uri: a version with an ONNX form, as models:/digits-cnn/1.
+        model_uri: a version with an ONNX form, for example models:/digits-cnn/1.
         int8: "dynamic" or "static" (see `forms`).
-        fp16: 16-bit floats, with 32 bits where they overflow.
-        prune: the share of the smallest weights of each layer that become zero.
-        auto: try all forms, and take the fastest within the limit; nothing is registered if none is faster.
-        rows: the rows of a request that `auto` decides by, one of 1, 8 and 1,000; default: all three.
-        data: rows to calibrate and compare on, as a gate policy's dataset; default: the dataset of the model's gate
-            policy, else the reference of the model. Half of them calibrate (at most 500) and tune, half measure.
-        target: the column of the labels.
-        metric: of labelled rows; default: accuracy, of numbers rmse.
-        max_loss: the limit: of the metric in its unit, of rmse and mae as a share; without labels, of the share of
-            labels that differ, or of the mean difference as a share of the spread of the answers.
-        original: the torch module that the version was made from, or its URI in MLflow, which loads the model's own
-            code. Pruning is then followed by training.
-        epochs: passes of that training.
-        register: name of the registered model; default: that of the base.
+        fp16: True for 16-bit floats, and 32-bit floats where these would overflow.
+        prune: the share of weights per layer that are set to zero, beginning with the smallest.
+        auto: try all forms, and register the fastest form within the limit if it is faster than the base.
+        rows: the request size by which `auto` decides: 1, 8 or 1,000 rows; default: all three.
+        data: rows for calibration and comparison, in the form of a gate policy's dataset; default: the dataset of the
+            model's gate policy, otherwise the model's reference. One half is for calibration (at most 500 rows) and
+            tuning, the other half is for measurement.
+        target: the label column.
+        metric: the metric for labelled rows; default: accuracy, or rmse for numbers.
+        max_loss: the maximum loss. With labels, it is in the unit of the metric, or relative for rmse and mae. Without
+            labels, it is the share of labels that differ, or the mean difference relative to the spread of the answers.
+        original: the torch module that the version was converted from, or its URI in MLflow (its code is loaded). If it
+            is set, the pruned module is trained.
+        epochs: the number of training epochs.
+        register: the name of the registered model; default: the name of the base.
 
     Raises:
         ParityError: the form loses more than `max_loss`.
-        ConversionError: the form cannot be made; the message says why.
-        InvalidConfig: an argument is not valid, or there are too few rows.
+        ConversionError: the form cannot be created; the message contains the reason.
+        InvalidConfig: an argument is invalid, or there are too few rows.
         NotFound, RegistryUnavailable: see `resolve`.
     """
     if auto and (int8 or fp16 or prune is not None):
-        raise InvalidConfig("auto tries all forms: leave int8, fp16 and prune out")
+        raise InvalidConfig("auto tries all forms: do not set int8, fp16 or prune")
     recipes = ALL_RECIPES if auto else (Recipe(int8, fp16, prune),)
     done = try_forms(
         model_uri,
@@ -208,12 +211,12 @@ def try_forms(
     register: str | None = None,
     progress: ProgressCallback = lambda line: None,
 ) -> Optimization:
-    """Make and measure the forms, and register the chosen form; a refusal is part of the result.
+    """Create and measure the forms, and register the best form. A refusal is part of the result.
 
-    Of several recipes, the fastest within the limit is chosen. Arguments and errors are as in `optimize`.
+    With several recipes, the fastest form within the limit is chosen. Arguments and errors are as in `optimize`.
     """
     if rows is not None and rows not in SIZES:
-        raise InvalidConfig(f"rows: {rows} is not one of {', '.join(map(str, SIZES))}, which are measured")
+        raise InvalidConfig(f"rows: {rows} is not one of the measured sizes {', '.join(map(str, SIZES))}")
     if not max_loss >= 0:
         raise InvalidConfig(f"max_loss: {max_loss:g} is below 0")
     check_new_name(register or "")
@@ -221,13 +224,15 @@ def try_forms(
     is_registered = resolved.source == f"models:/{resolved.name}/{resolved.version}"
     name = register or (resolved.name if is_registered else "")
     if not name:
-        raise InvalidConfig(f"{model_uri} is no registered version: name the model to register the form under")
+        raise InvalidConfig(
+            f"{model_uri} is not a registered version: set the name of the model for the form (register)"
+        )
     progress(f"fetching {resolved.source}")
     with downloaded_version(resolved) as folder, temporary_folder("onnxserve-optimize-") as drafts:
         base = load_onnx(folder, resolved)
         if base.artifact.optimization:
             first = base.artifact.optimization.get("base")
-            raise InvalidConfig(f"{resolved.source} is an optimized form of {first} itself: optimize that")
+            raise InvalidConfig(f"{resolved.source} is already an optimized form of {first}: optimize {first} instead")
         if is_registered and not data:
             own = choose_policy(resolved.name).policy.evaluation
             data, target, metric = own.dataset, target or own.target, metric or own.metric
@@ -243,19 +248,19 @@ def try_forms(
             ended.callback(trial.end)
             maker = _FormMaker(base, calibration, evaluation, metric, original, epochs, drafts, trial)
             for recipe in recipes:
-                progress(f"making {recipe}")
+                progress(f"creating {recipe}")
                 try:
                     made[str(recipe)] = maker.make(recipe)
                 except ConversionError as error:
                     impossible[str(recipe)] = error.message
-        progress(f"measuring {', '.join(made)} beside the base, in turns" if made else "measuring the base")
+        progress(f"measuring {', '.join(made)} and the base" if made else "measuring the base")
         of_base, *costs = measure_forms([folder, *(draft.folder for draft in made.values())], evaluation.rows)
         measured = {
             form: MeasuredForm(form, cost, draft.agreement, draft.note)
             for (form, draft), cost in zip(made.items(), costs, strict=True)
         }
-        found = (MeasuredForm("base", of_base), *measured.values())
-        done = choose(Optimization(resolved.source, found, impossible, max_loss), len(recipes) > 1, rows)
+        all_forms = (MeasuredForm("base", of_base), *measured.values())
+        done = choose(Optimization(resolved.source, all_forms, impossible, max_loss), len(recipes) > 1, rows)
         if not done.chosen:
             return done
         progress(f"registering {done.chosen} as a version of {name}")
@@ -265,28 +270,28 @@ def try_forms(
 
 @dataclass(frozen=True, eq=False)
 class _Half:
-    """Half of the rows, and their labels if these are known."""
+    """Half of the rows, and their labels if they are known."""
 
     rows: NamedArrays
     truth: Array | None
 
 
 def _read_halves(base: LoadedOnnx, data: str, target: str) -> tuple[_Half, _Half]:
-    """Return the rows to calibrate on, and those to measure the loss on; raise InvalidConfig if they are few."""
+    """Return the rows for calibration and for measurement. Raises InvalidConfig if there are too few rows."""
     truth: Array | None = None
     if target and not data:
-        raise InvalidConfig("target: name the data that has it; the reference beside a model has no labels")
+        raise InvalidConfig("target: set data that contains the label column; a model's reference has no labels")
     if target:
         labelled = load_dataset(data, target, base.artifact, _SEED, 2 * MAX_ROWS)
         rows, truth = labelled.rows, labelled.truth
     else:
-        found = load_rows(data, base.artifact, 2 * MAX_ROWS, _SEED) if data else None
-        rows = found or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
+        loaded = load_rows(data, base.artifact, 2 * MAX_ROWS, _SEED) if data else None
+        rows = loaded or reference_rows(base.artifact, 2 * MAX_ROWS, _SEED) or {}
     total = row_count(rows)
     if total < MIN_ROWS:
-        where = data or "the reference beside the model"
+        where = data or "the model's reference"
         raise InvalidConfig(
-            f"{where} has {total} rows, of which no loss can be told; give data with {MIN_ROWS} or more"
+            f"{where} has {total} rows, which are too few to measure a loss; use data with at least {MIN_ROWS}"
         )
     halves = np.split(np.random.default_rng(_SEED).permutation(total), [total // 2])
     first, rest = (_Half(take_rows(rows, half), None if truth is None else truth[half]) for half in halves)
@@ -303,10 +308,10 @@ class _Draft:
 
 @dataclass(eq=False)
 class _FormMaker:
-    """Makes forms of a base, each in a folder of its own in `drafts`, and compares them with the base.
+    """A factory that creates forms of a base in subfolders of `drafts`, and compares them with the base.
 
-    `original` is the torch module, or the reason why there is none. A form runs first in the process `trial`, since
-    ONNX Runtime may crash on a graph that its own tools have made.
+    `original` is the torch module, or the reason why it is not available. A form first runs in the process `trial`,
+    since ONNX Runtime may crash on a graph from its own tools.
     """
 
     base: LoadedOnnx
@@ -329,7 +334,7 @@ class _FormMaker:
         return [slice_feeds(feeds, slice(start, start + _PART)) for start in range(0, count, _PART)]
 
     def make(self, recipe: Recipe) -> _Draft:
-        """Make a form and compare it with the base; raise ConversionError if it cannot be made or loaded."""
+        """Create a form and compare it with the base. Raises ConversionError if it cannot be created or loaded."""
         graph, note = onnx.load(str(self.base.artifact.onnx_file)), ""
         if recipe.prune:
             graph, note = self.prune(graph, recipe.prune)
@@ -342,20 +347,20 @@ class _FormMaker:
         return self.draft(graph, str(recipe), note)
 
     def prune(self, graph: onnx.ModelProto, share: float) -> tuple[onnx.ModelProto, str]:
-        """Return the pruned graph, tuned if there is an original, and a note of that."""
+        """Return the pruned graph, which is trained if there is an original, and a note."""
         if isinstance(self.original, Refused):
-            return forms.pruned(graph, share), f"cannot be tuned, because {self.original.reason}"
-        from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned  # imports torch
+            return forms.pruned(graph, share), f"not tuned, because {self.original.reason}"
+        from mlflow_deploy_plugin.optimization.fine_tuning import pruned_and_tuned  # It imports torch.
 
         rows, truth = self.calibration.rows, self.calibration.truth
         tuned = pruned_and_tuned(self.original, self.base, share, rows, truth, self.epochs, _SEED)
-        return tuned, f"tuned in {self.epochs} passes"
+        return tuned, f"tuned for {self.epochs} epochs"
 
     def best_scales(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
-        """Keep the closer form of scales per channel, which ONNX Runtime refuses for some Gemms, and per tensor."""
-        found: list[tuple[float, _Draft]] = []
+        """Return the form closer to the base, with scales per channel (which fail for some Gemms) or per tensor."""
+        candidates: list[tuple[float, _Draft]] = []
         failures = []
-        for per_channel, scales in ((True, "one scale a channel"), (False, "one scale a tensor")):
+        for per_channel, scales in ((True, "one scale per channel"), (False, "one scale per tensor")):
             try:
                 quantized = forms.int8_static(graph, self.feeds, per_channel)
                 draft = self.draft(quantized, f"{name}, {scales}", ", ".join(filter(None, [note, scales])))
@@ -364,10 +369,10 @@ class _FormMaker:
                 continue
             form = LoadedOnnx(OnnxModel.load(draft.folder))
             compared = compare_with_base(self.base, form, self.calibration.rows)
-            found.append((compared.relative_difference, draft))
-        if not found:
+            candidates.append((compared.relative_difference, draft))
+        if not candidates:
             raise failures[0]
-        return min(found, key=lambda one: one[0])[1]
+        return min(candidates, key=lambda candidate: candidate[0])[1]
 
     def draft(self, graph: onnx.ModelProto, name: str, note: str) -> _Draft:
         folder, half = self.drafts / name, self.evaluation
@@ -378,8 +383,8 @@ class _FormMaker:
             raise ConversionError(f"ONNX Runtime cannot run the form: {error.message}") from None
         except OnnxserveError as error:
             raise ConversionError(
-                f"ONNX Runtime makes a graph that it cannot run ({forms.shown_operators(graph)}): its converters are "
-                "made for neural nets. Serve the version as it is, or try its other forms (auto)"
+                f"ONNX Runtime cannot run its converted graph ({forms.shown_operators(graph)}): the converters are for "
+                "neural networks. Serve the version without optimization, or try its other forms (auto)"
             ) from error
         form = LoadedOnnx(OnnxModel.load(folder))
         agreement = compare_with_base(self.base, form, half.rows, half.truth, self.metric, self.answers)
@@ -387,18 +392,18 @@ class _FormMaker:
 
 
 def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
-    """Return the outcome with the chosen form: the fastest, or the only one, that is within the limit."""
+    """Return the outcome with the chosen form. It must be within the limit and, if `is_auto`, the fastest form."""
     within = [form for form in done.forms[1:] if form.agreement and form.agreement.loss <= done.max_loss]
     if is_auto:
         if faster := [form for form in within if form.cost.is_faster(rows)]:
             return replace(done, chosen=min(faster, key=lambda form: form.cost.speed(rows)).name)
-        of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows together"
-        return replace(done, reason=f"nothing was faster than {done.base} for {of}, within a loss of {done.max_loss:g}")
+        of = f"requests of {rows:,} rows" if rows else "requests of 1, 8 and 1,000 rows combined"
+        return replace(done, reason=f"no form within a loss of {done.max_loss:g} was faster than {done.base} for {of}")
     if within:
         return replace(done, chosen=within[0].name)
     if done.impossible:
         ((name, why),) = done.impossible.items()
-        reason = f"{done.base} cannot have the form {name}: {why}"
+        reason = f"the form {name} of {done.base} cannot be created: {why}"
     else:
         (form,) = done.forms[1:]
         lost = form.agreement
@@ -411,7 +416,7 @@ def choose(done: Optimization, is_auto: bool, rows: int | None) -> Optimization:
 def _log_form(
     base: LoadedOnnx, resolved: ResolvedModel, draft: _Draft, form: MeasuredForm, base_cost: FormCost, name: str
 ) -> str:
-    """Log the form to its base's run and register it as a version. Raises RegistryUnavailable if MLflow is down."""
+    """Log the form to the run of its base, and register it as a version. Raises RegistryUnavailable."""
     client, agreement = registry_client(), draft.agreement
     size_ratio = form.cost.size / base_cost.size
     ratios = {f"rows_{rows}_ratio": ratio for rows, ratio in form.cost.ratio.items()}
@@ -453,13 +458,13 @@ def _log_form(
 
 
 def _run_of_base(resolved: ResolvedModel) -> tuple[str, bool]:
-    """Return the run that the base was logged by, or a new one if this MLflow does not have it."""
+    """Return the run of the base, or a new run if the run does not exist on this MLflow server."""
     client = registry_client()
     if run_id := resolved.aspects.get("run_id", ""):
         try:
             if client.get_run(run_id).info.lifecycle_stage == "active":
                 return run_id, False
         except MlflowException:
-            pass  # it was deleted, or is of another tracking server
+            pass  # It was deleted, or is on another tracking server.
     experiment = get_or_create_experiment(client, f"onnxserve/{resolved.name}")
     return str(client.create_run(experiment, run_name=f"optimize {resolved.name}").info.run_id), True

@@ -1,7 +1,7 @@
-"""The time of a version by operator and by node, from ONNX Runtime's profiler, and advice on changes.
+"""Measure the time of a version by operator and node with ONNX Runtime's profiler, and give advice.
 
-The profiler writes whole microseconds, and slows small graphs down several times. So shares come from profiled runs,
-and the time of a run from others. A node, such as a Loop, counts without the nodes that ran within it.
+The profiler has a resolution of one microsecond, and slows small graphs down several times. Therefore shares are from
+profiled runs, and the run time is from runs without profiling. The time of a node such as a Loop excludes inner nodes.
 """
 
 import json
@@ -35,15 +35,15 @@ _LAYERS = ("Conv", "FusedConv", "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "L
 _UNFUSED = {"BatchNormalization": "the Conv before it", "Erf": "a Gelu", "ReduceMean": "a LayerNormalization"}
 _WORTH_OPTIMIZING_US = 50
 _DISPATCH_US = 3.0
-"""A node that takes less is mostly its call: reading the inputs, allocating the output."""
+"""Below this time, a node mainly spends time on its call: reading inputs and allocating the output."""
 
 
 @dataclass(frozen=True)
 class NodeTime:
-    """The time of one node of the optimized graph, or of all nodes with one operator.
+    """The time of a node in the optimized graph, or of all nodes with the same operator.
 
-    `us` is the median microseconds per run by the profiler, `share` the share of the time of all nodes, `calls` the
-    calls per run (several in a Loop), and `types` the types of the inputs.
+    `us` is the median microseconds per run in the profiler, `share` the share of the time of all nodes, `calls` the
+    calls per run (several in a Loop), and `types` the input types.
     """
 
     name: str
@@ -57,7 +57,7 @@ class NodeTime:
 
 @dataclass
 class _NodeRun:
-    """One execution of a node in the run of this number; `us` does not count the nodes that ran within it."""
+    """An execution of a node in run number `run`. `us` excludes inner nodes."""
 
     run: int
     name: str
@@ -69,10 +69,10 @@ class _NodeRun:
 
 @dataclass(frozen=True)
 class GraphProfile:
-    """The times of a version, the longest first, and sentences about what could be changed (`advice`).
+    """The times of a version, the longest first, and sentences with `advice` on possible changes.
 
-    `run_us` is the median microseconds of a run without the profiler. `outside_us` is `run_us` less all nodes: memory
-    and dispatch. It is negative if the profiler adds more.
+    `run_us` is the median microseconds of a run without the profiler. `outside_us` is `run_us` minus the time of all
+    nodes: memory and dispatch. It is negative if the profiler's overhead is larger.
     """
 
     model: str
@@ -86,25 +86,25 @@ class GraphProfile:
 
 
 def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False) -> GraphProfile:
-    """Profile requests of so many rows.
+    """Profile requests with `rows` rows.
 
     Args:
-        data: a dataset as a gate policy names it; default: the reference of the model, otherwise a row of zeros.
-        log: keep the profile and its picture as artifacts of the version's run.
+        data: a dataset in the form of a gate policy; default: the reference of the model, otherwise a row of zeros.
+        log: log the profile and its figure as artifacts of the version's run.
 
     Raises InvalidConfig without an ONNX form, without the data, or for fewer than one row; NotFound if the version or a
     run to log to does not exist; and RegistryUnavailable if MLflow does not answer.
     """
     if rows < 1:
-        raise InvalidConfig(f"rows: {rows} is not 1 or more")
+        raise InvalidConfig(f"rows: {rows} is less than 1")
     resolved = resolve(model_uri)
     if log and not resolved.aspects.get("run_id"):
-        raise NotFound(f"{resolved.source} has no run in MLflow that the profile could be logged to")
+        raise NotFound(f"{resolved.source} has no run in MLflow to log the profile to")
     with downloaded_version(resolved) as folder:
         base = load_onnx(folder, resolved)
-        found = load_rows(data, base.artifact, rows, 0) if data else reference_rows(base.artifact, rows, 0)
-        if found:
-            feeds = base.feeds(take_rows(found, np.resize(np.arange(row_count(found)), rows)))
+        dataset_rows = load_rows(data, base.artifact, rows, 0) if data else reference_rows(base.artifact, rows, 0)
+        if dataset_rows:
+            feeds = base.feeds(take_rows(dataset_rows, np.resize(np.arange(row_count(dataset_rows)), rows)))
         else:
             feeds = repeat_row(base.model.example_feeds(), 0, rows)
         times = _repeat(lambda: base.model.run(feeds))
@@ -124,7 +124,7 @@ def profile(model_uri: str, *, rows: int = 1, data: str = "", log: bool = False)
 
 
 def _repeat(work: Callable[[], object]) -> list[float]:
-    """Return the seconds of each call, after a warm-up; fewer calls if they are long."""
+    """Return the seconds of each call after a warm-up. Long calls are repeated less often."""
     times: list[float] = []
     end = time.perf_counter() + _SECONDS
     while len(times) < _WARM_UP + _RUNS and (len(times) < _WARM_UP + 3 or time.perf_counter() < end):
@@ -135,7 +135,7 @@ def _repeat(work: Callable[[], object]) -> list[float]:
 
 
 def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]:
-    """Return the nodes of all runs but the warm-up, and the number of these runs, of a session as for requests."""
+    """Profile a session as for requests. Return the node executions after the warm-up, and the number of runs."""
     ort = import_onnxruntime()
     options = session_options(ort, "cpu", 1)
     options.enable_profiling = True
@@ -146,7 +146,7 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
         events = json.loads(Path(session.end_profiling()).read_text())
     starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
     begin = starts[-runs]
-    found: list[_NodeRun] = []
+    node_runs: list[_NodeRun] = []
     enclosing: list[tuple[int, _NodeRun]] = []
     timed = (event for event in events if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"))
     for event in sorted(timed, key=lambda event: (event["ts"], -event["dur"])):
@@ -167,8 +167,8 @@ def _profiled_runs(model: OnnxModel, feeds: Feeds) -> tuple[list[_NodeRun], int]
             enclosing[-1][1].us -= node.us
         if node.operator in _LOOPS:
             enclosing.append((event["ts"] + event["dur"], node))
-        found.append(node)
-    return found, runs
+        node_runs.append(node)
+    return node_runs, runs
 
 
 def _sum_by(events: list[_NodeRun], runs: int, name_of: Callable[[_NodeRun], str]) -> tuple[NodeTime, ...]:
@@ -180,7 +180,7 @@ def _sum_by(events: list[_NodeRun], runs: int, name_of: Callable[[_NodeRun], str
         of_runs: dict[int, float] = {}
         for event in group:
             of_runs[event.run] = of_runs.get(event.run, 0.0) + event.us
-        medians[node] = float(np.median(list(of_runs.values())))  # a run that the system interrupted does not move it
+        medians[node] = float(np.median(list(of_runs.values())))  # The median ignores interrupted runs.
     total = sum(medians.values()) or 1.0
     summed = []
     for (name, operator), group in groups.items():
@@ -201,20 +201,20 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
     converted = share("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
     layers, integer_convolutions = share(*_LAYERS, type_="float"), share("ConvInteger")
     unfused = [name for name in _UNFUSED if share(name) >= 0.05]
-    # our own converters loop over blocks of rows, for trees
+    # Our tree converters have loops over blocks of rows, which are excluded.
     loops = [entry.name for entry in nodes if entry.operator in _LOOPS and not entry.name.startswith("onnxserve_")]
     steps = max((entry.calls for entry in nodes), default=0)
     is_double, is_half = share(*_TREES, type_="double") > 0, any("float16" in entry.types for entry in operators)
     advice = (
         (
             calls > 0 and run_us / calls < _DISPATCH_US,
-            f"a run of {run_us:.0f} µs is {calls:.0f} calls of {run_us / max(calls, 1):.1f} µs: most of it is "
-            "dispatch, which more rows in a request share (batching), and smaller numbers do not shorten",
+            f"a run of {run_us:.0f} µs has {calls:.0f} calls of {run_us / max(calls, 1):.1f} µs: most of the time is "
+            "dispatch. Batching (more rows per request) reduces it per row; smaller numbers do not",
         ),
         (
             trees >= 0.5,
-            f"{trees:.0%} is in trees{' that read 64-bit numbers' if is_double else ''}: fewer or shallower ones, "
-            f"{'columns of float32 in training, ' if is_double else ''}or a student (`mlflow run . -e distill`)",
+            f"{trees:.0%} is in trees{' that read 64-bit numbers' if is_double else ''}: use fewer or shallower trees, "
+            f"{'float32 columns in training, ' if is_double else ''}or a distilled student (`mlflow run . -e distill`)",
         ),
         (
             casts >= 0.1,
@@ -224,44 +224,44 @@ def _advise(operators: tuple[NodeTime, ...], nodes: tuple[NodeTime, ...], run_us
         (
             bool(unfused),
             f"not fused: {', '.join(f'{name} ({share(name):.0%}, part of {_UNFUSED[name]})' for name in unfused)}; "
-            "export the model in eval mode, or fuse it by onnxruntime.transformers.optimizer",
+            "export the model in eval mode, or fuse it with onnxruntime.transformers.optimizer",
         ),
         (
             bool(loops),
-            f"{', '.join(loops[:3])} has a body, of which a node runs {steps:g} times: tensors without a loop over "
-            "rows or steps are faster",
+            f"{', '.join(loops[:3])} has a body with a node that runs {steps:g} times: tensor operations without a "
+            "loop over rows or steps are faster",
         ),
         (
             integer_convolutions >= 0.2,
-            f"{integer_convolutions:.0%} is in ConvInteger: convolutions are slow with dynamic ranges, not with static",
+            f"{integer_convolutions:.0%} is in ConvInteger: convolutions with dynamic ranges are slow; use static",
         ),
         (
             converted >= 0.25,
-            f"{converted:.0%} only turns numbers into 8 bits and back: the layers are too small for it",
+            f"{converted:.0%} only converts numbers to 8 bits and back: the layers are too small for 8 bits",
         ),
         (
             layers >= 0.5 and run_us >= _WORTH_OPTIMIZING_US,
-            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve optimize --auto` measures what smaller ones gain",
+            f"{layers:.0%} is in layers of 32-bit floats: `onnxserve optimize --auto` measures smaller numbers",
         ),
     )
     return tuple(text for holds, text in advice if holds)
 
 
 def draw(done: GraphProfile) -> "Figure":
-    """Return a figure: the share of each operator, and the longest nodes."""
-    from matplotlib.figure import Figure  # heavy, of the extra `monitoring`
+    """Return a figure with the share of each operator and the longest nodes."""
+    from matplotlib.figure import Figure  # It is heavy, and in the extra `monitoring`.
 
     figure = Figure(figsize=(10, 1.5 + 0.3 * max(min(len(done.operators), 12), min(len(done.nodes), 12))))
     for axes, entries, title in zip(
         figure.subplots(1, 2), (done.operators, done.nodes), ("operators", "nodes"), strict=True
     ):
-        shown = entries[:12][::-1]
-        bars = axes.barh([entry.name[-32:] for entry in shown], [100 * entry.share for entry in shown])
-        axes.bar_label(bars, [f"{entry.us:.0f} µs" for entry in shown], padding=2, fontsize=8)
+        longest = entries[:12][::-1]
+        bars = axes.barh([entry.name[-32:] for entry in longest], [100 * entry.share for entry in longest])
+        axes.bar_label(bars, [f"{entry.us:.0f} µs" for entry in longest], padding=2, fontsize=8)
         axes.margins(x=0.2)
         axes.set_xlabel("% of the time of all nodes")
         axes.set_title(title)
         axes.tick_params(axis="y", labelsize=8)
-    figure.suptitle(f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs a run")
+    figure.suptitle(f"{done.model}, {done.rows:,} rows: {done.run_us:,.0f} µs per run")
     figure.tight_layout()
     return figure

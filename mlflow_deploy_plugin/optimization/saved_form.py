@@ -1,4 +1,4 @@
-"""The folder of an optimized version. `mlflow.models.Model.log` gets this module, and calls its `save_model`."""
+"""The folder of an optimized version. This module is passed to `mlflow.models.Model.log`, which calls `save_model`."""
 
 import json
 import shutil
@@ -27,11 +27,11 @@ def save_model(
     record: Mapping[str, object] | None = None,
     parity: Mapping[str, object] | None = None,
 ) -> None:
-    """Write a folder like `base`, with its signature, example, reference and environment, and another graph.
+    """Write a folder with another graph and the signature, example, reference and environment of `base`.
 
-    `record` is the section `optimization` of the MLmodel file, and `parity` that section for a base of our flavor.
-    Without a record, as for a draft, the reference keeps the base's predictions. Raises ConversionError if the graph
-    does not fit into a file.
+    `record` is the section `optimization` of the MLmodel file, and `parity` is the section `parity` for a base of our
+    flavor. Without a record (for a draft), the reference keeps the base's predictions. Raises ConversionError if the
+    graph is too large.
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
@@ -53,7 +53,7 @@ def save_model(
     model.save(str(folder / MLMODEL))
     if record is None:
         return
-    if artifact.reference:  # drift of the predictions is judged against the form's own
+    if artifact.reference:  # Drift monitors need the predictions of the form.
         form, path = LoadedOnnx(OnnxModel.load(folder)), folder / artifact.reference
         table = pq.read_table(path)
         rows = reference_rows(form.artifact, table.num_rows, seed=0) or {}

@@ -1,9 +1,9 @@
-// $name, version $version: one row by ONNX Runtime's C++ API.
+// $name, version $version: predict one row with ONNX Runtime's C++ API.
 //
 //   g++ -std=c++17 -I ONNXRUNTIME/include predict.cpp -L ONNXRUNTIME/lib -lonnxruntime -o predict
 //   ./predict ../$graph
 //
-// ONNXRUNTIME is an unpacked onnxruntime-linux-x64-VERSION.tgz (linux-aarch64, osx-arm64) of https://github.com/microsoft/onnxruntime/releases
+// ONNXRUNTIME is an unpacked onnxruntime-linux-x64-VERSION.tgz (linux-aarch64, osx-arm64) from https://github.com/microsoft/onnxruntime/releases
 #include <onnxruntime_cxx_api.h>
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// $name, version $version: the row of example.json by onnxruntime-node.
+// $name, version $version: predict the row in example.json with onnxruntime-node.
 //
 //   npm install onnxruntime-node
 //   node predict.mjs
@@ -16,7 +16,7 @@ const arrays = {
 };
 const tensor = ({ type, data, dims }) => {
   if (type === "string") return new ort.Tensor(type, data, dims);
-  const values = data.map(type.endsWith("int64") ? BigInt : Number);  // "NaN" is a text in JSON
+  const values = data.map(type.endsWith("int64") ? BigInt : Number);  // JSON contains "NaN" as a string.
   return new ort.Tensor(type, arrays[type].from(values), dims);
 };
 const inputs = JSON.parse(readFileSync(file("example.json"), "utf8"));

@@ -116,8 +116,8 @@ class Rows:
     def ask(self, estimator: Estimator, method: str) -> TracedArray:
         """Return the answer of a nested estimator: `predict`, `predict_proba`, `decision_function` or `transform`.
 
-        Labels are numbers, but the method `label` returns strings or integers.
-        For two classes, the decision function is [N]. Raises NotImplementedError if the converter of the estimator does not support the method.
+        Labels are numbers, but the method `label` returns strings or integers. With two classes, the decision function
+        is [N]. Raises NotImplementedError if the converter of the estimator does not support the method.
         """
         if not (isinstance(estimator, RFE) and method == "transform"):  # It also selects columns.
             estimator = best_estimator(estimator)
