@@ -40,8 +40,8 @@ def refuse_unconvertible(graph: Path) -> None:
     for node in _nodes(model.graph):
         if node.domain not in ("", "ai.onnx"):
             raise ConversionError(
-                f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not supported: tflite is for "
-                "neural networks; export trees, linear models and text models as onnx, ort, wheel or bundle"
+                f"cannot export tflite, because operator {node.op_type} ({node.domain}) is not supported: tflite is "
+                "for neural networks; export trees, linear models and text models as onnx, ort, wheel or bundle"
             )
 
 

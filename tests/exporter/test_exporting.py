@@ -204,7 +204,7 @@ Model.outputs = outputs
     )
     monkeypatch.setattr(exporting, "RUNNER", runner)
     rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
-    refusal = r"answers otherwise, .*: output 'y', row 0: 0\.34\d*, and the served model 0\.3\d* \(\d+ of \d+ rows\)$"
+    refusal = r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns 0\.3\d* \(\d+ of \d+ rows\)$"
     with nullcontext() if is_kept else pytest.raises(ParityError, match=refusal):
         onnxserve.export(str(folder), "ort", tmp_path / "m.ort", rows=rows)
 
@@ -213,7 +213,7 @@ def test_an_export_that_does_not_run_is_refused(mixed: Path, tmp_path: Path, mon
     broken = tmp_path / "runner.py"
     broken.write_text("import mlflow_deploy_plugin\n")
     monkeypatch.setattr(exporting, "RUNNER", broken)
-    with pytest.raises(ParityError, match=r"does not run.*mlflow_deploy_plugin"):
+    with pytest.raises(ParityError, match=r"cannot run.*mlflow_deploy_plugin"):
         onnxserve.export(str(mixed), "onnx", tmp_path / "m.onnx")
 
 
@@ -250,13 +250,25 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
     (out / "m.onnx").write_text("mine")
     pyfunc = save_pyfuncs(tmp_path / "pyfuncs", ["days"])["days"]
     cases: list[tuple[type[OnnxserveError], str, str, Any, dict[str, Any]]] = [
-        (InvalidConfig, "the format is 'pickle'; there are onnx, ort", str(mixed), "pickle", {}),
-        (InvalidConfig, "wheels go into a bundle; the format is onnx", str(mixed), "onnx", {"wheels": tmp_path}),
-        (InvalidConfig, "a package's name goes into a wheel; the format is onnx", str(mixed), "onnx", {"name": "m"}),
+        (InvalidConfig, "the format 'pickle' is unknown; supported are onnx, ort", str(mixed), "pickle", {}),
+        (
+            InvalidConfig,
+            "wheels are only supported for the format bundle, but the format is onnx",
+            str(mixed),
+            "onnx",
+            {"wheels": tmp_path},
+        ),
+        (
+            InvalidConfig,
+            "a package name is only supported for the format wheel, but the format is onnx",
+            str(mixed),
+            "onnx",
+            {"name": "m"},
+        ),
         (InvalidConfig, "holds no wheels", str(mixed), "bundle", {"wheels": out}),
         (
             InvalidConfig,
-            "the rows do not fit the model: columns 'distance', 'hour', 'late'",
+            "the rows do not match the model: columns 'distance', 'hour', 'late'",
             str(mixed),
             "onnx",
             {"rows": {"carrier": ["a"]}},

@@ -56,16 +56,16 @@ def test_a_model_knows_itself(model: Model) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"carrier": [1, 2]}, "column 'carrier', row 0: 1; a text is expected"),
-        ({"carrier": ["UA", None]}, "column 'carrier', row 1: None; a text is expected"),
-        ({"distance": ["far", 1]}, "column 'distance', row 0: 'far'; a value of the type double is expected"),
-        ({"distance": [1, "far"]}, "column 'distance', row 1: 'far'; a value of the type double is expected"),
-        ({"late": [True, None]}, "column 'late', row 1: nan; a value of the type boolean is expected"),
-        ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; a value of the type long is expected"),
-        ({"hour": [None, 9]}, "column 'hour', row 0: nan; a value of the type long is expected"),
-        ({"hour": [17, 2**63]}, "column 'hour', row 1: 9223372036854775808; a value of the type long is expected"),
-        ({"hour": [np.inf, 9]}, "column 'hour', row 0: inf; a value of the type long is expected"),
-        ({"late": [1, 0]}, "column 'late', row 0: 1; a value of the type boolean is expected"),
+        ({"carrier": [1, 2]}, "column 'carrier', row 0: 1; expected a string"),
+        ({"carrier": ["UA", None]}, "column 'carrier', row 1: None; expected a string"),
+        ({"distance": ["far", 1]}, "column 'distance', row 0: 'far'; expected a value of the type double"),
+        ({"distance": [1, "far"]}, "column 'distance', row 1: 'far'; expected a value of the type double"),
+        ({"late": [True, None]}, "column 'late', row 1: nan; expected a value of the type boolean"),
+        ({"hour": [17, 9.5]}, "column 'hour', row 1: 9.5; expected a value of the type long"),
+        ({"hour": [None, 9]}, "column 'hour', row 0: nan; expected a value of the type long"),
+        ({"hour": [17, 2**63]}, "column 'hour', row 1: 9223372036854775808; expected a value of the type long"),
+        ({"hour": [np.inf, 9]}, "column 'hour', row 0: inf; expected a value of the type long"),
+        ({"late": [1, 0]}, "column 'late', row 0: 1; expected a value of the type boolean"),
     ],
 )
 def test_a_value_that_does_not_fit_is_named(model: Model, change: dict[str, Any], message: str) -> None:
@@ -131,22 +131,26 @@ def test_its_command_reads_what_spreadsheets_and_pandas_write(
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "carrier,distance,hour\nUA,1,\n", "the column 'late' is missing; the model takes 'carrier', "),
+        ("a.csv", "carrier,distance,hour\nUA,1,\n", "the column 'late' is missing; the model needs 'carrier', "),
         ("a.csv", "carrier,distance,hour,late\n", "the file {file} has no rows"),
         ("a.json", "[]", "the file {file} has no rows"),
         (
             "a.csv",
             "carrier,distance,hour,late\nUA,1,9,0\nUA,far,9,0\n",
-            "column 'distance', row 1: 'far'; a value of the",
+            "column 'distance', row 1: 'far'; expected a value of the",
         ),
-        ("a.csv", "carrier,distance,hour,late\nUA,1,9.5,0\n", "column 'hour', row 0: 9.5; a value of the type long is"),
+        (
+            "a.csv",
+            "carrier,distance,hour,late\nUA,1,9.5,0\n",
+            "column 'hour', row 0: 9.5; expected a value of the type long",
+        ),
         (
             "a.csv",
             "carrier,distance,hour,late\nUA,1,9,maybe\n",
-            "column 'late', row 0: 'maybe'; a value of the type boo",
+            "column 'late', row 0: 'maybe'; expected a value of the type boo",
         ),
         ("a.json", '{"carrier":', "the file {file} cannot be read: Expecting value"),
-        ("a.json", "[1, 2]", "row 0 is 1; a record, or a list of 4 values is expected"),
+        ("a.json", "[1, 2]", "row 0 is 1; expected a record or a list of 4 values"),
         ("a.csv", None, "the file {file} cannot be read: No such file or directory"),
         ("a.csv", b"carrier\nK\xf6ln\n", "the file {file} cannot be read: 'utf-8' codec can't decode"),
     ],

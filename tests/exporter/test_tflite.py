@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ("mixed", "'carrier' is of texts, which it has no operators for"),
-        ("trees", r"operator TreeEnsembleRegressor \(ai.onnx.ml\) has no form there: it is for nets"),
+        ("mixed", "'carrier' contains strings, which tflite does not support"),
+        ("trees", r"operator TreeEnsembleRegressor \(ai.onnx.ml\) is not supported: tflite is for neural networks"),
     ],
 )
 def test_trees_and_texts_are_refused_before_anything_is_installed(

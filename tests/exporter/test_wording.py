@@ -12,22 +12,34 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
     "an unknown format": (
         "pickle",
         {},
-        "the format is 'pickle'; there are onnx, ort, wheel, bundle, tflite, savedmodel",
+        "the format 'pickle' is unknown; supported are onnx, ort, wheel, bundle, tflite, savedmodel",
     ),
-    "wheels for another format": ("onnx", {"wheels": "wheels"}, "wheels go into a bundle; the format is onnx"),
-    "a name for another format": ("onnx", {"name": "m"}, "a package's name goes into a wheel; the format is onnx"),
-    "a folder without wheels": ("bundle", {"wheels": "."}, ". holds no wheels (*.whl)"),
-    "no name of a package": ("wheel", {"name": "!!"}, "'!!' makes no name of a Python package; say another (--name)"),
+    "wheels for another format": (
+        "onnx",
+        {"wheels": "wheels"},
+        "wheels are only supported for the format bundle, but the format is onnx",
+    ),
+    "a name for another format": (
+        "onnx",
+        {"name": "m"},
+        "a package name is only supported for the format wheel, but the format is onnx",
+    ),
+    "a folder without wheels": ("bundle", {"wheels": "."}, ". contains no wheels (*.whl)"),
+    "no name of a package": (
+        "wheel",
+        {"name": "!!"},
+        "'!!' cannot be converted to a valid Python package name; set --name",
+    ),
     "the name of another package": (
         "wheel",
         {"name": "statistics"},
-        "'statistics' makes no name of a Python package; say another (--name)",
+        "'statistics' cannot be converted to a valid Python package name; set --name",
     ),
     "rows of other columns": (
         "onnx",
         {"rows": {"carrier": ["a"]}},
         (
-            "the rows do not fit the model: columns 'distance', 'hour', 'late' are missing; the model needs "
+            "the rows do not match the model: columns 'distance', 'hour', 'late' are missing; the model needs "
             "carrier, distance, hour, late"
         ),
     ),
@@ -36,7 +48,7 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
         {"rows": "none.csv"},
         "the file none.csv cannot be read: No such file or directory",
     ),
-    "a file that exists": ("onnx", {"path": "taken"}, "taken exists; say another path"),
+    "a file that exists": ("onnx", {"path": "taken"}, "taken exists; specify another path"),
 }
 
 

@@ -161,7 +161,7 @@ def test_an_example_without_any_value_is_refused(
     value: Any, model: Pipeline, table: pd.DataFrame, tmp_path: Path
 ) -> None:
     example = pd.DataFrame(value, index=range(3), columns=table.columns)
-    with pytest.raises(InvalidConfig, match="input_example has no"):
+    with pytest.raises(InvalidConfig, match="input_example contains only missing values"):
         onnxserve.save_model(model, tmp_path / "model", input_example=example)
 
 
@@ -187,9 +187,9 @@ TENSOR = {"": np.ones((4, 3), np.float32)}
         (TABLE, _tensor("float64", -1, 2), "it describes tensors, but the example is a table"),
         (TENSOR, _columns(a="double"), "it has the columns ['a'], and the example has one unnamed tensor"),
         (TENSOR, _tensor("float32", -1, 3, name="x"), "it has the tensors ['x'], and the example has one unnamed"),
-        (TENSOR, _tensor("float32", -1, 4), "the tensor has the shape [-1, 4], and [4, 3] in the example"),
-        (TENSOR, _tensor("float32", -1, 3, 1), "the tensor has the shape [-1, 3, 1], and [4, 3] in the example"),
-        (TENSOR, _tensor("int64", -1, 3), "the tensor has the type int64, and float32 in the example"),
+        (TENSOR, _tensor("float32", -1, 4), "the tensor has the shape [-1, 4], but [4, 3] in the example"),
+        (TENSOR, _tensor("float32", -1, 3, 1), "the tensor has the shape [-1, 3, 1], but [4, 3] in the example"),
+        (TENSOR, _tensor("int64", -1, 3), "the tensor has the type int64, but float32 in the example"),
     ],
 )
 def test_a_signature_that_contradicts_the_example_is_refused_in_one_line(

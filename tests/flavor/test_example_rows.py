@@ -94,7 +94,7 @@ def test_columns_become_the_tensors_of_the_signature() -> None:
     assert fit_to_signature(pd.DataFrame([[1, 2], [3, 4]]), plain).shape == (2, 1, 2)
     with pytest.raises(InvalidConfig, match="no column 'mask'"):
         fit_to_signature(rows[["ids"]], named)
-    with pytest.raises(InvalidConfig, match="no tensor of"):
+    with pytest.raises(InvalidConfig, match="cannot be converted to the signature's tensors"):
         fit_to_signature(pd.DataFrame([[1, 2, 3]]), plain)
 
 

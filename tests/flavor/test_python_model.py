@@ -98,7 +98,7 @@ def test_what_is_no_tensor_is_left_out_of_the_answer(example: Any, tracking: Pat
     found, reason = _served(Decoder(), example)
 
     np.testing.assert_allclose(found, ROWS * 2)
-    assert reason.startswith("the module's forward answers a Cache, which is not a tensor")
+    assert reason.startswith("the module's forward returns a Cache, which is not a tensor")
 
 
 def test_sizes_that_differ_between_the_data_are_free(tracking: Path) -> None:

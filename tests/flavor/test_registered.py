@@ -278,7 +278,7 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
     [
         ("python", ConversionError, "cannot be converted to ONNX: it is a custom Python class; it"),
         ("code", ConversionError, "cannot be converted to ONNX: it is a custom Python class; it"),
-        ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ is served as"),
+        ("step", ConversionError, r"'functiontransformer' .*: its option func=add_mean .*; \S+ can be served as"),
         ("method", ConversionError, "its pyfunc calls 'predict_log_proba', and an ONNX form supports only"),
         (
             "sequence",
@@ -295,7 +295,7 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
         (
             "attribute",
             InvalidConfig,
-            r"the model itself refuses it: .*; it was logged with scikit-learn 1.4.2 \(\S+ is ",
+            r"the model cannot predict these rows: .*; it was logged with scikit-learn 1.4.2 \(\S+ is ",
         ),
         ("no model", InvalidArtifact, "is not a model: it has no MLmodel file"),
         ("no MLmodel", InvalidArtifact, "is not a model: its MLmodel file cannot be read: ParserError"),

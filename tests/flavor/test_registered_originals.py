@@ -20,7 +20,12 @@ from mlflow_deploy_plugin.flavor.registered import load_file, load_folder
     [
         ("text.txt", b"hello", InvalidConfig, "text.txt is not a model: the file name must end with .joblib"),
         ("text.pkl", b"hello", InvalidArtifact, "text.pkl cannot be loaded as a joblib or pickle file"),
-        ("map.pkl", b"\x80\x04}\x94.", ConversionError, "builtins.dict is of no framework that can be converted"),
+        (
+            "map.pkl",
+            b"\x80\x04}\x94.",
+            ConversionError,
+            "builtins.dict cannot be converted to ONNX: its framework is not supported",
+        ),
         ("gone.pkl", None, NotFound, "the file .*gone.pkl does not exist"),
         ("text.onnx", b"hello", ConversionError, "not a valid ONNX model: Error parsing message"),
     ],
@@ -60,7 +65,7 @@ def test_a_model_of_no_framework_is_not_asked_for_rows(tmp_path: Path) -> None:
     options = {"pip_requirements": ["scikit-learn"], "serialization_format": "cloudpickle"}
     mlflow.sklearn.save_model(Rule(), tmp_path / "saved", **options)
 
-    with pytest.raises(ConversionError, match=r"Rule .*no framework.*pyfunc"):
+    with pytest.raises(ConversionError, match=r"Rule .*framework is not supported.*pyfunc"):
         load_folder(tmp_path / "saved", "it")
 
 
@@ -73,7 +78,7 @@ def test_a_model_of_a_flavor_without_a_converter_is_not_loaded(tmp_path: Path) -
     )
     mlmodel.save(str(tmp_path / "MLmodel"))
 
-    unknown = r"a model of mlflow.spark is of no framework .*known are catboost.*; it can be served as pyfunc without"
+    unknown = r"a model of mlflow.spark cannot be converted to ONNX: .*supported are catboost.*; it can be served as pyfunc without"
     with pytest.raises(ConversionError, match=unknown):
         load_folder(tmp_path, "it")
 

@@ -175,7 +175,7 @@ def test_a_model_without_an_onnx_form_is_logged_by_mlflows_own_flavor_and_says_w
             pip_requirements=["scikit-learn"],
         )
 
-    (line,) = [record.getMessage() for record in caplog.records if "logs it instead" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if "instead and is served" in record.getMessage()]
     assert "func=ranked" in line
     assert "\n" not in line
     client = mlflow.MlflowClient()
@@ -193,8 +193,11 @@ def test_a_model_that_answers_otherwise_as_onnx_is_logged_as_it_is(
 ) -> None:
     info = onnxserve.log_model(unfaithful, name="model", input_example=table, pip_requirements=[])
 
-    assert any("logs it instead" in line and "Worst rows" not in line for line in caplog.messages)
-    assert "answers otherwise" in mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    assert any("instead and is served" in line and "Worst rows" not in line for line in caplog.messages)
+    assert (
+        "does not match the original"
+        in mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
+    )
     np.testing.assert_array_equal(mlflow.pyfunc.load_model(info.model_uri).predict(table), unfaithful.predict(table))
 
 
@@ -299,7 +302,7 @@ def test_a_model_with_a_column_that_is_called_as_an_answer_is_logged_as_pyfunc(
     info = onnxserve.log_model(pipeline, name="model", input_example=stacked, pip_requirements=[])
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
-    assert reason.startswith("input_example: the name 'prediction' is taken")
+    assert reason.startswith("input_example: the name 'prediction' is reserved")
     np.testing.assert_allclose(mlflow.pyfunc.load_model(info.model_uri).predict(stacked), pipeline.predict(stacked))
 
 
@@ -364,10 +367,10 @@ def test_a_model_of_an_unknown_library_is_logged_as_pyfunc_if_it_answers_rows(
     info = onnxserve.log_model(Interval(), name="model", input_example=table, pip_requirements=[])
 
     reason = mlflow.MlflowClient().get_logged_model(info.model_id).tags["onnxserve.fallback"]
-    assert mentions(reason, "Interval", "no framework")
+    assert mentions(reason, "Interval", "framework is not supported")
     assert mlflow.pyfunc.load_model(info.model_uri).predict(table).equals(table.a * 0.9)
     for other in (Forecaster(), YearAhead()):
-        with pytest.raises(ConversionError, match=r"no .* mlflow\.pyfunc\.log_model\(python_"):
+        with pytest.raises(ConversionError, match=r"not supported.* mlflow\.pyfunc\.log_model\(python_"):
             onnxserve.log_model(other, name="model", input_example=table)
 
 

@@ -29,30 +29,27 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     "no model": (
         lambda: _save({}),
         (
-            "builtins.dict is of no framework that can be converted to ONNX; known are catboost, keras, "
+            "builtins.dict cannot be converted to ONNX: its framework is not supported; supported are catboost, keras, "
             "lightgbm, onnx, sklearn, statsmodels, tensorflow, torch, xgboost. Log it with "
-            "mlflow.pyfunc.log_model(python_model=…), in a mlflow.pyfunc.PythonModel around it, and deploy "
-            "it by the same command: it is then served as pyfunc."
+            "mlflow.pyfunc.log_model(python_model=…) in a mlflow.pyfunc.PythonModel and deploy "
+            "it with the same command; it is then served as pyfunc."
         ),
     ),
     "no example": (
         lambda: _save(Ridge().fit(ROWS, TARGET)),
-        "input_example: a scikit-learn model needs one, to know its columns and their types",
+        "input_example: a scikit-learn model needs an example for its columns and their types",
     ),
-    "a model that is not fitted": (
-        lambda: _save(Ridge(), ROWS),
-        "the Ridge is not fitted: call its fit before it is logged",
-    ),
+    "a model that is not fitted": (lambda: _save(Ridge(), ROWS), "the Ridge is not fitted: call fit before logging it"),
     "an example of another kind": (
         lambda: _save(LINE, object()),
-        "input_example: a scikit-learn model takes a DataFrame or an array of [rows, columns], not a object",
+        "input_example: a scikit-learn model needs a DataFrame or an array [rows, columns], not a object",
     ),
     "random answers": (
         lambda: _save(DummyClassifier(strategy="stratified").fit(ROWS, TARGET > 40), ROWS),
         (
             "DummyClassifier cannot be converted to ONNX: DummyClassifier with strategy='stratified': its "
-            "answers are drawn by chance. Log it with mlflow.sklearn.log_model(…, "
-            'serialization_format="cloudpickle"), and deploy it by the same command: it is then served as '
+            "answers are random. Log it with mlflow.sklearn.log_model(…, "
+            'serialization_format="cloudpickle") and deploy it with the same command; it is then served as '
             "pyfunc."
         ),
     ),

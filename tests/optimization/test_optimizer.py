@@ -102,7 +102,7 @@ def test_auto_names_what_it_cannot_make_and_registers_nothing_if_nothing_is_with
     recipes, said = [Recipe(int8="dynamic"), Recipe(fp16=True), Recipe(prune=0.5)], list[str]()
     done = try_forms("models:/linear/1", recipes, progress=said.append)
     assert list(done.impossible) == ["int8 dynamic", "fp16"]
-    assert done.impossible["int8 dynamic"].startswith("no MatMul of it has weights of 32-bit floats")
+    assert done.impossible["int8 dynamic"].startswith("no MatMul has 32-bit float weights")
     assert not done.chosen
     assert not done.is_refused
     assert done.reason.startswith("nothing was faster than models:/linear/1")
@@ -122,7 +122,7 @@ def test_a_form_that_the_runtime_cannot_load_is_tried_in_another_process(
         return broken
 
     monkeypatch.setattr("mlflow_deploy_plugin.optimization.forms.half_precision", half_precision)
-    with pytest.raises(ConversionError, match=r"form fp16: .*Gemmm.*auto"):
+    with pytest.raises(ConversionError, match=r"form fp16 .*Gemmm.*auto"):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
@@ -130,7 +130,7 @@ def test_a_form_that_runs_too_long_is_refused_for_its_time(
     registry: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlflow_deploy_plugin.optimization.optimizer._TRIAL_SECONDS", 0)
-    with pytest.raises(ConversionError, match=r"form fp16:.*0 s"):
+    with pytest.raises(ConversionError, match=r"form fp16 .*0 s"):
         onnxserve.optimize("models:/net/1", fp16=True)
 
 
@@ -141,7 +141,7 @@ def test_boosted_trees_that_have_no_16_bit_form_are_refused_with_the_reason_and_
     booster = xgboost.XGBClassifier(n_estimators=40, n_jobs=1).fit(rows, rows[:, 0] > 0)
     onnxserve.save_model(booster, tmp_path / "trees", input_example=rows)
 
-    with pytest.raises(ConversionError, match=r"form fp16: .*If.*auto") as refused:
+    with pytest.raises(ConversionError, match=r"form fp16 .*If.*auto") as refused:
         onnxserve.optimize(str(tmp_path / "trees"), fp16=True, register="trees")
 
     assert "\n" not in refused.value.message
@@ -197,18 +197,21 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "name a form: int8 (dynamic or static), fp16 or prune; or auto, which tries them all"),
-        ({"int8": "static", "fp16": True}, "int8 and fp16 exclude each other: a weight has 8 bits or 16"),
-        ({"auto": True, "prune": 0.5}, "auto tries all forms: leave int8, fp16 and prune out"),
+        ({}, "set a form: int8 (dynamic or static), fp16 or prune; or set auto, which tries all forms"),
+        ({"int8": "static", "fp16": True}, "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits"),
+        ({"auto": True, "prune": 0.5}, "auto tries all forms: do not set int8, fp16 or prune"),
         ({"int8": "fast"}, "int8: 'fast' is neither dynamic nor static"),
-        ({"prune": 1.5}, "prune: 1.5 is no share of the weights between 0 and 1"),
-        ({"auto": True, "rows": 7}, "rows: 7 is not one of 1, 8, 1000, which are measured"),
+        ({"prune": 1.5}, "prune: 1.5 is not a share between 0 and 1"),
+        ({"auto": True, "rows": 7}, "rows: 7 is not one of the measured sizes 1, 8, 1000"),
         ({"fp16": True, "max_loss": -1}, "max_loss: -1 is below 0"),
         ({"fp16": True, "register": "a/b"}, "'a/b' is no name for a registered model: it holds neither / nor :"),
-        ({"fp16": True, "target": "label"}, "target: name the data that has it; the reference beside a model has no"),
+        (
+            {"fp16": True, "target": "label"},
+            "target: set data that contains the label column; a model's reference has no",
+        ),
         (
             {"fp16": True, "data": "few.parquet"},
-            "few.parquet has 20 rows, of which no loss can be told; give data with",
+            "few.parquet has 20 rows, which are too few to measure a loss; use data with",
         ),
         ({"fp16": True, "data": "few.parquet", "target": "y"}, "the dataset few.parquet has no column 'y'"),
     ],

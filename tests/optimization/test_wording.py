@@ -16,43 +16,39 @@ OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
     "no form": (
         onnxserve.optimize,
         {},
-        "name a form: int8 (dynamic or static), fp16 or prune; or auto, which tries them all",
+        "set a form: int8 (dynamic or static), fp16 or prune; or set auto, which tries all forms",
     ),
     "an unknown form": (onnxserve.optimize, {"int8": "tiny"}, "int8: 'tiny' is neither dynamic nor static"),
     "two forms of a weight": (
         onnxserve.optimize,
         {"int8": "dynamic", "fp16": True},
-        "int8 and fp16 exclude each other: a weight has 8 bits or 16",
+        "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits",
     ),
-    "a share of more than all": (
-        onnxserve.optimize,
-        {"prune": 1.5},
-        "prune: 1.5 is no share of the weights between 0 and 1",
-    ),
+    "a share of more than all": (onnxserve.optimize, {"prune": 1.5}, "prune: 1.5 is not a share between 0 and 1"),
     "a form next to auto": (
         onnxserve.optimize,
         {"auto": True, "fp16": True},
-        "auto tries all forms: leave int8, fp16 and prune out",
+        "auto tries all forms: do not set int8, fp16 or prune",
     ),
     "a limit below zero": (onnxserve.optimize, {"fp16": True, "max_loss": -1.0}, "max_loss: -1 is below 0"),
     "a number of rows that is not measured": (
         onnxserve.optimize,
         {"fp16": True, "rows": 7},
-        "rows: 7 is not one of 1, 8, 1000, which are measured",
+        "rows: 7 is not one of the measured sizes 1, 8, 1000",
     ),
     "a folder without a name": (
         onnxserve.optimize,
         {"fp16": True},
-        "net is no registered version: name the model to register the form under",
+        "net is not a registered version: set the name of the model for the form (register)",
     ),
     "a name that MLflow refuses": (
         onnxserve.optimize,
         {"fp16": True, "register": "a/b"},
         "'a/b' is no name for a registered model: it holds neither / nor :",
     ),
-    "no rows": (profile, {"rows": 0}, "rows: 0 is not 1 or more"),
+    "no rows": (profile, {"rows": 0}, "rows: 0 is less than 1"),
     "a file that does not exist": (profile, {"data": "gone.parquet"}, "the dataset gone.parquet does not exist"),
-    "no run to log to": (profile, {"log": True}, "net has no run in MLflow that the profile could be logged to"),
+    "no run to log to": (profile, {"log": True}, "net has no run in MLflow to log the profile to"),
 }
 
 

@@ -106,7 +106,7 @@ def test_a_reference_that_does_not_fit_or_cannot_be_read_is_told_of(
     with pytest.raises(InvalidRequest, match="cannot be read"):
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0], [2.0]]}), folder / "reference.parquet")
-    with pytest.raises(InvalidRequest, match="not fit"):
+    with pytest.raises(InvalidRequest, match="do not match its schema"):
         explainer.answer(question(folder, [1.0, 2.0]))
     pq.write_table(pa.table({"X": [[1.0, 2.0], [3.0, 4.0]]}), folder / "reference.parquet")
     with monkeypatch.context() as patched:

@@ -310,7 +310,7 @@ def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
         "created": [5],
     }
     assert values(to_texts(table, 2, ["score", "why"])) == {"score": [0.5, 1.0], "why": ['["x"]', "[]"]}
-    with pytest.raises(NotRepresentable, match="no score, why"):
+    with pytest.raises(NotRepresentable, match="not contain score, why"):
         to_texts([[1]], 1, ["score", "why"])
 
 

@@ -95,7 +95,7 @@ def test_the_values_of_an_answer_are_counted_whatever_its_form(prediction: Any, 
 
 
 def test_a_missing_text_among_the_answers_is_called_what_it_is() -> None:
-    with pytest.raises(NotRepresentable, match="missing text"):
+    with pytest.raises(NotRepresentable, match="missing string"):
         to_outputs(pd.DataFrame({"name": ["a", None]}))
 
 

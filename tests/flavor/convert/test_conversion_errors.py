@@ -81,7 +81,7 @@ class Lazy(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle"), and deploy it by the same'
 CASES = {
-    "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its answers are drawn by chance"),
+    "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its answers are random"),
     "an outer one": (
         TransformedTargetRegressor(make_pipeline(NMF(1), LinearRegression())),
         NUMBERS.abs(),
@@ -149,7 +149,7 @@ def test_the_step_and_its_option_are_named_and_the_way_that_is_left(
 def test_a_converter_that_fails_is_said_with_its_error() -> None:
     reason = explain_failure(KeyError("leaf_weights"), LogisticRegression())
 
-    assert reason.endswith("its converter does not know this form of it (KeyError: 'leaf_weights')")
+    assert reason.endswith("its converter does not support this variant (KeyError: 'leaf_weights')")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_converter_that_fails_is_said_with_its_error() -> None:
     [
         ({}, "mlflow.pyfunc.log_model(python_model=…)"),
         (np.square, "mlflow.pyfunc.log_model(python_model=…)"),
-        (Prophet(), "mlflow.prophet.log_model,"),
+        (Prophet(), "mlflow.prophet.log_model and"),
         (AgglomerativeClustering().fit(NUMBERS), "mlflow.pyfunc.log_model(python_model=…)"),
     ],
 )
@@ -178,12 +178,12 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
     [
         (
             "For operator Scaler (type: Scaler), at most 1 input(s) is(are) supported but we got 3 input(s)",
-            "it reads 3 inputs of different types, and its converter takes 1; a ColumnTransformer before it",
+            "it reads 3 inputs of different types, but its converter supports 1; use columns of the same type",
         ),
         ("'functools.partial' object has no attribute 'upper'", "a kernel that is a Python function"),
         (
             "Could not infer attribute `support_vectors` type from empty iterator",
-            "a kernel that is computed before it (kernel='precomputed')",
+            "a precomputed kernel (kernel='precomputed')",
         ),
         ("The detected shape was (2,) + inhomogeneous part.", "its targets have different numbers of classes"),
         (
@@ -204,11 +204,11 @@ def test_what_is_onnx_already_has_no_other_way(tmp_path: Path) -> None:
         ),
         (
             'failed to unpack the object at pos 2 with error "type must be tuple of ints,but got FakeTensor"',
-            "a tensor in it has a size that its data say, as those of pack_padded_sequence have",
+            "the size of a tensor depends on the data, as in pack_padded_sequence",
         ),
         (
             "torch.classes.quantized.LinearPackedParamsBase does not have a field with name '__obj_flatten__'",
-            "its layers are quantized by torch; wrap it as it was before",
+            "its layers are quantized by torch; wrap the unquantized model",
         ),
         ("during initialization: size_t onnxruntime::Grams(int) [with K = std::string]", "during initialization"),
     ],

@@ -192,7 +192,7 @@ def test_unknown_inputs_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("example", "function", "said"),
-    [(None, "predict", "needs one, to know the shapes"), (_floats(4, 4), "predict_proba", "has only its predict")],
+    [(None, "predict", "needs an example for the shapes"), (_floats(4, 4), "predict_proba", "has only predict")],
 )
 def test_what_a_net_cannot_do_without_is_said(example: Any, function: Any, said: str) -> None:
     with pytest.raises(InvalidConfig, match=said):

@@ -164,16 +164,16 @@ def test_a_booster_is_proven(case: tuple[Fit, pd.DataFrame]) -> None:
 
 
 REFUSED: dict[str, tuple[Fit, str]] = {
-    "xgboost, accents": (lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO), "categories that are not ASCII"),
-    "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels a row"),
+    "xgboost, accents": (lambda: xgb(enable_categorical=True).fit(ACCENTS, TWO), "non-ASCII categories"),
+    "xgboost, several labels": (lambda: xgb().fit(FULL, TARGETS > 0), "several labels per row"),
     "xgboost, hinge": (lambda: xgb(objective="binary:hinge").fit(FULL, TWO), "the objective binary:hinge"),
-    "lightgbm, codes": (lambda: lgbm().fit(HALVES, TWO), "categories that are neither texts"),
+    "lightgbm, codes": (lambda: lgbm().fit(HALVES, TWO), "categories that are neither strings"),
     "lightgbm, zeros": (lambda: lgbm("Regressor", zero_as_missing=True).fit(ZEROS, SCORE), "0 counts as missing"),
     "lightgbm, square roots": (lambda: lgbm("Regressor", reg_sqrt=True).fit(FULL, COUNTS), "regression sqrt"),
     "catboost, powers": (lambda: cat("Regressor", loss_function="Lq:q=2").fit(FULL, SCORE), "the loss Lq"),
     "catboost, categories": (
         lambda: cat(cat_features=["kind", "code"]).fit(CODES, TWO),
-        "features that are no numbers",
+        "features that are not numbers",
     ),
 }
 
@@ -181,7 +181,7 @@ REFUSED: dict[str, tuple[Fit, str]] = {
 @pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
 def test_a_booster_without_a_form_says_why_and_what_is_left(case: tuple[Fit, str], tmp_path: Path) -> None:
     fit, reason = case
-    rows = {"ASCII": ACCENTS, "neither": HALVES, "no numbers": CODES}
+    rows = {"ASCII": ACCENTS, "neither": HALVES, "not numbers": CODES}
     example = next((rows[word] for word in rows if word in reason), FULL)
     with pytest.raises(ConversionError, match=rf"{reason}.*served as pyfunc"):
         save_model(fit(), tmp_path / "model", input_example=example)

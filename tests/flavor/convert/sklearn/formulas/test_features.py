@@ -164,7 +164,7 @@ def test_an_elimination_predicts_by_its_own_estimator() -> None:
     ("step", "words"),
     [
         (MissingIndicator(missing_values=0, features="all"), "MissingIndicator with missing_values other than NaN"),
-        (FeatureAgglomeration(2, pooling_func=np.median), "numpy.median, which has no form in a graph"),
+        (FeatureAgglomeration(2, pooling_func=np.median), "numpy.median, which is not supported in a graph"),
     ],
 )
 def test_an_option_without_a_form_is_named(step: Any, words: str) -> None:

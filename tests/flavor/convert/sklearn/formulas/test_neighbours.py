@@ -129,7 +129,7 @@ def test_many_long_rows_are_compared_by_their_products(monkeypatch: pytest.Monke
     [
         (KNeighborsClassifier(metric="canberra"), "metric='canberra'"),
         (KNeighborsRegressor(metric="seuclidean", metric_params={"V": np.ones(3)}), "metric_params="),
-        (RadiusNeighborsClassifier(9.0, outlier_label=7), "an outlier_label that is no class"),
+        (RadiusNeighborsClassifier(9.0, outlier_label=7), "an outlier_label that is not a class"),
         (LabelPropagation(kernel=lambda x, y: np.ones((len(x), len(y)))), "a kernel that is a Python function"),
         (KernelRidge(kernel=lambda x, y: float(x @ y)), "kernel=<function"),
         (KernelRidge(kernel="rbf", kernel_params={"gamma": 2}), "KernelRidge with kernel_params"),

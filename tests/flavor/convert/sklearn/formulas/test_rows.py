@@ -40,7 +40,7 @@ def test_an_estimator_within_answers_as_it_does_alone(within: Any) -> None:
     model = OneVsRestClassifier(within) if not hasattr(within, "threshold") else OneVsOneClassifier(within)
 
     if isinstance(within, FixedThresholdClassifier):
-        with pytest.raises(ConversionError, match="scores of FixedThresholdClassifier"):
+        with pytest.raises(ConversionError, match="scores of the inner FixedThresholdClassifier"):
             wrap(model.fit(ROWS, THREE), ROWS)
     else:
         assert wrap(model.fit(ROWS, THREE), ROWS).report.state == "proven"
@@ -69,5 +69,5 @@ def test_scores_that_a_converter_lacks_are_named() -> None:
     lacking = OneVsRestClassifier(NearestCentroid()).fit(ROWS, THREE)
 
     assert wrap(model, ROWS).report.state == "proven"
-    with pytest.raises(ConversionError, match="scores of NearestCentroid"):
+    with pytest.raises(ConversionError, match="scores of the inner NearestCentroid"):
         wrap(lacking, ROWS)

@@ -163,13 +163,13 @@ def without_stop_words(text: str) -> list[str]:
         (CountVectorizer(tokenizer=stemmed, token_pattern=None), "tokenizer=stemmed is a Python function"),
         (CountVectorizer(tokenizer=without_stop_words, token_pattern=None), "tokenizer=without_stop_words is a"),
         (CountVectorizer(token_pattern=r"a|bc"), "token_pattern ('a|bc')"),
-        (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around something else"),
-        (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb'): a term of a space alone"),
+        (CountVectorizer(token_pattern=r"\b[a-z]+\b", ngram_range=(1, 2)), "\\b around a class other"),
+        (CountVectorizer(analyzer="char_wb"), "analyzer ('char_wb'): a term of only a space"),
         (CountVectorizer(analyzer=str.split), "analyzer=str.split"),
         (CountVectorizer(strip_accents=str.title), "strip_accents=str.title is a Python function"),
-        (HashingVectorizer(lowercase=False), "n_features (1048576): a graph takes up to 2**16 columns of hashes"),
+        (HashingVectorizer(lowercase=False), "n_features (1048576): a graph supports up to 2**16 hash columns"),
         (HashingVectorizer(n_features=8, ngram_range=(1, 2)), "ngram_range ((1, 2)): hashes of several tokens"),
-        (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around something else"),
+        (HashingVectorizer(n_features=8, token_pattern=r"\b[a-z]+\b"), "\\b around a class other"),
     ],
 )
 def test_what_takes_texts_apart_in_another_way_is_refused_by_its_name(vectorizer: Any, obstacle: str) -> None:

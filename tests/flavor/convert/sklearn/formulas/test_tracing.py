@@ -58,23 +58,23 @@ def test_a_function_of_numpy_functions_is_proven(function: Callable[[Any], Any])
 
 
 REFUSED: list[tuple[Callable[[Any], Any], str]] = [
-    (lambda x: x if x.sum() > 0 else -x, "a sum, mean or the like over several rows"),
-    (lambda x: x if x > 0 else -x, "an `if`, `and` or `or` on values; numpy.where decides for each row"),
-    (lambda x: np.sort(x, axis=1), "numpy.sort, which has no form in a graph"),
-    (np.spacing, "numpy.spacing, which has no form in a graph"),
+    (lambda x: x if x.sum() > 0 else -x, "a reduction (sum, mean, …) over rows"),
+    (lambda x: x if x > 0 else -x, "an `if`, `and` or `or` on values; use numpy.where instead"),
+    (lambda x: np.sort(x, axis=1), "numpy.sort, which is not supported in a graph"),
+    (np.spacing, "numpy.spacing, which is not supported in a graph"),
     (lambda x: [row[::-1] for row in x], "a loop over rows"),
-    (lambda x: x[::-1], "picking of rows"),
-    (lambda x: x["a"], "columns by their names; by positions, as x[:, 0]"),
-    (lambda x: x[["a", "b"]], "columns by their names"),
-    (lambda x: x[:, np.argmax(x, axis=1)], "picking by computed positions"),
+    (lambda x: x[::-1], "a selection of rows"),
+    (lambda x: x["a"], "columns by name; use positions instead, as in x[:, 0]"),
+    (lambda x: x[["a", "b"]], "columns by name"),
+    (lambda x: x[:, np.argmax(x, axis=1)], "a selection by computed positions"),
     (lambda x: x.reshape(200, 3), "reshape to a number of rows"),
     (lambda x: x * np.ones(len(x))[:, None], "the number of rows"),
-    (np.asarray, "a call that reads the numbers, as numpy.asarray and float do"),
+    (np.asarray, "a call that reads values, such as numpy.asarray or float"),
     (lambda x: np.add(x, 1, where=[True, False, True]), "numpy.add with __call__ or options"),
     (lambda x: x.astype(np.complex128), "numbers of the type complex128"),
     (lambda x: np.linalg.norm(x, ord=1, axis=1), "numpy.linalg.norm with ord=1"),
     (lambda x: np.digitize(x, [1, 0]), "numpy.digitize with descending bins"),
-    (lambda x: np.concatenate([x, np.ones((7, 1))], axis=1), "rows beside constant rows"),
+    (lambda x: np.concatenate([x, np.ones((7, 1))], axis=1), "a concatenation with constants"),
 ]
 
 
@@ -87,8 +87,8 @@ def test_what_no_graph_can_follow_is_named(function: Callable[[Any], Any], words
 @pytest.mark.parametrize(
     ("function", "words"),
     [
-        (lambda x: x.rank(axis=1), "a Python function with .rank, which has no form in a graph"),
-        (lambda x: np.ones((200, 2)), "a Python function that makes no columns of its own"),
+        (lambda x: x.rank(axis=1), "a Python function with .rank, which is not supported in a graph"),
+        (lambda x: np.ones((200, 2)), "a Python function that does not return computed columns"),
     ],
 )
 def test_a_user_s_function_without_a_graph_is_named_with_its_step(function: Callable[[Any], Any], words: str) -> None:

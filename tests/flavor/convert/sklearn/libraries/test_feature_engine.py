@@ -113,10 +113,10 @@ def test_a_gap_beside_a_quotient_is_answered_where_the_original_answers_it() -> 
 @pytest.mark.parametrize(
     ("step", "option"),
     [
-        (discretisation.EqualWidthDiscretiser(return_boundaries=True), "return_boundaries=True makes texts"),
+        (discretisation.EqualWidthDiscretiser(return_boundaries=True), "return_boundaries=True returns strings"),
         (creation.MathFeatures(variables=["a", "b"], func="median"), "func='median'"),
         (creation.RelativeFeatures(variables=["a"], reference=["b"], func=["floordiv"]), "func='floordiv'"),
-        (encoding.RareLabelEncoder(variables=["a"], ignore_format=True), "no texts among its categories"),
+        (encoding.RareLabelEncoder(variables=["a"], ignore_format=True), "its categories are not strings"),
     ],
     ids=lambda value: type(value).__name__,
 )
