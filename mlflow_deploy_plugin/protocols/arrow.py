@@ -1,10 +1,10 @@
-"""Tables as Arrow IPC streams and files: bodies ↔ feeds and predictions.
+"""Decode tables from Arrow IPC streams and files, and encode predictions as tables.
 
-Columns go from the body's buffers into the graph's input without Python objects. pyarrow is imported on the first such
-request (75 ms, 33 MB), and never reaches pandas.
+Columns go from the body's buffers into the graph's input without Python objects. pyarrow is imported on the first Arrow
+request (75 ms, 33 MB), and pandas is never imported.
 
-Arrow's reader is safe against torn and hostile bodies, but it trusts the declared size of a compressed buffer and takes
-that much memory. So the sizes in the headers are checked first (`check_stream_size`).
+Arrow's reader is safe against truncated and hostile bodies, but it trusts the declared size of a compressed buffer and
+allocates that much memory. Therefore `check_stream_size` checks the sizes in the headers first.
 
 https://arrow.apache.org/docs/format/Columnar.html (Message.fbs), https://www.iana.org/assignments/media-types
 """
@@ -50,24 +50,24 @@ _I32, _U32, _U16, _I64 = struct.Struct("<i"), struct.Struct("<I"), struct.Struct
 
 
 def decode(body: bytes, schema: Schema, limit: int) -> Feeds:
-    """Return the feeds in an Arrow stream or file. Columns that the model does not take are not read.
+    """Return the feeds in an Arrow stream or file. Columns that the model does not need are not read.
 
     A null is NaN in a floating-point column and a missing string in a string column. Strings may be dictionary-encoded.
-    A tensor is a column of lists of equal length, or, of rank 2, all columns. If the only column of a table has no
-    name, each list in it is a row in the signature's order.
+    A tensor is a column of lists of equal length; a tensor of rank 2 may also be all columns. If the table has a single
+    column without a name, each list in it is a row in the signature's order.
 
     Args:
-        limit: bytes of the decompressed columns, and number of their values.
+        limit: the maximum number of decompressed bytes, and of values.
 
     Raises:
-        InvalidRequest: the body is not a stream or file of Arrow.
-        BodyTooLarge: it exceeds `limit`.
+        InvalidRequest: the body is not an Arrow stream or file.
+        BodyTooLarge: the body exceeds `limit`.
         SchemaMismatch: the table does not fit the signature.
     """
     import pyarrow as pa
 
     stream = pa.py_buffer(body)
-    if body.startswith(_FILE_MAGIC):  # a file is a stream between this word and a footer
+    if body.startswith(_FILE_MAGIC):  # A file is a stream between this magic number and a footer.
         stream = stream.slice(len(_FILE_MAGIC))
     try:
         check_stream_size(pa.ipc.MessageReader.open_stream(stream), limit)
@@ -92,15 +92,17 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
     budget, batches = StringBudget(limit), table.to_batches()
     if len(batches) == 1:
         (batch,) = batches
-        names = batch.schema.names  # `table.column_names` takes 10 µs more
+        names = batch.schema.names  # `table.column_names` would take 10 µs more.
         if schema.matrix_kinds and batch.num_rows and names == [*schema.names]:
             numbers = matrix(batch)
             if numbers is not None and numbers.dtype.kind in schema.matrix_kinds:
                 return schema.from_array(numbers)
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
-    else:  # thousands of batches may have a few rows each
+    else:  # A stream may have thousands of batches with a few rows each.
         columns = [table.column(name) for name in chosen]
-        joined = ([one.combine_chunks()] if pa.types.is_primitive(one.type) else one.chunks for one in columns)
+        joined = (
+            [column.combine_chunks()] if pa.types.is_primitive(column.type) else column.chunks for column in columns
+        )
         pieces = dict(zip(chosen, joined, strict=True))
     arrays = {
         name: (_key_column if name in schema.keys else _column)(name, pieces[name], limit, budget) for name in chosen
@@ -113,15 +115,15 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
 
 
 def _split_array(array: Array, names: Sequence[str]) -> dict[str, Array]:
-    """Return the columns of an array of [N, columns]; one of [N] is the only column."""
+    """Return the columns of an array [N, columns]; an array [N] is a single column."""
     if array.ndim > 2 or array.size != len(array) * len(names):
         shape = f"the array has the shape {list(array.shape)}"
-        raise SchemaMismatch(f"{shape}; [any, {len(names)}] is expected, with the columns in the signature's order")
+        raise SchemaMismatch(f"{shape}; [any, {len(names)}] is expected, columns in the signature's order")
     return dict(zip(names, array.reshape(len(array), -1).T, strict=True))
 
 
 def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
-    """Return the prediction as a table of N rows, in the form of `media`; raises as `prediction_table`."""
+    """Return the prediction as a table of N rows in the format of `media`. Raises as `prediction_table`."""
     import pyarrow as pa
 
     table = prediction_table(prediction)
@@ -135,8 +137,8 @@ def encode(media: str, prediction: Array | dict[str, Array]) -> bytes:
 def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
     """Return the prediction as a `pyarrow.Table` of N rows.
 
-    One output is the column `prediction`; several outputs, and the fields of records, are columns by their names. [N]
-    and [N, 1] are plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on. Raises
+    A single output is the column `prediction`; several outputs, and the fields of records, are columns by name. [N]
+    and [N, 1] become plain columns, [N, k] a column of lists of k (`pyarrow.fixed_size_list`), and so on. Raises
     SchemaMismatch if an output does not have one value, or list of values, per row.
     """
     import pyarrow as pa
@@ -152,27 +154,27 @@ def prediction_table(prediction: Array | dict[str, Array]) -> "pa.Table":
     return pa.Table.from_arrays([_to_arrow(array) for array in columns.values()], names=list(columns))
 
 
-def select_columns(given: "pa.Schema", schema: Schema) -> list[str]:
-    """Return the columns to read of a table with this Arrow schema, before any value is read.
+def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
+    """Return the names of the columns to read from a table with this Arrow schema, before reading any value.
 
-    Raises BodyTooLarge above the limit, SchemaMismatch if a column is missing, repeated, or of an unfit type.
+    Raises BodyTooLarge above the limit, and SchemaMismatch if a column is missing, repeated or of a wrong type.
     """
-    if len(given.names) > MOST_COLUMNS:
-        raise BodyTooLarge(f"the table has {len(given.names)} columns; at most {MOST_COLUMNS} are taken")
-    given_names, dtypes = given.names, schema.dtypes
-    if given_names == _UNNAMED and schema.columns:
+    if len(arrow_schema.names) > MOST_COLUMNS:
+        raise BodyTooLarge(f"the table has {len(arrow_schema.names)} columns; at most {MOST_COLUMNS} are allowed")
+    arrow_names, dtypes = arrow_schema.names, schema.dtypes
+    if arrow_names == _UNNAMED and schema.columns:
         for expected in set(dtypes.values()):
-            _check_column("", given.types[0], expected, takes_lists=True)
+            _check_column("", arrow_schema.types[0], expected, takes_lists=True)
         return _UNNAMED
-    counts = Counter(given_names)
+    counts = Counter(arrow_names)
     if missing := schema.missing_columns(counts):
         raise missing
-    names = [one for one in given_names if one in dtypes or one in schema.keys] if schema.columns else given_names
+    names = [name for name in arrow_names if name in dtypes or name in schema.keys] if schema.columns else arrow_names
     if doubled := next((name for name in names if counts[name] > 1), None):
-        raise SchemaMismatch(f"column {doubled[:100]!r} stands twice", column=doubled)
+        raise SchemaMismatch(f"column {doubled[:100]!r} is repeated", column=doubled)
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
     checked = set()
-    for name, kind in zip(given_names, given.types, strict=True):
+    for name, kind in zip(arrow_names, arrow_schema.types, strict=True):
         dtype = None if name in schema.keys else dtypes.get(name, only)
         if dtype is None or (pair := (str(kind), dtype)) in checked:
             continue
@@ -200,32 +202,33 @@ def _column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringB
 
 
 def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: StringBudget) -> Array:
-    """Return one column of keys. Among integers and booleans a null stays None, so that an id keeps all its digits."""
+    """Return a column of keys. A null among integers or booleans remains None, so that ids keep all digits."""
     has_gaps = any(piece.null_count and str(piece.type) in _EXACT_TYPES for piece in pieces)
-    if not has_gaps or sum(map(len, pieces)) > limit:  # `_column` refuses so many values
+    if not has_gaps or sum(map(len, pieces)) > limit:  # `_column` raises the error if there are too many values.
         return _column(name, pieces, limit, budget)
     return object_array([value for piece in pieces for value in piece.to_pylist()])
 
 
 def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[int, ...], pa.Array]") -> "pa.Array":
-    """Return an array with strings in place of string views, which polars writes.
+    """Return an array with strings instead of string views, which polars writes.
 
-    Views may overlap into terabytes, so the budget is asked first. `cast` keeps a stream's dictionaries by address.
+    Views may overlap, so that a small body has terabytes of text. Therefore the budget is checked first. `cast` stores
+    a stream's converted dictionaries by address.
     """
     if "string_view" not in str(array.type):
         return array
     import pyarrow as pa
 
     if pa.types.is_dictionary(array.type) and array.type.value_type == pa.string_view():
-        place = address(array.dictionary)
-        if place not in cast:
-            cast[place] = _without_views(array.dictionary, budget, cast)
-        return pa.DictionaryArray.from_arrays(array.indices, cast[place])
+        key = address(array.dictionary)
+        if key not in cast:
+            cast[key] = _without_views(array.dictionary, budget, cast)
+        return pa.DictionaryArray.from_arrays(array.indices, cast[key])
     if array.type != pa.string_view():
         return array
     views = np.frombuffer(array.buffers()[1], "<i4").reshape(-1, 4)[array.offset :][: len(array)]
     budget.take(int(views[:, 0].clip(0).sum(dtype=np.int64)))
-    array.validate(full=True)  # reads each text, as often as views share it
+    array.validate(full=True)  # The validation reads a text once per view.
     return array.cast(pa.large_string())
 
 
@@ -244,7 +247,7 @@ def _column_feeds(arrays: Mapping[str, Array], schema: Schema) -> Feeds:
 
 
 def _to_arrow(array: Array) -> "pa.Array":
-    """Return an array of [N, …] as an Arrow array of N, around the same memory if that is contiguous."""
+    """Return an array [N, …] as an Arrow array of length N, without a copy if it is contiguous."""
     import pyarrow as pa
 
     if array.ndim == 2 and array.shape[1] == 1:
@@ -253,7 +256,7 @@ def _to_arrow(array: Array) -> "pa.Array":
         values = _to_arrow(array.reshape(-1, *array.shape[2:]))
         return pa.FixedSizeListArray.from_arrays(values, array.shape[1])
     if array.dtype.kind in "OU":
-        if len(array) and isinstance(array[0], dict):  # of a ZipMap; a text, as in a CSV file
+        if len(array) and isinstance(array[0], dict):  # ZipMap returns dicts; they become texts, as in a CSV file.
             array = np.array([dump_json(mapping).decode() for mapping in array])
         offsets, data = packed_strings(array)
         kind, buffers = pa.large_string(), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
@@ -272,27 +275,27 @@ def _check_value_count(rows: int, columns: int, limit: int) -> None:
 def check_stream_size(messages: "Iterable[pa.ipc.Message]", limit: int) -> None:
     """Raise BodyTooLarge if the record batches of an Arrow stream exceed `limit` bytes when decompressed.
 
-    `messages` are those of `pyarrow.ipc.MessageReader`. Raises InvalidRequest if a message is torn.
+    `messages` is a `pyarrow.ipc.MessageReader`. Raises InvalidRequest if a message is truncated.
     """
     left = limit
     for number, message in enumerate(messages):
         if number > _MOST_MESSAGES:
-            raise BodyTooLarge(f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger ones")
+            raise BodyTooLarge(f"the Arrow stream has more than {_MOST_MESSAGES} batches; write larger batches")
         body = memoryview(message.body) if message.body is not None and message.body.size else memoryview(b"")
         try:
             left -= _message_bytes(memoryview(message.metadata), body)
         except (struct.error, IndexError):
-            raise InvalidRequest("the body is not a valid Arrow stream: a message is torn") from None
+            raise InvalidRequest("the body is not a valid Arrow stream: a message is truncated") from None
         if left < 0:
             raise BodyTooLarge(f"the table is larger than this server's limit of {limit} bytes when decompressed")
 
 
 def _message_bytes(metadata: memoryview, body: memoryview) -> int:
-    """Return the bytes of the buffers of one message; a compressed buffer declares its decompressed length.
+    """Return the size of a message's buffers. A compressed buffer declares its decompressed length.
 
-    The numbers are positions in Message.fbs. Message: header type (1), header (2). DictionaryBatch: data (1), is a
-    delta (2; the pieces are joined anew for every batch). RecordBatch: buffers (2), compression (3). A compressed
-    buffer begins with its length in 8 bytes, which is -1 if it is not compressed after all.
+    The field numbers are positions in Message.fbs. Message: header type (1), header (2). DictionaryBatch: data (1), is
+    delta (2). RecordBatch: buffers (2), compression (3). Deltas are rejected, because Arrow joins their pieces for
+    every batch again. A compressed buffer begins with its length in 8 bytes; -1 means that it is not compressed.
     """
     message = _U32.unpack_from(metadata, 0)[0]
     kind = _flatbuffers_field(metadata, message, 1)
@@ -301,7 +304,7 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
         return len(body)
     delta = _flatbuffers_field(metadata, header, 2) if metadata[kind] == _DICTIONARY_BATCH else 0
     if delta and metadata[delta]:
-        raise InvalidRequest("this server does not read dictionaries that come in pieces (deltas)")
+        raise InvalidRequest("this server does not support dictionaries in pieces (deltas)")
     batch = header if metadata[kind] == _RECORD_BATCH else _flatbuffers_table(metadata, header, 1)
     vector = _flatbuffers_table(metadata, batch, 2) if batch and _flatbuffers_field(metadata, batch, 3) else 0
     if not vector:
@@ -316,7 +319,7 @@ def _message_bytes(metadata: memoryview, body: memoryview) -> int:
 
 
 def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:
-    """Return the position of a field of a flatbuffers table, or 0 if it is missing."""
+    """Return the position of a field in a flatbuffers table, or 0 if the field is missing."""
     vtable = table - _I32.unpack_from(data, table)[0]
     slot = 4 + 2 * position
     if vtable < 0 or slot >= _U16.unpack_from(data, vtable)[0]:
@@ -326,6 +329,6 @@ def _flatbuffers_field(data: memoryview, table: int, position: int) -> int:
 
 
 def _flatbuffers_table(data: memoryview, table: int, position: int) -> int:
-    """Return the position of the table or vector that a field points to, or 0 if it is missing."""
+    """Return the position of the table or vector to which a field points, or 0 if the field is missing."""
     field = _flatbuffers_field(data, table, position)
     return field + int(_U32.unpack_from(data, field)[0]) if field else 0

@@ -1,8 +1,8 @@
-"""One Arrow array as a numpy array and back, by its buffers (https://arrow.apache.org/docs/format/Columnar.html).
+"""Convert an Arrow array to a numpy array and back (https://arrow.apache.org/docs/format/Columnar.html).
 
-pyarrow's own `to_numpy` and `array` import pandas if it is installed (pyarrow 25: 100 MB and a second), and make
-objects of arrays with nulls. The caller has compared the sizes of the buffers with the lengths of the arrays
-(`pyarrow.Table.validate`), so that numpy and Python read only within their bounds.
+The conversion reads Arrow's buffers, because pyarrow's own `to_numpy` and `array` import pandas if it is installed
+(100 MB and a second with pyarrow 25), and return object arrays for arrays with nulls. The caller has validated the
+table (`pyarrow.Table.validate`), so that numpy and Python read only within the buffers.
 """
 
 from contextlib import suppress
@@ -39,37 +39,37 @@ _DATES: dict[str, Dtype] = {
     "date64[ms]": np.dtype("<i8"),
     **dict.fromkeys(("timestamp[s]", "timestamp[ms]", "timestamp[us]", "timestamp[ns]"), np.dtype("<i8")),
 }
-"""The dtypes of dates and times, in the unit in the brackets."""
+"""The dtypes of dates and times, in the unit in brackets."""
 
 
 class UnsupportedColumn(Exception):
-    """An array has an Arrow type that no model takes, or a null that its type cannot hold; the message names it."""
+    """An array has an Arrow type that no model accepts, or a null where its type cannot have a null."""
 
 
 @dataclass
 class StringBudget:
-    """The characters that the strings of one table may still take, and its dictionaries.
+    """The number of characters that the strings of one table may still take, and the table's dictionaries.
 
-    A dictionary's string counts once for each row that has it. `dictionaries` has the values of a dictionary and their
-    lengths by its address, since the batches of a stream share it.
+    A dictionary's string counts once per row that contains it. `dictionaries` maps the address of a dictionary to its
+    values and their lengths, because the batches of a stream share dictionaries.
     """
 
     left: int
     dictionaries: dict[tuple[int, ...], tuple[Array, Array]] = field(default_factory=dict)
 
     def take(self, characters: int) -> None:
-        """Take characters from the budget. Raises BodyTooLarge if fewer are left."""
+        """Subtract characters from the budget. Raises BodyTooLarge if the budget is exceeded."""
         self.left -= characters
         if self.left < 0:
-            raise BodyTooLarge("the strings of the table take more than this server's limit when each row has its own")
+            raise BodyTooLarge("the strings of the table exceed this server's limit if a string counts once per row")
 
 
 def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
-    """Raise UnsupportedColumn if values of an Arrow type cannot become numpy's `dtype` (`str`: strings)."""
+    """Raise UnsupportedColumn if an Arrow type cannot become numpy's `dtype` (`str`: strings)."""
     inner, name = kind, str(kind)
     while name.partition("<")[0] in _LISTS:
         if not takes_lists:
-            raise UnsupportedColumn(f"holds lists ({str(kind)[:60]}); one value a row is expected")
+            raise UnsupportedColumn(f"contains lists ({str(kind)[:60]}); one value per row is expected")
         inner = inner.value_type
         name = str(inner)
     if name.startswith("dictionary<"):
@@ -78,21 +78,21 @@ def check_type(kind: "pa.DataType", dtype: str, takes_lists: bool) -> None:
     is_text = name in _TEXTS or _without_zone(name) in _DATES
     if name != "null" and not (is_text if dtype == "str" else is_number):
         expected = "strings are" if dtype == "str" else "true or false is" if dtype == "bool" else "numbers are"
-        raise UnsupportedColumn(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model takes {dtype}")
+        raise UnsupportedColumn(f"has Arrow's type {str(kind)[:60]}; {expected} expected: the model requires {dtype}")
 
 
 def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
-    """Return the values of an Arrow array of N: [N], of lists of equal length [N, length, …].
+    """Return the N values of an Arrow array as [N], or as [N, length, …] for lists of equal length.
 
-    Null is NaN in numbers (integers become float64 for it), None in strings and in a column of nulls only. Dates and
-    times are strings as in JSON, those with a zone in UTC: `2013-07-01T12:30:00.000Z`. A decimal is the nearest
-    float64, or an int64 if its type has no decimal places and all fit.
+    A null becomes NaN in numbers (integers then become float64), and None in strings or in a column of nulls. Dates and
+    times become strings as in JSON, with a time zone in UTC: `2013-07-01T12:30:00.000Z`. A decimal becomes the nearest
+    float64, or an int64 if its type has no decimal places and all values fit.
 
     Raises:
-        UnsupportedColumn: another type than numbers, booleans, strings, dates, lists of numbers, dictionaries of those;
-            a null boolean, a null within a list, lists of different lengths.
+        UnsupportedColumn: the type is not a number, boolean, string, date, list of numbers or dictionary; a boolean or
+            a list element is null; or the lists have different lengths.
         InvalidRequest: there are more than `limit` values, or the buffers contradict each other.
-        BodyTooLarge: the strings of dictionaries take more than is left in the budget.
+        BodyTooLarge: the strings of dictionaries exceed the budget.
     """
     name = str(array.type)
     if len(array) > limit:
@@ -107,9 +107,9 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
         return _bits(array.buffers()[1], array.offset, len(array))
     if name.startswith("decimal"):
         if array.type.scale == 0:
-            with suppress(ValueError):  # more than 64 bits
+            with suppress(ValueError):  # A value needs more than 64 bits.
                 return _numbers(array.cast("int64"), _NUMBERS["int64"])
-        # by their digits: Arrow's own cast is off by a bit in a third
+        # Convert by the digits, because Arrow's own cast is off by one bit in a third of the values.
         return _numbers(array.cast("string").cast("float64"), _NUMBERS["double"])
     if name in ("string", "large_string"):
         return _strings(array)
@@ -124,9 +124,9 @@ def to_numpy(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
 
 
 def matrix(batch: "pa.RecordBatch") -> Array | None:
-    """Return a record batch of one numeric type as [N, columns], nulls as in `to_numpy`; None for other batches."""
+    """Return a record batch as [N, columns] if all columns have the same numeric type; None otherwise."""
     kinds = set(map(str, batch.schema.types))
-    # pyarrow before 25 makes 0 of a null among 16-bit floats
+    # pyarrow before 25 turns a null among 16-bit floats into 0.
     if len(kinds) != 1 or not kinds <= _NUMBERS.keys() - {"halffloat"}:
         return None
     values: Array = batch.to_tensor(null_to_nan=True).to_numpy()
@@ -134,17 +134,17 @@ def matrix(batch: "pa.RecordBatch") -> Array | None:
 
 
 def address(array: "pa.Array") -> tuple[int, ...]:
-    """Return the address of an array, which no other has as long as both are held."""
+    """Return the address of an array. The address is unique while the array exists."""
     return (*(buffer.address if buffer else 0 for buffer in array.buffers()), array.offset, len(array))
 
 
 def _valid(array: "pa.Array") -> Array | None:
-    """Return True for each value that is not null; None if no value is null."""
+    """Return True per value that is not null; None if no value is null."""
     bitmap = array.buffers()[0]
     if bitmap is None or array.null_count == 0:
         return None
     valid = _bits(bitmap, array.offset, len(array))
-    return None if valid.all() else valid  # the sender has counted the nulls
+    return None if valid.all() else valid  # The sender's null count may be wrong.
 
 
 def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
@@ -153,7 +153,7 @@ def _bits(buffer: "pa.Buffer", offset: int, count: int) -> Array:
 
 
 def _view(buffer: "pa.Buffer", dtype: Dtype, offset: int, count: int) -> Array:
-    """Return `count` elements of a buffer from the element `offset` on, without a copy if they are aligned."""
+    """Return `count` elements of a buffer, starting at the element `offset`; they are not copied if aligned."""
     if count == 0:
         return np.empty(0, dtype)
     array = np.frombuffer(buffer, dtype, count, offset * dtype.itemsize)
@@ -197,7 +197,7 @@ def _strings(array: "pa.Array") -> Array:
     try:
         array.validate(full=True)
     except ValueError:
-        raise InvalidRequest("the Arrow data is not valid: a string is not UTF-8, or offsets do not rise") from None
+        raise InvalidRequest("the Arrow data is not valid: a string is not UTF-8, or offsets decrease") from None
     _, positions, buffer = array.buffers()
     offsets = _view(positions, _OFFSETS[str(array.type)], array.offset, len(array) + 1)
     data = b"" if buffer is None else buffer.to_pybytes()
@@ -223,7 +223,7 @@ def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     if valid is not None:
         indices = indices[valid]
     if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(words):
-        raise InvalidRequest("the Arrow data is not valid: an index lies outside of its dictionary")
+        raise InvalidRequest("the Arrow data is not valid: an index is out of the range of its dictionary")
     budget.take(int(lengths[indices].sum()))
     if valid is None:
         return words[indices]
@@ -240,12 +240,12 @@ def _dictionary(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
 def _lists(array: "pa.Array", limit: int, budget: StringBudget) -> Array:
     """Return lists of equal length as the rows of a tensor."""
     if array.null_count:
-        raise UnsupportedColumn("holds a null where a list is expected")
+        raise UnsupportedColumn("contains a null where a list is expected")
     kind = str(array.type).partition("<")[0]
     if kind in _OFFSETS:
         lengths = np.diff(_view(array.buffers()[1], _OFFSETS[kind], array.offset, len(array) + 1))
         if len(lengths) and (lengths.min() != lengths.max() or lengths[0] < 0):
-            raise UnsupportedColumn("holds lists of different lengths")
+            raise UnsupportedColumn("contains lists of different lengths")
         size = int(lengths[0]) if len(lengths) else 0
     else:
         size = array.type.list_size

@@ -1,8 +1,8 @@
 """MLflow's scoring protocol: the body of `/invocations`, in JSON or CSV, and its response.
 
 https://mlflow.org/docs/latest/genai/serving/custom-apps.html and `mlflow/pyfunc/scoring_server/__init__.py` (3.17):
-exactly one of `dataframe_split`, `dataframe_records`, `instances`, `inputs` in JSON, or CSV with a header. `params` is
-accepted and ignored. CSV is typed by the signature, and its header is not guessed.
+A JSON body contains exactly one of `dataframe_split`, `dataframe_records`, `instances` and `inputs`; CSV has a header.
+`params` is accepted and ignored. The signature determines the types of CSV columns, and the header is not guessed.
 """
 
 import csv
@@ -28,7 +28,7 @@ _SPLIT_KEYS = {"columns", "data", "index"}
 
 MOST_COLUMNS = 100_000
 MOST_LINES = 1_000_000
-"""The most lines of a CSV text. More rows are sent as Arrow, or in several requests."""
+"""The maximum number of lines in a CSV text. Larger tables are sent as Arrow, or in several requests."""
 _FLOATS = frozenset({"float32", "float64"})
 _BOOLEANS = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
 
@@ -37,7 +37,7 @@ def asks_for_stream(body: bytes) -> bool:
     """Return True for a JSON object with `"stream": true`, as OpenAI's clients and MLflow's agents send it."""
     if b'"stream"' not in body:
         return False
-    with suppress(InvalidRequest):  # the reader of the body raises it
+    with suppress(InvalidRequest):  # The reader of the body raises the error.
         return json_object(body).get("stream") is True
     return False
 
@@ -45,8 +45,9 @@ def asks_for_stream(body: bytes) -> bool:
 def decode(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
     """Return the feeds in the body of `/invocations`.
 
-    Raises UnsupportedMediaType if it is not JSON or CSV in UTF-8 or has further parameters, InvalidRequest if it cannot
-    be read or does not have one of the four fields, and SchemaMismatch if it does not fit the signature.
+    Raises UnsupportedMediaType if the body is not JSON or CSV in UTF-8 or its content type has other parameters,
+    InvalidRequest if it cannot be parsed or has none of the four fields, and SchemaMismatch if it does not fit the
+    signature.
     """
     media = media_type(content_type, _ACCEPTED)
     parameters = _parameters(content_type or "", media) if content_type != media else {}
@@ -70,7 +71,7 @@ def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
     if len(present) != 1:
         holds = ", ".join(repr(name[:30]) for name in islice(document, 10)) or "nothing"
         raise InvalidRequest(
-            f"the JSON object must hold exactly one of the fields {', '.join(_FIELD_DECODERS)}; this one holds {holds}"
+            f"the JSON object must have exactly one of the fields {', '.join(_FIELD_DECODERS)}; this object has {holds}"
         )
     params = document.get("params")
     if params is not None and not isinstance(params, dict):
@@ -79,22 +80,22 @@ def decode_document(document: dict[str, object], schema: Schema) -> Feeds:
 
 
 def is_table(content_type: str | None, body: bytes) -> bool:
-    """Return True if a valid body is a table for MLflow: CSV, `dataframe_split` or `dataframe_records`."""
+    """Return True if MLflow treats a valid body as a table: CSV, `dataframe_split` or `dataframe_records`."""
     if media_type(content_type, _ACCEPTED) == CSV:
         return True
-    may_be = b"dataframe_" in body or b"\\u" in body  # its letters may be escaped
+    may_be = b"dataframe_" in body or b"\\u" in body  # The letters of the field may be escaped.
     return may_be and not _TABLE_FIELDS.isdisjoint(json_object(body))
 
 
 def encode(prediction: Array | dict[str, Array]) -> bytes:
-    """Return `{"predictions": …}`: nested lists, a mapping of them by output, or records (`OnnxModel.prediction`)."""
+    """Return `{"predictions": …}`: nested lists, a mapping from outputs to lists, or records."""
     return dump_json({"predictions": prediction})
 
 
 def _parameters(content_type: str, media: str) -> dict[str, str]:
     """Return the content type's parameters: `charset`, and for CSV `header=present|absent` (RFC 4180).
 
-    Other parameters would change the meaning, as MLflow 1's `format=pandas-split`, and are refused.
+    Other parameters, such as MLflow 1's `format=pandas-split`, would change the meaning and are rejected.
     """
     parameters: dict[str, str] = {}
     for parameter in content_type.split(";")[1:]:
@@ -102,10 +103,10 @@ def _parameters(content_type: str, media: str) -> dict[str, str]:
         name, value = name.lower(), value.lower()
         if name == "header" and media == CSV:
             if value not in ("present", "absent"):
-                raise UnsupportedMediaType(f"the Content-Type says header={value[:40]!r}; it is present or absent")
+                raise UnsupportedMediaType(f"the Content-Type has header={value[:40]!r}; present or absent is expected")
         elif name and name != "charset":
-            known = "charset and header are" if media == CSV else "only charset is"
-            raise UnsupportedMediaType(f"the Content-Type has the parameter {name[:40]!r}; {known} understood")
+            known = "only charset and header are" if media == CSV else "only charset is"
+            raise UnsupportedMediaType(f"the Content-Type has the parameter {name[:40]!r}; {known} supported")
         parameters[name] = value
     return parameters
 
@@ -115,15 +116,13 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         raise InvalidRequest("dataframe_split must be an object with the arrays `columns` and `data`")
     if unknown := value.keys() - _SPLIT_KEYS:
-        raise InvalidRequest(f"dataframe_split holds {min(unknown)[:60]!r}; it takes columns, data and index")
+        raise InvalidRequest(f"dataframe_split has {min(unknown)[:60]!r}; it may have columns, data and index")
     index, columns = value.get("index"), value.get("columns")
     if index is not None and (not isinstance(index, list) or len(index) != len(value["data"])):
-        raise InvalidRequest(
-            f"dataframe_split: index must be an array with one label for each of {len(value['data'])} rows"
-        )
+        raise InvalidRequest(f"dataframe_split: index must be an array with one label per row ({len(value['data'])})")
     if columns is None:
         return schema.from_array(value["data"])
-    if columns == [*schema.names]:  # nearly always, and quicker than a look at each type
+    if columns == [*schema.names]:  # This check covers most requests and is faster than checking every type.
         return schema.from_rows(schema.names, value["data"])
     types = set(map(type, columns)) if isinstance(columns, list) else {object}
     if not types <= _COLUMN_NAME_TYPES:
@@ -132,7 +131,7 @@ def _decode_split(value: object, schema: Schema) -> Feeds:
 
 
 def _decode_named_or_rows(field: str, value: object, schema: Schema) -> Feeds:
-    """Decode columns or tensors by name, one record (none of its values is a list), records, or rows without names."""
+    """Decode columns or tensors by name, a single record (a value is never a list), records, or rows without names."""
     if isinstance(value, dict):
         is_record = schema.columns and value and list not in set(map(type, value.values()))
         return schema.from_records([value]) if is_record else schema.from_columns(value)
@@ -153,13 +152,13 @@ _FIELD_DECODERS: dict[str, Callable[[object, Schema], Feeds]] = {
     "inputs": partial(_decode_named_or_rows, "inputs"),
 }
 BODY_FORMS = _FIELD_DECODERS.keys()
-"""The fields of which a JSON body has one. Chats and prompts have none, and are answered without `predictions`."""
+"""The fields of a JSON body, of which exactly one is present. Chats and prompts have none of these fields."""
 
 
 def take_column(document: dict[str, object], name: str) -> list[object] | None:
-    """Take a column out of a JSON document of `/invocations`, and return its values; None if it lacks the column."""
+    """Remove a column from a JSON document of `/invocations`, and return its values; None if the column is missing."""
     form = next((form for form in BODY_FORMS if form in document), None)
-    content = document[form] if form else document  # the document of a chat is the row itself
+    content = document[form] if form else document  # The document of a chat is itself the row.
     if isinstance(content, list) and all(isinstance(row, dict) for row in content):
         has_key = any(name in row for row in content)
         return [row.pop(name, None) for row in content] if has_key else None
@@ -171,29 +170,29 @@ def take_column(document: dict[str, object], name: str) -> list[object] | None:
         return values if isinstance(values, list | None) else [values]
     if not isinstance(columns, list) or name not in columns or not isinstance(rows, list):
         return None
-    place = columns.index(name)
+    position = columns.index(name)
     if any(not isinstance(row, list) or len(row) != len(columns) for row in rows):
-        return None  # MLflow refuses it
-    columns.pop(place)
-    return [row.pop(place) for row in rows]
+        return None  # MLflow rejects such a document.
+    columns.pop(position)
+    return [row.pop(position) for row in rows]
 
 
 def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
-    """Return the feeds in a CSV text. An empty field is null; so is pandas' NA for a number.
+    """Return the feeds in a CSV text. An empty field is null, and so is pandas' NA in a numeric column.
 
-    A line without a character other than ASCII whitespace is skipped. A quoted blank is a value. Without a header the
-    fields are the signature's columns, in its order (those of a tensor have no names anyway).
+    A line of ASCII whitespace is skipped, but a quoted blank is a value. Without a header, the fields are the
+    signature's columns in order; the columns of a tensor do not need names.
 
     Raises:
         InvalidRequest: the text is not UTF-8 or CSV, or has too many lines or columns.
-        SchemaMismatch: a field is not of its column's type, a row has another length than the header, or there are no
+        SchemaMismatch: a field does not have its column's type, a row and the header differ in length, or there are no
             rows.
     """
-    if len(body) > MOST_COLUMNS:  # many lines or columns are refused before a line is read
+    if len(body) > MOST_COLUMNS:  # Reject too many lines or columns before parsing.
         returns = body.count(b"\r") - body.count(b"\r\n") if b"\r" in body else 0
         if (count := body.count(b"\n") + returns) > MOST_LINES:
             raise InvalidRequest(
-                f"the CSV has {count} lines; at most {MOST_LINES} are taken: send fewer, or send Arrow"
+                f"the CSV has {count} lines; at most {MOST_LINES} are allowed: send fewer lines, or send Arrow"
             )
         _check_column_count(1 + body.lstrip().partition(b"\n")[0].count(b","))
     if (feeds := read_large_csv(body, schema, has_header)) is not None:
@@ -210,26 +209,26 @@ def read_csv(body: bytes, schema: Schema, has_header: bool = True) -> Feeds:
             whose = "the header" if has_header else "the model's signature"
             raise SchemaMismatch(f"row {row} has {len(fields)} fields; {whose} has {len(header)}")
     if schema.columns and _FLOATS.issuperset(map(schema.dtypes.get, header)):
-        with suppress(ValueError):  # missing and wrong values are read column by column
+        with suppress(ValueError):  # Missing and wrong values are read column by column below.
             if "_" not in "".join(chain.from_iterable(rows)):
                 numbers = [list(map(float, fields)) for fields in rows]
                 del lines, rows
                 return schema.from_rows(header, numbers)
     if schema.columns:
         types: dict[str, str] = {column.name: column.type for column in schema.columns}
-    else:  # every field has the type of the tensor
+    else:  # All fields have the type of the tensor.
         types = dict.fromkeys(header, schema.tensors[0].dtype if schema.tensors else "str")
         types |= dict.fromkeys(schema.keys, "str")
     texts = zip(*rows, strict=True)
-    columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]  # no rows: none
-    del lines, rows, texts  # they take ten times as much as the body
+    columns = [read_column(name, types, fields) for name, fields in zip(header, texts, strict=False)]
+    del lines, rows, texts  # They take ten times the memory of the body.
     return schema.from_rows(header, list(zip(*columns, strict=True)))
 
 
 def _check_header(header: Sequence[str], schema: Schema) -> None:
-    """Raise SchemaMismatch if a row stands in place of the header.
+    """Raise SchemaMismatch if the first line is a row instead of a header.
 
-    Numbers are names if the model has such columns, or if they count columns.
+    Numbers are accepted as names if the model has such columns, or if the numbers count the columns.
     """
     try:
         numbers = list(map(float, header))
@@ -241,13 +240,13 @@ def _check_header(header: Sequence[str], schema: Schema) -> None:
         is_header = numbers in (list(range(len(header))), list(range(1, len(header) + 1)))
     if not is_header:
         raise SchemaMismatch(
-            "the first line of the CSV has numbers where the columns' names are expected; send text/csv; "
-            "header=absent if it is a row (a tensor's columns may be called 0, 1, …)"
+            "the first line of the CSV has numbers instead of column names; send text/csv; "
+            "header=absent if it is a row (the columns of a tensor may have the names 0, 1, …)"
         )
 
 
 def _parse_csv(body: bytes) -> list[list[str]]:
-    """Return the fields of each line, and at least one line.
+    """Return the fields of each line. The result has at least one line.
 
     Raises InvalidRequest if the text is not UTF-8 or CSV, is empty, or has too many columns.
     """
@@ -255,25 +254,25 @@ def _parse_csv(body: bytes) -> list[list[str]]:
         text = body.decode("utf-8-sig")
         texts = io.StringIO(text, newline="").readlines()
         reader = csv.reader(texts, strict=True)
-        # The text of the line decides, as in `tabular.csv_records`: a quoted blank is a value.
+        # Test the raw line, as `tabular.csv_records` does, because a quoted blank is a value.
         lines = [fields for fields in reader if len(fields) > 1 or texts[reader.line_num - 1].strip(whitespace)]
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the CSV is not valid UTF-8: byte {error.start} is {body[error.start]:#04x}") from None
     except csv.Error as error:
         raise InvalidRequest(f"the body is not valid CSV: {error}") from None
     if not lines:
-        raise InvalidRequest("the CSV is empty; a line with the columns' names and at least one row are needed")
+        raise InvalidRequest("the CSV is empty; a header line and at least one row are expected")
     _check_column_count(len(lines[0]))
     return lines
 
 
 def _check_column_count(count: int) -> None:
     if count > MOST_COLUMNS:
-        raise InvalidRequest(f"the CSV has {count} columns; at most {MOST_COLUMNS} are taken")
+        raise InvalidRequest(f"the CSV has {count} columns; at most {MOST_COLUMNS} are allowed")
 
 
 def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list[object]:
-    """Return the values of one column, at once if Python reads all of them as we do."""
+    """Return the values of one column, in a single pass if Python parses all of them as this module does."""
     read = _FIELD_READERS.get(types.get(name, "string"), str)
     if read is str:
         return [text or None for text in fields]
@@ -281,24 +280,24 @@ def read_column(name: str, types: dict[str, str], fields: Sequence[str]) -> list
         if "_" not in "".join(fields):
             return list(map(int if read is _integer else read, fields))
     except (KeyError, ValueError):
-        pass  # missing and wrong values are read one by one
+        pass  # Missing and wrong values are read one by one below.
     values: list[object] = []
     for row, text in enumerate(fields):
         if not text or text in MISSING_TEXTS:
             values.append(None)
             continue
         try:
-            if "_" in text:  # Python reads "1_000" as a number, which a CSV file does not mean
+            if "_" in text:  # Python reads "1_000" as a number, but a CSV file does not mean one.
                 raise ValueError
             values.append(read(text))
         except (KeyError, ValueError):
-            why = f"column {name!r} ({types[name]}), row {row}: {text[:60]!r} is no {types[name]}"
+            why = f"column {name!r} ({types[name]}), row {row}: {text[:60]!r} is not {types[name]}"
             raise SchemaMismatch(why, column=name) from None
     return values
 
 
 def _integer(text: str) -> int | float:
-    """Return a float for a number with a point or an exponent; the schema takes it if it is whole."""
+    """Return an int, or a float for a number with a point or an exponent; the schema checks that it is whole."""
     try:
         return int(text)
     except ValueError:

@@ -1,7 +1,8 @@
-"""TensorFlow Serving's REST protocol: bytes ↔ arrays (https://www.tensorflow.org/tfx/serving/api_rest).
+"""Decode and encode TensorFlow Serving's REST protocol (https://www.tensorflow.org/tfx/serving/api_rest).
 
-`instances` (row format) is answered by `predictions`, `inputs` (column format) by `outputs`. A single input or output
-has no name. Every model has one signature, `serving_default`. Text and bytes may be `{"b64": …}`.
+A request with `instances` (row format) receives `predictions`; a request with `inputs` (column format) receives
+`outputs`. A single input or output has no name. Every model has one signature, `serving_default`. Text and bytes may be
+`{"b64": …}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,10 @@ _DTYPES = {
 
 
 def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
-    """Return the feeds in the body of a `:predict`, and True if it has `instances`, which are answered row by row.
+    """Return the feeds in the body of a `:predict`, and True if the response must be by row, because of `instances`.
 
-    Raises InvalidRequest if it is not JSON, does not have one of `instances` and `inputs`, or names another signature;
-    SchemaMismatch if the values do not fit.
+    Raises InvalidRequest if the body is not JSON, does not have exactly one of `instances` and `inputs`, or names
+    another signature, and SchemaMismatch if the values do not fit.
     """
     document = json_object(body)
     if b'"b64"' in body:
@@ -39,7 +40,7 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     if signature not in ("", SIGNATURE):
         raise InvalidRequest(f"signature_name is {short_repr(signature)}; the model has only {SIGNATURE!r}")
     if ("instances" in document) == ("inputs" in document):
-        raise InvalidRequest("the JSON object must hold either instances (row format) or inputs (column format)")
+        raise InvalidRequest("the JSON object must have either instances (row format) or inputs (column format)")
     if "instances" in document:
         rows = document["instances"]
         if not isinstance(rows, list):
@@ -49,14 +50,14 @@ def decode(body: bytes, schema: Schema) -> tuple[Feeds, bool]:
     if isinstance(inputs, dict):
         return schema.from_columns(inputs), False
     if not isinstance(inputs, list):
-        raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object, or the only input's array, is expected")
+        raise InvalidRequest(f"inputs is a JSON {json_type(inputs)}; an object or an array is expected")
     return schema.from_array(inputs), False
 
 
 def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) -> bytes:
-    """Return `{"predictions": …}` for rows, `{"outputs": …}` for columns; without names for one output.
+    """Return `{"predictions": …}` for rows or `{"outputs": …}` for columns. A single output is not named.
 
-    Raises SchemaMismatch if the request is by row, and an output does not have one value for each row.
+    Raises SchemaMismatch if the response must be by row and an output does not have one value per row.
     """
     named = {output.name: outputs[output.name] for output in artifact.outputs if output.dtype in _DTYPES} or outputs
     field = "predictions" if is_by_row else "outputs"
@@ -66,7 +67,7 @@ def encode(is_by_row: bool, artifact: Artifact, outputs: Mapping[str, Array]) ->
 
 
 def decode_base64(document: object, schema: Schema) -> Any:
-    """Return the document with `{"b64": …}` replaced by its text, for a column of bytes by its base64.
+    """Return the document with each `{"b64": …}` replaced by its text; a column of bytes remains base64.
 
     Raises InvalidRequest if a text is not base64 or UTF-8, or the document is nested too deeply.
     """
@@ -88,7 +89,7 @@ def decode_base64(document: object, schema: Schema) -> Any:
 
 
 def status(endpoint: str, versions: Sequence[str]) -> bytes:
-    """Return the body of `GET /v1/models/NAME` for loaded versions. `ready` is for KServe's client of V1."""
+    """Return the body of `GET /v1/models/NAME` for loaded versions. KServe's V1 client needs `ready`."""
     ok = {"error_code": "OK", "error_message": ""}
     states = [{"version": version, "state": "AVAILABLE", "status": ok} for version in versions]
     return dump_json({"name": endpoint, "ready": bool(versions), "model_version_status": states})
@@ -116,7 +117,7 @@ def metadata(endpoint: str, version: str, artifact: Artifact, schema: Schema) ->
 
 
 def _tensor_info(name: str, dtype: str, shape: Sequence[int]) -> dict[str, object]:
-    """Return a TensorInfo in protobuf's JSON, in which 64-bit integers are strings."""
+    """Return a TensorInfo in protobuf's JSON format, in which 64-bit integers are strings."""
     dimensions = [{"size": str(size), "name": ""} for size in shape]
     return {
         "dtype": _DTYPES.get(dtype, "DT_INVALID"),

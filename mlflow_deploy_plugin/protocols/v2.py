@@ -3,8 +3,8 @@
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md and
 https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md
 
-The inputs of a request are those of the graph or, for a column-based signature, its columns as [N] or [N, 1]. All
-outputs are computed, because the inference log has all outputs.
+The inputs of a request are the inputs of the graph, or the columns of a column-based signature as [N] or [N, 1]. All
+outputs are computed, because the inference log contains all outputs.
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -46,14 +46,14 @@ _UNSUPPORTED = ("shared_memory_region", "classification")
 
 
 class RequestedOutput(NamedTuple):
-    """An output of the response, as bytes after the JSON or within it. An empty name stands for all outputs."""
+    """An output of the response, in JSON or as bytes after the JSON. An empty name means all outputs."""
 
     name: str
     is_binary: bool = False
 
 
 class V2Request(NamedTuple):
-    """A decoded infer request, of REST or gRPC; `id` is empty if it has none."""
+    """A decoded infer request of REST or gRPC. `id` is empty if the request has no id."""
 
     id: str
     feeds: Feeds
@@ -62,24 +62,24 @@ class V2Request(NamedTuple):
 
 
 def decode(headers: Mapping[str, str], body: bytes, artifact: Artifact, schema: Schema) -> V2Request:
-    """Decode the body of an infer request; names of headers in lower case.
+    """Decode the body of an infer request. Header names are in lower case.
 
-    `tritonclient` does not send a Content-Type. If it is sent, it must be that of JSON, of bytes, or curl's default;
-    otherwise raises UnsupportedMediaType. Raises InvalidRequest if the body is not an infer request, and SchemaMismatch
-    if a tensor is unknown, missing, repeated, or does not fit its shape, its datatype or the model.
+    The Content-Type may be missing, as in `tritonclient`'s requests; otherwise it must be JSON, bytes or curl's
+    default, or UnsupportedMediaType is raised. Raises InvalidRequest if the body is not an infer request, and
+    SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit its shape, its datatype or the model.
     """
     if content_type := headers.get("content-type"):
         media_type(content_type, (JSON, OCTETS, _CURL))
     text, binary = body, memoryview(b"")
-    if (given := headers.get(HEADER_LENGTH.lower())) is not None:
-        if not (given.isascii() and given.isdigit()) or len(given) > 12:
-            raise InvalidRequest(f"{HEADER_LENGTH} is {given[:40]!r}; the number of bytes of the JSON is expected")
-        length = int(given)
+    if (header := headers.get(HEADER_LENGTH.lower())) is not None:
+        if not (header.isascii() and header.isdigit()) or len(header) > 12:
+            raise InvalidRequest(f"{HEADER_LENGTH} is {header[:40]!r}; the number of bytes of the JSON is expected")
+        length = int(header)
         if length > len(body):
             raise InvalidRequest(f"{HEADER_LENGTH} is {length}, but the body has {len(body)} bytes")
         text, binary = body[:length], memoryview(body)[length:]
     if (large := load_infer_request(text)) is not None:
-        with suppress(OnnxserveError):  # the message is made below, of the elements as they came
+        with suppress(OnnxserveError):  # The second attempt reports the error with the elements as they were sent.
             return _decode_document(large, binary, artifact, schema)
     return _decode_document(json_object(text), binary, artifact, schema)
 
@@ -100,12 +100,12 @@ def _decode_document(
 def encode(
     request: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the response with the request's id or else `request_id`, and headers: with bytes, the JSON's length."""
+    """Return the response, with the request's id or `request_id`, and a header with the JSON's length if bytes follow."""
     entries, blobs = [], []
-    for wanted in resolve_outputs(request.outputs, outputs):
-        array = outputs[wanted.name]
-        entry: dict[str, object] = {"name": wanted.name, "shape": array.shape, "datatype": array_datatype(array)}
-        if wanted.is_binary:
+    for output in resolve_outputs(request.outputs, outputs):
+        array = outputs[output.name]
+        entry: dict[str, object] = {"name": output.name, "shape": array.shape, "datatype": array_datatype(array)}
+        if output.is_binary:
             blobs.append(to_binary(array))
             entry["parameters"] = {"binary_data_size": len(blobs[-1])}
         else:
@@ -125,7 +125,7 @@ def server_metadata() -> dict[str, object]:
 def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -> dict[str, Any]:
     """Return the document of `GET /v2/models/NAME`: the loaded versions, and the inputs and outputs of the graph.
 
-    A free dimension is -1. For a graph without a batch dimension, `parameters` has the reason.
+    A free dimension is -1. If the graph lacks a batch dimension, `parameters` contains the reason.
     """
     inputs, outputs = (
         [
@@ -142,12 +142,12 @@ def model_metadata(endpoint: str, versions: Sequence[str], artifact: Artifact) -
 
 
 def platform(artifact: Artifact) -> str:
-    """Return Triton's name for the runtime of the model. It has none for MLflow's pyfunc."""
+    """Return Triton's name for the model's runtime; Triton has no name for MLflow's pyfunc."""
     return PYTHON_FUNCTION if artifact.flavor == PYTHON_FUNCTION else "onnxruntime_onnx"
 
 
 def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[str, tuple[TensorHeader, Array]]:
-    """Return the tensors by name. Tensors without `data` take their bytes from `binary`, in order."""
+    """Return the tensors by name. The bytes of tensors without `data` are read from `binary`, in order."""
     if not isinstance(entries, list):
         raise InvalidRequest(f"inputs is a JSON {json_type(entries)}; an array of tensors is expected")
     arrays: dict[str, tuple[TensorHeader, Array]] = {}
@@ -158,7 +158,7 @@ def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[st
         size = parameters_of(head, entry).get("binary_data_size")
         name = head.name
         if name in arrays or not (is_only or name in by_column or name in by_input or name in schema.keys):
-            raise refused_name(head, arrays, schema)  # before its values are read: 100,000 unknown ones took 3 s
+            raise refused_name(head, arrays, schema)  # Do not decode the values: 100,000 unknown tensors took 3 s.
         if (size is None) == ("data" not in entry):
             raise head.mismatch(" needs either data or the parameter binary_data_size")
         if size is None:
@@ -170,18 +170,18 @@ def _read_inputs(entries: object, binary: memoryview, schema: Schema) -> dict[st
         arrays[name] = head, from_binary(head, binary[start : start + size], holds_bytes(head, schema))
         start += size
     if start != len(binary):
-        raise InvalidRequest(f"{len(binary)} bytes lie behind the JSON; the tensors name {start}")
+        raise InvalidRequest(f"{len(binary)} bytes follow the JSON, but the tensors have {start}")
     return arrays
 
 
 def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
-    """Return True if the elements of a tensor in bytes are themselves those of a column of bytes."""
+    """Return True if the elements of a binary tensor are the values of a column of bytes."""
     is_binary = head.name in schema.binary_columns or (bool(schema.binary_columns) and len(schema.columns) == 1)
     return is_binary and head.content_type != "base64"
 
 
 def read_id(given: object) -> str:
-    """Return a request's id, or "". Raises InvalidRequest if it is not a string or not printable."""
+    """Return a request's id, or "". Raises InvalidRequest if the id is not a string of printable characters."""
     given = "" if given is None else given
     if not isinstance(given, str) or not given.isprintable():
         raise InvalidRequest(f"id is {short_repr(given)}; a string of printable characters is expected")
@@ -189,9 +189,9 @@ def read_id(given: object) -> str:
 
 
 def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Mapping[str, object]:
-    """Return the `parameters` of a request, an input or an output. Null counts as missing.
+    """Return the `parameters` of a request, an input or an output; empty if they are null or missing.
 
-    Raises InvalidRequest if they are not an object, or an unsupported parameter would change the response.
+    Raises InvalidRequest if they are not an object, or if a parameter that would change the response is not supported.
     """
     parameters = entry.get("parameters")
     if parameters is None:
@@ -205,19 +205,19 @@ def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Map
 
 
 def refused_name(head: TensorHeader, before: Container[str], schema: Schema) -> SchemaMismatch:
-    """Return the error for a tensor whose name is unknown, or among those before it."""
+    """Return the error for a tensor whose name is unknown or repeated. `before` contains the earlier names."""
     if head.name in before:
-        return head.mismatch(" stands twice")
+        return head.mismatch(" is repeated")
     known = dict.fromkeys([*schema.tensor_schema.names, *(schema.names if schema.columns else ())])
-    return head.mismatch(f" is unknown; the model takes {join_names(known, head.name)}")
+    return head.mismatch(f" is unknown; the model's inputs are {join_names(known, head.name)}")
 
 
 def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schema) -> Feeds:
-    """Return the feeds of the graph, from tensors that are its inputs, or the signature's columns.
+    """Return the feeds of the graph from tensors that are its inputs or the signature's columns.
 
-    The only tensor for the only column or input may have any name, as in MLServer, whose codecs call it `input-1`.
-    Base64 of its Base64Codec is decoded for texts. Raises SchemaMismatch if a tensor is unknown, missing, or does not
-    fit.
+    If the model has a single column or input, a single tensor may have any name, as in MLServer, whose codecs call it
+    `input-1`. Texts from MLServer's Base64Codec are decoded. Raises SchemaMismatch if a tensor is unknown or missing,
+    or does not fit.
     """
     if isinstance(schema, KeyedSchema):
         own, keys = schema.split(arrays)
@@ -230,20 +230,20 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
     fed = schema if by_column else schema.tensor_schema
     dtypes, data = fed.dtypes, {}
     if len(arrays) == len(fed.tensors) == 1 and arrays.keys().isdisjoint(dtypes):
-        (given,), (wanted,) = arrays.values(), fed.tensors
-        if not fits_shape(wanted.shape, given[1].shape):
-            if schema.columns and given[1].shape[1:] in ((), (1,)):  # a column by a wrong name
-                raise refused_name(given[0], (), schema)
-            expected = shape_text(wanted.shape)
-            raise given[0].mismatch(f" stands for {wanted.name!r}; the shape {expected} is expected")
-        arrays = dict.fromkeys(dtypes, given)
+        (tensor,), (model_input,) = arrays.values(), fed.tensors
+        if not fits_shape(model_input.shape, tensor[1].shape):
+            if schema.columns and tensor[1].shape[1:] in ((), (1,)):  # probably a column with a wrong name
+                raise refused_name(tensor[0], (), schema)
+            expected = shape_text(model_input.shape)
+            raise tensor[0].mismatch(f" is used as {model_input.name!r}; the shape {expected} is expected")
+        arrays = dict.fromkeys(dtypes, tensor)
     for name, (head, array) in arrays.items():
         if name not in dtypes:
             raise refused_name(head, (), schema)
         check_datatype(head, dtypes[name])
         if by_column and array.ndim != 1:
             if array.shape[1:] != (1,):
-                raise head.mismatch(" stands for a column; the shape [N] or [N, 1] is expected")
+                raise head.mismatch(" is used as a column; the shape [N] or [N, 1] is expected")
             array = array.reshape(-1)
         if head.content_type == "base64" and array.dtype.kind == "O" and name not in fed.binary_columns:
             texts = [value and base64_text(value, f"{head}: an element") for value in array.flat]
@@ -253,10 +253,10 @@ def bind_tensors(arrays: Mapping[str, tuple[TensorHeader, Array]], schema: Schem
 
 
 def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tuple[RequestedOutput, ...]:
-    """Return the outputs that a request names, otherwise all that have a datatype in V2.
+    """Return the outputs that a request names; by default, all outputs that have a V2 datatype.
 
-    The outputs of a pyfunc may be unknown until it has answered, so any name is accepted. Raises InvalidRequest or
-    SchemaMismatch if `outputs` is invalid, or a name is unknown or repeated.
+    The outputs of a pyfunc may be unknown before its first prediction; then any name is accepted. Raises InvalidRequest
+    or SchemaMismatch if `outputs` is invalid, or a name is unknown or repeated.
     """
     is_binary = _flag("the request", document, "binary_data_output", False)
     known = [output.name for output in artifact.outputs if datatype_of(output.dtype)]
@@ -264,27 +264,27 @@ def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tup
     entries = [] if entries is None else entries
     if not isinstance(entries, list):
         raise InvalidRequest(f"outputs is a JSON {json_type(entries)}; an array of objects is expected")
-    wanted: dict[str, RequestedOutput] = {}
+    requested: dict[str, RequestedOutput] = {}
     for position, entry in enumerate(entries):
         name = entry.get("name") if isinstance(entry, dict) else None
         if not isinstance(name, str):
             raise InvalidRequest(f"outputs[{position}] is {short_repr(entry)}; an object with a name is expected")
         if known and name not in known:
-            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model gives {join_names(known, name)}")
-        if name in wanted:
-            raise SchemaMismatch(f"output {name!r} stands twice")
-        wanted[name] = RequestedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
-    return tuple(wanted.values()) or tuple(RequestedOutput(name, is_binary) for name in known or [""])
+            raise SchemaMismatch(f"output {name[:100]!r} is unknown; the model's outputs are {join_names(known, name)}")
+        if name in requested:
+            raise SchemaMismatch(f"output {name!r} is repeated")
+        requested[name] = RequestedOutput(name, _flag(f"output {name!r}", entry, "binary_data", is_binary))
+    return tuple(requested.values()) or tuple(RequestedOutput(name, is_binary) for name in known or [""])
 
 
 def resolve_outputs(wanted: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
-    """Return the requested outputs by the names of the response. Raises SchemaMismatch if it lacks one of them."""
+    """Return the requested outputs, with the names in the response. Raises SchemaMismatch if an output is missing."""
     if len(wanted) == 1 and not wanted[0].name:
         return [RequestedOutput(name, wanted[0].is_binary) for name in outputs]
     for output in wanted:
         if output.name not in outputs:
             gives = join_names(outputs, output.name)
-            raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model gives {gives}")
+            raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model's outputs are {gives}")
     return wanted
 
 

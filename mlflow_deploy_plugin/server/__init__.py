@@ -1,1 +1,1 @@
-"""SERVE: requests in, answers out. Imports neither mlflow nor pandas."""
+"""SERVE: the server that answers prediction requests. It imports neither mlflow nor pandas."""

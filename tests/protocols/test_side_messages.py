@@ -65,7 +65,7 @@ def test_an_end_between_messages_is_none_and_one_within_is_broken(pair: Pair) ->
     pair[0].sendall(b"OXP1\x05")
     pair[0].close()
     assert receive_message(pair[1]) == SideMessage("ask")
-    with pytest.raises(MalformedMessage, match="half a message"):
+    with pytest.raises(MalformedMessage, match="a truncated message"):
         receive_message(pair[1])
     assert receive_message(pair[1]) is None
 

@@ -107,7 +107,7 @@ def test_it_answers_refuses_and_ends_when_the_connection_is_closed(
     said = ask(ours, "fill").fields
     assert said == {
         "error": "BodyTooLarge",
-        "message": "the answer is too large: 2,000 bytes; at most 1,000 are passed on",
+        "message": "the answer is too large: 2,000 bytes; at most 1,000 are allowed",
         "column": "",
     }
     assert ask(ours, "add", n=3).fields["n"] == 3

@@ -27,8 +27,8 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {},
         400,
         (
-            "the JSON object must hold exactly one of the fields dataframe_split, dataframe_records, "
-            "instances, inputs; this one holds 'rows'"
+            "the JSON object must have exactly one of the fields dataframe_split, dataframe_records, "
+            "instances, inputs; this object has 'rows'"
         ),
     ),
     "an unknown content type": (
@@ -121,7 +121,7 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         _tensor(data=[0, 1]),
         {},
         400,
-        "tensor 'image' (FP32, shape [1, 2, 2]) has 2 elements; its shape asks for 4",
+        "tensor 'image' (FP32, shape [1, 2, 2]) has 2 elements; its shape requires 4",
     ),
     "feedback without a label": (
         "/feedback",

@@ -1,1 +1,1 @@
-"""The Open Inference Protocol V2 over gRPC. It is imported only if `grpc_port` is set: grpcio costs memory."""
+"""The Open Inference Protocol V2 over gRPC, imported only if `grpc_port` is set, because grpcio takes much memory."""

@@ -1,4 +1,4 @@
-"""The gRPC server of one worker: made after the fork, ended together with HTTP."""
+"""The gRPC server of a worker. It starts after the fork, and stops together with HTTP."""
 
 import threading
 from pathlib import Path
@@ -12,22 +12,22 @@ from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request
 from mlflow_deploy_plugin.server.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The streams, and the public streams, of a worker; each has a thread in addition to those of unary calls."""
+"""The maximum number of streams, and of public streams, per worker; each has a thread besides those of unary calls."""
 
 _MAX_WAITING = 128
-"""Calls that may wait for a thread; gRPC answers more with RESOURCE_EXHAUSTED."""
+"""The maximum number of calls that wait for a thread; gRPC rejects further calls with RESOURCE_EXHAUSTED."""
 
 _LOOK_SECONDS = 0.1
 _QUIET_SECONDS = 1.0
-"""The seconds without a call after which a drained server ends: every call that has come has a thread by then."""
+"""The seconds without a call after which a drained server stops; by then every accepted call has a thread."""
 
 _FRAMING_BYTES = 64 * 1024
-"""Room for the names, shapes and parameters of a message in addition to tensors of `max_body_bytes`."""
+"""The size limit for the names, shapes and parameters of a message, in addition to `max_body_bytes` for tensors."""
 
 _OPTIONS = {
     "grpc.so_reuseport": 1,
     "grpc.max_send_message_length": -1,
-    # Notice clients that have silently gone, and keep those that ping every 10 s.
+    # Detect clients that disappeared silently, and accept clients that ping every 10 s.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
     "grpc.keepalive_permit_without_calls": 1,
@@ -36,18 +36,18 @@ _OPTIONS = {
 
 
 class GrpcServer:
-    """Serves on `grpc_port` until `drain`. Raises InvalidConfig if the port or the certificate cannot be used."""
+    """A gRPC server on `grpc_port`. Raises InvalidConfig if the port or the certificate cannot be used."""
 
     def __init__(self, server: Server) -> None:
         spec = server.spec
-        self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # after that gunicorn kills
+        self._grace = max(0.5, spec.graceful_timeout_seconds - 1.0)  # gunicorn kills the worker after the full timeout.
         self._calls = OpenCalls(_MAX_STREAMS, spec.request_timeout_seconds)
         threads = request_threads(spec) + 2 * _MAX_STREAMS + MAX_STRANGERS
         most = threads + _MAX_WAITING
         options = {
             **_OPTIONS,
             "grpc.max_receive_message_length": spec.max_body_bytes + _FRAMING_BYTES,
-            "grpc.max_concurrent_streams": most,  # else calls that one client resets at once cancel those of all others
+            "grpc.max_concurrent_streams": most,  # Otherwise a client that resets many calls cancels others' calls.
         }
         self._grpc = grpc.server(
             RequestThreads(threads),
@@ -70,14 +70,14 @@ class GrpcServer:
         self._ended: threading.Event | None = None
 
     def drain(self) -> None:
-        """Refuse new calls and finish those in flight, for `graceful_timeout_seconds` at most; return at once."""
+        """Reject new calls and finish current calls within `graceful_timeout_seconds`; return immediately."""
         self._calls.drain()
         self._ended = self._grpc.stop(self._grace)
 
     def wait(self) -> None:
-        """Wait until everything is answered. Drain first if the worker has not: gunicorn's own does not.
+        """Wait until all calls are finished. Drain first if the worker has not, because gunicorn's own worker does not.
 
-        gRPC itself would wait up to 20 s longer until each client has acknowledged the end.
+        gRPC would wait up to 20 s longer, until each client has acknowledged the end.
         """
         if self._ended is None:
             self.drain()
@@ -90,7 +90,7 @@ class GrpcServer:
 
 
 def _read_certificates(certfile: str, keyfile: str, ca_certs: str | None) -> grpc.ServerCertificateConfiguration:
-    """Return the files as gRPC takes them. gRPC itself would silently keep the previous files if they were bad."""
+    """Return the files in gRPC's form. gRPC would silently keep the previous files if the new files were invalid."""
     open_tls(certfile, keyfile, ca_certs)
     authorities = Path(ca_certs).read_bytes() if ca_certs is not None else None
     return grpc.ssl_server_certificate_configuration(

@@ -1,10 +1,10 @@
 """The methods of the gRPC services: metadata, status codes, deadlines and streams around `server/inference/`.
 
-HTTP's status codes become gRPC's as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto, but
-413 and 429 both become RESOURCE_EXHAUSTED, with which gRPC itself answers a message above its limit.
+HTTP status codes become gRPC codes as in https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto,
+except that 413 and 429 both become RESOURCE_EXHAUSTED, as gRPC itself does for a message above its limit.
 
-grpcio waits without a limit for the rest of a message, and holds a thread. So every method is registered for a stream,
-which is the same on the wire: then the wait is bounded and ends when the server drains.
+While grpcio waits for the rest of a message, it occupies a thread without a time limit. Therefore every method is
+registered as a stream, which is the same on the wire. The wait is then bounded, and ends when the server drains.
 """
 
 import threading
@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 
 _CHECK_SECONDS = 0.5
 MAX_STRANGERS = 64
-"""The most callers without a key whose message is awaited; a further caller replaces the oldest caller."""
+"""The maximum number of callers without a key whose messages are awaited; an additional caller replaces the oldest."""
 _MICROSECONDS = 1_000_000
 
 _CODES = {
@@ -57,20 +57,20 @@ _NEEDS: Mapping[str, Need | None] = {
     **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), "admin"),
     **dict.fromkeys(("ModelReady", "ModelMetadata", "ModelConfig"), "describe"),
 }
-"""The scope that a method needs, None if everybody may call it; methods that are not named need `read`."""
+"""The scope that a method needs; None if no key is needed. Methods that are not in this table need `read`."""
 _WATCH_SECONDS = 0.5
 _STATUS = messages.HealthCheckResponse.ServingStatus
 
 ManagementMethod = Callable[..., dict[str, object]]
-"""Returns the fields of a response. It takes the server, the message and, if it needs `admin`, the caller."""
+"""A function that returns the fields of a response for the server, the message and, with `admin`, the caller."""
 
 
 class OpenCalls:
     """The open calls of one worker. A call is open until its response is on the way to the client.
 
     Args:
-        max_streams: the maximum number of streams, and of public streams (which need no key), at the same time.
-        message_seconds: the longest wait for the whole message of a unary call.
+        max_streams: the maximum number of concurrent streams, and of concurrent public streams (which need no key).
+        message_seconds: the time limit for receiving the complete message of a unary call.
     """
 
     def __init__(self, max_streams: int, message_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -81,7 +81,7 @@ class OpenCalls:
         self._streams: set[grpc.ServicerContext] = set()
         self._public_streams: set[grpc.ServicerContext] = set()
         self._idle: set[grpc.ServicerContext] = set()
-        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # the deadline, and True for a stranger
+        self._arriving: dict[grpc.ServicerContext, tuple[float, bool]] = {}  # deadline, and True without a key
         self.open = 0
         self.draining = threading.Event()
         threading.Thread(target=self._cancel_late, name="onnxserve-grpc-late", daemon=True).start()
@@ -89,14 +89,14 @@ class OpenCalls:
     def receive_one(
         self, context: grpc.ServicerContext, bodies: Iterator[bytes], is_stranger: bool = False
     ) -> bytes | None:
-        """Return the message of a unary call, or None if there is none.
+        """Return the message of a unary call, or None if the call has no message.
 
-        Raises grpc.RpcError if the client has gone, the time was up, or a later stranger needs the thread.
+        Raises grpc.RpcError if the client has closed, the time limit has passed, or a later stranger needs the thread.
         """
         self._open_call(context)
         with self._lock:
             self._arriving[context] = self._clock() + self._message_seconds, is_stranger
-            strangers = [one for one, (_, is_other) in self._arriving.items() if is_other]
+            strangers = [stranger for stranger, (_, is_other) in self._arriving.items() if is_other]
         if is_stranger:
             for oldest in strangers[:-MAX_STRANGERS]:
                 oldest.cancel()
@@ -108,7 +108,7 @@ class OpenCalls:
 
     @contextmanager
     def stream(self, context: grpc.ServicerContext, is_public: bool = False) -> Iterator[None]:
-        """Hold a place for a stream. If there is none, end the call with RESOURCE_EXHAUSTED."""
+        """Reserve a slot for a stream. If all slots are taken, end the call with RESOURCE_EXHAUSTED."""
         self._open_call(context)
         streams = self._public_streams if is_public else self._streams
         with self._lock:
@@ -116,7 +116,7 @@ class OpenCalls:
             if not is_full:
                 streams.add(context)
         if is_full:
-            text = f"{self._max_streams} streams are open in this worker, and no more are taken"
+            text = f"{self._max_streams} streams are open in this worker, which is the limit"
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, text)
         try:
             yield
@@ -143,7 +143,7 @@ class OpenCalls:
             yield body
 
     def drain(self) -> None:
-        """Cancel the streams that wait for a message. Each other stream ends after its current response."""
+        """Cancel the streams that wait for a message. The other streams end after their current response."""
         with self._lock:
             self.draining.set()
             idle = list(self._idle)
@@ -153,7 +153,7 @@ class OpenCalls:
     def _open_call(self, context: grpc.ServicerContext) -> None:
         with self._lock:
             self.open += 1
-        if not context.add_callback(self._close_call):  # the client has gone already
+        if not context.add_callback(self._close_call):  # The client has already closed the call.
             self._close_call()
 
     def _close_call(self) -> None:
@@ -170,7 +170,7 @@ class OpenCalls:
 
 
 def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
-    """Return the handlers of all methods; gRPC itself answers UNIMPLEMENTED for others."""
+    """Return the handlers of all methods; gRPC itself returns UNIMPLEMENTED for unknown methods."""
 
     def infer_one(body: bytes, context: grpc.ServicerContext) -> bytes:
         request = _raw_request(server, "ModelInfer", body, context)
@@ -195,7 +195,7 @@ def handlers(server: Server, calls: OpenCalls) -> list[grpc.GenericRpcHandler]:
 def _unary(
     server: Server, calls: OpenCalls, name: str, answer: Callable[[bytes, grpc.ServicerContext], bytes]
 ) -> grpc.RpcMethodHandler:
-    """Return the handler of a unary method. It does not wait for an empty message, or for a message that is refused."""
+    """Return the handler of a unary method. It does not wait for a message that is empty or will be rejected."""
     is_empty = not getattr(messages, f"{name}Request").DESCRIPTOR.fields
 
     def behaviour(bodies: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -235,7 +235,7 @@ def _management_call(
 def _model_stream_infer(
     server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
 ) -> Iterator[bytes]:
-    """Yield one response for each request, in order. The stream continues after an error, as in Triton.
+    """Yield one response per request, in order. The stream continues after an error, as in Triton.
 
     A response in a stream has no metadata, so its ids are parameters. Triton's clients need `triton_final_response`.
     """
@@ -248,7 +248,7 @@ def _model_stream_infer(
                 message = messages.ModelInferResponse.FromString(reply.body)
             else:
                 message = messages.ModelInferResponse()
-                with suppress(InvalidRequest):  # the id, if it can be read, names the refused request
+                with suppress(InvalidRequest):  # If the id can be parsed, it identifies the rejected request.
                     message.id = str(tensors.read_message(messages.ModelInferRequest, body).id)
             for name, value in reply.headers.items():
                 message.parameters[name.lower()].string_param = value
@@ -282,22 +282,22 @@ def _infer(server: Server, request: RawRequest, seconds_left: float | None) -> R
 
 
 def with_deadline(parameters: Mapping[str, object], seconds_left: float | None) -> Mapping[str, object]:
-    """Return the parameters with the call's deadline as `timeout` in microseconds, unless they have a shorter one."""
+    """Return the parameters with the call's deadline as `timeout` in microseconds, unless their timeout is shorter."""
     if seconds_left is None:
         return parameters
     left = max(1, int(seconds_left * _MICROSECONDS))
     timeout = parameters.get("timeout")
-    is_shorter = type(timeout) is not int or 0 != timeout < left  # the data plane refuses what is no whole number
+    is_shorter = type(timeout) is not int or 0 != timeout < left  # The data plane rejects a timeout that is not an int.
     return parameters if timeout is not None and is_shorter else {**parameters, "timeout": left}
 
 
 def _reply(server: Server, request: RawRequest, respond: Callable[[RawRequest], Reply]) -> Reply:
-    """Answer a request; trace and log it as HTTP's. Never raises."""
+    """Answer a request, with the same trace and log as HTTP. Never raises."""
 
     def guarded() -> Reply:
         try:
             return respond(request)
-        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
             return failure(request, error)
 
     return observe_request(request, guarded, server.tracer, server.logs_requests)
@@ -314,10 +314,10 @@ def _finish(context: grpc.ServicerContext, reply: Reply) -> bytes:
 def _raw_request(server: Server, method: str, body: bytes, context: grpc.ServicerContext) -> RawRequest:
     headers: dict[str, str] = {}
     for name, value in context.invocation_metadata():
-        if isinstance(value, str):  # values of one name are joined, as over HTTP: a proxy may have read either
+        if isinstance(value, str):  # Values of the same name are joined as in HTTP, because a proxy may check either.
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
     caller = ""
-    if server.spec.ca_certs is not None:  # without one TLS has refused the connection
+    if server.spec.ca_certs is not None:  # TLS rejects a connection without a client certificate.
         (name, *_) = context.auth_context().get("x509_common_name") or (UNNAMED.encode(),)
         caller = name.decode("utf-8", "replace")[:100]
     path = f"/{HEALTH}/Check" if method == "HealthCheck" else f"/{INFERENCE}/{method}"
@@ -325,13 +325,13 @@ def _raw_request(server: Server, method: str, body: bytes, context: grpc.Service
 
 
 def _is_stranger(server: Server, context: grpc.ServicerContext) -> bool:
-    """Return True if the caller needs a key and has none. To await its message would hold a thread."""
+    """Return True if the caller needs a key and has none. Waiting for the message would occupy a thread."""
     request = _raw_request(server, "", b"", context) if server.auth.is_required else None
     return request is not None and server.auth.is_stranger(request.headers, request.caller)
 
 
 def code_of(error: OnnxserveError) -> grpc.StatusCode:
-    """Return gRPC's code of an error. An error outside the table is the caller's or ours, by its status."""
+    """Return gRPC's code of an error; a status outside the table becomes INVALID_ARGUMENT or INTERNAL."""
     other = grpc.StatusCode.INVALID_ARGUMENT if error.http_status < 500 else grpc.StatusCode.INTERNAL
     return _CODES.get(error.http_status, other)
 
@@ -341,7 +341,7 @@ def metadata_of(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def address_of(peer: str) -> str:
-    """Return the address in gRPC's `ipv4:127.0.0.1:5001` or `ipv6:%5B::1%5D:5001`."""
+    """Return the address in a peer of gRPC, such as `ipv4:127.0.0.1:5001` or `ipv6:%5B::1%5D:5001`."""
     return unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]")
 
 
@@ -355,7 +355,7 @@ def check_health(server: Server, message: messages.HealthCheckRequest) -> dict[s
 def watch_health(
     server: Server, calls: OpenCalls, bodies: Iterator[bytes], context: grpc.ServicerContext
 ) -> Iterator[bytes]:
-    """Answer `grpc.health.v1.Health/Watch` with the status now and after every change.
+    """Answer `grpc.health.v1.Health/Watch` with the current status, and again after every change.
 
     https://github.com/grpc/grpc/blob/master/doc/health-checking.md: an unknown service is a status, not an error.
     """
@@ -363,7 +363,7 @@ def watch_health(
         try:
             service = messages.HealthCheckRequest.FromString(calls.receive_one(context, bodies) or b"").service
         except DecodeError:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
             raise
         sent = None
         while context.is_active() and not calls.draining.is_set():
@@ -383,7 +383,7 @@ def _health_status(server: Server, service: str) -> messages.HealthCheckResponse
 
 
 def _model_ready(server: Server, message: messages.ModelReadyRequest) -> dict[str, object]:
-    """Answer that a missing model is not ready, as Triton does: at an error its clients' `is_model_ready` raises."""
+    """Report a missing model as not ready, as Triton does, because the clients' `is_model_ready` raises on an error."""
     try:
         return documents.model_ready(server, message.name, message.version or None)
     except (NotFound, NotReady):

@@ -1,7 +1,7 @@
-"""The messages of an infer call ↔ named arrays, checked by the functions of `protocols` that REST uses.
+"""Convert the messages of an infer call to named arrays and back, with the same checks in `protocols` as REST.
 
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_grpc.md: all tensors are
-bytes (`raw_input_contents`) or all are typed (`contents`), in the response as in the request. FP16 needs bytes.
+bytes (`raw_input_contents`) or all are typed (`contents`), and the response has the request's form. FP16 needs bytes.
 """
 
 import base64
@@ -38,30 +38,30 @@ _FIELDS = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-"""The field with the typed values of a datatype; FP16 has none."""
+"""The field with the typed values of each datatype; FP16 has no field."""
 
 MAX_FIELDS = 100_000
 _MAX_PARAMETERS = 1_000
 _FIXED_SIZES = {1: 8, 5: 4}
-"""The bytes of a number of 64 and of 32 bits, by their wire type."""
+"""The size in bytes of 64-bit and 32-bit numbers, by their wire type."""
 _VARINT_BYTES = 10
 
 
 def read_message(kind: type[Message], body: bytes) -> Any:
     """Parse a message. Raises InvalidRequest if it is malformed or has more than `MAX_FIELDS` fields.
 
-    The fields are counted first, because protobuf makes an object of 80 bytes from two bytes.
+    The fields are counted before parsing, because protobuf may create an object of 80 bytes from two bytes.
     """
     if len(body) > MAX_FIELDS:
         _check_fields(memoryview(body))
     try:
         return kind.FromString(body)
     except DecodeError:
-        raise InvalidRequest(f"the message is no {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None
+        raise InvalidRequest(f"the message is not a {kind.DESCRIPTOR.name} of the Open Inference Protocol") from None
 
 
 def _check_fields(view: memoryview) -> None:
-    """Count the fields (https://protobuf.dev/programming-guides/encoding); malformed bytes are left to protobuf."""
+    """Count the fields (https://protobuf.dev/programming-guides/encoding). Protobuf reports malformed bytes later."""
     at = fields = 0
     with suppress(ValueError, IndexError):
         while at < len(view):
@@ -75,12 +75,12 @@ def _check_fields(view: memoryview) -> None:
                 case 2:
                     length, at = _read_varint(view, at)
                     at += length
-                case kind:  # the two ends of a group have nothing of their own
+                case kind:  # The begin and the end of a group have no data.
                     at += _FIXED_SIZES.get(kind, 0)
 
 
 def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
-    """Return the LEB128 number at `at`, and its end. Raises ValueError above ten bytes, IndexError if it is cut."""
+    """Return the LEB128 number at `at`, and its end. Raises ValueError above ten bytes, IndexError if truncated."""
     value = 0
     for position in range(_VARINT_BYTES):
         byte = view[at + position]
@@ -93,21 +93,21 @@ def _read_varint(view: memoryview, at: int) -> tuple[int, int]:
 def decode(request: messages.ModelInferRequest, artifact: Artifact, schema: Schema) -> v2.V2Request:
     """Decode an infer request. Raises InvalidRequest if it is malformed or not supported.
 
-    Raises SchemaMismatch if a tensor is unknown, missing, repeated, or does not fit its shape, datatype or model.
+    Raises SchemaMismatch if a tensor is unknown, missing or repeated, or does not fit its shape, datatype or model.
     """
     parameters = v2.parameters_of("the request", {"parameters": parameter_values(request.parameters)})
-    wanted = [{"name": output.name, "parameters": parameter_values(output.parameters)} for output in request.outputs]
+    requested = [{"name": output.name, "parameters": parameter_values(output.parameters)} for output in request.outputs]
     feeds = v2.bind_tensors(_read_inputs(request, schema), schema)
-    outputs = v2.requested_outputs({"outputs": wanted}, artifact)
+    outputs = v2.requested_outputs({"outputs": requested}, artifact)
     return v2.V2Request(v2.read_id(request.id), feeds, outputs, parameters)
 
 
 def encode(
     request: v2.V2Request, is_raw: bool, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> messages.ModelInferResponse:
-    """Encode the response, in bytes if the request was; its id is the request's, otherwise `request_id`."""
+    """Encode the response, as bytes if the request was. Its id is the request's id or `request_id`."""
     response = messages.ModelInferResponse(model_name=endpoint, model_version=version, id=request.id or request_id)
-    arrays = [(wanted.name, outputs[wanted.name]) for wanted in v2.resolve_outputs(request.outputs, outputs)]
+    arrays = [(output.name, outputs[output.name]) for output in v2.resolve_outputs(request.outputs, outputs)]
     is_raw = is_raw or any(array.dtype == np.float16 for _, array in arrays)
     for name, array in arrays:
         datatype = array_datatype(array)
@@ -122,9 +122,9 @@ def encode(
 
 
 def parameter_values(parameters: Mapping[str, messages.InferParameter]) -> dict[str, object]:
-    """Return the parameters as Python values, None for an empty parameter. Raises InvalidRequest above the limit."""
+    """Return the parameters as Python values; None for an empty parameter. Raises InvalidRequest above the limit."""
     if len(parameters) > _MAX_PARAMETERS:
-        raise InvalidRequest(f"there are {len(parameters)} parameters in one place; at most {_MAX_PARAMETERS} are read")
+        raise InvalidRequest(f"an object has {len(parameters)} parameters; at most {_MAX_PARAMETERS} are allowed")
     kinds = {name: parameter.WhichOneof("parameter_choice") for name, parameter in parameters.items()}
     return {name: getattr(parameters[name], kind) if kind else None for name, kind in kinds.items()}
 
@@ -150,7 +150,7 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
         if not raw:
             arrays[head.name] = head, _from_contents(head, entry.contents, v2.holds_bytes(head, schema))
         elif entry.contents.ByteSize():
-            raise InvalidRequest(f"{head} has contents, beside raw_input_contents; one of them is expected")
+            raise InvalidRequest(f"{head} has both contents and raw_input_contents; only one is allowed")
         else:
             arrays[head.name] = head, from_binary(head, memoryview(raw[position]), v2.holds_bytes(head, schema))
     return arrays
@@ -159,18 +159,18 @@ def _read_inputs(request: messages.ModelInferRequest, schema: Schema) -> dict[st
 def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, is_binary: bool) -> Array:
     """Return the array of a tensor from its typed values, which must be in the field of its datatype.
 
-    Signed and unsigned integers of 8 and 16 bits come as 32 bits.
+    8-bit and 16-bit integers are sent as 32-bit integers.
     """
-    wanted = _FIELDS.get(head.datatype)
-    if wanted is None:
-        raise head.mismatch(" has no typed contents; send it in raw_input_contents")
+    expected_field = _FIELDS.get(head.datatype)
+    if expected_field is None:
+        raise head.mismatch(" cannot have typed contents; send it in raw_input_contents")
     filled = [field.name for field, _ in contents.ListFields()]
-    if filled != [wanted] and (filled or 0 not in head.shape):  # an empty field is not sent
-        found = ", ".join(filled) or "no contents"
-        raise head.mismatch(f" has {found}; its elements are expected in {wanted}")
-    values = getattr(contents, wanted)
+    if filled != [expected_field] and (filled or 0 not in head.shape):  # Protobuf does not send an empty field.
+        actual = ", ".join(filled) or "no contents"
+        raise head.mismatch(f" has {actual}; its elements are expected in {expected_field}")
+    values = getattr(contents, expected_field)
     if len(values) != prod(head.shape):
-        raise head.mismatch(f" has {len(values)} elements; its shape asks for {prod(head.shape)}")
+        raise head.mismatch(f" has {len(values)} elements; its shape requires {prod(head.shape)}")
     if head.datatype == "BYTES":
         texts: list[str] = []
         for value in values:
@@ -181,7 +181,7 @@ def _from_contents(head: TensorHeader, contents: messages.InferTensorContents, i
         return np.array(texts, dtype=object).reshape(head.shape)
     dtype = dtype_of(head.datatype)
     if dtype.kind in "fb" and len(values):
-        # Protobuf packs these as they lie in memory, behind a tag and their length: 30,000 take 4 µs, one by one 1,600.
+        # Read protobuf's packed values (after a tag and a length) directly: 30,000 values take 4 instead of 1,600 µs.
         contents.DiscardUnknownFields()
         packed = memoryview(contents.SerializeToString())
         return from_binary(head, packed[_read_varint(packed, 1)[1] :])

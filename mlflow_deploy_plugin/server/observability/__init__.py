@@ -1,1 +1,1 @@
-"""The server's reports about itself: Prometheus metrics and OpenTelemetry traces."""
+"""Prometheus metrics and OpenTelemetry traces of the server."""

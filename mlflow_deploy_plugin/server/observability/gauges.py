@@ -1,4 +1,4 @@
-"""Gauges that no worker keeps: the state of the agent and of the GPUs, read for each page of metrics."""
+"""Gauges that workers do not maintain: the state of the agent and of the GPUs, read on each request for metrics."""
 
 import contextlib
 import logging
@@ -15,26 +15,26 @@ logger = logging.getLogger(__name__)
 
 
 def agent_metrics_page(state_dir: Path) -> bytes:
-    """Return the content of agent.json as Prometheus' text; empty if there is no agent. Every worker can read it."""
+    """Return the metrics from agent.json; empty if there is no agent. Every worker can read the file."""
     state = read_state(state_dir / AGENT, AgentState)
     if state is None:
         return b""
     refused = MetricFamily(
         "onnxserve_wanted_version_refused",
         "gauge",
-        "Versions that the registry names and that are not served: gate, fetch, artifact, consent or load.",
+        "Versions that the registry selects but that are not served: gate, fetch, artifact, consent or load.",
     )
-    refused.series.extend(MetricSeries(one.model_dump(exclude={"reason"}), 1.0) for one in state.refused)
+    refused.series.extend(MetricSeries(version.model_dump(exclude={"reason"}), 1.0) for version in state.refused)
 
     def gauge(name: str, value: float, text: str) -> MetricFamily:
         return MetricFamily(name, "gauge", text, [MetricSeries({}, float(value))])
 
-    checked = "Time of the last look at the registry, successful or not, since 1970."
-    fetched = "Time when the keys of callers were last fetched, since 1970; 0 without keys."
-    shipped = "Time until which every answered row is in the inference log or was dropped, since 1970, by tens."
+    checked = "Time of the last poll of the registry, successful or not, in seconds since 1970."
+    fetched = "Time of the last fetch of the API keys, in seconds since 1970; 0 without keys."
+    shipped = "Time until which every row was logged or dropped, in seconds since 1970, in steps of 10 s."
     families = [
-        gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent lives."),
-        gauge("onnxserve_agent_errors", state.errors, "Things that keep what the spec names from being served."),
+        gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent runs."),
+        gauge("onnxserve_agent_errors", state.errors, "Errors that prevent the spec's references from being served."),
         gauge("onnxserve_registry_checked_timestamp_seconds", state.checked_at, checked),
         gauge("onnxserve_keys_fetched_timestamp_seconds", state.keys_fetched_at, fetched),
         gauge("onnxserve_log_complete_until_timestamp_seconds", state.shipping.complete_until, shipped),
@@ -52,7 +52,7 @@ _GPU_GAUGES: dict[str, tuple[str, Callable[[Any, Any], float]]] = {
         lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).total,
     ),
     "onnxserve_gpu_utilization_ratio": (
-        "Share of the last sample period in which some kernel ran.",
+        "Share of the last sample period in which a kernel ran.",
         lambda nvml, gpu: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu / 100,
     ),
     "onnxserve_gpu_temperature_celsius": (
@@ -64,13 +64,13 @@ _GPU_GAUGES: dict[str, tuple[str, Callable[[Any, Any], float]]] = {
         lambda nvml, gpu: nvml.nvmlDeviceGetPowerUsage(gpu) / 1000,
     ),
 }
-"""The help text of each gauge, and the function that reads it by NVML."""
+"""The help text of each gauge, and the function that reads its value with NVML."""
 
 
 def gpu_metrics_page() -> bytes:
-    """Return the gauges of every GPU by NVML; empty without NVML (extra `gpu`) or a driver.
+    """Return the gauges of every GPU; empty without NVML (extra `gpu`) or a driver.
 
-    NVML ignores CUDA_VISIBLE_DEVICES, so each series has the GPU's uuid too.
+    NVML ignores CUDA_VISIBLE_DEVICES, so each series also has the GPU's uuid.
     """
     nvml = _nvml()
     if nvml is None:
@@ -81,21 +81,21 @@ def gpu_metrics_page() -> bytes:
             gpu = nvml.nvmlDeviceGetHandleByIndex(number)
             labels = {"gpu": str(number), "uuid": nvml.nvmlDeviceGetUUID(gpu)}
             for name, (text, read) in _GPU_GAUGES.items():
-                with contextlib.suppress(nvml.NVMLError):  # not supported, as the power of some laptops
+                with contextlib.suppress(nvml.NVMLError):  # Some laptops do not report their power, for example.
                     series = MetricSeries(labels, float(read(nvml, gpu)))
                     families.setdefault(name, MetricFamily(name, "gauge", text)).series.append(series)
-    except nvml.NVMLError as error:  # a GPU that has fallen off the bus
-        logger.warning("NVML does not answer: %s", error)
+    except nvml.NVMLError as error:  # for example, the driver has lost a GPU
+        logger.warning("NVML does not respond: %s", error)
     return prometheus_text(list(families.values()))
 
 
 @cache
 def _nvml() -> Any:
-    """Return the module, initialised once a process, or None."""
+    """Return the module, initialised once per process, or None."""
     try:
-        import pynvml  # only a server with a GPU needs it
+        import pynvml  # Imported here, because only a server with a GPU needs it.
     except ImportError:
-        logger.info("no metrics of GPUs: pip install 'mlflow-onnxserve[gpu]' brings nvidia-ml-py")
+        logger.info("no metrics of GPUs: nvidia-ml-py is not installed (pip install 'mlflow-onnxserve[gpu]')")
         return None
     try:
         pynvml.nvmlInit()

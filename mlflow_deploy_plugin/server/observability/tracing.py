@@ -1,8 +1,8 @@
-"""The trace span and the access log line of a request, each if it is requested.
+"""The trace span and the access log line of a request, both optional.
 
-Traces are sent by OTLP if the environment names a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); otherwise OpenTelemetry is
-not imported. All variables of the SDK apply:
-https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. Spans leave in a thread.
+Traces are sent with OTLP if the environment specifies a collector (`OTEL_EXPORTER_OTLP_ENDPOINT`); otherwise
+OpenTelemetry is not imported. All variables of the SDK apply:
+https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/. A thread sends the spans.
 """
 
 import logging
@@ -29,11 +29,11 @@ _FIELDS = {
     "X-Model-Variant": "onnxserve.variant",
     "X-Request-Id": "http.request.id",
 }
-"""The log field and span attribute of each header of a response (ECS's name if it has one)."""
+"""The log field and span attribute for each response header (ECS's name if ECS has one)."""
 
 
 def tracing_is_on(environment: Mapping[str, str] = os.environ) -> bool:
-    """Return True if the environment names a collector (or the `otlp` exporter) and does not disable the SDK."""
+    """Return True if the environment specifies a collector (or the `otlp` exporter) and does not disable the SDK."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return False
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
@@ -51,12 +51,12 @@ def open_tracer() -> "Tracer | None":
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise RuntimeMissing(
-            "the environment asks for OpenTelemetry traces, and the SDK is not installed: "
+            "the environment enables OpenTelemetry traces, but the SDK is not installed: "
             "pip install 'mlflow-onnxserve[otel]'"
         ) from None
     attributes = {"service.version": __version__}
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):
-        attributes["service.name"] = "onnxserve"  # the SDK reads those variables
+        attributes["service.name"] = "onnxserve"  # The SDK reads the two variables itself.
     resource = Resource.create(attributes)
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     exporter = OTLPSpanExporter()
@@ -65,7 +65,7 @@ def open_tracer() -> "Tracer | None":
 
 
 class Tracer:
-    """Makes one span per request, below the client's span if `traceparent` is sent."""
+    """A tracer that creates one span per request, as a child of the client's span if `traceparent` is sent."""
 
     def __init__(self, provider: Any, exporter: Any) -> None:
         from opentelemetry.trace import SpanKind, StatusCode
@@ -77,7 +77,7 @@ class Tracer:
         self._propagator = TraceContextTextMapPropagator()
         self._kind, self.error = SpanKind.SERVER, StatusCode.ERROR
         self._closing = threading.Event()
-        # started now: Python 3.12 starts no thread while the interpreter ends, which is when workers close
+        # Start the thread now: workers close while the interpreter exits, and Python 3.12 then cannot start a thread.
         self._closer = threading.Thread(target=self._shut_down, name="onnxserve-traces", daemon=True)
         self._closer.start()
 
@@ -85,7 +85,7 @@ class Tracer:
     def request(
         self, name: str, headers: Mapping[str, str], attributes: Mapping[str, str]
     ) -> Iterator[tuple[Any, str]]:
-        """Open the span of a request; yield it and the `traceparent` (W3C). Headers have names in lower case."""
+        """Open the span of a request; yield it and the `traceparent` (W3C). Header names are in lower case."""
         parent = self._propagator.extract(headers)
         with self._tracer.start_as_current_span(
             name, parent, self._kind, attributes=attributes, record_exception=False
@@ -95,7 +95,7 @@ class Tracer:
             yield span, carrier["traceparent"]
 
     def phases(self, marks: Sequence[tuple[str, float]]) -> None:
-        """Add child spans to the current request afterwards, so that a request without a trace costs nothing.
+        """Add child spans to the current request after the fact, so that a request without a trace has no overhead.
 
         `marks` are (name, begin in `time.perf_counter()`) in order; the last mark only ends the previous span.
         """
@@ -107,7 +107,7 @@ class Tracer:
     def close(self) -> None:
         """Send the remaining spans, for at most a second.
 
-        The SDK does not keep its time limit (opentelemetry-python #4568; 10 s measured), so the exporter is shut down.
+        The SDK exceeds its time limit (opentelemetry-python #4568; 10 s measured), so the exporter is shut down.
         """
         self._closing.set()
         self._closer.join(_FLUSH_SECONDS)
@@ -120,7 +120,7 @@ class Tracer:
 
 
 class Response(Protocol):
-    """The parts of a response, of any transport, that its span and its log line show."""
+    """The parts of a response, of any transport, that are used in its span and its log line."""
 
     headers: dict[str, str]
     body: bytes
@@ -135,7 +135,7 @@ AnyResponse = TypeVar("AnyResponse", bound=Response)
 def observe_request(
     request: RawRequest, handle: Callable[[], AnyResponse], tracer: Tracer | None, logs_requests: bool
 ) -> AnyResponse:
-    """Handle the request; trace it (header `traceparent`) if there is a tracer; log it with `logs_requests`."""
+    """Handle the request. Trace it (header `traceparent`) if there is a tracer, and log it with `logs_requests`."""
     if not (tracer or logs_requests):
         return handle()
     path = without_keys(request.path)[:500]
@@ -152,7 +152,7 @@ def observe_request(
         if tracer:
             response.headers["traceparent"] = traceparent
             span.set_attributes({"http.response.status_code": response.status, **named})
-            if response.status >= 500:  # as HTTP's conventions have it
+            if response.status >= 500:  # OpenTelemetry's HTTP conventions define only these as errors.
                 span.set_status(tracer.error)
     if logs_requests:
         seconds = time.perf_counter() - began
@@ -180,7 +180,7 @@ def observe_request(
 
 
 def _span_name(method: str, path: str) -> str:
-    """Return the method and the route with placeholders for names, so that there are few, as HTTP's conventions ask."""
+    """Return the method and the route with placeholders for names, as OpenTelemetry's HTTP conventions require."""
     parts = path.split("/")[:8]
     for position in range(2, len(parts)):
         if parts[position - 1] in ("models", "versions", "endpoints"):

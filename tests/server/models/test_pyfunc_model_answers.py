@@ -75,7 +75,7 @@ def tensors(*names: str | None, wait: float = 0.0, **more: Any) -> dict[str, Any
 def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
     assert ask("/v2/models/names", b"", method="GET")["outputs"] == []
     refused = ask("/v2/models/names/infer", tensors("a", outputs=[{"name": "other"}]), status=400)
-    assert refused == {"error": "output 'other' is unknown; the model gives known, half"}
+    assert refused == {"error": "output 'other' is unknown; the model's outputs are known, half"}
 
     answered = ask("/v2/models/names/infer", tensors("a", None, wait=0.01))
 
