@@ -100,7 +100,7 @@ def _decode_document(
 def encode(
     request: V2Request, endpoint: str, request_id: str, version: str, outputs: Mapping[str, Array]
 ) -> tuple[bytes, dict[str, str]]:
-    """Return the response, with the request's id or `request_id`, and a header with the JSON's length if bytes follow."""
+    """Return the response, whose default id is `request_id`, and a header with the JSON's length if bytes follow."""
     entries, blobs = [], []
     for output in resolve_outputs(request.outputs, outputs):
         array = outputs[output.name]

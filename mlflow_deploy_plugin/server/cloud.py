@@ -1,14 +1,14 @@
-"""The platforms that run a container with a model: the settings of each, and the routes that it calls.
+"""The settings of the platforms that run a container with a model, and the routes that each platform calls.
 
 | platform | recognised by | port | routes | model |
 |---|---|---|---|---|
-| Vertex AI | `AIP_HTTP_PORT`, `AIP_PREDICT_ROUTE` | as given (8080) | as given, and `/ping` | `AIP_STORAGE_URI` |
+| Vertex AI | `AIP_HTTP_PORT`, `AIP_PREDICT_ROUTE` | as set (8080) | as set, and `/ping` | `AIP_STORAGE_URI` |
 | Azure ML | `AZUREML_MODEL_DIR` | 5001 | `/score`; liveness `/` or as deployed | in that folder |
 | Cloud Run, Knative | `K_SERVICE` | `PORT` (8080) | all | in the image |
-| SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as given (8080) | `/ping`, `/invocations` | /opt/ml/model |
+| SageMaker | `SAGEMAKER_BIND_TO_PORT`, or the model | as set (8080) | `/ping`, `/invocations` | /opt/ml/model |
 | KServe | `KUBERNETES_SERVICE_HOST` and the model | 8080 | V2 | /mnt/models |
 
-An image's own model also lies in /opt/ml/model; a model that the platform names takes precedence.
+The model of an image is also in /opt/ml/model, but a model that the platform specifies takes precedence.
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements,
 https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-inference-code.html,
 https://learn.microsoft.com/azure/machine-learning/how-to-deploy-custom-container,
@@ -41,7 +41,7 @@ _MLMODEL = "MLmodel"
 class Cloud:
     """The settings from the platform. An empty value or None means that the platform does not specify the setting.
 
-    Vertex AI's `health_route` and `predict_route` take precedence over our routes at the same path.
+    Vertex AI's `health_route` and `predict_route` take precedence over our routes with the same path.
     """
 
     port: int | None = None
@@ -59,27 +59,27 @@ def read_cloud(
 ) -> Cloud:
     """Read the environment and the folders. Raises InvalidConfig if a port or a route is malformed."""
     sagemaker, kserve = folders
-    here = str(sagemaker) if (sagemaker / _MLMODEL).exists() else ""
+    local_model = str(sagemaker) if (sagemaker / _MLMODEL).exists() else ""
     if "KUBERNETES_SERVICE_HOST" in environment and (kserve / _MLMODEL).exists():
-        here = str(kserve)
+        local_model = str(kserve)
     if "AIP_HTTP_PORT" in environment or "AIP_PREDICT_ROUTE" in environment:
         return Cloud(
             _port(environment, "AIP_HTTP_PORT"),
-            environment.get("AIP_STORAGE_URI") or here,
+            environment.get("AIP_STORAGE_URI") or local_model,
             _route(environment, "AIP_HEALTH_ROUTE"),
             _route(environment, "AIP_PREDICT_ROUTE"),
         )
     if "AZUREML_MODEL_DIR" in environment:
         folder = Path(environment["AZUREML_MODEL_DIR"])
-        if not (folder / _MLMODEL).exists():  # Azure puts the registered folder into the folder that it names
+        if not (folder / _MLMODEL).exists():  # Azure copies the registered folder into the specified folder.
             inner = list(folder.glob(f"*/{_MLMODEL}"))
-            folder = inner[0].parent if len(inner) == 1 else Path(here or folder)
+            folder = inner[0].parent if len(inner) == 1 else Path(local_model or folder)
         return Cloud(_AZURE_PORT, str(folder))
     if "K_SERVICE" in environment:
-        return Cloud(_port(environment, "PORT"), here)
-    if here or "SAGEMAKER_BIND_TO_PORT" in environment:
+        return Cloud(_port(environment, "PORT"), local_model)
+    if local_model or "SAGEMAKER_BIND_TO_PORT" in environment:
         named = "SAGEMAKER_BIND_TO_PORT" if "SAGEMAKER_BIND_TO_PORT" in environment else "ONNXSERVE_PORT"
-        return Cloud(_port(environment, named), here or str(sagemaker))
+        return Cloud(_port(environment, named), local_model or str(sagemaker))
     return Cloud()
 
 
@@ -102,10 +102,10 @@ def is_healthy(url: str = "", environment: Mapping[str, str] = os.environ) -> bo
     if not url:
         port = read_cloud(environment).port or int(environment.get("ONNXSERVE_PORT", _DEFAULT_PORT))
         url = f"http://127.0.0.1:{port}"
-    asked = urlsplit(url)
-    server = http.client.HTTPConnection(asked.netloc, timeout=4)
-    if asked.scheme == "https":  # any certificate is trusted: the server is our own
-        server = http.client.HTTPSConnection(asked.netloc, timeout=4, context=ssl._create_unverified_context())
+    target = urlsplit(url)
+    server = http.client.HTTPConnection(target.netloc, timeout=4)
+    if target.scheme == "https":  # Any certificate is trusted, because the server is our own.
+        server = http.client.HTTPSConnection(target.netloc, timeout=4, context=ssl._create_unverified_context())
     try:
         server.request("GET", "/ping")
         return server.getresponse().status == 200

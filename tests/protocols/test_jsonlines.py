@@ -86,9 +86,9 @@ def test_each_line_of_the_answer_is_one_prediction() -> None:
     assert jsonlines.encode(np.array(["a\nb", "ü"], object)) == '"a\\nb"\n"ü"\n'.encode()
     outputs = {"label": np.array(["a", "b"], object), "p": np.array([[0.5, 0.5], [1, 0]])}
     assert jsonlines.encode(outputs) == b'{"label":"a","p":[0.5,0.5]}\n{"label":"b","p":[1.0,0.0]}\n'
-    with pytest.raises(SchemaMismatch, match="value for each"):
+    with pytest.raises(SchemaMismatch, match="value per row"):
         jsonlines.encode({"a": np.ones(2), "b": np.ones(3)})
-    with pytest.raises(SchemaMismatch, match="value for each"):
+    with pytest.raises(SchemaMismatch, match="value per row"):
         jsonlines.encode(np.array(1.5))
 
 

@@ -47,7 +47,7 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         b"x",
         {"content_encoding": "br"},
         415,
-        "the Content-Encoding is 'br'; it is not known here: send gzip, deflate, zstd or identity",
+        "the Content-Encoding is 'br'; this encoding is not supported: send gzip, deflate, zstd or identity",
     ),
     "a damaged encoding": ("/invocations", b"x", {"content_encoding": "gzip"}, 400, "the gzip body ends too early"),
     "a missing column": (
@@ -105,8 +105,8 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {},
         404,
         (
-            "there is no /invocation here; the nearest are /invocations, /endpoints/NAME/invocations, "
-            "/version; /docs shows every route"
+            "the path /invocation does not exist; the nearest are /invocations, /endpoints/NAME/invocations, "
+            "/version; /docs lists all routes"
         ),
     ),
     "a tensor of another shape": (

@@ -1,1 +1,1 @@
-"""HTTP: `routes.py` answers a request without a framework; `app.py` (Flask) and `workers/` add the bytes."""
+"""HTTP: `routes.py` answers requests without a framework; `app.py` (Flask) and `workers/` read and write the bytes."""

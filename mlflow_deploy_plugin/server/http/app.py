@@ -1,4 +1,4 @@
-"""The Flask and WSGI application: predictions and health checks go their own way, everything else is in blueprints."""
+"""The Flask and WSGI application. Predictions and health checks bypass Flask; all other routes are in blueprints."""
 
 import errno
 import io
@@ -42,19 +42,19 @@ logger = logging.getLogger(__name__)
 
 GROUP, BLUEPRINT = "onnxserve.blueprints", "onnxserve"
 _RAW_REQUEST = "onnxserve.raw_request"
-"""The key of a request in the environment of `call_flask`."""
+"""The key of a request in the environment that `call_flask` creates."""
 _PIECE_BYTES = 64 * 1024
 
 
 def create_app(state_dir: str) -> Flask:
-    """Return the application of one worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
+    """Return the application of a worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
     return ServerApp(open_worker(state_dir))
 
 
 class ServerApp(Flask):
-    """The Flask application around a server. The fast worker calls `handle`. Other servers call it as WSGI.
+    """The Flask application around a server. The fast worker calls `handle`. Other servers use WSGI.
 
-    Predictions and health checks are answered before Flask looks for a route. All else is a view of a blueprint.
+    Predictions and health checks are answered before Flask looks for a route. All other routes are in blueprints.
     """
 
     def __init__(self, server: Server) -> None:
@@ -65,14 +65,14 @@ class ServerApp(Flask):
         register_blueprints(self)
 
     def handle(self, raw: RawRequest) -> RawResponse:
-        """Answer any request. Never raises: an unexpected error is logged with its traceback and answered without."""
+        """Answer any request. Never raises: an unexpected error is logged with its traceback, then answered."""
         server = self.server
         return observe_request(
             raw, lambda: handle_direct(server, raw) or call_flask(self, raw), server.tracer, server.logs_requests
         )
 
     def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer a request that has come by WSGI. `handle` calls Flask's own part, as in the fast worker."""
+        """Answer a WSGI request. As in the fast worker, `handle` then calls Flask for the routes of blueprints."""
         return self._answer_wsgi(Request(environ))(environ, start_response)
 
     def _answer_wsgi(self, request: Request) -> Response:
@@ -84,9 +84,9 @@ class ServerApp(Flask):
             if is_http_1_1 and "host" not in headers:
                 raise InvalidRequest(MISSING_HOST)
             check_host(headers.get("host", ""))
-            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # over TLS and gunicorn
+            certificate = getattr(request.environ.get("gunicorn.socket"), "getpeercert", None)  # gunicorn with TLS
             caller = certificate_name(certificate()) if certificate else ""
-            is_stranger = self.server.auth.is_stranger(headers, caller)  # whose body holds no thread
+            is_stranger = self.server.auth.is_stranger(headers, caller)  # If True, the body must not occupy a thread.
             length = request.content_length
             is_long = length > limit if length is not None else request.environ.get("wsgi.input_terminated")
             if not is_stranger and is_long and is_http_1_1 and may_stream(request.method, path, headers):
@@ -103,7 +103,7 @@ class ServerApp(Flask):
         return flask_response(self.handle(raw))
 
     def _identify(self) -> None:
-        """Authenticate the caller of a view of another distribution; `_view` does so for ours."""
+        """Authenticate the caller of another distribution's view; `_view` authenticates callers of our views."""
         g.raw_request = raw = request.environ[_RAW_REQUEST]
         if request.blueprint not in (None, BLUEPRINT):
             self.server.auth.identify(raw, "read" if request.method == "GET" else "admin")
@@ -117,7 +117,7 @@ class ServerApp(Flask):
 
 
 def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
-    """Answer a request by a view of the application. A HEAD is a GET whose body the worker leaves out."""
+    """Answer a request with a view of the application. HEAD is handled as GET; the worker omits the body."""
     host, _, port = raw.headers.get("host", "localhost").partition(":")
     environ = {
         **{f"HTTP_{name.upper().replace('-', '_')}": value for name, value in raw.headers.items()},
@@ -142,14 +142,14 @@ def call_flask(app: ServerApp, raw: RawRequest) -> RawResponse:
     }
     with app.request_context(environ):
         response = app.full_dispatch_request()
-        response.direct_passthrough = False  # a file, whose content is read here
+        response.direct_passthrough = False  # Allow reading the content of a file.
         body = response.get_data()
     kept = {name: value for name, value in response.headers.items() if name not in ("Content-Type", "Content-Length")}
     return RawResponse(response.status_code, body, response.content_type or "", kept)
 
 
 def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
-    """Return the whole body. Raises BodyTooLarge above `limit`, and InvalidRequest as `_pieces`.
+    """Return the complete body. Raises BodyTooLarge above `limit`, and InvalidRequest as `_pieces`.
 
     werkzeug 3.1's own limit silently truncates a chunked body, and accepts a body that ends too early.
     """
@@ -167,7 +167,7 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it arrives, and read nothing after it, since some servers would wait for more.
+    """Yield the body as it arrives. Nothing is read after the body, because some servers would wait for more bytes.
 
     Raises InvalidRequest if the body ends before its declared length, or the server could not read it.
     """
@@ -183,9 +183,9 @@ def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
 
 
 def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[bytes, None, None]:
-    """Yield the response once it has more than `limit` bytes, or at its end.
+    """Yield the response in parts of more than `limit` bytes, and the rest at its end.
 
-    Most clients send everything before they read, and a WSGI server does not read while it cannot send.
+    Most clients send everything before they read, and a WSGI server cannot read while its send is blocked.
     """
     held = bytearray()
     try:
@@ -201,13 +201,13 @@ def _hold_back(pieces: Generator[bytes, None, None], limit: int) -> Generator[by
 
 
 class NameConverter(BaseConverter):
-    """A part of a path of TensorFlow Serving, where a colon ends a name."""
+    """A part of a TensorFlow Serving path, in which a colon ends a name."""
 
     regex = "[^/:]+"
 
 
 def register_blueprints(app: ServerApp) -> None:
-    """Register our routes, then the blueprints of other distributions. A blueprint that cannot be loaded is logged."""
+    """Register our routes, and then the blueprints of other distributions. Log a blueprint that cannot be loaded."""
     app.url_map.converters["name"] = NameConverter
     app.url_map.merge_slashes = False
     blueprint = Blueprint(BLUEPRINT, __name__)
@@ -215,7 +215,7 @@ def register_blueprints(app: ServerApp) -> None:
         if not route.is_direct:
             rules = expand_path(route.path, "<name:{}>" if route.path.startswith("/v1/") else "<{}>")
             view = partial(_view, app.server, route, dict.fromkeys(re.findall(r"<(?:name:)?(\w+)>", "".join(rules))))
-            is_exact = route.path != "/v2"  # which its standard's OpenAPI document calls /v2/
+            is_exact = route.path != "/v2"  # The OpenAPI document of the standard has /v2/.
             for rule in rules:
                 blueprint.add_url_rule(
                     rule,
@@ -234,7 +234,7 @@ def register_blueprints(app: ServerApp) -> None:
 
 
 def _view(server: Server, route: Route, keywords: dict[str, None], **named: str) -> Response:
-    """Call the view of a route. A keyword that the path leaves out is None."""
+    """Call the view of a route. A keyword that is missing in the path is None."""
     if route.need is not None:
         endpoint = None if route.is_server_wide else named.get("endpoint") or server.repository.default_endpoint
         server.auth.identify(g.raw_request, route.need, endpoint)

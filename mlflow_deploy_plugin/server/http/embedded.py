@@ -1,6 +1,6 @@
-"""One endpoint within the process of another application, as a WSGI and an ASGI application.
+"""An endpoint within the process of another application, as a WSGI and an ASGI application.
 
-It works like a worker of `onnxserve serve`; the agent is a child process, so MLflow takes no memory of the application.
+It works like a worker of `onnxserve serve`. The agent is a child process, so that MLflow is not loaded here.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PAGES = re.compile(r"/(?:docs|pages/.*|endpoints/[^/]+(?:/docs)?)?")
-"""The pages. They are not served here, since their links have no prefix."""
+"""The pages. They are not served here, because their links do not contain the prefix."""
 _TICK_SECONDS = 0.05
 _AGENT_END_SECONDS = 30.0
 
@@ -50,14 +50,14 @@ _Send = Callable[[Message], Coroutine[None, None, None]]
 
 
 class EmbeddedModel:
-    """One endpoint that is answered in this process. It is ready when the constructor returns.
+    """An endpoint in this process. It is ready when the constructor returns.
 
     Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the folder cannot be written.
 
     Args:
-        folder: the state folder; if another process uses it, the next free folder next to it is taken.
-        follow: follow a stage or alias; if False, it is resolved once.
-        wait_seconds: the time for the registry and the load.
+        folder: the state folder; if another process uses it, the next free folder with the same prefix is used.
+        follow: True to follow a stage or alias; False to resolve it once.
+        wait_seconds: the time limit for the registry and the load.
     """
 
     def __init__(self, spec: EndpointSpec, folder: Path, follow: bool, wait_seconds: float) -> None:
@@ -67,20 +67,20 @@ class EmbeddedModel:
         try:
             self.state_dir = self._held.enter_context(claim_free_state_dir(folder))
             write_atomically(self.state_dir / SPEC, dump_spec(spec).encode())
-            # process ids come back: the states of an earlier run could pass for states of this run
+            # Process ids are reused, so that the states of an earlier run could seem to belong to this run.
             (self.state_dir / AGENT).unlink(missing_ok=True)
             shutil.rmtree(self.state_dir / "workers", ignore_errors=True)
             agent = _AgentKeeper(self.state_dir, follow)
             self._held.callback(agent.stop)
             deadline = time.monotonic() + wait_seconds
             while not agent.is_ready():
-                _wait(deadline, f"the registry has not named the model within {wait_seconds:g} s")
+                _wait(deadline, f"the model was not resolved in the registry within {wait_seconds:g} s")
             self._held.callback(os.close, make_metrics_folder(self.state_dir))
             self._held.callback(remove_metrics, self.state_dir)
             server = open_server(self.state_dir)
             self._held.callback(server.close)
             while not server.repository.wait_until_applied(_TICK_SECONDS):
-                _wait(deadline, f"the model is not loaded within {wait_seconds:g} s")
+                _wait(deadline, f"the model was not loaded within {wait_seconds:g} s")
             if reason := server.repository.not_ready_reason():
                 raise DeploymentFailed(reason)
             self.app = ServerApp(server)
@@ -89,13 +89,13 @@ class EmbeddedModel:
             raise
 
     def close(self) -> None:
-        """Drop the model, ship what was captured, and end the agent. All requests must have ended."""
-        if os.getpid() == self._process:  # not at the end of a forked child: the model is its parent's
+        """Unload the model, ship the captured requests, and stop the agent. All requests must have ended."""
+        if os.getpid() == self._process:  # A forked child must not close its parent's model when it exits.
             self._held.close()
         atexit.unregister(self.close)
 
     def handle(self, raw: RawRequest) -> RawResponse:
-        """Answer a request; its path is without the prefix. Never raises."""
+        """Answer a request, whose path does not contain the prefix. Never raises."""
         return _no_page(raw.path) or self.app.handle(raw)
 
 
@@ -110,14 +110,14 @@ class _AgentKeeper:
         self._thread.start()
 
     def is_ready(self) -> bool:
-        """Return True once the agent has written its state. Raises DeploymentFailed if that is a fatal error."""
+        """Return True once the agent has written its state. Raises DeploymentFailed if the state is a fatal error."""
         state = read_state(self._state_dir / AGENT, AgentState)
         if state is not None and state.fatal:
             raise DeploymentFailed(state.error)
         return state is not None
 
     def stop(self) -> None:
-        """Let the agent ship the rest and end; kill it if that takes too long."""
+        """Let the agent ship the remaining requests and exit; kill it after a time limit."""
         self._stopping.set()
         if (child := self._child) is not None and child.exit_status is None:
             signal_process(child.pid, signal.SIGTERM)
@@ -134,18 +134,18 @@ class _AgentKeeper:
                 how = f"cannot be started: {error.strerror}"
             else:
                 started_at = self._child.started_at
-                if self._stopping.is_set():  # `stop` has not seen this child
+                if self._stopping.is_set():  # `stop` may have run before this child started.
                     signal_process(self._child.pid, signal.SIGTERM)
                 how = exit_reason(self._child.wait() or 0)
             pause = crashes.add(started_at)
             if not self._stopping.wait(0):
-                logger.error("the agent %s; it is started anew in %.0f s", how, pause)
+                logger.error("the agent %s; it is restarted in %.0f s", how, pause)
                 self._stopping.wait(pause)
 
 
 @dataclass(eq=False)
 class WsgiApp:
-    """The WSGI application (PEP 3333): Flask's, mounted at any prefix."""
+    """The WSGI application (PEP 3333) of Flask, which can be mounted at any prefix."""
 
     _model: EmbeddedModel
 
@@ -154,7 +154,7 @@ class WsgiApp:
         if response := _no_page(path):
             start_response("404 NOT FOUND", [("Content-Type", response.content_type)])
             return [response.body]
-        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # gunicorn's name for it
+        target = {"SCRIPT_NAME": "", "RAW_URI": quote(path.encode("latin-1"), safe="/:@")}  # as in gunicorn
         return self._model.app({**environ, **target}, start_response)
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class WsgiApp:
 class AsgiApp:
     """The ASGI application (https://asgi.readthedocs.io/en/latest/specs/www.html).
 
-    A request is answered in one of `server.threads` threads. Its body is read whole: JSON Lines are not streamed.
+    A request is answered in one of `server.threads` threads, after its complete body was read.
     """
 
     def __init__(self, model: EmbeddedModel) -> None:
@@ -172,7 +172,7 @@ class AsgiApp:
         self._threads = RequestThreads(model.app.server.spec.threads)
 
     async def __call__(self, scope: Message, receive: _Receive, send: _Send) -> None:
-        if scope["type"] == "lifespan":  # it is not mounted, but the server's only application
+        if scope["type"] == "lifespan":  # sent only if this application is not mounted in another
             while (await receive())["type"] == "lifespan.startup":
                 await send({"type": "lifespan.startup.complete"})
             await asyncio.to_thread(self.close)
@@ -206,7 +206,7 @@ class AsgiApp:
         encoded = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in fields.items()]
         await send({"type": "http.response.start", "status": response.status, "headers": encoded})
         if response.pieces is not None:
-            # this ends when the client has gone; uvicorn's `send` does not report it
+            # The future is done when the client has closed, which uvicorn's `send` does not report.
             gone = asyncio.ensure_future(receive())
             try:
                 await loop.run_in_executor(self._threads, _send_pieces, response.pieces, send, gone, loop)
@@ -215,7 +215,7 @@ class AsgiApp:
         await send({"type": "http.response.body", "body": response.body})
 
     def close(self) -> None:
-        """Finish the requests under way, drop the model and end its agent."""
+        """Finish current requests, unload the model and stop the agent."""
         self._threads.shutdown()
         self._model.close()
 
@@ -223,7 +223,7 @@ class AsgiApp:
 def _send_pieces(
     pieces: Generator[bytes, None, None], send: _Send, gone: asyncio.Future[Message], loop: asyncio.AbstractEventLoop
 ) -> None:
-    """Send a body piece by piece, from the thread that makes it, until the client has gone."""
+    """Send a body piece by piece, in the thread that computes it, until the client closes the connection."""
     with closing(pieces):
         for piece in pieces:
             if gone.done():
@@ -233,7 +233,7 @@ def _send_pieces(
 
 
 def _no_page(path: str) -> RawResponse | None:
-    message = "a model within an application has no pages; `onnxserve serve` has them"
+    message = "an embedded model has no pages; use `onnxserve serve` for pages"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message) if _PAGES.fullmatch(path) else None
 
 

@@ -1,4 +1,4 @@
-"""The content encodings: gzip (RFC 1952) and zstd (RFC 8878), and deflate for requests only."""
+"""The content encodings gzip (RFC 1952) and zstd (RFC 8878), and deflate for requests only."""
 
 import zlib
 from collections.abc import Callable
@@ -14,37 +14,37 @@ from mlflow_deploy_plugin.server.inference.protocol_table import parse_accept
 from mlflow_deploy_plugin.server.messages import RawRequest
 
 COMPRESSED_FROM_BYTES = 16 * 1024
-"""Smaller responses are sent as they are: they fit into the first packets of a connection anyway."""
+"""Smaller responses are not compressed, because they fit into the first packets of a connection."""
 
 _GZIP = zlib.MAX_WBITS + 16
 _PIECE_BYTES = 16 * 1024
-"""The bytes that zlib gets at once: at the end of every member it copies those that are left."""
+"""The number of bytes that zlib receives at once, because it copies the remaining bytes at the end of every member."""
 _MOST_MEMBERS = 10_000
 _ZSTD_WINDOW = 8 * 1024 * 1024
 """The window that RFC 9659 allows for the content encoding `zstd`."""
 _LEVEL = 1
-"""The level of both encodings: several times faster than their default, for responses a few per cent larger."""
+"""The level of both encodings: several times faster than the default, for responses a few per cent larger."""
 
 _COMPRESSIBLE = ("application/json", "text/", "application/vnd.apache.arrow.", "application/x-ndjson")
-"""The beginnings of the content types of compressed responses."""
+"""The prefixes of the content types that are compressed."""
 
 
 def decode_body(request: RawRequest, limit: int) -> RawRequest:
-    """Return the request with its body decompressed, up to `limit` bytes; above it, raises BodyTooLarge.
+    """Return the request with its body decompressed. Raises BodyTooLarge above `limit` bytes.
 
-    Raises UnsupportedMediaType for several or other encodings, and InvalidRequest if the data is broken or truncated.
+    Raises UnsupportedMediaType for several or unknown encodings, and InvalidRequest for invalid or truncated data.
     """
-    given = request.headers.get("content-encoding")
-    if given is None or not request.body:
+    encoding = request.headers.get("content-encoding")
+    if encoding is None or not request.body:
         return request
-    name = given.strip().lower()
+    name = encoding.strip().lower()
     if name in ("identity", ""):
         return request
     decompress = _DECODERS.get(name)
     if decompress is None:
-        what = "only one encoding is undone" if "," in name else "it is not known here"
+        what = "only one encoding is allowed" if "," in name else "this encoding is not supported"
         raise UnsupportedMediaType(
-            f"the Content-Encoding is {given[:60]!r}; {what}: send gzip, deflate, zstd or identity"
+            f"the Content-Encoding is {encoding[:60]!r}; {what}: send gzip, deflate, zstd or identity"
         )
     return replace(request, body=decompress(request.body, limit))
 
@@ -52,7 +52,7 @@ def decode_body(request: RawRequest, limit: int) -> RawRequest:
 def encode_body(request: RawRequest, response: RawResponse) -> RawResponse:
     """Return the response, compressed if it is large and Accept-Encoding allows it; zstd is preferred.
 
-    A compressible response always has `Vary`, so that no cache gives it to the wrong client.
+    A compressible response always has `Vary`, so that a cache does not send it to the wrong client.
     """
     if len(response.body) < COMPRESSED_FROM_BYTES or not response.content_type.startswith(_COMPRESSIBLE):
         return response
@@ -95,7 +95,7 @@ def _inflate(body: bytes, limit: int, name: str, wbits: int) -> bytes:
 
 
 def _unzstd(body: bytes, limit: int) -> bytes:
-    """Decompress one zstd frame (RFC 8878). The size that it declares is trusted only up to the limit."""
+    """Decompress a zstd frame (RFC 8878). Its declared size is trusted only up to the limit."""
     decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
     try:
         size = zstandard.get_frame_parameters(body).content_size
@@ -108,7 +108,7 @@ def _unzstd(body: bytes, limit: int) -> bytes:
     with suppress(zstandard.ZstdError), decompressor.stream_reader(body) as stream:
         while read <= limit and (piece := stream.read(1024 * 1024)):
             read += len(piece)
-        if read > limit:  # the frame has not ended within the limit, and is not torn before it
+        if read > limit:  # The frame is valid up to the limit and continues after it.
             raise BodyTooLarge(_too_large(limit))
     raise InvalidRequest(f"the body is not one valid zstd frame ({reason})")
 

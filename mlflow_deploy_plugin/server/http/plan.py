@@ -1,10 +1,10 @@
 """Plans: the pipeline of a prediction, composed when a version is swapped in.
 
-A plan makes the decisions that are the same for every request to a path (protocol, rates, tracer, cache, shadows,
-sticky key, batcher, deadline) once. A request that its plan does not cover, or that fails in it, takes the general way
-(`routes.handle_direct`), which makes every error. A plan intentionally repeats the rules of `pipeline.infer`, because
-each saved call shortens every request. Change the rules in both modules; `tests/server/http/test_plan.py` compares
-them.
+A plan decides everything that is the same for all requests to a path (protocol, rates, tracer, cache, shadows, sticky
+key, batcher, deadline) once. A request that its plan does not cover, or that fails in the plan, is handled by the
+general path (`routes.handle_direct`), which creates all error responses. A plan intentionally repeats the rules of
+`pipeline.infer`, because each saved call shortens every request. Change the rules in both modules;
+`tests/server/http/test_plan.py` compares them.
 """
 
 import random
@@ -36,19 +36,19 @@ from mlflow_deploy_plugin.server.variants import ServedTable, ServedVariant, wei
 from mlflow_deploy_plugin.spool.codec import RequestRecord
 
 Plan = Callable[[RawRequest], RawResponse | None]
-"""Answers a POST; None leaves it to the general way, and only the rates and the drawn variant are kept."""
+"""A function that answers a POST. After None, the general path answers, with the counted rates and the draw."""
 
 _Encode = Callable[[ServedVariant, InferResponse], EncodedResponse]
 _Decoded = tuple[Feeds, _Encode | None, str]
-"""The feeds (empty: the general way answers), the encoder (None: JSON of MLflow), and the id in the body."""
+"""The feeds (empty: the general path answers), the encoder (None: MLflow's JSON), and the id in the body."""
 _Decode = Callable[[Mapping[str, str], bytes], _Decoded]
 
 _MAX_BODY_BYTES = 64 * 1024
-"""The largest body of a plan. A refused body is decoded twice, and a larger body gains nothing by a plan."""
+"""The largest body of a plan. An invalid body is decoded twice, and a plan does not speed up larger bodies."""
 
 
 class PlanTable:
-    """The plans of one worker, by path. There are none with a tracer, a log of requests, a cache or a deadline."""
+    """The plans of a worker, by path; empty with a tracer, a request log, a cache or a deadline."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -63,27 +63,27 @@ class PlanTable:
         return plan(request) if plan is not None and request.method == "POST" else None
 
     def covers(self, path: str) -> bool:
-        """Return True if the path has a plan: an ONNX model of this worker answers it."""
+        """Return True if the path has a plan, and therefore an ONNX model in this worker."""
         return path in self._plans
 
     def _compose(self, table: ServedTable) -> None:
         plans: dict[str, Plan] = {}
         for endpoint, served in table.items():
             if served.sticky is not None or not served.answering:
-                continue  # the caller's key selects the variant, or no variant answers
+                continue  # The caller's key selects the variant, or no variant can answer.
             if any(
                 not isinstance(variant.loaded.predictor, OnnxModel) or variant.loaded.batcher is not None
                 for variant in served.answering
             ):
-                continue  # another process or thread computes it
+                continue  # Another process or thread computes the predictions.
             if any(variant.shadows for variant in served.answering):
-                continue  # each shadow gets a copy of the request
+                continue  # Each shadow needs a copy of the request.
             paths = {
                 f"/endpoints/{endpoint}/invocations": INVOCATIONS,
                 f"/endpoints/{endpoint}/predict/batch": PREDICT_BATCH,
                 f"/v2/models/{endpoint}/infer": V2,
             }
-            if endpoint == next(iter(table)):  # the default one
+            if endpoint == next(iter(table)):  # the default endpoint
                 paths |= {"/invocations": INVOCATIONS, "/predict": PREDICT, "/predict/batch": PREDICT_BATCH}
             for path, protocol in paths.items():
                 if path not in self._server.cloud.paths:
@@ -92,7 +92,7 @@ class PlanTable:
         self._plans = plans
 
     def _compose_choice(self, variants: Sequence[ServedVariant], protocol: Protocol) -> Plan:
-        """Return the plan that selects one of the variants by their weights for each request."""
+        """Return the plan that selects a variant by weight for each request."""
         plans = {variant.name: compose_plan(self._server, variant, protocol) for variant in variants}
         if len(variants) == 1:
             return plans[variants[0].name]
@@ -105,7 +105,7 @@ class PlanTable:
 
 
 def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> Plan:
-    """Return the plan of a variant for a protocol. It takes the steps of `pipeline.infer` and `DataPlane.infer`."""
+    """Return the plan of a variant for a protocol, with the steps of `pipeline.infer` and `DataPlane.infer`."""
     endpoint, name, loaded, captured = variant.endpoint, variant.name, variant.loaded, variant.captured
     model, version, predictor = loaded.model, loaded.version, loaded.predictor
     schema, run, predict = variant.schema, predictor.run, predictor.prediction
@@ -142,7 +142,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
             else:
                 inferred = InferResponse(id_, prediction_id, outputs)
                 content, content_type, format_headers = encode(variant, inferred)
-        except Exception:  # noqa: BLE001 - the general way meets the same error, answers it and counts it
+        except Exception:  # noqa: BLE001 - the general path gets the same error, answers it and counts it
             return None
         if key is not None:
             count_key(key)
@@ -166,7 +166,7 @@ def compose_plan(server: Server, variant: ServedVariant, protocol: Protocol) -> 
 
 
 def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
-    """Return the plan for a server that bounds the requests in flight; the general way refuses above it."""
+    """Return the plan for a server with a limit of concurrent requests; above the limit, the general path refuses."""
 
     def answer(request: RawRequest) -> RawResponse | None:
         if not limits.take_place():
@@ -180,7 +180,7 @@ def _within_places(plan: Plan, limits: RequestLimits) -> Plan:
 
 
 def _compose_decoder(variant: ServedVariant, protocol: Protocol, limit: int) -> _Decode:
-    """Return the decoder of a plan: JSON of MLflow's by its shortest way, other bodies by the protocol."""
+    """Return the decoder of a plan. MLflow's JSON takes the shortest path, other bodies use the protocol's decoder."""
     schema = variant.schema
     takes_documents = protocol is INVOCATIONS and variant.loaded.predictor.artifact.has_signature
 

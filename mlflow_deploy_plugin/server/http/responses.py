@@ -1,4 +1,4 @@
-"""HTTP responses: as plain values, for errors in the form of each route, and as bytes."""
+"""HTTP responses as plain values and as bytes. An error has the form of its route's protocol."""
 
 import time
 from collections.abc import Generator, Mapping
@@ -19,9 +19,10 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 @dataclass(slots=True)
 class RawResponse:
-    """One HTTP response.
+    """An HTTP response.
 
-    `fields` are the ready headers, if any (`header_fields`). `pieces` is a body in parts; its user must close it.
+    `fields` are the serialized headers, if available (`header_fields`). `pieces` is a body in parts; the user must
+    close it.
     """
 
     status: int
@@ -33,7 +34,7 @@ class RawResponse:
 
 
 def http_response(path: str, reply: Reply) -> RawResponse:
-    """Return the reply to a request for this path as HTTP: an error in the form of the path's protocol."""
+    """Return the reply to a request for this path as HTTP; an error has the form of the path's protocol."""
     error = reply.error
     if error is None:
         return RawResponse(200, reply.body, reply.content_type, reply.headers, pieces=reply.pieces)
@@ -46,14 +47,14 @@ def exception_response(path: str, error: OnnxserveError) -> RawResponse:
 
 
 def failure_response(request: RawRequest | None, error: Exception) -> RawResponse:
-    """Return the response to a request that has ended in any error; see `pipeline.failure`."""
+    """Return the response to a request that failed with any exception; see `pipeline.failure`."""
     return http_response(request.path if request else "", failure(request, error))
 
 
 def error_response(
     path: str, status: int, error_code: str, message: str, headers: dict[str, str] | None = None
 ) -> RawResponse:
-    """Return an error in the form of the path's protocol: V2's, TensorFlow's, OpenAI's, or otherwise MLflow's."""
+    """Return an error in the form of the path's protocol: V2, TensorFlow, OpenAI, or otherwise MLflow."""
     document: dict[str, object] = {"error_code": error_code, "message": message}
     if path == "/v2" or path.startswith(("/v2/", "/v1/models/")):
         document = {"error": message}
@@ -63,23 +64,23 @@ def error_response(
 
 
 def header_fields(headers: Mapping[str, str]) -> str:
-    """Return headers as they are sent, each with its line end; see `safe_headers`."""
+    """Return the headers as they are sent, each with its line end; see `safe_headers`."""
     return "\r\n".join([*map(": ".join, safe_headers(headers).items()), ""])
 
 
 def serialize_response(response: RawResponse, keep_alive: bool, with_body: bool = True) -> bytes:
-    """Return the head and the body (without it for HEAD), to be sent in one write."""
+    """Return the head and the body as bytes for a single write. The body is left out for HEAD."""
     fields = response.fields or header_fields(response.headers)
     start = _head_start(response.status, keep_alive, int(time.time()))
     if response.status == 204:
-        return f"{start}{fields}\r\n".encode("latin-1")  # no body, nor its length (RFC 9110, 8.6)
+        return f"{start}{fields}\r\n".encode("latin-1")  # A 204 has neither a body nor a length (RFC 9110, 8.6).
     body = response.body
     head = f"{start}Content-Type: {response.content_type}\r\nContent-Length: {len(body)}\r\n{fields}\r\n"
     return head.encode("latin-1") + body if with_body else head.encode("latin-1")
 
 
 def serialize_streamed_head(response: RawResponse, keep_alive: bool, is_chunked: bool) -> bytes:
-    """Return the head of a response whose body follows, in chunks or until the end of the connection."""
+    """Return the head of a response whose body follows in chunks, or until the connection is closed."""
     start = _head_start(response.status, keep_alive, int(time.time()))
     coding = "Transfer-Encoding: chunked\r\n" if is_chunked else ""
     content = f"Content-Type: {response.content_type}\r\n{coding}"
@@ -88,7 +89,7 @@ def serialize_streamed_head(response: RawResponse, keep_alive: bool, is_chunked:
 
 @lru_cache(maxsize=64)
 def _head_start(status: int, keep_alive: bool, second: int) -> str:
-    """Return the status line and the first fields of a response that is made in this second since 1970."""
+    """Return the status line and the first fields of a response in this second since 1970."""
     phrase = responses.get(status, "Unknown")
     date, connection = formatdate(second, usegmt=True), "keep-alive" if keep_alive else "close"
     return f"HTTP/1.1 {status} {phrase}\r\nDate: {date}\r\nConnection: {connection}\r\n"

@@ -1,4 +1,4 @@
-"""The routes of the HTTP surface, in one table, and the dispatch of predictions and health checks.
+"""The table of the HTTP routes, and the dispatch of predictions and health checks.
 
 In a route's path, `NAME` is an endpoint, `V` a version and `L` a label; a part in brackets is optional.
 """
@@ -38,7 +38,7 @@ _SUGGESTED_PATHS = 3
 _ENDPOINT = re.compile(r"/(?:endpoints|v[12]/(?:repository/)?models)/([^/:]+)")
 
 View = Callable[..., RawResponse]
-"""Takes the server, the request, and by keyword what the path names."""
+"""A function that answers the request; its keyword arguments are the names in the path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +46,12 @@ class Route:
     """A method of a path.
 
     Attributes:
-        operation: its document for OpenAPI.
-        protocol: the protocol of a prediction; None for other views, and where the body may name the endpoint.
-        is_direct: a prediction or a health check, which the fast worker answers without Flask.
-        need: the scope that a caller needs; None if everybody may call. `RequestContext.admit` checks it for direct
-            routes,
-            `app.py` for all others.
-        is_server_wide: a key has to be for all endpoints. Other routes without NAME are about the default endpoint.
+        operation: the description for OpenAPI.
+        protocol: the protocol of a prediction; None for other views, and for views whose body may name the endpoint.
+        is_direct: True for a prediction or a health check, which the fast worker answers without Flask.
+        need: the scope that a caller needs; None if no key is needed. `RequestContext.admit` checks it for direct
+            routes, `app.py` for all other routes.
+        is_server_wide: True if a key for all endpoints is needed. Other routes without NAME use the default endpoint.
     """
 
     path: str
@@ -82,7 +81,7 @@ def _direct(path: str, method: str, view: View, operation: Operation, need: Need
 
 
 def _page(name: str, otherwise: bytes = b"") -> View:
-    """Return the view of a page or file; the pages are imported at the first request. `otherwise` is JSON."""
+    """Return the view of a page or file. The pages are imported on the first request. `otherwise` is JSON."""
 
     def view(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
         if otherwise and "text/" not in request.headers.get("accept", "text/html"):
@@ -127,7 +126,7 @@ ROUTES = (
     ),
     _direct("/explain", "POST", views.explain, operations.EXPLAIN, "infer"),
     Route("/feedback", "POST", views.feedback, operations.FEEDBACK, need="infer"),
-    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow's: an empty line
+    _direct("/ping", "GET", partial(views.readiness, body=b"\n"), operations.PING),  # MLflow returns an empty line.
     _direct("/health", "GET", _healthy, operations.HEALTH),
     _server_wide("/version", views.mlflow_version, operations.MLFLOW_VERSION),
     _server_wide("/metrics", views.metrics_page, operations.METRICS),
@@ -160,14 +159,14 @@ ROUTES = (
 
 
 def name_placeholders(path: str, written: str) -> str:
-    """Return a path template with each placeholder as `written` writes its keyword, as in `<{}>`."""
+    """Return a path template with each placeholder as `written` formats its keyword, such as `<{}>`."""
     for placeholder, keyword in (("NAME", "endpoint"), ("V", "version"), ("L", "label")):
         path = re.sub(rf"(?<=/){placeholder}(?=\W|$)", written.format(keyword), path)
     return path
 
 
 def expand_path(path: str, written: str) -> list[str]:
-    """Return the paths of a template: without its part in brackets, and with each choice of it."""
+    """Return the paths of a template: without the part in brackets, and with each of its alternatives."""
     head, _, rest = path.partition("[")
     options, bracket, tail = rest.partition("]")
     return [name_placeholders(head + part + tail, written) for part in ("", *(options.split("|") if bracket else ()))]
@@ -181,7 +180,7 @@ for _route in ROUTES:
     if "NAME" in _route.path:
         _part = "[^/:]+" if _route.path.startswith("/v1/") else "[^/]+"
         _path = _route.path.replace(".", r"\.").replace("[", "(?:").replace("]", ")?")
-        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))  # its groups are the keywords of the view
+        _pattern = re.compile(name_placeholders(_path, f"(?P<{{}}>{_part})"))  # The groups are the view's keywords.
         _BY_PATTERN.append((_pattern, {_route.method: _route}))
     else:
         _BY_PATH.setdefault(_route.path, {})[_route.method] = _route
@@ -190,7 +189,7 @@ _NOTHING_NAMED: Mapping[str, str] = {}
 
 
 def list_routes() -> list[Route]:
-    """Return every route at each of its paths, as OpenAPI writes them: `/v2/models/{endpoint}/infer`."""
+    """Return every route with each of its paths in OpenAPI's form, such as `/v2/models/{endpoint}/infer`."""
     return [replace(route, path=path) for route in ROUTES for path in expand_path(route.path, "{{{}}}")]
 
 
@@ -198,7 +197,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
     """Answer a prediction of a batched version without blocking, for an event loop.
 
     Return True if `done`, which must not raise, is called once with the response in any thread. Return False if nothing
-    has happened; the caller has to ask in a thread.
+    has happened; the caller must then use `handle_direct` in a thread.
     """
     if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
         return False
@@ -212,7 +211,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
     def finish(reply: Reply) -> None:
         try:
             response = encode_body(request, http_response(request.path, reply))
-        except Exception as error:  # noqa: BLE001 - as below; the thread delivers the answers of others, too
+        except Exception as error:  # noqa: BLE001 - the boundary; the same thread delivers other requests' responses
             response = failure_response(request, error)
         done(response)
 
@@ -220,7 +219,7 @@ def handle_request_async(server: Server, request: RawRequest, done: Callable[[Ra
 
 
 def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
-    """Answer a prediction or a health check; return None for other paths. Log unexpected errors and never raise."""
+    """Answer a prediction or a health check; return None for other paths. Log unexpected errors, and never raise."""
     path = request.path
     routes, named = _match(path) if path not in server.cloud.paths else (_cloud_routes(server, path), _NOTHING_NAMED)
     if not routes:
@@ -230,32 +229,32 @@ def handle_direct(server: Server, request: RawRequest) -> RawResponse | None:
         return method_not_allowed(request, routes)
     try:
         return encode_body(request, route.view(server, decode_body(request, server.max_body_bytes), **named))
-    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
         return failure_response(request, error)
 
 
 def not_found(path: str) -> RawResponse:
     named = _ENDPOINT.match(path[:200])
     plain = (re.sub(r"\[.*\]", "", route.path) for route in ROUTES)
-    known = dict.fromkeys(one.replace("NAME", named[1]) if named else one for one in plain)
-    found = close_matches(path, [*known], _SUGGESTED_PATHS)
-    nearest = f"the nearest {'is' if len(found) == 1 else 'are'} {', '.join(found)}; " if found else ""
-    message = f"there is no {path[:200]} here; {nearest}/docs shows every route"
+    known = dict.fromkeys(path_.replace("NAME", named[1]) if named else path_ for path_ in plain)
+    matches = close_matches(path, [*known], _SUGGESTED_PATHS)
+    nearest = f"the nearest {'is' if len(matches) == 1 else 'are'} {', '.join(matches)}; " if matches else ""
+    message = f"the path {path[:200]} does not exist; {nearest}/docs lists all routes"
     return error_response(path, 404, "ENDPOINT_NOT_FOUND", message)
 
 
 def method_not_allowed(request: RawRequest, methods: Iterable[str]) -> RawResponse:
-    """Return the response for a method that a path does not take: for OPTIONS, the methods that it takes."""
+    """Return the response for a method that a path does not accept; for OPTIONS, the methods that it accepts."""
     named = sorted({*methods} - {"HEAD", "OPTIONS"})
     allowed = ", ".join([*named, *(["HEAD"] if "GET" in named else []), "OPTIONS"])
     if request.method == "OPTIONS":
         return RawResponse(204, b"", "", {"Allow": allowed})
-    message = f"{request.path[:200]} takes {allowed}, not {request.method[:20]}"
+    message = f"{request.path[:200]} accepts {allowed}, not {request.method[:20]}"
     return error_response(request.path, 405, "BAD_REQUEST", message, {"Allow": allowed})
 
 
 def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
-    """Return the direct routes of a path by method, and what the path names; both are empty if there is none."""
+    """Return the direct routes of a path by method, and the names in the path; both are empty if no route matches."""
     if path in _BY_PATH:
         return _BY_PATH[path], _NOTHING_NAMED
     for pattern, routes in _BY_PATTERN:
@@ -265,7 +264,7 @@ def _match(path: str) -> tuple[Mapping[str, Route], Mapping[str, str]]:
 
 
 def _cloud_routes(server: Server, path: str) -> Mapping[str, Route]:
-    """Return the routes of a path that Vertex AI has named, which may be one of ours."""
+    """Return the routes of a path that Vertex AI specifies, which may be the path of another route."""
     routes: dict[str, Route] = {}
     if path == server.cloud.health_route:
         routes["GET"] = _get(path, _healthy, operations.HEALTH)

@@ -1,7 +1,7 @@
-"""Responses that are sent while they are made: predictions for JSON Lines, and the events of a model that streams.
+"""Responses that are sent while they are computed: JSON Lines predictions, and the events of a streaming model.
 
-If an error occurs after the head was sent, the response ends without its last chunk, so that no client takes it for a
-complete one.
+If an error occurs after the head was sent, the response ends without its last chunk, so that a client does not treat it
+as complete.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from mlflow_deploy_plugin.server.messages import RawRequest
 from mlflow_deploy_plugin.server.observability.tracing import observe_request
 
 MAX_STREAMS = 4
-"""Streams of one worker at the same time, each in a thread of its own."""
+"""The maximum number of concurrent streams per worker; each stream has its own thread."""
 _AHEAD_BYTES = 1024 * 1024
-"""Bytes that may have come and wait for the thread; with more, reading is paused."""
+"""The number of received bytes that may wait for the thread; above it, reading is paused."""
 _PATH = re.compile(r"/invocations|/endpoints/([^/]+)/invocations")
 
 
@@ -46,15 +46,15 @@ def stream_predictions(server: Server, request: RawRequest, pieces: Iterable[byt
 
 @dataclass(eq=False)
 class StreamedExchange:
-    """One streamed request and its response, between a connection on the loop and the thread that answers.
+    """A streamed request and its response, between a connection on the loop and the thread that answers.
 
     Most clients read only after they have sent everything, so the response may wait here up to the limit of a body.
     `receive`, `fail`, `resume_sending` and all callbacks run on the loop, `run` in a thread.
 
     Attributes:
-        max_unsent_bytes: the most bytes of the response that wait for the client.
-        begin: sends the head of a response that is made while it is sent; `write` sends a part.
-        end: sends any other response, or the end of a response in parts: whole (True) or broken off (False).
+        max_unsent_bytes: the maximum number of response bytes that wait for the client.
+        begin: a callback that sends the head of a streamed response; `write` sends a part.
+        end: a callback that sends any other response, or ends a streamed response: complete (True) or aborted (False).
     """
 
     body: BodyParser
@@ -67,22 +67,22 @@ class StreamedExchange:
 
     def __post_init__(self) -> None:
         self._condition = threading.Condition()
-        self._received = bytearray()  # and not taken by the thread
+        self._received = bytearray()  # received but not yet read by the thread
         self._error: OnnxserveError | None = None
         self._may_send = threading.Event()
         self._is_gone = False
         self.awaits_client = False
-        """True while everything that has come is answered."""
+        """True while all received bytes are answered."""
         self.is_paused = False
-        """True while reading is paused, since much waits for the thread. The connection has to resume it at the end."""
+        """True while reading is paused, because many bytes wait. The connection resumes it at the end."""
 
     @property
     def is_whole(self) -> bool:
         return self.body.is_whole or self._error is not None
 
     def receive(self, data: bytes) -> bytes:
-        """Take bytes of the body and return unused bytes. Raises InvalidRequest; `fail` has to follow."""
-        with self._condition:  # the thread must not find the end of the body before what came with it
+        """Add bytes to the body and return the unused bytes. After an InvalidRequest, the caller must call `fail`."""
+        with self._condition:  # The lock prevents that the thread sees the end of the body before its last bytes.
             data = self.body.feed(data)
             self._received += self.body.take()
             self._condition.notify()
@@ -92,34 +92,34 @@ class StreamedExchange:
         return data
 
     def fail(self, error: OnnxserveError) -> None:
-        """End the request with an error: no more of it will come."""
+        """End the request with an error; its remaining bytes are not read."""
         with self._condition:
             self._error = self._error or error
             self._condition.notify()
 
     def resume_sending(self, is_gone: bool = False) -> None:
-        """Let the thread go on, since the client has taken what there was, or is gone."""
+        """Let the thread continue, because the client has read the response so far or has closed the connection."""
         self._is_gone = self._is_gone or is_gone
         self._may_send.set()
         if is_gone:
-            self.fail(ClientDisconnected("the client has gone"))
+            self.fail(ClientDisconnected("the client closed the connection"))
 
     def run(self, server: Server, request: RawRequest) -> None:
-        """Answer the request, in a thread of its own, from the first byte to the last."""
+        """Answer the complete request, in its own thread."""
         response = stream_predictions(server, request, self._pieces())
-        with suppress(RuntimeError):  # the loop has ended, and with it the connection
+        with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
             if response.pieces is None:
                 self.loop.call_soon_threadsafe(self.end, response)
             else:
                 self.send(response, response.pieces)
 
     def send(self, response: RawResponse, pieces: Generator[bytes, None, None]) -> None:
-        """Send a response as it is made, and close its pieces. Raises RuntimeError if the loop has ended."""
+        """Send a response while it is computed, and close its pieces. Raises RuntimeError if the loop has ended."""
         with closing(pieces):
             self.loop.call_soon_threadsafe(self.begin, response)
             is_whole = True
             try:
-                for piece in filter(None, pieces):  # a chunk without bytes would end the response
+                for piece in filter(None, pieces):  # A chunk without bytes would end the response.
                     self._may_send.clear()
                     self.loop.call_soon_threadsafe(self._send, piece)
                     self._may_send.wait()
@@ -138,7 +138,7 @@ class StreamedExchange:
             self._may_send.set()
 
     def _pieces(self) -> Iterator[bytes]:
-        """Yield what has come since the last piece, until the end of the body."""
+        """Yield the bytes received since the last piece, until the end of the body."""
         while True:
             with self._condition:
                 self.awaits_client = not self._received

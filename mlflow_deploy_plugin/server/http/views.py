@@ -1,6 +1,6 @@
-"""The views that answer a route without the prediction pipeline, or choose what it is given.
+"""The views of routes other than predictions, and the views that select the protocol or endpoint of a prediction.
 
-A view takes the server, the request and what its path names: `endpoint`, `version`, `label`.
+A view receives the server, the request and the names in its path: `endpoint`, `version`, `label`.
 """
 
 import ipaddress
@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.statedir.history import SPANS
 
 _RETRY_SECONDS = 30
 _REQUEST_ID_COLUMN = "_request_id"
-"""The log's column with the caller's own request id. A key may name it like a column of the model."""
+"""The log's column with the caller's own request id. A key may use it like a column of the model."""
 _HOST = re.compile(r"(\[.*\]|[^:]*)(:[0-9]*)?")
 
 
@@ -48,12 +48,12 @@ def predict(
 def predict_by_model(
     server: Server, request: RawRequest, protocol: Protocol, endpoint: str | None = None
 ) -> RawResponse:
-    """Return predictions of the endpoint in the path, or in `model` of the body, as OpenAI's clients send it.
+    """Return predictions of the endpoint in the path, or in `model` of the body, as in requests of OpenAI's clients.
 
     If `model` is not an endpoint that this caller may use, the default endpoint answers.
     """
     if endpoint is None and len(server.repository.table) > 1:
-        with suppress(OnnxserveError):  # the prediction refuses the body, or the caller
+        with suppress(OnnxserveError):  # The prediction raises the error again.
             model = json_object(request.body).get("model")
             if isinstance(model, str) and server.auth.is_required:
                 server.auth.require(request.headers, "infer", model, request.caller)
@@ -66,16 +66,16 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 
 
 def vertex_predict(server: Server, request: RawRequest) -> RawResponse:
-    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. Bodies other than JSON come by `rawPredict`, as at `/invocations`."""
+    """Answer Vertex AI's `AIP_PREDICT_ROUTE`. `rawPredict` sends bodies other than JSON, as to `/invocations`."""
     is_json = media_name(request.headers.get("content-type")) == JSON
     return predict(server, request, VERTEX if is_json else INVOCATIONS)
 
 
 def readiness(server: Server, request: RawRequest, body: bytes) -> RawResponse:
-    """Return 200 with `body` if an endpoint can answer or nothing is wanted; otherwise 503 with the reason."""
+    """Return 200 with `body` if an endpoint can answer or no endpoint is configured; otherwise 503 with the reason."""
     if reason := server.repository.not_ready_reason():
         if server.auth.is_stranger(request.headers, request.caller):
-            reason = "nothing is served here just now; a caller with a key is told why"
+            reason = "the server cannot predict now; send a key to get the reason"
         return error_response(request.path, 503, "TEMPORARILY_UNAVAILABLE", reason)
     return RawResponse(200, body)
 
@@ -93,15 +93,15 @@ def metrics_page(server: Server, request: RawRequest) -> RawResponse:
 
 
 def metrics_history(server: Server, request: RawRequest) -> RawResponse:
-    """Return the last hour, or with `?span=day` the last day, as the agent has written it."""
-    asked = parse_qs(request.query).get("span", ["hour"])[-1]
-    if span := next((span for span in SPANS if span == asked), None):
+    """Return the metrics of the last hour, or with `?span=day` of the last day, as the agent has written them."""
+    requested = parse_qs(request.query).get("span", ["hour"])[-1]
+    if span := next((span for span in SPANS if span == requested), None):
         return RawResponse(200, read_history(server.repository.state_dir, span), "application/x-ndjson")
-    raise InvalidRequest(f"there is no span {asked[:20]!r}; there are {' and '.join(SPANS)}")
+    raise InvalidRequest(f"the span {requested[:20]!r} does not exist; use {' or '.join(SPANS)}")
 
 
 def v2_document(document: Callable[..., dict[str, object]]) -> Callable[..., RawResponse]:
-    """Return the view of a document of `management`, about the server, an endpoint or one version of it."""
+    """Return the view of a document of `management` about the server, an endpoint or a version."""
 
     def view(
         server: Server, request: RawRequest, endpoint: str | None = None, version: str | None = None
@@ -117,7 +117,7 @@ def v2_repository_index(server: Server, request: RawRequest) -> RawResponse:
 
 
 def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None]) -> Callable[..., RawResponse]:
-    """Return the view of a load or an unload, for no page of another site. No browser speaks gRPC."""
+    """Return the view of a load or an unload, which rejects pages of other sites. (Browsers do not support gRPC.)"""
 
     def view(server: Server, request: RawRequest, endpoint: str) -> RawResponse:
         check_same_site(request, server.spec)
@@ -128,13 +128,13 @@ def v2_control(change: Callable[[Server, str, Mapping[str, object], str], None])
 
 
 def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
-    """Refuse a request that a browser sends for a page of another site; callers of loads do not authenticate.
+    """Reject a request that a browser sends for a page of another site, because loads may not need a key.
 
-    `Origin` and `Sec-Fetch-Site` cannot be changed by a page. A `Content-Type` other than JSON may be sent without
-    asking first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), and raises UnsupportedMediaType. If
-    the page's name resolves to this server (DNS rebinding), `Host` has that name; an address in `Host` cannot be
-    rebound. The others raise CallerRefused. Triton's client sends no Content-Type, so a missing Content-Type is
-    accepted.
+    A page cannot change `Origin` and `Sec-Fetch-Site`. A browser may send a `Content-Type` other than JSON without
+    asking the server first (https://fetch.spec.whatwg.org/#cors-safelisted-request-header), so such a type raises
+    UnsupportedMediaType. If the page's name resolves to this server (DNS rebinding), `Host` contains that name; an
+    address in `Host` cannot be rebound. The other checks raise CallerRefused. A missing Content-Type is accepted,
+    because Triton's client does not send it.
     """
     if "content-type" in request.headers:
         media_type(request.headers["content-type"], (JSON,))
@@ -146,19 +146,19 @@ def check_same_site(request: RawRequest, spec: ServerSpec) -> None:
         is_ours = bool(ipaddress.ip_address(name))
     if not is_ours:
         raise CallerRefused(
-            f"the Host {host[:100]!r} is not known to be this server's: ask for its address or localhost, or name it "
-            "in server.allowed_hosts (-C server.allowed_hosts=NAME)"
+            f"the Host {host[:100]!r} is not a name of this server: use its address or localhost, or add the name "
+            "to server.allowed_hosts (-C server.allowed_hosts=NAME)"
         )
     if origin is not None and origin.partition("://")[2].lower() != host.lower():
-        raise CallerRefused(f"a web page of {origin[:100]!r} may not change what is served here")
+        raise CallerRefused(f"a web page of {origin[:100]!r} may not change the served models")
     if request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise CallerRefused("a web page of elsewhere may not change what is served here")
+        raise CallerRefused("a web page of another site may not change the served models")
 
 
 def tf_status(
     server: Server, request: RawRequest, endpoint: str, version: str | None, label: str | None
 ) -> RawResponse:
-    """Return the state of the version that the path names by its number or its label, or of all that are loaded."""
+    """Return the state of the version that the path specifies by number or label, or of all loaded versions."""
     if version is None and label is None:
         return RawResponse(200, tfserving.status(endpoint, server.repository.versions(endpoint)))
     variant = server.repository.select_variant(endpoint, version, label=label)
@@ -174,9 +174,9 @@ def tf_metadata(
 
 
 def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -> RawResponse:
-    """Return 202 once the labels are in the spool.
+    """Return 202 after the labels were written to the spool.
 
-    Raises NotReady, NotFound or TooManyRequests, or as `protocols/feedback.py` for a malformed body.
+    Raises NotReady, NotFound or TooManyRequests, and as `protocols/feedback.py` for an invalid body.
     """
     try:
         with server.limits.admitted(request):
@@ -188,8 +188,8 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
             try:
                 server.capture.write_feedback(name, time.time_ns() // 1000, entries, sorted(mask))
             except OSError as error:
-                why = error.strerror or error  # without the file's name
-                raise NotReady(f"feedback cannot be kept just now: {why}", _RETRY_SECONDS) from None
+                why = error.strerror or error  # without the name of the file
+                raise NotReady(f"feedback cannot be stored now: {why}", _RETRY_SECONDS) from None
     except OnnxserveError:
         server.metrics.count_feedback("refused", 1)
         raise
@@ -198,7 +198,7 @@ def feedback(server: Server, request: RawRequest, endpoint: str | None = None) -
 
 
 def _captured_columns(served: ServedEndpoint) -> set[str]:
-    """Return the columns that a captured row of the endpoint may have; empty if a model has no named columns."""
+    """Return the columns that a captured row of the endpoint may have; empty if a model does not name its columns."""
     names: set[str] = set()
     for variant in served.variants.values():
         captured, schema = variant.captured, variant.loaded.captured.schema

@@ -21,9 +21,9 @@ _SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def import_redis(url: str) -> Any:
-    """Import Redis' client and check the URL. Raises InvalidConfig: it is not installed, or `url` is malformed."""
+    """Import Redis' client and check the URL. Raises InvalidConfig if it is not installed or `url` is malformed."""
     try:
-        import redis  # late: it is optional, and costs memory and time at the start
+        import redis  # Imported here, because it is optional and costs memory and time at the start.
     except ImportError:
         raise InvalidConfig(
             "ONNXSERVE_REDIS_URL is set, but Redis' client is not installed: pip install 'mlflow-onnxserve[redis]'"
@@ -33,22 +33,23 @@ def import_redis(url: str) -> Any:
         is_readable = url.startswith(_SCHEMES)
     except ValueError:
         is_readable = False
-    if not is_readable:  # the message leaves the URL out: it may hold a password
-        raise InvalidConfig("ONNXSERVE_REDIS_URL is no URL of a Redis; redis://HOST:6379/0 is expected")
+    if not is_readable:  # The message omits the URL, which may contain a password.
+        raise InvalidConfig("ONNXSERVE_REDIS_URL is not a URL of Redis; redis://HOST:6379/0 is expected")
     return redis
 
 
 @dataclass(eq=False)
 class CircuitBreaker:
-    """Keeps requests from a Redis that has failed, until it answers a thread.
+    """A circuit breaker that keeps requests from a Redis that has failed, until a thread's ping succeeds.
 
-    The thread asks at once, so that a slow answer costs milliseconds. After a second failure within `pause_seconds` it
-    asks after the pause. Requests do not ask, because resolving a host name may exceed any timeout of Redis' client.
+    After a first failure the thread pings at once, so that a slow response costs only milliseconds. After a second
+    failure within `pause_seconds` it pings after the pause. Requests do not ping, because resolving a host name may
+    exceed any timeout of Redis' client.
 
     Attributes:
         consequence: the effect on requests, for the log.
-        ping: asks Redis; raises if it does not answer.
-        count_failure: called at each failure, also of the thread.
+        ping: a function that sends a ping to Redis, and raises if Redis does not respond.
+        count_failure: called at each failure, including failures of the thread.
     """
 
     consequence: str
@@ -64,7 +65,7 @@ class CircuitBreaker:
     def record_failure(self, error: Exception) -> None:
         with self._lock:
             if self.is_open:
-                return  # a request that had asked before another one failed
+                return  # This request began before another request failed.
             self._tell(error)
             self.is_open = True
             before, self._failed_at = self._failed_at, time.monotonic()
@@ -72,7 +73,7 @@ class CircuitBreaker:
             ask = partial(self._close_when_it_answers, pause)
             try:
                 threading.Thread(target=ask, name="onnxserve-redis", daemon=True).start()
-            except RuntimeError:  # the machine allows no more threads: the next request asks
+            except RuntimeError:  # The machine's limit of threads is reached; the next request tries Redis.
                 self.is_open = False
 
     def _close_when_it_answers(self, pause: float) -> None:
@@ -80,7 +81,7 @@ class CircuitBreaker:
             time.sleep(pause)
             try:
                 self.ping()
-            except Exception as error:  # noqa: BLE001 - the boundary of a thread without which the circuit never closes
+            except Exception as error:  # noqa: BLE001 - the boundary of the thread that must close the circuit
                 self._tell(error)
                 pause = self.pause_seconds
             else:
@@ -90,7 +91,7 @@ class CircuitBreaker:
 
     def _tell(self, error: Exception) -> None:
         self.count_failure()
-        # not the client's own message: it may hold the address with its password
+        # Do not log the client's own message, because it may contain the address with its password.
         system = error.__cause__ or error.__context__
         reason = system.strerror if isinstance(system, OSError) else None
         logger.error("Redis does not answer (%s): %s", reason or type(error).__name__, self.consequence)

@@ -1,7 +1,8 @@
-"""The limits of a worker: requests in flight, requests of one client in a period, and threads for requests.
+"""The limits of a worker: concurrent requests, requests per client and period, and threads for requests.
 
-A rate that all workers share is counted in Redis, for a busy client ahead of time (like Envoy's quotas), so that most
-requests do not wait for Redis. Each request is counted before it passes, so the workers never exceed the rate.
+A rate that all workers share is counted in Redis. For a busy client, Redis counts several requests ahead of time (like
+Envoy's quotas), so that most requests do not wait for Redis. Each request is counted before it is admitted, so that the
+workers never exceed the rate.
 """
 
 import hashlib
@@ -33,36 +34,37 @@ if TYPE_CHECKING:
     from limits import RateLimitItem
 
 MAX_CLIENTS = 65_536
-"""The clients that a worker remembers. A further client replaces the client that was idle for longest."""
+"""The maximum number of clients that a worker remembers; a new client replaces the client with the longest pause."""
 
 _BUSY_RETRY_SECONDS = 1
 _EDGE_SECONDS = 0.001
 _GPU_BATCH_SIZE = 32
 
 _RESERVED_SHARE, _KEPT_SHARE, _EXPECTED_SECONDS = 0.01, 0.1, 0.05
-"""A reservation is the demand of `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of the rate, for `_KEPT_SHARE`."""
+"""A reservation covers the demand of `_EXPECTED_SECONDS`, at most `_RESERVED_SHARE` of the rate; it is valid for
+`_KEPT_SHARE` of the period."""
 
 
 class RateLimiter(Protocol):
     def __call__(self, client: bytes) -> float | None:
-        """Count a request of the client with this key; return None if it may pass, otherwise the seconds to wait."""
+        """Count a request of the client with this key. Return None to admit it, otherwise the seconds to wait."""
 
     def may_wait(self, client: bytes) -> bool:
-        """Return True if the next call for this client asks another machine: an event loop must not wait for it."""
+        """Return True if the next call for this client may wait for another machine, unsuitable for an event loop."""
 
 
 @dataclass(eq=False)
 class RequestLimits:
-    """The limits of one worker.
+    """The limits of a worker.
 
     Attributes:
-        max_concurrent_requests: requests in flight; None for any number.
-        rate: of the requests of each client, as the spec has it; empty for no limit.
-        rate_header: the header (lower case) that identifies the client; if empty, its address does.
+        max_concurrent_requests: the maximum number of concurrent requests; None for no limit.
+        rate: the rate for each client, in the spec's syntax; empty for no limit.
+        rate_header: the header (in lower case) that identifies the client; if empty, the address identifies it.
         count_refused: called with the reason of each refusal: concurrency, rate or key.
-        are_shared: a limit, or one that a key may have, is counted on another machine; see `may_wait`.
-        has_rate: if false, `check_rates` need not be called for a request whose key has no limits.
-        has_places: if false, `take_place` and `release` need not be called.
+        are_shared: True if a limit, or a key's possible limit, is counted on another machine; see `may_wait`.
+        has_rate: if False, `check_rates` need not be called for a request whose key has no limits.
+        has_places: if False, `take_place` and `release` need not be called.
     """
 
     max_concurrent_requests: int | None = None
@@ -80,9 +82,9 @@ class RequestLimits:
         self._in_flight = 0
 
     def check_rates(self, request: RawRequest, key: KeyEntry | None) -> None:
-        """Count a request by the rates of its key, then by the server's. Raises TooManyRequests above a rate.
+        """Count a request in the rates of its key, then in the server's rate. Raises TooManyRequests above a rate.
 
-        A request is counted once, even if its plan fails and the general way asks again.
+        A request is counted once, even if its plan fails and the general path checks it again.
         """
         if not request.is_counted:
             request.is_counted = True
@@ -90,28 +92,28 @@ class RequestLimits:
                 if (seconds := limiter(client)) is None:
                     continue
                 self.count_refused("key" if rate else "rate")
-                allowed = f"the key {key.name!r} may ask for {rate}" if key and rate else ""
-                message = f"{allowed or f'more than {self.rate} from one caller'}; ask again later"
+                allowed = f"the key {key.name!r} is limited to {rate}" if key and rate else ""
+                message = f"{allowed or f'each caller is limited to {self.rate}'}; retry later"
                 request.refusal = message, max(1, ceil(seconds))
                 break
         if request.refusal is not None:
-            raise TooManyRequests(*request.refusal)  # another each time: its traceback holds the request
+            raise TooManyRequests(*request.refusal)  # a new error, because its traceback references the request
 
     def _limiters(self, request: RawRequest, key: KeyEntry | None) -> Iterator[tuple[str, RateLimiter, bytes]]:
-        """Yield the rates of the key, then an empty text for the server's, each with its limiter and the client."""
+        """Yield the rates of the key, then an empty text for the server's rate, each with its limiter and client."""
         for rate in key.limits if key is not None else ():
             name = key.name if key is not None else ""
-            if (opened := self._of_keys.get((name, rate))) is None:
-                opened = self.open_rate(rate), _digest(f"limit {rate} of {name}")
-                opened = self._of_keys.setdefault((name, rate), opened)
-            yield rate, *opened
+            if (limiter_and_client := self._of_keys.get((name, rate))) is None:
+                limiter_and_client = self.open_rate(rate), _digest(f"limit {rate} of {name}")
+                limiter_and_client = self._of_keys.setdefault((name, rate), limiter_and_client)
+            yield rate, *limiter_and_client
         if self._limiter is not None:
             named = request.headers.get(self.rate_header) if self.rate_header else None
             address = (key.name if key else request.caller) or _network(request.client)
             yield "", self._limiter, _digest(f"address {address}" if named is None else f"key {named}")
 
     def take_place(self) -> bool:
-        """Take a place among the requests in flight, which has to be released; return False if there is none."""
+        """Reserve one of the concurrent requests, to be `release`d; return False if all are in use."""
         with self._lock:
             if self.max_concurrent_requests is not None and self._in_flight >= self.max_concurrent_requests:
                 return False
@@ -119,14 +121,14 @@ class RequestLimits:
         return True
 
     def acquire(self) -> None:
-        """Take a place among the requests in flight, to be `release`d. Raises TooManyRequests if there is none."""
+        """Reserve one of the concurrent requests, to be `release`d. Raises TooManyRequests if all are in use."""
         if self.has_places and not self.take_place():
             self.count_refused("concurrency")
-            message = f"{self.max_concurrent_requests} requests are being answered here already; ask again later"
+            message = f"the limit of {self.max_concurrent_requests} concurrent requests is reached; retry later"
             raise TooManyRequests(message, _BUSY_RETRY_SECONDS)
 
     def may_wait(self, request: RawRequest, key: KeyEntry | None) -> bool:
-        """Return True if a limit of this request asks another machine now: an event loop must not check it."""
+        """Return True if a limit of this request needs another machine now, so that an event loop must not check it."""
         return any(limiter.may_wait(client) for _, limiter, client in self._limiters(request, key))
 
     def release(self) -> None:
@@ -145,7 +147,7 @@ class RequestLimits:
 
 
 def _network(address: str) -> str:
-    """Return the address by which a caller is counted; for IPv6 its /64, since one caller has all of that."""
+    """Return the address under which a caller is counted; for IPv6 its /64 network, which belongs to one caller."""
     if ":" not in address:
         return address
     try:
@@ -156,17 +158,17 @@ def _network(address: str) -> str:
 
 
 def _digest(source: str) -> bytes:
-    """Hash a header of any length to 16 bytes. So Redis stores no API key in plain, either."""
+    """Hash a text of any length to 16 bytes, so that Redis does not store API keys in plain text."""
     return hashlib.blake2b(source.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 @dataclass(eq=False)
 class MemoryRateLimiter:
-    """Counts per worker in a sliding window of two counters; `clock` is in seconds.
+    """A rate limiter per worker, with a sliding window of two counters; `clock` is in seconds.
 
-    Requests of the previous window count with the share of that window that lies within the last period. On average
-    exactly the rate passes, within one period at most nearly twice the rate. The storage of the `limits` library is not
-    used: it starts a thread every 10 ms that checks every client, and never bounds their number.
+    Requests of the previous window count by the share of that window within the last period. On average, exactly the
+    rate is admitted, and within one period at most nearly twice the rate. The storage of the `limits` library is not
+    used, because it starts a thread every 10 ms that checks all clients, and does not bound the number of clients.
     """
 
     amount: int
@@ -175,7 +177,7 @@ class MemoryRateLimiter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, its requests, those before it
+        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, requests, earlier ones
 
     def __call__(self, client: bytes) -> float | None:
         now = self.clock()
@@ -185,7 +187,7 @@ class MemoryRateLimiter:
             if last != window:
                 current, previous = 0, current if last == window - 1 else 0
             if int(previous * (1 - elapsed / self.period) + current) >= self.amount:
-                # until the requests that still count are fewer than the amount, not just as many
+                # Wait until fewer requests count than the amount.
                 share = 1.0 if current >= self.amount else 1 - (self.amount - current) / previous
                 return self.period * share - elapsed + _EDGE_SECONDS
             self._clients[client] = int(window), current + 1, previous
@@ -199,7 +201,7 @@ class MemoryRateLimiter:
 
 
 class RedisRates:
-    """Counts in Redis for all workers that name it. While it does not answer, every request passes.
+    """Counters in Redis for all workers with the same URL. While Redis does not respond, every request is admitted.
 
     All limits of a worker share its connections and its circuit breaker. Raises as `import_redis`.
     """
@@ -211,17 +213,17 @@ class RedisRates:
         import_redis(url)
         storage = RedisStorage(
             url,
-            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # each has keys of its own
+            key_prefix=":".join(filter(None, ("onnxserve:rate", active_workspace()))),  # Each has its own keys.
             wrap_exceptions=True,
             socket_connect_timeout=CONNECT_SECONDS,
             socket_timeout=ANSWER_SECONDS,
         )
         self._limiter = SlidingWindowCounterRateLimiter(storage)
-        self._circuit = CircuitBreaker("the rate limit lets every request pass", storage.storage.ping, count_failure)
+        self._circuit = CircuitBreaker("the rate limit admits every request", storage.storage.ping, count_failure)
         self._ahead = ThreadPoolExecutor(1, thread_name_prefix="onnxserve-rate")
 
     def run_ahead(self, ask: Callable[[], object]) -> None:
-        """Call a function that asks Redis, in a thread that no request waits for."""
+        """Call a function that uses Redis in a thread that no request waits for."""
         self._ahead.submit(ask)
 
     @property
@@ -229,17 +231,17 @@ class RedisRates:
         return self._circuit.is_open
 
     def count(self, item: "RateLimitItem", client: bytes, requests: int) -> tuple[int, float]:
-        """Count `requests` of the client ahead, or one if no more may pass.
+        """Count `requests` of the client in advance; if that exceeds the rate, count one.
 
-        Return the number of requests that may pass, and if it is 0, the seconds until a request may.
+        Return the number of admitted requests, and if it is 0, the seconds until a request is admitted.
         """
         from limits.errors import StorageError
 
         key = client.hex()
         try:
-            for asked in (requests, 1)[requests == 1 :]:
-                if self._limiter.hit(item, key, cost=asked):
-                    return asked, 0.0
+            for cost in (requests, 1)[requests == 1 :]:
+                if self._limiter.hit(item, key, cost=cost):
+                    return cost, 0.0
             return 0, max(0.0, self._limiter.get_window_stats(item, key).reset_time - time.time())
         except StorageError as error:
             self._circuit.record_failure(error.storage_error)
@@ -248,13 +250,13 @@ class RedisRates:
 
 @dataclass(slots=True)
 class _Reservation:
-    """Requests of a client that Redis has counted and that may still pass in this worker, or a refusal.
+    """Requests of a client that Redis has counted and that this worker may still admit, or a refusal.
 
     Attributes:
-        began / ends: by the limiter's clock.
-        size: the requests that were counted at once.
-        passes_at: the time when a refused client may ask again; 0 if it was not refused.
-        is_renewed: a thread is asking for the next reservation.
+        began / ends: times of the limiter's clock.
+        size: the number of requests that were counted at once.
+        passes_at: the time when a refused client may retry; 0 if it was not refused.
+        is_renewed: True while a thread requests the next reservation.
     """
 
     began: float
@@ -267,10 +269,10 @@ class _Reservation:
 
 
 class SharedRateLimiter:
-    """Counts in Redis, together with all other workers, and for a busy client ahead.
+    """A rate limiter that counts in Redis, together with all other workers, and in advance for a busy client.
 
-    A reservation is renewed when half of its requests have passed; the rest is valid for a tenth of the period. A
-    refusal is remembered for a moment, so that a client above its rate does not keep Redis busy.
+    A reservation is renewed when half of its requests were admitted; the rest is valid for a tenth of the period. A
+    refusal is remembered briefly, so that a client above its rate does not keep Redis busy.
     """
 
     def __init__(self, item: "RateLimitItem", redis: RedisRates, clock: Callable[[], float] = time.monotonic) -> None:
@@ -286,40 +288,40 @@ class SharedRateLimiter:
     def __call__(self, client: bytes) -> float | None:
         if self._redis.is_away:
             return None
-        asked, has_passed = 1, False
+        cost, has_passed = 1, False
         with self._lock:
-            held, now = self._clients.get(client), self._clock()
-            if held is not None:
-                if now < held.ends and held.passes_at:
-                    return held.passes_at - now
-                if now < held.ends and held.left:
-                    held.left -= 1
-                    held.passed += 1
-                    if held.is_renewed or 2 * held.left > held.size:
+            reservation, now = self._clients.get(client), self._clock()
+            if reservation is not None:
+                if now < reservation.ends and reservation.passes_at:
+                    return reservation.passes_at - now
+                if now < reservation.ends and reservation.left:
+                    reservation.left -= 1
+                    reservation.passed += 1
+                    if reservation.is_renewed or 2 * reservation.left > reservation.size:
                         return None
                     has_passed = True
-                if not held.is_renewed:
-                    expected = held.passed * self._expected_seconds / max(now - held.began, 1e-6)
-                    asked = max(1, min(int(expected), 2 * held.size, self._most))
-                    held.is_renewed = asked > 1
+                if not reservation.is_renewed:
+                    expected = reservation.passed * self._expected_seconds / max(now - reservation.began, 1e-6)
+                    cost = max(1, min(int(expected), 2 * reservation.size, self._most))
+                    reservation.is_renewed = cost > 1
         if not has_passed:
-            return self._count(client, asked, 1)
-        if asked > 1:
-            self._redis.run_ahead(partial(self._count, client, asked, 0))
+            return self._count(client, cost, 1)
+        if cost > 1:
+            self._redis.run_ahead(partial(self._count, client, cost, 0))
         return None
 
-    def _count(self, client: bytes, asked: int, passed: int) -> float | None:
-        """Count `asked` requests, of which `passed` pass at once; return None if they may, or as `__call__`."""
-        passing, seconds = self._redis.count(self._item, client, asked)
+    def _count(self, client: bytes, cost: int, passed: int) -> float | None:
+        """Count `cost` requests, of which `passed` are admitted at once. Return None, or the seconds to wait."""
+        passing, seconds = self._redis.count(self._item, client, cost)
         with self._lock:
-            held, now = self._clients.get(client), self._clock()
-            left = held.left if held is not None and now < held.ends else 0
+            reservation, now = self._clients.get(client), self._clock()
+            left = reservation.left if reservation is not None and now < reservation.ends else 0
             if not passing:
                 if not left:
                     ends = now + min(seconds, 2 * self._expected_seconds)
                     self._clients[client] = _Reservation(now, ends, size=1, passed=0, passes_at=now + seconds)
-            elif asked == 1 and held is not None and now < held.began + 2 * self._expected_seconds:
-                held.passed += 1
+            elif cost == 1 and reservation is not None and now < reservation.began + 2 * self._expected_seconds:
+                reservation.passed += 1
             else:
                 ends = now + self._kept_seconds
                 self._clients[client] = _Reservation(now, ends, passing, passed, left + passing - passed)
@@ -329,26 +331,26 @@ class SharedRateLimiter:
         return None if passing else seconds
 
     def may_wait(self, client: bytes) -> bool:
-        """Return False while a reservation or a refusal of this client holds."""
-        held = self._clients.get(client)
-        holds = held is not None and (held.left > 0 or held.passes_at > 0) and self._clock() < held.ends
+        """Return False while a reservation or a refusal of this client is valid."""
+        entry = self._clients.get(client)
+        holds = entry is not None and (entry.left > 0 or entry.passes_at > 0) and self._clock() < entry.ends
         return not (holds or self._redis.is_away)
 
 
 def open_rate_limiter(rate: str, redis: RedisRates | None) -> RateLimiter:
-    """Return the limiter for `rate`, in the syntax of the `limits` library; without Redis it counts in this worker."""
-    from limits import parse  # late: it costs memory and time at the start
+    """Return the limiter for `rate`, in the syntax of the `limits` library. Without Redis, it counts in this worker."""
+    from limits import parse  # Imported here, because it costs memory and time at the start.
 
     item = parse(rate)
     return SharedRateLimiter(item, redis) if redis else MemoryRateLimiter(item.amount, item.get_expiry())
 
 
 class RequestThreads(ThreadPoolExecutor):
-    """A pool that continues with fewer threads at `ulimit -u`; the base class would raise and keep the call."""
+    """A pool that continues with fewer threads at `ulimit -u`. The base class would raise, but keep the call queued."""
 
     def __init__(self, threads: int) -> None:
         super().__init__(threads, thread_name_prefix="onnxserve-request")
-        self.submit(int)  # starts the first thread now: later there may be none for it
+        self.submit(int)  # Start the first thread now, because the limit may be reached later.
 
     def _adjust_thread_count(self) -> None:
         try:
@@ -359,7 +361,7 @@ class RequestThreads(ThreadPoolExecutor):
 
 
 def request_threads(spec: ServerSpec) -> int:
-    """Return the number of a worker's threads for requests, also for a batch that fills and for refusals."""
+    """Return the number of a worker's threads for requests, with enough threads to fill a batch and to refuse."""
     batch = max_batch_rows(spec)
     filling = 2 * batch if batch > 1 else 1
     refusing = spec.max_concurrent_requests + spec.threads if spec.max_concurrent_requests else 1
@@ -367,5 +369,5 @@ def request_threads(spec: ServerSpec) -> int:
 
 
 def max_batch_rows(spec: ServerSpec) -> int:
-    """Return the largest number of rows in one run; 1 if requests are not run together."""
+    """Return the maximum number of rows per run; 1 if requests are not batched."""
     return spec.max_batch_size or (1 if spec.device == "cpu" else _GPU_BATCH_SIZE)

@@ -1,7 +1,8 @@
-"""The response cache: outputs that a version has computed before for the same feeds.
+"""The response cache: outputs that a version has already computed for the same feeds.
 
-It is the worker's memory (least recently used outputs are dropped first) or a shared Redis. Only graphs without random
-nodes are cached (`models/loading.py`). The cache has arrays, not bodies, so that all protocols share it.
+The cache is in the worker's memory (with eviction of the least recently used outputs) or in a shared Redis. Only graphs
+without random nodes are cached (`models/loading.py`). The cache stores arrays instead of bodies, so that all protocols
+share it.
 """
 
 import hashlib
@@ -24,14 +25,14 @@ from mlflow_deploy_plugin.server.inference.circuit_breaker import (
 logger = logging.getLogger(__name__)
 
 _ENTRY_BYTES = 1024
-"""The memory of an entry in addition to its arrays: key, Python objects, place in the order."""
+"""The memory of an entry in addition to its arrays: the key, Python objects, and the position in the order."""
 _PREFIX = b"onnxserve:answer:"
 
 Outputs = dict[str, Array]
 
 
 def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
-    """Return a digest of `LoadedVersion.identity` and the feeds; None if the feeds hold objects other than texts."""
+    """Return a digest of `LoadedVersion.identity` and the feeds; None if the feeds contain objects other than texts."""
     if (packed := _pack({name: feeds[name] for name in sorted(feeds)})) is None:
         return None
     layout = orjson.dumps(version) + packed[0]
@@ -42,7 +43,7 @@ def request_digest(version: Sequence[str], feeds: Feeds) -> bytes | None:
 
 
 class MemoryCache:
-    """Keeps at most `max_bytes` of outputs, each for `seconds`."""
+    """A cache of at most `max_bytes` of outputs; an entry expires after `seconds`."""
 
     def __init__(self, max_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_bytes = max_bytes
@@ -64,7 +65,7 @@ class MemoryCache:
         return dict(entry[2])
 
     def put(self, key: bytes, outputs: Outputs) -> None:
-        """Keep copies: outputs may be views of a whole batch. Outputs with objects other than texts are not kept."""
+        """Store copies, because outputs may be views of a batch. Outputs with other objects than texts are ignored."""
         if not _are_plain(outputs):
             return
         size = _ENTRY_BYTES + array_bytes(outputs)
@@ -72,7 +73,7 @@ class MemoryCache:
             return
         kept = {name: array.copy() for name, array in outputs.items()}
         for array in kept.values():
-            array.flags.writeable = False  # many requests get the same array
+            array.flags.writeable = False  # Several requests receive the same array.
         with self._lock:
             if key in self._entries:
                 self._drop(key)
@@ -86,9 +87,9 @@ class MemoryCache:
 
 
 class RedisCache:
-    """Keeps outputs of up to `max_bytes` in Redis for `seconds`; while Redis is down, everything is computed.
+    """A cache in Redis of outputs of up to `max_bytes` for `seconds`. Without Redis, all outputs are computed.
 
-    Redis bounds its memory itself (`maxmemory`, `maxmemory-policy allkeys-lru`).
+    Redis itself bounds its memory (`maxmemory`, `maxmemory-policy allkeys-lru`).
     """
 
     def __init__(self, url: str, max_bytes: int, seconds: int, count_failure: Callable[[], None]) -> None:
@@ -98,7 +99,7 @@ class RedisCache:
         self._client = redis.Redis.from_url(url, **timeouts)
         self._max_bytes = max_bytes
         self._seconds = seconds
-        self._circuit = CircuitBreaker("answers are computed and not cached", self._client.ping, count_failure)
+        self._circuit = CircuitBreaker("responses are computed and not cached", self._client.ping, count_failure)
 
     def get(self, key: bytes) -> Outputs | None:
         if self._circuit.is_open:
@@ -132,9 +133,9 @@ def open_cache(
 
 
 def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
-    """Return the outputs as bytes: the length of a JSON head with the layouts, the head, and the arrays.
+    """Return the outputs as bytes: the length of a JSON header with the layouts, the header, and the arrays.
 
-    Return None if an output holds objects other than texts.
+    Return None if an output contains objects other than texts.
     """
     if (packed := _pack(outputs)) is None:
         return None
@@ -142,12 +143,12 @@ def encode_outputs(outputs: Mapping[str, Array]) -> bytes | None:
 
 
 def decode_outputs(content: bytes) -> Outputs | None:
-    """Reverse `encode_outputs`; return None if the bytes are malformed."""
+    """Return the outputs that `encode_outputs` has encoded, or None if the bytes are malformed."""
     try:
         end = 4 + int.from_bytes(content[:4], "little")
         return unpack_arrays(orjson.loads(content[4:end]), memoryview(content)[end:], orjson.loads)[0]
     except (ValueError, TypeError) as error:
-        logger.warning("an answer from Redis is malformed: %s", type(error).__name__)
+        logger.warning("a response from Redis is malformed: %s", type(error).__name__)
         return None
 
 
@@ -157,10 +158,10 @@ def _pack(arrays: Mapping[str, Array]) -> tuple[bytes, list[memoryview]] | None:
         return None
     try:
         layout, contents = pack_arrays(arrays, orjson.dumps)
-    except orjson.JSONEncodeError:  # a lone surrogate
+    except orjson.JSONEncodeError:  # The text has a lone surrogate.
         return None
     return orjson.dumps(layout), contents
 
 
 def _are_plain(arrays: Mapping[str, Array]) -> bool:
-    return all(isinstance(one, str) for array in arrays.values() if array.dtype.kind == "O" for one in array.flat)
+    return all(isinstance(value, str) for array in arrays.values() if array.dtype.kind == "O" for value in array.flat)

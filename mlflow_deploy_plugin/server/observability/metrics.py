@@ -35,7 +35,7 @@ from mlflow_deploy_plugin.statedir.metric_files import (
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_PREDICTIONS = 100
-"""Values of `prediction` that one version has in each worker; later ones are counted as "other"."""
+"""The maximum number of `prediction` values per version and worker; additional values are counted as "other"."""
 _OTHER = "other"
 _LABEL_LENGTH = 100
 
@@ -44,60 +44,61 @@ _ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 _SECONDS_BOUNDS, _ROWS_BOUNDS = tuple(map(str, SECONDS)), tuple(map(str, _ROWS))
 
 _REQUESTS = Metric(REQUESTS, "Requests answered.")
-_REQUEST_DURATION = Metric(REQUEST_DURATION, "Time from the body's arrival to the finished answer.", _SECONDS_BOUNDS)
+_REQUEST_DURATION = Metric(REQUEST_DURATION, "Time from the body's arrival to the complete response.", _SECONDS_BOUNDS)
 _PREDICTION_LATENCY = Metric(
-    "ml_prediction_latency_seconds", "Latency of predictions that succeeded, by version alone.", _SECONDS_BOUNDS
+    "ml_prediction_latency_seconds", "Latency of successful predictions, by version only.", _SECONDS_BOUNDS
 )
-_LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "Time of the last answer, since 1970.", kind="gauge")
-_REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests that a limit has turned away.")
-_WORKER_RESTARTS = Metric("onnxserve_worker_restarts", "Workers that were started in place of dead ones.")
-_REDIS_FAILURES = Metric("onnxserve_redis_failures", "Times that Redis did not answer a request, or a ping after that.")
-_KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of the API key that let them in.")
+_LAST_REQUEST = Metric("onnxserve_last_request_timestamp_seconds", "Time of the last reply, since 1970.", kind="gauge")
+_REFUSED_REQUESTS = Metric("onnxserve_refused_requests", "Requests rejected by a limit.")
+_WORKER_RESTARTS = Metric("onnxserve_worker_restarts", "Workers that were started to replace dead workers.")
+_REDIS_FAILURES = Metric("onnxserve_redis_failures", "Failed requests to Redis, and failed pings after one.")
+_KEY_REQUESTS = Metric("onnxserve_key_requests", "Requests by the name of their API key.")
 _PREDICTIONS = Metric("ml_predictions", "Rows by version and predicted label.")
-_BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows of one run of a graph.", _ROWS_BOUNDS)
-_QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "Time that the oldest request waited for its run.", _SECONDS_BOUNDS)
-_COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time of one run of a graph.", _SECONDS_BOUNDS)
-_STREAM_PARTS = Metric("onnxserve_stream_parts", "Parts of one answer in parts, by how it ended.", _ROWS_BOUNDS)
-_FIRST_PART = Metric("onnxserve_stream_first_part_seconds", "Time until an answer's first part.", _SECONDS_BOUNDS)
+_BATCH_ROWS = Metric("onnxserve_batch_rows", "Rows per run of a graph.", _ROWS_BOUNDS)
+_QUEUE_SECONDS = Metric("onnxserve_queue_seconds", "Time that the oldest request of a run waited.", _SECONDS_BOUNDS)
+_COMPUTE_SECONDS = Metric("onnxserve_compute_seconds", "Time per run of a graph.", _SECONDS_BOUNDS)
+_STREAM_PARTS = Metric("onnxserve_stream_parts", "Parts per streamed response, by outcome.", _ROWS_BOUNDS)
+_FIRST_PART = Metric(
+    "onnxserve_stream_first_part_seconds", "Time to a streamed response's first part.", _SECONDS_BOUNDS
+)
 _CAPTURE_REQUESTS = Metric(
-    "onnxserve_capture_requests", "Requests written to the spool, and those lost because it could not be written."
+    "onnxserve_capture_requests",
+    "Requests that were captured in the spool, or dropped because it could not be written.",
 )
 _CAPTURE_ROWS = Metric(
-    CAPTURE_ROWS, "Rows answered, and of those the rows written to the spool or lost because it could not be written."
+    CAPTURE_ROWS, "Rows that were answered, captured in the spool, or dropped because it could not be written."
 )
 _FEEDBACK_LABELS = Metric(
-    FEEDBACK_LABELS, "Labels of earlier predictions that were accepted, and requests with some that were refused."
+    FEEDBACK_LABELS, "Accepted labels of earlier predictions, and requests whose labels were refused."
 )
 _SERVED_VERSION = Metric("onnxserve_served_version", "Workers that serve this version.", kind="gauge")
 
 ShadowOutcome = Literal["compared", "failed", "dropped"]
 
 _DIFFERENCES = (0.0, *(base * 10.0**power for power in range(-6, 7) for base in (1.0, 3.0)))
-"""The bounds are wide, so that they fit any model: probabilities lie at one end, prices at the other."""
+"""The bounds cover a wide range, so that they fit any model: probabilities are small, and prices are large."""
 _SHADOW_REQUESTS = Metric(
     "onnxserve_shadow_requests",
-    "Copies of requests to a shadow: compared with what was answered, failed, or dropped for want of room.",
+    "Copies of requests to a shadow: compared with the response, failed, or dropped because the queue was full.",
 )
-_SHADOW_ROWS = Metric(
-    "onnxserve_shadow_rows", "Rows that a shadow has answered as the answering variant did, or differently."
-)
+_SHADOW_ROWS = Metric("onnxserve_shadow_rows", "Rows for which the shadow and the answering variant agree or differ.")
 _SHADOW_DIFFERENCE = Metric(
     "onnxserve_shadow_difference",
-    "The largest absolute difference among the numbers that a shadow and the answer have for a row.",
+    "The largest absolute difference per row between the numbers of the shadow and of the response.",
     tuple(f"{bound:g}" for bound in _DIFFERENCES),
 )
 _SHADOW_DURATION = Metric(
-    "onnxserve_shadow_duration_seconds", "Time of one run of a shadow.", tuple(f"{bound:g}" for bound in SECONDS)
+    "onnxserve_shadow_duration_seconds", "Time per run of a shadow.", tuple(f"{bound:g}" for bound in SECONDS)
 )
 
 Label = str | int | float | bool
 VariantLabels = tuple[str, str, str, str]
-"""The values of `OF_VARIANT`: endpoint, variant, model, version."""
+"""The values of the labels `OF_VARIANT`: endpoint, variant, model, version."""
 RequestLabels = tuple[str, str, str, str, str, str]
-"""The values of the variant (empty if none was selected), the protocol, and the status (HTTP's, over gRPC too)."""
+"""The values of the variant's labels (empty if no variant was selected), the protocol, and the HTTP status."""
 
 _RequestSlots = tuple[int, int, tuple[int, ...]]
-"""The slots of the requests and of the last one's time, and the histograms of the seconds."""
+"""The slots of the request count and of the time of the last request, and the histograms of the seconds."""
 
 _BatchSlots = tuple[int, int, int]
 """The histograms of rows, seconds in the queue and seconds of the run."""
@@ -107,17 +108,17 @@ CapturedRows = tuple[int, int, bool | None]
 """The rows of a response, the number to capture, and True if they were captured (None: the spec excludes it)."""
 
 PredictionCounter = Callable[[CapturedRows, float, float, Mapping[str, Array]], None]
-"""Takes the rows, the seconds of the run, the seconds of the request, and the outputs."""
+"""A function that counts the rows, the seconds of the run, the seconds of the request, and the outputs."""
 
 
 @dataclass(slots=True)
 class Statistics:
-    """The work of one version for one endpoint, in all workers since the server's start.
+    """The work of one version for one endpoint, in all workers since the server started.
 
     Attributes:
-        queue_seconds: the waits of all requests in the batcher.
-        compute_seconds: the time of all runs; a batch counts once.
-        last_request: in seconds since 1970; 0 before the first request.
+        queue_seconds: the total wait of all requests in the batcher.
+        compute_seconds: the total time of all runs; a batch counts once.
+        last_request: the time in seconds since 1970; 0 before the first request.
     """
 
     requests: int = 0
@@ -131,28 +132,28 @@ class Statistics:
 
 
 class Metrics:
-    """The values of this worker, and the page with the sum of all. Every method may be called from any thread.
+    """The metrics of this worker, and the page with the sum over all workers. All methods are thread-safe.
 
-    The folder of all workers' files is made if it is missing; a link is resolved at construction.
+    The folder with the files of all workers is created if it is missing; a link is resolved in the constructor.
     """
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(exist_ok=True)
         self.folder = folder.resolve()
         number, values = 0, None
-        while values is None:  # a dead worker's file is taken over: there are never more files than workers at once
+        while values is None:  # Reuse the file of a dead worker, so that there are never more files than workers.
             with suppress(BlockingIOError):
                 values = MmapCounters(self.folder / f"counts_{number}.db")
             number += 1
         self._values = values
-        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py knows this name
-        gauges.unlink(missing_ok=True)  # process ids come back
+        gauges = self.folder / f"gauges_{os.getpid()}.db"  # gunicorn_conf.py uses this name.
+        gauges.unlink(missing_ok=True)  # An earlier process may have had the same process id.
         self._gauges = MmapCounters(gauges)
         self._lock = threading.Lock()
         self._predictions: dict[str, dict[object, int]] = {}
         self._slots: dict[tuple[str, ...], int] = {}
         self._served: set[tuple[str, str, str, str]] = set()
-        # the slots of a label set are looked up for each request
+        # The slots of a label set are cached, because each request looks them up.
         self._request_slots, self._batch_slots = cache(self._find_request_slots), cache(self._find_batch_slots)
         self._row_slots, self._shadow_slots = cache(self._find_row_slots), cache(self._find_shadow_slots)
         self._captures = {
@@ -161,7 +162,7 @@ class Metrics:
         }
 
     def count_request(self, labels: RequestLabels, seconds: float) -> None:
-        """Count one request, `seconds` from its body's arrival to the finished response."""
+        """Count one request that took `seconds` from the arrival of its body to the complete response."""
         bucket = 1 + bisect_left(SECONDS, seconds)
         with self._lock:
             requests, last, histograms = self._request_slots(labels)
@@ -177,7 +178,7 @@ class Metrics:
     ) -> None:
         """Count one request of any transport, and the labels that it predicted; `outputs` may be empty.
 
-        Without a variant the labels of the metric are empty, because the endpoint is the client's text.
+        Without a variant the metric's labels are empty, because the client chooses the text of the endpoint.
         """
         if variant is None:
             self.count_request(("", "", "", "", protocol, status), seconds)
@@ -187,7 +188,7 @@ class Metrics:
             self.count_prediction(variant.loaded.version, label, rows)
 
     def count_batch(self, labels: VariantLabels, rows: int, queue_seconds: float, compute_seconds: float) -> None:
-        """Count one run of a graph over `rows` rows; its oldest request has waited for `queue_seconds`."""
+        """Count one run of a graph over `rows` rows; the oldest request waited for `queue_seconds`."""
         with self._lock:
             of_rows, of_queue, of_compute = self._batch_slots(labels)
             self._observe(of_rows, rows, _ROWS)
@@ -195,7 +196,7 @@ class Metrics:
             self._observe(of_compute, compute_seconds)
 
     def prediction_counter(self, variant: ServedVariant, protocol: str) -> PredictionCounter:
-        """Return `count_batch`, `count_response` and `count_capture` of a success as one function under one lock."""
+        """Return `count_batch`, `count_response` and `count_capture` of a success as one function with one lock."""
         artifact, version = variant.loaded.predictor.artifact, variant.loaded.version
         label_output = next((output.name for output in artifact.outputs if output.role == "label"), "")
         values = self._values
@@ -233,12 +234,12 @@ class Metrics:
                     cells[captures[is_written]] += 1
                 for value, number in predicted:
                     slot = known.get((type(value), value)) or prediction_slot(known, version, value)
-                    values.cells[slot] += number  # the file may have grown
+                    values.cells[slot] += number  # `values.cells` is read again, because the file may have grown.
 
         return count
 
     def count_refused(self, reason: str) -> None:
-        """Count one request that a limit has turned away. It has no endpoint, since limits come before the variant."""
+        """Count one request that a limit rejected. The endpoint is empty, because limits are checked before routing."""
         self._add(1, _REFUSED_REQUESTS, endpoint="", reason=reason)
 
     def count_worker_restarts(self, number: int) -> None:
@@ -256,7 +257,7 @@ class Metrics:
             self._values.cells[slot] += rows
 
     def count_stream(self, labels: VariantLabels, outcome: str, parts: int, first_seconds: float) -> None:
-        """Count one answer in parts: complete, failed, or abandoned by its caller."""
+        """Count one streamed response: complete, failed, or abandoned by its caller."""
         named = _without_variant(labels)
         with self._lock:
             self._observe(self._values.slot(_STREAM_PARTS, {**named, "outcome": outcome}), parts, _ROWS)
@@ -278,16 +279,16 @@ class Metrics:
             self._values.cells[self._captures[is_written]] += 1
 
     def count_shadow(self, labels: VariantLabels, outcome: ShadowOutcome) -> None:
-        with self._lock:  # the slot is found first: the file may have to grow for it
+        with self._lock:  # Find the slot before reading `cells`, because the file may have to grow.
             slot = self._shadow_slots(labels)[outcome]
             self._values.cells[slot] += 1
 
     def count_shadow_comparison(
         self, labels: VariantLabels, comparison: ShadowComparison, requests: int, seconds: float
     ) -> None:
-        """Count requests that were compared, after one run of `seconds`."""
+        """Count requests that were compared after one run of `seconds`."""
         numbers = comparison.differences[np.isfinite(comparison.differences)]
-        places = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound that is not below
+        buckets = Counter(np.searchsorted(_DIFFERENCES, numbers).tolist())  # the first bound ≥ the number
         same = int(comparison.same.sum())
         with self._lock:
             slots, cells = self._shadow_slots(labels), self._values.cells
@@ -295,16 +296,16 @@ class Metrics:
             cells[slots["same"]] += same
             cells[slots["different"]] += len(comparison.same) - same
             cells[slots["difference"]] += float(numbers.sum())
-            for place, rows in places.items():
-                cells[slots["difference"] + 1 + place] += rows
+            for bucket, rows in buckets.items():
+                cells[slots["difference"] + 1 + bucket] += rows
             self._observe(slots["seconds"], seconds)
 
     def count_feedback(self, outcome: str, labels: int) -> None:
         self._add(labels, _FEEDBACK_LABELS, outcome=outcome)
 
     def set_served_versions(self, table: ServedTable) -> None:
-        """Set the gauges of the versions that this worker serves from now on."""
-        served = {variant.labels for one in table.values() for variant in one.variants.values()}
+        """Set the gauges of the versions that this worker serves now."""
+        served = {variant.labels for endpoint in table.values() for variant in endpoint.variants.values()}
         with self._lock:
             self._served |= served
             for labels in self._served:
@@ -321,22 +322,22 @@ class Metrics:
         counted = read_series(self.folder)
 
         def series_of(metric: Metric) -> Iterator[tuple[Statistics, MetricSeries]]:
-            for one in counted[metric.name]:
-                yield summed[one.labels["endpoint"], one.labels["model"], one.labels["version"]], one
+            for series in counted[metric.name]:
+                yield summed[series.labels["endpoint"], series.labels["model"], series.labels["version"]], series
 
-        for found, requests in series_of(_REQUESTS):
-            found.requests += int(requests.value)
-            found.failures += 0 if requests.labels["status"] == "200" else int(requests.value)
-        for found, durations in series_of(_REQUEST_DURATION):
-            found.request_seconds += durations.value
-        for found, last in series_of(_LAST_REQUEST):
-            found.last_request = last.value
-        for found, rows in series_of(_BATCH_ROWS):
-            found.rows, found.batches = int(rows.value), int(rows.count)
-        for found, waited in series_of(_QUEUE_SECONDS):
-            found.queue_seconds = waited.value
-        for found, computed in series_of(_COMPUTE_SECONDS):
-            found.compute_seconds = computed.value
+        for totals, requests in series_of(_REQUESTS):
+            totals.requests += int(requests.value)
+            totals.failures += 0 if requests.labels["status"] == "200" else int(requests.value)
+        for totals, durations in series_of(_REQUEST_DURATION):
+            totals.request_seconds += durations.value
+        for totals, last in series_of(_LAST_REQUEST):
+            totals.last_request = last.value
+        for totals, rows in series_of(_BATCH_ROWS):
+            totals.rows, totals.batches = int(rows.value), int(rows.count)
+        for totals, waited in series_of(_QUEUE_SECONDS):
+            totals.queue_seconds = waited.value
+        for totals, computed in series_of(_COMPUTE_SECONDS):
+            totals.compute_seconds = computed.value
         return dict(summed)
 
     def _add(self, number: int, metric: Metric, **labels: str) -> None:
@@ -366,18 +367,22 @@ class Metrics:
 
     def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
         outcomes = "answered", "captured", "dropped"
-        return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": one}) for one in outcomes)
+        return tuple(
+            self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome}) for outcome in outcomes
+        )
 
     def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
-        """Return the slots of a shadow: of each outcome, `same` and `different`, `difference` and `seconds`."""
+        """Return the slots of a shadow: each outcome, `same`, `different`, `difference` and `seconds`."""
         slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
-        requests = {one: slot(_SHADOW_REQUESTS, {**named, "outcome": one}) for one in get_args(ShadowOutcome)}
-        rows = {one: slot(_SHADOW_ROWS, {**named, "agreement": one}) for one in ("same", "different")}
+        requests = {
+            outcome: slot(_SHADOW_REQUESTS, {**named, "outcome": outcome}) for outcome in get_args(ShadowOutcome)
+        }
+        rows = {agreement: slot(_SHADOW_ROWS, {**named, "agreement": agreement}) for agreement in ("same", "different")}
         of_numbers = {"difference": slot(_SHADOW_DIFFERENCE, named), "seconds": slot(_SHADOW_DURATION, named)}
         return {**requests, **rows, **of_numbers}
 
     def _prediction_slot(self, known: dict[object, int], version: str, label: Label) -> int:
-        of_type = type(label), label  # 1 == True in Python; every label is hashable
+        of_type = type(label), label  # The type is needed, because 1 == True in Python. Every label is hashable.
         if (slot := known.get(of_type)) is not None:
             return slot
         if len(known) > MAX_PREDICTIONS:
@@ -397,7 +402,7 @@ def _without_variant(labels: Sequence[str]) -> dict[str, str]:
 def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[tuple[Label, int]]:
     """Return each predicted label with its number of rows; empty for a model without labels.
 
-    A label is the value of the label output, otherwise the class of the highest probability.
+    A label is a value of the label output, or without a label output the class with the highest probability.
     """
     for output in artifact.outputs:
         array = outputs.get(output.name)
@@ -410,7 +415,7 @@ def predicted_labels(artifact: Artifact, outputs: Mapping[str, Array]) -> list[t
             and array.shape[1:] == (len(artifact.classes),)
             and not any(output.role == "label" for output in artifact.outputs)
         ):
-            return [(artifact.classes[place], rows) for place, rows in _count_values(array.argmax(axis=1))]  # type: ignore[index]
+            return [(artifact.classes[index], rows) for index, rows in _count_values(array.argmax(axis=1))]  # type: ignore[index]
     return []
 
 

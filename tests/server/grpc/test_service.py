@@ -168,7 +168,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "data for two": ({"raw_input_contents": [b"", b""]}, "INVALID_ARGUMENT", "2 raw_input_contents for 1"),
     "data twice": ({"contents": {"fp32_contents": [1.0]}}, "INVALID_ARGUMENT", "beside raw_input_contents"),
     "an unknown output": ({"outputs": [{"name": "half"}]}, "INVALID_ARGUMENT", "'half'"),
-    "an output twice": ({"outputs": [{"name": "total"}, {"name": "total"}]}, "INVALID_ARGUMENT", "twice"),
+    "an output twice": ({"outputs": [{"name": "total"}, {"name": "total"}]}, "INVALID_ARGUMENT", "repeated"),
     "shared memory": (
         {"outputs": [{"name": "total", "parameters": {"shared_memory_region": {"string_param": "r"}}}]},
         "INVALID_ARGUMENT",

@@ -224,7 +224,7 @@ def test_lines_beyond_the_limit_are_streamed_to_the_end_of_the_body(mounted: dic
 def test_pages_for_people_are_left_out(mounted: dict[str, Callable[..., Answer]], kind: str, path: str) -> None:
     status, _, body = mounted[kind]("GET", path, {}, b"")
     assert status == 404
-    assert b"a model within an application has no pages" in body
+    assert b"an embedded model has no pages" in body
 
 
 def test_a_websocket_is_closed_and_a_lifespan_ends_the_model(folder: Path, tmp_path: Path) -> None:

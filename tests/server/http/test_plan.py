@@ -321,7 +321,7 @@ def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
     full = request()
     assert plans.answer(full) is None
     refused = handle(server, full)
-    assert (refused.status, b"1 requests are being answered" in refused.body) == (429, True)
+    assert (refused.status, b"the limit of 1 concurrent requests" in refused.body) == (429, True)
     server.limits.release()
 
     wrong = post("/invocations", {"dataframe_split": {"columns": [], "data": []}})

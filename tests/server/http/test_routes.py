@@ -156,7 +156,7 @@ def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Se
     server = serve_here({})
     told = json.loads(handle(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
     assert told.startswith("there is no /invocation here; the nearest are /invocations, ")
-    assert told.endswith("; /docs shows every route")
+    assert told.endswith("; /docs lists all routes")
     assert len(told) < 200
     assert "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()
 

@@ -137,7 +137,7 @@ def test_a_health_check_tells_a_stranger_no_reason(server: Server, tmp_path: Pat
     assert (told.status, b"no MLmodel file" in told.body) == (503, True)
     told = ask(server, "/ping", "GET")
     assert told.status == 503
-    assert b"nothing is served here just now; a caller with a key is told why" in told.body
+    assert b"the server cannot predict now; send a key to get the reason" in told.body
 
 
 def test_a_caller_without_a_key_is_asked_for_one(server: Server) -> None:

@@ -98,7 +98,7 @@ def test_masked_key_columns_are_masked_before_they_are_written_down(server: Serv
         ({"feedback": {}}, "feedback is {}; a list of objects is expected"),
         ({"feedback": []}, "feedback has 0 entries; 1 to 10000 are expected"),
         ({"feedback": [{"label": 1, "prediction_id": "p"}] * 10_001}, "feedback has 10001 entries"),
-        ({"feedback": [{"label": 1, "prediction_id": "p"}, 7]}, "feedback[1] is 7; an object with"),
+        ({"feedback": [{"label": 1, "prediction_id": "p"}, 7]}, "feedback[1] is 7; a label with"),
         (
             {"feedback": [{"label": 1, "key": {f"c{place}": 1}} for place in range(17)]},
             "feedback has more than 16 different sets of key columns",

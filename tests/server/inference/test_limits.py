@@ -201,7 +201,7 @@ def test_a_key_has_limits_of_its_own_and_the_shorter_one_costs_no_quota(clock: C
     assert mentions(ask("shop"), "2:", "'shop'", "2/second")
     clock.now += 2
     assert ask("shop") == ""
-    assert ask("shop").endswith("the key 'shop' may ask for 3/day; ask again later")
+    assert ask("shop").endswith("the key 'shop' is limited to 3/day; retry later")
     assert refused == ["key", "key"]
     assert not of_keys.has_rate
 
@@ -388,5 +388,5 @@ def test_while_redis_is_away_everybody_passes_and_the_log_says_so(
         assert [rate(b"a") for rate in rates for _ in range(20)] == [None] * 40
 
     # the second request that fails says the same; the log drops repeats
-    line = "Redis does not answer (Connection refused): the rate limit lets every request pass"
+    line = "Redis does not answer (Connection refused): the rate limit admits every request"
     assert set(caplog.messages) == {line}

@@ -177,4 +177,4 @@ def test_while_redis_is_away_nothing_is_found_and_nothing_fails(
             assert cache.get(b"k") is None
 
     # the second request that fails says the same; the log drops repeats
-    assert set(caplog.messages) == {"Redis does not answer (Connection refused): answers are computed and not cached"}
+    assert set(caplog.messages) == {"Redis does not answer (Connection refused): responses are computed and not cached"}

@@ -1,4 +1,4 @@
-"""The OpenAPI 3.1 document of a running server: its routes, for the endpoints and versions that it holds now."""
+"""The OpenAPI 3.1 document of a running server: its routes, and its current endpoints and versions."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -23,38 +23,38 @@ from mlflow_deploy_plugin.spec import ServerSpec
 from mlflow_deploy_plugin.version import __version__
 
 MAX_ENDPOINTS = 20
-"""The endpoints that one document describes; 200 would take megabytes, and seconds."""
+"""The maximum number of endpoints per document; 200 endpoints would take megabytes, and seconds."""
 _NAME = "{endpoint}"
 _KEY = "key"
 
 _ERRORS = {
-    400: "the body cannot be read, or does not fit the model; the message names the column, the row and the value",
-    401: "no key or certificate was sent, or it does not hold",
-    403: "the key is for something else, a web page of elsewhere asks, or a name that is not known to be the server's",
-    404: "there is no such endpoint, or no such version of it",
+    400: "the body cannot be parsed or does not fit the model; the message contains the column, the row and the value",
+    401: "no valid key or certificate was sent",
+    403: "the key does not permit this request, a page of another site sent it, or the host name is not the server's",
+    404: "the endpoint or its version does not exist",
     413: "the body is larger than the server's limit",
-    415: "the Content-Type is not one that this route takes",
-    429: "too many requests; ask again after Retry-After seconds",
-    501: "a package that this needs is not installed where the server runs; the message says which",
-    503: "no version is loaded that could answer",
-    504: "the answer was not ready before its deadline",
+    415: "this route does not accept the Content-Type",
+    429: "too many requests; retry after Retry-After seconds",
+    501: "a package that this route needs is not installed on the server; the message names the package",
+    503: "no loaded version can answer",
+    504: "the response was not ready before its deadline",
 }
 _ERROR_FORMS = {"error": "/", "error_v2": "/v2", "error_openai": "/responses"}
-"""The forms of errors, each with a path that has it."""
+"""The forms of errors, each with an example of a path that uses the form."""
 _RFC_3339 = (
     r"^[0-9]{4}-[01][0-9]-[0-3][0-9]T[0-2][0-9]:[0-5][0-9]:[0-5][0-9](\.[0-9]{1,6})?(Z|[+-][01][0-9]:[0-5][0-9])$"
 )
 _REQUEST_HEADERS = {
-    "X-Request-Id": ({"type": "string"}, "comes back in the answer and in the logs"),
-    # a pattern where `format: date-time` might stand: openapi-python-client refuses that in headers, and the operation
-    "X-Event-Time": ({"type": "string", "pattern": _RFC_3339}, "when what the rows describe happened, by RFC 3339"),
+    "X-Request-Id": ({"type": "string"}, "is repeated in the response and in the logs"),
+    # A pattern instead of `format: date-time`, because openapi-python-client rejects that format in headers.
+    "X-Event-Time": ({"type": "string", "pattern": _RFC_3339}, "the time of the event in the rows, as in RFC 3339"),
 }
 _RESPONSE_HEADERS = {
-    "X-Request-Id": "the caller's, or a new one",
-    "X-Prediction-Id": "made here, never repeats; labels that arrive later are joined on it",
-    "X-Model-Name": "the model that answered",
-    "X-Model-Version": "its version",
-    "X-Model-Variant": "the endpoint's variant that answered, where it has several",
+    "X-Request-Id": "the caller's id, or a new id",
+    "X-Prediction-Id": "a new id that is never repeated; labels that arrive later are joined by it",
+    "X-Model-Name": "the model that computed the response",
+    "X-Model-Version": "the version of the model",
+    "X-Model-Variant": "the variant that computed the response, if the endpoint has several variants",
 }
 
 
@@ -65,7 +65,7 @@ class DescribedEndpoint:
 
     @cached_property
     def variant(self) -> ServedVariant:
-        """The variant with most of the traffic, by which the endpoint is described."""
+        """The variant with most of the traffic, which is used to describe the endpoint."""
         return max(self.served.answering, key=lambda variant: variant.weight)
 
     @property
@@ -95,11 +95,12 @@ def describe_endpoint(server: Server, endpoint: str | None) -> DescribedEndpoint
 def document(server: Server, only: str | None = None) -> JsonSchema:
     """Return the document of every route, with the schemas of every endpoint that can answer now.
 
-    It describes routes with a name for `only` one endpoint, for all, or for the default above `MAX_ENDPOINTS`.
+    Routes with a name are described for the endpoint `only`, by default for all endpoints. If there are more than
+    `MAX_ENDPOINTS`, they are described for the default endpoint.
     """
     routes, table = list_routes(), server.repository.table.items()
     answering = [DescribedEndpoint(name, served) for name, served in table if served.answering]
-    default = next((one for one in answering if one.endpoint == server.repository.default_endpoint), None)
+    default = next((each for each in answering if each.endpoint == server.repository.default_endpoint), None)
     if only is None and default is not None and len(answering) > MAX_ENDPOINTS:
         only = default.endpoint
     endpoints = [described for described in answering if only in (None, described.endpoint)]
@@ -112,13 +113,13 @@ def document(server: Server, only: str | None = None) -> JsonSchema:
         summary.append(f"{len(answering)} endpoints are served, each described by /endpoints/NAME/openapi.json")
     if not summary:
         summary.append("no model is loaded yet")
-    shown = {one.endpoint: one for one in (*endpoints, default) if one is not None}.values()
+    unique = {each.endpoint: each for each in (*endpoints, default) if each is not None}.values()
     return {
         "openapi": "3.1.0",
         "info": {"title": "onnxserve", "version": __version__, "description": "; ".join(summary)},
         "servers": [{"url": "/"}],
         "paths": _paths(routes, endpoints, default, schemes),
-        "components": {"schemas": _components(routes, shown), **({"securitySchemes": schemes} if schemes else {})},
+        "components": {"schemas": _components(routes, unique), **({"securitySchemes": schemes} if schemes else {})},
     }
 
 
@@ -128,12 +129,12 @@ def _paths(
     default: DescribedEndpoint | None,
     schemes: Mapping[str, JsonSchema],
 ) -> dict[str, JsonSchema]:
-    """Return the operations by path and method; `default` is described by the routes without a name."""
+    """Return the operations by path and method; routes without a name describe `default`."""
     paths: dict[str, JsonSchema] = {}
     for route in routes:
         is_named = _NAME in route.path
         needed = {}
-        if route.need is not None and schemes:  # all schemes together, with one of the scopes that the route takes
+        if route.need is not None and schemes:  # All schemes together, with any of the scopes that the route accepts.
             scopes = scopes_for(route.need) if _KEY in schemes else [""]
             needed["security"] = [{name: [scope] if name == _KEY else [] for name in schemes} for scope in scopes]
         errors = ({404} if is_named else set()) | ({401, 403} if needed else set())
@@ -161,13 +162,13 @@ def _components(routes: Iterable[Route], endpoints: Iterable[DescribedEndpoint])
 
 
 def _with_references(schema: JsonSchema, endpoint: str, components: dict[str, JsonSchema]) -> JsonSchema:
-    """Return the schema with a reference in place of each part that has a title; the parts become `components`."""
+    """Return the schema with a reference instead of each part that has a title; the parts become `components`."""
     part: JsonSchema = {}
     for keyword, value in schema.items():
         if keyword == "properties":
-            value = {name: _with_references(one, endpoint, components) for name, one in value.items()}
+            value = {name: _with_references(part_schema, endpoint, components) for name, part_schema in value.items()}
         elif keyword in ("anyOf", "oneOf", "prefixItems"):
-            value = [_with_references(one, endpoint, components) for one in value]
+            value = [_with_references(part_schema, endpoint, components) for part_schema in value]
         elif keyword == "items":
             value = _with_references(value, endpoint, components)
         part[keyword] = value
@@ -179,16 +180,16 @@ def _with_references(schema: JsonSchema, endpoint: str, components: dict[str, Js
 
 
 def _security_schemes(spec: ServerSpec) -> dict[str, dict[str, str]]:
-    """Return what a caller has to send, all of it; nothing where everybody may ask."""
+    """Return the credentials that a caller must send (all of them); empty if the server does not require any."""
     schemes = {}
     if spec.takes_keys:
         schemes[_KEY] = {
             "type": "http",
             "scheme": "bearer",
-            "description": "an API key, or a token of the server's issuer; its scopes are infer, read and admin",
+            "description": "an API key, or a token of the server's issuer, with the scopes infer, read and admin",
         }
     if spec.ca_certs is not None:
-        schemes["certificate"] = {"type": "mutualTLS", "description": "of an authority that the server names"}
+        schemes["certificate"] = {"type": "mutualTLS", "description": "of an authority that the server trusts"}
     return schemes
 
 
@@ -230,7 +231,7 @@ def _operation_object(
 
 
 def _content(bodies: Bodies, described: DescribedEndpoint | None) -> JsonSchema:
-    """Return the `content` of a request or a response. Without an endpoint that answers, any body fits it."""
+    """Return the `content` of a request or a response. Without an endpoint that can answer, it accepts any body."""
     content: JsonSchema = {}
     for media_type, body in bodies.items():
         if media_type == EVENTS and not (described and described.artifact.is_streamable):
@@ -251,7 +252,7 @@ def _error_object(path: str, status: int, operation: Operation) -> JsonSchema:
         return {"description": _ERRORS[status], "content": {media: {"schema": body} for media, body in HTML.items()}}
     schema_of_path = _error_schema(path)
     form = next(name for name, example in _ERROR_FORMS.items() if _error_schema(example) == schema_of_path)
-    # a path that cannot be parsed has no protocol: its error is in MLflow's form
+    # A path that cannot be parsed has no protocol, so its error has MLflow's form.
     kinds = dict.fromkeys([form, *(["error"] if status == 400 and "{" in path else [])])
     references = [{"$ref": f"#/components/schemas/{kind}"} for kind in kinds]
     schema = references[0] if len(references) == 1 else {"anyOf": references}

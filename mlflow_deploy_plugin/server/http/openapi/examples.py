@@ -1,6 +1,6 @@
-"""A small example of a version's input, in the form of every protocol.
+"""A small input example of a version, in the form of every protocol.
 
-It is the model's own input example (first rows) or a row of zeros. A tensor that is too large to read has no example.
+The example is the first rows of the model's own input example, or a row of zeros. A large tensor has no example.
 """
 
 import csv
@@ -22,17 +22,17 @@ MAX_ROWS = 3
 MAX_VALUES = 1024
 _MAX_DOCUMENT_BYTES = 64 * 1024
 _MAX_FILE_BYTES = 4 * 1024 * 1024
-_BLANKS = {"str": "text", "bool": False}  # CSV has no empty text: an empty field is null
+_BLANKS = {"str": "text", "bool": False}  # not "", because an empty field in CSV is null
 
 
 @dataclass(frozen=True)
 class Example:
-    """An input example: values by column (lists of N) or by tensor (nested lists, or a scalar's value).
+    """An input example with values by column (lists of N) or by tensor (nested lists, or a scalar's value).
 
     Attributes:
         values: empty if an example would be too large, or the signature is unknown.
         rows: the number of rows; 1 if the model's tensors have no rows.
-        document: the model's own body of `/invocations`, if that has no form as named values.
+        document: the model's own body of `/invocations`, if it cannot be converted to named values.
     """
 
     values: Document = field(default_factory=dict)
@@ -88,7 +88,7 @@ def batch_example(schema: Schema, example: Example) -> Document:
 
 
 def v2_example(schema: Schema, example: Example) -> Document:
-    """Return a V2 infer request: columns as [N], or the graph's inputs."""
+    """Return a V2 infer request with the columns as [N], or with the graph's inputs."""
     if not example.values:
         return {}
     inputs = []
@@ -129,7 +129,7 @@ def _read(loaded: LoadedVersion) -> Example | None:
             return Example(values, len(data), True) if values and data else None
         arrays = schema.to_columns(mlflow.decode(JSON, text, schema))
     except (OSError, OnnxserveError, LookupError, TypeError, ValueError, NotImplementedError):
-        return None  # it fits the model, whose warm-up used it, but cannot be shown
+        return None  # The example fits the model, because the warm-up used it, but it cannot be displayed.
     rows = 1
     if schema.has_rows:
         per_row = sum(array[:1].size for array in arrays.values())
@@ -141,14 +141,14 @@ def _read(loaded: LoadedVersion) -> Example | None:
 
 
 def _plain_lists(value: Any) -> Any:
-    """Return the value with null for NaN, which JSON has not."""
+    """Return the value with null instead of NaN, which JSON cannot represent."""
     if isinstance(value, list):
         return [_plain_lists(entry) for entry in value]
     return None if isinstance(value, float) and value != value else value
 
 
 def _zeros(schema: Schema) -> Example:
-    """Return a row of zeros and texts, if that is small enough."""
+    """Return a row of zeros and texts, or an empty example if the row would be too large."""
     if schema.columns:
         dtypes = {column.name: COLUMN_TYPES.get(column.type, "str") for column in schema.columns}
         return Example({name: [_BLANKS.get(dtype, 0)] for name, dtype in dtypes.items()}, 1)

@@ -1,4 +1,4 @@
-"""The operation documents of the routes, and their request and response bodies."""
+"""The OpenAPI descriptions of the routes, and their request and response bodies."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,9 +22,9 @@ from mlflow_deploy_plugin.server.inference.protocol_table import OPENAI_ROUTES, 
 
 @dataclass(frozen=True)
 class RequestBody:
-    """A request whose form depends on the model.
+    """A request body whose form depends on the model.
 
-    `name` follows the endpoint's name in the schema's name; `example` returns "" if the form cannot hold the example.
+    The schema's name is the endpoint's name, then `name`. `example` returns "" if the form cannot represent it.
     """
 
     name: str
@@ -34,7 +34,7 @@ class RequestBody:
 
 @dataclass(frozen=True)
 class ResponseBody:
-    """A response whose form depends on the model. `name` is that of its schema, as in `RequestBody`."""
+    """A response body whose form depends on the model; `name` has the same meaning as in `RequestBody`."""
 
     name: str
     schema: Callable[[Artifact], JsonSchema]
@@ -43,7 +43,7 @@ class ResponseBody:
 Bodies = Mapping[str, JsonSchema | RequestBody | ResponseBody]
 
 TAGS = ("Predictions", "Open Inference Protocol V2", "TensorFlow Serving", "Server", "Pages")
-"""The groups of operations, in the order of the page."""
+"""The groups of operations, in their order on the page."""
 PREDICTIONS, V2, TENSORFLOW, SERVER, PAGES = TAGS
 
 _PREDICTION_ERRORS = (400, 413, 415, 429, 503, 504)
@@ -51,14 +51,14 @@ _PREDICTION_ERRORS = (400, 413, 415, 429, 503, 504)
 
 @dataclass(frozen=True)
 class Operation:
-    """The document of one method of one path.
+    """The description of one method of one path.
 
     Attributes:
-        response: the bodies of a success; empty if it has no body or no document.
+        response: the bodies of a successful response; empty if there is no body or no description.
         request: the accepted bodies; empty if the operation has no body.
         errors: the statuses of errors, in addition to 404 for a path with a name.
-        is_prediction: True if it takes and gives the headers of a prediction.
-        applies_to: returns False for a model that the operation refuses.
+        is_prediction: True if the operation uses the headers of a prediction.
+        applies_to: returns False for a model that the operation rejects.
     """
 
     summary: str
@@ -81,16 +81,16 @@ def _prediction(summary: str, tag: str, response: Bodies, request: Bodies) -> Op
 
 
 def _readable(summary: str, tag: str, response: Bodies) -> Operation:
-    """Return the operation of a GET that needs a model to be loaded."""
+    """Return the operation of a GET that needs a loaded model."""
     return Operation(summary, tag, response, errors=(503,))
 
 
 _BYTES: JsonSchema = {"type": "string", "format": "binary"}
 HTML: Bodies = {"text/html": STRING}
-"""A page, whose errors are pages as well."""
+"""A page; its errors are also pages."""
 _TABLES: Bodies = dict.fromkeys(TABLE_FORMATS, _BYTES)
-_EVENTS: Bodies = {EVENTS: {"type": "string", "description": "the parts of the answer, if the body has `stream`: true"}}
-"""Only of models that answer in parts."""
+_EVENTS: Bodies = {EVENTS: {"type": "string", "description": "the parts of the response, if `stream` is true"}}
+"""The events of models that stream their responses."""
 
 _INVOCATIONS = RequestBody("invocations", schemas.invocations_schema, examples.invocations_example)
 _PREDICT = RequestBody("predict", schemas.predict_schema, examples.predict_example)
@@ -98,7 +98,7 @@ _BATCH = RequestBody("batch", schemas.batch_schema, examples.batch_example)
 _AZURE = RequestBody("azure", schemas.azure_schema, examples.azure_example)
 _TFSERVING = RequestBody("tfserving", schemas.tfserving_schema, examples.batch_example)
 _V2 = RequestBody("v2", schemas.v2_request_schema, examples.v2_example)
-_CSV_TEXT: JsonSchema = {"type": "string", "description": "a header with the columns' names, then the rows"}
+_CSV_TEXT: JsonSchema = {"type": "string", "description": "a header with the column names, then the rows"}
 _CSV = RequestBody("csv", lambda schema: _CSV_TEXT, examples.csv_example)
 _INVOCATIONS_ANSWER = ResponseBody("invocations_answer", schemas.invocations_answer)
 _PREDICT_ANSWER = ResponseBody("predict_answer", schemas.predict_answer)
@@ -114,7 +114,7 @@ _EXPLANATION = object_schema(
     {
         "columns": array_schema(STRING),
         "outputs": array_schema(),
-        "base_values": array_schema(description="[rows][outputs], or [rows] where one number is explained"),
+        "base_values": array_schema(description="[rows][outputs], or [rows] if a single number is explained"),
         "values": array_schema(description="[rows][columns][outputs], or [rows][columns]"),
         "predictions": {},
         "background": _object_of(source="string", rows="integer"),
@@ -122,21 +122,21 @@ _EXPLANATION = object_schema(
     }
 )
 INVOCATIONS = _prediction(
-    "Predictions, in the protocol of MLflow's scoring server; tables are answered in kind, or as Accept asks",
+    "Predictions in the protocol of MLflow's scoring server; a table receives the same format, or that of Accept",
     PREDICTIONS,
     {JSON: _INVOCATIONS_ANSWER, **_TABLES, **_EVENTS},
     {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
 )
 PREDICT = _prediction("The prediction for one record", PREDICTIONS, {JSON: _PREDICT_ANSWER}, {JSON: _PREDICT})
 PREDICT_BATCH = _prediction(
-    "Predictions for many records, with the probabilities of the classes",
+    "Predictions for several records, with the probabilities of the classes",
     PREDICTIONS,
     {JSON: _BATCH_ANSWER},
     {JSON: _BATCH, CSV: _CSV},
 )
 
 EXPLAIN = Operation(
-    "What each column of each row has contributed to its prediction, as SHAP says it",
+    "The contribution of each column of each row to its prediction, computed by SHAP",
     PREDICTIONS,
     {JSON: _EXPLANATION},
     {JSON: _INVOCATIONS, CSV: _CSV, **_TABLES},
@@ -163,7 +163,7 @@ _FEEDBACK_LIST = array_schema(
 )
 _FEEDBACK_ENTRIES = object_schema({"feedback": _FEEDBACK_LIST}, additionalProperties=False)
 FEEDBACK = Operation(
-    "What turned out to be true of earlier predictions, by their X-Prediction-Id or by columns; the last label wins",
+    "True labels of earlier predictions, by X-Prediction-Id or by columns; the last label for a row is used",
     PREDICTIONS,
     {JSON: _object_of(accepted="integer")},
     {JSON: {"anyOf": [_FEEDBACK_BY_ID, _FEEDBACK_BY_KEY, _FEEDBACK_ENTRIES]}},
@@ -172,12 +172,12 @@ FEEDBACK = Operation(
 )
 
 AZURE_SCORE = _prediction(
-    "Predictions, in the protocol of Azure ML", PREDICTIONS, {JSON: ARRAY_OR_OBJECT}, {JSON: _AZURE}
+    "Predictions in the protocol of Azure ML", PREDICTIONS, {JSON: ARRAY_OR_OBJECT}, {JSON: _AZURE}
 )
 
 
 def _openai(route: str, input_name: str, of_input: JsonSchema) -> Operation:
-    summary, request = f"An answer in the form of OpenAI's {route}", {JSON: object_schema({input_name: of_input})}
+    summary, request = f"A response in the form of OpenAI's {route}", {JSON: object_schema({input_name: of_input})}
     operation = _prediction(summary, PREDICTIONS, {JSON: {"type": "object"}, **_EVENTS}, request)
     return replace(operation, applies_to=lambda artifact: OPENAI_ROUTES.get(artifact.task) == route)
 
@@ -189,18 +189,16 @@ TF_PREDICT = _prediction(
     "Predictions, by row (instances) or by column (inputs)", TENSORFLOW, {JSON: _TF_RESPONSE}, {JSON: _TFSERVING}
 )
 MODELS = Operation(
-    "The endpoints, for OpenAI's clients and KServe's", SERVER, {JSON: _object_of(data="array", models="array")}
+    "The endpoints, for clients of OpenAI and KServe", SERVER, {JSON: _object_of(data="array", models="array")}
 )
 TF_STATUS = _readable(
-    "The versions that are loaded",
-    TENSORFLOW,
-    {JSON: _object_of(name="string", ready="boolean", model_version_status="array")},
+    "The loaded versions", TENSORFLOW, {JSON: _object_of(name="string", ready="boolean", model_version_status="array")}
 )
 TF_METADATA = _readable(
     "The inputs and outputs", TENSORFLOW, {JSON: _object_of(model_spec="object", metadata="object")}
 )
 V2_INFER = _prediction(
-    "Predictions, in the Open Inference Protocol V2; binary tensors behind the JSON, as Triton's clients send them",
+    "Predictions in the Open Inference Protocol V2; binary tensors may follow the JSON, as in Triton's clients",
     V2,
     {JSON: _V2_ANSWER, OCTETS: _BYTES},
     {JSON: _V2, OCTETS: _BYTES},
@@ -208,23 +206,23 @@ V2_INFER = _prediction(
 V2_SERVER = Operation(
     "The server's name and version", V2, {JSON: _object_of(name="string", version="string", extensions="array")}
 )
-V2_LIVE = Operation("Whether the server lives", V2, {JSON: _object_of(live="boolean")})
-V2_READY = _readable("Whether the server can predict", V2, {JSON: _object_of(ready="boolean")})
+V2_LIVE = Operation("The liveness of the server", V2, {JSON: _object_of(live="boolean")})
+V2_READY = _readable("The readiness of the server", V2, {JSON: _object_of(ready="boolean")})
 V2_METADATA = _readable("The inputs and outputs of the graph", V2, {JSON: _V2_MODEL})
 V2_MODEL_READY = _readable(
-    "Whether the endpoint, or this version of it, can answer", V2, {JSON: _object_of(name="string", ready="boolean")}
+    "The readiness of the endpoint, or of a version of it", V2, {JSON: _object_of(name="string", ready="boolean")}
 )
 V2_CONFIG = _readable(
-    "The configuration of the endpoint, in Triton's words",
+    "The configuration of the endpoint, in Triton's form",
     V2,
     {JSON: {"type": "object", "required": ["name", "platform", "input", "output"]}},
 )
 V2_MODEL_STATISTICS = _readable(
-    "How many requests were answered, and how long they took", V2, {JSON: _object_of(model_stats="array")}
+    "The number and the duration of requests to the endpoint", V2, {JSON: _object_of(model_stats="array")}
 )
-V2_STATISTICS = _readable("The statistics of every endpoint", V2, {JSON: _object_of(model_stats="array")})
+V2_STATISTICS = _readable("The statistics of all endpoints", V2, {JSON: _object_of(model_stats="array")})
 V2_INDEX = Operation(
-    "The endpoints, and whether they are ready",
+    "The endpoints and their states",
     V2,
     {JSON: array_schema(_object_of(name="string", state="string"))},
     {JSON: object_schema({}, {"ready": {"type": ["boolean", "null"]}})},
@@ -233,7 +231,7 @@ V2_INDEX = Operation(
 )
 V2_LOAD, V2_UNLOAD = (
     Operation(
-        f"{verb} an endpoint, where the server lets its callers do so",
+        f"{verb} an endpoint, if the server allows it",
         V2,
         {},
         {JSON: object_schema({}, {"parameters": {"type": ["object", "null"]}})},
@@ -242,21 +240,21 @@ V2_LOAD, V2_UNLOAD = (
     )
     for verb in ("Loads", "Unloads")
 )
-PING = _readable("Whether the server can predict; MLflow's empty line", SERVER, {})
-HEALTH = _readable("Whether the server can predict", SERVER, {JSON: _object_of(status="string")})
+PING = _readable("The readiness of the server, as MLflow's empty line", SERVER, {})
+HEALTH = _readable("The readiness of the server", SERVER, {JSON: _object_of(status="string")})
 MLFLOW_VERSION = _readable("The version of MLflow that the model was logged with", SERVER, {"text/plain": STRING})
-METRICS = Operation("Figures for Prometheus, summed over the workers", SERVER, {"text/plain": STRING})
+METRICS = Operation("Metrics for Prometheus, summed over the workers", SERVER, {"text/plain": STRING})
 METRICS_HISTORY = Operation(
-    "The last hour or day of these figures, a line an interval", SERVER, {"application/x-ndjson": STRING}, errors=(400,)
+    "The metrics of the last hour or day, a line per interval", SERVER, {"application/x-ndjson": STRING}, errors=(400,)
 )
 OPENAPI = Operation("This document", PAGES, {JSON: {"type": "object"}})
-ENDPOINT_OPENAPI = _readable("This document, for one endpoint", PAGES, {JSON: {"type": "object"}})
+ENDPOINT_OPENAPI = _readable("This document for one endpoint", PAGES, {JSON: {"type": "object"}})
 TRY_PAGE = Operation(
     "A page to try the default endpoint in the browser", PAGES, {**HTML, JSON: _object_of(status="string")}
 )
-DOCS_PAGE = Operation("This document, to be read", PAGES, HTML)
+DOCS_PAGE = Operation("This document as a page", PAGES, HTML)
 ENDPOINT_TRY_PAGE = _readable("A page to try the endpoint in the browser", PAGES, HTML)
-ENDPOINT_DOCS_PAGE = _readable("What the endpoint takes and answers, to be read", PAGES, HTML)
-STYLESHEET = Operation("The pages' style", PAGES, {"text/css": STRING})
-SCRIPT = Operation("What a page runs", PAGES, {"text/javascript": STRING})
-ICON = Operation("The pages' icon", PAGES, {"image/svg+xml": STRING})
+ENDPOINT_DOCS_PAGE = _readable("The requests and responses of the endpoint as a page", PAGES, HTML)
+STYLESHEET = Operation("The style sheet of the pages", PAGES, {"text/css": STRING})
+SCRIPT = Operation("A script of the pages", PAGES, {"text/javascript": STRING})
+ICON = Operation("The icon of the pages", PAGES, {"image/svg+xml": STRING})

@@ -1,7 +1,7 @@
-"""JSON Schemas (draft 2020-12, as in OpenAPI 3.1) of a model's requests and responses, made from its signature.
+"""JSON Schemas (draft 2020-12, as in OpenAPI 3.1) of a model's requests and responses, generated from its signature.
 
-They accept and refuse what the server does, as far as JSON Schema can express it. A part with a title becomes a
-component of the document, so one title must have one content per model.
+The schemas accept and reject the same bodies as the server, as far as JSON Schema can express it. A part with a title
+becomes a component of the document, so each title must have the same content everywhere in a model.
 """
 
 from collections.abc import Mapping
@@ -60,7 +60,7 @@ def column_schemas(schema: Schema) -> dict[str, JsonSchema]:
 
 
 def nested(item: JsonSchema, rank: int) -> JsonSchema:
-    """Return the schema of nested lists of `rank` levels. An empty outer list is refused: it has no inner sizes."""
+    """Return the schema of nested lists of `rank` levels. An empty outer list has no inner sizes, and is invalid."""
     for _ in range(rank - 1):
         item = array_schema(item)
     return array_schema(item, **({"minItems": 1} if rank > 1 else {})) if rank else item
@@ -72,9 +72,9 @@ def tensor_schema(tensor: Tensor) -> JsonSchema:
 
 
 def record_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of a row as an object. A nullable column may be left out of some rows, which are null in it."""
+    """Return the schema of a row as an object. Some rows may omit a nullable column, which is then null."""
     if not schema.columns:
-        return {"type": "object", "minProperties": 1, "description": "one row: tensor → its values"}
+        return {"type": "object", "minProperties": 1, "description": "one row: tensor names → values"}
     properties = column_schemas(schema)
     needed = [c.name for c in schema.columns if c.required and "null" not in properties[c.name]["type"]]
     return {**object_schema({}, properties, minProperties=1), "required": needed, "title": "record"}
@@ -90,7 +90,7 @@ def predict_schema(schema: Schema) -> JsonSchema:
 
 
 def invocations_schema(schema: Schema) -> JsonSchema:
-    """Return the schema of `/invocations`; a pyfunc without inputs as arrays takes any object."""
+    """Return the schema of `/invocations`; a pyfunc whose inputs are not arrays accepts any object."""
     if not schema.names:
         return _ANY_OBJECT
     fields: dict[str, JsonSchema] = {
@@ -135,16 +135,16 @@ def v2_request_schema(schema: Schema) -> JsonSchema:
             "datatype": {"type": "string", "enum": list(DATATYPES)},
         },
         {
-            "data": array_schema(description="flat or nested, as many values as the shape says"),
+            "data": array_schema(description="flat or nested; the number of values must match the shape"),
             "parameters": _ANY_OBJECT,
         },
     )
-    wanted = {"type": ["array", "null"], "items": object_schema({"name": STRING})}
+    requested = {"type": ["array", "null"], "items": object_schema({"name": STRING})}
     return object_schema(
         {"inputs": array_schema(tensor, **({"minItems": 1} if types else {}))},
         {
             "id": {"type": ["string", "null"]},
-            "outputs": {**wanted, "description": "those that are wanted; else all"},
+            "outputs": {**requested, "description": "the requested outputs; by default all"},
             "parameters": _ANY_OBJECT,
         },
     )
@@ -166,9 +166,10 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 
 
 def invocations_answer(artifact: Artifact) -> JsonSchema:
-    """Return the schema of `{"predictions": …}`: nested lists for one output, an object for several.
+    """Return the schema of `{"predictions": …}`: nested lists for a single output, an object for several outputs.
 
-    A stock ONNX model's predictions may be anything. A pyfunc's table has records; its chat lacks `predictions`.
+    The predictions of a stock ONNX model may have any form. A pyfunc may return records, or a chat without
+    `predictions`.
     """
     if artifact.flavor == PYTHON_FUNCTION:
         return {}
@@ -192,7 +193,7 @@ def batch_answer(artifact: Artifact) -> JsonSchema:
 def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
     item = dtype_schema(output.dtype, is_nullable=True) if output.dtype != "map" else {"type": "object"}
     if output.role == "label" and {str, int}.issuperset(map(type, artifact.classes)) and artifact.classes:
-        item = {"enum": list(artifact.classes)}  # generators of clients know no enumeration of booleans
+        item = {"enum": list(artifact.classes)}  # Client generators do not support an enumeration of booleans.
     return {
         **nested(item, len(output.shape)),
         "description": f"{output.role}: {output.dtype}, shape {shape_text(output.shape)}",
@@ -200,7 +201,7 @@ def _output_schema(artifact: Artifact, output: Output) -> JsonSchema:
 
 
 def _probabilities(artifact: Artifact) -> dict[str, JsonSchema]:
-    """Return the property with class → probability; none if the model does not name the class of each column."""
+    """Return the property with class → probability; empty if the model does not name the class of each column."""
     if not artifact.classes or not any(output.role == "probabilities" for output in artifact.outputs):
         return {}
     return {"probabilities": {"type": "object", "additionalProperties": {"type": ["number", "null"]}}}
@@ -212,7 +213,7 @@ def _split_schema(schema: Schema) -> JsonSchema:
         {"data": array_schema(minItems=1)},
         {
             "columns": {"type": ["array", "null"], "items": {"type": ["string", "integer"]}},
-            "index": {"type": ["array", "null"], "items": {}, "description": "one label a row; ignored"},
+            "index": {"type": ["array", "null"], "items": {}, "description": "one label per row; ignored"},
         },
         additionalProperties=False,
         title="split",
@@ -241,7 +242,7 @@ def _rows_schema(schema: Schema) -> JsonSchema:
 
 
 def _unnamed_schemas(schema: Schema) -> list[JsonSchema]:
-    """Return the schemas of rows as lists, or of the only tensor; none if several tensors have to be named."""
+    """Return the schemas of rows as lists, or of the only tensor; empty if several tensors must be named."""
     if schema.columns:
         return [array_schema(_row_schema(schema), minItems=1, title="rows")]
     if len(schema.tensors) == 1:

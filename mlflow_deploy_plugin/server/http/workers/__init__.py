@@ -1,1 +1,1 @@
-"""gunicorn's workers: the fast one on an event loop (`fast_worker.py`), and the threaded one around Flask."""
+"""gunicorn's workers: the fast worker on an event loop (`fast_worker.py`), and the threaded worker with Flask."""

@@ -1,7 +1,8 @@
-"""A connection of the fast worker: HTTP/1.1 on the event loop, bytes → `ServerApp.handle` → bytes.
+"""A connection of the fast worker: HTTP/1.1 on the event loop, around `ServerApp.handle`.
 
-A request that is expected to take less than a millisecond is answered on the loop, any other in a thread. A connection
-answers one request at a time; further bytes wait in a bounded buffer. Every wait has a deadline (`check_deadline`).
+A request that is expected to take less than a millisecond is answered on the loop, any other request in a thread. A
+connection answers one request at a time; later bytes wait in a bounded buffer. Every wait has a deadline
+(`check_deadline`).
 """
 
 import asyncio
@@ -47,31 +48,31 @@ from mlflow_deploy_plugin.server.inference.auth import certificate_name
 from mlflow_deploy_plugin.server.messages import RawRequest
 
 _PIPELINED_BYTES = 64 * 1024
-"""The bytes behind the current request that are buffered; with more, reading is paused."""
+"""The limit of buffered bytes that follow the current request; above it, reading is paused."""
 _LARGE_BYTES = 64 * 1024
 _TLS_WRITE_BYTES = 256 * 1024
 _UNDERWAY_SECONDS = 1.0
-"""The seconds after a response or a connect in which the next request may still be on its way."""
+"""The time after a response or a connect within which the next request may be in transit."""
 _IDLE_CANDIDATES = 16
 _KNOWN_BYTES = 2048
-"""The longest head that a connection keeps, since the next request has the same."""
+"""The longest head that a connection remembers, because the next request usually has the same head."""
 _STALE_SECONDS = 0.5
-"""The age of `WorkerApp.now` on a busy loop: a client may have sent something that much later."""
+"""The possible age of `WorkerApp.now` on a busy loop; a client may have sent bytes within this time."""
 
 
 class _Phase(Enum):
-    NEW = auto()  # the client has not sent anything yet
-    IDLE = auto()  # no part of the next request has come
-    RECEIVING = auto()  # a part of a request has come
-    ANSWERING = auto()  # a request is being answered, or a step is about to be taken
-    LINGERING = auto()  # the last response is sent; what still comes is discarded
+    NEW = auto()  # The client has not sent anything yet.
+    IDLE = auto()  # No part of the next request has arrived.
+    RECEIVING = auto()  # A part of a request has arrived.
+    ANSWERING = auto()  # A request is being answered, or a step is scheduled.
+    LINGERING = auto()  # The last response is sent, and received bytes are discarded.
 
 
-_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # Python 3.11 takes 0.1 µs for `_Phase.IDLE`
+_NEW, _IDLE, _RECEIVING, _ANSWERING, _LINGERING = _Phase  # `_Phase.IDLE` takes 0.1 µs in Python 3.11.
 
 
 class HttpConnection(asyncio.Protocol):
-    """One connection. uvicorn makes it, and calls `shutdown` when the worker ends."""
+    """A connection. uvicorn creates it, and calls `shutdown` when the worker ends."""
 
     def __init__(self, config: Any, server_state: Any, app_state: object, _loop: object = None) -> None:
         self._app: WorkerApp = config.app
@@ -82,7 +83,7 @@ class HttpConnection(asyncio.Protocol):
         self._write_bytes: Callable[[bytes], None]
         self._client = ""
         self._caller = ""
-        self._known_head: RequestHead | None = None  # the last head that was answered at once; its bytes below
+        self._known_head: RequestHead | None = None  # the last head that was answered inline, with its bytes
         self._known_bytes = b""
         self._buffer = b""
         self._head: RequestHead | None = None
@@ -90,20 +91,20 @@ class HttpConnection(asyncio.Protocol):
         self._exchange: StreamedExchange | None = None
         self._deadline = math.inf
         self._unsent_bytes = 0
-        self._buffered_bytes = 0  # the body's part of `WorkerApp.buffered_bytes`
+        self._buffered_bytes = 0  # the body's share of `WorkerApp.buffered_bytes`
         self._discarded_bytes = 0
         self._phase = _NEW
-        self._is_blocked = False  # the client does not take what is sent
-        self._is_paused = False  # reading is paused
-        self._is_ending = False  # after this response the connection ends
-        self._reads_on = False  # the client may still be sending the last request
-        self._has_eof = False  # the client sends no more
+        self._is_blocked = False  # The client does not read the response.
+        self._is_paused = False  # Reading is paused.
+        self._is_ending = False  # The connection is closed after this response.
+        self._reads_on = False  # The client may still be sending the last request.
+        self._has_eof = False  # The client has closed its sending side.
 
-    # what asyncio and uvicorn call
+    # The methods that asyncio and uvicorn call.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]  # uvloop's own class
-        self._transport.set_write_buffer_limits(high=1, low=0)  # reports all that is unsent; 0 would block TLS
+        self._transport.set_write_buffer_limits(high=1, low=0)  # Report all unsent bytes; high=0 would block TLS.
         is_tls = transport.get_extra_info("sslcontext") is not None
         self._write_bytes = partial(_write_in_pieces, self._transport) if is_tls else self._transport.write
         peer = transport.get_extra_info("peername")
@@ -112,7 +113,7 @@ class HttpConnection(asyncio.Protocol):
         self._connections.add(self)
         self._deadline = self._loop.time() + self._limits.request_seconds
         if len(self._connections) > self._limits.connections and not self._evict_idle_connection():
-            self._refuse(NotReady("this worker has as many connections as it may; ask again in a moment", 1))
+            self._refuse(NotReady("this worker has reached its limit of connections; retry in a moment", 1))
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
@@ -136,7 +137,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> bool:
-        """Answer what has come whole (except over TLS, whose connections end both ways at once)."""
+        """Answer the requests that are complete. (A TLS connection cannot be closed in one direction.)"""
         if self._phase is _LINGERING:
             return False
         self._has_eof = True
@@ -161,7 +162,7 @@ class HttpConnection(asyncio.Protocol):
         self._deadline = self._app.now + self._limits.request_seconds
         blocked = self._app.blocked_connections
         blocked[self] = None
-        while len(blocked) > 1 and sum(one._transport.get_write_buffer_size() for one in blocked) > MAX_UNSENT_BYTES:
+        while len(blocked) > 1 and sum(peer._transport.get_write_buffer_size() for peer in blocked) > MAX_UNSENT_BYTES:
             longest = next(iter(blocked))
             del blocked[longest]
             longest.evict()
@@ -179,14 +180,14 @@ class HttpConnection(asyncio.Protocol):
             self._advance_later()
 
     def shutdown(self) -> None:
-        """Answer what has begun, or is likely to be on its way, and close; an idle connection is closed at once."""
+        """Answer current requests, and requests that may be in transit, then close. Close an idle connection now."""
         self._is_ending = True
         if self._phase in (_NEW, _IDLE) and not self._is_blocked:
             now = self._app.now
             used = now if self._phase is _NEW else self._deadline - self._limits.keep_alive_seconds
             self._deadline = max(now, min(used, now) + _UNDERWAY_SECONDS)
 
-    # the waits and their ends
+    # The deadlines, and the actions after them.
 
     def check_deadline(self, now: float) -> None:
         if now < self._deadline:
@@ -199,7 +200,7 @@ class HttpConnection(asyncio.Protocol):
         elif self._phase is _LINGERING or self._transport.is_closing():
             self._transport.abort()
         elif self._exchange is not None and not self._exchange.awaits_client:
-            self._deadline = now + self._limits.request_seconds  # the model takes its time
+            self._deadline = now + self._limits.request_seconds  # The model may take any time.
         elif self._body is not None:
             self._refuse(RequestTimeout(self._body.missing()))
         elif self._phase is _RECEIVING:
@@ -209,7 +210,7 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def idle_since(self) -> float:
-        """The loop's time when the client last did its part; infinite while the server has to do its own."""
+        """The loop's time since which the client has been idle; infinite while the server must act."""
         awaits_client = self._exchange is not None and self._exchange.awaits_client
         limits, phase = self._limits, self._phase
         if self._transport.is_closing() or (phase is _ANSWERING and not (awaits_client or self._is_blocked)):
@@ -227,15 +228,17 @@ class HttpConnection(asyncio.Protocol):
         return min(since, self._loop.time())
 
     def _evict_idle_connection(self) -> bool:
-        """Close the connection that has been idle the longest; return False if all of them are being answered."""
+        """Close the connection that has been idle for longest; return False if all connections are being answered."""
         idle = self._app.idle_connections
         while idle:
             since, other = idle.pop()
             if other.idle_since == since:
                 other.evict()
                 return True
-        found = ((other.idle_since, number, other) for number, other in enumerate(self._connections))
-        longest = heapq.nsmallest(_IDLE_CANDIDATES, (one for one in found if one[0] < math.inf and one[2] is not self))
+        idle_times = ((other.idle_since, number, other) for number, other in enumerate(self._connections))
+        longest = heapq.nsmallest(
+            _IDLE_CANDIDATES, (entry for entry in idle_times if entry[0] < math.inf and entry[2] is not self)
+        )
         if not longest:
             return False
         idle.extend((since, other) for since, _, other in reversed(longest[1:]))
@@ -243,21 +246,21 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def evict(self) -> None:
-        """Close at once, for the sake of a new connection."""
+        """Close immediately, to make room for a new connection."""
         if self._is_blocked or self._phase is _LINGERING or self._exchange is not None:
             self._transport.abort()
             return
         if self._phase is _RECEIVING:
-            late = RequestTimeout("the request came too slowly, and other clients wait for its place")
+            late = RequestTimeout("the request arrived too slowly, and other clients need the connection")
             response = exception_response(self._head.path if self._head else "", late)
             self._transport.write(serialize_response(response, keep_alive=False))
             self._deadline = self._app.now + LINGER_SECONDS
         self._transport.close()
 
-    # reading requests
+    # Reading requests.
 
     def _answer_inline(self, data: bytes) -> bool:
-        """Answer one whole and quick request, as nearly every read brings it. Otherwise return False."""
+        """Answer a complete and quick request, as in nearly every read. Otherwise return False."""
         if self._known_head is None or not data.startswith(self._known_bytes):
             end = data.find(b"\r\n\r\n") + 4
             if not 8 <= end <= _KNOWN_BYTES:
@@ -265,7 +268,7 @@ class HttpConnection(asyncio.Protocol):
             try:
                 self._known_head, self._known_bytes = read_head(data[: end - 4]), data[:end]
             except OnnxserveError:
-                return False  # `_advance` meets it again, and answers it
+                return False  # `_advance` raises and answers the error again.
         head, app = self._known_head, self._app
         body = data[len(self._known_bytes) :]
         if head.length != len(body) or not head.keep_alive or len(body) > app.server.max_body_bytes:
@@ -294,7 +297,7 @@ class HttpConnection(asyncio.Protocol):
         phase, self._phase = self._phase, _ANSWERING
 
         def advance() -> None:
-            if self._phase is not _ANSWERING:  # the request was refused meanwhile
+            if self._phase is not _ANSWERING:  # The request was refused in the meantime.
                 return
             self._phase = phase
             if self._transport.is_closing() or self._is_blocked:
@@ -303,7 +306,7 @@ class HttpConnection(asyncio.Protocol):
             if self._phase is not _ANSWERING:
                 self._resume_reading()
             if self._has_eof and self._phase in (_IDLE, _RECEIVING) and not self._is_blocked:
-                self._transport.close()  # the rest is no whole request, and nothing more will come
+                self._transport.close()  # The rest is an incomplete request.
 
         self._loop.call_soon(advance)
 
@@ -314,7 +317,7 @@ class HttpConnection(asyncio.Protocol):
                 piece, self._buffer = self._buffer[: head.length], self._buffer[head.length :]
                 self._answer(head, piece)
                 return
-            if self._app.server.auth.is_stranger(head.headers, self._caller):  # its body is not read, and takes no room
+            if self._app.server.auth.is_stranger(head.headers, self._caller):  # Do not read or buffer the body.
                 self._is_ending = self._reads_on = True
                 self._answer(head, b"")
                 return
@@ -337,20 +340,20 @@ class HttpConnection(asyncio.Protocol):
             raise InvalidRequest(self._body.missing())
 
     def _begin(self) -> None:
-        """Start the time for a whole request, once a part of it has come."""
+        """Start the deadline for a complete request, when its first part arrives."""
         if self._phase is not _RECEIVING:
             self._phase = _RECEIVING
             self._deadline = self._app.now + self._limits.request_seconds
 
     def _count_buffered(self, size: int) -> None:
-        """Count the bytes of a body that are held. Raises NotReady if all connections together hold too many."""
+        """Count the buffered bytes of a body. Raises NotReady if all connections together exceed the limit."""
         app = self._app
         app.buffered_bytes += size - self._buffered_bytes
         self._buffered_bytes = size
         if size and app.buffered_bytes > self._limits.body_bytes:
-            raise NotReady("this worker receives as many large bodies as it may; ask again in a moment", 1)
+            raise NotReady("this worker has reached its limit of buffered bodies; retry in a moment", 1)
 
-    # answering requests
+    # Answering requests.
 
     def _answer(self, head: RequestHead, body: bytes | bytearray) -> None:
         is_small = len(body) <= _LARGE_BYTES
@@ -363,7 +366,7 @@ class HttpConnection(asyncio.Protocol):
         self._body = None
 
         def send_from_batch(response: RawResponse) -> None:
-            with suppress(RuntimeError):  # the loop has ended, and with it the connection
+            with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
                 self._loop.call_soon_threadsafe(self._send, head, response)
 
         def answer_in_thread() -> None:
@@ -371,12 +374,12 @@ class HttpConnection(asyncio.Protocol):
                 if not is_small:
                     request.body = bytes(body)
                 response = self._app.handle(request)
-            except Exception as error:  # noqa: BLE001 - the boundary: the client waits, and the future is not read
+            except Exception as error:  # noqa: BLE001 - the boundary: nothing else would answer the waiting client
                 response = failure_response(request, error)
             if response.pieces is None:
                 self._loop.call_soon_threadsafe(self._send, head, response)
                 return
-            with suppress(RuntimeError):  # the loop has ended, and with it the connection
+            with suppress(RuntimeError):  # The loop, and therefore the connection, has ended.
                 exchange = self._new_exchange(head, body_parser(0, 0))
                 self._loop.call_soon_threadsafe(adopt, exchange)
                 exchange.send(response, response.pieces)
@@ -396,7 +399,7 @@ class HttpConnection(asyncio.Protocol):
         self._send_last(serialize_response(response, keep_alive, head.method != "HEAD"), keep_alive)
 
     def _send_last(self, last: bytes, keep_alive: bool) -> None:
-        """Send the end of a response, and go on with the next request or end; see `_end`."""
+        """Send the end of a response, then continue with the next request or close; see `_end`."""
         self._phase = _IDLE
         if self._buffered_bytes:
             self._count_buffered(0)
@@ -410,13 +413,13 @@ class HttpConnection(asyncio.Protocol):
             self._end()
 
     def _write(self, data: bytes) -> None:
-        """Send a part of a response; the client may not have taken all of the parts before."""
+        """Send a part of a response; earlier parts may still be unsent."""
         if self._is_blocked:
-            self._unsent_bytes += len(data)  # so that what the client has taken shows in what is left
+            self._unsent_bytes += len(data)  # Otherwise the new bytes would hide the client's progress.
         self._write_bytes(data)
 
     def _wait_for_response(self) -> None:
-        """Set the deadline of a whole request: the model may take any time, but the client has to take what comes."""
+        """Set the deadline of a complete request: the model may take any time, but the client must read."""
         self._deadline = self._app.now + self._limits.request_seconds if self._is_blocked else math.inf
 
     def _wait_for_next(self) -> None:
@@ -434,19 +437,19 @@ class HttpConnection(asyncio.Protocol):
             self._is_paused = False
             self._transport.resume_reading()
 
-    # streamed requests
+    # Streamed requests.
 
     def _begin_stream(self, head: RequestHead) -> None:
-        """Answer the body while it comes (`http/streaming.py`); until that is done, nothing else is answered."""
+        """Answer the body while it arrives (`http/streaming.py`). Other requests wait until the stream ends."""
         app = self._app
         if app.streams >= MAX_STREAMS:
-            raise TooManyRequests(f"{MAX_STREAMS} streams are being answered here already; ask again later", 1)
+            raise TooManyRequests(f"this worker has reached its limit of {MAX_STREAMS} streams; retry later", 1)
         self._phase = _ANSWERING
         self._body = body_parser(head.length, sys.maxsize)
         self._exchange = exchange = self._new_exchange(head, self._body, streams=1)
         if head.expects_continue and not self._buffer:
             self._transport.write(CONTINUE)
-        self._resume_reading()  # it was paused if much came while another request was answered
+        self._resume_reading()  # Reading may have been paused while another request was answered.
         self._feed_stream()
         request = self._request(head, b"")
         thread = threading.Thread(target=exchange.run, args=(app.server, request), name="onnxserve-stream", daemon=True)
@@ -454,12 +457,12 @@ class HttpConnection(asyncio.Protocol):
             thread.start()
         except RuntimeError:
             self._exchange = None
-            raise NotReady("this machine allows no more threads for streams; ask again in a moment", 1) from None
+            raise NotReady("the machine's limit of threads is reached; retry in a moment", 1) from None
         app.streams += 1
 
     def _new_exchange(self, head: RequestHead, body: BodyParser, streams: int = 0) -> StreamedExchange:
-        """Return the exchange of a request that counts as so many of `WorkerApp.streams`."""
-        is_chunked = head.is_http_1_1  # otherwise the response ends with the connection
+        """Return the exchange of a request that counts as `streams` in `WorkerApp.streams`."""
+        is_chunked = head.is_http_1_1  # Otherwise closing the connection marks the end of the response.
 
         def begin_response(response: RawResponse) -> None:
             self._is_ending = self._is_ending or not is_chunked
@@ -493,11 +496,11 @@ class HttpConnection(asyncio.Protocol):
             self._refuse(InvalidRequest(self._body.missing()))
 
     def _end_exchange(self, head: RequestHead, streams: int, ending: RawResponse | bool) -> None:
-        """End a response in chunks, whole (True) or broken off (False); or send a response that is not in chunks."""
+        """End a chunked response as complete (True) or aborted (False), or send a response that is not chunked."""
         self._app.streams -= streams
         self._is_paused = self._is_paused or (self._exchange is not None and self._exchange.is_paused)
         self._exchange = None
-        self._reads_on = self._body is not None  # and where the next request would begin is not known
+        self._reads_on = self._body is not None  # The beginning of the next request is unknown.
         self._is_ending = self._is_ending or self._reads_on
         keep_alive = head.keep_alive and not self._is_ending and ending is not False
         if isinstance(ending, RawResponse):
@@ -505,11 +508,11 @@ class HttpConnection(asyncio.Protocol):
         else:
             self._send_last(LAST_CHUNK if ending and head.is_http_1_1 else b"", keep_alive)
 
-    # the end of the connection
+    # The end of the connection.
 
     def _refuse(self, error: OnnxserveError) -> None:
-        """Send the last response on this connection: where the next request would begin is not known."""
-        if self._exchange is not None:  # it answers the error itself
+        """Send the last response on this connection, because the beginning of the next request is unknown."""
+        if self._exchange is not None:  # The exchange answers the error.
             self._exchange.fail(error)
             self._is_ending = True
             self._wait_for_response()
@@ -522,7 +525,7 @@ class HttpConnection(asyncio.Protocol):
         self._end()
 
     def _end(self) -> None:
-        """Close; if the client may be sending, wait until it stops, because a reset would discard the response."""
+        """Close. If the client may be sending, wait until it stops, because a reset would discard the response."""
         if not (self._reads_on or self._buffer or self._is_paused):
             self._transport.close()
             self._deadline = self._app.now + self._limits.request_seconds
@@ -537,6 +540,6 @@ class HttpConnection(asyncio.Protocol):
 
 
 def _write_in_pieces(transport: asyncio.Transport, data: bytes) -> None:
-    """Write to a TLS transport, which would count nothing of what it is given whole as unsent."""
+    """Write to a TLS transport in pieces, because it does not count a single large write as unsent."""
     for start in range(0, len(data), _TLS_WRITE_BYTES):
         transport.write(data[start : start + _TLS_WRITE_BYTES])

@@ -1,7 +1,7 @@
 """The fast worker: uvicorn's worker for gunicorn, on uvloop, with our own protocol (`connection.py`).
 
-In addition to uvicorn, connections in the kernel's queue are answered before the listener closes, waits are bounded,
-and SIGTERM ends the process in order.
+In addition to uvicorn's work, it answers connections in the kernel's queue before the listener closes, bounds all
+waits, and exits cleanly on SIGTERM.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _CHECK_SECONDS = 0.1
 
 
 class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's process around the loop. `server/gunicorn_conf.py` sets `grpc`, the worker's gRPC listener."""
+    """gunicorn's worker process around the loop. `server/gunicorn_conf.py` sets `grpc`, the worker's gRPC server."""
 
     CONFIG_KWARGS: ClassVar[dict[str, str | bool]] = {
         "loop": "uvloop",
@@ -38,7 +38,7 @@ class FastWorker(UvicornWorker):  # type: ignore[misc]  # gunicorn has no types
     grpc: Any = None
 
     def init_signals(self) -> None:
-        """Set handlers that survive uvicorn's end: it raises the signals that it has caught once more."""
+        """Set handlers that remain after uvicorn's end, because uvicorn raises the caught signals again."""
         super().init_signals()
         for caught in (signal.SIGTERM, signal.SIGINT):
             signal.signal(caught, self.handle_exit)
@@ -61,7 +61,7 @@ class _Server(UvicornServer):
         self._connections: set[HttpConnection] = self.server_state.connections  # type: ignore[assignment]  # uvicorn's
 
     def quit(self) -> None:
-        """End without waiting for anything (SIGQUIT)."""
+        """Exit without waiting (SIGQUIT)."""
         self.should_exit = self.force_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -71,20 +71,20 @@ class _Server(UvicornServer):
         await super().startup(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer everybody who is connected already, even if only the kernel knows of it."""
+        """Answer all clients that have connected, including connections that are still in the kernel's queue."""
         loop = asyncio.get_running_loop()
 
         async def serve(connection: socket.socket) -> None:
             protocol: Any = self.config.http_protocol_class
             make = partial(protocol, self.config, self.server_state, {})
-            with contextlib.suppress(OSError):  # the client has gone, or its handshake fails
+            with contextlib.suppress(OSError):  # The client has closed, or its handshake fails.
                 _, accepted = await loop.connect_accepted_socket(make, connection, ssl=self.config.ssl)
                 accepted.shutdown()
 
         if self._worker.grpc is not None:
             self._worker.grpc.drain()
         for listener in sockets or []:
-            with contextlib.suppress(OSError):  # BlockingIOError: that was the last one
+            with contextlib.suppress(OSError):  # A BlockingIOError means that the queue is empty.
                 for _ in range(self._app.limits.connections):
                     connection, _ = listener.accept()
                     task = loop.create_task(serve(connection))
@@ -94,7 +94,7 @@ class _Server(UvicornServer):
         self._checker.cancel()
 
     async def _check_deadlines(self) -> None:
-        """Check all deadlines, notify gunicorn (uvicorn does it too rarely), and end if gunicorn has ended."""
+        """Check all deadlines, notify gunicorn (uvicorn does so too rarely), and exit if gunicorn has exited."""
         loop = asyncio.get_running_loop()
         while True:
             self._worker.notify()

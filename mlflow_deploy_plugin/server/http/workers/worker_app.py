@@ -1,4 +1,4 @@
-"""The application of the fast worker: the state that its connections share, and the choice of loop or thread."""
+"""The application of the fast worker: the state that connections share, and the choice between loop and thread."""
 
 import sys
 import time
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 
 INLINE_SECONDS = 0.001
-"""A request that is expected to take longer than this is answered in a thread, and not on the event loop."""
+"""A request that is expected to take longer than this is answered in a thread instead of on the event loop."""
 _SWITCH_SECONDS = 0.0005
-"""The longest time of a thread before the loop gets the interpreter; by default small requests waited 5 ms."""
+"""The longest time a thread runs before the loop gets the interpreter; with the default, small requests waited 5 ms."""
 _INLINE_BYTES = 65536
 _MAX_CLASSES = 4096
 _FALLING_WEIGHT, _RISING_WEIGHT, _MAX_RISE = 0.5, 0.25, 8
@@ -29,15 +29,16 @@ _INLINE_SAMPLING = 8
 _ALWAYS_INLINE = frozenset({"/ping", "/health", "/v2/health/live", "/v2/health/ready"})
 
 _RequestClass = tuple[str, str | None, int]
-"""Path, content type, and size of the body in powers of two."""
+"""The path, the content type, and the size of the body in powers of two."""
 
 
 class InlinePolicy:
-    """Decides by the time of earlier requests of a class if a request is answered on the event loop.
+    """A policy that decides from earlier requests of the same class if a request is answered on the event loop.
 
-    An unknown class goes to a thread. The average of a class falls faster than it rises, because requests in threads
-    slow each other down. One measurement counts as at most eight times the average, so only three slow answers in a row
-    show that the model is slow. `may_be_inline` returns False if the request waits for a batch or for another process.
+    An unknown class is answered in a thread. The average of a class falls faster than it rises, because requests in
+    threads slow each other down. A measurement counts as at most eight times the average, so that a model is slow only
+    after three slow responses in a row. `may_be_inline` returns False if the request waits for a batch or for another
+    process.
     """
 
     def __init__(self, may_be_inline: Callable[[RawRequest], bool]) -> None:
@@ -57,7 +58,7 @@ class InlinePolicy:
         average = self._seconds.get(key)
         is_prediction = response.status == 200 and "X-Prediction-Id" in response.headers
         if not is_prediction and (average is None or seconds < average):
-            return  # an error is quicker than an answer, and its path is the caller's text
+            return  # An error is faster than a prediction, and the caller may choose any path.
         if average is None:
             if len(self._seconds) >= _MAX_CLASSES:
                 self._seconds.clear()
@@ -71,21 +72,21 @@ class WorkerApp:
     """The application of the fast worker.
 
     Args:
-        may_be_inline: predictions do not wait for each other, so that one can be computed on the loop.
+        may_be_inline: True if predictions do not wait for each other, so that the loop can compute a prediction.
 
     Attributes:
-        limits: set by the worker before it listens.
-        now: the loop's time, at most a tenth of a second old.
+        limits: the connection limits, set by the worker before it listens.
+        now: the loop's time, at most 0.1 s old.
         buffered_bytes: see `ConnectionLimits.body_bytes`.
-        blocked_connections: the connections whose clients do not read, in the order in which that began.
-        idle_connections: the connections to close first for new ones, and since when they are idle (`connection.py`).
+        blocked_connections: the connections whose clients do not read, the longest blocked first.
+        idle_connections: the connections to close first for new connections, with their `idle_since` (`connection.py`).
     """
 
     def __init__(self, server: Server, may_be_inline: bool, threads: int) -> None:
         self.server = server
 
         def waits_for_nobody(request: RawRequest) -> bool:
-            # a pyfunc answers from another process, and may hang there; a call of Redis must not hold the loop
+            # A pyfunc answers from another process, which may hang, and the loop must not wait for Redis.
             is_here = not server.repository.has_pyfuncs or self._plans.covers(request.path)
             return may_be_inline and is_here and not may_wait_for_limits(server, request)
 
@@ -105,7 +106,7 @@ class WorkerApp:
         return self._plans.answer(request) or self._flask.handle(request)
 
     def handle(self, request: RawRequest) -> RawResponse:
-        """Answer a request in a thread. Its time is not learned if it may have waited for others."""
+        """Answer a request in a thread. Its time is not recorded if it may have waited for other requests."""
         may_be_inline, began = self.inline_policy.may_be_inline(request), time.perf_counter()
         response = self._handle(request)
         if may_be_inline:
@@ -113,7 +114,7 @@ class WorkerApp:
         return response
 
     def answer_inline(self, request: RawRequest) -> RawResponse | None:
-        """Answer a quick request on the loop; return None otherwise. One in eight quick answers is measured."""
+        """Answer a quick request on the loop; return None for other requests. Every eighth response is measured."""
         if not self.inline_policy.is_quick(request):
             return None
         response = self._handle(request)
@@ -123,17 +124,17 @@ class WorkerApp:
             self.inline_policy.learn(request, response, seconds)
         return response
 
-    __call__ = handle  # gunicorn wants its application to be callable
+    __call__ = handle  # gunicorn requires a callable application.
 
 
 def create_worker_app(state_dir: str) -> WorkerApp:
-    """Return the application of one worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
+    """Return the application of a worker. Call it after the fork. Raises InvalidConfig if spec.yaml is invalid."""
     sys.setswitchinterval(_SWITCH_SECONDS)
     server = open_worker(state_dir)
     spec = server.spec
     return WorkerApp(
         server,
-        # the time of a cached response does not predict that of other responses
+        # The time of a cached response does not predict the time of other responses.
         may_be_inline=max_batch_rows(spec) == 1 and not spec.response_cache_bytes,
         threads=request_threads(spec),
     )
