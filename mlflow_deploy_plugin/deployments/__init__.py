@@ -1,6 +1,6 @@
-"""CONTROL: the `mlflow.deployments` plugin. `client.py` translates, `lifecycle.py` decides, `backends/` act.
+"""CONTROL: the `mlflow.deployments` plugin. `client.py` translates calls, `lifecycle.py` decides, `backends/` act.
 
-Other rooms import from here; modules are loaded on first use, because SQLAlchemy, pandas and pyarrow take seconds.
+Other rooms import from here. Modules are loaded on first use, because SQLAlchemy, pandas and pyarrow take seconds.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""The `mlflow.deployments` plugin for the target `onnxserve`: it translates names, arguments, results and errors."""
+"""The `mlflow.deployments` plugin for the target `onnxserve`. It translates names, arguments, results and errors."""
 
 import sys
 import textwrap
@@ -27,7 +27,7 @@ Fields = Config | None
 _WIDTH = 100
 
 _ABOUT = """\
-onnxserve serves MLflow models, as ONNX where they have that form, and follows the registry.
+onnxserve serves MLflow models and follows the registry. Models with an ONNX form are served as ONNX.
 
 TARGET URI
 {targets}
@@ -36,8 +36,9 @@ MODELS
   -m takes models:/NAME/Production (a stage, followed), models:/NAME@ALIAS (an alias, followed),
   models:/NAME/tag:KEY=VALUE (the newest version with this tag, followed), models:/NAME/3, models:/m-ID,
   runs:/RUN_ID/PATH, s3://…, or a folder. Models of the flavors onnxserve (mlflow_deploy_plugin.log_model)
-  and onnx are served as ONNX, all others as pyfunc, which runs their own Python code: for what is followed,
-  --flavor python_function allows that. --flavor onnx refuses a model without that form.
+  and onnx are served as ONNX. All other models are served as pyfunc, which runs their Python code. For a
+  followed model, this must be allowed with --flavor python_function. --flavor onnx refuses a model without
+  an ONNX form.
 
 COMMANDS
   mlflow deployments create  -t onnxserve --name flights -m models:/flight-delay/Production -C server.workers=2
@@ -48,50 +49,50 @@ COMMANDS
   mlflow deployments update  -t onnxserve --name flights -m models:/flight-delay/7 -C capture.fraction=0.1
   mlflow deployments delete  -t onnxserve --name flights
   mlflow deployments run-local -t onnxserve --name flights -m models:/flight-delay/7
-                             serves in the foreground until Ctrl-C, and keeps nothing
+                             serves in the foreground until Ctrl-C, and stores nothing
   mlflow deployments create  -t onnxserve:/docker --name flights -m models:/flight-delay/Production -C container.cpus=2
-  onnxserve list             shows all of them in one table, of every target: model, version, state, URL, monitors
+  onnxserve list             prints all deployments of all targets: model, version, state, URL, monitors
   onnxserve stop flights     stops the server and keeps the deployment
-  onnxserve start flights    brings it back, on the same port
-  onnxserve logs flights     shows what the server has logged
+  onnxserve start flights    starts the server again, on the same port
+  onnxserve logs flights     prints the log of the server
   onnxserve predict -n flights -i rows.csv -o predictions.csv
 
 ENDPOINTS
-  A deployment has a server of its own, an endpoint of the same name, which goes when it is deleted. With
-  --endpoint E it is a variant in the endpoint E instead, which is made where it is not there, and stays:
+  By default a deployment has a separate server: an endpoint of the same name, which is deleted with the deployment.
+  With --endpoint E, it is a variant of the endpoint E, which is created if it does not exist, and is kept:
   onnxserve endpoint create E
   mlflow deployments create -t onnxserve --endpoint E --name champion -m models:/flight-delay/7
   mlflow deployments create -t onnxserve --endpoint E --name challenger -m models:/flight-delay/8
   onnxserve endpoint traffic E champion=95 challenger=5
   mlflow deployments predict -t onnxserve --endpoint E -I rows.json
-  The first deployment of an endpoint gets all of its traffic, the others none before they are given a share. All
-  of this is changed while the server answers; only a change of server.… restarts it. In containers a change of
-  server.… or container.… starts another server, which takes over.
-  list-endpoints, get-endpoint, update-endpoint and delete-endpoint of `mlflow deployments` work too; create-endpoint
-  fails in MLflow itself.
+  The first deployment of an endpoint receives all of its traffic, and the others none until you set their shares.
+  The server keeps answering during all of these changes; only a change of server.… restarts it. In containers, a
+  change of server.… or container.… starts another server, which takes over.
+  list-endpoints, get-endpoint, update-endpoint and delete-endpoint of `mlflow deployments` also work;
+  create-endpoint fails in MLflow.
 
 INPUT OF predict -I FILE
-  JSON as /invocations takes it: {"dataframe_split": {"columns": […], "data": [[…]]}},
-  {"dataframe_records": [{…}]}, {"instances": […]}, {"inputs": …}; a bare list of records or rows, a mapping of
-  columns, or what DataFrame.to_json writes. MLflow reads the file with pandas.read_json before onnxserve sees it,
-  so CSV, Parquet and JSON lines fail there: `onnxserve predict -n NAME -i FILE` takes them.
+  JSON as for /invocations: {"dataframe_split": {"columns": […], "data": [[…]]}}, {"dataframe_records": [{…}]},
+  {"instances": […]}, {"inputs": …}; a bare list of records or rows, a mapping of columns, or the output of
+  DataFrame.to_json. MLflow reads the file with pandas.read_json before it calls onnxserve, so CSV, Parquet and JSON
+  lines fail. Use `onnxserve predict -n NAME -i FILE` for these formats.
 
-CONFIGURATION (-C NAME=VALUE; -C NAME= brings the default back)
+CONFIGURATION (-C NAME=VALUE; -C NAME= restores the default)
   traffic.NAME (int)
-      The weight of the deployment NAME; in Python also {"traffic": {"champion": 95, "challenger": 5}}, which is all of
-      the traffic. The same as variants.NAME.weight.
+      The weight of the deployment NAME, the same as variants.NAME.weight. In Python,
+      {"traffic": {"champion": 95, "challenger": 5}} sets the complete traffic.
 """
 
 
 class DeploymentError(MlflowException, ClickException):  # type: ignore[misc]  # mlflow is untyped here
-    """The exception that callers of `mlflow.deployments` expect; click prints it as one line instead of a traceback."""
+    """The exception that callers of `mlflow.deployments` expect. click prints it as one line instead of a traceback."""
 
 
 class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # mlflow is untyped here
-    """Deployments of one target by MLflow's own interface. Every failure is an MlflowException.
+    """Deployments of one target through MLflow's interface. Every failure is an MlflowException.
 
-    An endpoint is a server; a deployment is a variant in it. Without `endpoint` a deployment has a server of its own.
-    `config` takes fields of the spec by their dotted names, see `mlflow deployments help -t onnxserve`.
+    An endpoint is a server; a deployment is a variant of it. Without `endpoint`, a deployment has a separate server.
+    `config` has fields of the spec with dotted names, see `mlflow deployments help -t onnxserve`.
     """
 
     def __init__(self, target_uri: str) -> None:
@@ -102,7 +103,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Fields = None, endpoint: str | None = None
     ) -> Json:
-        """Serve `model_uri`; when it answers, return the same as `get_deployment`."""
+        """Serve `model_uri`. When the server answers, return the same as `get_deployment`."""
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.create(name, model_uri, fields, endpoint))
@@ -115,29 +116,29 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
         config: Fields = None,
         endpoint: str | None = None,
     ) -> Json:
-        """Change model or configuration. Only a change of `server.…` restarts; a failed update changes nothing."""
+        """Change the model or the configuration. Only `server.…` needs a restart. A failed update changes nothing."""
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.update(name, model_uri, fields, endpoint))
 
     def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
-        """End the deployment; requests in flight are finished.
+        """End the deployment after its open requests are completed.
 
-        MLflow asks that a missing deployment is not an error. A line on standard error then names the deployments that
-        exist, since `mlflow deployments delete` prints "is deleted" in either case.
+        MLflow requires that a missing deployment is not an error. In that case, a line on standard error lists the
+        existing deployments, because `mlflow deployments delete` always prints "is deleted".
         """
         with _deployments(self._target) as deployments:
             if config:
-                raise InvalidConfig(f"delete takes no config, and {next(iter(config))!r} is none")
+                raise InvalidConfig(f"delete does not accept a config (got {next(iter(config))!r})")
             deployments.delete(name, endpoint)
 
     def list_deployments(self, endpoint: str | None = None) -> list[Json]:
-        """Return name, endpoint, state, URL and model of each deployment."""
+        """Return the name, endpoint, state, URL and model of each deployment."""
         with _deployments(self._target) as deployments:
             return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> Json:
-        """Return state (running, starting, stopped, failed) with its reason, URL, versions by worker, provenance."""
+        """Return the state (running, starting, stopped, failed) and its reason, URL, versions by worker, provenance."""
         with _deployments(self._target) as deployments:
             return describe(deployments.get(name, endpoint))
 
@@ -151,12 +152,12 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def predict_stream(
         self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
     ) -> Iterator[object]:
-        """Yield the parts of the answer of a model that has `predict_stream`."""
+        """Yield the parts of the answer of a model with `predict_stream`."""
         with self._scored(deployment_name, endpoint) as target:
             yield from scoring.score_stream(target, inputs)
 
     def explain(self, deployment_name: str | None = None, df: object = None, endpoint: str | None = None) -> Json:
-        """Return the contribution of each column to each prediction, as the server's /explain answers it."""
+        """Return the contribution of each column to each prediction, in the format of the server's /explain."""
         with self._scored(deployment_name, endpoint) as target:
             return scoring.score(target, "explain", scoring.original_document(df))
 
@@ -166,42 +167,42 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             yield target
 
     def create_endpoint(self, name: str, config: Fields = None) -> Json:
-        """Take the name for deployments to come (`create_deployment(…, endpoint=name)`)."""
+        """Create an endpoint for later deployments (`create_deployment(…, endpoint=name)`)."""
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.create_endpoint(name, config or {}))
 
     def update_endpoint(self, endpoint: str, config: Fields = None) -> Json:
-        """Change fields: `{"traffic": {"champion": 95, "challenger": 5}}`, `traffic.NAME`, or any of the spec's."""
+        """Change fields: `{"traffic": {"champion": 95, "challenger": 5}}`, `traffic.NAME`, or any field of the spec."""
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
-        """End the endpoint with every deployment in it. A missing endpoint is not an error, as for a deployment."""
+        """End the endpoint with all its deployments. A missing endpoint is not an error, as for a deployment."""
         with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 
     def list_endpoints(self) -> list[Json]:
-        """Return name, state, URL, traffic and deployments of each endpoint."""
+        """Return the name, state, URL, traffic and deployments of each endpoint."""
         with _deployments(self._target) as deployments:
             return summarize_endpoints(deployments)
 
     def get_endpoint(self, endpoint: str) -> Json:
-        """Return state with its reason, URL, traffic, every deployment, versions by worker."""
+        """Return the state with its reason, URL, traffic, all deployments, and versions by worker."""
         with _deployments(self._target) as deployments:
             return describe_endpoint(deployments.get_endpoint(endpoint))
 
 
 def run_local(name: str, model_uri: str, flavor: str | None = None, config: Fields = None) -> None:
-    """Serve the model in the foreground until Ctrl-C; `list` and the other commands do not know it."""
+    """Serve the model in the foreground until Ctrl-C. `list` and the other commands do not show it."""
     with _mlflow_errors():
         set_service_timeouts()
         spec = new_endpoint(name, model_uri, apply_flavor(name, model_uri, flavor, config))
-        resolve(model_uri)  # a model that the registry does not have is refused before anything is started
+        resolve(model_uri)  # A model that is not in the registry is refused before anything is started.
         serve_in_foreground(spec, _echo)
 
 
 def target_help() -> str:
-    """Return the help of the target; the fields of `-C` come from the spec itself."""
+    """Return the help of the target. The fields of `-C` are generated from the spec."""
     targets = "\n".join(f"  {target.uri:33}{target.servers}" for target in TARGETS.values())
     lines = [_ABOUT.replace("{targets}", targets)]
     for name, kind, default, description in field_reference():
@@ -219,7 +220,7 @@ def _deployments(target: Target) -> Iterator[Deployments]:
 
 @contextmanager
 def _mlflow_errors() -> Iterator[None]:
-    """Raise a `DeploymentError` with the same message and error code for every error of ours and of MLflow's."""
+    """Convert every error of onnxserve and MLflow into a `DeploymentError` with the same message and error code."""
     try:
         yield
     except DeploymentError:

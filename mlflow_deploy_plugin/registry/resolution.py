@@ -275,7 +275,7 @@ def _not_found_message(uri: ModelURI) -> str:
     others = f"the registered models are {', '.join(models)}" if models else "the registry is empty"
     unset = "" if models or mlflow.is_tracking_uri_set() else "; MLFLOW_TRACKING_URI is not set"
     where = f"{registry_address()}{f', workspace {workspace}' if (workspace := active_workspace()) else ''}"
-    return f"there is no registered model {name}; {others} (MLflow at {where}{unset})"
+    return f"there is no registered model {name}; {others}, in MLflow at {where}{unset}"
 
 
 def lookup_key(model_uri: str) -> str:

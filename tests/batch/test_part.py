@@ -218,7 +218,7 @@ def test_a_row_that_the_model_refuses_is_named(
 
 MISTAKES = {
     "a missing column": (lambda rows: rows.drop_columns("hour"), {}, "column 'hour' is missing"),
-    "a kept column that is not there": (lambda rows: rows, {"keep": ("day",)}, "--keep day: there is no such column"),
+    "a kept column that is not there": (lambda rows: rows, {"keep": ("day",)}, "--keep day: no such column"),
     "a type that no number has": (
         lambda rows: rows.set_column(4, "hour", rows["ts"]),
         {},
@@ -227,17 +227,17 @@ MISTAKES = {
     "a column of the model that stands twice": (
         lambda rows: rows.append_column("hour", rows["id"]),
         {},
-        "column 'hour' stands twice",
+        "column 'hour' is duplicated",
     ),
     "a kept column that stands twice": (
         lambda rows: rows.append_column("id", rows["id"]),
         {"keep": ("id",)},
-        "column 'id' stands twice",
+        "column 'id' is duplicated",
     ),
     "a kept column with the output's name": (
         lambda rows: rows.append_column("prediction", rows["id"]),
         {"keep": ("prediction",)},
-        "--keep prediction: the model's output has this name, too",
+        "--keep prediction: it is also an output of the model",
     ),
 }
 
@@ -259,7 +259,7 @@ HEADER = "id,carrier,distance,hour,late"
     [
         ("rows.csv", f"{HEADER},größe\n".encode("latin-1"), "its header is not in UTF-8"),
         ("rows.csv", f"{HEADER}\n".encode("utf-16"), "its header is not in UTF-8"),
-        ("rows.csv", f"{HEADER},hour\n0,AA,1,1,true,1\n".encode(), "column 'hour' stands twice"),
+        ("rows.csv", f"{HEADER},hour\n0,AA,1,1,true,1\n".encode(), "column 'hour' is duplicated"),
         ("rows.csv", b'id,"carrier,distance\n0,AA,1\n', "its header is not valid CSV: "),
     ],
 )

@@ -243,15 +243,15 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("input", "output", "message"),
     [
-        ("nowhere", "out", "--input .*nowhere: there is no such file or folder"),
+        ("nowhere", "out", "--input .*nowhere: the file or folder does not exist"),
         ("empty", "out", "--input .*empty: the folder has no files"),
-        ("strange", "out", r"--input .*strange: the name of notes.txt says none of the formats csv, jsonl, parquet"),
+        ("strange", "out", r"--input .*strange: the name of notes.txt does not have one of the formats csv, jsonl, parquet"),
         ("double", "out", "--input .*double: a.csv and a.jsonl would both become a.parquet"),
-        ("loop", "out", "--input .*loop: loop/again leads back to a folder that holds it"),
-        ("pair", "out", "--input .*pair: (a/b/a|b/a/b) leads back to a folder that holds it"),
-        ("in", "in/below", "lie in each other: name another folder"),
-        ("in", "out.parquet", "--output .*out.parquet is the name of a file"),
-        ("in", "taken", "--output .*taken holds a.txt, which no batch has written"),
+        ("loop", "out", "--input .*loop: loop/again is a link to one of its parent folders"),
+        ("pair", "out", "--input .*pair: (a/b/a|b/a/b) is a link to one of its parent folders"),
+        ("in", "in/below", "overlap: specify another folder"),
+        ("in", "out.parquet", "--output .*out.parquet is a file name"),
+        ("in", "taken", "--output .*taken contains a.txt, which is not from a batch"),
         ("s3://bucket/x", "out", "--input s3://bucket/x cannot be reached: .*127.0.0.1"),
         ("ftp://host/x", "out", "--input: 'ftp://host/x' is neither a folder nor s3://BUCKET/PREFIX"),
     ],
@@ -412,7 +412,7 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
 
     (refused,) = (one for one in outcomes if one)
     assert isinstance(refused, AlreadyExists)
-    assert "has begun to" in str(refused)
+    assert "has just started to" in str(refused)
 
 
 @pytest.mark.long

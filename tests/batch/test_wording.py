@@ -12,24 +12,24 @@ from tests.support.messages import message_of
 from .conftest import flights
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "no input": ({"input": "gone"}, "--input gone: there is no such file or folder"),
+    "no input": ({"input": "gone"}, "--input gone: the file or folder does not exist"),
     "an empty folder": ({"input": "empty"}, "--input empty: the folder has no files"),
     "a file of an unknown format": (
         {"input": "in/rows"},
-        "--input in/rows: the name of rows says none of the formats csv, jsonl, parquet; say --input-format",
+        "--input in/rows: the name of rows does not have one of the formats csv, jsonl, parquet; set --input-format",
     ),
     "an output that is a file": ({"output": "in/rows"}, "--output in/rows cannot be written: File exists"),
     "an output within the input": (
         {"input": "in", "output": "in/out"},
-        "--input in: the name of rows says none of the formats csv, jsonl, parquet; say --input-format",
+        "--input in: the name of rows does not have one of the formats csv, jsonl, parquet; set --input-format",
     ),
     "a folder of other files": (
         {"output": "foreign"},
-        "--output foreign holds rows, which no batch has written: name another folder",
+        "--output foreign contains rows, which is not from a batch: specify another folder",
     ),
     "an unknown column": (
         {"keep": ("nothing",)},
-        "a.parquet: --keep nothing: there is no such column; there are id, ts, carrier, distance, hour, late",
+        "a.parquet: --keep nothing: no such column; the columns are id, ts, carrier, distance, hour, late",
     ),
     "a missing column": (
         {"input": "short"},

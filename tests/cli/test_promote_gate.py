@@ -148,6 +148,6 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Comman
 def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
     done = toy("promote", "toy", "3", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 does not go to Production")
+    assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 is not promoted to Production")
     forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
     assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (2, "Error: --force requires --why REASON")

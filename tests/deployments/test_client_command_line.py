@@ -104,7 +104,7 @@ def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
 
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.startswith(
-        "Error: MLFLOW_TRACKING_URI, or MLFLOW_REGISTRY_URI: Model registry functionality is unavailable; got "
+        "Error: MLFLOW_TRACKING_URI or  MLFLOW_REGISTRY_URI: Model registry functionality is unavailable; got "
         "unsupported URI 'mlflow.exam"
     )
     assert refused.stderr.count("\n") == 1
@@ -118,7 +118,7 @@ def test_the_help_is_printed() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("models:/nope", "'models:/nope' names no version; "),
+        ("models:/nope", "'models:/nope' does not select a version; "),
         ("models:/nope/1", "there is no registered model nope; the registry is empty, in MLflow at "),
         ("./nowhere", "the folder "),
     ],

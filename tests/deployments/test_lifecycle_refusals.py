@@ -45,7 +45,7 @@ def test_a_name_that_no_endpoint_has_touches_no_file(deployments: Deployments, t
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"variants.flights.model": ""}, "no model is named; it is a registered model"),
+        ({"variants.flights.model": ""}, "the model is empty; it is a registered model"),
         ({"traffic": {"flights": ""}}, "traffic of 'flights': a whole number from 0 to 100 is expected"),
         ({"traffic.flights": ""}, "traffic of 'flights': a whole number from 0 to 100 is expected"),
     ],

@@ -94,7 +94,7 @@ def test_a_followed_model_needs_the_address_of_mlflow(image: str, docker: Any) -
     variables = ["-e", "ONNXSERVE_MODEL_URI=models:/x@y", "-e", "ONNXSERVE_INSECURE=true"]
     ended = docker("run", "--rm", *variables, image, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("Error: MLFLOW_TRACKING_URI is not set: the address of the MLflow ")
+    assert ended.stderr.splitlines()[-1].startswith("Error: MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow ")
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_the_workflow_of_a_model_repository_pushes_the_image_of_a_version(
         (["--server-image", "127.0.0.1:9/onnxserve:cpu"], "was not built: .*127.0.0.1:9"),
         (
             ["--server-image", "python:3.11-slim-bookworm"],
-            "the image 127.0.0.1:9/x:1 cannot serve: python:3.11-slim-bookworm is none of onnxserve's images",
+            "the image 127.0.0.1:9/x:1 cannot serve: python:3.11-slim-bookworm is not an onnxserve image",
         ),
         (["--push"], "the image 127.0.0.1:9/x:1 was not pushed: .*127.0.0.1:9"),
     ],

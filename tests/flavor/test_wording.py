@@ -71,7 +71,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a name that MLflow refuses": (
         lambda: onnxserve.wrap("models:/nobody/1", register="a/b"),
-        "'a/b' is no name for a registered model: it holds neither / nor :",
+        "'a/b' is not a valid name for a registered model: / and : are not allowed",
     ),
 }
 

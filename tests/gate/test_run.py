@@ -127,7 +127,7 @@ def test_the_verdict_on_other_files_is_not_told_of_what_is_served(
     [
         ("toy", "9", NotFound, "model toy has no version 9"),
         ("none", "1", NotFound, "there is no registered model none"),
-        ("toy", "Production", InvalidConfig, "'Production' is no version of toy; give its number"),
+        ("toy", "Production", InvalidConfig, "'Production' is not a version of toy; a number is expected"),
     ],
 )
 def test_a_version_that_is_not_there_is_named(

@@ -61,9 +61,9 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
         ({"version": "4", "force": True}, "a forced promotion needs its reason: say why (--why)"),
         (
             {"version": "3"},
-            "toy version 3 does not go to Production, it was rolled back (flights: too slow): `onnxserve "
-            "promote toy 3 --to Production --force --why TEXT` promotes it all the same, and takes its tag "
-            "onnxserve.rolled_back off",
+            "toy version 3 is not promoted to Production, because it was rolled back (flights: too slow): `onnxserve "
+            "promote toy 3 --to Production --force --why TEXT` promotes it anyway and removes its tag "
+            "onnxserve.rolled_back",
         ),
     ],
 )

@@ -13,11 +13,11 @@ from tests.support.pyfuncs import save_pyfuncs
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a model that cannot move": (
         {"follow": True},
-        "model cannot move: --follow takes a stage, an alias or a tag, as models:/X@champion",
+        "model cannot move: --follow requires a stage, an alias or a tag, such as models:/X@champion",
     ),
     "a base that is not used": (
         {"base_image": "a", "server_image": "b"},
-        "--base-image is what a server image is built on; with --server-image none is built",
+        "--base-image has no effect with --server-image, because no server image is built",
     ),
     "a folder that does not exist": (
         {"model_uri": "gone"},
@@ -29,8 +29,8 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "a model without an ONNX form": (
         {"model_uri": "days"},
         (
-            "days has no ONNX form, and the image holds no library to run its code: wrap it (onnxserve "
-            "wrap), or let MLflow build an image of its environment (mlflow models build-docker)"
+            "days has no ONNX form, and the image has no library to run its code: wrap it (onnxserve "
+            "wrap), or let MLflow build an image with its environment (mlflow models build-docker)"
         ),
     ),
 }

@@ -16,15 +16,15 @@ MODEL = "models:/x/1"
             "kubernetes",
             MODEL,
             {"kubernetes.host": "f.example"},
-            "everybody who reaches kubernetes.host f.example could use the endpoint: say -C "
-            "server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if something before it "
-            "authenticates",
+            "without auth, all clients that reach kubernetes.host f.example could use the endpoint: set -C "
+            "server.api_keys=true or -C server.jwt_issuer=…; or -C server.insecure=true if a proxy "
+            "authenticates the clients",
         ),
         (
             "kubernetes",
             MODEL,
             {"kubernetes.max_replicas": "9"},
-            "kubernetes.max_replicas scales by CPU: say container.cpus, the cores of one pod",
+            "kubernetes.max_replicas scales by CPU: set container.cpus, the cores per pod",
         ),
         (
             "kubernetes",
@@ -54,33 +54,33 @@ MODEL = "models:/x/1"
             "compose",
             MODEL,
             {"server.host": "0.0.0.0"},
-            "everybody who reaches server.host 0.0.0.0 could use the endpoint: say -C server.api_keys=true or "
-            "-C server.jwt_issuer=…; or -C server.insecure=true if something before it authenticates",
+            "without auth, all clients that reach server.host 0.0.0.0 could use the endpoint: set -C server.api_keys=true or "
+            "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients",
         ),
         ("compose", "models/flights", {}, "variants.flights.model: an absolute path is expected, not 'models/flights'"),
         (
             "systemd",
             "/srv/my models",
             {},
-            "'/srv/my models' cannot stand in a unit: an absolute path of letters, digits and _./@+=,- is wanted",
+            "'/srv/my models' is not allowed in a unit: an absolute path of letters, digits and _./@+=,- is expected",
         ),
         (
             "systemd",
             MODEL,
             {"container.image": "flights:3"},
-            "container.image: a unit runs /opt/onnxserve/bin/onnxserve of its machine, and no image; leave it out",
+            "container.image: a unit runs /opt/onnxserve/bin/onnxserve of its machine, not an image; remove this field",
         ),
         (
             "seldon",
             MODEL,
             {"kubernetes.host": "f.example", "server.api_keys": "true"},
-            "kubernetes.host: Seldon makes its routes itself; leave it out",
+            "kubernetes.host: Seldon creates its routes; remove this field",
         ),
         (
             "kserve",
             MODEL,
             {"kubernetes.host": "f.example", "server.api_keys": "true"},
-            "kubernetes.host: KServe makes host names and gateways itself; leave it out",
+            "kubernetes.host: KServe creates host names and gateways; remove this field",
         ),
     ],
 )

@@ -44,7 +44,7 @@ OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
     "a name that MLflow refuses": (
         onnxserve.optimize,
         {"fp16": True, "register": "a/b"},
-        "'a/b' is no name for a registered model: it holds neither / nor :",
+        "'a/b' is not a valid name for a registered model: / and : are not allowed",
     ),
     "no rows": (profile, {"rows": 0}, "rows: 0 is less than 1"),
     "a file that does not exist": (profile, {"data": "gone.parquet"}, "the dataset gone.parquet does not exist"),

@@ -72,15 +72,15 @@ def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
 @pytest.mark.parametrize(
     ("text", "public"),
     [
-        ("no model x; registered are a, b, in MLflow at sqlite:////srv/x.db", "no model x; registered are a, b"),
+        ("no model x; the registered models are a, b, in MLflow at sqlite:////srv/x.db", "no model x; the registered models are a, b"),
         ("the registry is empty, in MLflow at http://u:5000", "the registry is empty"),
         (
-            "model x: MLflow at http://10.0.0.1:5000 does not answer as it should: connection refused",
-            "model x: MLflow does not answer as it should: connection refused",
+            "model x: MLflow at http://10.0.0.1:5000 does not answer correctly: connection refused",
+            "model x: MLflow does not answer correctly: connection refused",
         ),
         (
-            "the files of models:/x/3: s3://bucket does not answer as it should: no",
-            "the files of models:/x/3: … does not answer as it should: no",
+            "the files of models:/x/3: s3://bucket does not answer correctly: no",
+            "the files of models:/x/3: … does not answer correctly: no",
         ),
         ("models:/x/3: version 3 cannot be loaded", "models:/x/3: version 3 cannot be loaded"),
     ],
@@ -127,7 +127,7 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
         registry_client().get_registered_model("x")
 
     assert raised.value.message.endswith(
-        "it has no /api/2.0/mlflow/registered-models/get: another address is meant, or it is an MLflow before 3"
+        "it has no /api/2.0/mlflow/registered-models/get: the address is wrong, or its MLflow is older than version 3"
     )
 
 
@@ -136,7 +136,7 @@ def test_a_server_without_a_route_is_told_without_its_page() -> None:
     [
         (MlflowException(f"{FAILED} 403 != 200. Response body: 'Permission denied'"), ("permission",)),
         (RestException({"error_code": "PERMISSION_DENIED", "message": "no"}), ("permission",)),
-        (MlflowException(f"{FAILED} 401 != 200. Response body: ''"), ("the account", "MLFLOW_TRACKING_USERNAME")),
+        (MlflowException(f"{FAILED} 401 != 200. Response body: ''"), ("the credentials", "MLFLOW_TRACKING_USERNAME")),
     ],
 )
 def test_what_the_account_may_not_read_is_no_outage(error: MlflowException, names: tuple[str, ...]) -> None:
@@ -159,19 +159,19 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
                 f"{FILES}##### File a/MLmodel #####\n{HEAD.format(403, 'Forbidden')}\n##### File b #####\nno"
             ),
             RegistryRefused,
-            rf"s3://b refuses the account {KEYS}: a/MLmodel: An error occurred \(403\) .*: Forbidden",
+            rf"s3://b refuses the credentials {KEYS}: a/MLmodel: An error occurred \(403\) .*: Forbidden",
         ),
         (
             "s3://b",
             MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
             RegistryRefused,
-            rf"s3://b refuses the account {KEYS}: Failed to list artifacts in s3://b/1: Access Denied",
+            rf"s3://b refuses the credentials {KEYS}: Failed to list artifacts in s3://b/1: Access Denied",
         ),
         (
             "s3://b",
             MlflowException(f"{FILES}##### File a/model.onnx #####\n[Errno 28] No space left on device\n##### File b"),
             RegistryUnavailable,
-            "the disk of this machine takes no more: No space left on device",
+            "the disk of this machine cannot be written: No space left on device",
         ),
         (
             "",
@@ -179,12 +179,12 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             RegistryUnavailable,
             "the disk of this machine .*: Read-only file system",
         ),
-        ("s3://b", NoCredentialsError(), RegistryRefused, rf"s3://b refuses the account {KEYS}: Unable to locate cr.*"),
+        ("s3://b", NoCredentialsError(), RegistryRefused, rf"s3://b refuses the credentials {KEYS}: Unable to locate cr.*"),
         (
             "gs://b",
             OSError("403 GET https://storage/b/o: sa@x does not have storage.objects.list access"),
             RegistryRefused,
-            "gs://b refuses the account: 403 GET .*list access",
+            "gs://b refuses the credentials: 403 GET .*list access",
         ),
         (
             "s3://b",
@@ -197,28 +197,28 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             "",
             HTTPError(ANSWER.format(403, '{"error_code": "PERMISSION_DENIED", "message": "Access Denied"}')),
             RegistryRefused,
-            "the artifact store of MLflow at [^ ]+ refuses the account of MLflow's server: Access Denied",
+            "the artifact store of MLflow at [^ ]+ refuses the credentials of MLflow's server: Access Denied",
         ),
         (
             "",
             HTTPError(ANSWER.replace("//m/", "//other:5000/").format(401, '{"error_code": "X", "message": "secret"}')),
             RegistryRefused,
-            r"http://other:5000 refuses the account \(.* ~/.netrc may have one for this host\): 401 Client .*api\.",
+            r"http://other:5000 refuses the credentials \(.* ~/.netrc may have credentials for this host\): 401 Client .*api\.",
         ),
         (
             "",
             HTTPError(ANSWER.format(401, "You are not authenticated.")),
             RegistryRefused,
-            "MLflow at [^ ]+ refuses the account: MLFLOW_TRACKING_USERNAME .*",
+            "MLflow at [^ ]+ refuses the credentials: MLFLOW_TRACKING_USERNAME .*",
         ),
-        ("", NoCredentialsError(), RegistryRefused, rf"the artifact store refuses the account {KEYS}: Unable to .*"),
+        ("", NoCredentialsError(), RegistryRefused, rf"the artifact store refuses the credentials {KEYS}: Unable to .*"),
         (
             "",
             MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),
             RegistryRefused,
-            r"the artifact store refuses the account: Failed to list artifacts in s3://b/1: Access Denied",
+            r"the artifact store refuses the credentials: Failed to list artifacts in s3://b/1: Access Denied",
         ),
-        ("s3://b", OSError("Connection refused"), RegistryUnavailable, "s3://b does not answer as it should: conn.*"),
+        ("s3://b", OSError("Connection refused"), RegistryUnavailable, "s3://b does not answer correctly: conn.*"),
     ],
 )
 def test_what_an_artifact_store_refuses_or_lacks_is_told_as_such(
@@ -235,7 +235,7 @@ def test_a_store_that_takes_no_files_is_told_in_one_line_and_not_taken_for_mlflo
         S3UploadFailedError("Failed to upload a to b/c: An error occurred (AccessDenied) when …: Access Denied"),
         MlflowException("Failed to list artifacts in s3://b: Access Denied", PERMISSION_DENIED),
     ):
-        with refused(RegistryRefused, "run r", "the artifact store", "the account"), registry_errors("run r"):
+        with refused(RegistryRefused, "run r", "the artifact store", "the credentials"), registry_errors("run r"):
             raise error
 
 
@@ -264,11 +264,11 @@ READ_ONLY_DATABASE = {
         *(
             (
                 f"{FAILED} {status} != 200. Response body: '{PAGE}'",
-                f"its answer is a web page with the status {status}, as of a proxy before it: MLflow answers JSON",
+                f"it returned a web page with the status {status} instead of JSON, probably from a proxy",
             )
             for status in (302, 403, 413)
         ),
-        (f"{RETRIED} (Caused by ResponseError('too many 503 error responses'))", "its answers have the status 503"),
+        (f"{RETRIED} (Caused by ResponseError('too many 503 error responses'))", "it returns the status 503"),
         (
             RestException(READ_ONLY_DATABASE),
             "BAD_REQUEST: (psycopg.errors.ReadOnlySqlTransaction) cannot execute INSERT in a read-only transaction",
@@ -276,7 +276,7 @@ READ_ONLY_DATABASE = {
         (
             f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
             "verify failed: self-signed certificate (_ssl.c:1016)')))",
-            "self-signed certificate (MLFLOW_TRACKING_SERVER_CERT_PATH names the file of the authority to trust)",
+            "self-signed certificate (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted authority)",
         ),
         (
             f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
@@ -357,7 +357,7 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.Mo
 
 
 def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password() -> None:
-    said = r"^MLFLOW_TRACKING_URI, or .*unsupported URI 'foo://somewhere'"
+    said = r"^MLFLOW_TRACKING_URI or  .*unsupported URI 'foo://somewhere'"
     with tracking_at("foo://user:secret@somewhere"), pytest.raises(InvalidConfig, match=said) as raised:
         registry_client()
 
@@ -451,7 +451,7 @@ def test_the_account_of_azure_goes_to_azure_alone(
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
     monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)  # which would ask the host
     refusal = NotInstalled if is_azure else InvalidConfig
-    said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is no storage of Azure: "
+    said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is not Azure storage  "
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):
         fetch(location, tmp_path, "the files")
 

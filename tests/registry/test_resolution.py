@@ -78,7 +78,7 @@ def test_a_runs_model_leaves_the_version_to_its_files(store: Any) -> None:
         ("models:/tiny/9", ["model tiny", "version 9", "1 (Production)"]),
         ("models:/tiny@dead", ["model tiny", "alias dead", "1 (Production)"]),
         ("models:/tiny/tag:team=green", ["tag team=green", "1 (Production, team=blue)", "3 (None, team=it's red)"]),
-        ("models:/empty/latest", ["model empty", "no versions at all"]),
+        ("models:/empty/latest", ["model empty", "not have any versions"]),
         ("models:/tyni/Production", ["model tyni", "empty, tiny"]),
         ("models:/m-0000", ["logged model m-0000"]),
         ("runs:/0000/model", ["run 0000"]),
@@ -145,7 +145,7 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
 @pytest.mark.parametrize(
     ("given", "right"),
     [
-        (".", "mlflow.register_model gives the model in a folder one"),
+        (".", "mlflow.register_model registers the model in a folder"),
         ("/srv/model", "mlflow.register_model"),
         ("models:/tiny/2", "tiny 2"),
         ("models:/tiny/Production", "tiny VERSION"),

@@ -1,4 +1,4 @@
-"""Backends, the places to deploy to. `targets.py` has the table of them and the functions that each has."""
+"""Backends: the platforms that can run a deployment. `targets.py` has the table of backends and their interface."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,26 +7,26 @@ from typing import Literal
 from mlflow_deploy_plugin.statedir import RefusedVersion, WantedEndpoint, WorkerState
 
 Progress = Callable[[str], None]
-"""Takes one line for each long step."""
+"""A callback that receives one line per long step."""
 DeploymentState = Literal["running", "starting", "stopped", "failed", "empty"]
-"""The state of an endpoint's server. `empty` is an endpoint without a deployment, which has no server."""
+"""The state of an endpoint's server. `empty` means that the endpoint has no deployment, and so no server."""
 
 
 @dataclass(frozen=True)
 class Observation:
-    """An endpoint's server at one moment, as a backend sees it.
+    """The state of an endpoint's server at one moment, as observed by a backend.
 
     Attributes:
-        reason: why it is not running, or what it still waits for; empty while all is well.
+        reason: why the server is not running, or what it is waiting for; empty if there is no problem.
         url: empty while the server does not answer.
-        pid / started_at: of the supervisor; None while it does not live.
-        restarts: how often gunicorn was killed and restarted since then; None if the backend does not count it.
+        pid / started_at: of the supervisor; None if it is not running.
+        restarts: the number of gunicorn restarts since the start; None if the backend does not count them.
         wanted: the versions to be served, as the agent has resolved them.
-        workers: the state files of the living workers.
-        errors: variant → why a worker could not load the wanted version; the earlier version still answers.
-        refused: versions that the registry names and the agent does not let be served.
+        workers: the state files of the running workers.
+        errors: variant → the reason why a worker could not load the wanted version. The earlier version still answers.
+        refused: versions that the registry selects and that the agent refuses to serve.
         registry_error / shipping_error: the last failure to read the registry, or to ship captured requests.
-        log: the path of the server's log, or the command that shows it.
+        log: the path of the server's log, or the command that prints the log.
     """
 
     state: DeploymentState

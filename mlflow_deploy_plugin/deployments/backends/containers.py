@@ -1,7 +1,7 @@
-"""The containers of an endpoint: their options, how one has ended, and our errors for Docker's.
+"""The containers of an endpoint: their options, the reason for their end, and the conversion of Docker's errors.
 
-Containers run without rights: as the user who deploys (for root: the image's own), on a read-only file system, without
-capabilities. A label has a digest of all options whose change needs another container.
+Containers run without privileges: as the user who deploys (for root: the user of the image), on a read-only file system
+and without capabilities. A label has a digest of all options whose change requires a new container.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ from mlflow_deploy_plugin.spec import EndpointSpec, is_loopback, reachable_url
 
 ENDPOINT, HOME, SLOT = "onnxserve.endpoint", "onnxserve.home", "onnxserve.slot"
 DIGEST, ADDRESS = "onnxserve.digest", "onnxserve.address"
-"""Labels of the containers."""
+"""The labels of the containers."""
 NETWORK = "onnxserve"
-"""The network of the listeners, on which containers do not reach one another."""
+"""The network of the listeners. Containers on it cannot reach each other."""
 _PASSED_ON = ("MLFLOW_", "AWS_", "AZURE_", "GOOGLE_", "ONNXSERVE_")
 _NOT_PASSED_ON = ("ONNXSERVE_STORE_URI", "ONNXSERVE_KEYS_FILE", "ONNXSERVE_LISTENER", "ONNXSERVE_SECRETS")
 _LISTENER_MEMORY = 64 * 1024**2
@@ -40,7 +40,7 @@ _KILLED = 128 + signal.SIGKILL
 
 
 def server_name(endpoint: str) -> str:
-    return endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"  # Docker wants two characters
+    return endpoint if len(endpoint) > 1 else f"onnxserve-{endpoint}"  # Docker requires two characters.
 
 
 def listener_name(endpoint: str) -> str:
@@ -52,42 +52,42 @@ def volume_name(endpoint: str) -> str:
 
 
 def home_folder(endpoint: str, settings: Settings) -> Path:
-    """Return the folder of an endpoint's servers, which their containers see at the same path."""
+    """Return the folder of an endpoint's servers. Containers mount it at the same path."""
     return settings.home_path / "docker" / endpoint
 
 
 def server_options(spec: EndpointSpec, settings: Settings, image_id: str) -> Document:
-    """Return a server's arguments for `containers.create`. Raises InvalidConfig without its registry or files."""
-    wanted, is_host = spec.container, spec.container.network == "host"
+    """Return a server's arguments for `containers.create`. Raises InvalidConfig if a required file is missing."""
+    container, is_host = spec.container, spec.container.network == "host"
     if spec.server.grpc_port is not None and not is_host:
         raise InvalidConfig("server.grpc_port of a container needs -C container.network=host")
-    secrets = {name: _secret(name, path) for name, path in wanted.secrets.items()}
-    own = {**wanted.environment, **wanted.secret_files, **secrets}
+    secrets = {name: _secret(name, path) for name, path in container.secrets.items()}
+    own = {**container.environment, **container.secret_files, **secrets}
     mounts = [Mount(path, path, "bind", read_only=fixed) for path, fixed in sorted(_mounts(spec, settings).items())]
-    asked_at = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
+    url = reachable_url(spec.server.host if is_host else "127.0.0.1", spec.server.port, spec.server.scheme)
     options: Document = {
-        "image": wanted.image_for(spec.server.device),
+        "image": container.image_for(spec.server.device),
         "entrypoint": ["onnxserve"],
-        "network": wanted.network or "bridge",
+        "network": container.network or "bridge",
         "mounts": mounts if is_host else [*mounts, Mount(HOME_FOLDER, volume_name(spec.name))],
-        "pids_limit": wanted.pids,
-        "healthcheck": {"test": [*_IS_HEALTHY, asked_at]},
+        "pids_limit": container.pids,
+        "healthcheck": {"test": [*_IS_HEALTHY, url]},
         **_hardened(),
     }
-    if wanted.cpus is not None:
-        options["nano_cpus"] = int(wanted.cpus * 1e9)
-    if wanted.memory_bytes is not None:
-        options |= {"mem_limit": wanted.memory_bytes, "memswap_limit": wanted.memory_bytes}
+    if container.cpus is not None:
+        options["nano_cpus"] = int(container.cpus * 1e9)
+    if container.memory_bytes is not None:
+        options |= {"mem_limit": container.memory_bytes, "memswap_limit": container.memory_bytes}
     if spec.server.device != "cpu":
         options["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
-    parts = [image_id, options, own, spec.server.model_dump(mode="json"), wanted.restart]
+    parts = [image_id, options, own, spec.server.model_dump(mode="json"), container.restart]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     environment = {**_environment(spec, settings), **own}
     return {**options, "environment": environment, "labels": {**_labels(spec, settings), DIGEST: digest}}
 
 
 def listener_options(spec: EndpointSpec, settings: Settings) -> Document:
-    """Return the arguments of `containers.create` for the listener, except for its network."""
+    """Return the arguments of `containers.create` for the listener, without its network."""
     host, port = spec.server.host.strip("[]"), spec.server.port
     return {
         "image": spec.container.image_for(spec.server.device),
@@ -111,38 +111,38 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
 
 
 def share(path: Path) -> None:
-    """Give root's containers, which have the owner's group, the owner's rights on a file or folder."""
+    """Give the group the owner's rights on a file or folder, because root's containers run in the owner's group."""
     mode = path.stat().st_mode
     if os.getuid() == 0 and mode & 0o070 != (mode & 0o700) >> 3:
         path.chmod(mode | (mode & 0o700) >> 3)
 
 
 def check_registry(uri: str, is_host: bool) -> None:
-    """Raise InvalidConfig if a container, which may have this machine's network, cannot reach the registry."""
+    """Raise InvalidConfig if a container cannot reach the registry. `is_host`: it uses this machine's network."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(
-            f"the registry {parts.scheme or 'file'}:… is a file of this machine, and no container reads it: start "
-            "`mlflow server` on it, and name that by MLFLOW_TRACKING_URI"
+            f"the registry {parts.scheme or 'file'}:… is a file of this machine, which a container cannot read: start "
+            "`mlflow server` on it, and set MLFLOW_TRACKING_URI to the server's address"
         )
     if not is_host and is_loopback(parts.hostname or ""):
         raise InvalidConfig(
-            f"no container reaches {uri}, this machine's loopback: say -C container.network=host; or let "
-            "`mlflow server --host` listen on docker0's address (172.17.0.1), and name that by MLFLOW_TRACKING_URI"
+            f"containers cannot reach {uri}, this machine's loopback: set -C container.network=host; or let "
+            "`mlflow server --host` listen on docker0's address (172.17.0.1), and set MLFLOW_TRACKING_URI to it"
         )
 
 
 def end_of(container: Container) -> str:
     state, limit = container.attrs["State"], container.attrs["HostConfig"]["Memory"]
     if state["OOMKilled"]:
-        return f"is out of memory: -C container.memory_bytes=… is to be more than {limit:,} bytes"
+        return f"is out of memory: set -C container.memory_bytes=… to more than {limit:,} bytes"
     if state["ExitCode"] in (126, 127):
-        return "has no command `onnxserve`: -C container.image=… is to be one of onnxserve's images"
+        return "has no command `onnxserve`: set -C container.image=… to an onnxserve image"
     if state["ExitCode"] == _KILLED and not state["Restarting"]:
-        return f"was killed (exit status {_KILLED})"  # its last words are of its life
+        return f"was killed (exit status {_KILLED})"  # The last log line is not the reason.
     lines = [line.strip() for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()]
     words = error_line([line for line in lines if line]) or state["Error"]
-    again = " and is started again and again" if state["Restarting"] else ""
+    again = " and is restarted repeatedly" if state["Restarting"] else ""
     return f"has ended with exit status {state['ExitCode']}{again}" + (f": {words}" if words else "")
 
 
@@ -151,24 +151,24 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        said = explanation(error)
-        if spec is not None and re.search(r"port is already allocated|address already in use", said):
+        reason = explanation(error)
+        if spec is not None and re.search(r"port is already allocated|address already in use", reason):
             raise InvalidConfig(
-                f"port {spec.server.port} on {spec.server.host} is in use: choose another by -C server.port=…"
+                f"port {spec.server.port} on {spec.server.host} is in use: set another port with -C server.port=…"
             ) from None
-        if "is already in use by container" in said:
-            raise AlreadyExists(f"another container has the name: {said}") from None
-        if "Range of CPUs" in said:
-            raise InvalidConfig(f"container.cpus: {said}") from None
-        if missing := re.search(r"network (\S+) not found", said):
-            raise InvalidConfig(f"container.network: there is no Docker network {missing[1]}") from None
-        if "could not select device driver" in said:
+        if "is already in use by container" in reason:
+            raise AlreadyExists(f"another container has the name: {reason}") from None
+        if "Range of CPUs" in reason:
+            raise InvalidConfig(f"container.cpus: {reason}") from None
+        if missing := re.search(r"network (\S+) not found", reason):
+            raise InvalidConfig(f"container.network: the Docker network {missing[1]} does not exist") from None
+        if "could not select device driver" in reason:
             raise InvalidConfig(
-                "server.device is a GPU's, and this engine has not NVIDIA's container toolkit"
+                "server.device is a GPU, but the NVIDIA container toolkit is not installed in this engine"
             ) from None
-        if "bind source path does not exist" in said:
-            raise InvalidConfig(f"the Docker engine does not see a folder of this machine: {said}") from None
-        raise DeploymentFailed(f"Docker says: {said}") from None
+        if "bind source path does not exist" in reason:
+            raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {reason}") from None
+        raise DeploymentFailed(f"Docker reports: {reason}") from None
     except (DockerException, requests.RequestException) as error:
         raise DeploymentFailed(f"Docker does not answer: {error}") from None
 
@@ -183,13 +183,13 @@ def _labels(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 
 def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
-    """Return the paths of this machine that the server needs, with True for paths that it only reads."""
+    """Return the paths of this machine that the server needs. The value is True for read-only paths."""
     files = local_files(spec)
     if spec.server.api_keys and "ONNXSERVE_KEYS_FILE" not in spec.container.secret_files:
         if settings.keys_file is None:
             raise InvalidConfig(
-                "server.api_keys of a container takes the keys from a file: `onnxserve keys export > keys.json`, "
-                "and ONNXSERVE_KEYS_FILE=keys.json for this command"
+                "server.api_keys of a container reads the keys from a file: run `onnxserve keys export > keys.json`, "
+                "and set ONNXSERVE_KEYS_FILE=keys.json for this command"
             )
         files.append(str(settings.keys_file.absolute()))
     mounts = dict.fromkeys(files, True)
@@ -202,27 +202,27 @@ def _mounts(spec: EndpointSpec, settings: Settings) -> dict[str, bool]:
 
 def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
     folder, is_host = home_folder(spec.name, settings), spec.container.network == "host"
-    found = server_environment(folder, settings)
+    variables = server_environment(folder, settings)
     if asks_mlflow(spec):
-        check_registry(found["MLFLOW_REGISTRY_URI"], is_host)
+        check_registry(variables["MLFLOW_REGISTRY_URI"], is_host)
     own = {"HOME": str(folder), "HOST": spec.server.host, "PORT": str(spec.server.port)}
     if settings.keys_file is not None:
         own["KEYS_FILE"] = str(settings.keys_file.absolute())
     if not is_host:
         own["LISTENER"] = f"{HOME_FOLDER}/listener"
-    passed_on = {key: value for key, value in found.items() if key.startswith(_PASSED_ON)}
+    passed_on = {key: value for key, value in variables.items() if key.startswith(_PASSED_ON)}
     passed_on = {key: value for key, value in passed_on.items() if key not in _NOT_PASSED_ON}
     return {**passed_on, **{f"ONNXSERVE_{key}": value for key, value in own.items()}}
 
 
 def _secret(name: str, path: str) -> str:
     file = absolute_path(path)
-    if not path.startswith(("/", "~")):  # the next command may be given in another folder
+    if not path.startswith(("/", "~")):  # The next command may run in another folder.
         raise InvalidConfig(f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})")
     try:
         return file.read_text().rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
+        why = getattr(error, "strerror", None) or "it is not a text"
         raise InvalidConfig(f"container.secrets.{name}: the file {path} cannot be read: {why}") from None
 
 

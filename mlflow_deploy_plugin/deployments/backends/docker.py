@@ -1,15 +1,15 @@
 """Deployments in containers of this machine's Docker engine.
 
-`NAME` is the server. Its state folder is mounted from the host at the same path, so that readers of state folders can
-read it and a change of the spec needs no new container. `NAME-listener` has the published port, and hands its listening
-socket to the servers (`server/listener.py`). A container of another image starts next to the serving container, accepts
-from the same socket once it is ready, and takes over the name while the earlier container finishes its requests. With
-`container.network: host` there is no listener, and a server is replaced with a gap.
+`NAME` is the server. Its state folder is mounted from the host at the same path, so that other processes can read it
+and a change of the spec does not need a new container. `NAME-listener` has the published port, and passes its listening
+socket to the servers (`server/listener.py`). A container with another image starts next to the serving container,
+accepts from the same socket when it is ready, and takes over the name while the old container completes its requests.
+With `container.network: host` there is no listener, and replacing a server causes a short outage.
 
-    HOME/docker/NAME/SLOT     the state folder of one server; the next server has another slot
-    HOME/docker/NAME/cache    the fetched models
+    HOME/docker/NAME/SLOT     the state folder of one server; each new server has another slot
+    HOME/docker/NAME/cache    the downloaded models
     HOME/deployments/NAME     a link to the state folder of the current server
-    volume onnxserve-NAME     the Unix socket over which the listening socket is handed
+    volume onnxserve-NAME     the Unix socket that passes the listening socket
 """
 
 import os
@@ -72,22 +72,22 @@ from mlflow_deploy_plugin.statedir.files import (
 )
 
 _KEPT = (FOLLOWED, CONTROL, MASK_KEY)
-"""The files of a state folder that the next server continues."""
+"""The files of a state folder that are copied for the next server."""
 
 
 @dataclass
 class DockerBackend(MachineBackend):
-    """Servers in containers of the engine that DOCKER_HOST names, by default of this machine's own."""
+    """Servers in containers of the engine in DOCKER_HOST, by default of this machine's engine."""
 
     _connected: docker.DockerClient | None = field(default=None, init=False)
 
     def lives(self, pid: int) -> bool:
-        return True  # the ids are the container's, whose gunicorn removes the files of dead workers
+        return True  # The ids belong to the container, whose gunicorn removes the files of dead workers.
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set. A change of the image, `server` or `container` brings another container.
+        """Serve `spec`, whose port is set. A change of the image, `server` or `container` needs a new container.
 
-        The running server applies any other change itself. Raises as `Backend.apply`, and AlreadyExists if another
+        The running server applies all other changes. Raises the errors of `Backend.apply`, and AlreadyExists if another
         container has the name.
         """
         with docker_errors(spec):
@@ -116,21 +116,23 @@ class DockerBackend(MachineBackend):
         name, folder = spec.name, self.settings.state_dir(spec.name)
         log = f"docker logs {server.name}" if server is not None else ""
         if server is None or not is_running:
-            gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
-            return self.observe_absent(name, ended or gone, log)
+            absence_reason = (
+                "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
+            )
+            return self.observe_absent(name, ended or absence_reason, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
-            reason = f"the container {listener_name(name)}, which has its port, does not run"
-            return Observation("failed", f"{reason}; `onnxserve start {name}` brings it back", log=log)
+            reason = f"the container {listener_name(name)}, which has its port, is not running"
+            return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
         written = read_state(folder / SERVER, ServerState)
         started = datetime.fromisoformat(server.attrs["State"]["StartedAt"][:19] + "+00:00").timestamp()
-        if written is None or written.started_at < started - 1:  # the file is of the run before
+        if written is None or written.started_at < started - 1:  # The file belongs to the previous run.
             return Observation("starting", STARTING, log=log)
-        found = self.observe_server(spec, folder, written, log)
+        observation = self.observe_server(spec, folder, written, log)
         restarts = written.restarts + server.attrs["RestartCount"]
-        return replace(found, pid=server.attrs["State"]["Pid"], restarts=restarts)
+        return replace(observation, pid=server.attrs["State"]["Pid"], restarts=restarts)
 
     def stop(self, name: str) -> None:
-        """Stop the containers; requests in flight are finished, or killed when their time is up."""
+        """Stop the containers. Open requests are completed, or aborted at the end of the grace period."""
         with docker_errors():
             for server in self._servers(name):
                 self._stop(server)
@@ -145,7 +147,8 @@ class DockerBackend(MachineBackend):
                 self._end(server)
             if (listener := self._listener(name)) is not None:
                 listener.remove(v=True, force=True)
-            unused = {"name": f"^{volume_name(name)}$", "dangling": True}  # another home's containers may use it
+            # Containers of another home may use the volume.
+            unused = {"name": f"^{volume_name(name)}$", "dangling": True}
             for volume in self._engine.volumes.list(filters=unused):
                 volume.remove()
         self.settings.state_dir(name).unlink(missing_ok=True)
@@ -162,27 +165,27 @@ class DockerBackend(MachineBackend):
                 return
             part = b""
             for piece in server.logs(tail=lines, follow=follow, stream=True):
-                *whole, part = (part + piece).split(b"\n")
-                yield from (line.decode(errors="replace") for line in whole)
+                *complete_lines, part = (part + piece).split(b"\n")
+                yield from (line.decode(errors="replace") for line in complete_lines)
 
     # containers
 
     @property
     def _engine(self) -> docker.DockerClient:
-        # no cached_property: Python 3.11 lets all backends of a process wait for the one that an engine does not answer
+        # With cached_property, Python 3.11 would block all backends of the process while one engine does not answer.
         if self._connected is None:
             try:
                 self._connected = docker.from_env()
             except DockerException:
                 where = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
-                hint = "start it, or name another by DOCKER_HOST"
+                hint = "start it, or set DOCKER_HOST to another engine"
                 if (path := urlsplit(where).path) and os.path.exists(path) and not os.access(path, os.W_OK):
-                    hint = "this user may not; the group `docker` may"
+                    hint = "this user has no access; add it to the group `docker`"
                 raise DeploymentFailed(f"no Docker engine answers at {where}: {hint}") from None
         return self._connected
 
     def _slot(self, name: str) -> str:
-        """Return the slot of the current server; empty before the first is ready."""
+        """Return the slot of the current server; empty until the first server is ready."""
         link = self.settings.state_dir(name)
         return link.readlink().name if link.is_symlink() else ""
 
@@ -191,14 +194,14 @@ class DockerBackend(MachineBackend):
         return [*self._engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)]
 
     def _servers(self, name: str) -> list[Container]:
-        return [one for one in self._containers(name) if SLOT in one.labels]
+        return [item for item in self._containers(name) if SLOT in item.labels]
 
     def _listener(self, name: str) -> Container | None:
-        return next((one for one in self._containers(name) if SLOT not in one.labels), None)
+        return next((container for container in self._containers(name) if SLOT not in container.labels), None)
 
     def _server(self, name: str) -> Container | None:
         slot = self._slot(name)
-        return next((one for one in self._servers(name) if one.labels[SLOT] == slot), None)
+        return next((container for container in self._servers(name) if container.labels[SLOT] == slot), None)
 
     def _check_names(self, name: str) -> None:
         for container in (server_name(name), listener_name(name)):
@@ -209,36 +212,38 @@ class DockerBackend(MachineBackend):
             home, endpoint = labels.get(HOME), labels.get(ENDPOINT)
             if (home, endpoint) == (str(self.settings.home_path), name):
                 continue
-            whose = f"of ONNXSERVE_HOME={home}" if home else "and not ours"
-            whose = f"of the endpoint {endpoint!r}" if home == str(self.settings.home_path) else whose
+            whose = f"belongs to ONNXSERVE_HOME={home}" if home else "does not belong to onnxserve"
+            whose = f"belongs to the endpoint {endpoint!r}" if home == str(self.settings.home_path) else whose
             hint = "" if home else f", or `docker rm {container}`"
-            raise AlreadyExists(f"a container {container!r} is there already, {whose}: choose another name{hint}")
+            raise AlreadyExists(f"a container {container!r} exists and {whose}: choose another name{hint}")
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
-        """Return the image, pulled if it belongs to a registry. Raises InvalidConfig if it cannot be had."""
+        """Return the image, which is pulled if it belongs to a registry. Raises InvalidConfig if that fails."""
         name = spec.container.image_for(spec.server.device)
         try:
             return self._engine.images.get(name)
         except ImageNotFound:
-            if "/" not in name:  # a stranger may have the name at Docker Hub
+            if "/" not in name:  # Otherwise the image at Docker Hub could belong to a stranger.
                 raise InvalidConfig(
-                    f"there is no image {name!r} here: `make images` makes onnxserve:cpu and onnxserve:gpu; another is "
-                    "named by -C container.image=…"
+                    f"there is no local image {name!r}: `make images` builds onnxserve:cpu and onnxserve:gpu; set "
+                    "another image with -C container.image=…"
                 ) from None
         progress(f"{spec.name}: pulling {name}")
         try:
             return self._engine.images.pull(name)
         except APIError as error:
-            raise InvalidConfig(f"the image {name!r} is not here, and cannot be pulled: {explanation(error)}") from None
+            raise InvalidConfig(f"the image {name!r} is not local and cannot be pulled: {explanation(error)}") from None
 
     def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
         name, labels = spec.name, options["labels"]
-        self._check_names(name)  # a foreign container does not stop ours
+        self._check_names(name)  # Check names first, so that our containers are not stopped for a foreign container.
         listener = self._listener(name)
-        running = [one for one in (server, listener) if one is not None and one.status == "running"]
-        held = {one.labels.get(ADDRESS, "").partition("@")[0] for one in running}
-        if labels[ADDRESS].partition("@")[0] not in held:
-            check_port(spec.server.host, spec.server.port or 0)  # an error is raised before anything is stopped
+        running = [
+            container for container in (server, listener) if container is not None and container.status == "running"
+        ]
+        addresses = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
+        if labels[ADDRESS].partition("@")[0] not in addresses:
+            check_port(spec.server.host, spec.server.port or 0)  # An error must be raised before anything is stopped.
         earlier = self._slot(name)
         slot = earlier or "1"
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == labels[ADDRESS]
@@ -248,8 +253,8 @@ class DockerBackend(MachineBackend):
             self._end(server)
         folder = home_folder(name, self.settings) / slot
         make_folder(folder)
-        for left in (SERVER, AGENT, STOPPED):
-            (folder / left).unlink(missing_ok=True)
+        for name_of_file in (SERVER, AGENT, STOPPED):
+            (folder / name_of_file).unlink(missing_ok=True)
         shutil.rmtree(folder / "workers", ignore_errors=True)
         for file in _KEPT if takes_over else ():
             with suppress(FileNotFoundError):
@@ -267,13 +272,13 @@ class DockerBackend(MachineBackend):
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
-            new.update(restart_policy={"Name": spec.container.restart})  # until now a crash has to stay visible
+            new.update(restart_policy={"Name": spec.container.restart})  # Until now, a crash had to remain visible.
         except BaseException:
-            if new is not None:  # it may have answered by now
+            if new is not None:  # The container may have answered already.
                 self._end(new)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
-            elif (listener := self._listener(name)) is not None:  # it would keep the port to itself
+            elif (listener := self._listener(name)) is not None:  # Otherwise the listener would keep the port.
                 listener.remove(v=True, force=True)
             raise
         link = self.settings.state_dir(name)
@@ -285,7 +290,7 @@ class DockerBackend(MachineBackend):
         self._settle(name)
 
     def _settle(self, name: str) -> None:
-        """End the servers that are not current, also after a crash, and give the current server its name."""
+        """Stop all servers except the current server, even after a crash, and give the current server its name."""
         slot = self._slot(name)
         for server in self._servers(name):
             if server.labels[SLOT] == slot:
@@ -293,7 +298,7 @@ class DockerBackend(MachineBackend):
             self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
             spool = folder.with_name(slot or "1") / SPOOL
-            for segment in (folder / SPOOL).glob("*.seg"):  # what the log has not taken
+            for segment in (folder / SPOOL).glob("*.seg"):  # Rows that have not been shipped to the log.
                 make_folder(spool)
                 segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
@@ -302,7 +307,7 @@ class DockerBackend(MachineBackend):
             server.rename(server_name(name))
 
     def _start_listener(self, spec: EndpointSpec) -> None:
-        """Run the container that holds the port; none with `container.network: host`."""
+        """Start the container with the published port. With `container.network: host`, there is none."""
         options, network = listener_options(spec, self.settings), spec.container.network
         listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:
@@ -312,40 +317,43 @@ class DockerBackend(MachineBackend):
             return
         if listener is None:
             listener = self._engine.containers.create(**options, network=network or self._network())
-            if network is not None:  # where others reach it by the endpoint's name
+            if network is not None:  # In this network, other containers use the endpoint's name as the host name.
                 joined = self._engine.networks.get(network)
                 joined.disconnect(listener)
                 joined.connect(listener, aliases=[spec.name])
         try:
-            listener.start()  # does nothing if it runs
+            listener.start()  # This call has no effect if the listener is running.
         except APIError:
             listener.remove(v=True, force=True)
             raise
 
     def _network(self) -> str:
-        """Return the id of the listeners' network; of two that were created at the same time, the first."""
-        if not (found := self._engine.networks.list(names=[f"^{NETWORK}$"])):
-            between = {"com.docker.network.bridge.enable_icc": "false"}
-            self._engine.networks.create(NETWORK, driver="bridge", options=between)
-            found = self._engine.networks.list(names=[f"^{NETWORK}$"])
-        return str(min(found, key=lambda one: one.attrs["Created"]).id)
+        """Return the id of the listeners' network. If two were created at the same time, the older network is used."""
+        if not (networks := self._engine.networks.list(names=[f"^{NETWORK}$"])):
+            options = {"com.docker.network.bridge.enable_icc": "false"}
+            self._engine.networks.create(NETWORK, driver="bridge", options=options)
+            networks = self._engine.networks.list(names=[f"^{NETWORK}$"])
+        return str(min(networks, key=lambda network: network.attrs["Created"]).id)
 
-    def _wait(self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, say: Progress) -> None:
+    def _wait(
+        self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, progress: Progress
+    ) -> None:
         is_new = before.spec is None
 
         def why_ended() -> str:
             server.reload()
-            is_killed = is_new and server.attrs["State"]["OOMKilled"]  # otherwise it may be old, and of only one worker
+            # Otherwise OOMKilled may be old, or about a single worker.
+            is_killed = is_new and server.attrs["State"]["OOMKilled"]
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {end_of(server)}"
 
-        self.wait_until_served(spec, folder, before, why_ended, say)
+        self.wait_until_served(spec, folder, before, why_ended, progress)
 
     def _stop(self, server: Container) -> None:
-        """Let a server finish its requests and ship its rows; kill it at the end of its grace period."""
+        """Let a server complete its requests and ship its rows. It is killed at the end of its grace period."""
         spec = written_spec(home_folder(server.labels[ENDPOINT], self.settings) / server.labels[SLOT])
-        of_server = spec.server if spec is not None else ServerSpec()
-        server.stop(timeout=of_server.stop_seconds)  # does nothing if it has ended
+        server_spec = spec.server if spec is not None else ServerSpec()
+        server.stop(timeout=server_spec.stop_seconds)  # This call has no effect if the server has ended.
 
     def _end(self, server: Container) -> None:
         self._stop(server)

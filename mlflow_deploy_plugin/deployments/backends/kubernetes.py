@@ -1,8 +1,8 @@
-"""Deployments on Kubernetes: the objects of `manifests/kubernetes.py`, applied to a namespace and watched until served.
+"""Deployments on Kubernetes: the objects of `manifests/kubernetes.py` are applied to a namespace and then watched.
 
-Server-side apply changes only what differs, so the same call after a crash finishes the work. A change of variants
-reaches running pods by the ConfigMap; their state files show whether they serve it. The state is polled, because a
-watched stream may be cut.
+Server-side apply changes only differences, so after a crash the same call completes the work. A change of variants
+reaches running pods through the ConfigMap, and their state files show whether they serve it. The state is polled,
+because a watch stream may break.
 """
 
 import hashlib
@@ -67,14 +67,14 @@ _KINDS = (
     *("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "PodDisruptionBudget", "Deployment"),
     *("Service", "NetworkPolicy", "ConfigMap", "ServiceAccount"),
 )
-"""All that may belong to an endpoint, in the order in which it is deleted."""
+"""The kinds of objects of an endpoint, in the order of deletion."""
 _OPTIONAL = ("Ingress", "HTTPRoute", "ServiceMonitor", "HorizontalPodAutoscaler", "ServiceAccount")
 _CUSTOM = ("HTTPRoute", "ServiceMonitor")
-"""Kinds outside Kubernetes, to which its role `edit` does not give rights."""
+"""Custom resource kinds. The Kubernetes role `edit` has no rights on them."""
 _REVISION, _HASH = "deployment.kubernetes.io/revision", "pod-template-hash"
 _SPEC_DIGEST = "onnxserve/spec"
 _REPLICAS = "onnxserve/replicas"
-"""The annotation of a Deployment with `kubernetes.replicas` as applied last; none while it has an autoscaler."""
+"""The annotation of a Deployment with the last applied `kubernetes.replicas`; absent if it has an autoscaler."""
 _POLL_SECONDS = 0.5
 _AT_ONCE = 8
 _LOG_LINES = 50
@@ -82,8 +82,8 @@ _STOP_MARGIN_SECONDS = 60
 _LOG_QUEUE = 10_000
 _MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
 _NO_MLFLOW = (
-    "the pods do not reach MLflow at {uri}: say by -C container.environment.MLFLOW_TRACKING_URI=… where it is for "
-    "them, or by -C container.secrets.MLFLOW_TRACKING_URI=SECRET/KEY"
+    "the pods cannot reach MLflow at {uri}: set -C container.environment.MLFLOW_TRACKING_URI=… to an address that they "
+    "can reach, or set -C container.secrets.MLFLOW_TRACKING_URI=SECRET/KEY"
 )
 _READ_STATE = """
 import json, os, pathlib, sys
@@ -123,31 +123,31 @@ class KubernetesBackend:
         self._cluster = Cluster(self.namespace, self.settings.kube_context)
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`. A failure leaves ready pods running, and restores objects taken over from others.
+        """Serve `spec`. After a failure, ready pods continue to run, and objects taken over from others are restored.
 
-        Raises as `Backend.apply`, and AlreadyExists if objects of its name belong to others.
+        Raises the errors of `Backend.apply`, and AlreadyExists if objects of this name belong to another owner.
         """
         running = self._cluster.get("Deployment", spec.name)
         environment = pod_environment(spec, running)
         documents = kubernetes_documents(
             spec, Place(self.namespace, environment | workspace_environment(), self._owner)
         )
-        kinds = [(one["kind"], one["metadata"]["name"]) for one in documents if self._cluster.serves(one["kind"])]
-        found = [self._cluster.get(kind, name) for kind, name in kinds]
-        # the applied fields would be merged into the objects of others
-        others = [one for one in found if one is not None and not self._is_ours(one)]
+        kinds = [(item["kind"], item["metadata"]["name"]) for item in documents if self._cluster.serves(item["kind"])]
+        objects = [self._cluster.get(kind, name) for kind, name in kinds]
+        # Otherwise the applied fields would be merged into the objects of other owners.
+        others = [existing for existing in objects if existing is not None and not self._is_ours(existing)]
         if others and not spec.kubernetes.force_conflicts:
             kind, owner = others[0]["kind"], _owner_of(others[0])
             raise AlreadyExists(
-                f"a {kind} {spec.name!r} is in namespace {self.namespace} already, which "
-                f"{f'belongs to the store {owner}' if owner else 'onnxserve has not made'}; "
+                f"namespace {self.namespace} already has a {kind} {spec.name!r}, which "
+                f"{f'belongs to the store {owner}' if owner else 'was not created by onnxserve'}; "
                 "kubernetes.force_conflicts=true takes it over"
             )
         try:
             self._serve(spec, running, documents, progress)
-        except BaseException:  # also Ctrl-C
+        except BaseException:  # This includes Ctrl-C.
             for document in others:
-                with suppress(DeploymentFailed):  # the first failure is the one to report
+                with suppress(DeploymentFailed):  # Only the first failure is reported.
                     self._cluster.put_back(document)
             raise
         return self._url(spec)
@@ -160,33 +160,36 @@ class KubernetesBackend:
         before = {pod["metadata"]["name"]: state for pod, state in states if state is not None}
         is_scaled, replicas = spec.kubernetes.is_autoscaled, spec.kubernetes.replicas
         if running is not None and not is_scaled and self._delete("HorizontalPodAutoscaler", spec.name):
-            self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})  # until now the autoscaler's
+            # The autoscaler controlled this number until now.
+            self._cluster.merge("Deployment", spec.name, {"spec": {"replicas": replicas}})
         for document in documents:
             if document["kind"] == "Deployment":
-                # read again: an autoscaler may have scaled it while the pods were read
+                # Read it again, because an autoscaler may have scaled it while the pods were read.
                 document["spec"]["replicas"] = count = pod_count(spec, self._cluster.get("Deployment", spec.name))
                 if not is_scaled and count != replicas:
-                    kept = f"{spec.name}: keeps the {count} pods that another has scaled it to"
-                    progress(f"{kept}; kubernetes.force_conflicts=true makes them {replicas}")
+                    kept = f"{spec.name}: keeps {count} pods, which were set by another manager"
+                    progress(f"{kept}; kubernetes.force_conflicts=true sets {replicas}")
                 document["metadata"]["annotations"] |= {} if is_scaled else {_REPLICAS: str(replicas)}
             self._cluster.apply(document, spec.kubernetes.force_conflicts)
-        wanted = {document["kind"] for document in documents}
+        kinds = {document["kind"] for document in documents}
         for kind in _OPTIONAL:
-            if kind not in wanted:
+            if kind not in kinds:
                 self._delete(kind, spec.name)
         progress(f"{spec.name}: applied to namespace {self.namespace}")
-        (served,) = (one["data"][SPEC] for one in documents if one["kind"] == "ConfigMap")
+        (served,) = (document["data"][SPEC] for document in documents if document["kind"] == "ConfigMap")
         digest = {"metadata": {"annotations": {_SPEC_DIGEST: hashlib.sha256(served.encode()).hexdigest()[:16]}}}
-        for pod in pods:  # a change of the pod makes kubelet look at its ConfigMap at once, instead of within 90 s
-            with suppress(DeploymentFailed):  # it is gone, or we may not
+        for pod in pods:  # After a change of the pod, kubelet reads its ConfigMap immediately instead of within 90 s.
+            with suppress(DeploymentFailed):  # The pod may be gone, or the change forbidden.
                 self._cluster.merge("Pod", pod["metadata"]["name"], digest)
         self._wait_until_served(spec, before, progress)
 
     def observe(self, spec: EndpointSpec) -> Observation:
         deployment = self._own_deployment(spec.name)
         if deployment is None:
-            gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` makes it again"
-            return Observation("failed", gone)
+            absence_reason = (
+                f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` creates it again"
+            )
+            return Observation("failed", absence_reason)
         count = deployment["spec"].get("replicas", 1)
         if count == 0:
             return Observation("stopped", f"`onnxserve start {spec.name}` starts it")
@@ -197,30 +200,31 @@ class KubernetesBackend:
         states = [state for state in self._read_pods([pod for pod in pods if is_ready(pod)]) if state is not None]
         if not ready:
             return Observation("failed" if trouble is not None and trouble.is_final else "starting", reason)
-        applied = [compare_applied(spec, state) for state in states]
+        applied_specs = [compare_applied(spec, state) for state in states]
         agents = [state.agent for state in states if state.agent is not None]
         return Observation(
             "running",
-            reason or next((one.pending for one in applied if one.pending), ""),
+            reason or next((item.pending for item in applied_specs if item.pending), ""),
             url=self._url(spec),
             restarts=sum(container_status(pod).get("restartCount", 0) for pod in pods),
-            wanted=next((one.wanted for one in applied if one.wanted is not None), None),
+            wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
             workers=tuple(
-                worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # pods have the same process ids
-                for number, one in enumerate(states)
-                for worker in one.workers
+                # Process ids are only unique within a pod.
+                worker.model_copy(update={"pid": number * 100_000 + worker.pid})
+                for number, state in enumerate(states)
+                for worker in state.workers
             ),
-            errors={name: error for one in applied for name, error in one.errors.items()},
+            errors={name: error for one in applied_specs for name, error in one.errors.items()},
             refused=next((agent.refused for agent in agents if agent.refused), ()),
             registry_error=next((agent.error for agent in agents if agent.error), ""),
             shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),
         )
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of each ready pod by its name, or why the pod does not return it.
+        """Return a page of each ready pod by pod name, or the reason why the pod does not return it.
 
-        Pods are asked from within, with the key that only the server's user reads: the API server's proxy passes no
-        `Authorization` on, and has no client certificate. A pod that ends is asked as long as it answers.
+        The request runs inside the pod with a key that only the server's user can read, because the API server's proxy
+        does not forward `Authorization` and has no client certificate. A terminating pod is included while it answers.
         """
         self._own_deployment(spec.name)
         url = f"{spec.server.scheme}://127.0.0.1:{http_port(spec)}{path}"
@@ -234,25 +238,25 @@ class KubernetesBackend:
 
         pods = [pod for pod in self._cluster.find("Pod", endpoint_labels(spec.name)) if is_ready(pod)]
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            found = zip(pods, pool.map(read, pods), strict=True)
+            pages = zip(pods, pool.map(read, pods), strict=True)
         return {
             pod["metadata"]["name"]: page
-            for pod, page in found
+            for pod, page in pages
             if isinstance(page, bytes) or "deletionTimestamp" not in pod["metadata"]
         }
 
     def place(self, name: str) -> str:
         """Return the UID of the namespace, which is unique among clusters.
 
-        Raises NotReady if it has no Deployment of this name, InvalidConfig if the Deployment belongs to others, and
-        DeploymentFailed if the API server does not answer, or forbids it.
+        Raises NotReady if the namespace has no Deployment of this name, InvalidConfig if the Deployment belongs to
+        another owner, and DeploymentFailed if the API server does not answer or forbids the request.
         """
         if self._own_deployment(name) is None:
             raise NotReady(f"namespace {self.namespace} of this cluster has no Deployment {name!r}")
         return self._cluster.namespace_uid()
 
     def stop(self, name: str) -> None:
-        """Scale to 0 pods, and wait until the pods have finished their requests."""
+        """Scale to 0 pods, and wait until the pods have completed their requests."""
         if (deployment := self._own_deployment(name)) is not None:
             self._cluster.merge("Deployment", name, {"spec": {"replicas": 0}})
             self._wait_until_gone(name, deployment)
@@ -269,13 +273,13 @@ class KubernetesBackend:
         return deployment is not None and self._is_ours(deployment) and deployment["spec"].get("replicas", 1) > 0
 
     def poll_registry(self, name: str) -> None:
-        with suppress(OnnxserveError):  # their next poll comes anyway
+        with suppress(OnnxserveError):  # The agents also poll without this command.
             self._own_deployment(name)
             for pod in self._living_pods(name):
                 self._cluster.execute(pod["metadata"]["name"], ["touch", f"{STATE_FOLDER}/{LOOK}"])
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of every pod's log, each with the pod's name, and then new ones with `follow`."""
+        """Yield the last lines of each pod's log, with the name of the pod, and then new lines if `follow` is set."""
         self._own_deployment(name)
         names = [pod["metadata"]["name"] for pod in self._living_pods(name)]
         for pod in names:
@@ -285,14 +289,14 @@ class KubernetesBackend:
         written: queue.Queue[str | DeploymentFailed | None] = queue.Queue(_LOG_QUEUE)
 
         def read(pod: str) -> None:
-            """Put the new lines of a pod's log; None once the pod is gone, or the error that ended it."""
+            """Put the new lines of a pod's log into the queue. At the end, put None or the error."""
             last, since = "", 1
             try:
                 while self._cluster.get("Pod", pod) is not None:
                     begun = time.monotonic()
                     for line in self._cluster.follow_log(pod, since):
                         stamp, _, text = line.partition(" ")
-                        if stamp > last:  # after a cut the last lines come again
+                        if stamp > last:  # After a reconnect, the last lines are sent again.
                             last = stamp
                             written.put(f"{pod}: {text}")
                     since = int(time.monotonic() - begun) + 5
@@ -315,7 +319,7 @@ class KubernetesBackend:
 
     @contextmanager
     def reached(self, spec: EndpointSpec) -> Iterator[str]:
-        """Yield an address that leads to a ready pod by port-forward. Raises NotReady if no pod is ready."""
+        """Yield an address that is forwarded to a ready pod. Raises NotReady if no pod is ready."""
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:
@@ -324,14 +328,14 @@ class KubernetesBackend:
             yield f"{spec.server.scheme}://{address}"
 
     def _url(self, spec: EndpointSpec) -> str:
-        """Return the address for callers: the public one, or that within the cluster."""
+        """Return the address for callers: the public address, or the address within the cluster."""
         if spec.kubernetes.host is not None:
             return f"{'https' if spec.kubernetes.tls_secret or spec.kubernetes.gateway else 'http'}://{spec.kubernetes.host}"
         return f"{spec.server.scheme}://{spec.name}.{self.namespace}.svc:{http_port(spec)}"
 
     @cached_property
     def _owner(self) -> str:
-        """Return the store of this process; two stores do not change each other's endpoints."""
+        """Return the store of this process. Different stores do not change each other's endpoints."""
         url = make_url(self.settings.store_url)
         where = f" on {socket.gethostname()}" if url.drivername.startswith("sqlite") else ""
         return f"{url.render_as_string(hide_password=True)}{where}"
@@ -340,34 +344,34 @@ class KubernetesBackend:
         return _owner_of(document) == self._owner
 
     def _own_deployment(self, name: str) -> Document | None:
-        """Return the endpoint's Deployment; None if there is none.
+        """Return the endpoint's Deployment, or None.
 
-        Raises InvalidConfig if another store, or GitOps for example, has taken it over.
+        Raises InvalidConfig if another store (or a tool such as GitOps) has taken it over.
         """
-        found = self._cluster.get("Deployment", name)
-        if found is not None and not self._is_ours(found):
-            whose = f"the store {owner}" if (owner := _owner_of(found)) else "no store"
+        deployment = self._cluster.get("Deployment", name)
+        if deployment is not None and not self._is_ours(deployment):
+            whose = f"the store {owner}" if (owner := _owner_of(deployment)) else "no store"
             raise InvalidConfig(
-                f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, and not to {self._owner}: "
-                "ONNXSERVE_STORE_URI has to be the same text as for the command that made it, or "
+                f"the Deployment {name!r} in namespace {self.namespace} belongs to {whose}, not to {self._owner}: set "
+                "ONNXSERVE_STORE_URI to the same text as for the command that created it, or set "
                 "kubernetes.force_conflicts=true to take it over"
             )
-        return found
+        return deployment
 
     def _delete(self, kind: str, name: str) -> bool:
         try:
-            found = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
+            document = self._cluster.get(kind, name) if self._cluster.serves(kind) else None
         except ApiRefused as error:
             if error.status != 403 or kind not in _CUSTOM:
                 raise
-            return False  # who may not see it has not made it
-        if found is None or not self._is_ours(found):
+            return False  # A user without access has not created it.
+        if document is None or not self._is_ours(document):
             return False
         self._cluster.delete(kind, name)
         return True
 
     def _living_pods(self, name: str) -> list[Document]:
-        """Return the pods that are not ending, of all revisions."""
+        """Return the pods of all revisions that are not terminating."""
         pods = self._cluster.find("Pod", endpoint_labels(name))
         return [pod for pod in pods if "deletionTimestamp" not in pod["metadata"]]
 
@@ -376,7 +380,7 @@ class KubernetesBackend:
             return list(pool.map(self._read_pod, pods))
 
     def _read_pod(self, pod: Document) -> ServedState | None:
-        """Return the state files of a pod; None if they cannot be read."""
+        """Return the state files of a pod, or None if they cannot be read."""
         if "running" not in container_status(pod).get("state", {}):
             return None
         command = ["python", "-c", _READ_STATE, STATE_FOLDER, SPEC, AGENT, WANTED]
@@ -397,26 +401,26 @@ class KubernetesBackend:
             return None
 
     def _wait_until_served(self, spec: EndpointSpec, before: Mapping[str, ServedState], progress: Progress) -> None:
-        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the pod's last words, if that fails."""
+        """Wait until every pod serves `spec`. Raises DeploymentFailed, with the last log line of a pod, on failure."""
         unready: list[Document] = []
 
         def pending() -> str:
             try:
                 deployment = self._cluster.get("Deployment", spec.name)
                 if deployment is None:
-                    raise DeploymentFailed(f"{spec.name}: its Deployment was deleted meanwhile")
-                found = pending_rollout(deployment)
-                pods = self._newest_pods(deployment) if found != UNSEEN else []
+                    raise DeploymentFailed(f"{spec.name}: its Deployment was deleted during the rollout")
+                pending_work = pending_rollout(deployment)
+                pods = self._newest_pods(deployment) if pending_work != UNSEEN else []
                 trouble = self._trouble(deployment, pods)
                 if trouble is not None and trouble.is_final:
                     raise DeploymentFailed(f"{spec.name}: {trouble.text}")
                 unready[:] = [pod for pod in pods if trouble is None and not is_ready(pod)]
-                found = found or self._pending_spec(spec, pods, before)
-                return f"{found}: {trouble.text}" if found and trouble is not None else found
+                pending_work = pending_work or self._pending_spec(spec, pods, before)
+                return f"{pending_work}: {trouble.text}" if pending_work and trouble is not None else pending_work
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
-                return error.message  # applied objects run without the API server
+                return error.message  # Applied objects work without the API server.
 
         def last_words() -> str:
             return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
@@ -424,13 +428,13 @@ class KubernetesBackend:
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress, _POLL_SECONDS, last_words)
 
     def _pending_spec(self, spec: EndpointSpec, pods: list[Document], before: Mapping[str, ServedState]) -> str:
-        """Return the pending work of ready pods; empty once all serve `spec`. Raises DeploymentFailed."""
+        """Return the pending work of ready pods; empty if all serve `spec`. Raises DeploymentFailed."""
         for pod, state in zip(pods, self._read_pods(pods), strict=True):
             name = pod["metadata"]["name"]
             if state is None and self._may_look:
                 return f"the state of pod {name} cannot be read"
             if state is None:
-                continue  # it is ready, and no more can be known
+                continue  # The pod is ready, and its state is not readable.
             applied = compare_applied(spec, state)
             if failure := served_failure(applied, spec, before.get(name, ServedState()), state.agent):
                 raise DeploymentFailed(f"{spec.name}: {failure}")
@@ -442,29 +446,29 @@ class KubernetesBackend:
         name = deployment["metadata"]["name"]
         revision = deployment["metadata"].get("annotations", {}).get(_REVISION)
         sets = self._cluster.find("ReplicaSet", endpoint_labels(name))
-        newest = [one for one in sets if one["metadata"].get("annotations", {}).get(_REVISION) == revision]
-        hashes = {one["metadata"]["labels"].get(_HASH) for one in newest}
+        newest = [item for item in sets if item["metadata"].get("annotations", {}).get(_REVISION) == revision]
+        hashes = {replica_set["metadata"]["labels"].get(_HASH) for replica_set in newest}
         return [pod for pod in self._living_pods(name) if pod["metadata"]["labels"].get(_HASH) in hashes]
 
     def _trouble(self, deployment: Document, pods: list[Document]) -> PodTrouble | None:
-        """Return why pods do not come up; a final reason comes first."""
+        """Return the reason why pods do not become ready. A final reason takes precedence."""
         name, conditions = deployment["metadata"]["name"], deployment.get("status", {}).get("conditions", ())
-        found = [trouble for one in conditions if (trouble := quota_trouble(one)) is not None]
-        if found:
+        troubles = [trouble for condition in conditions if (trouble := quota_trouble(condition)) is not None]
+        if troubles:
             refused = self._refusals.setdefault(name, RefusedPods(time.monotonic()))
             all_pods = self._cluster.find("Pod", endpoint_labels(name))
             ending = any("deletionTimestamp" in pod["metadata"] for pod in all_pods)
-            found = [replace(one, is_final=refused.is_final(ending, time.monotonic())) for one in found]
+            troubles = [replace(item, is_final=refused.is_final(ending, time.monotonic())) for item in troubles]
         else:
             self._refusals.pop(name, None)
         for pod in pods:
             if (trouble := pod_trouble(pod)) is not None:
                 words = self._last_words(pod) if trouble.wrote else ""
-                found.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
-        return next((one for one in found if one.is_final), next(iter(found), None))
+                troubles.append(PodTrouble(f"{trouble.text}{words}", trouble.is_final))
+        return next((item for item in troubles if item.is_final), next(iter(troubles), None))
 
     def _last_words(self, pod: Document) -> str:
-        """Return the line of a pod's log that best explains why it has ended or is not ready."""
+        """Return the line of a pod's log that best explains why the pod has ended or is not ready."""
         name = pod["metadata"]["name"]
         lines = self._cluster.pod_log(name, _LOG_LINES, previous=True)
         line = error_line(lines or self._cluster.pod_log(name, _LOG_LINES))
@@ -478,50 +482,50 @@ class KubernetesBackend:
 
 
 def _owner_of(document: Document) -> str:
-    """Return the store that an object belongs to; empty if onnxserve has not applied it."""
+    """Return the store that owns an object; empty if the object was not applied by onnxserve."""
     return str(document["metadata"].get("annotations", {}).get(OWNER, ""))
 
 
 def pod_count(spec: EndpointSpec, running: Document | None) -> int:
-    """Return how many pods a Deployment should have.
+    """Return the number of pods that a Deployment should have.
 
-    The `running` Deployment keeps its pods, also outside new bounds of its autoscaler. It also keeps a number that a
-    person or a foreign autoscaler has set, while the spec asks for as many as when it was applied last.
+    A running Deployment with an autoscaler keeps its pods, even outside of new bounds. Without an autoscaler, it also
+    keeps a number set by a person or a foreign autoscaler, as long as `kubernetes.replicas` of the spec is unchanged.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
         return max(1, kubernetes.replicas)
-    asked = running["metadata"].get("annotations", {}).get(_REPLICAS)
-    is_unchanged = asked == str(kubernetes.replicas) and not kubernetes.force_conflicts
+    applied = running["metadata"].get("annotations", {}).get(_REPLICAS)
+    is_unchanged = applied == str(kubernetes.replicas) and not kubernetes.force_conflicts
     return now if is_unchanged or kubernetes.is_autoscaled else kubernetes.replicas
 
 
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
-    """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods reach them.
+    """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods can reach them.
 
-    A later command may run with another MLflow, which is no reason to replace the pods. Raises InvalidConfig if a model
-    is in the registry and no address of the registry that pods reach is known.
+    A later command may use another MLflow, but pods should not be replaced for that. Raises InvalidConfig if a model is
+    in the registry and no reachable address of the registry is known.
     """
     is_needed = lacks_mlflow_address(spec)
     if running is not None:
         containers = running["spec"]["template"]["spec"]["containers"]
-        variables = [variable for one in containers if one["name"] == CONTAINER for variable in one.get("env", ())]
-        values = {one["name"]: one["value"] for one in variables if one["name"] in _MLFLOW and one.get("value")}
+        variables = [variable for item in containers if item["name"] == CONTAINER for variable in item.get("env", ())]
+        values = {item["name"]: item["value"] for item in variables if item["name"] in _MLFLOW and item.get("value")}
         kept = {name: value.replace("$$", "$") for name, value in values.items()}
         if kept or not is_needed:
             return kept
-    import mlflow  # takes a second, which `list` should not wait for
+    import mlflow  # The import takes a second, which `list` does not need.
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:
-        del uris["MLFLOW_REGISTRY_URI"]  # the spec may name another server for pods, which is both then
-    found = {
+        del uris["MLFLOW_REGISTRY_URI"]  # The spec may set another server for pods, which then is used for both.
+    reachable = {
         variable: str(uri)
         for variable, uri in uris.items()
         if (parts := urlsplit(str(uri))).scheme in ("http", "https")
         and not is_loopback(parts.hostname or "")
-        and parts.password is None  # everyone who reads the Deployment would see it
+        and parts.password is None  # All readers of the Deployment would see the password.
     }
-    if is_needed and "MLFLOW_TRACKING_URI" not in found:
+    if is_needed and "MLFLOW_TRACKING_URI" not in reachable:
         raise InvalidConfig(_NO_MLFLOW.format(uri=uris["MLFLOW_TRACKING_URI"]))
-    return found
+    return reachable

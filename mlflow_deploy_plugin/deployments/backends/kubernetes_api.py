@@ -1,7 +1,7 @@
-"""The API server of a Kubernetes cluster, for one namespace: objects as documents, and commands within pods.
+"""The API server of a Kubernetes cluster, for one namespace: objects as documents, and commands in pods.
 
-The official client finds the cluster and the credentials, and speaks the web sockets of `port-forward`. Every request
-is idempotent: after 429, 5xx or a cut connection it is repeated, after the pause that the server names.
+The official client finds the cluster and the credentials, and handles the web sockets of `port-forward`. Every request
+is idempotent. After 429, 5xx or a broken connection it is repeated, after the pause that the server requests.
 """
 
 import json
@@ -32,7 +32,7 @@ from mlflow_deploy_plugin.manifests import CONTAINER, Document
 from mlflow_deploy_plugin.messages import join_names, one_line
 
 MANAGER = "onnxserve"
-"""The field manager of all that is applied."""
+"""The field manager of all applied objects."""
 _RESOURCES: Mapping[str, tuple[str, ...]] = {
     "ConfigMap": ("configmaps", "v1"),
     "Deployment": ("deployments", "apps/v1"),
@@ -47,7 +47,7 @@ _RESOURCES: Mapping[str, tuple[str, ...]] = {
     "ServiceAccount": ("serviceaccounts", "v1"),
     "ServiceMonitor": ("servicemonitors", "monitoring.coreos.com/v1"),
 }
-"""Kind → its plural and the API versions that it may have, the newest first; their documents are the same."""
+"""Kind → its plural and its possible API versions, the newest first. All versions accept the same document."""
 _RETRIES = Retry(
     total=8,
     connect=1,
@@ -59,21 +59,21 @@ _RETRIES = Retry(
     raise_on_status=False,
 )
 _CONNECT_SECONDS, _GET_SECONDS = 5, 6
-"""Twice as long until a cluster that hangs is known to: less than the console waits for its page."""
+"""The timeouts for reads. With one retry, a cluster that hangs fails before the console's page times out."""
 _CHANGE_SECONDS = 60
-"""Admission webhooks may take half a minute each."""
+"""Each admission webhook may take 30 seconds."""
 _EXEC_SECONDS = 30
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
-"""The channels of a command's web socket: the first byte of each frame."""
+"""The channels of a command's web socket, which are the first byte of each frame."""
 _LOADING = threading.Lock()
-"""The lock of loading a configuration: all clients share, and in the end remove, the files with keys."""
+"""The lock for loading a configuration, because all clients share the files with keys, and remove them at exit."""
 _CONFLICT_TRIES = 6
 _CONFLICT = re.compile(r'conflicts? with "(?P<manager>[^"]+)"')
 _OUR_MANAGERS = (MANAGER, "before-first-apply")
 
 
 class ApiRefused(DeploymentFailed):
-    """The API server refused a request; `status` is None if it did not answer."""
+    """The API server refused a request. `status` is None if it did not answer."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
@@ -81,13 +81,13 @@ class ApiRefused(DeploymentFailed):
 
     @property
     def may_pass(self) -> bool:
-        """Return True if the same request may be accepted later: the API server is busy or restarting."""
+        """Return True if the request may be accepted later, because the API server is busy or restarting."""
         return self.status is None or self.status == 429 or self.status >= 500
 
 
 @dataclass
 class Cluster:
-    """The cluster of a context of KUBECONFIG (None: the current one), or the one that this process runs in as a pod."""
+    """The cluster of a KUBECONFIG context (None: the current context), or the cluster of this process's pod."""
 
     namespace: str
     context: str | None = None
@@ -126,14 +126,14 @@ class Cluster:
         return any(version in self._known_versions() for version in _RESOURCES[kind][1:])
 
     def apply(self, document: Document, force: bool = False) -> None:
-        """Apply a document. Our own fields are taken back; the fields of others only with `force`.
+        """Apply a document. Our own fields are always reset; fields of other managers only with `force`.
 
-        Raises InvalidConfig if the namespace is missing or the cluster does not know the kind, and DeploymentFailed if
-        others have set its fields (without `force`) or the API server refuses it.
+        Raises InvalidConfig if the namespace is missing or the cluster does not support the kind, and DeploymentFailed
+        if another manager has set the fields (without `force`) or the API server refuses the document.
         """
         kind, name = document["kind"], document["metadata"]["name"]
         if not self.serves(kind):
-            raise InvalidConfig(f"the cluster knows no {kind} ({_RESOURCES[kind][1]}), which the spec asks for")
+            raise InvalidConfig(f"the cluster does not support {kind} ({_RESOURCES[kind][1]}), which the spec requires")
         document = {**document, "apiVersion": self._version(kind)}
         try:
             self._patch(kind, name, document, "application/apply-patch+yaml", force=str(force).lower())
@@ -143,17 +143,17 @@ class Cluster:
                 raise
             if others := [owner for owner in owners if owner not in _OUR_MANAGERS]:
                 raise DeploymentFailed(
-                    f"{kind} {name} has fields that {join_names(others)} has set: {error.message}; "
-                    "kubernetes.force_conflicts=true takes them over"
+                    f"{kind} {name} has fields that were set by {join_names(others)}: {error.message}; "
+                    "kubernetes.force_conflicts=true overwrites them"
                 ) from None
             self._patch(kind, name, document, "application/apply-patch+yaml", force="true")
 
     def merge(self, kind: str, name: str, change: Document) -> None:
-        """Change fields of an object. Raises DeploymentFailed as `apply`."""
+        """Change fields of an object. Raises DeploymentFailed like `apply`."""
         self._patch(kind, name, change, "application/merge-patch+json")
 
     def put_back(self, document: Document) -> None:
-        """Restore an object as it was when it was read. Raises DeploymentFailed as `apply`."""
+        """Restore an object to a document that was read earlier. Raises DeploymentFailed like `apply`."""
         metadata, kind = document["metadata"], document["kind"]
         content = {f"/metadata/{name}": metadata.get(name, {}) for name in ("labels", "annotations")}
         left_out = ("apiVersion", "kind", "metadata", "status")
@@ -164,7 +164,7 @@ class Cluster:
         self._patch(kind, metadata["name"], changes, "application/json-patch+json")
 
     def _patch(self, kind: str, name: str, change: Document | list[Document], content_type: str, **query: str) -> None:
-        """Change an object, again if it was changed at the same moment."""
+        """Change an object. Retry if it was changed at the same time."""
         path = f"{self._path(kind)}/{name}"
         for attempt in range(_CONFLICT_TRIES):
             try:
@@ -176,7 +176,7 @@ class Cluster:
                 time.sleep(0.1 * 2**attempt)
 
     def delete(self, kind: str, name: str) -> None:
-        """Delete an object with its dependents; a missing object is not an error."""
+        """Delete an object with its dependents. A missing object is not an error."""
         try:
             self._send("DELETE", f"{self._path(kind)}/{name}", {"propagationPolicy": "Background"})
         except ApiRefused as error:
@@ -184,7 +184,7 @@ class Cluster:
                 raise
 
     def pod_log(self, pod: str, lines: int, previous: bool = False) -> list[str]:
-        """Return the last lines of our container's log; none if it has not begun."""
+        """Return the last lines of our container's log; none if the container has not started."""
         query = {"container": CONTAINER, "tailLines": str(lines), "previous": str(previous).lower()}
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
@@ -192,7 +192,7 @@ class Cluster:
             return []
 
     def follow_log(self, pod: str, since_seconds: int) -> Iterator[str]:
-        """Yield the lines that our container writes, until it ends or the connection is cut."""
+        """Yield the lines that our container logs, until it ends or the connection breaks."""
         query = {"container": CONTAINER, "follow": "true", "sinceSeconds": str(since_seconds), "timestamps": "true"}
         path = f"{self._path('Pod')}/{pod}/log"
         with (
@@ -205,9 +205,8 @@ class Cluster:
     def execute(self, pod: str, command: Sequence[str]) -> str:
         """Run a command in our container and return its output.
 
-        The official client would wait without end for a node that hangs, and decodes each frame alone. Raises
-        ApiRefused if the command cannot be run (status 403: it is forbidden), and DeploymentFailed if it ends with an
-        error.
+        The official client would wait forever for a node that hangs, and decodes each frame separately. Raises
+        ApiRefused if the command cannot be run (status 403: it is forbidden), and DeploymentFailed if it fails.
         """
         query = urlencode({"container": CONTAINER, "stdout": "true", "stderr": "true", "command": command}, doseq=True)
         path, written = f"{self._path('Pod')}/{pod}/exec?{query}", defaultdict[int, bytes](bytes)
@@ -220,14 +219,14 @@ class Cluster:
         except websocket.WebSocketBadStatusException as answer:
             raise self._refusal(answer.status_code, answer.resp_body or b"") from None
         except (websocket.WebSocketException, OSError, ValueError) as error:
-            raise ApiRefused(f"no command can be run in pod {pod}: {one_line(error, 300)}") from None
+            raise ApiRefused(f"commands cannot be run in pod {pod}: {one_line(error, 300)}") from None
         if end["status"] != "Success":
             last = written[_STDERR].decode(errors="replace").strip().rpartition("\n")[2] or end.get("message", "")
-            raise DeploymentFailed(f"a command in pod {pod} has failed: {one_line(last, 300)}")
+            raise DeploymentFailed(f"a command in pod {pod} failed: {one_line(last, 300)}")
         return written[_STDOUT].decode(errors="replace")
 
     def _web_socket(self, path: str) -> websocket.WebSocket:
-        """Open a web socket to the API server, whose reads end after `_EXEC_SECONDS`."""
+        """Open a web socket to the API server. Reads time out after `_EXEC_SECONDS`."""
         settings = self._configuration
         proxy = urlsplit(settings.proxy or "")
         return websocket.create_connection(
@@ -249,7 +248,7 @@ class Cluster:
 
     @contextmanager
     def forwarded(self, pod: str, port: int) -> Iterator[str]:
-        """Yield the address of a socket of this machine whose connections lead to a port of a pod."""
+        """Yield a local address whose connections are forwarded to a port of a pod."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             accepting = threading.Thread(target=self._forward, args=(listener, pod, port), daemon=True)
             accepting.start()
@@ -257,21 +256,21 @@ class Cluster:
                 yield f"127.0.0.1:{listener.getsockname()[1]}"
             finally:
                 with suppress(OSError):
-                    listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+                    listener.shutdown(socket.SHUT_RDWR)  # The shutdown wakes the thread.
         accepting.join()
 
     def _forward(self, listener: socket.socket, pod: str, port: int) -> None:
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
-                # an API of its own for each stream: until that is open, the API can send nothing else
+                # Each stream needs a separate client: until the stream is open, the client cannot send other requests.
                 api = kubernetes.client.CoreV1Api(kubernetes.client.ApiClient(self._configuration))
                 try:
                     opened = portforward(
                         api.connect_get_namespaced_pod_portforward, pod, self.namespace, ports=str(port)
                     )
                 except ApiException:
-                    connection.close()  # the caller sees that there is no answer
+                    connection.close()  # The caller detects the closed connection.
                     continue
                 remote = opened.socket(port)
                 remote.setblocking(True)
@@ -279,7 +278,7 @@ class Cluster:
                     threading.Thread(target=_pump, args=(source, sink), daemon=True).start()
 
     def _known_versions(self) -> set[str]:
-        # no cached_property: Python 3.11 lets all clusters of a process wait for the one it asks
+        # With cached_property, Python 3.11 would block all clusters of the process during the request.
         if not self._versions:
             groups = self._get("/apis")["groups"]
             self._versions = {"v1", *(version["groupVersion"] for group in groups for version in group["versions"])}
@@ -322,8 +321,8 @@ class Cluster:
         raise self._refusal(response.status_code, response.content)
 
     def _credentials(self) -> dict[str, str]:
-        """Return the headers that authenticate a request, for each one: the token of a cloud or a pod is renewed."""
-        return {one["key"]: one["value"] for one in self._configuration.auth_settings().values()}
+        """Return the authentication headers. They are computed for each request, because tokens are renewed."""
+        return {setting["key"]: setting["value"] for setting in self._configuration.auth_settings().values()}
 
     def _refusal(self, status: int, body: bytes) -> OnnxserveError:
         try:
@@ -331,50 +330,50 @@ class Cluster:
             message, missing = document.get("message", ""), document.get("details", {}).get("kind")
         except (ValueError, AttributeError):
             message, missing = body[:300].decode(errors="replace"), None
-        message = one_line(message) or "it gives no reason"
+        message = one_line(message) or "no reason was given"
         if status == 404 and missing == "namespaces":
             return InvalidConfig(
-                f"there is no namespace {self.namespace!r} in the cluster: kubectl create namespace {self.namespace}"
+                f"the cluster has no namespace {self.namespace!r}: kubectl create namespace {self.namespace}"
             )
-        said = {
+        summary = {
             401: f"the Kubernetes API at {self._configuration.host} does not accept the credentials of KUBECONFIG",
-            403: "the Kubernetes API forbids it",
+            403: "the Kubernetes API forbids the request",
             409: "",
         }.get(status, f"the Kubernetes API answered {status}")
-        return ApiRefused(f"{said}: {message}" if said else message, status)
+        return ApiRefused(f"{summary}: {message}" if summary else message, status)
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
     with suppress(OSError):
         while data := source.recv(65536):
             sink.sendall(data)
-    for one in (sink, source):
+    for end in (sink, source):
         with suppress(OSError):
-            one.close()
+            end.close()
 
 
 def _configured_client(context: str | None) -> kubernetes.client.ApiClient:
-    """Return the client of the configured cluster, otherwise of this pod's. Raises InvalidConfig if there is none."""
-    file = os.environ.get("KUBECONFIG")  # the client itself would read it once, when it is imported
+    """Return the client of the configured cluster, or of this pod's cluster. Raises InvalidConfig if there is none."""
+    file = os.environ.get("KUBECONFIG")  # The client would read the variable only when it is imported.
     try:
         with _LOADING:
             return kubernetes.config.new_client_from_config(file, context)
     except (ConfigException, TypeError) as error:
         missing = error
-    if not (file or context):  # another cluster than the one that is named would be a surprise
+    if not (file or context):  # Do not use another cluster than the configured cluster.
         with suppress(ConfigException, TypeError):
             configuration = kubernetes.client.Configuration()
             kubernetes.config.load_incluster_config(configuration)
             return kubernetes.client.ApiClient(configuration)
     known: list[str] = []
-    with suppress(ConfigException, KeyError, TypeError):  # it cannot be read
+    with suppress(ConfigException, KeyError, TypeError):  # The file may be unreadable.
         merged = KubeConfigMerger(file or KUBE_CONFIG_DEFAULT_LOCATION)
-        known = sorted(one["name"] for one in merged.config["contexts"].value)
+        known = sorted(context_entry["name"] for context_entry in merged.config["contexts"].value)
     if context and known and context not in known:
         raise InvalidConfig(
-            f"ONNXSERVE_KUBE_CONTEXT names the context {context!r}, which the Kubernetes configuration does not have; "
-            f"it has {join_names(known, context)}"
+            f"ONNXSERVE_KUBE_CONTEXT is {context!r}, which is not a context of the Kubernetes configuration; "
+            f"its contexts are {join_names(known, context)}"
         )
     raise InvalidConfig(
-        f"no Kubernetes cluster is configured: set KUBECONFIG, or make ~/.kube/config ({one_line(missing)})"
+        f"no Kubernetes cluster is configured: set KUBECONFIG, or create ~/.kube/config ({one_line(missing)})"
     )

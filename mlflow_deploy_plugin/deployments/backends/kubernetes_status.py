@@ -1,4 +1,4 @@
-"""The status of Deployments and pods, as the API server gives it, in one line each."""
+"""The status of Deployments and pods from the API server, as one line each."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ _PENDING_IMAGE = ("ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 
 @dataclass(frozen=True)
 class PodTrouble:
-    """The reason why a pod does not become ready; if it `is_final`, waiting does not help.
+    """The reason why a pod does not become ready. If `is_final` is True, waiting does not help.
 
-    If the container `wrote` more before its end, the last words in its log are part of the reason.
+    If `wrote` is True, the container wrote to its log before it ended, and the last log line is part of the reason.
     """
 
     text: str
@@ -23,7 +23,7 @@ class PodTrouble:
 
 
 def pending_rollout(deployment: Document) -> str:
-    """Return the pending work of a Deployment until all its pods are new and ready; empty if there is none."""
+    """Return the pending work of a Deployment; empty if all its pods are new and ready."""
     status = deployment.get("status", {})
     if status.get("observedGeneration", 0) < deployment["metadata"].get("generation", 0):
         return UNSEEN
@@ -32,14 +32,14 @@ def pending_rollout(deployment: Document) -> str:
     if updated < count:
         return f"{updated} of {count} pods are started"
     if status.get("replicas", 0) > updated:
-        return f"{status['replicas'] - updated} pods of before are to end"
+        return f"{status['replicas'] - updated} old pods must still end"
     if available < updated:
         return f"{available} of {count} pods are ready"
     return ""
 
 
 def quota_trouble(condition: Document) -> PodTrouble | None:
-    """Return why a Deployment may have no more pods, by its condition: a quota, or a policy of the cluster."""
+    """Return the reason for refused pods from a condition of a Deployment: a quota or a policy of the cluster."""
     if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
         return PodTrouble(f"the cluster refuses a pod: {one_line(condition.get('message', ''))}", True)
     return None
@@ -47,54 +47,55 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 
 @dataclass
 class RefusedPods:
-    """A quota's refusal of pods, which the cluster may still take back. Times are of one monotonic clock.
+    """The refusal of pods by a quota, which may be temporary. Times are from one monotonic clock.
 
-    A quota counts pods that are ending, and the cluster doubles its wait between two tries: after the last pod has
-    ended, it waits at most as long as it has tried in vain. The cluster first refused at `since`, and may try until
-    `waits_until`.
+    A quota also counts terminating pods, and the cluster doubles the wait between two tries. After the last pod has
+    ended, the wait is at most as long as the failed tries so far. The first refusal was at `since`, and the cluster may
+    retry until `waits_until`.
     """
 
     since: float
     waits_until: float = 0.0
 
     def is_final(self, is_ending: bool, now: float) -> bool:
-        """Return True if waiting does not help, where a pod is ending now or none is."""
+        """Return True if waiting does not help. `is_ending` is True if a pod is terminating now."""
         if is_ending:
             self.waits_until = now + (now - self.since) + _RETRY_MARGIN_SECONDS
         return now > self.waits_until
 
 
 def pod_trouble(pod: Document) -> PodTrouble | None:
-    """Return why a pod does not become ready, by its status; None without a problem."""
+    """Return why a pod does not become ready, according to its status; None if there is no problem."""
     name = pod["metadata"]["name"]
     for condition in pod.get("status", {}).get("conditions", ()):
         if condition["type"] == "PodScheduled" and condition.get("reason") == "Unschedulable":
-            # a cluster that adds nodes may help
+            # An autoscaler of nodes may help.
             return PodTrouble(f"pod {name} is unschedulable: {one_line(condition.get('message', ''))}", False)
     status = container_status(pod)
     state, last = status.get("state", {}), status.get("lastState", {})
     waiting, ended = state.get("waiting", {}), state.get("terminated") or last.get("terminated") or {}
     if ended.get("reason") == "OOMKilled":
         limit = pod["spec"]["containers"][0].get("resources", {}).get("limits", {}).get("memory", "no limit")
-        killed = f"pod {name} was killed for want of memory (OOMKilled), container.memory_bytes is {limit}"
+        killed = f"pod {name} was killed because it was out of memory (OOMKilled); container.memory_bytes is {limit}"
         return PodTrouble(killed, not is_ready(pod))
-    code, said = waiting.get("reason", ""), one_line(waiting.get("message", ""))
-    if code in _PENDING_IMAGE or code == "ErrImagePull":  # which says why, is tried again, and becomes a back-off
-        return PodTrouble(f"pod {name}: {code}: {said}", code in _PENDING_IMAGE)
+    code, message = waiting.get("reason", ""), one_line(waiting.get("message", ""))
+    # ErrImagePull has the reason, is retried, and becomes a back-off.
+    if code in _PENDING_IMAGE or code == "ErrImagePull":
+        return PodTrouble(f"pod {name}: {code}: {message}", code in _PENDING_IMAGE)
     if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):
-        return PodTrouble(f"pod {name} cannot start: {said}", True)
+        return PodTrouble(f"pod {name} cannot start: {message}", True)
     if ended and (code == "CrashLoopBackOff" or status.get("restartCount", 0) > 1) and not is_ready(pod):
         how = f"exit status {ended.get('exitCode')}"
-        return PodTrouble(f"pod {name} ends again and again ({how})", True, wrote=True)
+        return PodTrouble(f"pod {name} ends repeatedly ({how})", True, wrote=True)
     return None
 
 
 def container_status(pod: Document) -> Document:
     statuses: list[Document] = pod.get("status", {}).get("containerStatuses", [])
-    return next((one for one in statuses if one["name"] == CONTAINER), {})
+    return next((status for status in statuses if status["name"] == CONTAINER), {})
 
 
 def is_ready(pod: Document) -> bool:
-    """Return True if a Service counts the pod as ready; the status of its container stays ready if the node is lost."""
+    """Return True if a Service considers the pod ready. The container's status would stay ready on a lost node."""
     conditions = pod.get("status", {}).get("conditions", ())
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+    return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)

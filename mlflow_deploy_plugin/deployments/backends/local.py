@@ -1,4 +1,4 @@
-"""Deployments on this machine: one detached supervisor for each endpoint, in a state folder of its own."""
+"""Deployments on this machine: one detached supervisor per endpoint, each with a separate state folder."""
 
 import errno
 import os
@@ -31,21 +31,19 @@ _POLL_SECONDS = 0.1
 @dataclass
 class LocalBackend(MachineBackend):
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, whose port is set. Raises as `Backend.apply`; the folder stays."""
+        """Serve `spec`, whose port is set. Raises the errors of `Backend.apply`. The folder is kept after an error."""
         if spec.container != ContainerSpec():
-            raise InvalidConfig(
-                "container.… is for targets that run an image, and this one is not: -t onnxserve:/docker"
-            )
+            raise InvalidConfig("container.… is only for targets that run an image, such as -t onnxserve:/docker")
         folder = self.settings.state_dir(spec.name)
         before = self.state_before(folder)
         pid = _running_pid(folder)
         if before.spec is None or before.spec.server != spec.server:
-            pid = None  # workers read the server part when they start
+            pid = None  # Workers read the server section when they start.
         is_new = pid is None
         if pid is None:
             if before.spec is None or _address(before.spec) != _address(spec):
-                check_port(*_address(spec))  # an error is raised before anything is stopped
-            self.stop(spec.name)  # also the workers of a supervisor that was killed, which still hold the port
+                check_port(*_address(spec))  # An error must be raised before anything is stopped.
+            self.stop(spec.name)  # This also ends the workers of a killed supervisor, which still use the port.
             check_port(*_address(spec))
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(folder / SPEC, dump_spec(spec).encode())
@@ -57,7 +55,7 @@ class LocalBackend(MachineBackend):
         def why_ended() -> str:
             if supervisor.is_alive(folder, pid):
                 return ""
-            return f"the server has ended: {last_error(folder) or 'it left no word in its log'}"
+            return f"the server has ended: {last_error(folder) or 'its log is empty'}"
 
         try:
             self.wait_until_served(spec, folder, before, why_ended, progress)
@@ -77,14 +75,14 @@ class LocalBackend(MachineBackend):
         return self.observe_server(spec, folder, server, log)
 
     def stop(self, name: str) -> None:
-        """End the server; requests in flight are finished, or killed when their time is up. The folder stays."""
+        """End the server, and keep its folder. Open requests are completed, or aborted after the grace period."""
         folder = self.settings.state_dir(name)
         server = read_state(folder / SERVER, ServerState)
         spec = written_spec(folder)
         for pid in (_supervisor_pid(folder), server.pid if server is not None else None):
             if pid is not None:
                 _end(folder, pid, spec.server if spec is not None else ServerSpec())
-        remove_metrics(folder)  # a gunicorn that was killed leaves them in shared memory
+        remove_metrics(folder)  # A killed gunicorn leaves metrics in shared memory.
         if folder.exists():
             (folder / STOPPED).touch()
 
@@ -104,9 +102,10 @@ class LocalBackend(MachineBackend):
             log.seek(0, os.SEEK_END)
             part = ""
             while True:
-                is_alive = self.is_running(name)  # asked first: the end of the log is read after its end
+                # Check this first: after a False, one more read returns the rest of the log.
+                is_alive = self.is_running(name)
                 if os.fstat(log.fileno()).st_size < log.tell():
-                    log.seek(0)  # it was emptied
+                    log.seek(0)  # The log was truncated.
                 while line := log.readline():
                     part += line
                     if part.endswith("\n"):
@@ -118,12 +117,12 @@ class LocalBackend(MachineBackend):
 
 
 def choose_port(host: str, reserved: Collection[int | None]) -> int:
-    """Return the first free port from 8080 up that is not reserved. Raises DeploymentFailed if none is free."""
+    """Return the first free port from 8080 that is not reserved. Raises DeploymentFailed if there is none."""
     for port in range(FIRST_PORT, FIRST_PORT + _PORTS_TRIED):
         if port not in reserved and is_port_free(host, port):
             return port
     raise DeploymentFailed(
-        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: give one by -C server.port=…"
+        f"no port from {FIRST_PORT} to {FIRST_PORT + _PORTS_TRIED - 1} is free: set a port with -C server.port=…"
     )
 
 
@@ -131,17 +130,17 @@ def check_port(host: str, port: int) -> None:
     """Raise InvalidConfig if another program listens on the port."""
     if not is_port_free(host, port):
         raise InvalidConfig(
-            f"port {port} on {host} is in use: choose another by -C server.port=…; of a deployment that is there, by "
+            f"port {port} on {host} is in use: set another port with -C server.port=…; for an existing deployment, use "
             "`onnxserve endpoint update NAME -C server.port=…`"
         )
 
 
 def is_port_free(host: str, port: int) -> bool:
-    """Return True if a server could listen there now; raise InvalidConfig if `host` is not an address here."""
+    """Return True if a server can listen on the port. Raises InvalidConfig if `host` is not a local address."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
-            # as gunicorn does: closing connections do not count
+            # gunicorn sets the same option, so that closing connections do not count.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen(1)
@@ -153,28 +152,28 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
-    """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal; nothing is kept.
+    """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal. Nothing is stored.
 
-    Raises DeploymentFailed if the port is in use, or the server ended by itself with an error.
+    Raises DeploymentFailed if the port is in use, or if the server ended with an error.
     """
     if spec.server.port is None:
         spec = apply_config(spec, {"server.port": choose_port(spec.server.host, [])})
     check_port(*_address(spec))
     with tempfile.TemporaryDirectory(prefix="onnxserve-") as folder:
         write_atomically(Path(folder) / SPEC, dump_spec(spec).encode())
-        progress(f"{spec.name}: starting the server at {server_url(spec.server)}, Ctrl-C stops it")
+        progress(f"{spec.name}: starting the server at {server_url(spec.server)}; Ctrl-C stops it")
         process = subprocess.Popen(supervisor.command(Path(folder)))
-        # Ctrl-C reaches it by itself, it shares our terminal; SIGTERM does not
+        # The server receives Ctrl-C because it shares the terminal. SIGTERM must be forwarded.
         before = signal.signal(signal.SIGTERM, lambda number, _frame: os.kill(process.pid, number))
         status = None
         try:
             while status is None:
-                with suppress(KeyboardInterrupt):  # it is stopping: wait for its exit
+                with suppress(KeyboardInterrupt):  # The server is stopping, so wait for its exit.
                     status = process.wait()
         finally:
             signal.signal(signal.SIGTERM, before)
     if status not in (0, -signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGINT):
-        raise DeploymentFailed(f"{spec.name}: the server {exit_reason(status)}; its log above says why")
+        raise DeploymentFailed(f"{spec.name}: the server {exit_reason(status)}; see its log above")
 
 
 def _address(spec: EndpointSpec) -> tuple[str, int]:
@@ -183,7 +182,7 @@ def _address(spec: EndpointSpec) -> tuple[str, int]:
 
 def _end(folder: Path, pid: int, server: ServerSpec) -> None:
     supervisor.stop(folder, pid, server.stop_seconds)
-    (folder / SERVER).unlink(missing_ok=True)  # a supervisor that was killed leaves it
+    (folder / SERVER).unlink(missing_ok=True)  # A killed supervisor does not remove it.
 
 
 def _running_pid(folder: Path) -> int | None:

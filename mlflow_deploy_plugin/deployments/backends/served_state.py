@@ -1,6 +1,6 @@
-"""The state folder of an endpoint's server, which is read and awaited until it serves its spec.
+"""The state folder of an endpoint's server: reading it, and waiting until the server serves its spec.
 
-Servers of this machine and in containers have the folder on this machine. `kubernetes.py` reads the files in a pod.
+Local servers and containers have the folder on this machine. `kubernetes.py` reads the files in a pod.
 """
 
 import time
@@ -36,7 +36,7 @@ from mlflow_deploy_plugin.statedir.files import (
 
 STARTING = "the server is being started"
 STOPPED = "stopped"
-"""A file in the state folder: the server was stopped on purpose, so that it is not missed."""
+"""A file in the state folder. It exists if the server was stopped on purpose."""
 _PLACE = ".place"
 _PING_SECONDS = 2.0
 
@@ -46,11 +46,11 @@ class AppliedSpec:
     """The progress of a server's processes in applying the spec of an endpoint.
 
     Attributes:
-        is_resolved: the agent has versions for the whole spec.
-        pending: the remaining work; empty once every worker has applied the whole spec, or failed to.
-        errors: variant → why a worker could not load the wanted version.
-        missing: the variants with traffic that have no version in some worker.
-        wanted: the versions to be served; None before the agent has found the first.
+        is_resolved: True if the agent has resolved all models of the spec.
+        pending: the remaining work; empty if every worker has applied the spec completely, or failed to apply it.
+        errors: variant → the reason why a worker could not load the wanted version.
+        missing: the variants with traffic that have no version in at least one worker.
+        wanted: the versions to be served; None until the agent has resolved them for the first time.
     """
 
     is_resolved: bool
@@ -62,7 +62,7 @@ class AppliedSpec:
 
 @dataclass(frozen=True)
 class ServedState:
-    """The state files of one server: the served spec, and the states of the agent and the living workers."""
+    """The state files of one server: the served spec, and the states of the agent and the running workers."""
 
     spec: EndpointSpec | None = None
     agent: AgentState | None = None
@@ -76,7 +76,7 @@ def lock_path(name: str, settings: Settings) -> Path:
 
 @dataclass
 class MachineBackend:
-    """The part of a `Backend` that all servers with a state folder on this machine share."""
+    """The part of a `Backend` that is common to all servers with a state folder on this machine."""
 
     settings: Settings
 
@@ -85,9 +85,9 @@ class MachineBackend:
         return {spec.name: fetch_page(url, timeout_seconds, self.settings.deployments_path)}
 
     def place(self, name: str) -> str:
-        """Return the name of this machine's state folders, if the endpoint's folder is among them.
+        """Return the name of this machine's state folders. Raises NotReady if the endpoint's folder is elsewhere.
 
-        The name is read from the folders: a process in a pod, or another machine of the same store, has other folders.
+        The name is stored in the folders, because a pod or another machine with the same store has other folders.
         """
         if not self.settings.state_dir(name).is_dir():
             raise NotReady(f"the server of {name!r} is on another machine")
@@ -99,30 +99,31 @@ class MachineBackend:
         return written.read_text()
 
     def poll_registry(self, name: str) -> None:
-        with suppress(OSError):  # it has no server, or the disk is full: the next poll comes anyway
+        # The server does not exist, or the disk is full. The agent also polls without this file.
+        with suppress(OSError):
             (self.settings.state_dir(name) / LOOK).touch()
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
         return nullcontext(server_url(spec.server))
 
     def lives(self, pid: int) -> bool:
-        """Return True if the worker of a process id lives; a killed gunicorn leaves the files of dead ones."""
+        """Return True if the worker with this process id is running. A killed gunicorn leaves files of dead workers."""
         return psutil.pid_exists(pid)
 
     def observe_absent(self, name: str, gone: str, log: str) -> Observation:
-        """Return the observation of an endpoint whose server does not live; `gone` is the reason."""
+        """Return the observation of an endpoint whose server is not running. `gone` is the reason."""
         folder = self.settings.state_dir(name)
         is_starting = is_locked(lock_path(name, self.settings)) or is_locked(folder / SERVER_LOCK)
-        if is_starting:  # its process id is not written yet
+        if is_starting:  # The process id is not written yet.
             return Observation("starting", STARTING, log=log)
         if (folder / STOPPED).exists():
             return Observation("stopped", f"`onnxserve start {name}` starts it", log=log)
-        return Observation("failed", f"{gone}; `onnxserve start {name}` brings it back", log=log)
+        return Observation("failed", f"{gone}; `onnxserve start {name}` restarts it", log=log)
 
     def observe_server(self, spec: EndpointSpec, state_dir: Path, server: ServerState, log: str) -> Observation:
-        found = read_served_state(state_dir, self.lives)
-        applied, agent = compare_applied(spec, found), found.agent or AgentState(pid=0)
-        state, reason = _server_state(server, applied, found.workers)
+        served = read_served_state(state_dir, self.lives)
+        applied, agent = compare_applied(spec, served), served.agent or AgentState(pid=0)
+        state, reason = _server_state(server, applied, served.workers)
         return Observation(
             state=state,
             reason=reason,
@@ -131,7 +132,7 @@ class MachineBackend:
             started_at=server.started_at,
             restarts=server.restarts,
             wanted=applied.wanted,
-            workers=found.workers,
+            workers=served.workers,
             errors=applied.errors,
             refused=agent.refused,
             registry_error=agent.error,
@@ -147,9 +148,9 @@ class MachineBackend:
     ) -> None:
         """Return when every worker serves `spec` and the server reports that it is ready.
 
-        Changed variants must be loaded; an unchanged variant may keep its earlier version. `why_ended` returns why the
-        server has ended; empty while it lives. Raises DeploymentFailed, with the reason, if it cannot become ready or
-        not in time.
+        Changed variants must be loaded; an unchanged variant may keep its earlier version. `why_ended` returns the
+        reason for the server's end, or an empty string if it is running. Raises DeploymentFailed with the reason if the
+        server cannot become ready, or is not ready in time.
         """
 
         def pending() -> str:
@@ -161,14 +162,15 @@ class MachineBackend:
             if applied.pending:
                 return applied.pending
             server, url = read_state(folder / SERVER, ServerState), server_url(spec.server)
-            if server is None or server.phase != "serving":  # its supervisor has not seen the workers answer
+            # The supervisor has not received an answer from the workers.
+            if server is None or server.phase != "serving":
                 return "waiting for the workers to answer"
             try:
                 with ServerSession() as session:
                     response = session.get(f"{url}/ping", timeout=_PING_SECONDS)
             except requests.RequestException:
                 return f"waiting for an answer at {url}"
-            return "" if response.ok else "waiting until the server says that it is ready"
+            return "" if response.ok else "waiting until the server reports that it is ready"
 
         wait_while_pending(spec.name, pending, self.settings.ready_timeout_seconds, progress)
 
@@ -177,13 +179,13 @@ def _server_state(
     server: ServerState, applied: AppliedSpec, workers: Sequence[WorkerState]
 ) -> tuple[DeploymentState, str]:
     if server.phase == "stopping":
-        return "stopped", "it finishes the requests in flight"
+        return "stopped", "it completes the open requests"
     for name in applied.missing:
         if name in applied.errors:
             return "failed", applied.errors[name]
     if server.phase == "starting" or not any(worker.endpoints for worker in workers):
         return "starting", applied.pending or STARTING
-    return "running", applied.pending  # a new version is being loaded while the one before answers
+    return "running", applied.pending  # A new version may be loading while the earlier version answers.
 
 
 def written_spec(state_dir: Path) -> EndpointSpec | None:
@@ -199,22 +201,22 @@ def server_url(server: ServerSpec) -> str:
 
 
 def read_served_state(state_dir: Path, lives: Callable[[int], bool] = psutil.pid_exists) -> ServedState:
-    """Read the state folder of a server, except for its spec, with the workers whose process id `lives`."""
+    """Read the state folder of a server, without its spec. Only workers whose process id `lives` are included."""
     workers = tuple(worker for worker in read_workers(state_dir) if lives(worker.pid))
     agent, wanted = read_state(state_dir / AGENT, AgentState), read_state(state_dir / WANTED, Wanted)
     return ServedState(None, agent, wanted or Wanted(), workers)
 
 
 def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
-    """Compare the endpoint of `spec` with the state of its server's agent and living workers."""
+    """Compare the endpoint of `spec` with the state of its server's agent and running workers."""
     wanted, workers = state.wanted, state.workers
     endpoint = wanted.endpoints.get(spec.name)
-    found = endpoint or WantedEndpoint(variants={})
-    resolved = {name: (one.model_uri, one.weight, one.shadow) for name, one in found.variants.items()}
-    given = {name: (one.model, one.weight, one.shadow) for name, one in spec.variants.items()}
-    is_changed = (found.capture, found.sticky, resolved) != (spec.capture, spec.sticky, given)
+    served = endpoint or WantedEndpoint(variants={})
+    resolved = {name: (variant.model_uri, variant.weight, variant.shadow) for name, variant in served.variants.items()}
+    specified = {name: (variant.model, variant.weight, variant.shadow) for name, variant in spec.variants.items()}
+    is_changed = (served.capture, served.sticky, resolved) != (spec.capture, spec.sticky, specified)
     if endpoint is None or is_changed:
-        new = sorted({model for model, _, _ in given.values()} - {model for model, _, _ in resolved.values()})
+        new = sorted({model for model, _, _ in specified.values()} - {model for model, _, _ in resolved.values()})
         pending = f"fetching {', '.join(new)}" if new else "applying the changed spec"
         return AppliedSpec(False, pending, {}, (), endpoint)
     informed = [worker for worker in workers if worker.generation == wanted.generation]
@@ -227,7 +229,7 @@ def compare_applied(spec: EndpointSpec, state: ServedState) -> AppliedSpec:
         if variant.weight > 0 and not all(worker.loaded(spec.name, name).version for worker in informed)
     )
     count = spec.server.workers
-    is_loaded = len(workers) >= count and all(  # so that only the traffic and its like are still to change
+    is_loaded = len(workers) >= count and all(  # If True, only the traffic or similar fields must still change.
         worker.loaded(spec.name, name).version == variant.version
         for worker in workers
         for name, variant in endpoint.variants.items()
@@ -245,31 +247,31 @@ def wait_while_pending(
     poll_seconds: float = 0.1,
     last_words: Callable[[], str] = str,
 ) -> None:
-    """Return when `pending` returns an empty text for the endpoint, and report the text whenever it changes.
+    """Return when `pending` returns an empty string. Its text is reported whenever it changes.
 
-    Raises DeploymentFailed, ending with `last_words()`, if it is not ready after `seconds`.
+    Raises DeploymentFailed, ending with `last_words()`, if work is still pending after `seconds`.
     """
     deadline, reported = time.monotonic() + seconds, ""
-    while found := pending():
+    while work := pending():
         if time.monotonic() > deadline:
             raise DeploymentFailed(
-                f"{name}: not ready after {seconds:g} s, still {found}{last_words()} "
+                f"{name}: not ready after {seconds:g} s, still {work}{last_words()} "
                 "(ONNXSERVE_READY_TIMEOUT_SECONDS sets the limit)"
             )
-        if found != reported:
-            progress(f"{name}: {found}")
-            reported = found
+        if work != reported:
+            progress(f"{name}: {work}")
+            reported = work
         time.sleep(poll_seconds)
 
 
 def _loaded_by_variant(spec: EndpointSpec) -> dict[str, tuple[object, ...]]:
-    """Return the parts of each variant on which its loading depends: its model, and the columns that it captures."""
+    """Return the fields that require loading a variant again: its model, and the columns that it captures."""
     columns = spec.capture.drop, spec.capture.mask, spec.capture.keys
-    return {name: (one.model, columns) for name, one in spec.variants.items()}
+    return {name: (variant.model, columns) for name, variant in spec.variants.items()}
 
 
 def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState, agent: AgentState | None) -> str:
-    """Return why the server cannot become ready; empty while it may."""
+    """Return the reason why the server cannot become ready; empty if it may become ready."""
     earlier = _loaded_by_variant(before.spec) if before.spec is not None else {}
     changed = {name for name, loaded in _loaded_by_variant(spec).items() if loaded != earlier.get(name)}
     for name, error in applied.errors.items():
@@ -278,6 +280,6 @@ def served_failure(applied: AppliedSpec, spec: EndpointSpec, before: ServedState
     if agent is None or not agent.error or applied.is_resolved:
         return ""
     seen = before.agent
-    # the same error as before is about this spec only if the agent has looked since the spec was written
+    # A repeated error is about this spec only if the agent has polled since the spec was written.
     is_earlier = seen is not None and (seen.pid, seen.error) == (agent.pid, agent.error) and agent.looks <= seen.looks
     return "" if is_earlier else agent.error

@@ -1,7 +1,8 @@
-"""The supervisor's process: how it is started, known again later and ended, its log and its environment.
+"""The supervisor's process: how it is started, identified later and ended, its log and its environment.
 
-Its session outlives the command that starts it, and has the supervisor's process id. Processes that a killed supervisor
-leaves are found by that id and the working directory, the state folder, because process ids are reused.
+Its session outlives the command that starts it, and the session id is the supervisor's process id. Processes that a
+killed supervisor leaves are found by that id and their working directory (the state folder), because process ids are
+reused.
 """
 
 import json
@@ -36,10 +37,10 @@ _STAMP = re.compile(
 
 
 def start(state_dir: Path, environment: Mapping[str, str]) -> int:
-    """Start the supervisor on the spec in `state_dir`, with a new log, and return its process id."""
+    """Start the supervisor with the spec in `state_dir` and a new log. Return its process id."""
     with suppress(FileNotFoundError):
         (state_dir / LOG).replace(state_dir / EARLIER_LOG)
-    with (state_dir / LOG).open("ab") as log:  # to append, so that it may be emptied under the server
+    with (state_dir / LOG).open("ab") as log:  # The append mode allows truncating the log while the server runs.
         child = Child(
             command(state_dir), folder=state_dir, environment=environment, stdout=log, stderr=log, own_session=True
         )
@@ -52,9 +53,9 @@ def command(state_dir: Path) -> list[str]:
 
 
 def is_alive(state_dir: Path, pid: int) -> bool:
-    """Return True if `pid` is the living supervisor of this state folder, and not another process with a reused id.
+    """Return True if `pid` is the running supervisor of this state folder, and not another process with a reused id.
 
-    A process that has just been started has no command line for a moment, in the middle of exec.
+    During exec, a new process has no command line for a moment.
     """
     _reap(pid)
     try:
@@ -66,26 +67,27 @@ def is_alive(state_dir: Path, pid: int) -> bool:
 
 
 def find(state_dir: Path) -> int | None:
-    """Return the process id of the living supervisor of this state folder, by a look at every process.
+    """Return the process id of the running supervisor of this state folder, from a scan of all processes.
 
-    A new supervisor has not written its id yet. It is the leader of its session: its forks have its command line, too.
+    A new supervisor has not written its id yet. Its forks have the same command line, but only the supervisor is the
+    leader of its session.
     """
     last_arguments = command(state_dir)[-2:]
-    return next(_processes(lambda one: one.cmdline()[-2:] == last_arguments and os.getsid(one.pid) == one.pid), None)
+    return next(_processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid), None)
 
 
 def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
-    """Ask the supervisor to finish; kill the rest of its session after `patience_seconds`."""
+    """Ask the supervisor to finish. Kill the rest of its session after `patience_seconds`."""
     if is_alive(state_dir, pid):
         signal_process(pid, signal.SIGTERM)
         _wait(lambda: not is_alive(state_dir, pid), patience_seconds)
-    for left in _session(state_dir, pid):
-        signal_process(left, signal.SIGKILL)
+    for remaining_pid in _session(state_dir, pid):
+        signal_process(remaining_pid, signal.SIGKILL)
     _wait(lambda: not _session(state_dir, pid), _KILL_SECONDS)
 
 
 def final_error(state_dir: Path) -> str:
-    """Return the last line of the log if it is an error; empty if the server was killed in the middle of its work."""
+    """Return the last line of the log if it is an error; empty if the server was killed during its work."""
     return _best_line(read_log_tail(state_dir / LOG)[-1:], _ERRORS)
 
 
@@ -94,59 +96,60 @@ def last_error(state_dir: Path) -> str:
 
 
 def error_line(lines: list[str]) -> str:
-    """Return the line of a log that best explains why the server ended; empty if there is none.
+    """Return the line of a log that best explains why the server ended; empty if the log is empty.
 
-    A line in which the supervisor refers to the log, which may be removed, is replaced by the child's earlier error.
+    If the supervisor's error only refers to the log, which may be removed, the earlier error of its child is added.
     """
-    said = _best_line(lines, (*_ERRORS, r"."))
-    if said.endswith("exec format error"):  # the kernel's, as a container engine passes it on
+    error = _best_line(lines, (*_ERRORS, r"."))
+    if error.endswith("exec format error"):  # This is the kernel's error, as reported by a container engine.
         return "the image is for another processor: onnxserve build-docker --platform linux/amd64 (or linux/arm64)"
-    if said.endswith(_SEE_LOG) and (why := _best_line([one for one in lines if said not in one], _OF_CHILDREN)):
-        return f"{said.removesuffix(_SEE_LOG)}: {why}"
-    return said
+    if error.endswith(_SEE_LOG) and (why := _best_line([line for line in lines if error not in line], _OF_CHILDREN)):
+        return f"{error.removesuffix(_SEE_LOG)}: {why}"
+    return error
 
 
 def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
-    """Return the environment of the server: that of this process, with the registry of the first start.
+    """Return the environment of the server: this process's environment, with the registry of the first start.
 
     The registry's addresses are stored next to the spec, so that `onnxserve start` uses the same MLflow in any shell.
     """
-    kept = state_dir / ENVIRONMENT
-    if not kept.exists():
-        import mlflow  # takes a second; only the command that creates a deployment needs it, and has it already
+    file = state_dir / ENVIRONMENT
+    if not file.exists():
+        # The import takes a second. Only the command that creates a deployment needs it, and has already imported it.
+        import mlflow
 
         uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
         registry = {}
         for variable, uri in uris.items():
-            # with an absolute path: the server runs in another folder than its starter
+            # The path must be absolute, because the server runs in another folder.
             if uri.startswith(_SQLITE) and not uri.startswith((_SQLITE + "/", _SQLITE + ":")):
                 uri = _SQLITE + str(Path(uri.removeprefix(_SQLITE)).absolute())
             registry[variable] = uri if ":" in uri else str(Path(uri).absolute())
-        # a URI may hold a password; the folder is open to its owner only
-        write_atomically(kept, json.dumps(registry).encode())
-    places = {"ONNXSERVE_HOME": str(settings.root_path), "ONNXSERVE_LOG_URI": settings.log_root}
-    return {**os.environ, **json.loads(kept.read_text()), **workspace_environment(), **places, "PYTHONUNBUFFERED": "1"}
+        # A URI may contain a password, but only the owner can read the folder.
+        write_atomically(file, json.dumps(registry).encode())
+    folders = {"ONNXSERVE_HOME": str(settings.root_path), "ONNXSERVE_LOG_URI": settings.log_root}
+    return {**os.environ, **json.loads(file.read_text()), **workspace_environment(), **folders, "PYTHONUNBUFFERED": "1"}
 
 
 def _session(state_dir: Path, session_id: int) -> list[int]:
-    """Return the processes of the session whose working directory is the state folder, also if they are ending."""
+    """Return the session's processes whose working directory is the state folder, including ending processes."""
     _reap(session_id)
     folder = state_dir.resolve()
-    return [*_processes(lambda one: os.getsid(one.pid) == session_id and _has_folder(one, folder))]
+    return [*_processes(lambda process: os.getsid(process.pid) == session_id and _has_folder(process, folder))]
 
 
-def _processes(is_meant: Callable[[psutil.Process], bool]) -> Iterator[int]:
+def _processes(is_match: Callable[[psutil.Process], bool]) -> Iterator[int]:
     for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):  # it has ended, or belongs to another user
-            if is_meant(process):
+        with suppress(psutil.Error, OSError):  # The process has ended, or belongs to another user.
+            if is_match(process):
                 yield process.pid
 
 
 def _has_folder(process: psutil.Process, folder: Path) -> bool:
-    """Return True also for a process that is ending.
+    """Return True if the process uses the folder. A process that is ending also counts.
 
-    Linux removes its working directory before it closes its sockets, and reports a zombie while its threads still end:
-    its port may be in use for some milliseconds.
+    Linux removes the working directory of a process before it closes its sockets, and reports a zombie while threads
+    are still ending. The port may be in use for some milliseconds.
     """
     try:
         return Path(process.cwd()) == folder
@@ -155,7 +158,7 @@ def _has_folder(process: psutil.Process, folder: Path) -> bool:
 
 
 def _reap(pid: int) -> None:
-    """Wait for a supervisor that this very process started (in a notebook): it stays a zombie until then."""
+    """Wait for a supervisor that was started by this process (in a notebook), because it is a zombie until then."""
     with suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
@@ -168,6 +171,6 @@ def _wait(condition: Callable[[], bool], seconds: float) -> None:
 
 def _best_line(lines: list[str], patterns: tuple[str, ...]) -> str:
     for pattern in patterns:
-        if found := [line for line in lines if re.search(pattern, line)]:
-            return _STAMP.sub("", found[-1]).removeprefix("Error: ")
+        if matching := [line for line in lines if re.search(pattern, line)]:
+            return _STAMP.sub("", matching[-1]).removeprefix("Error: ")
     return ""

@@ -1,4 +1,4 @@
-"""Target URIs, the backend of each, and the functions that a backend has."""
+"""Target URIs, the backend of each target, and the interface of a backend."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -19,9 +19,9 @@ class TargetKind(NamedTuple):
 
     Attributes:
         servers: a noun for help texts.
-        backend: module and class, imported on use because it may need an SDK. Its arguments are the settings and, if
-            the URI has one, the namespace.
-        is_on_this_machine: its servers use ports and state folders of this machine.
+        backend: module and class. The module is imported on use, because it may need an SDK. The arguments of the class
+            are the settings and, if the URI has one, the namespace.
+        is_on_this_machine: True if its servers use ports and state folders of this machine.
     """
 
     uri: str
@@ -45,50 +45,50 @@ TARGETS = {
 
 
 class Backend(Protocol):
-    """A place to deploy to. Callers of functions that change something hold the endpoint's lock.
+    """A platform that can run deployments. Callers of functions that change something must have the endpoint's lock.
 
-    `apply` does only the work that is missing, so the same call after a crash finishes it.
+    `apply` performs only the missing work, so after a crash the same call completes it.
     """
 
     def apply(self, spec: EndpointSpec, progress: Progress) -> str:
-        """Serve `spec`, which has a variant, wait until every worker does, and return the address for callers.
+        """Serve `spec`, which has a variant. Wait until every worker serves it, and return the address for callers.
 
-        Raises InvalidConfig if the spec cannot be served there, for example without a port, image or registry; the
-        running server goes on. Raises DeploymentFailed if it did not become ready; a server that was started for it is
-        stopped.
+        Raises InvalidConfig if the backend cannot serve the spec, for example without a port, image or registry. The
+        running server is not changed. Raises DeploymentFailed if the server did not become ready. A server that was
+        started for this call is stopped.
         """
 
     def observe(self, spec: EndpointSpec) -> Observation:
-        """Return the state of the server of an endpoint with a variant; `reason` does not name the endpoint."""
+        """Return the state of the server of an endpoint with a variant. `reason` does not name the endpoint."""
 
     def server_pages(self, spec: EndpointSpec, path: str, timeout_seconds: float) -> Mapping[str, bytes | Refused]:
-        """Return a page of each server of the endpoint, by the server's name, or why it does not return it."""
+        """Return a page of each server of the endpoint, by the server's name, or the reason for its absence."""
 
     def place(self, name: str) -> str:
-        """Return the name of the server's place. Raises NotReady if this process does not reach the server."""
+        """Return an id of the server's machine or cluster. Raises NotReady if this process cannot reach the server."""
 
     def stop(self, name: str) -> None:
-        """End the server, which finishes the requests in flight; `apply` starts it again."""
+        """End the server after it has completed its open requests. `apply` starts it again."""
 
     def remove(self, name: str) -> None:
-        """End the server and remove all that was made for it; shipped rows stay in the inference log."""
+        """End the server and remove all its objects. Shipped rows remain in the inference log."""
 
     def is_running(self, name: str) -> bool:
-        """Return True if the endpoint's server lives, ready or not, and is not stopping."""
+        """Return True if the endpoint's server runs (even if it is not ready) and is not stopping."""
 
     def poll_registry(self, name: str) -> None:
-        """Make the endpoint's agent ask the registry at once; do nothing where it cannot be reached."""
+        """Make the endpoint's agent poll the registry immediately. Do nothing if the agent cannot be reached."""
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
-        """Yield the address at which this machine reaches the server, which runs."""
+        """Yield an address at which this machine reaches the running server."""
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of the server's log, and with `follow` those to come until it ends."""
+        """Yield the last lines of the server's log. If `follow` is set, also yield new lines until it ends."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """A place to deploy to, as its URI names it."""
+    """A platform to deploy to, parsed from its URI."""
 
     kind: str
     namespace: str = ""
@@ -101,15 +101,15 @@ class Target:
         return TARGETS[self.kind].is_on_this_machine
 
     def backend(self, settings: Settings) -> Backend:
-        """Return the backend. Raises NotInstalled if its SDK is not there."""
+        """Return the backend. Raises NotInstalled if its SDK is not installed."""
         module, _, name = TARGETS[self.kind].backend.partition(":")
         try:
-            found = import_module(f"mlflow_deploy_plugin.deployments.backends.{module}")
+            backend_module = import_module(f"mlflow_deploy_plugin.deployments.backends.{module}")
         except ImportError as error:
             raise NotInstalled(
                 f"-t {self} needs the package {error.name}: pip install 'mlflow-onnxserve[{self.kind}]'"
             ) from None
-        backend: Backend = getattr(found, name)(settings, *filter(None, [self.namespace]))
+        backend: Backend = getattr(backend_module, name)(settings, *filter(None, [self.namespace]))
         return backend
 
 
@@ -117,10 +117,10 @@ LOCAL = Target("local")
 
 
 def parse_target(uri: str) -> Target:
-    """Return the target that a URI names. Raises InvalidConfig if it names none."""
+    """Return the target of a URI. Raises InvalidConfig if the URI is not a known target."""
     for kind, target in TARGETS.items():
         pattern = target.uri.replace("NAMESPACE", f"({NAMESPACE.pattern})")
         if match := re.fullmatch(pattern, uri.rstrip("/:")):
             return Target(kind, *match.groups()[:1])
     known = ", ".join(target.uri for target in TARGETS.values())
-    raise InvalidConfig(f"there is no target {uri!r}; there are {known} (a namespace has letters a-z, digits and -)")
+    raise InvalidConfig(f"unknown target {uri!r}; the targets are {known} (a namespace has letters a-z, digits and -)")
