@@ -1,7 +1,7 @@
 """Batch prediction of the rows of a file, by the server of a deployment or by a model in this process.
 
-Only one batch of rows is in memory; only a JSON document is read whole. A row is sent in its form in the file, and a
-row of Parquet as Arrow, so the server reads it by the same rules as a request.
+Only one batch of rows is in memory, except for a JSON document, which is read completely. Rows are sent in the format
+of the file, and Parquet rows as Arrow, so that the server decodes them by the same rules as a request.
 """
 
 import base64
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 _TRIES = 6
 
 Predictor = Callable[[str, bytes], object]
-"""A function of content type and body of /invocations that returns the value of `predictions`."""
+"""A function of content type and body of /invocations. It returns the value of `predictions`."""
 _Rows = Any
-"""Rows in a form of their reader's own, which can be sliced: lists, or a `pyarrow.RecordBatch`."""
+"""Rows in the format of their reader, which can be sliced: lists, or a `pyarrow.RecordBatch`."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class RowBatch:
     """Rows that are predicted with one request.
 
     Attributes:
-        places: the place of each row in the file: `line 7`, `row 12`.
-        content_type: of the body of /invocations, which `encode` makes of such records.
-        position: the reader's position in the file after them, in bytes or rows.
+        places: the position of each row in the file: `line 7`, `row 12`.
+        content_type: the content type of the body of /invocations that `encode` returns.
+        position: the reader's position in the file after the rows, in bytes or rows.
     """
 
     records: _Rows
@@ -74,7 +74,7 @@ class RowBatch:
 
 @dataclass(frozen=True)
 class RowFile:
-    """The rows of a file; `length` is in the unit of `RowBatch.position`, and None if it is not known."""
+    """The rows of a file. `length` has the unit of `RowBatch.position`, and is None if it is unknown."""
 
     name: str
     length: int | None
@@ -82,9 +82,9 @@ class RowFile:
 
 
 def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
-    """Return the rows of an open file, `batch_rows` at a time.
+    """Return the rows of an open file in batches of `batch_rows`.
 
-    Raises InvalidRequest, also while the batches are taken, if the file is not of this kind or has no rows.
+    Raises InvalidRequest, even during the iteration, if the file does not have this format or has no rows.
     """
     match kind:
         case "csv":
@@ -93,8 +93,10 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
             return RowFile(name, _length(file), _jsonl(file, name, batch_rows))
         case "json":
             records, encode = _sliceable(_parse_json(file.read(), name), name)
-            whole = RowBatch(records, [f"row {row} (from 0)" for row in range(len(records))], JSON, encode)
-            parts = [whole.part(start, start + batch_rows) for start in range(0, len(whole), batch_rows)]
+            document_batch = RowBatch(records, [f"row {row} (from 0)" for row in range(len(records))], JSON, encode)
+            parts = [
+                document_batch.part(start, start + batch_rows) for start in range(0, len(document_batch), batch_rows)
+            ]
             return RowFile(name, len(parts), (replace(part, position=number) for number, part in enumerate(parts, 1)))
         case "parquet":
             return _parquet(file, name, batch_rows)
@@ -102,9 +104,9 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 @contextmanager
 def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
-    """Predict by a server; a request is repeated while the server is overloaded or is being changed.
+    """Predict with a server. A request is repeated while the server is overloaded or is being changed.
 
-    The answer has the endpoint's key columns (`_with_keys`). A pyfunc is sent JSON in place of Arrow, so that MLflow's
+    The answer has the endpoint's key columns (`_with_keys`). A pyfunc receives JSON instead of Arrow, so that MLflow's
     functions read the rows and write the answer.
     """
     url = f"{target.url}/invocations"
@@ -125,17 +127,17 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return a mapping for each row: its keys and its prediction. Other answers are returned unchanged."""
+    """Return a mapping for each row with its keys and its prediction. Any other answer is returned unchanged."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
         return predictions
-    found = LabelColumns()
+    label_columns = LabelColumns()
     return [
         {
             **{name: values[row] for name, values in columns.items()},
-            found.prediction_id: prediction_id,
-            found.row: row,
+            label_columns.prediction_id: prediction_id,
+            label_columns.row: row,
             **(prediction if isinstance(prediction, dict) else {PREDICTION: prediction}),
         }
         for row, prediction in enumerate(_split_by_row(predictions, len(lists[0]), "the answer"))
@@ -145,8 +147,8 @@ def _with_keys(predictions: object, columns: Mapping[str, list[object]], predict
 def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[str, list[object]]:
     if content_type == CSV:
         header, *rows = (record.fields for record in csv_records(io.BytesIO(body)))
-        places = {name: header.index(name) for name in keys if name in header}
-        return {name: [row[place] or None for row in rows] for name, place in places.items()}
+        positions = {name: header.index(name) for name in keys if name in header}
+        return {name: [row[position] or None for row in rows] for name, position in positions.items()}
     if content_type == JSON:
         document = load_json(body)
         taken = {name: protocols.mlflow.take_column(document, name) for name in keys}
@@ -156,7 +158,7 @@ def _key_columns(content_type: str, body: bytes, keys: Sequence[str]) -> dict[st
 
 
 def predict_batch(predict: Predictor, name: str, batch: RowBatch) -> list[object]:
-    """Return one plain value for each row of a batch. Raises InvalidRequest with the place of a row that is refused."""
+    """Return one plain value per row of a batch. Raises InvalidRequest with the position of a refused row."""
     try:
         return _split_by_row(predict(batch.content_type, batch.body), len(batch), f"{name}, {batch.places[0]}")
     except BodyTooLarge:
@@ -193,7 +195,7 @@ def _jsonl(file: IO[bytes], name: str, batch_rows: int) -> Iterator[RowBatch]:
             if count % batch_rows == 0:
                 first = record
             if isinstance(record, dict) != isinstance(first, dict):
-                raise InvalidRequest(f"{name}, line {number}: one line is a JSON object, another is not")
+                raise InvalidRequest(f"{name}, line {number}: some lines are JSON objects, and others are not")
             yield record, f"line {number}", position
 
     return _in_batches(rows(), batch_rows, JSON, _rows_body)
@@ -220,9 +222,9 @@ def _parse_json(text: bytes, where: str) -> object:
 
 
 def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], bytes]]:
-    """Return the rows of a document, and a function that encodes some of them in its form.
+    """Return the rows of a document, and a function that encodes rows in the same form.
 
-    The document is in one of MLflow's forms, a list of rows or records, a mapping of columns, or one record.
+    The document has one of MLflow's forms, or is a list of rows or records, a mapping of columns, or one record.
     """
     if isinstance(document, list):
         return document, _rows_body
@@ -247,14 +249,12 @@ def _sliceable(document: object, name: str) -> tuple[_Rows, Callable[[_Rows], by
 
         return list(zip(*content.values(), strict=True)), encode
     if lengths == {-1}:
-        return [content], _rows_body  # one record
-    raise InvalidRequest(
-        f"{name}: no rows are found in it: {', '.join(BODY_FORMS)}, or columns of one length, are expected"
-    )
+        return [content], _rows_body  # The content is a single record.
+    raise InvalidRequest(f"{name}: it has no rows: {', '.join(BODY_FORMS)}, or columns of equal length, are expected")
 
 
 def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
-    import pyarrow as pa  # here: no other format needs it
+    import pyarrow as pa  # No other format needs pyarrow.
 
     def encode(records: pa.RecordBatch) -> bytes:
         sink = pa.BufferOutputStream()
@@ -271,7 +271,7 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
                 row += len(records)
                 yield RowBatch(records, places, protocols.arrow.STREAM, encode, row)
         except (pa.ArrowException, OSError) as error:
-            raise InvalidRequest(f"{name}: row {row} and what follows cannot be read: {first_line(error)}") from None
+            raise InvalidRequest(f"{name}: row {row} and later rows cannot be read: {first_line(error)}") from None
 
     try:
         parquet = open_parquet(file)
@@ -281,15 +281,15 @@ def _parquet(file: IO[bytes], name: str, batch_rows: int) -> RowFile:
 
 
 def _read_arrow(body: bytes) -> "Table":
-    import pyarrow as pa  # here: as above
+    import pyarrow as pa  # No other format needs pyarrow.
 
     return pa.ipc.open_stream(body).read_all()
 
 
 def _arrow_as_json(body: bytes) -> bytes:
-    """Return the body with the same rows as JSON: bytes in base64, and infinity by the word that MLflow reads.
+    """Return the same rows as a JSON body: bytes in base64, and infinity as the word that MLflow reads.
 
-    Raises InvalidRequest if a value has no JSON form, for example a time span.
+    Raises InvalidRequest if a value has no JSON form, such as a time span.
     """
 
     def plain(value: bytes | Decimal | date) -> str | float:
@@ -302,31 +302,32 @@ def _arrow_as_json(body: bytes) -> bytes:
         rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    except (AttributeError, ValueError, OverflowError) as error:  # pyarrow raises the last two for some times
+    # pyarrow raises ValueError or OverflowError for some times.
+    except (AttributeError, ValueError, OverflowError) as error:
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
 def _length(file: IO[bytes]) -> int | None:
     try:
         return os.fstat(file.fileno()).st_size if file.seekable() else None
-    except OSError:  # no file of the system's
+    except OSError:  # The file has no file descriptor.
         return None
 
 
 def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
-    """Return predictions by row; the server gives a list, or a mapping of lists by output."""
+    """Return predictions by row. The server returns a list, or a mapping from output to list."""
     if isinstance(predictions, dict) and all(isinstance(values, list) for values in predictions.values()):
         lengths = {len(values) for values in predictions.values()}
         if lengths == {count}:
             return [dict(zip(predictions, row, strict=True)) for row in zip(*predictions.values(), strict=True)]
     if isinstance(predictions, list) and len(predictions) == count:
         return predictions
-    given = f"{len(predictions)} predictions" if isinstance(predictions, list) else f"a {type(predictions).__name__}"
-    raise OnnxserveError(f"{where}: the model answers {count} rows with {given}; one prediction a row is needed")
+    answer = f"{len(predictions)} predictions" if isinstance(predictions, list) else f"a {type(predictions).__name__}"
+    raise OnnxserveError(f"{where}: the model returned {answer} for {count} rows; one prediction per row is required")
 
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """Return the message about the first row that is refused on its own, or about the file if no row is."""
+    """Return the error of the first row that is refused when it is sent alone, otherwise the error of the file."""
     first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"
@@ -334,7 +335,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
         refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
-        if refused is None:  # the rows are refused together, and not as halves
+        if refused is None:  # The rows are refused together, but not as halves.
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
     return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"

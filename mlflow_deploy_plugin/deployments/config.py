@@ -1,8 +1,8 @@
-"""The configuration that people give (`-C NAME=VALUE`, a flavor, traffic) as fields of an endpoint's spec.
+"""The user's configuration (`-C NAME=VALUE`, a flavor, traffic) as fields of an endpoint's spec.
 
-Monitors are checked when they are written, because a typing error would otherwise appear only with the first window, a
-day later. The model's columns come from the registry (only its MLmodel file). If they are unknown, as for a pyfunc's
-answers or while MLflow is down, a name passes.
+Monitors are checked when they are written. Otherwise a typing error would only be detected with the first window, a day
+later. The model's columns are read from the MLmodel file in the registry. If they are unknown (the outputs of a pyfunc,
+or while MLflow is down), any name is accepted.
 """
 
 import re
@@ -22,22 +22,22 @@ from mlflow_deploy_plugin.spec import KINDS_WITH_REFERENCE, EndpointSpec, Monito
 from mlflow_deploy_plugin.store import Json
 
 Config = Mapping[str, object]
-"""Fields of a spec by their dotted names."""
+"""The fields of a spec with their dotted names."""
 
 SUPPLIED_PARAMETERS = ("mode", "data", "base_model", "registered_model")
-"""The parameters of every training, next to the spec's."""
+"""The parameters that every training receives in addition to the parameters of the spec."""
 _ONNX_FLAVORS = (FLAVOR, "onnx")
 _FLAVORS = (*_ONNX_FLAVORS, PYTHON_FUNCTION)
 _TRAFFIC = "traffic"
 _DATASET = "dataset:"
 _OWN_PREFIX = "_"
-_URI = re.compile(r"[^/]*:")  # MLflow's rule for Git repositories
+_URI = re.compile(r"[^/]*:")  # MLflow uses the same rule for Git repositories.
 _FILE, _MLPROJECT, _SCRIPTS = "file://", "MLproject", (".py", ".sh")
-_EXPECTED_PROJECT = "wanted is the folder of an MLflow project, or a Git URI"
+_EXPECTED_PROJECT = "the folder of an MLflow project or a Git URI is expected"
 
 
 def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
-    """Return `spec` with the fields of `config`; traffic and paths are brought into the form of the spec.
+    """Return `spec` with the fields of `config`. Traffic and paths are converted to the format of the spec.
 
     Raises InvalidConfig if a field or its value is invalid, a time zone is unknown, or a training project is missing.
     """
@@ -56,13 +56,13 @@ def configure(spec: EndpointSpec, config: Config) -> EndpointSpec:
 
 
 def traffic_shares(weights: Mapping[str, int]) -> dict[str, float]:
-    """Return the share of the traffic in percent that each variant receives by its weight."""
+    """Return the share of the traffic per variant in percent."""
     total = sum(weights.values())
     return {name: round(100 * weight / total, 2) for name, weight in weights.items()}
 
 
 def absolute_model_uri(model_uri: str) -> str:
-    """Return a folder by its absolute path: the server does not run where the command is typed."""
+    """Return a folder as an absolute path, because the server runs in another folder than the command."""
     reference = parse_model_uri(model_uri)
     if reference.kind != "path":
         return model_uri
@@ -70,38 +70,38 @@ def absolute_model_uri(model_uri: str) -> str:
 
 
 def sets_weight(field: str) -> bool:
-    """Return True if a field of a config gives a deployment a share of the traffic."""
+    """Return True if a field of a config sets the weight of a deployment."""
     is_weight = field.startswith("variants.") and field.endswith(".weight")
     return is_weight or field == _TRAFFIC or field.startswith(f"{_TRAFFIC}.")
 
 
 def traffic_weights(spec: EndpointSpec) -> dict[str, int]:
-    """Return the weight of every variant that may answer."""
+    """Return the weight of every variant except shadows."""
     return {name: variant.weight for name, variant in spec.variants.items() if not variant.shadow}
 
 
 def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: Config | None) -> Config:
     """Return `config` for the deployment `name`, with the fields that its flavor implies.
 
-    python_function lets its stage or alias move to a version without an ONNX form; a version with that form is served
-    as ONNX, whatever flavor is given. Raises InvalidConfig if there is no such flavor, or the model does not have it,
-    and NotFound or RegistryUnavailable.
+    With python_function, the stage or alias may move to a version without an ONNX form. A version with an ONNX form is
+    served as ONNX with any flavor. Raises InvalidConfig if the flavor is unknown or the model does not have it, and
+    NotFound or RegistryUnavailable.
     """
     if flavor is None:
         return config or {}
     if flavor not in _FLAVORS:
-        raise InvalidConfig(f"unknown flavor {flavor!r}; known are {', '.join(_FLAVORS)}")
+        raise InvalidConfig(f"unknown flavor {flavor!r}; the flavors are {', '.join(_FLAVORS)}")
     if flavor in _ONNX_FLAVORS and model_uri is not None:
         flavors = fetch_mlmodel(resolve(model_uri).source).flavors
-        if not any(one in flavors for one in _ONNX_FLAVORS):
+        if not any(name_of_flavor in flavors for name_of_flavor in _ONNX_FLAVORS):
             raise InvalidConfig(f"{model_uri} has no flavor {flavor!r}; it has {', '.join(sorted(flavors))}")
     return {f"variants.{name}.allow_pyfunc": flavor == PYTHON_FUNCTION, **(config or {})}
 
 
 def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
-    """Return `config` with its `traffic` as weights of the variants.
+    """Return `config` with its `traffic` converted to weights of the variants.
 
-    `{"traffic": {NAME: WEIGHT}}` is all of the traffic: other deployments get 0. `traffic.NAME` is one weight.
+    `{"traffic": {NAME: WEIGHT}}` is the complete traffic: other deployments get 0. `traffic.NAME` is a single weight.
     """
     fields: Json = {}
     for name, value in config.items():
@@ -111,7 +111,7 @@ def _expand_traffic(spec: EndpointSpec, config: Config) -> Config:
             fields[name] = value
         elif not isinstance(value, Mapping) or not value:
             raise InvalidConfig(
-                f"traffic is {{NAME: WEIGHT}}, not {value!r}; on a command line: -C {_TRAFFIC}.NAME=WEIGHT"
+                f"traffic: {{NAME: WEIGHT}} is expected, not {value!r}; on the command line: -C {_TRAFFIC}.NAME=WEIGHT"
             )
         else:
             fields |= {f"variants.{variant}.weight": 0 for variant in traffic_weights(spec)}
@@ -125,18 +125,18 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
         known = ", ".join(spec.variants) or "none yet"
         raise InvalidConfig(f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}")
     if spec.variants[name].shadow:
-        raise InvalidConfig(f"{name!r} is a shadow and never answers; variants.{name}.shadow=false makes it answer")
-    if weight == "":  # which would bring back the default of a single deployment
-        raise InvalidConfig(f"traffic of {name!r}: a whole number from 0 to 100 is expected")
+        raise InvalidConfig(f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false")
+    if weight == "":  # An empty value would restore the default of a single deployment.
+        raise InvalidConfig(f"traffic of {name!r}: an integer from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}
 
 
 def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str], None]) -> None:
-    """Check the monitors that `config` changes against the models and datasets that they name.
+    """Check the changed monitors against the models and datasets to which they refer.
 
-    `progress` takes one line for each check that could not be made. Raises InvalidConfig if a monitor names a missing
-    column, variant or dataset, or a dataset that cannot be read or lacks a judged column, and RegistryUnavailable if a
-    remote dataset cannot be fetched.
+    `progress` receives one line per check that is not possible. Raises InvalidConfig if a monitor refers to a missing
+    column, variant or dataset, or if a dataset is unreadable or lacks a judged column, and RegistryUnavailable if a
+    remote dataset cannot be downloaded.
     """
     changed = {
         name: monitor
@@ -156,8 +156,8 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
 
 
 def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
-    """Return the dataset and project of `config` as absolute paths, because the controller runs elsewhere."""
-    found = {}
+    """Return the dataset and project in `config` as absolute paths, because the controller runs in another folder."""
+    absolute = {}
     project_fields = tuple(f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters"))
     if (retrain := monitor.retrain) is not None and any(field.startswith(project_fields) for field in config):
         try:
@@ -165,23 +165,23 @@ def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[s
         except InvalidConfig as error:
             raise InvalidConfig(f"{prefix}retrain.{error.message}") from None
         if (folder := _project_folder(retrain.project)) is not None:
-            found[project_fields[0]] = str(folder)
+            absolute[project_fields[0]] = str(folder)
     uri = monitor.reference.removeprefix(_DATASET)
     if f"{prefix}reference" in config and monitor.reference.startswith(_DATASET) and not urlparse(uri).scheme:
-        found[f"{prefix}reference"] = f"{_DATASET}{absolute_path(uri)}"
-    return found
+        absolute[f"{prefix}reference"] = f"{_DATASET}{absolute_path(uri)}"
+    return absolute
 
 
 def check_project(project: str, entry_point: str, parameters: Mapping[str, object]) -> None:
-    """Check an MLflow project in a folder of this machine; a remote project is checked only by its run.
+    """Check an MLflow project in a local folder. A remote project is not checked before its run.
 
-    Raises InvalidConfig if the folder is missing, is not an MLflow project, or its entry point or parameters differ.
+    Raises InvalidConfig if the folder is missing, is not an MLflow project, or lacks the entry point or parameters.
     """
     folder = _project_folder(project)
     if folder is None:
         return
     if not folder.is_dir():
-        raise InvalidConfig(f"project: there is no folder {folder}; {_EXPECTED_PROJECT}")
+        raise InvalidConfig(f"project: the folder {folder} does not exist; {_EXPECTED_PROJECT}")
     entries = _entry_points(folder)
     if entry_point not in entries and entry_point.endswith(_SCRIPTS) and (folder / entry_point).is_file():
         return
@@ -192,51 +192,52 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
         raise InvalidConfig(f"entry_point: the project {folder} has no entry point {entry_point!r}; it has {known}")
     declared = entries[entry_point]
     where = f"entry point {entry_point!r} of the project {folder}"
-    for name in parameters:  # MLflow hands an undeclared one to the command, which fails after the rows were collected
+    # MLflow passes undeclared parameters to the command, which fails after the rows were collected.
+    for name in parameters:
         if declared and name not in declared:
             names = ", ".join(declared)
             raise InvalidConfig(f"parameters.{name}: {where} has no parameter {name!r}; it has {names}")
     for name, parameter in declared.items():
         has_default = isinstance(parameter, dict) and parameter.get("default") is not None
         if not has_default and name not in parameters and name not in SUPPLIED_PARAMETERS:
-            raise InvalidConfig(f"parameters.{name}: {where} wants a value for it, and has no default")
+            raise InvalidConfig(f"parameters.{name}: {where} needs a value for it, because it has no default")
 
 
 def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
-    """Return the columns of the endpoint's log, over all its variants; None if they are unknown."""
+    """Return the columns of the endpoint's log over all its variants; None if they are unknown."""
     logged: list[LoggedColumns] = []
     for name, variant in spec.variants.items():
         try:
             logged.append(logged_columns(resolve(variant.model).source))
         except RegistryUnavailable as error:
-            progress(f"the columns that the monitors name are not checked: {error.message}")
+            progress(f"the columns of the monitors are not checked: {error.message}")
             return None
         except OnnxserveError as error:
-            progress(f"the columns of deployment {name} are not known: {error.message}")
+            progress(f"the columns of deployment {name} are unknown: {error.message}")
             return None
-    if not logged or not all(one.inputs for one in logged):
+    if not logged or not all(item.inputs for item in logged):
         return None
-    inputs = dict.fromkeys(name for one in logged for name in one.inputs)
-    outputs = [one.outputs for one in logged]
-    known = None if None in outputs else tuple(dict.fromkeys(name for one in outputs for name in one or ()))
+    inputs = dict.fromkeys(name for item in logged for name in item.inputs)
+    outputs = [item.outputs for item in logged]
+    known = None if None in outputs else tuple(dict.fromkeys(name for names in outputs for name in names or ()))
     return LoggedColumns(tuple(inputs), known)
 
 
 def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
-    required = [one for one in monitor.requirements if one.argument]
+    required = [requirement for requirement in monitor.requirements if requirement.argument]
     if monitor.kind == "shadow" and spec.variants:
-        for one in required:
-            if one.argument not in spec.variants:
-                hint = did_you_mean(one.argument, spec.variants, f"it has {', '.join(spec.variants)}")
-                raise InvalidConfig(f"require: {one.text}: the endpoint has no deployment {one.argument!r}{hint}")
+        for item in required:
+            if item.argument not in spec.variants:
+                hint = did_you_mean(item.argument, spec.variants, f"it has {', '.join(spec.variants)}")
+                raise InvalidConfig(f"require: {item.text}: the endpoint has no deployment {item.argument!r}{hint}")
     others = [name for name in monitor.columns if not _is_answer(name)]
     if monitor.kind == "prediction_drift" and others:
-        raise InvalidConfig(f"columns: {join_names(others)}: prediction_drift judges answers: prediction, output.NAME")
+        raise InvalidConfig(f"columns: {join_names(others)}: prediction_drift judges outputs: prediction, output.NAME")
     if columns is None:
         return
     named = [(f"{field}: ", name) for field in ("columns", "segment_by") for name in getattr(monitor, field)]
     if monitor.kind == "data_quality":
-        named += [(f"require: {one.text}: ", one.argument) for one in required]
+        named += [(f"require: {requirement.text}: ", requirement.argument) for requirement in required]
     for where, name in named:
         may_be_answer = columns.outputs is None and _is_answer(name)
         if not (name.startswith(_OWN_PREFIX) or _is_among(name, columns.all) or may_be_answer):
@@ -245,12 +246,12 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 
 
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
-    """Check that the dataset has every judged column: a missing column would be drift in every window."""
-    # here: pyarrow and scipy, which no other command of deployments needs
+    """Check that the dataset has every judged column. Otherwise a missing column would be drift in every window."""
+    # No other command of deployments needs pyarrow and scipy.
     from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns
 
     try:
-        held = dataset_columns(monitor.reference.removeprefix(_DATASET))
+        present = dataset_columns(monitor.reference.removeprefix(_DATASET))
     except RegistryUnavailable:
         raise
     except OnnxserveError as error:
@@ -258,24 +259,24 @@ def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
     judged: Sequence[str] = monitor.columns
     if not judged and columns is not None:
         judged = (columns.outputs or ()) if monitor.kind == "prediction_drift" else columns.all
-    missing = [name for name in judged if not _is_among(name, held)]
+    missing = [name for name in judged if not _is_among(name, present)]
     if not missing:
         return
     uri = monitor.reference
     if all(_is_answer(name) for name in missing) and monitor.kind != "prediction_drift" and columns is not None:
-        left = [name for name in (monitor.columns or columns.inputs) if name not in missing]
+        others = [name for name in (monitor.columns or columns.inputs) if name not in missing]
         raise InvalidConfig(
-            f"reference: {uri} has no column {join_names(missing)}, which holds what the model answers: add it (the "
-            f"model's answers to these rows), or judge the others alone: columns={','.join(left)}"
+            f"reference: {uri} lacks the column {join_names(missing)} with the model's outputs: add the model's "
+            f"outputs for these rows, or judge only the other columns: columns={','.join(others)}"
         )
     raise InvalidConfig(
-        f"reference: {uri} has no column {join_names(missing)} to compare with; it has {join_names(held)}"
+        f"reference: {uri} has no column {join_names(missing)} for the comparison; it has {join_names(present)}"
     )
 
 
 def _is_among(name: str, known: Sequence[str]) -> bool:
-    """Return True if the name is known, or is a part of a known vector, or the other way round."""
-    return any(name == one or name.startswith(f"{one}.") or one.startswith(f"{name}.") for one in known)
+    """Return True if the name is known, is a part of a known vector, or is a vector with a known part."""
+    return any(name == column or name.startswith(f"{column}.") or column.startswith(f"{name}.") for column in known)
 
 
 def _is_answer(name: str) -> bool:
@@ -283,13 +284,13 @@ def _is_answer(name: str) -> bool:
 
 
 def _project_folder(project: str) -> Path | None:
-    """Return the folder of a project (`FOLDER#BELOW` is the one below); None if it is not on this machine's disk."""
-    place, _, below = project.partition("#")
-    if place.startswith(_FILE):
-        place = place.removeprefix(_FILE)
-    elif _URI.match(place):
+    """Return the folder of a project (of `FOLDER#BELOW`, the inner folder); None if it is not on this machine."""
+    location, _, below = project.partition("#")
+    if location.startswith(_FILE):
+        location = location.removeprefix(_FILE)
+    elif _URI.match(location):
         return None
-    return absolute_path(place) / below
+    return absolute_path(location) / below
 
 
 def _entry_points(folder: Path) -> dict[str, Json]:
@@ -307,5 +308,5 @@ def _entry_points(folder: Path) -> dict[str, Json]:
 
 
 def _field(document: object, name: str) -> Json:
-    found = document.get(name) if isinstance(document, dict) else None
-    return found if isinstance(found, dict) else {}
+    value = document.get(name) if isinstance(document, dict) else None
+    return value if isinstance(value, dict) else {}

@@ -1,6 +1,6 @@
 """Deployments and endpoints as flat mappings of plain values, printed by `mlflow deployments get` and `get-endpoint`.
 
-An unknown value is an empty text.
+Unknown values are empty strings.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ _IN_ENDPOINT = (
 
 
 def summarize(deployment: Deployment) -> Json:
-    """Return the lines of `describe` that `list` shows."""
+    """Return the fields of `describe` that `list` prints."""
     described = describe(deployment)
     return {key: described[key] for key in _OF_DEPLOYMENT}
 
@@ -40,15 +40,16 @@ def describe(deployment: Deployment) -> Json:
     variant = endpoint.spec.variants[deployment.name]
     wanted = observation.wanted.variants.get(deployment.name) if observation.wanted is not None else None
     loaded = {worker.pid: worker.loaded(endpoint.name, deployment.name) for worker in observation.workers}
-    versions = sorted({one.version for one in loaded.values() if one.version})
-    is_refused = any((one.endpoint, one.variant) == (endpoint.name, deployment.name) for one in observation.refused)
-    # the agent's error may be only about versions of other deployments
+    versions = sorted({variant_state.version for variant_state in loaded.values() if variant_state.version})
+    is_refused = any((item.endpoint, item.variant) == (endpoint.name, deployment.name) for item in observation.refused)
+    # The agent's error may be only about versions of other deployments.
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
     state, reason = observation.state, observation.reason
-    if state == "running" and not all(one.version for one in loaded.values()):  # the server runs without it
-        state, reason = ("failed", error) if error else ("starting", reason or "it is being loaded")
-    workers = {pid: f"{wanted.model if wanted else ''} {one.version or 'nothing'}" for pid, one in loaded.items()}
+    # The server runs without this deployment.
+    if state == "running" and not all(worker.version for worker in loaded.values()):
+        state, reason = ("failed", error) if error else ("starting", reason or "the model is loading")
+    workers = {pid: f"{wanted.model if wanted else ''} {worker.version or 'nothing'}" for pid, worker in loaded.items()}
     return {
         "name": deployment.name,
         "endpoint": endpoint.name,
@@ -60,7 +61,7 @@ def describe(deployment: Deployment) -> Json:
         "model": wanted.model if wanted is not None else "",
         "version": ", ".join(versions),
         **_provenance(variant.model, wanted, is_running=state == "running"),
-        "batch_dimension": next((f"none: {one.no_batch}" for one in loaded.values() if one.no_batch), ""),
+        "batch_dimension": next((f"none: {worker.no_batch}" for worker in loaded.values() if worker.no_batch), ""),
         "weight": variant.weight,
         "share": traffic_shares(traffic_weights(endpoint.spec)).get(deployment.name, 0.0),
         "shadow": variant.shadow,
@@ -69,23 +70,31 @@ def describe(deployment: Deployment) -> Json:
 
 
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
-    """Return the lines that `list` shows of each endpoint, by name, and the names of its deployments."""
-    found = describe_endpoints(deployments)
-    return [{**{key: one[key] for key in _OF_ENDPOINT}, "deployments": list(one["deployments"])} for one in found]
+    """Return the fields of each endpoint that `list` prints, by name, with the names of its deployments."""
+    endpoints = describe_endpoints(deployments)
+    return [
+        {**{key: item[key] for key in _OF_ENDPOINT}, "deployments": list(item["deployments"])} for item in endpoints
+    ]
 
 
 def describe_endpoints(deployments: Deployments) -> list[Json]:
-    """Return everything that is known of each endpoint, by name; of an unreadable one, its name and the reason."""
+    """Return all known fields of each endpoint, by name. An unreadable endpoint has only its name and the reason."""
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
-    for one in deployments.store.unreadable():
-        unreadable = {"name": one.name, "target": one.target, "state": "unreadable", "reason": one.reason, "url": ""}
-        nothing = {"restarts": "", "traffic": {}, "shadows": [], "deployments": {}, "workers": {}}
-        described.append({**unreadable, **nothing})
-    return sorted(described, key=lambda one: str(one["name"]))
+    for endpoint in deployments.store.unreadable():
+        unreadable = {
+            "name": endpoint.name,
+            "target": endpoint.target,
+            "state": "unreadable",
+            "reason": endpoint.reason,
+            "url": "",
+        }
+        empty = {"restarts": "", "traffic": {}, "shadows": [], "deployments": {}, "workers": {}}
+        described.append({**unreadable, **empty})
+    return sorted(described, key=lambda item: str(item["name"]))
 
 
 def describe_endpoint(observed: ObservedEndpoint) -> Json:
-    """Return everything that is known of an endpoint; `deployments` has the main fields of each."""
+    """Return all known fields of an endpoint. `deployments` has the main fields of each deployment."""
     endpoint, observation = observed.endpoint, observed.observation
     spec = endpoint.spec
     deployments = {name: describe(Deployment(name, endpoint, observation)) for name in spec.variants}
@@ -103,13 +112,13 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
         "shadows": [name for name, variant in spec.variants.items() if variant.shadow],
         "sticky": spec.sticky.model_dump(exclude_none=True) if spec.sticky is not None else {},
         "require": spec.require or "",
-        "deployments": {name: {key: one[key] for key in _IN_ENDPOINT} for name, one in deployments.items()},
+        "deployments": {name: {key: fields[key] for key in _IN_ENDPOINT} for name, fields in deployments.items()},
         **_server_lines(observed, observation.registry_error, workers),
     }
 
 
 def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: Mapping[int, object]) -> Json:
-    """Return the last lines, which are about the server; `workers` maps process ids to the loaded versions."""
+    """Return the last fields, about the server. `workers` maps process ids to the loaded versions."""
     endpoint, observation = observed.endpoint, observed.observation
     started = observation.started_at
     return {
@@ -126,9 +135,9 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
 
 
 def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
-    """Return flavor, parity and origin of the version, as the agent reports them.
+    """Return flavor, parity and origin of the version, as reported by the agent.
 
-    Otherwise the MLmodel file is read: on this machine, or from MLflow if only a pod has it.
+    Otherwise they are read from the MLmodel file: on this machine, or from MLflow if only a pod has the file.
     """
     known = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
     reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}

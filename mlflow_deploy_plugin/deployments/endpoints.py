@@ -1,7 +1,7 @@
-"""Endpoints, and the only way to change them.
+"""Endpoints, and the only functions that change them.
 
-The spec is stored before the backend applies it, so that the next `start` or `update` finishes interrupted work. If it
-cannot be applied, store and backend return to the state before.
+The spec is stored before the backend applies it, so that the next `start` or `update` completes interrupted work. If
+the spec cannot be applied, store and backend are reset to the earlier state.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class ObservedEndpoint:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The endpoints of the store; a new endpoint is made at `target`."""
+    """The endpoints of the store. A new endpoint is created at `target`."""
 
     store: Store
     settings: Settings
@@ -43,54 +43,54 @@ class Endpoints:
     target: Target
 
     def backend(self, stored: Endpoint) -> Backend:
-        """Return the backend that serves an endpoint. Raises as `parse_target` and `Target.backend`."""
+        """Return the backend that serves an endpoint. Raises the errors of `parse_target` and `Target.backend`."""
         return parse_target(stored.target).backend(self.settings)
 
     def target_of(self, name: str) -> Target:
-        """Return the target of an endpoint, also if its spec cannot be read; raise NotFound if there is none."""
-        targets = {one.name: one.target for one in self.store.endpoints()}
-        targets |= {one.name: one.target for one in self.store.unreadable()}
+        """Return the target of an endpoint, even if its spec is unreadable. Raises NotFound if it does not exist."""
+        targets = {item.name: item.target for item in self.store.endpoints()}
+        targets |= {item.name: item.target for item in self.store.unreadable()}
         if name not in targets:
             raise unknown_endpoint(name, targets)
         return parse_target(targets[name])
 
     def observe(self, stored: Endpoint) -> ObservedEndpoint:
-        """Return an endpoint with its server, which is `failed` with the reason if the backend does not answer."""
+        """Return an endpoint with its server. If the backend does not answer, the state is `failed` with a reason."""
         if not stored.spec.variants:
             create = f"mlflow deployments create -t {stored.target} --endpoint {stored.name} …"
-            return ObservedEndpoint(stored, Observation("empty", f"no deployment yet; `{create}` adds one"))
+            return ObservedEndpoint(stored, Observation("empty", f"it has no deployment; `{create}` adds one"))
         try:
             return ObservedEndpoint(stored, self.backend(stored).observe(stored.spec))
         except OnnxserveError as error:
             return ObservedEndpoint(stored, Observation("failed", error.message))
 
     def serve(self, stored: Endpoint) -> None:
-        """Serve an endpoint as the store has it, and report URL and seconds. Raises as `Backend.apply`."""
+        """Serve an endpoint of the store, and report URL and seconds. Raises the errors of `Backend.apply`."""
         self._serve(self.backend(stored), stored.spec)
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
         """Store the endpoint, and serve it if it has a variant, or undo both. Raises as `Deployments.create`."""
-        backend = self.target.backend(self.settings)  # a missing SDK raises before the store changes
-        # before the name is taken, so that nobody deletes it before it is served
+        backend = self.target.backend(self.settings)  # A missing SDK raises an error before the store changes.
+        # Lock before the name is taken, so that the endpoint cannot be deleted before it is served.
         with self.lock(spec.name, self.target):
             with self._ports(self.target) as with_port:
-                placed = self.store.add_endpoint(str(self.target), with_port(spec), why=why).spec
-            if not placed.variants:
+                stored = self.store.add_endpoint(str(self.target), with_port(spec), why=why).spec
+            if not stored.variants:
                 return
             try:
-                self._serve_new(backend, spec, placed)
-            except BaseException as error:  # also Ctrl-C: a user who gives up waiting wants nothing left behind
-                with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
+                self._serve_new(backend, spec, stored)
+            except BaseException as error:  # Ctrl-C must also remove the endpoint.
+                with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
                     backend.remove(spec.name)
                 self.store.remove_endpoint(spec.name, why=_undo_reason(error))
                 raise
 
     def change(self, stored: Endpoint, new: EndpointSpec, **audit: Any) -> None:
-        """Replace the spec of an endpoint, or leave it as it was. The caller holds the lock.
+        """Replace the spec of an endpoint, or restore it on failure. The caller must have the lock.
 
         An endpoint without a variant has no server, and keeps its port. A stopped server is started. Changes of
-        monitors do not reach the server. `audit` has `action`, `actor` and `why` for `Store.replace_spec`. Raises as
-        `Deployments.update`.
+        monitors do not reach the server. `audit` has `action`, `actor` and `why` for `Store.replace_spec`. Raises the
+        errors of `Deployments.update`.
         """
         old = stored.spec
         if new.monitors != old.monitors and new.model_copy(update={"monitors": old.monitors}) == old:
@@ -109,12 +109,12 @@ class Endpoints:
         except BaseException as error:
             current = self.store.endpoint(old.name)
             if current is None or current.spec != changed.spec:
-                raise  # the lease ended while this machine slept, and another one has changed the endpoint since
-            detail = {"undone": True}  # a rollback passes over the change and its undoing
+                raise  # The lease expired while this machine slept, and another process changed the endpoint.
+            detail = {"undone": True}  # A rollback skips the change and its reversal.
             self.store.replace_spec(old, **{**audit, "why": _undo_reason(error), "detail": detail})
-            with contextlib.suppress(OnnxserveError):  # the first failure is the one to report
+            with contextlib.suppress(OnnxserveError):  # Only the first failure is reported.
                 if was_running:
-                    self.progress(f"{old.name}: going back to what was served before")
+                    self.progress(f"{old.name}: restoring the previous state")
                     backend.apply(old, lambda line: None)
                 elif old.variants:
                     backend.stop(old.name)
@@ -128,7 +128,7 @@ class Endpoints:
         self.progress(f"{spec.name}: ready at {address} after {time.monotonic() - begun:.1f} s")
 
     def _serve_new(self, backend: Backend, requested: EndpointSpec, placed: EndpointSpec) -> None:
-        """Serve `placed`, which is `requested` with a port; if a chosen port was taken meanwhile, choose the next."""
+        """Serve `placed`, which is `requested` with a port. If another program takes a chosen port, try the next."""
         for attempt in range(_PORT_ATTEMPTS):
             try:
                 self._serve(backend, placed)
@@ -143,28 +143,28 @@ class Endpoints:
                     self.store.replace_spec(placed, why=f"port {port} was taken by another program")
 
     def remove(self, name: str, why: str = "") -> None:
-        """End the server, revoke its own keys, and remove the endpoint from the store. The caller holds the lock."""
+        """End the server, revoke its keys, and remove the endpoint from the store. The caller must have the lock."""
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
-            self.progress(f"{name}: the key {key} was for it alone, and is revoked")
+            self.progress(f"{name}: the key {key} was only for this endpoint, and is revoked")
         self.store.remove_endpoint(name, why=why)
 
     @contextlib.contextmanager
     def lock(self, name: str, target: Target | None = None) -> Iterator[None]:
-        """Hold the lock of an endpoint, or of a new one at `target`, during a change.
+        """Lock an endpoint (or a new endpoint at `target`) during a change.
 
-        The lock is a file for the processes of this machine, and also a lease if other machines may change the
-        endpoint. Raises NotFound if it was deleted meanwhile, and InvalidConfig if the folder of the deployments cannot
-        be written.
+        The lock is a file for the processes of this machine, and also a lease if other machines can change the
+        endpoint. Raises NotFound if the endpoint has been deleted, and InvalidConfig if the folder of the deployments
+        is not writable.
         """
         target = target or self.target_of(name)
         try:
-            with contextlib.ExitStack() as held:
-                held.enter_context(locked(lock_path(name, self.settings)))
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(locked(lock_path(name, self.settings)))
                 if not target.is_on_this_machine:
-                    # the cache: each holder is named once
-                    say = cache(lambda holder: self.progress(f"{name}: waits for {holder}, who is changing it"))
-                    held.enter_context(held_lease(self.store, f"endpoint/{name}", say))
+                    # With the cache, each holder is reported once.
+                    report = cache(lambda holder: self.progress(f"{name}: waiting for {holder}, which is changing it"))
+                    stack.enter_context(held_lease(self.store, f"endpoint/{name}", report))
                 yield
         except OSError as error:
             folder = self.settings.deployments_path
@@ -174,20 +174,20 @@ class Endpoints:
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
         """Yield a function that returns a spec with a port of this machine that no other endpoint has.
 
-        No other process chooses a port meanwhile, so the caller stores the spec before it leaves. A spec for another
-        machine's ports stays as it is.
+        Other processes cannot choose a port in the block, so the caller must store the spec in it. If the ports are on
+        another machine, the spec is returned unchanged.
         """
         if not target.is_on_this_machine:
             yield lambda spec: spec
             return
         with locked(self.settings.deployments_path / ".ports.lock"):
             owners = {
-                one.spec.server.port: one.name
-                for one in self.store.endpoints()
-                if parse_target(one.target).is_on_this_machine
+                item.spec.server.port: item.name
+                for item in self.store.endpoints()
+                if parse_target(item.target).is_on_this_machine
             }
-            for unreadable in self.store.unreadable():  # its server may be stopped, or still run
-                # raises as `load_specs`, or it has no port
+            for unreadable in self.store.unreadable():  # Its server may still run.
+                # The spec may be invalid, or may have no port.
                 with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
                     if parse_target(unreadable.target).is_on_this_machine:
                         owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name
@@ -198,7 +198,7 @@ class Endpoints:
                     return apply_config(spec, {"server.port": choose_port(spec.server.host, owners)})
                 if port is not None and owners.get(port, spec.name) != spec.name:
                     raise InvalidConfig(
-                        f"port {port} belongs to the deployment {owners[port]!r}: choose another one by "
+                        f"port {port} belongs to the deployment {owners[port]!r}: set another port with "
                         "-C server.port=…"
                     )
                 return spec
@@ -207,15 +207,15 @@ class Endpoints:
 
 
 def left_specs(endpoint: str, settings: Settings) -> list[tuple[Path, EndpointSpec]]:
-    """Return the specs of an endpoint that servers of this machine have left, each with its state folder.
+    """Return the specs of an endpoint that servers on this machine have left, each with its state folder.
 
-    The deployment's own comes first, then those of `onnxserve serve`; unreadable specs are skipped.
+    The spec of the deployment is first, before the specs of `onnxserve serve`. Unreadable specs are skipped.
     """
-    left: list[tuple[Path, EndpointSpec]] = []
+    specs: list[tuple[Path, EndpointSpec]] = []
     for folder in (settings.state_dir(endpoint), *sorted((settings.home_path / "serve").glob("*"))):
         with contextlib.suppress(OSError, UnicodeDecodeError, InvalidConfig):
-            left += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
-    return left
+            specs += [(folder, spec) for spec in load_specs((folder / SPEC).read_text()) if spec.name == endpoint]
+    return specs
 
 
 def _undo_reason(error: BaseException) -> str:

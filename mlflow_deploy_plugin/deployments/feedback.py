@@ -1,4 +1,4 @@
-"""Labels of earlier predictions, sent to the endpoint's server if one runs, otherwise masked and put into the log."""
+"""Labels of earlier predictions. They are sent to the endpoint's running server, otherwise masked and logged."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -32,14 +32,14 @@ _NO_KEY = "is masked in the log, and the key of the mask is not on this machine"
 
 @dataclass(frozen=True)
 class LabelMasking:
-    """The key columns that are hashes in the log, and the file of the mask's key; `refusal`: why there is no key."""
+    """The key columns that are hashed in the log, and the file of the mask's key, or the reason for its absence."""
 
     columns: frozenset[str] = frozenset()
     key: Path | None = None
     refusal: str = _NO_KEY
 
     def table(self, entries: Iterable[LabelEntry], received_us: int, segment: str) -> pa.Table:
-        """Return the labels as the log has them; raise InvalidConfig if the key of a masked column is not here."""
+        """Return the labels in the format of the log. Raises InvalidConfig if the key of a masked column is missing."""
         mask = ColumnMask(self.key) if self.key else None
         labels = []
         for entry in entries:
@@ -56,12 +56,12 @@ class LabelMasking:
 
 @dataclass
 class LabelSink:
-    """The destination of an endpoint's labels: its server, and once that does not answer the inference log.
+    """The destination of an endpoint's labels: its server, or the inference log if the server does not answer.
 
     Attributes:
-        url: of the server; empty if none runs.
-        keys: the key columns of the endpoint's spec, which rows may have.
-        only_server: labels do not go into the log if the server does not answer.
+        url: the URL of the server; empty if it is not running.
+        keys: the key columns in the endpoint's spec, which rows may have.
+        only_server: True if labels must not be written to the log when the server does not answer.
         destinations: the used destinations, as keys: the server's URL, the log.
     """
 
@@ -75,7 +75,7 @@ class LabelSink:
     destinations: dict[str, None] = field(default_factory=dict)
 
     def store(self, session: ServerSession, entries: Sequence[LabelEntry]) -> list[BadRow]:
-        """Store labels, and return the labels that the server refuses. Raises as `import_labels`."""
+        """Store labels, and return the labels that the server refuses. Raises the errors of `import_labels`."""
         if self.url:
             try:
                 url = f"{self.url.rstrip('/')}/endpoints/{self.endpoint}/feedback"
@@ -114,10 +114,10 @@ def label_sink(deployments: Deployments, log: InferenceLog, endpoint: str) -> La
 def import_labels(
     sink: LabelSink, rows: Iterable[LabelEntry | BadRow], report_bad: Callable[[BadRow], None], match: bool
 ) -> LabelImport:
-    """Store the labels of a file batch by batch, and with `match` count those whose row is in the log.
+    """Store the labels of a file in batches. With `match`, count the labels whose row is in the log.
 
-    Raises NotReady if the server does not answer and the labels have no other destination, and OnnxserveError if the
-    log is down. Labels that were stored before stay; storing them again does no harm.
+    Raises NotReady if the server does not answer and the log may not be used, and OnnxserveError if the log is down.
+    Labels that were already stored remain. It is safe to store them again.
     """
     matches = LabelMatches() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()
@@ -128,7 +128,7 @@ def import_labels(
             entries = [row for row in batch if isinstance(row, LabelEntry)]
             refused = sink.store(session, entries) if entries else []
             if matches is not None and entries:
-                places = {one.place for one in refused}
+                places = {row.place for row in refused}
                 matches.add(readable.table([entry for entry in entries if entry.place not in places], 0, ""))
             accepted += len(entries) - len(refused)
             bad_rows = [row for row in batch if isinstance(row, BadRow)] + refused
@@ -143,10 +143,10 @@ def import_labels(
 def check_key_columns(
     log: InferenceLog, endpoint: str, key: Sequence[str], keys: Collection[str] = ()
 ) -> frozenset[str]:
-    """Return the columns of the key that hold numbers or booleans in the log.
+    """Return the columns of the key that contain numbers or booleans in the log.
 
-    Every key passes if no row is logged, or if it is in `keys`, the endpoint's `capture.keys`, whose rows may come
-    later. Otherwise raises InvalidConfig, with the nearest name, if no logged row has a column.
+    Any key is accepted if there are no logged rows, or if it is in `keys` (the endpoint's `capture.keys`), because rows
+    may arrive later. Otherwise a key that is not a column of the log raises InvalidConfig with the nearest name.
     """
     hours = log.hours(endpoint)
     if not key or not hours:
@@ -157,34 +157,34 @@ def check_key_columns(
     columns = schema.names
     for name in key:
         if name not in columns and name not in keys:
-            raise InvalidConfig(f"--key names {protocols.feedback.unknown_column(name, columns, endpoint)}")
+            raise InvalidConfig(f"--key: {protocols.feedback.unknown_column(name, columns, endpoint)}")
     types = {name: schema.field(name).type for name in key if name in columns}
     is_number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return frozenset(name for name, kind in types.items() if any(one(kind) for one in is_number))
+    return frozenset(name for name, kind in types.items() if any(is_type(kind) for is_type in is_number))
 
 
 def _masking_without_spec(settings: Settings, log: InferenceLog, endpoint: str) -> LabelMasking:
-    """Return the masking of an endpoint outside the store, from the specs that servers of this machine have left.
+    """Return the masking of an endpoint outside the store, from the specs of servers on this machine.
 
-    Without such specs, a column whose logged values look like masks is masked.
+    If there are no specs, a column is masked if its logged values look like masks.
     """
-    left = left_specs(endpoint, settings)
-    if not left:
+    specs = left_specs(endpoint, settings)
+    if not specs:
         refusal = (
-            f"looks masked in the log, and no spec of {endpoint} is on this machine: bring these labels by its server "
-            "(--url), or by prediction id"
+            f"looks masked in the log, and no spec of {endpoint} is on this machine: send these labels through its "
+            "server (--url), or by prediction id"
         )
         return LabelMasking(_columns_that_look_masked(log, endpoint), None, refusal)
-    columns = frozenset(name for _, spec in left for name in spec.capture.mask)
-    keys = {key.read_bytes(): key for folder, _ in left if (key := folder / MASK_KEY).exists()}
+    columns = frozenset(name for _, spec in specs for name in spec.capture.mask)
+    keys = {key.read_bytes(): key for folder, _ in specs if (key := folder / MASK_KEY).exists()}
     if len(keys) > 1:
-        shown = " and ".join(sorted(map(str, keys.values())))
-        return LabelMasking(columns, None, f"is masked in the log, and which key it is by is not known: {shown}")
+        files = " and ".join(sorted(map(str, keys.values())))
+        return LabelMasking(columns, None, f"is masked in the log, and several keys are possible: {files}")
     return LabelMasking(columns, next(iter(keys.values()), None))
 
 
 def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str]:
-    """Return the model's columns whose last logged values include a value that looks masked."""
+    """Return the model's columns whose last logged values include a value that looks like a mask."""
     hours = log.hours(endpoint)
     if not hours:
         return frozenset()
@@ -202,9 +202,9 @@ def _columns_that_look_masked(log: InferenceLog, endpoint: str) -> frozenset[str
 
 
 def _post_labels(session: ServerSession, url: str, entries: Sequence[LabelEntry]) -> list[BadRow]:
-    """Post labels, again while the server is overloaded, and return the refused labels.
+    """Post labels, with retries while the server is overloaded. Return the refused labels.
 
-    Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all of them.
+    Raises NotReady if the server does not answer, and another OnnxserveError if it refuses all labels.
     """
     body = orjson.dumps({"feedback": [_feedback_document(entry) for entry in entries]})
     try:

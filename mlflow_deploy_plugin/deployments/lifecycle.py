@@ -1,7 +1,7 @@
-"""The life of deployments: the work behind `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop`.
+"""The life cycle of deployments, for `mlflow deployments …`, `onnxserve endpoint …` and `onnxserve start/stop`.
 
-An endpoint is a server; a deployment is a variant in it. Changes are live: the server goes on answering, and every
-worker serves the change when the call returns. Only a change of the spec's `server` part restarts it.
+An endpoint is a server; a deployment is a variant of it. The server keeps answering during a change, and every worker
+serves the change when the call returns. Only a change of the spec's `server` section restarts the server.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -46,9 +46,9 @@ class Deployment:
 class Deployments:
     """All deployments and endpoints of the store.
 
-    Every change is audited with its reason `why` and its `actor`, by default this process's user. `progress` gets a
-    line for each long step. If `target` is set, only its deployments are seen and made; otherwise all are seen, and new
-    ones are made on this machine.
+    Every change is audited with its reason `why` and its `actor`, by default the user of this process. `progress`
+    receives one line per long step. If `target` is set, only its deployments are visible and created. Otherwise all are
+    visible, and new deployments are created on this machine.
     """
 
     store: Store
@@ -57,15 +57,15 @@ class Deployments:
     target: Target | None = None
 
     def create(self, name: str, model_uri: str, config: Config, endpoint: str | None = None) -> Deployment:
-        """Serve a model under a new name, in a new endpoint if there is none, and return when it answers.
+        """Serve a model under a new name, if necessary in a new endpoint. Return when it answers.
 
-        The first deployment of an endpoint gets all of the traffic, a further one none before its weight is set.
+        The first deployment of an endpoint gets all traffic, and others none until their weight is set.
 
         Raises:
             AlreadyExists: the name is taken.
-            NotFound / RegistryUnavailable: the model is not there, or MLflow does not answer.
+            NotFound / RegistryUnavailable: the model does not exist, or MLflow does not answer.
             InvalidConfig: a name or a field of `config` is invalid.
-            DeploymentFailed: the server did not become ready. Nothing is left behind.
+            DeploymentFailed: the server did not become ready. The deployment is removed.
         """
         stored = self.store.endpoint(endpoint or name)
         if stored is not None and not self._sees(stored):
@@ -75,49 +75,49 @@ class Deployments:
             spec = new_endpoint(endpoint or name, model_uri, variant=name)
             is_in_image = parse_model_uri(model_uri).kind == "path" and not (self.target or LOCAL).is_on_this_machine
             if not is_in_image:
-                resolve(model_uri)  # a model that the registry does not have is refused before anything is started
+                resolve(model_uri)  # A model that is not in the registry is refused before anything is started.
             spec = self._configured(spec, config)
             self._endpoints.create(spec)
             return self.get(name, endpoint)
         if endpoint is None and name not in stored.spec.variants:
-            raise AlreadyExists(f"{name!r} is an endpoint already: say --endpoint {name} to deploy into it")
+            raise AlreadyExists(f"{name!r} is already an endpoint: use --endpoint {name} to deploy into it")
         if endpoint is None:
-            raise AlreadyExists(f"a deployment {name!r} exists already: update or delete it")
+            raise AlreadyExists(f"the deployment {name!r} already exists: update or delete it")
         return self.add(endpoint, name, model_uri, config)
 
     def update(self, name: str, model_uri: str | None, config: Config, endpoint: str | None = None) -> Deployment:
-        """Change a deployment; its server is started if it does not run.
+        """Change a deployment. Its server is started if it is not running.
 
-        Raises NotFound, InvalidConfig as `create`, and DeploymentFailed if the change cannot be served; the earlier
-        state is then served again.
+        Raises NotFound, InvalidConfig like `create`, and DeploymentFailed if the change cannot be served. In this case
+        the earlier state is restored.
         """
-        found = self._find(name, endpoint).name
+        endpoint_name = self._find(name, endpoint).name
         model = {} if model_uri is None else {f"variants.{name}.model": model_uri}
-        self._change(found, lambda spec: self._configured(spec, {**model, **config}), config)
-        return self.get(name, found)
+        self._change(endpoint_name, lambda spec: self._configured(spec, {**model, **config}), config)
+        return self.get(name, endpoint_name)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
-        """End a deployment, and return True. If there is none, `progress` gets a line: MLflow wants no error.
+        """End a deployment, and return True. A missing deployment is only reported to `progress`, as MLflow requires.
 
-        An endpoint of the deployment's own name goes with it; any other endpoint stays, empty after its last
-        deployment. Raises InvalidConfig if no other deployment would answer the endpoint's traffic, and
-        DeploymentFailed if the server does not go on without it.
+        An endpoint with the name of the deployment is deleted; any other endpoint is kept, even without deployments.
+        Raises InvalidConfig if no remaining deployment would answer the endpoint's traffic, and DeploymentFailed if the
+        server fails without the deployment.
         """
         try:
-            found = self._find(name, endpoint).name
+            endpoint_name = self._find(name, endpoint).name
         except NotFound as error:
             return self._nothing_deleted(error)
-        with self._endpoints.lock(found):
-            stored = self.store.endpoint(found)
-            if stored is None or name not in stored.spec.variants:  # another process has deleted it meanwhile
+        with self._endpoints.lock(endpoint_name):
+            stored = self.store.endpoint(endpoint_name)
+            if stored is None or name not in stored.spec.variants:  # Another process has deleted it.
                 return self._nothing_deleted(self._no_deployment(name, endpoint))
-            if endpoint is None and found == name and set(stored.spec.variants) == {name}:
-                self._endpoints.remove(found)
+            if endpoint is None and endpoint_name == name and set(stored.spec.variants) == {name}:
+                self._endpoints.remove(endpoint_name)
             else:
                 try:
                     remaining = remove_variant(stored.spec, name)
                 except InvalidConfig as error:
-                    hint = f"`onnxserve endpoint delete {found}` ends the whole endpoint"
+                    hint = f"`onnxserve endpoint delete {endpoint_name}` deletes the endpoint"
                     raise InvalidConfig(f"without {name!r} {error.message}; {hint}") from None
                 self._endpoints.change(stored, remaining)
         return True
@@ -127,7 +127,7 @@ class Deployments:
         return Deployment(name, stored, self._endpoints.observe(stored).observation)
 
     def reached(self, stored: Endpoint) -> AbstractContextManager[str]:
-        """Yield the address at which this machine reaches an endpoint's server, which runs."""
+        """Yield an address at which this machine reaches an endpoint's running server."""
         return self._endpoints.backend(stored).reached(stored.spec)
 
     def server_metrics(self, observed: ObservedEndpoint, timeout_seconds: float = _PAGE_SECONDS) -> MetricsByServer:
@@ -141,22 +141,22 @@ class Deployments:
     def server_history(
         self, observed: ObservedEndpoint, span: Span, timeout_seconds: float = _PAGE_SECONDS
     ) -> HistoryByServer:
-        """Return the intervals that each server of an endpoint keeps; a server of this machine need not run."""
+        """Return the stored intervals of each server of an endpoint. A server on this machine does not have to run."""
         name, folder = observed.endpoint.name, self.settings.state_dir(observed.endpoint.name)
         pages: Mapping[str, bytes | Refused]
         if (folder / HISTORY).is_dir():
             pages = {name: read_history(folder, span)}
         else:
             pages = self._server_pages(observed, f"/metrics/history?span={span}", timeout_seconds)
-        found = {server: read_page(page, parse_server_history) for server, page in pages.items()}
-        return found or {name: Refused("the server does not run")}
+        histories = {server: read_page(page, parse_server_history) for server, page in pages.items()}
+        return histories or {name: Refused("the server is not running")}
 
     def place(self, endpoint: str) -> str:
-        """Return the name of the endpoint server's place. Raises NotFound, or as `Backend.place`."""
+        """Return an id of the endpoint server's machine or cluster. Raises NotFound, or as `Backend.place`."""
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
-        """Return all deployments (of one endpoint). Raises NotFound if there is no such endpoint."""
+        """Return all deployments (of one endpoint). Raises NotFound if the endpoint does not exist."""
         if endpoint is not None:
             self._require(endpoint)
         return [
@@ -166,45 +166,45 @@ class Deployments:
         ]
 
     def start(self, name: str) -> None:
-        """Start a deployment's server unless it runs. Raises as `update`, and InvalidConfig without a deployment."""
-        found = self._find_server(name)
-        with self._endpoints.lock(found):
-            stored = self._require(found)
+        """Start a deployment's server if it is not running. Raises as `update`, and InvalidConfig if there is none."""
+        endpoint_name = self._find_server(name)
+        with self._endpoints.lock(endpoint_name):
+            stored = self._require(endpoint_name)
             if not stored.spec.variants:
-                raise InvalidConfig(f"the endpoint {found!r} has no deployment that could be served")
+                raise InvalidConfig(f"the endpoint {endpoint_name!r} has no deployment that could be served")
             self._endpoints.serve(stored)
-            self.store.record("start", endpoint=found)
+            self.store.record("start", endpoint=endpoint_name)
 
     def stop(self, name: str) -> None:
         """Stop the server of a deployment; `start` starts it again. Raises NotFound."""
-        found = self._find_server(name)
-        with self._endpoints.lock(found):
-            self._endpoints.backend(self._require(found)).stop(found)
-            self.store.record("stop", endpoint=found)
+        endpoint_name = self._find_server(name)
+        with self._endpoints.lock(endpoint_name):
+            self._endpoints.backend(self._require(endpoint_name)).stop(endpoint_name)
+            self.store.record("stop", endpoint=endpoint_name)
 
     def create_endpoint(self, name: str, config: Config, why: str = "") -> ObservedEndpoint:
-        """Take a name for later deployments. Raises AlreadyExists, and InvalidConfig if `config` is invalid."""
+        """Create an endpoint for later deployments. Raises AlreadyExists, and InvalidConfig if `config` is invalid."""
         self._endpoints.create(self._configured(empty_endpoint(name), config), why)
         return self.get_endpoint(name)
 
     def update_endpoint(
         self, endpoint: str, config: Config, why: str = "", actor: str | None = None
     ) -> ObservedEndpoint:
-        """Change fields of an endpoint, all or none. Raises as `update`."""
+        """Change fields of an endpoint, all or none. Raises the errors of `update`."""
         self._change(endpoint, lambda spec: self._configured(spec, config), config, why=why, actor=actor)
         return self.get_endpoint(endpoint)
 
     def set_traffic(
         self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
     ) -> ObservedEndpoint:
-        """Set every weight, by default to 0; shadows stay. Raises as `update`, and for others during a rollout."""
+        """Set all weights, by default 0, except shadows. Raises as `update`. A rollout excludes all other callers."""
         config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
-        """End the endpoint with everything in it; requests in flight are finished. Returns as `delete`."""
-        if endpoint in self.store.names():  # before its name becomes that of a lock file
+        """End the endpoint and its deployments after open requests are completed. Return the same as `delete`."""
+        if endpoint in self.store.names():  # Check before the name is used for a lock file.
             if self.target not in (None, target := self._endpoints.target_of(endpoint)):
                 return self._nothing_deleted(NotFound(f"the endpoint {endpoint!r} is at `-t {target}`"))
             with self._endpoints.lock(endpoint):
@@ -217,21 +217,21 @@ class Deployments:
         return self._endpoints.observe(self._require(endpoint))
 
     def list_endpoints(self, only: Collection[str] | None = None) -> Sequence[ObservedEndpoint]:
-        """Return the endpoints in the order of their names; `progress` gets a line for each that cannot be read.
+        """Return the endpoints, sorted by name. `progress` receives a line per unreadable endpoint.
 
-        They are observed at the same time, so that a cluster that hangs does not delay the others.
+        They are observed in parallel, so that a cluster that hangs does not delay the others.
         """
-        for one in self.store.unreadable():
-            self.progress(one.reason)
+        for unreadable in self.store.unreadable():
+            self.progress(unreadable.reason)
         with ThreadPoolExecutor(_OBSERVED_AT_ONCE) as pool:
             return [
-                *pool.map(self._endpoints.observe, (one for one in self._seen() if only is None or one.name in only))
+                *pool.map(self._endpoints.observe, (item for item in self._seen() if only is None or item.name in only))
             ]
 
     def add(
         self, endpoint: str, name: str, model_uri: str, config: Config, why: str = "", actor: str | None = None
     ) -> Deployment:
-        """Add a deployment to an existing endpoint. Raises as `create`, and NotFound for the endpoint."""
+        """Add a deployment to an existing endpoint. Raises the errors of `create`, and NotFound for the endpoint."""
         model_uri = absolute_model_uri(model_uri)
         self._change(
             endpoint, lambda spec: self._configured(add_variant(spec, name, model_uri), config), why=why, actor=actor
@@ -239,7 +239,7 @@ class Deployments:
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
-        """Remove a deployment from an endpoint, which stays. A missing deployment is accepted. Raises as `delete`."""
+        """Remove a deployment from an endpoint, which is kept. A missing deployment is ignored. Raises as `delete`."""
         self._require(endpoint)
         with self._endpoints.lock(endpoint):
             stored = self._require(endpoint)
@@ -247,22 +247,23 @@ class Deployments:
                 self._endpoints.change(stored, remove_variant(stored.spec, name), why=why, actor=actor)
 
     def remove_monitor(self, endpoint: str, monitor: str, why: str = "") -> None:
-        """Remove a monitor from an endpoint; its results stay. Raises NotFound."""
+        """Remove a monitor from an endpoint. Its results are kept. Raises NotFound."""
         self._require(endpoint).spec.monitor(monitor)
         self._change(endpoint, lambda spec: remove_monitor(spec, monitor), why=why)
 
     def poll_registry(self, model: str) -> None:
-        """Make the agents here that follow the model ask the registry at once. Call it after a move in the registry."""
+        """Make the local agents that follow the model poll the registry now. Call it after a move in the registry."""
         for stored in self.store.endpoints():
             references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
-            if any(one.followed and one.name == model for one in references):
-                with suppress(OnnxserveError):  # its backend does not answer: the agent's next poll comes anyway
+            if any(uri.followed and uri.name == model for uri in references):
+                # The backend does not answer, but the agent also polls without this call.
+                with suppress(OnnxserveError):
                     self._endpoints.backend(stored).poll_registry(stored.name)
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
-        """Yield the last lines of the server of a deployment, and with `follow` those to come. Raises NotFound."""
-        found = self._find_server(name)
-        yield from self._endpoints.target_of(found).backend(self.settings).logs(found, lines, follow)
+        """Yield the last log lines of a deployment's server; with `follow`, also new lines. Raises NotFound."""
+        endpoint_name = self._find_server(name)
+        yield from self._endpoints.target_of(endpoint_name).backend(self.settings).logs(endpoint_name, lines, follow)
 
     @property
     def _endpoints(self) -> Endpoints:
@@ -274,7 +275,7 @@ class Deployments:
     def _server_pages(
         self, observed: ObservedEndpoint, path: str, timeout_seconds: float
     ) -> Mapping[str, bytes | Refused]:
-        if not observed.observation.url:  # nothing answers
+        if not observed.observation.url:  # The server does not answer.
             return {}
         stored = observed.endpoint
         try:
@@ -288,14 +289,14 @@ class Deployments:
     def _require(self, endpoint: str) -> Endpoint:
         stored = self.store.require_endpoint(endpoint)
         if not self._sees(stored):
-            raise NotFound(f"there is no endpoint {endpoint!r} at {self.target}; it is at `-t {stored.target}`")
+            raise NotFound(f"the endpoint {endpoint!r} is not at {self.target}, but at `-t {stored.target}`")
         return stored
 
     def _change(
         self, endpoint: str, changed: Callable[[EndpointSpec], EndpointSpec], fields: Iterable[str] = (), **audit: Any
     ) -> None:
-        """Change an endpoint. Weights among the `fields` that are set are refused while a rollout is under way."""
-        self._require(endpoint)  # before its name becomes that of a lock file
+        """Change an endpoint. During a rollout, a weight among the changed `fields` is refused."""
+        self._require(endpoint)  # Check before the name is used for a lock file.
         with self._endpoints.lock(endpoint):
             refused = rollout_traffic_refusal(self.store, endpoint) if any(map(sets_weight, fields)) else None
             if refused is not None:
@@ -304,18 +305,18 @@ class Deployments:
             self._endpoints.change(stored, changed(stored.spec), **audit)
 
     def _configured(self, spec: EndpointSpec, config: Config) -> EndpointSpec:
-        """Return `spec` with the fields of `config`, once its monitors are checked. Raises as `configure`."""
+        """Return `spec` with the fields of `config`, after checking its monitors. Raises the errors of `configure`."""
         changed = configure(spec, config)
         check_monitors(changed, config, self.progress)
         return changed
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
-        """Return the endpoint of a deployment: the given one, the one of its name, or the only one that has it."""
-        stored = [one for one in self._seen() if name in one.spec.variants and endpoint in (None, one.name)]
-        own = [one for one in stored if one.name == name]
+        """Return the endpoint of a deployment: `endpoint`, otherwise the endpoint of its name or the only match."""
+        stored = [item for item in self._seen() if name in item.spec.variants and endpoint in (None, item.name)]
+        own = [item for item in stored if item.name == name]
         if len(stored) > 1 and not own:
-            names = ", ".join(one.name for one in stored)
-            raise InvalidConfig(f"the endpoints {names} have a deployment {name!r} each: say which by --endpoint")
+            names = ", ".join(item.name for item in stored)
+            raise InvalidConfig(f"the endpoints {names} each have a deployment {name!r}: select one with --endpoint")
         if not stored:
             raise self._no_deployment(name, endpoint)
         return (own or stored)[0]
@@ -323,17 +324,17 @@ class Deployments:
     def _no_deployment(self, name: str, endpoint: str | None) -> NotFound:
         namesake = self.store.endpoint(endpoint or name)
         if namesake is not None and not self._sees(namesake):
-            return NotFound(f"there is no deployment {name!r} at {self.target}; it is at `-t {namesake.target}`")
+            return NotFound(f"the deployment {name!r} is not at {self.target}, but at `-t {namesake.target}`")
         where = f" in endpoint {endpoint!r}" if endpoint else ""
         message = f"there is no deployment {name!r}{where}"
         if endpoint is not None and namesake is None:
             return NotFound(f"{message}; {unknown_endpoint(endpoint, self.store.names()).message}")
         if endpoint is None and namesake is not None:
             return NotFound(f"{message}; {name!r} is an endpoint: see `onnxserve endpoint get {name}`")
-        stored = [one for one in self._seen() if endpoint in (None, one.name)]
-        known = list(dict.fromkeys(variant for one in stored for variant in one.spec.variants))
+        stored = [item for item in self._seen() if endpoint in (None, item.name)]
+        known = list(dict.fromkeys(variant for item in stored for variant in item.spec.variants))
         if not known:
-            return NotFound(f"{message}; there is none yet")
+            return NotFound(f"{message}; there are no deployments yet")
         hint = did_you_mean(name, known)
         if hint and len(known) == 1:
             return NotFound(f"{message}{hint}")
@@ -356,10 +357,10 @@ def open_deployments(progress: Callable[[str], None], target: Target | None = No
 
 
 def rollout_traffic_refusal(store: Store, endpoint: str) -> Refused | None:
-    """Return why a live rollout forbids a change of weights, which its next step would undo; None without one."""
+    """Return why a live rollout forbids changing weights (its next step would undo the change); None if it does not."""
     if not store.rollouts(endpoint, live=True):
         return None
     return Refused(
-        f"the traffic of {endpoint!r} is its rollout's, which is under way: `onnxserve rollout {endpoint} --abort` "
-        "gives it back to what was served before"
+        f"the traffic of {endpoint!r} cannot be changed during a rollout: `onnxserve rollout {endpoint} --abort` "
+        "aborts the rollout and restores the previous traffic"
     )

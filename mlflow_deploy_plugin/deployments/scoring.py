@@ -1,6 +1,6 @@
-"""Predictions and explanations from a deployment's server, for any input that MLflow's clients take.
+"""Predictions and explanations from a deployment's server, for any input that MLflow's clients accept.
 
-The body of a request is one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
+The request body has one of MLflow's forms: dataframe_split, dataframe_records, instances, inputs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,10 +43,10 @@ class ScoringTarget:
 
 @contextmanager
 def scoring_target(deployments: Deployments, name: str | None, endpoint: str | None) -> Iterator[ScoringTarget]:
-    """Yield the server of a deployment, or of an endpoint, which chooses by its traffic, as this machine reaches it.
+    """Yield the server of a deployment, or of an endpoint (which selects by traffic), with a reachable address.
 
-    Raises InvalidConfig if neither is given or the deployment shares its endpoint's traffic, NotFound, and NotReady if
-    the server does not run.
+    Raises InvalidConfig if neither is specified or the deployment shares its endpoint's traffic, NotFound, and NotReady
+    if the server is not running.
     """
     observed: Deployment | ObservedEndpoint
     if name is not None:
@@ -54,24 +54,24 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
     elif endpoint is not None:
         observed = deployments.get_endpoint(endpoint)
     else:
-        raise InvalidConfig("say which deployment or which endpoint is asked")
+        raise InvalidConfig("specify a deployment or an endpoint")
     stored, observation = observed.endpoint, observed.observation
-    answering = [one for one, weight in traffic_weights(stored.spec).items() if weight > 0]
+    answering = [variant for variant, weight in traffic_weights(stored.spec).items() if weight > 0]
     if name is not None and answering != [name]:
         raise InvalidConfig(
-            f"{name!r} cannot be asked alone, the endpoint {stored.name!r} is answered by "
-            f"{', '.join(answering)}: ask by --endpoint {stored.name}"
+            f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} is answered by "
+            f"{', '.join(answering)}: use --endpoint {stored.name}"
         )
     if not observation.url:
         raise NotReady(f"{stored.name}: {observation.state}; {observation.reason}")
     with deployments.reached(stored) as url:
         spec = stored.spec
-        asked = tuple(Deployment(one, stored, observation) for one in answering)
-        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, asked)
+        deployed = tuple(Deployment(variant, stored, observation) for variant in answering)
+        yield ScoringTarget(url, spec.server.request_timeout_seconds, spec.capture.keys, deployed)
 
 
 def score(target: ScoringTarget, route: Literal["invocations", "explain"], inputs: object) -> Json:
-    """Return the server's JSON object for `inputs`. Raises InvalidRequest, and as `server_client.post`."""
+    """Return the server's JSON object for `inputs`. Raises InvalidRequest, and the errors of `server_client.post`."""
     body = encode_body(inputs)
     with ServerSession() as session:
         document = post(session, f"{target.url}/{route}", body, "application/json", target.timeout_seconds)
@@ -81,27 +81,27 @@ def score(target: ScoringTarget, route: Literal["invocations", "explain"], input
 
 
 def score_stream(target: ScoringTarget, inputs: object) -> Iterator[object]:
-    """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and as `post_for_events`."""
+    """Yield the parts of the answer of `predict_stream`. Raises InvalidRequest, and the errors of `post_for_events`."""
     body = orjson.dumps({**orjson.loads(encode_body(inputs)), "stream": True})
     with ServerSession() as session:
         yield from post_for_events(session, f"{target.url}/invocations", body, target.timeout_seconds)
 
 
 def encode_body(inputs: object) -> bytes:
-    """Return the JSON body for inputs as `client.encode_json` takes them. Raises InvalidRequest.
+    """Return the JSON body for inputs of any type that `client.encode_json` accepts. Raises InvalidRequest.
 
-    A DataFrame that `pandas.read_json` has made of a document in one of MLflow's forms is taken as that form.
+    If `pandas.read_json` made the DataFrame from a document in one of MLflow's forms, the document is sent.
     """
     document = _document_read_by_pandas(cast("pd.DataFrame", inputs)) if is_pandas_frame(inputs) else None
     return encode_json(document or inputs)
 
 
 def original_document(inputs: object) -> object:
-    """Return the JSON document of `mlflow deployments predict -I FILE`; other callers get `inputs` back.
+    """Return the JSON document of `mlflow deployments predict -I FILE`; for other callers, return `inputs`.
 
-    MLflow passes the frame that `pandas.read_json` makes of the file: texts become numbers or dates, floats lose a
-    digit, and MLflow's own forms are not recognised. So the file is read again, unless it is in one of pandas' own
-    forms.
+    MLflow passes the frame that `pandas.read_json` makes from the file. In this frame, texts are numbers or dates,
+    floats lose a digit, and MLflow's forms are not recognised. Therefore the file is read again, unless it has one of
+    pandas' forms.
     """
     context = click.get_current_context(silent=True)
     command = getattr(context.command.callback, "__module__", "") if context is not None else ""
@@ -110,19 +110,19 @@ def original_document(inputs: object) -> object:
     path = context.params.get("input_path")
     try:
         document = orjson.loads(Path(path).read_bytes()) if path else None
-    except (OSError, orjson.JSONDecodeError):  # a URL, a compressed file, NaN: pandas takes these
+    except (OSError, orjson.JSONDecodeError):  # pandas supports URLs, compressed files and NaN.
         document = None
     if isinstance(document, dict) and not any(form in document for form in BODY_FORMS):
-        # {"a": {"0": 1, "1": 3}}: DataFrame.to_json writes it by column or by row
+        # DataFrame.to_json writes {"a": {"0": 1, "1": 3}}, by column or by row.
         is_of_pandas = all(isinstance(values, dict) for values in document.values())
         return inputs if is_of_pandas else document
     return inputs if document is None else document
 
 
 def _document_read_by_pandas(frame: "pd.DataFrame") -> Mapping[str, object] | None:
-    """Return the document in one of MLflow's forms that `pandas.read_json` made `frame` of; None for another frame.
+    """Return the document in an MLflow form from which `pandas.read_json` made `frame`; None for any other frame.
 
-    pandas takes the form's name for the only column, and the keys or positions within for the index.
+    pandas uses the name of the form as the only column, and the inner keys or positions as the index.
     """
     if list(frame.columns) not in [[form] for form in BODY_FORMS]:
         return None

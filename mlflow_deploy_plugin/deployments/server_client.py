@@ -1,4 +1,4 @@
-"""HTTP requests to servers of this machine: one session class, and our errors for the server's refusals."""
+"""HTTP requests to servers of this machine: one session class, and the conversion of the server's errors."""
 
 import time
 import warnings
@@ -21,15 +21,15 @@ from mlflow_deploy_plugin.store import Json
 
 _CONNECT_SECONDS = 5
 _MARGIN_SECONDS = 5
-"""Time beyond the server's own limit, so that the server itself reports a timeout."""
+"""The time added to the server's limit, so that the server reports a timeout first."""
 _MAX_PAUSE_SECONDS = 10
 
 
 class ServerSession(requests.Session):
     """A session for servers of this machine.
 
-    No proxy is used. A certificate names the public host, so it is not verified. If the server asks for a key, the
-    session sends the key in the server's state folder below `deployments`, which only the server's user may read.
+    Proxies are not used. Certificates are not verified, because they contain the public host. If the server requires a
+    key, the session reads the key from the server's state folder below `deployments`, which only its user may read.
     """
 
     def __init__(self, deployments: Path | None = None) -> None:
@@ -48,7 +48,7 @@ class ServerSession(requests.Session):
             return response
 
     def _local_key(self, url: str) -> str:
-        """Return the key of the deployment that listens on the port of `url`; empty if no key can be read."""
+        """Return the key of the deployment that listens on the port of `url`; empty if there is no readable key."""
         port = urlsplit(url).port
         for file in self._deployments.glob(f"*/{SERVER}"):
             state = read_state(file, ServerState)
@@ -59,7 +59,7 @@ class ServerSession(requests.Session):
 
 
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> Json:
-    """Return the JSON object that the server answers.
+    """Return the server's JSON object.
 
     Raises NotReady if the server does not answer. A refusal raises the OnnxserveError of its status, with its message.
     """
@@ -72,19 +72,19 @@ def _read_object(response: requests.Response) -> Json:
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict):
-        raise OnnxserveError(f"the server answered with status {response.status_code} and no JSON object")
+        raise OnnxserveError(f"the server answered with status {response.status_code} and without a JSON object")
     return document
 
 
 def post_for_events(session: requests.Session, url: str, body: bytes, timeout_seconds: float) -> Iterator[object]:
-    """Yield the JSON text of each server-sent event that answers the JSON body.
+    """Yield the JSON text of each server-sent event of the answer to the JSON body.
 
-    Raises NotReady if the answer is missing or cut, InvalidRequest if it is not a stream of events, and OnnxserveError
-    if the server refuses or an event holds an error.
+    Raises NotReady if the answer is missing or incomplete, InvalidRequest if it is not a stream of events, and
+    OnnxserveError if the server refuses or an event contains an error.
     """
     with _post(session, url, body, "application/json", timeout_seconds, stream=True) as response:
         if not response.headers.get("Content-Type", "").startswith("text/event-stream"):
-            raise InvalidRequest("the model has no predict_stream, and answers only whole: call predict")
+            raise InvalidRequest("the model has no predict_stream, so it cannot stream: call predict")
         try:
             for line in response.iter_lines(chunk_size=None):
                 data = line.removeprefix(b"data: ")
@@ -95,7 +95,7 @@ def post_for_events(session: requests.Session, url: str, body: bytes, timeout_se
                     raise OnnxserveError(error["message"])
                 yield event
         except requests.RequestException:
-            raise NotReady(f"the answer of {url} broke off") from None
+            raise NotReady(f"the answer of {url} is incomplete") from None
 
 
 def _post(
@@ -110,7 +110,7 @@ def _post(
     except requests.Timeout:
         raise NotReady(f"the server did not answer {url} in {read_seconds:g} s") from None
     except requests.RequestException:
-        raise NotReady(f"there is no answer at {url}") from None
+        raise NotReady(f"the server at {url} does not answer") from None
     if not response.ok:
         raise response_error(response.status_code, response.content, response.headers)
     return response
@@ -119,7 +119,7 @@ def _post(
 def post_with_retries(
     session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
 ) -> tuple[Json, str]:
-    """Return the answer and its prediction id (or ""). Repeats while the server is overloaded or being changed."""
+    """Return the answer and its prediction id (or ""). Retries while the server is overloaded or being changed."""
     for attempt in range(tries):
         try:
             response = _post(session, url, body, content_type, timeout_seconds)

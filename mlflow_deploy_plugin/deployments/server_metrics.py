@@ -1,12 +1,12 @@
 """Counters of a server since its start (`/metrics`), and their growth (`/metrics/history`, `statedir/history.py`).
 
-The counters are summed over the server's workers and protocols. A lower value than before means a restart, as in
-Prometheus. Rollouts and the console count by one rule:
+The counters are summed over the server's workers and protocols. As in Prometheus, a decreased value means a restart.
+Rollouts and the console use the same rules:
 
-- An answer without success is an error. A refusal of the input (4xx) is also an error: a rollout has to notice a model
-  that no longer takes its callers' inputs. The console shows refusals apart from failures.
-- A request whose caller left before the answer (499) is not counted.
-- Explanations take seconds, so their times are not among the times of a version.
+- An answer without success is an error. A refusal of the input (4xx) is also an error, because a rollout must detect a
+  model that no longer accepts its callers' inputs. The console shows refusals and failures separately.
+- A request whose client disconnected before the answer (499) is not counted.
+- Explanations take seconds, so the times of a version do not include them.
 """
 
 import math
@@ -26,11 +26,11 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.store import Json
 
 _LATEST = 4e9
-"""Seconds since 1970, in 2096: no clock is so wrong."""
+"""A bound in seconds since 1970, in the year 2096. Later times are invalid."""
 ParsedT = TypeVar("ParsedT")
 _CALLER_LEFT = "499"
 _EXPLANATIONS = "explain"
-"""The label `protocol` of explanations."""
+"""The value of the label `protocol` for explanations."""
 _REQUESTS = "onnxserve_requests_total"
 _DURATIONS = "onnxserve_request_duration_seconds_bucket"
 _LAST_REQUEST = "onnxserve_last_request_timestamp_seconds"
@@ -40,14 +40,14 @@ _SHADOW_REQUESTS = "onnxserve_shadow_requests_total"
 
 @dataclass(frozen=True)
 class VersionCounters:
-    """The counters of one version under one variant's name.
+    """The counters of one version under the name of one variant.
 
     Attributes:
-        requests / errors: the answered requests, and those without success.
-        timed: upper bound in seconds → requests that took at most so long, without explanations.
-        same / different: rows that a shadow has answered like the answering version, and otherwise; a request that it
-            could not answer counts as one row.
-        refused: the errors of the caller (4xx).
+        requests / errors: the number of answered requests, and of answers without success.
+        timed: upper bound in seconds → the number of requests within the bound, without explanations.
+        same / different: the rows with the same and with a different answer of a shadow. A request that the shadow
+            could not answer counts as one different row.
+        refused: the errors of the client (4xx).
     """
 
     requests: float = 0
@@ -67,8 +67,8 @@ class VersionCounters:
 
     def since(self, before: "VersionCounters") -> "VersionCounters":
         """Return the counts added since `before`; all counts if the server has restarted since."""
-        is_anew = self.requests < before.requests or self.compared < before.compared
-        return self if is_anew else self._combined(before, -1)
+        has_restarted = self.requests < before.requests or self.compared < before.compared
+        return self if has_restarted else self._combined(before, -1)
 
     def plus(self, other: "VersionCounters") -> "VersionCounters":
         return self._combined(other, 1)
@@ -81,7 +81,7 @@ class VersionCounters:
         return VersionCounters(**sums, timed=timed)
 
     def quantile(self, quantile: float) -> float | None:
-        """Return the quantile in seconds, linear within its bucket as in Prometheus; None without answers."""
+        """Return the quantile in seconds, interpolated within its bucket as in Prometheus; None without answers."""
         total = self.timed.get(math.inf, 0)
         if not total:
             return None
@@ -94,9 +94,9 @@ class VersionCounters:
 
 
 CountersByVersion = Mapping[tuple[str, str], VersionCounters]
-"""By variant and version."""
+"""The counters by variant and version."""
 _Version = tuple[str, str, str, str]
-"""Endpoint, variant, model, version."""
+"""The endpoint, variant, model and version."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +114,15 @@ class ServerMetrics:
         return self.counters.get((endpoint, variant, model, version), VersionCounters())
 
     def by_version(self, endpoint: str) -> CountersByVersion:
-        """Return the counters of one endpoint, summed over the models that a variant has had."""
-        found: dict[tuple[str, str], VersionCounters] = {}
+        """Return the counters of one endpoint, summed over all models of a variant."""
+        summed: dict[tuple[str, str], VersionCounters] = {}
         for (of_endpoint, variant, _, version), counters in self.counters.items():
             if of_endpoint == endpoint:
-                found[variant, version] = found.get((variant, version), VersionCounters()).plus(counters)
-        return found
+                summed[variant, version] = summed.get((variant, version), VersionCounters()).plus(counters)
+        return summed
 
     def versions_by_last_answer(self, endpoint: str, variant: str, model: str) -> list[str]:
-        """Return the model's versions that have answered as this variant, the last first."""
+        """Return the model's versions that have answered as this variant, most recent first."""
         answered = [
             version
             for (*others, version), counters in self.counters.items()
@@ -133,7 +133,7 @@ class ServerMetrics:
 
 
 MetricsByServer = Mapping[str, ServerMetrics | Refused]
-"""Server → its counters, or why they cannot be read."""
+"""Server → its counters, or the reason why they are unreadable."""
 
 
 @dataclass(frozen=True)
@@ -141,9 +141,9 @@ class CountedInterval:
     """The counts that a server added in one interval.
 
     Attributes:
-        at: the interval's end in seconds since 1970, by the server's clock.
-        counters: by endpoint, variant, model and version; without shadows.
-        labels: accepted labels of all endpoints of the server.
+        at: the end of the interval in seconds since 1970, by the server's clock.
+        counters: the counts by endpoint, variant, model and version, without shadows.
+        labels: the number of accepted labels of all endpoints of the server.
     """
 
     at: float
@@ -154,11 +154,11 @@ class CountedInterval:
 
 
 HistoryByServer = Mapping[str, Sequence[CountedInterval] | Refused]
-"""Server → the intervals that it keeps, oldest first, or why they cannot be read."""
+"""Server → its stored intervals, oldest first, or the reason why they are unreadable."""
 
 
 def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None) -> bytes | Refused:
-    """Return a page of a server, or why it cannot be read; `deployments` as of `ServerSession`."""
+    """Return a page of a server, or the reason why it is unreadable. `deployments` is as in `ServerSession`."""
     try:
         with ServerSession(deployments) as session:
             answer = session.get(url, timeout=timeout_seconds)
@@ -167,32 +167,32 @@ def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None
     except requests.Timeout:
         return Refused(f"no answer within {timeout_seconds:g} s")
     except requests.HTTPError as error:
-        return Refused(f"it answers {error.response.status_code}")
+        return Refused(f"it returned the status {error.response.status_code}")
     except requests.RequestException:
-        return Refused("nothing answers there")
+        return Refused("the server does not answer")
 
 
 def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> ParsedT | Refused:
     try:
         return page if isinstance(page, Refused) else parse(page)
     except ValueError:
-        return Refused("its figures cannot be read")
+        return Refused("its metrics are not readable")
 
 
 def total_metrics(servers: MetricsByServer) -> ServerMetrics:
     counters: defaultdict[_Version, VersionCounters] = defaultdict(VersionCounters)
     last_requests: defaultdict[tuple[str, str, str], float] = defaultdict(float)
-    for found in servers.values():
-        if isinstance(found, ServerMetrics):
-            for version, counted in found.counters.items():
+    for metrics in servers.values():
+        if isinstance(metrics, ServerMetrics):
+            for version, counted in metrics.counters.items():
                 counters[version] = counters[version].plus(counted)
-            for of_model, at in found.last_requests.items():
+            for of_model, at in metrics.last_requests.items():
                 last_requests[of_model] = max(last_requests[of_model], at)
     return ServerMetrics(dict(counters), dict(last_requests))
 
 
 def parse_server_metrics(page: str) -> ServerMetrics:
-    """Return the counters of a page in Prometheus' text format; raise ValueError for other text."""
+    """Return the counters of a page in Prometheus' text format. Raises ValueError for other text."""
     sums: defaultdict[_Version, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
     timed: defaultdict[_Version, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
     last: defaultdict[tuple[str, str, str], float] = defaultdict(float)
@@ -220,13 +220,13 @@ def parse_server_metrics(page: str) -> ServerMetrics:
 def parse_server_history(lines: bytes) -> list[CountedInterval]:
     """Return the intervals of `/metrics/history`. Raises ValueError for other text.
 
-    If the server's clock was set back, the later intervals replace those that they overlap.
+    If the server's clock was set back, later intervals replace overlapping earlier intervals.
     """
     intervals: list[CountedInterval] = []
     try:
         documents = [orjson.loads(line) for line in lines.splitlines()]
-        found = {float(bound) for one in documents for *_, buckets in one["durations"] for bound in buckets}
-        bounds = sorted({*found, math.inf})
+        finite = {float(bound) for line in documents for *_, buckets in line["durations"] for bound in buckets}
+        bounds = sorted({*finite, math.inf})
         for interval in (_interval(document, bounds) for document in documents):
             while intervals and intervals[-1].at >= interval.at:
                 intervals.pop()

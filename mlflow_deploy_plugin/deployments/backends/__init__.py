@@ -17,7 +17,7 @@ class Observation:
     """The state of an endpoint's server at one moment, as observed by a backend.
 
     Attributes:
-        reason: why the server is not running, or what it is waiting for; empty if there is no problem.
+        reason: the reason why the server is not running, or the pending work; empty if there is no problem.
         url: empty while the server does not answer.
         pid / started_at: of the supervisor; None if it is not running.
         restarts: the number of gunicorn restarts since the start; None if the backend does not count them.

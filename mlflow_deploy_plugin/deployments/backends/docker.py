@@ -272,7 +272,8 @@ class DockerBackend(MachineBackend):
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
-            new.update(restart_policy={"Name": spec.container.restart})  # Until now, a crash had to remain visible.
+            # A crash must be visible until the server is ready.
+            new.update(restart_policy={"Name": spec.container.restart})
         except BaseException:
             if new is not None:  # The container may have answered already.
                 self._end(new)

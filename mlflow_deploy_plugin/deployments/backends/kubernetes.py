@@ -214,7 +214,7 @@ class KubernetesBackend:
                 for number, state in enumerate(states)
                 for worker in state.workers
             ),
-            errors={name: error for one in applied_specs for name, error in one.errors.items()},
+            errors={name: error for item in applied_specs for name, error in item.errors.items()},
             refused=next((agent.refused for agent in agents if agent.refused), ()),
             registry_error=next((agent.error for agent in agents if agent.error), ""),
             shipping_error=next((agent.shipping.error for agent in agents if agent.shipping.error), ""),

@@ -152,7 +152,7 @@ def is_port_free(host: str, port: int) -> bool:
 
 
 def serve_in_foreground(spec: EndpointSpec, progress: Progress) -> None:
-    """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal. Nothing is stored.
+    """Serve `spec` until Ctrl-C or SIGTERM, with the server's log on this terminal. No state is stored.
 
     Raises DeploymentFailed if the port is in use, or if the server ended with an error.
     """
