@@ -1,1 +1,1 @@
-"""MLflow's own server with the gate in its API, the audit trail, and the console page."""
+"""MLflow's server with the gate in its API, the audit trail and the console page."""

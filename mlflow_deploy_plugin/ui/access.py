@@ -1,7 +1,7 @@
-"""The caller of a page, their permissions by MLflow's own accounts, and protection from forms of other sites (CSRF).
+"""The caller of a page, the caller's permissions from MLflow's accounts, and protection against CSRF.
 
-A form must come from this origin by `Sec-Fetch-Site`, otherwise `Origin` (a client without both is not a browser), and
-must have the token of the caller's session, by Flask-WTF.
+A form must come from this origin according to `Sec-Fetch-Site`, or `Origin` if `Sec-Fetch-Site` is missing. A client
+that sends neither header is not a browser. The form must also contain the Flask-WTF token of the caller's session.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"the console needs {error.name}: {command}", name=error.name) from None
 
 TOKEN_FIELD = "csrf_token"
-_TOKEN_SECONDS = 365 * 24 * 3600  # a page may stay open as long as the browser: Flask-WTF's own limit is an hour
+_TOKEN_SECONDS = 365 * 24 * 3600  # A page may stay open for days, and Flask-WTF's default is one hour.
 _KEY_BYTES = 32
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Caller:
-    """The sender of a request. `user` is checked by MLflow (empty without accounts); `address` may be a proxy's."""
+    """The sender of a request. MLflow authenticates `user` (empty without accounts). `address` may be a proxy."""
 
     user: str
     address: str
@@ -56,7 +56,7 @@ def may_read(model: str) -> bool:
 
 
 def may_list(model: str) -> bool:
-    """Return True if MLflow lists this model for the caller: one query for all names, where `may_read` takes nine."""
+    """Return True if MLflow lists this model for the caller: one query for all names, nine for `may_read`."""
     if is_administrator():
         return True
     if "onnxserve_is_listed" not in g:
@@ -66,15 +66,15 @@ def may_list(model: str) -> bool:
 
 
 def may_act_on(models: Sequence[str]) -> bool:
-    """Return True if the caller may move versions of these registered models; without accounts everybody may.
+    """Return True if the caller may move versions of these registered models. Without accounts, all callers may.
 
-    An endpoint without a registered model is for administrators.
+    Only administrators may act on an endpoint without a registered model.
     """
     return is_administrator() or (bool(models) and all(_permissions(model)[1] for model in models))
 
 
 def is_administrator() -> bool:
-    """Return True for an administrator; without accounts everybody is one."""
+    """Return True for an administrator. Without accounts, every caller is an administrator."""
     if "onnxserve_administrator" not in g:
         auth = _auth_module()
         g.onnxserve_administrator = auth is None or bool(auth.sender_is_admin())
@@ -82,9 +82,9 @@ def is_administrator() -> bool:
 
 
 def seen_workspaces() -> list[str]:
-    """Return the workspaces that MLflow lists for the caller, and the request's workspace; none without workspaces.
+    """Return the workspaces that MLflow lists for the caller, plus the workspace of the request.
 
-    MLflow's basic auth filters its list in the response.
+    The list is empty if workspaces are disabled. MLflow's basic auth filters the list in a response, so one is built.
     """
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.protos.service_pb2 import ListWorkspaces
@@ -93,36 +93,36 @@ def seen_workspaces() -> list[str]:
 
     if not MLFLOW_ENABLE_WORKSPACES.get():
         return []
-    found = _get_workspace_store().list_workspaces()
-    answer = _wrap_response(ListWorkspaces.Response(workspaces=[one.to_proto() for one in found]))
+    workspaces = _get_workspace_store().list_workspaces()
+    answer = _wrap_response(ListWorkspaces.Response(workspaces=[workspace.to_proto() for workspace in workspaces]))
     if (auth := _auth_module()) is not None:
         auth.filter_list_workspaces(answer)
-    names = {one["name"] for one in answer.get_json().get("workspaces", ())}
+    names = {entry["name"] for entry in answer.get_json().get("workspaces", ())}
     return sorted({*names, get_request_workspace()} - {None})
 
 
 def allow_pages(method: str, *paths: str) -> None:
-    """Open these paths to all accounts: MLflow's basic auth may refuse paths that it does not know."""
+    """Open these paths to all accounts, because MLflow's basic auth may refuse unknown paths."""
     if (auth := _auth_module()) is not None:
         for path in paths:
             auth.BEFORE_REQUEST_VALIDATORS[path, method] = lambda: True
 
 
 def hidden_endpoints(store: Store, names: Iterable[str]) -> frozenset[str]:
-    """Return the endpoints that serve, or served, a model that the caller may not read, or an unknown one."""
+    """Return the endpoints that serve or served an unknown model or a model that the caller may not read."""
     if is_administrator():
         return frozenset()
-    asked, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
-    if unknown := asked - known.keys():
-        unreadable = {one.name for one in store.unreadable()}
+    requested, known = set(names), g.setdefault("onnxserve_hidden_endpoints", {})
+    if unknown := requested - known.keys():
+        unreadable = {endpoint.name for endpoint in store.unreadable()}
         for name in unknown:
             models = models_served_by(store, name)
             known[name] = name in unreadable or models is None or not all(map(may_read, models))
-    return frozenset(name for name in asked if known[name])
+    return frozenset(name for name in requested if known[name])
 
 
 def visible_events(store: Store, events: Sequence[AuditEvent]) -> list[AuditEvent]:
-    """Return the events that the caller may see; events without endpoint and model are for administrators."""
+    """Return the events that the caller may see. Only administrators see events without an endpoint and a model."""
     if is_administrator():
         return list(events)
     hidden = hidden_endpoints(store, (event.endpoint for event in events if event.endpoint))
@@ -144,7 +144,7 @@ def _permissions(model: str) -> tuple[bool, bool]:
         try:
             permission = _auth_module()._get_registered_model_or_prompt_permission(model)  # type: ignore[union-attr]
             known[model] = bool(permission.can_read), bool(permission.can_update)
-        except MlflowException:  # no such model (any more)
+        except MlflowException:  # The model does not exist.
             known[model] = False, False
     return known[model]
 
@@ -155,7 +155,7 @@ def _auth_module() -> ModuleType | None:
 
 
 def authenticate_once_a_request() -> None:
-    """Check the password once per request: a check takes 0.1 s, and MLflow 3.17 repeats it per permission."""
+    """Cache the password check per request. A check takes 0.1 s, and MLflow 3.17 repeats it for each permission."""
     from mlflow.server import auth
 
     authenticate = auth.authenticate_request
@@ -170,17 +170,17 @@ def authenticate_once_a_request() -> None:
 
 
 def add_sessions(app: Flask, key_file: Path) -> None:
-    """Give the app sessions. Without the key of MLflow's basic auth, the workers share the key in `key_file`."""
+    """Add sessions to the app. If MLflow's basic auth sets no key, the workers share the key in `key_file`."""
     if not app.secret_key:
         try:
             key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             app.secret_key = read_or_make_secret(key_file, secrets.token_bytes(_KEY_BYTES))
         except OSError as error:
-            _log.warning("%s cannot be used (%s): only this worker takes the forms of its pages", key_file, error)
+            _log.warning("%s cannot be used (%s): only this worker accepts forms of its pages", key_file, error)
             app.secret_key = secrets.token_bytes(_KEY_BYTES)
     app.session_interface = _Sessions()
     app.config["SESSION_COOKIE_SAMESITE"] = "Strict"
-    # browsers keep one cookie a name for all ports of a host: servers with other keys must not replace ours
+    # Browsers share a cookie between all ports of a host, and a server with another key must not replace our cookie.
     key = app.secret_key.encode() if isinstance(app.secret_key, str) else app.secret_key
     app.config["SESSION_COOKIE_NAME"] = f"onnxserve_{hashlib.sha256(key).hexdigest()[:8]}"
 
@@ -191,15 +191,15 @@ def form_token(user: str) -> str:
 
 def form_refusal(user: str) -> str:
     site, origin = request.headers.get("Sec-Fetch-Site"), request.headers.get("Origin")
-    # no form of another site can set X-Forwarded-Host: a proxy did, or several, the outermost first
+    # A form cannot set X-Forwarded-Host. One or several proxies set it, and the outermost host is first.
     hosts = {host.strip() for host in (request.host, *request.headers.get("X-Forwarded-Host", "").split(","))}
-    is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # empty is what `null` names
+    is_ours = origin is None or origin.partition("://")[2] in hosts - {""}  # An Origin of `null` has an empty host.
     if site != "same-origin" if site else not is_ours:
         return "the form was sent from another site"
     try:
         validate_csrf(request.form.get(TOKEN_FIELD), time_limit=_TOKEN_SECONDS, token_key=_session_key(user))
     except ValidationError:
-        return "nothing was done, since the page was out of date: repeat what you wanted"
+        return "no action was started, because the page was out of date: repeat the action"
     return ""
 
 
@@ -209,5 +209,5 @@ class _Sessions(SecureCookieSessionInterface):
 
 
 def _session_key(user: str) -> str:
-    """Return the session's key for the token: a form holds only for the account that loaded the page."""
+    """Return the key of the token in the session. A form is valid only for the account that loaded the page."""
     return f"onnxserve_csrf_token_{user}"

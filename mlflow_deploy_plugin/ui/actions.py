@@ -1,11 +1,10 @@
-"""The actions of the console: their blockers, their forms, and the process that does them.
+"""The actions of the console: their blockers, their forms, and the process that executes them.
 
-`python -m mlflow_deploy_plugin.ui.actions FILE` does the action of a button, by the functions of the command line, and
-stores the outcome. The audit trail names the person who pressed the button.
+`python -m mlflow_deploy_plugin.ui.actions FILE` executes the action of a button with the functions of the command line
+and stores the outcome. The audit trail contains the user who pressed the button.
 
-A blocker is the reason why a button would be refused now, from the part that would refuse it; empty if none. The page
-then does not offer the button, and the action refuses. Reasons that only an attempt finds, as the gate's verdict, are
-not among them.
+A blocker is the reason why an action would be refused now, or an empty text. If there is a blocker, the page disables
+the button, and the action is refused. Reasons that need an attempt, such as the gate's verdict, are not blockers.
 """
 
 import os
@@ -39,10 +38,10 @@ from mlflow_deploy_plugin.ui.jobs import Job
 if TYPE_CHECKING:
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
-ALREADY_THERE = "it is there already"
+ALREADY_THERE = "already there"
 _TIMEOUT_SECONDS = 10
 _MLFLOW_SECONDS = "30"
-"""The timeout of a request to MLflow; each checks the password, which takes time on a loaded server."""
+"""The timeout of a request to MLflow. Each request checks the password, which is slow on a loaded server."""
 _MAX_WHY_CHARACTERS = 500
 _TARGET = re.compile(r"@[A-Za-z0-9._-]{1,250}|None|Staging|Production|Archived")
 _WEIGHT = "weight:"
@@ -50,11 +49,11 @@ _MAX_WEIGHT = 100
 
 
 def server_blocker(observed: ObservedEndpoint) -> str:
-    """Return why the endpoint must be started first: a server started here would keep the credentials of the caller."""
+    """Return the blocker of a stopped endpoint. A server started here would keep the caller's credentials."""
     if observed.observation.state in ("running", "starting"):
         return ""
     name = observed.endpoint.name
-    return f"the server of {name} does not run: `onnxserve start {name}` first"
+    return f"the server of {name} does not run: start it with `onnxserve start {name}`"
 
 
 def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
@@ -65,10 +64,10 @@ def traffic_blocker(store: Store, observed: ObservedEndpoint) -> str:
 def rollback_target_of(
     store: Store, observed: ObservedEndpoint, registry: "Registry", metrics: MetricsByServer = MappingProxyType({})
 ) -> PreviousVersion:
-    """Return the rollback target of the endpoint; `registry` and `metrics` as `rollback_target`.
+    """Return the rollback target of the endpoint. For `registry` and `metrics`, see `rollback_target`.
 
-    Raises NotFound if no earlier version or model is known, InvalidConfig if it cannot be rolled back now, and
-    RegistryUnavailable.
+    Raises NotFound if no earlier version or model is known, InvalidConfig if the endpoint cannot be rolled back now,
+    and RegistryUnavailable.
     """
     try:
         target = rollback_target(store, observed, registry, metrics)
@@ -79,26 +78,26 @@ def rollback_target_of(
     return target
 
 
-def require_shown_target(store: Store, observed: ObservedEndpoint, shown: str, metrics: MetricsByServer) -> None:
-    """Raise InvalidConfig if the rollback target is not the one that the page showed.
+def require_shown_target(store: Store, observed: ObservedEndpoint, offered: str, metrics: MetricsByServer) -> None:
+    """Raise InvalidConfig if the rollback target has changed since the page was loaded.
 
-    Two presses of the button want one step back; another press or a promotion may have come first.
+    Another user may have rolled back or promoted. Two users who press the button want only one step back.
     """
     try:
         version = rollback_target(store, observed, None, metrics).version
     except (InvalidConfig, NotFound) as error:
         version, now = "", error.message
     else:
-        now = f"it would go back to {version}"
-    if version != shown:
+        now = f"it would be rolled back to {version}"
+    if version != offered:
         name = observed.endpoint.name
-        raise InvalidConfig(f"{name} has changed since the page showed that it goes back to {shown}: by now, {now}")
+        raise InvalidConfig(f"{name} has changed since the page showed a rollback to {offered}: now, {now}")
 
 
 def promotion_blocker(
     model: str, version: str, place: StageOrAlias, tags: Mapping[str, str], policy: GatePolicy, holders: frozenset[str]
 ) -> str:
-    """Return why the version cannot be promoted to a stage or alias, which has the versions `holders` now."""
+    """Return the blocker of a promotion to a stage or alias, which currently has the versions `holders`."""
     is_settled = holders == {version} and (gate_status_of(tags).passed or not policy.gates(place))
     return rolled_back_refusal(model, version, place, tags) or (ALREADY_THERE if is_settled else "")
 
@@ -114,7 +113,7 @@ def gate_blocker(policy: GatePolicy, has_account: bool) -> str:
 
 @dataclass(frozen=True)
 class FormAction:
-    """An action that a form asks for; the caller must be allowed to edit its `models`."""
+    """The action of a form. The caller must be allowed to edit its `models`."""
 
     description: str
     models: tuple[str, ...]
@@ -122,7 +121,7 @@ class FormAction:
 
 
 def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
-    """Return the action of a form after its checks. Raises InvalidConfig or NotFound with a message for the page."""
+    """Return the validated action of a form. Raises InvalidConfig or NotFound with a message for the page."""
     action = form.get("action", "")
     if action in ("traffic", "rollback"):
         endpoint = store.endpoint(form.get("endpoint", ""))
@@ -133,8 +132,8 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
         description = f"roll {endpoint.name} back"
         if action == "traffic":
             weights = arguments["weights"] = _weights(form, endpoint)
-            shown = ", ".join(f"{name} {weight}" for name, weight in weights.items())
-            description = f"change the traffic of {endpoint.name} to {shown}"
+            weights_text = ", ".join(f"{name} {weight}" for name, weight in weights.items())
+            description = f"change the traffic of {endpoint.name} to {weights_text}"
         else:
             arguments["to"] = form.get("to", "")
     elif action in ("promote", "gate"):
@@ -146,13 +145,13 @@ def parse_form(form: Mapping[str, str], store: Store) -> FormAction:
         if action == "promote":
             to = arguments["to"] = form.get("to", "")
             if not _TARGET.fullmatch(to):
-                raise InvalidConfig(f"{to!r} is no stage and no @alias")
+                raise InvalidConfig(f"{to!r} is not a stage or an @alias")
             description = f"promote version {version} of {model} to {to}"
     else:
-        raise InvalidConfig(f"there is no action {action!r}; there are {', '.join(_ACTIONS)}")
+        raise InvalidConfig(f"there is no action {action!r}; the actions are {', '.join(_ACTIONS)}")
     why = one_line(form.get("why", ""))
     if len(why) > _MAX_WHY_CHARACTERS:
-        raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are kept")
+        raise InvalidConfig(f"the reason has {len(why)} characters; at most {_MAX_WHY_CHARACTERS} are allowed")
     return FormAction(description, models, {"action": action, "why": why, **arguments})
 
 
@@ -161,19 +160,19 @@ def _weights(form: Mapping[str, str], endpoint: Endpoint) -> dict[str, int]:
     for name, variant in endpoint.spec.variants.items():
         if variant.shadow:
             continue
-        given = form.get(f"{_WEIGHT}{name}", "").strip()
-        if not given.isdecimal() or int(given) > _MAX_WEIGHT:
+        weight = form.get(f"{_WEIGHT}{name}", "").strip()
+        if not weight.isdecimal() or int(weight) > _MAX_WEIGHT:
             raise InvalidConfig(
-                f"the weight of {name} is {given or 'empty'!r}; a whole number from 0 to {_MAX_WEIGHT} is expected"
+                f"the weight of {name} is {weight or 'empty'!r}; a whole number from 0 to {_MAX_WEIGHT} is expected"
             )
-        weights[name] = int(given)
+        weights[name] = int(weight)
     if not any(weights.values()):
-        raise InvalidConfig(f"nobody would answer {endpoint.name}: give at least one variant a weight")
+        raise InvalidConfig(f"{endpoint.name} needs a variant with traffic: set at least one weight above 0")
     return weights
 
 
 def no_endpoint(name: str) -> NotFound:
-    return NotFound(f"there is no endpoint {name!r} (any more)")
+    return NotFound(f"there is no endpoint {name!r}")
 
 
 def main(path: Path) -> int:
@@ -194,7 +193,7 @@ def main(path: Path) -> int:
     except Exception as error:
         from mlflow.exceptions import MlflowException
 
-        # another exception goes to the log with its traceback, and the server shows the last line
+        # Any other exception is logged with its traceback, and the server shows the last line of the log.
         if not isinstance(error, MlflowException):
             raise
         write_state(path, job.ended("failed", one_line(error)))
@@ -204,21 +203,21 @@ def main(path: Path) -> int:
 
 
 def _reachable(servers: tuple[str, ...]) -> str:
-    """Return the first address at which this MLflow takes our requests; it may refuse a host that it does not know."""
+    """Return the first address at which this MLflow accepts our requests. MLflow may refuse unknown hosts."""
     from mlflow.utils.credentials import get_default_host_creds
 
-    remedy = "ONNXSERVE_MLFLOW_URL set to its own address"
+    remedy = "ONNXSERVE_MLFLOW_URL set to the server's address"
     for server in servers:
         try:
-            trusted = get_default_host_creds(server).verify  # as MLflow's client, which takes over from here
+            trusted = get_default_host_creds(server).verify  # MLflow's client uses the same setting.
             if requests.get(f"{server}/", timeout=_TIMEOUT_SECONDS, verify=trusted).status_code != 403:
                 return server
         except requests.exceptions.SSLError:
-            remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH naming the file of the authority that signed its certificate"
+            remedy = "MLFLOW_TRACKING_SERVER_CERT_PATH set to the CA file of its certificate"
         except requests.RequestException:
             continue
     raise RegistryUnavailable(
-        f"this MLflow server does not reach itself{' at ' * bool(servers)}{' or at '.join(servers)}: "
+        f"this MLflow server cannot send requests to itself{' at ' * bool(servers)}{' or at '.join(servers)}: "
         f"start it with {remedy}"
     )
 
@@ -239,7 +238,7 @@ def _change_endpoint(job: Job, store: Store, settings: Settings) -> str:
         return f"{done['model']} {done['from']} → {done['to']} in {done['seconds']} s ({done['source']})."
     weights = job.arguments["weights"]
     deployments.set_traffic(endpoint, weights, why=why, actor=job.actor)
-    return f"{endpoint} is answered by {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
+    return f"The traffic of {endpoint} is {', '.join(f'{name} {weight}' for name, weight in weights.items())}."
 
 
 def _change_version(job: Job, store: Store, settings: Settings) -> str:
@@ -252,13 +251,13 @@ def _change_version(job: Job, store: Store, settings: Settings) -> str:
         if (known := verdict_of_served(model, version)) is not None:
             return f"{known}."
         gated = run_gate(model, version, actor=job.actor, store=store, progress=print, allowed=allowed)
-        return f"The gate says {gated.verdict.state}: {gated.verdict.reason}."
+        return f"The verdict of the gate is {gated.verdict.state}: {gated.verdict.reason}."
     to, why = job.arguments["to"], job.arguments["why"]
     moved = promote(model, version, to, why=why, actor=job.actor, store=store, progress=print, allowed=allowed)
     if not moved.is_moved:
-        return f"Version {moved.version} {moved.location_text} already; nothing was done."
+        return f"Version {moved.version} {moved.location_text} already; no change."
     Deployments(store, settings, print).poll_registry(model)
-    before = f", where version {moved.before} was" if moved.before else ""
+    before = f" instead of version {moved.before}" if moved.before else ""
     return f"Version {moved.version} {moved.location_text}{before}; gate {moved.gate}: {moved.reason}."
 
 

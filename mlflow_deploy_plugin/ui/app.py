@@ -1,10 +1,10 @@
-"""MLflow's own server with the gate, the audit trail and the console: the apps of the entry point group `mlflow.app`.
+"""MLflow's server with the gate, the audit trail and the console: the apps of the entry point group `mlflow.app`.
 
     mlflow server --app-name onnxserve …               without accounts
     mlflow server --app-name onnxserve-basic-auth …    on top of MLflow's own basic auth
 
-Under uvicorn, the default, MLflow needs FastAPI's app around its Flask app; gunicorn and waitress need the Flask app
-itself. The console is the page `/onnxserve`.
+Under uvicorn, the default, MLflow needs a FastAPI app around its Flask app; gunicorn and waitress need the Flask app.
+The console is the page `/onnxserve`.
 """
 
 import json
@@ -51,7 +51,7 @@ from mlflow_deploy_plugin.ui.overview import build_overview
 from mlflow_deploy_plugin.ui.pictures import SPANS, endpoint_pictures
 from mlflow_deploy_plugin.version import __version__
 
-_SGI = "_MLFLOW_SGI_NAME"  # MLflow's own: which server runs the app
+_SGI = "_MLFLOW_SGI_NAME"  # MLflow sets this variable to the server that runs the app.
 _EXTENSION = "onnxserve"
 _PATH = "/onnxserve"
 _FOLDER = "console"
@@ -65,7 +65,7 @@ _HEADERS = {
         "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # a form's Origin is `null` without a referrer
+    "Referrer-Policy": "same-origin",  # Without a referrer, the Origin of a form is `null`.
     "Cache-Control": "no-store",
 }
 
@@ -79,7 +79,7 @@ def create_app() -> object:
 
 
 def create_basic_auth_app() -> object:
-    """Return the same behind MLflow's basic auth, which identifies the caller before the gate decides."""
+    """Return the app behind MLflow's basic auth, which authenticates the caller before the gate decides."""
     from mlflow.server import app
     from mlflow.server.auth import create_app as create_with_accounts
 
@@ -110,9 +110,9 @@ def extend(app: Flask) -> None:
 
     @pages.before_request
     def enter_workspace() -> Response | None:
-        """Answer for the workspace of ?workspace=, as MLflow's own pages do; a browser sends no header.
+        """Select the workspace from ?workspace=, like MLflow's pages, because a browser sends no header.
 
-        A server that only has artifacts has no registry, and is refused as MLflow refuses its own views.
+        A server that only serves artifacts has no registry, and the request is refused like requests to MLflow's views.
         """
         from mlflow.exceptions import MlflowException
         from mlflow.server.handlers import _disable_if_artifacts_only
@@ -123,10 +123,10 @@ def extend(app: Flask) -> None:
             return make_response(refused)
         if name := request.args.get("workspace"):
             try:
-                found = resolve_workspace_for_request_if_enabled(request.path, name)
+                workspace = resolve_workspace_for_request_if_enabled(request.path, name)
             except MlflowException as error:
                 return make_response(error.message, error.get_http_status_code(), _TEXT)
-            set_server_request_workspace(found.name if found else None)
+            set_server_request_workspace(workspace.name if workspace else None)
         return None
 
     pages.add_app_template_filter(shown)
@@ -148,24 +148,24 @@ def extend(app: Flask) -> None:
 
 
 def _link_from_mlflow(app: Flask, script: str) -> None:
-    """Have MLflow's pages run our script, which links each page of a registered model to the console."""
+    """Add our script to MLflow's pages, which links each page of a registered model to the console."""
     index = Path(app.static_folder or "") / "index.html"
     if _INDEX_VIEW not in app.view_functions or not index.exists():
-        return  # this MLflow serves its pages in another way, or was built without pages
+        return  # This MLflow serves its pages in another way or was built without pages.
 
     def serve_with_script() -> Response:
-        """Return the page without the file's ETag, by which browsers would keep a copy without the script."""
+        """Return the page without the ETag of the file, so that browsers do not use a copy without the script."""
         page = index.read_text().replace("</head>", f'<script src="{script}" defer></script></head>', 1)
         return Response(page, headers={"Content-Type": "text/html; charset=utf-8", "Cache-Control": "no-cache"})
 
     app.view_functions[_INDEX_VIEW] = serve_with_script
 
 
-@cache  # MLflow's class is changed once, also for several apps in a process
+@cache  # MLflow's class must be changed only once, even with several apps in a process.
 def _compare_versions_as_numbers() -> None:
-    """Give MLflow's store the number of a version that is moved to a stage, where MLflow 3.17 gives it the text.
+    """Pass the version as a number to MLflow's store when a version moves to a stage. MLflow 3.17 passes a string.
 
-    With archived versions it is compared with a column of numbers, which PostgreSQL refuses by psycopg 3.
+    If versions are archived, MLflow compares the version with an integer column, which fails with psycopg 3.
     """
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 
@@ -193,18 +193,18 @@ class _Console:
         return self._render(job=self._jobs.get(request.args.get("job", "")))
 
     def pictures(self) -> Response:
-        """Return the pictures of ?endpoint= as HTML; with ?whole=1 those of its own page, otherwise of the overview."""
+        """Return the pictures of ?endpoint= as HTML: with ?whole=1 for its own page, otherwise for the overview."""
         name, only_traffic = request.args.get("endpoint", ""), not request.args.get("whole")
         store = self._trail.store()
         if hidden_endpoints(store, [name]) or store.endpoint(name) is None:
             raise no_endpoint(name)
         deployments = Deployments(store, load_settings(), lambda line: None)
-        one, pages = deployments.get_endpoint(name), self._mlflow_pages()
-        found = endpoint_pictures(one, deployments, pages, _span(), only_traffic=only_traffic)
-        return make_response(render_template("onnxserve_pictures.html", pictures=found), 200)
+        observed, pages = deployments.get_endpoint(name), self._mlflow_pages()
+        drawings = endpoint_pictures(observed, deployments, pages, _span(), only_traffic=only_traffic)
+        return make_response(render_template("onnxserve_pictures.html", pictures=drawings), 200)
 
     def act(self) -> Response:
-        """Start the action of a form, and show the page that it was on, which follows its job."""
+        """Start the action of a form, and redirect to its page, which shows the progress of the job."""
         who = caller()
         if refusal := form_refusal(who.user):
             return self._render(error=refusal, status=403)
@@ -214,8 +214,8 @@ class _Console:
                 raise no_endpoint(endpoint)
             action = parse_form(request.form, store)
             if not may_act_on(action.models):
-                models = " and ".join(action.models) or "what is not registered"
-                error = f"you may not {action.description}: that takes the permission to edit {models}"
+                models = " and ".join(action.models) or "unregistered models"
+                error = f"you may not {action.description}: this needs the permission to edit {models}"
                 return self._render(error=error, status=403)
             job = Job(
                 description=action.description,
@@ -230,18 +230,18 @@ class _Console:
         return make_response(redirect(self._here(job=job.id), 303))
 
     def export(self) -> Response:
-        """Return the audit trail as JSON lines: of everything, or of ?endpoint= or ?model=."""
+        """Return the audit trail as JSON lines: all events, or only events of ?endpoint= or ?model=."""
         store = self._trail.store()
-        found = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
-        pages = iter(lambda: [*islice(found, _EXPORTED_AT_ONCE)], [])
+        events = event_history(store, request.args.get("endpoint") or None, request.args.get("model") or None, None)
+        pages = iter(lambda: [*islice(events, _EXPORTED_AT_ONCE)], [])
         pieces = ("".join(f"{event_as_json(event)}\n" for event in visible_events(store, page)) for page in pages)
-        first = next(pieces, "")  # a store that does not answer is an error while there is a status to say it
+        first = next(pieces, "")  # An error of the store can still set the HTTP status here.
 
         def content() -> Iterator[str]:
             yield first
             try:
                 yield from pieces
-            except OnnxserveError as error:  # MLflow's server would end the response as if it were whole
+            except OnnxserveError as error:  # Otherwise, the response would look complete.
                 yield json.dumps({"error_code": error.error_code, "message": error.message}) + "\n"
 
         return Response(stream_with_context(content()), 200, content_type="application/x-ndjson; charset=utf-8")
@@ -287,32 +287,32 @@ class _Console:
         return make_response(html, status)
 
     def _link(self, path: str = "", **query: str) -> str:
-        """Return the address of a page of the console in this workspace, without empty parameters."""
-        given = {name: value for name, value in {**query, "workspace": active_workspace()}.items() if value}
-        return f"{self._base}{path}{'?' if given else ''}{urlencode(given)}"
+        """Return the URL of a console page in this workspace, without empty parameters."""
+        parameters = {name: value for name, value in {**query, "workspace": active_workspace()}.items() if value}
+        return f"{self._base}{path}{'?' if parameters else ''}{urlencode(parameters)}"
 
     def _here(self, job: str = "") -> str:
-        """Return the address of the current page, with a job that it follows."""
+        """Return the URL of the current page with the job to show."""
         kept = {name: request.args.get(name, "") for name in ("endpoint", "model", "beginning", "span")}
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
-        """Return addresses of this MLflow server for a process of this machine, the best first.
+        """Return the URLs of this MLflow server for a process on this machine, best URL first.
 
-        The process trusts these addresses. A caller can send any Host, so it counts only where the operator has named
-        it.
+        The process trusts these URLs. A caller can send any Host header, so it is used only if the operator allows the
+        host.
         """
         from mlflow.server.security_utils import get_allowed_hosts_from_env
 
         if known := load_settings().mlflow_url:
             return (known.rstrip("/"),)
-        found = []
-        if request.remote_addr:  # none at a Unix socket, where gunicorn takes SERVER_NAME from Host
+        addresses = []
+        if request.remote_addr:  # Empty for a Unix socket, where gunicorn sets SERVER_NAME from Host.
             host, port = str(request.environ.get("SERVER_NAME")), int(request.environ.get("SERVER_PORT") or 0)
-            found.append(reachable_url(host, port))
+            addresses.append(reachable_url(host, port))
         if request.host in (get_allowed_hosts_from_env() or ()):
-            found.append(request.host_url.rstrip("/"))
-        return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in found))
+            addresses.append(request.host_url.rstrip("/"))
+        return tuple(dict.fromkeys(f"{address}{self._prefix}" for address in addresses))
 
 
 def _span() -> Span:
@@ -320,8 +320,13 @@ def _span() -> Span:
 
 
 def _credentials() -> dict[str, str]:
-    if (given := request.authorization) is None:
+    if (authorization := request.authorization) is None:
         return {}
-    if given.type == "basic":
-        return {"MLFLOW_TRACKING_USERNAME": given.username or "", "MLFLOW_TRACKING_PASSWORD": given.password or ""}
-    return {"MLFLOW_TRACKING_TOKEN": given.token} if given.type == "bearer" and given.token else {}
+    if authorization.type == "basic":
+        return {
+            "MLFLOW_TRACKING_USERNAME": authorization.username or "",
+            "MLFLOW_TRACKING_PASSWORD": authorization.password or "",
+        }
+    return (
+        {"MLFLOW_TRACKING_TOKEN": authorization.token} if authorization.type == "bearer" and authorization.token else {}
+    )

@@ -1,12 +1,12 @@
-"""The gate and the audit trail in MLflow's own API: every change of a stage or an alias goes through here.
+"""The gate and the audit trail in MLflow's API, which check and record every change of a stage or an alias.
 
-MLflow's view functions are wrapped, behind its basic auth, because `/api` and `/ajax-api` share them. A refusal is 403
-PERMISSION_DENIED, which MLflow's UI shows and its clients do not retry. Changes in the database are not seen; `require:
-gate=passed` in an endpoint's spec covers them.
+MLflow's view functions are wrapped behind its basic auth, because `/api` and `/ajax-api` share them. A refusal is 403
+PERMISSION_DENIED, which MLflow's UI shows and its clients do not retry. Direct changes in the database bypass the
+guard; `require: gate=passed` in an endpoint's spec covers them.
 
-A verdict covers the files of a version, so all files are read once, and again if a name, a size or the MLmodel file,
-which has the digests of our flavor's files, has changed. A request to MLflow never waits for, or fails by, the audit
-trail or the notice to the agents of this machine.
+A verdict covers the files of a version. All files are read once, and again if a name, a size or the MLmodel file
+changes. The MLmodel file contains the digests of our flavor's files. A failure of the audit trail or of the
+notification of the agents never fails a request to MLflow.
 """
 
 import hashlib
@@ -55,16 +55,16 @@ _log = logging.getLogger(__name__)
 _VIA = "mlflow"
 _NEW_VERSION = "_create_model_version"
 _WAIT_SECONDS = 2.0
-"""The time that an answer waits for its event in the trail; a slow database writes it later."""
+"""The longest time that a response waits for its event in the trail. A slow database may write the event later."""
 _UNSERVED_STAGES = ("None", "Archived")
-"""The stages from which nothing is served."""
+"""The stages that no endpoint serves."""
 _VERDICT_TAGS = (GATE_TAG, GATE_POLICY_DIGEST_TAG, GATE_DIGEST_TAG)
 
 
 class AuditTrail:
-    """The audit events of the stores, one for each MLflow workspace, each opened at its first event.
+    """The audit trail in the stores, one per MLflow workspace. A store is opened at its first event.
 
-    One thread writes, in the order of the calls. An event that cannot be written is logged whole.
+    A single thread writes the events in the order of the calls. If an event cannot be written, it is logged completely.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class AuditTrail:
         self._lock = threading.Lock()
 
     def record(self, action: str, actor: str, **event: Any) -> None:
-        """Write one event (`Store.record`); return when it is written, or after a short while."""
+        """Write an event (`Store.record`), and wait at most `_WAIT_SECONDS` until it is written."""
         what = f"not in the audit trail: {action} by {actor}, {event}"
         written = self._submit(lambda: self.store().record(action, actor=actor, **event), logging.ERROR, what)
         try:
@@ -82,15 +82,15 @@ class AuditTrail:
             _log.warning("the audit trail is slow: %s by %s is written later", action, actor)
 
     def notify_agents(self, model: str) -> None:
-        """Make the servers here that follow the model ask the registry at once, not at their next poll."""
+        """Make the local servers that follow the model poll the registry immediately."""
 
         def poll() -> None:
             Deployments(self.store(), load_settings(), lambda line: None).poll_registry(model)
 
-        self._submit(poll, logging.WARNING, f"the agents are not told of {model}")
+        self._submit(poll, logging.WARNING, f"the agents are not notified of {model}")
 
     def store(self) -> Store:
-        """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig if it has none."""
+        """Return the store of the request's workspace. Raises StoreUnavailable, or InvalidConfig without a store."""
         url = load_settings().store_url
         with self._lock:
             if url not in self._stores:
@@ -98,29 +98,29 @@ class AuditTrail:
             return self._stores[url]
 
     def _submit(self, work: Callable[[], object], level: int, what: str) -> Future[None]:
-        """Do the work after all work submitted before; a failure is logged as `what`."""
+        """Run `work` after all work submitted earlier. A failure is logged as `what`."""
 
         def attempt() -> None:
             try:
                 work()
             except OnnxserveError as error:
                 _log.log(level, "%s (%s)", what, error.message)
-            except Exception:  # noqa: BLE001  # a boundary: MLflow's answer does not depend on it
+            except Exception:  # noqa: BLE001  # MLflow's response must not depend on it.
                 _log.exception("%s", what)
 
-        return self._writer.submit(copy_context().run, attempt)  # with the workspace of the request
+        return self._writer.submit(copy_context().run, attempt)  # The context has the workspace.
 
 
 @dataclass(frozen=True)
 class RegistryChange:
-    """A change of the meaning of a reference to a model, as it is written into the audit trail.
+    """A change of a reference to a model, as the audit trail records it.
 
     Attributes:
-        action: `transition`, `alias`, `tag`, or `rename` or `delete` of a registered model itself.
+        action: `transition`, `alias` or `tag`, or `rename` or `delete` of a registered model.
         before / after: the stage of the version, the version with the alias, the value of the tag, or the model's name.
-        why: why the gate accepts or refuses it; empty if nothing is gated.
-        also_of: other models whose trail has it, too.
-        is_served_again: the version was rolled back, and comes to a stage or alias that is served.
+        why: the reason why the gate accepts or refuses the change; empty if the change is not gated.
+        also_of: other models whose trail also contains the change.
+        is_served_again: True if a version that was rolled back moves to a stage or alias that may be served.
     """
 
     action: str
@@ -146,7 +146,7 @@ def _transition(trail: AuditTrail) -> RegistryChange:
     model, version = store.get_registered_model(message.name), store.get_model_version(message.name, message.version)
     stage = get_canonical_stage(message.stage)
     is_unserved = stage in _UNSERVED_STAGES
-    holders = [] if is_unserved else [str(one.version) for one in store.get_latest_versions(message.name, [stage])]
+    holders = [] if is_unserved else [str(entry.version) for entry in store.get_latest_versions(message.name, [stage])]
     place = StageOrAlias(stage=stage)
     why, is_refused = _decide(trail, model, version, place, holders[0] if holders else "")
     others = [other for other in holders if other != str(version.version)]
@@ -196,7 +196,7 @@ def _alias_deletion(_: AuditTrail) -> RegistryChange | None:
 
 
 def _version_deletion(_: AuditTrail) -> RegistryChange | None:
-    """Read the deletion of a version: the one before it in its stage is served again."""
+    """Read the deletion of a version. Endpoints then serve the previous version in its stage."""
     message = _read("DeleteModelVersion")
     version = _registry().get_model_version(message.name, message.version)
     if version.current_stage in _UNSERVED_STAGES and not version.aliases:
@@ -211,7 +211,7 @@ def _model_creation(_: AuditTrail) -> RegistryChange | None:
 
 
 def _model(request: str, action: str) -> _Reader:
-    """Return a reader of a rename or deletion: the policy goes with the model, to who follows its new name."""
+    """Return a reader of a rename or deletion. After a rename, the policy applies to the new name."""
 
     def read(_: AuditTrail) -> RegistryChange | None:
         message = _read(request)
@@ -225,7 +225,7 @@ def _model(request: str, action: str) -> _Reader:
 
 
 def _tag(request: str, keys: Sequence[str]) -> _Reader:
-    """Return a reader of tags: a person who changes a verdict or the policy behind it by hand is in the trail."""
+    """Return a reader of tags, so that the trail records manual changes of a verdict or its policy."""
 
     def read(_: AuditTrail) -> RegistryChange | None:
         message, store = _read(request), _registry()
@@ -256,13 +256,13 @@ _READERS: dict[str, _Reader] = {
     "_set_registered_model_tag": _tag("SetRegisteredModelTag", (GATE_POLICY_TAG,)),
     "_delete_registered_model_tag": _tag("DeleteRegisteredModelTag", (GATE_POLICY_TAG,)),
 }
-"""The name of MLflow's view → the reader of its request."""
+"""Maps the name of MLflow's view to the reader of its request."""
 _GATED = ("_transition_stage", "_set_registered_model_alias")
-"""The views that refuse a request that cannot be read."""
+"""The views that refuse a request if it cannot be read."""
 
 
 def _is_only_a_prompt(model: "RegisteredModel") -> bool:
-    """Return True for a prompt. A model with a policy is not a prompt, because anybody can set the tag."""
+    """Return True for a prompt. A model with a policy is not a prompt, because any user can set the prompt tag."""
     return bool(model._is_prompt()) and GATE_POLICY_TAG not in model.tags
 
 
@@ -271,9 +271,9 @@ def _alias_text(alias: str, version: object) -> str:
 
 
 def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) -> "Message":
-    """Return the request at hand as MLflow reads it; raise MlflowException if MLflow refuses it.
+    """Return the current request as MLflow reads it. Raise MlflowException if MLflow refuses it.
 
-    `request` is the name of its protobuf message, which has the required `texts` and the boolean `flags`.
+    `request` is the name of the protobuf message, which has the required `texts` and the boolean `flags`.
     """
     from mlflow.protos import model_registry_pb2
     from mlflow.server import handlers
@@ -284,7 +284,7 @@ def _read(request: str, texts: Sequence[str] = (), flags: Sequence[str] = ()) ->
 
 
 def _registry() -> "Registry":
-    """Return MLflow's registry store in this process: we are its server, and need no HTTP request."""
+    """Return MLflow's registry store, which runs in this process and needs no HTTP request."""
     from mlflow.server import handlers
 
     return handlers._get_model_registry_store()
@@ -294,32 +294,32 @@ def _decide(
     trail: AuditTrail, model: "RegisteredModel", version: "ModelVersion", place: StageOrAlias, holder: str
 ) -> tuple[str, bool]:
     """Return the gate's reason for a version that replaces `holder`, and True if the gate refuses it."""
-    number, what = str(version.version), f"version {version.version} of {model.name}"
+    number, subject = str(version.version), f"version {version.version} of {model.name}"
     try:
         policy = policy_from_tags(model.name, model.tags)
-    except InvalidConfig as error:  # the gated stages are unknown
-        return f"{what} was not moved to {place}: {error.message}", True
+    except InvalidConfig as error:  # The gated stages are unknown.
+        return f"{subject} was not moved to {place}: {error.message}", True
     if policy is None or not policy.gates(place):
         return "", False
     status = gate_status_of(version.tags)
     judged_by = version.tags.get(GATE_POLICY_DIGEST_TAG, policy.digest)
     if status.passed and status.state != "forced" and judged_by != policy.digest:
-        status = GateStatus(False, "", "it passed another policy than the model has now")
+        status = GateStatus(False, "", "it passed a different policy from the model's current policy")
     if status.passed:
         try:
             status = status.on_files(_digest_now(model.name, number))
-        except Exception:  # noqa: BLE001 - each kind of artifact store has its own classes
-            _log.exception("the files of %s cannot be compared with the files that the gate judged", what)
+        except Exception:  # noqa: BLE001 - Each artifact store has its own exceptions.
+            _log.exception("the files of %s cannot be compared with the files that the gate judged", subject)
             reason = "its files cannot be compared with the files that the gate judged (see the log of MLflow's server)"
             status = GateStatus(False, "", reason)
     if status.passed:
         return f"gate {status.state}: {status.reason}", False
     if holder == number:
-        return "it is there already", False
+        return "already there", False
     if holder and ROLLED_BACK_TAG not in version.tags and _is_rollback_target(trail, model.name, number, place, holder):
-        return f"back to what stood there before version {holder}; its gate: {status.reason}", False
-    how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and says what is missing"
-    return f"{what} may not become {place}: {status.reason}. {how}", True
+        return f"rollback to the version before version {holder}; its gate: {status.reason}", False
+    how = f"`onnxserve promote {model.name} {number} --to {place}` runs the gate and lists the failed checks"
+    return f"{subject} may not become {place}: {status.reason}. {how}", True
 
 
 def _digest_now(model: str, version: str) -> str:
@@ -338,13 +338,16 @@ def _digest_now(model: str, version: str) -> str:
 
 @lru_cache(maxsize=256)
 def _digest_of_files(uri: str, root: str, files: tuple[tuple[str, int], ...], _mlmodel: str) -> str:
-    """Read the files, each with its size, in the folder `root` of the store of `uri`. `_mlmodel` is part of the key."""
+    """Return the digest of `files` (paths with sizes) in the folder `root` of the store of `uri`.
+
+    `_mlmodel` is part of the cache key.
+    """
     store, _ = _artifact_store(uri)
     return combine_hashes({Path(path).relative_to(root): _sha256(store, path) for path, _ in files})
 
 
 def _artifact_store(uri: str) -> tuple["ArtifactRepository", str]:
-    """Return the artifact store of `uri`, and the folder in it, as MLflow's server resolves them."""
+    """Return the artifact store of `uri` and its folder there, as MLflow's server resolves them."""
     from mlflow.server import handlers
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -362,11 +365,11 @@ def _sha256(store: "ArtifactRepository", path: str) -> str:
 
 
 def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: StageOrAlias, holder: str) -> bool:
-    """Return True if `version` had the stage or alias before `holder`, by the audit trail; False if unknown."""
+    """Return True if `version` had the stage or alias before `holder` in the audit trail; False if unknown."""
     with suppress(OnnxserveError):
         for event in trail.store().events(model=model, newest_first=True):
             if not event.endpoint and event.action in ("rename", "delete"):
-                return False  # another model had this name, with its own version numbers
+                return False  # A different model had this name and its own version numbers.
             moved = event.detail.get("moved") if event.action in ("transition", "promote", "alias") else None
             if moved and event.version == holder and moved["place"].lower() == str(place).lower():
                 return bool(moved["before"] == version)
@@ -374,16 +377,16 @@ def _is_rollback_target(trail: AuditTrail, model: str, version: str, place: Stag
 
 
 def install(app: Flask, trail: AuditTrail) -> None:
-    """Put the gate before MLflow's views. Raises OnnxserveError if this MLflow lacks one of the views."""
+    """Wrap MLflow's views with the gate. Raises OnnxserveError if this MLflow lacks one of the views."""
     for view in (*_READERS, _NEW_VERSION):
         if view not in app.view_functions:
-            raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not know it")
+            raise OnnxserveError(f"this MLflow has no view {view}: onnxserve does not support its version")
     for view, read in _READERS.items():
         app.view_functions[view] = _guarded(app.view_functions[view], read, trail, must_be_known=view in _GATED)
     create = app.view_functions[_NEW_VERSION]
 
     def create_without_verdict(**arguments: Any) -> Response:
-        """Create a version without the gate's tags, which MLflow copies from any other model."""
+        """Create a version without the gate's tags, which MLflow may copy from another model."""
         response = make_response(create(**arguments))
         if response.status_code == 200:
             version = response.get_json()["model_version"]
@@ -401,7 +404,7 @@ def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be
     def guarded(**arguments: Any) -> Response:
         try:
             change = read(trail)
-        except MlflowException as error:  # no such version, no such stage, not JSON, a database that is busy
+        except MlflowException as error:  # The request is invalid, or the database is busy.
             if must_be_known:
                 headers = {"Content-Type": "application/json"}
                 return make_response(error.serialize_as_json(), error.get_http_status_code(), headers)
@@ -412,10 +415,10 @@ def _guarded(view: Callable[..., Any], read: _Reader, trail: AuditTrail, must_be
             return make_response(body, 403)
         response = make_response(view(**arguments))
         if change is not None and response.status_code == 200:
-            if change.is_served_again:  # the mark of its rollback goes: a later rollback may come back to it
+            if change.is_served_again:  # Later rollbacks may use this version again.
                 try:
                     _registry().delete_model_version_tag(change.model, change.version, ROLLED_BACK_TAG)
-                except MlflowException as error:  # the promotion itself has succeeded
+                except MlflowException as error:  # The promotion has succeeded.
                     what = change.model, change.version, ROLLED_BACK_TAG
                     _log.warning("%s version %s keeps its tag %s: %s", *what, error)
             if change.before != change.after:

@@ -1,7 +1,7 @@
-"""Jobs: each button starts its own process, which writes its result into a file.
+"""Jobs of the console: each action runs in a separate process, which writes its result to a file.
 
-The process uses MLflow over HTTP with the credentials of the person who pressed the button, so that MLflow checks their
-permissions.
+The process uses MLflow over HTTP with the credentials of the user who pressed the button, so that MLflow checks the
+user's permissions.
 """
 
 import os
@@ -24,10 +24,10 @@ from mlflow_deploy_plugin.store import Json
 
 _MODULE = "mlflow_deploy_plugin.ui.actions"
 _MAX_RUNNING, _MAX_RUNNING_OF_ONE = 8, 4
-"""Limits of all jobs, and of one person's: a person cannot keep the others from rolling back."""
+"""The limits of running jobs in total and per user, so that a single user cannot block the rollbacks of other users."""
 _KEPT_SECONDS = 24 * 3600
 _MAX_SECONDS = 3600.0
-"""A gate takes minutes; a job that hangs must not block the others."""
+"""The timeout of a job. A gate takes minutes, and a job that hangs must not block other jobs."""
 _KILLED_SECONDS = 60
 _SERVER_VARIABLES = (
     "_MLFLOW_",
@@ -44,18 +44,18 @@ _SERVER_VARIABLES = (
     "MLFLOW_CRYPTO_",
     "MLFLOW_FLASK_SERVER_SECRET_KEY",
 )
-"""Prefixes of the server's variables that a client must not inherit: its databases, its secrets."""
+"""Prefixes of server variables that a client must not inherit, such as databases and secrets."""
 
 
 class Job(State):
-    """One press of a button.
+    """A job that a button has started.
 
     Attributes:
-        description: of the action, for people: "roll flights back".
-        arguments: the action and its arguments, as `actions.py` reads them.
-        message: one line: the result, or why it failed.
-        servers: addresses at which this MLflow may be reached, the best first.
-        has_account: other accounts of the server may have fewer permissions.
+        description: the action in words, e.g. "roll flights back".
+        arguments: the action and its arguments, which `actions.py` reads.
+        message: the result or the reason for a failure, in one line.
+        servers: URLs of this MLflow server, best URL first.
+        has_account: True if the caller has an account, so that other accounts may have fewer permissions.
     """
 
     id: str = Field(default_factory=lambda: secrets.token_hex(8))
@@ -75,16 +75,16 @@ class Job(State):
 
 @dataclass(frozen=True)
 class Jobs:
-    """The jobs of a folder; a job that takes longer than `longest` seconds is killed."""
+    """The jobs in a folder. A job that takes longer than `longest` seconds is killed."""
 
     folder: Path
     longest: float = _MAX_SECONDS
 
     def start(self, job: Job, secret: Mapping[str, str]) -> Job:
-        """Start a job and return at once; remove the remains of earlier days' jobs.
+        """Start a job and return immediately. Delete the files of jobs that started more than a day ago.
 
-        If a job with the same arguments runs already, it is returned. `secret` has environment variables, the caller's
-        credentials, which are not written to a file. Raises TooManyRequests if too many jobs run.
+        If a job with the same arguments already runs, return it. `secret` contains the caller's credentials as
+        environment variables, which are not written to a file. Raises TooManyRequests if too many jobs run.
         """
         actors: list[str] = []
         for path in self.folder.glob("*.json"):
@@ -97,8 +97,8 @@ class Jobs:
                     return known
                 actors.append(known.actor)
         if (own := actors.count(job.actor)) >= _MAX_RUNNING_OF_ONE or len(actors) >= _MAX_RUNNING:
-            those = f"{own} of your actions" if own >= _MAX_RUNNING_OF_ONE else f"{len(actors)} actions"
-            raise TooManyRequests(f"{those} are running: wait until one has ended")
+            running = f"{own} of your actions" if own >= _MAX_RUNNING_OF_ONE else f"{len(actors)} actions"
+            raise TooManyRequests(f"{running} are running: wait until an action ends")
         path = self.folder / f"{job.id}.json"
         write_state(path, job)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(_SERVER_VARIABLES)}
@@ -120,23 +120,23 @@ class Jobs:
         job = read_state(self.folder / f"{id}.json", Job)
         if job is None or job.state != "running":
             return job
-        if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # the server that would end it is gone
-            return job.ended("failed", "it did not end in time")
+        if time.time() - job.started_at > self.longest + _KILLED_SECONDS:  # The server that would kill it is gone.
+            return job.ended("failed", "timeout of the action")
         if job.pid and not is_alive(job.pid):
-            job = read_state(self.folder / f"{id}.json", Job)  # it may have ended between the two looks
+            job = read_state(self.folder / f"{id}.json", Job)  # It may have ended since the first read.
             if job is not None and job.state == "running":
-                return job.ended("failed", "it ended without a word")
+                return job.ended("failed", "the process ended without a result")
         return job
 
     def _wait_for_end(self, path: Path, process: Child) -> None:
         status, last = process.wait(self.longest), ""
         if status is None:
             process.kill()
-            status, last = process.wait(), f"it did not end within {self.longest:g} s, and was stopped"
+            status, last = process.wait(), f"the action was stopped after a timeout of {self.longest:g} s"
         job, log = read_state(path, Job), path.with_suffix(".log")
         if job is not None and job.state == "running":
             lines = log.read_text(errors="replace").strip().splitlines()
-            last = last or (lines[-1] if lines else f"it {exit_reason(status or 0)}")
+            last = last or (lines[-1] if lines else f"the process {exit_reason(status or 0)}")
             write_state(path, job.ended("failed", last[:500]))
         if job is not None and job.state == "done":
             log.unlink(missing_ok=True)

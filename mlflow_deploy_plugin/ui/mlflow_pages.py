@@ -1,4 +1,4 @@
-"""Addresses within MLflow's UI, and the windows of monitors with their reports there."""
+"""URLs of MLflow's UI, and the windows of monitors with the URLs of their reports."""
 
 import re
 from collections.abc import Iterable
@@ -21,13 +21,13 @@ Mark = Literal["alarm", "undecided", "fine", "failed", "waiting"]
 
 @dataclass(frozen=True)
 class MonitorVerdict:
-    """One window of a monitor, judged or not.
+    """A window of a monitor, with or without a verdict.
 
     Attributes:
-        state: of the verdict; of a window without one, of the work on it.
-        report: its address within MLflow's pages; empty if there is none.
-        labelled_share: the labelled share of the rows, if the monitor counts them.
-        by_hand: a person has asked for the verdict.
+        state: the verdict, or the processing state of a window without a verdict.
+        report: the URL of the report in MLflow's UI; empty without a report.
+        labelled_share: the labelled share of the rows, or None if the monitor does not count labels.
+        by_hand: True if a user requested the verdict.
     """
 
     monitor: str
@@ -71,7 +71,7 @@ class MlflowPages:
         return f"{self.prefix}/#/models/{quote(model, safe='')}/versions/{quote(version)}{workspace_query()}"
 
     def report(self, tag: str) -> str:
-        """Return the address of a report by its tag, which is a URL or RUN_ID[/PATH]; otherwise empty."""
+        """Return the URL of a report from its tag, which is a URL or RUN_ID[/PATH]; empty for any other tag."""
         from mlflow.exceptions import MlflowException
 
         if tag.startswith(("http://", "https://")):
@@ -93,21 +93,21 @@ class MlflowPages:
             experiment = self.tracking.get_experiment_by_name(f"onnxserve/{endpoint}")
         return [
             MonitorVerdict(
-                monitor=one.monitor,
-                start=one.start,
-                end=one.end,
-                state=one.verdict or ("failing" if one.attempts and one.state != "failed" else one.state),
-                mark=mark_of(one.verdict)
-                if one.verdict
-                else ("failed" if one.attempts or one.state == "failed" else "waiting"),
-                reason=one.reason,
-                report=self.artifact(experiment.experiment_id, one.run_id, "report.html")
-                if experiment is not None and one.run_id
+                monitor=window.monitor,
+                start=window.start,
+                end=window.end,
+                state=window.verdict or ("failing" if window.attempts and window.state != "failed" else window.state),
+                mark=mark_of(window.verdict)
+                if window.verdict
+                else ("failed" if window.attempts or window.state == "failed" else "waiting"),
+                reason=window.reason,
+                report=self.artifact(experiment.experiment_id, window.run_id, "report.html")
+                if experiment is not None and window.run_id
                 else "",
-                labelled_share=one.figures.get("labelled_share"),
-                by_hand=one.by_hand,
+                labelled_share=window.figures.get("labelled_share"),
+                by_hand=window.by_hand,
             )
-            for one in windows
+            for window in windows
         ]
 
     def _run(self, experiment_id: str, run_id: str) -> str:

@@ -1,4 +1,4 @@
-"""The content of the page, from the store, the endpoints' servers and this MLflow server's own registry."""
+"""The content of the console page, from the store, the servers of the endpoints and the registry of this MLflow."""
 
 from bisect import bisect_right
 from collections import defaultdict
@@ -57,30 +57,30 @@ if TYPE_CHECKING:
     from mlflow.store.model_registry.abstract_store import AbstractStore as Registry
 
 Link = Callable[[str], str]
-"""Returns the address of a gate's report by its tag."""
+"""Returns the URL of a gate's report from its tag."""
 _EVENTS = 40
 _ROLLOUTS = 10
 _VERSIONS = 6
 _LOOKED_AT = 4
-"""Windows of a monitor among which its latest verdict is looked for."""
+"""The number of newest windows of a monitor that are searched for its latest verdict."""
 _DRAWN = 6
-"""Endpoints whose pictures come with the page. The others' are drawn when a reader comes to them."""
+"""The number of endpoints whose pictures are part of the page. The script loads other pictures on demand."""
 _SHOWN = 30
-"""Endpoints of one page, in the order of their names."""
+"""The number of endpoints per page, in the order of their names."""
 _METRICS_SECONDS = 1.5
 _ASKED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class PromotionTarget:
-    """A stage or @alias to promote a version to; `refusal`: why the version may not go there; empty if it may."""
+    """A stage or @alias to promote a version to. `refusal` is the reason why this is not allowed, or empty."""
 
     place: str
     refusal: str = ""
 
     @property
     def shown(self) -> str:
-        """Return the entry of a list, which has no room for the whole reason."""
+        """Return the entry of the selection list, which is too narrow for the full reason."""
         if not self.refusal:
             return self.place
         return f"{self.place} – {ALREADY_THERE if self.refusal == ALREADY_THERE else 'it was rolled back'}"
@@ -88,10 +88,10 @@ class PromotionTarget:
 
 @dataclass(frozen=True)
 class VersionRow:
-    """One version of a registered model.
+    """A version of a registered model.
 
-    `rolled_back` has the endpoint that it was rolled back from, and the reason; empty if it was not. `targets` has the
-    followed stages and aliases, and the other stages.
+    `rolled_back` contains the endpoint and the reason of a rollback, or is empty. `targets` contains the followed
+    stages and aliases, followed by the other stages.
     """
 
     number: str
@@ -105,12 +105,12 @@ class VersionRow:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A registered model with its newest versions, and all with an alias or in Production or Staging.
+    """A registered model with its newest versions and all versions in Production, in Staging or with an alias.
 
     Attributes:
-        gated: the stages and aliases that only a passed version may take.
-        error: why the model is unknown; nothing can be promoted or judged then.
-        no_gate: why the gate would be refused here; empty if it would not.
+        gated: the stages and aliases that need a version with a passed gate.
+        error: the reason why the model cannot be read, so that it cannot be promoted or judged.
+        no_gate: the reason why the gate cannot run here, or empty.
     """
 
     name: str
@@ -122,7 +122,7 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant with the version that answers and its counters; `page` is the version's page in MLflow, or empty."""
+    """A variant with its served version and counters. `page` is the URL of the version in MLflow, or empty."""
 
     name: str
     spec: VariantSpec
@@ -134,16 +134,16 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class EndpointCard:
-    """An endpoint as the page shows it.
+    """An endpoint on the page.
 
     Attributes:
-        health: one word, with the `reason` if it is not `healthy`.
-        no_traffic / no_rollback: why a change of traffic, or a rollback, would be refused now; empty if it would not.
-        has_rollback: an earlier version is known.
-        rollback_to: the version or model that a rollback brings back; empty if unknown.
-        monitors: with their newest windows; none on a page of one endpoint, which has a picture of all.
-        spec: None if it cannot be read.
-        pictures: None if the page's script loads them once they are in sight.
+        health: a single word. If it is not `healthy`, `reason` contains the reason.
+        no_traffic / no_rollback: the reason why a traffic change or a rollback is not possible now, or empty.
+        has_rollback: True if an earlier version is known.
+        rollback_to: the version or model after a rollback; empty if unknown.
+        monitors: the monitors with their newest windows; empty on the page of a single endpoint, which shows pictures.
+        spec: the spec, or None if it cannot be read.
+        pictures: the pictures, or None if the script of the page loads them when they are in view.
     """
 
     name: str
@@ -163,12 +163,12 @@ class EndpointCard:
 
 @dataclass(frozen=True)
 class Overview:
-    """The page's content.
+    """The content of the page.
 
     Attributes:
-        pages: the first and the last endpoint of each page.
-        shown: the index of this page among them.
-        alerts: all firing alerts, of endpoints of all pages; the oldest first.
+        pages: the names of the first and the last endpoint on each page.
+        shown: the index of this page in `pages`.
+        alerts: all firing alerts of the endpoints on all pages, oldest first.
         hidden: the number of endpoints that the caller may not see.
     """
 
@@ -193,27 +193,29 @@ def build_overview(
     span: Span = "hour",
     beginning: str = "",
 ) -> Overview:
-    """Return the content that the caller of the request at hand may see.
+    """Return the content that the caller of the current request may see.
 
-    `only` is the only endpoint to show, with all its pictures; `model` is the registered model whose endpoints are
-    shown; empty: all. `beginning` is a name on the requested page, or between two names there.
+    `only` is the only endpoint to show, with all its pictures. `model` restricts the page to endpoints of a registered
+    model. If both are empty, all endpoints are shown. The page is selected by `beginning`, a name on it or between two
+    names on it.
 
-    Raises NotFound if there is no endpoint `only`, or the caller may not see it; and StoreUnavailable.
+    Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
     """
     deployments = Deployments(store, settings, lambda line: None)
     if only and (only not in store.names() or hidden_endpoints(store, [only])):
         raise no_endpoint(only)
     stored = [
-        one
-        for one in store.endpoints()
-        if only in ("", one.name) and (not model or model in registered_model_names(one.spec))
+        item
+        for item in store.endpoints()
+        if only in ("", item.name) and (not model or model in registered_model_names(item.spec))
     ]
-    unreadable = [one for one in store.unreadable() if only in ("", one.name) and not model]
-    seen = [one.name for one in stored if all(map(may_list, registered_model_names(one.spec)))]
-    names = sorted([*seen, *(one.name for one in unreadable if is_administrator())])  # their models are unknown
-    shown = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
-    listed = names[shown * _SHOWN :][:_SHOWN]
-    unseen = hidden_endpoints(store, listed)  # such as those whose model was deleted
+    unreadable = [item for item in store.unreadable() if only in ("", item.name) and not model]
+    seen = [item.name for item in stored if all(map(may_list, registered_model_names(item.spec)))]
+    # The models of unreadable endpoints are unknown, so only administrators may see these endpoints.
+    names = sorted([*seen, *(item.name for item in unreadable if is_administrator())])
+    page_index = max(bisect_right(names, beginning) - 1, 0) // _SHOWN
+    listed = names[page_index * _SHOWN :][:_SHOWN]
+    unseen = hidden_endpoints(store, listed)  # Also endpoints of deleted models.
     on_page = [name for name in listed if name not in unseen]
     events = [*event_history(store, only or None, None, _EVENTS * 3)]
     rollouts = store.rollouts(only or None, limit=_ROLLOUTS * 3)
@@ -224,45 +226,45 @@ def build_overview(
         draw = partial(endpoint_pictures, deployments=deployments, pages=pages, span=span, only_traffic=not only)
         drawn = list(map(draw, readable) if only else pool.map(draw, readable[:_DRAWN]))
     has_account = bool(caller().user)
-    specs = [one.endpoint.spec for one in readable]
+    specs = [observed.endpoint.spec for observed in readable]
     models = model_cards(registry, specs, pages.report, has_account)
     cards = [
-        _endpoint_card(one, counted, pages, store, registry, bool(only))
-        for one, counted in zip(readable, metrics, strict=True)
+        _endpoint_card(observed, counted, pages, store, registry, bool(only))
+        for observed, counted in zip(readable, metrics, strict=True)
     ]
     for index, pictures in enumerate(drawn):
         cards[index] = replace(cards[index], pictures=pictures)
-    cards += [EndpointCard(one.name, "unreadable", one.reason, False) for one in unreadable if one.name in on_page]
+    cards += [EndpointCard(item.name, "unreadable", item.reason, False) for item in unreadable if item.name in on_page]
     named = [*(rollout.endpoint for rollout in rollouts), *(alert.endpoint for alert in alerts)]
     hidden = hidden_endpoints(store, named)
     return Overview(
         endpoints=tuple(sorted(cards, key=lambda card: card.name)),
         pages=tuple((names[at], names[at:][:_SHOWN][-1]) for at in range(0, len(names), _SHOWN)),
-        shown=shown,
-        alerts=tuple(one for one in alerts if one.endpoint not in hidden),
+        shown=page_index,
+        alerts=tuple(alert for alert in alerts if alert.endpoint not in hidden),
         models=tuple(models),
         updatable=frozenset(model.name for model in models if may_act_on([model.name])),
-        rollouts=tuple([one for one in reversed(rollouts) if one.endpoint not in hidden][:_ROLLOUTS]),
+        rollouts=tuple([rollout for rollout in reversed(rollouts) if rollout.endpoint not in hidden][:_ROLLOUTS]),
         events=tuple(visible_events(store, without_step_events(events))[::-1][:_EVENTS]),
-        # The page of one model does not count them: a count would reveal if a model of that name is served.
+        # The page of a model shows no count, which would reveal whether endpoints serve a model of that name.
         hidden=0 if model else len(stored) + len(unreadable) - len(names) + len(unseen),
     )
 
 
 def _endpoint_card(
-    one: ObservedEndpoint,
+    observed: ObservedEndpoint,
     metrics: MetricsByServer,
     pages: MlflowPages,
     store: Store,
     registry: "Registry",
     is_alone: bool,
 ) -> EndpointCard:
-    spec, observation = one.endpoint.spec, one.observation
+    spec, observation = observed.endpoint.spec, observed.observation
     may_act = may_act_on(registered_model_names(spec))
     reason = observation.reason or "; ".join(observation.errors.values()) or observation.registry_error
     health: str = observation.state
     total = total_metrics(metrics)
-    silent = [f"{server}: {found.reason}" for server, found in metrics.items() if isinstance(found, Refused)]
+    silent = [f"{server}: {answer.reason}" for server, answer in metrics.items() if isinstance(answer, Refused)]
     if observation.state == "running":
         reason = "; ".join(silent) or reason or observation.shipping_error
         health = "degraded" if reason else "healthy"
@@ -271,11 +273,11 @@ def _endpoint_card(
     no_rollback, rollback_to, has_rollback = "", "", may_act
     if may_act:
         try:
-            rollback_to = rollback_target_of(store, one, registry, metrics).version
+            rollback_to = rollback_target_of(store, observed, registry, metrics).version
         except RegistryUnavailable:
-            pass  # the button shows the error
+            pass  # The action of the button reports the error.
         except NotFound:
-            has_rollback = bool(silent)  # a server that is silent now may answer the rollback
+            has_rollback = bool(silent)  # A server that is silent now may respond during the rollback.
         except InvalidConfig as error:
             no_rollback = "" if silent else error.message
     return EndpointCard(
@@ -283,29 +285,29 @@ def _endpoint_card(
         health=health,
         reason=reason,
         url=observation.url,
-        variants=tuple(_variant_row(one, name, total, pages) for name in spec.variants),
+        variants=tuple(_variant_row(observed, name, total, pages) for name in spec.variants),
         monitors=() if is_alone else monitor_timelines(spec, store, pages, _LOOKED_AT),
         may_act=may_act,
         spec=spec,
-        no_traffic=traffic_blocker(store, one) if may_act else "",
+        no_traffic=traffic_blocker(store, observed) if may_act else "",
         has_rollback=has_rollback,
         no_rollback=no_rollback,
         rollback_to=rollback_to,
     )
 
 
-def _variant_row(one: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:
-    spec, observation = one.endpoint.spec.variants[name], one.observation
-    wanted = observation.wanted.variants.get(name) if observation.wanted is not None else None
-    loaded = {worker.loaded(one.endpoint.name, name).version for worker in observation.workers}
+def _variant_row(observed: ObservedEndpoint, name: str, metrics: ServerMetrics, pages: MlflowPages) -> VariantRow:
+    spec, observation = observed.endpoint.spec.variants[name], observed.observation
+    requested = observation.wanted.variants.get(name) if observation.wanted is not None else None
+    loaded = {worker.loaded(observed.endpoint.name, name).version for worker in observation.workers}
     version = ", ".join(sorted(loaded - {""})) or "–"
-    model = wanted.model if wanted is not None else parse_model_uri(spec.model).name
+    model = requested.model if requested is not None else parse_model_uri(spec.model).name
     return VariantRow(
         name=name,
         spec=spec,
         version=version,
         error=observation.errors.get(name, ""),
-        counters=metrics.of(one.endpoint.name, name, model, version),
+        counters=metrics.of(observed.endpoint.name, name, model, version),
         page=pages.version(model, version) if version.isdigit() else "",
     )
 
@@ -322,16 +324,16 @@ def model_cards(registry: "Registry", specs: Iterable[EndpointSpec], link: Link,
 def _versions_by_place(
     model: "RegisteredModel", versions: Sequence["ModelVersion"], followed: set[str]
 ) -> dict[StageOrAlias, frozenset[str]]:
-    """Return the versions at each place that a version may be promoted to: followed places first."""
+    """Return the versions in each stage or alias that a version may be promoted to, followed targets first."""
     stages = [stage for stage in ("Production", "Staging", "Archived") if stage not in followed]
     places = [*sorted(followed, key=lambda place: (place.startswith("@"), place)), *stages]
-    found = {}
+    versions_by_place = {}
     for place in map(parse_stage_or_alias, places):
-        there = [one.version for one in versions if one.current_stage == place.stage]
+        holders = [version.version for version in versions if version.current_stage == place.stage]
         if place.alias:
-            there = [model.aliases[place.alias]] if place.alias in model.aliases else []
-        found[place] = frozenset(map(str, there))
-    return found
+            holders = [model.aliases[place.alias]] if place.alias in model.aliases else []
+        versions_by_place[place] = frozenset(map(str, holders))
+    return versions_by_place
 
 
 def _model_card(registry: "Registry", name: str, followed: set[str], link: Link, has_account: bool) -> ModelCard:
@@ -339,29 +341,29 @@ def _model_card(registry: "Registry", name: str, followed: set[str], link: Link,
 
     try:
         model = registry.get_registered_model(name)
-        found = all_versions(registry, name)
+        entries = all_versions(registry, name)
     except MlflowException as failure:
         return ModelCard(name, error=one_line(failure, 300))
-    found.sort(key=lambda one: int(one.version), reverse=True)
+    entries.sort(key=lambda version: int(version.version), reverse=True)
     error, policy = "", None
     try:
         policy = policy_from_tags(name, model.tags)
     except InvalidConfig as failure:
         error = failure.message
-    applied = policy or GatePolicy()  # as for `onnxserve promote`
-    holders = _versions_by_place(model, found, followed)
+    applied = policy or GatePolicy()  # `onnxserve promote` uses the same policy.
+    holders = _versions_by_place(model, entries, followed)
     versions = []
-    for index, one in enumerate(found):
-        number, standing = str(one.version), gate_status_of(one.tags)
+    for index, entry in enumerate(entries):
+        number, standing = str(entry.version), gate_status_of(entry.tags)
         aliases = tuple(sorted(alias for alias, version in model.aliases.items() if str(version) == number))
-        if index >= _VERSIONS and one.current_stage not in ("Production", "Staging") and not aliases:
+        if index >= _VERSIONS and entry.current_stage not in ("Production", "Staging") and not aliases:
             continue
         targets = tuple(
-            PromotionTarget(str(place), promotion_blocker(name, number, place, one.tags, applied, there))
-            for place, there in holders.items()
+            PromotionTarget(str(place), promotion_blocker(name, number, place, entry.tags, applied, held))
+            for place, held in holders.items()
             if not error
         )
-        stage, report, taken_back = one.current_stage, link(standing.report), one.tags.get(ROLLED_BACK_TAG, "")
+        stage, report, taken_back = entry.current_stage, link(standing.report), entry.tags.get(ROLLED_BACK_TAG, "")
         stage = "" if stage == "None" else stage
         versions.append(VersionRow(number, stage, aliases, standing, report, taken_back, targets))
     gated = (*policy.gated_stages, *(f"@{alias}" for alias in policy.gated_aliases)) if policy is not None else ()

@@ -1,6 +1,6 @@
-"""The pictures of an endpoint: traffic, latency and errors by version, labels, a rollout's evidence, monitors' windows.
+"""The pictures of an endpoint: traffic, latency and errors per version, labels, rollout evidence, monitor windows.
 
-The traffic comes from the servers' own history (`statedir/history.py`), the rest from the store.
+The figures of the traffic are read from the history of the servers (`statedir/history.py`), the rest from the store.
 """
 
 import math
@@ -23,12 +23,12 @@ from mlflow_deploy_plugin.ui.mlflow_pages import MlflowPages, MonitorVerdict
 
 SPANS: Mapping[Span, str] = {"hour": "last hour", "day": "last day"}
 _LENGTHS: Mapping[Span, tuple[int, ...]] = {"hour": (480, 1200, 2400, 3600), "day": (14400, 28800, 43200, 86400)}
-"""Seconds from left to right: the shortest that holds all there is, since the last is nearly empty at first."""
+"""The lengths of the time axis in seconds. The shortest length that contains all figures is used."""
 _POINTS = 120
 _LATE_SECONDS: Mapping[Span, float] = {"hour": 60.0, "day": 660.0}
-"""A server writes every 10 s, and for the last day every 5 min: after so long it is silent."""
+"""The age of the newest figures from which a server is silent. Servers write every 10 s, or every 5 min for a day."""
 _CLOCK_SECONDS = 60.0
-"""Two machines' clocks differ by less."""
+"""The largest normal difference between the clocks of two machines."""
 _HISTORY_SECONDS = 1.5
 _BARS = 60
 _QUANTILES = {"p99": 0.99, "median": 0.5}
@@ -39,7 +39,7 @@ _Version = tuple[str, str]
 
 @dataclass(frozen=True)
 class Timeline:
-    """The newest windows of a monitor, oldest first; `note`: why there will be no more, or the monitor's problem."""
+    """The newest windows of a monitor, oldest first. `note` is the reason for a pause, or the monitor's problem."""
 
     monitor: str
     windows: tuple[MonitorVerdict, ...]
@@ -47,9 +47,9 @@ class Timeline:
 
     @property
     def latest(self) -> MonitorVerdict | None:
-        """Return the newest window with a verdict, otherwise the newest window; None if there is none."""
+        """Return the newest window that does not wait for its verdict, otherwise the newest window or None."""
         newest = self.windows[::-1]
-        return next((one for one in newest if one.mark != "waiting"), newest[0] if newest else None)
+        return next((window for window in newest if window.mark != "waiting"), newest[0] if newest else None)
 
     @property
     def alarms(self) -> int:
@@ -58,7 +58,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class RolloutPicture:
-    """A rollout with its evidence so far; `steps` has the share of each, and whether it is done, now or to come."""
+    """A rollout with its evidence. `steps` contains the share and the state of each step: done, now or to come."""
 
     title: str
     state: str
@@ -70,7 +70,7 @@ class RolloutPicture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """The pictures of one endpoint; `notice` is why there are no figures of the traffic, or since when."""
+    """The pictures of an endpoint. `notice` is the reason for missing figures of the traffic, or empty."""
 
     endpoint: str
     charts: tuple[LineChart, ...]
@@ -80,48 +80,48 @@ class Pictures:
 
 
 def endpoint_pictures(
-    one: ObservedEndpoint, deployments: Deployments, pages: MlflowPages, span: Span, *, only_traffic: bool
+    observed: ObservedEndpoint, deployments: Deployments, pages: MlflowPages, span: Span, *, only_traffic: bool
 ) -> Pictures:
-    """Return the pictures of an endpoint; with `only_traffic` those that need neither the store nor MLflow."""
+    """Return the pictures of an endpoint. With `only_traffic`, omit pictures that need the store or MLflow."""
     store = deployments.store
-    name, now = one.endpoint.name, store.now()
-    charts, notice = traffic_charts(name, deployments.server_history(one, span, _HISTORY_SECONDS), span, now)
+    name, now = observed.endpoint.name, store.now()
+    charts, notice = traffic_charts(name, deployments.server_history(observed, span, _HISTORY_SECONDS), span, now)
     if only_traffic:
         return Pictures(name, charts[:3], notice)
-    rollouts = [found for found in store.rollouts(name, limit=1) if found.created_at >= one.endpoint.created_at]
+    rollouts = [row for row in store.rollouts(name, limit=1) if row.created_at >= observed.endpoint.created_at]
     return Pictures(
         endpoint=name,
         charts=charts,
         notice=notice,
         rollout=rollout_picture(rollouts[-1], now) if rollouts else None,
-        timelines=monitor_timelines(one.endpoint.spec, store, pages, _BARS),
+        timelines=monitor_timelines(observed.endpoint.spec, store, pages, _BARS),
     )
 
 
 def traffic_charts(
     endpoint: str, histories: HistoryByServer, span: Span, now: datetime
 ) -> tuple[tuple[LineChart, ...], str]:
-    """Return the charts, summed over the servers, and why there are no newer figures; empty if there are."""
-    read = {server: found for server, found in histories.items() if not isinstance(found, Refused)}
-    intervals = [one for found in read.values() for one in found]
+    """Return the charts, summed over the servers, and the reason for missing newer figures, or an empty text."""
+    read = {server: intervals for server, intervals in histories.items() if not isinstance(intervals, Refused)}
+    intervals = [interval for series in read.values() for interval in series]
     end, notice = _newest_figures(histories, span, now)
-    age = end.timestamp() - min((one.at - one.seconds for one in intervals), default=-math.inf)
-    length = next((one for one in _LENGTHS[span] if one >= age), _LENGTHS[span][-1])
+    age = end.timestamp() - min((interval.at - interval.seconds for interval in intervals), default=-math.inf)
+    length = next((length for length in _LENGTHS[span] if length >= age), _LENGTHS[span][-1])
     slots = _Slots(endpoint, read, end.timestamp(), length, max(int(HISTORY_INTERVALS[span][0]), length // _POINTS))
     rates, latencies, errors = [], [], []
     for colour, (name, version) in enumerate(slots.versions().items()):
-        found = slots.counted(version)
+        counters = slots.counted(version)
         rates.append(Series(name, slots.rates(partial(slots.requests, version)), colour))
         for quantile, share in _QUANTILES.items():
-            values = [one.quantile(share) if one else None for one in found]
+            values = [counter.quantile(share) if counter else None for counter in counters]
             is_median = quantile == "median"
             latencies.append(Series(f"{name} {quantile}", values, colour, is_median, "median" if is_median else ""))
-        answered = [one if one and one.requests else None for one in found]
-        failed = [100 * one.failures / one.requests if one else None for one in answered]
-        refused = [100 * one.refused / one.requests if one else None for one in answered]
+        answered = [counter if counter and counter.requests else None for counter in counters]
+        failed = [100 * counter.failures / counter.requests if counter else None for counter in answered]
+        refused = [100 * counter.refused / counter.requests if counter else None for counter in answered]
         errors += [Series(name, failed, colour), Series(f"{name} refused", refused, colour, True, "refused (4xx)")]
-    rows = Series("rows answered", slots.rates(lambda one: 60 * one.rows.get(endpoint, 0.0)))
-    labels = Series("labels received", slots.rates(lambda one: 60 * one.labels), 1)
+    rows = Series("rows answered", slots.rates(lambda interval: 60 * interval.rows.get(endpoint, 0.0)))
+    labels = Series("labels received", slots.rates(lambda interval: 60 * interval.labels), 1)
     axis, empty = ago_axis(end, length), f"no requests in the {SPANS[span]}" if intervals else "no figures yet"
     drawn: list[tuple[str, str, Unit, list[Series]]] = [
         ("requests", "Requests", "/s", rates),
@@ -141,9 +141,9 @@ def _in_readable_unit(latencies: Sequence[Series]) -> tuple[Unit, list[Series]]:
 
 
 def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tuple[datetime, str]:
-    """Return the time at the right end of the charts, and why there are no newer figures, if so."""
-    unread = {server: found.reason for server, found in histories.items() if isinstance(found, Refused)}
-    ends = [found[-1].at for found in histories.values() if found and not isinstance(found, Refused)]
+    """Return the time at the right end of the charts, and the reason for missing newer figures, or an empty text."""
+    unread = {server: answer.reason for server, answer in histories.items() if isinstance(answer, Refused)}
+    ends = [intervals[-1].at for intervals in histories.values() if intervals and not isinstance(intervals, Refused)]
     notice = ""
     if unread:
         whose = f" of {', '.join(unread)}" if len(unread) < len(histories) else ""
@@ -156,16 +156,16 @@ def _newest_figures(histories: HistoryByServer, span: Span, now: datetime) -> tu
         last = datetime.fromtimestamp(newest, UTC)
         return now, f"No figures since {last:%Y-%m-%d %H:%M:%S} UTC: the server or its agent does not run"
     if late < -_CLOCK_SECONDS:
-        notice = f"The server's clock is {duration(-late)} ahead of this one"
-    # the newest figures are at the right end, also if the servers' clocks differ
+        notice = f"The server's clock is {duration(-late)} ahead of this machine's clock"
+    # The newest figures must be at the right end, even if the clocks of the servers differ.
     counted = min(at for at in ends if newest - at <= _LATE_SECONDS[span])
     return datetime.fromtimestamp(counted, UTC), notice
 
 
 class _Slots:
-    """The counts of servers for an endpoint in the seconds before `end`, in slots of equal length.
+    """The counts of an endpoint's servers before `end`, in slots of equal length.
 
-    An interval belongs to every slot that it overlaps, so that a long interval leaves no gap.
+    An interval belongs to every slot that it overlaps, so that a long interval does not leave gaps.
     """
 
     def __init__(
@@ -181,7 +181,7 @@ class _Slots:
         self._intervals: list[defaultdict[str, list[CountedInterval]]] = [defaultdict(list) for _ in range(count)]
         self._requests: defaultdict[_Version, float] = defaultdict(float)
         self._counted: list[dict[_Version, VersionCounters]] = [{} for _ in range(count)]
-        for server, interval in ((server, one) for server, found in histories.items() for one in found):
+        for server, interval in ((server, entry) for server, entries in histories.items() for entry in entries):
             own = {key: counted for key, counted in interval.counters.items() if key[0] == endpoint}
             newest = count - 1 - math.floor((end - interval.at) / slot_seconds)
             oldest = count - math.ceil((end - interval.at + interval.seconds) / slot_seconds)
@@ -193,7 +193,7 @@ class _Slots:
                     self._requests[model, version] += counted.requests
 
     def versions(self) -> dict[str, _Version]:
-        """Return the busiest versions by name, the oldest first."""
+        """Return the versions with the most requests by name, oldest first."""
         busiest = sorted(self._requests, key=lambda key: (-self._requests[key], key))[:COLOURS]
         named = sorted(busiest, key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]))
         is_one_model = len({model for model, _ in named}) == 1
@@ -213,9 +213,9 @@ class _Slots:
         )
 
     def rates(self, number: Callable[[CountedInterval], float]) -> list[float | None]:
-        """Return the number by the second in each slot, of all servers together; None where none has counted."""
+        """Return the number per second in each slot, summed over all servers; None if a slot has no interval."""
         return [
-            sum(sum(map(number, found)) / sum(one.seconds for one in found) for found in slot.values())
+            sum(sum(map(number, entries)) / sum(entry.seconds for entry in entries) for entries in slot.values())
             if slot
             else None
             for slot in self._intervals
@@ -240,12 +240,12 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
         _evidence(figures.get("trace", ()), [*criteria], until, (axis.end - axis.begin).total_seconds()),
         limit=100.0,
         is_growing=True,
-        empty="nothing was judged yet",
+        empty="not judged yet",
     )
     answered, needed = figures.get("candidate", {}).get("requests", 0), spec.get("min_requests", 0)
-    counts = [f"The candidate has answered {answered:,.0f} requests in this step, {needed:,} are needed"]
-    counts = [] if rollout.reason else counts  # which may be just that
-    counts += [f"{text}: {one.get('figures', '')}" for text, one in criteria.items()]
+    counts = [f"The candidate has answered {answered:,.0f} of {needed:,} required requests in this step"]
+    counts = [] if rollout.reason else counts  # The reason may contain the same figures.
+    counts += [f"{text}: {criterion.get('figures', '')}" for text, criterion in criteria.items()]
     title = f"Rollout from version {spec.get('before_version', '?')} to {spec.get('version', '?')}"
     return RolloutPicture(title, rollout.state, rollout.reason, steps, chart, tuple(counts))
 
@@ -253,42 +253,42 @@ def rollout_picture(rollout: Rollout, now: datetime) -> RolloutPicture:
 def _evidence(
     trace: Sequence[tuple[float, int, Json]], criteria: Sequence[str], until: float, seconds: float
 ) -> list[Series]:
-    """Return a line for each criterion: at each point the share in percent that the last look before it found.
+    """Return a line per criterion. Each point is the last measured share in percent before its time.
 
-    Of the `seconds` that the chart has, `until` seconds have passed.
+    The chart covers `seconds`, of which `until` seconds have passed.
     """
-    shown: dict[str, list[float | None]] = {text: [None] * _POINTS for text in criteria}
-    with suppress(TypeError, ValueError, AttributeError):  # another onnxserve has written it otherwise
+    shares_by_criterion: dict[str, list[float | None]] = {text: [None] * _POINTS for text in criteria}
+    with suppress(TypeError, ValueError, AttributeError):  # Another version may use another format.
         for at, _, shares in trace:
             slot = int((_POINTS - 1) * min(max(at / seconds, 0), 1))
             for text, share in shares.items():
-                if text in shown and share is not None:
-                    shown[text][slot] = 100 * share
+                if text in shares_by_criterion and share is not None:
+                    shares_by_criterion[text][slot] = 100 * share
     now = math.ceil((_POINTS - 1) * min(until / seconds, 1))
-    for values in shown.values():
+    for values in shares_by_criterion.values():
         for slot in range(1, now + 1):
             values[slot] = values[slot - 1] if values[slot] is None else values[slot]
-    return [Series(text, values, colour) for colour, (text, values) in enumerate(shown.items())]
+    return [Series(text, values, colour) for colour, (text, values) in enumerate(shares_by_criterion.items())]
 
 
 def monitor_timelines(spec: EndpointSpec, store: Store, pages: MlflowPages, count: int) -> tuple[Timeline, ...]:
     monitors = Monitors(store)
     notes = {
-        one.monitor: f"paused by {one.paused_by}" if one.paused else one.note for one in monitors.states(spec.name)
+        row.monitor: f"paused by {row.paused_by}" if row.paused else row.note for row in monitors.states(spec.name)
     }
-    found = pages.windows(spec.name, monitors.newest_of_each(spec.name, spec.monitors, count))
+    verdicts = pages.windows(spec.name, monitors.newest_of_each(spec.name, spec.monitors, count))
     return tuple(
-        Timeline(name, newest_verdicts([one for one in found if one.monitor == name], count), notes.get(name, ""))
+        Timeline(name, newest_verdicts([row for row in verdicts if row.monitor == name], count), notes.get(name, ""))
         for name in sorted(spec.monitors)
     )
 
 
 def newest_verdicts(windows: Iterable[MonitorVerdict], count: int) -> tuple[MonitorVerdict, ...]:
-    """Return one verdict for each of the newest windows of a monitor: of the last judged revision, otherwise the last.
+    """Return a verdict for each of the newest windows of a monitor, from its last judged revision or its last revision.
 
-    `windows` has a window's revisions in their order.
+    `windows` contains the revisions of a window in order.
     """
-    found = {
-        (one.end, one.start): one for one in sorted(windows, key=lambda one: one.mark not in ("waiting", "failed"))
+    newest = {
+        (row.end, row.start): row for row in sorted(windows, key=lambda row: row.mark not in ("waiting", "failed"))
     }
-    return tuple(found[times] for times in sorted(found)[-count:])
+    return tuple(newest[times] for times in sorted(newest)[-count:])

@@ -106,9 +106,9 @@ def test_without_an_endpoint_it_says_what_it_wants(store: Store) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--list", "--wait"], "--list starts nothing"),
-        (["flights", "--list", "--mode", "full"], "--list starts nothing"),
-        (["flights", "-o", "json"], "-o is of --list"),
+        (["--list", "--wait"], "--list can be combined only with NAME and -o"),
+        (["flights", "--list", "--mode", "full"], "--list can be combined only with NAME and -o"),
+        (["flights", "-o", "json"], "-o requires --list"),
     ],
 )
 def test_options_that_do_not_go_together_are_said(store: Store, options: list[str], said: str) -> None:
@@ -121,7 +121,7 @@ def test_an_endpoint_that_is_not_there_is_said(store: Store) -> None:
     asked = ask("flights")
     assert asked.exit_code == 1
     assert mentions(asked.output, "no endpoint", "'flights'")
-    assert mentions(ask("flights", "--list").output, "no retraining", "'flights'")
+    assert mentions(ask("flights", "--list").output, "no retrainings", "'flights'")
 
 
 def test_what_has_begun_is_followed_by_the_list_of_retrainings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

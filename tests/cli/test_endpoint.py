@@ -133,7 +133,7 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     home: BaseDeploymentClient, models: Models, free_port: int
 ) -> None:
     none = listed().stdout
-    assert none.startswith("there are no deployments: `mlflow deployments create -t onnxserve --name NAME -m ")
+    assert none.startswith("there are no deployments: create one with `mlflow deployments create -t onnxserve --name NAME -m ")
     assert listed("-o", "json").stdout == "[]\n"
     home.create_deployment("sum", models.once, config={"server.port": free_port, "monitors.daily.kind": "data_quality"})
     home.create_endpoint("spare")

@@ -17,10 +17,11 @@ from mlflow_deploy_plugin.statedir.models import Scope
 from mlflow_deploy_plugin.tabular import FileFormat
 from tests.support.refusals import mentions
 
-_IMPERATIVES = set(
-    "Add Build Change Check Compact Convert Count Create Delete Export Go Import Judge List Measure Move Pause Predict "
-    "Query Remove Resume Retrain Revoke Roll Run Serve Set Show Silence Start Stop".split()
-)
+_IMPERATIVES = {
+    *("Add", "Build", "Change", "Check", "Compact", "Convert", "Count", "Create", "Delete", "Export", "Go", "Import"),
+    *("Judge", "List", "Make", "Measure", "Move", "Pause", "Predict", "Query", "Remove", "Resume", "Retrain", "Revoke"),
+    *("Roll", "Run", "Serve", "Set", "Show", "Silence", "Start", "Stop"),
+}
 _RAW_METAVARS = {"TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE", "BOOLEAN", "FILENAME"}
 _WIDTH = 80
 

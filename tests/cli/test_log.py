@@ -188,7 +188,7 @@ def test_figures_in_words_and_as_json(writer: LogWriter) -> None:
 def test_requests_that_got_no_answer_are_apart(writer: LogWriter) -> None:
     none = log("query", "flights", "--failed")
     assert (none.exit_code, none.stdout) == (0, "")
-    assert mentions(none.stderr, "no request", "flights")
+    assert mentions(none.stderr, "no failed request", "flights")
 
     LogWriter(writer.root / "_failed").write({"_event_time": [DAY] * 2, "_status": pa.array([504, 503], pa.int16())})
 

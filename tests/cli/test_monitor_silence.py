@@ -56,7 +56,7 @@ def test_a_reason_is_text_to_the_terminal(flights: None) -> None:
     [
         (["--list", "--monitor", "daily"], 2, ["--monitor", "--for"]),
         ([], 2, ["NAME --for DURATION", "--list", "--remove ID"]),
-        (["--for", "2h"], 2, ["which endpoint"]),
+        (["--for", "2h"], 2, ["the endpoint"]),
         (["flights", "--for", "2h", "--list"], 2, ["NAME --for DURATION", "--list", "--remove ID"]),
         (["flights", "--for", "soon"], 2, ["--for", "'soon'", "30s"]),
         (["flihgts", "--for", "2h"], 1, ["no endpoint", "'flihgts'", "'flights'"]),

@@ -149,7 +149,7 @@ def test_while_an_action_is_under_way_the_page_stays_and_says_how_it_ends(consol
     page = console.open()
     page.locator("summary", has_text=f"version 1 of {MODEL}").click()
     page.get_by_role("button", name=f"Run the gate for version 1 of {MODEL}").click()
-    expect(page.get_by_text("Under way: ")).to_be_visible()
+    expect(page.get_by_text("In progress: ")).to_be_visible()
     page.evaluate("window.notLoadedAgain = true")
     page.locator("summary").first.click()
     page.get_by_label("Why").first.fill("typed meanwhile")

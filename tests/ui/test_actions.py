@@ -106,7 +106,7 @@ def private_mlflow(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 @pytest.mark.parametrize(
     ("is_trusted", "names"),
-    [(True, ["no endpoint", "'x'"]), (False, ["does not reach itself", "MLFLOW_TRACKING_SERVER_CERT_PATH"])],
+    [(True, ["no endpoint", "'x'"]), (False, ["cannot send requests to itself", "MLFLOW_TRACKING_SERVER_CERT_PATH"])],
 )
 def test_a_button_trusts_the_authority_that_mlflow_is_told_to_trust(
     private_mlflow: tuple[str, Path],
@@ -139,7 +139,7 @@ def session_of(browser: Any) -> tuple[str, str]:
 
 def ended(browser: Any, path: str) -> str:
     html: str = browser.get(path).get_data(as_text=True)
-    return "" if "Under way" in html else html
+    return "" if "In progress" in html else html
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_a_server_that_does_not_run_is_neither_given_traffic_nor_rolled_back(mlf
     one = followed(mlflow_app, mlflow_app.model(), "1", "2")
     for state in ("stopped", "failed", "empty"):
         down = replace(one, observation=Observation(state))  # type: ignore[arg-type]
-        said = f"the server of {one.endpoint.name} does not run: `onnxserve start {one.endpoint.name}` first"
+        said = f"the server of {one.endpoint.name} does not run: start it with `onnxserve start {one.endpoint.name}`"
         assert server_blocker(down) == said
         assert traffic_blocker(mlflow_app.store, down) == said
         assert refusal(mlflow_app, down) == said

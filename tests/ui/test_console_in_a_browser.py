@@ -132,7 +132,7 @@ def test_a_page_of_an_ended_session_says_that_nothing_was_done_and_its_button_wo
     page.context.clear_cookies()
     opened.click()
     promote.click()
-    expect(page.get_by_role("alert")).to_have_text(re.compile("repeat what you wanted"))
+    expect(page.get_by_role("alert")).to_have_text(re.compile("repeat the action"))
     assert page.url == address
     opened.click()
     promote.click()

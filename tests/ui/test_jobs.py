@@ -28,7 +28,7 @@ def test_a_job_whose_server_died_keeps_nobody_from_their_turn(tmp_path: Path) ->
     write_state(tmp_path / f"{'a' * 16}.json", press({}, id="a" * 16, pid=os.getpid(), started_at=0.0))
     job = Jobs(tmp_path).get("a" * 16)
     assert job is not None
-    assert (job.state, job.message) == ("failed", "it did not end in time")
+    assert (job.state, job.message) == ("failed", "timeout of the action")
 
 
 def test_a_button_that_is_pressed_twice_starts_one_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -144,8 +144,8 @@ def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
     mlflow_app.store.remove_endpoint("stepping")
     assert mentions(html, "Roll back", "version 1</button>")
     assert html.count(' name="why"') == 1
-    assert mentions(html, "not now", "&#39;stepping&#39;")
-    assert html.lower().count("not now: ") == 1
+    assert mentions(html, "not available", "&#39;stepping&#39;")
+    assert html.lower().count("not available: ") == 1
 
 
 def test_the_only_variant_has_all_of_the_traffic_with_any_weight(mlflow_app: Any) -> None:
@@ -378,12 +378,12 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
 
     reasons = re.findall(r'value="traffic" disabled title="([^"]*)">', html)
     (why,) = (reason for reason in reasons if mentions(reason, f"`onnxserve start {endpoint}`"))
-    assert f"Not now: {why}</p>" in html
+    assert f"Not available: {why}</p>" in html
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
     assert re.search(r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)', of_1)
     assert re.search("Production – [^<]*it was rolled back", of_1)
-    assert 'value="" selected>where to?</option>' in of_1
-    assert "where to?" not in of_2
+    assert 'value="" selected>Select a target</option>' in of_1
+    assert "Select a target" not in of_2
     assert '<option value="Staging">Staging</option>' in of_1
     assert '<option value="Production">Production</option>' in of_2
     assert re.search(r'<option value="Staging" disabled title="([^"]+)">Staging – \1<', of_2)

@@ -13,16 +13,16 @@ from tests.support.console import PAGE, form, open_page
     ("changed", "message"),
     [
         ({"weight:champion": "much"}, "the weight of champion is 'much'; a whole number from 0 to 100 is expected"),
-        ({"weight:champion": "0"}, "nobody would answer flights: give at least one variant a weight"),
-        ({"endpoint": "nobody"}, "there is no endpoint 'nobody' (any more)"),
-        ({"action": "explode"}, "there is no action 'explode'; there are traffic, rollback, promote, gate"),
-        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, "'Mars' is no stage and no @alias"),
+        ({"weight:champion": "0"}, "flights needs a variant with traffic: set at least one weight above 0"),
+        ({"endpoint": "nobody"}, "there is no endpoint 'nobody'"),
+        ({"action": "explode"}, "there is no action 'explode'; the actions are traffic, rollback, promote, gate"),
+        ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, "'Mars' is not a stage or an @alias"),
         (
             {"action": "gate", "model": "m", "version": "one"},
             "a registered model and the number of its version are expected",
         ),
-        ({"why": "x" * 501}, "the reason has 501 characters; at most 500 are kept"),
-        ({"csrf_token": ""}, "nothing was done, since the page was out of date: repeat what you wanted"),
+        ({"why": "x" * 501}, "the reason has 501 characters; at most 500 are allowed"),
+        ({"csrf_token": ""}, "no action was started, because the page was out of date: repeat the action"),
     ],
 )
 def test_the_alert_of_a_form_that_is_refused(
@@ -43,13 +43,13 @@ def test_the_alert_of_a_form_that_is_refused(
             "",
             "",
             "version 1 of delay may not become Production: it has not been through the gate. `onnxserve promote "
-            "delay 1 --to Production` runs the gate and says what is missing",
+            "delay 1 --to Production` runs the gate and lists the failed checks",
         ),
         (
             "failed",
             "evaluation: accuracy 0.71 against 0.80",
             "version 1 of delay may not become Production: evaluation: accuracy 0.71 against 0.80. `onnxserve "
-            "promote delay 1 --to Production` runs the gate and says what is missing",
+            "promote delay 1 --to Production` runs the gate and lists the failed checks",
         ),
     ],
 )

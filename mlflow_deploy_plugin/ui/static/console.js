@@ -1,12 +1,12 @@
-// Keeps the pictures in sight and the figures up to date, and reads values off a line under the pointer or by the arrow
-// keys. Nothing moves by itself: what is new takes the place of what is old.
+// Refreshes the visible pictures and figures, and shows the values of a line at the pointer or with the arrow keys.
+// There are no animations: new content replaces old content.
 "use strict";
 
 const EVERY_MS = 5000, ACTION_MS = 1000, PATIENCE_MS = 15000, POINTS = 100;
-const SHARE = 0.05; // of the time MLflow may be busy with the page of one reader
+const SHARE = 0.05; // The largest share of MLflow's time for the page of a single reader.
 
-// Where a session has ended, MLflow asks for the password, and a proxy sends to its own page. An address that a bookmark
-// has with user and password is none that a browser fetches.
+// After the end of a session, MLflow responds with 401, and a proxy redirects to its login page. The URL is built from
+// the origin, because browsers refuse to fetch a URL that contains a user and a password.
 async function get(path) {
   const answer = await fetch(new URL(path, location.origin), { signal: AbortSignal.timeout(PATIENCE_MS), redirect: "manual" });
   if (answer.type === "opaqueredirect" || answer.status === 401) throw new Error("the session has ended: load the page again");
@@ -14,21 +14,21 @@ async function get(path) {
 }
 
 class Live {
-  constructor(place) {
-    this.place = place;
+  constructor(element) {
+    this.element = element;
     this.isInSight = false;
-    this.dueAt = place.childElementCount ? performance.now() + EVERY_MS : 0;
-    this.state = place.parentElement.querySelector("[data-live-state]");
+    this.dueAt = element.childElementCount ? performance.now() + EVERY_MS : 0;
+    this.state = element.parentElement.querySelector("[data-live-state]");
   }
 
   async refresh() {
-    if (!this.isInSight || document.hidden || this.isBusy || performance.now() < this.dueAt || reading === this.place) return;
+    if (!this.isInSight || document.hidden || this.isBusy || performance.now() < this.dueAt || reading === this.element) return;
     this.isBusy = true;
     try {
-      const answer = await get(this.place.dataset.live);
+      const answer = await get(this.element.dataset.live);
       const text = await answer.text();
       if (!answer.ok) throw new Error(answer.headers.get("content-type")?.startsWith("text/plain") ? text : `MLflow answers ${answer.status}`);
-      if (reading !== this.place) this.show(text); // a reader may have begun to read meanwhile
+      if (reading !== this.element) this.show(text); // The reader may have started to read values during the request.
       this.say("");
     } catch (error) {
       this.say(`Not up to date since ${this.shownAt ?? "the page was loaded"}: ${error.name === "TypeError" || error.name === "TimeoutError" ? "MLflow does not answer" : error.message}`);
@@ -40,10 +40,10 @@ class Live {
 
   show(html) {
     this.shownAt = new Date().toLocaleTimeString();
-    const focused = this.place.contains(document.activeElement) ? document.activeElement.id : "";
-    const scrolled = [...this.place.querySelectorAll(".row")].map((row) => row.scrollLeft);
-    this.place.innerHTML = html; // of this server, which escapes what it puts in; the page's policy runs no script in it
-    this.place.querySelectorAll(".row").forEach((row, index) => { row.scrollLeft = scrolled[index] ?? 0; });
+    const focused = this.element.contains(document.activeElement) ? document.activeElement.id : "";
+    const scrolled = [...this.element.querySelectorAll(".row")].map((row) => row.scrollLeft);
+    this.element.innerHTML = html; // The server escapes the content, and the page's policy blocks scripts in it.
+    this.element.querySelectorAll(".row").forEach((row, index) => { row.scrollLeft = scrolled[index] ?? 0; });
     if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
   }
 
@@ -52,12 +52,12 @@ class Live {
   }
 }
 
-// Looks at the whole page now and then, often while a button's action is under way, and takes over the parts that have
-// changed and that nobody is using. Where parts have come or gone, as with an endpoint, the page is loaded again.
+// Fetches the page periodically, more often while an action runs, and replaces the changed parts that the reader does not
+// use. If parts were added or removed, for example with an endpoint, the page is reloaded.
 class Page {
   dueAt = performance.now() + this.wait(0);
 
-  // An action under way ends soon, and somebody waits for it.
+  // While an action runs, a reader waits for its result, so the interval is short.
   wait(took) {
     return document.querySelector("[data-running]") ? Math.max(ACTION_MS, took) : Math.max(EVERY_MS, took / SHARE);
   }
@@ -70,7 +70,7 @@ class Page {
       const answer = await get(location.pathname + location.search);
       if (answer.ok || answer.status === 404) this.takeOver(new DOMParser().parseFromString(await answer.text(), "text/html"));
     } catch {
-      // the pictures say so
+      // The pictures show the error.
     } finally {
       this.isBusy = false;
       this.dueAt = performance.now() + this.wait(performance.now() - begun);
@@ -91,7 +91,7 @@ class Page {
   }
 }
 
-// Somebody is in it, has opened a form in it, or has typed or chosen something.
+// Returns true if a part has the focus, an open form or a changed field.
 function isUsed(part) {
   const isChanged = (field) => field.value !== (field.options ? initial(field) : field.defaultValue);
   return part.contains(document.activeElement) || part.matches("details[open]") || part.querySelector("details[open]") !== null || [...part.querySelectorAll("input, select")].some(isChanged);
@@ -99,10 +99,10 @@ function isUsed(part) {
 
 function initial(select) {
   const options = [...select.options];
-  return (options.find((one) => one.defaultSelected) ?? options.find((one) => !one.disabled))?.value ?? select.value;
+  return (options.find((option) => option.defaultSelected) ?? options.find((option) => !option.disabled))?.value ?? select.value;
 }
 
-let reading = null; // the place whose chart a reader has values shown of: it stands still meanwhile
+let reading = null; // The element whose chart shows values to the reader; it is not refreshed meanwhile.
 
 function readAt(figure, share) {
   const svg = figure.querySelector(".plot svg"), { top, unit, begin, end } = figure.dataset;
@@ -115,14 +115,14 @@ function readAt(figure, share) {
   tip.setAttribute("role", "status");
   tip.textContent = [new Date(at * 1000).toLocaleTimeString(), ...found].join("\n");
   const marker = figure.querySelector(".marker") ?? figure.querySelector(".plot").appendChild(Object.assign(document.createElement("i"), { className: "marker" }));
-  for (const one of [tip, marker]) one.style.setProperty("--at", share);
+  for (const overlay of [tip, marker]) overlay.style.setProperty("--at", share);
   tip.classList.toggle("to-the-left", share > 0.5);
   figure.dataset.share = share;
   reading = figure.closest("[data-live]");
 }
 
 function valueAt(path, x) {
-  // the point of the path that is nearest, unless a gap lies there
+  // Returns the nearest point of the path, or null in a gap.
   let nearest = null;
   for (const [, px, py] of path.getAttribute("d").matchAll(/[ML]([\d.]+) ([\d.]+)/g)) {
     if (nearest === null || Math.abs(px - x) < Math.abs(nearest[0] - x)) nearest = [Number(px), Number(py)];
@@ -133,7 +133,7 @@ function valueAt(path, x) {
 const short = (value) => (value >= 100 ? Math.round(value).toLocaleString("en") : String(Number(value.toPrecision(3))));
 
 function stopReading(figure) {
-  figure.querySelectorAll(".tip, .marker").forEach((one) => one.remove());
+  figure.querySelectorAll(".tip, .marker").forEach((overlay) => overlay.remove());
   reading = null;
 }
 
@@ -161,19 +161,19 @@ document.addEventListener("keydown", (event) => {
   readAt(figure, Math.min(Math.max(to, 0), 1));
 });
 
-const places = new Map([...document.querySelectorAll("[data-live]")].map((place) => [place, new Live(place)]));
+const liveParts = new Map([...document.querySelectorAll("[data-live]")].map((element) => [element, new Live(element)]));
 const watcher = new IntersectionObserver(
   (entries) => {
-    for (const entry of entries) places.get(entry.target).isInSight = entry.isIntersecting;
+    for (const entry of entries) liveParts.get(entry.target).isInSight = entry.isIntersecting;
     refreshAll();
   },
   { rootMargin: "200px" },
 );
 const page = new Page();
 const refreshAll = () => {
-  places.forEach((live) => live.refresh());
+  liveParts.forEach((live) => live.refresh());
   page.refresh();
 };
-places.forEach((_, place) => watcher.observe(place));
+liveParts.forEach((_, element) => watcher.observe(element));
 document.addEventListener("visibilitychange", refreshAll);
 setInterval(refreshAll, 1000);

@@ -1,4 +1,4 @@
-// In MLflow's own pages: a link from a registered model and its versions to the endpoints that serve it.
+// Adds a link to MLflow's pages, from a registered model and its versions to the endpoints that serve the model.
 "use strict";
 {
   const console_page = new URL(".", document.currentScript.src).pathname.slice(0, -1);
@@ -15,5 +15,5 @@
     if (!link.isConnected) document.body.append(link);
   }
 
-  setInterval(follow, 500); // MLflow changes its address without an event
+  setInterval(follow, 500); // MLflow changes its URL without an event.
 }
