@@ -56,9 +56,7 @@ class ModelCache:
         """The folders of the running downloads, by source."""
         user, named = root / "users" / _key(str(state_dir)), str(state_dir.absolute())
         try:
-            self._models.mkdir(
-                parents=True, exist_ok=True, mode=0o770
-            )  # Copied files keep the mode of their originals.
+            self._models.mkdir(parents=True, exist_ok=True, mode=0o770)  # Copied files keep their own mode.
             if not user.exists() or user.read_text() != named:  # An unchanged file also works on a full disk.
                 write_atomically(user, named.encode())
         except OSError as error:
@@ -135,9 +133,7 @@ class ModelCache:
                 yield from (variant.folder.name for variant in endpoint.variants.values())
             followed = read_state(state_dir / FOLLOWED, Followed) or Followed()
             for reference in followed.references:
-                yield from (
-                    version.folder.name for version in (reference.version, reference.previous) if version is not None
-                )
+                yield from (item.folder.name for item in (reference.version, reference.previous) if item is not None)
 
     def _find_cached(self, entry: Path | None, judged: str) -> Path | None:
         """Return the folder of an earlier fetch; None if its files have changed or are not the judged files."""
@@ -247,9 +243,7 @@ def verify_files(folder: Path) -> str:
     """
     refuse_links(folder)
     if not (folder / MLMODEL).is_file():
-        raise NotFound(
-            "its files in the artifact store contain no MLmodel: they were deleted or are not an MLflow model"
-        )
+        raise NotFound("its files in the artifact store were deleted or are not an MLflow model: MLmodel is missing")
     mlmodel = read_mlmodel(folder)
     for name in (FLAVOR, "onnx"):
         data = _entry(mlmodel, "flavors", name, "data")

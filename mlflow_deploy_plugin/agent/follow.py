@@ -226,7 +226,7 @@ class Follower:
         return None
 
     def _failure(self, spec: EndpointSpec) -> OnnxserveError | None:
-        """Return the error why a model of the endpoint cannot be fetched or loaded. Any caller may read it."""
+        """Return the error that prevents a model of the endpoint from being served. Callers may read its text."""
         failures = (
             self._model(spec, variant).failure(variant.model)
             for variant in spec.variants.values()

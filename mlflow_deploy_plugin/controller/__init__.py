@@ -1,8 +1,7 @@
 """The controller runs rollouts, monitors and retrainings over time, under leases in the store.
 
-Each name is imported at its first use, so that a command loads only the modules that it needs.
-Functions that read the store raise `StoreUnavailable` if the store does not answer. Queries to MLflow raise
-`RegistryUnavailable`.
+Each name is imported at its first use, so that a command loads only the modules that it needs. If the store does not
+answer, its readers raise `StoreUnavailable`. Queries to MLflow raise `RegistryUnavailable`.
 """
 
 import lazy_loader

@@ -39,10 +39,8 @@ def run_controller(
 
     def rollouts_at(location: str, servers: str) -> RolloutController:
         actions = RolloutActions(deployments, controller_name(), say)
-        waiting = repeat(partial(start_rollouts_at, context, location), _REPEAT_SECONDS)
-        return RolloutController(
-            store, actions, process_name(), location, servers, lease_seconds, background=(waiting,)
-        )
+        task = repeat(partial(start_rollouts_at, context, location), _REPEAT_SECONDS)
+        return RolloutController(store, actions, process_name(), location, servers, lease_seconds, background=(task,))
 
     with ThreadPoolExecutor(1, "store") as pool:
         leading = pool.submit(lead_store, store, store_tasks, process_name(), lease_seconds, say, ended)

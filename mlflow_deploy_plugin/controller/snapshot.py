@@ -18,8 +18,8 @@ class EndpointSnapshot:
 
     Attributes:
         reason: the reason why the endpoint is not running or waits.
-        versions: variant → the version that all workers serve. Variants whose workers serve no version or different
-            versions are missing.
+        versions: variant → the version that all workers serve. Variants whose workers serve different versions
+            or none are missing.
         errors: variant → the reason why a worker could not load the version.
         refused: variant and version → the reason why the agent does not serve the version.
         unread: the reason why the counters of a server are missing; empty if all counters were read.
@@ -61,11 +61,7 @@ def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = Mapping
         reason=observation.reason or observation.registry_error,
         versions=answering,
         errors=observation.errors,
-        refused={
-            (refusal.variant, refusal.version): refusal.reason
-            for refusal in observation.refused
-            if refusal.endpoint == spec.name
-        },
+        refused={(row.variant, row.version): row.reason for row in observation.refused if row.endpoint == spec.name},
         counters={
             server: reading.by_version(spec.name)
             for server, reading in metrics.items()
@@ -84,9 +80,7 @@ def served_model(observed: ObservedEndpoint) -> str:
     spec = observed.endpoint.spec
     reference = parse_model_uri(spec.variants[main_variant(spec)].model)
     if not reference.is_registered:
-        raise InvalidConfig(
-            f"endpoint {spec.name!r} serves no registered model, and only registered models are trained"
-        )
+        raise InvalidConfig(f"endpoint {spec.name!r} does not serve a registered model, so it cannot be retrained")
     return reference.name
 
 

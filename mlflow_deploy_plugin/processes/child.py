@@ -318,7 +318,7 @@ class SupervisedChildren:
         self._running: dict[int, SupervisedChild] = {}
 
     def start(self, command: Sequence[str], descriptors: Sequence[int] = ()) -> SupervisedChild:
-        """Start `command`, which inherits the descriptors. It receives SIGTERM when this process ends, even if killed."""
+        """Start `command`, which inherits the descriptors. It receives SIGTERM if this process ends or is killed."""
         supervisor = os.getpid()
 
         def prepare() -> None:

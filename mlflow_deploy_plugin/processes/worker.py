@@ -1,4 +1,4 @@
-"""Workers: processes that call functions, so that a call that hangs, crashes or leaks memory has no other effect.
+"""Workers: processes that call functions, so that a call that hangs, crashes or leaks memory is isolated.
 Unlike multiprocessing's spawn, a worker does not import the parent's main module, so a script without `if __name__ ==
 "__main__"` may use workers."""
 
@@ -133,7 +133,7 @@ class Worker:
 
 
 class WorkerPool:
-    """Calls functions in several workers. Any number of threads may call."""
+    """Calls functions in several workers. Several threads may call at the same time."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers = workers
@@ -185,7 +185,7 @@ def _answer(request: bytes) -> bytes:
         return pickle.dumps((type(error), error.message))
     except Exception as error:  # noqa: BLE001 - this is the boundary: the log has the traceback, the parent one line
         _log.exception("a call of the parent failed")
-        text = one_line(str(error), 500) or "no message"  # A MemoryError has no text.
+        text = one_line(str(error), 500) or "no message"  # The text of a MemoryError is empty.
         return pickle.dumps((OnnxserveError, f"{type(error).__name__}: {text}"))
 
 

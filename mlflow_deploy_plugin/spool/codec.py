@@ -83,7 +83,7 @@ class EncodingPlan:
 
 
 class RequestEncoder:
-    """Encodes the requests of a worker. Any thread may call its methods."""
+    """Encodes the requests of a worker. The methods are thread-safe."""
 
     def __init__(self, mask: ColumnMask) -> None:
         self._mask = mask

@@ -39,7 +39,7 @@ _LOOK_SECONDS = 1.0
 class CaptureWriter:
     """Appends to this worker's segment. A request that cannot be written is only logged, and its response succeeds.
 
-    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If the spool is full, requests are not
+    `clock` returns monotonic seconds. `max_bytes` limits the spool of all workers. If it is full, requests are not
     captured until the agent has shipped data. The limit is checked once per second, so the spool may exceed it.
     """
 
@@ -95,10 +95,7 @@ class CaptureWriter:
         """
         if mask:
             names = frozenset(mask)
-            entries = [
-                entry._replace(key=self._mask.hash_values(entry.key, names)) if entry.key else entry
-                for entry in entries
-            ]
+            entries = [row._replace(key=self._mask.hash_values(row.key, names)) if row.key else row for row in entries]
         payload = FEEDBACK_KIND + encode_feedback(endpoint, received_time, entries)
         with self._lock:
             self._make_room(len(payload))

@@ -284,7 +284,5 @@ def claim_free_state_dir(folder: Path) -> Iterator[Path]:
                 held.enter_context(claim_state_dir(candidate))
                 break
         else:
-            raise AlreadyExists(
-                f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} are already running on this machine"
-            )
+            raise AlreadyExists(f"{_MOST_SERVERS_OF_A_NAME} servers named {folder.name} already run on this machine")
         yield candidate

@@ -67,9 +67,7 @@ class Metric:
 
 
 _LOST = {
-    kind: Metric(
-        f"onnxserve_unrecorded{suffix}", "Values that were not recorded because shared memory was full.", kind=kind
-    )
+    kind: Metric(f"onnxserve_unrecorded{suffix}", "Values not recorded because shared memory was full.", kind=kind)
     for kind, suffix in zip(_KINDS, ("", "_gauges", "_histograms"), strict=True)
 }
 """The metrics of values for which shared memory has no space, one per kind. The histogram has cells for any buckets."""
@@ -158,8 +156,8 @@ class MetricFamily:
 
 def read_families(folder: Path, kinds: tuple[MetricKind, ...] = _KINDS) -> list[MetricFamily]:
     """Return the metrics of these kinds of all workers with files in the folder, sorted by name. Counters and
-    histograms include dead workers. Gauges in files named `gauges_PID` are summed; for other gauges, the maximum is returned. The
-    function sleeps regularly, so that other threads can run."""
+    histograms include dead workers. Gauges in files named `gauges_PID` are summed; for other gauges, the
+    maximum is returned. The function sleeps regularly, so that other threads can run."""
     families: dict[str, MetricFamily] = {}
     for key, cells in _unhurried(_sum_files(folder, kinds).items(), _ENTRIES_AT_ONCE):
         kind, name, text, bounds, labels = orjson.loads(key)

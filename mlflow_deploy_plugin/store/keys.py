@@ -80,9 +80,8 @@ class ApiKeys:
             digest=hashlib.sha256(text.encode()).hexdigest(),
             scopes=sorted(scopes),
             endpoints=sorted(endpoints),
-            limits=sorted(
-                limits, key=lambda rate: parse(rate).get_expiry()
-            ),  # A short limit must not use up long ones.
+            # Short limits are checked first, so that a refused request does not count against longer limits.
+            limits=sorted(limits, key=lambda rate: parse(rate).get_expiry()),
             actor=storable_text(by, 255),
             created_at=now,
             expires_at=None if lifetime is None else now + lifetime,
@@ -105,7 +104,7 @@ class ApiKeys:
             return save_row(session, row, ApiKey)
 
     def withdraw(self, endpoint: str) -> list[str]:
-        """Remove a deleted endpoint from keys, so that they give no access to a new endpoint of the same name.
+        """Remove a deleted endpoint from keys, so that they cannot access a new endpoint of the same name.
 
         Keys for only this endpoint are revoked. Return their names.
         """

@@ -77,10 +77,8 @@ class Retrainings:
         now = self._store.now()
         with self._store.transaction(alone_with=f"retraining of {model}") as session:
             live = select(RetrainingRow).where(RetrainingRow.model == model, RetrainingRow.ended_at.is_(None))
-            if (current := session.scalars(live.limit(1)).first()) is not None:
-                raise AlreadyExists(
-                    f"model {model} is already being trained: retraining {current.id} is {current.state}"
-                )
+            if (other := session.scalars(live.limit(1)).first()) is not None:
+                raise AlreadyExists(f"model {model} is already being trained: retraining {other.id} is {other.state}")
             row = RetrainingRow(
                 endpoint=endpoint,
                 monitor=monitor,

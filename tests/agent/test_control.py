@@ -118,7 +118,7 @@ def test_what_a_full_disk_refuses_to_control_json_is_logged_once_and_saved_when_
     with files_of_at_most(0):
         case.control.take()
         case.settle()
-    assert [record.args for record in caplog.records if "is not saved" in record.message] == [("File too large",)]
+    assert [record.args for record in caplog.records if "cannot be saved" in record.message] == [("File too large",)]
     assert not (case.state_dir / CONTROL).exists()
     case.settle()
     assert read_state(case.state_dir / CONTROL, Control) == Control(unloaded=("a",))
@@ -165,8 +165,8 @@ def test_a_second_command_to_an_endpoint_waits_for_the_first(case: Case) -> None
 @pytest.mark.parametrize(
     ("action", "endpoint", "added", "kind", "words"),
     [
-        ("load", "c", None, "NotFound", "no endpoint 'c' is known here"),
-        ("unload", "c", None, "NotFound", "no endpoint 'c' is known here"),
+        ("load", "c", None, "NotFound", "there is no endpoint 'c'"),
+        ("unload", "c", None, "NotFound", "there is no endpoint 'c'"),
         ("load", "a", new_endpoint("a", "x"), "InvalidConfig", "'a' is in the server's spec"),
     ],
 )

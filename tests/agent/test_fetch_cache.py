@@ -182,7 +182,7 @@ def test_a_cache_that_takes_no_more_is_named(cache: ModelCache, make_model: Make
     source = make_model(tmp_path / "source")
     (tmp_path / "cache" / "models").rmdir()
     (tmp_path / "cache" / "models").touch()
-    with pytest.raises(OnnxserveError, match=r"/cache cannot take.*/source: Not"):
+    with pytest.raises(OnnxserveError, match=r"/cache cannot store.*/source: Not"):
         cache.fetch(str(source), "x")
     assert not left_overs(tmp_path)
 

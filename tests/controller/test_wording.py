@@ -79,7 +79,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda _: RolloutRequest(to="2", abort_on="p99>0.5x"),
-            "--abort-on: p99>0.5x: the candidate would have to be faster than the current version; use at least 1x",
+            "--abort-on: p99>0.5x: this limit requires a faster candidate; use at least 1x",
         ),
         (
             lambda _: next_fire("15 6 * * *", "Berlin", datetime(2026, 11, 22, tzinfo=UTC)),

@@ -356,7 +356,7 @@ def test_a_second_agent_of_a_state_folder_ends_at_once(serve: Serve, model: Mode
     command = [sys.executable, "-m", "mlflow_deploy_plugin.agent", str(served.state_dir)]
     second = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert second.returncode == 1
-    assert "another agent is already running" in second.stderr
+    assert "another agent" in second.stderr
     assert agent(served).pid == before
     model.promote("2")
     wait_served(served, "2")

@@ -106,8 +106,8 @@ def test_the_same_choice_is_one_object() -> None:
     [
         (MODEL, ("nam",), (), "capture.drop: m 7 has no column 'nam'; did you mean 'name'?"),
         (MODEL, (), ("output.q",), "capture.mask: m 7 has no column 'output.q'; did you mean 'output.y'?"),
-        (MODEL, ("zzz",), (), "no column 'zzz'; there is name, a, b, c, prediction, output.y, output.p"),
-        (TWO_ANSWERS, ("prediction",), (), "no column 'prediction'; there is output.y, output.p"),
+        (MODEL, ("zzz",), (), "no column 'zzz'; the columns are name, a, b, c, prediction, output.y, output.p"),
+        (TWO_ANSWERS, ("prediction",), (), "no column 'prediction'; the columns are output.y, output.p"),
         (TWO_ANSWERS, (), ("anything", "output.q"), "no column 'output.q'; did you mean 'output.y'?"),
     ],
 )

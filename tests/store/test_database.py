@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_anothe
 def test_a_folder_that_takes_no_new_file_is_said_with_the_settings_that_name_another() -> None:
     denied = sqlite3.OperationalError("attempt to write a readonly database")
     denied.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY  # of a home of another user
-    assert "; set ONNXSERVE_HOME or" in store_unavailable(make_url("sqlite:///store.db"), denied).message
+    assert "ONNXSERVE_HOME" in store_unavailable(make_url("sqlite:///store.db"), denied).message
 
 
 def test_an_unreachable_database_is_named_without_its_password() -> None:

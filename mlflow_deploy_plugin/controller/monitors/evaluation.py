@@ -1,9 +1,8 @@
 """Judges a window of a monitor from the log, logs the result to MLflow, and counts the rows and labels of windows.
 
 The functions run in the process of a command or in a judging process, because a judgement may hang or crash. A judging
-process is reused, because the import of Evidently takes seconds and half a gigabyte of memory. It ends when it is idle
-for some time, after a maximum number of windows (its memory leaks), and with the controller, so that two processes
-never log the same window.
+process is reused, because the import of Evidently takes seconds and half a gigabyte of memory. It ends when idle, after
+a maximum number of windows (its memory leaks), and with the controller, so that two processes never log one window.
 """
 
 import contextlib
@@ -89,9 +88,7 @@ def count_rows(request: WindowRequest) -> int:
 def has_rows(log: InferenceLog, endpoint: str, window: Window, kind: MonitorKind) -> bool:
     """Return True if the log has a row in the window, or a file of the window's hours that cannot be read."""
     logs = _judged_logs(log, kind)
-    return any(len(batch) for part in logs for batch in part.batches(endpoint, window, ["_row"])) or bool(
-        log.unreadable
-    )
+    return any(len(rows) for part in logs for rows in part.batches(endpoint, window, ["_row"])) or bool(log.unreadable)
 
 
 def latest_window(log: InferenceLog, endpoint: str, spec: MonitorSpec, now: datetime) -> Window:

@@ -102,9 +102,7 @@ def add_revisions(
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
     digests = files_digests(endpoint_log(settings, endpoint), looked_at, spec)
-    changed = [
-        (one, log_digest) for one, log_digest in zip(looked_at, digests, strict=True) if log_digest != one.log_digest
-    ]
+    changed = [(window, new) for window, new in zip(looked_at, digests, strict=True) if new != window.log_digest]
     requests = {window.id: window_request(window, spec, settings, endpoint) for window, _ in changed}
     late: dict[int, LateData] = {}
     for window, _ in changed:
@@ -118,11 +116,7 @@ def add_revisions(
     for window, log_digest in changed:
         if window.id not in late:
             monitors.set_log_digest(window, log_digest)
-    return [
-        (monitors.add(name, monitor, window.start, window.end), late[window.id])
-        for window, _ in changed
-        if window.id in late
-    ]
+    return [(monitors.add(name, monitor, row.start, row.end), late[row.id]) for row, _ in changed if row.id in late]
 
 
 def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:

@@ -279,17 +279,15 @@ def run_files(
     endpoint name, and RegistryUnavailable if MLflow or the storage of a file does not answer.
     """
     empty_endpoint(name)
-    current, against = load_datasets([rows, reference])
-    without = [dataset.shown for dataset in (current, against) if dataset.times is None]
+    data, against = load_datasets([rows, reference])
+    without = [dataset.shown for dataset in (data, against) if dataset.times is None]
     neither = "neither file" if len(without) == 2 else f"only one file (not {''.join(without)})"
-    notes = [*current.notes, *([_INDEPENDENT.format(neither)] if without else [])]
+    notes = [*data.notes, *([_INDEPENDENT.format(neither)] if without else [])]
     spec = MonitorSpec(reference=f"dataset:{reference}", independent_rows=bool(without))
     monitor = SelectedMonitor(name, DEFAULT_MONITOR, spec, CaptureSpec()).with_bounds(**bounds)
     now = datetime.now(UTC)
-    times = (
-        current.times if current.times is not None else np.full(len(current.table), int(now.timestamp()) * 1_000_000)
-    )
-    if current.times is None:
+    times = data.times if data.times is not None else np.full(len(data.table), int(now.timestamp()) * 1_000_000)
+    if data.times is None:
         window = window_at(int(times[0]), "1d")
     else:  # Use complete days, hours or minutes, so that the reference's windows have the same phase.
         start, end = (EPOCH + timedelta(microseconds=int(time)) for time in (times.min(), times.max()))
@@ -298,7 +296,7 @@ def run_files(
     unsaved = unsaved_window(name, DEFAULT_MONITOR, window, now)
     with tempfile.TemporaryDirectory(prefix="onnxserve-rows-") as folder:
         alone = settings.model_copy(update={"log_uri": folder})
-        _lay_out(current, times, Path(alone.inference_log) / f"endpoint={name}")
+        _lay_out(data, times, Path(alone.inference_log) / f"endpoint={name}")
         tried = ", ".join(filter(None, [f"rows={rows}", f"reference={reference}", monitor.tried]))
         request = window_request(unsaved, monitor.spec, alone, None, notes)
         result = judge(replace(request, tried=tried, columns=monitor.columns, exclude=monitor.exclude))

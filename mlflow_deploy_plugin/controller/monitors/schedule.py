@@ -152,9 +152,7 @@ def readiness(marks: "Sequence[Watermark]", endpoint: str, now: datetime) -> Rea
                 "not wait for its rows"
             )
         elif mark.written_at - now > SILENT_AFTER:
-            notes.append(
-                f"the clock of agent {mark.agent} is an hour or more ahead: the window does not wait for its rows"
-            )
+            notes.append(f"the clock of agent {mark.agent} is an hour or more ahead: its rows are not waited for")
         else:
             waited_for.append(mark.complete_until)
     return Readiness(min(waited_for, default=None), tuple(notes))

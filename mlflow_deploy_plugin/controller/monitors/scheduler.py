@@ -142,8 +142,7 @@ class MonitorScheduler:
                 taken = windows.run_next(*key, own)
                 watched.troubles, watched.last_reason = 0, ""  # A reason that occurs again is reported again.
                 if isinstance(taken, Idle) and watched.is_late_data_due(self.monotonic()):
-                    # Count failed searches too, because a search may read many hours of rows.
-                    watched.looked_for_late = self.monotonic()
+                    watched.looked_for_late = self.monotonic()  # A slow search is not repeated soon, even if it fails.
                     self._look_for_late_data(key, watched, windows)
             self._store.clear_if_deleted(key[0])
         except ProcessEnded:

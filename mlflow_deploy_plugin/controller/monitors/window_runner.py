@@ -111,8 +111,7 @@ class WindowRunner:
         self, window: MonitorWindow, spec: MonitorSpec, keeper: LeaseKeeper, notes: Sequence[str] = ()
     ) -> MonitorWindow | None:
         """Attempt to judge the window, and return it; None if the attempt was stopped or lost its lease."""
-        # If a running window's lease is free, the process that judged the window was killed.
-        if window.state == "running" and not self.by_hand:
+        if window.state == "running" and not self.by_hand:  # The process that judged the window was killed.
             if window.attempts + 1 >= MAX_ATTEMPTS:
                 return self._fail(window, OnnxserveError(KILLED), keeper)
             window = replace(window, attempts=window.attempts + 1, reason=KILLED)
@@ -166,9 +165,7 @@ class WindowRunner:
             elif state.note_kind == "cannot_run":
                 note = ""
             span = due.window.start, due.window.end
-            written = [
-                revision for revision in self.monitors.revisions(endpoint.name, monitor, *span) if not revision.by_hand
-            ]
+            written = [row for row in self.monitors.revisions(endpoint.name, monitor, *span) if not row.by_hand]
             # The stored window may have the same start and a different end, because `every` was changed.
             window = written[-1] if written else self.monitors.add(endpoint.name, monitor, *span)
             self.monitors.update_state(
@@ -199,13 +196,8 @@ class WindowRunner:
             return
         key, length = (window.endpoint, window.monitor), window.end - window.start
         judged = self.monitors.windows(*key, states=("judged",), by_hand=False, limit=_LOOKED_BACK)
-        earlier = [
-            earlier_window
-            for earlier_window in judged
-            if earlier_window.end - earlier_window.start == length
-            and not (earlier_window.start - window.start) % length
-        ]
-        if any(earlier_window.start > window.start for earlier_window in earlier):
+        earlier = [row for row in judged if row.end - row.start == length and not (row.start - window.start) % length]
+        if any(row.start > window.start for row in earlier):
             return
         consecutive = consecutive_alarms([*earlier, replace(window, verdict=result.result.state)])
         self.monitors.update_state(*key, consecutive=consecutive)

@@ -38,8 +38,7 @@ class RetrainPlan:
         timeout: the maximum duration of the run in seconds.
         then / steps / step_every: the deployment of a version that passes its gate.
         min_requests: the number of requests that the new version must answer in each step of its rollout.
-        window: `START/END` of the labelled rows for the training; empty for the latest complete window of length
-            `every`.
+        window: `START/END` of the training rows; empty for the latest complete window of length `every`.
         actor: the user in the audit trail.
     """
 
@@ -127,19 +126,10 @@ class RetrainingContext:
             self.deployments.progress(retraining_summary(written))
         return written
 
-    def event(self, action: str, retraining: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
-        named = {"retraining": retraining.id, **detail}
+    def event(self, action: str, row: Retraining, before: str, after: str, why: str, detail: Json) -> AuditEvent:
+        named = {"retraining": row.id, **detail}
         return AuditEvent(
-            self.now(),
-            self.actor,
-            action,
-            retraining.endpoint,
-            retraining.model,
-            retraining.version,
-            before,
-            after,
-            why,
-            named,
+            self.now(), self.actor, action, row.endpoint, row.model, row.version, before, after, why, named
         )
 
     def wait(self, retraining: Retraining, reason: str, waits_for: WaitsFor = "") -> None:
@@ -165,27 +155,18 @@ class RetrainingContext:
         event = self.event("retrain.end", retraining, "", state.replace("_", " "), reason, known)
         written = self.write(replace(retraining, state=state, reason=reason, ended_at=event.at), event)
         if written is not None:
-            # A new retraining of the model may have started, so only files up to this retraining are deleted.
-            last = retraining.id - 1 if state == "failed" else retraining.id
+            last = retraining.id - 1 if state == "failed" else retraining.id  # A newer retraining may be running.
             for ended in Retrainings(self.deployments.store).find(model=retraining.model):
                 if ended.id <= last:
                     for name in TRAINING_FILES:  # The log file is kept, and MLflow has the held-out rows.
                         for file in self.folder(retraining).parent.glob(f"{ended.id}-*/{name}"):  # for each attempt
                             file.unlink(missing_ok=True)
 
-    def folder(self, retraining: Retraining) -> Path:
-        return (
-            self.deployments.settings.home_path / "retrainings" / f"{retraining.id}-{retraining.figures.attempt or 1}"
-        )
+    def folder(self, row: Retraining) -> Path:
+        return self.deployments.settings.home_path / "retrainings" / f"{row.id}-{row.figures.attempt or 1}"
 
-    def _announce(self, retraining: Retraining, text: str) -> None:
+    def _announce(self, row: Retraining, text: str) -> None:
         """Announce the text. Callers store the new state later, so a crash cannot lose the announcement."""
-        link = retraining.figures.gate_report or str(retraining.cause.get("report", ""))
+        link = row.figures.gate_report or str(row.cause.get("report", ""))
         is_page = link.startswith(("http://", "https://"))
-        announce(
-            self.deployments.store,
-            retraining.endpoint,
-            retraining.monitor,
-            f"{retraining.endpoint}: {text}",
-            link if is_page else "",
-        )
+        announce(self.deployments.store, row.endpoint, row.monitor, f"{row.endpoint}: {text}", link if is_page else "")

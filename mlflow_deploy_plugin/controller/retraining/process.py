@@ -147,23 +147,12 @@ def registered_version(model: str, run_id: str) -> str:
     """Return the newest version that the run or a nested run registered; empty if none. Raises as `get_run`."""
     with registry_errors(f"model {model}"):
         client = registry_client()
-        versions = [
-            model_version
-            for model_version in client.search_model_versions(f"run_id = '{run_id}'")
-            if model_version.name == model
-        ]
+        versions = [row for row in client.search_model_versions(f"run_id = '{run_id}'") if row.name == model]
         if not versions:
             experiment = client.get_run(run_id).info.experiment_id
-            nested = {
-                nested_run.info.run_id
-                for nested_run in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")
-            }
-            versions = (
-                [model_version for model_version in all_versions(client, model) if model_version.run_id in nested]
-                if nested
-                else []
-            )
-    return max((str(model_version.version) for model_version in versions), key=int, default="")
+            nested = {run.info.run_id for run in client.search_runs([experiment], f"tags.{_PARENT_RUN} = '{run_id}'")}
+            versions = [row for row in all_versions(client, model) if row.run_id in nested] if nested else []
+    return max((str(row.version) for row in versions), key=int, default="")
 
 
 def tag_provenance(retraining: Retraining, plan: "RetrainPlan", version: str) -> None:

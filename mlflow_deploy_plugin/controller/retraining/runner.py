@@ -157,9 +157,8 @@ def _roll_out(context: RetrainingContext, retraining: Retraining, plan: RetrainP
 
 
 def _follow(context: RetrainingContext, retraining: Retraining, rollout: Rollout) -> None:
-    tag_version(
-        retraining.model, retraining.version, CANDIDATE_TAG, f"rollout {rollout.id} of endpoint {retraining.endpoint}"
-    )
+    text = f"rollout {rollout.id} of endpoint {retraining.endpoint}"
+    tag_version(retraining.model, retraining.version, CANDIDATE_TAG, text)
     context.write(replace(retraining, state="rolling_out", rollout_id=rollout.id, reason=""))
 
 
@@ -241,7 +240,7 @@ def start_rollouts_at(context: RetrainingContext, place: str) -> None:
 
 
 def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
-    """Take one step. Return False if the step must be retried later. Any other failure ends the retraining."""
+    """Take one step. Return False if the step must be retried later. Other failures end the retraining."""
     try:
         if retraining.state != "rolling_out" and (reason := _end_reason(context, retraining)):
             training.end_training(retraining)
@@ -254,13 +253,8 @@ def try_step(context: RetrainingContext, retraining: Retraining) -> bool:
     except (*TRANSIENT_ERRORS, NotReady) as error:
         reason = one_line(error.message)
         if retraining.reason != reason:
-            _log.warning(
-                "retraining %d, %s: retried every %g s: %s",
-                retraining.id,
-                retraining.state,
-                _RETRY_SECONDS,
-                error.message,
-            )
+            details = retraining.id, retraining.state, _RETRY_SECONDS, error.message
+            _log.warning("retraining %d, %s: retried every %g s: %s", *details)
         if not isinstance(error, StoreUnavailable):
             context.wait(retraining, reason)
         return False

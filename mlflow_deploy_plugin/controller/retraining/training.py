@@ -96,10 +96,8 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
     elif version := process.registered_version(plan.model, retraining.run_id):
         process.tag_provenance(retraining, plan, version)
         registered = replace(retraining, state="registered", version=version, reason="")
-        why, before = (
-            f"run {retraining.run_id} of retraining {retraining.id} registered the version",
-            f"version {plan.base_version}",
-        )
+        why = f"run {retraining.run_id} of retraining {retraining.id} registered the version"
+        before = f"version {plan.base_version}"
         context.write(registered, context.event("retrain.version", registered, before, f"version {version}", why, {}))
     elif run.status == "FINISHED":
         logged = " and logged no model within `mlflow.start_run()`"
@@ -115,11 +113,8 @@ def watch_training(context: RetrainingContext, retraining: Retraining) -> None:
             context.fail(retraining, f"the run was killed {attempt} times: {_last_line(context, retraining)}")
             return
         reason = f"run {retraining.run_id} was killed; the training is restarted"
-        context.write(
-            replace(
-                retraining, state="waiting", run_id="", figures=RetrainingFigures(attempt=attempt + 1), reason=reason
-            )
-        )
+        figures = RetrainingFigures(attempt=attempt + 1)
+        context.write(replace(retraining, state="waiting", run_id="", figures=figures, reason=reason))
 
 
 def end_training(retraining: Retraining) -> None:

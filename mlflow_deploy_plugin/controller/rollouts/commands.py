@@ -78,8 +78,7 @@ def start_rollout(
         NotReady: the endpoint's server does not answer.
         AlreadyExists: the endpoint has a live rollout.
     """
-    # Check this before `main_variant`, which fails because several variants answer during a rollout.
-    deployments.store.require_no_rollout(endpoint)
+    deployments.store.require_no_rollout(endpoint)  # During a rollout, `main_variant` would fail.
     observed = deployments.get_endpoint(endpoint)
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)

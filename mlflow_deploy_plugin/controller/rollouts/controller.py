@@ -86,8 +86,7 @@ class RolloutActions:
                 variants, why = self._variants(plan), f"rollout to version {plan.version}"
                 for name in filter(None, (plan.candidate, plan.shadow)):
                     if name not in variants:
-                        # The user named this version, which counts as consent to load its Python code.
-                        config = {f"variants.{name}.allow_pyfunc": True}
+                        config = {f"variants.{name}.allow_pyfunc": True}  # Naming the version counts as consent.
                         config |= {f"variants.{name}.shadow": True} if name == plan.shadow else {}
                         self.deployments.add(plan.endpoint, name, plan.to_uri, config, why, self.actor)
             case "set_traffic":
@@ -228,8 +227,7 @@ class RolloutController:
             self.advance(rollout, keeper)
         except OnnxserveError as error:
             _log.warning("%s: %s", rollout.endpoint, error.message)
-            # An invalid plan does not change by itself, so it is retried less often.
-            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0
+            return _FAILURE_SECONDS if isinstance(error, InvalidConfig) else 0.0  # A retry soon would fail again.
         return 0.0
 
     def _write(self, rollout: Rollout, progress: Progress, keeper: LeaseKeeper) -> Rollout | None:

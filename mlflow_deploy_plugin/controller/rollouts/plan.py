@@ -82,7 +82,7 @@ class RolloutPlan:
     kind / selector: the stage, alias or tag that the promotion moves; for `pinned`, the spec's model is changed.
     steps: shares of the traffic in percent, ascending. The promotion follows the last step.
     every: the minimum duration of a step in seconds.
-    level: the probability of aborting a version that is no worse than the criteria allow.
+    level: the probability of aborting a version that meets the criteria.
     min_requests: the number of the candidate's requests (for disagreement, of compared rows) before a step may be
         judged or end.
     """
@@ -156,9 +156,7 @@ def _parse(text: str) -> Criterion:
     quantile = _LATENCIES[condition.name]
     if condition.unit == "x":
         if number < 1:
-            raise InvalidConfig(
-                f"--abort-on: {text}: the candidate would have to be faster than the current version; use at least 1x"
-            )
+            raise InvalidConfig(f"--abort-on: {text}: this limit requires a faster candidate; use at least 1x")
         return Criterion(text, "latency", quantile, factor=number)
     if condition.unit in ("ms", "s"):
         seconds = number / 1000 if condition.unit == "ms" else number

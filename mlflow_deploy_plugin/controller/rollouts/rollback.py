@@ -57,8 +57,7 @@ def rollback(
     except NotFound:
         if store.rollouts(endpoint, live=True):
             raise
-        # There was no live rollout, or the rollout has just ended.
-        done = _move_back(deployments, observed, why, by, to)
+        done = _move_back(deployments, observed, why, by, to)  # There was no live rollout, or it has just ended.
     seconds = f"{time.monotonic() - begun:.1f}"
     figures = {"model": done.model, "from": done.before, "to": done.after, "source": done.source, "seconds": seconds}
     before, after = (f"version {version}" if version.isdigit() else version for version in (done.before, done.after))

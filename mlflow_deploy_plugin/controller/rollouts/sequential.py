@@ -1,9 +1,9 @@
-"""The test that judges a rollout: a mixture sequential probability ratio test (mSPRT), which is valid at every look.
+"""The test that judges a rollout: a mixture sequential probability ratio test (mSPRT), which is valid at any time.
 
 A fixed-sample test is not valid if it is repeated: a 5 % test after every request eventually finds a difference in most
 A/A comparisons. Here, the evidence is an e-process: a mixture of likelihood ratios. Under the null hypothesis, the
 mixture is a non-negative supermartingale that starts at 1. By Ville's inequality, the probability that it *ever*
-reaches 1/level is at most `level`, independent of the number and times of the looks.
+reaches 1/level is at most `level`, independent of the number and times of the evaluations.
 
     H. Robbins, Statistical methods related to the law of the iterated logarithm, Ann. Math. Statist. 41, 1970
     R. Johari, P. Koomen, L. Pekelis, D. Walsh, Peeking at A/B tests, KDD 2017 (the mSPRT)
@@ -14,12 +14,12 @@ The candidate is rejected if two null hypotheses are both rejected at the full l
 R. Berger 1982):
 
 1. *The candidate's share of events is at most the threshold.* The test is binomial against the threshold.
-2. *The candidate's share is at most the current version's share.* If both versions together had f events since the last
-   look, the number of the candidate's events is binomial with the candidate's share of the requests (the conditional
-   test of the maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). The exact distribution is
+2. *The candidate's share is at most the current version's share.* If both versions together had f events since the
+   last evaluation, the number of the candidate's events is binomial with the candidate's share of the requests (the
+   conditional test of the maximized SPRT, M. Kulldorff et al., Sequential Analysis 30, 2011). The exact distribution is
    hypergeometric. A binomial dominates it in convex order (W. Hoeffding, J. Amer. Statist. Assoc. 58, 1963, theorem 4),
-   so the test is conservative. Only requests between the same two looks are compared, so an outage of both versions
-   is not evidence against either version.
+   so the test is conservative. Only requests between the same two evaluations are compared, so an outage of both
+   versions is not evidence against either version.
 
 For the alternative that the odds are θ times the odds of the null hypothesis, both tests have the likelihood ratio
 θ^events / (1 + p(θ-1))^n.

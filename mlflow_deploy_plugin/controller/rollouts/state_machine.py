@@ -83,8 +83,7 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
     if reason := _moved(plan, snapshot):
         return _roll_back(progress, reason)
-    # A user or the rollout of another endpoint may have promoted the version already.
-    if progress.state != "promoting" and _is_promoted(plan, snapshot):
+    if progress.state != "promoting" and _is_promoted(plan, snapshot):  # A user may have promoted the version.
         progress = replace(progress, state="promoting", elapsed=0.0, reason="")
     match progress.state:
         case "starting":
@@ -152,8 +151,7 @@ def _start(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, se
     if error := next(filter(None, troubles), ""):
         return _roll_back(progress, f"version {plan.version} cannot be served: {error}")
     is_loaded = all(snapshot.versions.get(name) == plan.version for name in added)
-    # Wait for the first counters of all servers, because only later requests are counted.
-    if not is_loaded or snapshot.unread or not snapshot.counters:
+    if not is_loaded or snapshot.unread or not snapshot.counters:  # The first counters of all servers are needed.
         reason = f"waiting for the server: {_silence(snapshot)}" if is_loaded else f"loading version {plan.version}"
         waiting = replace(progress, elapsed=progress.elapsed + seconds, reason=reason)
         if waiting.elapsed > START_SECONDS:
@@ -244,7 +242,7 @@ def with_progress(rollout: Rollout, progress: Progress, now: datetime) -> Rollou
     if criteria := judged.get("criteria", {}):
         shares = {text: round(test["log_evidence"] / test["log_evidence_needed"], 4) for text, test in criteria.items()}
         trace.append([seconds, progress.step, shares])
-    if len(trace) >= 2 * _TRACED_POINTS:  # Keep the last look in each of `_TRACED_POINTS` equal intervals.
+    if len(trace) >= 2 * _TRACED_POINTS:  # Keep the last point in each of `_TRACED_POINTS` equal intervals.
         trace = list({int(_TRACED_POINTS * point[0] / max(seconds, 1)): point for point in trace}.values())
     return replace(
         rollout,
