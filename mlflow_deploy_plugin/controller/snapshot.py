@@ -18,8 +18,7 @@ class EndpointSnapshot:
 
     Attributes:
         reason: the reason why the endpoint is not running or waits.
-        versions: variant → the version that all workers serve. Variants whose workers serve different versions
-            or none are missing.
+        versions: variant → the version that all its workers serve; missing if they do not serve the same version.
         errors: variant → the reason why a worker could not load the version.
         refused: variant and version → the reason why the agent does not serve the version.
         unread: the reason why the counters of a server are missing; empty if all counters were read.
@@ -54,7 +53,7 @@ def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = Mapping
         versions = {worker.loaded(spec.name, name).version for worker in observation.workers}
         if len(versions) == 1 and (version := versions.pop()):
             answering[name] = version
-    unread = [f"{server}: {reading.reason}" for server, reading in metrics.items() if isinstance(reading, Refused)]
+    unread = [f"{server}: {entry.reason}" for server, entry in metrics.items() if isinstance(entry, Refused)]
     return EndpointSnapshot(
         variants=spec.variants,
         state=observation.state,
@@ -63,9 +62,7 @@ def take_snapshot(observed: ObservedEndpoint, metrics: MetricsByServer = Mapping
         errors=observation.errors,
         refused={(row.variant, row.version): row.reason for row in observation.refused if row.endpoint == spec.name},
         counters={
-            server: reading.by_version(spec.name)
-            for server, reading in metrics.items()
-            if isinstance(reading, ServerMetrics)
+            server: entry.by_version(spec.name) for server, entry in metrics.items() if isinstance(entry, ServerMetrics)
         },
         unread=next(iter(unread), ""),
     )

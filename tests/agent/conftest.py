@@ -1,4 +1,4 @@
-"""MLmodel folders of the stock onnx flavor, a case to follow, and a spool to ship."""
+"""MLmodel folders of MLflow's onnx flavor, a case for the follower, and a spool for the shipper."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The agent executes commands: they change which endpoints are served, and control.json keeps the change."""
+"""The agent executes commands, which change the served endpoints. control.json stores the changes."""
 
 import itertools
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def allowing(*names: str) -> list[EndpointSpec]:
 
 
 class Case:
-    """The agent's side of one server that serves a and b."""
+    """The agent's side of a server that serves the endpoints a and b."""
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
@@ -198,7 +198,7 @@ def test_the_spec_takes_back_a_name_and_the_permission(case: Case) -> None:
 
 def test_what_nobody_waits_for_or_can_read_is_removed(case: Case) -> None:
     case.ask("unload", "a", created_at=NOW - MAX_COMMAND_AGE_SECONDS)
-    case.ask("unload", "b", created_at=NOW + 1)  # of before the machine was started anew
+    case.ask("unload", "b", created_at=NOW + 1)  # The command is from before the machine's restart.
     (case.state_dir / COMMANDS / "broken.json").write_text("{")
     write_state(case.state_dir / ANSWERS / "orphan.json", CommandAnswer())
     assert case.control.take() is None

@@ -54,7 +54,7 @@ def test_a_folder_with_a_link_is_not_served(registry: MlflowRegistry, make_model
 
 
 def saved_digest(folder: Path, name: str = "model.onnx") -> None:
-    """Writes into MLmodel what the file is, as the flavor does."""
+    """Write the entries of the file into MLmodel, as the flavor does."""
     document = yaml.safe_load((folder / "MLmodel").read_text())
     section = document["flavors"].setdefault("onnxserve", {"data": "model.onnx"})
     section["digests"] = {name: f"sha256:{hashlib.sha256((folder / 'model.onnx').read_bytes()).hexdigest()}"}

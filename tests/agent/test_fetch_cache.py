@@ -50,7 +50,7 @@ def test_a_cached_copy_of_other_files_than_the_judged_ones_is_not_taken(
     make_model(source, "m-2")
     second = cache.fetch(str(source), None)
     assert second != first
-    for judged, folder in ((first, first), (second, second), (first, second)):  # the last: it is gone from the store
+    for judged, folder in ((first, first), (second, second), (first, second)):
         assert cache.fetch(str(source), "registry x 1", judged=judged.name) == folder
 
 
@@ -194,7 +194,7 @@ def test_a_cache_that_cannot_be_written_is_said_to_be(tmp_path: Path) -> None:
 
 
 def test_an_agent_that_is_started_anew_on_a_full_disk_gets_its_cache(tmp_path: Path) -> None:
-    """Shipping what was captured makes room, and nothing ships without an agent."""
+    """Shipping captured rows frees space, and needs a running agent."""
     ModelCache(tmp_path / "cache", tmp_path)
     with files_of_at_most(1):
         ModelCache(tmp_path / "cache", tmp_path)
@@ -231,7 +231,7 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
 
     scandir = os.scandir
 
-    def scan(folder: Any) -> Any:  # as where the download ends while its bytes are counted
+    def scan(folder: Any) -> Any:  # Simulate a download that ends while its bytes are counted.
         if str(folder).endswith("gone"):
             raise FileNotFoundError
         return scandir(folder)
@@ -247,7 +247,7 @@ def test_the_bytes_of_a_download_are_counted_while_it_runs(
 def test_the_threads_of_mlflows_client_end_with_the_next_download(
     cache: ModelCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The agent collects garbage seldom, and each client of an artifact store is a cycle with eight threads."""
+    """The agent rarely collects garbage, and each client of an artifact store is a cycle with eight threads."""
 
     class Client:
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""`Follower` round by round: it decides which versions are wanted, and when the registry is polled."""
+"""`Follower` round by round: the choice of the wanted versions, and the times of the registry polls."""
 
 from mlflow_deploy_plugin.statedir import AgentState
 from mlflow_deploy_plugin.statedir.files import AGENT, LOOK, SPEC, read_state

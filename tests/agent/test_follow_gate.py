@@ -1,4 +1,4 @@
-"""`Follower` round by round: an endpoint may require that versions have passed their gate."""
+"""`Follower` round by round: an endpoint may require versions that have passed their gate."""
 
 import pytest
 
@@ -41,7 +41,7 @@ def test_a_version_with_other_files_than_the_judged_ones_is_fetched_once_and_not
     assert (case.versions, case.world.fetched) == ({"v1": "1"}, ["1", "2"])
     assert [(one.version, one.cause) for one in state.refused] == [("2", "gate")]
     assert "onnxserve gate" in state.error
-    del case.world.judged["2"]  # judged again
+    del case.world.judged["2"]  # The version gets a new verdict.
     case.now += 2
     state = follower.round()
     assert (case.versions, state.error, state.refused) == ({"v1": "2"}, "", ())

@@ -1,4 +1,4 @@
-"""`Follower` round by round: the registry or the files are missing, and the agent restarts meanwhile."""
+"""`Follower` round by round: the registry or the files are missing, and the agent is restarted."""
 
 import itertools
 import time
@@ -61,7 +61,7 @@ def test_what_somebody_may_put_right_at_any_moment_is_polled_as_often_as_ever(
         case.now += 0.1
         state = follower.round()
     assert error.message in state.error
-    assert len(case.world.resolved) - before >= 25  # every other second
+    assert len(case.world.resolved) - before >= 25
     assert case.versions == {"v1": "1"}
 
 

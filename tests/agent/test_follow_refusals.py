@@ -1,4 +1,4 @@
-"""`Follower` round by round: versions that cannot be served give way to the one before."""
+"""`Follower` round by round: if a version cannot be served, the previous version is served."""
 
 import subprocess
 

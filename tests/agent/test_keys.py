@@ -1,4 +1,4 @@
-"""The agent brings the keys of the store, and keeps them while the store is away."""
+"""The agent fetches API keys from the store, and keeps them while the store is down."""
 
 import threading
 import time
@@ -36,7 +36,7 @@ def test_keys_come_and_go_and_stay_while_the_store_is_away(tmp_path: Path) -> No
         wait_until(lambda: brought() == {"ops": ()}, what="the revocation")
         store.close()
         database.rename(tmp_path / "away.db")
-        database.mkdir()  # no database any more
+        database.mkdir()  # The database can no longer be opened.
         assert not stop.wait(0.3)
         assert brought() == {"ops": ()}
         assert fetcher.is_alive()

@@ -1,4 +1,4 @@
-"""The agent brings the keys of an issuer, follows their rotation, and keeps them while it is away."""
+"""The agent fetches an issuer's keys, follows their rotation, and keeps them while the issuer is down."""
 
 import json
 import threading
@@ -32,7 +32,7 @@ def write_keys(folder: Path, *names: str) -> None:
 
 @pytest.fixture
 def issuer(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """Serve a folder as an issuer's; return its address and the folder."""
+    """Serve a folder as an issuer. Return its address and the folder."""
     folder = tmp_path / "issuer"
     (folder / ".well-known").mkdir(parents=True)
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
@@ -81,7 +81,7 @@ def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(
     url, folder = issuer
     write_keys(folder, "monday")
     with (folder / "keys").open("a") as keys:
-        keys.write(" " * 1_000_000)  # which JSON allows
+        keys.write(" " * 1_000_000)  # JSON may consist of white space.
     stop = threading.Event()
     fetcher = issuer_key_fetcher(tmp_path, f"{url}/", stop, seconds=0.02)
     fetcher.start()
@@ -97,7 +97,7 @@ def test_keys_that_are_larger_than_a_megabyte_are_refused_in_the_log(
 def test_a_document_of_another_issuer_is_refused_in_the_log(
     issuer: tuple[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, document: str
 ) -> None:
-    """Its tokens would name the other issuer, and none would ever hold."""
+    """Tokens of the configured issuer would be rejected, because they would name the other issuer."""
     url, folder = issuer
     write_keys(folder, "monday")
     (folder / ".well-known" / "openid-configuration").write_text(document.replace("URL", url))

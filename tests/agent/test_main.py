@@ -64,7 +64,7 @@ def test_an_agent_asks_the_registry_and_ships_without_pandas_and_collects_garbag
         "from mlflow_deploy_plugin.agent.__main__ import main; main();"
         "print('mlflow' in sys.modules, [name for name in sys.modules if name.startswith('pandas.')], flush=True);"
         "print(gc.get_threshold() == usual, flush=True);"
-        "os._exit(0)"  # as the agent does: it runs with what others leave of a core, and would take apart MLflow
+        "os._exit(0)"  # The agent also exits without the interpreter's shutdown.
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)

@@ -1,4 +1,4 @@
-"""The watermark says until when the log is complete, and that nothing was lost."""
+"""The watermark reports until when the log is complete, and counts all rows."""
 
 import shutil
 import sys
@@ -29,7 +29,7 @@ MODEL = CapturedModel("m", "1", Schema((Column("x", "double"),), (), (Input("x",
 
 
 def start_run(state_dir: Path, run: str) -> Metrics:
-    """The metrics of a server's run, as `server/gunicorn_conf.py` lays them out."""
+    """The metrics of a server's run, in the layout of `server/gunicorn_conf.py`."""
     save_capture_counters(state_dir)
     folder = state_dir / f"metrics-{run}"
     folder.mkdir()
@@ -40,7 +40,7 @@ def start_run(state_dir: Path, run: str) -> Metrics:
 
 @dataclass
 class Machine:
-    """A state folder with one worker and the agent's parts; `restart` makes anew what a crash of the agent loses."""
+    """A state folder with a worker and the parts of the agent. `restart` recreates the parts that a crash loses."""
 
     folder: Path
     clock: Clock[float]
@@ -65,7 +65,7 @@ class Machine:
         )
 
     def start_server(self, run: str) -> None:
-        """End the server's run, and begin the next one."""
+        """End the server's run, and start the next run."""
         self.writer.close()
         self.writer, self.metrics = CaptureWriter(self.folder / "spool"), start_run(self.folder, run)
 
@@ -128,7 +128,7 @@ def test_the_log_is_complete_until_the_last_look_at_which_nothing_waited(machine
     assert shipper.progress.complete_until == 1000
     clock.now = 1002
     machine.answer()
-    shipper.round()  # it may still grow, and is left: nothing was there at the look before
+    shipper.round()  # The segment may still grow, so it is not shipped yet.
     assert shipper.progress.complete_until == 1000
     clock.now = 1004
     shipper.round()
@@ -172,7 +172,7 @@ def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -
     machine.answer(4)
     machine.shipper.ship()
     (shipped,) = (machine.folder / "spool").glob("*.shipped")
-    shipped.unlink()  # a crash before it was written
+    shipped.unlink()  # Simulate a crash before the file was written.
     machine.restart()
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
@@ -181,7 +181,7 @@ def test_rows_that_come_again_after_a_crash_are_counted_once(machine: Machine) -
 
 
 def test_a_full_disk_does_not_keep_the_spool_from_being_emptied(machine: Machine) -> None:
-    (machine.folder / "progress.json").mkdir()  # nothing can be written down there
+    (machine.folder / "progress.json").mkdir()  # Writing the file now fails.
     machine.answer(3)
     machine.writer.close()
     assert machine.shipper.ship() == 3
@@ -195,7 +195,7 @@ def test_counts_go_on_over_restarts_of_the_server_and_of_the_agent(machine: Mach
     machine.answer(3)
     machine.shipper.ship()
     machine.watermark.round()
-    machine.answer(2)  # counted after the agent's last look
+    machine.answer(2)  # The agent has not read these counts.
     machine.start_server("b")
     machine.answer(4)
     machine.restart()
@@ -213,7 +213,7 @@ def test_no_run_is_counted_twice_where_the_last_one_could_leave_nothing(machine:
     machine.answer(4)
     machine.shipper.ship()
     machine.watermark.end(is_shipped=False)
-    (machine.folder / METRICS).unlink()  # the server ends on a full disk: what is left is of the run before
+    (machine.folder / METRICS).unlink()  # The server ends on a full disk, so the saved counts are old.
     machine.restart()
     machine.watermark.end(is_shipped=False)
     machine.start_server("c")
@@ -229,7 +229,7 @@ def test_a_run_that_no_agent_has_seen_the_end_of_is_counted_after_the_next_one(m
     machine.answer(3)
     machine.watermark.round()
     machine.answer(2)
-    for run in "bc":  # the agent of b is killed before its first look
+    for run in "bc":  # The agent of b is killed before its first round.
         machine.start_server(run)
         machine.answer(4)
     machine.restart()

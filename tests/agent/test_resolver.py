@@ -1,4 +1,4 @@
-"""`VersionResolver`: polls of the registry and fetches, none of which anybody waits for."""
+"""`VersionResolver`: polls of the registry and fetches, which never block."""
 
 import itertools
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def test_a_poll_that_is_asked_for_while_another_is_under_way_comes_after_it(case
 
     case.world.versions[STAGE] = "2"
     resolver.poll_now()
-    resolver.advance()  # takes in what was asked before the move
+    resolver.advance()  # This call processes the poll from before the move.
     resolver.advance()
     polls.go_on()
     resolver.advance()
@@ -125,7 +125,7 @@ def test_a_download_of_which_nothing_arrives_is_told_until_something_does(case: 
 
 
 class EndsBetweenTwoLooks(AtOnce):
-    """Its futures have ended from the second time on that somebody asks."""
+    """An executor whose futures are done from the second check on."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
         future = super().submit(function, *arguments, **named)
@@ -168,7 +168,7 @@ def test_a_fixed_version_and_an_allowed_reference_may_run_code(uri: str, is_foll
     ("uri", "is_followed", "said"),
     [
         ("models:/x/Production", True, "set -C variants.stage.allow_pyfunc=true"),
-        ("models:/z@champion", True, "set -C variants.half.allow_pyfunc=true"),  # not by every variant
+        ("models:/z@champion", True, "set -C variants.half.allow_pyfunc=true"),  # A variant does not allow it.
         ("models:/loaded-over-http/1", False, "which can be allowed only in the server's spec"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`Shipper`: a worker, the shipper or the machine was killed in the middle, and nothing is lost."""
+"""`Shipper`: all rows are kept if a worker, the shipper or the machine is killed at any time."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def test_after_a_crash_no_file_comes_to_hold_other_rows_so_that_a_compactor_may_
             before = [file.read_bytes() for file in read]
             forget_what_is_shipped(tmp_path)
     Shipper(tmp_path / "spool", str(tmp_path / "log")).ship()
-    assert len(read) == 2  # rows and labels
+    assert len(read) == 2  # one file of rows and one file of labels
     assert [file.read_bytes() for file in read] == before
     for file in read:
         file.unlink()

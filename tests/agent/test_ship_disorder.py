@@ -1,4 +1,4 @@
-"""`Shipper`: a segment or row that cannot be read or written takes no other with it."""
+"""`Shipper`: a segment or row that cannot be read or written does not affect other segments and rows."""
 
 import os
 import sys
@@ -52,7 +52,7 @@ def test_a_segment_that_makes_no_sense_is_set_aside(writer: CaptureWriter, shipp
     writer.close()
     (segment,) = (tmp_path / "spool").glob("*.seg")
     (request,), _ = read_segment(segment)
-    segment.write_bytes(segment.read_bytes()[request.offset :])  # without the frame that describes the model
+    segment.write_bytes(segment.read_bytes()[request.offset :])  # The frame of the model is removed.
     assert shipper.ship() == 0
     assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".broken"]
 
@@ -75,7 +75,7 @@ def test_labels_that_have_no_form_are_left_out_and_take_no_row_with_them(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path
 ) -> None:
     write(writer, "a", ["AA"])
-    writer.write_feedback("flights", 10**18, [Feedback("p-a", None, None, 1)])  # by a clock of the year 33658
+    writer.write_feedback("flights", 10**18, [Feedback("p-a", None, None, 1)])  # The time is in the year 33658.
     writer.close()
     assert shipper.ship() == 1
     assert not list((tmp_path / "spool").iterdir())
@@ -85,7 +85,7 @@ def test_a_time_that_no_file_can_be_named_for_takes_no_other_row_with_it(
     writer: CaptureWriter, shipper: Shipper, tmp_path: Path
 ) -> None:
     write(writer, "before", ["AA"])
-    write(writer, "impossible", ["AA"], at=-62_135_600_000_000_000)  # in the year 0
+    write(writer, "impossible", ["AA"], at=-62_135_600_000_000_000)  # The time is in the year 0.
     write(writer, "after", ["AA"])
     assert shipper.ship() == 2
     write(writer, "later", ["AA"])
@@ -171,7 +171,7 @@ def test_a_segment_that_cannot_be_read_keeps_no_other_from_the_log(
 ) -> None:
     (tmp_path / "spool").mkdir()
     unreadable = tmp_path / "spool" / "a.seg"
-    unreadable.mkdir()  # whoever runs the tests may read any file
+    unreadable.mkdir()  # A folder cannot be read as a file, even by root.
     write(writer, "a", ["AA"])
     assert shipper.ship() == 1
     assert mentions(shipper.state.error, "a.seg", "cannot be read")
@@ -187,7 +187,7 @@ def test_a_segment_whose_own_files_are_in_disorder_keeps_no_other_from_the_log(
     write(held, "a", ["AA"])
     (segment,) = (tmp_path / "spool").glob("*.seg")
     segment.with_suffix(".shipped").mkdir()
-    os.utime(segment, (1, 1))  # it comes first
+    os.utime(segment, (1, 1))  # Ship this segment first.
     write(ended, "b", ["UA"])
     ended.close()
     shipper.ship()

@@ -1,4 +1,4 @@
-"""`Shipper`: segments are shipped when they are due, and a log that is down is asked less and less often."""
+"""`Shipper`: segments are shipped when they are due, and retries of a log that is down become less frequent."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The log has what was sent, in the types of the signature, whatever the graph takes of it."""
+"""The log contains the rows as they were sent, in the types of the signature."""
 
 import csv
 import io
@@ -142,7 +142,7 @@ WAYS: dict[str, Callable[[Rows, Schema], Feeds]] = {
 
 
 def logged(schema: Schema, *requests: Feeds, drop: tuple[str, ...] = ()) -> pa.Table:
-    """The rows of these requests, from the one file that is written of them."""
+    """Return the rows of these requests from the single file that is written for them."""
     model = exclude_columns(CapturedModel("m", "1", schema, ("y",)), drop, ())
     with TemporaryDirectory() as folder:
         writer = CaptureWriter(Path(folder, "spool"))
@@ -163,7 +163,7 @@ ROW = st.fixed_dictionaries(
         "is_late": st.booleans(),
         "distance": st.floats(-1e38, 1e38) | st.none(),
         "wind": st.floats(width=32, allow_nan=False, allow_infinity=False) | st.none(),
-        "carrier": TEXTS.filter(lambda text: text != TEXT.missing),  # which stands for a missing one
+        "carrier": TEXTS.filter(lambda text: text != TEXT.missing),  # This text marks a missing value.
     }
 )
 
@@ -202,7 +202,7 @@ def test_a_large_body_of_numbers_keeps_its_doubles() -> None:
 
 
 def by_input(datatype: str, data: list[float]) -> Feeds:
-    """One row of the graph's own input."""
+    """Return one row of the graph's input."""
     head = TensorHeader("X", (1, 5), datatype)
     text = TensorHeader("carrier", (1, 1), "BYTES")
     given = np.array([data], {"FP32": np.float32, "FP64": np.float64, "INT64": np.int64}[datatype])
@@ -233,7 +233,7 @@ def test_a_request_without_rows_takes_no_others_from_the_log(
     tmp_path: Path, drop: tuple[str, ...], mask: tuple[str, ...]
 ) -> None:
     rows: Rows = [dict.fromkeys(NUMBERS, 1) | {"is_late": True, "carrier": "AA"}]
-    feeds = dict(by_split(rows, STACKED))  # as tensors of the graph come
+    feeds = dict(by_split(rows, STACKED))  # The rows are split into the graph's tensors.
     none = {name: array[:0] for name, array in feeds.items()}
     model = exclude_columns(CapturedModel("m", "1", STACKED, ("y",)), drop, mask)
     writer = CaptureWriter(tmp_path / "spool")

@@ -1,4 +1,4 @@
-"""What one controller of a store does: under a lease that it keeps while it works, and gives back."""
+"""The controller of a store works under a lease, which it renews while it works and releases at its end."""
 
 import socket
 import threading
@@ -23,13 +23,13 @@ Start = Callable[[str], threading.Event]
 
 @pytest.fixture
 def worked() -> list[str]:
-    """Who has worked, in its order."""
+    """Return the names of the holders that have worked, in order."""
     return []
 
 
 @pytest.fixture
 def start(tmp_path: Path, worked: list[str]) -> Iterator[Start]:
-    """Runs a controller of this name beside the test; the event that is given ends it, and so does the test's end."""
+    """Run a controller of this name during the test. The returned event ends it, and so does the end of the test."""
     running = []
 
     def begin(name: str) -> threading.Event:
@@ -70,7 +70,7 @@ def test_one_works_for_as_long_as_it_lives_and_another_goes_on(tmp_path: Path, s
 
 def test_one_that_has_lost_its_lease_says_that_it_leads_when_it_has_it_again(tmp_path: Path) -> None:
     store, ended, said = open_store(f"sqlite:///{tmp_path}/store.db"), threading.Event(), []
-    assert store.acquire_lease(STORE_LEASE, "this", 1)  # and nobody renews it, as while the store takes no writes
+    assert store.acquire_lease(STORE_LEASE, "this", 1)  # The lease is not renewed, as if the store rejected writes.
     lost = store.lease(STORE_LEASE)
 
     def work(keeper: LeaseKeeper, over: threading.Event) -> None:

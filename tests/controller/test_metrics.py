@@ -1,4 +1,4 @@
-"""What Prometheus reads of a store: asked over HTTP, parsed by its own parser."""
+"""The metrics of a store, read over HTTP with Prometheus's parser."""
 
 import re
 import socket
@@ -53,7 +53,7 @@ def store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def read(store: Store) -> Iterator[Read]:
-    """The value of a metric by its labels, as they are served now."""
+    """Return the current values of a metric by its labels."""
     port = free_port()
     server = start_metrics_server(store, port, "127.0.0.1")
 
@@ -149,7 +149,7 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
 
     gauges = StoreMetrics(store, patience_seconds=0.1)
 
-    def read_whole() -> dict:  # the store is up as soon as it has answered: the rest may still be read
+    def read_whole() -> dict:  # The store is up after its first answer, while other data is still being read.
         read = values(gauges)
         return read if read["onnxserve_store_up"] and len(read) > 1 else {}
 
@@ -158,7 +158,7 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
         with monkeypatch.context() as patched:
             patched.setattr(store, "transaction", answer)
             silenced = read_at_first | {"onnxserve_store_up": 0}
-            # the first reading may go on still
+            # The first read may still be running.
             wait_until(lambda: values(gauges) == silenced, 30, "it is said")  # noqa: B023
             assert values(gauges) == silenced
 
@@ -171,7 +171,7 @@ def test_where_the_store_does_not_answer_prometheus_is_told_what_was_last_read_a
 
 
 def values(gauges: StoreMetrics) -> dict:
-    """By metric, or by metric and labels."""
+    """Return the values by metric, or by metric and labels."""
     samples = [sample for metric in gauges.collect() for sample in metric.samples]
     return {(one.name, *one.labels.values()) if one.labels else one.name: one.value for one in samples}
 

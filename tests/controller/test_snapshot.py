@@ -1,4 +1,4 @@
-"""An endpoint at one moment, with what its server has counted."""
+"""A snapshot of an endpoint with its server's counts."""
 
 from contextlib import closing
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The wording of the controller's messages that people see most."""
+"""The wording of the controller's most visible messages."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Attempts at pieces of work: one at a time for each, a few at once, with pauses, and none ends another."""
+"""Attempts at work: one at a time per key, several in parallel, with pauses, and isolated from other failures."""
 
 import threading
 from collections.abc import Hashable
@@ -104,5 +104,5 @@ def test_an_unexpected_exception_pauses_the_work_and_is_counted_until_it_succeed
         work.finished.clear()
         assert not work.is_free("one")
         now[0] += 30
-    assert defects == [("one", "a bug", 1), ("one", "a bug", 2), ("one", "a bug", 1)]  # in a row
+    assert defects == [("one", "a bug", 1), ("one", "a bug", 2), ("one", "a bug", 1)]
     assert mentions(caplog.text, "test one", "30 s")

@@ -1,4 +1,4 @@
-"""Crontab lines fire when crontab(5) says."""
+"""Crontab lines fire at the times that crontab(5) defines."""
 
 from datetime import UTC, datetime
 
@@ -21,7 +21,7 @@ from tests.support.refusals import refused
         ("0 6 * * */2", ["Tue", "Thu", "Sat", "Sun"]),
         ("0 6 * NOV-12 Sun-tue", ["Mon", "Sun", "Tue"]),
         ("0 6 * * fri-sun", ["Fri", "Sat", "Sun"]),
-        ("0 6 23 * 5", ["Mon", "Fri"]),  # 2026-11-23 is a Monday: either will do
+        ("0 6 23 * 5", ["Mon", "Fri"]),  # 2026-11-23 is a Monday; either field may match.
     ],
 )
 def test_days_of_the_week_are_those_of_crontab(schedule: str, days: list[str]) -> None:
@@ -41,15 +41,15 @@ def test_a_time_zone_that_is_not_known_is_said(zone: str) -> None:
 @pytest.mark.parametrize(
     ("zone", "schedule", "after", "times"),
     [
-        # the clocks go forward from 2:00 to 3:00: what is skipped comes at 3:00
+        # The clocks change forward from 2:00 to 3:00, and skipped times fire at 3:00.
         ("Europe/Berlin", "30 2 * * *", "2027-03-27T12:00Z", ["28T01:00", "29T00:30"]),
         ("Europe/Berlin", "15 * * * *", "2027-03-28T00:00Z", ["28T00:15", "28T01:15", "28T02:15"]),
         ("Europe/Berlin", "*/30 2-3 * * *", "2027-03-28T00:00Z", ["28T01:00", "28T01:30", "29T00:00"]),
-        # from 0:00 to 1:00
+        # The clocks change forward from 0:00 to 1:00.
         ("America/Santiago", "0 0 * * *", "2026-09-05T12:00Z", ["06T04:00", "07T03:00"]),
-        # from 23:00 to 0:00, so what is skipped comes on the next day
+        # The clocks change forward from 23:00 to 0:00, so skipped times fire on the next day.
         ("America/Nuuk", "30 23 * * *", "2027-03-28T00:50Z", ["28T01:00", "29T00:30"]),
-        # back from 3:00 to 2:00: once, unless every hour is asked for
+        # The clocks change back from 3:00 to 2:00, and times fire once, except for schedules of every hour.
         ("Europe/Berlin", "30 2 * * *", "2026-10-24T12:00Z", ["25T00:30", "26T01:30"]),
         ("Europe/Berlin", "30 2 * * *", "2026-10-25T01:10Z", ["26T01:30", "27T01:30"]),
         ("America/New_York", "30 1-2 * * *", "2026-11-01T06:10Z", ["01T07:30", "02T06:30"]),

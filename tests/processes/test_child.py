@@ -1,4 +1,4 @@
-"""A child ends with what it has started, whoever ends it, and with its parent, however that ends."""
+"""A child ends with its descendants and with its parent, whoever ends it."""
 
 import os
 import signal
@@ -65,7 +65,7 @@ New = Callable[..., Child]
 
 @pytest.fixture(params=["linux", "macos"])
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The system that the processes of a test believe to be on."""
+    """Return the operating system that the processes of a test detect."""
     if request.param == "macos":
         monkeypatch.setenv("PYTHONPATH", str(MACOS))
     return str(request.param)
@@ -113,7 +113,7 @@ def test_killing_it_kills_what_it_has_started(new_child: New, tmp_path: Path) ->
     child.kill()
     assert child.wait(60) == -signal.SIGKILL
     wait_until(lambda: is_gone(grandchild), what="the end of what it has started")
-    child.kill()  # there is nobody any more
+    child.kill()  # The child has already ended.
 
 
 @pytest.mark.parametrize("kills_group", [True, False])
@@ -176,7 +176,7 @@ def test_the_kernel_ends_it_with_the_thread_that_started_it(new_child: New) -> N
 
     def start() -> None:
         children.append(new_child(code, stdout=write))
-        os.read(read, 1)  # it has asked the kernel
+        os.read(read, 1)  # The child has requested the signal.
 
     thread = threading.Thread(target=start)
     thread.start()
@@ -212,7 +212,7 @@ def test_one_that_is_left_to_itself_runs_on(new_child: New) -> None:
     assert os.waitpid(pid, os.WNOHANG) == (0, 0)
     signal_process(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    signal_process(pid, signal.SIGKILL)  # it has ended, and nobody else gets it
+    signal_process(pid, signal.SIGKILL)  # The process has ended, and its id is not reused yet.
 
 
 @pytest.mark.parametrize(

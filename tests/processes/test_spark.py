@@ -1,4 +1,4 @@
-"""Spark, where there is none."""
+"""The errors without a working Spark installation."""
 
 import sys
 from collections.abc import Callable

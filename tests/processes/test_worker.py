@@ -1,4 +1,4 @@
-"""A worker calls functions; its hanging, crashing and ending harm nobody else."""
+"""A worker calls functions. If it hangs, crashes or ends, other workers are not affected."""
 
 import errno
 import math
@@ -54,7 +54,7 @@ def test_it_is_kept_for_the_next_call_and_replaced_when_it_hangs_or_dies(worker:
     with pytest.raises(ProcessCrashed, match="killed by SIGKILL"):
         worker.call(os.kill, second, signal.SIGKILL, seconds=SECONDS)
     with pytest.raises(ProcessCrashed, match=r"status 7$"):
-        worker.call(exec, "import os; os._exit(7)", seconds=SECONDS)  # coverage replaces os._exit here
+        worker.call(exec, "import os; os._exit(7)", seconds=SECONDS)  # In this process, coverage replaces os._exit.
     assert worker.call(os.getpid, seconds=SECONDS) != second
 
 
@@ -125,7 +125,7 @@ def test_it_ends_when_it_is_told_to_and_not_before() -> None:
 
 def test_it_ends_with_a_parent_that_is_killed_while_it_computes(tmp_path: Path) -> None:
     script = tmp_path / "parent.py"
-    script.write_text(PARENT)  # it has no `if __name__ == "__main__"`
+    script.write_text(PARENT)  # The script does not check `__name__`.
     parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None

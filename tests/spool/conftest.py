@@ -1,4 +1,4 @@
-"""The servers whose requests the tests of the spool read."""
+"""The servers whose captured requests the tests read."""
 
 from tests.server.conftest import bias_folders as bias_folders
 from tests.server.conftest import model_folders as model_folders

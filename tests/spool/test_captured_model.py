@@ -1,4 +1,4 @@
-"""A captured request is kept whole, or without the columns that the spec drops or masks."""
+"""A captured request is stored completely, or without the columns that the spec drops or masks."""
 
 import os
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 COLUMNS = (Column("name", "string"), *(Column(name, "double") for name in "abc"))
 INPUTS = (Input("name", "str", (-1, 1), ("name",)), Input("X", "float32", (-1, 3), ("a", "b", "c")))
 MODEL = CapturedModel("m", "7", compile_schema(COLUMNS, (), INPUTS), ("y",), ("y", "p"))
-SILENT = CapturedModel("m", "1", Schema((), (), ()), ("output",))  # it does not say what it takes or gives
+SILENT = CapturedModel("m", "1", Schema((), (), ()), ("output",))  # a model without a signature
 TWO_ANSWERS = CapturedModel("m", "1", Schema((), (), ()), ("y", "p"), ("y", "p"))
 RECORD = RequestRecord("e", "v", "r", "p", 0, 0)
 OUTPUTS = {"y": np.array([7.0, 8.0]), "p": np.eye(2)}
@@ -57,7 +57,7 @@ def test_what_is_dropped_is_never_written_down(tmp_path: Path, drop: tuple[str, 
         found.append({name: array.tolist() for name, array in columns.items()})
     assert found == [left, ROWS, {name: values[:1] for name, values in left.items()}]
     if "name" in drop:
-        assert b'"x"' in segments(tmp_path)[0].read_bytes()  # of the one request that keeps it
+        assert b'"x"' in segments(tmp_path)[0].read_bytes()  # The request without exclusions contains the value.
         writer.close()
         writer = CaptureWriter(tmp_path / "other")
         writer.write(RECORD, kept, FEEDS, OUTPUTS, 100)

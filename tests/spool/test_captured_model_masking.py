@@ -1,4 +1,4 @@
-"""Equal values have equal hashes, in a column and in a label's key, whatever their types."""
+"""Equal values have equal hashes in a column and in a label's key, even if their types differ."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +19,9 @@ from mlflow_deploy_plugin.spool.captured_model import ColumnMask
         (np.array([7.0], np.float32), 7),
         (np.array([7]), "7"),
         (np.array([True]), True),
-        (np.array([True]), "True"),  # as a CSV file says it
+        (np.array([True]), "True"),  # the text in a CSV file
         (np.array([False]), 0),
-        (np.array([0.0], np.float32), False),  # a boolean, in rows of earlier builds
+        (np.array([0.0], np.float32), False),  # a boolean in rows of earlier builds
         (np.array(["é"], object), "é"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Feedback comes back from the spool as it was written."""
+"""Feedback is decoded from the spool as it was written."""
 
 import pytest
 

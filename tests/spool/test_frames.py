@@ -1,4 +1,4 @@
-"""The segments of the spool and the frames in them."""
+"""The segments of the spool, and the frames in a segment."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Reading by the batch gives what reading one by one gives."""
+"""Reading in batches and reading single requests return the same values."""
 
 import io
 from itertools import pairwise
@@ -50,7 +50,7 @@ def write(writer: CaptureWriter, number: int, request: Request) -> None:
     moment = HOUR * request["hour"] + number
     feeds: dict[str, Any] = {"d": np.arange(rows, dtype=np.float32).reshape(rows, 1) + number}
     if request["has_text"]:
-        words = np.array(["word", *request["words"]][: rows * 2], dtype=object)  # the first says that it is text
+        words = np.array(["word", *request["words"]][: rows * 2], dtype=object)  # The first value determines the type.
         feeds["s"] = words.reshape(rows, 2)
     outputs = {"y": np.full(rows, number, np.int64), "p": np.full((rows, width, 2), number, np.float64)}
     is_shadow = request.get("is_shadow", False)
@@ -168,7 +168,7 @@ def test_a_request_without_its_layout_makes_no_sense(tmp_path: Path) -> None:
 
 
 class _TakenBackMeanwhile(io.BytesIO):
-    """Read a segment while its worker truncates half a frame and writes another one there."""
+    """Read a segment while its worker truncates half a frame and writes another frame at the same offset."""
 
     is_first = True
 

@@ -1,4 +1,4 @@
-"""Whatever the writer has written can be read back whole, and nothing that is torn is read."""
+"""All complete frames can be read back, and incomplete frames are never read."""
 
 import errno
 import fcntl
@@ -42,7 +42,7 @@ FEEDS = MODEL.schema.from_columns(
 OUTPUTS = {
     "y": np.array(["x", "", "z"], dtype=object),
     "p": np.arange(6, dtype=np.float32).reshape(3, 2),
-    "total": np.array([5.0]),  # not one value a row
+    "total": np.array([5.0]),  # This output has one value for all rows.
     "maps": np.array([{1: 0.5}] * 3, dtype=object),
 }
 
@@ -59,7 +59,7 @@ def test_a_request_comes_back_as_it_was_written(tmp_path: Path) -> None:
         np.testing.assert_array_equal(request.feeds[name], array)
     assert set(request.outputs) == {"y", "p"}
     rows = to_log_columns(request.model.schema, request.model.prediction, request.feeds, request.outputs)
-    assert rows["d"][0] == 0.1  # as it was sent, of which the graph gets 0.1 in 32 bits
+    assert rows["d"][0] == 0.1  # The value is stored as sent; the graph receives 0.1 as 32-bit float.
     assert {name: array.tolist() for name, array in rows.items() if name != "d"} == {
         "s": ["a", 'ü"', None],
         "n": [1, 2, 3],
@@ -229,7 +229,7 @@ def test_another_process_sees_the_lock(tmp_path: Path) -> None:
     writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)
     (segment,) = segments(tmp_path)
     child = os.fork()
-    if child == 0:  # only system calls: nothing of pytest may run twice
+    if child == 0:  # Use only system calls, so that pytest's code does not run twice.
         code = 1
         try:
             fcntl.flock(os.open(segment, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -260,7 +260,7 @@ def test_a_full_spool_takes_nothing_until_the_agent_has_shipped(
         "requests are not captured: the spool has reached its limit of 1500 bytes; check that the agent ships it"
     ]
     (segment,) = segments(tmp_path)
-    assert is_released(segment)  # else the agent could not remove it, and it would stay full
+    assert is_released(segment)  # Otherwise, the agent could not remove it.
 
     segment.unlink()
     assert not writer.write(RECORD, MODEL, FEEDS, OUTPUTS, 100)[-1]

@@ -1,4 +1,4 @@
-"""State files are written whole or not at all, also on a full disk."""
+"""State files are written completely or not at all, even on a full disk."""
 
 import fcntl
 import os
@@ -70,14 +70,14 @@ def test_who_only_looks_whether_a_server_runs_keeps_none_from_starting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = os.open(tmp_path / SERVER_LOCK, os.O_RDWR | os.O_CREAT)
-    fcntl.flock(lock, fcntl.LOCK_SH)  # as `is_locked` for a moment
+    fcntl.flock(lock, fcntl.LOCK_SH)  # `is_locked` holds such a lock briefly.
     monkeypatch.setattr(time, "sleep", lambda seconds: os.close(lock))
     with claim_state_dir(tmp_path):
         assert is_locked(tmp_path / SERVER_LOCK)
 
 
 def test_the_workers_of_a_server_that_starts_are_none_while_it_removes_those_of_the_last_one(tmp_path: Path) -> None:
-    """The folder may go between a look whether it is there and the reading: without care one read of 3,000 failed."""
+    """The folder may be removed between the check and the read, which made one of 3,000 reads fail."""
     has_read = threading.Event()
 
     def remake() -> None:
@@ -138,7 +138,7 @@ def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path: Path) -> None:
     write(by_size, "aa", "x" * 6, age=20)
     write(by_size, "bb", "x" * 6, age=10)
     assert names(by_size) == ["bb.bin"]
-    assert write(by_size, "cc", "x" * 99).exists()  # the newest stays, however large it is
+    assert write(by_size, "cc", "x" * 99).exists()  # The newest file is kept, whatever its size.
 
 
 def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_temporary_folder_of_a_killed_process_goes_with_the_next_and_those_of_
 
 def test_a_link_among_the_temporary_folders_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    (tmp_path / "ours-1.lock").symlink_to(tmp_path / "made")  # anybody may make links in /tmp
+    (tmp_path / "ours-1.lock").symlink_to(tmp_path / "made")  # Any user may create links in /tmp.
 
     with temporary_folder("ours-"):
         assert not (tmp_path / "made").exists()

@@ -1,4 +1,4 @@
-"""The last hour and day of a server, as its agent writes them and any worker gives them."""
+"""The last hour and day of a server, as written by its agent and returned by any worker."""
 
 import errno
 from pathlib import Path
@@ -49,7 +49,7 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def rounds(machine: Machine, agent: HistoryWriter, seconds: float) -> None:
-    """As the agent's loop: every two seconds."""
+    """Run the agent's loop, which calls `round` every two seconds."""
     until = machine.now + seconds
     while machine.now < until:
         machine.now += 2
@@ -59,7 +59,7 @@ def rounds(machine: Machine, agent: HistoryWriter, seconds: float) -> None:
 def test_a_line_has_what_was_added_since_the_one_before(machine: Machine) -> None:
     machine.answer(5)
     agent = machine.agent()
-    agent.round()  # what is found at the start was counted before
+    agent.round()  # Counts at the start are from earlier intervals.
     machine.answer(30)
     machine.answer(2, "500", seconds=0.2)
     machine.answer(1, "499")
@@ -140,7 +140,7 @@ def test_a_full_disk_costs_lines_and_is_logged(
         rounds(machine, agent, 40)
     rounds(machine, agent, 10)
 
-    said = {record.getMessage() for record in caplog.records}  # which the agent's log has once a minute (`logs.py`)
+    said = {record.getMessage() for record in caplog.records}  # The log repeats a message once a minute.
     assert said == {"the server's history cannot be written: No space left on device"}
     assert len(machine.hour()) == 1
 

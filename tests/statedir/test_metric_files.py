@@ -1,4 +1,4 @@
-"""The page equals that of prometheus_client for the same values."""
+"""The metrics page equals prometheus_client's page for the same values."""
 
 import errno
 import os
@@ -43,7 +43,7 @@ LABELS = st.dictionaries(st.sampled_from(NAMES), WORDS, min_size=3)
 
 
 def parsed(page: bytes) -> Page:
-    """Return by family its type, its help, and its samples by name and labels."""
+    """Return the type, the help text, and the samples by name and labels for each family."""
     return {
         family.name: (
             family.type,
@@ -66,7 +66,7 @@ def fill(folder: Path, worker: int, label_sets: list[dict[str, str]]) -> None:
 
 
 class Expected(Collector):
-    """The sums of what `fill` has written for these workers, as prometheus_client has them."""
+    """Return prometheus_client's sums of the values that `fill` writes for these workers."""
 
     def __init__(self, workers: list[list[dict[str, str]]], living: list[int]) -> None:
         self.workers, self.living = workers, living
@@ -122,7 +122,7 @@ def test_a_file_that_its_worker_has_just_made_is_empty(tmp_path: Path) -> None:
 
 
 def serve(state_dir: Path, run: str, responses: int) -> CaptureCounters:
-    """Count as two workers of the server `run`, and end it."""
+    """Count as two workers of the server `run`, and end the server."""
     folder = state_dir / run
     folder.mkdir()
     (state_dir / METRICS).unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def test_a_slot_keeps_its_value_while_the_file_grows(tmp_path: Path) -> None:
         slot = tally.slot(HELP, {"n": str(number)})
         tally.cells[slot] += 1
     tally.cells[first] += 1
-    before[first] += 1  # a thread may have taken the cells before the file grew
+    before[first] += 1  # A thread may have a reference to the cells from before the file grew.
     assert sum(read(tmp_path)) == 2002
 
 
@@ -206,7 +206,7 @@ def test_a_full_memory_loses_values_and_not_the_answer(tmp_path: Path, monkeypat
     assert sum(read(tmp_path)) + lost == 2000
     (lost_rows,) = [family for family in read_families(tmp_path) if family.name == "onnxserve_unrecorded_histograms"]
     (series,) = lost_rows.series
-    assert series.buckets == [("+Inf", series.count)]  # a histogram has a bucket, and so a count
+    assert series.buckets == [("+Inf", series.count)]  # A histogram always has a bucket and therefore a count.
     assert series.count > 500
 
 

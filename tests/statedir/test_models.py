@@ -1,4 +1,4 @@
-"""The contents of state files: a reader copes with a newer writer, and nobody changes them."""
+"""The contents of state files are immutable, and readers accept files of newer writers."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""Opening the store: migrations, races, and failures that say what is wrong without a password."""
+"""Opening the store: migrations, races, and error messages without passwords."""
 
 import os
 import socket
@@ -64,7 +64,7 @@ def columns(connection: Connection) -> dict[tuple[str, str], tuple[str, bool, st
 
 
 def drop_tables(connection: Connection) -> None:
-    """Leave an empty database, also of PostgreSQL's server, which tests share."""
+    """Return the URL of an empty database, also on the shared PostgreSQL server."""
     Base.metadata.drop_all(connection)
     connection.execute(text(f"DROP TABLE {VERSION_TABLE}"))
 
@@ -139,7 +139,7 @@ def test_a_store_shares_a_database_with_mlflow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schema", ["9999", "0010", "0001"])
 def test_a_store_whose_schema_is_not_known_is_left_alone(tmp_path: Path, schema: str) -> None:
-    """A newer onnxserve made it, or a build before the first release."""
+    """A newer onnxserve, or a build before the first release, has created the store."""
     url = f"sqlite:///{tmp_path}/store.db"
     open_store(url).close()
     stamp = text(f"UPDATE {VERSION_TABLE} SET version_num = '{schema}'")
@@ -186,7 +186,7 @@ def test_a_file_that_cannot_be_opened_is_said_with_the_settings_that_name_anothe
 
 def test_a_folder_that_takes_no_new_file_is_said_with_the_settings_that_name_another() -> None:
     denied = sqlite3.OperationalError("attempt to write a readonly database")
-    denied.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY  # of a home of another user
+    denied.sqlite_errorcode = sqlite3.SQLITE_READONLY_DIRECTORY  # The home belongs to another user.
     assert "ONNXSERVE_HOME" in store_unavailable(make_url("sqlite:///store.db"), denied).message
 
 
@@ -222,7 +222,7 @@ def test_a_store_that_goes_away_while_it_is_open_is_an_error_of_ours(postgresql_
     with pytest.raises(StoreUnavailable):
         store.endpoints()
 
-    assert store.endpoints() == []  # the next one connects anew
+    assert store.endpoints() == []  # This call opens a new connection.
     store.close()
 
 
@@ -231,7 +231,7 @@ def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_anoth
     connections: list[Any] = []
     event.listen(Engine, "connect", lambda connection, _: connections.append(connection), once=True)
     store = open_store(postgresql_url)
-    for _ in range(10):  # psycopg prepares a statement at its sixth time
+    for _ in range(10):  # psycopg prepares a statement at its sixth execution.
         store.endpoints()
     assert connections[0].execute("SELECT statement FROM pg_prepared_statements").fetchall() == []
     store.close()
@@ -239,7 +239,7 @@ def test_nothing_of_a_client_stays_in_a_connection_that_pgbouncer_gives_to_anoth
 
 @pytest.mark.postgresql
 def test_a_connection_to_a_machine_that_has_vanished_is_given_up_after_seconds(postgresql_url: str) -> None:
-    """Only a firewall could make one vanish here: the socket says how long it waits."""
+    """Only a firewall could simulate a failed machine here, so read the timeout from the socket."""
     waits: list[int] = []
 
     def connected(connection: Any, _record: object) -> None:

@@ -1,4 +1,4 @@
-"""Windows and alerts of long ago go from the store; what is looked at, waits or fires stays."""
+"""Old windows and alerts are deleted from the store, except pending windows and firing alerts."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +28,7 @@ def clock() -> Clock[datetime]:
 @pytest.fixture
 def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
     opened = open_store(store_url, clock)
-    with opened.transaction() as session:  # the command is for the whole store, and PostgreSQL's is shared
+    with opened.transaction() as session:  # The command deletes in the whole store, and the PostgreSQL store is shared.
         for table in ("endpoints", "monitors", "monitor_windows", "alerts"):
             session.execute(text(f"DELETE FROM onnxserve_{table}"))
     yield opened
@@ -37,7 +37,7 @@ def store(store_url: str, clock: Clock[datetime]) -> Iterator[Store]:
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three windows of a monitor stay, and a transaction deletes four: tests need no thousands."""
+    """Keep three windows per monitor and delete four rows per transaction, so that tests need few rows."""
     monkeypatch.setattr(expiry, "KEPT_WINDOWS", 3)
     monkeypatch.setattr(expiry, "_AT_ONCE", 4)
 
@@ -45,7 +45,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def judge(
     store: Store, clock: Clock[datetime], hours: range, verdict: str = "no drift", *, by_hand: bool = False
 ) -> None:
-    """Judge the windows of these hours of the monitor `hourly`, each when it is over."""
+    """Judge the windows of these hours of the monitor `hourly`, each at its end."""
     monitors = Monitors(store)
     for hour in hours:
         clock.now = START + (hour + 1) * HOUR

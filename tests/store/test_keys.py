@@ -1,4 +1,4 @@
-"""Keys in the store hold from their creation until they expire or are revoked."""
+"""Keys in the store are valid from their creation until they expire or are revoked."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -59,7 +59,7 @@ def test_a_key_does_not_outlive_the_endpoints_that_it_names(store: Store) -> Non
 def test_two_keys_differ_and_their_texts_are_nowhere(store: Store) -> None:
     keys = ApiKeys(store)
     (one, first), (other, second) = keys.create("a", ["infer"], actor="ada"), keys.create("b", ["infer"])
-    assert not any(text in without_keys(f"/{text}/") for text in (first, second))  # in a server's log
+    assert not any(text in without_keys(f"/{text}/") for text in (first, second))
     assert first != second
     assert len(first) > 40
     assert first not in repr([one, other, *store.events()])

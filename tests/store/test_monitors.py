@@ -1,4 +1,4 @@
-"""Monitors in the store: a window is there once, is judged once, and not under a lost lease."""
+"""Monitors in the store: a window exists once, is judged once, and is not written under a lost lease."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +18,7 @@ AT_ONCE = 6
 
 
 def at_once(call: Callable[[], object]) -> list[object]:
-    """What the same call gives in several threads that begin together, each with a connection of its own."""
+    """Return the results of the same call in several concurrent threads, each with its own connection."""
     begun = Barrier(AT_ONCE)
 
     def begin(_: int) -> object:
@@ -38,7 +38,7 @@ def store(store_url: str) -> Iterator[Store]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """An endpoint that no other test uses: PostgreSQL's database is shared."""
+    """Return an endpoint name that no other test uses, because the PostgreSQL database is shared."""
     return f"e{abs(hash(request.node.name)) % 10**12}"
 
 
@@ -146,7 +146,7 @@ def test_an_endpoint_that_is_made_anew_has_nothing_of_its_namesake(store: Store,
 
     store.remove_endpoint(name)
     written = monitors.update(replace(running, state="judged"))
-    monitors.add(name, "daily", START, START + DAY, revision=2)  # somebody judges what was captured
+    monitors.add(name, "daily", START, START + DAY, revision=2)  # A user judges the captured rows.
     store.add_endpoint("onnxserve", new_endpoint(name, "models:/X/1"))
 
     assert written is None

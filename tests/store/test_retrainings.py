@@ -91,7 +91,7 @@ def test_of_two_that_change_it_at_the_same_time_one_does(store: Store, retrainin
     assert running is not None
     assert retrainings.update(replace(added, state="failed"), event) is None
     assert retrainings.get(added.id) == running
-    actions = [one.action for one in store.events("flights")]  # PostgreSQL's server is shared by tests
+    actions = [one.action for one in store.events("flights")]  # The PostgreSQL server is shared by tests.
     assert [action for action in actions if action.startswith("retrain.")] == ["retrain.run"]
 
 

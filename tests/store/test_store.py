@@ -1,4 +1,4 @@
-"""The store keeps endpoints and what happened to them, on SQLite and on PostgreSQL alike."""
+"""The store keeps endpoints and their audit events, both on SQLite and on PostgreSQL."""
 
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
 
 class Clock:
-    """A second passes with every look."""
+    """Return a time that advances by one second per call."""
 
     def __init__(self) -> None:
         self.now = START

@@ -1,4 +1,4 @@
-"""Rollouts and leases in the store: one live rollout an endpoint, one holder a lease, and no write under a lost one."""
+"""Rollouts and leases in the store: one live rollout per endpoint, one holder per lease, no write without a lease."""
 
 import os
 import time
@@ -19,7 +19,7 @@ NOW = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
 
 class Machine:
-    """A store as one machine sees it, with clocks that are set by hand."""
+    """A store from the view of one machine, with simulated clocks."""
 
     def __init__(self, url: str) -> None:
         self.wall = NOW
@@ -37,7 +37,7 @@ def machines(store_url: str) -> Iterator[tuple[Machine, Machine]]:
 
 @pytest.fixture
 def name(request: pytest.FixtureRequest) -> str:
-    """An endpoint, or a lease, that no other test uses: PostgreSQL's database is shared."""
+    """Return a name that no other test uses, because the PostgreSQL database is shared."""
     return f"e{abs(hash(request.node.name)) % 10**12}"
 
 
@@ -162,7 +162,7 @@ def test_a_lease_that_is_not_renewed_is_taken_over_after_its_length(
 
 def test_who_waits_for_a_lease_hears_who_has_it_and_gets_it_next(machines: tuple[Machine, Machine], name: str) -> None:
     for machine in machines:
-        machine.monotonic = time.monotonic()  # by which a keeper counts
+        machine.monotonic = time.monotonic()  # The keeper uses this clock.
     first, second = (machine.store for machine in machines)
     told: list[str] = []
 
@@ -210,7 +210,7 @@ def test_a_jump_of_a_wall_clock_moves_no_lease(machines: tuple[Machine, Machine]
 
 @pytest.mark.postgresql
 def test_a_holder_lives_for_others_whatever_its_wall_clock_shows(postgresql_url: str, name: str) -> None:
-    """Machines that share a file of SQLite are one."""
+    """Machines that share an SQLite file count as one machine."""
     first, second = Machine(postgresql_url), Machine(postgresql_url)
 
     def is_current(year: int, seconds: float) -> bool:

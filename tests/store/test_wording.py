@@ -1,4 +1,4 @@
-"""The wording of the store's messages that people see most."""
+"""The wording of the store's most visible messages."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The hourly maintenance of the inference log, and new revisions of windows whose rows or labels arrived late.
 
-A child process compacts the log and deletes expired rows and the watermarks of deleted agents, because this work needs
-the memory for complete hours. This process deletes the expired rows of the store.
+A child process compacts the log and deletes expired rows and old watermarks of agents, because this work needs the
+memory for complete hours. This process deletes the expired rows of the store.
 
 Late rows are searched for one day after the window's end if the files of its hours have changed. A monitor of kind
 performance also searches for late labels, for a week after the labels are due, if the label files have changed. Because
@@ -93,11 +93,9 @@ def add_revisions(
     windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
     newest_revisions = {(window.start, window.end): window for window in windows}.values()
     looked_at = [
-        window
-        for window in newest_revisions
-        if window.state == "judged"
-        and window.revision < MAX_REVISIONS
-        and window.end <= now <= window.end + revision_period(spec)
+        row
+        for row in newest_revisions
+        if row.state == "judged" and row.revision < MAX_REVISIONS and row.end <= now <= row.end + revision_period(spec)
     ]
     if spec.kind == "performance":
         looked_at = looked_at[-_MOST_LABELLED:]
@@ -179,7 +177,7 @@ def _maintain_all(deployments: Deployments, process: Worker, goes_on: Callable[[
             if done.expired_files:
                 what = f"{done.expired_files:,} files ({done.expired_bytes:,} bytes)"
                 _log.info("%s: %s older than capture.retention %s were deleted", endpoint.name, what, retention)
-    with _logged_errors("the watermarks of deleted agents cannot be deleted"):
+    with _logged_errors("old watermarks of agents cannot be deleted"):
         if gone := call(forget_agents, settings, now):
             line = "the watermarks of agents that were silent for %d days were deleted: %s"
             _log.info(line, GONE_AFTER.days, ", ".join(gone))

@@ -1,4 +1,4 @@
-"""A world of monitors whose clock is set by hand."""
+"""A world of monitors whose clock is set by the tests."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What is asked before a window is judged."""
+"""The checks before a window is judged."""
 
 import logging
 import os

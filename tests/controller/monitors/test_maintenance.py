@@ -1,4 +1,4 @@
-"""The log's upkeep beside the rollouts."""
+"""The maintenance of the log while the controller runs."""
 
 import glob
 import threading
@@ -26,13 +26,13 @@ from tests.support.waiting import wait_until
 
 
 def files(folder: Path) -> list[str]:
-    """Return the files of the log. (`Path.rglob` raises where the upkeep removes a folder meanwhile.)"""
+    """Return the files of the log. (`Path.rglob` raises if the maintenance removes a folder during the search.)"""
     return glob.glob("inference_log/endpoint=flights/**/*.parquet", root_dir=folder, recursive=True)
 
 
 @contextmanager
 def kept_up(world: MonitoredWorld) -> Iterator[None]:
-    """Upkeep again and again, within it."""
+    """Maintain the log repeatedly during the `with`."""
     lease, over = world.store.acquire_lease("upkeep", "the test", 15), threading.Event()
     assert lease is not None
     deployments = Deployments(world.store, world.settings, world.said.append)
@@ -57,7 +57,7 @@ def test_the_many_files_of_an_hour_that_is_over_become_one(world: MonitoredWorld
     for _ in range(5):
         world.rows(hour)
     assert len(files(tmp_path)) == 5
-    world.now = datetime.now(UTC) + timedelta(hours=1)  # files that were written just now are left alone
+    world.now = datetime.now(UTC) + timedelta(hours=1)  # Files that were just written are not maintained yet.
     with kept_up(world):
         wait_until(lambda: len(files(tmp_path)) == 1, SECONDS, "one file is left")
 
@@ -98,8 +98,8 @@ def test_what_a_monitor_will_read_again_is_still_needed(world: MonitoredWorld) -
 
     assert needed == {
         "2026-01-01/2026-01-08",
-        "2026-11-06/2027-01-19T12:00:00",  # its first window was on 2026-11-20, and is compared with two weeks
-        "2026-10-11T12:00:00/2027-01-19T12:00:00",  # it waits still
+        "2026-11-06/2027-01-19T12:00:00",  # The first window is from 2026-11-20 and is compared with two weeks.
+        "2026-10-11T12:00:00/2027-01-19T12:00:00",  # This window is not judged yet.
     }
 
 
@@ -120,7 +120,7 @@ def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_
     labels, yearly = sorted(retained_windows(world.monitors, endpoint, now).windows, key=lambda window: window.start)
 
     assert labels.start <= first.window.start == NOON
-    assert yearly.start == now - timedelta(hours=100)  # so many are made up, whenever that is
+    assert yearly.start == now - timedelta(hours=100)  # This is the maximum number of missed windows.
 
 
 @pytest.mark.long
@@ -128,7 +128,7 @@ def test_windows_whose_labels_are_waited_for_are_still_needed_beside_those_that_
 def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
     world: MonitoredWorld, first_hour: int
 ) -> None:
-    spec = {"every": "1d", "reference": "rolling:1d", "false_alarm_rate": "0.5"}  # reads five days
+    spec = {"every": "1d", "reference": "rolling:1d", "false_alarm_rate": "0.5"}  # These settings read five days.
     world.endpoint(daily=spec)
     endpoint = world.store.endpoint("flights")
     assert endpoint is not None
@@ -145,7 +145,7 @@ def test_the_bins_of_a_rolling_reference_stay_while_rows_go_for_their_age(
         maintain_log(world.settings, "flights", day, "7d", needed)
         oldest.append(day - asked.log.hours("flights")[0].start)
 
-    assert len(frozen) <= 5  # eras are 20 days long
+    assert len(frozen) <= 5  # eras of 20 days
     assert oldest[-1] < timedelta(days=25)
 
 

@@ -1,4 +1,4 @@
-"""Labels that come after their window was judged, as a monitor's turn finds them: in a real store and log."""
+"""Labels that arrive after their window was judged, in a real store and log."""
 
 import uuid
 from collections.abc import Iterable
@@ -24,7 +24,7 @@ DUE = NOON + 3 * HOUR + timedelta(minutes=6)
 
 
 class Turned:
-    """A window of 40 rows, judged and looked at again by hand."""
+    """A window of 40 rows that was judged by hand. The tests start the search for late data."""
 
     def __init__(self, world: MonitoredWorld, **monitor: Any) -> None:
         self.world = world
@@ -41,7 +41,7 @@ class Turned:
         self.world.writer.label(*labels, day=f"{now:%F}", name=uuid.uuid4().hex)
 
     def judge(self) -> None:
-        """Everything that is written down or due."""
+        """Return all stored and due windows."""
         lease = self.world.store.acquire_lease("the test's", "the test", 60)
         assert lease is not None
         with LeaseKeeper(self.world.store, lease) as keeper:
@@ -49,7 +49,7 @@ class Turned:
                 pass
 
     def look_again(self) -> int:
-        """The window's newest revision, an hour later, once all that is found is judged."""
+        """Return the window's newest revision an hour later, after all late data was judged."""
         self.world.now += HOUR
         self.runner.add_late_revisions("flights", "hits")
         self.judge()
@@ -93,7 +93,7 @@ def test_of_a_window_of_more_rows_than_are_looked_at_a_twentieth_of_these_is_eno
 def test_files_that_hold_no_new_labels_are_counted_once(turned: Turned, monkeypatch: pytest.MonkeyPatch) -> None:
     turned.label(range(20))
     turned.judge()
-    turned.label(range(20), "another")  # the last one wins; how many there are stays the same
+    turned.label(range(20), "another")  # Later labels replace earlier labels, so their number does not change.
     digest = turned.window.log_digest
 
     assert turned.look_again() == 1

@@ -1,4 +1,4 @@
-"""Windows that a person asks for: which monitor and window are meant, what is asked, and what is written down."""
+"""Windows that a user requests: the choice of the monitor and window, the request, and the stored result."""
 
 import re
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def deployments(world: MonitoredWorld) -> Deployments:
 
 
 def left_by_a_server(world: MonitoredWorld, **fields: object) -> None:
-    """What `onnxserve serve` leaves on this machine, which the store knows nothing of."""
+    """Write the state of `onnxserve serve` on this machine, which is not in the store."""
     folder = world.settings.home_path / "serve" / "flights-8080"
     folder.mkdir(parents=True)
     document = {"name": "flights", "variants": {"flights": {"model": "models:/flight-delay/1"}}, **fields}
@@ -342,7 +342,7 @@ def test_what_is_due_ends_with_the_window_that_failed_until_it_is_judged(
     world.judge = fails
 
     assert due() == [("pending", 1)]
-    assert due() == [("pending", 1)]  # the next attempt is not due yet, as where a Job starts its next pod at once
+    assert due() == [("pending", 1)]  # The next attempt is not due yet, but a Job may start its next pod now.
     assert [line.partition("will be retried")[2] for line in world.said] == [": the disk is full"]
     world.judge = lambda asked: "no drift"
     world.now += HOUR / 60

@@ -32,7 +32,7 @@ def test_it_waits_until_the_agent_has_shipped_what_was_there_at_the_start(tmp_pa
     agent(tmp_path, os.getpid())
 
     def ship(_: float) -> None:
-        segment.write_bytes(b"x" * 99)  # traffic goes on
+        segment.write_bytes(b"x" * 99)  # New rows are captured.
         segment.with_suffix(".shipped").write_text("10")
 
     assert wait_until_shipped(tmp_path, 5, pause=ship)

@@ -1,4 +1,4 @@
-"""When windows are due: crontabs in their time zones over a change of clocks, the grid of windows, pauses."""
+"""The due times of windows: crontabs across changes of daylight saving time, the grid of windows, pauses."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,7 +44,7 @@ def test_a_monitor_of_labels_waits_for_them() -> None:
 @pytest.mark.parametrize(
     ("end", "at"),
     [
-        # Berlin's clocks go forward on 2026-03-29 at 2:00 and back on 2026-10-25 at 3:00
+        # In Berlin, the clocks change forward on 2026-03-29 at 2:00 and back on 2026-10-25 at 3:00.
         (datetime(2026, 3, 28, tzinfo=UTC), "2026-03-28T05:15"),
         (datetime(2026, 3, 29, tzinfo=UTC), "2026-03-29T04:15"),
         (datetime(2026, 10, 24, tzinfo=UTC), "2026-10-24T04:15"),

@@ -1,4 +1,4 @@
-"""The scheduler on a real store and log, its clock set by hand: what is judged, in which order, and what never is."""
+"""The scheduler on a real store and log with a simulated clock: the judged windows, their order, and gaps."""
 
 import threading
 from contextlib import AbstractContextManager
@@ -74,7 +74,7 @@ def test_a_service_level_is_judged_where_every_request_failed(world: MonitoredWo
     world.start()
     (window,) = world.wait_for(1)
 
-    assert (window.verdict, window.log_rows) == ("no drift", 3)  # as the test's judge says
+    assert (window.verdict, window.log_rows) == ("no drift", 3)  # These values are from the test's judge.
 
 
 def test_of_a_long_backlog_the_newest_are_made_up_and_it_is_said_what_is_left_out(world: MonitoredWorld) -> None:
@@ -201,7 +201,7 @@ def test_rows_that_come_later_make_the_next_revision(world: MonitoredWorld) -> N
     world.end()
 
     world.rows(NOON, rows=2)
-    world.start()  # looks for late rows when it begins, and then every hour
+    world.start()  # The scheduler searches for late rows at its start and then every hour.
     first, second = world.wait_for(2)
 
     assert (first.revision, first.log_rows, second.revision, second.log_rows) == (1, 3, 2, 5)
@@ -214,7 +214,7 @@ def test_files_that_change_without_new_rows_change_nothing(world: MonitoredWorld
     (window,) = world.wait_for(1)
     world.end()
     (file,) = (world.folder / "inference_log").rglob("*.parquet")
-    (file.parent / "again.parquet").write_bytes(file.read_bytes())  # a segment that was shipped twice
+    (file.parent / "again.parquet").write_bytes(file.read_bytes())  # The same segment was shipped twice.
 
     world.start()
 
@@ -289,7 +289,7 @@ def test_where_the_clock_has_jumped_ahead_and_back_each_window_is_judged_in_its_
 ) -> None:
     world.now = created_at
     world.endpoint()
-    world.now = ahead  # it is really half past 12
+    world.now = ahead  # The true time is half past 12.
     world.start(max_catch_up=2)
     world.wait_for(judged_too_early)
 
@@ -334,7 +334,7 @@ def test_a_log_that_cannot_be_read_is_tried_again_and_told_of(world: MonitoredWo
 
     def monotonic() -> float:
         nonlocal passed
-        passed += 30  # minutes go by between two looks
+        passed += 30  # Simulate the seconds between two rounds.
         return passed
 
     world.start(monotonic=monotonic, lease_seconds=10_000)
@@ -358,7 +358,7 @@ def test_what_keeps_a_window_from_being_judged_is_noted_until_it_is_and_said_eac
 
     def monotonic() -> float:
         nonlocal passed
-        passed += 30  # half a minute goes by between two looks
+        passed += 30  # Simulate the seconds between two rounds.
         return passed
 
     def said() -> int:
@@ -394,7 +394,7 @@ def test_a_look_for_late_rows_that_fails_is_noted_and_told_of_and_windows_are_ju
 
     def monotonic() -> float:
         nonlocal passed
-        passed += 400  # minutes go by between two looks
+        passed += 400  # Simulate the seconds between two rounds.
         return passed
 
     def note() -> str:
@@ -487,7 +487,7 @@ def test_what_is_found_under_a_lost_lease_is_not_written(world: MonitoredWorld) 
     def judge(asked: WindowRequest) -> str:
         if len(world.asked) > 1:
             return "no drift"
-        with world.store.transaction() as session:  # as another would who has waited for the lease's whole length
+        with world.store.transaction() as session:  # Another process takes the lease after its full duration.
             lease = session.get(LeaseRow, lease_name("flights", "hourly"))
             assert lease is not None
             lease.token, lease.holder = lease.token + 1, ""

@@ -1,4 +1,4 @@
-"""The controller itself, as a process, with monitors that are really judged: killed, doubled, without its MLflow."""
+"""The controller as a process with real monitors: it is killed, started twice, or loses its MLflow server."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ _LOOK_SECONDS = 0.5
 
 
 class Machine:
-    """A home with endpoints and a log, and controllers on it."""
+    """A home with endpoints and a log, and the controllers that use it."""
 
     def __init__(self, folder: Path, tracking_uri: str) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class Machine:
         return windows
 
     def runs(self, endpoint: str) -> Counter[tuple[str, str]]:
-        """How many runs each window's revision has in MLflow."""
+        """Return the number of MLflow runs per revision of each window."""
         client = MlflowClient(self.tracking_uri)
         experiment = client.get_experiment_by_name(f"onnxserve/{endpoint}")
         of_windows = "tags.`onnxserve.window.start` != ''"
@@ -175,7 +175,7 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
     waited_for(lambda: machine.windows("flights", "running"), SECONDS, "it is being judged")
 
     def judging() -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):  # one of them has just ended
+        with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             children = psutil.Process(controller.pid).children(recursive=True)
             return [child for child in children if "mlflow_deploy_plugin.processes.worker" in child.cmdline()]
         return []
@@ -189,7 +189,7 @@ def test_a_judgement_whose_process_is_killed_is_made_again(machine: Machine) -> 
 
 
 def waited_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """As `wait_until`, with pauses between the looks that leave the processes that are waited for their time."""
+    """Wait as `wait_until`, with pauses that leave CPU time to the processes."""
     looked = 0.0
 
     def slowly() -> Any:

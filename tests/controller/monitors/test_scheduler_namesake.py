@@ -1,4 +1,4 @@
-"""What a deleted endpoint has left in the log is not that of another one of its name."""
+"""Rows of a deleted endpoint in the log do not belong to a new endpoint of the same name."""
 
 import threading
 from datetime import timedelta
@@ -27,7 +27,7 @@ MINUTE = timedelta(minutes=1)
 
 @pytest.fixture
 def heir(world: MonitoredWorld) -> MonitoredWorld:
-    """An endpoint that was made at 13:30; an earlier one of its name has rows at 11, 12 and 13, it at 13:40 and 14."""
+    """An endpoint created at 13:30 with rows at 13:40 and 14. A deleted endpoint of its name has rows at 11, 12, 13."""
     world.endpoint()
     world.rows(NOON - HOUR, NOON, NOON, NOON + HOUR)
     world.now = NOON + HOUR + 20 * MINUTE
@@ -53,7 +53,7 @@ def test_its_monitors_see_its_own_rows_alone(heir: MonitoredWorld, is_compacted:
     if is_compacted:
         assert compact(whole, "flights", heir.now + 10 * 24 * HOUR).written_files == 2
     day = Window(NOON - 12 * HOUR, NOON + 12 * HOUR)
-    assert window_versions(whole, "flights", day) == {("flight-delay", "1"): 17}  # and keeps sketches of all
+    assert window_versions(whole, "flights", day) == {("flight-delay", "1"): 17}  # The sketches of all rows are kept.
 
     log = endpoint_log(heir.settings, heir.store.endpoint("flights"))
 

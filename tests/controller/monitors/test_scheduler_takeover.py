@@ -1,4 +1,4 @@
-"""What a person has judged by hand beside the schedule: it takes nothing away from it."""
+"""Windows that were judged by hand do not replace windows of the schedule."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta

@@ -1,4 +1,4 @@
-"""One turn of a monitor, taken while a person changes it."""
+"""A turn of a monitor during which a user changes the monitor."""
 
 from datetime import datetime, timedelta
 
@@ -18,7 +18,7 @@ def test_a_window_that_is_due_after_a_monitor_was_changed_is_cut_as_the_monitor_
     world.now = NOON + HOUR / 2
 
     def clock() -> datetime:
-        """The time after the change, which is made the moment that anybody looks at the clock."""
+        """Return the time after the change, and make the change when the clock is read."""
         if is_watched and world.now < NOON + HOUR:
             world.now = NOON + HOUR + timedelta(minutes=6)
             world.store.replace_spec(world.spec(hourly={"every": "30m"}))

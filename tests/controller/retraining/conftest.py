@@ -1,4 +1,4 @@
-"""An endpoint whose model could be better, and a project that trains better ones."""
+"""An endpoint with a weak model, and a project that trains better models."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +14,6 @@ def world(
     tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RetrainingWorld]:
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database's experiments
+    monkeypatch.chdir(tmp_path)  # MLflow stores the artifacts of a database's experiments in the working directory.
     with tracking_at(new_database(tmp_path)), retraining_world(tmp_path) as found:
         yield found

@@ -1,4 +1,4 @@
-"""A training says that it runs, and ends itself where somebody else has ended its run."""
+"""A training writes heartbeats, and ends when its run was ended in MLflow."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def run_id(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pyt
 
 @contextmanager
 def training(run_id: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A process of the run that goes on until it is ended."""
+    """Start a process of the run that runs until it is ended."""
     command = [sys.executable, "-c", "import time; time.sleep(600)"]
     process = subprocess.Popen(command, env=os.environ | {MARK: run_id})
     try:

@@ -1,4 +1,4 @@
-"""Retrainings under a real controller that is killed again and again."""
+"""Retrainings under a real controller that is killed repeatedly."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def test_a_controller_that_is_killed_in_any_state_leaves_nothing_undone_and_noth
         finally:
             controller.send_signal(signal.SIGKILL)
             controller.wait()
-        (world.project / "go").touch()  # the training goes on while no controller is there
+        (world.project / "go").touch()  # The training continues without a controller.
     controller = start_controller(world)
     try:
         wait_until(lambda: not world.latest().is_live, PATIENCE, "the retraining ends")

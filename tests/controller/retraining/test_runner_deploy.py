@@ -1,4 +1,4 @@
-"""What happens to a retraining while the world around it changes or fails; no project runs here."""
+"""Retrainings during changes and failures of their environment. The tests run no project."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -39,7 +39,7 @@ def told(world: RetrainingWorld) -> list[str]:
 
 
 def spoil(world: RetrainingWorld) -> None:
-    """Leaves the endpoint's spec as a version of onnxserve wrote it whose fields nobody knows here."""
+    """Store a spec with fields of a newer version of onnxserve, which this version cannot read."""
     with world.deployments.store.transaction() as session:
         row = session.get(EndpointRow, ENDPOINT)
         assert row is not None
@@ -48,7 +48,7 @@ def spoil(world: RetrainingWorld) -> None:
 
 @pytest.mark.long
 def test_a_version_is_judged_on_the_rows_held_out_and_proposed(world: RetrainingWorld) -> None:
-    MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")  # which take seconds
+    MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")
     rows = world.folder / "held_out.parquet"
     pq.write_table(pa.table(labelled(400, seed=3)), rows)
     running = world.at("running", dataset=str(rows), target="label", data_digest="5f2a")
@@ -214,7 +214,7 @@ def test_a_training_whose_machine_has_gone_is_begun_again_at_once(world: Retrain
     silent = later(world, minutes=3)
     assert silent.state == "running"
     assert mentions(silent.reason, "another 1a2b3c4d")
-    assert later(world, minutes=3, seconds=20).state == "running"  # MLflow may have been down
+    assert later(world, minutes=3, seconds=20).state == "running"  # MLflow may have been down.
     again = later(world, minutes=3, seconds=40)
     assert (again.state, again.figures) == ("waiting", RetrainingFigures(attempt=2))
     assert MlflowClient().get_run(running.run_id).info.status == "KILLED"
@@ -247,7 +247,7 @@ def test_the_last_line_of_a_log_of_any_length_is_found_and_secrets_are_left_out(
     line = "Error: git clone https://{}git.example/x.git has failed"
     with (tmp_path / process.LOG).open("wb") as log:
         log.write(b"chatter\n" * 1000)
-        log.truncate(5 * 2**30)  # a hole: takes no place on the disk
+        log.truncate(5 * 2**30)  # The file is sparse.
         log.seek(0, 2)
         log.write(f"\n{line.format('ada:secret@')}\n".encode())
     assert process.last_line(tmp_path) == line.format("")

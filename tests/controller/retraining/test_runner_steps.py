@@ -84,7 +84,7 @@ def test_a_run_that_is_killed_is_begun_once_more(world: RetrainingWorld) -> None
         run_id = world.until("running").run_id
         wait_until(lambda: said(world), 90, "the project runs")
         family = [psutil.Process(pid) for pid in process._processes(run_id)]
-        for one in sorted(family, key=psutil.Process.create_time):  # who outlives its child would say that it failed
+        for one in sorted(family, key=psutil.Process.create_time):  # Parents first: they would report a failure.
             one.kill()
         wait_until(partial(_is_gone, run_id), 30, "it is gone")
         killed.append(run_id)

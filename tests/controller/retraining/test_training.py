@@ -1,4 +1,4 @@
-"""What comes of rows and versions that are not as they should be: a clear end, and the next one is not blocked."""
+"""Retrainings with unsuitable rows or versions end with a clear reason and do not block the next retraining."""
 
 import hashlib
 import os
@@ -33,7 +33,7 @@ from tests.support.retraining import DAY, RetrainingWorld, written
 
 @pytest.fixture(autouse=True)
 def quick_gate(world: RetrainingWorld) -> None:
-    MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")  # which take seconds
+    MlflowClient().set_registered_model_tag(MODEL, GATE_POLICY_TAG, "skip: [robustness, budget]")
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def held_out(world: RetrainingWorld, **columns: Any) -> Path:
 
 
 def trained(world: RetrainingWorld, model: str, rows: Path) -> Retraining:
-    """The end of a retraining whose project has registered this."""
+    """Return the end of a retraining whose project has registered this model."""
     running = world.at("running", dataset=str(rows), target="label")
     world.register(running.run_id, model)
     MlflowClient().set_terminated(running.run_id)
@@ -58,7 +58,7 @@ def trained(world: RetrainingWorld, model: str, rows: Path) -> Retraining:
 
 
 def history(world: RetrainingWorld) -> tuple[str, str]:
-    """What the last event says has come of it, and why."""
+    """Return the outcome in the last event, and its reason."""
     last = next(world.deployments.store.events(ENDPOINT, newest_first=True))
     assert last.action == "retrain.end"
     return last.after, last.why
@@ -187,7 +187,7 @@ def test_a_masked_column_is_not_learned_and_rows_without_it_judge_no_version(wor
 
 
 def test_rows_without_a_column_that_nobody_sent_judge_a_version(world: RetrainingWorld) -> None:
-    """As an optional one of a pyfunc, which the log then lacks."""
+    """The column is optional in a pyfunc, so the log may lack it."""
     world.capture()
 
     found = collect_training_data(
@@ -199,7 +199,7 @@ def test_rows_without_a_column_that_nobody_sent_judge_a_version(world: Retrainin
 
 def test_what_capture_keeps_from_a_training_is_said(world: RetrainingWorld) -> None:
     store = world.deployments.store
-    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}))  # and no server starts
+    store.replace_spec(configure(store.require_endpoint(ENDPOINT).spec, {"capture.mask": "b"}))  # No server is started.
     world.capture()
     assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(parameters={"does": "nothing"}))
     running = world.take()

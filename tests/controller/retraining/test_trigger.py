@@ -1,4 +1,4 @@
-"""Which alarms start a retraining."""
+"""The alarms that start a retraining, and the alarms that do not."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -19,7 +19,7 @@ TOMORROW = Window(DAY.start + timedelta(days=1), DAY.end + timedelta(days=1))
 
 
 def ended(world: RetrainingWorld) -> None:
-    """Ends what is live, as the steps do after a run."""
+    """End the live retraining as the steps do after a run."""
     written = world.retrainings.update(replace(world.latest(), run_id="a run", figures=RetrainingFigures(attempt=1)))
     assert written is not None
     world.context.fail(world.latest(), "the test ends it")
@@ -91,7 +91,7 @@ def test_what_failed_before_anything_was_trained_cools_down_and_costs_nothing_of
 ) -> None:
     spec = world.spec(max_runs=1)
     retrain_on_alarm(world.deployments, world.result(), world.run(), spec)
-    assert world.take().state == "failed"  # nothing was captured
+    assert world.take().state == "failed"  # No rows were captured.
     assert retrain_on_alarm(world.deployments, world.result(window=TOMORROW), world.run(), spec) is None
     assert refusals(world)[0].startswith(f"model {MODEL} cools down until")
     world.ahead = timedelta(days=1, seconds=1)
@@ -127,7 +127,7 @@ def test_of_schedules_that_are_broken_differently_each_stands_in_the_history_onc
     (world.project / "MLproject").rename(world.project / "gone")
     now = utc_now() + timedelta(days=3)
     for _ in range(2):
-        schedule = RetrainingSchedule(world.deployments, "controller")  # the second time another controller takes over
+        schedule = RetrainingSchedule(world.deployments, "controller")  # a new controller in the second round
         schedule.request_due(now)
         schedule.request_due(now)
     assert len(refusals(world)) == 2
@@ -189,7 +189,7 @@ def test_a_training_dated_by_a_clock_that_was_ahead_holds_up_no_later_one(world:
     schedule = RetrainingSchedule(world.deployments, "controller")
     schedule.request_due()
     ended(world)
-    world.ahead = timedelta()  # the clock is right again
+    world.ahead = timedelta()  # The clock is corrected.
 
     assert retrain_on_alarm(world.deployments, world.result(), world.run(), world.spec(max_runs=1)) is not None
     ended(world)

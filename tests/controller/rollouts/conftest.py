@@ -1,4 +1,4 @@
-"""An endpoint as it is seen under a plan."""
+"""The snapshot of an endpoint under a plan."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,7 +8,7 @@ from tests.support.rollouts import counted, numbers, variants
 
 
 def seen(share: int | None = 0, **fields: Any) -> EndpointSnapshot:
-    """The endpoint with the candidate loaded at a share of the traffic; fields can be said otherwise."""
+    """Return a snapshot with the candidate loaded at a share of the traffic. Keyword arguments replace fields."""
     versions = {"champion": "6"} if share is None else dict.fromkeys(variants(share), "7") | {"champion": "6"}
     return replace(
         EndpointSnapshot(variants(share), "running", "", versions, counters=numbers(counted(1000))), **fields

@@ -1,4 +1,4 @@
-"""What a person is told of a rollout, and what is asked for before one begins."""
+"""The description of a rollout for users, and the checks before a rollout starts."""
 
 from collections.abc import Iterator
 from dataclasses import replace

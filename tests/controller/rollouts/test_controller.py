@@ -1,4 +1,4 @@
-"""The controller on a real store: it takes rollouts to their end, and only whoever has the lease does."""
+"""The controller on a real store completes rollouts, but only while it holds the lease."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ SECONDS = 30.0
 
 
 class World:
-    """Stands where `Actions` does, for endpoints that exist here alone: what is done is seen at the next look."""
+    """A stand-in for `RolloutActions` with simulated endpoints, whose changes appear in the next snapshot."""
 
     actor = "controller@here"
 
@@ -108,7 +108,7 @@ def end_of(store: Store, begun: Rollout) -> Rollout:
 
 @pytest.fixture
 def run() -> Iterator[Callable[[RolloutController], threading.Event]]:
-    """Runs a controller beside the test; the event that is given ends it, and so does the test's end."""
+    """Run a controller during the test. The returned event ends it, and so does the end of the test."""
     running: list[tuple[threading.Thread, threading.Event]] = []
 
     def start(controller: RolloutController) -> threading.Event:
@@ -166,7 +166,7 @@ def test_a_second_controller_goes_on_where_a_dead_one_has_left_off(
     seen = world.take_snapshot("flights").counters
     ledger = begin_step(QUICK, 1, add_counters(QUICK, 1, StepEvidence(), seen))
     assert store.update_rollout(with_progress(begun, Progress("stepping", 1, 0.0, ledger), utc_now()), lease)
-    world.share["flights"] = 10  # it was killed before it had set the traffic
+    world.share["flights"] = 10  # The controller was killed before it set the traffic.
 
     run(controller(store, world, "next", lease_seconds=1))
     wait_until(lambda: not end_of(store, begun).is_live, SECONDS, "it has ended")
@@ -325,7 +325,7 @@ def test_a_lease_that_cannot_be_renewed_is_given_up_in_time(tmp_path: Path) -> N
     with LeaseKeeper(store, lease, lambda: passed[0]) as keeper:
         passed[0] = 0.3
         wait_until(lambda: keeper.lease.until > lease.until, SECONDS, "it was renewed")
-        (tmp_path / "store.db").unlink()  # and the tables with it
+        (tmp_path / "store.db").unlink()  # The tables are deleted too.
         store.close()
         passed[0] = 0.6
         assert keeper.is_held

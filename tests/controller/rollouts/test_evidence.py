@@ -1,4 +1,4 @@
-"""What a step is judged by: the counts since it began, bounds from before the look, and counters that begin anew."""
+"""The evidence of a step: counts since its start, bounds from the history, and counters that restart at zero."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from tests.support.rollouts import PLAN, counted, numbers, versions_counted
 
 
 def looked(plan: RolloutPlan, *looks: Mapping[str, CountersByVersion], step: int = 0) -> StepEvidence:
-    """The ledger of a step that began with the first of the looks."""
+    """Return the evidence of a step that began with the first of these snapshots."""
     ledger = begin_step(plan, step, add_counters(plan, step, StepEvidence(), looks[0]))
     for look in looks[1:]:
         ledger = add_counters(plan, step, ledger, look)
@@ -56,7 +56,7 @@ def test_each_pod_is_counted_once_whichever_pods_there_are_and_can_be_read() -> 
         {"a": pod(1020, 9)},  # b cannot be read
         {"a": pod(1030, 12), "b": pod(1050, 20)},
         {"b": pod(1060, 25), "c": pod(8, 3)},  # a was replaced by c
-        {"b": pod(2, 1), "c": pod(9, 4)},  # the server of b was started anew
+        {"b": pod(2, 1), "c": pod(9, 4)},  # the server of b was restarted
     )
 
     assert ledger.step["current"].requests == 30 + 60 + 1 + 2
@@ -91,7 +91,7 @@ def test_errors_that_the_current_version_has_too_are_not_held_against_the_candid
 
 
 def test_at_a_hundred_percent_the_candidate_is_held_to_what_the_current_version_may_have_done_before() -> None:
-    before = numbers(counted(10_000, 300))  # 3 %: more than the threshold
+    before = numbers(counted(10_000, 300))  # 3 %, above the threshold
     as_before = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 60)), step=1)
     worse = looked(ERRORS, before, numbers(counted(10_000, 300), counted(2000, 160)), step=1)
 

@@ -1,4 +1,4 @@
-"""A plan is kept as JSON, and its steps are read from what a person writes."""
+"""A plan is stored as JSON, and its steps and criteria are parsed from the user's text."""
 
 import json
 

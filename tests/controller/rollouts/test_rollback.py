@@ -1,4 +1,4 @@
-"""What an endpoint served before, told by the truest source that knows; its server is away here."""
+"""The earlier version of an endpoint, from the most reliable source that has it. Its server is not running."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -41,7 +41,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
 
 @pytest.fixture
 def model(registry: None) -> str:
-    """A registered model: its versions 2, 1 and 3 were in Production one after the other, and so was the alias."""
+    """A registered model whose versions 2, 1 and 3 were in Production one after the other, and had the alias."""
     name, client = f"model-{next(_numbers)}", MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
@@ -86,7 +86,7 @@ def test_the_registry_tells_what_was_archived_last(store: Store, model: str) -> 
 
 def test_the_audit_trail_knows_better(store: Store, model: str) -> None:
     store.add_endpoint("onnxserve", new_endpoint("flights", f"models:/{model}/Production"))
-    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))  # whatever its texts say
+    store.record("promote", model=model, version="3", detail=move_detail("Production", "2"))
 
     done = roll_back("flights")
 
@@ -145,7 +145,7 @@ def test_the_trail_of_another_model_that_had_the_name_does_not_count(store: Stor
 
 
 def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
-    """What MLflow's server has seen of the alias: which version it was given to, and which one had it then."""
+    """Return the history of the alias in MLflow's server: the new and the previous version of each change."""
     for version, stood in moves:
         store.record(
             "alias", model=model, version=version or stood, detail=move_detail("@live", stood) if version else {}
@@ -157,9 +157,9 @@ def by_hand(store: Store, model: str, *moves: tuple[str, str]) -> None:
     [
         ([("1", ""), ("2", "1"), ("3", "2"), ("2", "3"), ("3", "2")], "2"),
         ([("3", "2"), ("2", "3"), ("1", "2"), ("3", "1")], "1"),
-        ([("3", "2"), ("1", "3"), ("", "1"), ("3", "")], "1"),  # deleted, and set anew
+        ([("3", "2"), ("1", "3"), ("", "1"), ("3", "")], "1"),  # The alias was deleted and set again.
         ([("3", "1"), ("2", "3"), ("", "2"), ("3", "")], "2"),
-        ([("3", "1"), ("2", "3")], "2"),  # set to 3 since, where nobody has seen it
+        ([("3", "1"), ("2", "3")], "2"),  # A later change to version 3 was not recorded.
         ([("1", ""), ("3", "")], "1"),
     ],
 )
@@ -195,7 +195,7 @@ def test_what_a_rollout_promotes_by_its_number_is_no_longer_rolled_back(store: S
     plan = replace(PLAN, main="flights", kind="pinned", model=model, version="3", to_uri=uri, before_uri=uri)
 
     with open_deployments(print) as deployments:
-        for version in ("3", "4"):  # the fourth was deleted meanwhile
+        for version in ("3", "4"):  # The fourth version was deleted.
             actions = RolloutActions(deployments, "controller@here", print)
             actions.do("finish", replace(plan, version=version), Progress("promoting"))
 
@@ -252,7 +252,7 @@ def test_the_version_is_said_by_its_number_or_by_its_uri(store: Store, model: st
 
 @pytest.fixture
 def pinned(store: Store) -> Callable[..., dict[str, str]]:
-    """Rolls back an endpoint that follows nothing; what is wanted of it is written down, and nothing is served."""
+    """Roll back an endpoint that follows nothing. Only the stored spec changes, because no server runs."""
 
     class Written(Deployments):
         def update_endpoint(self, endpoint: str, config: Any, why: str = "", actor: str | None = None) -> Any:
@@ -275,8 +275,8 @@ def test_an_endpoint_that_follows_nothing_goes_back_to_its_earlier_models(
 
     assert (done := pinned())["to"] == "models:/X/1", done
     with pytest.raises(NotFound, match="no earlier model"):
-        pinned()  # the one that was taken back is not given again
-    give(store, "models:/X/2")  # it was taken back, and is wanted after all
+        pinned()  # The model that was rolled back is not restored.
+    give(store, "models:/X/2")  # The model that was rolled back is deployed again.
     give(store, "models:/X/3")
     assert pinned()["to"] == "models:/X/2"
     assert pinned(to="1")["to"] == "models:/X/1"

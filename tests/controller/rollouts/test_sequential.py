@@ -1,4 +1,4 @@
-"""The sequential test keeps its promise at every look, and sees what is worth seeing."""
+"""The sequential test keeps its level under repeated evaluation, and detects relevant differences."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ LEVEL = 0.05
 
 
 def aborted(candidate: float, current: float, threshold: float, seed: int) -> float:
-    """Return the share of simulated rollouts that abort at any look, judged as `rollouts/evidence.py` does."""
+    """Return the share of simulated rollouts that are aborted, judged as in `rollouts/evidence.py`."""
     generator = np.random.default_rng(seed)
     ended = np.zeros(ROLLOUTS, bool)
     history = generator.binomial(BEFORE, current, ROLLOUTS)
@@ -58,7 +58,7 @@ def test_an_outage_that_hits_both_is_held_against_neither() -> None:
     ended = np.zeros(ROLLOUTS, bool)
     for look in range(LOOKS):
         rate = 0.5 if 20 <= look < 30 else 0.001
-        # the share of the candidate changes too: pooled over the outage it would look far worse
+        # The candidate's share of the requests also changes, so pooled counts would make it look far worse.
         asked = generator.binomial(REQUESTS, 0.5 if rate > 0.1 else 0.1, ROLLOUTS)
         errors = generator.binomial(asked, rate)
         test.look(errors, asked, generator.binomial(REQUESTS - asked, rate), REQUESTS - asked)
@@ -91,7 +91,7 @@ def test_the_upper_limit_holds_for_nearly_every_sample(events: int, trials: int)
 
     samples = np.random.default_rng(5).binomial(trials, limit, 20_000)
     assert events / trials < limit <= 1
-    assert (samples <= events).mean() <= 0.055  # with no events it is 0.05 itself, but for the noise of the samples
+    assert (samples <= events).mean() <= 0.055  # With 0 events, the share is 0.05 plus the noise of the samples.
 
 
 def test_nothing_limits_what_was_never_asked() -> None:

@@ -1,4 +1,4 @@
-"""The state machine of a rollout: what is done next, whatever was done before and whoever did it."""
+"""The state machine of a rollout: the next action, whatever happened before."""
 
 import json
 from collections.abc import Callable
@@ -38,7 +38,7 @@ See = Callable[..., EndpointSnapshot]
 
 @pytest.fixture
 def first_step() -> Progress:
-    """The first step has just begun."""
+    """Return the progress at the start of the first step."""
     return decide(PLAN, Progress(), seen(0), 0).progress
 
 
@@ -236,7 +236,7 @@ def test_a_rollback_is_done_until_it_succeeds_and_keeps_its_reason(first_step: P
     turned = aborted(first_step, "aborted by ada@laptop")
     assert turned is not None
 
-    for snapshot in (seen(10), seen(None)):  # it may have failed before or after it changed the endpoint
+    for snapshot in (seen(10), seen(None)):  # The command may have failed before or after it changed the endpoint.
         again = decide(PLAN, turned, snapshot, 1)
         assert (again.action, again.progress) == ("roll_back", turned)
         assert again.then == replace(turned, state="rolled_back")
