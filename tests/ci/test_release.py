@@ -49,8 +49,8 @@ def test_the_page_on_pypi_leads_to_the_files_of_the_tag(clone: Path) -> None:
     at, tag = "https://github.com/somebody/onnxserve", f"v{__version__}"
     environment = {"GITHUB_SERVER_URL": "https://github.com", "GITHUB_REPOSITORY": "somebody/onnxserve"}
     leave_out = [
-        "Take the version from the package, which the tag has to name",
-        "Take the notes from the changelog",
+        "Read the version from the package and compare it with the tag",
+        "Extract the notes from the changelog",
         "Build",
     ]
 
