@@ -157,11 +157,9 @@ def torch_gradient(
 
 
 def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
-    """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`.
-
-    For an optimized version, it is the original of its base. `original` is the URI of a torch model whose code the
-    caller consents to run. If it is empty, the URI is read from the model, and the code runs only with `has_consent`.
-    """
+    """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`. For
+    an optimized version, it is the original of its base. `original` is the URI of a torch model whose code the caller
+    consents to run. If it is empty, the URI is read from the model, and the code runs only with `has_consent`."""
     document = read_mlmodel(folder)
     flavors, uri = document.get("flavors", {}), original
     try:

@@ -63,9 +63,9 @@ def compare_with_base(
 
     Args:
         rows: [N, …] by column or tensor.
-            truth: [N] labels; None to compare only the answers.
-            metric: by default accuracy for labels, rmse for numbers.
-            base_outputs: the outputs of the base, if already computed.
+        truth: [N] labels; None to compare only the answers.
+        metric: by default accuracy for labels, rmse for numbers.
+        base_outputs: the outputs of the base, if already computed.
 
     Raises InvalidConfig if the metric does not fit the answers or the shapes differ from the base, and SchemaMismatch
     or InferenceError if a model rejects the rows.

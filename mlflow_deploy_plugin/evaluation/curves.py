@@ -51,11 +51,11 @@ class RobustnessPoint:
     """The metric under a disturbance of one strength.
 
     Attributes:
-            value: the metric; None if the model rejects the rows or its answers are not numbers.
-            loss: the decline compared with undisturbed rows, in the metric's unit; a share for rmse and mae.
-            variant: the worst variant if there are several, such as the scaled column.
-            no_number: the share of rows with NaN or infinity in the values or probabilities.
-            refusal: the model's error message, or a note that the metric is not a number.
+        value: the metric; None if the model rejects the rows or its answers are not numbers.
+        loss: the decline compared with undisturbed rows, in the metric's unit; a share for rmse and mae.
+        variant: the worst variant if there are several, such as the scaled column.
+        no_number: the share of rows with NaN or infinity in the values or probabilities.
+        refusal: the model's error message, or a note that the metric is not a number.
     """
 
     disturbance: str
@@ -72,10 +72,10 @@ class RobustnessReport:
     """The robustness curves of one version.
 
     Attributes:
-            clean: the metric of the undisturbed rows.
-            points: the points, ordered by disturbance, then by strength.
-            cannot: the disturbances that could not be measured, with the reasons.
-            notes: the parts of disturbances that were skipped because the model rejects such rows.
+        clean: the metric of the undisturbed rows.
+        points: the points, ordered by disturbance, then by strength.
+        cannot: the disturbances that could not be measured, with the reasons.
+        notes: the parts of disturbances that were skipped because the model rejects such rows.
     """
 
     model: str
@@ -170,16 +170,16 @@ def robustness(
     """Measure how the metric of a version falls with the strength of disturbances of its rows.
 
     Args:
-            data: a file (.csv, .parquet, .npz), another dataset named as in a gate policy, a DataFrame, or arrays [N,
-                …] by name.
-            target: the label column.
-            metric: by default accuracy for labels, rmse for numbers.
-            strengths: the disturbances, each with one or several strengths (an empty sequence for the defaults); by
-                default all disturbances that fit.
-            original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run.
-                By default, the URI is read from the version if `strengths` contains `fgsm` or `pgd`.
-            max_rows: the maximum number of rows, sampled by the seed.
-            log: True to log the report, pictures and metrics to the version's run, under `robustness/`.
+        data: a file (.csv, .parquet, .npz), another dataset named as in a gate policy, a DataFrame, or arrays [N, …] by
+            name.
+        target: the label column.
+        metric: by default accuracy for labels, rmse for numbers.
+        strengths: the disturbances, each with one or several strengths (an empty sequence for the defaults); by default
+            all disturbances that fit.
+        original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run. By
+            default, the URI is read from the version if `strengths` contains `fgsm` or `pgd`.
+        max_rows: the maximum number of rows, sampled by the seed.
+        log: True to log the report, pictures and metrics to the version's run, under `robustness/`.
 
     Raises InvalidConfig if an argument is invalid or there is no run to log to, NotFound if the model does not exist,
     NotInstalled if matplotlib is missing for pictures, SchemaMismatch or InferenceError if the model rejects the
@@ -234,9 +234,7 @@ def measure_robustness(
         picked = sample_positions(len(truth), max(_MAX_VALUES // width, 2), seed)
         rows, truth = take_rows(rows, picked), truth[picked]
     baseline = Baseline.of(model.predict(rows), truth, metric)
-    selected = strengths or {
-        name: disturbance.strengths for name, disturbance in DISTURBANCES.items() if disturbance.by_default
-    }
+    selected = strengths or {name: kind.strengths for name, kind in DISTURBANCES.items() if kind.by_default}
     of_original = cache(lambda: find_gradient(rows, truth))
     points: list[RobustnessPoint] = []
     cannot: dict[str, str] = {}
@@ -262,7 +260,9 @@ def measure_robustness(
             ]
             points.append(max(outcomes, key=lambda point: math.inf if point.loss is None else point.loss))
     if not points:
-        raise InvalidConfig("nothing can be measured: " + "; ".join(f"{name}: {why}" for name, why in cannot.items()))
+        raise InvalidConfig(
+            "no disturbance can be measured: " + "; ".join(f"{name}: {why}" for name, why in cannot.items())
+        )
     return RobustnessReport(
         "", "", "", baseline.metric, len(truth), seed, baseline.value, tuple(points), cannot, tuple(notes)
     )

@@ -47,11 +47,8 @@ def sample_positions(total: int, most: int, seed: int) -> Array:
 
 
 def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_rows: int) -> LabelledRows:
-    """Return at most `max_rows` labelled rows of a dataset.
-
-    Raises InvalidConfig if the file or the target is missing, NotFound if the run is missing, and RegistryUnavailable
-    if MLflow does not answer.
-    """
+    """Return at most `max_rows` labelled rows of a dataset. Raises InvalidConfig if the file or the target is missing,
+    NotFound if the run is missing, and RegistryUnavailable if MLflow does not answer."""
     return labelled_rows(read_dataset(dataset, artifact), f"the dataset {dataset}", target, artifact, seed, max_rows)
 
 
@@ -90,11 +87,9 @@ def reference_rows(artifact: Artifact, most: int, seed: int) -> NamedArrays | No
 
 
 def cast_to_signature(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
-    """Return the rows with numbers in the types of the model's signature; files and the log may have other types.
-
-    Types differ per version. If the model has a single tensor as wide as the number of numeric columns, the columns are
-    stacked into that tensor in the order of the file.
-    """
+    """Return the rows with numbers in the types of the model's signature; files and the log may have other types. Types
+    differ per version. If the model has a single tensor as wide as the number of numeric columns, the columns are
+    stacked into that tensor in the order of the file."""
     dtypes, tensors = _column_dtypes(artifact), artifact.tensors
     if len(tensors) == 1 and tensors[0].name not in rows and len(tensors[0].shape) == 2:
         is_table = all(values.ndim == 1 and values.dtype.kind in "biuf" for values in rows.values())
@@ -111,10 +106,8 @@ def _column_dtypes(artifact: Artifact) -> dict[str, str]:
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the columns or tensors that the model uses, in its types; return all if its signature has no names.
-
     Disturbances stay within the bounds of these types. Raises InvalidConfig if the model has one unnamed tensor and
-    there are several arrays.
-    """
+    there are several arrays."""
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
     own = cast_to_signature(artifact, own)
@@ -127,10 +120,8 @@ def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
 
 
 def read_rows(path: Path, shown: str, artifact: Artifact) -> NamedArrays:
-    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file; messages name the file as `shown`.
-
-    The types of CSV columns follow from the signature of `artifact`. Raises InvalidConfig if the file cannot be read.
-    """
+    """Return the rows of a CSV or Parquet file, or the arrays of a .npz file; messages name the file as `shown`. The
+    types of CSV columns follow from the signature of `artifact`. Raises InvalidConfig if the file cannot be read."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidConfig(f"the dataset {shown} has more than {MAX_BYTES:,} bytes; use a sample")
@@ -201,7 +192,7 @@ def read_dataset(dataset: str, artifact: Artifact) -> NamedArrays:
     """Return all rows of a dataset, named as in `onnxserve gate` (docs/gate.md); raise the errors of `load_dataset`."""
     if dataset == REFERENCE:
         if (path := artifact.reference_file) is None:
-            raise InvalidConfig("the model has no reference; log it with mlflow_deploy_plugin.log_model")
+            raise InvalidConfig("the model has no reference; log the model with mlflow_deploy_plugin.log_model")
         return _read_reference(artifact, path)
     if dataset.startswith(_DATASET):
         return _read_logged_dataset(dataset, artifact)

@@ -58,9 +58,7 @@ _SHOWN_COLUMNS = 20
 @dataclass(frozen=True)
 class ColumnImportance:
     """The importance of a column: its mean absolute contribution over rows and outputs, and its permutation loss.
-
-    `permutation` is the mean loss of the metric over the repeats, in the metric's unit; None without labels.
-    """
+    `permutation` is the mean loss of the metric over the repeats, in the metric's unit; None without labels."""
 
     column: str
     mean_abs: float
@@ -73,15 +71,15 @@ class Explanation:
     """The explanation of N rows by C columns and K outputs.
 
     Attributes:
-            outputs: the classes of a classifier, otherwise the outputs.
-            values: [N, C, K] float64, the contributions. The sum of contributions and base value is the model's answer.
-            base_values: [K] float64.
-            data: the values of the rows by column, [N].
-            positions: [N], the positions of the rows in the data, from 0.
-            left_out: the number of rows that are skipped because the model does not return finite numbers.
-            importance: the columns, the most important column first.
-            metric: the metric of the permutation importance; None without labels.
-            background: the number and source of the background rows: `reference`, `input_example` or `data`.
+        outputs: the classes of a classifier, otherwise the outputs.
+        values: [N, C, K] float64, the contributions. The sum of contributions and base value is the model's answer.
+        base_values: [K] float64.
+        data: the values of the rows by column, [N].
+        positions: [N], the positions of the rows in the data, from 0.
+        left_out: the number of rows that are skipped because the model does not return finite numbers.
+        importance: the columns, the most important column first.
+        metric: the metric of the permutation importance; None without labels.
+        background: the number and source of the background rows: `reference`, `input_example` or `data`.
     """
 
     model: str
@@ -202,18 +200,17 @@ def explain(
     """Explain the predictions of a version for the rows of a file, and the importance of its columns.
 
     Args:
-            data: as in `robustness`; `reference` is the sample in the model's folder.
-            target: the label column; if empty, permutation importance is not computed.
-            metric: the metric for permutation importance; by default accuracy for labels, rmse for numbers.
-            max_rows: the maximum number of rows to explain, sampled by the seed. The metric uses at most 2,000.
-            max_evals: model evaluations per row, each with up to 100 rows; by default ten pairs of permutations.
-            log: True to log the explanation to the version's run, under `explain/`.
+        data: as in `robustness`; `reference` is the sample in the model's folder.
+        target: the label column; if empty, permutation importance is not computed.
+        metric: the metric for permutation importance; by default accuracy for labels, rmse for numbers.
+        max_rows: the maximum number of rows to explain, sampled by the seed. The metric uses at most 2,000.
+        max_evals: model evaluations per row, each with up to 100 rows; by default ten pairs of permutations.
+        log: True to log the explanation to the version's run, under `explain/`.
 
     Raises:
-            InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or its inputs are
-                pictures.
-            NotInstalled: shap is missing, or matplotlib for the plots.
-            InvalidConfig, NotFound, SchemaMismatch, InferenceError, RegistryUnavailable: as in `robustness`.
+        InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or its inputs are pictures.
+        NotInstalled: shap is missing, or matplotlib for the plots.
+        InvalidConfig, NotFound, SchemaMismatch, InferenceError, RegistryUnavailable: as in `robustness`.
     """
     require_shap()
     if log:
@@ -243,9 +240,7 @@ def explain(
             metric, lost = _permutation_importance(load_version(folder), labelled, metric, shap_values.features, seed)
     known = np.isfinite(shap_values.values).all(axis=(1, 2))
     if not known.any():
-        raise InvalidConfig(
-            f"nothing is explained: the model returns no finite numbers for these rows or for {background}"
-        )
+        raise InvalidConfig(f"the model returns no finite numbers for these rows or for {background}")
     columns = tuple(feature.name for feature in shap_values.features)
     importance = [
         ColumnImportance(name, float(mean), *(lost[index] if lost else ()))
@@ -279,10 +274,8 @@ def explain(
 def _contributions(
     model: OnnxModel, feeds: Feeds, max_evals: int | None, seed: int, progress: ProgressCallback
 ) -> "tuple[RowContributions, str, int]":
-    """Return the contributions, a description of the background, and the evaluations per row.
-
-    Raises InvalidConfig if `max_evals` is too small, or if the model does not return numbers for each row.
-    """
+    """Return the contributions, a description of the background, and the evaluations per row. Raises InvalidConfig if
+    `max_evals` is too small, or if the model does not return numbers for each row."""
     config: Any = SimpleNamespace(DISABLE_JIT=0)
     with contextlib.suppress(ModuleNotFoundError):  # shap 0.54 does not need numba.
         from numba import config

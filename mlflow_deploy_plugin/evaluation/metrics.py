@@ -36,11 +36,9 @@ HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
 
 @dataclass(frozen=True)
 class MetricComparison:
-    """The difference between the candidate and the current version; a negative difference is worse.
-
-    For `RELATIVE_METRICS` it is a share of the current value. `low` and `high` are one-sided bounds at the requested
-    confidence.
-    """
+    """The difference between the candidate and the current version; a negative difference is worse. For
+    `RELATIVE_METRICS` it is a share of the current value. `low` and `high` are one-sided bounds at the requested
+    confidence."""
 
     candidate: float
     current: float
@@ -69,9 +67,7 @@ class Baseline:
         metric = metric or default_metric(truth, predicted)
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
-            raise InvalidConfig(
-                f"{metric} of the undisturbed rows is {value}: the model does not return finite numbers"
-            )
+            raise InvalidConfig(f"{metric} of the undisturbed rows is {value}: the model returns no finite numbers")
         return cls(metric, truth, predicted, value)
 
     def value_of(self, predictions: ModelPredictions) -> float:
@@ -79,11 +75,8 @@ class Baseline:
         return weighted_metric(self.metric, self.truth, predictions)(np.ones(len(self.truth)))
 
     def loss(self, value: float) -> float:
-        """Return the deterioration in units of the metric, or as a share for rmse and mae.
-
-        The share is relative to the old error or the predictions' standard deviation, whichever is larger, because a
-        tiny error doubles easily.
-        """
+        """Return the deterioration in units of the metric, or as a share for rmse and mae. The share is relative to the
+        old error or the predictions' standard deviation, whichever is larger, because a tiny error doubles easily."""
         sign = 1.0 if HIGHER_IS_BETTER[self.metric] else -1.0
         is_relative = self.metric in RELATIVE_METRICS
         scale = max(abs(self.value), spread(self.predicted.prediction), 1e-12) if is_relative else 1.0

@@ -28,10 +28,10 @@ class ModelPredictions:
     """A model's predictions for N rows.
 
     Attributes:
-            prediction: [N], or [N, k] if a row has several values.
-            is_label: True if the prediction is a class.
-            probabilities: [N, C]; None unless the model is a classifier that returns probabilities.
-            classes: the labels in the order of the probabilities; empty if unknown.
+        prediction: [N], or [N, k] if a row has several values.
+        is_label: True if the prediction is a class.
+        probabilities: [N, C]; None unless the model is a classifier that returns probabilities.
+        classes: the labels in the order of the probabilities; empty if unknown.
     """
 
     prediction: Array
@@ -74,11 +74,8 @@ def downloaded_version(resolved: ResolvedModel) -> Iterator[Path]:
 
 
 def load_version(folder: Path, allow_pyfunc: bool = True) -> LoadedModel:
-    """Load the model of an MLmodel folder, to run in one thread.
-
-    Raises CodeRefused if the model is a pyfunc and `allow_pyfunc` is false, InvalidArtifact, or InferenceError if
-    loading fails.
-    """
+    """Load the model of an MLmodel folder, to run in one thread. Raises CodeRefused if the model is a pyfunc and
+    `allow_pyfunc` is false, InvalidArtifact, or InferenceError if loading fails."""
     artifact = read_served_artifact(folder)
     if artifact.flavor != PYTHON_FUNCTION:
         return LoadedOnnx(OnnxModel.load(folder))
@@ -122,9 +119,7 @@ class LoadedOnnx:
         for output in artifact.outputs:
             values = outputs[output.name]
             role: str = output.role
-            if (
-                artifact.flavor != "onnxserve"
-            ):  # In MLflow's `onnx` flavor, infer the role from the type, like skl2onnx.
+            if artifact.flavor != "onnxserve":  # For MLflow's `onnx`, infer the role from the type.
                 is_matrix = len(artifact.outputs) > 1 and values.ndim == 2 and values.shape[1] > 1
                 is_label = values.dtype.kind in "OUib" and values.ndim == 1
                 role = "label" if is_label else "probabilities" if is_matrix else "values"

@@ -34,9 +34,7 @@ DISTURBANCES: Mapping[str, Disturbance] = {
     "noise": Disturbance("standard deviations of the column", (0.05, 0.1, 0.2, 0.5, 1.0), is_share=False),
     "missing": Disturbance("share of missing values", _SHARES),
     "swap": Disturbance("share of a column's values that are swapped", _SHARES),
-    "scale": Disturbance(
-        "factor on a single column (the worst column is reported)", (0.1, 0.5, 2.0, 10.0), is_share=False
-    ),
+    "scale": Disturbance("factor on one column (the worst is reported)", (0.1, 0.5, 2.0, 10.0), is_share=False),
     "unseen": Disturbance("share of texts replaced by an unseen text", _SHARES),
     "typos": Disturbance("share of mistyped characters", (0.02, 0.05, 0.1, 0.2)),
     "brightness": Disturbance("share of the range, brighter or darker (the worse is reported)", _SHARES),

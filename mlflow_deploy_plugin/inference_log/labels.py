@@ -86,13 +86,13 @@ class Label:
     """The true value of one row, or of all rows of a request.
 
     Attributes:
-            prediction_id: `X-Prediction-Id` of the answer; None if `key` identifies the row.
-            row: the row of the request, from 0; None for all rows.
-            key: the values of the row's columns by name, or the same as a JSON object.
-            label: a text, number or boolean; None withdraws an earlier label.
-            received_us: the time of receipt, in microseconds since 1970.
-            segment, offset: the identity for deduplication. The offset is the frame's offset plus the position in the
-                frame.
+        prediction_id: `X-Prediction-Id` of the answer; None if `key` identifies the row.
+        row: the row of the request, from 0; None for all rows.
+        key: the values of the row's columns by name, or the same as a JSON object.
+        label: a text, number or boolean; None withdraws an earlier label.
+        received_us: the time of receipt, in microseconds since 1970.
+        segment, offset: the identity for deduplication. The offset is the frame's offset plus the position in the
+            frame.
     """
 
     prediction_id: str | None

@@ -200,9 +200,7 @@ class InferenceLog:
             table=samples[chosen].table(),
             rows=counts[chosen],
             is_sampled=samples[chosen].is_full,
-            other_versions={
-                f"{identity[0]} version {identity[1]}": rows for identity, rows in counts.items() if identity != chosen
-            },
+            other_versions={f"{key[0]} version {key[1]}": rows for key, rows in counts.items() if key != chosen},
         )
 
     def labelled(

@@ -61,13 +61,13 @@ class LogStats:
     """The log of one endpoint.
 
     Attributes:
-            rows: distinct rows in the time range, without shadow rows.
-            failed_rows: rows of requests without an answer, which no other count includes.
-            first, last: event times of rows, including shadow rows; None if there are no rows.
-            by_version, by_variant, by_hour: row counts by "MODEL version N", by variant, and by the start of the hour.
-            files, size: number of files in the log, and their size in bytes.
-            account: None if no agent has written a watermark for the endpoint.
-            unreadable: malformed files, which no count includes, with the reasons.
+        rows: distinct rows in the time range, without shadow rows.
+        failed_rows: rows of requests without an answer, which no other count includes.
+        first, last: event times of rows, including shadow rows; None if there are no rows.
+        by_version, by_variant, by_hour: row counts by "MODEL version N", by variant, and by the start of the hour.
+        files, size: number of files in the log, and their size in bytes.
+        account: None if no agent has written a watermark for the endpoint.
+        unreadable: malformed files, which no count includes, with the reasons.
     """
 
     endpoint: str

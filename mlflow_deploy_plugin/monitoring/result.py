@@ -41,14 +41,14 @@ class Finding:
     """The outcome of one check of a column, or of one criterion.
 
     Attributes:
-            subject: the column, or the figure of the criterion (`accuracy`).
-            value, threshold: in the units of the check; None if the check was not judged.
-            reason: an explanation of the state, or the reason why the check was not judged.
-            segment: the segment, such as `carrier=AA`; empty for all rows.
-            change: the change from the reference (column) or previous window (criterion): `mean 3.2 → 8.9, higher`;
-                empty if unknown.
-            since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
-            in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
+        subject: the column, or the figure of the criterion (`accuracy`).
+        value, threshold: in the units of the check; None if the check was not judged.
+        reason: an explanation of the state, or the reason why the check was not judged.
+        segment: the segment, such as `carrier=AA`; empty for all rows.
+        change: the change from the reference (column) or previous window (criterion): `mean 3.2 → 8.9, higher`; empty
+            if unknown.
+        since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
+        in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
     """
 
     subject: str
@@ -105,13 +105,13 @@ class MonitorResult:
     """The result of a monitor for one window.
 
     Attributes:
-            revision: 1 for the first result; late rows lead to the next revision.
-            findings: the worst finding first. Every column has a finding, with its outcome or the reason why it was not
-                judged.
-            tried: settings that were overridden for one run, such as `min_rows=50`; such a result does not count as a
-                verdict.
-            endpoint_created: distinguishes the endpoint from an earlier endpoint of the same name; empty if unknown.
-            report: the data for the report; empty in a logged result.
+        revision: 1 for the first result; late rows lead to the next revision.
+        findings: the worst finding first. Every column has a finding, with its outcome or the reason why it was not
+            judged.
+        tried: settings that were overridden for one run, such as `min_rows=50`; such a result does not count as a
+            verdict.
+        endpoint_created: distinguishes the endpoint from an earlier endpoint of the same name; empty if unknown.
+        report: the data for the report; empty in a logged result.
     """
 
     endpoint: str
@@ -163,11 +163,11 @@ class WindowRequest:
     """A window to judge. The request can be pickled until its log has been read.
 
     Attributes:
-            engine: the engine that computes the sketches: this process or Spark. Both give the same numbers.
-            tried, endpoint_created: as in `MonitorResult`.
-            columns, exclude: the columns that the user has included or excluded.
-            progress: a function that receives a line before each step that takes seconds.
-            rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the same name are not read.
+        engine: the engine that computes the sketches: this process or Spark. Both give the same numbers.
+        tried, endpoint_created: as in `MonitorResult`.
+        columns, exclude: the columns that the user has included or excluded.
+        progress: a function that receives a line before each step that takes seconds.
+        rows_since: as in `store.Endpoint`; rows of a deleted endpoint of the same name are not read.
     """
 
     endpoint: str

@@ -46,8 +46,8 @@ def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tup
     if small := order[len(large) :]:
         rows = sum(counts[value] for value in small)
         notes.append(
-            f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each ({rows:,} rows in total) "
-            "are not judged separately"
+            f"segments: {len(small):,} values of {column} with fewer than {min_rows} rows each, {rows:,} rows in "
+            "total, are not judged"
         )
     return large[:MAX_SEGMENTS], notes
 

@@ -16,11 +16,11 @@ class CsvRecord(NamedTuple):
     """A record of a CSV file, or its header. A blank line is not a record.
 
     Attributes:
-            line: the number of the record's first line, from 1.
-            fields: the texts; a byte that is not UTF-8 is decoded as a lone surrogate.
-            raw: the bytes, with a line end.
-            position: the position in the file after the record, in bytes.
-            error: the reason why the record is not valid CSV; empty if the record is valid.
+        line: the number of the record's first line, from 1.
+        fields: the texts; a byte that is not UTF-8 is decoded as a lone surrogate.
+        raw: the bytes, with a line end.
+        position: the position in the file after the record, in bytes.
+        error: the reason why the record is not valid CSV; empty if the record is valid.
     """
 
     line: int
@@ -44,12 +44,9 @@ class CsvRecord(NamedTuple):
 
 
 def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
-    """Yield the records of a CSV file. An invalid record has an `error`, and reading continues with the next line.
-
-    If a quotation mark is not closed, the csv module reads later lines into the same value, up to the next mark, the
-    end of the file or `csv.field_size_limit`. Only the first of these lines is invalid, so the later lines are read
-    again.
-    """
+    """Yield the records of a CSV file. An invalid record has an `error`, and reading continues with the next line. If a
+    quotation mark is not closed, the csv module reads later lines into the same value, up to the next mark, the end of
+    the file or `csv.field_size_limit`. Only the first of these lines is invalid, so the later lines are read again."""
     lines: list[bytes] = []
     again: deque[bytes] = deque()
     number = position = 0
@@ -78,10 +75,7 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
         except StopIteration:
             return
         except csv.Error as refused:
-            fields, error = (
-                [],
-                f"{refused}; a quoted value begins and ends with a quotation mark, and a mark inside it is doubled",
-            )
+            fields, error = [], f"{refused}; quotation marks must enclose a value, and be doubled inside it"
             again.extendleft(reversed(lines[1:]))
             number = start
             position -= sum(map(len, lines[1:]))

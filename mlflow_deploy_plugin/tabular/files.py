@@ -138,12 +138,9 @@ _TIME = "%Y-%m-%dT%H:%M:%S"  # seconds include their fraction
 
 @contextmanager
 def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Callable[[list[object]], object]]:
-    """Yield a function that writes rows. A row is a mapping of columns, or a value of the column `name`.
-
-    JSON is written as `{"predictions": […]}`, like the response of /invocations. CSV has a column for each value of a
-    list: prediction_0, prediction_1. Raises InvalidRequest if rows have different columns or cannot be written as
-    Parquet.
-    """
+    """Yield a function that writes rows. A row is a mapping of columns, or a value of the column `name`. JSON is
+    written as `{"predictions": […]}`, like the response of /invocations. CSV has a column for each value of a list:
+    prediction_0, prediction_1. Raises InvalidRequest if rows have different columns or cannot be written as Parquet."""
 
     def named(row: object) -> Mapping[str, object]:
         return row if isinstance(row, Mapping) else {name: row}
@@ -165,12 +162,9 @@ def value_writer(kind: FileFormat, file: IO[bytes], name: str) -> Iterator[Calla
 def table_writer(
     kind: FileFormat, schema: "pa.Schema", file: IO[bytes], advice: str
 ) -> Iterator[Callable[["pa.RecordBatch"], object]]:
-    """Yield a function that writes batches of the schema.
-
-    In CSV, JSON and JSON Lines, times are written as RFC 3339 and bytes as base64. CSV contains lists and structures as
-    JSON text. NaN is null in JSON. Raises InvalidConfig with the advice if the format does not support a column's type,
-    such as an interval in Parquet.
-    """
+    """Yield a function that writes batches of the schema. In CSV, JSON and JSON Lines, times are written as RFC 3339
+    and bytes as base64. CSV contains lists and structures as JSON text. NaN is null in JSON. Raises InvalidConfig with
+    the advice if the format does not support a column's type, such as an interval in Parquet."""
     import pyarrow as pa  # Values without a schema need pyarrow only for Parquet.
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -268,9 +262,7 @@ def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, 
                     parts = [schema.empty_table(), pa.ipc.open_stream(waiting).read_all()]
                     parquet.write_table(pa.concat_tables(parts, promote_options="permissive"))
         except pa.ArrowException as error:
-            raise InvalidRequest(
-                f"the predictions cannot be written as Parquet: {str(error).splitlines()[0]}"
-            ) from None
+            raise InvalidRequest(f"predictions cannot be written as Parquet: {str(error).splitlines()[0]}") from None
 
 
 def _json_objects(batch: "pa.RecordBatch") -> list[bytes]:

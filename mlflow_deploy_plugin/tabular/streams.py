@@ -57,10 +57,8 @@ class RejectedRow:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Consecutive rows of a file: valid rows with their numbers in the file, and bad rows.
-
-    `position` is the approximate number of bytes of the file that have been read.
-    """
+    """Consecutive rows of a file: valid rows with their numbers in the file, and bad rows. `position` is the
+    approximate number of bytes of the file that have been read."""
 
     table: pa.Table
     numbers: Sequence[int]
@@ -72,12 +70,10 @@ class RowBlock:
 
 
 class RowStream:
-    """The rows of an open file, which is a seekable `pyarrow.NativeFile`.
-
-    For JSON Lines, `types` maps column names to Arrow types, and `keep` names columns to include even if only a few
-    late lines contain them. The constructor raises InvalidConfig if the format cannot be streamed. Reading raises
-    InvalidRequest with the position if the file has another format.
-    """
+    """The rows of an open file, which is a seekable `pyarrow.NativeFile`. For JSON Lines, `types` maps column names to
+    Arrow types, and `keep` names columns to include even if only a few late lines contain them. The constructor raises
+    InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest with the position if the file has
+    another format."""
 
     def __init__(
         self, file: pa.NativeFile, kind: FileFormat, types: Mapping[str, pa.DataType], keep: Collection[str] = ()
@@ -316,10 +312,8 @@ def open_csv(path: Path) -> RowStream:
 
 
 def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table]:
-    """Yield first an empty table, then the rows of a CSV file as tables of texts; an empty field is null.
-
-    Only the first `most_columns` columns are read. Raises OSError or pyarrow.ArrowException if the file cannot be read.
-    """
+    """Yield first an empty table, then the rows of a CSV file as tables of texts; an empty field is null. Only the
+    first `most_columns` columns are read. Raises OSError or pyarrow.ArrowException if the file cannot be read."""
     try:
         stream = open_csv(path)
         if twice := [name for name, count in Counter(stream.schema.names).items() if count > 1]:
@@ -358,12 +352,10 @@ def group_tables(tables: Iterable[pa.Table], rows: int, size: int) -> Iterator[l
 
 
 def typed_tables(tables: Sequence[pa.Table], known: Mapping[str, pa.DataType]) -> list[pa.Table]:
-    """Convert tables of texts to typed tables. A column has the same type in all tables.
-
-    A column has its `known` type if every text fits. Otherwise the type is inferred: integer, float, boolean, date or
-    time if every text fits. Numbers with a leading zero (01234) remain text, because a number would lose the zero. In a
-    column that is not text, the texts that pandas reads as missing become null.
-    """
+    """Convert tables of texts to typed tables. A column has the same type in all tables. A column has its `known` type
+    if every text fits. Otherwise the type is inferred: integer, float, boolean, date or time if every text fits.
+    Numbers with a leading zero (01234) remain text, because a number would lose the zero. In a column that is not text,
+    the texts that pandas reads as missing become null."""
     whole = pa.concat_tables(tables, promote_options="default")
     values = {name: _typed(whole.column(name), known.get(name)) for name in whole.column_names}
     typed, ends = pa.table(values), np.cumsum([len(table) for table in tables]).tolist()
@@ -452,11 +444,9 @@ def _long_csv_values() -> Iterator[None]:
 
 
 def _whole_rows(content: bytes, is_last: bool) -> int:
-    """Return the length in bytes of the complete rows in `content`, which begins with a row of a CSV file.
-
-    Return 0 if no row is complete, or if a quotation mark violates RFC 4180: marks enclose a value, and a mark inside a
-    value is doubled. Arrow reads such rows in its own way without an error.
-    """
+    """Return the length in bytes of the complete rows in `content`, which begins with a row of a CSV file. Return 0 if
+    no row is complete, or if a quotation mark violates RFC 4180: marks enclose a value, and a mark inside a value is
+    doubled. Arrow reads such rows in its own way without an error."""
     line_end = b"\n" if b"\n" in content else b"\r"
     if b'"' not in content:
         return len(content) if is_last else content.rfind(line_end) + 1

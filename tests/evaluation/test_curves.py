@@ -117,7 +117,7 @@ def test_refused_rows_are_a_point_without_a_value(tmp_path: Path) -> None:
         ({"data": "gone.csv"}, r"the dataset gone\.csv does not exist"),
         ({"metric": "r2"}, "there is no metric 'r2'; the metrics are accuracy"),
         ({"metric": "rmse", "target": "text"}, "rmse needs numbers"),
-        ({"strengths": {"typos": []}}, "nothing can be measured: typos: the model has no text inputs"),
+        ({"strengths": {"typos": []}}, "no disturbance can be measured: typos: the model has no text inputs"),
         ({"log": True, "model_uri": "other"}, "was never logged to MLflow, so it has no run to log to"),
     ],
 )

@@ -27,7 +27,7 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
         {"metric": "r2"},
         "there is no metric 'r2'; the metrics are accuracy, f1, roc_auc, log_loss, rmse, mae",
     ),
-    "no texts": ({"strengths": {"typos": []}}, "nothing can be measured: typos: the model has no text inputs"),
+    "no texts": ({"strengths": {"typos": []}}, "no disturbance can be measured: typos: the model has no text inputs"),
 }
 STRENGTHS: dict[str, str] = {
     "noise=-1": "noise cannot have the strength -1.0; a number above 0, up to 1e+06, is expected",

@@ -32,8 +32,8 @@ def endpoint(tmp_path: Path) -> EndpointWorld:
             CLASSIFIER,
             {"prediction": np.zeros(300, int)},
             DRIFT,
-            "model flight-delay version 1 has no reference to compare with; log it with "
-            "mlflow_deploy_plugin.log_model, which keeps a sample of the data (reference_data=, event_time=)",
+            "model flight-delay version 1 has no reference; log the model with "
+            "mlflow_deploy_plugin.log_model, which stores a sample of the data (reference_data=, event_time=)",
         ),
         (CLASSIFIER, {"prediction": np.zeros(300, int)}, AGREES, "no shadow has computed a row in the window"),
         (

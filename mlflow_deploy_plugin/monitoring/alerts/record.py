@@ -66,11 +66,7 @@ def resolve_orphaned(store: Store) -> None:
     """End alerts of monitors or endpoints that no longer exist."""
     alerts, now = Alerts(store), store.now()
     firing = alerts.firing()
-    known = (
-        {(endpoint.name, name) for endpoint in store.endpoints() for name in endpoint.spec.monitors}
-        if firing
-        else set()
-    )
+    known = {(entry.name, name) for entry in store.endpoints() for name in entry.spec.monitors} if firing else set()
     unreadable = {endpoint.name for endpoint in store.unreadable()} if firing else set()
     for alert in firing:
         if (alert.endpoint, alert.monitor) not in known and alert.endpoint not in unreadable:

@@ -126,9 +126,7 @@ def _asset() -> "AppriseAsset":
 
 def _shut_log() -> None:
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    connections = logging.getLogger(
-        "urllib3.connectionpool"
-    )  # At DEBUG level this logger quotes the path of each request.
+    connections = logging.getLogger("urllib3.connectionpool")  # At DEBUG, it quotes the path of each request.
     if connections.isEnabledFor(logging.DEBUG):
         connections.setLevel(logging.INFO)
 
@@ -153,11 +151,7 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
         return replace(alert, detail={**alert.detail, "claimed_until": (now + _CLAIM).isoformat()})
 
     alerts = Alerts(store)
-    claimed = [
-        alert_or_none
-        for alert_or_none in (alerts.change_by_id(alert.id, claim) for alert in due)
-        if alert_or_none is not None
-    ]
+    claimed = [updated for updated in (alerts.change_by_id(alert.id, claim) for alert in due) if updated is not None]
     deliveries: dict[tuple[str, str], tuple[Channel, list[Alert]]] = {}
     for alert in claimed:
         for channel in channels:
@@ -241,12 +235,7 @@ def _settle(store: Store, alert: Alert, channels: Sequence[Channel], outcomes: S
             if tries < _MOST_TRIES:
                 _log.warning("%s: %s did not accept the alert; retry in %d s", subject, channel.name, seconds)
             else:
-                _log.error(
-                    "%s: %s did not accept the alert after %d attempts; the alert is dropped",
-                    subject,
-                    channel.name,
-                    tries,
-                )
+                _log.error("%s: %s failed %d times; the alert is dropped", subject, channel.name, tries)
         told_at = now if any(is_taken for _, is_taken in outcomes) else stored.told_at
         detail = {**stored.detail, "channels": known, "claimed_until": ""}
         after = replace(stored, detail=detail, told_at=told_at)

@@ -47,9 +47,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     if current is None or current.rows == 0:
         some = sum(name not in own.columns for own in reference.pieces.windows)
         if some:
-            reason = (
-                f"the window lacks the column, like {some} of the reference's {len(reference.pieces.windows)} windows"
-            )
+            reason = f"the column is missing, as in {some} of the reference's {len(reference.pieces.windows)} windows"
             return Finding(name, "presence", "no drift", reason)
         return drift("presence", "the column is in the reference, but not in the window", "gone")
     if expected is None:
@@ -61,7 +59,7 @@ def _schema_finding(name: str, reference: DriftReference, window: Profile) -> Fi
     # Columns without a distribution (times, binary values) are also checked for their type.
     is_judged = name in reference.bins or _families(expected) & _DISTANCES
     if not is_judged and current.missing < current.rows and _families(expected).isdisjoint(_families(current)):
-        reason = f"the values have type {current.arrow_type}; the reference has {expected.arrow_type}"
+        reason = f"the type is {current.arrow_type}; the reference has {expected.arrow_type}"
         return drift("type", reason, f"{expected.arrow_type} → {current.arrow_type}")
     return _constant_finding(name, reference, expected, current)
 
@@ -77,9 +75,7 @@ def _constant_finding(
     parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
     own = [part.columns[name] for part in parts if name in part.columns]
     large = [column for column in own if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)]
-    single = (
-        bins.size if isinstance(bins, OrderedBins) else len(bins.codes)
-    )  # bins with one value, or with equal numbers
+    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # bins with a single value
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
         return None
@@ -121,9 +117,7 @@ def judgeable_columns(
         elif name not in reference.bins:
             reasons[name] = f"distributions of type {expected.arrow_type} are not judged"
         elif current.kind == "other":
-            reasons[name] = (
-                f"the values have type {current.arrow_type}; the reference has {_usual_type(expected, current)}"
-            )
+            reasons[name] = f"the type is {current.arrow_type}; the reference has {_usual_type(expected, current)}"
         else:
             kept.append(name)
     return tuple(kept), not_judged_findings(reasons, segment)

@@ -96,9 +96,9 @@ class DriftVerdict:
     """The verdict on one window.
 
     Attributes:
-            findings: the worst finding first. Every column has its outcome, or the reason why it was not judged.
-            figures: metrics by name; metrics of columns are sorted by decreasing score.
-            null: the kind of windows behind the threshold; None if distributions are not judged.
+        findings: the worst finding first. Every column has its outcome, or the reason why it was not judged.
+        figures: metrics by name; metrics of columns are sorted by decreasing score.
+        null: the kind of windows behind the threshold; None if distributions are not judged.
     """
 
     state: State
@@ -252,7 +252,7 @@ def null_distribution(
     if isinstance(null, Refused):
         return null
     persistence, slowest_column = null.persistence(groups[0])
-    computed = replace(
+    fresh = replace(
         null.compare(groups),
         persistence=persistence,
         slowest_column=slowest_column,
@@ -260,11 +260,9 @@ def null_distribution(
     )
     if files and path:
         with files.writing(path) as temporary:
-            about = {name: getattr(computed, name) for name in _PLAIN} | {"held_out": asdict(computed.held_out)}
-            np.savez(
-                temporary, about=np.array(json.dumps(about)), **{name: getattr(computed, name) for name in _ARRAYS}
-            )
-    return computed
+            about = {name: getattr(fresh, name) for name in _PLAIN} | {"held_out": asdict(fresh.held_out)}
+            np.savez(temporary, about=np.array(json.dumps(about)), **{name: getattr(fresh, name) for name in _ARRAYS})
+    return fresh
 
 
 def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
@@ -282,10 +280,7 @@ def choose_null(group: ColumnGroup, rate: float) -> WindowNull | Refused:
     if pieces.grid.lag_windows:
         has, instead = f"the log has {most}", "wait until the log is longer"
         if rate < SMALLEST_ROLLING_RATE:  # A longer log or fewer columns would not help.
-            has, instead = (
-                f"at most {pieces.grid.max_pairs} are kept",
-                f"set {SMALLEST_ROLLING_RATE:g} for a longer log",
-            )
+            has, instead = f"at most {pieces.grid.max_pairs} are kept", f"set {SMALLEST_ROLLING_RATE:g} on a longer log"
         elif needed > pieces.grid.max_pairs:
             has, instead = f"with so many columns at most {pieces.grid.max_pairs} are kept", "judge fewer columns"
         ask = f"the smallest supported rate is {smallest}: set this rate, or " if most else ""

@@ -151,7 +151,7 @@ def expected_metrics(
 
 
 def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "float | Refused":
-    probabilities, own = answers.probabilities, chances[np.arange(len(chances)), answers.predicted]
+    scores, own = answers.probabilities, chances[np.arange(len(chances)), answers.predicted]
     if name == "accuracy":
         return float(own.mean())
     if name in HITS_DIVISORS:
@@ -164,21 +164,16 @@ def _expected_metric(name: str, answers: ClassPredictions, chances: Array) -> "f
         if not (total > 0).any():
             return Refused(f"no row was predicted as {answers.classes[1 if answers.is_binary else -1]!r}")
         return float(mean_over_labels(hits[label_indices], total))
-    assert probabilities is not None
+    assert scores is not None
     if name == "log_loss":
-        return float((chances * log_losses(probabilities)).sum(axis=1).mean())
+        return float((chances * log_losses(scores)).sum(axis=1).mean())
     if name == "brier":
-        return float(
-            (chances * np.square(1 - probabilities) + (1 - chances) * np.square(probabilities)).sum(axis=1).mean() / 2
-        )
+        return float((chances * np.square(1 - scores) + (1 - chances) * np.square(scores)).sum(axis=1).mean() / 2)
     areas = []
     for label in [1] if answers.is_binary else range(len(answers.classes) - answers.unknown):
-        above, below = (
-            chances[:, label],
-            1 - chances[:, label],
-        )  # Every row is in both sets, weighted by its probabilities.
+        above, below = chances[:, label], 1 - chances[:, label]  # weights, because every row is in both sets
         if (total := above.sum() * below.sum()) > 0:
-            areas.append(float(above @ weight_below_scores(probabilities[:, label])(below) / total))
+            areas.append(float(above @ weight_below_scores(scores[:, label])(below) / total))
     return float(np.mean(areas)) if areas else Refused("all rows are expected to have the same label")
 
 
@@ -303,8 +298,4 @@ def _sampling_variances(
             if not isinstance(value, Refused) and not isinstance(middle, Refused):
                 apart[name].append(value - middle)
     scale = len(chances) / rows
-    return {
-        name: float(np.square(deviations).mean()) * scale
-        for name, deviations in apart.items()
-        if len(deviations) > _DRAWS // 2
-    }
+    return {name: float(np.square(gaps).mean()) * scale for name, gaps in apart.items() if len(gaps) > _DRAWS // 2}

@@ -111,24 +111,14 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
         effective_n = max(requests, 1) / left_out
-    required = [
-        finding
-        for requirement in request.spec.requirements
-        for finding in _required(compared, requirement, effective_n)
-    ]
+    required = [finding for rule in request.spec.requirements for finding in _required(compared, rule, effective_n)]
     checked = [finding for finding in verdict.findings if finding.check in CHECKS]
     judged_subjects = {finding.subject for finding in checked}
-    for column_finding in verdict.findings:  # columns for which only the distribution was judged
-        if (
-            column_finding.subject not in judged_subjects
-            and column_finding.check == "distribution"
-            and not column_finding.segment
-        ):
-            is_judged = column_finding.state != "not judged"
-            reason = "nothing missing, unseen or out of range" if is_judged else column_finding.reason
-            checked.append(
-                Finding(column_finding.subject, "missing", "no drift" if is_judged else "not judged", reason)
-            )
+    for item in verdict.findings:  # columns for which only the distribution was judged
+        if item.subject not in judged_subjects and item.check == "distribution" and not item.segment:
+            is_judged = item.state != "not judged"
+            reason = "nothing missing, unseen or out of range" if is_judged else item.reason
+            checked.append(Finding(item.subject, "missing", "no drift" if is_judged else "not judged", reason))
     state, reason = _conclude(required, checked, verdict.state, verdict.reason)
     if verdict.state == "drift" and not any(finding.state == "drift" for finding in checked):
         # Data quality does not judge distributions.
@@ -161,9 +151,7 @@ class WindowComparison:
         """Return the verdict on these columns, or on all columns if empty. Without a reference, no column is judged."""
         request = self.request
         absent = [name for name in columns if not select_columns(self.names, [name])]
-        chosen = tuple(
-            column for column in (*select_columns(self.names, columns), *absent) if column not in self.excluded
-        )
+        chosen = tuple(part for part in (*select_columns(self.names, columns), *absent) if part not in self.excluded)
         if self.reference is None or not chosen:
             reason = self.missing_reason or _NOTHING_LEFT
             findings = self._not_judged({**dict.fromkeys(self.names, reason), **self.excluded}, columns)

@@ -7,8 +7,7 @@
 Errors of consecutive rows are often correlated, so the rows are worth fewer independent rows (Kish, Survey Sampling,
 1965). That number follows from the variance of sums over increasingly long stretches (batch means: Schmeiser,
 Operations Research 30, 1982), with Student's quantile (Korn & Graubard, Survey Methodology 24, 1998). Coverage of
-nominal 95 %
-intervals for four figures on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
+nominal 95 % intervals for four figures on 480 to 2,880 rows (`benchmarks/drift.py --only intervals`):
 
 | dependence of the rows | assuming independence | these intervals |
 |---|---|---|
@@ -96,11 +95,8 @@ class Sampling:
         if self.times is None or pieces < _FEWEST_STRETCHES or not alone > 0:
             return float(count)
         ordered = influence[np.argsort(self.times, kind="stable")]
-        dependence_of_sums = dependence(_sums(ordered, pieces))
-        length = max(
-            dependence_of_sums.block_length,
-            _TIMES_A_STRETCH * dependence_of_sums.correlation_time if dependence_of_sums.correlation_time > 1 else 1,
-        )
+        decay = dependence(_sums(ordered, pieces))
+        length = max(decay.block_length, _TIMES_A_STRETCH * decay.correlation_time if decay.correlation_time > 1 else 1)
         stretches = max(pieces // math.ceil(length), _FEWEST_STRETCHES)
         together = stretches * float(_sums(ordered, stretches).var(ddof=1))
         level = (1 + self.confidence) / 2

@@ -58,12 +58,12 @@ class LabelWeights:
     """The comparison of labelled and unlabelled rows.
 
     Attributes:
-            rows: [N] bool, True for a labelled row.
-            compared: the compared properties; empty if all or nearly all rows are labelled.
-            differing: the properties in which the rows differ significantly.
-            is_selected: True if a property other than event time differs significantly and materially.
-            weights: [N] float64, the number of rows that each labelled row represents; None for equal weights.
-            unknown: [N] bool, unlabelled rows that no labelled row represents.
+        rows: [N] bool, True for a labelled row.
+        compared: the compared properties; empty if all or nearly all rows are labelled.
+        differing: the properties in which the rows differ significantly.
+        is_selected: True if a property other than event time differs significantly and materially.
+        weights: [N] float64, the number of rows that each labelled row represents; None for equal weights.
+        unknown: [N] bool, unlabelled rows that no labelled row represents.
     """
 
     rows: Array

@@ -103,10 +103,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     if predictions.unusable:
         notes = (*notes, f"{predictions.unusable:,} labels are not numbers and are skipped")
     if predictions.unanswered:
-        notes = (
-            *notes,
-            f"{predictions.unanswered:,} labelled rows have an answer that is not a number and are skipped",
-        )
+        notes = (*notes, f"{predictions.unanswered:,} labelled rows have a non-numeric answer and are skipped")
     unknown, names = predictions.unknown
     if unknown and not predictions.label_mismatch:
         named = f"{unknown:,} labels are classes that the model does not have ({quote_names(names)})"
@@ -173,19 +170,14 @@ def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
         worth = f"{labelled.effective_n:,.0f}"
         text = f"; they are weighted by the share of similar rows with a label, and worth {worth} rows of equal weight"
     if unknown:
-        text += (
-            f"; {unknown:,} unlabelled rows have hardly any similar labelled row, so the metrics cover any label "
-            "for these rows"
-        )
+        text += f"; {unknown:,} unlabelled rows have hardly any similar labelled row, so any label is assumed possible"
     if labelled.is_selected and departs is None:
         text += "; without probabilities, it cannot be tested whether labels are missing because of their values"
     return labelled, [f"{unlike} ({tests}){text}", *notes]
 
 
 def _not_judged(window: _Window, reason: str) -> MonitorResult:
-    findings = [
-        criterion_finding(requirement, Refused(reason), 1.0) for requirement in window.request.spec.requirements
-    ]
+    findings = [criterion_finding(rule, Refused(reason), 1.0) for rule in window.request.spec.requirements]
     return _result(window, findings, _figures(window, {}), ())
 
 

@@ -37,10 +37,10 @@ class Predictions:
     """N rows of one version.
 
     Attributes:
-            classified, numbers: the answers of a classifier, or of a regressor as [N] float64, NaN without an answer.
-            truth: for a classifier [N] int64, indices into its classes or -1; for a regressor [N] float64 or NaN.
-            unusable: the number of labels that are not numbers although the model returns numbers.
-            label_mismatch: the reason why labels and answers cannot be compared; empty if they can.
+        classified, numbers: the answers of a classifier, or of a regressor as [N] float64, NaN without an answer.
+        truth: for a classifier [N] int64, indices into its classes or -1; for a regressor [N] float64 or NaN.
+        unusable: the number of labels that are not numbers although the model returns numbers.
+        label_mismatch: the reason why labels and answers cannot be compared; empty if they can.
     """
 
     classified: ClassPredictions | None
@@ -199,7 +199,7 @@ def _classified(
     mismatch = ""
     if _is_other_alphabet(called, true, np.array([indices[name] for name in own], np.int64), bool(in_files)):
         mismatch = f"the labels are {quote_names(_seen(truth))}, the model's classes are {quote_names(own)}"
-        mismatch += "; they must use the same names"
+        mismatch += "; they must be the same"
     classified = ClassPredictions(called, ordered, tuple(classes), unknown)
     return Predictions(classified, None, true, label_mismatch=mismatch)
 

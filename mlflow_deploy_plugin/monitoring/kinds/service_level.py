@@ -95,9 +95,7 @@ class _RequestCounts:
 def judge(request: WindowRequest) -> MonitorResult:
     """Judge all requests of the endpoint whose rows are in the log, for all versions together."""
     spec = request.spec
-    limits = [
-        requirement.value * 1e6 if requirement.name in QUANTILES else math.inf for requirement in spec.requirements
-    ]
+    limits = [rule.value * 1e6 if rule.name in QUANTILES else math.inf for rule in spec.requirements]
     counted = _CountedRequests(_RequestCounts(np.array(limits)))
     counted.count(request)
     total, notes = counted.total, [*unreadable_notes(request.log)]
@@ -106,9 +104,7 @@ def judge(request: WindowRequest) -> MonitorResult:
     absent = sorted({*spec.segment_by} - {*counted.by_column})
     notes += [f"segments: the rows have no column {column!r}" for column in absent]
     if counted.is_full:
-        notes.append(
-            f"segments: a column has more than {_MAX_VALUES:,} values; only the first {_MAX_VALUES:,} were counted"
-        )
+        notes.append(f"segments: only the first {_MAX_VALUES:,} values of a column were counted")
     version, *others = most_first(counted.versions)
     if others:
         notes.append(f"{len(others) + 1} versions answered in the window and are judged together")
@@ -143,9 +139,7 @@ class _CountedRequests:
         columns = request.spec.segment_by
         log, needed = request.log, (*_COLUMNS, *columns)
         for batch in log.batches(request.endpoint, request.window, needed):
-            requests = batch.filter(
-                pc.equal(batch.column("_row"), 0)
-            )  # Count the latency of a request with many rows once.
+            requests = batch.filter(pc.equal(batch.column("_row"), 0))  # one latency per request
             for version, count in count_versions(requests).items():
                 self.versions[version] = self.versions.get(version, 0) + count
             latencies = as_numbers(requests, "_latency_us")

@@ -194,11 +194,8 @@ def _compare(
             try:
                 artifact = _described(artifact_of(*answered_version), sides[0], masked)
                 shadow = _described(artifact_of(*shadow_version), sides[1], masked)
-                answered_outputs, shadow_outputs = (
-                    _outputs(artifact, sides[0], masked),
-                    _outputs(shadow, sides[1], masked),
-                )
-                outcome = compare_outputs(artifact, answered_outputs, shadow, shadow_outputs)
+                outputs, shadow_outputs = _outputs(artifact, sides[0], masked), _outputs(shadow, sides[1], masked)
+                outcome = compare_outputs(artifact, outputs, shadow, shadow_outputs)
                 same[rows] = np.where(outcome.same, _SAME, _OTHER)
             except InferenceError as error:
                 failures.append(

@@ -109,12 +109,10 @@ def _number(value: float | None) -> str:
 
 
 def log_result(result: MonitorResult, files: Mapping[str, str | bytes]) -> LoggedRun:
-    """Log the run, tag the registered version with the verdict and the report's location, and return the run.
-
-    The run is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this
-    revision of the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden
-    settings are not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues.
-    """
+    """Log the run, tag the registered version with the verdict and the report's location, and return the run. The run
+    is the current MLflow project's run if any (`mlflow run . -e drift`). Otherwise it is the run of this revision of
+    the window in the experiment `onnxserve/ENDPOINT`, which is created if missing. Results with overridden settings are
+    not tagged. If MLflow does not answer, RegistryUnavailable is raised, and the next call continues."""
     figures = to_metrics(result)
 
     def log_content(client: "MlflowClient", run_id: str, times: int) -> None:

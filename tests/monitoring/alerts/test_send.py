@@ -78,7 +78,7 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
     receiver.is_broken = True
     assert see(result_of(0, temperature=6.0)) == 0
     assert send_due(store, settings) == 0
-    assert len([line for line in caplog.messages if "did not take" in line]) == 1  # a pause of 10 s holds
+    assert len([line for line in caplog.messages if "did not accept" in line]) == 1  # a pause of 10 s holds
     clock.pass_by(seconds=11)
     send_due(store, settings)
     receiver.is_broken = False

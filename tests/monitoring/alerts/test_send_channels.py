@@ -30,7 +30,7 @@ def test_no_secret_reaches_the_log_the_store_or_a_repr(
 
     assert "s3cret" not in caplog.text
     assert "/ops" not in caplog.text
-    assert "did not take" in caplog.text
+    assert "did not accept" in caplog.text
     assert "s3cret" not in repr(settings) + repr(Alerts(store).firing())
 
 
@@ -40,13 +40,13 @@ def test_the_answer_of_a_channel_is_bounded(
 ) -> None:
     receiver.answer_bytes = answer_bytes
     assert see(result_of(0, temperature=6.0)) == taken
-    assert ("did not take" in caplog.text) is (taken == 0)
+    assert ("did not accept" in caplog.text) is (taken == 0)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (None, "does not exist"),
+        (None, "the file does not exist"),
         ("", "has no channel"),
         ("nonsense://s3cret\n", "has no channel"),
         ("urls: [s3cret", "has no channel"),

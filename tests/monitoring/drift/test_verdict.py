@@ -150,13 +150,13 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
         ("constant", [None] * ROWS, "missing", "100.0% missing, 0.0% in the reference"),
         ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"33.3% of rows have a value that the reference lacks \('z'\)"),
         ("temperature", [99.0] * 50 + [0.0] * 10, "range", "83.3% of rows are outside of"),
-        ("carrier", np.arange(ROWS), "type", "60 of 60 values are int64, in the reference string"),
-        ("temperature", ["warm"] * ROWS, "type", "60 of 60 values are string, in the reference double"),
+        ("carrier", np.arange(ROWS), "type", "60 of 60 values have type int64; the reference has string"),
+        ("temperature", ["warm"] * ROWS, "type", "60 of 60 values have type string; the reference has double"),
         (
             "noise",
             pa.array(["x"] * ROWS, pa.large_string()),
             "type",
-            "60 of 60 values are string, in the reference double",
+            "60 of 60 values have type string; the reference has double",
         ),
     ],
 )
@@ -196,7 +196,12 @@ def test_the_p_value_of_a_verdict_is_said_of_what_has_one(
         ("carrier", ["b"] * ROWS, "distribution", r"'b' 3\d\.\d% → 100\.0%, more often"),
         ("carrier", ["a", "b"] * (ROWS // 2), "distribution", r"'c' 3\d\.\d% → 0\.0%, less often"),
         ("carrier", ["z"] * 6 + ["a", "b", "c"] * 18, "distribution", r"new value 'z' 0\.0% → 10\.0%, more often"),
-        ("carrier", ["x", "y", "z"] * 10 + ["a"] * 30, "distribution", r"new values as 'x' 0\.0% → 50\.0%, more often"),
+        (
+            "carrier",
+            ["x", "y", "z"] * 10 + ["a"] * 30,
+            "distribution",
+            r"new values such as 'x' 0\.0% → 50\.0%, more often",
+        ),
         ("constant", [None] * ROWS, "missing", r"missing 0\.0% → 100\.0%, more"),
         ("carrier", ["z"] * 20 + ["a"] * 40, "unseen", r"values that the reference lacks 0\.0% → 33\.3%, more"),
         ("temperature", [99.0] * 50 + [0.0] * 10, "range", r"out of range \d\.\d% → 83\.3%, above"),
@@ -443,9 +448,7 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
     assert sum(verdict.state == "drift" for verdict in calm) <= 2
     verdict = verdict_on(shifted, reference, cache=tmp_path, independent_rows=True)
     assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "rows", "a")
-    assert verdict.notes[0].endswith(
-        "not measured: the reference has too few windows with event times, by which it could be told"
-    )
+    assert verdict.notes[0].endswith("not measured: the reference has too few windows with event times")
     refused = verdict_on(shifted, reference, independent_rows=True, false_alarm_rate=0.0001)
     assert mentions(refused.reason, "rate", "0.0005")
 
@@ -457,9 +460,9 @@ def test_independent_rows_need_no_times(tmp_path: Path) -> None:
             91,
             7,
             "overlapping",
-            r"on 24 overlapping windows of its later half, judged by its earlier half alone, at 0\.0894, the next",
+            r"on 24 overlapping windows of the later half, judged by only the earlier, at 0\.0894, the next",
         ),
-        (90, 30, "bootstrap", r"; not measured: fewer than 5 windows of the reference have 2 before them$"),
+        (90, 30, "bootstrap", r"; not measured: fewer than 5 reference windows have 2 windows before them$"),
     ],
 )
 def test_long_windows_are_judged_by_what_the_reference_is_worth(
@@ -545,7 +548,7 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
     assert states.count("drift") <= 1
     assert (verdict.state, verdict.null, verdict.findings[0].subject) == ("drift", "lagged", "level")
     assert verdict_on(shifted, all_hours, hour * HOUR).state == "no drift"
-    assert mentions(verdict.notes[0], "158 windows", "79 pairs")
+    assert mentions(verdict.notes[0], "158 window pairs", "79 pairs")
     assert verdict.figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.05)
     refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
     assert mentions(refused.reason, "199 pairs", "24 windows of 1h", "158", "0.0063")
@@ -562,7 +565,7 @@ def test_where_so_many_columns_leave_too_few_pairs_nobody_is_told_to_wait() -> N
     refused = verdict_on(table.slice(7 * 24 * ROWS, ROWS), few, 7 * 24 * HOUR, false_alarm_rate=0.005)
 
     assert refused.reason.endswith(
-        "of so many columns at most 60 are kept; the smallest rate that they support is 0.0069: ask for that, or judge "
+        "with so many columns at most 60 are kept; the smallest supported rate is 0.0069: set this rate, or judge "
         "fewer columns"
     )
 
@@ -577,7 +580,7 @@ def test_without_the_window_so_long_before_nothing_is_judged() -> None:
 
     assert verdict.state == "not judged"
     assert mentions(verdict.reason, "24 windows before", "0 rows")
-    assert mentions(verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason, "too young")
+    assert mentions(verdict_on(table.slice(24 * ROWS, ROWS), young, 24 * HOUR).reason, "the log is too short")
 
 
 @pytest.mark.long

@@ -102,4 +102,6 @@ def test_a_figure_that_the_rows_cannot_give_says_why() -> None:
         "log_loss": Refused("the model returns no class probabilities")
     }
     assert "needs two" in str(regression_metrics(np.ones(9), np.ones(9), ["r2"], Sampling(0.95))["r2"])
-    assert "no square" in str(regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"])
+    assert "too large to square" in str(
+        regression_metrics(np.full(9, 1e200), np.ones(9), ["rmse"], Sampling(0.95))["rmse"]
+    )

@@ -571,7 +571,7 @@ def test_labelled_rows_whose_answer_is_no_number_are_counted(endpoint: EndpointW
     judged = judge(endpoint.ask(kind="performance", require=["mae<=1"], min_rows=50))
 
     assert judged.figures["mae"] == 0.5
-    assert any(mentions(note, "3 labelled rows", "not a number") for note in judged.notes)
+    assert any(mentions(note, "3 labelled rows", "non-numeric") for note in judged.notes)
 
 
 def test_without_a_word_on_the_outputs_the_one_that_is_no_fraction_is_the_label(endpoint: EndpointWorld) -> None:

@@ -78,11 +78,10 @@ class LogReference:
     """A part of the log that is used as a reference.
 
     Attributes:
-            span: the part that is divided into windows.
-            sampled: the part whose rows are used to freeze the bins.
-            model, version: the version that answered the rows; empty for all versions.
-            lag: the time between a window and the earlier window that it is compared with; None to compare with all
-                others.
+        span: the part that is divided into windows.
+        sampled: the part whose rows are used to freeze the bins.
+        model, version: the version that answered the rows; empty for all versions.
+        lag: the time between a window and the earlier window that it is compared with; None to compare with all others.
     """
 
     log: InferenceLog
@@ -109,9 +108,7 @@ class LogReference:
         for table in self.rows(self.sampled):
             sample.add(summarise_lists(table))
         if not rows:
-            raise NotFound(
-                f"the reference has no rows: no rows of endpoint {self.endpoint!r} were captured in {self.sampled}"
-            )
+            raise NotFound(f"the reference is empty: no rows of {self.endpoint!r} were captured in {self.sampled}")
         table = sample.table()
         write_beside_log(self.log.location, name, table)
         return table
@@ -173,7 +170,7 @@ def rolling_windows(request: WindowRequest, model: str, version: str) -> tuple[L
     span = rolling_span(lag, length, request.spec.false_alarm_rate)
     oldest = next(request.log.walk_hours(request.endpoint, Window(EPOCH, start)), None)
     if oldest is None:
-        raise NotFound(f"the reference has no rows: no rows of {request.endpoint!r} were captured before {start:%F %R}")
+        raise NotFound(f"the reference is empty: no rows of {request.endpoint!r} were captured before {start:%F %R}")
     first = max(oldest.start, start - span)
     sampled = Window(*bin_period(oldest.start, start, span))
     if next(request.log.walk_hours(request.endpoint, sampled), None) is None:
@@ -188,14 +185,12 @@ def _past(
 ) -> tuple[LogReference, list[str]]:
     versions = window_versions(request.log, request.endpoint, span)
     if not versions:
-        raise NotFound(f"the reference has no rows: no rows of endpoint {request.endpoint!r} were captured in {span}")
+        raise NotFound(f"the reference is empty: no rows of {request.endpoint!r} were captured in {span}")
     same = window_versions(request.log, request.endpoint, sampled) if span != sampled else versions
     if (model, version) in versions and (model, version) in same:
         return LogReference(request.log, request.endpoint, model, version, span, sampled), []
     others = ", ".join(f"{other_model} version {number}" for other_model, number in versions)
-    note = (
-        f"{model} version {version} has no rows in the reference {span}; the window is compared with rows of {others}"
-    )
+    note = f"{model} version {version} has no rows in the reference {span}; rows of {others} are used instead"
     return LogReference(request.log, request.endpoint, "", "", span, sampled if same else span), [note]
 
 
@@ -212,10 +207,10 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     note. `model` and `version` are the version that answered the window's rows.
 
     Raises:
-            NotFound: the version, the dataset or its rows do not exist.
-            InvalidArtifact: the model has no reference, or the reference cannot be read.
-            InvalidConfig: the reference has none of the columns, or the dataset cannot be read.
-            RegistryUnavailable: MLflow does not answer.
+        NotFound: the version, the dataset or its rows do not exist.
+        InvalidArtifact: the model has no reference, or the reference cannot be read.
+        InvalidConfig: the reference has none of the columns, or the dataset cannot be read.
+        RegistryUnavailable: MLflow does not answer.
     """
     spec, window = request.spec, request.window
     kind, _, rest = spec.reference.partition(":")

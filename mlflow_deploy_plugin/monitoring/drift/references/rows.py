@@ -164,21 +164,19 @@ def load_datasets(
     sample is returned. Event times are in the column `_event_time`, otherwise in the only column of times or dates.
 
     Args:
-            uris: paths, file:// URIs, or URIs that MLflow can download: runs:/…, mlflow-artifacts:/…, s3://….
-            known_types: returns types of CSV columns. Other columns have the type of a Parquet dataset among the
-                `uris`, otherwise the type that is inferred from the texts of all datasets.
+        uris: paths, file:// URIs, or URIs that MLflow can download: runs:/…, mlflow-artifacts:/…, s3://….
+        known_types: returns types of CSV columns. Other columns have the type of a Parquet dataset among the `uris`,
+            otherwise the type that is inferred from the texts of all datasets.
 
     Raises:
-            NotFound: a dataset does not exist.
-            InvalidConfig: a dataset cannot be read, or has several time columns.
-            RegistryUnavailable: the artifact store does not answer.
+        NotFound: a dataset does not exist.
+        InvalidConfig: a dataset cannot be read, or has several time columns.
+        RegistryUnavailable: the artifact store does not answer.
     """
     datasets = [_read_dataset(uri) for uri in uris]
     texts = [index for index, dataset in enumerate(datasets) if dataset.is_text]
     if texts:
-        known = {
-            column.name: column.type for dataset in datasets if not dataset.is_text for column in dataset.table.schema
-        }
+        known = {column.name: column.type for data in datasets if not data.is_text for column in data.table.schema}
         typed = typed_tables([datasets[index].table for index in texts], {**known, **known_types()})
         for index, table in zip(texts, typed, strict=True):
             datasets[index] = replace(datasets[index], table=table)
@@ -291,7 +289,5 @@ def _time_column(table: pa.Table, shown: str) -> str:
         return EVENT_TIME
     names = [field.name for field in table.schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
     if len(names) > 1:
-        raise InvalidConfig(
-            f"{shown} has several time columns ({', '.join(names)}): rename the event time column to {EVENT_TIME}"
-        )
+        raise InvalidConfig(f"{shown} has several time columns ({', '.join(names)}): rename one to {EVENT_TIME}")
     return names[0] if names and not pc.all(pc.is_null(table.column(names[0]))).as_py() else ""

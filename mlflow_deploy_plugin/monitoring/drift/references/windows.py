@@ -37,10 +37,10 @@ class WindowGrid(NamedTuple):
     """Consecutive windows of equal length (`length_us`), each with `window_steps` steps.
 
     Attributes:
-            max_windows: the maximum number of windows to keep.
-            keeps_steps: True if the steps are also kept.
-            lag_windows: the distance to the earlier window that a window is compared with, or 0 to compare with all
-                others. The kept windows include the partner of the window after the last window.
+        max_windows: the maximum number of windows to keep.
+        keeps_steps: True if the steps are also kept.
+        lag_windows: the distance to the earlier window that a window is compared with, or 0 to compare with all others.
+            The kept windows include the partner of the window after the last window.
     """
 
     start_us: int
@@ -81,12 +81,12 @@ class ReferencePieces:
     """A reference in windows of one length, with the phase of the judged window.
 
     Attributes:
-            windows: the windows with rows, in order of time; above `MAX_WINDOWS`, an even choice (twice as many for
-                pairs). If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
-            window_starts_us: [B] the start of each window, microseconds since 1970.
-            steps: the steps of the grid without gaps; empty if the reference is too long.
-            total: all rows of the reference, including rows outside of the windows.
-            lagged: with `lag_windows`, the window that the judged window is compared with; it may have no rows.
+        windows: the windows with rows, in order of time; above `MAX_WINDOWS`, an even choice (twice as many for pairs).
+            If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
+        window_starts_us: [B] the start of each window, microseconds since 1970.
+        steps: the steps of the grid without gaps; empty if the reference is too long.
+        total: all rows of the reference, including rows outside of the windows.
+        lagged: with `lag_windows`, the window that the judged window is compared with; it may have no rows.
     """
 
     windows: tuple[Profile, ...]
@@ -170,11 +170,9 @@ def cut_pieces(
     group_of[chosen] = np.arange(len(chosen))
     inside = group_of[groups] >= 0
     kept = sketch_groups(bins, table.filter(pa.array(inside)), group_of[groups[inside]], len(chosen))
-    rest_counts = count_out_of_rest(bins, table, groups, len(present))
+    rest = count_out_of_rest(bins, table, groups, len(present))
     kept = [
-        Profile(
-            window.rows, {name: replace(column, **rest_counts[name][index]) for name, column in window.columns.items()}
-        )
+        Profile(window.rows, {name: replace(column, **rest[name][index]) for name, column in window.columns.items()})
         for index, window in zip(chosen.tolist(), kept, strict=True)
     ]
     steps = [Profile(0, {})] * grid.steps

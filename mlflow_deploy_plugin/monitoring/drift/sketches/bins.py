@@ -46,9 +46,9 @@ class OrderedBins:
     """Bins of numbers.
 
     Attributes:
-            positions: [K] float64, ascending; a value belongs to the nearest position.
-            scale: the reference's standard deviation within its middle 99 %.
-            arrow_type: the reference's type in Arrow's notation; empty if unknown.
+        positions: [K] float64, ascending; a value belongs to the nearest position.
+        scale: the reference's standard deviation within its middle 99 %.
+        arrow_type: the reference's type in Arrow's notation; empty if unknown.
     """
 
     positions: Array
@@ -86,9 +86,9 @@ class CategoryBins:
     """Bins for the most frequent categories, followed by one bin for all others, or a bin per length and hash.
 
     Attributes:
-            kind: the kind of the values: text, or numbers without variation.
-            known: uint64, ascending: the hashes of all values in the reference.
-            lengths: int64, ascending, in characters: the bounds of the bins for rare texts; empty for a single bin.
+        kind: the kind of the values: text, or numbers without variation.
+        known: uint64, ascending: the hashes of all values in the reference.
+        lengths: int64, ascending, in characters: the bounds of the bins for rare texts; empty for a single bin.
     """
 
     codes: dict[str | float, int]
@@ -192,16 +192,12 @@ def bins_digest(bins: Mapping[str, Bins]) -> str:
     """Return 32 hexadecimal digits that identify these bins, independently of the column order."""
     digest = hashlib.sha256(b"3")
     for name in sorted(bins):
-        column_bins = bins[name]
-        head = (name, column_bins.kind, column_bins.arrow_type, column_bins.minimum, column_bins.maximum)
-        if isinstance(column_bins, OrderedBins):
-            parts = [repr((*head, column_bins.scale)).encode(), column_bins.positions.tobytes()]
+        frozen = bins[name]
+        head = (name, frozen.kind, frozen.arrow_type, frozen.minimum, frozen.maximum)
+        if isinstance(frozen, OrderedBins):
+            parts = [repr((*head, frozen.scale)).encode(), frozen.positions.tobytes()]
         else:
-            parts = [
-                repr((*head, list(column_bins.codes))).encode(),
-                column_bins.known.tobytes(),
-                column_bins.lengths.tobytes(),
-            ]
+            parts = [repr((*head, list(frozen.codes))).encode(), frozen.known.tobytes(), frozen.lengths.tobytes()]
         for part in parts:
             digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()[:32]

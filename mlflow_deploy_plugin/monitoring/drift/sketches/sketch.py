@@ -51,21 +51,18 @@ class ColumnSketch:
     """A column over some rows.
 
     Attributes:
-            kind: the kind of its bins; "other" if it has no bins or its values do not fit the bins.
-            arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " |
-                ".
-            counts: [K + 1] int64 over the frozen bins, followed by the missing values; for "other" [1], the missing
-                values.
-            missing: the number of null or NaN values.
-            mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
-            below, above: the number of values outside of the reference's range.
-            unseen: the number of rows with a category that the reference lacks. They also count as rare.
-            fresh: these categories with their row counts. Above 200, the categories with the smallest ratio of hash to
-                rows are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80
-                characters.
-            minimum, maximum: the range of the numbers; NaN without numbers.
-            mean, m2: the mean and the sum of squared deviations of the `finite` values.
-            expected_type: the type in the reference; empty without bins.
+        kind: the kind of its bins; "other" if it has no bins or its values do not fit the bins.
+        arrow_type: the type of the values in Arrow's notation; different types in several files are joined by " | ".
+        counts: [K + 1] int64 over the frozen bins, followed by the missing values; for "other" [1], the missing values.
+        missing: the number of null or NaN values.
+        mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
+        below, above: the number of values outside of the reference's range.
+        unseen: the number of rows with a category that the reference lacks. They also count as rare.
+        fresh: these categories with their row counts. Above 200, the categories with the smallest ratio of hash to rows
+            are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
+        minimum, maximum: the range of the numbers; NaN without numbers.
+        mean, m2: the mean and the sum of squared deviations of the `finite` values.
+        expected_type: the type in the reference; empty without bins.
     """
 
     name: str
@@ -312,9 +309,7 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     with np.errstate(all="ignore"):
         about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # A sum could overflow.
         about = about + np.bincount(owners, numbers - about[owners], minlength=count) / finite
-        mean = np.where(
-            finite > 0, np.where(minimum == maximum, minimum, about), np.nan
-        )  # no rounding error for constants
+        mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # exact for constants
         m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
     some = np.bincount(groups[is_known], minlength=count) > 0
     return {

@@ -56,11 +56,11 @@ class HoldOutAlarms:
     """The alarms among windows of the reference that were judged by other rows of the reference.
 
     Attributes:
-            windows: the number of judged windows, which are worth `effective_n` independent windows.
-            rate: the rate of the tests: the specified rate, or the next rate that so few windows support.
-            p_value: the probability of at least this many alarms if the rate is correct.
-            columns: the columns that exceeded the threshold in the most alarms, the most frequent first.
-            how: a description of the tests, which follows "measured" in a note.
+        windows: the number of judged windows, which are worth `effective_n` independent windows.
+        rate: the rate of the tests: the specified rate, or the next rate that so few windows support.
+        p_value: the probability of at least this many alarms if the rate is correct.
+        columns: the columns that exceeded the threshold in the most alarms, the most frequent first.
+        how: a description of the tests, which follows "measured" in a note.
     """
 
     alarms: int
@@ -89,9 +89,7 @@ class HoldOutAlarms:
         return float(low), float(high)
 
     def describe(self, rate: float) -> str:
-        rate_text = (
-            f", at {self.rate:.3g}, the smallest rate that these windows support" if self.rate > rate + 1e-9 else ""
-        )
+        rate_text = f", at {self.rate:.3g}, the next supported rate" if self.rate > rate + 1e-9 else ""
         low, high = self.interval
         share = f"{self.share:.1%}; 95 % interval {low:.1%} to {high:.1%}"
         return f"measured {self.how}{rate_text}: {self.alarms} of {self.windows} ({share})"
@@ -109,10 +107,9 @@ def count_alarms(
     """Return the alarms among windows of the reference that were tested against other rows.
 
     Args:
-            judges: the number of independent windows that judged all others; infinite if each window had its own
-                judges.
-            windows: the number of judged windows without overlap.
-            persistence: the number of windows that are worth one independent window.
+        judges: the number of independent windows that judged all others; infinite if each window had its own judges.
+        windows: the number of judged windows without overlap.
+        persistence: the number of windows that are worth one independent window.
     """
     alarms = [test for test in tests if test.is_drifted]
     columns_of_alarms = Counter(
@@ -145,14 +142,14 @@ class NullDistribution:
     """Figures of the reference's own windows.
 
     Attributes:
-            figures: [M, F, FIGURES] of M windows and F columns, in the order of groups and columns; NaN if a window is
-                too small or the figure is unknown.
-            scales: [F, FIGURES] divisors that make the figures of a judged window comparable with `figures`.
-            floors: [FIGURES] or [F, FIGURES], the smallest standard deviations.
-            widening: the factor on the p-value.
-            block_length: the mean length of a drawn stretch in seconds; 0 without draws.
-            persistence: the number of windows that are worth one independent window.
-            starts: [M] the first step of each overlapping window, otherwise empty; `length` is in steps.
+        figures: [M, F, FIGURES] of M windows and F columns, in the order of groups and columns; NaN if a window is too
+            small or the figure is unknown.
+        scales: [F, FIGURES] divisors that make the figures of a judged window comparable with `figures`.
+        floors: [FIGURES] or [F, FIGURES], the smallest standard deviations.
+        widening: the factor on the p-value.
+        block_length: the mean length of a drawn stretch in seconds; 0 without draws.
+        persistence: the number of windows that are worth one independent window.
+        starts: [M] the first step of each overlapping window, otherwise empty; `length` is in steps.
     """
 
     kind: NullKind

@@ -92,10 +92,10 @@ class StationaryBootstrap(WindowNull):
     """Windows and references that are drawn from the reference's steps.
 
     Attributes:
-            windows: [M, S] the number of times that each of S steps is in each of M windows.
-            references: [M, S] the same for the reference that each window is compared with.
-            stretches: [M, Q, S] pieces of each drawn reference, which scale the distances.
-            block_length: the mean length of a drawn stretch in steps; steps are drawn between `first` and `last`.
+        windows: [M, S] the number of times that each of S steps is in each of M windows.
+        references: [M, S] the same for the reference that each window is compared with.
+        stretches: [M, Q, S] pieces of each drawn reference, which scale the distances.
+        block_length: the mean length of a drawn stretch in steps; steps are drawn between `first` and `last`.
     """
 
     windows: Array
@@ -175,9 +175,7 @@ class StationaryBootstrap(WindowNull):
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
         if len(starts) < FEWEST_HELD_OUT:
-            return Refused(
-                f"fewer than {FEWEST_HELD_OUT} windows of the reference have {FEWEST_WINDOWS} windows before them"
-            )
+            return Refused(f"fewer than {FEWEST_HELD_OUT} reference windows have {FEWEST_WINDOWS} windows before them")
         cells = sum(group.reference.bins[name].size for group in groups for name in group.columns)
         most = _MAX_CELLS // (len(self.windows) * (self.stretches.shape[1] + 2) * cells)
         if most < FEWEST_HELD_OUT:
@@ -224,7 +222,7 @@ def dependence_of(levels: Iterable[Array]) -> Dependence:
         return Dependence(1.0, 1.0)
     return Dependence(
         float(np.median([column.block_length for column in dependences])),
-        max(one.correlation_time for one in dependences),
+        max(column.correlation_time for column in dependences),
     )
 
 
@@ -366,13 +364,10 @@ def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Ar
 
 
 def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
-    """Return the evidence against independent rows from the reference's own windows, or None.
-
-    With an intraclass correlation c, the variance of counts in a window of n rows is larger by the factor 1 + (n - 1) c
-    (the design effect: Kish, Survey Sampling, 1965). The chi-square of each window against the other windows estimates
-    that factor (Cochran, Biometrics 10, 1954). It is evidence if it doubles the false alarms with a p-value below
-    `_UNLIKELY`.
-    """
+    """Return the evidence against independent rows from the reference's own windows, or None. With an intraclass
+    correlation c, the variance of counts in a window of n rows is larger by the factor 1 + (n - 1) c (the design
+    effect: Kish, Survey Sampling, 1965). The chi-square of each window against the other windows estimates that factor
+    (Cochran, Biometrics 10, 1954). It is evidence if it doubles the false alarms with a p-value below `_UNLIKELY`."""
     pieces = group.reference.pieces
     now, before = pieces.pairs() if pieces.grid.lag_windows else (np.arange(len(pieces.windows)), None)
     enough = (norm.isf(rate / 2) / norm.isf(rate)) ** 2 if rate < _MOST_RATE else np.inf

@@ -209,11 +209,9 @@ def _subsample_part(part: Array, rows: Array, size: int, rng: np.random.Generato
 
 
 class Null(ABC):
-    """Windows that show how much a window differs from the reference if nothing has changed.
-
-    `is_of_steps` is True if the windows consist of the reference's steps, so that windows are correlated by
-    construction. `compares_with_whole` is True if a window is compared with the whole reference.
-    """
+    """Windows that show how much a window differs from the reference if nothing has changed. `is_of_steps` is True if
+    the windows consist of the reference's steps, so that windows are correlated by construction. `compares_with_whole`
+    is True if a window is compared with the whole reference."""
 
     kind: ClassVar[NullKind]
     description: ClassVar[str]
@@ -277,13 +275,10 @@ class WindowNull(Null):
 
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
-    """Return the smallest standard deviations for a column, [FIGURES].
-
-    Drawn rows do not vary if no row or every row is missing, or if all values are equal. After N such rows, the next
-    row may still differ with a probability of 1 / (N + 1) (Laplace's rule of succession), and a change in a window is
-    at least one row. `present` are the non-empty bins of the `rows`, ascending; `window` and `others` are the rows of
-    both sides.
-    """
+    """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do not vary if no row or every row is
+    missing, or if all values are equal. After N such rows, the next row may still differ with a probability of 1 / (N +
+    1) (Laplace's rule of succession), and a change in a window is at least one row. `present` are the non-empty bins of
+    the `rows`, ascending; `window` and `others` are the rows of both sides."""
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
     known = present[present < bins.size]

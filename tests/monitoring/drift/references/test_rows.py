@@ -119,7 +119,7 @@ def test_the_times_of_a_dataset_may_be_texts(
         (None, NotFound, ["does not exist"]),
         (b"no parquet", InvalidConfig, ["cannot be read"]),
         (pa.table({"a": pa.array([], pa.int64())}), InvalidConfig, ["no rows"]),
-        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, ["columns of times", "(a, b)"]),
+        (pa.table({"a": [FIRST_DAY], "b": [FIRST_DAY]}), InvalidConfig, ["time columns", "(a, b)"]),
         (pa.table({"_event_time": [FIRST_DAY, None]}), InvalidConfig, ["1 rows", "_event_time"]),
         (pa.table({"_event_time": [1372636800]}), InvalidConfig, ["_event_time", "int64"]),
         (pa.table({"_event_time": ["31.07.2013"]}), InvalidConfig, ["'31.07.2013'", "a timestamp"]),

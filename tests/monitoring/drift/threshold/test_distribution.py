@@ -138,8 +138,8 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
     assert sum(one.is_beyond for one in measured) <= 2
     assert sum(len(verdict.notes) > 1 for verdict in verdicts) <= 2
     assert re.search(
-        r"nominal 0\.05, from 90 windows of the reference; measured forward in time, on its later 45 windows, judged "
-        r"by its earlier 45 alone: \d of 45 \(\d\.\d%; 95 % interval \d\.\d% to \d+\.\d%\)$",
+        r"nominal 0\.05, from 90 windows of the reference; measured forward in time, on the later 45 windows "
+        r"judged by only the earlier 45: \d of 45 \(\d\.\d%; 95 % interval \d\.\d% to \d+\.\d%\)$",
         verdicts[0].notes[0],
     )
 
@@ -155,8 +155,8 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
     for verdict in beyond:
         assert alarms_of(verdict).columns[0].startswith(f"{column} (")
         assert re.search(
-            rf"more windows than 5\.0% are called drifted: \d+\.\d% of the reference's own, mostly by {column} .*; "
-            r"reference rolling:7d compares a window with a recent one",
+            rf"more than 5\.0% of windows are called drifted: \d+\.\d% of the reference's own, mostly because of {column} "
+            r".*; with reference rolling:7d a window is compared with a recent window",
             verdict.notes[-1],
         )
 
@@ -209,8 +209,8 @@ def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_th
     for verdict in fewer:
         assert verdict.figures["blocks"] == 90
         supported = re.search(
-            r"more windows than 5\.0% may be called drifted: those of the reference depend on each other, most in x\d, "
-            r"and 90 that are worth ([\d.]+) support no rate below ([\d.]+)%; reference rolling:7d",
+            r"more than 5\.0% of windows may be called drifted: the reference's windows are correlated, most strongly in "
+            r"x\d, so 90 windows are worth ([\d.]+) and support no rate below ([\d.]+)%; with reference rolling:7d",
             verdict.notes[1],
         )
         assert supported
@@ -251,8 +251,8 @@ def test_independent_rows_are_refused_where_the_references_own_windows_contradic
         assert (verdict.state, verdict.figures.get("p_value")) == ("not judged", None)
         assert re.match(
             r"the reference contradicts independent_rows: its own \d+ windows vary more than windows of independent "
-            r"rows do, those of 60 rows by so many times the variance: x\d [\d.]+, x\d [\d.]+; so calm ones would be "
-            r"called drifted; say independent_rows: false, with which",
+            r"rows; for windows of 60 rows the variance is larger by these factors: x\d [\d.]+, x\d [\d.]+; windows "
+            r"without drift would be called drifted; set independent_rows: false to compare",
             verdict.reason,
         )
 
