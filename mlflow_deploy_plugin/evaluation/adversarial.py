@@ -32,8 +32,7 @@ from mlflow_deploy_plugin.runtime import FLAVOR, Artifact, read_mlmodel
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
-"""A function of N rows and a random generator. It returns the loss of each row, [N], and the gradient for each
-floating-point array."""
+"""A function of N rows and a random generator. It returns each row's loss, [N], and its gradients by array."""
 _STEPS = 10
 _STEP_SIZE = 2.5  # sum of all steps in strengths, enough to reach any corner (Madry)
 _DIRECTIONS = 8

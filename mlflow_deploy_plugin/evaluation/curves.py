@@ -42,8 +42,7 @@ FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
 _MAX_VALUES = 30_000_000
-"""The maximum number of values to disturb at once, e.g. 200 colour pictures of 224 × 224. Each needs several 64-bit
-copies."""
+"""The maximum number of values to disturb at once, with several 64-bit copies: 200 colour pictures of 224 × 224."""
 
 
 @dataclass(frozen=True)
@@ -170,12 +169,10 @@ def robustness(
     """Measure how the metric of a version falls with the strength of disturbances of its rows.
 
     Args:
-        data: a file (.csv, .parquet, .npz), another dataset named as in a gate policy, a DataFrame, or arrays [N, …] by
-            name.
+        data: a file (.csv, .parquet, .npz), a dataset named as in a gate policy, a DataFrame, or arrays [N, …] by name.
         target: the label column.
         metric: by default accuracy for labels, rmse for numbers.
-        strengths: the disturbances, each with one or several strengths (an empty sequence for the defaults); by default
-            all disturbances that fit.
+        strengths: the disturbances, each with strengths (an empty sequence for the defaults); by default all that fit.
         original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run. By
             default, the URI is read from the version if `strengths` contains `fgsm` or `pgd`.
         max_rows: the maximum number of rows, sampled by the seed.

@@ -55,7 +55,7 @@ def load_dataset(dataset: str, target: str, artifact: Artifact, seed: int, max_r
 def labelled_rows(
     rows: NamedArrays, shown: str, target: str, artifact: Artifact, seed: int, max_rows: int
 ) -> LabelledRows:
-    """Return at most `max_rows` rows with a known target. Raises InvalidConfig if no target is known or it is an
+    """Return at most `max_rows` rows with a known target. Raises InvalidConfig if there are none or the target is an
     input."""
     if target not in rows:
         raise InvalidConfig(f"{shown} has no column {target!r}; it has {join_names(rows, target)}")
@@ -106,8 +106,8 @@ def _column_dtypes(artifact: Artifact) -> dict[str, str]:
 
 def own_columns(artifact: Artifact, rows: NamedArrays) -> NamedArrays:
     """Return the columns or tensors that the model uses, in its types; return all if its signature has no names.
-    Disturbances stay within the bounds of these types. Raises InvalidConfig if the model has one unnamed tensor and
-    there are several arrays."""
+    Disturbances stay within the bounds of these types. Raises InvalidConfig for several arrays and one unnamed
+    tensor."""
     names = {field.name for field in artifact.columns or artifact.tensors}
     own = {name: values for name, values in rows.items() if name in names or not any(names)}
     own = cast_to_signature(artifact, own)

@@ -48,8 +48,7 @@ def with_missing(rows: NamedArrays, share: float, rng: np.random.Generator) -> N
 
 
 def with_out_of_range(rows: NamedArrays, ranges: float, rng: np.random.Generator) -> NamedArrays:
-    """Move a tenth of the numbers by `ranges` ranges beyond the limits of their column; replace a tenth of the
-    texts."""
+    """Move a tenth of the numbers by `ranges` ranges beyond their column's limits; replace a tenth of the texts."""
 
     def disturb(values: Array) -> Array:
         moved = rng.random(values.shape) < _SHARE_OUT_OF_RANGE

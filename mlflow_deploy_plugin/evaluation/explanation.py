@@ -124,8 +124,7 @@ class Explanation:
         return lines
 
     def contributions(self) -> pa.Table:
-        """Return a table with a row per row and output: `_row`, `_output`, `_base_value`, and the column
-        contributions."""
+        """Return a table with a line per row and output: `_row`, `_output`, `_base_value`, and all contributions."""
         count, _, outputs = self.values.shape
         flat = self.values.transpose(0, 2, 1).reshape(count * outputs, -1)
         columns = {
@@ -154,8 +153,7 @@ class Explanation:
         return [folder / "explain.json", folder / "contributions.parquet", *self._draw(folder)]
 
     def _draw(self, folder: Path) -> Iterator[Path]:
-        """Draw the plots and yield the files. For two classes only the second is drawn; the first is its mirror
-        image."""
+        """Draw the plots and yield the files. For two classes only the second is drawn, which the first mirrors."""
         import matplotlib.pyplot as plt  # The import takes half a second.
         import shap
 

@@ -37,8 +37,7 @@ HITS_DIVISORS: Mapping[str, Callable[[Array, Array], Array]] = {
 @dataclass(frozen=True)
 class MetricComparison:
     """The difference between the candidate and the current version; a negative difference is worse. For
-    `RELATIVE_METRICS` it is a share of the current value. `low` and `high` are one-sided bounds at the requested
-    confidence."""
+    `RELATIVE_METRICS` it is a share of the current value. `low` and `high` are one-sided confidence bounds."""
 
     candidate: float
     current: float
@@ -62,8 +61,7 @@ class Baseline:
 
     @classmethod
     def of(cls, predicted: ModelPredictions, truth: Array, metric: MetricName | None) -> "Baseline":
-        """Return the baseline for a metric, or for the default metric; raise InvalidConfig if the metric does not
-        fit."""
+        """Return the baseline for a metric or the default metric; raise InvalidConfig if the metric does not fit."""
         metric = metric or default_metric(truth, predicted)
         value = weighted_metric(metric, truth, predicted)(np.ones(len(truth)))
         if not np.isfinite(value):
@@ -100,8 +98,7 @@ def argmax_labels(truth: Array, predictions: ModelPredictions) -> ModelPredictio
 
 
 def weighted_metric(metric: MetricName, truth: Array, predictions: ModelPredictions) -> WeightedMetric:
-    """Return the metric as a function of row weights; raise InvalidConfig if the metric does not fit the
-    predictions."""
+    """Return the metric as a function of row weights; raise InvalidConfig if it does not fit the predictions."""
     if metric in ("rmse", "mae"):
         try:
             expected, actual = truth.astype(np.float64), predictions.prediction.astype(np.float64)
@@ -215,8 +212,7 @@ def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
 
 
 def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
-    """Return a function of weights, [N], that returns [N]: the weight of all lower scores and half of all equal
-    scores."""
+    """Return a function of weights, [N], that returns [N]: the weight of lower scores and half of equal scores."""
     _, ranks = np.unique(scores, return_inverse=True)
 
     def weight_below(weights: Array) -> Array:

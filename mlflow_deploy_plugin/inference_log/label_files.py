@@ -57,8 +57,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file. `values` are first its columns, later an entry of `POST /feedback`; `content` is for
-    messages."""
+    """A row of the file. `values` are its columns, later an entry of `POST /feedback`; `content` is for messages."""
 
     number: int
     place: str

@@ -2,8 +2,7 @@
 
 A label identifies its prediction by id (and row, if the request had several rows), or by the values of key columns.
 Labels are never changed, only added. If a row has several labels, the last label is used, ordered by time of receipt,
-then by segment and offset. Therefore the order of the files does not matter. A label without a value withdraws an
-earlier label.
+segment and offset, so that the order of the files does not matter. A label without a value withdraws an earlier label.
 
 Rows and labels are matched by hashes of join keys. The *kind* of a key is its tuple of column names. For the first
 join, labels are streamed past the rows. For later joins, the labels are indexed once. A large index is stored in
@@ -59,8 +58,7 @@ SCHEMA = pa.schema(
 )
 """A label has either `_prediction_id` or `_key`. Without `_row`, the label applies to every row of the request."""
 MOST_KEPT_BYTES = 32 * 2**20
-"""The size above which an endpoint's labels are not kept in memory, but streamed for the first join and then
-indexed."""
+"""The size above which an endpoint's labels are streamed for the first join and then indexed."""
 MOST_HELD_LABELS = 500_000
 """The number of labels above which an index is sorted in runs of this size and stored in temporary files."""
 _BATCH_ROWS = 65_536
@@ -71,8 +69,7 @@ _ORDER = ("_received_time", "_segment", "_offset")
 _INDEXED = pa.schema([*(SCHEMA.field(name) for name in (*_ORDER, LABEL, LABEL_NUMBER)), ("_name", pa.uint64())])
 _BY_ID, _BY_ROW = ("_prediction_id",), ("_prediction_id", "_row")
 MOST_KEY_SETS = 64
-"""The maximum number of sets of key columns. Each row is looked up by each set, and a caller can send thousands of
-sets."""
+"""The maximum number of sets of key columns. Each row is looked up by each set, and callers can send thousands."""
 _MOST_COUNTED_SETS = 4096
 _HELD_KINDS, _HELD_COLUMNS = 8, 16
 _TEXT = r'"(?:[^"\\]|\\.)*"'
@@ -91,8 +88,7 @@ class Label:
         key: the values of the row's columns by name, or the same as a JSON object.
         label: a text, number or boolean; None withdraws an earlier label.
         received_us: the time of receipt, in microseconds since 1970.
-        segment, offset: the identity for deduplication. The offset is the frame's offset plus the position in the
-            frame.
+        segment, offset: the identity for deduplication. The offset is the frame's plus the position in the frame.
     """
 
     prediction_id: str | None
@@ -146,8 +142,7 @@ def labels_folder(location: LogLocation, endpoint: str) -> str:
 
 
 def write_labels(location: LogLocation, endpoint: str, day: str, labels: pa.Table) -> None:
-    """Write labels that were received on a day (2013-07-01) to the log; raise OnnxserveError if the log is
-    unreachable."""
+    """Write labels received on a day (2013-07-01) to the log; raise OnnxserveError if the log is unreachable."""
     name = f"{LABELS}/endpoint={endpoint}/date={day}/file-{uuid4().hex}.parquet"
     with wrap_log_errors(location):
         write_file(location, name, encode_parquet(labels))
@@ -193,16 +188,14 @@ class EndpointLabels:
         return self._index
 
     def _read_index(self, since: datetime | None = None, rows: "RowKeys | None" = None) -> "LabelIndex":
-        """Read the labels once and return an index. The sets of key columns are counted only if there are too many
-        sets."""
+        """Read the labels once and return an index. Sets of key columns are counted only if there are too many."""
         with suppress(_TooManyKeySets):
             return LabelIndex(self.batches(since), None, rows)
         return LabelIndex(self.batches(since), self.key_sets, rows)
 
     @cached_property
     def key_sets(self) -> set[Kind]:
-        """The most frequent sets of key columns. Sets are counted in bounded memory: if there are too many sets, the
-        rarest sets so far are dropped."""
+        """The most frequent sets of key columns. In bounded memory, the rarest sets so far are dropped."""
         counts = Counter[Kind]()
         for table in _grouped(self.batches(columns=["_key"])):
             kinds, which = _key_kinds(table.column("_key").drop_null())
@@ -249,8 +242,7 @@ class _TooManyKeySets(Exception):
 
 class LabelIndex:
     """The last label of each join key, ascending by the key's hash. Labels are limited to the key columns in `key_sets`
-    and to keys in `rows` (None: no limit). Raises _TooManyKeySets for more than `MOST_KEY_SETS` sets without
-    `key_sets`."""
+    and to keys in `rows` (None: no limit). Raises _TooManyKeySets above `MOST_KEY_SETS` without `key_sets`."""
 
     def __init__(self, labels: Iterable[pa.Table], key_sets: set[Kind] | None, rows: "RowKeys | None" = None) -> None:
         self.kinds: set[Kind] = set()
@@ -400,8 +392,7 @@ class RowKeys:
 
 
 class LabelMatches:
-    """The distinct join keys of labels, each with a flag that is True if a row of the log has the key; 9 bytes per
-    key."""
+    """The distinct join keys of labels, each with a flag that is True if a row has the key; 9 bytes per key."""
 
     def __init__(self, index: LabelIndex | None = None) -> None:
         self._parts = [] if index is None else [index.names]

@@ -3,12 +3,10 @@
 **Compaction.** Each small file costs a reader a round trip. When an hour is over and its files no longer change, their
 rows are written to a new file, and then the old files are deleted. Readers drop the temporary duplicates (`scan.py`),
 and each writer deletes only files whose rows it has written. Therefore a crash or two concurrent writers lose no rows.
-Files that changed after they were read are kept, and so are malformed files. Files with different columns or types are
-not merged.
+Files that changed after reading and malformed files are kept. Files with different columns or types are not merged.
 
-**Retention.** Rows expire by the hour of their event time, labels by the day of receipt, and the sketches in
-`_sketches` by their day. Protected windows are kept. OnnxserveError is raised if the log is unreachable; the next call
-continues.
+**Retention.** Rows expire by the hour of event time, labels by the day of receipt, and `_sketches` by their day.
+Protected windows are kept. If the log is unreachable, OnnxserveError is raised, and the next call continues.
 """
 
 import logging
@@ -144,8 +142,7 @@ def _all_hours(log: InferenceLog, endpoint: str) -> list[tuple[Hour, list[LogFil
 
 
 def _groups(location: LogLocation, files: Sequence[LogFile]) -> Iterator[Mapping[LogFile, pa.Schema]]:
-    """Yield groups of files to be merged, with their schemas: two or more files with the same columns, limited in
-    size."""
+    """Yield groups of files to be merged, with their schemas: two or more with the same columns, limited in size."""
     if len(files) < 2:
         return
     by_columns: dict[tuple[str, ...], dict[LogFile, pa.Schema]] = {}

@@ -58,8 +58,7 @@ class Query:
     limit: int | None = None
 
     def sql(self) -> str:
-        """Return the statement. Each clause is on separate lines, so that a comment in a clause does not hide the next
-        clause."""
+        """Return the statement. Clauses are on separate lines, so that a comment does not hide the next clause."""
         if self.statement:
             sql = self.statement.rstrip().rstrip(";")
             return sql if self.limit is None else f"FROM (\n{sql}\n) LIMIT {self.limit}"
@@ -81,8 +80,7 @@ class QueryResult(NamedTuple):
 @contextmanager
 def run_query(log: InferenceLog, query: Query) -> Iterator[QueryResult]:
     """Run a query and yield its result, whose batches are streamed. Raises NotFound if the endpoint has no rows,
-    InvalidConfig for invalid SQL (the message suggests the nearest column), and OnnxserveError if the log is
-    unreachable."""
+    InvalidConfig for invalid SQL (the message suggests a column), and OnnxserveError if the log is unreachable."""
     schema = view_schema(log, query.view)
     with (
         tempfile.TemporaryDirectory(prefix="onnxserve-query-") as folder,
@@ -158,8 +156,7 @@ class _Run:
             yield batch
 
     def call(self, function: Callable[[], _Result]) -> _Result:
-        """Call a DuckDB function and return its result. A DuckDB error is raised as InvalidConfig with a one-line
-        message."""
+        """Call a DuckDB function and return its result. DuckDB errors become InvalidConfig with a one-line message."""
         self._timeout.restart()
         is_over = False
         future = self._thread.submit(function)

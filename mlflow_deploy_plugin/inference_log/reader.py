@@ -1,5 +1,5 @@
 """Read the inference log: the rows of an endpoint in a time range, each exactly once, with bounded memory.
-`InferenceLog` reads the rows of a window as stored. A `View` is a table of rows with labels and with the columns of all
+`InferenceLog` reads the rows of a window as stored. A `View` is a table of rows with labels and the columns of all
 files."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -103,8 +103,7 @@ class InferenceLog:
         return list(self.walk_hours(endpoint, window))
 
     def walk_hours(self, endpoint: str, window: Window | None = None, newest_first: bool = False) -> Iterator[Hour]:
-        """Yield the hours that have rows, ascending unless `newest_first`, and list each folder only when it is
-        reached."""
+        """Yield the hours that have rows, ascending unless `newest_first`; list each folder when it is reached."""
         since = self.since
         if since is None:
             yield from iter_hours(self.location, endpoint, window, newest_first)
@@ -119,8 +118,7 @@ class InferenceLog:
         return [file for file in list_files(self.location, hour.folder) if self._received.may_have_rows(file.changed)]
 
     def all_files(self, endpoint: str, window: Window | None = None) -> dict[Hour, list[LogFile]]:
-        """Return the hours in order with their files: all hours by one listing, or only the hours that overlap a
-        window."""
+        """Return the hours in order with their files: all by one listing, or only hours that overlap a window."""
         if window is None:
             return _with_rows(list_files_by_hour(self.location, endpoint), self._received)
         hours = iter_hours(self.location, endpoint, window)
@@ -206,8 +204,7 @@ class InferenceLog:
     def labelled(
         self, endpoint: str, window: Window, max_rows: int = MAX_ROWS, labels: EndpointLabels | None = None
     ) -> WindowRows | None:
-        """Return the rows of `read` with `_label` (text) and `_label_number` (float64), which are null without a
-        label."""
+        """Return the rows of `read` with `_label` (text) and `_label_number` (float64), null without a label."""
         rows = self.read(endpoint, window, max_rows)
         if rows is None:
             return None
@@ -279,8 +276,7 @@ def view_tables(
 
 
 def match_labels(log: InferenceLog, endpoint: str, matches: LabelMatches) -> None:
-    """Match labels with the rows of the log, newest hour first, until all labels match; raise the errors of
-    `view_tables`."""
+    """Match labels with rows, newest hour first, until all labels match; raise the errors of `view_tables`."""
     for hour in reversed(log.all_files(endpoint)) if matches.count else ():
         if matches.matched == matches.count:
             return

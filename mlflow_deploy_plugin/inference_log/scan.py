@@ -108,8 +108,7 @@ def read_folder(
     may_have_rows: Callable[[LogFile], bool] = lambda file: True,
 ) -> Iterator[pa.Table]:
     """Yield the tables of a folder's files, including files that appear during reading; rows may be repeated. The path
-    of each malformed file and the reason are added to `unreadable`. An error in `convert` counts as a malformed
-    file."""
+    of each malformed file and the reason are added to `unreadable`. Errors in `convert` are treated likewise."""
     done: set[str] = set()
     while files := [file for file in list_files(location, folder) if file.path not in done and may_have_rows(file)]:
         done.update(file.path for file in files)
@@ -157,8 +156,7 @@ def read_file(
     content: Future[bytes] | None = None,
 ) -> Iterator[pa.Table]:
     """Yield the rows of a file in tables of some tens of MiB. Rows may be repeated after a connection error. `content`
-    is the prefetched content, if any. Raises FileVanished if the file was deleted, and OnnxserveError if the log is
-    unreachable."""
+    is the prefetched content. Raises FileVanished if the file was deleted, OnnxserveError if the log is unreachable."""
     why = ""
     for attempt in range(_TRIES):
         try:

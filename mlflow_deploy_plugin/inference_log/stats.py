@@ -1,8 +1,7 @@
 """Statistics of an endpoint's log: its contents, and whether rows are missing.
 
 Each agent, which belongs to one state folder, writes a watermark, LOG/_watermarks/<agent>.json. It contains the time up
-to which the log is complete, and row counts since the state folder was created. A watermark older than `GONE_AFTER` is
-deleted.
+to which the log is complete, and row counts since the state folder was created. It is deleted after `GONE_AFTER`.
 """
 
 from collections import Counter
@@ -203,8 +202,7 @@ def write_watermark(location: LogLocation, mark: Watermark) -> None:
 
 
 def read_watermarks(location: LogLocation) -> list[Watermark]:
-    """Return the watermarks of all agents, sorted by name, without malformed files. Raises OSError if the log is
-    unreachable."""
+    """Return all watermarks sorted by agent, without malformed files. Raises OSError if the log is unreachable."""
     marks = []
     for info in _files(location):
         with suppress(FileNotFoundError):  # The file was deleted meanwhile.
@@ -216,8 +214,7 @@ def read_watermarks(location: LogLocation) -> list[Watermark]:
 
 
 def expire_watermarks(location: LogLocation, now: datetime) -> list[str]:
-    """Delete watermarks older than `GONE_AFTER` and return the agents' names; raise OSError if the log is
-    unreachable."""
+    """Delete watermarks after `GONE_AFTER` and return the agents' names; raise OSError if the log is unreachable."""
     gone = [info for info in _files(location) if info.mtime is not None and info.mtime + GONE_AFTER <= now]
     for info in gone:
         with suppress(FileNotFoundError):

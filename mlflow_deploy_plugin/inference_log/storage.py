@@ -39,8 +39,7 @@ _HOUR_FOLDER = re.compile(r"/date=([^/]+)/hour=([^/]+)$")
 @dataclass(frozen=True)
 class LogLocation:
     """A file system and the log's `root` on it. `shown` is the name in messages. If `is_local`, files are renamed into
-    place; an object store shows an object only when it is complete. `endpoint` is the URL of the S3 API; None for
-    Amazon's."""
+    place; an object store shows only complete objects. `endpoint` is the URL of the S3 API; None for Amazon's."""
 
     filesystem: fs.FileSystem
     root: str
@@ -73,8 +72,7 @@ class LogFile:
 
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
     """Return the location of a log, or of other files, from a folder, a file:// URI or an s3:// URI. Messages name it
-    as `setting`. `AWS_ENDPOINT_URL` selects an S3 API other than Amazon's. Raises InvalidConfig, without secrets, for
-    other URIs."""
+    as `setting`. `AWS_ENDPOINT_URL` selects an S3 API other than Amazon's. Raises InvalidConfig, without secrets."""
     if log_uri.startswith("/") or ":" not in log_uri:  # A folder name may contain any character except a colon.
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     try:
@@ -123,8 +121,7 @@ def iter_hours(
 
 
 def list_files_by_hour(location: LogLocation, endpoint: str) -> dict[Hour, list[LogFile]]:
-    """Return every hour that has files, in ascending order, with its files. One listing is the fastest way in a
-    bucket."""
+    """Return every hour that has files, in ascending order, with its files. One listing is fastest in a bucket."""
     with wrap_log_errors(location):
         root = f"{location.root}/endpoint={endpoint}"
         entries = location.filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True, recursive=True))
@@ -161,8 +158,7 @@ def wrap_log_errors(location: LogLocation) -> Iterator[None]:
 
 def upload_file(location: LogLocation, name: str, content: BinaryIO, is_new: bool = False) -> None:
     """Write the content of an open file as `name` in the bucket. Raises the errors of `write_file`. The upload uses
-    boto3, because Arrow's writer does not support server-side encryption, which a bucket policy may require
-    (API_PutObject)."""
+    boto3, because Arrow's writer lacks server-side encryption, which a bucket policy may require (API_PutObject)."""
     encryption = load_settings().log_sse  # If empty, the bucket's default applies.
     arguments = {"ServerSideEncryption": encryption} if encryption else {}
     if encryption.startswith(_KMS + ":"):
@@ -200,8 +196,7 @@ def encode_parquet(table: pa.Table) -> pa.Buffer:
 
 def parquet_options(schema: pa.Schema) -> dict[str, object]:
     """Return the Parquet writer options for a log file. Compared with Arrow's defaults, writing takes a quarter of the
-    time and a third less space. Only repetitive strings have a dictionary; only the event time has statistics, for
-    pruning."""
+    time and a third less space. Only repetitive strings have a dictionary; only the event time has statistics."""
     ascending = [name for name in (EVENT_TIME, "_received_time", "_offset") if name in schema.names]
     return {
         "compression": "zstd",

@@ -184,8 +184,7 @@ class Sample:
             self._compact()
 
     def rows(self) -> int:
-        """Return the number of distinct rows added so far. Above `bound` it is an estimate with an error of
-        1/sqrt(bound)."""
+        """Return the number of distinct rows so far. Above `bound` it is an estimate with an error of 1/sqrt(bound)."""
         self._compact()
         if not self.is_full:
             return self._held
@@ -205,8 +204,7 @@ class Sample:
 
 
 def hash_rows(table: pa.Table) -> Array:
-    """Return [N] uint64, uniform hashes of (segment, offset, row). Collisions within a log are practically
-    impossible."""
+    """Return [N] uint64, uniform hashes of (segment, offset, row). Collisions are practically impossible."""
     hashes = hash_texts(table.column("_segment"))
     for name in ("_offset", "_row"):
         hashes = combine_hashes(hashes, table.column(name).to_numpy().astype(np.uint64))

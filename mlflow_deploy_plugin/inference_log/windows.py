@@ -1,7 +1,6 @@
 """Windows and time ranges: half-open time intervals in UTC, in microseconds.
 
-A `Window` limits the event time. A `TimeRange`, from `--since` and `--until`, limits the event time and the time of
-receipt.
+A `Window` limits the event time. A `TimeRange` (`--since`, `--until`) limits the event time and the time of receipt.
 """
 
 from dataclasses import dataclass, replace
@@ -68,8 +67,7 @@ class TimeRange:
         return microseconds(self.received_from), microseconds(self.received_until)
 
     def may_have_rows(self, written: datetime) -> bool:
-        """Return True unless a file last `written` at this time precedes the range: rows are received before they are
-        written."""
+        """Return True unless a file last `written` at this time precedes the range of receipt."""
         return self.received_from == _FIRST or written >= self.received_from - CLOCK_SKEW
 
 
@@ -89,8 +87,7 @@ def parse_window(text: str) -> Window:
 
 
 def window_at(time_us: int, every: str) -> Window:
-    """Return the window of length `every` that contains the time. Windows count from 1970, so that days begin at 00:00
-    UTC."""
+    """Return the window of length `every` that contains the time. Windows count from 1970, so days begin at 00:00."""
     length = duration_seconds(every)
     start = EPOCH + timedelta(seconds=time_us // (length * 1_000_000) * length)
     return Window(start, start + timedelta(seconds=length))

@@ -17,8 +17,8 @@ from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""Drift kinds have the first two states, kinds with `require` the next three, and data_quality all five; "not judged"
-applies to all."""
+"""The first two are for drift kinds, the next three for `require`, all five for data_quality, and the last for all
+kinds."""
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
@@ -28,8 +28,7 @@ EXACT: tuple[Check, ...] = ("presence", "type", "constant")
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 ALARMS = ("drift", "violated")
 UNDECIDED = ("cannot tell", "not judged")
-"""The states that neither raise nor end an alarm. Windows in these states are skipped when consecutive alarms are
-counted."""
+"""The states that neither raise nor end an alarm. They are skipped when consecutive alarms are counted."""
 
 
 def mark_of(state: str) -> Literal["alarm", "undecided", "fine"]:
@@ -45,8 +44,8 @@ class Finding:
         value, threshold: in the units of the check; None if the check was not judged.
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
-        change: the change from the reference (column) or previous window (criterion): `mean 3.2 → 8.9, higher`; empty
-            if unknown.
+        change: the change from the reference (column) or earlier windows (criterion): `mean 3.2 → 8.9, higher`; or
+            empty.
         since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
         in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
     """
@@ -93,8 +92,7 @@ def format_time(iso: str) -> str:
 @dataclass(frozen=True, eq=False)
 class ReportData:
     """Additional data for the report. `pairs` has, per column, a bounded, seeded sample of the reference and of the
-    window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files of the run, by
-    name."""
+    window, [N] and [M] values with the same N and M for all columns. `artifacts` are additional files by name."""
 
     pairs: Sequence[tuple[ColumnValues, ColumnValues]] = ()
     artifacts: Mapping[str, bytes] = field(default_factory=dict)
@@ -106,10 +104,8 @@ class MonitorResult:
 
     Attributes:
         revision: 1 for the first result; late rows lead to the next revision.
-        findings: the worst finding first. Every column has a finding, with its outcome or the reason why it was not
-            judged.
-        tried: settings that were overridden for one run, such as `min_rows=50`; such a result does not count as a
-            verdict.
+        findings: the worst finding first. Every column has a finding with its outcome, or the reason for none.
+        tried: settings overridden for one run, such as `min_rows=50`; such a result is not a verdict of the monitor.
         endpoint_created: distinguishes the endpoint from an earlier endpoint of the same name; empty if unknown.
         report: the data for the report; empty in a logged result.
     """

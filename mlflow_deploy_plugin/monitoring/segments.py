@@ -36,8 +36,7 @@ def find_segments(
 
 
 def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
-    """Return the values of a column with the most rows, and notes on skipped values. Each returned value is a
-    segment."""
+    """Return the values of a column with the most rows, each of which is a segment, and notes on skipped values."""
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]
     notes = []
@@ -70,8 +69,7 @@ def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
 
 def as_texts(column: pa.ChunkedArray) -> pa.Array | None:
     """Return [N] text with null for missing values, or None if the type has no text form. A number has the same text in
-    every numeric type. Booleans become 0 and 1, because a reference may store them as the numeric inputs of the
-    graph."""
+    every numeric type. Booleans become 0 and 1, because a reference may store them as numbers."""
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     kind = column.type

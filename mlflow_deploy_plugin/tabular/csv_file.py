@@ -30,8 +30,8 @@ class CsvRecord(NamedTuple):
     error: str = ""
 
     def fault(self, width: int, positions: Iterable[int] | None = None) -> str:
-        """Return the reason why the record is not a row of `width` columns, or "". Only the columns `positions` are
-        checked for UTF-8."""
+        """Return the reason why the record is not a row of `width` columns, or "". Only columns at `positions` must be
+        UTF-8."""
         if self.error:
             return f"not valid CSV: {self.error}"
         if len(self.fields) != width:

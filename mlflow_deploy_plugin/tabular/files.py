@@ -46,8 +46,7 @@ def compression_of(path: str) -> str | None:
 
 
 def output_format(path: str, default: FileFormat) -> FileFormat:
-    """Return the format for the file's ending, or `default` if there is no ending; raise InvalidConfig for an unknown
-    ending."""
+    """Return the format for the file's ending, or `default` without an ending; raise InvalidConfig if it is unknown."""
     kind, ending = format_of(path), Path(path).suffix
     if kind is None and ending:
         raise InvalidConfig(f"{path}: {ending} is not a known ending ({' '.join(_SUFFIXES)}); set the format with -O")
@@ -189,8 +188,7 @@ def table_writer(
 
 
 def values_of(column: "pa.Array") -> list[object]:
-    """Return [N] values. They are texts if Python cannot represent a time, such as infinity or a time before the year
-    1."""
+    """Return [N] values. They are texts if Python cannot represent a time, such as infinity or the year 0."""
     try:
         values: list[object] = column.to_pylist()
     except (OverflowError, ValueError):
@@ -239,8 +237,7 @@ def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes
 
 @contextmanager
 def _parquet_of_values(file: IO[bytes]) -> Iterator[Callable[[list[Mapping[str, object]]], None]]:
-    """Yield a function that writes rows. Column types are known only after the last row, so rows are buffered in a
-    file."""
+    """Yield a function that writes rows. Column types are known only after the last row, so a file buffers rows."""
     import pyarrow as pa  # No other format needs pyarrow.
     import pyarrow.parquet as pq
 

@@ -72,8 +72,8 @@ class RowBlock:
 class RowStream:
     """The rows of an open file, which is a seekable `pyarrow.NativeFile`. For JSON Lines, `types` maps column names to
     Arrow types, and `keep` names columns to include even if only a few late lines contain them. The constructor raises
-    InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest with the position if the file has
-    another format."""
+    InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest with the position for another
+    format."""
 
     def __init__(
         self, file: pa.NativeFile, kind: FileFormat, types: Mapping[str, pa.DataType], keep: Collection[str] = ()
@@ -329,8 +329,7 @@ def csv_tables(path: Path, most_columns: int | None = None) -> Iterator[pa.Table
 
 
 def read_table(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    """Return the rows of a Parquet file, or of a CSV file with these or inferred `types`. Raises errors like
-    `csv_tables`."""
+    """Read a Parquet file, or a CSV file with these or inferred `types`. Raises the errors of `csv_tables`."""
     if format_of(str(path)) == "parquet":
         return read_parquet(path)
     return typed_tables([pa.concat_tables(csv_tables(path))], types)[0]
@@ -409,8 +408,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def require_few_values(files: Sequence[pq.FileMetaData], share: float = 1.0) -> None:
-    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values. Values are counted because they may be
-    empty."""
+    """Raise pyarrow.ArrowInvalid if the `share` to be read has too many values (a value may take no bytes)."""
     groups = [file.row_group(group) for file in files for group in range(file.num_row_groups)]
     count = sum(group.column(index).num_values for group in groups for index in range(group.num_columns))
     if count * share > _MAX_VALUES:

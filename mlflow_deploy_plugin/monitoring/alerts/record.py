@@ -1,5 +1,5 @@
-"""Alerts in the store. A message is due when an alert begins, becomes 1.5 times as bad, has lasted for the repeat
-interval, or ends."""
+"""Alerts in the store. A message is due when an alert begins, becomes 1.5 times as bad, lasts for the repeat interval,
+or ends."""
 
 import hashlib
 import logging
@@ -221,7 +221,6 @@ def _console_page(endpoint: str) -> str:
 
 
 def _short(text: str) -> str:
-    """Return the text as a single short line, because names of columns and categories may have any length and
-    content."""
+    """Return the text as a single short line, because columns and categories may have any length and content."""
     line = one_line(text)
     return line if len(line) <= _LONGEST_TEXT else f"{line[: _LONGEST_TEXT - 1]}…"

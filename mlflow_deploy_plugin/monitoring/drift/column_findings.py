@@ -131,8 +131,7 @@ def judge_columns(
     groups: Sequence[ColumnGroup], null: NullDistribution, window: Array, scores: Array, threshold: float
 ) -> tuple[list[Finding], dict[str, float]]:
     """Return the findings of all columns of all groups, and metrics of the columns by decreasing score. `window` has
-    the figures of the window, [F, FIGURES]; `scores` are the figures in standard deviations above the reference's own
-    windows."""
+    the figures of the window, [F, FIGURES]; `scores` are in standard deviations above the reference's own windows."""
     usual, spread = (part * null.scales for part in null.mean_and_deviation())
     members = [(group, name) for group in groups for name in group.columns]
     findings: list[Finding] = []
@@ -277,8 +276,7 @@ def _share(rows: int, column: ColumnSketch) -> str:
 
 
 def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return alarms first, then other judged findings, then findings that were not judged; each group by decreasing
-    value."""
+    """Sort findings: alarms, then other judged findings, then unjudged findings, each by decreasing value."""
 
     def sort_key(finding: Finding) -> tuple[int, float, str, str]:
         order = 0 if finding.is_alarm else 2 if finding.state == "not judged" else 1

@@ -77,8 +77,7 @@ _MAX_CELLS = 20_000_000
 """The limit of compared histogram counts: about sixty windows for a thousand columns, compared within seconds."""
 _SIZE_STEP = 1.15
 _PAIRS, _MOST_PAIRS = 3.0, 0.75
-"""The pairs that must have the compared number of rows: three times the number that the rate needs, at most three
-quarters."""
+"""The pairs that must have the compared rows: three times the number that the rate needs, at most three quarters."""
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
     "column or the values with the time of each row), or set independent_rows"
@@ -387,8 +386,8 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
     """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
     windows if that is smaller. The window's rows are rounded down to a step of 15 %, so that windows of similar size
-    share a null distribution. With `rolling:`, the smaller window of the pair counts, and fewer rows if the rate needs
-    more pairs."""
+    share a null distribution. With `rolling:`, the smaller window of the pair counts, or less if the rate needs more
+    pairs."""
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)

@@ -4,8 +4,8 @@ If probabilities are calibrated, a prediction with probability p is correct with
 entry of the confusion matrix is a sum of probabilities (CBPE, as described in NannyML's documentation; Białek et al.,
 arXiv 2401.08348, compare it with its variants). The estimate detects that rows have become harder to predict. It cannot
 detect that the labels of the same rows have changed. Earlier labelled windows calibrate the probabilities by isotonic
-regression if that helps on held-out windows, and give the error of the estimate. Without such windows, the estimate is
-only informative.
+regression if that helps on held-out windows, and give the error of the estimate. Otherwise the estimate is only
+informative.
 
 The prediction interval for the metric of this window's labels includes the sampling of the labels (simulated with 100
 draws) and the error of the probabilities. The squared standard error is the mean squared error in the k earlier
@@ -115,7 +115,7 @@ def labels_contradict(
     In this case either the model has changed, or labels are missing depending on their value. The margin is the
     interval of an estimate. With fewer than `MIN_LABELLED_WINDOWS` earlier windows, it includes only sampling. `truth`
     is [N > 0] int64, indices into the classes of the answers, which have probabilities. Nearly all rows of `earlier`
-    have a label.
+    are labelled.
     """
     fitted = _calibrated(earlier)
     own = len(answers.classes) - answers.unknown
@@ -184,8 +184,7 @@ def _probabilities(window: LabelledWindow) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class _Calibrated:
-    """Earlier windows, their probabilities, [N, C], each calibrated on the other windows, and the calibration
-    function."""
+    """Earlier windows, their probabilities, [N, C], each calibrated on the others, and the calibration function."""
 
     windows: Sequence[LabelledWindow]
     chances: Sequence[Array]
@@ -216,8 +215,7 @@ def _calibrated(earlier: Sequence[LabelledWindow]) -> _Calibrated:
 
 
 def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
-    """Return the isotonic regression of the truth on the probability for each class, normalised so that rows sum to
-    1."""
+    """Return the isotonic regression of the truth on the probability per class, normalised to row sums of 1."""
     truth = np.concatenate([window.truth for window in windows])
     probability_rows = np.concatenate([_probabilities(window) for window in windows])
     classes = probability_rows.shape[1]

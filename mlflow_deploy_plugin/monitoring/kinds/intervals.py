@@ -42,12 +42,11 @@ _SEED = 0
 _CHUNK = 2_000_000  # random numbers per chunk
 _BOOTSTRAP_ROWS = 20_000
 _PIECES, _PIECE_ROWS = 96, 5
-"""The maximum number of pieces for measuring the autocorrelation of a window, and the minimum number of rows per
-piece."""
+"""The maximum number of pieces for measuring the autocorrelation of a window, and the minimum rows per piece."""
 _TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
 """The length of a stretch in correlation times, and the minimum number of stretches. With four stretches, three of four
-models that broke in the middle of a window (accuracy 0.78, then 0.44) looked like natural variation; with eight, none
-of 200 did."""
+models that broke in the middle of a window (accuracy 0.78, then 0.44) looked like variation; with eight, none of 200
+did."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,7 @@ class MetricInterval:
 @dataclass(frozen=True, eq=False)
 class Sampling:
     """The sampling of rows. `times` is [N] in any unit; None if rows are independent. `weights` is [N] > 0, the number
-    of rows that each row represents; None for equal weights. Intervals treat weights as known (Hájek's ratio
-    estimator)."""
+    of rows that each row represents; None for equal weights. Weights are treated as known (Hájek's ratio estimator)."""
 
     confidence: float
     times: Array | None = None
@@ -144,8 +142,7 @@ def wilson_interval(
 
 def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array], sampling: Sampling) -> MetricInterval:
     """Return a figure of row means with its interval; `rows` is [N > 0, k] float64. A resample has `effective_n` rows.
-    `figure` maps means [.., k] to [..] and is smooth at the mean. Above 20,000 rows, means are drawn from a normal
-    distribution."""
+    `figure` maps means [.., k] to [..] and is smooth at the mean. Above 20,000 rows, a normal approximation is used."""
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
@@ -174,8 +171,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
 def bootstrap_counts_interval(
     name: str, counts: Array, figure: Callable[[Array], Array], effective_n: float, sampling: Sampling
 ) -> MetricInterval:
-    """Return a figure with its interval from the shares, [.., K], of K kinds of rows with total weights `counts`,
-    [K]."""
+    """Return a figure with its interval from the shares, [.., K], of K kinds of rows with weights `counts`, [K]."""
     total, size = round(float(counts.sum())), max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
     return _percentiles(name, counts / counts.sum(), drawn, figure, total, effective_n, sampling.confidence)
@@ -200,8 +196,8 @@ def _percentiles(
 
 def auc_interval(is_positive: Array, scores: Array, sampling: Sampling) -> MetricInterval:
     """Return the area under the curve with its interval: the share of pairs in which the positive row has a higher
-    score than the negative row. It is the mean of C curves with `is_positive` and `scores`, [N, C]; no curve is all
-    True or all False."""
+    score than the negative row. It is the mean of C curves with `is_positive` and `scores`, [N, C]; each curve has both
+    classes."""
     count = len(is_positive)
     areas, influence, weights = [], np.zeros(count), sampling.shares(count)
     for positive, score in zip(is_positive.T, scores.T, strict=True):

@@ -38,7 +38,7 @@ _LEAST_WORTH = 30
 """The minimum number of independent rows that weighted rows must be worth. Below, single rows decide the figure."""
 _MATERIAL = 0.05
 """The threshold for Cramér's V. If half of the rows are labelled, 0.05 is a standardised difference of 0.1, below which
-groups are balanced (Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test detects far smaller
+groups are balanced (Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test detects smaller
 differences."""
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
@@ -126,8 +126,7 @@ def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], r
 
 
 def _cut(values: Array, bins: int) -> Array:
-    """Return the bin of each value, [N] int64. Bins have equal sizes, and values that are not finite have a separate
-    bin."""
+    """Return the bin of each value, [N] int64. Bins have equal sizes; non-finite values have a separate bin."""
     known = np.isfinite(values)
     if not known.any():
         return np.zeros(len(values), np.int64)

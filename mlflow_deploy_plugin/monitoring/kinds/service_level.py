@@ -1,12 +1,12 @@
 """Service level: latencies and failures of requests, compared with an objective and its error budget.
 
 A requirement on a quantile is judged by a share: p99<=0.2 is met if at most 1 % of the requests took longer than 0.2 s,
-by Wilson's interval of that share. The remaining error budget is 1 - share / permitted share, which is negative if the
-budget is exceeded.
+by Wilson's interval of that share. The remaining error budget is 1 - share / permitted share; if exceeded, it is
+negative.
 
 Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses are caused by the client and
-counted separately. Failed requests are in a log without the model's columns (`InferenceLog.failures`), so they belong
-to no segment.
+counted separately. Failed requests are in a log without model columns (`InferenceLog.failures`), so they belong to no
+segment.
 """
 
 import math

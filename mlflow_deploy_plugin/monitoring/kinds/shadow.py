@@ -1,6 +1,5 @@
 """Shadows: the share of rows on which a shadow variant, whose predictions are not returned to clients, disagrees with
-the answers. Shadow rows have the prediction id and row of the answered rows and are compared by
-`runtime/shadow_compare.py`.
+the answers. Shadow rows have the ids of the answered rows and are compared by `runtime/shadow_compare.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -124,8 +123,7 @@ def judge(request: WindowRequest) -> MonitorResult:
 
 def _read(request: WindowRequest) -> tuple[pa.Table | None, dict[str, pa.Table], list[str]]:
     """Return the answered rows, and for each shadow variant its rows of the same requests; about `MAX_ROWS` rows each.
-    If there are more rows, the rows with a small hash of the prediction id are kept, which are the same on both
-    sides."""
+    If there are more rows, the same rows are kept on both sides, by the hash of the prediction id."""
     limit, segment_by = 2**64 - 1, request.spec.segment_by
     prefixes = (OWN_PREFIX, PREDICTION, OUTPUT_PREFIX)
     tables: list[pa.Table] = []

@@ -2,8 +2,8 @@
 
 Evidently does not decide: by its own rules, nothing on real flights drifted over a whole year, and everything drifted
 on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. A single unsupported column
-makes Evidently 0.7.23 fail completely, so columns are converted to float64 or text. If Evidently still fails, the
-report contains the reason.
+makes Evidently 0.7.23 fail completely, so columns are converted to float64 or text. Otherwise the report contains the
+reason.
 """
 
 import logging
@@ -36,8 +36,7 @@ _SHARE_THRESHOLD = re.compile(
     r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
     r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
 )
-"""Evidently's texts about `drift_share`, which could be mistaken for the threshold of columns. The group is the
-share."""
+"""Evidently's texts about `drift_share`, which look like the threshold of columns. The group is the share."""
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")
@@ -167,8 +166,7 @@ def _has_histogram(values: Array) -> bool:
 
 
 def _categories(reference: Array, window: Array) -> Iterator[Array]:
-    """Yield both sides as texts: the reference's most frequent values, a text for others, and a text for missing
-    values."""
+    """Yield both sides as texts: the reference's frequent values, a text for others, and a text for missing values."""
 
     def text(value: object) -> str:
         if value is None or value != value:  # NaN

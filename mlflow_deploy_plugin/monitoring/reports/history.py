@@ -124,8 +124,7 @@ def score_metric(finding: Finding, figures: Mapping[str, float]) -> str:
 
 
 def criterion_metric(kind: str, finding: Finding, figures: Mapping[str, float]) -> str:
-    """Return the name of a criterion's metric, which has a prefix of `_CRITERION`; empty if the window does not have
-    it."""
+    """Return the name of a criterion's metric, with a prefix of `_CRITERION`; empty if the window lacks the metric."""
     return _found(f"{kind}/{_subject(finding)}", figures)
 
 
@@ -216,8 +215,7 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
 
 
 def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], length: timedelta) -> tuple[bytes, str]:
-    """Return a PNG with a panel for each line with at least two values, and a description; both empty without
-    panels."""
+    """Return a PNG with a panel for each line of two or more values, and a description; both empty without panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # The import takes half a second.
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
     from matplotlib.figure import Figure

@@ -61,8 +61,7 @@ _MOST_METRICS = 300  # enough for the UI, and within one API call per window
 
 
 def build_report(result: MonitorResult, past: Sequence[PastWindow] = ()) -> Mapping[str, str | bytes]:
-    """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason and all
-    other parts."""
+    """Return the files of the run by name, as text or bytes. If Evidently fails, the page contains the reason."""
     columns, drawn = _MOST_COLUMNS, EvidentlyReport()
     while result.report.pairs and result.state != "not judged":
         drawn = draw_columns(result, result.report.pairs, columns)

@@ -1,5 +1,4 @@
-"""The rows of a reference that can be read at once, with event times: the logged sample of training rows, or a
-dataset."""
+"""The rows of a reference that can be read at once, with event times: the logged training sample, or a dataset."""
 
 import hashlib
 import tempfile
@@ -44,8 +43,7 @@ _NO_TIMES = (
 
 @dataclass(frozen=True, eq=False)
 class ReferenceRows:
-    """The rows of a reference. `times` is [N] int64, microseconds since 1970 (None: unknown); `shown` is for
-    messages."""
+    """The rows of a reference. `times` is [N] int64, microseconds since 1970, or None; `shown` is for messages."""
 
     table: pa.Table
     times: Array | None
@@ -184,8 +182,7 @@ def load_datasets(
 
 
 def dataset_columns(uri: str) -> tuple[str, ...]:
-    """Return the column names of a dataset without reading the rows of a local file. Raises the errors of
-    `load_datasets`."""
+    """Return a dataset's column names without reading rows of a local file. Raises the errors of `load_datasets`."""
     with _dataset_path(uri) as path:
         if files := _csv_files(path):
             return tuple(dict.fromkeys(name for file in files for name in open_csv(file).schema.names))

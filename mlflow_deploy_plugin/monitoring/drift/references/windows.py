@@ -123,8 +123,7 @@ def profiles_at(starts_us: Iterable[int], known_us: Iterable[int], profiles: Ite
 
 @dataclass(frozen=True, eq=False)
 class DriftReference:
-    """A reference that can be compared with windows of one length; `sample` has a bounded number of rows for the
-    report."""
+    """A reference that can be compared with windows of one length; `sample` has bounded rows for the report."""
 
     bins: Mapping[str, Bins]
     bins_key: str
@@ -328,8 +327,7 @@ def _range(values: Array, groups: Array, counted: Array) -> RestCounts:
 
 
 def _of_others(least: Array) -> Array:
-    """Return [count]: the minimum over all other groups. Without other groups it is infinite, so that no value exceeds
-    it."""
+    """Return [count]: the minimum over all other groups. Without other groups it is infinite."""
     if len(least) < 2:
         return np.full(len(least), -np.inf)
     order = np.argsort(least, kind="stable")

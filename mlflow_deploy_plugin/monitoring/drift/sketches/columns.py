@@ -58,8 +58,7 @@ def feature_columns(table: pa.Table, known: Collection[str] = ()) -> Iterator[tu
 
 
 def select_columns(columns: Iterable[str], chosen: Sequence[str]) -> list[str]:
-    """Return the chosen columns and their parts, such as `image.mean` for `image`. If no column is chosen, return
-    all."""
+    """Return the chosen columns and their parts, such as `image.mean` for `image`. If none is chosen, return all."""
     parts = tuple(f"{name}." for name in chosen)
     return [name for name in columns if not chosen or name in chosen or name.startswith(parts)]
 

@@ -397,7 +397,6 @@ def profile_to_parquet(profile: Profile) -> bytes:
 
 
 def profile_from_parquet(content: bytes) -> Profile:
-    """Return the profile from the bytes of `profile_to_parquet`; raise the errors of `table_to_profiles` for other
-    bytes."""
+    """Return the profile from the bytes of `profile_to_parquet`; raise the errors of `table_to_profiles`."""
     (profile,) = table_to_profiles(pq.read_table(pa.BufferReader(content)))
     return profile

@@ -323,8 +323,7 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
 
 def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, groups: Array, count: int) -> ColumnCounts:
     """Return row counts and names of values that the reference lacks. `names` ([D] str) and `hashes` ([D] uint64)
-    describe the distinct values; `inverse` ([M] int64) is the value of each known row, and `groups` ([M] int64) its
-    group."""
+    describe the distinct values; `inverse` and `groups` ([M] int64) are the value and the group of each known row."""
     is_fresh = np.searchsorted(bins.known, hashes) == np.searchsorted(bins.known, hashes, side="right")
     if not is_fresh.any():
         return {}

@@ -11,8 +11,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _SHORTEST = 8
 _MOST_PERSISTENT = 0.99
 _CRITICAL = 2.0
-"""The number of standard errors (times the root of a logarithm) below which an autocorrelation counts as zero; section
-3.2."""
+"""The standard errors (times the root of a logarithm) below which an autocorrelation counts as zero; section 3.2."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ def persistence(series: Array, family: int = 1) -> float:
     The result is the long-run variance of the series [N] divided by its variance, from an autoregressive process. Its
     order is chosen by an information criterion (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95,
     2008). The first coefficient is corrected for the bias of a short series (Kendall, Biometrika 41, 1954). Sums of
-    autocorrelations underestimate: for 90 windows with a coefficient of 0.95 the true value is 39, the sums gave 14,
-    and this gives 40.
+    autocorrelations underestimate: for 90 windows and a coefficient of 0.95, the sums gave 14, this gives 40, and 39 is
+    true.
     """
     count = len(series)
     if count < _SHORTEST:

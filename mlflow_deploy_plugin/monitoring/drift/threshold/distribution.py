@@ -28,8 +28,7 @@ NullKind = Literal["contiguous", "overlapping", "bootstrap", "lagged", "rows"]
 FLOORS = np.array([0.005, 0.005, 0.02, 0.02])
 """The smallest standard deviation for each figure, in its own units (standard deviations or bits, shares). In a
 constant column, 1 % of deviating rows is drift. The floors for unseen and out-of-range rows require about 10 % of the
-rows: on flights, half or a quarter of these floors raised the threshold by 20 and 40 % and detected no additional
-day."""
+rows: on flights, half or a quarter of these floors raised the threshold by 20 and 40 % and found no additional day."""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
 """The p-value below which a note reports more alarms than expected; it is wrong for one in twenty references."""
@@ -142,8 +141,8 @@ class NullDistribution:
     """Figures of the reference's own windows.
 
     Attributes:
-        figures: [M, F, FIGURES] of M windows and F columns, in the order of groups and columns; NaN if a window is too
-            small or the figure is unknown.
+        figures: [M, F, FIGURES] of M windows and F columns, in the order of groups and columns; NaN if unknown or the
+            window is too small.
         scales: [F, FIGURES] divisors that make the figures of a judged window comparable with `figures`.
         floors: [FIGURES] or [F, FIGURES], the smallest standard deviations.
         widening: the factor on the p-value.
@@ -167,8 +166,7 @@ class NullDistribution:
 
     @property
     def independent_n(self) -> float:
-        """The number of independent windows that the windows are worth, because consecutive windows may be
-        correlated."""
+        """The number of independent windows that the windows are worth, because they may be correlated."""
         return self.effective_n / self.persistence
 
     def test(self, window: Array, rate: float) -> TestResult:

@@ -83,8 +83,8 @@ _MAX_ROWS = 5_000
 _MAX_SAMPLE_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
-"""The variance factor for overlapping pairs: each pair shares a window with two other pairs, and their chi-squares have
-a correlation of 1/4."""
+"""The variance factor for pairs that share a window with two other pairs: their chi-squares have a correlation of
+1/4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,8 +170,7 @@ class StationaryBootstrap(WindowNull):
         return 1.0, ""
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge windows without overlap, each by new draws from the earlier steps, which must be at least two
-        windows."""
+        """Judge windows without overlap, each by new draws from at least two windows of earlier steps."""
         length, count = groups[0].reference.pieces.grid.window_steps, self.last - self.first
         starts = [self.last - (number + 1) * length for number in range(count // length - FEWEST_WINDOWS)][::-1]
         if len(starts) < FEWEST_HELD_OUT:
@@ -340,8 +339,7 @@ def _window_figures(
 
 def _drawn_figures(group: ColumnGroup, feature: ColumnValues, sides: Sequence[Array]) -> tuple[Array, Array]:
     """Return [draws, FIGURES] of one column, and its smallest standard deviations, [FIGURES]. `sides` are [draws, N]
-    row weights: of the windows, of the whole reference (for the range), and of the rows that windows are compared
-    with."""
+    row weights: of the windows, of the whole reference (for the range), and of the compared rows."""
     bins = group.reference.bins[feature.name]
     codes = bins.encode(feature)
     codes = np.where(codes < 0, bins.size, codes)
@@ -400,8 +398,7 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
 
 def _dispersion(windows: Array, others: Array, size: int, shared: float) -> tuple[float, float]:
     """Return the factor by which windows of `size` rows vary more than independent rows, and its p-value. `windows` and
-    `others` are [M, G] counts; `shared` is the variance of the sum of chi-squares, relative to independent
-    chi-squares."""
+    `others` are [M, G] counts; `shared` is the variance of the sum of chi-squares relative to independence."""
     rows, other_rows = windows.sum(axis=1), others.sum(axis=1)
     kept = (rows >= 2) & (other_rows >= 2)
     windows, others, rows, other_rows = windows[kept], others[kept], rows[kept], other_rows[kept]
