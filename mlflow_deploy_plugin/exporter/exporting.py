@@ -194,9 +194,7 @@ def _write_graph(source: Path, target: Path, described: Mapping[str, Any]) -> No
     import onnx  # It is heavy, and only needed here.
 
     if sum(file.stat().st_size for file in source.parent.iterdir() if file.is_file()) > _LARGEST_PROTOBUF:
-        raise ConversionError(
-            f"{described['name']} has more than two gigabytes, which is too large for a single ONNX file"
-        )
+        raise ConversionError(f"{described['name']} has more than two gigabytes, too large for one ONNX file")
     model = onnx.load(str(source))
     onnx.helper.set_model_props(
         model, {**{entry.key: entry.value for entry in model.metadata_props}, METADATA_KEY: json.dumps(described)}
@@ -248,9 +246,8 @@ def _known_rows(model: OnnxModel, folder: Path, user_rows: Any) -> Rows:
                 user_rows = read_rows(Path(user_rows))
             if not hasattr(user_rows, "keys"):
                 return schema.to_columns(schema.from_array(user_rows))
-            return schema.to_columns(
-                schema.from_columns({str(name): np.asarray(user_rows[name]) for name in user_rows})
-            )
+            columns = {str(name): np.asarray(user_rows[name]) for name in user_rows}
+            return schema.to_columns(schema.from_columns(columns))
         if example.is_file():
             return schema.to_columns(protocols.mlflow.decode(JSON, example.read_bytes(), schema))
     except SchemaMismatch as error:
@@ -345,9 +342,8 @@ def _prove(
 
 def _place(made: Path, target: Path) -> None:
     """Move the proven export to `target`. Raises AlreadyExists if the path exists."""
-    staged = target.with_name(
-        f".{target.name}.{os.urandom(4).hex()}"
-    )  # Copy to the target's disk first, which may be slow.
+    # Copy to the target's disk first, which may be slow.
+    staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if made.is_dir() and target.suffix == ".zip":

@@ -170,16 +170,13 @@ def _unroll_layer(graph: onnx.GraphProto, node: onnx.NodeProto, inputs: list[str
     directions = next((attribute.s for attribute in node.attribute if attribute.name == "direction"), b"forward")
     every, last, last_cells = [], [], []
     for number, is_reverse in enumerate(_IS_REVERSE[directions]):
-        direction = ops.constant(number)
+        side = ops.constant(number)
         weights, recurrent = (
-            ops.add("Transpose", ops.add("Gather", name, direction, axis=0), perm=[1, 0])
-            for name in (inputs[1], inputs[2])
+            ops.add("Transpose", ops.add("Gather", name, side, axis=0), perm=[1, 0]) for name in (inputs[1], inputs[2])
         )
-        biases = ops.add("Unsqueeze", ops.add("Gather", inputs[3], direction, axis=0), ops.constant([0]))
+        biases = ops.add("Unsqueeze", ops.add("Gather", inputs[3], side, axis=0), ops.constant([0]))
         bias, recurrent_bias = ops.parts(biases, 2, gates * size)
-        state, cell = (
-            "" if _is_zero(graph, name) else ops.add("Gather", name, direction, axis=0) for name in inputs[5:7]
-        )
+        state, cell = ("" if _is_zero(graph, name) else ops.add("Gather", name, side, axis=0) for name in inputs[5:7])
         answers = []
         for step in range(steps)[:: -1 if is_reverse else 1]:
             now = ops.add("Gather", inputs[0], ops.constant(step), axis=0)
@@ -205,9 +202,7 @@ def _is_zero(graph: onnx.GraphProto, name: str) -> bool:
     if node is None:
         return False
     if node.op_type in ("Constant", "ConstantOfShape"):
-        return all(
-            attribute.HasField("t") and not numpy_helper.to_array(attribute.t).any() for attribute in node.attribute
-        )
+        return all(entry.HasField("t") and not numpy_helper.to_array(entry.t).any() for entry in node.attribute)
     keeps = ("Expand", "Reshape", "Slice", "Split", "Transpose", "Unsqueeze", "Squeeze", "Identity")
     return node.op_type in keeps and _is_zero(graph, node.input[0])
 

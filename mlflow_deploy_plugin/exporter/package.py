@@ -93,9 +93,7 @@ def write_wheel(
     package = re.sub(r"\W+", "_", name or described["name"], flags=re.ASCII).strip("_").lower()
     taken = {"numpy", "onnxruntime", *keyword.kwlist, *sys.stdlib_module_names}
     if not package.isidentifier() or package in taken:
-        raise InvalidConfig(
-            f"{name or described['name']!r} cannot be converted to a valid Python package name; set --name"
-        )
+        raise InvalidConfig(f"{name or described['name']!r} is not a valid name of a Python package; set --name")
     version = wheel_version(described["version"])
     summary = f"The model {described['name']}, version {described['version']}."
     docstring = summary.replace("\\", r"\\").replace('"', r"\"")
@@ -108,9 +106,7 @@ def write_wheel(
         f"{package}/py.typed": b"",
         f"{package}/{graph.name}": graph.read_bytes(),
         f"{distinfo}/METADATA": _METADATA.format(
-            **texts,
-            python=_PYTHON,
-            requirements="".join(f"Requires-Dist: {requirement}\n" for requirement in REQUIREMENTS),
+            **texts, python=_PYTHON, requirements="".join(f"Requires-Dist: {line}\n" for line in REQUIREMENTS)
         ).encode(),
         f"{distinfo}/WHEEL": _WHEEL.encode(),
     }
@@ -167,9 +163,7 @@ def write_bundle(
     (folder / "example.json").write_text(json.dumps(document, indent=1))
     outputs = [output["name"] for output in described["outputs"]]
     columns = [f"`{column['name']}` ({column['type']})" for column in described["columns"]]
-    tensors = [
-        f"`{tensor['name'] or 'the tensor'}` ({tensor['dtype']} {tensor['shape']})" for tensor in described["tensors"]
-    ]
+    tensors = [f"`{item['name'] or 'the tensor'}` ({item['dtype']} {item['shape']})" for item in described["tensors"]]
     texts = {
         "name": described["name"],
         "version": described["version"],

@@ -344,9 +344,7 @@ def column_type(series: pd.Series) -> ColumnType:
             return "boolean"
         if all(isinstance(value, str) for value in present):
             return "string"
-    values = next(
-        (f" (it contains values of {type(value).__name__})" for value in present if not isinstance(value, str)), ""
-    )
+    values = next((f" (with values of {type(item).__name__})" for item in present if not isinstance(item, str)), "")
     raise ConversionError(
         f"column {str(series.name)!r} has the type {dtype}{values if types.is_object_dtype(dtype) else ''}, "
         "which an ONNX model cannot read: convert it to numbers, booleans or strings, or drop it if the model does not "
@@ -411,13 +409,10 @@ def check_outputs(signature: ModelSignature | None, inferred: ModelSignature) ->
     declared = signature.outputs if signature is not None else None
     if declared is None or len(declared) != len(inferred.outputs):
         return
-    for declared_output, predicted_output in zip(declared.inputs, inferred.outputs.inputs, strict=True):
-        is_text = [
-            (output_spec.type.to_numpy() if isinstance(output_spec, ColSpec) else output_spec.type).kind in "OUS"
-            for output_spec in (declared_output, predicted_output)
-        ]
+    for pair in zip(declared.inputs, inferred.outputs.inputs, strict=True):
+        is_text = [(spec.type.to_numpy() if isinstance(spec, ColSpec) else spec.type).kind in "OUS" for spec in pair]
         if is_text[0] != is_text[1]:
-            output = f"output {declared_output.name!r}" if declared_output.name else "output"
+            output = f"output {pair[0].name!r}" if pair[0].name else "output"
             predicted = "strings" if is_text[1] else "numbers"
-            declared_type = getattr(declared_output.type, "name", str(declared_output.type))
-            raise InvalidConfig(f"signature: the {output} is a {declared_type}, but the model predicts {predicted}")
+            kind = getattr(pair[0].type, "name", str(pair[0].type))
+            raise InvalidConfig(f"signature: the {output} is a {kind}, but the model predicts {predicted}")

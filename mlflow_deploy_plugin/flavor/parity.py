@@ -33,7 +33,7 @@ WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # (batch size, number of rows)
 _INPUT_WIDTH = 120
 _CLOSE = 0.1
-"""If an error exceeds this share of the tolerance, rows that were not drawn may exceed the tolerance."""
+"""A share of the tolerance. If an error exceeds it, rows that were not drawn may exceed the tolerance."""
 
 _TOLERANCES = {
     "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",
@@ -117,9 +117,7 @@ class ParityReport:
         """Return the metrics for the MLflow run, with names that MLflow accepts."""
         named = {"onnxserve.parity.rows": float(self.rows), "onnxserve.parity.beyond_tolerance": self.beyond_tolerance}
         for output in self.outputs:
-            name = "".join(
-                character if character.isalnum() or character in "_-. " else "_" for character in output.name
-            )[:100]
+            name = "".join(letter if letter.isalnum() or letter in "_-. " else "_" for letter in output.name)[:100]
             prefix = f"onnxserve.parity.{name}"
             named[f"{prefix}.agreement"] = output.agreement
             if output.role != "label":
@@ -400,9 +398,7 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
         is_whole = len(learned) < MAX_VALUES and name not in refused.get("categories", ())
         numbers = [number for number in known if not isinstance(number, str)]
         # The graph's 32-bit floats represent integers exactly up to 2**24.
-        are_codes = all(
-            isinstance(number, int | float) and abs(number) <= 2**24 and number == int(number) for number in numbers
-        )
+        are_codes = all(isinstance(code, int | float) and abs(code) <= 2**24 and code == int(code) for code in numbers)
         if known and is_whole and are_codes:
             categories[name] = known
     refusals: dict[str, object] = {kind: sorted(refused.get(kind, ())) for kind in ("missing", "infinite")}

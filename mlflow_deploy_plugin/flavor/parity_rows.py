@@ -447,17 +447,15 @@ def _other_sizes(
 ) -> Iterator[RowGroup]:
     """Yield rows with other sizes of the free axes, cut or repeated. A symbol has the same size in all tensors."""
     only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # A single tensor may be unnamed.
-    free_sizes = {name: sizes.get(name, only) for name in example.tensors}
+    free = {name: sizes.get(name, only) for name in example.tensors}
     most = {
-        symbol: 2 * example.tensors[name].shape[axis]
-        for name, axes in free_sizes.items()
-        for axis, symbol in axes.items()
+        symbol: 2 * example.tensors[name].shape[axis] for name, axes in free.items() for axis, symbol in axes.items()
     }
     for _ in range(_OTHER_SIZES if most else 0):
         chosen = random.integers(0, len(example), _OTHER_SIZE_ROWS)
         drawn = {symbol: np.arange(random.integers(1, size, endpoint=True)) for symbol, size in most.items()}
         changed = dict(example.take(chosen).tensors)
-        for name, axes in free_sizes.items():
+        for name, axes in free.items():
             for axis, symbol in axes.items():
                 changed[name] = changed[name].take(drawn[symbol], axis, mode="wrap")
         yield RowGroup("other sizes", Batch(changed))

@@ -1,8 +1,7 @@
 """Log a model without an ONNX form as pyfunc, with the MLflow flavor of its framework or as an MLflow Python model.
 
-A Python model is needed for several inputs or outputs (`mlflow.pytorch` supports one array for both, and `mlflow.keras`
-one output array), for a `torch.export` program, and for a SavedModel. It is also needed for categorical and duration
-columns, because requests cannot contain these types.
+A Python model is needed for several inputs (`mlflow.pytorch`) or outputs (also `mlflow.keras`), a `torch.export`
+program, a SavedModel, and categorical or duration columns, which requests cannot contain.
 """
 
 import inspect

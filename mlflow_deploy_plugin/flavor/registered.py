@@ -149,9 +149,7 @@ def wrap_registered(
         raise NotFound(f"the file {path} does not exist")
     resolved = ResolvedModel(model_uri, path.stem, "", path.resolve().as_uri()) if is_file else resolve(model_uri)
     if not (register or dry_run) and (is_file or not parse_model_uri(model_uri).is_registered):
-        raise InvalidConfig(
-            f"{model_uri} is not registered; name the new model with --register NAME (in Python register=)"
-        )
+        raise InvalidConfig(f"{model_uri} is not registered; set --register NAME (in Python register=)")
     with temporary_folder("onnxserve-wrap-") as temporary:
         if is_file:
             folder, source, original = path, str(path), load_file(path, allow_pickle)
@@ -258,18 +256,9 @@ def _log_next_version(
         copied = client.get_logged_model(model_id).metrics or ()  # MLflow has copied the run's metrics.
         present = {(metric.key, metric.timestamp, metric.step) for metric in copied}
         missing = [
-            Metric(
-                metric.key,
-                metric.value,
-                metric.timestamp,
-                metric.step,
-                model_id,
-                metric.dataset_name,
-                metric.dataset_digest,
-                run_id,
-            )
-            for metric in logged.metrics or ()
-            if (metric.key, metric.timestamp, metric.step) not in present
+            Metric(old.key, old.value, old.timestamp, old.step, model_id, old.dataset_name, old.dataset_digest, run_id)
+            for old in logged.metrics or ()
+            if (old.key, old.timestamp, old.step) not in present
         ]
         if missing:
             client.log_batch(run_id, metrics=missing)
@@ -328,9 +317,7 @@ def load_folder(folder: Path, source: str) -> Original:
         flavors = mlmodel.flavors
         names = [name for name in flavors if name not in (FLAVOR, PYTHON_FUNCTION)]
     except Exception as error:  # noqa: BLE001 - invalid YAML may raise any class
-        raise InvalidArtifact(
-            f"{source} is not a model: its MLmodel file cannot be read: {error_summary(error)}"
-        ) from None
+        raise InvalidArtifact(f"{source} is not a model: its MLmodel file is invalid: {error_summary(error)}") from None
     if FLAVOR in flavors:
         raise InvalidConfig(f"{source} is wrapped already: it can be served as ONNX")
     pyfunc = flavors.get(PYTHON_FUNCTION, {})

@@ -1,8 +1,7 @@
 """The flavor's public functions, which follow MLflow's conventions, and its pyfunc.
 
-Predictions have the same type as the pyfunc of the framework's MLflow flavor. For scikit-learn, this is an array. For
-torch, ONNX, Keras and statsmodels, it is an array, or a DataFrame (or Series) if the input is a DataFrame. Several
-outputs are a mapping of arrays.
+Predictions have the same type as in the framework's MLflow flavor: an array or, for torch, ONNX, Keras and statsmodels
+with a DataFrame as input, a DataFrame (or Series). Several outputs are a mapping of arrays.
 """
 
 import json
@@ -309,7 +308,6 @@ class PyfuncModel:
         if isinstance(data, pd.DataFrame):
             if len(schema.columns) == data.shape[1] == 1:  # MLflow checks the name.
                 data = data.set_axis(list(schema.names), axis=1)
-            # A single tensor receives the columns in their order.
             by_name = schema.columns or len(schema.tensors) > 1
             feeds = Batch(data).feeds(schema) if by_name else schema.from_array(data.to_numpy())
         elif isinstance(data, Mapping):

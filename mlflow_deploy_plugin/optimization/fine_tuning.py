@@ -49,9 +49,7 @@ def pruned_and_tuned(
     for layer in frozen:  # Keep their statistics, which are from all training rows, not from this sample.
         layer.eval()
     feeds, targets = base.feeds(rows), torch.from_numpy(np.ascontiguousarray(truth))
-    arguments = [
-        torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs
-    ]  # The inputs are in the order of `forward`.
+    arguments = [torch.from_numpy(feeds[entry.name]) for entry in base.artifact.inputs]  # in the order of `forward`
     try:
         for weight, mask in kept:
             weight.data *= mask
@@ -74,13 +72,10 @@ def pruned_and_tuned(
         made = read_artifact(Path(folder))
         graph = onnx.load(str(made.onnx_file))
     own, others = (
-        [sorted(entry.name for entry in side) for side in (artifact.inputs, artifact.outputs)]
-        for artifact in (made, base.artifact)
+        [sorted(entry.name for entry in side) for side in (form.inputs, form.outputs)] for form in (made, base.artifact)
     )
     if own != others:
-        raise ConversionError(
-            f"{type(module).__name__} has other inputs or outputs than the version that it should replace"
-        )
+        raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the original version")
     return graph
 
 

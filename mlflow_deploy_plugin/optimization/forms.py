@@ -226,16 +226,14 @@ def _nodes_with(proto: onnx.ModelProto, rows: Sequence[Feeds], is_large: Callabl
         array: Array = np.asarray(values)
         return array.dtype.kind == "f" and bool(is_large(array).any())
 
-    exposed = copy.deepcopy(proto)
-    floats = {
-        value.name: value for value in exposed.graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT
-    }
-    exposed.graph.output.extend(floats.values())
+    traced = copy.deepcopy(proto)
+    floats = {v.name: v for v in traced.graph.value_info if v.type.tensor_type.elem_type == TensorProto.FLOAT}
+    traced.graph.output.extend(floats.values())
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(exposed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(traced.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     large = {tensor.name for tensor in _tensors(proto.graph) if exceeds(numpy_helper.to_array(tensor))}
     for feeds in rows:

@@ -87,10 +87,7 @@ def measure_forms(folders: Sequence[Path], rows: NamedArrays, rounds: int = ROUN
         for of_round in of_size:
             of_round[:] = [_mean_seconds(model, arrays) for model, arrays in zip(models, feeds, strict=True)]
     ratios = times / times[..., :1]
-    figures = [
-        np.median(times, axis=1) * 1e6,
-        *np.quantile(ratios, (0.5, 0.75), axis=1),
-    ]  # three arrays [sizes, models]
+    figures = [np.median(times, axis=1) * 1e6, *np.quantile(ratios, (0.5, 0.75), axis=1)]  # 3 × [sizes, models]
     costs = []
     for position, model in enumerate(models):
         content = model.artifact.onnx_file.read_bytes()

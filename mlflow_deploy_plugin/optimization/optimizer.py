@@ -85,9 +85,7 @@ class Recipe:
         if self.prune is not None and not 0 < self.prune < 1:
             raise InvalidConfig(f"prune: {self.prune:g} is not a share between 0 and 1")
         if not (self.int8 or self.fp16 or self.prune):
-            raise InvalidConfig(
-                "set a form: int8 (dynamic or static), fp16 or prune; or set auto, which tries all forms"
-            )
+            raise InvalidConfig("set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms")
 
     def __str__(self) -> str:
         parts = [f"prune {self.prune:g}" if self.prune else "", f"int8 {self.int8}" if self.int8 else ""]
@@ -224,9 +222,7 @@ def try_forms(
     is_registered = resolved.source == f"models:/{resolved.name}/{resolved.version}"
     name = register or (resolved.name if is_registered else "")
     if not name:
-        raise InvalidConfig(
-            f"{model_uri} is not a registered version: set the name of the model for the form (register)"
-        )
+        raise InvalidConfig(f"{model_uri} is not a registered version: set the name of the form (register)")
     progress(f"fetching {resolved.source}")
     with downloaded_version(resolved) as folder, temporary_folder("onnxserve-optimize-") as drafts:
         base = load_onnx(folder, resolved)

@@ -41,9 +41,7 @@ def main() -> None:
 def start_scorer(folder: Path) -> tuple[SideMessage, Answer]:
     """Load the model, and return the ready message and the function that answers requests. Raises InvalidArtifact."""
     os.environ.update(_SERVING)
-    os.environ.setdefault(
-        "OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"
-    )  # This matches the server; MLflow's default is gRPC.
+    os.environ.setdefault("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")  # as in the server; MLflow's default is gRPC
     for name in ("mlflow.pyfunc.scoring_server", "mlflow.models.utils"):
         logging.getLogger(name).setLevel(logging.ERROR)  # They warn in each refused request.
     try:

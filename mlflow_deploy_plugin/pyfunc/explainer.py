@@ -140,9 +140,7 @@ def read_background(model: OnnxModel, most_rows: int, seed: int) -> Background:
         why = one_line(error) if isinstance(error, pa.ArrowException) else error.strerror
         raise InvalidArtifact(f"the model's reference or example rows cannot be read: {why}") from None
     except OnnxserveError as error:
-        raise InvalidArtifact(
-            f"the model's reference or example rows do not match its schema: {error.message}"
-        ) from None
+        raise InvalidArtifact(f"the model's reference or example rows are invalid: {error.message}") from None
     raise InvalidArtifact("the model has neither reference rows nor an input example, which explanations need")
 
 
@@ -183,9 +181,7 @@ class _CodedModel:
             outputs = self._model.run(self._feeds(rows), [output.name for output in self._explained])
             self.names, numbers = explained_columns(self._model.artifact, self._explained, outputs)
             if len(numbers) != len(rows):
-                raise InvalidRequest(
-                    f"the model returns {len(numbers)} rows for {len(rows)}, so it cannot be explained"
-                )
+                raise InvalidRequest(f"the model returns {len(numbers)} rows for {len(rows)} and cannot be explained")
             parts.append(numbers)
         return np.concatenate(parts)
 

@@ -1,8 +1,7 @@
 """The main loop of a side process: it reports that it is ready, and answers requests until the worker has ended.
 
-The worker passes connections over a socket, and a thread serves each connection. Another thread ends this process and
-its children when the worker has ended. OnnxserveErrors are sent to the worker with their class name. Other exceptions
-are sent as InferenceErrors, with paths removed.
+The worker passes connections over a socket, and a thread serves each connection. If the worker ends, another thread
+ends this process and its children. Errors are sent with their class name; unknown exceptions as InferenceErrors.
 """
 
 import contextlib

@@ -45,7 +45,7 @@ def test_the_form_stands_beside_its_base_and_is_registered(net: Command) -> None
     assert mentions(form, "accuracy 1.0000", "base 1.0000", "200 rows")
     assert registered.startswith("registered net version ")
     assert registered.endswith(": fp16, made from models:/net/1")
-    assert "making fp16" in done.stderr
+    assert "creating fp16" in done.stderr
 
 
 def test_a_loss_beyond_the_limit_is_exit_status_1_and_one_line_after_the_table(net: Command) -> None:
@@ -63,7 +63,7 @@ def test_auto_shows_every_form_as_json(net: Command) -> None:
     document = json.loads(done.stdout)
     assert [form["name"] for form in document["forms"]] == ["base", "int8 dynamic", "int8 static", "fp16", "prune 0.5"]
     assert document["forms"][1]["cost"]["ratio"].keys() == {"1", "8", "1000"}
-    assert document["chosen"] or document["reason"].startswith("nothing was faster than models:/net/1")
+    assert document["chosen"] or "was faster than models:/net/1" in document["reason"]
 
 
 @pytest.mark.parametrize(

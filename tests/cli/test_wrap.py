@@ -64,7 +64,7 @@ def test_a_dry_run_as_json_has_form_and_figures_and_no_version(wrapped: Command)
         (("rows.csv", "--register", "x"), ["rows.csv", ".joblib, .pkl, .pickle, .keras"]),
         (("models:/old/9",), ["model old", "version 9", "1 (None)"]),
         (("models:/old/1", "--data", "no.csv"), ["file no.csv", "No such file"]),
-        (("models:/old/1", "--data", "model.pkl"), ["model.pkl", ".csv, .json, .jsonl and .parquet"]),
+        (("models:/old/1", "--data", "model.pkl"), ["model.pkl", ".csv, .json, .jsonl or .parquet"]),
         (("nowhere", "--register", "x"), ["the folder", "nowhere"]),
         (("old",), ["the folder", "old"]),
     ],

@@ -204,7 +204,7 @@ Model.outputs = outputs
     )
     monkeypatch.setattr(exporting, "RUNNER", runner)
     rows = {"x": np.array([[400.0, 0.3], [-90.0, 0.01]], np.float32)}
-    refusal = r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns 0\.3\d* \(\d+ of \d+ rows\)$"
+    refusal = r"gives other answers .*: output 'y', row 0: 0\.34\d*, but the served model returns 0\.3\d* \(\d+ of \d+ "
     with nullcontext() if is_kept else pytest.raises(ParityError, match=refusal):
         onnxserve.export(str(folder), "ort", tmp_path / "m.ort", rows=rows)
 
@@ -251,21 +251,9 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
     pyfunc = save_pyfuncs(tmp_path / "pyfuncs", ["days"])["days"]
     cases: list[tuple[type[OnnxserveError], str, str, Any, dict[str, Any]]] = [
         (InvalidConfig, "the format 'pickle' is unknown; supported are onnx, ort", str(mixed), "pickle", {}),
-        (
-            InvalidConfig,
-            "wheels are only supported for the format bundle, but the format is onnx",
-            str(mixed),
-            "onnx",
-            {"wheels": tmp_path},
-        ),
-        (
-            InvalidConfig,
-            "a package name is only supported for the format wheel, but the format is onnx",
-            str(mixed),
-            "onnx",
-            {"name": "m"},
-        ),
-        (InvalidConfig, "holds no wheels", str(mixed), "bundle", {"wheels": out}),
+        (InvalidConfig, "wheels are only supported for the format bundle", str(mixed), "onnx", {"wheels": tmp_path}),
+        (InvalidConfig, "a package name is only supported for the format wheel", str(mixed), "onnx", {"name": "m"}),
+        (InvalidConfig, "contains no wheels", str(mixed), "bundle", {"wheels": out}),
         (
             InvalidConfig,
             "the rows do not match the model: columns 'distance', 'hour', 'late'",

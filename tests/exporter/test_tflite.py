@@ -56,7 +56,7 @@ def test_without_a_network_one_line_says_so_and_nothing_is_left(
     with pytest.raises(ConversionError, match=r"tflite.*: No matching.*index") as one:
         onnxserve.export(str(tensor), "tflite", tmp_path / "m.tflite", progress=said.append)
     assert "\n" not in one.value.message
-    assert re.fullmatch(r"installing the converter of tflite \(once, \d+ MB\) into /.*", said[0])
+    assert re.fullmatch(r"installing the tflite converter \(once, \d+ MB\) into /.*", said[0])
     assert not list((tmp_path / "home" / "cache" / "environments").iterdir())
 
 

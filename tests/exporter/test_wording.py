@@ -25,15 +25,11 @@ MESSAGES: dict[str, tuple[str, dict[str, Any], str]] = {
         "a package name is only supported for the format wheel, but the format is onnx",
     ),
     "a folder without wheels": ("bundle", {"wheels": "."}, ". contains no wheels (*.whl)"),
-    "no name of a package": (
-        "wheel",
-        {"name": "!!"},
-        "'!!' cannot be converted to a valid Python package name; set --name",
-    ),
+    "no name of a package": ("wheel", {"name": "!!"}, "'!!' is not a valid name of a Python package; set --name"),
     "the name of another package": (
         "wheel",
         {"name": "statistics"},
-        "'statistics' cannot be converted to a valid Python package name; set --name",
+        "'statistics' is not a valid name of a Python package; set --name",
     ),
     "rows of other columns": (
         "onnx",

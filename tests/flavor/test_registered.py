@@ -290,12 +290,12 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
         (
             "version",
             ConversionError,
-            r"cannot be loaded by mlflow.sklearn: .*; install the versions it was logged with: scikit-learn 0.1 \(\S+ is installed\), n",
+            r"cannot be loaded by mlflow.sklearn: .*; install the versions it was logged with: scikit-learn 0.1 \(",
         ),
         (
             "attribute",
             InvalidConfig,
-            r"the model cannot predict these rows: .*; it was logged with scikit-learn 1.4.2 \(\S+ is ",
+            r"the model fails for the rows: .*; it was logged with scikit-learn 1.4.2 \(\S+ is ",
         ),
         ("no model", InvalidArtifact, "is not a model: it has no MLmodel file"),
         ("no MLmodel", InvalidArtifact, "is not a model: its MLmodel file cannot be read: ParserError"),

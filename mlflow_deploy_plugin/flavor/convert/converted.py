@@ -244,9 +244,7 @@ def call_original(original: OriginalModel, batch: ModelInput, argument: str = "i
         raise
     except Exception as error:
         reason = one_line(error, 300)
-        raise InvalidConfig(
-            f"{argument}: the model cannot predict these rows: {type(error).__name__}: {reason}"
-        ) from error
+        raise InvalidConfig(f"{argument}: the model fails for the rows: {type(error).__name__}: {reason}") from error
 
 
 _SAME_NAME = ("float16", "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")

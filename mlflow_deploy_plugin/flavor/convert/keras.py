@@ -57,14 +57,12 @@ def forms(model: keras.Model, batch: ModelInput | None, predict_fn: str, dynamic
     """Return the forms: first with the free sizes that the inputs declare, then with the free sizes of the data."""
     batch = require_example(batch, predict_fn, "a Keras model", "predict")
     names = _names(model, batch)
-    data_axes = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
+    varied = {name: tuple(dynamic_axes.get(name, dynamic_axes.get("", ()))) for name in names}
     declared = {
-        name: tuple(
-            axis for axis, size in enumerate(tensor.shape) if axis and (size is None or axis in data_axes[name])
-        )
+        name: tuple(axis for axis, size in enumerate(tensor.shape) if axis and (size is None or axis in varied[name]))
         for name, tensor in zip(names, _inputs(model), strict=False)
     }
-    free = [declared, data_axes] if declared and declared != data_axes else [data_axes]
+    free = [declared, varied] if declared and declared != varied else [varied]
     if (backend := keras.backend.backend()) not in ("torch", "tensorflow", "jax"):
         raise ConversionError(f"the Keras backend {backend} has no ONNX exporter")
     ways = (False, True) if backend == "torch" else (False,)

@@ -70,8 +70,7 @@ def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynami
             return converted
         ((probabilities, labels),) = classes.items()
         roles = [
-            replace(output, role="probabilities" if output.name == probabilities else "label")
-            for output in converted.outputs
+            replace(item, role="probabilities" if item.name == probabilities else "label") for item in converted.outputs
         ]
         label = next(output.name for output in roles if output.role == "label")
         return replace(converted, outputs=tuple(roles), prediction=(label,), classes=labels)
@@ -155,11 +154,7 @@ def _sequence_length(
             return parts.get(node.input[1])
         case "SplitToSequence":  # The slices have size 1.
             shape = shapes.get(node.input[0])
-            size = (
-                shape[next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)]
-                if shape
-                else -1
-            )
+            size = shape[next((entry.i for entry in node.attribute if entry.name == "axis"), 0)] if shape else -1
             return None if size == -1 else size
     return None
 
@@ -176,13 +171,11 @@ def _declare_outputs(proto: ModelProto) -> None:
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001 - ONNX Runtime raises a dozen unrelated classes
         raise ConversionError(f"ONNX Runtime cannot load the graph: {describe_error(error)}") from None
-    declared = {
-        node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")
-    }
-    shapes: dict[str, Sizes] = {name: node.shape for name, node in declared.items()}
+    known = {node.name: node for node in session.get_outputs() if node.name in bare and node.type.startswith("tensor(")}
+    shapes: dict[str, Sizes] = {name: node.shape for name, node in known.items()}
     if unknown := [name for name, shape in shapes.items() if not shape]:
         shapes |= _computed_shapes(session, unknown, proto.graph)
-    for name, node in declared.items():
+    for name, node in known.items():
         kind = getattr(onnx.TensorProto, node.type[len("tensor(") : -1].upper())
         bare[name].CopyFrom(helper.make_tensor_value_info(name, kind, shapes[name]))
 

@@ -41,9 +41,7 @@ def read_batch(model: TrainedModel, data: ModelData) -> ModelInput:
     if getattr(model.model, "formula", None) is None:
         return data
     read = {name for term in model.model.exog_names if term != "Intercept" for name in term.split(":")}
-    return (
-        data[[name for name in data if name in read]] if read and read <= set(data) else data
-    )  # Otherwise `_formula` fails.
+    return data[[name for name in data if name in read]] if read and read <= set(data) else data
 
 
 def forms(model: TrainedModel, batch: ModelInput | None, predict_fn: str, dynamic_axes: DynamicAxes) -> Forms:

@@ -250,9 +250,7 @@ def _to_onnx(
             if not isinstance(model, ExportedProgram):
                 rows = Dim("batch")
                 shapes = tuple({0: rows, **dict.fromkeys(dynamic_axes.get(name, ()), Dim.DYNAMIC)} for name in names)
-                is_variadic = any(
-                    parameter.kind is parameter.VAR_POSITIONAL for parameter in _signature(model).values()
-                )
+                is_variadic = any(entry.kind is entry.VAR_POSITIONAL for entry in _signature(model).values())
                 options["args"] = arguments
                 options["dynamic_shapes"] = (shapes,) if is_variadic else shapes
                 if _by_keyword(model, names):

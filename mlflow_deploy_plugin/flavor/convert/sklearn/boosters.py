@@ -86,9 +86,7 @@ def _xgboost(model: Estimator) -> Boosting:
     if link == "Sigmoid" and len(margin) > 1 and hasattr(model, "classes_"):
         raise NotImplementedError("several labels per row")
     missing = np.nan if model is booster else float(model.missing)
-    encoded = {
-        index: encoding for index, encoding in enumerate(content.get("cats", {}).get("enc", [])) if encoding["values"]
-    }
+    encoded = {index: entry for index, entry in enumerate(content.get("cats", {}).get("enc", [])) if entry["values"]}
     categories = tuple(map(_xgboost_categories, encoded.values()))
     lines = np.reshape(content.get("weights", []), (-1, len(margin)))[:-1]  # The last row is the bias.
     return Boosting(trees, targets, margin, "BRANCH_LT", link, True, True, missing, categories, tuple(encoded), lines)

@@ -149,9 +149,7 @@ def _own(estimator: Estimator) -> _Collected:
     for kind, edges_of in _EDGES.items():
         if isinstance(estimator, kind):
             known = enumerate(edges_of(estimator))
-            collected.values += [
-                ("edges", position, np.asarray(edges, float)) for position, edges in known if len(edges)
-            ]
+            collected.values += [("edges", index, np.asarray(edges, float)) for index, edges in known if len(edges)]
     if hasattr(estimator, "categories_"):
         collected.values += [("categories", position, values) for position, values in enumerate(estimator.categories_)]
     if hasattr(estimator, "_predictors"):
@@ -209,9 +207,7 @@ def _back(step: Estimator, collected: _Collected) -> _Collected:
 
         edges = collected.of("edges").items()
         values = [("edges", position, inverse(position, np.concatenate(parts))) for position, parts in edges]
-        learned = [
-            {position: inverse(position, column) for position, column in rows.items()} for rows in collected.rows
-        ]
+        learned = [{index: inverse(index, column) for index, column in rows.items()} for rows in collected.rows]
         return _Collected(values, learned)
     if hasattr(step, "get_support"):
         return collected.at(np.flatnonzero(step.get_support()))

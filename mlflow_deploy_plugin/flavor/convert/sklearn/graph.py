@@ -182,11 +182,7 @@ def parse_columns(
     for name, step, positions in estimators.named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
         by_name = len(inputs) == len(places) and {*read} <= graph_inputs.keys()
-        chosen = (
-            [graph_inputs[column] for column in read]
-            if read and by_name
-            else [places[position] for position in positions]
-        )
+        chosen = [graph_inputs[key] for key in read] if read and by_name else [places[index] for index in positions]
         picked = []
         for variable, run in groupby(chosen, lambda item: item[0]):
             columns = [index for _, index in run]
@@ -241,13 +237,11 @@ class Subgraph(NodeBuilder):
         self._initializers.append(helper.make_tensor(name, kind, shape, values))
 
     def finish(self, inputs: "Values", outputs: "Values") -> GraphProto:
-        input_values, output_values = (
+        feeds, results = (
             [helper.make_tensor_value_info(name, *value) for name, value in values.items()]
             for values in (inputs, outputs)
         )
-        return helper.make_graph(
-            self._nodes, "onnxserve_body", input_values, output_values, initializer=self._initializers
-        )
+        return helper.make_graph(self._nodes, "onnxserve_body", feeds, results, initializer=self._initializers)
 
 
 Values = dict[str, tuple[int, list[int | None]]]

@@ -79,8 +79,7 @@ def write_levels(graph: NodeBuilder, rows: str, levels: Levels) -> str:
 
 def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     """Add the trees for a block of rows, and return their sums, [rows, targets]."""
-    # Select the columns that splits compare, [columns, rows]. A column with default splits is added a second time, with
-    # -inf for missing values.
+    # Select the compared columns, [columns, rows]. For splits with a default, add a copy with -inf for missing values.
     codes = levels.column * 2 + levels.default
     used = np.unique(codes)
     indices = np.searchsorted(used, codes)
@@ -92,9 +91,8 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
     # Compare these splits for all rows, [splits, rows]. A symmetric tree has one split per level.
     nodes = [level[:, :1] if (level == level[:, :1]).all() else level for level in levels.nodes]
     are_compared = [depth < _COMPARED_LEVELS or level.shape[1] == 1 for depth, level in enumerate(nodes)]
-    compared = np.unique(
-        np.concatenate([level.ravel() for level, is_used in zip(nodes, are_compared, strict=True) if is_used])
-    )
+    used_levels = [level.ravel() for level, is_used in zip(nodes, are_compared, strict=True) if is_used]
+    compared = np.unique(np.concatenate(used_levels))
     values = graph.node("Gather", [columns, indices[compared]], axis=0)
     holds = graph.node(levels.comparison, [values, levels.threshold[compared, None]])
     holds = graph.node("Cast", [holds], to=TensorProto.UINT8)

@@ -87,14 +87,12 @@ def _not_finite(added: Subgraph, graph: GraphProto, operators: list[Operator]) -
             refusing = [reader for reader in readers.pop(name, []) if not _takes(reader, np.inf)]
             finite = [reader for reader in refusing if not _takes(reader, np.nan)]
             if finite:
-                reason = (
-                    f"the model computes NaN or infinity for this row, which its {type(finite[0]).__name__} refuses"
-                )
+                reason = f"the model computes NaN or infinity for the row, which its {type(finite[0]).__name__} refuses"
                 zero = added.node("Sub", [name, name])  # The result is NaN for a non-finite number.
                 yield reason, added.node("Cast", [zero], to=TensorProto.FLOAT)
                 doubtful.remove(name)
             elif refusing:
-                reason = f"the model computes infinity for this row, which its {type(refusing[0]).__name__} refuses"
+                reason = f"the model computes infinity for the row, which its {type(refusing[0]).__name__} refuses"
                 yield reason, added.node("Cast", [added.node("IsInf", [name])], to=TensorProto.FLOAT)
 
 

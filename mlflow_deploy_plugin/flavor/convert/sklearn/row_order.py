@@ -1,9 +1,8 @@
 """Sort rows so that adjacent rows take similar paths through the trees.
 
 ONNX Runtime's tree operator spends its time on branch mispredictions and, in large forests, on cache misses. Both are
-rarer if a row is similar to the previous row. From `MANY_ROWS` rows on, the rows are sorted, and their answers are put
-back in the original order. The answers are bit-identical. The sort key has `_KEY_BITS` bits for the columns that
-decide most.
+rarer if a row is similar to the previous row. `MANY_ROWS` or more rows are sorted, and their bit-identical answers are
+put back in the original order. The sort key has `_KEY_BITS` bits for the columns that decide most.
 
 | 8,192 rows, one thread          | sorted ÷ unsorted time |
 |---------------------------------|------------------------|
@@ -87,9 +86,7 @@ def _comparisons(attributes: _Attributes) -> tuple[Array, Array, Array]:
         at = order[np.searchsorted(name, below, sorter=order)]
         at = at[inner[at]]
         share[at] = np.maximum(share[at], 0.5**level)
-        below = np.unique(
-            np.concatenate([each[at] for each in children])
-        )  # Several equality tests may lead to the same node.
+        below = np.unique(np.concatenate([each[at] for each in children]))  # Equality tests may share a node.
 
     left = decides = np.bincount(column, share)
     bits = np.zeros(len(left), dtype=np.int64)

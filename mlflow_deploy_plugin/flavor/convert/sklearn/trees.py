@@ -1,8 +1,7 @@
 """Trees as arrays, and as ONNX Runtime's tree operator.
 
-HistGradientBoosting compares in 64 bits, and scikit-learn's other trees in 32 bits. skl2onnx would round the thresholds
-of HistGradientBoosting, and would send missing values in other trees to the right. This module avoids both, and sums in
-64 bits.
+HistGradientBoosting compares in 64 bits, but skl2onnx rounds its thresholds. scikit-learn's other trees compare in 32
+bits, but skl2onnx sends their missing values to the right. This module avoids both errors, and sums in 64 bits.
 """
 
 from dataclasses import dataclass, field

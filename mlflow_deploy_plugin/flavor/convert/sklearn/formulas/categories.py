@@ -1,8 +1,7 @@
 """Formulas of steps with string columns: category encoders and SimpleImputer.
 
-skl2onnx's encoders encode a missing string as a separate number (OrdinalEncoder), do not support fractions, and fail
-for unseen values if categories are grouped (OneHotEncoder). Its SimpleImputer does not support strings, indicators and
-64-bit floats.
+skl2onnx's encoders encode a missing string as a separate number (OrdinalEncoder), lack fractions, and fail for unseen
+values if categories are grouped (OneHotEncoder). Its SimpleImputer lacks strings, indicators and 64-bit floats.
 """
 
 import numpy as np

@@ -62,22 +62,15 @@ def calibrated(model: CalibratedClassifierCV, rows: Rows) -> Decision:
     if parts[0].method == "isotonic":
         likely = isotonic(calibrators, scores)
     else:
-        likely = logistic(
-            -(
-                np.array([calibrator.a_ for calibrator in calibrators]) * scores
-                + [calibrator.b_ for calibrator in calibrators]
-            )
-        )
+        likely = logistic(-(np.array([line.a_ for line in calibrators]) * scores + [line.b_ for line in calibrators]))
     if classes == 2:
         second = likely.mean(axis=1, keepdims=True)
         mean = np.concatenate([1.0 - second, second], axis=1)
         return np.argmax(mean, axis=1), mean
     positions = [
-        number * classes + position
+        number * classes + label
         for number, part in enumerate(parts)
-        for position, _ in zip(
-            np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False
-        )
+        for label, _ in zip(np.searchsorted(part.classes, estimators[number].classes_), part.calibrators, strict=False)
     ]
     if len(positions) < len(parts) * classes:  # A fold lacks some classes.
         likely = likely @ np.eye(len(parts) * classes)[positions]

@@ -252,9 +252,7 @@ def one_class(model: OneClassSVM, rows: Rows) -> TracedArray:
 def machine_classes(model: Estimator, rows: Rows) -> tuple[TracedArray, TracedArray]:
     """Return the decision of an SVC or NuSVC: a positive decision value is a vote for the first class of a pair."""
     if len(model.probA_):
-        raise NotImplementedError(
-            f"{type(model).__name__} with probability=True: libsvm computes probabilities iteratively"
-        )
+        raise NotImplementedError(f"{type(model).__name__} with probability=True: libsvm computes them iteratively")
     decisions = _decisions(model, rows)
     if len(model.classes_) == 2:
         return (decisions[:, 0] <= 0).astype(np.int64), np.concatenate([decisions, -decisions], axis=1)

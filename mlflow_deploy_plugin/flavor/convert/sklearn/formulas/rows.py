@@ -43,7 +43,6 @@ class Rows:
         self, graph: NodeBuilder, inputs: list[Variable], columns: int, matrix: TracedArray | None = None
     ) -> None:
         self._graph, self._inputs, self._columns, self._matrix = graph, inputs, columns, matrix
-        # These caches avoid duplicate parts of the graph.
         # The key is `_learned`. The value includes the step, so that its id is not reused.
         self._after: dict[int | str, tuple[Rows, Estimator]] = {}
         self._outputs: dict[tuple[int, bool], list[str]] = {}  # key: id of an estimator, and True for raw scores

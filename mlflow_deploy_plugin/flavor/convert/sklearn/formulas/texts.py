@@ -163,9 +163,7 @@ def _preprocessed(graph: NodeBuilder, vectorizer: CountVectorizer, texts: str) -
     pattern = r"[\x00-\x7F]*" if isinstance(vectorizer.strip_accents, str) else f"[^İ{_SIGMA}]*"
     is_plain = graph.node("Cast", [graph.node("RegexFullMatch", [texts], pattern=pattern)], to=TensorProto.INT32)
     all_plain = graph.node("Cast", [graph.node("ReduceMin", [is_plain], keepdims=0)], to=TensorProto.BOOL)
-    graphs = {
-        name: body.finish({}, {output: (TensorProto.STRING, [None])}) for name, (body, output) in branches.items()
-    }
+    graphs = {name: body.finish({}, {text: (TensorProto.STRING, [None])}) for name, (body, text) in branches.items()}
     return graph.node("If", [all_plain], **graphs)
 
 

@@ -130,9 +130,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             kind = np.result_type(*(operand.sample if isinstance(operand, Traced) else operand for operand in inputs))
         if operator in ("IsNaN", "IsInf") and kind.kind != "f":
             kind = np.dtype(np.float64)
-        same = [
-            operand.astype(kind) if isinstance(operand, Traced) else np.asarray(operand, kind) for operand in inputs
-        ]
+        same = [value.astype(kind) if isinstance(value, Traced) else np.asarray(value, kind) for value in inputs]
         return self.emit(operator, same, sample)
 
     def __array_function__(
