@@ -107,7 +107,7 @@ class ParityReport:
         return asdict(self, dict_factory=document)
 
     def figures(self) -> dict[str, object]:
-        """Return the short form for the MLmodel file."""
+        """Return a subset of the report for the MLmodel file."""
         short = self.as_dict()
         return {
             name: short[name] for name in ("state", "rows", "repair", "problem", "unproven", "outputs") if name in short

@@ -266,7 +266,7 @@ def net_options(
             for name, shape in _sizes("parity_data, reference_data", rows, more)
         ]
         sizes = _sizes(
-            "the model's answers to parity_data, reference_data",
+            "the model's predictions for parity_data, reference_data",
             Batch(answers),
             [call_original(original, tensors) for tensors in more],
         )

@@ -125,7 +125,7 @@ def wrap_registered(
     Args:
         model_uri: models:/old/3 (or @alias, a stage), models:/m-…, runs:/RUN_ID/PATH, the folder of an MLmodel file, or
             a file: .joblib, .pkl, .pickle, .onnx, .keras, .pt2, .pt.
-        register: the registered model of the new version; default: that of `model_uri`.
+        register: the registered model of the new version; default: the model of `model_uri`.
         data: rows for the proof and the reference; default: the model's input example. Without an example, rows are
             generated from the signature, with a warning.
         pyfunc_predict_fn: as in `log_model`; default: the method that the model's pyfunc calls.

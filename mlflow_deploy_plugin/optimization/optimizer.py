@@ -428,7 +428,7 @@ def _log_form(
     parity = {
         "state": "warned" if base.artifact.parity_state != "no-original" else "no-original",
         "rows": agreement.rows,
-        "problem": f"it is {resolved.source} as {form.name}: {agreement}",
+        "problem": f"this is a form of {resolved.source}, {form.name}: {agreement}",
     }
     with registry_errors(f"the form of {resolved.source}"):
         run_id, is_new = _run_of_base(resolved)

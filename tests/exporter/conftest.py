@@ -1,4 +1,4 @@
-"""Models to export: one of columns with texts, one of a tensor, and a forest with an input example."""
+"""Models for export tests: columns with strings, a tensor, and a forest with an input example."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def forest(tmp_path_factory: pytest.TempPathFactory, forest_rows: pd.DataFrame) 
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model of an array without a name, with an input example."""
+    """Return a model of an unnamed array, with an input example."""
     from sklearn.neural_network import MLPClassifier
 
     rows = np.random.default_rng(0).normal(size=(100, 6)).astype(np.float32)

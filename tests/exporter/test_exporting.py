@@ -1,4 +1,4 @@
-"""Each form of an export answers as the served model, or is refused and leaves nothing behind."""
+"""Each export format gives the same answers as the served model, or is refused without leaving files."""
 
 import os
 import zipfile
@@ -76,7 +76,7 @@ def test_the_bare_graph_says_what_it_is_and_where_it_comes_from(forest: Path, tm
     assert [column["name"] for column in known["columns"]] == ["carrier", "distance"]
     assert known["classes"] == ["late", "on time"]
     assert known["parity"] == "proven"
-    assert known["source"] == ""  # no path of this machine goes out
+    assert known["source"] == ""  # Paths of this machine are not exported.
     inputs = [node.name for node in onnxruntime.InferenceSession(str(tmp_path / "forest.onnx")).get_inputs()]
     assert inputs == [entry["name"] for entry in known["inputs"]]
 
@@ -107,7 +107,7 @@ def test_the_runner_answers_frames_as_the_original(
     onnxserve.export(str(forest), form, tmp_path / name, rows=forest_rows)
     served = load_model(str(forest))
 
-    outputs = Model(tmp_path / name, threads=1).outputs(forest_rows)  # the order of a sum depends on them
+    outputs = Model(tmp_path / name, threads=1).outputs(forest_rows)  # The order of a sum depends on the shapes.
 
     feeds = served.schema.from_columns({str(column): forest_rows[column].to_numpy() for column in forest_rows})
     for output, want in served.run(feeds).items():

@@ -1,4 +1,4 @@
-"""The wheel: what pip reads of it, and its answers where it is installed alone."""
+"""Tests of the wheel: its metadata for pip, and its answers without onnxserve."""
 
 import ast
 import shutil
@@ -37,7 +37,7 @@ def test_pip_reads_its_name_its_version_and_what_it_needs(wheel: Path) -> None:
         needs = {one.name: one.specifier for one in map(Requirement, metadata.requires or [])}
         assert needs.keys() == {"onnxruntime", "numpy"}
         assert needs["onnxruntime"] == _asked_for()["onnxruntime"]
-        assert metadata.metadata["Requires-Python"] == ">=3.11"  # for which there are wheels of it
+        assert metadata.metadata["Requires-Python"] == ">=3.11"
         recorded = {str(file) for file in metadata.files or []}
         assert recorded == {name for name in archive.namelist() if not name.endswith("/")}
 
@@ -48,7 +48,7 @@ def test_the_same_version_gives_the_same_bytes(wheel: Path, forest: Path, tmp_pa
 
 
 def _asked_for() -> dict[str, SpecifierSet]:
-    """Return what the extra `cpu` of the package needs."""
+    """Return the requirements of the package's extra `cpu`."""
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = (line for line in setup["options.extras_require"]["cpu"].split("\n") if line and not line.startswith("#"))

@@ -1,4 +1,4 @@
-"""A bundle: its wheels, and its examples in C++ and JavaScript where they can be built."""
+"""Tests of the bundle: its wheels, and its C++ and JavaScript examples if they can be built."""
 
 import json
 import os
@@ -78,7 +78,7 @@ def test_an_input_that_the_examples_cannot_write_is_refused(tmp_path: Path) -> N
 
 
 def test_the_example_in_cpp_answers_its_row(bundle: Path, tmp_path: Path) -> None:
-    """`ONNXRUNTIME` is an unpacked release of ONNX Runtime: no package index has its headers."""
+    """Skip without `ONNXRUNTIME`, an unpacked release of ONNX Runtime: package indexes do not contain its headers."""
     root = os.environ.get("ONNXRUNTIME")
     if root is None or not (Path(root) / "include" / "onnxruntime_cxx_api.h").is_file():
         pytest.skip("no headers of ONNX Runtime: set ONNXRUNTIME to an unpacked release")
@@ -98,7 +98,7 @@ def test_the_example_in_javascript_answers_its_row(bundle: Path, tmp_path: Path)
         pytest.skip("needs node and npm")
     folder = tmp_path / "a bundle"
     shutil.copytree(bundle, folder)
-    # without its script, which fetches CUDA
+    # The install script would download CUDA.
     subprocess.run(["npm", "install", "--ignore-scripts", "--no-save", "onnxruntime-node"], cwd=folder, check=True)
     ran = subprocess.run(["node", folder / "examples" / "predict.mjs"], check=True, capture_output=True, text=True)
     answers = [json.loads(line) for line in ran.stdout.splitlines()]

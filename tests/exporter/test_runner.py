@@ -1,4 +1,4 @@
-"""The runner that exports carry: rows of every kind, their mistakes, and its own small command."""
+"""Tests of the exported runner: all kinds of rows, invalid rows, and its command line."""
 
 import json
 import runpy

@@ -1,4 +1,4 @@
-"""TensorFlow Lite: what it is refused for, its environment, and nets that answer as they are served."""
+"""Tests of TensorFlow Lite: refused models, its environment, and networks that answer like the served model."""
 
 import re
 import subprocess
@@ -62,7 +62,7 @@ def test_without_a_network_one_line_says_so_and_nothing_is_left(
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Install the converter by two threads at once, over what a killed process has left; return what they said."""
+    """Install the converter in two threads over the remains of a killed process; return the progress messages."""
     with pytest.MonkeyPatch.context() as patch:
         home = tmp_path_factory.mktemp("home")
         patch.setenv("ONNXSERVE_HOME", str(home))
@@ -118,7 +118,6 @@ def test_the_example_of_the_page_answers_as_the_served_model(tmp_path: Path) -> 
     [
         "net (float[N,3] x, int64[N,2] ids) => (float[N,3] y, int64[N,2] z) { y = Tanh(x)  z = Add(ids, ids) }",
         'odd (float[N,2] "a b:0", float[N,2] "/größe") => (float[N,2] "sum:0") { "sum:0" = Add("a b:0", "/größe") }',
-        # its output stays NCHW
         "conv (float[N,2,8,8] image) => (float[N,3,8,8] map) <float[3,2,1,1] w = {1,2,3,4,5,6}> {map = Conv(image, w)}",
     ],
 )
@@ -129,7 +128,7 @@ def test_names_types_and_layouts_are_those_of_the_graph(graph: str, tmp_path: Pa
     exported = onnxserve.export(str(model), "tflite", tmp_path / f"{name}.tflite", progress=said.append)
     assert exported.path.is_file()
     assert exported.rows > 500
-    assert not said  # any number of rows a call
+    assert not said
 
 
 @pytest.mark.install

@@ -1,4 +1,4 @@
-"""The wording of the refusals of an export."""
+"""The wording of export errors."""
 
 from pathlib import Path
 from typing import Any

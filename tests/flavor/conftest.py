@@ -16,7 +16,7 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture(scope="module")
 def tracking(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Path]:
-    """An MLflow store of the module's own, active until its last test."""
+    """An MLflow store for the module, which is active until its last test."""
     folder = tmp_path_factory.mktemp("mlflow")
     with tracking_at(new_database(folder)), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_EXPERIMENT_ID", mlflow.create_experiment("flavor", str(folder / "artifacts")))
@@ -25,7 +25,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
 
 @pytest.fixture(scope="session")
 def weather() -> tuple[pd.DataFrame, pd.Series]:
-    """Texts, floats with gaps, integers, codes and booleans, and a label made of all of them."""
+    """A table of strings, floats with gaps, integers, codes and booleans, and a label that depends on all columns."""
     random = np.random.default_rng(0)
     count = 800
     table = pd.DataFrame(
@@ -45,7 +45,7 @@ def weather() -> tuple[pd.DataFrame, pd.Series]:
 
 @pytest.fixture(scope="session")
 def matrix() -> tuple[np.ndarray, np.ndarray]:
-    """Numbers with one decimal, as sensors give them: many rows stand close to the thresholds of trees."""
+    """Numbers with one decimal, like sensor data: many rows are near the thresholds of trees."""
     random = np.random.default_rng(1)
     rows = np.round(random.normal(size=(1500, 5)) * 10, 1)
     return rows, rows[:, 0] * 2 + rows[:, 1]
@@ -53,7 +53,7 @@ def matrix() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    """Three columns of numbers; `model` and `logged` are made of it."""
+    """Three columns of numbers, which `model` and `logged` are trained on."""
     random = np.random.default_rng(0)
     return pd.DataFrame(random.normal(size=(300, 3)), columns=["a", "b", "c"])
 

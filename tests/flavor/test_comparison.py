@@ -51,7 +51,7 @@ def test_spread_is_that_of_each_value_of_a_row() -> None:
     by_value = answer_spread(answers)
 
     assert by_value[:2] == pytest.approx([np.std(answers[:, 0]), np.std(answers[:, 1])])
-    assert by_value[2] == pytest.approx(np.std(answers) / 1000)  # no finer than 32 bits resolve beside the others
+    assert by_value[2] == pytest.approx(np.std(answers) / 1000)  # This is the resolution of 32-bit floats.
 
 
 def test_spread_of_few_rows_is_that_of_all_their_values() -> None:

@@ -1,4 +1,4 @@
-"""Rows of files as a model takes them, and rows made up from a signature."""
+"""Rows from files as model input, and rows generated from a signature."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models whose weights do not fit into one ONNX file: saved, compared after a download, loaded, served."""
+"""Models whose weights exceed one ONNX file are saved, verified after a download, loaded and served."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ ROWS, WIDTH = 300, 7
 
 
 def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
-    """Return a graph that gives row `id` of each table, added up."""
+    """Return a graph that sums row `id` of all tables."""
     names = [table.name for table in tables]
     nodes = [helper.make_node("Gather", [name, "id"], [f"row {name}"]) for name in names]
     nodes.append(helper.make_node("Sum", [f"row {name}" for name in names], ["rows"]))
@@ -31,7 +31,7 @@ def lookup(tables: list[onnx.TensorProto], width: int) -> onnx.ModelProto:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> tuple[onnx.ModelProto, np.ndarray]:
-    """A model that is too large for one file, because a file may hold only a kilobyte here; and its table."""
+    """A model that is too large for one file, since the limit is set to one kilobyte here, and its table."""
     monkeypatch.setattr(onnx_file, "MAX_INLINE_BYTES", 1024)
     table = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
     offset = np.zeros((ROWS, WIDTH), np.float32)
@@ -42,12 +42,12 @@ def test_large_weights_lie_beside_the_graph_and_answer_the_same(
     small: tuple[onnx.ModelProto, np.ndarray], tmp_path: Path
 ) -> None:
     model, table = small
-    for name in ("first", "again"):  # the model itself keeps its weights
+    for name in ("first", "again"):  # The original keeps its weights.
         save_model(model, tmp_path / name, input_example={"id": np.arange(5)})
     folder = tmp_path / "again"
 
     assert (folder / "model.onnx").stat().st_size < 1024
-    assert (folder / "model.onnx.data").stat().st_size == 2 * 3 * 4096  # each table begins on a page
+    assert (folder / "model.onnx.data").stat().st_size == 2 * 3 * 4096  # Each table begins at a page boundary.
     assert sorted(read_artifact(folder).digests) == ["model.onnx", "model.onnx.data"]
     ids = np.array([0, 7, ROWS - 1])
     np.testing.assert_array_equal(load_model(str(folder)).run({"id": ids})["rows"], table[ids])
@@ -82,7 +82,7 @@ def test_a_large_graph_is_checked_without_its_weights(
 def test_a_model_of_more_than_two_gigabytes_is_saved_verified_and_served(
     tmp_path: Path, serve: Callable[..., Served]
 ) -> None:
-    """The given file is sparse, its tables are zeros but for one value each; 2.2 GB are saved, and as many copied."""
+    """Check a real model of 2.2 GB. Its file is sparse: the tables contain zeros except for one value each."""
     rows, width, tables = 550_000, 500, []
     with (tmp_path / "given.data").open("wb") as file:
         for number in range(2):

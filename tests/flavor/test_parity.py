@@ -129,7 +129,7 @@ def test_label_without_a_margin_is_a_tie(classifier: Saved, table: pd.DataFrame)
     label, decided = (next(output for output in report.outputs if output.name == "label") for report in reports)
     assert label.ties > 0
     assert label.beyond_tolerance == 0
-    assert (decided.ties, decided.beyond_tolerance) == (0, label.ties)  # by its scores the original knows which
+    assert (decided.ties, decided.beyond_tolerance) == (0, label.ties)  # The original's scores determine the label.
 
 
 def test_another_shape_is_a_problem_that_names_both(regressor: Saved, table: pd.DataFrame) -> None:

@@ -50,7 +50,7 @@ def test_generated_rows_keep_columns_types_and_ranges(table: pd.DataFrame) -> No
     assert rows.dtypes.to_dict() == table.dtypes.to_dict()
     assert rows.temperature.between(-3.25, 20).all()
     assert set(rows.city) == {"rome", "oslo", "lima"}
-    assert rows.temperature.nunique() <= 4  # so few distinct numbers are codes
+    assert rows.temperature.nunique() <= 4  # Columns with few distinct numbers are codes.
 
 
 def test_numbers_are_drawn_around_the_only_one() -> None:
@@ -94,7 +94,7 @@ def test_numbers_far_outside_of_their_range_come_alone_and_together(table: pd.Da
 
     alone, together = groups["far"].batch.data, groups["far together"].batch.data
     assert alone.temperature.abs().max() == pytest.approx(20e6)
-    assert 5 <= (alone.temperature.abs() > 1000).sum() < len(alone) / 2  # one column at a time
+    assert 5 <= (alone.temperature.abs() > 1000).sum() < len(alone) / 2  # Only one column changes at a time.
     assert (together.temperature.abs() > 1e5).any()
     assert (together[["temperature", "hour"]] == 0).all(axis=1).any()
     assert together.hour.dtype == np.int64
@@ -159,7 +159,7 @@ def test_each_column_that_can_is_missing_and_each_text_unseen(table: pd.DataFram
 
     missing = groups["missing"]
     assert missing.columns == ("city", "temperature")
-    assert missing.batch.data.isna().sum().to_dict() == {  # of each block one row is as it was
+    assert missing.batch.data.isna().sum().to_dict() == {  # One row per block is unchanged.
         "city": missing.block - 1,
         "temperature": missing.block - 1,
         "hour": 0,
@@ -222,7 +222,7 @@ def test_rows_with_gaps_are_bounded_in_wide_tables() -> None:
 
     assert gaps.size < 5_000_000
     assert (gaps.sum(axis=1) == np.resize([0] + [1] * (group.block - 1), len(gaps))).all()
-    assert gaps.any().sum() == len(group.columns) > 50  # some of the columns, each by itself
+    assert gaps.any().sum() == len(group.columns) > 50  # Some columns change, one at a time.
 
 
 def test_uint64_tensors_are_drawn_in_their_range() -> None:

@@ -1,4 +1,4 @@
-"""Nets without an ONNX form that MLflow's own flavors do not serve: several inputs, several outputs, programs."""
+"""Networks without an ONNX form that MLflow's flavors do not serve: several inputs or outputs, and programs."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ ROWS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 
 
 class Longest(torch.nn.Module):
-    """No graph can tell how often it goes round: that depends on the numbers."""
+    """A module with a loop whose number of iterations depends on the data."""
 
     def forward(self, left: Any, right: Any = 1) -> Any:
         for _ in range(int(torch.as_tensor(left).abs().max()) % 3 + 1):
@@ -37,7 +37,7 @@ class Longest(torch.nn.Module):
 
 
 def _served(model: Any, example: Any) -> tuple[Any, str]:
-    """What the logged version answers, and why it is no ONNX."""
+    """Return the answers of the logged version, and the reason why it has no ONNX form."""
     info = onnxserve.log_model(model, name="model", input_example=example)
     folder = Path(mlflow.artifacts.download_artifacts(info.model_uri))
     scorer = Scorer.load(folder)
@@ -87,7 +87,7 @@ class Cache:
 
 
 class Decoder(torch.nn.Module):
-    """It answers a cache beside its tensor, as those of transformers do."""
+    """A module that returns a cache next to its tensor, like in transformers."""
 
     def forward(self, *, tokens: Any) -> Any:
         return {"logits": tokens * 2.0, "past": Cache()}
@@ -117,7 +117,7 @@ def test_answers_with_another_number_of_dimensions_have_no_signature(tracking: P
             return {"logits": tokens[:, None].repeat(1, len(tokens) % 2 + 1, 1).squeeze(1), "past": Cache()}
 
     said = (
-        r"the model's answers to parity_data, reference_data: logits has the shape \[4, 3\]; "
+        r"the model's predictions for parity_data, reference_data: logits has the shape \[4, 3\]; "
         r"the example has \[5, 2, 3\]"
     )
     with pytest.raises(InvalidConfig, match=said):
@@ -149,7 +149,7 @@ def test_a_scripted_module_is_packed_by_torch(tracking: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("form", ["array", "table", "two outputs"])
 def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -> None:
-    """MLflow's own flavor of Keras cannot save an input example, takes no table, and answers one array."""
+    """Check Keras: MLflow's flavor cannot save an input example, supports no tables, and returns one array."""
     keras: Any = pytest.importorskip("keras")
     given = keras.Input((3,))
     sizes = keras.ops.svd(keras.ops.expand_dims(given, 1), compute_uv=False)
@@ -167,7 +167,7 @@ def test_a_keras_model_is_logged_with_its_signature(form: str, tracking: Path) -
 def test_all_else_is_left_to_the_flavor_of_its_library() -> None:
     assert net_options("pytorch", torch.nn.Linear(3, 2), ROWS) is None
     assert net_options("sentence_transformers", torch.nn.Linear(3, 2), ["texts"]) is None
-    assert net_options("prophet", pd.Series([1]), ROWS) is None  # of no framework that is converted
+    assert net_options("prophet", pd.Series([1]), ROWS) is None
 
 
 def test_a_model_that_answers_no_table_of_categories_is_left_to_its_own_flavor() -> None:

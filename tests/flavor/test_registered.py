@@ -1,4 +1,4 @@
-"""`wrap("models:/old/3")`: the next version as ONNX, and what it keeps of the one that it is made of."""
+"""`wrap("models:/old/3")` registers the next version as ONNX, and copies the metadata of the old version."""
 
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ from tests.support.services.mlflow_server import MlflowServer
 from tests.support.services.proxy import proxy_to
 from tests.support.tracking import tracking_at
 
-_REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}  # MLflow would take seconds to find them
+_REQUIREMENTS: dict[str, Any] = {"pip_requirements": ["scikit-learn"]}  # Inferring them would take seconds.
 
 
 @pytest.fixture(scope="module")
 def old(tracking: Path, model: Pipeline, table: pd.DataFrame) -> str:
-    """A version that mlflow.sklearn has logged, in Production and `champion`, with all that MLflow keeps of one."""
+    """A version from mlflow.sklearn in Production, with the alias `champion` and all of MLflow's metadata."""
     client = mlflow.MlflowClient()
     with mlflow.start_run():
         mlflow.log_param("C", 1.0)
@@ -107,10 +107,10 @@ def test_aliases_stages_and_the_run_stay_as_they_were(old: str) -> None:
 def test_a_server_before_mlflow_3_gets_the_next_version_beside_the_old_one_in_its_run(
     mlflow_server: MlflowServer, model: Pipeline, table: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # of this module's own store
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)  # It is in the store of this module.
     mlflow.sklearn.save_model(model, tmp_path / "model", input_example=table.head(3), **_REQUIREMENTS)
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
-        proxy.turn("Not Found", "/logged-models", 404)  # as MLflow 2 answers
+        proxy.turn("Not Found", "/logged-models", 404)  # MLflow 2 returns this.
         with mlflow.start_run() as run:
             mlflow.log_artifacts(str(tmp_path / "model"), "model")
         first = mlflow.register_model(f"runs:/{run.info.run_id}/model", "before-3", tags={"owner": "ann"})
@@ -214,7 +214,7 @@ def test_a_runs_model_and_a_folder_need_a_name(old: str, model: Pipeline, table:
 
 
 class Doubled(mlflow.pyfunc.PythonModel):
-    """Python of its author."""
+    """A custom Python model."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return model_input * 2
@@ -258,7 +258,7 @@ def _save(kind: str, folder: Path, model: Pipeline, table: pd.DataFrame) -> None
             (folder / "model.skops").write_bytes(b"of another version")
         case "attribute":
             old = make_pipeline(SimpleImputer(), LogisticRegression()).fit(table, table.a > 0)
-            del old[0]._fill_dtype  # which scikit-learn 1.4 did not know
+            del old[0]._fill_dtype  # scikit-learn 1.4 does not have this attribute.
             mlflow.sklearn.save_model(
                 old,
                 folder,

@@ -1,4 +1,4 @@
-"""Files that hold a trained model, and files that hold none."""
+"""Files with a trained model, and files without a model."""
 
 import pickle
 import sys
@@ -84,7 +84,7 @@ def test_a_framework_that_is_not_installed_is_named_with_the_command_that_instal
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("xgboost", "xgboost.sklearn"):
-        monkeypatch.setitem(sys.modules, name, None)  # its import raises ModuleNotFoundError
+        monkeypatch.setitem(sys.modules, name, None)
     (tmp_path / "model.pkl").write_bytes(b"cxgboost.sklearn\nXGBRegressor\n.")
     mlmodel = mlflow.models.Model(
         flavors={

@@ -89,7 +89,7 @@ def test_probabilities_as_prediction(model: Pipeline, table: pd.DataFrame, tmp_p
 
 @pytest.fixture(scope="module")
 def unfaithful(table: pd.DataFrame) -> Any:
-    """It answers by the first of several neighbours at one distance, and the graph by another one."""
+    """A model that selects the first of several neighbours at equal distance; its graph selects another neighbour."""
     return KNeighborsClassifier(3).fit(table.round(), (table.a * table.b > 0).astype(int))
 
 
@@ -345,7 +345,7 @@ def test_a_fallback_that_is_no_fallback_and_a_model_of_no_flavor_are_refused(
 
 
 class Interval:
-    """A model of a library that nobody here knows."""
+    """A model of an unknown library."""
 
     def predict(self, rows: pd.DataFrame, level: float = 0.9) -> pd.Series:  # type: ignore[type-arg]
         return rows.a * level

@@ -26,7 +26,7 @@ from tests.support.waiting import answers, wait_until
 
 @pytest.fixture(scope="module")
 def classifier(weather: tuple[pd.DataFrame, pd.Series], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """The original, its folder, and rows."""
+    """Return the original, its folder, and rows."""
     table, labels = weather
     table = table.drop(columns="temperature")
     columns = make_column_transformer(
@@ -40,7 +40,7 @@ def classifier(weather: tuple[pd.DataFrame, pd.Series], tmp_path_factory: pytest
 
 @pytest.fixture(scope="module")
 def regressor(matrix: tuple[np.ndarray, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ...]:
-    """Two targets, trained on an array."""
+    """A model with two targets, trained on an array."""
     rows, target = matrix
     model = LinearRegression().fit(rows, np.column_stack([target, -target]))
     folder = tmp_path_factory.mktemp("pyfunc") / "regressor"
@@ -96,7 +96,7 @@ def test_several_targets_keep_their_shape(change: Any, regressor: Any) -> None:
 
 
 def test_what_mlflow_refuses_of_its_own_is_answered_without_its_checks(classifier: Any, regressor: Any) -> None:
-    """MLflow takes no list for a tensor, and no 64-bit integers or categories by itself; our own reading does."""
+    """Check inputs that MLflow does not convert to tensors: lists, 64-bit integers and categories."""
     model, folder, table = classifier
     other = table.assign(humidity=table.humidity.astype(int)).astype({"city": "category"})
 

@@ -1,4 +1,4 @@
-"""The wording of the refusals of models that cannot be wrapped."""
+"""The wording of errors for models that cannot be wrapped."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -18,7 +18,7 @@ from mlflow_deploy_plugin.flavor.wrap import wrap
 
 
 def test_a_table_of_arrow_is_read_as_one_of_pandas(line: LinearRegression, timed: pd.DataFrame) -> None:
-    """A table of polars has the same method."""
+    """A table with the same conversion method as polars."""
     table: Any = pa.Table.from_pandas(timed)
 
     assert wrap(line, table, event_time="when").signature == wrap(line, timed, event_time="when").signature
@@ -149,6 +149,6 @@ def test_the_original_is_asked_once_however_many_forms_are_tried(monkeypatch: py
     monkeypatch.setattr(Pipeline, "predict", counted)
     wrapped = wrap(model, table)
 
-    assert wrapped.report.repair  # the first form was not equal
+    assert wrapped.report.repair  # The first form was not equal.
     assert len(refused) > 100
-    assert refused.total() < 1.1 * len(refused)  # a few rows stand in two groups
+    assert refused.total() < 1.1 * len(refused)

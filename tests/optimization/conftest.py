@@ -15,9 +15,9 @@ from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 def registry(
     tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MlflowClient]:
-    monkeypatch.setattr(measure, "ROUND_SECONDS", 0.0005)  # nothing here depends on who is faster
+    monkeypatch.setattr(measure, "ROUND_SECONDS", 0.0005)  # These tests do not depend on speed.
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database's experiments
+    monkeypatch.chdir(tmp_path)  # MLflow stores the artifacts of a database's experiments here.
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.search_experiments()

@@ -1,4 +1,4 @@
-"""Pruning a torch module and training what is left."""
+"""Pruning a torch module and training the remaining weights."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Forms of a graph: smaller numbers, the same inputs and outputs, nearly the same answers; and graphs without one."""
+"""Forms of a graph have smaller numbers, the same inputs and outputs, and nearly equal answers."""
 
 from collections.abc import Callable
 
@@ -114,7 +114,7 @@ def test_numbers_that_overflow_16_bits_stay_in_32() -> None:
     assert np.isfinite(probabilities).all()
     assert (label == expected).mean() > 0.98
     kinds = {one.name: one.data_type for one in form.graph.initializer}
-    assert kinds["w0"] == TensorProto.FLOAT  # its sums reach millions
+    assert kinds["w0"] == TensorProto.FLOAT  # Its sums reach millions.
     assert TensorProto.FLOAT16 in kinds.values()
 
 

@@ -1,4 +1,4 @@
-"""Costs of forms, measured in turns."""
+"""The costs of forms are measured alternately."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Making, measuring, choosing and registering forms of a registered version."""
+"""Creating, measuring, choosing and registering forms of a registered version."""
 
 import json
 from dataclasses import asdict, replace
@@ -48,7 +48,7 @@ def test_the_form_becomes_a_version_with_the_lineage_of_its_base(registry: Mlflo
     assert loaded.artifact.tensors == onnxserve.load_model("models:/net/1").artifact.tensors
     reference = pq.read_table(folder / "reference.parquet")
     rows = np.array(reference["x"].to_pylist(), dtype=np.float32)
-    assert reference["prediction"].to_pylist() == loaded.run({"x": rows})["label"].tolist()  # its own
+    assert reference["prediction"].to_pylist() == loaded.run({"x": rows})["label"].tolist()
     assert json.loads((folder / "parity.json").read_text())["parity_of_base"]["state"] == "proven"
 
 
@@ -153,7 +153,7 @@ def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
     registry: MlflowClient, tmp_path: Path
 ) -> None:
     graph = network()
-    for weight in graph.graph.initializer:  # as skl2onnx writes a network of scikit-learn
+    for weight in graph.graph.initializer:  # skl2onnx writes biases with the shape [1, n].
         if weight.name.startswith("b"):
             weight.dims[:] = [1, *weight.dims]
     folder = write_network(tmp_path / "models" / "rows", graph=graph)
@@ -162,7 +162,7 @@ def test_a_bias_that_the_quantizer_cannot_scale_by_channel_is_scaled_by_tensor(
 
 
 def outcome(**given: tuple[float, ...]) -> Optimization:
-    """Return an outcome of forms by name: the ratio of latency, the loss, and the upper quartile of the ratio."""
+    """Return a result with forms by name: the latency ratio, the loss, and the upper quartile of the ratio."""
 
     def form(name: str, ratio: float, loss: float, upper: float = 0) -> MeasuredForm:
         ratios = {1: ratio, 1000: ratio / 2}

@@ -1,4 +1,4 @@
-"""The profile of a version, and what it advises to change."""
+"""The profile of a version, and its advice."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The wording of the refusals of an optimization and of a profile."""
+"""The wording of errors of `optimize` and `profile`."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""The same models as MLflow's scoring server and as ours read them, without sockets and without side processes."""
+"""The same models in MLflow's scoring server and in our scorer, without sockets and side processes."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def scorers(pyfunc_folders: dict[str, Path]) -> dict[str, Any]:
-    """A `Scorer` a model."""
+    """Return a `Scorer` per model."""
     from mlflow_deploy_plugin.pyfunc.scorer import Scorer
 
     return {name: Scorer.load(folder) for name, folder in pyfunc_folders.items()}
@@ -40,18 +40,18 @@ def ask_ours(scorers: dict[str, Any]) -> Callable[[str, str, bytes], Answer]:
 
 @pytest.fixture(scope="session")
 def ask_mlflow(pyfunc_folders: dict[str, Path]) -> Callable[[str, str, bytes], Answer]:
-    """The application that `mlflow models serve` starts."""
+    """Return the application that `mlflow models serve` starts."""
     import warnings
 
     from mlflow import pyfunc
     from mlflow.pyfunc import scoring_server
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # starlette's, about its client
+        warnings.simplefilter("ignore")  # starlette warns about its client.
         from starlette.testclient import TestClient
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() sets it; it is gone with this block
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() changes it; the block restores it.
         clients = {
             name: TestClient(scoring_server.init(pyfunc.load_model(str(folder))), raise_server_exceptions=False)
             for name, folder in pyfunc_folders.items()

@@ -1,4 +1,4 @@
-"""What the process that explains does with a question; tests/server/inference/test_explain.py judges its answers."""
+"""Requests to the explainer process. tests/server/inference/test_explain.py checks its answers."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ FEW = "few (float[N,400] X) => (float[N,1] y) <int64[1] axis = {1}> { y = Reduce
 @pytest.fixture(scope="module")
 def explainer() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NUMBA_DISABLE_JIT", "1")  # as pyfunc/__main__.py, which says why
+        patch.setenv("NUMBA_DISABLE_JIT", "1")  # pyfunc/__main__.py does the same and gives the reason.
         from mlflow_deploy_plugin.pyfunc import explainer
 
         return explainer
@@ -59,7 +59,7 @@ def test_a_missing_value_is_a_value_of_its_own(explainer: Any, tmp_path: Path) -
 
 
 def test_numbers_that_hardly_differ_are_told_apart(explainer: Any, tmp_path: Path) -> None:
-    """shap takes numbers for equal that differ by less than a hundred-thousandth of themselves."""
+    """Numbers must be coded, because shap treats numbers as equal if their relative difference is below 1e-5."""
     folder = model(tmp_path / "m", MISSING, rows=[[1_000_000.0, 0.0]])
     answer = explainer.answer(question(folder, [1_000_001.0, 0.0]))
     assert answer.arrays["explained"]["values"].tolist() == [[[1.0], [0.0]]]

@@ -1,4 +1,4 @@
-"""The process that answers for a model without an ONNX form: why it cannot start."""
+"""The process for a model without an ONNX form reports why it cannot start."""
 
 import os
 from pathlib import Path

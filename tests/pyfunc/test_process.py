@@ -1,4 +1,4 @@
-"""A side process reports that it is ready, answers one request after the other, and ends with its worker."""
+"""A side process reports that it is ready, answers requests in order, and ends with its worker."""
 
 import socket
 import subprocess
@@ -78,7 +78,7 @@ def start(
 
 
 def connect(control: socket.socket) -> socket.socket:
-    """Return a connection for requests, which the process has been passed the other end of."""
+    """Return a connection for requests, whose other end was passed to the process."""
     ours, theirs = socket.socketpair()
     with theirs:
         socket.send_fds(control, [b"c"], [theirs.fileno()])

@@ -1,4 +1,4 @@
-"""What the side process adds to MLflow's own answers: arrays for the log, named arrays in and out, refusals."""
+"""The additions of the side process to MLflow's answers: arrays for the log, named arrays, and errors."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def values(arrays: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def towns(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Scorer]:
-    """Models of texts, by the missing value with which they were trained. Each is checked against `load_model`."""
+    """Models of strings by the missing value in training. Each model is compared with `load_model`."""
 
     def encoder() -> OrdinalEncoder:
         return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, max_categories=3)
@@ -91,7 +91,7 @@ ROUTES: dict[str, Callable[[Any, Rows], SideMessage]] = {
     ),
     "a frame of batch": lambda scorer, rows: answer(scorer.outputs_of(pd.DataFrame(rows))),
 }
-"""The ways in which rows of texts come to a model, with its answer as named arrays."""
+"""The ways to pass rows of strings to a model, with its answer as named arrays."""
 
 
 def test_a_body_is_kept_as_the_signatures_columns(scorers: dict[str, Any]) -> None:
@@ -144,7 +144,7 @@ def test_dates_in_csv_are_read_as_in_json(scorers: dict[str, Any]) -> None:
 
 
 def test_a_number_is_no_date(scorers: dict[str, Any]) -> None:
-    """MLflow reads it as nanoseconds, and `DataFrame.to_json()` writes milliseconds: each would be a date of 1970."""
+    """Check dates as numbers: `DataFrame.to_json()` writes milliseconds, which MLflow reads as nanoseconds (1970)."""
     table = pd.DataFrame({"when": pd.to_datetime(["2013-07-02"]), "name": ["a"]})
     expected = scorers["days"].invoke(JSON, records({"when": "2013-07-02", "name": "a"})).body
     split = '{"dataframe_split": %s}'
@@ -168,7 +168,7 @@ def test_each_date_of_a_column_is_read_by_itself(ask: Any, scorers: dict[str, An
         "2024-01-05",
         "20240106T04Z",
     ]
-    rows, days = [{"when": text, "name": "a"} for text in texts], [3, 4, 4, 6, 7]  # the model adds 1
+    rows, days = [{"when": text, "name": "a"} for text in texts], [3, 4, 4, 6, 7]
     assert ask(scorers["days"], rows).arrays["outputs"]["day"].tolist() == days
     assert [ask(scorers["days"], [row]).arrays["outputs"]["day"].item() for row in rows] == days
 
@@ -207,7 +207,7 @@ def test_a_date_of_javascript_is_read_in_utc(scorers: dict[str, Any]) -> None:
 @pytest.mark.parametrize("ask", ROUTES.values(), ids=ROUTES.keys())
 @pytest.mark.parametrize("model", ["none", "nan", "imputed", "mixed"])
 def test_a_missing_text_is_the_one_that_the_encoder_has_learned(model: str, ask: Any, towns: dict[str, Any]) -> None:
-    """scikit-learn's encoders distinguish None and NaN; the other rows of a request change neither."""
+    """Check that other rows of a request do not change None and NaN, which scikit-learn's encoders distinguish."""
     scorer, expected = towns[model], ["south" if model == "imputed" else "none", "north"]
     rows = [{"city": None, "land": "CH"}, {"city": "Bern", "land": None if model == "mixed" else "CH"}]
     assert ask(scorer, rows).arrays["outputs"]["prediction"].tolist() == expected
@@ -316,7 +316,7 @@ def test_an_answer_with_named_outputs_is_kept_by_their_names() -> None:
 
 def test_an_answer_that_the_log_cannot_hold_is_given_all_the_same(scorers: dict[str, Any]) -> None:
     answer = scorers["troubled"].invoke(JSON, records({"do": "count"}))
-    assert json.loads(answer.body) == {"predictions": [{"n": 2**70}]}  # too large for orjson
+    assert json.loads(answer.body) == {"predictions": [{"n": 2**70}]}
     assert values(answer.arrays.get("texts", {})) == {}
 
 

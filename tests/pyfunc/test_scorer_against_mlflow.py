@@ -1,6 +1,6 @@
-"""A pyfunc answers `/invocations` as MLflow's own scoring server does: the same bytes to both, case by case.
+"""A pyfunc answers `/invocations` like MLflow's scoring server, with the same bytes for each case.
 
-Where we differ on purpose the case stands in `DIFFERENT` with both statuses: an exception that is none any more fails.
+`DIFFERENT` lists the intended differences with both statuses. An entry that no longer differs fails the test.
 """
 
 import io
@@ -13,7 +13,7 @@ import pytest
 
 JSON, CSV = "application/json", "text/csv"
 PARQUET = "application/vnd.apache.parquet"
-"""The rows of a file, which `onnxserve predict` gives to a model in its own process."""
+"""The rows of a file, which `onnxserve predict` passes to a model in its process."""
 
 
 def split(columns: list[str], *rows: list[Any], **more: Any) -> bytes:
@@ -115,7 +115,7 @@ EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
 
 @pytest.mark.parametrize(("name", "model", "content_type", "content"), CASES)
-@pytest.mark.filterwarnings("ignore")  # pandas', numpy's and MLflow's, about what is sent on purpose
+@pytest.mark.filterwarnings("ignore")  # pandas, numpy and MLflow warn about these inputs.
 def test_the_same_bytes_have_the_same_answer(
     name: str,
     model: str,

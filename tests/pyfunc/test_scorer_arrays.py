@@ -74,7 +74,7 @@ def test_what_no_array_can_carry_is_said(prediction: Any) -> None:
     [
         (np.zeros((3, 4)), 12),
         (pd.DataFrame({"a": [1, 2], "b": ["x", "y"]}), 4),
-        (csr_matrix((1000, 1000)), 1_000_000),  # which is written with its zeros
+        (csr_matrix((1000, 1000)), 1_000_000),
         ({"a": np.zeros(3), "b": [1, 2]}, 5),
         ([[1, 2], [3, 4, 5]], 5),
         ([{"n": 1, "tags": ["u", "v"]}] * 2, 6),
@@ -119,7 +119,7 @@ def test_bytes_and_dates_may_be_missing_as_texts_may(pyfunc_folders: dict[str, P
 
 
 def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
-    """As in the signature of a frame that was made of an array. MLflow refuses the texts of them."""
+    """Check the signature of a DataFrame created from an array. MLflow rejects its strings."""
 
     class Sum(PythonModel):
         def predict(self, context: Any, model_input: Any) -> Any:
@@ -133,7 +133,7 @@ def test_columns_that_are_numbers_are_so_for_the_model(tmp_path: Path) -> None:
 
 
 def test_a_body_of_one_text_is_one_row_of_the_log(tmp_path: Path) -> None:
-    """As the input example of a language model is logged."""
+    """Check an example like the input example of a language model."""
 
     class Upper(PythonModel):
         def predict(self, context: Any, model_input: Any) -> Any:
@@ -183,7 +183,7 @@ def test_the_log_keeps_rows_in_every_form_that_mlflow_reads(pyfunc_folders: dict
     ids=["several tensors", "one tensor", "a tensor without a name"],
 )
 def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], inputs: Any, tmp_path: Path) -> None:
-    """As strings in object arrays: the worker takes no other texts."""
+    """Check strings in object arrays: the worker supports no other strings."""
 
     class Zeros(PythonModel):
         def predict(self, context: Any, model_input: Any) -> Any:
@@ -200,7 +200,7 @@ def test_texts_of_tensors_can_be_passed_on(tensors: dict[str | None, Any], input
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        ([np.array("a", object), np.array("b", object)], ["a", "b"]),  # as MLflow reads `instances`
+        ([np.array("a", object), np.array("b", object)], ["a", "b"]),  # MLflow reads `instances` like this.
         (["a", None], ["a", None]),
         (["a", 2], NotRepresentable),
         ([{"a": 1}, ["b"]], NotRepresentable),

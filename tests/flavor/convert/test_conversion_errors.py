@@ -1,4 +1,4 @@
-"""A model that is not converted: what in it is the obstacle, and how it is served all the same."""
+"""The error of a failed conversion names the unsupported part and the alternative."""
 
 import sys
 from pathlib import Path
@@ -44,7 +44,7 @@ class Prophet:
 
 
 class Nearest(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """A classifier of another library: it has no `classes_`, refuses probabilities, and has a tree of its own."""
+    """A classifier of another library: it has no `classes_`, refuses probabilities, and has another kind of tree."""
 
     def fit(self, rows: Any, target: Any) -> "Nearest":
         self.tree_, self.target_ = KDTree(rows), np.asarray(target)
@@ -65,7 +65,7 @@ class Labelled(Nearest):
 
 
 class Lazy(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """A regression of another library, one of whose attributes raises an error, as those of scikit-survival do."""
+    """A regression with an attribute that raises an error, like in scikit-survival."""
 
     def fit(self, rows: Any, target: Any) -> "Lazy":
         self.target_ = target
@@ -221,7 +221,7 @@ def test_a_converters_words_are_put_plainly(said: str, plainly: str) -> None:
 def test_a_framework_that_is_too_old_for_its_converter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     monkeypatch.delitem(sys.modules, "mlflow_deploy_plugin.flavor.convert.torch", raising=False)
-    monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))  # as in an old torch
+    monkeypatch.setitem(sys.modules, "torch.export", ModuleType("torch.export"))
     model = type("Net", (), {"__module__": "torch.old"})()
     with pytest.raises(ConversionError, match=r"newer torch.*'mlflow-onnxserve\[torch\]'"):
         converter_for(model)

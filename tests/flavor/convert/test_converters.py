@@ -1,4 +1,4 @@
-"""Converters of other distributions: the example of docs/extend.md, installed as its metadata would be."""
+"""Converters of other distributions: the example of docs/extend.md is installed by its metadata."""
 
 import logging
 import re
@@ -29,7 +29,7 @@ def convert(model, example, **options):
 
 @pytest.fixture
 def score_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The page's distribution on the path, with one that cannot be imported and one that fails."""
+    """Add the example's distribution to the path, and two converters that cannot be imported or fail."""
     model, converter = re.findall(r"^`(score_\w+\.py)`:\n\n```python\n(.*?)```", PAGE, re.DOTALL | re.MULTILINE)
     entry = re.findall(r"^score-card = \"(.*)\"$", PAGE, re.MULTILINE)[0]
     for name, code in (model, converter, ("unlucky.py", BROKEN)):

@@ -1,4 +1,4 @@
-"""Keras 3 on the torch backend, which installs everywhere; `KERAS_BACKEND=tensorflow pytest …` asks another one."""
+"""Tests of Keras 3 with the torch backend. For another backend, run `KERAS_BACKEND=tensorflow pytest …`."""
 
 import os
 import subprocess

@@ -25,7 +25,7 @@ from tests.support.models import parse_graph
 
 @pytest.fixture
 def proto() -> onnx.ModelProto:
-    """[N, 3] → the sum [N] and the double [N, 3]."""
+    """A graph that maps [N, 3] to the sum [N] and the double [N, 3]."""
     graph = helper.make_graph(
         [
             helper.make_node("ReduceSum", ["x", "axes"], ["total"], keepdims=0),
@@ -61,7 +61,7 @@ def test_ready_model_is_saved_without_an_example_and_left_as_it_was(proto: onnx.
 def test_an_empty_tensor_of_the_graph_s_own_is_refused_where_it_would_end_the_process(
     operator: str, tmp_path: Path
 ) -> None:
-    """The rows [N, 2, 3] with a positive first number are the batch of a recurrence."""
+    """A graph in which the rows [N, 2, 3] with a positive first number are the batch of a recurrent layer."""
     size = {"LSTM": 4, "GRU": 3}[operator]
     graph = parse_graph(
         f"""g (float[n,2,3] x) => (float[steps,1,m,1] y)
@@ -130,7 +130,7 @@ def test_a_classifier_whose_probabilities_are_maps_is_served_with_their_matrix(
 ) -> None:
     table = pd.DataFrame({"a": [0.0, 1.0, 2.0, 3.0], "b": [1.0, 0.0, 1.0, 0.0]})
     original = LogisticRegression().fit(table.to_numpy(), np.take(labels, [0, 0, 1, 1]))
-    proto = to_onnx(original, table.to_numpy(np.float32)[:1])  # with ZipMap, as by default
+    proto = to_onnx(original, table.to_numpy(np.float32)[:1])  # The default has a ZipMap.
 
     save_model(proto, tmp_path / "model", input_example=table)
 
@@ -145,7 +145,7 @@ def test_a_classifier_of_several_targets_is_served_with_a_matrix_a_target(tmp_pa
     rows = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
     targets = np.stack([rows[:, 0] > 0, np.digitize(rows[:, 1], [-0.5, 0.5])], axis=1).astype(int)
     original = MultiOutputClassifier(LogisticRegression()).fit(rows, targets)
-    proto = to_onnx(original, rows[:1])  # it ends in a sequence
+    proto = to_onnx(original, rows[:1])  # The output is a sequence.
 
     save_model(proto, tmp_path / "model", input_example=rows)
 
@@ -264,7 +264,7 @@ def test_a_graph_of_trees_and_mappings_alone_needs_no_opset_of_its_own() -> None
         helper.make_node("ZipMap", ["p"], ["q"], domain="ai.onnx.ml", classlabels_strings=["no", "yes"])
     )
     del made.opset_import[:]
-    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))  # as CatBoost writes it
+    made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 2))
 
     converted = wrap(made).converted
 
@@ -315,7 +315,7 @@ def test_a_graph_without_rows_keeps_its_whole_example_and_no_reference(
 
     save_model(parse_graph(graph), tmp_path / "model", input_example=arrays)
 
-    warm = load_warm(tmp_path / "model", Placement(), 1)  # it answers its own example
+    warm = load_warm(tmp_path / "model", Placement(), 1)
     assert warm.predictor.artifact.reference is None
     assert [tensor.shape for tensor in warm.predictor.schema.tensors] == [
         entry.shape for entry in warm.predictor.artifact.inputs

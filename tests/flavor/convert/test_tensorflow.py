@@ -1,4 +1,4 @@
-"""TensorFlow is heavy and no development dependency: `pip install tensorflow-cpu tf2onnx`, then these are run."""
+"""Tests that need TensorFlow, which is not a development dependency: run `pip install tensorflow-cpu tf2onnx` first."""
 
 import os
 from pathlib import Path

@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.flavor.convert.converters import load_file
 from mlflow_deploy_plugin.flavor.save import load_model, save_model
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter warns of its own future
+pytestmark = pytest.mark.filterwarnings("ignore")  # The exporter warns about future changes.
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ class Nested(torch.nn.Module):
 
 
 class Attention(torch.nn.Module):
-    """One layer of transformers: four heads under a mask of booleans, and a `reshape` that may copy or not."""
+    """A transformer layer with four heads under a boolean mask, and a `reshape` that may or may not copy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def test_table_becomes_one_input() -> None:
 
 @pytest.mark.long
 def test_a_graph_that_mlflow_has_traced_is_converted_as_it_is(tmp_path: Path) -> None:
-    """MLflow's default format `pt2`: what it loads has no `eval`, it is in the mode that it was traced in."""
+    """Check MLflow's default format `pt2`: the loaded model has no `eval` and keeps the mode in which it was traced."""
     rows = torch.randn(20, 4)
     module = _mlp().eval()
     mlflow.pytorch.save_model(
@@ -323,7 +323,7 @@ def test_example_of_the_wrong_shape_is_said() -> None:
 @pytest.mark.long
 def test_mode_of_every_layer_is_left_as_it_was() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3)).train()
-    module[1].eval()  # frozen, as in fine-tuning
+    module[1].eval()  # The layer is frozen, as in fine-tuning.
 
     wrap(module, np.ones((5, 4), dtype=np.float32))
 
@@ -365,7 +365,7 @@ def test_sizes_that_differ_between_the_data_are_free(tmp_path: Path) -> None:
 
 
 class Fields(torch.nn.Module):
-    """Fields of categories in one table, each at its offset, as recommenders have them."""
+    """A model with categorical fields in one table, each at an offset, like in recommenders."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -420,7 +420,7 @@ def test_ids_are_checked_where_the_embedding_reads_them(program: str, tmp_path: 
     save_model(module, tmp_path / "model", input_example=fields)
     model = load_model(str(tmp_path / "model"))
 
-    assert model.run(model.schema.from_array(np.array([[0, -10, 9]])))["output"].shape == (1, 8)  # as torch does
+    assert model.run(model.schema.from_array(np.array([[0, -10, 9]])))["output"].shape == (1, 8)
     with pytest.raises(InferenceError, match=r"row 1:.*embedding.*29"):
         model.run(model.schema.from_array(np.array([[0, 0, 0], [-1, 0, 0]])))
 
@@ -454,7 +454,7 @@ def test_data_of_another_rank_is_said() -> None:
 class Steps(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         state = torch.zeros_like(x[:, 0])
-        for step in range(x.size(1)):  # TorchScript keeps it, and so does the graph
+        for step in range(x.size(1)):
             state = torch.tanh(state + x[:, step])
         return state
 
@@ -464,7 +464,7 @@ class Steps(torch.nn.Module):
     ("form", "is_file"), [("traced", False), ("traced", True), ("scripted", True), ("exported", True)]
 )
 def test_a_program_is_converted_whatever_made_it(form: str, is_file: bool, tmp_path: Path) -> None:
-    """The tests around this one wrap a scripted and an exported one that is no file."""
+    """Check all origins of a program, except for the scripted and exported programs that other tests wrap directly."""
     torch.manual_seed(0)
     module, rows = Recurrent().eval(), torch.randn(20, 5, 4)
     if form == "exported":
@@ -506,7 +506,7 @@ def test_a_file_that_is_no_program_is_said(tmp_path: Path) -> None:
 
 
 class Dropped(torch.nn.Module):
-    """A module whose dropout is not switched off by `eval`."""
+    """A module whose dropout is not disabled by `eval`."""
 
     def forward(self, x: Any) -> Any:
         return torch.nn.functional.dropout(x, 0.5, training=True)

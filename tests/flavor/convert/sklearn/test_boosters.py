@@ -1,4 +1,4 @@
-"""Boosters of XGBoost, LightGBM and CatBoost answer as their libraries, alone, native and within pipelines."""
+"""Boosters of XGBoost, LightGBM and CatBoost answer like their libraries: as estimators, natively, and in pipelines."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -205,7 +205,7 @@ UNSEEN = [("kind", "aaa"), ("kind", "lowest"), ("kind", "zzz"), ("code", -1), ("
 
 @pytest.fixture(scope="module")
 def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, OnnxModel]]:
-    """Boosters of a column of texts and of one of integers, each with its saved form."""
+    """Boosters of a string column and of an integer column, each with its saved form."""
     rows = CODES[["a", "kind", "code"]]
     fitted = {
         "xgboost": xgb(enable_categorical=True).fit(rows, OF_KINDS),
@@ -223,7 +223,7 @@ def of_categories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[A
 def test_a_category_that_xgboost_has_not_learned_is_refused_with_its_row_and_column(
     library: str, column: str, unseen: Any, of_categories: Any
 ) -> None:
-    """Also before the last one that it has learned, where XGBoost 3.2 itself answers as of the next category."""
+    """Check unknown categories, including a value before the last known category, for which XGBoost 3.2 is wrong."""
     _, saved = of_categories[library]
     columns = {**KNOWN, column: [KNOWN[column][0], unseen]}
 

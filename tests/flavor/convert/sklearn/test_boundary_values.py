@@ -86,7 +86,7 @@ def test_a_step_that_cannot_be_read_is_named_in_the_report_and_the_values_of_the
     rows = pd.DataFrame({"city": ["rome", "oslo"] * 30, "a": np.random.default_rng(0).normal(size=60)})
     columns = make_column_transformer((OrdinalEncoder(), ["city"]), (StandardScaler(), ["a"]))
     model = make_pipeline(columns, DecisionTreeRegressor()).fit(rows, rows.a)
-    columns.named_transformers_["standardscaler"].inverse_transform = None  # calling it is an error
+    columns.named_transformers_["standardscaler"].inverse_transform = None  # Calling None is an error.
 
     known = boundary_values_of(model, ["city", "a"])
     report = wrap(model, rows).report

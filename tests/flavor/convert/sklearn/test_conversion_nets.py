@@ -12,7 +12,7 @@ else:
 
 from mlflow_deploy_plugin.flavor.wrap import wrap
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # the exporter warns of its own future
+pytestmark = pytest.mark.filterwarnings("ignore")  # The exporter warns about future changes.
 ROWS = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
 
 

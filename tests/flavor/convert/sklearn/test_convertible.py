@@ -75,7 +75,7 @@ def test_a_single_column_that_is_passed_on_is_proven() -> None:
 
 
 class Sampler(BaseEstimator):  # type: ignore[misc]
-    """A sampler as imbalanced-learn has them: its pipeline calls it in training only."""
+    """A sampler like in imbalanced-learn, which its pipeline calls only in training."""
 
     def fit(self, rows: Any, target: Any = None) -> "Sampler":
         return self
@@ -95,13 +95,13 @@ def test_a_sampler_in_a_pipeline_is_left_out() -> None:
 
 
 class BalancedForest(RandomForestClassifier):  # type: ignore[misc]
-    """An ensemble as imbalanced-learn has them: it learns otherwise, and predicts as scikit-learn's."""
+    """An ensemble like in imbalanced-learn, which trains differently but predicts like scikit-learn's ensemble."""
 
     __module__ = "imblearn.ensemble._forest"
 
 
 class BalancedBagging(BaggingClassifier):  # type: ignore[misc]
-    """An ensemble whose members draw their rows by a sampler."""
+    """An ensemble whose members draw their training rows with a sampler."""
 
     __module__ = "imblearn.ensemble._bagging"
 

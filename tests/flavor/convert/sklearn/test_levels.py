@@ -1,4 +1,4 @@
-"""Boosted trees answer many rows by levels, and few by ONNX Runtime's tree operator, both as the original does."""
+"""Boosted trees predict many rows by levels and few rows by ONNX Runtime's tree operator, with equal answers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rows that a step within the original refuses are refused by the saved model."""
+"""The saved model refuses the rows that a step of the original refuses."""
 
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ MODELS: dict[str, Any] = {
 
 
 @pytest.mark.long
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of the original
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # The original raises numpy's warnings.
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_each_row_is_refused_that_the_original_refuses(model: Any, tmp_path: Path) -> None:
     first = model[0] if isinstance(model, Pipeline) else model

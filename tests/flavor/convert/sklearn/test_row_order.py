@@ -1,4 +1,4 @@
-"""Large ensembles of trees compute many rows in an order of their own, and answer them in the order of the request."""
+"""Large ensembles of trees compute many rows in sorted order, and return the answers in the order of the request."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_trees_without_splits_stay_one_operator() -> None:
 
 
 def test_the_key_of_one_column_takes_few_comparisons() -> None:
-    """Each takes nine bytes a row: of 4,000, a request of 100,000 rows would need gigabytes."""
+    """Each comparison takes nine bytes per row: with 4,000 comparisons, 100,000 rows would need gigabytes."""
     column = DRAW.normal(size=(2000, 1))
     graph = wrap(RandomForestRegressor(20).fit(column, DRAW.normal(size=2000)), column).converted.proto.graph
     choice = next(node for node in graph.node if node.op_type == "If")

@@ -113,7 +113,7 @@ def test_boosted_classes_are_proven_under_a_calibration(classes: int, matrix: tu
 def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_booleans(
     trees: Any, matrix: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whichever protobuf is installed: 6 turns booleans into integers without a word."""
+    """Check the graph's attributes with any protobuf version: protobuf 6 silently converts booleans to integers."""
     rows, target = matrix
     booleans: list[str] = []
 
@@ -132,9 +132,7 @@ def test_boosted_trees_are_converted_with_integers_where_protobuf_7_refuses_bool
 
 def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, _ = matrix
-    wrapped = wrap(
-        IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200]
-    )  # the tenth sorts second
+    wrapped = wrap(IsolationForest(n_estimators=12, random_state=0).fit(rows[:200]), rows[:200])
 
     assert wrapped.report.state == "proven"
     assert wrapped.report.sources["missing"] > 0
@@ -144,7 +142,7 @@ def test_missing_values_go_their_way_in_each_tree_of_an_isolation_forest(matrix:
 def test_an_isolation_forest_is_one_operator_and_keeps_rows_at_its_offset(
     matrix: tuple[np.ndarray, np.ndarray], given: dict[str, Any]
 ) -> None:
-    """The offset of 101 rows is the score of one of them, which is no outlier."""
+    """Check a row whose score equals the offset, which is not an outlier."""
     rows = matrix[0][:101]
     wrapped = wrap(IsolationForest(n_estimators=50, random_state=0, **given).fit(rows), rows)
 
@@ -191,7 +189,7 @@ def test_calibrated_trees_are_proven_as_without_calibration() -> None:
     stumps = CalibratedClassifierCV(AdaBoostClassifier(n_estimators=3), cv=2).fit(rows, rows[:, 0] > 0)
     assert wrap(stumps, rows).report.state == "proven"
 
-    rows[::3, 0] = np.nan  # missing values alone go to one side
+    rows[::3, 0] = np.nan
     tree = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), cv=2).fit(rows, np.isnan(rows[:, 0]))
     assert wrap(tree, rows).report.state == "proven"
 
@@ -218,7 +216,7 @@ def test_histograms_with_categories_of_texts_and_codes_are_proven() -> None:
     target = table["size"] + 2 * (table.city == "oslo") + (table.code == 7)
     for model in (
         HistGradientBoostingRegressor(max_iter=5, categorical_features=["city", "code"]),
-        HistGradientBoostingClassifier(max_iter=5),  # it reads the categories of pandas as such
+        HistGradientBoostingClassifier(max_iter=5),
     ):
         fitted = model.fit(table, target if isinstance(model, HistGradientBoostingRegressor) else target > 1)
         assert wrap(fitted, table).report.state == "proven"
@@ -239,7 +237,7 @@ def _scaled_as_a_table() -> Any:
 
 @pytest.mark.long
 def test_numbers_keep_all_digits_beside_the_categories_of_a_table() -> None:
-    """skl2onnx makes one array of a table of numbers and texts, which has texts of eight digits for numbers."""
+    """Check a table of numbers and strings, which skl2onnx would join to strings with eight digits."""
     table, target = _numbers_and_kinds()
     for model in (
         HistGradientBoostingRegressor(max_iter=20),
@@ -269,10 +267,10 @@ def test_histograms_with_categories_in_a_matrix_are_proven() -> None:
 
 @pytest.mark.timeout(60)
 def test_a_split_between_missing_and_present_in_a_mixed_table_is_proven(matrix: tuple[np.ndarray, np.ndarray]) -> None:
-    """Its threshold is infinity, for which skl2onnx seeks the nearest 64-bit float for ever."""
+    """Check an infinite threshold, for which skl2onnx would search a 64-bit float forever."""
     table = pd.DataFrame(matrix[0][:300, :2], columns=["a", "b"]).assign(count=np.arange(300) % 7)
     table.loc[::3, "a"] = np.nan
     forest = RandomForestClassifier(5, max_depth=3, random_state=0, n_jobs=1).fit(table, table["a"].isna())
     assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)
     assert wrap(forest, table).report.state == "proven"
-    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)  # the original is as it was
+    assert any(np.isinf(tree.tree_.threshold).any() for tree in forest.estimators_)  # The original is not changed.

@@ -74,7 +74,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         if kind == self.dtype:
             return self
         if kind.kind == "O":
-            raise NotImplementedError("numbers as objects")
+            raise NotImplementedError("a cast of numbers to objects")
         with np.errstate(all="ignore"):
             return self.emit("Cast", [self], self.sample.astype(kind), to=ONNX_TYPES[kind.name])
 
@@ -83,7 +83,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
         if sizes[0] not in (-1, None):
-            raise NotImplementedError("reshape to a number of rows")
+            raise NotImplementedError("a reshape to a fixed number of rows")
         return self.emit("Reshape", [self, np.array([-1, *sample.shape[1:]])], sample)
 
     def __getitem__(self, key: object) -> TracedArray:
@@ -152,7 +152,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
         raise NotImplementedError("an `if`, `and` or `or` on values; use numpy.where instead")
 
     def __len__(self) -> int:
-        raise NotImplementedError("the number of rows")
+        raise NotImplementedError("a use of the number of rows")
 
     def __iter__(self) -> Iterator[TracedArray]:
         raise NotImplementedError("a loop over rows")
@@ -169,7 +169,7 @@ def _supported(dtype: np.dtype[np.generic]) -> np.dtype[np.generic]:
     if dtype.kind in "iu":
         return np.dtype(np.int64)
     if dtype.name not in ONNX_TYPES:
-        raise NotImplementedError(f"numbers of the type {dtype.name}")
+        raise NotImplementedError(f"values of the type {dtype.name}")
     return np.dtype(dtype.name)
 
 

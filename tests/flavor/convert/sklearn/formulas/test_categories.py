@@ -52,7 +52,7 @@ ONE_HOT = {
 @pytest.mark.long
 @pytest.mark.parametrize("options", ONE_HOT.values(), ids=ONE_HOT.keys())
 def test_one_hot_encoder_is_proven_with_every_option(options: Any) -> None:
-    """On texts and fractions with gaps, integers and booleans; unseen ones where the encoder takes them."""
+    """Check strings, fractions, integers and booleans with gaps, and unseen categories if the encoder accepts them."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {
@@ -80,7 +80,7 @@ ENCODERS = [
 @pytest.mark.parametrize("encoder", ENCODERS, ids=["one-hot", "ordinal"])
 @pytest.mark.parametrize("missing", [None, np.nan], ids=["None", "NaN"])
 def test_texts_that_are_objects_are_missing_as_in_the_example(missing: Any, encoder: Any) -> None:
-    """As pandas 2 holds texts; the encoder tells None and NaN apart, and knows the one that it has learned."""
+    """Check object columns as in pandas 2: the encoder distinguishes None and NaN."""
     values = np.random.default_rng(0).choice(np.array(["x", "y", missing], dtype=object), 400)
     table = pd.DataFrame({"gaps": pd.Series(values, dtype=object)})
     model = make_pipeline(encoder, LogisticRegression()).fit(table, (table.gaps == "x") | table.gaps.isna())

@@ -1,4 +1,4 @@
-"""Estimators that ask others: each is proven around another one, or names what is within it."""
+"""Each meta-estimator is proven with another meta-estimator inside, or names the unsupported inner estimator."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Estimators that compare rows with learned ones: each is proven, or says which of its options is not."""
+"""Each estimator that compares rows with training rows is proven, or its error names the unsupported option."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Predictors of a few operations: each is proven, or says which of its options is not."""
+"""Each predictor with a few operations is proven, or its error names the unsupported option."""
 
 from typing import Any
 

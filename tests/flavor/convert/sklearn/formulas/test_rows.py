@@ -1,4 +1,4 @@
-"""Estimators within others: by a formula, by a converter, behind steps of a pipeline."""
+"""Nested estimators are converted by a formula, by a converter, or after steps of a pipeline."""
 
 from typing import Any
 

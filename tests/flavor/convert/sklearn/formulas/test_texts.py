@@ -88,7 +88,7 @@ def test_texts_are_taken_apart_as_python_does_it(make: Any, tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_one_long_text_and_one_long_word_do_not_fill_the_memory(tmp_path: Path) -> None:
-    """Each text as words, and each word as characters, both as long as the longest, would be 12 GB here."""
+    """Limit memory: a table of all texts as words or characters, padded to the longest text, would take 12 GB."""
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4))
     model = make_pipeline(vectorizer, LogisticRegression()).fit(texts, ["ok_1" in text for text in texts])
@@ -116,7 +116,7 @@ for texts in (["good wärm " * 5000], ["ok_1 good"] * 999 + ["good wärm " * 500
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["pairs", "characters", "hashed"])
 def test_a_long_text_beside_many_takes_the_memory_that_it_takes_alone(name: str, tmp_path: Path) -> None:
-    """A table of all rows, each as long as the longest, would be several GB here."""
+    """Limit memory: a table of all rows, padded to the longest row, would take several GB."""
     texts = [" ".join(WORDS[:n]) for n in range(1, 7)] * 20
     model = make_pipeline(VECTORIZERS[name](), LogisticRegression()).fit(texts, ["ok_1" in text for text in texts])
     _saved(model, texts, tmp_path)
@@ -144,7 +144,7 @@ def test_each_text_is_answered_in_its_place_in_blocks_and_row_by_row(tmp_path: P
 
 
 def stemmed(text: str) -> list[str]:
-    """A tokenizer whose rule shows in no word of the example."""
+    """A tokenizer whose rule does not affect the words in the example."""
     return [token.removesuffix("s") for token in text.split()]
 
 

@@ -1,4 +1,4 @@
-"""Functions of numpy as graphs: each is computed by numpy and by ONNX Runtime."""
+"""Each numpy function is computed by numpy and as a graph by ONNX Runtime."""
 
 import re
 from collections.abc import Callable
@@ -22,7 +22,7 @@ ROWS = np.random.default_rng(0).normal(size=(200, 3))
 
 
 def ratios(rows: np.ndarray) -> Any:
-    """A function as users write them: new columns beside the old ones."""
+    """A typical function of a user, which adds new columns to the old columns."""
     positive = np.abs(rows) + 0.5
     return np.column_stack([rows, positive[:, 0] / positive[:, 1], np.where(rows[:, 2] > 0, 1.0, -1.0)])
 
@@ -67,11 +67,11 @@ REFUSED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda x: x["a"], "columns by name; use positions instead, as in x[:, 0]"),
     (lambda x: x[["a", "b"]], "columns by name"),
     (lambda x: x[:, np.argmax(x, axis=1)], "a selection by computed positions"),
-    (lambda x: x.reshape(200, 3), "reshape to a number of rows"),
+    (lambda x: x.reshape(200, 3), "a reshape to a fixed number of rows"),
     (lambda x: x * np.ones(len(x))[:, None], "the number of rows"),
     (np.asarray, "a call that reads values, such as numpy.asarray or float"),
     (lambda x: np.add(x, 1, where=[True, False, True]), "numpy.add with __call__ or options"),
-    (lambda x: x.astype(np.complex128), "numbers of the type complex128"),
+    (lambda x: x.astype(np.complex128), "values of the type complex128"),
     (lambda x: np.linalg.norm(x, ord=1, axis=1), "numpy.linalg.norm with ord=1"),
     (lambda x: np.digitize(x, [1, 0]), "numpy.digitize with descending bins"),
     (lambda x: np.concatenate([x, np.ones((7, 1))], axis=1), "a concatenation with constants"),

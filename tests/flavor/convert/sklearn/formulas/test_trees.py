@@ -1,4 +1,4 @@
-"""Trees are one operator, however many of them there are and whoever asks them."""
+"""Trees are converted to one operator, for any number of trees and in any ensemble."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Estimators that no converter knows, by the weights that their answers show."""
+"""Estimators without a converter are converted by the weights that their answers reveal."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ TARGET = (TABLE.a * 3 + TABLE.b - TABLE.d * 20).to_numpy()
 
 
 class Hazard(RegressorMixin, BaseEstimator):  # type: ignore[misc]
-    """A risk as survival libraries have it: weights, and the risk of the mean row taken off."""
+    """A risk score as in survival libraries: weights minus the risk of the mean row."""
 
     def fit(self, rows: Any, target: Any) -> "Hazard":
         self.coef_, *_ = np.linalg.lstsq(np.asarray(rows), target, rcond=None)
@@ -32,7 +32,7 @@ class Hazard(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class FirstColumn(Hazard):
-    """A rule of thumb that reads one column: what is missing in the others does not matter."""
+    """A rule that reads one column, so missing values in other columns do not matter."""
 
     def predict(self, rows: Any) -> Any:
         return np.asarray(rows)[:, 0] * 2.5
@@ -48,14 +48,14 @@ class Centred(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class Chosen(Centred):
-    """Two columns of a table by their names, and a third made of two."""
+    """A step that returns two columns by name and a third column computed from two columns."""
 
     def transform(self, rows: Any) -> Any:
         return rows[["c", "a"]].assign(both=rows.b - rows.d)
 
 
 class Known(Centred):
-    """A step that says how many columns it reads, so that it may stand behind others."""
+    """A step with `n_features_in_`, so that it can follow other steps."""
 
     def fit(self, rows: Any, target: Any = None) -> "Known":
         self.n_features_in_ = rows.shape[1]
@@ -69,7 +69,7 @@ class Turned(Centred):
 
 
 class CentredByRequest(Centred):
-    """A step whose answer to a row hangs on the other rows."""
+    """A step whose answer for a row depends on the other rows."""
 
     def transform(self, rows: Any) -> Any:
         return np.asarray(rows) - np.asarray(rows).mean(axis=0)
@@ -81,7 +81,7 @@ class Capped(Centred):
 
 
 class Marked(Centred):
-    """A step that takes -999 for a missing number. No row of the example has it."""
+    """A step that treats -999 as missing. The example does not contain -999."""
 
     def transform(self, rows: Any) -> Any:
         return np.where(np.asarray(rows) == -999, 0, rows)
@@ -93,7 +93,7 @@ class FilledIn(Centred):
 
 
 class Surcharged(Hazard):
-    """A regression with a surcharge for one pair of codes, which no row of the example has."""
+    """A regression with a surcharge for a pair of codes that the example does not contain."""
 
     def predict(self, rows: Any) -> Any:
         rows = np.asarray(rows)
@@ -101,7 +101,7 @@ class Surcharged(Hazard):
 
 
 class RuleOfThumb(FirstColumn):
-    """A predictor without weights: its answers to other numbers cannot be known."""
+    """A predictor without weights, whose answers for other numbers cannot be predicted."""
 
     def fit(self, rows: Any, target: Any) -> "RuleOfThumb":
         self.is_fitted_ = True
@@ -109,14 +109,14 @@ class RuleOfThumb(FirstColumn):
 
 
 class Timed(Centred):
-    """A scaler of times in seconds since 1970, whose weights are small beside its intercept."""
+    """A scaler of times in seconds since 1970, whose weights are small compared with its intercept."""
 
     def transform(self, rows: Any) -> Any:
         return (np.asarray(rows) - 1.6e9) / 1e6
 
 
 class Ridge2(Ridge):  # type: ignore[misc]
-    """A user's own kind of a scikit-learn regression."""
+    """A user's subclass of a scikit-learn regression."""
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ COLUMNS = ["city", "zip", "sex"]
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    """Numbers beside texts with gaps, and categories that are whole numbers."""
+    """Columns of numbers, of strings with gaps, and of integer categories."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {
@@ -47,7 +47,7 @@ def delayed(table: pd.DataFrame) -> pd.Series:
         category_encoders.OrdinalEncoder(cols=COLUMNS),
         category_encoders.OneHotEncoder(cols=COLUMNS),
         category_encoders.BinaryEncoder(cols=COLUMNS, handle_unknown="indicator", handle_missing="indicator"),
-        category_encoders.HelmertEncoder(cols=COLUMNS),  # has an intercept
+        category_encoders.HelmertEncoder(cols=COLUMNS),
         category_encoders.WOEEncoder(cols=COLUMNS),
         category_encoders.CountEncoder(cols=COLUMNS, normalize=True, min_group_size=0.2),
         category_encoders.TargetEncoder(cols=COLUMNS, handle_unknown="error"),
@@ -66,7 +66,7 @@ def test_an_encoder_of_a_table_is_proven(encoder: Any, table: pd.DataFrame, dela
 
 @pytest.mark.long
 def test_numbers_between_which_a_tree_splits_have_64_bits(table: pd.DataFrame, delayed: pd.Series) -> None:
-    """The mean of the target stands for an unknown category, and for the first row of each in training."""
+    """CatBoostEncoder uses the target mean for unknown categories and for the first training row of each category."""
     encoder = category_encoders.CatBoostEncoder(cols=COLUMNS)
     model = make_pipeline(encoder, HistGradientBoostingClassifier(max_iter=20)).fit(table, delayed)
 

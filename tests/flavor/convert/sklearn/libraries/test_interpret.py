@@ -15,7 +15,7 @@ FAST = {"max_rounds": 20, "outer_bags": 2, "n_jobs": 1}
 
 @pytest.fixture(scope="module")
 def table() -> pd.DataFrame:
-    """Numbers and texts with gaps, categories that are numbers, and booleans."""
+    """Columns of numbers and strings with gaps, numeric categories, and booleans."""
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {
