@@ -134,23 +134,23 @@ def export(
         graph = work / "model.onnx"
         _write_graph(model.artifact.onnx_file, graph, described)
         if format == "tflite":
-            made, largest = _write_tflite(graph, work, feeds, expected, model.schema.has_rows, progress)
+            written, largest = _write_tflite(graph, work, feeds, expected, model.schema.has_rows, progress)
         else:
-            made, runner, proven = graph, RUNNER, graph
+            written, runner, proven = graph, RUNNER, graph
             match format:
                 case "ort":
-                    made = proven = _write_ort(graph, work / "ort")
+                    written = proven = _write_ort(graph, work / "ort")
                 case "wheel":
-                    made, runner = write_wheel(work / "wheel", graph, RUNNER, described, name)
+                    written, runner = write_wheel(work / "wheel", graph, RUNNER, described, name)
                     proven = runner.with_name(graph.name)
                 case "bundle":
                     example = {name: array[:1] if model.schema.has_rows else array for name, array in feeds.items()}
-                    made = write_bundle(work / "bundle", graph, RUNNER, described, example, wheels, download_wheels)
-                    runner, proven = made / "predict.py", made / graph.name
+                    written = write_bundle(work / "bundle", graph, RUNNER, described, example, wheels, download_wheels)
+                    runner, proven = written / "predict.py", written / graph.name
             largest = _prove(runner, proven, data, expected, 0.0 if format != "ort" else _ORT_TOLERANCE)
         if format == "wheel" and (target.is_dir() or target.suffix != ".whl"):
-            target /= made.name
-        _place(made, target)
+            target /= written.name
+        _place(written, target)
     return ExportedModel(target, format, described["name"], described["version"], _count(data), largest)
 
 
@@ -285,16 +285,16 @@ def _write_tflite(
     refuse_unconvertible(graph)
     python = converter_python(progress)
 
-    def made(one_row: bool) -> tuple[Path, float]:
+    def attempt(one_row: bool) -> tuple[Path, float]:
         file = write_tflite(python, graph, folder / f"tflite-{one_row}", one_row)
         return file, _prove(LITERT, file, feeds, expected, _TFLITE_TOLERANCE, python)
 
     try:
-        return made(one_row=False)
+        return attempt(one_row=False)
     except (ConversionError, ParityError):
         if not has_rows:
             raise
-        result = made(one_row=True)
+        result = attempt(one_row=True)
     progress("the file supports one row per call, because its answers for several rows differ from the model's")
     return result
 
@@ -340,15 +340,15 @@ def _prove(
     return largest
 
 
-def _place(made: Path, target: Path) -> None:
+def _place(source: Path, target: Path) -> None:
     """Move the proven export to `target`. Raises AlreadyExists if the path exists."""
     # Copy to the target's disk first, which may be slow.
     staged = target.with_name(f".{target.name}.{os.urandom(4).hex()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if made.is_dir() and target.suffix == ".zip":
-            made = Path(shutil.make_archive(str(made), "zip", made))
-        shutil.move(made, staged)
+        if source.is_dir() and target.suffix == ".zip":
+            source = Path(shutil.make_archive(str(source), "zip", source))
+        shutil.move(source, staged)
         _refuse_existing(target)
         os.rename(staged, target)
     except OSError as error:

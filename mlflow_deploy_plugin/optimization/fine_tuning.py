@@ -69,10 +69,11 @@ def pruned_and_tuned(
     example: NamedArrays | Array = {name: some[name] for name in names} if all(names) else only
     with TemporaryDirectory(prefix="onnxserve-") as folder:
         save_model(module.eval(), folder, input_example=pd.DataFrame(example) if base.artifact.columns else example)
-        made = read_artifact(Path(folder))
-        graph = onnx.load(str(made.onnx_file))
+        saved = read_artifact(Path(folder))
+        graph = onnx.load(str(saved.onnx_file))
     own, others = (
-        [sorted(entry.name for entry in side) for side in (form.inputs, form.outputs)] for form in (made, base.artifact)
+        [sorted(entry.name for entry in side) for side in (form.inputs, form.outputs)]
+        for form in (saved, base.artifact)
     )
     if own != others:
         raise ConversionError(f"{type(module).__name__} has other inputs or outputs than the original version")

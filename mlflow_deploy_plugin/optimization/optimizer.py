@@ -237,7 +237,7 @@ def try_forms(
             named, original = original, torch_original(resolved, folder, original)
             if named and isinstance(original, Refused):
                 raise InvalidConfig(original.reason)
-        made: dict[str, _Draft] = {}
+        created: dict[str, _Draft] = {}
         impossible = {}
         with ExitStack() as ended:
             trial = Worker(stderr=subprocess.DEVNULL)
@@ -246,21 +246,21 @@ def try_forms(
             for recipe in recipes:
                 progress(f"creating {recipe}")
                 try:
-                    made[str(recipe)] = maker.make(recipe)
+                    created[str(recipe)] = maker.make(recipe)
                 except ConversionError as error:
                     impossible[str(recipe)] = error.message
-        progress(f"measuring {', '.join(made)} and the base" if made else "measuring the base")
-        of_base, *costs = measure_forms([folder, *(draft.folder for draft in made.values())], evaluation.rows)
+        progress(f"measuring {', '.join(created)} and the base" if created else "measuring the base")
+        of_base, *costs = measure_forms([folder, *(draft.folder for draft in created.values())], evaluation.rows)
         measured = {
             form: MeasuredForm(form, cost, draft.agreement, draft.note)
-            for (form, draft), cost in zip(made.items(), costs, strict=True)
+            for (form, draft), cost in zip(created.items(), costs, strict=True)
         }
         all_forms = (MeasuredForm("base", of_base), *measured.values())
         done = choose(Optimization(resolved.source, all_forms, impossible, max_loss), len(recipes) > 1, rows)
         if not done.chosen:
             return done
         progress(f"registering {done.chosen} as a version of {name}")
-        version = _log_form(base, resolved, made[done.chosen], measured[done.chosen], of_base, name)
+        version = _log_form(base, resolved, created[done.chosen], measured[done.chosen], of_base, name)
         return replace(done, model=name, version=version)
 
 

@@ -35,12 +35,12 @@ def save_model(
     """
     folder, artifact = Path(path), read_artifact(base)
     original = onnx.load(str(artifact.onnx_file), load_external_data=False).graph.initializer
-    beside = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
-    left_out = shutil.ignore_patterns(artifact.onnx_file.name, *beside)
+    weight_files = {entry.value for tensor in original for entry in tensor.external_data if entry.key == "location"}
+    left_out = shutil.ignore_patterns(artifact.onnx_file.name, *weight_files)
     shutil.copytree(base, folder, dirs_exist_ok=True, ignore=left_out)
     digests = write_graph(folder, graph)
-    before = Model.load(str(base))
-    section = before.flavors[artifact.flavor]
+    base_model = Model.load(str(base))
+    section = base_model.flavors[artifact.flavor]
     section |= {"data": ONNX_FILE, "optimization": dict(record or {})}
     if artifact.flavor == FLAVOR:
         section["digests"] = digests
@@ -48,8 +48,8 @@ def save_model(
         proof = {**section["parity"], "optimization": section["optimization"], "parity_of_base": dict(artifact.parity)}
         (folder / PARITY_FILE).write_text(json.dumps(proof, indent=2) + "\n")
     model = mlflow_model if mlflow_model is not None else Model()
-    model.flavors, model.signature, model.metadata = before.flavors, before.signature, before.metadata
-    model.saved_input_example_info = before.saved_input_example_info
+    model.flavors, model.signature, model.metadata = base_model.flavors, base_model.signature, base_model.metadata
+    model.saved_input_example_info = base_model.saved_input_example_info
     model.save(str(folder / MLMODEL))
     if record is None:
         return

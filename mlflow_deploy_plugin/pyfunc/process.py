@@ -82,11 +82,11 @@ def _answer_connection(connection: socket.socket, answer: Answer) -> None:
 def _messages(request: SideMessage, answer: Answer) -> Generator[SideMessage, None, None]:
     """Yield the messages of an answer. The last message may be a refusal."""
     try:
-        answered = answer(request)
-        if isinstance(answered, SideMessage):
-            yield answered
+        reply = answer(request)
+        if isinstance(reply, SideMessage):
+            yield reply
         else:
-            yield from answered
+            yield from reply
     except OnnxserveError as error:
         yield _refusal(error)
     except GeneratorExit:  # The worker has stopped reading.

@@ -62,8 +62,8 @@ def _convert(results: TrainedModel, batch: ModelInput) -> ConvertedModel:
     answer = link(linear)
     graph.node("Identity", [answer.name], "prediction")
     inputs, outputs = ((TensorProto.DOUBLE, ["batch", *array.sample.shape[1:]]) for array in (rows, answer))
-    made = graph.finish({"columns": inputs}, {"prediction": outputs})
-    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10)
+    body = graph.finish({"columns": inputs}, {"prediction": outputs})
+    proto = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSETS[""])], ir_version=10)
     return bind_graph(proto, batch, "statsmodels", str(statsmodels.__version__), original)
 
 

@@ -160,9 +160,8 @@ def test_models_without_target_answer_labels(make: Callable[..., Any], matrix: t
 @pytest.mark.long
 def test_labels_that_the_graph_has_otherwise_are_refused(matrix: tuple[np.ndarray, np.ndarray]) -> None:
     rows, target = matrix
-    model = KNeighborsClassifier(3).fit(
-        rows.round(-2), (target > 0).astype(int)
-    )  # Many neighbours have the same distance.
+    # Many neighbours have the same distance.
+    model = KNeighborsClassifier(3).fit(rows.round(-2), (target > 0).astype(int))
 
     with pytest.raises(ParityError, match=r"probabilities: \d+ of \d+") as refused:
         wrap(model, rows)

@@ -215,11 +215,11 @@ def _back(step: Estimator, collected: _Collected) -> _Collected:
 
 
 def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Collected:
-    before = _Collected()
+    traced = _Collected()
     learned: list[dict[int, Array]] = [{} for _ in collected.rows]
     for name, step, inputs in estimators.named_steps(transformer):
-        made = transformer.output_indices_[name]
-        indices = {position: index for index, position in enumerate(range(made.start, made.stop))}
+        span = transformer.output_indices_[name]
+        indices = {position: index for index, position in enumerate(range(span.start, span.stop))}
         if len(indices) != len(inputs):
             continue  # The step is an encoder with several output columns.
         inside = _Collected(
@@ -229,9 +229,9 @@ def _back_columns(transformer: ColumnTransformer, collected: _Collected) -> _Col
         back = _back(step, inside).at(inputs)
         for rows, known in zip(learned, back.rows, strict=False):
             rows.update(known)
-        before.values += back.values
-    before.rows = [rows for rows in learned if rows]
-    return before
+        traced.values += back.values
+    traced.rows = [rows for rows in learned if rows]
+    return traced
 
 
 def _some(values: Any) -> Any:

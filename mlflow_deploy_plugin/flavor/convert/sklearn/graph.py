@@ -176,13 +176,13 @@ def parse_columns(
 ) -> list[Variable]:
     """Return strings and numbers of a ColumnTransformer separately. Joined numbers would be cut to eight digits."""
     widths = [model.n_features_in_] if len(inputs) == 1 else [source.type.shape[1] for source in inputs]
-    places = [(source, index) for source, width in zip(inputs, widths, strict=True) for index in range(width)]
+    sources = [(source, index) for source, width in zip(inputs, widths, strict=True) for index in range(width)]
     names, graph_inputs = getattr(model, "feature_names_in_", ()), {source.raw_name: (source, 0) for source in inputs}
     parts: list[Variable] = []
     for name, step, positions in estimators.named_steps(model):
         read = [str(names[position]) for position in positions] if len(names) else []
-        by_name = len(inputs) == len(places) and {*read} <= graph_inputs.keys()
-        chosen = [graph_inputs[key] for key in read] if read and by_name else [places[index] for index in positions]
+        by_name = len(inputs) == len(sources) and {*read} <= graph_inputs.keys()
+        chosen = [graph_inputs[key] for key in read] if read and by_name else [sources[index] for index in positions]
         picked = []
         for variable, run in groupby(chosen, lambda item: item[0]):
             columns = [index for _, index in run]
@@ -193,11 +193,11 @@ def parse_columns(
         if not estimators.passes_on(step):
             if len(picked) > 1 and not isinstance(estimators.first_steps(step)[0], do_not_merge_columns):
                 picked = [_declare(scope, "SklearnConcat", picked, type(picked[0].type)([None, None]))]
-            made = model.output_indices_[name]
+            span = model.output_indices_[name]
             picked = _parse_sklearn(scope, step, picked)
             if not isinstance(last_step(step), ColumnTransformer):  # Its parts have widths.
                 picked = picked[:1]
-                picked[0].type = type(picked[0].type)([None, made.stop - made.start])
+                picked[0].type = type(picked[0].type)([None, span.stop - span.start])
         parts += picked
     is_mixed = len({isinstance(part.type, StringTensorType) for part in parts}) > 1
     if is_mixed or len(parts) == 1:

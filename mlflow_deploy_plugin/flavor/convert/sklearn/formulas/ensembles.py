@@ -132,8 +132,8 @@ def _scores(estimators: list[Estimator], rows: Rows, method: str = "") -> Traced
         if isinstance(member, _ConstantPredictor):
             columns.append(rows.full(float(member.y_[0])))
             continue
-        asked = method or ("decision_function" if hasattr(member, "decision_function") else "predict_proba")
-        answer = rows.ask(member, "predict" if is_regressor(member) else asked)
+        response_method = method or ("decision_function" if hasattr(member, "decision_function") else "predict_proba")
+        answer = rows.ask(member, "predict" if is_regressor(member) else response_method)
         columns.append(answer[:, 1] if answer.ndim > 1 and answer.sample.shape[1] == 2 else answer)
     return np.column_stack(columns)
 
