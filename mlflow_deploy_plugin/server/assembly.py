@@ -1,4 +1,4 @@
-"""Assembles the server of one worker from its state folder."""
+"""Assembles the server of a worker from its state folder."""
 
 import atexit
 import gc
@@ -29,32 +29,32 @@ from mlflow_deploy_plugin.statedir.files import METRICS, SPEC, SPOOL
 
 _ENGINE_CACHE = "engines"
 _LEAST_VALUES = 2**24
-"""The values that an answer may have in any case. A server that takes only small bodies may give large answers."""
+"""The minimum of the response limit, because a server that accepts only small bodies may return large responses."""
 _KEPT_BYTES = 16 * 1024 * 1024
 
 
 def open_worker(state_dir: str) -> Server:
     """Open the server of a gunicorn worker after the fork. Raises as `open_server`.
 
-    The garbage collector ignores the imported modules: the lists of a body of 10,000 rows caused full collections,
-    which stopped the worker for 50 ms. glibc keeps freed memory: otherwise 100 rows of 30 numbers had 50 page faults.
+    The garbage collector ignores the imported modules, because the lists of a body of 10,000 rows caused full
+    collections of 50 ms. glibc keeps freed memory, because 100 rows of 30 numbers otherwise caused 50 page faults.
     """
     configure_logging(load_settings(), "worker")
     gc.freeze()
-    bytes(_KEPT_BYTES)  # freed at once, and never written
+    bytes(_KEPT_BYTES)  # Freeing the bytes raises glibc's threshold; they are never written.
     server = open_server(Path(state_dir))
     atexit.register(server.close)
     return server
 
 
 def open_server(state_dir: Path) -> Server:
-    """Open the server; it loads in a thread. Raises InvalidConfig if spec.yaml is malformed."""
+    """Open the server, which loads its models in a thread. Raises InvalidConfig if spec.yaml is invalid."""
     spec = read_server_spec(state_dir)
     threads = spec.intra_op_num_threads or available_cores(spec.workers)
     metrics = Metrics(state_dir / METRICS)
     capture, of_shadows = (CaptureWriter(state_dir / SPOOL, max_bytes=spec.max_spool_bytes) for _ in range(2))
     shadows = Shadows(of_shadows, metrics)
-    rows, policy = max_batch_rows(spec), None  # running each request alone is best for tiny models on a CPU
+    rows, policy = max_batch_rows(spec), None  # Batching does not help tiny models on a CPU.
     if rows > 1:
         policy = BatchPolicy(
             rows,
@@ -89,7 +89,7 @@ def open_server(state_dir: Path) -> Server:
     repository.add_listener(metrics.set_served_versions)
     settings, count = load_settings(), metrics.count_redis_failure
     cache = open_cache(spec.response_cache_bytes, spec.response_cache_seconds, settings.redis_url, count)
-    has_rates = spec.rate_limit is not None or spec.takes_keys  # any key may have a limit
+    has_rates = spec.rate_limit is not None or spec.takes_keys  # Any key may have a limit.
     redis = RedisRates(settings.redis_url, count) if settings.redis_url and has_rates else None
     controls = max(1, spec.threads // 2)
     server = Server(
@@ -120,7 +120,7 @@ def open_server(state_dir: Path) -> Server:
 
 
 def read_server_spec(state_dir: Path) -> ServerSpec:
-    """Return the `server:` part of spec.yaml, or the defaults. Raises InvalidConfig if spec.yaml is malformed."""
+    """Return the `server:` part of spec.yaml, or the defaults. Raises InvalidConfig if spec.yaml is invalid."""
     try:
         text = (state_dir / SPEC).read_text()
     except FileNotFoundError:

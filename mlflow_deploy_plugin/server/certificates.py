@@ -1,4 +1,4 @@
-"""The certificates of a server. Each handshake checks the files, so that renewed certificates need no restart."""
+"""The TLS certificates of a server. Each handshake checks the files, so that a renewal does not need a restart."""
 
 import logging
 import ssl
@@ -18,18 +18,18 @@ _Made = TypeVar("_Made")
 
 
 def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContext:
-    """Return the context of a server; with `ca_certs` it verifies the certificates of clients that send one.
+    """Return the TLS context of a server. With `ca_certs` it verifies the certificates of clients that send them.
 
     Raises InvalidConfig if a file cannot be read or the files do not match.
     """
     try:
         for file in filter(None, (certfile, keyfile, ca_certs)):
-            Path(file).read_bytes()  # OpenSSL does not report which file is missing
+            Path(file).read_bytes()  # Raises with the file's name, which OpenSSL does not report.
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=ca_certs)
-        context.load_cert_chain(certfile, keyfile, password="")  # without one OpenSSL would ask the terminal
+        context.load_cert_chain(certfile, keyfile, password="")  # Without a password, OpenSSL would prompt for it.
     except ssl.SSLError as error:
-        found = (error.reason or "").replace("_", " ").lower()  # empty for what is no PEM, and for a wrong password
-        reason = found or "a certificate and a key without a password in PEM are expected"
+        openssl_reason = (error.reason or "").replace("_", " ").lower()  # empty without PEM, and for a wrong password
+        reason = openssl_reason or "a certificate and a key without a password in PEM are expected"
         authorities = f" and server.ca_certs {ca_certs}" if ca_certs else ""
         files = f"server.certfile {certfile} with server.keyfile {keyfile}{authorities}"
         raise InvalidConfig(f"TLS cannot use {files}: {reason}") from None
@@ -42,7 +42,7 @@ def open_tls(certfile: str, keyfile: str, ca_certs: str | None) -> ssl.SSLContex
 def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[], _Made]:
     """Return a function that calls `make` again when the files have changed, and returns its last result.
 
-    If the new files are unusable, the last result stays: a certificate may be replaced a moment before its key. At the
+    If the new files are unusable, the last result is kept, because a certificate may be replaced before its key. At the
     first call, `make` raises InvalidConfig.
     """
 
@@ -53,25 +53,25 @@ def follow_files(make: Callable[..., _Made], *files: str | None) -> Callable[[],
 
     def look() -> _Made:
         nonlocal seen, made
-        if (found := identify()) != seen:
-            seen = found
+        if (current := identify()) != seen:
+            seen = current
             try:
                 made = make(*files)
-                _log.info("the files of TLS were replaced: new connections use %s", files[0])
+                _log.info("the TLS files were replaced: new connections use %s", files[0])
             except InvalidConfig as error:
-                _log.error("the files of TLS were replaced, and those of before go on: %s", error.message)
+                _log.error("the new TLS files cannot be used, and the previous files remain in use: %s", error.message)
         return made
 
     return look
 
 
 def open_following_tls(config: "Config") -> ssl.SSLContext:
-    """Return a context for the listeners of gunicorn's configuration; each of their connections looks at the files."""
+    """Return a TLS context for the listeners of gunicorn's configuration; each connection checks the files."""
     look = follow_files(open_tls, config.certfile, config.keyfile, config.ca_certs)
 
     def switch(connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         connection.context = look()
 
     listening = look()
-    listening.sni_callback = switch  # also called for clients that send no server's name
+    listening.sni_callback = switch  # OpenSSL also calls it for clients that do not send a server name.
     return listening

@@ -1,4 +1,4 @@
-"""The check of a server's device before the start, and the choice of each worker's GPU."""
+"""The check of a server's device before the start, and the assignment of a GPU to each worker."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ _ADDITION = bytes.fromhex(
     "080812003a350a0e0a01780a017812017922034164641201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02"
     "080142040a00100d"
 )
-_TIMEOUT_SECONDS = 120.0  # TensorRT compiles even an addition
+_TIMEOUT_SECONDS = 120.0  # TensorRT compiles even an addition.
 
 
 def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
@@ -32,7 +32,7 @@ def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
                 f"--device {device} did not compute one addition in {_TIMEOUT_SECONDS:g} s"
             ) from None
         except ProcessCrashed as error:
-            raise DeviceUnavailable(f"--device {device} cannot be tried: {error.message}") from None
+            raise DeviceUnavailable(f"--device {device} cannot be tested: {error.message}") from None
         except OnnxserveError as error:
             output.seek(0)
             library = re.search(rb"with error: (\S+: cannot open shared object file)", output.read())
@@ -42,27 +42,27 @@ def require_device(device: Device, device_ids: Sequence[int] = ()) -> None:
 
 
 def claim_device_id(state_dir: Path, device_ids: Sequence[int]) -> int:
-    """Claim a GPU with the fewest workers for this worker, and return its id.
+    """Claim the GPU with the fewest workers for this worker, and return its id.
 
-    The claim is a flock on a file of the state folder. It ends with the process, so the successor gets the same GPU.
+    The claim is a flock on a file in the state folder. It ends with the process, so the successor gets the same GPU.
     """
     folder = state_dir / "gpus"
     folder.mkdir(parents=True, exist_ok=True)
-    place = 0
+    slot = 0
     while True:
         for device_id in device_ids:
-            descriptor = os.open(folder / f"{device_id}.{place}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(folder / f"{device_id}.{slot}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 os.close(descriptor)
             else:
                 return device_id
-        place += 1
+        slot += 1
 
 
 def _compute_on(device: Device, device_ids: Sequence[int]) -> None:
-    # imported here: the supervisor calls this function in another process, and needs no numpy itself
+    # Imported here, because the supervisor calls this function in another process, and does not need numpy itself.
     import numpy as np
 
     from mlflow_deploy_plugin.runtime.session import Placement, check_device_libraries, import_onnxruntime, open_session
@@ -77,6 +77,6 @@ def _compute_on(device: Device, device_ids: Sequence[int]) -> None:
             except DeviceUnavailable:
                 which = f"GPU {device_id}" if device_ids else "it"
                 raise DeviceUnavailable(
-                    f"--device {device} was asked for, but ONNX Runtime cannot compute on {which}: the GPU is not "
-                    "there or not usable, its driver is too old, or a CUDA library is missing"
+                    f"--device {device} was requested, but ONNX Runtime cannot compute on {which}: the GPU is missing "
+                    "or not usable, its driver is too old, or a CUDA library is missing"
                 ) from None

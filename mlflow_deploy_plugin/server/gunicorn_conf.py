@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 STATE_DIR = "ONNXSERVE_STATE_DIR"
 _MAY_FORK = "ONNXSERVE_MAY_FORK"
-_HEARTBEATS = 3  # a healthy `gthread` notifies the arbiter once a second
+_HEARTBEATS = 3  # A healthy `gthread` worker notifies the arbiter once per second.
 _MAX_LOAD_SECONDS, _NOTIFY_SECONDS = 30.0, 0.5
 _MAX_FILES = 65536
 _HTTP = f"{__package__}.http"
 control_socket_disable = True
-"""gunicorn 25.1 opens a control socket unless this setting is true. Earlier versions ignore the name."""
+"""gunicorn 25.1 opens a control socket unless this setting is true. Earlier versions ignore the setting."""
 _WORKERS: dict[WorkerClass, tuple[str, str]] = {
     "fast": (f"{_HTTP}.workers.fast_worker.FastWorker", "workers.worker_app:create_worker_app"),
     "gthread": ("gthread", "app:create_app"),
 }
-"""The class of each worker as gunicorn finds it, and the function that makes its application."""
+"""The class of each worker in gunicorn's form, and the function that creates its application."""
 
 
 def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_fork: int | None = None) -> list[str]:
@@ -55,7 +55,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
 
     Args:
         listeners: inherited file descriptors of bound sockets; the second socket is shared with other servers.
-        may_fork: an inherited file descriptor; workers are forked when it is at its end (None: at once).
+        may_fork: an inherited file descriptor. Workers are forked when it reaches its end (None: immediately).
     """
     worker, application = _WORKERS[server.worker_class]
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -64,7 +64,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         "--workers": server.workers,
         "--worker-class": worker,
         "--threads": server.threads,
-        # an idle client makes place for a new one only at this number; the other files are the spool's and the models'
+        # New clients replace idle clients only at this number; the spool and the models need the remaining files.
         "--worker-connections": min(MAX_CONNECTIONS, files * 3 // 4),
         "--timeout": max(_HEARTBEATS, server.request_timeout_seconds),
         "--graceful-timeout": server.graceful_timeout_seconds,
@@ -75,10 +75,10 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         "--log-level": "warning",
     }
     if (memory := shared_memory()) is not None:
-        options["--worker-tmp-dir"] = str(memory)  # the heartbeat must not wait for a disk
+        options["--worker-tmp-dir"] = str(memory)  # The heartbeat must not wait for a disk.
     if server.certfile and server.keyfile:
         options |= {"--certfile": server.certfile, "--keyfile": server.keyfile}
-    if server.ca_certs:  # the requests without a certificate are refused later: health checks have none
+    if server.ca_certs:  # Requests without a certificate are rejected later, because health checks have none.
         options |= {"--ca-certs": server.ca_certs, "--cert-reqs": int(ssl.CERT_OPTIONAL)}
     command = [sys.executable, "-m", "gunicorn", "--no-sendfile"]
     for listener in listeners:
@@ -87,7 +87,7 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
         command += [name, str(value)]
     threads = server.intra_op_num_threads or available_cores(server.workers)
     if "OMP_NUM_THREADS" not in os.environ and threads < (os.cpu_count() or 1):
-        # torch, boosters and BLAS of a pyfunc know neither quotas nor the other workers
+        # The libraries of a pyfunc (torch, boosters, BLAS) ignore CPU quotas and other workers.
         command += ["--env", f"OMP_NUM_THREADS={threads}"]
     if may_fork is not None:
         command += ["--env", f"{_MAY_FORK}={may_fork}"]
@@ -95,16 +95,16 @@ def gunicorn_command(state_dir: Path, server: ServerSpec, *listeners: int, may_f
 
 
 def on_starting(arbiter: "Arbiter") -> None:
-    """Import the workers' modules, wait until workers may be forked, and then make their folders anew."""
+    """Import the workers' modules, wait until workers may be forked, and then create their folders again."""
     configure_logging(load_settings(), "gunicorn")
-    gc.disable()  # it would look through what is imported again and again
+    gc.disable()  # Otherwise the collector would scan the imported modules repeatedly.
     import_module(arbiter.app.app_uri.partition(":")[0])
     gc.enable()
-    gc.freeze()  # otherwise a collection in a worker would write to the pages that it shares
+    gc.freeze()  # Otherwise a collection in a worker would write to shared pages.
     if (may_fork := os.environ.pop(_MAY_FORK, None)) is not None:
         with open(int(may_fork), "rb") as held:
             held.read()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # the soft limit is often 1024: for programs that select(2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # The soft limit is often 1024, for select(2).
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _MAX_FILES)), hard))
     state_dir = Path(os.environ[STATE_DIR])
     workers = state_dir / "workers"
@@ -112,22 +112,22 @@ def on_starting(arbiter: "Arbiter") -> None:
     try:
         workers.mkdir(parents=True, exist_ok=True)
         make_metrics_folder(state_dir)
-    except OSError as error:  # a disk that has become read-only: the workers go on with the metrics of those before
+    except OSError as error:  # The disk is read-only: the workers continue with the previous metrics.
         if not (state_dir / METRICS).is_dir():
             raise
         arbiter.log.error("the state folder cannot be written: %s", error.strerror)
 
 
 def on_exit(arbiter: "Arbiter") -> None:
-    with contextlib.suppress(OSError):  # the next server does it
+    with contextlib.suppress(OSError):  # The next server removes the metrics.
         remove_metrics(Path(os.environ[STATE_DIR]))
 
 
 def post_worker_init(worker: "Worker") -> None:
     """Wait until the versions are loaded, and open the gRPC listener if the spec has a port.
 
-    New clients wait in the kernel's queue meanwhile. After `_MAX_LOAD_SECONDS` the worker accepts them, so that `/ping`
-    can report the reason; a worker that shares its listener with another server waits on, since that server takes them.
+    In the meantime, new clients wait in the kernel's queue. After `_MAX_LOAD_SECONDS` the worker accepts clients, so
+    that `/ping` can report the reason. A worker that shares its listener with another server continues to wait.
     """
     deadline = time.monotonic() + _MAX_LOAD_SECONDS
     server, is_shared = worker.wsgi.server, len(worker.sockets) > 1
@@ -140,15 +140,15 @@ def post_worker_init(worker: "Worker") -> None:
         if is_applied:
             time.sleep(_NOTIFY_SECONDS)
         worker.notify()
-    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # the first have the ages 1, 2, …
+    server.metrics.count_worker_restarts(int(worker.age > worker.cfg.workers))  # The first ages are 1, 2, …
     if server.spec.grpc_port is not None:
-        from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # only if it is asked for
+        from mlflow_deploy_plugin.server.grpc.server import GrpcServer  # Imported here, because gRPC is optional.
 
         worker.grpc = GrpcServer(server)
 
 
 def worker_exit(arbiter: "Arbiter", worker: "Worker") -> None:
-    """Wait for the gRPC calls in flight. Requests over HTTP are answered by now."""
+    """Wait for the current gRPC calls. All HTTP requests are already answered."""
     if getattr(worker, "grpc", None) is not None:
         worker.grpc.wait()
 

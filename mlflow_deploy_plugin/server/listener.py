@@ -1,7 +1,7 @@
-"""A listening socket that is shared by servers, so that one takes over from another without a gap.
+"""A listening socket that servers share, so that a server can replace another without refusing connections.
 
-`python -m mlflow_deploy_plugin.server.listener SOCKET PORT` is its holder. It sends the socket to each server that
-connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container.
+`python -m mlflow_deploy_plugin.server.listener SOCKET PORT` runs its holder. The holder sends the socket to each server
+that connects to the Unix socket SOCKET (SCM_RIGHTS, unix(7)), also into another container.
 """
 
 import os
@@ -28,7 +28,7 @@ class SharedListener:
 
     @property
     def is_gone(self) -> bool:
-        """True if the holder has ended, so that no client reaches the socket any more."""
+        """True if the holder has exited, so that clients can no longer reach the socket."""
         return bool(_ended([self.holder]))
 
 
@@ -50,16 +50,16 @@ def shared_listener(path: Path | None) -> Iterator[SharedListener | None]:
                 break
             except OSError as error:
                 if time.monotonic() >= give_up_at:
-                    raise DeploymentFailed(f"nobody holds the listening socket at {path}: {error.strerror}") from None
+                    raise DeploymentFailed(f"there is no listening socket at {path}: {error.strerror}") from None
                 time.sleep(_RETRY_SECONDS)
         if not descriptors:
-            raise DeploymentFailed(f"the process that listens at {path} has sent no listening socket")
+            raise DeploymentFailed(f"the process that listens at {path} did not send a listening socket")
         with socket.socket(fileno=descriptors[0]) as listener:
             yield SharedListener(listener, holder)
 
 
 def _ended(connections: list[socket.socket]) -> list[socket.socket]:
-    poll = select.poll()  # select(2) takes no descriptor beyond 1,023
+    poll = select.poll()  # select(2) does not support descriptors above 1,023.
     for connection in connections:
         poll.register(connection, select.POLLIN)
     ended = {descriptor for descriptor, _ in poll.poll(0)}
@@ -67,7 +67,7 @@ def _ended(connections: list[socket.socket]) -> list[socket.socket]:
 
 
 def hold(path: Path, port: int) -> None:
-    """Listen on `port` of every address, and send the socket to the servers that connect to `path`, until SIGTERM."""
+    """Listen on `port` of all addresses, and send the socket to servers that connect to `path`, until SIGTERM."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(0))
     path.unlink(missing_ok=True)
     with socket.create_server(("", port), backlog=_BACKLOG) as listener, socket.socket(socket.AF_UNIX) as door:
@@ -77,10 +77,10 @@ def hold(path: Path, port: int) -> None:
         servers: list[socket.socket] = []
         while True:
             server, _ = door.accept()
-            with suppress(OSError):  # it has ended already
+            with suppress(OSError):  # The server has already exited.
                 socket.send_fds(server, [b"1"], [listener.fileno()])
             ended = _ended(servers)
-            servers = [one for one in servers if one not in ended] + [server]
+            servers = [connection for connection in servers if connection not in ended] + [server]
 
 
 if __name__ == "__main__":

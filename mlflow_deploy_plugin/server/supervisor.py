@@ -1,9 +1,9 @@
 """`onnxserve serve`: a small supervisor (process 1 in the image) of gunicorn and the agent.
 
-gunicorn imports its modules while the agent resolves and fetches, and forks its workers after that. A crashed agent is
-restarted. A killed gunicorn is restarted on the same socket when its old workers have ended. The server ends if
-gunicorn exits by itself, or is killed repeatedly. On SIGTERM gunicorn finishes the requests in flight; then the agent
-ships the captured rows.
+gunicorn imports its modules while the agent resolves and downloads the models, and forks its workers after that. A
+crashed agent is restarted. A killed gunicorn is restarted on the same socket when its old workers have exited. The
+server ends if gunicorn exits by itself or is killed repeatedly. On SIGTERM, gunicorn finishes the current requests, and
+then the agent ships the captured rows.
 """
 
 import errno
@@ -58,23 +58,23 @@ _TICK_SECONDS = 0.1
 _AGENT_END_SECONDS = 30.0
 _CRASHES_BEFORE_READY = 3
 _MAX_DEATHS = 4
-"""The server ends at this number of deaths of gunicorn, each within a minute of its start."""
+"""The number of deaths of gunicorn, each within a minute of its start, after which the server ends."""
 _ORPHAN_SECONDS = 2.0
-"""The time for the workers of a killed gunicorn to finish the requests in flight; new requests wait."""
+"""The time for the workers of a killed gunicorn to finish current requests; new requests wait."""
 
 
 def supervise(
     state_dir: Path, follow: bool, announce: Callable[[str], None], refresh: Callable[[], None] | None = None
 ) -> None:
-    """Serve the spec in `state_dir` until SIGTERM or SIGINT; return after an orderly end.
+    """Serve the spec in `state_dir` until SIGTERM or SIGINT; return after a clean end.
 
-    Call it within `claim_state_dir`, in a process without other threads. `refresh` is called about once a second while
-    the server serves; it may replace spec.yaml.
+    Call it within `claim_state_dir`, in a process without other threads. `refresh` is called about once per second
+    while the server serves, and may replace spec.yaml.
 
     Raises:
-        InvalidConfig: the spec is malformed, or one of its ports or the files of TLS cannot be used.
-        RuntimeMissing, NotInstalled: the spec needs grpcio or PyJWT, and it is not installed.
-        DeploymentFailed: the server did not become ready (with the reason), or gunicorn ended.
+        InvalidConfig: the spec is invalid, or one of its ports or TLS files cannot be used.
+        RuntimeMissing, NotInstalled: the spec needs grpcio or PyJWT, which is not installed.
+        DeploymentFailed: the server did not become ready, or gunicorn exited.
     """
     server = load_specs((state_dir / SPEC).read_text())[0].server
     check_exposure(server, announce)
@@ -83,13 +83,13 @@ def supervise(
     make_local_key(state_dir)
     if server.api_keys and load_settings().keys_file is None and importlib.util.find_spec("sqlalchemy") is None:
         raise NotInstalled(
-            "server.api_keys asks the store, which needs SQLAlchemy; or mount the file that `onnxserve keys export` "
-            "prints, and name it by ONNXSERVE_KEYS_FILE"
+            "server.api_keys needs the store, which needs SQLAlchemy; or mount the file of `onnxserve keys export` "
+            "and set ONNXSERVE_KEYS_FILE to its path"
         )
     if server.jwt_issuer and importlib.util.find_spec("jwt") is None:
         raise NotInstalled("server.jwt_issuer needs PyJWT: pip install 'mlflow-onnxserve[jwt]'")
     with reserve_grpc_port(server), shared_listener(load_settings().listener) as shared:
-        # clients connect to the shared listener; the server's own address is for the readiness check
+        # Clients connect to the shared listener; the server's own address is for the readiness check.
         listener = open_listener(server.host if shared is None else "127.0.0.1", server.port)
         adopt_orphans()
         try:
@@ -97,12 +97,12 @@ def supervise(
                 _Supervisor(state_dir, server, listener, shared, follow, announce, wait).run(refresh or (lambda: None))
         finally:
             listener.close()
-            with suppress(OSError):  # a disk that has become read-only
+            with suppress(OSError):  # The disk may be read-only.
                 (state_dir / SERVER).unlink(missing_ok=True)
 
 
 class _Stop(Exception):
-    """SIGTERM or SIGINT came."""
+    """SIGTERM or SIGINT was received."""
 
 
 @dataclass(eq=False)
@@ -123,7 +123,7 @@ class _Supervisor:
         self._url = reachable_url(host, self._port, self.server.scheme)
         self._started_at = time.time()
         self._children = SupervisedChildren()
-        self._notify_socket = os.environ.pop("NOTIFY_SOCKET", "")  # gunicorn would say there that it is ready too early
+        self._notify_socket = os.environ.pop("NOTIFY_SOCKET", "")  # gunicorn would report readiness too early
         self._agent: SupervisedChild | None = None
         self._agent_crashes = Crashes()
         self._restart_agent_at = 0.0
@@ -132,15 +132,15 @@ class _Supervisor:
         self._restart_gunicorn_at = math.inf
         self._kill_orphans_at = math.inf
         self._restarts = 0
-        self._is_ready = False  # stays True once every worker has answered
+        self._is_ready = False  # remains True once every worker has answered
         self._phase: Phase = "starting"
 
     def run(self, refresh: Callable[[], None]) -> None:
         self._write("starting")
-        # an earlier agent's state could pass for this one's: in a container the process ids are the same every time
+        # Process ids repeat in a container, so that an earlier agent's state could seem to be this agent's.
         (self.state_dir / AGENT).unlink(missing_ok=True)
         self._may_fork, held_back = map(os.fdopen, os.pipe(), ("rb", "wb"))
-        with self._may_fork, held_back:  # on a failure or a signal, gunicorn is ended before it may fork
+        with self._may_fork, held_back:  # On a failure or a signal, gunicorn is stopped before it may fork.
             try:
                 self._agent = self._children.start(self._agent_command)
                 self._start_gunicorn()
@@ -151,16 +151,16 @@ class _Supervisor:
                 self._write("serving")
                 self.announce(self._describe())
                 self._notify("READY=1")
-                self._wait_until(refresh)  # which never returns True
+                self._wait_until(refresh)  # `refresh` never returns True.
             except _Stop:
-                _log.info("ending: requests in flight are finished")
+                _log.info("stopping: current requests are finished")
             finally:
                 self._notify("STOPPING=1")
                 self._write("stopping")
                 self._end()
 
     def _wait_until(self, done: Callable[[], bool | None]) -> None:
-        """Wait for signals and check the children, until `done`. Raises _Stop and DeploymentFailed."""
+        """Wait for signals and check the children, until `done` returns True. Raises _Stop and DeploymentFailed."""
         while not done():
             if self.wait_for_signal(1.0 if self._phase == "serving" else _TICK_SECONDS) not in (None, signal.SIGCHLD):
                 raise _Stop
@@ -168,10 +168,10 @@ class _Supervisor:
             self._check_gunicorn()
             self._check_agent()
             if self.shared is not None and self.shared.is_gone:
-                raise DeploymentFailed("the process that holds the listening socket has ended")
+                raise DeploymentFailed("the process that provides the listening socket has exited")
 
     def _check_gunicorn(self) -> None:
-        """Restart gunicorn after a pause if it was killed; otherwise raise DeploymentFailed if it has ended."""
+        """Restart gunicorn after a pause if it was killed; raise DeploymentFailed if it has exited."""
         gunicorn, now = self._gunicorn, time.monotonic()
         if gunicorn is None:
             return
@@ -186,21 +186,21 @@ class _Supervisor:
         how = exit_reason(gunicorn.exit_status)
         if not self._is_ready and gunicorn.exit_status >= 0:
             raise DeploymentFailed(f"gunicorn {how} before every worker was ready; the log says why")
-        if gunicorn.exit_status == 0:  # somebody has stopped it
+        if gunicorn.exit_status == 0:  # A signal from outside has stopped gunicorn.
             raise DeploymentFailed(f"gunicorn {how} while serving; the log says why")
         self._gunicorn_deaths.add(gunicorn.started_at)
         deaths = self._gunicorn_deaths.in_a_row
         if deaths >= _MAX_DEATHS:
             raise DeploymentFailed(f"gunicorn {how}, for the {_MAX_DEATHS}th time in a row; the log says why")
         pause = 2.0 ** (deaths - 3) if deaths > 1 else 0.0
-        _log.error("gunicorn %s; it is started anew in %.1f s, and new clients wait", how, pause)
+        _log.error("gunicorn %s; it is restarted in %.1f s, and new clients wait", how, pause)
         signal_group(gunicorn.pid, signal.SIGTERM)
         self._restart_gunicorn_at, self._kill_orphans_at = now + pause, now + _ORPHAN_SECONDS
         self._restarts += 1
         self._write("starting")
 
     def _has_orphans(self, dead: SupervisedChild) -> bool:
-        """Return True if a worker of the dead gunicorn lives; kill workers whose time is up."""
+        """Return True if a worker of the dead gunicorn still runs; kill workers after their time limit."""
         return signal_group(dead.pid, signal.SIGKILL if time.monotonic() >= self._kill_orphans_at else 0)
 
     def _check_agent(self) -> None:
@@ -208,7 +208,7 @@ class _Supervisor:
             if time.monotonic() >= self._restart_agent_at:
                 try:
                     self._agent = self._children.start(self._agent_command)
-                except OSError as error:  # no process, or no file, is to be had
+                except OSError as error:  # The limit of processes or files is reached.
                     self._restart_agent_later(f"cannot be started: {error.strerror}", None)
             return
         if self._agent.exit_status is None:
@@ -218,23 +218,23 @@ class _Supervisor:
         self._restart_agent_later(exit_reason(self._agent.exit_status), self._agent.started_at)
 
     def _restart_agent_later(self, how: str, started_at: float | None) -> None:
-        """Let the pause before the next start begin. Raises DeploymentFailed if the agent never was ready."""
+        """Set the pause before the next start. Raises DeploymentFailed if the agent was never ready."""
         pause = self._agent_crashes.add(started_at)
         if not self._is_ready and self._agent_crashes.in_a_row >= _CRASHES_BEFORE_READY:
-            raise DeploymentFailed(f"the agent {how} again and again; the log says why")
-        _log.error("the agent %s; it is started anew in %.0f s, and serving goes on", how, pause)
+            raise DeploymentFailed(f"the agent {how} repeatedly; the log says why")
+        _log.error("the agent %s; it is restarted in %.0f s, and serving continues", how, pause)
         self._agent = None
         self._restart_agent_at = time.monotonic() + pause
 
     def _start_gunicorn(self) -> None:
-        descriptors = [one.fileno() for one in (self.listener, self.shared and self.shared.listener) if one]
+        descriptors = [each.fileno() for each in (self.listener, self.shared and self.shared.listener) if each]
         may_fork = self._may_fork.fileno()
         command = gunicorn_command(self.state_dir, self.server, *descriptors, may_fork=may_fork)
         self._gunicorn = self._children.start(command, [*descriptors, may_fork])
         self._restart_gunicorn_at = math.inf
 
     def _agent_state(self) -> AgentState | None:
-        """Return the state that the running (or just ended) agent has written, never that of an earlier agent."""
+        """Return the state that the running (or just exited) agent has written, never that of an earlier agent."""
         state = read_state(self.state_dir / AGENT, AgentState)
         return state if state is not None and self._agent is not None and state.pid == self._agent.pid else None
 
@@ -243,27 +243,27 @@ class _Supervisor:
         if self._restart_gunicorn_at < math.inf:
             return False
         wanted = read_state(self.state_dir / WANTED, Wanted) or Wanted()
-        states = read_workers(self.state_dir)  # also of a killed gunicorn's workers
+        states = read_workers(self.state_dir)  # including workers of a killed gunicorn
         workers = [worker for worker in states if worker.generation == wanted.generation and is_alive(worker.pid)]
         loaded = [worker for worker in workers if worker.has_versions or not worker.endpoints]
         return len(loaded) >= self.server.workers and is_healthy(self._url)
 
     def _end(self) -> None:
-        self.listener.close()  # only gunicorn keeps it: once gunicorn closes it, connections are refused
+        self.listener.close()  # Only gunicorn keeps the socket: once gunicorn closes it, connections are refused.
         if self.shared is not None:
             self.shared.listener.close()
         if self._gunicorn is not None:
             self._end_child(self._gunicorn, self.server.graceful_timeout_seconds + 5.0)
             if self._restart_gunicorn_at == math.inf and signal_group(self._gunicorn.pid, signal.SIGTERM):
                 self._kill_orphans_at = time.monotonic() + _ORPHAN_SECONDS
-            give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # orphans of a killed gunicorn may still write
+            give_up_at = self._kill_orphans_at + _ORPHAN_SECONDS  # Orphans of a killed gunicorn may still write.
             while self._has_orphans(self._gunicorn) and time.monotonic() < give_up_at:
                 self.wait_for_signal(_TICK_SECONDS)
                 self._children.reap()
         if self._agent is not None:
             self._end_child(self._agent, _AGENT_END_SECONDS)
         if (self._agent is None or self._agent.exit_status) and any((self.state_dir / SPOOL).glob("*.seg")):
-            # the agent was killed or never ran: a container's disk, with these rows, may go with this process
+            # The agent was killed or never ran. A container's disk, with these rows, may be deleted with this process.
             self._wait_or_kill(self._children.start([*self._agent_command, "--ship"]), _AGENT_END_SECONDS)
 
     def _end_child(self, child: SupervisedChild, seconds: float) -> None:
@@ -275,7 +275,7 @@ class _Supervisor:
         kill_at = time.monotonic() + seconds
         while child.exit_status is None:
             if time.monotonic() >= kill_at:
-                _log.error("process %d does not end within %.0f s and is killed", child.pid, seconds)
+                _log.error("process %d did not exit within %.0f s and is killed", child.pid, seconds)
                 signal_group(child.pid, signal.SIGKILL)
                 kill_at = math.inf
             self.wait_for_signal(_TICK_SECONDS)
@@ -307,14 +307,14 @@ class _Supervisor:
         )
         try:
             write_state(self.state_dir / SERVER, state)
-        except OSError:  # a full disk neither stops the serving nor makes an orderly end a failure
+        except OSError:  # A full disk must neither stop the server nor turn a clean end into a failure.
             if not self._is_ready and phase != "stopping":
                 raise
         else:
             self._phase = phase
 
     def _notify(self, state: str) -> None:
-        """Report the state of a service of Type=notify to systemd, by sd_notify(3)."""
+        """Report the state of a service of Type=notify to systemd, as in sd_notify(3)."""
         if self._notify_socket:
             with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
                 is_abstract = self._notify_socket.startswith("@")
@@ -322,16 +322,16 @@ class _Supervisor:
 
 
 def check_exposure(server: ServerSpec, announce: Callable[[str], None]) -> None:
-    """Announce a server without keys beyond this machine. Raises InvalidConfig if the spec does not allow it."""
+    """Announce a server that other machines can use without keys. Raises InvalidConfig if the spec forbids it."""
     if server.authenticates or is_loopback(server.host):
         return
     if not server.insecure:
         raise InvalidConfig(
-            f"{server.host} is reached from other machines, and no caller would need a key: say "
-            "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…; or --insecure "
-            "(-C server.insecure=true) if something before it authenticates"
+            f"{server.host} is reachable from other machines, and no caller would need a key: set "
+            "-C server.api_keys=true (and `onnxserve keys create`) or -C server.jwt_issuer=…; or set --insecure "
+            "(-C server.insecure=true) if a proxy authenticates callers"
         )
-    announce(f"insecure: everybody who reaches {server.host} may use this server")
+    announce(f"insecure: everybody who can connect to {server.host} may use this server")
 
 
 def open_listener(host: str, port: int | None, option: str = "--port (-C server.port=…)") -> socket.socket:
@@ -341,33 +341,31 @@ def open_listener(host: str, port: int | None, option: str = "--port (-C server.
     """
     for candidate in range(_FIRST_PORT, _LAST_PORT + 1) if port is None else [port]:
         try:
-            found = socket.getaddrinfo(host or None, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            family, _, _, _, address = found[0]
-            # listens at once: with SO_REUSEADDR two sockets can be bound to a port as long as neither listens
+            addresses = socket.getaddrinfo(host or None, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            family, _, _, _, address = addresses[0]
+            # Listen at once, because with SO_REUSEADDR two sockets can bind the same port until one of them listens.
             takes_ipv4 = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
             return socket.create_server(address, family=family, dualstack_ipv6=takes_ipv4)
         except OSError as error:
             if port is None and error.errno == errno.EADDRINUSE:
                 continue
             if error.errno == errno.EADDRINUSE:
-                raise InvalidConfig(f"port {candidate} on {host} is in use; choose another with {option}") from None
+                raise InvalidConfig(f"port {candidate} on {host} is in use; set another port with {option}") from None
             if error.errno == errno.EACCES:
-                raise InvalidConfig(
-                    f"port {candidate} may not be opened by this user; ports from 1024 up may"
-                ) from None
-            is_of_a_name = isinstance(error, socket.gaierror)  # which has numbers of its own
+                raise InvalidConfig(f"this user may not open port {candidate}, but may open ports from 1024") from None
+            is_of_a_name = isinstance(error, socket.gaierror)  # Name resolution has its own error numbers.
             why = error.strerror if is_of_a_name or not error.errno else os.strerror(error.errno)
             raise InvalidConfig(f"{host}:{candidate} cannot be listened on: {why}") from None
-    raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; name one with --port")
+    raise InvalidConfig(f"no port from {_FIRST_PORT} to {_LAST_PORT} is free on {host}; specify a port with --port")
 
 
 @contextmanager
 def reserve_grpc_port(spec: ServerSpec) -> Iterator[None]:
-    """Reserve `grpc_port`, if it is set, for the workers: each binds it after the fork, with SO_REUSEPORT.
+    """Reserve `grpc_port`, if it is set, for the workers, which bind it after the fork with SO_REUSEPORT.
 
-    With that option another server could silently share the port, so the port is bound without it first. Then a socket
-    that never listens holds it while a worker is replaced. Raises InvalidConfig if the port or host cannot be used, and
-    RuntimeMissing if grpcio is not installed.
+    With SO_REUSEPORT, another server could silently share the port, so the port is first bound without it. Then a
+    socket that never listens reserves the port while a worker is replaced. Raises InvalidConfig if the port or host
+    cannot be used, and RuntimeMissing if grpcio is not installed.
     """
     if spec.grpc_port is None:
         yield

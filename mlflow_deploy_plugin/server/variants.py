@@ -1,4 +1,4 @@
-"""The variants of the served endpoints as immutable values, and the choice of the variant that answers a request."""
+"""The variants of the served endpoints as immutable values, and the selection of the variant that answers a request."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +20,11 @@ from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 
 @dataclass(frozen=True, eq=False)
 class LoadedVersion:
-    """One version in memory. `eq=False`: a version that is loaded twice is two objects.
+    """A version in memory. With `eq=False`, a version that is loaded twice is two different objects.
 
     Attributes:
-        batcher: runs requests together; None if each is run separately.
-        is_deterministic: the graph is known to compute the same outputs from the same feeds.
+        batcher: runs requests together; None if each request is run separately.
+        is_deterministic: True if the graph always computes the same outputs from the same feeds.
     """
 
     model: str
@@ -37,7 +37,7 @@ class LoadedVersion:
 
     @cached_property
     def identity(self) -> tuple[str, ...]:
-        """The model, version, ids and file digests (otherwise the folder), which no other version shares."""
+        """The model, version, ids and file digests (or the folder), which are unique to this version."""
         artifact = self.predictor.artifact
         files = artifact.digests.values() or [str(self.folder)]
         return self.model, self.version, artifact.model_id, artifact.run_id, *files
@@ -48,9 +48,9 @@ class ServedVariant:
     """A variant that answers requests with a loaded version, which other variants may share.
 
     Attributes:
-        shadows: the endpoint's shadows with another version; each gets a copy of every request.
-        key: the input column whose value chooses the answering variant; None if no column does.
-        has_others: the endpoint has other variants, so a response names its variant.
+        shadows: the endpoint's shadows with another version; each receives a copy of every request.
+        key: the input column whose value selects the answering variant; None without such a column.
+        has_others: True if the endpoint has other variants, so that a response contains its variant.
     """
 
     endpoint: str
@@ -67,18 +67,18 @@ class ServedVariant:
 
     @cached_property
     def schema(self) -> Schema:
-        """The schema of its model, which also reads the columns of `capture.keys`."""
+        """The schema of the variant's model, extended by the columns of `capture.keys`."""
         return with_keys(self.loaded.predictor.schema, self.capture.keys)
 
     @cached_property
     def labels(self) -> tuple[str, str, str, str]:
-        """The endpoint, the variant, the model and the version, as metrics name them (`exposition.OF_VARIANT`)."""
+        """The endpoint, variant, model and version, the values of the metric labels `metric_files.OF_VARIANT`."""
         return self.endpoint, self.name, self.loaded.model, self.loaded.version
 
 
 @dataclass(frozen=True)
 class ServedEndpoint:
-    """The variants of an endpoint that are in memory, those that answer, and the stickiness of their clients."""
+    """The variants of an endpoint in memory, the answering variants, and the setting for sticky variants."""
 
     variants: Mapping[str, ServedVariant]
     answering: tuple[ServedVariant, ...]
@@ -90,7 +90,7 @@ class ServedEndpoint:
 
 
 def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySpec | None = None) -> ServedEndpoint:
-    """Return the endpoint of these variants; each variant gets a reference to the others."""
+    """Return the endpoint of these variants. Each variant receives a reference to the shadows."""
     shadows = [variant for variant in variants.values() if variant.shadow]
     if len(answering_variants(variants.values())) < 2:
         sticky = None
@@ -108,11 +108,11 @@ def make_served_endpoint(variants: Mapping[str, ServedVariant], sticky: StickySp
 
 
 ServedTable = Mapping[str, ServedEndpoint]
-"""The endpoints by name; the first one is the default."""
+"""The endpoints by name; the first endpoint is the default."""
 
 
 def answering_variants(variants: Iterable[ServedVariant]) -> tuple[ServedVariant, ...]:
-    """Return the variants that may answer: they have a weight and are no shadows."""
+    """Return the variants that may answer: their weight is positive, and they are not shadows."""
     return tuple(variant for variant in variants if variant.weight > 0 and not variant.shadow)
 
 
@@ -129,10 +129,10 @@ def weighted_variant(variants: Sequence[ServedVariant], draw: float) -> ServedVa
 
 
 def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -> ServedVariant:
-    """Return the variant of `key`: the same in every worker and after every restart, in the shares of the weights.
+    """Return the variant of `key`, with shares according to the weights. It is the same in all workers at all times.
 
     Weighted rendezvous hashing: a hash of endpoint, variant and key gives an exponential number with the weight as its
-    rate, and the smallest wins. A variant whose weight grows only gains keys. No method without a memory moves fewer
+    rate, and the smallest number wins. A variant whose weight grows only gains keys. No stateless method moves fewer
     keys (Bavarian et al., "The Optimality of Correlated Sampling", 2016).
     """
     if len(variants) == 1:
@@ -140,7 +140,7 @@ def sticky_variant(variants: Sequence[ServedVariant], endpoint: str, key: str) -
 
     def waiting_time(variant: ServedVariant) -> float:
         text = f"{endpoint}\0{variant.name}\0{key}".encode(errors="surrogatepass")
-        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # as many bits as a float has
+        number = int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 11  # the precision of a float
         return -math.log((number + 0.5) / 2**53) / variant.weight
 
     return min(variants, key=waiting_time)
@@ -151,16 +151,16 @@ def has_sticky_column(schema: Schema, column: str) -> bool:
 
 
 def sticky_key(schema: Schema, feeds: Feeds, column: str) -> str | None:
-    """Return the first row's value of a column (of a tensor its first number) as text; None if it is missing.
+    """Return the first row's value of a column (of a tensor, its first number) as text; None if it is missing.
 
-    Whole numbers and booleans have the same text in every type, so that clients keep their variant across versions.
+    Whole numbers and booleans have the same text in all types, so that clients keep their variant across versions.
     """
     arrays = sent_arrays(feeds)
     for entry in schema.sent_inputs:
         array = arrays.get(entry.name)
         if array is not None and array.size and column in (entry.columns or (entry.name,)):
-            place = entry.columns.index(column) if entry.columns else 0
-            value = array.reshape(len(array) if array.ndim else 1, -1)[0, place]
+            index = entry.columns.index(column) if entry.columns else 0
+            value = array.reshape(len(array) if array.ndim else 1, -1)[0, index]
             value = value.item() if isinstance(value, np.generic) else value
             if value is None or value != value or value == entry.missing:
                 return None

@@ -32,7 +32,7 @@ MESSAGES: dict[str, Case] = {
     ),
     "an unknown endpoint": (
         lambda client: Client(client.url, "nobody").predict([ROW]),
-        "no endpoint 'nobody' here; there is 'flights'",
+        "endpoint 'nobody' does not exist; the endpoints are 'flights'",
     ),
     "feedback without an id": (
         lambda client: client.feedback(Prediction(np.ones(1)), [1]),

@@ -314,7 +314,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
         ({"container.secrets.TOKEN": "README.md"}, "container.secrets.TOKEN: an absolute path is expected"),
         ({"container.secrets.TOKEN": "/of/nobody"}, "container.secrets.TOKEN: the file /of/nobody cannot be read"),
         ({"server.api_keys": True}, "onnxserve keys export > keys.json"),
-        ({"server.host": "0.0.0.0"}, "0.0.0.0 is reached from other machines, and no caller would need a key"),
+        ({"server.host": "0.0.0.0"}, "0.0.0.0 is reachable from other machines, and no caller would need a key"),
         ({"server.device": "cuda"}, "this engine has not NVIDIA's container toolkit"),
         ({"server.grpc_port": 8999}, "container.network=host"),
         ({"container.cpus": 999}, "container.cpus: Range of CPUs"),

@@ -55,7 +55,7 @@ def see_the_picture_recognised(url: str, picture: Path) -> None:
         page = browser.new_page()
         page.goto(url)
         page.locator("input[type=file][accept='image/*']").set_input_files(picture)
-        page.get_by_text("is sent in place of the numbers").wait_for()
+        page.get_by_text("is sent instead of the numbers").wait_for()
         page.get_by_role("button", name="Predict").click()
         page.locator("#answer td:not(.row-number), #answer .value").first.wait_for()
         shown = page.locator("#answer").inner_text()

@@ -43,7 +43,7 @@ def _crash(*_: object) -> None:
     ("library", "said"),
     [
         (_hang, r"^--device cuda did not compute one addition in 3 s$"),
-        (_crash, r"^--device cuda cannot be tried: .*SIGABRT"),
+        (_crash, r"^--device cuda cannot be tested: .*SIGABRT"),
     ],
 )
 def test_a_device_whose_libraries_hang_or_crash_is_refused(

@@ -78,7 +78,7 @@ def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
         refused = serve("-m", str(model_folders["stock"]), "-C", f"server.grpc_port={port}")
         assert refused.process.wait(60) == 1
     lines = refused.log.read_text().splitlines()
-    assert lines == [f"Error: port {port} on 127.0.0.1 is in use; choose another with -C server.grpc_port=…"]
+    assert lines == [f"Error: port {port} on 127.0.0.1 is in use; set another port with -C server.grpc_port=…"]
 
 
 @pytest.mark.long
@@ -109,4 +109,4 @@ def test_a_server_that_others_reach_needs_keys_or_says_that_it_has_none(host: st
     check_exposure(ServerSpec(host=host, api_keys=True), said.append)
     assert said == []
     check_exposure(ServerSpec(host=host, insecure=True), said.append)
-    assert said == [f"insecure: everybody who reaches {host} may use this server"]
+    assert said == [f"insecure: everybody who can connect to {host} may use this server"]

@@ -1,14 +1,14 @@
-"""Authentication of callers by API keys, by an issuer's tokens, or by certificates, and the rights of each.
+"""Authentication of callers by API key, by an issuer's token or by certificate, and the permissions of each caller.
 
 The agent writes the SHA-256 of the valid keys (`keys.json`). A key has 256 random bits, so a slower hash would not make
 it harder to guess. It is sent as Bearer (RFC 6750), or by browsers as the password of Basic (RFC 7617).
 
 A token is a JWT (RFC 7519) of an OpenID Connect issuer. Its claim `scope` (RFC 9068) contains infer, read and admin,
-and its optional claim `onnxserve_endpoints` the endpoints. The agent fetches the issuer's public keys (`jwks.json`); no
-worker waits for the issuer. The signature of a token takes 100 µs, and is verified once.
+and its optional claim `onnxserve_endpoints` the endpoints. The agent fetches the issuer's public keys (`jwks.json`), so
+that a worker does not wait for the issuer. Verifying the signature of a token takes 100 µs, and is done once.
 
-With `server.ca_certs`, all routes but health checks need a verified client certificate: in addition to the key, or
-instead of it on a server without keys. The commands of this machine have the local key.
+With `server.ca_certs`, all routes except health checks need a verified client certificate, in addition to the key. On a
+server without keys, the certificate is sufficient. The commands of this machine use the local key.
 """
 
 import base64
@@ -33,7 +33,7 @@ from mlflow_deploy_plugin.statedir.files import JWKS, KEYS, LOCAL_KEY, file_iden
 logger = logging.getLogger(__name__)
 
 Need = Scope | Literal["describe"]
-"""A caller needs a scope, or, for the metadata and readiness of one model (`describe`), one of two."""
+"""A scope, or `describe` for the metadata and readiness of a model, for which either of two scopes is sufficient."""
 _DESCRIBERS: tuple[Scope, ...] = "infer", "read"
 
 _LOOK_SECONDS = 1.0
@@ -43,21 +43,21 @@ UNNAMED = "a certificate without a name"
 _LEEWAY_SECONDS = 30.0
 _MOST_SECONDS = 2**53
 _ALGORITHMS = [f"{kind}{bits}" for kind in ("RS", "PS", "ES") for bits in (256, 384, 512)] + ["EdDSA"]
-"""Signatures by a public key; `none` and the symmetric algorithms would let callers sign for themselves."""
-_NO_CERTIFICATE = "this server answers callers with a client certificate of one of its authorities only"
-_HOW = "send Authorization: Bearer KEY; `onnxserve keys create` makes a key"
+"""Signatures by a public key; with `none` and the symmetric algorithms, callers could sign their own tokens."""
+_NO_CERTIFICATE = "this server requires a client certificate of one of its authorities"
+_HOW = "send Authorization: Bearer KEY; `onnxserve keys create` creates a key"
 
 
 class Authenticator:
-    """The callers that one worker answers.
+    """The authentication of a worker's callers.
 
     Args:
-        count: counts a request of this key.
-        clock: seconds since 1970, by which keys expire.
-        monotonic: seconds by which the files are checked. A wall clock that is set back would keep revoked keys.
+        count: counts a request of a key.
+        clock: the seconds since 1970, with which the expiry of keys is checked.
+        monotonic: the clock for checking the files; with a wall clock that is set back, revoked keys would stay valid.
 
     Attributes:
-        is_required: if false, everybody may do everything, and `require` must not be called.
+        is_required: if False, no key is needed, and `require` must not be called.
     """
 
     def __init__(
@@ -76,13 +76,13 @@ class Authenticator:
         self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by `_short`, until the keys change
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # by `_short`; cleared when the keys change
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0
 
     def identify(self, request: RawRequest, need: Need, endpoint: str | None = None) -> KeyEntry | None:
-        """Count the request and return the caller's key, or None if everybody may do everything.
+        """Count the request and return the caller's key, or None if no key is needed.
 
         Raises as `require`.
         """
@@ -96,17 +96,17 @@ class Authenticator:
     def require(
         self, headers: Mapping[str, str], need: Need, endpoint: str | None = None, certificate: str = ""
     ) -> KeyEntry:
-        """Return the caller's key if it allows this. `endpoint` is None if the request is not about one endpoint.
+        """Return the caller's key if it permits the request. `endpoint` is None for a request about the server.
 
-        Raises Unauthenticated or NotReady as `find`, and ScopeMissing if the key is for something else.
+        Raises Unauthenticated or NotReady as `find`, and ScopeMissing if the key does not permit the request.
         """
         entry = self.find(headers, certificate)
         if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
-            held = ", ".join(entry.scopes) or "nothing here"
-            raise ScopeMissing(f"the key {entry.name!r} is for {held}; this needs {' or '.join(scopes_for(need))}")
+            scopes = ", ".join(entry.scopes) or "no scope"
+            raise ScopeMissing(f"the key {entry.name!r} is for {scopes}; this needs {' or '.join(scopes_for(need))}")
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
-            asked = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
-            raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {asked}")
+            target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"
+            raise ScopeMissing(f"the key {entry.name!r} is for {', '.join(entry.endpoints)}; this is about {target}")
         return entry
 
     def is_stranger(self, headers: Mapping[str, str], certificate: str = "") -> bool:
@@ -119,10 +119,10 @@ class Authenticator:
         return False
 
     def find(self, headers: Mapping[str, str], certificate: str = "") -> KeyEntry:
-        """Return the caller's key, whatever its rights are.
+        """Return the caller's key, regardless of its permissions.
 
         Args:
-            headers: by their names in lower case; over gRPC the metadata.
+            headers: the headers with names in lower case, or the metadata of gRPC.
             certificate: the name in the client's verified certificate; empty without a certificate.
 
         Raises:
@@ -136,7 +136,7 @@ class Authenticator:
             raise Unauthenticated(_NO_CERTIFICATE)
         if (now := self._monotonic()) >= self._look_at:
             self._read_keys()
-            self._look_at = now + _LOOK_SECONDS  # not before: another thread would find no key yet
+            self._look_at = now + _LOOK_SECONDS  # Set after reading; otherwise another thread would not find the keys.
         known, sent = self._known, _short(authorization)
         entry = known.get(sent)
         if entry is None:
@@ -150,7 +150,7 @@ class Authenticator:
         return entry
 
     def known(self, request: RawRequest) -> KeyEntry | None:
-        """Return the caller's key if an earlier request has used it; it may have been revoked since."""
+        """Return the caller's key if an earlier request has used it. The key may have been revoked since."""
         if request.caller and not self._takes_keys:
             return _of_certificate(request.caller)
         return self._known.get(_short(request.headers.get("authorization", "")))
@@ -166,9 +166,9 @@ class Authenticator:
             words = granted.split() if isinstance(granted, str) else granted
             endpoints, subject = claims.get("onnxserve_endpoints"), claims.get("sub") or claims.get("client_id") or ""
             if not (isinstance(words, list) and isinstance(endpoints, list | None)):
-                raise Unauthenticated("the token's claims scope and onnxserve_endpoints are no lists of names")
+                raise Unauthenticated("the token's claims scope and onnxserve_endpoints are not lists of names")
             return KeyEntry(
-                # with the issuer: a bare subject could pass for a key in the audit trail, and use up that key's rate
+                # The name contains the issuer, because a bare subject could equal the name of a key.
                 name=f"{one_line(subject, 100)}@{urlsplit(self._issuer).hostname}",
                 scopes=() if endpoints == [] else tuple(scope for scope in _LOCAL.scopes if scope in words),
                 endpoints=tuple(map(str, endpoints or ())),
@@ -177,10 +177,10 @@ class Authenticator:
             )
         if not self._takes_keys:
             raise Unauthenticated(_NO_CERTIFICATE)
-        raise Unauthenticated(f"the key in Authorization is not known here, has expired, or was revoked; {_HOW}")
+        raise Unauthenticated(f"the key in Authorization is unknown, expired or revoked; {_HOW}")
 
     def _read_keys(self) -> None:
-        """Read the files if one has changed. If keys.json cannot be read, its keys stay as they are."""
+        """Read the files if they have changed. If keys.json cannot be read, the last keys remain valid."""
         paths = self._state_dir / KEYS, self._state_dir / LOCAL_KEY, self._state_dir / JWKS
         files = [file_identity(path) for path in paths]
         if files == self._files:
@@ -189,7 +189,7 @@ class Authenticator:
         if valid is not None:
             self._from_agent = valid.keys
         elif paths[0].is_file():
-            logger.error("%s cannot be read; the keys of before go on holding", paths[0])
+            logger.error("%s cannot be read; the last keys remain valid", paths[0])
         else:
             self._from_agent = {}
         keys = dict(self._from_agent)
@@ -198,24 +198,24 @@ class Authenticator:
         if self._issuer is not None and paths[2].is_file():
             from jwt import PyJWKSet
 
-            self._jwks = PyJWKSet.from_json(paths[2].read_text())  # what the agent has read already
+            self._jwks = PyJWKSet.from_json(paths[2].read_text())  # The agent has validated the file.
         self._keys, self._files = keys, files
-        self._known = OrderedDict()  # another: a thread may be about to add a key to the old one
+        self._known = OrderedDict()  # A new object, because a thread may be adding a key to the old object.
 
     def _verify(self, token: bytes) -> Mapping[str, Any]:
         """Return the claims of a token.
 
-        Raises Unauthenticated if it is not for this issuer, audience and time; NotReady without the issuer's keys.
+        Raises Unauthenticated if it is not valid for issuer, audience and time, and NotReady without the issuer's keys.
         """
         import jwt
 
         if self._jwks is None:
-            raise NotReady(f"the keys of {self._issuer} have not been fetched yet; ask again in a moment")
+            raise NotReady(f"the keys of {self._issuer} have not been fetched yet; retry in a moment")
         try:
             known = {key.key_id: key for key in self._jwks.keys}
             name = jwt.get_unverified_header(token).get("kid")
             if name not in known:
-                raise Unauthenticated(f"{self._issuer} has no key {str(name)[:60]!r}, by which the token is signed")
+                raise Unauthenticated(f"{self._issuer} has no key {str(name)[:60]!r}, with which the token is signed")
             claims: Mapping[str, Any] = jwt.decode(
                 token,
                 known[name].key,
@@ -225,20 +225,20 @@ class Authenticator:
                 leeway=_LEEWAY_SECONDS,
                 options={"require": ["exp", "iss", "aud"]},
             )
-        except (jwt.InvalidKeyError, TypeError):  # with an address in memory in its text
-            raise Unauthenticated("the token does not hold: its key is of another kind") from None
+        except (jwt.InvalidKeyError, TypeError):  # Their texts contain a memory address.
+            raise Unauthenticated("the token is not valid: its key is of another kind") from None
         except (jwt.PyJWTError, ValueError, OverflowError) as error:
             reason = str(error)[:200] or type(error).__name__
-            raise Unauthenticated(f"the token does not hold: {reason[:1].lower()}{reason[1:]}") from None
-        # PyJWT also takes booleans, texts of digits, and integers that are too large for a float
+            raise Unauthenticated(f"the token is not valid: {reason[:1].lower()}{reason[1:]}") from None
+        # PyJWT also accepts booleans, texts of digits, and integers that are too large for a float.
         times = [claims[name] for name in ("exp", "nbf", "iat") if name in claims]
         if not all(type(seconds) in (int, float) and abs(seconds) < _MOST_SECONDS for seconds in times):
-            raise Unauthenticated("the token does not hold: its exp, nbf and iat are not all numbers of seconds")
+            raise Unauthenticated("the token is not valid: its exp, nbf and iat are not all numbers of seconds")
         return claims
 
 
 def scopes_for(need: Need) -> tuple[Scope, ...]:
-    """Return the scopes of which a caller needs one."""
+    """Return the scopes of which the caller needs at least one."""
     return _DESCRIBERS if need == "describe" else (need,)
 
 
@@ -248,16 +248,16 @@ def _of_certificate(name: str) -> KeyEntry:
 
 
 def certificate_name(certificate: Mapping[str, Any] | None) -> str:
-    """Return the common name, otherwise the first alternative name, of `getpeercert()`; empty without a certificate."""
+    """Return the common name, or the first alternative name, of `getpeercert()`; empty without a certificate."""
     if not certificate:
         return ""
     names = {kind: value for part in certificate.get("subject", ()) for kind, value in part}
-    others = [value for _, value in certificate.get("subjectAltName", ())]
-    return str(names.get("commonName") or next(iter(others), "") or UNNAMED)[:100]
+    alternative_names = [value for _, value in certificate.get("subjectAltName", ())]
+    return str(names.get("commonName") or next(iter(alternative_names), "") or UNNAMED)[:100]
 
 
 def _short(authorization: str) -> str | bytes:
-    """Return the header, or its digest if it is long: a caller may send its key with ever new long user names."""
+    """Return the header, or its digest if the header is long, because a caller may send many long user names."""
     if len(authorization) <= _MAX_KNOWN_CHARACTERS:
         return authorization
     return hashlib.sha256(authorization.encode("utf-8", "surrogateescape")).digest()
@@ -274,5 +274,5 @@ def _sent_key(authorization: str) -> bytes:
             except (binascii.Error, ValueError):
                 raise Unauthenticated(f"the password of Basic in Authorization cannot be read; {_HOW}") from None
         case "":
-            raise Unauthenticated(f"this server answers callers with a key only; {_HOW}")
-    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # its first word may be the key
+            raise Unauthenticated(f"this server requires a key; {_HOW}")
+    raise Unauthenticated(f"Authorization is neither Bearer nor Basic; {_HOW}")  # The first word may be the key.

@@ -1,4 +1,4 @@
-"""The data plane: from named arrays to named arrays, free of any transport."""
+"""The data plane: it computes named output arrays from named input arrays, independent of any transport."""
 
 import math
 import random
@@ -25,22 +25,22 @@ from mlflow_deploy_plugin.spool.codec import RequestRecord
 from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
 _MOST_CAPTURED_BYTES = 1024 * 1024
-"""The most bytes of a stream that are captured. Later parts are left out."""
+"""The maximum number of bytes of a stream that are captured. Later parts are left out."""
 _MESSAGE_CHARACTERS, _COLUMN_CHARACTERS = 500, 100
-"""The most of an error that is captured: a message may quote values that the caller has sent."""
+"""The maximum lengths of an error's captured texts, because a message may quote values that the caller sent."""
 _REASON_COLUMNS = ("_error_code", "_message", "_column")
 
 
 @dataclass(slots=True)
 class InferRequest:
-    """Named arrays for one variant. Treat requests and responses as immutable: `frozen=True` costs a microsecond each.
+    """Named arrays for a variant. Treat requests and responses as immutable: `frozen=True` would cost 1 µs each.
 
     Attributes:
-        id: the client's, or made by the transport; it may repeat.
+        id: the client's id, or an id that the transport created; it may repeat.
         inputs: arrays by ONNX input name.
-        parameters: those of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
+        parameters: the parameters of the protocol. `timeout` in microseconds (Triton's) is the client's deadline.
         event_time: the time of the event that the rows describe, in microseconds since 1970 (UTC); None for now.
-        body: in place of `inputs`, for a version of the flavor python_function that reads it itself.
+        body: set instead of `inputs` for a version of the flavor python_function that parses the body itself.
         arrived: the time of arrival in `time.perf_counter()`, from which the deadline counts.
     """
 
@@ -56,8 +56,8 @@ class InferRequest:
 class InferResponse:
     """The outputs of exactly one version.
 
-    `prediction_id` never repeats, since feedback joins on it. `body` is the encoded response to a `body`, or empty.
-    `is_cached` is None if the outputs are not cacheable.
+    `prediction_id` never repeats, because feedback is joined by it. `body` is the encoded response to a `body`, or
+    empty. `is_cached` is None if the outputs are not cacheable.
     """
 
     id: str
@@ -69,9 +69,9 @@ class InferResponse:
 
 @dataclass(eq=False)
 class DataPlane:
-    """Runs requests on the versions of a repository and captures them.
+    """Runs requests on the versions of a repository, and captures them.
 
-    A request is given up if it has not begun after `default_timeout_microseconds` (0: never). `cache` is optional.
+    A request is rejected if it has not begun after `default_timeout_microseconds` (0: no limit). `cache` is optional.
     """
 
     repository: Repository
@@ -90,18 +90,19 @@ class DataPlane:
         return variant if key is None else self.repository.select_variant(variant.endpoint, key=key)
 
     def infer(self, variant: ServedVariant, request: InferRequest) -> InferResponse:
-        """Run the request on this variant, and capture it before returning. Blocks the thread, also in a batcher.
+        """Run the request on this variant, and capture it before returning. Blocks the thread, also with a batcher.
 
         Raises:
-            InferenceError: the model refuses the input.
-            InvalidRequest: the parameter `timeout` is malformed.
-            DeadlineExceeded, TooManyRequests: the time is up, or the batcher's queue is full; nothing was computed.
+            InferenceError: the model rejects the input.
+            InvalidRequest: the parameter `timeout` is invalid.
+            DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's queue is full; nothing was
+                computed.
         """
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
         if request.body is not None:
             predictor, prediction_id = variant.loaded.predictor, new_id()
-            assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
+            assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
             _check_deadline(deadline)
             began = time.perf_counter()
             read = predictor.answer(request.body, deadline, prediction_id)
@@ -123,10 +124,10 @@ class DataPlane:
         return self._capture_response(variant, request, arrived, request.inputs, outputs, is_cached=is_cached)
 
     def stream(self, variant: ServedVariant, request: InferRequest, prediction_id: str) -> Generator[bytes, None, None]:
-        """Yield the parts of the answer, then capture them as one output, a JSON list. Raises as `infer`."""
+        """Yield the parts of the response, then capture them as one output, a JSON list. Raises as `infer`."""
         arrived = time.time_ns() // 1000
         predictor, deadline = variant.loaded.predictor, self._deadline(request)
-        assert isinstance(predictor, PyfuncPredictor)  # no other gets bodies
+        assert isinstance(predictor, PyfuncPredictor)  # Only a pyfunc receives bodies.
         assert request.body is not None
         _check_deadline(deadline)
         began = time.perf_counter()
@@ -136,7 +137,7 @@ class DataPlane:
             try:
                 for part in parts:
                     if not count:
-                        feeds, waited = part.feeds, predictor.queue_seconds  # of this thread; another may take the rest
+                        feeds, waited = part.feeds, predictor.queue_seconds  # of this thread; another may read the rest
                         first_seconds = time.perf_counter() - request.arrived
                     count += 1
                     size += len(part.content)
@@ -151,7 +152,7 @@ class DataPlane:
                 if count:
                     self.metrics.count_batch(variant.labels, 1, waited, time.perf_counter() - began - waited)
                     self.metrics.count_stream(variant.labels, outcome, count, first_seconds)
-                if count and outcome != "failed":  # which the pipeline captures
+                if count and outcome != "failed":  # The pipeline captures failures.
                     text = object_array([f"[{b','.join(sent).decode()}]"])
                     outputs = {STREAM_OUTPUT: text} if variant.captured.has_all_outputs else {}
                     self._capture_response(variant, request, arrived, feeds, outputs, prediction_id=prediction_id)
@@ -164,10 +165,10 @@ class DataPlane:
         seconds: float,
         event_time: int | None = None,
     ) -> None:
-        """Capture a request that failed, with the sampling of all others, so that failures are a share of all.
+        """Capture a request that failed. The sampling is the same as for all requests, so that rates are comparable.
 
-        No message is captured if `capture` drops or masks columns, since it may quote a value; nor are columns outside
-        the signature, because the header of a CSV body may be a row.
+        If `capture` drops or masks columns, the message is not captured, because it may quote a value. Columns outside
+        the signature are not captured either, because the header of a CSV body may be a row.
         """
         capture = variant.capture
         if capture.fraction == 1.0 or capture.fraction > random.random():
@@ -184,7 +185,7 @@ class DataPlane:
             self.capture.write(record, variant.captured, {}, texts, max_rows=1)
 
     def can_infer_async(self, endpoint: str | None) -> bool:
-        """Return True if `infer_async` can run every variant of the endpoint; a response cache may have to wait."""
+        """Return True if `infer_async` can run all variants of the endpoint. A cache may block, and prevents that."""
         named = self.repository.default_endpoint if endpoint is None else endpoint
         served = self.repository.table.get(named or "")
         if served is None or self.cache is not None:
@@ -194,12 +195,12 @@ class DataPlane:
     def infer_async(
         self, variant: ServedVariant, request: InferRequest, done: Callable[[InferResponse | Exception], None]
     ) -> None:
-        """Do as `infer`, and call `done` with the response or the error in another thread.
+        """Run as `infer`, and call `done` with the response or the error in another thread.
 
-        Raises InvalidRequest if the parameter `timeout` is malformed.
+        Raises InvalidRequest if the parameter `timeout` is invalid.
         """
         batcher, arrived = variant.loaded.batcher, time.time_ns() // 1000
-        assert batcher is not None  # see `can_infer_async`
+        assert batcher is not None  # `can_infer_async` has checked this.
 
         def computed(outputs: dict[str, Array] | Exception) -> None:
             if isinstance(outputs, Exception):
@@ -221,7 +222,7 @@ class DataPlane:
         is_cached: bool | None = None,
         prediction_id: str = "",
     ) -> InferResponse:
-        """Return the response once the request is in the spool. Shadows do not answer in parts."""
+        """Return the response once the request is in the spool. Shadows do not receive streamed requests."""
         loaded, capture = variant.loaded, variant.capture
         prediction_id = prediction_id or new_id()
         shadows = () if request.body is not None and request.body.is_streamed else variant.shadows
@@ -259,7 +260,7 @@ class DataPlane:
         return outputs
 
     def _deadline(self, request: InferRequest) -> float:
-        """Return the deadline in `time.perf_counter()`: the earlier one of the server's and the client's."""
+        """Return the deadline in `time.perf_counter()`: the earlier of the server's and the client's deadlines."""
         timeout = self._timeout
         if request.parameters and (requested := request.parameters.get("timeout")) is not None:
             if type(requested) is not int or requested < 0:
@@ -272,4 +273,4 @@ class DataPlane:
 
 def _check_deadline(deadline: float) -> None:
     if time.perf_counter() >= deadline:
-        raise DeadlineExceeded("the request's time was up before the model began; nothing was computed")
+        raise DeadlineExceeded("the request's deadline passed before the model ran; nothing was computed")

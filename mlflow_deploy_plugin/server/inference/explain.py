@@ -26,13 +26,13 @@ _PARAMS = ("max_evals", "seed", "version")
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> Reply:
-    """Explain the predictions of the endpoint (None: the default one). Explanations are not captured."""
+    """Explain the predictions of the endpoint (default: None). Explanations are not captured."""
     with RequestContext(server, request, "explain") as context:
         try:
             context.admit(endpoint)
             variant = context.select_variant(endpoint)
             feeds, params = _decode(server, request, variant)
-            named = variant  # by the version in the body, or by its sticky column
+            named = variant  # replaced by the version in the body, or by the sticky column's variant
             if (version := params.get("version")) is not None:
                 if version != variant.loaded.version:
                     named = server.repository.select_variant(variant.endpoint, version)
@@ -42,19 +42,19 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
                 variant = context.answer_by(named)
                 feeds, params = _decode(server, request, variant)
             predictor = variant.loaded.predictor
-            # everything that can be refused is refused before the explainer's process is asked
+            # All checks precede the request to the explainer's process.
             if (rows := row_count(feeds)) > (most := server.spec.explain_max_rows):
-                message = f"the request has {rows} rows; at most {most} are explained at once (server.explain_max_rows)"
+                message = f"the request has {rows} rows; at most {most} can be explained (server.explain_max_rows)"
                 raise SchemaMismatch(message)
             columns = len(explained_features(predictor.artifact, feeds))
-            once = 2 * columns + 1  # evaluations of one permutation of the columns
+            once = 2 * columns + 1  # model evaluations per permutation of the columns
             if (max_evals := params.get("max_evals") or _PERMUTATIONS * once) < once:
-                message = f"{columns} columns need at least {once}, twice as many and one"
+                message = f"{columns} columns need at least {once} (2 × columns + 1)"
                 raise InvalidRequest(f"params.max_evals is {max_evals}; {message}")
             outputs = predictor.run(feeds)
             explanation = server.explainer.explain(variant.loaded.folder, feeds, max_evals, params.get("seed") or 0)
             reply = Reply(context.headers, encode_explanation(explanation, predictor.prediction(outputs), max_evals))
-        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
             reply = context.fail(error)
     context.count(reply.status)
     return reply
@@ -63,11 +63,11 @@ def explain(server: Server, request: RawRequest, endpoint: str | None = None) ->
 def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tuple[Feeds, Mapping[str, Any]]:
     """Decode a table, or a JSON document of `/invocations` and its `params`, for this variant.
 
-    The params are `max_evals` (evaluations of the model per row), `seed`, and the loaded `version` to explain. Raises
-    as `decode_rows`; and InvalidRequest if the variant is not explained, or a param is unknown or invalid.
+    The params are `max_evals` (model evaluations per row), `seed`, and the loaded `version` to explain. Raises as
+    `decode_rows`, and InvalidRequest if the variant cannot be explained or a param is unknown or invalid.
     """
     if server.spec.explain_max_rows == 0:
-        raise InvalidRequest("this server explains nothing (server.explain_max_rows is 0)")
+        raise InvalidRequest("explanations are disabled (server.explain_max_rows is 0)")
     predictor = variant.loaded.predictor
     check_explainable(predictor.artifact)
     content_type = request.headers.get("content-type")
@@ -77,21 +77,21 @@ def _decode(server: Server, request: RawRequest, variant: ServedVariant) -> tupl
     feeds = mlflow.decode_document(document, variant.schema)
     params = document.get("params") or {}
     if unknown := [name for name in params if name not in _PARAMS]:
-        raise InvalidRequest(f"params holds {unknown[0][:60]!r}; explaining takes {', '.join(_PARAMS)}")
+        raise InvalidRequest(f"params has {unknown[0][:60]!r}; an explanation may have {', '.join(_PARAMS)}")
     for name, least, most in (("max_evals", 1, MOST_EVALS), ("seed", 0, _MOST_SEED)):
         value = params.get(name)
         if value is not None and (type(value) is not int or not least <= value <= most):
             expected = f"a whole number from {least} to {most} is expected"
             raise InvalidRequest(f"params.{name} is {short_repr(value)}; {expected}")
     if not isinstance(version := params.get("version"), str | None):
-        raise InvalidRequest(f"params.version is {short_repr(version)}; a text is expected, as X-Model-Version has it")
+        raise InvalidRequest(f"params.version is {short_repr(version)}; a text is expected, as in X-Model-Version")
     return feeds, params
 
 
 def encode_explanation(explanation: SideMessage, prediction: Array | dict[str, Array], max_evals: int) -> bytes:
     """Return the explanation as JSON: `values` [rows][columns][outputs] and `base_values` [rows][outputs].
 
-    If the model has one number per row, both lack their last dimension.
+    If the model returns a single number per row, both omit their last dimension.
     """
     arrays = explanation.arrays["explained"]
     values = arrays["values"]

@@ -2,8 +2,8 @@
 
 The metadata are V2's. The model repository, configuration and statistics are Triton's extensions
 (https://github.com/triton-inference-server/server/tree/main/docs/protocol, protobuf/model_config.proto). A "model" is
-an endpoint here. The parameter `config` of a load is an endpoint of our spec, not Triton's ModelConfig. A function
-raises as `Repository.select_variant` for an endpoint or a version that is not served.
+an endpoint here. The parameter `config` of a load is an endpoint in our spec, instead of Triton's ModelConfig. For an
+endpoint or a version that is not served, a function raises as `Repository.select_variant`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -47,7 +47,7 @@ def model_metadata(server: Server, endpoint: str, version: str | None = None) ->
 
 
 def model_ready(server: Server, endpoint: str, version: str | None = None) -> Document:
-    """Return the document of a model that is ready. Raises NotReady with the reason if it is not."""
+    """Return the document of a model that is ready. Otherwise raise NotReady with the reason."""
     if reason := server.repository.select_variant(endpoint, version).loaded.predictor.unavailable_reason:
         raise NotReady(reason)
     return {"name": endpoint, "ready": True}
@@ -68,7 +68,7 @@ def unload_model(server: Server, endpoint: str, parameters: Mapping[str, object]
 
 
 def repository_index(repository: Repository, only_ready: bool = False) -> list[dict[str, str]]:
-    """Return an entry for each version in memory, each endpoint without one, and each that a command has unloaded."""
+    """Return an entry per version in memory, per endpoint without a version, and per unloaded endpoint."""
     entries: list[dict[str, str]] = []
     for name, served in repository.table.items():
         for loaded in {variant.loaded.version: variant.loaded for variant in served.variants.values()}.values():
@@ -83,7 +83,7 @@ def repository_index(repository: Repository, only_ready: bool = False) -> list[d
 
 
 def decode_index(body: bytes) -> bool:
-    """Return True if the body of an index request asks only for models that are ready. Raises InvalidRequest."""
+    """Return True if the body of an index request selects only models that are ready. Raises InvalidRequest."""
     ready = _optional_object(body).get("ready")
     if not isinstance(ready, bool | None):
         raise InvalidRequest(f"ready is {short_repr(ready)}; true or false is expected")
@@ -91,7 +91,7 @@ def decode_index(body: bytes) -> bool:
 
 
 def decode_parameters(body: bytes) -> Mapping[str, object]:
-    """Return the `parameters` in the body of a load or unload request; both may be missing. Raises InvalidRequest."""
+    """Return the `parameters` in the body of a load or unload request; both are optional. Raises InvalidRequest."""
     parameters = _optional_object(body).get("parameters")
     if not isinstance(parameters, dict | None):
         raise InvalidRequest(f"parameters is a JSON {json_type(parameters)}; an object is expected")
@@ -101,19 +101,19 @@ def decode_parameters(body: bytes) -> Mapping[str, object]:
 def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec | None:
     """Return the endpoint that the parameters of a load describe; None without parameters.
 
-    Raises InvalidRequest if a parameter is unknown or both are set, InvalidConfig if the endpoint is invalid.
+    Raises InvalidRequest if a parameter is unknown or both are set, and InvalidConfig if the endpoint is invalid.
     """
     for key, value in parameters.items():
         if key not in ("config", "model_uri"):
             raise InvalidRequest(
-                f"the parameter {key[:60]!r} of a load is not understood; known are config, an endpoint as in the "
+                f"the parameter {key[:60]!r} of a load is not known; the parameters are config, an endpoint as in the "
                 "server's spec (YAML or JSON), and model_uri"
             )
         if not isinstance(value, str):
             raise InvalidRequest(f"the parameter {key} is {short_repr(value)}; a string is expected")
     config, model_uri = parameters.get("config"), parameters.get("model_uri")
     if config is not None and model_uri is not None:
-        raise InvalidRequest("a load takes either config or model_uri")
+        raise InvalidRequest("a load may have either config or model_uri")
     try:
         if model_uri is not None:
             return new_endpoint(name, model_uri)
@@ -124,7 +124,7 @@ def endpoint_to_load(name: str, parameters: Mapping[str, Any]) -> EndpointSpec |
 
 def _read_config(name: str, config: str) -> EndpointSpec:
     if len(config) > LARGEST_CONFIG_BYTES:
-        raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are taken")
+        raise InvalidConfig(f"config has {len(config)} characters; at most {LARGEST_CONFIG_BYTES} are allowed")
     try:
         check_yaml(config)
         specs = load_specs(config)
@@ -135,16 +135,16 @@ def _read_config(name: str, config: str) -> EndpointSpec:
         raise InvalidConfig(f"{what}: {error.message}") from None
     if len(specs) != 1 or specs[0].name != name:
         names = ", ".join(repr(spec.name) for spec in specs[:3])
-        raise InvalidConfig(f"config describes {names}; {name[:100]!r} is expected, and nothing else")
+        raise InvalidConfig(f"config describes {names}; only {name[:100]!r} is expected")
     if specs[0].server != ServerSpec():
-        raise InvalidConfig("`server` cannot be changed by a load: all endpoints share the server that runs")
+        raise InvalidConfig("`server` cannot be changed by a load, because all endpoints share the running server")
     return specs[0]
 
 
 def check_unload_parameters(parameters: Mapping[str, object]) -> None:
-    """Raise InvalidRequest for any parameter but `unload_dependents`, which Triton's clients send, without effect."""
+    """Raise InvalidRequest for parameters other than `unload_dependents`, which Triton's clients send."""
     for key in parameters.keys() - {"unload_dependents"}:
-        raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not understood; known is unload_dependents")
+        raise InvalidRequest(f"the parameter {key[:60]!r} of an unload is not known; only unload_dependents is")
 
 
 def _optional_object(body: bytes) -> Mapping[str, object]:
@@ -152,9 +152,9 @@ def _optional_object(body: bytes) -> Mapping[str, object]:
 
 
 def triton_config(variant: ServedVariant, versions: Sequence[str], server: ServerSpec) -> Document:
-    """Return a version of an endpoint as Triton's ModelConfig, whose `dims` have no batch if requests are batched."""
+    """Return a version of an endpoint as Triton's ModelConfig; with batching, `dims` omit the batch dimension."""
     policy: Document = {"latest": {"num_versions": len(versions)}}
-    # Triton's versions are numbers; the version of a model that is not registered is none
+    # Triton's versions are numbers, but the version of an unregistered model is not a number.
     if all(version.isascii() and version.isdigit() and len(version) <= _INT64_DIGITS for version in versions):
         policy = {"specific": {"versions": [int(version) for version in versions]}}
     artifact = variant.loaded.predictor.artifact
@@ -187,7 +187,7 @@ def triton_config(variant: ServedVariant, versions: Sequence[str], server: Serve
 
 
 def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Document]:
-    """Return the tensors that have a datatype in V2. `dims` are never empty: a scalar is one element, reshaped."""
+    """Return the tensors that have a V2 datatype. `dims` must not be empty, so a scalar is a reshaped element."""
     tensors = []
     for entry in entries:
         if datatype := datatype_of(entry.dtype):
@@ -200,7 +200,7 @@ def _tensors(entries: Iterable[Input | Output], is_batched: bool) -> list[Docume
 def model_statistics(server: Server, endpoint: str | None = None, version: str | None = None) -> Document:
     """Return the statistics of each version in memory, summed over all workers.
 
-    `success.ns` includes failed requests. A time that is not measured is 0.
+    `success.ns` includes failed requests. Times that are not measured are 0.
     """
     repository, counted = server.repository, server.metrics.statistics()
     if version is not None:
@@ -209,24 +209,24 @@ def model_statistics(server: Server, endpoint: str | None = None, version: str |
     entries = []
     for name, served in endpoints:
         models = {variant.loaded.version: variant.loaded.model for variant in served.variants.values()}
-        for held, model in models.items():
-            if version not in (None, held):
+        for loaded_version, model in models.items():
+            if version not in (None, loaded_version):
                 continue
-            one = counted.get((name, model, held), Statistics())
-            succeeded = one.requests - one.failures
+            statistics = counted.get((name, model, loaded_version), Statistics())
+            succeeded = statistics.requests - statistics.failures
             entries.append(
                 {
                     "name": name,
-                    "version": held,
-                    "last_inference": round(1000 * one.last_request),
-                    "inference_count": one.rows if one.batches else succeeded,
-                    "execution_count": one.batches or succeeded,
+                    "version": loaded_version,
+                    "last_inference": round(1000 * statistics.last_request),
+                    "inference_count": statistics.rows if statistics.batches else succeeded,
+                    "execution_count": statistics.batches or succeeded,
                     "inference_stats": {
-                        "success": _duration(succeeded, one.request_seconds),
-                        "fail": _duration(one.failures),
-                        "queue": _duration(succeeded, one.queue_seconds),
+                        "success": _duration(succeeded, statistics.request_seconds),
+                        "fail": _duration(statistics.failures),
+                        "queue": _duration(succeeded, statistics.queue_seconds),
                         "compute_input": _duration(succeeded),
-                        "compute_infer": _duration(succeeded, one.compute_seconds),
+                        "compute_infer": _duration(succeeded, statistics.compute_seconds),
                         "compute_output": _duration(succeeded),
                         "cache_hit": _duration(0),
                         "cache_miss": _duration(0),

@@ -1,9 +1,9 @@
 """The pipeline of a request: authenticate → limits → variant → decode → infer → encode → count.
 
-`infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the thread that has computed the
-batch. `infer_lines` is for JSON Lines and `explain.py` for explanations. All share `RequestContext`.
+`infer` runs in one thread. `infer_async` decodes on an event loop, and encodes in the thread that computed the batch.
+`infer_lines` answers JSON Lines, and `explain.py` explanations. All use `RequestContext`.
 
-A plan (`http/plan.py`) composes these steps once for the usual request and intentionally repeats the rules of `infer`.
+A plan (`http/plan.py`) composes these steps once for the usual request, and intentionally repeats the rules of `infer`.
 Change the rules in both modules; `tests/server/http/test_plan.py` compares them.
 """
 
@@ -46,13 +46,13 @@ _LAST_EVENT = b"data: [DONE]\n\n"
 
 
 class BrokenResponse(Exception):
-    """The response ended in an error after its head was sent, and must not look complete."""
+    """An error occurred after the head was sent, so the response must not look complete."""
 
 
 class RequestContext:
-    """One request on its way through the pipeline.
+    """The state of a request in the pipeline.
 
-    `headers` are those of the reply. `variant` is None until it is selected.
+    `headers` are the headers of the reply. `variant` is None until it is selected.
     """
 
     __slots__ = ("_is_admitted", "_protocol", "headers", "request", "server", "variant")
@@ -72,7 +72,7 @@ class RequestContext:
         self.release()
 
     def admit(self, endpoint: str | None) -> None:
-        """Authenticate the caller and take a place. Raises as `Authenticator.require` and `RequestLimits.acquire`."""
+        """Authenticate and count the caller. Raises as `Authenticator.require` and `RequestLimits.acquire`."""
         server, request = self.server, self.request
         named = server.repository.default_endpoint if endpoint is None else endpoint
         key = server.auth.identify(request, "infer", named)
@@ -86,7 +86,7 @@ class RequestContext:
             self.server.limits.release()
 
     def hand_over(self) -> "RequestContext":
-        """Return a context of the same request that keeps its place beyond the end of this one."""
+        """Return a context of the same request that remains admitted after this context ends."""
         kept = copy(self)
         self._is_admitted = False
         return kept
@@ -100,7 +100,7 @@ class RequestContext:
         )
 
     def answer_by(self, variant: ServedVariant) -> ServedVariant:
-        """Answer by this variant, and name its version in the headers of the reply."""
+        """Use this variant for the answer, and set the model and version in the headers of the reply."""
         self.variant = variant
         self.headers["X-Model-Name"], self.headers["X-Model-Version"] = variant.loaded.model, variant.loaded.version
         if variant.has_others:
@@ -117,7 +117,7 @@ class RequestContext:
         return seconds
 
     def finish(self, reply: Reply, outputs: Mapping[str, Array] | None = None) -> Reply:
-        """Count the reply to a prediction, and capture a failure, at the caller's event time if there is one."""
+        """Count the reply to a prediction, and capture a failure, at the caller's event time if it is valid."""
         seconds = self.count(reply.status, outputs)
         if reply.error is not None and not isinstance(reply.error, ClientDisconnected) and self.variant is not None:
             moment = None
@@ -129,12 +129,12 @@ class RequestContext:
         return reply
 
     def build_request(self, protocol: Protocol, variant: ServedVariant) -> tuple[DecodedRequest, InferRequest]:
-        """Decode a prediction for this variant. An id in its body goes into the headers of the reply."""
-        given, headers = self.request.headers, self.headers
-        moment = event_time(given) if "x-event-time" in given else None
-        decoded = protocol.decode(given, self.request.body, variant, self.server.max_body_bytes)
+        """Decode a prediction for this variant. An id in the body becomes the request id of the reply."""
+        sent_headers, headers = self.request.headers, self.headers
+        moment = event_time(sent_headers) if "x-event-time" in sent_headers else None
+        decoded = protocol.decode(sent_headers, self.request.body, variant, self.server.max_body_bytes)
         feeds, _, body_id, body, parameters = decoded
-        if body_id and "x-request-id" not in given:
+        if body_id and "x-request-id" not in sent_headers:
             headers["X-Request-Id"] = request_id({"x-request-id": body_id})
         return decoded, InferRequest(headers["X-Request-Id"], feeds, parameters, moment, body, self.request.arrived)
 
@@ -150,17 +150,17 @@ class RequestContext:
 
 
 def failure(request: RawRequest | None, error: Exception, headers: dict[str, str] | None = None) -> Reply:
-    """Return the reply to a failed request (None: it was unreadable), and log an error that is not ours."""
+    """Return the reply to a failed request (None: it could not be parsed), and log an error of another class."""
     if isinstance(error, MemoryError):
-        error = NotReady("the server lacks memory for this request; ask again in a moment, or send less", 1)
+        error = NotReady("the server lacks memory for this request; retry in a moment, or send less data", 1)
         logger.warning("requests are refused: %s", error.message)
     if isinstance(error, OnnxserveError):
         return error_reply(error, headers)
-    asked = "" if request is None else f" {request.method[:20]} {without_keys(request.path)[:200]}"
-    named, message = "", "the server failed to answer; its log says why"
+    description = "" if request is None else f" {request.method[:20]} {without_keys(request.path)[:200]}"
+    named, message = "", "the server failed to answer; its log has the reason"
     if identity := (headers or {}).get("X-Request-Id"):
         named, message = f", X-Request-Id {identity}", f"{message} under this X-Request-Id"
-    logger.error("answering%s failed%s", asked, named, exc_info=error)
+    logger.error("answering%s failed%s", description, named, exc_info=error)
     return error_reply(InternalError(message), headers)
 
 
@@ -172,7 +172,7 @@ def infer(
     version: str | None = None,
     label: str | None = None,
 ) -> Reply:
-    """Return predictions of the endpoint (None: the default one). One version decodes, computes and encodes."""
+    """Return predictions of the endpoint (default: None). The same version decodes, computes and encodes."""
     dataplane, tracer = server.dataplane, server.tracer
     outputs: Mapping[str, Array] | None = None
     began = time.perf_counter()
@@ -197,13 +197,13 @@ def infer(
             if tracer:
                 ended = time.perf_counter()
                 tracer.phases([("decode", began), ("infer", decoded_at), ("encode", inferred_at), ("", ended)])
-        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
             reply = context.fail(error)
     return context.finish(reply, outputs)
 
 
 def may_wait_for_limits(server: Server, request: RawRequest) -> bool:
-    """Return True if a limit of this request may ask another machine: no event loop may take its steps."""
+    """Return True if a limit of this request may wait for another machine, so that an event loop must not check it."""
     if not server.limits.are_shared:
         return False
     key = server.auth.known(request)
@@ -220,8 +220,8 @@ def infer_async(
 ) -> bool:
     """Submit the request to its version's batcher, without blocking.
 
-    Return True if `done` is called once with the reply in any thread; False if nothing has happened, and the caller has
-    to call `infer`.
+    Return True if `done` is called once with the reply in any thread. Return False if nothing has happened; the caller
+    must then call `infer`.
     """
     dataplane = server.dataplane
     if not dataplane.can_infer_async(endpoint) or may_wait_for_limits(server, request):
@@ -230,9 +230,9 @@ def infer_async(
     try:
         variant = context.select_variant(endpoint, version)
     except OnnxserveError:
-        return False  # `infer` makes the error reply
+        return False  # `infer` creates the error reply.
     if variant.loaded.batcher is None or variant.key is not None:
-        return False  # swapped a moment ago; or the variant is known only once the request is decoded
+        return False  # The version was just replaced, or the variant depends on the decoded request.
 
     def encode(inferred: InferResponse | Exception) -> None:
         outputs = None
@@ -241,7 +241,7 @@ def infer_async(
                 reply = context.fail(inferred)
             else:
                 reply, outputs = context.build_reply(decoded, variant, inferred), inferred.outputs
-        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
             reply = context.fail(error)
         context.release()
         done(context.finish(reply, outputs))
@@ -250,17 +250,17 @@ def infer_async(
         context.admit(endpoint)
         decoded, infer_request = context.build_request(protocol, variant)
         dataplane.infer_async(variant, infer_request, encode)
-    except Exception as error:  # noqa: BLE001 - as above; nothing was submitted
+    except Exception as error:  # noqa: BLE001 - the same boundary; nothing was submitted
         encode(error)
     return True
 
 
 def infer_lines(server: Server, request: RawRequest, endpoint: str | None, pieces: Iterable[bytes]) -> Reply:
-    """Answer JSON Lines while they come; `request` has no body. Neither body nor response is held whole.
+    """Answer JSON Lines while they arrive; `request` has no body. Body and response are never completely in memory.
 
-    One version answers the whole stream, in pieces of up to a thousand lines, each captured as a request. If the first
-    piece fails, the reply is an error. If a later piece fails, the last line is an object with `error_code` and
-    `message`, after which the reply's pieces raise `BrokenResponse`. An error that `pieces` raises ends the response.
+    The same version answers the complete stream, in pieces of up to a thousand lines, each captured as a request. If
+    the first piece fails, the reply is an error. If a later piece fails, the last line is an object with `error_code`
+    and `message`, after which the reply's pieces raise `BrokenResponse`. An error of `pieces` ends the response.
     """
     context = RequestContext(server, request, INVOCATIONS.name)
     try:
@@ -268,7 +268,7 @@ def infer_lines(server: Server, request: RawRequest, endpoint: str | None, piece
         media = media_type(request.headers.get("content-type"), jsonlines.MEDIA_TYPES)
         predictions = _predict_lines(context, context.select_variant(endpoint), pieces)
         first = next(predictions)
-    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
         reply = context.finish(context.fail(error))
         context.release()
         return reply
@@ -290,7 +290,7 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
         infer_request = InferRequest(context.headers["X-Request-Id"], feeds, event_time=moment)
         try:
             outputs = server.dataplane.infer(variant, infer_request).outputs
-        except BodyTooLarge:  # together: the caller has not chosen how many lines that are
+        except BodyTooLarge:  # Halve the piece, because its number of lines is not the caller's choice.
             if not (half := predictor.schema.count_rows(feeds) // 2):
                 raise
             for part in (slice(half), slice(half, None)):
@@ -309,14 +309,14 @@ def _predict_lines(context: RequestContext, variant: ServedVariant, pieces: Iter
 
 
 def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) -> Reply:
-    """Return the reply that sends the parts of an answer, each a JSON text, as server-sent events.
+    """Return the reply that sends the parts of a response, each a JSON text, as server-sent events.
 
-    The events are OpenAI's and MLflow's. If the first part fails, the reply is an error; after a later error, the last
-    event but one is an object with `error`.
+    The events are the same as OpenAI's and MLflow's. If the first part fails, the reply is an error; after a later
+    error, the event before the last is an object with `error`.
     """
     try:
         first = next(parts, None)
-    except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+    except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
         context.headers.pop("X-Prediction-Id")
         return context.finish(context.fail(error))
 
@@ -330,14 +330,14 @@ def _begin_events(context: RequestContext, parts: Generator[bytes, None, None]) 
         document = {"error": {"code": error.error_code, "message": error.message}}
         return b"data: %b\n\n" % dump_json(document) + _LAST_EVENT
 
-    context.headers["X-Accel-Buffering"] = "no"  # nginx would collect the events
+    context.headers["X-Accel-Buffering"] = "no"  # Otherwise nginx would buffer the events.
     return Reply(context.headers, b"", EVENTS, pieces=_finish_pieces(context.hand_over(), events(), end))
 
 
 def _finish_pieces(
     context: RequestContext, pieces: Iterator[bytes], end: Callable[[OnnxserveError], bytes], breaks_off: bool = False
 ) -> Generator[bytes, None, None]:
-    """Yield the pieces, and after an error the `end` and (`breaks_off`) BrokenResponse; then count the response."""
+    """Yield the pieces, after an error `end` and (with `breaks_off`) BrokenResponse; then count the response."""
 
     def finish() -> Generator[bytes, None, None]:
         reply, status = None, ClientDisconnected.http_status
@@ -347,7 +347,7 @@ def _finish_pieces(
             status = 200
         except ClientDisconnected:
             return
-        except Exception as error:  # noqa: BLE001 - the boundary: logged with its traceback, answered without
+        except Exception as error:  # noqa: BLE001 - the boundary logs the traceback and answers without it
             reply = context.fail(error)
             status = reply.status
             if reply.error is not None:
@@ -362,5 +362,5 @@ def _finish_pieces(
                 context.finish(reply)
 
     generator = finish()
-    next(generator)  # a generator that has not begun would not count when it is closed
+    next(generator)  # A generator that has not begun would not count when it is closed.
     return generator

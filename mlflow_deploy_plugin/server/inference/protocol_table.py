@@ -1,9 +1,9 @@
-"""The table of prediction protocols: how a request becomes the feeds of a model, and how its outputs become a response.
+"""The table of prediction protocols: how a request becomes the feeds of a model, and its outputs become a response.
 
-A `Protocol` binds a module of `protocols/` to the variant that serves the request. A pyfunc reads and writes the forms
-of MLflow itself, since objects, dates and params have no form as arrays. Three protocols of JSON are defined here:
+A `Protocol` binds a module of `protocols/` to the variant that serves the request. A pyfunc itself reads and writes
+MLflow's forms, because objects, dates and params cannot become arrays. Three JSON protocols are defined here:
 
-- The guides' own: `/predict` for one record, `/predict/batch` for many.
+- Our own protocol: `/predict` for one record, `/predict/batch` for several records.
 - Vertex AI: `{"instances": [...], "parameters": {...}}` → `{"predictions": [...]}`
   (https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements#request_requirements).
 - Azure ML: `{"input_data": …}` → the bare predictions
@@ -41,18 +41,18 @@ from mlflow_deploy_plugin.server.variants import ServedVariant
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 TABLE_FORMATS = (*arrow.MEDIA_TYPES, *jsonlines.MEDIA_TYPES)
-"""Media types that `/invocations` takes and writes in addition to MLflow's JSON and CSV."""
+"""Media types that `/invocations` accepts and returns in addition to MLflow's JSON and CSV."""
 _MOST_PROBABILITIES = 4_000_000
-"""The most probabilities by name in one answer. Each takes 105 bytes of memory, in a matrix as JSON 18."""
+"""The maximum number of named probabilities per response. Each takes 105 bytes of memory, or 18 in a JSON matrix."""
 OPENAI_ROUTES = {
     "agent/v1/responses": "/responses",
     "agent/v1/chat": "/chat/completions",
     "llm/v1/chat": "/chat/completions",
     "llm/v1/embeddings": "/embeddings",
 }
-"""MLflow's tasks whose bodies and answers are OpenAI's, and the route that OpenAI's clients ask."""
+"""MLflow's tasks with OpenAI's request and response bodies, and the route that OpenAI's clients use."""
 _MAX_ACCEPT_CHARACTERS = 2000
-"""A longer Accept than any client writes counts as empty."""
+"""A longer Accept header, which no real client sends, is treated as empty."""
 _MEDIA_TYPES = (JSON, CSV, *TABLE_FORMATS)
 
 
@@ -65,7 +65,7 @@ class EncodedResponse(NamedTuple):
 class DecodedRequest(NamedTuple):
     """The contents of a request's body, and the function that encodes its response.
 
-    `id` may be empty. `body` is set in place of `feeds` for a pyfunc. `parameters` may have `timeout` in microseconds.
+    `id` may be empty. `body` is set instead of `feeds` for a pyfunc. `parameters` may have `timeout` in microseconds.
     """
 
     feeds: Feeds
@@ -79,8 +79,8 @@ class DecodedRequest(NamedTuple):
 class Protocol:
     """A prediction protocol; `name` is its label in metrics.
 
-    `decode` takes the headers (names in lower case), the body, the variant, and the limit of a decompressed table
-    (bytes).
+    The arguments of `decode` are the headers (names in lower case), the body, the variant, and the maximum size of a
+    decompressed table in bytes.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Protocol:
 
 
 def decode_rows(content_type: str | None, body: bytes, schema: Schema, limit: int) -> Feeds:
-    """Return the rows of a body in any format of `/invocations`; a compressed table may have `limit` bytes.
+    """Return the rows of a body in any format of `/invocations`; a decompressed table may have `limit` bytes.
 
     Raises UnsupportedMediaType, InvalidRequest or SchemaMismatch as the modules of the formats.
     """
@@ -106,10 +106,10 @@ def parse_accept(header: str) -> Accept:
 
 @lru_cache(maxsize=256)
 def _negotiate_format(media: str, accept: str | None) -> str:
-    """Return the media type of the answer of `/invocations`: the request's own, unless Accept asks for another."""
+    """Return the media type of the response of `/invocations`: the request's type, or the type in Accept."""
     if accept is not None and accept != "*/*":
         names = (name.partition(";")[0].lower() for name, quality in parse_accept(accept) if quality > 0)
-        for name in names:  # the preferred ones stand first
+        for name in names:  # in order of preference
             if name == JSON or name in TABLE_FORMATS:
                 return name
     return media if media in TABLE_FORMATS else JSON
@@ -153,15 +153,15 @@ def _predict_protocol(
         predictor = variant.loaded.predictor
         artifact, schema = predictor.artifact, variant.schema
         feeds, classes = decode(headers.get("content-type"), body, schema), len(artifact.classes)
-        # rows are counted before they are computed, and none takes less than a byte of the body
+        # Count the rows before computing them; a row takes at least one byte of the body.
         if (
             len(body) * classes > _MOST_PROBABILITIES
             and any(one.role == "probabilities" for one in artifact.outputs)
             and (rows := schema.count_rows(feeds)) > (most := _MOST_PROBABILITIES // classes)
         ):
             raise BodyTooLarge(
-                f"{rows} rows are too many at once, since each is answered with the probabilities of {classes} "
-                f"classes by name: send at most {most}, or ask by the protocol V2"
+                f"the request has {rows} rows, and the response would name the probabilities of {classes} classes per "
+                f"row: send at most {most} rows, or use the protocol V2"
             )
         return DecodedRequest(feeds, encode)
 
@@ -169,9 +169,9 @@ def _predict_protocol(
 
 
 def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in one record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
+    """Return the feeds in a record: `{column: value, …}`, or `{"features": […]}` in the signature's order.
 
-    A graph without rows takes all of its tensors. Raises UnsupportedMediaType if the body is not JSON, InvalidRequest
+    A graph without rows needs all of its tensors. Raises UnsupportedMediaType if the body is not JSON, InvalidRequest
     if it is not an object, and SchemaMismatch if it does not fit the signature.
     """
     document = load_json_object(content_type, body)
@@ -179,8 +179,8 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
         return schema.from_array([document["features"]] if schema.has_rows else document["features"])
     if schema.columns:
         form = next(iter(document), "")
-        if form in mlflow.BODY_FORMS and form not in schema.names:  # Vertex AI's guides have their own /predict
-            raise InvalidRequest(f"/predict takes one record; send {form} to /predict/batch or /invocations")
+        if form in mlflow.BODY_FORMS and form not in schema.names:  # as in Vertex AI's guides
+            raise InvalidRequest(f"/predict accepts one record; send {form} to /predict/batch or /invocations")
         return schema.from_records([document])
     if not schema.has_rows:
         return schema.from_columns(document)
@@ -188,19 +188,19 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
 
 
 def decode_records(content_type: str | None, body: bytes, schema: Schema) -> Feeds:
-    """Return the feeds in a list of objects or rows, or a body of `/invocations`. Raises as `decode_record`."""
+    """Return the feeds in a list of objects or rows, or in a body of `/invocations`. Raises as `decode_record`."""
     if media_type(content_type, (JSON, CSV)) == CSV:
         return mlflow.read_csv(body, schema)
     document = load_json(body)
     if isinstance(document, dict):
         return mlflow.decode_document(document, schema)
     if not isinstance(document, list):
-        raise InvalidRequest('the body must be an array of records, or {"instances": […]} around one')
+        raise InvalidRequest('the body must be an array of records, or {"instances": […]} around such an array')
     return schema.from_records(document) if document and isinstance(document[0], dict) else schema.from_array(document)
 
 
 def encode_record(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-    """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of all without rows."""
+    """Return `{"prediction", "probabilities"?, "model", "model_version"}` of the first row, or of all outputs."""
     loaded, outputs = variant.loaded, response.outputs
     predictor = loaded.predictor
     has_rows = predictor.schema.has_rows
@@ -226,7 +226,7 @@ def encode_records(variant: ServedVariant, response: InferResponse) -> EncodedRe
 
 
 def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[str, Array]:
-    """Return the label if the model has one, even if its `predict` returns probabilities: they have a field."""
+    """Return the model's label if it has one, even if `predict` returns probabilities, which have their own field."""
     roles = {output.name: output.role for output in artifact.outputs}
     names = artifact.prediction
     if [roles.get(name) for name in names] == ["probabilities"]:
@@ -235,7 +235,7 @@ def _predictions(artifact: Artifact, outputs: dict[str, Array]) -> Array | dict[
 
 
 def _probabilities(artifact: Artifact, outputs: dict[str, Array]) -> list[dict[Any, float]] | None:
-    """Return class → probability for each row, or None if the model does not name the class of each column."""
+    """Return class → probability per row, or None if the model does not name the class of each column."""
     for output in artifact.outputs:
         array = outputs.get(output.name)
         if output.role == "probabilities" and array is not None and array.shape[1:] == (len(artifact.classes),):
@@ -254,7 +254,7 @@ def _decode_v2(headers: Mapping[str, str], body: bytes, variant: ServedVariant, 
 
 
 def _decode_tfserving(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
-    """Decode a `:predict`. Its content type does not matter: TensorFlow's own examples send curl's default."""
+    """Decode a `:predict`. The content type is ignored, because TensorFlow's own examples send curl's default."""
     feeds, is_by_row = tfserving.decode(body, variant.schema)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
@@ -268,14 +268,14 @@ def _cloud_protocol(
     decode: Callable[[str | None, bytes, Schema], dict[str, Any]],
     encode: Callable[[Array | dict[str, Array]], bytes],
 ) -> Protocol:
-    """Return the protocol of a cloud whose body becomes MLflow's document. A pyfunc is given that document."""
+    """Return the protocol of a cloud whose body is converted to MLflow's document. A pyfunc receives that document."""
 
     def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
         predictor = variant.loaded.predictor
         document = decode(headers.get("content-type"), body, variant.schema)
         if predictor.artifact.flavor == PYTHON_FUNCTION:
             check_depth(document)
-            text = json.dumps(document).encode()  # orjson refuses half a surrogate pair, though it reads one
+            text = json.dumps(document).encode()  # orjson decodes a lone surrogate, but cannot encode it.
             return DecodedRequest({}, encode_opaque, body=OpaqueBody(JSON, text, keys=variant.capture.keys))
         return DecodedRequest(mlflow.decode_document(document, variant.schema), encode_outputs)
 
@@ -284,7 +284,7 @@ def _cloud_protocol(
 
     def encode_opaque(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
         answer = load_json(response.body)
-        if not isinstance(answer, dict) or "predictions" not in answer:  # MLflow answers a chat or a prompt bare
+        if not isinstance(answer, dict) or "predictions" not in answer:  # A chat or a prompt has no `predictions`.
             return EncodedResponse(response.body)
         predictions = answer["predictions"]
         return EncodedResponse(
@@ -295,7 +295,7 @@ def _cloud_protocol(
 
 
 def _openai_protocol(name: str, route: str) -> Protocol:
-    """Return the protocol of a route of OpenAI's clients, which only models with its task answer."""
+    """Return the protocol of a route of OpenAI's clients, for models with the task of the route."""
 
     def decode_request(headers: Mapping[str, str], body: bytes, variant: ServedVariant, limit: int) -> DecodedRequest:
         artifact, document = variant.loaded.predictor.artifact, load_json_object(headers.get("content-type"), body)
@@ -306,27 +306,27 @@ def _openai_protocol(name: str, route: str) -> Protocol:
                 f"send it to {own_route}"
             )
         if document.get("stream") is True and not artifact.is_streamable:
-            raise InvalidRequest("the model has no predict_stream, and answers only whole: send it without stream")
-        given = document.get("input")
-        if route == "/embeddings":  # MLflow takes the first field for the texts, whatever its name is
+            raise InvalidRequest("the model has no predict_stream: send the request without stream")
+        input_ = document.get("input")
+        if route == "/embeddings":  # MLflow uses the first field as the texts, regardless of its name.
             if document.get("dimensions") is not None:
-                raise InvalidRequest("the model's embeddings have one size: send it without dimensions")
+                raise InvalidRequest("the model's embeddings have a fixed size: send the request without dimensions")
             check_depth(document)
-            body = json.dumps({"input": [given] if isinstance(given, str) else given}).encode()
-        elif isinstance(given, str):  # to OpenAI a message of the user; MLflow takes only a list
+            body = json.dumps({"input": [input_] if isinstance(input_, str) else input_}).encode()
+        elif isinstance(input_, str):  # In OpenAI's API, a text is a user message; MLflow accepts only a list.
             check_depth(document)
-            body = json.dumps(document | {"input": [{"role": "user", "content": given}]}).encode()
+            body = json.dumps(document | {"input": [{"role": "user", "content": input_}]}).encode()
         return _decode_invocations(headers, body, variant, limit)._replace(encode=encode)
 
     def encode(variant: ServedVariant, response: InferResponse) -> EncodedResponse:
-        # MLflow's transformers answer a list of one answer
+        # MLflow's transformers flavor returns a list with one response.
         return EncodedResponse(response.body[1:-1] if response.body.startswith(b"[") else response.body)
 
     return Protocol(name, decode_request)
 
 
 def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict[str, Any]:
-    """Return MLflow's document for a body of Vertex AI; `parameters` are `params`. MLflow's own stays unchanged.
+    """Return MLflow's document for a body of Vertex AI; `parameters` become `params`. MLflow's documents are unchanged.
 
     Text and bytes may be `{"b64": …}`. Raises UnsupportedMediaType or InvalidRequest if the body is not an object.
     """
@@ -337,7 +337,7 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
     params = {} if parameters is None else {"params": parameters}
     if b'"b64"' in body:
         document = tfserving.decode_base64(document, schema)
-        if schema.binary_columns and isinstance(document.get("instances"), list):  # MLflow reads bytes in records alone
+        if schema.binary_columns and isinstance(document.get("instances"), list):  # MLflow needs records
             rows = (row if isinstance(row, dict | list) else [row] for row in document.pop("instances"))
             records = [row if isinstance(row, dict) else dict(zip(schema.names, row, strict=False)) for row in rows]
             document["dataframe_records"] = records
@@ -345,9 +345,9 @@ def decode_vertex(content_type: str | None, body: bytes, schema: Schema) -> dict
 
 
 def encode_vertex(prediction: Array | dict[str, Array]) -> bytes:
-    """Return `{"predictions": [...]}`. Vertex AI needs an array, so several outputs are one object per row.
+    """Return `{"predictions": [...]}`. Vertex AI needs an array, so several outputs become one object per row.
 
-    Raises SchemaMismatch if an output does not have one value for each row.
+    Raises SchemaMismatch if an output does not have one value per row.
     """
     return dump_json({"predictions": rows_of(prediction) if isinstance(prediction, dict) else prediction})
 
@@ -359,7 +359,7 @@ def decode_azure(content_type: str | None, body: bytes, schema: Schema) -> dict[
     """
     document = load_json_object(content_type, body)
     if "input_data" not in document:
-        raise InvalidRequest("the JSON object must hold the field input_data")
+        raise InvalidRequest("the JSON object must have the field input_data")
     data: Any = document["input_data"]
     field = "dataframe_split" if isinstance(data, dict) and isinstance(data.get("data"), list) else "inputs"
     params = {"params": document["params"]} if "params" in document else {}

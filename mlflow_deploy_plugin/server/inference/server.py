@@ -1,4 +1,4 @@
-"""The server of one worker: the parts that answer its requests."""
+"""The server of a worker, which consists of the parts that answer its requests."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
 @dataclass(frozen=True)
 class Server:
-    """The parts that answer requests in this process; every transport gets this object."""
+    """The parts that answer requests in this process. Every transport receives this object."""
 
     dataplane: DataPlane
     repository: Repository
@@ -37,7 +37,7 @@ class Server:
     cloud: Cloud = field(default_factory=Cloud)
 
     def close(self) -> None:
-        """Stop following, release the spool's segment and remove the worker's state file."""
+        """Stop following the wanted state, release the spool's segment, and remove the worker's state file."""
         self.repository.stop()
         self.shadows.close()
         self.capture.close()

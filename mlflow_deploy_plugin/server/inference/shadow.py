@@ -1,7 +1,8 @@
-"""Shadows: variants that run a copy of each request, which is compared with the response. They never answer.
+"""Shadows: variants that run a copy of each request, whose outputs are compared with the response. They never answer.
 
-One thread per worker empties a queue of copies with a low priority, and runs requests of one kind together if the
-shadow's rows are independent. If the queue is full, a copy is dropped and counted, so no response is delayed.
+One thread per worker empties a queue of copies with a low priority. If the shadow's rows are independent, it runs
+requests of the same kind together. If the queue is full, a copy is dropped and counted, so that responses are not
+delayed.
 """
 
 import logging
@@ -37,23 +38,23 @@ MAX_BYTES = 64 * 1024 * 1024
 _MAX_BATCH_ROWS, _MAX_BATCH_COPIES = 1024, 32
 _NICE = 10
 _PAUSE_SECONDS = 0.05
-"""The pause before the queue is emptied: the response leaves undisturbed, and copies gather that can run together."""
+"""The pause before the queue is emptied, so that the response is sent undisturbed and copies can be batched."""
 _HANDOVER_SECONDS, _WRITES_AT_ONCE = 1e-4, 8
-"""A sleeping thread gives the interpreter away at once, a busy thread after 5 ms (`sys.getswitchinterval`)."""
+"""A sleeping thread releases the interpreter at once, a busy thread after 5 ms (`sys.getswitchinterval`)."""
 _REST, _MAX_REST_SECONDS = 9.0, 0.25
-"""The pause of the thread, as a multiple of the time for which it held the interpreter, which a running graph frees."""
+"""The pause of the thread, as a multiple of the time for which it held the interpreter. A running graph releases it."""
 
 
 @dataclass(slots=True)
 class MirroredRequest:
-    """One request for one shadow.
+    """A request for a shadow.
 
     Attributes:
-        record: of the response. The shadow's captured rows have the same ids and times.
-        is_captured: the response is captured, and so are the shadow's outputs.
-        feeds / outputs: of the answering variant.
-        body: the body of a request that a pyfunc has read itself.
-        size: in bytes.
+        record: the record of the response. The shadow's captured rows have the same ids and times.
+        is_captured: True if the response, and therefore the shadow's outputs, are captured.
+        feeds / outputs: the arrays of the answering variant.
+        body: the body of a request that a pyfunc has parsed itself.
+        size: the size in bytes.
     """
 
     shadow: ServedVariant
@@ -71,7 +72,7 @@ class MirroredRequest:
 
     @property
     def kind(self) -> Hashable:
-        """The key of the copies that one run may compute together."""
+        """The key of the copies that can be computed in the same run."""
         if self.body is not None or not self.answered_by.predictor.schema.has_rows:
             return object()
         shadow, arrays = self.shadow, {**self.feeds, **sent_arrays(self.feeds)}
@@ -81,7 +82,7 @@ class MirroredRequest:
 
 @dataclass(eq=False)
 class Shadows:
-    """The queue of one worker's copies, and the thread that runs them, which starts with the first copy.
+    """The queue of a worker's copies, and the thread that runs them, which starts with the first copy.
 
     `capture` writes only the shadows' rows, so that no response waits for it.
     """
@@ -95,7 +96,7 @@ class Shadows:
         self._lock = threading.Lock()
         self._copies: deque[MirroredRequest] = deque()
         self._queued = self._queued_bytes = 0
-        self._done = self._done_bytes = 0  # only the thread writes these, and never holds a lock that others wait for
+        self._done = self._done_bytes = 0  # Written only by the thread, so that it needs no lock.
         self._wake = threading.Event()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
@@ -115,7 +116,7 @@ class Shadows:
         outputs: Mapping[str, Array],
         body: OpaqueBody | None = None,
     ) -> None:
-        """Queue a copy of a request to `variant` for each of its shadows (`MirroredRequest`). Never fails or waits."""
+        """Queue a copy of a request to `variant` for each of its shadows. Never fails or waits."""
         try:
             outputs = {name: detach(array) for name, array in outputs.items()}
             size = array_bytes({**feeds, **sent_arrays(feeds)}) + array_bytes(outputs)
@@ -125,10 +126,10 @@ class Shadows:
                 if not self._enqueue(copy):
                     self.metrics.count_shadow(shadow.labels, "dropped")
         except Exception:
-            logger.exception("a copy for the shadows of %s could not be made", variant.endpoint)
+            logger.exception("a copy for the shadows of %s could not be created", variant.endpoint)
 
     def close(self, seconds: float = 1.0) -> None:
-        """Drop the queue, and wait for the current run of the thread, for `seconds` at most."""
+        """Drop the queue, and wait for the thread's current run, for at most `seconds`."""
         self._is_stopping = True
         self._wake.set()
         if self._thread is not None:
@@ -137,14 +138,14 @@ class Shadows:
 
     def _enqueue(self, copy: MirroredRequest) -> bool:
         with self._lock:
-            held = self._queued_bytes - self._done_bytes
-            if self.waiting >= self.max_copies or held + copy.size > self.max_bytes:
+            queued_bytes = self._queued_bytes - self._done_bytes
+            if self.waiting >= self.max_copies or queued_bytes + copy.size > self.max_bytes:
                 return False
             if self._thread is None:
                 thread = threading.Thread(target=self._empty_queue, name="onnxserve-shadow", daemon=True)
                 try:
                     thread.start()
-                except RuntimeError:  # the machine allows no more
+                except RuntimeError:  # The machine's limit of threads is reached.
                     return False
                 self._thread = thread
             was_empty = not self._copies
@@ -157,8 +158,8 @@ class Shadows:
 
     def _empty_queue(self) -> None:
         if sys.platform == "linux":
-            with suppress(OSError):  # a sandbox may forbid it
-                os.nice(_NICE)  # of this thread alone there; the threads of a session have its loader's priority
+            with suppress(OSError):  # A sandbox may forbid the call.
+                os.nice(_NICE)  # Linux changes only this thread; a session's threads have its loader's priority.
         while not self._is_stopping:
             self._wake.wait()
             self._wake.clear()
@@ -171,12 +172,12 @@ class Shadows:
                 finally:
                     self._done += len(batch)
                     self._done_bytes += sum(copy.size for copy in batch)
-                    del batch  # a version that was swapped out is not held until the next request
-                held = time.perf_counter() - began - (self._run_seconds - ran)
-                time.sleep(max(_HANDOVER_SECONDS, min(_REST * held, _MAX_REST_SECONDS)))
+                    del batch  # Otherwise a replaced version would remain in memory until the next request.
+                held_seconds = time.perf_counter() - began - (self._run_seconds - ran)
+                time.sleep(max(_HANDOVER_SECONDS, min(_REST * held_seconds, _MAX_REST_SECONDS)))
 
     def _take_batch(self) -> list[MirroredRequest]:
-        """Take the next copy out of the queue, and the following copies that can be run together with it."""
+        """Remove the next copy from the queue, and the following copies that can be run together with it."""
         batch = [self._copies.popleft()]
         first, rows, kind = batch[0], batch[0].rows, batch[0].kind
         while len(batch) < _MAX_BATCH_COPIES and self._copies and self._copies[0].kind == kind:
@@ -193,13 +194,13 @@ class Shadows:
                 feeds = translate_feeds(copy.feeds, copy.answered_by.predictor.schema, loaded.predictor.schema)
                 is_remote = isinstance(loaded.predictor, PyfuncPredictor)
                 known = not is_remote and not unbatchable_reason(loaded.predictor, feeds)
-            except Exception:  # noqa: BLE001 - whatever it is: running them one by one shows it
+            except Exception:  # noqa: BLE001 - the copies are then run one by one, and report the error
                 return False
             self._batchable[loaded] = known
         return known
 
     def _process(self, batch: list[MirroredRequest]) -> None:
-        """Run and compare the batch; if that fails, each copy by itself."""
+        """Run and compare the batch; if that fails, process each copy separately."""
         shadow = batch[0].shadow
         try:
             self._compare(batch)
@@ -222,14 +223,14 @@ class Shadows:
             response = predictor.answer(first.body, prediction_id=first.record.prediction_id)
             feeds, computed = response.feeds, response.outputs
         elif first.feeds:
-            given = concatenate_feeds([copy.feeds for copy in batch])
-            feeds = translate_feeds(given, answered_by.schema, predictor.schema)
+            joined_feeds = concatenate_feeds([copy.feeds for copy in batch])
+            feeds = translate_feeds(joined_feeds, answered_by.schema, predictor.schema)
             computed = predictor.run(feeds)
-            sent = sent_arrays(given)
+            sent = sent_arrays(joined_feeds)
             if keys := {name: sent[name] for name in shadow.captured.keys if name in sent}:
                 feeds = add_keys(feeds, keys)
         else:
-            raise InferenceError("the request has no form as named arrays, which the shadow takes")
+            raise InferenceError("the shadow needs named arrays, but the request has none")
         seconds = time.perf_counter() - began
         self._run_seconds += seconds
         outputs = concatenate_feeds([copy.outputs for copy in batch])
@@ -243,7 +244,7 @@ class Shadows:
     def _capture_rows(
         self, batch: list[MirroredRequest], feeds: Feeds, computed: Mapping[str, Array], latency: int
     ) -> None:
-        """Write the shadow's rows into the spool, request by request; `latency` is that of the run, in microseconds."""
+        """Write the shadow's rows to the spool, request by request. `latency` is the run's, in microseconds."""
         start = 0
         for number, copy in enumerate(batch, 1):
             if number % _WRITES_AT_ONCE == 0:
@@ -262,18 +263,18 @@ class Shadows:
 
 
 def detach(array: Array) -> Array:
-    """Copy a view that would keep the arrays of a whole batch in memory."""
+    """Return an array that does not keep a larger array, such as that of a batch, in memory."""
     base = array.base
     return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
 
 
 def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
-    """Turn feeds made by the schema `given` into feeds for the graph behind `wanted`.
+    """Convert feeds of the schema `given` to feeds of the schema `wanted`.
 
-    Columns that `given` does not know, and digits that a narrower type has cut off, are missing. Raises SchemaMismatch
-    if `wanted` needs a column that is missing or of another type.
+    Columns that `given` lacks, and digits that a narrower type has truncated, are missing. Raises SchemaMismatch if
+    `wanted` needs a column that is missing or has another type.
     """
     if given == wanted:
         return feeds
-    # an integer that was stacked among floats is one again
+    # `cast_columns` restores integers that were stacked with floats.
     return wanted.from_columns(cast_columns(given.dtypes, given.to_columns(feeds)))

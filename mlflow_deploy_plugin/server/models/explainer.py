@@ -1,6 +1,6 @@
 """Explanations of predictions, from a process next to the worker that runs only while it is used.
 
-SHAP takes seconds and 250 MB to import. One process explains for every version of the worker.
+Importing SHAP takes seconds and 250 MB. A single process explains the predictions of all versions of the worker.
 """
 
 import importlib.util
@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", "explain")
 _GRACE_SECONDS = 5.0
-"""The process gives up by itself; if it has not by then, it is killed."""
+"""The time after which the process, which should stop by itself, is killed."""
 
 
 class ExplainerClient:
-    """Starts the explaining process at the first request and sends it requests.
+    """A client that starts the explaining process at the first request and sends requests to it.
 
     Args:
-        timeout_seconds: the time for one explanation, with the wait for its turn and the start of the process.
-        max_waiting: the most requests in this worker that are explained or wait.
-        idle_seconds: the process ends after this time without a request.
+        timeout_seconds: the time limit for an explanation, including the wait for its turn and the start.
+        max_waiting: the maximum number of requests in this worker that are explained or wait.
+        idle_seconds: the time without a request after which the process ends.
     """
 
     def __init__(
@@ -52,20 +52,19 @@ class ExplainerClient:
         return process.pid if process else None
 
     def explain(self, folder: Path, feeds: Feeds, max_evals: int, seed: int) -> SideMessage:
-        """Return what `pyfunc.explainer.answer` computes for these rows of the model in `folder`.
+        """Return the result of `pyfunc.explainer.answer` for these rows of the model in `folder`.
 
         Raises:
             NotInstalled: shap is missing.
             InvalidRequest, InferenceError: the model cannot be explained.
-            DeadlineExceeded: it took longer than `timeout_seconds`.
-            TooManyRequests: `max_waiting` requests wait already.
-            NotReady: the process cannot be started, is still starting, or has ended during this request.
+            DeadlineExceeded: the explanation took longer than `timeout_seconds`.
+            TooManyRequests: `max_waiting` requests are already waiting.
+            NotReady: the process cannot be started, is still starting, or exited during this request.
         """
         deadline = time.perf_counter() + self._timeout_seconds
         if importlib.util.find_spec("shap") is None:
             raise NotInstalled(
-                "explanations need shap, which is not installed where this server runs: "
-                "pip install 'mlflow-onnxserve[explain]'"
+                "explanations need shap, which is not installed on this server: pip install 'mlflow-onnxserve[explain]'"
             )
         with self._admit():
             process, left = self._start(deadline), max(0.0, deadline - time.perf_counter())
@@ -73,7 +72,7 @@ class ExplainerClient:
             return process.request(SideMessage("explain", fields, {"feeds": feeds}), deadline)
 
     def close(self) -> None:
-        """End the process; the next request would start another."""
+        """End the process; the next request starts a new process."""
         with self._lock:
             process, self._process = self._process, None
             if self._idle is not None:
@@ -83,12 +82,10 @@ class ExplainerClient:
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Bound the requests that wait, and keep the process while there is one."""
+        """Limit the waiting requests, and keep the process while requests are active."""
         with self._lock:
             if self._active >= self._max_waiting:
-                raise TooManyRequests(
-                    f"{self._active} requests are being explained in this worker, or wait for it; no more wait", 1
-                )
+                raise TooManyRequests(f"this worker has reached its limit of {self._active} explanations", 1)
             self._active += 1
             if self._idle is not None:
                 self._idle.cancel()
@@ -111,12 +108,12 @@ class ExplainerClient:
         process.close()
 
     def _start(self, deadline: float) -> SideProcess:
-        """Return the process, which the first request starts and all others wait for."""
+        """Return the process. The first request starts it, and other requests wait for the start."""
         if not self._starting.acquire(timeout=max(0.0, deadline - time.perf_counter())):
-            raise NotReady("the process that explains is still being started", 1)
+            raise NotReady("the explaining process is still starting", 1)
         try:
             process = self._process
-            if process is None or process.has_failed:  # perhaps after the first request had stopped waiting for it
+            if process is None or process.has_failed:  # also after a timeout of the first request
                 process = self._process = SideProcess(
                     self._command, self._timeout_seconds + _GRACE_SECONDS, "explainer"
                 )

@@ -1,4 +1,4 @@
-"""Loading a version: the memory that it needs, the warm-up before its first request, and batching if it is possible."""
+"""Loading a version: its memory limit, the warm-up before its first request, and batching if it is possible."""
 
 import logging
 import mmap
@@ -27,18 +27,20 @@ from mlflow_deploy_plugin.statedir.files import mark_loading
 
 logger = logging.getLogger(__name__)
 
-# The op_type of a node as protobuf writes it: field 4, the length, the text (onnx.proto, NodeProto).
+# The op_type of a node in protobuf: field 4, the length, the text (onnx.proto, NodeProto).
 _RANDOM = re.compile(rb'"(?:[\x09-\x11](?:RandomNormal|RandomUniform|Multinomial|Bernoulli)|\x07Dropout)')
 _OTHERS_BYTES = 384 * 2**20
-"""The memory of supervisor, gunicorn and agent in a container; at most a quarter of the limit is set aside for them."""
+"""The memory of supervisor, gunicorn and agent in a container. At most a quarter of the limit is reserved for them."""
 _MEASURABLE_BYTES = 4 * 2**20
-"""Smaller files are not measured: their load mostly takes the memory of the libraries that they need."""
+"""Smaller files are not measured, because their load mostly takes the memory of the libraries that they need."""
 _DEFAULT_FACTOR = 2.0
 _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 
 
 @dataclass(frozen=True, eq=False)
 class WarmVersion:
+    """A version that is ready to answer. The attributes have the same meaning as in `LoadedVersion`."""
+
     """A version that is ready to answer. Its attributes are those of `LoadedVersion`."""
 
     predictor: Predictor
@@ -47,9 +49,9 @@ class WarmVersion:
 
 
 def load_version(state_dir: Path, load: Callable[[Path], WarmVersion], want: WantedVariant) -> LoadedVersion:
-    """Load and warm the version. If the worker dies meanwhile, a state file names the folder to the agent.
+    """Load and warm up the version. If the worker dies during the load, a state file reports the folder to the agent.
 
-    Raises OnnxserveError if it cannot be loaded; the message may be shown to clients.
+    Raises OnnxserveError if the version cannot be loaded; the message may be sent to clients.
     """
     try:
         with mark_loading(state_dir, want.folder):
@@ -81,13 +83,13 @@ def load_warm(
     timeout_seconds: float = 60.0,
     concurrency: int = 1,
 ) -> WarmVersion:
-    """Load the MLmodel folder and run the model once: on its own example, or on a row of zeros if it has none.
+    """Load the MLmodel folder, and run the model once on its own example, or on a row of zeros without an example.
 
     Args:
-        policy: how its requests are run together, if that is possible; None if they are not.
-        check_determinism: search the graph for random nodes, which takes a second per gigabyte.
-        timeout_seconds: for the first run, and for every request to a pyfunc (`SideProcess`).
-        concurrency: requests that a pyfunc answers at the same time.
+        policy: the policy for running requests together, if the model allows it; None to run them separately.
+        check_determinism: True to search the graph for random nodes, which takes a second per gigabyte.
+        timeout_seconds: the time limit of the first run, and of every request to a pyfunc (`SideProcess`).
+        concurrency: the maximum number of concurrent requests to a pyfunc.
 
     Raises:
         InvalidArtifact: the model cannot be used, or cannot answer its own example.
@@ -111,36 +113,36 @@ def load_warm(
         try:
             model.try_out(feeds, timeout_seconds)
         except InferenceError as error:
-            # A graph may have every right to refuse zeros (an unknown category, a shape): it only starts cold.
-            logger.info("%s: no warm-up, since it refuses a row of zeros: %s", folder.name, error.message)
+            # A graph may legitimately reject zeros (an unknown category, a shape). Then it starts without a warm-up.
+            logger.info("%s: no warm-up, because the model rejects a row of zeros: %s", folder.name, error.message)
             if policy is not None:
-                logger.warning("%s: requests are not joined, since it has no example to try that with", folder.name)
+                logger.warning("%s: requests are not batched, because the model has no example", folder.name)
             return WarmVersion(model, is_deterministic=is_deterministic)
     batcher = None
     if policy is not None:
         if reason := unbatchable_reason(model, feeds):
-            logger.warning("%s: requests are not joined: %s", folder.name, reason)
+            logger.warning("%s: requests are not batched: %s", folder.name, reason)
         else:
             for size in policy.sizes:
                 model.run(repeat_row(feeds, 0, size))
             batcher = Batcher(model.run, policy)
     if not no_batch_dimension_reason(model.artifact):
-        model.run(repeat_row(feeds, 0))  # warm up one row, too: a new shape costs most, and many requests have one row
+        model.run(repeat_row(feeds, 0))  # Also warm up one row, which is common: a new shape costs most of the time.
     return WarmVersion(model, batcher, is_deterministic)
 
 
 def has_random_nodes(onnx_file: Path) -> bool:
-    """Return True if the graph may draw random numbers, by a search of its bytes: 0.1 s for 100 MB."""
+    """Return True if the graph may draw random numbers, by a search of its bytes, which takes 0.1 s per 100 MB."""
     with onnx_file.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return _RANDOM.search(content) is not None
 
 
 class MemoryLimit:
-    """The memory limit of one worker in bytes, or None. A version is loaded next to the serving one if both have room.
+    """The memory limit of a worker in bytes, or None. A version is loaded next to the served version if both fit.
 
-    A container that exceeds its limit is killed. So the memory of a load is estimated first: from the last version's
-    memory per byte of its files, or as twice the files. The first version is refused only if its files are too large.
-    Loads wait for each other, because the memory of a load that has just begun cannot be measured.
+    A container that exceeds its limit is killed. Therefore the memory of a load is estimated first, from the last
+    version's memory per byte of its files, or as twice the files. The first version is refused only if its files are
+    too large. Loads wait for each other, because the memory of a load that has just begun cannot be measured.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -150,9 +152,9 @@ class MemoryLimit:
 
     @contextmanager
     def loading(self, folder: Path) -> Iterator[None]:
-        """Check that the version in `folder` has room, and measure the memory that is taken within the context.
+        """Check that the version in `folder` fits, and measure the memory that the context allocates.
 
-        Raises ModelError if it would exceed the limit.
+        Raises ModelError if the version would exceed the limit.
         """
         if self._limit is None:
             yield
@@ -164,7 +166,7 @@ class MemoryLimit:
             if before + needed > self._limit:
                 about, used, limit = (f"{size / 2**20:,.0f} MiB" for size in (needed, before, self._limit))
                 raise ModelError(
-                    f"loading it would take about {about} beside the {used} that this worker has in memory, and its "
+                    f"loading it would take about {about} in addition to the {used} of this worker, and the worker's "
                     f"limit is {limit} (server.max_worker_memory_bytes)"
                 )
             yield
@@ -174,13 +176,13 @@ class MemoryLimit:
     def used(self) -> int:
         own, size = psutil.Process(), 0
         for process in (own, *own.children(recursive=True)):
-            with suppress(psutil.NoSuchProcess):  # it has just ended
+            with suppress(psutil.NoSuchProcess):  # The process has just exited.
                 size += process.memory_info().rss
         return size
 
 
 def worker_limit(configured: int | None, workers: int) -> int | None:
-    """Return the limit of one worker: the configured one, or its share of its cgroup's memory if that is limited."""
+    """Return the limit of a worker: the configured limit, or its share of its cgroup's memory if that is limited."""
     if configured is not None:
         return configured
     limit = memory_limit()

@@ -1,7 +1,7 @@
 """Model control: a request to a worker loads an endpoint into the memory of all workers, or unloads it.
 
-Only the agent writes the wanted state. So a worker leaves a command file (`statedir/commands.py`), and the agent
-(`agent/control.py`) answers once every worker has applied the change.
+Only the agent writes the wanted state. Therefore a worker writes a command file (`statedir/commands.py`), and the agent
+(`agent/control.py`) answers once all workers have applied the change.
 """
 
 import os
@@ -22,18 +22,18 @@ from mlflow_deploy_plugin.statedir.models import CommandAnswer
 
 _MAX_COMMAND_BYTES = 256 * 1024
 _AGENT_SECONDS = 10.0
-"""The longest absence of the agent: after a crash it is restarted within a second, and then imports MLflow."""
+"""The longest downtime of the agent: after a crash it is restarted within a second, and then imports MLflow."""
 _POLL_SECONDS = 0.05
 
 
 @dataclass(eq=False)
 class ModelControl:
-    """Loads and unloads endpoints for the requests to one worker; the mode "explicit" allows it.
+    """Loads and unloads endpoints for the requests to a worker, if the mode is "explicit".
 
     Attributes:
-        max_waiting: the most requests of this worker that wait for an answer, each in its thread.
+        max_waiting: the maximum number of this worker's requests that wait for an answer, each in its thread.
         timeout_seconds: the longest wait for a command.
-        agent_seconds: the longest downtime of the agent (it is restarted when it crashes).
+        agent_seconds: the longest downtime of the agent, which is restarted after a crash.
     """
 
     state_dir: Path
@@ -46,7 +46,7 @@ class ModelControl:
         self._waiting = threading.BoundedSemaphore(self.max_waiting)
 
     def load(self, endpoint: str, added: EndpointSpec | None = None, actor: str = "") -> None:
-        """Load the endpoint into every worker; resolve its versions again if it is loaded.
+        """Load the endpoint into all workers. If it is already loaded, resolve its versions again.
 
         `added` is the endpoint if the spec lacks it; `actor` is the name of the caller's key.
 
@@ -54,25 +54,25 @@ class ModelControl:
             InvalidConfig: model control is off, or `added` is too large or already in the spec.
             NotFound: the endpoint or the model does not exist.
             ModelError: the model cannot be served.
-            NotReady, RegistryUnavailable: the agent, or the registry, does not answer.
-            TooManyRequests: too many commands are under way.
-            DeadlineExceeded: it takes longer than a request can wait, and continues.
+            NotReady, RegistryUnavailable: the agent, or the registry, does not respond.
+            TooManyRequests: too many commands are in progress.
+            DeadlineExceeded: the command takes longer than a request can wait, and continues.
         """
         self._run(Command(action="load", endpoint=endpoint, added=added, actor=actor, created_at=time.monotonic()))
 
     def unload(self, endpoint: str, actor: str = "") -> None:
-        """Unload the endpoint from every worker. Raises as `load`."""
+        """Unload the endpoint from all workers. Raises as `load`."""
         self._run(Command(action="unload", endpoint=endpoint, actor=actor, created_at=time.monotonic()))
 
     def _run(self, command: Command) -> None:
         if self.mode != "explicit":
             raise InvalidConfig(
-                f"this server lets nobody {command.action} endpoints; it was to be started with "
+                f"this server does not allow requests to {command.action} endpoints; to allow them, start it with "
                 "server.model_control_mode: explicit in its spec (-C server.model_control_mode=explicit)"
             )
         if (size := len(command.model_dump_json())) > _MAX_COMMAND_BYTES:
             name = command.endpoint[:100]
-            raise InvalidConfig(f"endpoint {name!r} takes {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are taken")
+            raise InvalidConfig(f"endpoint {name!r} has {size} bytes as JSON; at most {_MAX_COMMAND_BYTES} are allowed")
         with self._admit():
             name = f"{time.monotonic_ns():020d}-{os.urandom(8).hex()}.json"
             file, answer_file = self.state_dir / COMMANDS / name, self.state_dir / ANSWERS / name
@@ -83,19 +83,19 @@ class ModelControl:
             try:
                 answer = self._wait(command, answer_file)
             finally:
-                file.unlink(missing_ok=True)  # first: a command without an answer would be taken again
+                file.unlink(missing_ok=True)  # First, because the agent repeats a command without an answer.
                 answer_file.unlink(missing_ok=True)
         if (refusal := command_error(answer)) is not None:
             raise refusal
 
     @contextmanager
     def _admit(self) -> Iterator[None]:
-        """Bound the waiting requests of this worker, to leave threads for predictions, and the files of all workers."""
+        """Limit this worker's waiting requests, to leave threads for predictions, and all workers' command files."""
         if not self._waiting.acquire(blocking=False):
-            raise TooManyRequests("other endpoints are being loaded or unloaded; ask again in a moment", 1)
+            raise TooManyRequests("other endpoints are being loaded or unloaded; retry in a moment", 1)
         try:
             if len(command_files(self.state_dir)) >= MAX_WAITING:
-                raise TooManyRequests(f"{MAX_WAITING} endpoints wait to be loaded or unloaded; ask again later", 1)
+                raise TooManyRequests(f"{MAX_WAITING} endpoints wait to be loaded or unloaded; retry later", 1)
             yield
         finally:
             self._waiting.release()
@@ -108,11 +108,11 @@ class ModelControl:
             if agent is not None and is_alive(agent.pid):
                 agent_seen = now
             if now - agent_seen > self.agent_seconds:
-                raise NotReady(f"the agent that would {command.action} it does not run; it is started anew in a while")
+                raise NotReady(f"the agent, which must {command.action} it, does not run; it will be restarted")
             if now - began > self.timeout_seconds:
                 raise DeadlineExceeded(
                     f"to {command.action} {command.endpoint!r} takes longer than {self.timeout_seconds:.0f} s and "
-                    "goes on; /v2/repository/index says how it ends"
+                    "continues; /v2/repository/index shows the result"
                 )
             time.sleep(_POLL_SECONDS)
         return answer

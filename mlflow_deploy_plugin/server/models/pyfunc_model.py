@@ -1,4 +1,4 @@
-"""PyfuncPredictor: a loaded version without an ONNX form, as a function of named arrays and of bodies."""
+"""PyfuncPredictor: a loaded version without an ONNX form, with functions for named arrays and for bodies."""
 
 import logging
 import math
@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 
 class PyfuncPredictor:
-    """A model that runs in a process of its own (`mlflow_deploy_plugin.pyfunc`), which ends with this object.
+    """A model that runs in its own process (`mlflow_deploy_plugin.pyfunc`), which ends with this object.
 
-    Without outputs in the signature, the first response declares them. `schema` refuses all feeds if the model does not
-    take named arrays.
+    If the signature has no outputs, they are taken from the first response. `schema` rejects all feeds if the model
+    does not accept named arrays.
     """
 
     def __init__(self, artifact: Artifact, process: SideProcess, answered: Mapping[str, Array]) -> None:
         self._process = process
         self._most_values = sys.maxsize
         self.artifact = artifact if artifact.outputs else replace(artifact, prediction=(UNNAMED_OUTPUT,))
-        self._source = "its signature says"
-        self._learn_outputs(answered, "to its own example it answered")
+        self._source = "but its signature has"
+        self._learn_outputs(answered, "but its own example returned")
         self.schema = pyfunc_schema(artifact)
         weakref.finalize(self, process.close)
 
@@ -42,7 +42,7 @@ class PyfuncPredictor:
         command = [sys.executable, "-m", "mlflow_deploy_plugin.pyfunc", str(artifact.folder)]
         process = SideProcess(command, timeout_seconds, concurrency=concurrency)
         ready = process.start()
-        logger.info("process %s answers for the pyfunc in %s", process.pid, artifact.folder)
+        logger.info("process %s runs the pyfunc in %s", process.pid, artifact.folder)
         return cls(artifact, process, ready.arrays["outputs"])
 
     @property
@@ -58,7 +58,7 @@ class PyfuncPredictor:
         return self._process.queue_seconds
 
     def limit_values(self, most: int, batch_rows: int = 1) -> None:
-        """Refuse answers as `Predictor.limit_values`, before they are written or sent."""
+        """Limit the size of responses as `Predictor.limit_values`, before they are encoded or sent."""
         self._most_values = most * batch_rows
 
     def run(
@@ -68,11 +68,11 @@ class PyfuncPredictor:
         deadline: float = math.inf,
         parameters: Mapping[str, object] | None = None,
     ) -> dict[str, Array]:
-        """Do as `Predictor.run`; the model gets the `parameters` that are params of its signature.
+        """Run as `Predictor.run`; the model receives the `parameters` that are params of its signature.
 
         Raises:
-            SchemaMismatch, InferenceError: the model refuses the input, or its outputs differ from earlier outputs.
-            BodyTooLarge: the answer has more values than `limit_values` allows.
+            SchemaMismatch, InferenceError: the model rejects the input, or its outputs differ from earlier outputs.
+            BodyTooLarge: the response has more values than `limit_values` allows.
             NotReady, DeadlineExceeded, TooManyRequests: see `SideProcess.request`.
         """
         fields = {"most_values": self._most_values, "parameters": dict(parameters or {})}
@@ -84,9 +84,9 @@ class PyfuncPredictor:
         if len(computed) == 1 and len(known) == 1:
             computed = {known[0]: next(iter(computed.values()))}
         if computed.keys() != set(known):
-            found, expected = (join_names(map(repr, names)) for names in (computed, known))
+            actual, expected = (join_names(map(repr, names)) for names in (computed, known))
             raise InferenceError(
-                f"the model answers {found}, {self._source} {expected}; send it to /invocations, as JSON or CSV"
+                f"the model returns {actual}, {self._source} {expected}; send it to /invocations, as JSON or CSV"
             )
         return {name: computed[name] for name in (known if outputs is None else outputs)}
 
@@ -94,9 +94,9 @@ class PyfuncPredictor:
         return next(iter(outputs.values())) if len(outputs) == 1 else dict(outputs)
 
     def answer(self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = "") -> OpaqueResponse:
-        """Answer a body of `/invocations` with MLflow's own scoring functions; `prediction_id` tags the model's traces.
+        """Answer a body of `/invocations` with MLflow's scoring functions; `prediction_id` tags the model's traces.
 
-        Raises InvalidRequest, UnsupportedMediaType or InferenceError as MLflow, BodyTooLarge if the answer has more
+        Raises InvalidRequest, UnsupportedMediaType or InferenceError as MLflow, BodyTooLarge if the response has more
         values than `limit_values` allows, and as `SideProcess.request`.
         """
         answer = self._process.request(self._message("invocations", body, prediction_id), deadline)
@@ -107,7 +107,7 @@ class PyfuncPredictor:
     def stream(
         self, body: OpaqueBody, deadline: float = math.inf, prediction_id: str = ""
     ) -> Generator[OpaqueResponse, None, None]:
-        """Yield the parts of the answer as JSON; the first part has the feeds. Raises as `answer`."""
+        """Yield the parts of the response as JSON; the first part has the feeds. Raises as `answer`."""
         with closing(self._process.stream(self._message("stream", body, prediction_id), deadline)) as parts:
             for part in parts:
                 yield OpaqueResponse(part.body, _captured_feeds(part), {})
@@ -116,8 +116,8 @@ class PyfuncPredictor:
         fields = {"content_type": body.content_type, "most_values": self._most_values, "prediction_id": prediction_id}
         return SideMessage(kind, {**fields, "keys": body.keys}, body=body.content)
 
-    def _learn_outputs(self, computed: Mapping[str, Array], source: str = "to its first request it answered") -> None:
-        """Take the outputs of the first response for those of the model, unless they are known."""
+    def _learn_outputs(self, computed: Mapping[str, Array], source: str = "but its first request returned") -> None:
+        """Use the outputs of the first response as the outputs of the model, unless they are known."""
         if self.artifact.outputs or not computed:
             return
         outputs = tuple(
@@ -129,6 +129,6 @@ class PyfuncPredictor:
 
 
 def _captured_feeds(answer: SideMessage) -> Feeds:
-    """Return the arrays of a request that are captured: its keys, and its inputs if they have a form as arrays."""
+    """Return the arrays of a request to capture: its keys, and its inputs if they can be represented as arrays."""
     feeds, keys = dict(answer.arrays["feeds"]), dict(answer.arrays.get("keys", {}))
     return add_keys(feeds, keys) if feeds and keys else feeds or keys

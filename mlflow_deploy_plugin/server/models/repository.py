@@ -1,7 +1,7 @@
-"""The versions in a worker's memory: load, warm, swap in one assignment, free the old ones.
+"""The versions in a worker's memory: load, warm up, swap in with a single assignment, and free the old versions.
 
-A request holds one `ServedVariant` until it is answered, so exactly one version answers it. A version outside the table
-is freed when its last request ends. If a new version fails to load, the old version is still served.
+A request holds a `ServedVariant` until it is answered, so that exactly one version answers it. A version outside the
+table is freed when its last request ends. If a new version fails to load, the old version remains in use.
 """
 
 import logging
@@ -43,16 +43,16 @@ POLL_SECONDS = 0.2
 _PYFUNCS_AT_ONCE = 4
 _MAX_RETIRING_SECONDS, _RETIRING_POLL_SECONDS = 5.0, 0.02
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-_NOT_LOADED = "no model is loaded yet; ask again in a moment"
+_NOT_LOADED = "no model is loaded yet; retry in a moment"
 
 
 class Repository:
-    """The versions in the memory of one worker.
+    """The versions in the memory of a worker.
 
     Attributes:
-        table: the endpoints that are served now.
-        unloaded: endpoints that a command has unloaded and another may load again.
-        has_pyfuncs: a side process answers for a version in memory. Shadows do not count.
+        table: the endpoints that are currently served.
+        unloaded: the endpoints that a command has unloaded and another command may load again.
+        has_pyfuncs: True if a side process answers for a version in memory, not counting shadows.
     """
 
     def __init__(self, state_dir: Path, load: Callable[[Path], WarmVersion]) -> None:
@@ -68,15 +68,15 @@ class Repository:
         self._generation: int | None = None
         self._seen: tuple[int, int, int] | None = None
         self._unwritten: WorkerState | None = None
-        """The state of this worker that could not be written yet, since the disk was full."""
+        """The state of this worker that is not written yet because the disk was full."""
         self._retiring: weakref.WeakSet[LoadedVersion] = weakref.WeakSet()
-        """Replaced versions that requests still hold."""
+        """The replaced versions that requests still use."""
         self._stopping = threading.Event()
         self._has_applied = threading.Event()
         self._follower = threading.Thread(target=self._follow, name="onnxserve-repository", daemon=True)
 
     def add_listener(self, on_change: Callable[[ServedTable], None]) -> None:
-        """Call a function with the table as it stands, and with the new one after every change."""
+        """Call a function with the current table, and with the new table after every change."""
         with self._publishing:
             self._listeners.append(on_change)
             on_change(self.table)
@@ -85,7 +85,7 @@ class Repository:
         self._follower.start()
 
     def wait_until_applied(self, seconds: float) -> bool:
-        """Wait until the versions wanted at the start are loaded or have failed; return False after `seconds`."""
+        """Wait until the initially wanted versions are loaded or have failed; return False after `seconds`."""
         return self._has_applied.wait(seconds)
 
     def stop(self) -> None:
@@ -93,7 +93,7 @@ class Repository:
         if self._follower.is_alive():
             self._follower.join()
         self.table = {}
-        with suppress(OSError):  # gunicorn removes it, too
+        with suppress(OSError):  # gunicorn's `child_exit` removes the file if this fails.
             worker_file(self.state_dir, os.getpid()).unlink(missing_ok=True)
 
     def select_variant(
@@ -108,16 +108,15 @@ class Repository:
         """Return the variant for a request. Hold it until the response is sent.
 
         Args:
-            endpoint: None for the only endpoint, or the first of several.
-            version: the loaded version that answers, whatever its weight. If it is None, `key` decides, then the
-                endpoint's
-                sticky header, then `draw`.
-            headers: by their names in lower case.
-            key: the value of the sticky column. It is known only once some variant has decoded the request.
+            endpoint: None for the default endpoint, which is the first endpoint.
+            version: the loaded version that must answer, regardless of its weight. If it is None, the variant depends
+                on `key`, then on the endpoint's sticky header, then on `draw`.
+            headers: the headers with names in lower case.
+            key: the value of the sticky column, which is known only after a variant has decoded the request.
             draw: a number in [0, 1); None for a random number.
-            label: the name of the variant that answers, or the alias that it follows.
+            label: the name of the variant that must answer, or the alias that it follows.
 
-        Raises NotReady if nothing is loaded that could answer, and NotFound for an unknown endpoint, version or label.
+        Raises NotReady if no loaded version can answer, and NotFound for an unknown endpoint, version or label.
         """
         name, served = self.find(endpoint)
         if label is not None:
@@ -148,7 +147,7 @@ class Repository:
         return self.find(endpoint)[1].versions
 
     def find(self, endpoint: str | None) -> tuple[str, ServedEndpoint]:
-        """Return the name of the endpoint (None: the default one) and the endpoint. Raises as `select_variant`."""
+        """Return the name of the endpoint (default: None) and the endpoint. Raises as `select_variant`."""
         table = self.table
         name = next(iter(table), None) if endpoint is None else endpoint
         served = table.get(name) if name is not None else None
@@ -157,14 +156,14 @@ class Repository:
                 raise NotReady(_NOT_LOADED)
             if endpoint in self.unloaded:
                 raise NotFound(
-                    f"endpoint {endpoint!r} is unloaded; POST /v2/repository/models/{endpoint}/load loads it"
+                    f"endpoint {endpoint!r} is unloaded; load it with POST /v2/repository/models/{endpoint}/load"
                 )
             listed = join_names(map(repr, table), repr(endpoint)) or "none"
-            raise NotFound(f"no endpoint {endpoint[:100]!r} here; there is {listed}")
+            raise NotFound(f"endpoint {endpoint[:100]!r} does not exist; the endpoints are {listed}")
         return name, served
 
     def not_ready_reason(self) -> str:
-        """Return the reason why no endpoint of this worker answers yet; empty if one does or nothing is wanted."""
+        """Return the reason why no endpoint can answer yet; empty if an endpoint can answer or none is configured."""
         if self._generation is None:
             return _NOT_LOADED
         table = self.table
@@ -175,7 +174,7 @@ class Repository:
 
     @property
     def is_complete(self) -> bool:
-        """True if this worker answers requests and has loaded every version that is wanted."""
+        """True if this worker can answer requests and has loaded all wanted versions."""
         return not self.not_ready_reason() and not any(self._errors.values())
 
     def unavailable_reason(self, endpoint: str) -> str:
@@ -184,7 +183,7 @@ class Repository:
         reasons = {name: variant.loaded.predictor.unavailable_reason for name, variant in held.items()}
         reasons |= (applied.errors if applied else {}) | self._errors.get(endpoint, {})
         listed = "; ".join(f"{variant}: {reason}" for variant, reason in reasons.items() if reason)
-        return f"endpoint {endpoint!r} has no version that answers" + (f": {listed}" if listed else "")
+        return f"endpoint {endpoint!r} has no version that can answer" + (f": {listed}" if listed else "")
 
     def poll(self) -> None:
         if (seen := file_identity(self.state_dir / WANTED)) is None:
@@ -193,7 +192,7 @@ class Repository:
             wanted = read_state(self.state_dir / WANTED, Wanted)
             self._seen = seen
             if wanted is None:
-                logger.error("%s cannot be read; what is served stays as it is", WANTED)
+                logger.error("%s cannot be read; the served versions remain unchanged", WANTED)
                 return
             self._apply(wanted)
         self._write_state()
@@ -203,7 +202,7 @@ class Repository:
             try:
                 self.poll()
             except Exception:
-                logger.exception("dealing with %s failed; what is served stays as it is", WANTED)
+                logger.exception("applying %s failed; the served versions remain unchanged", WANTED)
             self._has_applied.set()
             if self._stopping.wait(POLL_SECONDS):
                 return
@@ -222,20 +221,20 @@ class Repository:
                 self._applied[name] = endpoint
                 self._swap({**self.table, name: served})
         if list(self.table) != list(wanted.endpoints):
-            self._swap({name: self.table[name] for name in wanted.endpoints})  # the first one is the default
+            self._swap({name: self.table[name] for name in wanted.endpoints})  # The first endpoint is the default.
         self.unloaded = wanted.unloaded
         self._generation = wanted.generation
         endpoints: dict[str, dict[str, LoadedVariant]] = {}
         for name, served in self.table.items():
             errors = self._errors[name]
             endpoints[name] = {variant: LoadedVariant(error=error) for variant, error in errors.items()}
-            for variant, one in served.variants.items():
-                no_batch, error = no_batch_dimension_reason(one.loaded.predictor.artifact), errors.get(variant, "")
-                endpoints[name][variant] = LoadedVariant(version=one.loaded.version, error=error, no_batch=no_batch)
+            for variant, item in served.variants.items():
+                no_batch, error = no_batch_dimension_reason(item.loaded.predictor.artifact), errors.get(variant, "")
+                endpoints[name][variant] = LoadedVariant(version=item.loaded.version, error=error, no_batch=no_batch)
         self._unwritten = WorkerState(pid=os.getpid(), generation=wanted.generation, endpoints=endpoints)
 
     def _write_state(self) -> None:
-        """Write this worker's state file if it has changed; if that fails, the next poll tries again."""
+        """Write this worker's state file if it has changed. If that fails, the next poll tries again."""
         if self._unwritten is None:
             return
         try:
@@ -246,40 +245,40 @@ class Repository:
         self._unwritten = None
 
     def _new_pyfuncs(self, wanted: Wanted) -> list[Path]:
-        """Return the folders of the pyfuncs of new endpoints. Their processes start at the same time."""
+        """Return the folders of the pyfuncs of new endpoints. Their processes are started in parallel."""
         held = {loaded.folder for loaded in _loaded_versions(self.table)}
         new = [endpoint for name, endpoint in wanted.endpoints.items() if name not in self.table]
-        found = []
+        folders = []
         for folder in {want.folder: None for endpoint in new for want in endpoint.variants.values()}:
-            with suppress(OnnxserveError):  # raised again where it is loaded in its turn
+            with suppress(OnnxserveError):  # Loading the version raises the error again.
                 if folder not in held and read_served_artifact(folder).flavor == PYTHON_FUNCTION:
-                    found.append(folder)
-        return found
+                    folders.append(folder)
+        return folders
 
     def _load_endpoint(
         self, endpoint: str, wanted: WantedEndpoint, begun: dict[Path, Future[WarmVersion]]
     ) -> tuple[ServedEndpoint, dict[str, str]]:
         """Return the endpoint with its loadable versions, and the errors by variant.
 
-        `begun` has the loads under way by folder; each is taken out once.
+        `begun` contains the current loads by folder; each load is used once.
         """
 
         def load(folder: Path) -> WarmVersion:
             return begun.pop(folder).result() if folder in begun else self._load(folder)
 
         before = self.table[endpoint].variants if endpoint in self.table else {}
-        held = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
+        loaded_by_identity = {_identity(loaded): loaded for loaded in _loaded_versions(self.table)}
         variants, errors, capture = {}, {}, wanted.capture
         for name, want in wanted.variants.items():
             old = before.get(name)
             try:
-                if (identity := _identity(want)) not in held:
+                if (identity := _identity(want)) not in loaded_by_identity:
                     self._wait_for_retiring(want.model)
-                    held[identity] = load_version(self.state_dir, load, want)
-                loaded = held[identity]
+                    loaded_by_identity[identity] = load_version(self.state_dir, load, want)
+                loaded = loaded_by_identity[identity]
             except OnnxserveError as error:
                 errors[name] = error.message
-                kept = f"version {old.loaded.version} stays" if old else "nothing answers for it"
+                kept = f"version {old.loaded.version} remains in use" if old else "no version is in use"
                 logger.error("%s/%s: %s %s: %s; %s", endpoint, name, want.model, want.version, error.message, kept)
                 if old is None:
                     continue
@@ -288,7 +287,7 @@ class Repository:
                 captured = exclude_columns(loaded.captured, capture.drop, capture.mask, capture.keys)
                 if capture.mask:
                     ColumnMask(self.state_dir / MASK_KEY).ensure_key()
-            except InvalidConfig as error:  # serving it would capture columns that must be left out
+            except InvalidConfig as error:  # Serving the version would capture columns that must be excluded.
                 errors[name] = error.message
                 logger.error("%s/%s: %s", endpoint, name, error.message)
                 if old is not None:
@@ -298,22 +297,22 @@ class Repository:
                 endpoint, name, want.weight, want.shadow, loaded, capture, captured, want.aspects
             )
         served = make_served_endpoint(variants, wanted.sticky)
-        for one in served.answering:
-            if one.key is not None and not has_sticky_column(one.loaded.predictor.schema, one.key):
-                text = "%s/%s: version %s takes no column %r that callers could stick by: they go by chance"
-                logger.warning(text, endpoint, one.name, one.loaded.version, one.key)
+        for variant in served.answering:
+            if variant.key is not None and not has_sticky_column(variant.loaded.predictor.schema, variant.key):
+                text = "%s/%s: version %s has no input column %r for sticky variants: the variant is random"
+                logger.warning(text, endpoint, variant.name, variant.loaded.version, variant.key)
         return served, errors
 
     def _wait_for_retiring(self, model: str) -> None:
-        """Wait some seconds until no replaced version of the model is in memory, so that no third version is loaded."""
+        """Wait some seconds while a replaced version of the model is in memory, so that no third version is loaded."""
         deadline = time.monotonic() + _MAX_RETIRING_SECONDS
-        while any(one.model == model for one in self._retiring) and time.monotonic() < deadline:
+        while any(retiring.model == model for retiring in self._retiring) and time.monotonic() < deadline:
             if self._stopping.wait(_RETIRING_POLL_SECONDS):
                 return
 
     def _swap(self, table: ServedTable) -> None:
         variants = (variant for served in table.values() for variant in served.variants.values())
-        answering = (one.loaded for one in variants if not one.shadow)
+        answering = (variant.loaded for variant in variants if not variant.shadow)
         self.has_pyfuncs = any(loaded.predictor.artifact.flavor == PYTHON_FUNCTION for loaded in answering)
         self._retiring.update(_loaded_versions(self.table) - _loaded_versions(table))
         with self._publishing:

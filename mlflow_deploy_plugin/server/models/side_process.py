@@ -1,16 +1,17 @@
-"""A process next to the worker that runs the code of one pyfunc version, or explains predictions.
+"""A process next to the worker that runs the code of a pyfunc version, or explains predictions.
 
-So the worker has no mlflow, pandas or shap in memory, and survives a crash of that code. A keeper thread starts the
-process and restarts it after growing pauses.
+The process keeps mlflow, pandas and shap out of the worker's memory, and the worker survives a crash of their code. A
+keeper thread starts the process, and restarts it after growing pauses.
 
-Each request has a connection, and the process a thread for each connection. The worker passes the process's end of a
-new connection over the first connection, and keeps connections for later requests.
+Each request has a connection, and the process has a thread per connection. The worker passes the process's end of a new
+connection over the first connection, and keeps connections for later requests.
 
-A request that takes too long is given up. A thread cannot be ended without its process. So the process is killed if it
-has answered no request since this request was sent, or if the given-up requests that still run reach the concurrency.
+A request that takes too long is abandoned, because a thread cannot be stopped without its process. The process is
+killed if it has not answered any request since this request was sent, or if the number of abandoned requests that
+still run reaches the concurrency.
 
-The process leads a process group, which is killed with it. It ends with its worker: it watches its first connection,
-and the kernel kills it when its parent thread, the keeper, has gone. The messages are in `protocols/side_messages.py`.
+The process leads a process group, which is killed with it. It exits with its worker: it watches its first connection,
+and the kernel kills it when its parent thread, the keeper, has exited. `protocols/side_messages.py` has the messages.
 """
 
 import contextlib
@@ -53,18 +54,18 @@ logger = logging.getLogger(__name__)
 _LOAD_SECONDS: Final = 600.0
 _END_SECONDS: Final = 5.0
 _GRACE_SECONDS: Final = 1.0
-"""The time for a process to end by itself after it has closed its connection, so that its exit status is its own."""
-_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # the model's own counters must not be among the worker's
+"""The time for a process to exit after it has closed its connection, so that its exit status is its own."""
+_METRICS_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # keeps the model's counters apart from the worker's
 
 _REPORTED: list[type[OnnxserveError]] = [InvalidRequest, DeadlineExceeded, TooManyRequests, NotReady]
 _REMOTE_ERRORS = {error.__name__: error for error in (*_REPORTED, *InvalidRequest.__subclasses__())}
-"""The errors that a side process reports (`pyfunc/`), by the name in its message. Any other is an InferenceError."""
+"""The errors that a side process reports (`pyfunc/`), by the name in its message. Others become InferenceError."""
 
 
 class _ProcessRun:
-    """One run of the process and the connections to it.
+    """A run of the process, and the connections to it.
 
-    `control` is the first connection, which passes the ends of the others. `answered_at` is monotonic.
+    `control` is the first connection, which passes the ends of other connections. `answered_at` is monotonic.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -74,18 +75,18 @@ class _ProcessRun:
             self.child = Child(
                 [*command, str(theirs.fileno())],
                 descriptors=[theirs.fileno()],
-                stdout=2,  # what the model prints goes where the log goes
+                stdout=2,  # The model's output goes to the log.
                 environment=environment,
             )
         self.is_ending = False
         self.answered_at = 0.0
         self._lock = threading.Lock()
         self._free: list[socket.socket] = []
-        self._used: dict[socket.socket, bool] = {}  # True while an answer, or more of it, may come
+        self._used: dict[socket.socket, bool] = {}  # True while the process may send (more of) a response
         self._given_up: list[socket.socket] = []
 
     def take_connection(self) -> socket.socket:
-        """Return a connection for one request. Raises OSError if the process has gone, or too many files are open."""
+        """Return a connection for a request. Raises OSError if the process has exited or too many files are open."""
         with self._lock:
             if self._free:
                 connection = self._free.pop()
@@ -104,14 +105,14 @@ class _ProcessRun:
         self._used[connection] = is_expected
 
     def put_back(self, connection: socket.socket, seconds: float) -> bool:
-        """Keep the connection of a request that has ended, unless the request was given up.
+        """Keep the connection of a request that has ended, unless the request was abandoned.
 
-        If more of an answer may come, wait up to `seconds` until the process has noticed the end; otherwise return
+        If more of a response may arrive, wait up to `seconds` until the process has noticed the end; otherwise return
         False.
         """
         is_unwanted = self._used.get(connection, False) and not self.is_ending
         if is_unwanted:
-            connection.shutdown(socket.SHUT_RD)  # the process fails to send more, and closes its end
+            connection.shutdown(socket.SHUT_RD)  # The process then fails to send, and closes its end.
             if not _has_ended(connection, seconds):
                 return False
         with self._lock:
@@ -124,10 +125,10 @@ class _ProcessRun:
         return True
 
     def give_up(self, connection: socket.socket) -> int:
-        """Leave a request to itself. Return how many such requests still run."""
+        """Abandon a request, and return the number of abandoned requests that still run."""
         with self._lock:
             del self._used[connection]
-            for ended in [one for one in self._given_up if _has_ended(one)]:
+            for ended in [connection_ for connection_ in self._given_up if _has_ended(connection_)]:
                 self._given_up.remove(ended)
                 ended.close()
             connection.shutdown(socket.SHUT_RD)
@@ -135,9 +136,9 @@ class _ProcessRun:
             return len(self._given_up)
 
     def wait(self) -> None:
-        """Wait until the process and its group have ended.
+        """Wait until the process and its group have exited.
 
-        The thread of a request closes its connection itself; otherwise a new connection could get the same descriptor.
+        The thread of a request must close its own connection, because a new connection could get the same descriptor.
         """
         self.child.wait()
         with self._lock:
@@ -151,8 +152,8 @@ class _ProcessRun:
             self._given_up.clear()
 
     def end(self) -> None:
-        """Have the process end by itself, and kill it if that takes too long."""
-        with contextlib.suppress(OSError):  # it has ended
+        """Let the process exit by itself, and kill it after a time limit."""
+        with contextlib.suppress(OSError):  # The process has already exited.
             self.control.shutdown(socket.SHUT_WR)
         self.child.kill_after(_END_SECONDS)
 
@@ -162,19 +163,19 @@ class _ProcessRun:
 
 
 def _has_ended(connection: socket.socket, seconds: float = 0.0) -> bool:
-    """Return True once the process has closed its end of the connection; wait so long for that."""
+    """Return True once the process has closed its end of the connection. Wait up to `seconds`."""
     poll = select.poll()
-    poll.register(connection, 0)  # reports only the end
+    poll.register(connection, 0)  # Without events, poll reports only the end.
     return bool(poll.poll(1000 * seconds))
 
 
 class SideProcess:
-    """Keeps one process of `command` running until `close`, and sends it requests.
+    """Keeps a process of `command` running until `close`, and sends requests to it.
 
     Args:
-        command: gets the descriptor of its socket as its last argument; its first message is `ready` or `failed`.
-        timeout_seconds: for one request; then it is given up, and the process may be killed.
-        concurrency: requests at the same time; more wait for their turn.
+        command: receives the descriptor of its socket as its last argument; its first message is `ready` or `failed`.
+        timeout_seconds: the time limit of a request; after it, the request is abandoned and the process may be killed.
+        concurrency: the maximum number of concurrent requests; additional requests wait for their turn.
     """
 
     def __init__(
@@ -211,22 +212,22 @@ class SideProcess:
         )
 
     def request(self, message: SideMessage, deadline: float = math.inf) -> SideMessage:
-        """Send a message and return the answer. Its turn has to come by `deadline`, in `time.perf_counter()`.
+        """Send a message and return the response. The turn must begin by `deadline`, in `time.perf_counter()`.
 
         Raises:
-            NotReady: the process is being started, or has ended during this request.
-            DeadlineExceeded: the turn, or the answer of the process, did not come in time.
-            TooManyRequests: other requests have kept the process busy all that time.
-            BodyTooLarge: the message is too large, and was not sent; or the answer is.
-            InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports it.
+            NotReady: the process is starting, or exited during this request.
+            DeadlineExceeded: the turn did not begin, or the process did not answer, in time.
+            TooManyRequests: other requests kept the process busy for the complete wait.
+            BodyTooLarge: the message is too large and was not sent, or the response is too large.
+            InvalidRequest, SchemaMismatch, UnsupportedMediaType, InferenceError: the process reports the error.
         """
         with self._exchange(deadline) as ask:
             return ask(message)
 
     def stream(self, message: SideMessage, deadline: float = math.inf) -> Generator[SideMessage, None, None]:
-        """Send a message and yield the parts of its answer, each within the time of an answer. Raises as `request`.
+        """Send a message and yield the parts of its response, each within the time limit. Raises as `request`.
 
-        The turn ends when the process has ended the answer, or has noticed that the generator was closed.
+        The turn ends when the process has sent the last part, or has noticed that the generator was closed.
         """
         with self._exchange(deadline) as ask:
             part = ask(message)
@@ -242,14 +243,14 @@ class SideProcess:
 
     @staticmethod
     def wait_for_ends() -> None:
-        """Wait a few seconds until the processes that were closed have ended."""
+        """Wait a few seconds until the closed processes have exited."""
         deadline = time.monotonic() + _END_SECONDS
         for keeper in [process._keeper for process in _ENDING if process._keeper.is_alive()]:
             keeper.join(max(0.0, deadline - time.monotonic()))
 
     @property
     def has_failed(self) -> bool:
-        """True if the process was never ready; it is not started again."""
+        """True if the process was never ready; then it is not restarted."""
         return self._looked.is_set() and (self._first is None or self._first.kind != READY_MESSAGE)
 
     @property
@@ -271,17 +272,17 @@ class SideProcess:
         return None if running is None or running.is_ending else running
 
     def _unavailable(self) -> str:
-        return f"the process of this {self._label} {self._state}; ask again in a moment"
+        return f"the process of this {self._label} {self._state}; retry in a moment"
 
     @contextlib.contextmanager
     def _exchange(self, deadline: float) -> Iterator[Callable[[SideMessage | None], SideMessage]]:
-        """Take a turn and a connection. Yield the function that sends a message, or nothing, and returns the answer."""
+        """Take a turn and a connection. Yield a function that sends a message (or None) and returns the response."""
         wait_seconds = max(0.0, min(self._timeout_seconds, deadline - time.perf_counter()))
         began = time.perf_counter()
         if not self._turn.acquire(timeout=wait_seconds):
             if wait_seconds < self._timeout_seconds:
                 raise DeadlineExceeded(
-                    f"the request's time was up before the {self._label} was free; nothing was computed"
+                    f"the request's deadline passed before the {self._label} was free; nothing was computed"
                 )
             raise TooManyRequests(
                 f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s", 1
@@ -293,7 +294,7 @@ class SideProcess:
             try:
                 connection = running.take_connection()
             except OSError as error:
-                text = f"the process of this {self._label} cannot be asked: {error.strerror}; ask again in a moment"
+                text = f"the process of this {self._label} cannot receive requests: {error.strerror}; retry in a moment"
                 raise NotReady(text, 1) from None
             try:
                 yield partial(self._ask, running, connection)
@@ -321,7 +322,7 @@ class SideProcess:
         if answer is None:
             running.is_ending = True
             running.child.kill_after(_GRACE_SECONDS)
-            text = f"the process of this {self._label} {running.exit_reason()} over this request; it is started anew"
+            text = f"the process of this {self._label} {running.exit_reason()} during this request; it is restarted"
             raise NotReady(text, 1)
         running.answered_at = time.monotonic()
         if answer.kind != PART_MESSAGE:
@@ -333,13 +334,13 @@ class SideProcess:
         return answer
 
     def _give_up(self, running: _ProcessRun, connection: socket.socket, began: float) -> DeadlineExceeded:
-        """Give up a request that began at this time, and kill a process that hangs; return the error to raise."""
+        """Abandon a request that began at this time, and kill a process that hangs; return the error to raise."""
         text = f"the {self._label} did not answer within {self._timeout_seconds:.0f} s"
         if running.give_up(connection) < self._concurrency and running.answered_at > began:
             return DeadlineExceeded(text)
         running.is_ending = True
         running.child.kill()
-        return DeadlineExceeded(f"{text}; its process is started anew")
+        return DeadlineExceeded(f"{text}; its process is restarted")
 
     def _keep_running(self) -> None:
         crashes = Crashes()
@@ -355,12 +356,12 @@ class SideProcess:
                 self._serve(running)
             self._looked.set()
             if self.has_failed:
-                self._closed.set()  # `start` raises
+                self._closed.set()  # `start` raises the error.
             pause = crashes.add(started_at)
             self._closed.wait(pause if crashes.in_a_row > 1 else 0.0)
 
     def _end_when_closed(self) -> None:
-        """Run in a thread of its own: `close` may be called in a garbage collection, which can wait for nothing."""
+        """Run in its own thread, because `close` may be called in a garbage collection, which must not wait."""
         self._closed.wait()
         if (starting := self._starting) is not None:
             starting.child.kill()
@@ -377,7 +378,7 @@ class SideProcess:
         except TimeoutError:
             text = f"the {self._label} was not loaded within {_LOAD_SECONDS:.0f} s"
             first = SideMessage(FAILED_MESSAGE, {"message": text})
-        except (OSError, MalformedMessage):  # the process has gone
+        except (OSError, MalformedMessage):  # The process has exited.
             first = None
         if self._first is None:
             self._first = first
@@ -397,10 +398,10 @@ class SideProcess:
         elif first.kind == FAILED_MESSAGE:
             self._state = f"cannot be started: {first.fields['message']}"
         else:
-            self._state = f"{running.exit_reason()} and is started anew"
-        if not self._closed.is_set() and self._looked.is_set():  # otherwise `start` raises
+            self._state = f"{running.exit_reason()} and is restarted"
+        if not self._closed.is_set() and self._looked.is_set():  # Otherwise `start` raises the error.
             logger.error("the process %d of this %s %s", running.child.pid, self._label, self._state)
 
 
 _ENDING: Final[weakref.WeakSet[SideProcess]] = weakref.WeakSet()
-"""The closed ones, whose processes may still run."""
+"""The closed objects whose processes may still run."""

@@ -157,7 +157,7 @@ TENSORS = (
     _route("/endpoints/tensor/invocations", "tensor", dump({"inputs": IMAGE.tolist()}), b'"total":[6.0]'),
     _route("/v1/models/tensor:predict", "tf tensor", dump({"instances": IMAGE.tolist()}), b'"total":6.0'),
 )
-_NOBODY = b"this server lets nobody"
+_NOBODY = b"this server does not allow requests to"
 _KNOWN = {"Host": "localhost"}
 INDEX = _route("/v2/repository/index", "index", b"{}", b'"name":"flights"')
 ADMIN = (

@@ -156,7 +156,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a version that is not there": ({"model_version": "8"}, "NOT_FOUND", "'8'"),
     "a wrong shape": ({"shape": (2, 2), "bytes": 16}, "INVALID_ARGUMENT", r"any, 2, 2"),
     "a negative size": ({"shape": (-1, 2, 2)}, "INVALID_ARGUMENT", "shape"),
-    "a shape beyond memory": ({"shape": (2**62, 2, 2)}, "INVALID_ARGUMENT", "asks for"),
+    "a shape beyond memory": ({"shape": (2**62, 2, 2)}, "INVALID_ARGUMENT", "requires"),
     "a hundred thousand dimensions": ({"shape": [1] * 100_000}, "INVALID_ARGUMENT", "dimensions"),
     "no rows of a huge size": ({"shape": (0, 2**40, 2), "bytes": 0}, "INVALID_ARGUMENT", "empty"),
     "too few bytes": ({"bytes": 15}, "INVALID_ARGUMENT", "15 bytes"),
@@ -166,7 +166,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a datatype that does not fit": ({"datatype": "BYTES", "shape": (1, 1, 1)}, "INVALID_ARGUMENT", "BYTES"),
     "no data": ({"raw_input_contents": []}, "INVALID_ARGUMENT", "no contents"),
     "data for two": ({"raw_input_contents": [b"", b""]}, "INVALID_ARGUMENT", "2 raw_input_contents for 1"),
-    "data twice": ({"contents": {"fp32_contents": [1.0]}}, "INVALID_ARGUMENT", "beside raw_input_contents"),
+    "data twice": ({"contents": {"fp32_contents": [1.0]}}, "INVALID_ARGUMENT", "both contents and raw_input_contents"),
     "an unknown output": ({"outputs": [{"name": "half"}]}, "INVALID_ARGUMENT", "'half'"),
     "an output twice": ({"outputs": [{"name": "total"}, {"name": "total"}]}, "INVALID_ARGUMENT", "repeated"),
     "shared memory": (

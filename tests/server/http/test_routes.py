@@ -155,7 +155,7 @@ def test_a_browser_gets_the_page_and_kserves_client_that_the_server_is_alive(
 def test_an_unknown_path_is_told_the_nearest_routes(serve_here: Callable[..., Server]) -> None:
     server = serve_here({})
     told = json.loads(handle(server, RawRequest("POST", "/invocation", {}, b"")).body)["message"]
-    assert told.startswith("there is no /invocation here; the nearest are /invocations, ")
+    assert told.startswith("the path /invocation does not exist; the nearest are /invocations, ")
     assert told.endswith("; /docs lists all routes")
     assert len(told) < 200
     assert "nearest" not in handle(server, RawRequest("GET", "/qqqqqqqqqqqq", {}, b"")).body.decode()

@@ -138,7 +138,7 @@ def test_on_a_full_disk_the_caller_is_told_to_come_back(server: Server) -> None:
     with files_of_at_most(0):
         response = give(server, {"prediction_id": "p", "label": 1})
     assert (response.status, response.headers["Retry-After"]) == (503, "30")
-    assert "cannot be kept" in orjson.loads(response.body)["message"]
+    assert "cannot be stored" in orjson.loads(response.body)["message"]
     assert give(server, {"prediction_id": "p", "label": 1}).status == 202
     assert len(kept(server.repository.state_dir / SPOOL)) == 1
 
@@ -147,4 +147,4 @@ def test_a_spool_that_cannot_be_made_is_not_named_to_the_caller(server: Server) 
     (server.repository.state_dir / SPOOL).write_text("in its place")
     response = give(server, {"prediction_id": "p", "label": 1})
     assert response.status == 503
-    assert mentions(orjson.loads(response.body)["message"], "cannot be kept", "Not a directory")
+    assert mentions(orjson.loads(response.body)["message"], "cannot be stored", "Not a directory")

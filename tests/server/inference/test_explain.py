@@ -260,12 +260,12 @@ def test_the_version_that_gave_a_prediction_can_be_named(server: Any) -> None:
         ("images", {"inputs": [[[1, 2], [3, 4]]]}, "the input 'image' has 3 dimensions; only tables can be explained"),
         ("labels", {"inputs": [[1, 2, 3]]}, "the model returns only labels"),
         ("bare", split(rows_of_flights(1, 0)), "the model has no sample rows"),
-        ("linear", {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)}, "6 rows; at most 5 are explained at once"),
+        ("linear", {"inputs": [[1, 2, 3]] * (MOST_ROWS + 1)}, "6 rows; at most 5 can be explained"),
         ("linear", {"inputs": [[1, 2]]}, "row 0 is"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 6}}, "3 columns need at least 7"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 10**9}}, "a whole number from 1 to 20000"),
         ("linear", {"inputs": [[1, 2, 3]], "params": {"max_evals": 9.5}}, "max_evals is 9.5; a whole number from 1"),
-        ("linear", {"inputs": [[1, 2, 3]], "params": {"evals": 9}}, "params holds 'evals'; explaining takes"),
+        ("linear", {"inputs": [[1, 2, 3]], "params": {"evals": 9}}, "params has 'evals'; an explanation may have"),
     ],
 )
 def test_what_cannot_be_explained_is_refused_with_its_reason(

@@ -51,7 +51,7 @@ def test_many_records_are_sent_to_the_batch(mixed: Server, form: str) -> None:
     status, document = post(mixed, "/predict", {form: [RECORD]})
     assert (status, document["message"]) == (
         400,
-        f"/predict takes one record; send {form} to /predict/batch or /invocations",
+        f"/predict accepts one record; send {form} to /predict/batch or /invocations",
     )
 
 
@@ -97,8 +97,8 @@ def test_a_batch_with_more_probabilities_than_an_answer_may_have_is_refused_with
         413,
         {
             "error_code": "BAD_REQUEST",
-            "message": "4 rows are too many at once, since each is answered with the probabilities of 2 classes by "
-            "name: send at most 3, or ask by the protocol V2",
+            "message": "the request has 4 rows, and the response would name the probabilities of 2 classes per "
+            "row: send at most 3 rows, or use the protocol V2",
         },
     )
     assert post(mixed, "/invocations", {"dataframe_records": [RECORD] * 4})[0] == 200

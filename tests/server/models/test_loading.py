@@ -150,7 +150,7 @@ def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model: 
             pytest.fail("it was loaded")
         assert re.fullmatch(
             r"loading it would take about 32 MiB beside the [\d,]+ MiB that this worker has in memory, "
-            r"and its limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
+            r"limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
             refused.value.message,
         )
 

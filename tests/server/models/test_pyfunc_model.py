@@ -230,7 +230,7 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
         "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV",
     )
     docs = handle(server, RawRequest("GET", "/endpoints/anything/docs", {}, b"")).body
-    assert f"There is no table of the inputs: {message(response)}.".encode() in docs
+    assert f"The inputs cannot be listed: {message(response)}.".encode() in docs
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_the_first_answer_says_the_outputs(ask: Callable[..., Any]) -> None:
     chosen = ask("/v2/models/names/infer", tensors("a", outputs=[{"name": "half"}]))
     assert [entry["name"] for entry in chosen["outputs"]] == ["half"]
     odd = ask("/v2/models/names/infer", tensors("odd"), status=400)["error"]
-    assert odd.startswith("the model answers 'strange', to its first request it answered 'known', 'half'; send it to")
+    assert odd.startswith("the model returns 'strange', but its first request returned 'known', 'half'; send it to")
 
 
 def test_a_missing_text_comes_to_the_model_as_none_whatever_the_protocol(ask: Callable[..., Any]) -> None:

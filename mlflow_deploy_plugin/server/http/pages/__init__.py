@@ -1,1 +1,1 @@
-"""The pages of a server: `views.py` renders `templates/`, which load the files of `static/`."""
+"""The HTML pages of a server: `views.py` renders `templates/`, which load the files of `static/`."""

@@ -1,4 +1,4 @@
-"""The pages, rendered from templates that escape all text; the content security policy allows only our own scripts."""
+"""The pages. Templates escape all text, and the content security policy allows only our own scripts."""
 
 import json
 import re
@@ -40,7 +40,7 @@ _HTML = "text/html; charset=utf-8"
 _ASSET_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 _HOST = re.compile(r"[A-Za-z0-9.\-\[\]:]{1,255}")
 _MOST_ENDPOINTS = 500
-"""The endpoints that a page lists; the others are reached by their address."""
+"""The maximum number of endpoints that a page lists; other endpoints have pages at their addresses."""
 
 HEADERS = {
     "Content-Security-Policy": (
@@ -54,12 +54,12 @@ _read_file = cache(Path.read_bytes)
 
 
 def asset(file: Path, *_asked: object) -> RawResponse:
-    """Return one of the files that the pages load."""
+    """Return a file that the pages load."""
     return RawResponse(200, _read_file(file), _ASSET_TYPES[file.suffix], dict(HEADERS))
 
 
 def openapi(server: Server, request: RawRequest, endpoint: str | None) -> RawResponse:
-    """Return the OpenAPI document of all endpoints or one. Raises NotReady or NotFound as `select_variant`."""
+    """Return the OpenAPI document of all endpoints or of one. Raises NotReady or NotFound as `select_variant`."""
     only = None if endpoint is None else describe_endpoint(server, endpoint).endpoint
     return RawResponse(200, dump_json(document.document(server, only)), headers={"Cache-Control": "no-store"})
 
@@ -104,17 +104,17 @@ def _page(
     request: RawRequest,
     endpoint: str | None,
 ) -> RawResponse:
-    """Return the page of an endpoint (None: the default one), or a notice with the reason why it has no page.
+    """Return the page of an endpoint (default: None), or a notice with the reason why it has no page.
 
-    The notice of the default endpoint has the status 200, because the server lives.
+    The notice of the default endpoint has the status 200, because the server is alive.
     """
-    status, subject, shown = 200, None, {}
+    status, subject, template_values = 200, None, {}
     try:
         subject = describe_endpoint(server, endpoint)
-        shown = values(server, request, subject)
+        template_values = values(server, request, subject)
     except (NotReady, NotFound) as error:
         status, template = 200 if endpoint is None else error.http_status, "notice.html"
-        shown = {"message": error.message, "is_starting": status != 404}
+        template_values = {"message": error.message, "is_starting": status != 404}
     key = server.auth.known(request)
     allowed = key.endpoints if key is not None else ()
     html = _TEMPLATES.get_template(template).render(
@@ -123,7 +123,7 @@ def _page(
         artifact=subject.artifact if subject else None,
         variants=subject.served.answering if subject else (),
         endpoints=[name for name in server.repository.table if not allowed or name in allowed][:_MOST_ENDPOINTS],
-        **shown,
+        **template_values,
     )
     return RawResponse(status, html.encode(), _HTML, dict(HEADERS))
 
@@ -134,7 +134,7 @@ PAGES: Mapping[str, Callable[[Server, RawRequest, str | None], RawResponse]] = {
     "openapi": openapi,
     **{file.name: partial(asset, file) for file in (_HERE / "static").iterdir()},
 }
-"""The view of each page, and of each file that they load."""
+"""The view of each page, and of each file that the pages load."""
 
 
 def _json_text(body: dict[str, Any]) -> str:
@@ -143,7 +143,7 @@ def _json_text(body: dict[str, Any]) -> str:
 
 def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {tag: [] for tag in TAGS}
-    listed = ((path, one) for path, operations in openapi["paths"].items() for one in operations.items())
+    listed = ((path, entry) for path, operations in openapi["paths"].items() for entry in operations.items())
     for path, (method, operation) in listed:
         if path.startswith("/pages/"):
             continue
@@ -154,8 +154,8 @@ def _groups(openapi: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             "path": path,
             "summary": operation["summary"],
             "parameters": [
-                (one["name"], one["in"], one.get("description") or "one of " + ", ".join(one["schema"].get("enum", [])))
-                for one in operation.get("parameters", [])
+                (row["name"], row["in"], row.get("description") or "one of " + ", ".join(row["schema"].get("enum", [])))
+                for row in operation.get("parameters", [])
             ],
             "bodies": {
                 media_type: example if isinstance(example, str) else _json_text(example)
@@ -176,16 +176,16 @@ _KIND_WORDS = {
     "b": ("true or false", "true or false"),
     "str": ("text", "texts"),
 }
-"""numpy's kind of a dtype, or `str` → the words for one value and for several."""
+"""A numpy kind, or `str` → the words for a single value and for several values."""
 _LEAST_SIDE, _MOST_SIDE = 8, 4096
-"""Pixels; shorter sides are hardly those of a picture, and longer ones too much for a browser."""
+"""Side lengths in pixels: shorter sides are rarely pictures, and longer sides are too large for a browser."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInput:
-    """The tensor that a picture becomes, in the layout NCHW, NHWC or NHW with a batch of one.
+    """The layout of a tensor that is a picture: NCHW, NHWC or NHW, with a batch of one.
 
-    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if 0–255 becomes 0–1, as for floating point.
+    `channels` is 1 (grey) or 3 (RGB). `is_scaled` is True if 0–255 is scaled to 0–1, as for floating point.
     """
 
     layout: Literal["NCHW", "NHWC", "NHW"]
@@ -197,13 +197,13 @@ class ImageInput:
 
 @dataclass(frozen=True, slots=True)
 class FormField:
-    """One input of the form.
+    """An input of the form.
 
     Attributes:
-        quoted_name: the name as the server's errors quote it.
-        type: type, or dtype and shape, as developers write them; `words` state it for everybody.
+        quoted_name: the name as it is quoted in the server's errors.
+        type: the type, or the dtype and shape, in technical terms; `words` describe it in plain words.
         is_nullable: True if an empty field is sent as null.
-        choices: the categories of the column, as text; empty if they are not known.
+        choices: the categories of the column as texts; empty if they are unknown.
     """
 
     id: str
@@ -224,7 +224,7 @@ def form_fields(
     example: Example,
     categories: Mapping[str, Sequence[str | int | float | bool]] = MappingProxyType({}),
 ) -> list[FormField]:
-    """Return the fields of a form in the signature's order, with the example's first row; `categories` by column."""
+    """Return the form fields in the signature's order, with the example's first row; `categories` are by column."""
     if not schema.columns:
         return [_tensor_field(position, tensor, schema, example) for position, tensor in enumerate(schema.tensors)]
     missing = {name: entry.missing for entry in schema.inputs for name in entry.columns}
@@ -234,7 +234,7 @@ def form_fields(
     for position, column in enumerate(schema.columns):
         dtype = COLUMN_TYPES.get(column.type, "str")
         value = row.get(column.name)
-        if value is None or value != value:  # NaN stands for a missing number
+        if value is None or value != value:  # NaN is a missing number.
             value = ""
         fields.append(
             FormField(
@@ -254,7 +254,7 @@ def form_fields(
 
 
 def image_input(tensor: Tensor) -> ImageInput | None:
-    """Return the image input of a tensor, or None if it is no batch of pictures."""
+    """Return the image input of a tensor, or None if the tensor is not a batch of pictures."""
     kind = np.dtype(tensor.dtype).kind if tensor.dtype != "str" else ""
     if kind != "f" and tensor.dtype != "uint8":
         return None
@@ -273,10 +273,10 @@ def image_input(tensor: Tensor) -> ImageInput | None:
 def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Example) -> FormField:
     name = tensor.name or schema.inputs[0].name
     sizes = " × ".join("any" if size == -1 else str(size) for size in tensor.shape)
-    # by the signature's name, or the graph's where the only tensor has none
+    # The only tensor may have no name in the signature; then the graph's name is used.
     values = example.values.get(tensor.name, example.values.get(name))
     is_row = schema.has_rows and tensor.shape[:1] in ((-1,), (1,))
-    shown = "" if values is None else dump_json(values[:1] if is_row else values).decode()
+    example_text = "" if values is None else dump_json(values[:1] if is_row else values).decode()
     type = f"{'string' if tensor.dtype == 'str' else tensor.dtype}, {sizes}"
     words = f"{_KIND_WORDS['str' if tensor.dtype == 'str' else np.dtype(tensor.dtype).kind][1]}, {sizes}"
     return FormField(
@@ -288,7 +288,7 @@ def _tensor_field(position: int, tensor: Tensor, schema: Schema, example: Exampl
         words=words,
         is_nullable=False,
         is_required=True,
-        value=shown,
+        value=example_text,
         picture=image_input(tensor),
     )
 
@@ -300,9 +300,9 @@ def _field_text(value: Any) -> str:
 def snippets(
     base: str, path: str, endpoint: str, schema: Schema, example: Example, takes_keys: bool = False
 ) -> dict[str, str]:
-    """Return runnable code that requests the example's predictions, by the tool that it uses.
+    """Return runnable code that requests predictions for the example, by the name of the tool.
 
-    `base` is the server's address and `path` the endpoint's `/invocations`. With `takes_keys`, KEY stands for a key.
+    `base` is the server's address and `path` the endpoint's `/invocations`. With `takes_keys`, KEY is a placeholder.
     """
     body = invocations_example(schema, example)
     if not body:
@@ -313,10 +313,10 @@ def snippets(
     curl = f"curl {shlex.quote(url)} \\\n  -H 'Content-Type: application/json' \\\n{sent}  -d {data}"
     python = f"import requests\n\nbody = {body!r}\nresponse = requests.post({url!r}, json=body{headers}, timeout=30)\n"
     answer = '["predictions"]' if mlflow.BODY_FORMS & body.keys() else ""
-    found = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
+    code_by_tool = {"curl": curl, "Python, requests": f"{python}print(response.json(){answer})"}
     if tensors := v2_example(schema, example):
-        found["Python, tritonclient"] = _triton(base, endpoint, tensors, headers)
-    return found
+        code_by_tool["Python, tritonclient"] = _triton(base, endpoint, tensors, headers)
+    return code_by_tool
 
 
 def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str:
@@ -325,7 +325,7 @@ def _triton(base: str, endpoint: str, body: dict[str, Any], headers: str) -> str
     for entry in body["inputs"]:
         data = repr(entry["data"])
         if not _has_text(entry["data"]):
-            data = data.replace("None", "np.nan")  # null is NaN among numbers
+            data = data.replace("None", "np.nan")  # Null among numbers is NaN.
         values = f"np.array({data}, dtype={dtype_of(entry['datatype']).name!r})"
         lines += [
             f"tensor = InferInput({entry['name']!r}, {entry['shape']}, {entry['datatype']!r})",

@@ -132,7 +132,7 @@ def test_while_an_answer_is_waited_for_this_is_said_and_the_keyboard_stays_on_th
     button = page.get_by_role("button", name="Predict")
     button.focus()
     page.keyboard.press("Enter")
-    page.get_by_role("status").filter(has_text="Waiting for the answer").wait_for()
+    page.get_by_role("status").filter(has_text="Waiting for the response").wait_for()
     page.keyboard.press("Enter")
     held[0].continue_()
     page.locator(".single .value").wait_for()
@@ -214,7 +214,7 @@ def test_a_picture_is_resized_scaled_and_answered(page: Any, tmp_path: Path, bri
     assert "8 × 8" in page.locator(".picture").inner_text()
     assert "0–255 becomes 0–1" in page.locator(".picture").inner_text()
     page.locator("#field-0-picture").set_input_files(picture)
-    page.get_by_text("half.png is sent in place of the numbers").wait_for()
+    page.get_by_text("half.png is sent instead of the numbers").wait_for()
     with page.expect_request("**/predict/batch") as asked:
         page.get_by_role("button", name="Predict").click()
     sent = asked.value.post_data_json["inputs"]
@@ -222,7 +222,7 @@ def test_a_picture_is_resized_scaled_and_answered(page: Any, tmp_path: Path, bri
     assert (sent[0][0][0][0], sent[0][0][7][7]) == ((1, 0) if bright == "top" else (0, 1))
     page.locator(".single .value").wait_for()
     assert page.locator(".single .value").inner_text() == label
-    page.get_by_role("button", name="Take the numbers instead").click()
+    page.get_by_role("button", name="Use the numbers instead").click()
     assert page.locator("#field-0").is_visible()
 
 

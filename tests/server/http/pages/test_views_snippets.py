@@ -23,7 +23,7 @@ from tests.support.servers import variant
 def shown(url: str, endpoint: str) -> list[str]:
     """Return the snippets of an endpoint's docs page."""
     page = requests.get(f"{url}/endpoints/{endpoint}/docs", timeout=10).text
-    ask = page[page.index("<h2>Ask it</h2>") : page.index("<h2>Routes</h2>")]
+    ask = page[page.index("<h2>Example requests</h2>") : page.index("<h2>Routes</h2>")]
     return [html.unescape(code) for code in re.findall(r"<code>(.*?)</code>", ask, re.DOTALL)]
 
 

@@ -1,4 +1,4 @@
-// Answers as tables, bars and CSV. Text from a model only ever becomes textContent.
+// Shows predictions as tables, bars and CSV. Text from a model is only ever assigned to textContent.
 
 const MAX_ROWS_SHOWN = 100;
 const MAX_CLASSES_SHOWN = 5;
@@ -10,20 +10,20 @@ export function make(tag, className, text) {
   return made;
 }
 
-/** The columns, the probabilities and the number of rows of an answer; MLflow answers a chat or a prompt bare. */
+/** Returns the columns, the probabilities and the number of rows of a response. A chat or a prompt lacks `predictions`. */
 export function read(answer) {
   const columns = columnsOf(answer?.predictions === undefined ? answer : answer.predictions);
   const rows = columns.reduce((most, [, values]) => Math.max(most, values.length), 0);
   return { columns, probabilities: probabilitiesOf(answer), rows };
 }
 
-/** What was read, as an element: one value large, several as a table. */
+/** Returns an element for the result of `read`: a single value in large type, several values as a table. */
 export function drawn({ columns, probabilities, rows }) {
   const isSingle = rows === 1 && columns.length === 1 && cell(columns[0][1][0]).length <= 40;
   return isSingle ? single(columns[0], probabilities?.[0]) : table(columns, probabilities, rows);
 }
 
-/** What was read, as CSV. */
+/** Returns the result of `read` as CSV. */
 export function csvOf({ columns, probabilities, rows }) {
   const classes = probabilities?.[0]?.map(([name]) => name) ?? [];
   const lines = [[...columns.map(([name]) => name), ...classes.map((name) => `probability ${name}`)]];
@@ -37,7 +37,7 @@ export function csvOf({ columns, probabilities, rows }) {
   return lines.map((line) => line.map(csvField).join(",") + "\r\n").join("");
 }
 
-/** Predictions as columns: [[name, values], …], one value a row. A model of Python may answer with anything. */
+/** Returns predictions as columns: [[name, values], …], one value per row. A Python model may return anything. */
 function columnsOf(predictions) {
   if (predictions === null || typeof predictions !== "object") return [["prediction", [predictions]]];
   if (!Array.isArray(predictions)) {
@@ -49,12 +49,12 @@ function columnsOf(predictions) {
   return [...names].map((name) => [name, predictions.map((row) => row[name])]);
 }
 
-/** [class, probability] of each row; null where the model gives none. */
+/** Returns [class, probability] pairs per row; null if the model does not return probabilities. */
 function probabilitiesOf(answer) {
   return Array.isArray(answer?.probabilities) ? answer.probabilities.map((row) => Object.entries(row)) : null;
 }
 
-/** A single value in one list is that value. */
+/** Returns the text of a cell. A list with a single value is shown as the value. */
 function cell(value) {
   const plain = Array.isArray(value) && value.length === 1 && !Array.isArray(value[0]) ? value[0] : value;
   if (plain === null || plain === undefined) return "null";
@@ -64,7 +64,7 @@ function cell(value) {
   return text.length > 300 ? `${text.slice(0, 300)}…` : text;
 }
 
-/** The most probable classes as bars. */
+/** Shows the most probable classes as bars. */
 function bars(row) {
   const shown = make("div", "bars");
   const most = [...row].sort((a, b) => b[1] - a[1]);
@@ -122,7 +122,7 @@ function table(columns, probabilities, rows) {
   frame.setAttribute("role", "region");
   frame.setAttribute("aria-label", "Predictions");
   frame.append(shown);
-  if (rows > MAX_ROWS_SHOWN) frame.append(make("p", "hint", `The first ${MAX_ROWS_SHOWN} of ${rows} rows; the CSV has them all.`));
+  if (rows > MAX_ROWS_SHOWN) frame.append(make("p", "hint", `The first ${MAX_ROWS_SHOWN} of ${rows} rows; the CSV file has all rows.`));
   return frame;
 }
 

@@ -1,4 +1,4 @@
-// On every page: copies the code beside a button, and goes to the endpoint that is chosen.
+// On every page: copies the code next to a button, and opens the selected endpoint.
 "use strict";
 
 for (const button of document.querySelectorAll(".copy")) {
@@ -8,7 +8,7 @@ for (const button of document.querySelectorAll(".copy")) {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
     } catch {
-      // without https a browser lends no clipboard: the code is selected, to be copied by hand
+      // Without HTTPS, a browser does not allow access to the clipboard: select the code, so that the user can copy it.
       getSelection().selectAllChildren(code);
       button.textContent = "Selected";
     }
@@ -16,7 +16,7 @@ for (const button of document.querySelectorAll(".copy")) {
   });
 }
 
-// By its button: where the arrow keys change a list that is closed, each step would be a page of its own.
+// The page changes only on submit, because some browsers fire a change event for each arrow key.
 const pick = document.querySelector(".pick");
 pick?.addEventListener("submit", (event) => {
   event.preventDefault();

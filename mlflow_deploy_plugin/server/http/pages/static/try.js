@@ -1,4 +1,4 @@
-// Asks the server for a prediction, and shows what it answers.
+// Requests a prediction from the server, and shows the response.
 import { csvOf, drawn, make, read } from "./answer.js";
 import { pixelsOf, shadeGrey, tensorOf } from "./pictures.js";
 
@@ -10,14 +10,14 @@ const pictures = new Map(); // field id → JSON of the tensor
 const MAX_FILE_BYTES = 1024 * 1024;
 const JSON_NUMBER = /^-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?$/;
 
-// ---- what is asked -----------------------------------------------------------------------------------------------
+// ---- the request -------------------------------------------------------------------------------------------------
 
 function isByForm() {
   return document.querySelector("input[name=mode]:checked").value === "form";
 }
 
-/** A field's value as JSON text. Numbers stay as they are typed: a browser's own would round large integers. What is
- *  no number is sent as text, so that it is refused in the server's words. */
+/** Returns a field's value as JSON text. Numbers are sent as typed, because the browser would round large integers. Text
+ *  that is not a number is sent as a string, so that the server reports the error. */
 function fieldJson(field) {
   const typed = element(field.id).value;
   const text = typed.trim();
@@ -38,30 +38,30 @@ function formBody() {
   return `{"inputs": {${values.map(([field, json]) => `${JSON.stringify(field.name)}: ${json}`)}}}`;
 }
 
-/** The body of a question and its content type. */
+/** Returns the body of a request and its content type. */
 function asked() {
   if (isByForm()) return [formBody(), "application/json"];
   const text = element("pasted").value;
   const isJson = /^\s*[[{]/.test(text);
   if (!isJson) return [text, "text/csv"];
-  // a bare list of rows is what /predict/batch takes; /invocations wants it named
+  // A bare list of rows is valid for /predict/batch, but /invocations needs a name for it.
   return [/^\s*\[/.test(text) ? `{"instances": ${text}}` : text, "application/json"];
 }
 
 async function ask() {
-  const button = element("ask"); // never `disabled`: that takes the keyboard's place away
+  const button = element("ask"); // not `disabled`, which would lose the keyboard focus
   if (button.ariaDisabled) return;
   clear();
   const [body, contentType] = asked();
   const started = performance.now();
   button.ariaDisabled = "true";
-  element("waiting").textContent = "Waiting for the answer …";
+  element("waiting").textContent = "Waiting for the response …";
   element("waiting").hidden = false;
   try {
     const response = await fetch(page.predictionPath, { method: "POST", headers: { "Content-Type": contentType }, body });
     answered(response, await answerOf(response), performance.now() - started);
   } catch (error) {
-    refuse(`No answer: ${error.message}.`);
+    refuse(`No response: ${error.message}.`);
   } finally {
     button.ariaDisabled = null;
   }
@@ -72,10 +72,10 @@ function answered(response, answer, milliseconds) {
   else refuse(answer?.message ?? answer?.error ?? `The server answered ${response.status} ${response.statusText}`);
   tell(response.headers, milliseconds);
   const isAtField = document.querySelector("[aria-invalid=true]") !== null;
-  if (!isAtField) element("answer-title").closest("section").scrollIntoView({ block: "nearest" }); // below, on a phone
+  if (!isAtField) element("answer-title").closest("section").scrollIntoView({ block: "nearest" }); // On a phone, the section is below the form.
 }
 
-/** What JSON says, undefined where it is none; or the list of what server-sent events say, shown while it grows. */
+/** Returns the JSON document, or undefined if it is not JSON. Server-sent events return a list, shown while it grows. */
 async function answerOf(response) {
   if (!response.headers.get("Content-Type")?.startsWith("text/event-stream")) return response.json().catch(() => undefined);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
@@ -92,7 +92,7 @@ async function answerOf(response) {
   return parts;
 }
 
-// ---- what is shown -----------------------------------------------------------------------------------------------
+// ---- the response ------------------------------------------------------------------------------------------------
 
 function clear() {
   element("refusal").hidden = element("told-headers").hidden = element("download").hidden = true;
@@ -103,13 +103,13 @@ function clear() {
   }
 }
 
-/** The server's own words: in the answer, and beside the fields that they name. */
+/** Shows the server's error message in the answer, and next to the fields that it mentions. */
 function refuse(message) {
   element("waiting").hidden = true;
   element("refusal").textContent = message;
   element("refusal").hidden = false;
   if (!isByForm()) return;
-  // the names stand before the value that was sent, which may be called like another field
+  // The names precede the sent value, which may equal the name of another field.
   const subject = message.split(/, row \d+|: |; /)[0];
   const named = page.fields.filter((field) => /^(the )?(column|tensor)/.test(message) && subject.includes(field.quoted_name));
   const wrong = named.length === 0 && message.startsWith("the tensor") ? page.fields : named;
@@ -124,7 +124,7 @@ function refuse(message) {
 function tell(headers, milliseconds) {
   const lines = [
     ["Version", [headers.get("X-Model-Name"), headers.get("X-Model-Version")].filter(Boolean).join(" ")],
-    ["Time", `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms, seen from this browser`],
+    ["Time", `${milliseconds < 10 ? milliseconds.toFixed(1) : Math.round(milliseconds)} ms, measured by this browser`],
     ["Prediction id", headers.get("X-Prediction-Id")],
     ["Request id", headers.get("X-Request-Id")],
   ];
@@ -152,7 +152,7 @@ function show(answer) {
 async function takeFile(file) {
   if (!file) return;
   if (file.size > MAX_FILE_BYTES) {
-    element("file-name").textContent = `${file.name} is larger than 1 MB: send it with curl, as the docs show`;
+    element("file-name").textContent = `${file.name} is larger than 1 MB: send it with curl, as shown in the docs`;
     return;
   }
   element("pasted").value = await file.text();
@@ -171,7 +171,7 @@ async function takePicture(field, file) {
     taken.textContent = `${file.name} is not a picture that this browser can read`;
     return;
   }
-  taken.textContent = `${file.name} is sent in place of the numbers`;
+  taken.textContent = `${file.name} is sent instead of the numbers`;
   showPicture(field, true);
 }
 
@@ -180,7 +180,7 @@ function showPicture(field, isShown) {
   element(field.id).hidden = isShown;
 }
 
-// ---- the page's own controls -------------------------------------------------------------------------------------
+// ---- the controls of the page ------------------------------------------------------------------------------------
 
 for (const choice of document.querySelectorAll("input[name=mode]")) {
   choice.addEventListener("change", () => {
