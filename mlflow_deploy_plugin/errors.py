@@ -11,33 +11,33 @@
     │   ├── ExpectationFailed       417 BAD_REQUEST
     │   ├── HeadersTooLarge         431 BAD_REQUEST
     │   └── UnknownTransferCoding   501 NOT_IMPLEMENTED
-    ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  a setting, option or spec field
+    ├── InvalidConfig               400 INVALID_PARAMETER_VALUE  invalid setting, option or spec field
     ├── NotFound                    404 RESOURCE_DOES_NOT_EXIST
     ├── AlreadyExists               409 RESOURCE_ALREADY_EXISTS
-    ├── NotInstalled                501 NOT_IMPLEMENTED          a package that this feature needs is missing
+    ├── NotInstalled                501 NOT_IMPLEMENTED          missing package that this feature needs
     ├── NotReady                    503 TEMPORARILY_UNAVAILABLE  no model is loaded yet
     ├── TooManyRequests             429 REQUEST_LIMIT_EXCEEDED   a limit or a queue is full
     ├── DeadlineExceeded            504 DEADLINE_EXCEEDED        the time limit passed before the model ran
     ├── ClientDisconnected          499 CANCELLED                the caller has closed the connection
-    ├── ModelError                  400 INVALID_PARAMETER_VALUE  a model that cannot be used
+    ├── ModelError                  400 INVALID_PARAMETER_VALUE  model that cannot be used
     │   ├── ConversionError                                      the model has no ONNX form
     │   ├── ParityError                                          the outputs of the ONNX form differ from the original
     │   └── InvalidArtifact                                      a file of the model is missing or invalid
     ├── InferenceError              400 BAD_REQUEST              ONNX Runtime refused this input
     ├── Unauthenticated             401 UNAUTHENTICATED          the caller sent no valid key
     ├── ScopeMissing                403 PERMISSION_DENIED        the caller's key does not permit this request
-    ├── GateRefused                 403 PERMISSION_DENIED        a version that has not passed its gate
-    ├── CodeRefused                 403 PERMISSION_DENIED        a model that would run its own code is not allowed to
-    ├── CallerRefused               403 PERMISSION_DENIED        a page of another site tried to change what is served
+    ├── GateRefused                 403 PERMISSION_DENIED        version that has not passed its gate
+    ├── CodeRefused                 403 PERMISSION_DENIED        model whose own code may not run here
+    ├── CallerRefused               403 PERMISSION_DENIED        page of another site that would change the server
     ├── RuntimeMissing              500 INTERNAL_ERROR           ONNX Runtime is not installed or too old
     ├── DeviceUnavailable           500 INTERNAL_ERROR           ONNX Runtime does not use the requested device
     ├── RegistryUnavailable         503 TEMPORARILY_UNAVAILABLE  MLflow does not respond
     │   └── RegistryRefused                                      MLflow rejects the account
     ├── StoreUnavailable            503 TEMPORARILY_UNAVAILABLE  the store's database cannot be used
-    ├── DeploymentFailed            500 INTERNAL_ERROR           a server did not become ready
-    ├── BuildFailed                 500 INTERNAL_ERROR           an image was not built or not pushed
-    ├── CommandFailed               500 INTERNAL_ERROR           an external program failed or took too long
-    └── InternalError               500 INTERNAL_ERROR           an unexpected error; its traceback is in the log
+    ├── DeploymentFailed            500 INTERNAL_ERROR           server that did not become ready
+    ├── BuildFailed                 500 INTERNAL_ERROR           image that was not built or not pushed
+    ├── CommandFailed               500 INTERNAL_ERROR           external program that failed or took too long
+    └── InternalError               500 INTERNAL_ERROR           unexpected error; its traceback is in the log
 
 The message is for the person who made the mistake: it describes the problem, its location and a correct value.
 `http_status` and `error_code` (a code of MLflow, so that MLflow's clients understand it) are for programs. The errors
@@ -183,7 +183,7 @@ class GateRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED
 
 
 class CallerRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
-    """A request that changes what is served comes, or may come, from a web page of another site."""
+    """A request that loads or unloads a model comes, or may come, from a web page of another site."""
 
 
 class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED"):
@@ -191,7 +191,7 @@ class CodeRefused(OnnxserveError, http_status=403, error_code="PERMISSION_DENIED
 
 
 class RuntimeMissing(OnnxserveError):
-    """No ONNX Runtime is installed, neither the `cpu` nor the `gpu` extra, or one that is too old."""
+    """ONNX Runtime is not installed (neither the `cpu` nor the `gpu` extra), or is too old."""
 
 
 class DeviceUnavailable(OnnxserveError):

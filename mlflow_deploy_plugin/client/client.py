@@ -101,7 +101,7 @@ class Client:
         timeout_seconds: the limit of a whole call, including its pauses.
         headers: sent with every request, such as `{"Authorization": "Bearer KEY"}`.
         connections: the number of connections that are kept open. Additional threads open a new connection per request.
-        only_json: never send Arrow. The client sets this once a server has refused Arrow with 415, as MLflow's does.
+        only_json: never send Arrow. The client sets this after a server has refused Arrow with 415, as MLflow's does.
         pool: the connection pool for all requests. Specify it for a proxy (`urllib3.ProxyManager`) or for your own
             certificates (`urllib3.PoolManager(ca_certs=…)`).
     """
@@ -156,7 +156,7 @@ class Client:
             request_id: the id of the request in the server's logs, 1 to 128 visible ASCII characters.
 
         Raises:
-            InvalidRequest: the rows have no form that can be sent, or the server rejects them.
+            InvalidRequest: the rows cannot be encoded, or the server rejects them.
             TooManyRequests, NotReady: the server refuses or does not respond, and no time or try is left.
             DeadlineExceeded: the time limit has passed.
             OnnxserveError: any other error. The errors of a server have its `request_id` and `status`.

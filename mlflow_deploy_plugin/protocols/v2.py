@@ -180,12 +180,12 @@ def holds_bytes(head: TensorHeader, schema: Schema) -> bool:
     return is_binary and head.content_type != "base64"
 
 
-def read_id(given: object) -> str:
+def read_id(value: object) -> str:
     """Return a request's id, or "". Raises InvalidRequest if the id is not a string of printable characters."""
-    given = "" if given is None else given
-    if not isinstance(given, str) or not given.isprintable():
-        raise InvalidRequest(f"id is {short_repr(given)}; a string of printable characters is expected")
-    return given
+    value = "" if value is None else value
+    if not isinstance(value, str) or not value.isprintable():
+        raise InvalidRequest(f"id is {short_repr(value)}; a string of printable characters is expected")
+    return value
 
 
 def parameters_of(owner: TensorHeader | str, entry: Mapping[str, object]) -> Mapping[str, object]:
@@ -277,15 +277,15 @@ def requested_outputs(document: Mapping[str, object], artifact: Artifact) -> tup
     return tuple(requested.values()) or tuple(RequestedOutput(name, is_binary) for name in known or [""])
 
 
-def resolve_outputs(wanted: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
+def resolve_outputs(requested: Sequence[RequestedOutput], outputs: Mapping[str, Array]) -> Sequence[RequestedOutput]:
     """Return the requested outputs, with the names in the response. Raises SchemaMismatch if an output is missing."""
-    if len(wanted) == 1 and not wanted[0].name:
-        return [RequestedOutput(name, wanted[0].is_binary) for name in outputs]
-    for output in wanted:
+    if len(requested) == 1 and not requested[0].name:
+        return [RequestedOutput(name, requested[0].is_binary) for name in outputs]
+    for output in requested:
         if output.name not in outputs:
             gives = join_names(outputs, output.name)
             raise SchemaMismatch(f"output {output.name[:100]!r} is unknown; the model's outputs are {gives}")
-    return wanted
+    return requested
 
 
 def _flag(label: str, entry: Mapping[str, object], name: str, default: bool) -> bool:

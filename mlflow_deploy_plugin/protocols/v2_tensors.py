@@ -47,8 +47,8 @@ _JSON_TYPES: dict[str, frozenset[type]] = {
 _ACCEPTED_KINDS = {"b": "b", "i": "iu", "u": "iu", "f": "iuf", "O": "O"}
 """The numpy kinds that an input of each kind accepts; integers are converted to floating point."""
 _ACCEPTED = frozenset(
-    (given, dtype)
-    for given, of_given in _DTYPES.items()
+    (datatype, dtype)
+    for datatype, of_given in _DTYPES.items()
     for dtype, name in _DATATYPES.items()
     if of_given.kind in _ACCEPTED_KINDS[_DTYPES[name].kind]
 )

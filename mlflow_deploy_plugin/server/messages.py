@@ -35,7 +35,7 @@ class RawRequest:
     Attributes:
         client: the address of the caller.
         query: the part of the target after the question mark, as it was sent.
-        caller: the name of the API key after authentication. Before, the name in the client certificate, or empty.
+        caller: the name of the API key after authentication; until then the name in the client certificate, or empty.
         arrived: the `time.perf_counter()` at which it was complete. The deadline includes the wait for a thread.
         is_counted: True once the rate limits have counted it (`RequestLimits.check_rates`).
         refusal: the reason why a rate limit refused it, and the seconds until a retry.

@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.server.inference.limits import RequestThreads, request
 from mlflow_deploy_plugin.server.inference.server import Server
 
 _MAX_STREAMS = 32
-"""The maximum number of streams, and of public streams, per worker; each has a thread besides those of unary calls."""
+"""The maximum number of streams, and of public streams, per worker; each has its own thread."""
 
 _MAX_WAITING = 128
 """The maximum number of calls that wait for a thread; gRPC rejects further calls with RESOURCE_EXHAUSTED."""

@@ -167,7 +167,7 @@ def _read_body(request: Request, stream: IO[bytes], limit: int) -> bytes:
 
 
 def _pieces(stream: IO[bytes], content_length: int | None) -> Iterator[bytes]:
-    """Yield the body as it arrives. Nothing is read after the body, because some servers would wait for more bytes.
+    """Yield the body as it arrives. Do not read after the body, because some servers would wait for more bytes.
 
     Raises InvalidRequest if the body ends before its declared length, or the server could not read it.
     """

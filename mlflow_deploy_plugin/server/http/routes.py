@@ -196,8 +196,8 @@ def list_routes() -> list[Route]:
 def handle_request_async(server: Server, request: RawRequest, done: Callable[[RawResponse], None]) -> bool:
     """Answer a prediction of a batched version without blocking, for an event loop.
 
-    Return True if `done`, which must not raise, is called once with the response in any thread. Return False if nothing
-    has happened; the caller must then use `handle_direct` in a thread.
+    Return True if `done`, which must not raise, is called once with the response in any thread. Return False if the
+    request was not started; the caller must then use `handle_direct` in a thread.
     """
     if server.tracer or server.logs_requests or request.method != "POST" or "content-encoding" in request.headers:
         return False

@@ -95,8 +95,7 @@ class DataPlane:
         Raises:
             InferenceError: the model rejects the input.
             InvalidRequest: the parameter `timeout` is invalid.
-            DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's queue is full; nothing was
-                computed.
+            DeadlineExceeded, TooManyRequests: the deadline has passed, or the batcher's queue is full, before the run.
         """
         arrived = time.time_ns() // 1000
         deadline = self._deadline(request)
@@ -137,7 +136,7 @@ class DataPlane:
             try:
                 for part in parts:
                     if not count:
-                        feeds, waited = part.feeds, predictor.queue_seconds  # of this thread; another may read the rest
+                        feeds, waited = part.feeds, predictor.queue_seconds  # Read now, because the thread may change.
                         first_seconds = time.perf_counter() - request.arrived
                     count += 1
                     size += len(part.content)
@@ -273,4 +272,4 @@ class DataPlane:
 
 def _check_deadline(deadline: float) -> None:
     if time.perf_counter() >= deadline:
-        raise DeadlineExceeded("the request's deadline passed before the model ran; nothing was computed")
+        raise DeadlineExceeded("the request's deadline passed before the model ran")

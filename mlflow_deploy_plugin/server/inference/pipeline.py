@@ -220,8 +220,8 @@ def infer_async(
 ) -> bool:
     """Submit the request to its version's batcher, without blocking.
 
-    Return True if `done` is called once with the reply in any thread. Return False if nothing has happened; the caller
-    must then call `infer`.
+    Return True if `done` is called once with the reply in any thread. Return False if the request was not started; the
+    caller must then call `infer`.
     """
     dataplane = server.dataplane
     if not dataplane.can_infer_async(endpoint) or may_wait_for_limits(server, request):
@@ -250,7 +250,7 @@ def infer_async(
         context.admit(endpoint)
         decoded, infer_request = context.build_request(protocol, variant)
         dataplane.infer_async(variant, infer_request, encode)
-    except Exception as error:  # noqa: BLE001 - the same boundary; nothing was submitted
+    except Exception as error:  # noqa: BLE001 - the same boundary, before the submission
         encode(error)
     return True
 

@@ -156,7 +156,7 @@ def _predict_protocol(
         # Count the rows before computing them; a row takes at least one byte of the body.
         if (
             len(body) * classes > _MOST_PROBABILITIES
-            and any(one.role == "probabilities" for one in artifact.outputs)
+            and any(output.role == "probabilities" for output in artifact.outputs)
             and (rows := schema.count_rows(feeds)) > (most := _MOST_PROBABILITIES // classes)
         ):
             raise BodyTooLarge(
@@ -179,7 +179,7 @@ def decode_record(content_type: str | None, body: bytes, schema: Schema) -> Feed
         return schema.from_array([document["features"]] if schema.has_rows else document["features"])
     if schema.columns:
         form = next(iter(document), "")
-        if form in mlflow.BODY_FORMS and form not in schema.names:  # as in Vertex AI's guides
+        if form in mlflow.BODY_FORMS and form not in schema.names:  # Vertex AI's guides use /predict.
             raise InvalidRequest(f"/predict accepts one record; send {form} to /predict/batch or /invocations")
         return schema.from_records([document])
     if not schema.has_rows:

@@ -263,18 +263,18 @@ class Shadows:
 
 
 def detach(array: Array) -> Array:
-    """Return an array that does not keep a larger array, such as that of a batch, in memory."""
+    """Return an array that does not keep the larger array of a batch in memory."""
     base = array.base
     return array.copy() if isinstance(base, np.ndarray) and base.nbytes > array.nbytes else array
 
 
-def translate_feeds(feeds: Feeds, given: Schema, wanted: Schema) -> Feeds:
-    """Convert feeds of the schema `given` to feeds of the schema `wanted`.
+def translate_feeds(feeds: Feeds, source_schema: Schema, target_schema: Schema) -> Feeds:
+    """Convert feeds of `source_schema` to feeds of `target_schema`.
 
-    Columns that `given` lacks, and digits that a narrower type has truncated, are missing. Raises SchemaMismatch if
-    `wanted` needs a column that is missing or has another type.
+    Columns that `source_schema` lacks, and digits that a narrower type has truncated, are missing. Raises
+    SchemaMismatch if `target_schema` needs a column that is missing or has another type.
     """
-    if given == wanted:
+    if source_schema == target_schema:
         return feeds
     # `cast_columns` restores integers that were stacked with floats.
-    return wanted.from_columns(cast_columns(given.dtypes, given.to_columns(feeds)))
+    return target_schema.from_columns(cast_columns(source_schema.dtypes, source_schema.to_columns(feeds)))

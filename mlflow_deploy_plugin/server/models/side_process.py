@@ -281,9 +281,7 @@ class SideProcess:
         began = time.perf_counter()
         if not self._turn.acquire(timeout=wait_seconds):
             if wait_seconds < self._timeout_seconds:
-                raise DeadlineExceeded(
-                    f"the request's deadline passed before the {self._label} was free; nothing was computed"
-                )
+                raise DeadlineExceeded(f"the request's deadline passed before the {self._label} was free")
             raise TooManyRequests(
                 f"the {self._label} was busy with other requests for {self._timeout_seconds:.0f} s", 1
             )
