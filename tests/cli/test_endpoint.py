@@ -166,7 +166,7 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     assert spare == ["spare", "-", "-", "-", "empty", "-", "-", "-", "-"]
     assert lines[4].startswith("pair/champion: ")
     assert lines[4].endswith("`onnxserve start pair` starts it")
-    assert lines[5].startswith("spare: no deployment yet; ")
+    assert lines[5].startswith("spare: it has no deployment; ")
     assert len(lines) == 6
 
     told = {one["name"]: one for one in json.loads(listed("-o", "json").stdout)}
@@ -204,7 +204,7 @@ def test_an_unknown_name_is_one_line_and_exit_status_1(own_folder: Path, command
     assert (said.exit_code, said.stdout, said.stderr) == (
         1,
         "",
-        "Error: there is no deployment 'nobody'; there is none yet\n",
+        "Error: there is no deployment 'nobody'; there are no deployments yet\n",
     )
 
 

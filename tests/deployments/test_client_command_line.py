@@ -104,7 +104,7 @@ def test_an_address_that_mlflow_cannot_use_is_one_line_on_stderr(
 
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.startswith(
-        "Error: MLFLOW_TRACKING_URI or  MLFLOW_REGISTRY_URI: Model registry functionality is unavailable; got "
+        "Error: MLFLOW_TRACKING_URI or MLFLOW_REGISTRY_URI: Model registry functionality is unavailable; got "
         "unsupported URI 'mlflow.exam"
     )
     assert refused.stderr.count("\n") == 1

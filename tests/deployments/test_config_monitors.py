@@ -124,4 +124,4 @@ def test_where_mlflow_does_not_answer_names_pass_and_it_is_said(
     with tracking_at(f"http://127.0.0.1:{free_port}"):
         add(deployments, columns="nobody,knows")
 
-    assert [line for line in said if line.startswith("the columns that the monitors name are not checked")]
+    assert [line for line in said if line.startswith("the columns of the monitors are not checked")]

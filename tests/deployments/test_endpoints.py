@@ -295,7 +295,7 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
         changing.join()
 
     assert done == ["here", "there"]
-    assert [line.split(" (")[0] for line in said] == [f"flights: waits for {current_actor()}"]
+    assert [line.split(" (")[0] for line in said] == [f"flights: waiting for {current_actor()}"]
 
 
 def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:

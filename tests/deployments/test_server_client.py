@@ -56,8 +56,8 @@ def test_an_answer_is_the_json_object_that_the_server_sends() -> None:
         ((400, b'{"message": "row 0 is bad"}'), InvalidRequest, "row 0 is bad"),
         ((429, b"{}"), TooManyRequests, "the server answered with status 429"),
         ((599, b'{"message": "odd"}'), OnnxserveError, "odd"),
-        ((200, b"<html>"), OnnxserveError, "the server answered with status 200 and no JSON object"),
-        (requests.ConnectionError(), NotReady, "there is no answer at http://here/invocations"),
+        ((200, b"<html>"), OnnxserveError, "the server answered with status 200 and without a JSON object"),
+        (requests.ConnectionError(), NotReady, "the server at http://here/invocations does not answer"),
         (requests.ReadTimeout(), NotReady, "the server did not answer http://here/invocations in 6 s"),
     ],
 )

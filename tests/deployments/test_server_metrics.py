@@ -72,8 +72,8 @@ def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
         assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()
         assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused("it answers 404")
     away = fetch_page(f"http://127.0.0.1:{free_port}", SECONDS)
-    assert read_page(away, parse_server_history) == away == Refused("nothing answers there")
-    assert read_page(b"no { history", parse_server_history) == Refused("its figures cannot be read")
+    assert read_page(away, parse_server_history) == away == Refused("the server does not answer")
+    assert read_page(b"no { history", parse_server_history) == Refused("its metrics are not readable")
 
 
 def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:

@@ -27,7 +27,7 @@ def deployments(tmp_path: Path) -> Deployments:
     [
         (
             lambda _: parse_target("onnxserve:/podman"),
-            "there is no target 'onnxserve:/podman'; there are onnxserve, onnxserve:/docker, "
+            "unknown target 'onnxserve:/podman'; the targets are onnxserve, onnxserve:/docker, "
             "onnxserve:/kubernetes/NAMESPACE (a namespace has letters a-z, digits and -)",
         ),
         (lambda flights: flights.update_endpoint("nope", {}), "there is no endpoint 'nope'; there are flights"),
@@ -41,12 +41,12 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: flights.update_endpoint("flights", {"monitors.m.retrain.project": "/nowhere"}),
-            "monitors.m.retrain.project: there is no folder /nowhere; wanted is the folder of an MLflow "
-            "project, or a Git URI",
+            "monitors.m.retrain.project: the folder /nowhere does not exist; the folder of an MLflow "
+            "project or a Git URI is expected",
         ),
         (
             lambda flights: flights.update_endpoint("flights", {"traffic": "flights=100"}),
-            "traffic is {NAME: WEIGHT}, not 'flights=100'; on a command line: -C traffic.NAME=WEIGHT",
+            "traffic: {NAME: WEIGHT} is expected, not 'flights=100'; on the command line:  -C traffic.NAME=WEIGHT",
         ),
         (
             lambda flights: flights.set_traffic("flights", {"other": 50}),
@@ -62,7 +62,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: flights.create_endpoint("taxis", {"server.port": "8123"}),
-            "port 8123 belongs to the deployment 'flights': choose another one by -C server.port=…",
+            "port 8123 belongs to the deployment 'flights': set another port with -C server.port=…",
         ),
         (
             lambda flights: flights.remove_monitor("flights", "daily", ""),
@@ -74,7 +74,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda _: list(read_rows(io.BytesIO(b'[1]\n{"a": 1}\n'), "rows.jsonl", "jsonl", 2).batches),
-            "rows.jsonl, line 2: one line is a JSON object, another is not",
+            "rows.jsonl, line 2: some lines are JSON objects, and others are not",
         ),
     ],
 )

@@ -301,13 +301,13 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"container.image": "onnxserve-test:of-nobody"}, "there is no image 'onnxserve-test:of-nobody' here"),
-        ({"container.image": "python:3.11-slim-bookworm"}, "-C container.image=… is to be one of onnxserve's images"),
-        ({"container.network": "of-nobody"}, "there is no Docker network of-nobody"),
+        ({"container.image": "onnxserve-test:of-nobody"}, "there is no local image 'onnxserve-test:of-nobody'"),
+        ({"container.image": "python:3.11-slim-bookworm"}, "set -C container.image=… to an onnxserve image"),
+        ({"container.network": "of-nobody"}, "the Docker network of-nobody does not exist"),
         pytest.param(
             *(
                 {"container.memory_bytes": 64 * 1024**2},
-                "is out of memory: -C container.memory_bytes=… is to be more than",
+                "is out of memory: set -C container.memory_bytes=… to more than",
             ),
             marks=pytest.mark.long,
         ),
@@ -315,7 +315,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
         ({"container.secrets.TOKEN": "/of/nobody"}, "container.secrets.TOKEN: the file /of/nobody cannot be read"),
         ({"server.api_keys": True}, "onnxserve keys export > keys.json"),
         ({"server.host": "0.0.0.0"}, "0.0.0.0 is reachable from other machines, and no caller would need a key"),
-        ({"server.device": "cuda"}, "this engine has not NVIDIA's container toolkit"),
+        ({"server.device": "cuda"}, "the NVIDIA container toolkit is not installed in this engine"),
         ({"server.grpc_port": 8999}, "container.network=host"),
         ({"container.cpus": 999}, "container.cpus: Range of CPUs"),
     ],

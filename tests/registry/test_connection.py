@@ -281,7 +281,7 @@ READ_ONLY_DATABASE = {
         (
             f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
             "verify failed: certificate has expired (_ssl.c:1016)')))",
-            "certificate has expired by the clock of this machine",
+            "certificate has expired according to the clock of this machine",
         ),
         (
             f"{RETRIED} (Caused by NameResolutionError(\"{CONNECTION}: Failed to resolve 'mlflow.ops' ([Errno -3] "
@@ -357,7 +357,7 @@ def test_patience_lasts_until_the_last_of_several_has_its_files(clean: pytest.Mo
 
 
 def test_an_address_that_mlflow_does_not_know_is_said_in_one_line_without_its_password() -> None:
-    said = r"^MLFLOW_TRACKING_URI or  .*unsupported URI 'foo://somewhere'"
+    said = r"^MLFLOW_TRACKING_URI or .*unsupported URI 'foo://somewhere'"
     with tracking_at("foo://user:secret@somewhere"), pytest.raises(InvalidConfig, match=said) as raised:
         registry_client()
 
@@ -451,7 +451,7 @@ def test_the_account_of_azure_goes_to_azure_alone(
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
     monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)  # which would ask the host
     refusal = NotInstalled if is_azure else InvalidConfig
-    said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is not Azure storage  "
+    said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is not Azure storage "
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):
         fetch(location, tmp_path, "the files")
 

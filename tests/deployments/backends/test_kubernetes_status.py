@@ -21,7 +21,7 @@ DEPLOYMENT = {"metadata": {"generation": 2}, "spec": {"replicas": 3}}
     [
         ({"observedGeneration": 1, "updatedReplicas": 3}, "waiting for the cluster to plan the rollout"),
         ({"observedGeneration": 2, "replicas": 3, "availableReplicas": 3}, "0 of 3 pods are started"),
-        ({"observedGeneration": 2, "replicas": 4, "updatedReplicas": 3}, "1 pods of before are to end"),
+        ({"observedGeneration": 2, "replicas": 4, "updatedReplicas": 3}, "1 old pods must still end"),
         (
             {"observedGeneration": 2, "replicas": 3, "updatedReplicas": 3, "availableReplicas": 2},
             "2 of 3 pods are ready",
@@ -71,11 +71,11 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         ),
         (
             pod(state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=ENDED, restartCount=1),
-            PodTrouble("pod f-1 ends again and again (exit status 1)", True, wrote=True),
+            PodTrouble("pod f-1 ends repeatedly (exit status 1)", True, wrote=True),
         ),
         (
             pod(state={"running": {}}, lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}}),
-            PodTrouble("pod f-1 was killed for want of memory (OOMKilled), container.memory_bytes is 64M", True),
+            PodTrouble("pod f-1 was killed because it was out of memory (OOMKilled); container.memory_bytes is 64M", True),
         ),
         (
             pod(UNSCHEDULABLE),  # a cluster may add a node
