@@ -62,7 +62,7 @@ def test_rows_of_parquet_are_sent_as_arrow() -> None:
     ("kind", "content", "names"),
     [
         ("csv", b"a,b\n1,2\n3\n", ["rows", "line 3", "1 fields"]),
-        ("jsonl", b'{"a": 1}\n[1]\n', ["rows", "line 2", "a JSON object"]),
+        ("jsonl", b'{"a": 1}\n[1]\n', ["rows", "line 2", "JSON objects"]),
         ("jsonl", b'{"a": 1}\n{"a"\n', ["rows", "line 2", "not valid JSON"]),
         ("json", b'"text"', ["rows", "a JSON object or array"]),
     ],

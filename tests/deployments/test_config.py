@@ -57,7 +57,7 @@ def test_a_repository_is_kept_as_it_is(project: Path) -> None:
 
 
 def test_a_project_that_is_not_there_is_said_with_its_monitor(project: Path) -> None:
-    with refused(InvalidConfig, "monitors.m.retrain.project", "no folder", f"{project}/elsewhere"):
+    with refused(InvalidConfig, "monitors.m.retrain.project", f"{project}/elsewhere", "not exist"):
         with_project("elsewhere")
     with refused(InvalidConfig, "retrain.entry_point", "'trian'", "it has train"):
         with_project(".", entry_point="trian")

@@ -253,7 +253,7 @@ def test_of_those_who_create_one_name_at_once_one_wins(
             *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"), marks=pytest.mark.long
         ),
         ("nowhere", {}, "the folder /nowhere does not exist", "missing"),
-        ("models:/nowhere", {}, "'models:/nowhere' names no version", "parameter"),
+        ("models:/nowhere", {}, "'models:/nowhere' does not select a version", "parameter"),
     ],
 )
 def test_a_create_that_cannot_be_says_why_in_one_line_and_leaves_nothing(

@@ -46,8 +46,8 @@ def test_a_name_that_no_endpoint_has_touches_no_file(deployments: Deployments, t
     ("config", "said"),
     [
         ({"variants.flights.model": ""}, "the model is empty; it is a registered model"),
-        ({"traffic": {"flights": ""}}, "traffic of 'flights': a whole number from 0 to 100 is expected"),
-        ({"traffic.flights": ""}, "traffic of 'flights': a whole number from 0 to 100 is expected"),
+        ({"traffic": {"flights": ""}}, "traffic of 'flights': an integer from 0 to 100 is expected"),
+        ({"traffic.flights": ""}, "traffic of 'flights': an integer from 0 to 100 is expected"),
     ],
 )
 def test_nothing_said_is_no_model_and_no_share(deployments: Deployments, config: dict[str, Any], said: str) -> None:

@@ -46,7 +46,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: flights.update_endpoint("flights", {"traffic": "flights=100"}),
-            "traffic: {NAME: WEIGHT} is expected, not 'flights=100'; on the command line:  -C traffic.NAME=WEIGHT",
+            "traffic: {NAME: WEIGHT} is expected, not 'flights=100'; on the command line: -C traffic.NAME=WEIGHT",
         ),
         (
             lambda flights: flights.set_traffic("flights", {"other": 50}),

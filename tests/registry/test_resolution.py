@@ -154,5 +154,5 @@ def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str)
     ],
 )
 def test_what_is_no_name_of_a_registered_model_is_told(given: str, right: str) -> None:
-    with refused(InvalidConfig, repr(given), "no name", right):
+    with refused(InvalidConfig, repr(given), "not the name", right):
         registered_version(given, "1")

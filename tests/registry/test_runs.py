@@ -79,7 +79,7 @@ def test_the_run_of_a_project_that_was_deleted_is_said_to_be(
     client.delete_run(deleted)
     monkeypatch.setenv("MLFLOW_RUN_ID", deleted)
 
-    with refused(RegistryUnavailable, "the run of the window", "delete"):
+    with refused(RegistryUnavailable, "the run of the window", "deleting"):
         WINDOW.log("window 3", {}, lambda *_: None)
 
 
