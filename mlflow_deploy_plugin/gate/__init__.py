@@ -1,7 +1,7 @@
-"""The gate: the requirements that a version has to meet before it is promoted, and the promotion itself.
+"""The gate: the requirements that a version must meet before its promotion, and the promotion.
 
-A name is imported on first use, because the console needs only the policies, and the process that measures a model
-(`gate/checks/budget.py`) must not hold mlflow and pandas in memory.
+Names are imported on first use, because the console needs only the policies, and the process that measures a model
+(`gate/checks/budget.py`) must not load mlflow and pandas.
 """
 
 import lazy_loader

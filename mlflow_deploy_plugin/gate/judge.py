@@ -1,4 +1,4 @@
-"""Running the checks of a policy on one version, compared with the current version."""
+"""Run the checks of a policy on a version, compared with the current version."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -42,7 +42,7 @@ from mlflow_deploy_plugin.runtime import combine_hashes, hash_files
 from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 from mlflow_deploy_plugin.runtime.values import numpy_dtype
 
-_NO_ROWS = "there are no rows: the policy names no dataset, and no reference lies beside the model"
+_NO_ROWS = "there are no rows: the policy has no dataset, and the model has no reference"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class EvaluationData:
 
 @dataclass(eq=False)
 class _Checks:
-    """The checks of a version, and their inputs. An input that a check fails to get stays empty for the next checks."""
+    """The checks of a version and their inputs. If a check cannot load an input, the input is None for later checks."""
 
     policy: GatePolicy
     progress: ProgressCallback
@@ -73,7 +73,7 @@ class _Checks:
     notes: list[str] = field(default_factory=list)
 
     def load_current(self, current: ResolvedModel, folders: ExitStack, allowed: Permissions) -> None:
-        """Load the current version. If it is broken, the candidate is judged alone."""
+        """Load the current version. If it cannot be loaded, judge the candidate without a comparison."""
         self.against = current.source
         try:
             folder = folders.enter_context(downloaded_version(current))
@@ -81,7 +81,7 @@ class _Checks:
         except (RegistryUnavailable, CodeRefused):
             raise
         except OnnxserveError as error:
-            self.notes.append(f"{self.against} cannot be loaded to compare with it: {error.message}")
+            self.notes.append(f"{self.against} cannot be loaded for the comparison: {error.message}")
 
     def run(self) -> Iterator[CheckResult]:
         yield self.parity()
@@ -107,19 +107,19 @@ class _Checks:
             self.notes.clear()
 
     def parity(self) -> CheckResult:
-        """Check the proof of the version or, if it is optimized, the proof of its base and the agreement of both."""
+        """Check the parity of the version. For an optimized version, check the base and the agreement of both."""
         record = self.candidate.artifact.optimization
         if not record or not isinstance(self.candidate, LoadedOnnx):
             return check_parity(self.candidate.artifact, self.policy)
         where = str(record.get("base"))
         self.progress(f"comparing with {where}")
         try:
-            if not where.startswith(("models:/", "runs:/")):  # no address that only its author has chosen
-                raise InvalidConfig("it is no version in MLflow")
+            if not where.startswith(("models:/", "runs:/")):  # The author of the file may choose any URI.
+                raise InvalidConfig("it is not a version in MLflow")
             with downloaded_version(resolve(where)) as folder:
                 base = load_version(folder, allow_pyfunc=False)
                 if not isinstance(base, LoadedOnnx) or record.get("base_digest") != graph_digest(base):
-                    raise InvalidConfig("its files are not those that it was made from")
+                    raise InvalidConfig("the files of the base have changed")
                 policy, seed = self.policy.evaluation, self.policy.seed
                 rows, labelled = None, None
                 if policy.dataset and "evaluation" not in self.policy.skip:
@@ -131,7 +131,7 @@ class _Checks:
         except RegistryUnavailable:
             raise
         except OnnxserveError as error:
-            reason = f"it was made from {where}, with which it cannot be compared: {error.message}"
+            reason = f"the version cannot be compared with its base {where}: {error.message}"
             return CheckResult(PARITY, "failed", reason)
 
     def signature(self) -> CheckResult:
@@ -142,7 +142,7 @@ class _Checks:
     def evaluation(self) -> CheckResult:
         policy = self.policy.evaluation
         if not policy.dataset:
-            return CheckResult("evaluation", "skipped", "the policy names no dataset")
+            return CheckResult("evaluation", "skipped", "the policy has no dataset")
         labelled = load_dataset(
             policy.dataset, policy.target, self.candidate.artifact, self.policy.seed, policy.max_rows
         )
@@ -153,7 +153,7 @@ class _Checks:
             try:
                 current = self.current.predict(cast_to_signature(self.current.artifact, labelled.rows))
             except OnnxserveError as error:
-                reason = f"{self.against} cannot answer the dataset's rows: {error.message}"
+                reason = f"{self.against} cannot predict the rows of the dataset: {error.message}"
                 return CheckResult("evaluation", "failed", reason)
         self.evaluated = EvaluationData(policy.dataset, labelled.truth, predictions, current)
         return check_evaluation(labelled.truth, predictions, current, policy, self.policy.seed, self.against)
@@ -195,7 +195,7 @@ class _Checks:
 
     def find_gradient(self, rows: NamedArrays, truth: Array) -> LossGradient | Refused:
         if not self.allows_code:
-            return Refused("the torch original would run code of its own, which is not done on this server")
+            return Refused("the torch original runs its own code, which this server does not allow")
         return torch_gradient(
             self.resolved, self.folder, self.candidate.artifact, self.original, rows, truth, has_consent=True
         )
@@ -203,7 +203,7 @@ class _Checks:
     def budget(self) -> CheckResult:
         policy = self.policy.budget
         rows = self.rows(policy.batch)
-        if rows is None:  # a row of zeros and empty texts
+        if rows is None:  # Use a row of zeros and empty texts.
             rows = {}
             for entry in self.candidate.artifact.inputs:
                 dtype = numpy_dtype(entry.dtype)
@@ -218,17 +218,17 @@ class _Checks:
                 candidate, current = measure_costs([self.folder, self.current_folder], rows, policy.batch)
                 return check_budget(candidate, current, policy, self.against)
             except InferenceError as error:
-                self.notes.append(f"not measured in turns with {self.against}: {error.message}")
+                self.notes.append(f"not measured together with {self.against}: {error.message}")
         (candidate,) = measure_costs([self.folder], rows, policy.batch)
         return check_budget(candidate, None, policy)
 
     def rows(self, most: int) -> NamedArrays | None:
         if self.labelled is not None:
             return self.labelled.rows
-        found = reference_rows(self.candidate.artifact, most, self.policy.seed)
-        if found is None and self.current is not None:
-            found = reference_rows(self.current.artifact, most, self.policy.seed)
-        return found
+        sample = reference_rows(self.candidate.artifact, most, self.policy.seed)
+        if sample is None and self.current is not None:
+            sample = reference_rows(self.current.artifact, most, self.policy.seed)
+        return sample
 
 
 def judge(
@@ -241,15 +241,14 @@ def judge(
     original: str = "",
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> tuple[GateVerdict, EvaluationData | None]:
-    """Run the checks and return the verdict. A fault of the version or of the policy's dataset is a failed check.
+    """Run the checks and return the verdict. An error of the version or of the policy's dataset is a failed check.
 
     Args:
-        current: the version to compare with, such as the served version; None if there is none.
-        original: the URI of the torch model that the candidate was made of; default: the model that it names.
+        current: the version to compare with, e.g. the served version; None for no comparison.
+        original: the URI of the torch model that the candidate was made from; default: the model that it names.
 
     Raises CodeRefused if a version has no ONNX form and its code may not run, InvalidConfig if the dataset of the
-    policy may not be read, NotFound if the files of the version are gone, and RegistryUnavailable if MLflow does not
-    answer.
+    policy may not be read, NotFound if the files of the version are missing, and RegistryUnavailable if MLflow fails.
     """
     if not allowed.files:
         evaluated, robustness = policy.evaluation.dataset, policy.robustness

@@ -6,8 +6,8 @@
     robustness: {noise: 0.05, max_flips: 0.1}
     budget: {max_latency_ratio: 1.5}
 
-It is the value of the tag `onnxserve.gate.policy` of the registered model, or a file that a command gets. A model
-without a policy is judged by the defaults if a user asks for it, and nothing requires that.
+The policy is the value of the tag `onnxserve.gate.policy` of the registered model, or a file that is passed to a
+command. A model without a policy is not gated; on request, it is judged with the default policy.
 """
 
 import hashlib
@@ -38,78 +38,78 @@ class _Part(BaseModel):
 
 def _with_target(part: Any) -> Any:
     if part.dataset and not part.target:
-        raise ValueError("the dataset needs a target, the column that holds the truth")
+        raise ValueError("the dataset needs a target, which is its label column")
     return part
 
 
 class EvaluationPolicy(_Part):
-    """Labelled rows on which the version may not be worse than what is served."""
+    """The labelled rows on which the version must not be worse than the served version."""
 
     dataset: str = Field(
         default="",
-        description="A file (.csv, .parquet, .npz), runs:/RUN_ID/PATH of such a file, dataset:/RUN_ID[/NAME] of a "
-        "dataset that was logged to MLflow, or `reference`, the sample beside the model. Default: not evaluated.",
+        description="A file (.csv, .parquet, .npz), a logged file (runs:/RUN_ID/PATH), a dataset logged to MLflow "
+        "(dataset:/RUN_ID[/NAME]), or `reference`, the sample stored with the model. Default: not evaluated.",
     )
-    target: str = Field(default="", description="The column of the dataset that holds the truth.")
+    target: str = Field(default="", description="The label column of the dataset.")
     metric: MetricName | None = Field(
-        default=None, description="What is compared. Default: accuracy for a classifier, rmse for a regressor."
+        default=None, description="The metric to compare. Default: accuracy for a classifier, rmse for a regressor."
     )
     margin: float = Field(
-        default=0.01, ge=0, description="How much worse it may be: in units of the metric; of rmse and mae, as a share."
+        default=0.01, ge=0, description="The largest loss of the metric, in its unit; for rmse and mae, as a share."
     )
     confidence: float = Field(
-        default=0.95, gt=0.5, lt=1, description="How sure it has to be that it is not worse by more than the margin."
+        default=0.95, gt=0.5, lt=1, description="The confidence required that the loss is not above the margin."
     )
     at_least: float | None = Field(
-        default=None, allow_inf_nan=False, description="The worst value the metric may have, whatever is served now."
+        default=None, allow_inf_nan=False, description="The worst allowed value, regardless of the served version."
     )
-    resamples: int = Field(default=1000, ge=100, le=100_000, description="Resamples of the paired bootstrap.")
-    max_rows: int = Field(default=50_000, ge=20, description="At most so many rows of the dataset, chosen by the seed.")
-    min_rows: int = Field(default=100, ge=20, description="Fewer rows with a known target prove nothing.")
+    resamples: int = Field(default=1000, ge=100, le=100_000, description="Number of resamples of the paired bootstrap.")
+    max_rows: int = Field(default=50_000, ge=20, description="The maximum number of rows, chosen by the seed.")
+    min_rows: int = Field(default=100, ge=20, description="The minimum number of rows with a known target.")
 
     _has_a_target = model_validator(mode="after")(_with_target)
 
 
 class RobustnessPolicy(_Part):
-    """The bounds of how much the predictions may change when the input is disturbed."""
+    """The largest allowed changes of the predictions when the input is disturbed."""
 
-    noise: float = Field(default=0.05, ge=0, description="Noise on each number, as a share of its column's std.")
-    missing: float = Field(default=0.1, ge=0, le=1, description="Share of the values that are taken away.")
+    noise: float = Field(default=0.05, ge=0, description="The noise on each number, as a share of its column's std.")
+    missing: float = Field(default=0.1, ge=0, le=1, description="The share of values that are removed.")
     out_of_range: float = Field(
-        default=2.0, ge=0, description="So many ranges of the column beyond its end are added to a tenth of its values."
+        default=2.0, ge=0, description="A tenth of the values move beyond the column's range by this multiple of it."
     )
     max_flips: float = Field(
-        default=0.1, ge=0, le=1, description="Share of the rows whose answer may change under noise."
+        default=0.1, ge=0, le=1, description="The largest share of rows whose prediction may change under noise."
     )
     max_loss: float = Field(
         default=0.05,
         ge=0,
-        description="How much worse the metric may become under noise; needs an evaluation dataset. As the margin, but "
-        "of rmse and mae a share of the answers' standard deviation where that is larger than the metric.",
+        description="The largest loss of the metric under noise; needs an evaluation dataset. The unit is the unit of "
+        "`margin`. For rmse and mae, the share is relative to the larger of the metric and the predictions' std.",
     )
     refusals: Literal["report", "fail"] = Field(
-        default="report", description="Whether refusing missing or out-of-range values as a bad request is a failure."
+        default="report", description="`fail` if refusing missing or out-of-range values as a bad request is a failure."
     )
-    max_rows: int = Field(default=2_000, ge=20, description="At most so many rows, chosen by the seed.")
+    max_rows: int = Field(default=2_000, ge=20, description="The maximum number of rows, chosen by the seed.")
     disturbances: dict[str, tuple[float, ...]] = Field(
-        default={}, description="Disturbances under which the metric has to hold, each with its strengths."
+        default={}, description="The disturbances for `max_drop`, each with its strengths."
     )
     max_drop: float = Field(
         default=0.1,
         ge=0,
-        description="How much worse the metric may become under each of these disturbances; in units as of `max_loss`.",
+        description="The largest loss of the metric under each of `disturbances`, in the unit of `max_loss`.",
     )
-    dataset: str = Field(default="", description="Rows with labels for `disturbances`. Default: the evaluation's.")
-    target: str = Field(default="", description="The column of `dataset` that holds the truth.")
-    metric: MetricName | None = Field(default=None, description="What `max_drop` is of. Default: the evaluation's.")
+    dataset: str = Field(default="", description="Labelled rows for `disturbances`. Default: the evaluation dataset.")
+    target: str = Field(default="", description="The label column of `dataset`.")
+    metric: MetricName | None = Field(default=None, description="The metric of `max_drop`. Default: of the evaluation.")
 
     @field_validator("disturbances", mode="before")
     @classmethod
-    def _with_strengths(cls, given: object) -> object:
-        if not isinstance(given, Mapping):
+    def _with_strengths(cls, strengths: object) -> object:
+        if not isinstance(strengths, Mapping):
             raise ValueError("a mapping of disturbances to strengths is expected, as {noise: 0.1, missing: [0.1, 0.2]}")
         try:
-            return check_strengths({str(name): [] if one is None else one for name, one in given.items()})
+            return check_strengths({str(name): [] if value is None else value for name, value in strengths.items()})
         except InvalidConfig as error:
             raise ValueError(error.message) from None
 
@@ -117,53 +117,55 @@ class RobustnessPolicy(_Part):
 
 
 class BudgetPolicy(_Part):
-    """The bounds of time and memory, compared with the current version on this machine."""
+    """The limits of time and memory, compared with the current version on this machine."""
 
     max_latency_ratio: float | None = Field(
-        default=2.0, gt=0, description="Largest median time of a row, and of a batch, in terms of what is served."
+        default=2.0,
+        gt=0,
+        description="The largest median time of a row and of a batch, relative to the served version.",
     )
     max_memory_ratio: float | None = Field(
-        default=2.0, gt=0, description="Largest memory of the loaded model, in terms of what is served."
+        default=2.0, gt=0, description="The largest memory of the loaded model, relative to the served version."
     )
-    max_p99_ms: float | None = Field(default=None, gt=0, description="Largest 99th percentile of a row's time.")
-    max_memory_mb: float | None = Field(default=None, gt=0, description="Largest memory of the loaded model.")
+    max_p99_ms: float | None = Field(default=None, gt=0, description="The largest 99th percentile of a row's time.")
+    max_memory_mb: float | None = Field(default=None, gt=0, description="The largest memory of the loaded model.")
     ignore_below_ms: float = Field(
-        default=1.0, ge=0, description="A ratio counts only where the time has grown by more than so many milliseconds."
+        default=1.0, ge=0, description="A ratio is ignored if the time grows by at most this many milliseconds."
     )
     ignore_below_mb: float = Field(
-        default=32.0, ge=0, description="A ratio counts only where the memory has grown by more than so many megabytes."
+        default=32.0, ge=0, description="A ratio is ignored if the memory grows by at most this many megabytes."
     )
-    batch: int = Field(default=64, ge=2, le=65536, description="Rows of the batch that is timed.")
+    batch: int = Field(default=64, ge=2, le=65536, description="The number of rows in the timed batch.")
 
 
 class GatePolicy(_Part):
-    """The requirements for a version to be promoted."""
+    """The requirements for the promotion of a version."""
 
     gated_stages: tuple[Literal["Staging", "Production", "Archived"], ...] = Field(
-        default=("Production",), description="Stages into which only a passed version may move."
+        default=("Production",), description="Stages that need a version with a passed gate."
     )
-    gated_aliases: tuple[str, ...] = Field(default=(), description="Aliases that only a passed version may carry.")
+    gated_aliases: tuple[str, ...] = Field(default=(), description="Aliases that need a version with a passed gate.")
     parity: Literal["proven", "warned", "any"] = Field(
-        default="proven", description="The least that has to be known of the ONNX form against the original."
+        default="proven", description="The lowest accepted parity state of the ONNX form with the original."
     )
     evaluation: EvaluationPolicy = EvaluationPolicy()
     robustness: RobustnessPolicy = RobustnessPolicy()
     budget: BudgetPolicy = BudgetPolicy()
     skip: tuple[Literal["signature", "evaluation", "robustness", "budget"], ...] = Field(
-        default=(), description="Checks that are not run."
+        default=(), description="Checks to skip."
     )
-    seed: int = Field(default=7, ge=0, description="Chooses rows, noise and resamples.")
+    seed: int = Field(default=7, ge=0, description="The seed of rows, noise and resamples.")
     fresh_hours: float = Field(
         default=24.0,
         gt=0,
         le=87_600,
-        description="For so long a passed verdict against the same version is taken by `promote`.",
+        description="The number of hours for which `promote` reuses a passed verdict against the same version.",
     )
 
     @field_validator("gated_aliases")
     @classmethod
     def _bare(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
-        """Accept `@champion` for `champion`, which would otherwise gate nothing."""
+        """Accept `@champion` for `champion`."""
         return tuple(alias.removeprefix("@") for alias in aliases)
 
     def gates(self, place: StageOrAlias) -> bool:
@@ -172,7 +174,7 @@ class GatePolicy(_Part):
     @model_validator(mode="after")
     def _has_labels(self) -> "GatePolicy":
         if self.robustness.disturbances and not (self.robustness.dataset or self.evaluation.dataset):
-            raise ValueError("robustness.disturbances need labelled rows: robustness.dataset, or evaluation.dataset")
+            raise ValueError("robustness.disturbances need labelled rows: set robustness.dataset or evaluation.dataset")
         return self
 
     @property
@@ -189,10 +191,10 @@ class GatePolicy(_Part):
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """The policy that a version is judged by; `where` is its origin, for the reader.
+    """The policy of a verdict. `where` describes its origin.
 
-    `is_models_own` is true for the registered model's own policy, or the defaults if it has none. The verdict by
-    another policy, which a user tries out, is not written on the version.
+    `is_models_own` is True for the policy of the registered model, or for the defaults if the model has no policy. A
+    verdict with any other policy is a trial and is not stored in the tags of the version.
     """
 
     policy: GatePolicy
@@ -201,32 +203,32 @@ class PolicyChoice:
 
 
 def choose_policy(model: str, file: Path | None = None) -> PolicyChoice:
-    """Return the policy of a file, of the registered model's tag, or otherwise the defaults.
+    """Return the policy from a file, from the registered model's tag, or the default policy.
 
-    A file counts as the model's own policy if the model has none, or the same one. Raises NotFound if there is no such
-    model, InvalidConfig if the file or the tag is not a policy, and RegistryUnavailable if MLflow does not answer.
+    A file counts as the model's own policy if the model has no policy or an equal policy. Raises NotFound if the model
+    does not exist, InvalidConfig if the file or the tag is not a policy, and RegistryUnavailable if MLflow fails.
     """
     with registry_errors(f"model {model}"):
         tags = registry_client().get_registered_model(model).tags
     own = policy_from_tags(model, tags)
     if file is not None:
         try:
-            given = parse_policy(file.read_text(), f"the policy {file}")
+            policy = parse_policy(file.read_text(), f"the policy {file}")
         except FileNotFoundError:
             raise InvalidConfig(f"the policy {file} does not exist") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidConfig(f"the policy {file} cannot be read: {error}") from None
-        return PolicyChoice(given, str(file), own is None or own.digest == given.digest)
+        return PolicyChoice(policy, str(file), own is None or own.digest == policy.digest)
     if own is not None:
         return PolicyChoice(own, f"tag {GATE_POLICY_TAG} of model {model}", True)
     return PolicyChoice(GatePolicy(), "the defaults", True)
 
 
 def parse_policy(text: str, where: str) -> GatePolicy:
-    """Parse a YAML or JSON document called `where`; raise InvalidConfig with the field if it is not a policy."""
+    """Parse a YAML or JSON document. If it is not a policy, raise InvalidConfig with `where` and the field."""
     try:
         document = load_yaml(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date, a number too long
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: an invalid date or a too long number.
         raise InvalidConfig(f"{where} is not YAML: {one_line(error)}") from None
     if not isinstance(document, dict):
         raise InvalidConfig(f"{where} is not a mapping; its fields are {', '.join(GatePolicy.model_fields)}")
@@ -240,29 +242,29 @@ def parse_policy(text: str, where: str) -> GatePolicy:
 
 
 def policy_from_tags(model: str, tags: dict[str, str]) -> GatePolicy | None:
-    """Return the policy among the tags of a registered model; raises InvalidConfig if the tag holds none."""
+    """Return the policy in the tags of a registered model, or None. Raises InvalidConfig if the tag is not a policy."""
     text = tags.get(GATE_POLICY_TAG)
     return None if text is None else parse_policy(text, f"the tag {GATE_POLICY_TAG} of model {model}")
 
 
 def require_mlflow_artifact(dataset: str) -> None:
-    """Raise InvalidConfig for a dataset that is not an artifact which MLflow gives to any client."""
+    """Raise InvalidConfig if a dataset is not an artifact that MLflow serves to its clients."""
     if dataset in ("", REFERENCE) or _ARTIFACT.match(dataset):
         return
     raise InvalidConfig(
-        f"the policy's dataset {dataset} may not be read here, where only artifacts of MLflow are "
-        "(runs:/RUN_ID/PATH, models:/NAME/VERSION/PATH, or `reference`): `onnxserve gate MODEL VERSION` reads any file"
+        f"the policy's dataset {dataset} may not be read here. Allowed are artifacts of MLflow (runs:/RUN_ID/PATH, "
+        "models:/NAME/VERSION/PATH) and `reference`. `onnxserve gate MODEL VERSION` reads any file"
     )
 
 
 @dataclass(frozen=True)
 class Permissions:
-    """The permissions of a process that judges a version, which are limited in a server that judges for its clients.
+    """The permissions of a process that judges a version. A server that judges for clients has fewer permissions.
 
     Attributes:
-        code: load versions without an ONNX form, which runs their own code.
-        files: read the policy's dataset from a file of this machine or any address that it reaches. Otherwise the
-            dataset has to be an artifact that MLflow gives to any client.
+        code: True to load versions without an ONNX form, which runs their code.
+        files: True to read the policy's dataset from any file or URL. Otherwise, the dataset must be an artifact that
+            MLflow serves to its clients.
     """
 
     code: bool = True

@@ -1,4 +1,4 @@
-"""Promotion: the gate first, then the stage or the alias, both in the audit trail."""
+"""Promotion: run the gate, move the stage or the alias, and record both in the audit trail."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,14 +44,14 @@ from mlflow_deploy_plugin.store import Store, current_actor, move_detail
 
 @dataclass(frozen=True)
 class Promotion:
-    """A version that was moved.
+    """The result of a promotion.
 
     Attributes:
-        to: the stage, or @alias.
-        before: the version that was there; empty if there was none.
+        to: the stage or @alias.
+        before: the previous version in the stage or alias, or empty.
         gate: a passed `VerdictState`, `forced`, or `not asked` if the policy does not gate the stage or alias.
-        report: the address of the gate's report; empty if there is none.
-        is_moved: False if the version was there already.
+        report: the URL of the gate's report, or empty.
+        is_moved: False if the version already had the stage or alias.
     """
 
     model: str
@@ -83,43 +83,43 @@ def promote(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
 ) -> Promotion:
-    """Move a version to a stage or an alias once it has passed the gate that the policy requires.
+    """Move a version to a stage or an alias if it passes the gate that the policy requires.
 
-    A fresh passed verdict counts, and with `force` a fresh failed one too. It is fresh if it is by the same policy, on
-    the files that the version has now, against the version that is there now, and not older than the policy allows.
-    Otherwise the gate is run. If the version alone is there already, with the gate's consent, nothing is done.
+    A fresh passed verdict is reused, and with `force` also a fresh failed verdict. A verdict is fresh if the policy,
+    the files of the version and the compared version have not changed, and if its age is below the policy's limit.
+    Otherwise the gate is run. If only this version has the stage or alias and it passed the gate, no change is made.
 
     Args:
-        to: a stage, or @alias.
-        force: ignores the gate's verdict; the version's tag, and with `why` the audit trail, record this.
-        actor: default: the user of this process.
-        store: default: this machine's.
+        to: a stage or @alias.
+        force: ignore the gate's verdict, and record this in the version's tag and in the audit trail.
+        actor: the user in the audit trail; default: the user of this process.
+        store: the store of the audit trail; default: the store of this machine.
         allowed / original: see `gate.judge.judge`.
 
     Raises:
         CodeRefused: see `gate.judge.judge`.
-        GateRefused: it has not passed (the message names the failures), or it was rolled back and is not forced.
-        InvalidConfig: an argument or the policy is not valid, `force` comes without `why`, or MLflow refuses the move.
-        NotFound, RegistryUnavailable, StoreUnavailable: there is no such version, or MLflow or the audit trail fails.
+        GateRefused: the version failed the gate (the message lists the failures), or was rolled back without `force`.
+        InvalidConfig: an argument or the policy is not valid, `force` is set without `why`, or MLflow refuses the move.
+        NotFound, RegistryUnavailable, StoreUnavailable: the version does not exist, or MLflow or the store fails.
     """
     if force and not why.strip():
-        raise InvalidConfig("a forced promotion needs its reason: say why (--why)")
-    place = parse_stage_or_alias(to)
+        raise InvalidConfig("a forced promotion requires a reason (--why)")
+    target = parse_stage_or_alias(to)
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
     if not chosen.is_models_own:
-        raise InvalidConfig(f"model {model} has a policy of its own, in its tag {GATE_POLICY_TAG}; leave the file out")
+        raise InvalidConfig(f"model {model} already has a policy, in its tag {GATE_POLICY_TAG}; omit the file")
     with store_or_default(store) as trail:
         begun = trail.now()
-        before = version_at(model, place, exclude=candidate.version)
+        before = version_at(model, target, exclude=candidate.version)
         with registry_errors(f"model {candidate.name} version {candidate.version}"):
             tags = dict(registry_client().get_model_version(candidate.name, candidate.version).tags)
-        request = _Request(candidate, place, before, chosen, tags, why, actor or current_actor(), begun)
-        refusal = rolled_back_refusal(candidate.name, candidate.version, place, tags)
+        request = _Request(candidate, target, before, chosen, tags, why, actor or current_actor(), begun)
+        refusal = rolled_back_refusal(candidate.name, candidate.version, target, tags)
         if refusal and not force:
             request.record(trail, "refused", GateStatus(False, gate_status_of(tags).state, refusal))
             raise GateRefused(refusal)
-        is_there = not refusal and before is None and version_at(candidate.name, place) is not None
+        is_there = not refusal and before is None and version_at(candidate.name, target) is not None
         if is_there and (status := request.ungated() or request.verdict).passed:
             return request.promotion(status, before=candidate.version, is_moved=False)
         status = request.gate_status(force, trail, progress, allowed, original)
@@ -128,26 +128,26 @@ def promote(
                 request.record(trail, "refused", status)
                 report = f"; report: {status.report}" if status.report else ""
                 raise GateRefused(
-                    f"{candidate.name} version {candidate.version} does not go to {place}, it has not passed its gate: "
-                    f"{status.reason}{report}"
+                    f"{candidate.name} version {candidate.version} cannot be promoted to {target}, because it has not "
+                    f"passed its gate: {status.reason}{report}"
                 )
             status = request.tag_forced(status)
-        elif not force and chosen.policy.gates(place):
-            now = version_at(model, place, exclude=candidate.version)
+        elif not force and chosen.policy.gates(target):
+            now = version_at(model, target, exclude=candidate.version)
             if now is not None and (before is None or now.version != before.version):
                 raise GateRefused(
-                    f"version {now.version} came to {place} while version {candidate.version} was judged; "
-                    "promote it again, to judge it beside that one"
+                    f"version {now.version} moved to {target} while version {candidate.version} was judged; "
+                    f"promote version {candidate.version} again to compare both versions"
                 )
-        progress(f"moving version {candidate.version} to {place}")
-        move_version(parse_model_uri(place.uri(model)), candidate.version, clears_rollback=place.is_served_from)
+        progress(f"moving version {candidate.version} to {target}")
+        move_version(parse_model_uri(target.uri(model)), candidate.version, clears_rollback=target.is_served_from)
         request.record(trail, "promote", status)
     return request.promotion(status, before=before.version if before else "")
 
 
 @dataclass(frozen=True)
 class _Request:
-    """A requested promotion; `before` is the version that is there now, and `tags` are the candidate's."""
+    """A requested promotion. `before` is the current version in `place`, and `tags` are the tags of the candidate."""
 
     candidate: ResolvedModel
     place: StageOrAlias
@@ -160,22 +160,22 @@ class _Request:
 
     @cached_property
     def verdict(self) -> GateStatus:
-        """The verdict that the tags hold, if it is on the files that the version has now."""
+        """The verdict in the tags, checked against the current files of the version."""
         known = gate_status_of(self.tags)
         return known.on_files(version_digest(self.candidate.source)) if known.state else known
 
     def gate_status(
         self, force: bool, store: Store, progress: ProgressCallback, allowed: Permissions, original: str
     ) -> GateStatus:
-        """Return the status of the version before the gate of this place; the gate is run unless a verdict is fresh."""
+        """Return the gate status of the version for this place. The gate is run unless there is a fresh verdict."""
         if (ungated := self.ungated()) is not None:
             return ungated
-        # A forced version need not wait for the same verdict again
+        # With `force`, a fresh failed verdict need not be repeated.
         counted = ("passed", PASSED_WITHOUT_EVALUATION, *(("failed",) if force else ()))
         try:
             if self.is_fresh() and (known := self.verdict).state in counted:
                 version, at = self.candidate.version, self.tags[GATE_AT_TAG]
-                progress(f"the gate said of version {version} at {at}: {known.state}")
+                progress(f"the verdict on version {version} from {at} is {known.state}")
                 return known
             gated = gate_version(
                 self.candidate,
@@ -214,7 +214,7 @@ class _Request:
         )
 
     def tag_forced(self, status: GateStatus) -> GateStatus:
-        """Tag the version as forced before it is moved: an endpoint that requires the gate reads the tag."""
+        """Tag the version as forced before the move, because an endpoint that requires the gate reads the tag."""
         reason = f"forced by {self.actor}: {self.why} (the gate: {status.reason})"
         for key, value in ((GATE_DIGEST_TAG, status.digest), (GATE_REASON_TAG, reason), (GATE_TAG, "forced")):
             tag_version(self.candidate.name, self.candidate.version, key, value)

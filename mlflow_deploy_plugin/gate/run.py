@@ -1,4 +1,4 @@
-"""The gate as one act: judge the version, log the report, tag the version, record the event."""
+"""A run of the gate: judge the version, log the report, tag the version and record the event."""
 
 import logging
 import warnings
@@ -39,7 +39,7 @@ HTML, JSON = "gate_report.html", "gate.json"
 
 @dataclass(frozen=True)
 class GateRun:
-    """A verdict and the MLflow run that holds its report; `is_tagged` if the verdict is written on the version."""
+    """A verdict and the MLflow run with its report. `is_tagged` is True if the version is tagged with it."""
 
     verdict: GateVerdict
     run: LoggedRun
@@ -52,7 +52,7 @@ class GateRun:
 
 @dataclass(frozen=True)
 class ServedVerdict:
-    """The verdict on the served version; `stands` are its gated stages and aliases, as in `onnxserve gate -o json`."""
+    """The verdict on the served version. `stands` lists its gated stages and aliases, as in the JSON output."""
 
     model: str
     version: str
@@ -62,21 +62,22 @@ class ServedVerdict:
 
     def __str__(self) -> str:
         return (
-            f"{self.model} version {self.version} is what is served ({self.stands}), and there is nothing to compare "
-            f"it with; its gate stays {self.state}: {self.reason}"
+            f"{self.model} version {self.version} is the served version ({self.stands}), and there is no version to "
+            f"compare it with; its gate remains {self.state}: {self.reason}"
         )
 
 
 def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
-    """Return the verdict on a version that alone has the gated stages and aliases and passed by this policy, or None.
+    """Return the passed verdict on the only version in the gated stages and aliases, or None.
 
-    Judging it again would lose the comparison. The verdict must be on the current files; a forced one counts as passed.
+    A new verdict would lose the comparison with the earlier version. The stored verdict must apply to this policy and
+    to the current files. A forced promotion counts as passed.
     """
     candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
     status = candidate.gate_status
     if not chosen.is_models_own or not status.passed or _served_version(candidate, chosen.policy):
         return None
-    # No other version is in these places, so a version found there is the candidate
+    # No other version has these stages and aliases, so each version in them is the candidate.
     places = [place for place in chosen.policy.gated_places if version_at(model, place) is not None]
     with registry_errors(f"model {model} version {version}"):
         tags = registry_client().get_model_version(model, candidate.version).tags
@@ -102,14 +103,14 @@ def run_gate(
     """Judge a version, log the report to MLflow, tag the version and record the verdict in the audit trail.
 
     Args:
-        against: the model URI to compare with; default: the version in the first gated stage, or with the first gated
-            alias, that has another version. A comparison with any other version is not written on the version.
-        actor: default: the user of this process.
-        store: default: this machine's.
+        against: the model URI to compare with; default: the version in the first gated stage or alias that contains
+            another version. A verdict against any other version is not stored in the tags of the version.
+        actor: the user in the audit trail; default: the user of this process.
+        store: the store of the audit trail; default: the store of this machine.
         allowed / original: see `judge`.
 
-    Raises CodeRefused as `judge`, InvalidConfig if an argument or the policy is not valid, NotFound without the
-    version, and RegistryUnavailable or StoreUnavailable.
+    Raises CodeRefused (see `judge`), InvalidConfig if an argument or the policy is not valid, NotFound if the version
+    does not exist, and RegistryUnavailable or StoreUnavailable.
     """
     candidate = registered_version(model, version)
     chosen = choose_policy(model, policy_file)
@@ -120,8 +121,8 @@ def run_gate(
 
 
 def _served_version(candidate: ResolvedModel, policy: GatePolicy) -> ResolvedModel | None:
-    found = (version_at(candidate.name, place, exclude=candidate.version) for place in policy.gated_places)
-    return next((version for version in found if version is not None), None)
+    versions = (version_at(candidate.name, place, exclude=candidate.version) for place in policy.gated_places)
+    return next((version for version in versions if version is not None), None)
 
 
 def gate_version(
@@ -135,7 +136,7 @@ def gate_version(
     allowed: Permissions = ALL_PERMISSIONS,
     original: str = "",
 ) -> GateRun:
-    """Judge the candidate against the current version; log and record the verdict, and tag if `is_official`."""
+    """Judge the candidate against the current version. Log and record the verdict, and tag it if `is_official`."""
     with store_or_default(store) as trail:
         verdict, evaluation = judge(candidate, current, chosen.policy, chosen.where, progress, allowed, original)
         progress("logging the report to MLflow")
@@ -147,8 +148,8 @@ def gate_version(
                 GATE_AGAINST_TAG: verdict.against,
                 GATE_AT_TAG: verdict.at.isoformat(timespec="seconds"),
                 GATE_POLICY_DIGEST_TAG: verdict.policy_digest,
-                GATE_TAG: verdict.state,  # late: a reader who sees it finds the tags before it
-                GATE_DIGEST_TAG: verdict.digest,  # The last tag: an earlier `passed` never applies to these files
+                GATE_TAG: verdict.state,  # Set after the tags that explain it.
+                GATE_DIGEST_TAG: verdict.digest,  # Set last, so that no earlier verdict applies to these files.
             }
             for key, value in tags.items():
                 tag_version(verdict.model, verdict.version, key, value)
@@ -178,7 +179,7 @@ def store_or_default(store: Store | None) -> Iterator[Store]:
 
 
 def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: EvaluationData | None) -> LoggedRun:
-    """Log to the run of the MLflow project that this process belongs to, or to a new one next to the model's run."""
+    """Log to the run of this process's MLflow project, or to a new run in the experiment of the model's run."""
 
     def experiment_id(client: MlflowClient) -> str:
         try:
@@ -187,12 +188,12 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
             if model_id := candidate.aspects.get("model_id"):
                 return str(client.get_logged_model(model_id).experiment_id)
         except MlflowException:
-            pass  # the model comes from another tracking server, or its run was deleted
+            pass  # The model is from another tracking server, or its run was deleted.
         return get_or_create_experiment(client, f"onnxserve/{candidate.name}")
 
     def log_content(client: MlflowClient, run_id: str) -> None:
         figures = ((f"{check.name}/{name}", value) for check in verdict.checks for name, value in check.figures.items())
-        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # nor NaN
+        finite = [(name, value) for name, value in figures if abs(value) < MAX_FIGURE]  # This also excludes NaN.
         metrics = [("gate_passed", float(verdict.passed)), *finite]
         log_metrics(client, run_id, candidate.aspects.get("model_id", ""), metrics)
         client.log_text(run_id, verdict_as_html(verdict), HTML)
@@ -214,15 +215,16 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
 
 
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
-    """Log MLflow's own evaluation of both versions' predictions, with its metrics and plots.
+    """Log MLflow's evaluation of the predictions of both versions, with metrics and plots.
 
-    It decides nothing, because it has no margin and no interval. It is omitted if MLflow cannot take the predictions.
+    The verdict does not use it, because it has no margin and no interval. If MLflow cannot evaluate predictions, they
+    are skipped.
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")
     with mlflow.start_run(run_id=run_id, nested=mlflow.active_run() is not None), ExitStack() as silenced:
         silenced.callback(logger.setLevel, logger.level)
-        logger.setLevel(logging.ERROR)  # Its steps would appear between the lines of a command
+        logger.setLevel(logging.ERROR)  # Its messages would appear in the output of a command.
         for side, predictions in sides.items():
             if predictions is None or predictions.prediction.ndim > 1:
                 continue
@@ -230,7 +232,7 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
             table = pd.DataFrame({"target": evaluation.truth, "prediction": predictions.prediction})
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # about the types of a schema that is not used
+                    warnings.simplefilter("ignore")  # MLflow warns about a schema that is not used.
                     mlflow.models.evaluate(
                         data=mlflow.data.from_pandas(
                             table, name=evaluation.dataset[-200:], targets="target", predictions="prediction"
@@ -239,5 +241,5 @@ def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
                         evaluators=kind,
                         evaluator_config={"metric_prefix": f"mlflow_{side}_", "log_model_explainability": False},
                     )
-            except Exception as error:  # noqa: BLE001 - scikit-learn, matplotlib and pandas each have their own
+            except Exception as error:  # noqa: BLE001 - Several libraries raise their own errors.
                 mlflow.set_tag(f"onnxserve.gate.evaluate.{side}", f"mlflow.models.evaluate: {error}"[:MAX_TAG_LENGTH])

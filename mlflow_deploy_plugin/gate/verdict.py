@@ -1,4 +1,4 @@
-"""The result of a check, the verdict over all checks of a version, and its report as JSON and as an HTML page."""
+"""The result of a check, the verdict on a version from all checks, and the report as JSON and as an HTML page."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ from mlflow_deploy_plugin.registry.tags import PASSED_WITHOUT_EVALUATION, Verdic
 
 NO_CURRENT = "there is no version to compare it with"
 CheckState = Literal["passed", "failed", "skipped"]
-MAX_FIGURE = 1e300  # MLflow stores infinity as the largest number there is, which looks like a figure
+MAX_FIGURE = 1e300  # MLflow stores infinity as the largest float, which must not appear as a figure.
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ReportTable:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check. `reason` is one line with the decisive figures; `figures` become metrics of the run."""
+    """The result of a check. `reason` is one line with the decisive figures. `figures` are logged as metrics."""
 
     name: str
     state: CheckState
@@ -36,9 +36,9 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """The gate's verdict on one version.
+    """The gate's verdict on a version.
 
-    `digest` is of all judged files (`runtime.combine_hashes`). `against` is the version it was compared with, if any.
+    `digest` covers all judged files (`runtime.combine_hashes`). `against` is the compared version, or empty.
     """
 
     model: str
@@ -64,13 +64,13 @@ class GateVerdict:
 
     @property
     def reason(self) -> str:
-        """One line: the failed checks or, for a passed version, the passed and the skipped ones."""
+        """One line with the failed checks. If no check failed, the passed and the skipped checks."""
         failed = [check for check in self.checks if check.state == "failed"]
         if failed:
             return "; ".join(f"{check.name}: {check.reason}" for check in failed)
         skipped = [f"{check.name}: {check.reason}" for check in self.checks if check.state == "skipped"]
         passed = ", ".join(check.name for check in self.checks if check.state == "passed")
-        return "; ".join([f"checked: {passed or 'nothing'}", *(f"not checked: {one}" for one in skipped)])
+        return "; ".join([f"checked: {passed or 'nothing'}", *(f"not checked: {line}" for line in skipped)])
 
 
 def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
@@ -80,7 +80,7 @@ def verdict_as_json(verdict: GateVerdict) -> dict[str, object]:
 
 
 def verdict_as_html(verdict: GateVerdict) -> str:
-    """Return the verdict as a page without external resources: MLflow shows it in a sandboxed frame."""
+    """Return the verdict as a page without external resources, because MLflow shows it in a sandboxed frame."""
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -89,7 +89,7 @@ def verdict_as_html(verdict: GateVerdict) -> str:
 
 
 def _interval(figures: Mapping[str, float]) -> dict[str, float] | None:
-    """Return the x coordinates of the difference's bounds, the margin and zero in a picture of 600 points, or None."""
+    """Return the x coordinates of difference, bounds, margin and zero in a picture 600 points wide, or None."""
     if not {"difference", "margin"} <= figures.keys():
         return None
     bounds = {name: figures[name] for name in ("difference_low", "difference", "difference_high")}

@@ -125,7 +125,7 @@ def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy: Command
     done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
     assert done.exit_code == 0
     (line,) = done.stdout.splitlines()
-    assert line.startswith("toy version 2 is what is served (Production), and there is nothing to compare it with")
+    assert line.startswith("toy version 2 is the served version (Production), and there is no version to compare it with")
     known = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
     assert (known["version"], known["stands"], known["state"]) == ("2", "Production", "passed without an evaluation")
 
@@ -148,6 +148,6 @@ def test_promote_tells_of_a_deployment_that_follows_and_does_not_run(toy: Comman
 def test_promote_that_is_refused_is_exit_status_1(toy: Command) -> None:
     done = toy("promote", "toy", "3", "--to", "Production", "--policy", "cheap.yaml")
     assert done.exit_code == 1
-    assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 is not promoted to Production")
+    assert done.stderr.splitlines()[-1].startswith("Error: toy version 3 cannot be promoted to Production")
     forced = toy("promote", "toy", "3", "--to", "Production", "--force", "--policy", "cheap.yaml")
     assert (forced.exit_code, forced.stderr.splitlines()[-1]) == (2, "Error: --force requires --why REASON")

@@ -79,7 +79,7 @@ def test_without_anything_served_it_is_judged_alone(
 
 def test_without_a_dataset_the_reference_is_disturbed(version: Callable[[str], ResolvedModel]) -> None:
     _, checks, evaluated, _ = judged(version("equal"), version("good"), GatePolicy(skip=("budget",)))
-    assert (checks["evaluation"].state, checks["evaluation"].reason) == ("skipped", "the policy names no dataset")
+    assert (checks["evaluation"].state, checks["evaluation"].reason) == ("skipped", "the policy has no dataset")
     assert checks["robustness"].figures["rows"] == 400
     assert evaluated is None
 
@@ -175,7 +175,7 @@ def test_a_file_of_the_machine_is_not_read_where_only_mlflows_artifacts_may_be(
 @pytest.mark.parametrize(
     ("demanded", "state", "reason"),
     [
-        ({"noise": 0.05, "swap": [0.01]}, "passed", r"accuracy 0\.\d+ loses 0\.\d+ at most, under "),
+        ({"noise": 0.05, "swap": [0.01]}, "passed", r"accuracy 0\.\d+ loses at most 0\.\d+, under "),
         ({"swap": [0.01, 0.9]}, "failed", r"accuracy 0\.\d+ loses 0\.\d+ under swap 0\.9; the policy allows 0\.0500$"),
         ({"scale": 10}, "failed", r"under scale 10 of b; the policy allows"),
         ({"noise": 0.01, "fgsm": 0.1}, "failed", "^fgsm cannot be measured: the version has no torch original"),

@@ -206,5 +206,5 @@ def test_what_cannot_be_meant_is_named(
 
 def test_a_file_does_not_stand_for_a_policy_that_the_model_has(toy: MlflowClient, tmp_path: Path) -> None:
     (tmp_path / "easy.yaml").write_text("skip: [evaluation, robustness, budget]")
-    with refused(InvalidConfig, "model toy", "policy of its own"):
+    with refused(InvalidConfig, "model toy", "already has a policy"):
         promote("toy", "4", "Production", policy_file=tmp_path / "easy.yaml")

@@ -20,11 +20,11 @@ from mlflow_deploy_plugin.gate.policy import parse_policy
         ),
         (
             "evaluation: {dataset: d.csv}",
-            "the policy: evaluation: Value error, the dataset needs a target, the column that holds the truth",
+            "the policy: evaluation: Value error, the dataset needs a target, which is its label column",
         ),
         (
             "robustness: {disturbances: {noise: 1}}",
-            "the policy: Value error, robustness.disturbances need labelled rows: robustness.dataset, or "
+            "the policy: Value error, robustness.disturbances need labelled rows: set robustness.dataset or "
             "evaluation.dataset",
         ),
         (
@@ -58,7 +58,7 @@ def test_the_message_of_a_wrong_policy(text: str, message: str) -> None:
             "'Prod' is neither a stage (Production, Staging, Archived, None) nor an alias (@champion)",
         ),
         ({"version": "9"}, "model toy has no version 9; versions: 1 (Production), 2 (None), 3 (None), 4 (None)"),
-        ({"version": "4", "force": True}, "a forced promotion needs its reason: say why (--why)"),
+        ({"version": "4", "force": True}, "a forced promotion requires a reason (--why)"),
         (
             {"version": "3"},
             "toy version 3 is not promoted to Production, because it was rolled back (flights: too slow): `onnxserve "

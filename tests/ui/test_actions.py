@@ -217,7 +217,7 @@ def test_who_presses_the_button_after_another_does_not_go_back_a_second_step(
 
     rollback(deployments, one.endpoint.name, to="2")
 
-    with refused(InvalidConfig, "goes back to 2", "go back to 1"):
+    with refused(InvalidConfig, "a rollback to 2", "rolled back to 1"):
         require_shown_target(mlflow_app.store, one, shown, {})
 
 

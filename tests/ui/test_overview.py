@@ -32,7 +32,7 @@ def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoi
     spec = {"to_uri": "models:/m/2", "steps": [1, 10, 50, 100]}
     mlflow_app.store.add_rollout(endpoint, spec, "stepping")
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
-    assert f'<th scope="row">{endpoint}</th><td data-label="To">models:/m/2</td>' in html
+    assert f'<th scope="row">{endpoint}</th><td data-label="New version">models:/m/2</td>' in html
     assert '<span class="mark mark-stepping">stepping</span>' in html
     assert 'data-label="Step">1 of 4<' in html
 
@@ -42,14 +42,14 @@ def test_a_promotion_is_one_line_of_the_trail_without_its_steps(mlflow_app: Any)
     mlflow_app.store.record("transition", model="stepped", version="7", before="None", after="Production")
     mlflow_app.store.record("promote", model="stepped", version="7", why="as asked", detail={STARTED_AT: begun})
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
-    assert re.findall(r'data-label="What">(\w+)</td>\s*<td data-label="Of"> <bdi>stepped', html) == ["promote"]
+    assert re.findall(r'data-label="Action">(\w+)</td>\s*<td data-label="Subject"> <bdi>stepped', html) == ["promote"]
 
 
 def test_the_trail_says_which_monitor_was_paused(mlflow_app: Any, endpoint: str) -> None:
     Monitors(mlflow_app.store).pause(endpoint, "hits", actor="ada")
     html = mlflow_app.client.get(f"{PAGE}?endpoint={endpoint}").get_data(as_text=True)
     Monitors(mlflow_app.store).pause(endpoint, "hits", paused=False)
-    assert re.search(rf'data-label="What">monitor\.pause</td>\s*<td data-label="Of">{endpoint} hits <bdi>', html)
+    assert re.search(rf'data-label="Action">monitor\.pause</td>\s*<td data-label="Subject">{endpoint} hits <bdi>', html)
 
 
 def test_the_page_of_an_endpoint_has_its_name_and_the_trail_of_its_model(mlflow_app: Any, endpoint: str) -> None:

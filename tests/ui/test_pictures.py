@@ -135,7 +135,7 @@ def test_one_interval_is_a_dot() -> None:
         (59, ""),
         (61, "No figures since 2026-11-21 12:00:00 UTC: the server or its agent does not run"),
         (-59, ""),
-        (-3600, "The server's clock is 60 min ahead of this one"),
+        (-3600, "The server's clock is 60 min ahead of this machine's clock"),
     ],
 )
 def test_a_server_that_is_silent_and_a_clock_that_is_wrong_are_said(late: float, said: str) -> None:
@@ -192,7 +192,7 @@ def test_a_rollout_s_evidence_is_a_line_for_each_criterion() -> None:
 
 @pytest.mark.parametrize("figures", [{}, {"trace": [[1]], "criteria": {"p99>2x": {}}}, {"trace": [3], "criteria": {}}])
 def test_evidence_that_another_onnxserve_has_written_is_left_out(figures: dict[str, Any]) -> None:
-    assert mentions(rollout_picture(rollout(**figures), NOW).chart.empty, "nothing was judged")
+    assert mentions(rollout_picture(rollout(**figures), NOW).chart.empty, "not judged yet")
 
 
 def test_a_rollout_that_has_ended_has_no_step_now() -> None:
@@ -274,7 +274,7 @@ def test_the_overview_has_the_traffic_and_the_endpoint_s_own_page_everything(mlf
     assert "Rows and labels" not in small
     assert f'data-live="{PAGE}/pictures?endpoint=f&amp;whole=1&amp;span=hour"' in whole
     assert mentions(whole, "Rollout", "version 3 to 4")
-    assert mentions(whole, "nothing was judged")
+    assert mentions(whole, "not judged yet")
     report = f'href="/#/experiments/{experiment}/runs/a-run/artifacts/report.html"'
     assert re.search(rf'class="window window-alarm" {report} title="drift, 2026-11-19: drift"', whole)
     assert re.search(r'window-waiting" title="drift, 2026-11-20: pending"', whole)

@@ -1,1 +1,1 @@
-"""The checks of the gate, one module each: plain functions of their inputs, each with a `CheckResult`."""
+"""The checks of the gate. Each module contains functions that return a `CheckResult`."""

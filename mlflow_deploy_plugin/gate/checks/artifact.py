@@ -1,10 +1,10 @@
-"""The checks of the versions' files: parity of the ONNX form, and the signature.
+"""The checks of the files of a version: parity of the ONNX form, and the signature.
 
-The answers of a quantized, halved or pruned graph differ from the original intentionally, so an optimized version has
-no proof of parity. Its base has one. The form is compared with its base on the rows of the gate, and may lose no more
-than the margin of the evaluation.
+The predictions of a quantized, 16-bit or pruned graph differ from the original intentionally, so an optimized version
+has no proven parity. Its base has it. The optimized version is compared with its base on the rows of the gate, and must
+not lose more than the margin of the evaluation.
 
-Signature: a client of the current version can call the new version, and read its response, without a change.
+The signature check requires that clients of the current version can use the new version without a change.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,56 +27,56 @@ _TAKES = {
     "boolean": (),
     "string": (),
 }
-"""For each column type: the other types whose every value it takes too, as `runtime/values.py` reads values."""
+"""Maps each column type to the other types whose values it accepts, according to `runtime/values.py`."""
 _KINDS = {"str": "text", "object": "text", "bool": "true or false"}
-_LOSES = {("double", "float"): "numbers beyond 32 bits are refused, others rounded"}
+_LOSES = {("double", "float"): "numbers beyond 32 bits are refused, other numbers are rounded"}
 
 
 def check_parity(artifact: Artifact, policy: GatePolicy) -> CheckResult:
-    """Check the parity that was proven at logging. The model's files hold the proof, because anybody can set a tag."""
+    """Check the parity from the logging of the model. It is read from the files, because any user can set a tag."""
     if artifact.flavor == PYTHON_FUNCTION:
-        return CheckResult(PARITY, "skipped", "it has no ONNX form: the original itself answers")
+        return CheckResult(PARITY, "skipped", "the version has no ONNX form, so the original model predicts")
     state = artifact.parity_state
     rows = int(artifact.parity.get("rows", 0))
     figures = {"rows": float(rows)}
-    found = f"the ONNX form is {state}" + (f" on {rows:,} rows" if rows else "")
+    summary = f"the ONNX form is {state}" + (f" on {rows:,} rows" if rows else "")
     if state in _ACCEPTED[policy.parity]:
-        return CheckResult(PARITY, "passed", found, figures)
+        return CheckResult(PARITY, "passed", summary, figures)
     how = {
-        "warned": artifact.parity.get("problem") or artifact.parity.get("unproven") or "it answers otherwise",
-        "no-original": "nothing was there to compare it with; log it with mlflow_deploy_plugin.log_model",
+        "warned": artifact.parity.get("problem") or artifact.parity.get("unproven") or "its predictions differ",
+        "no-original": "there was no original to compare with; log the model with mlflow_deploy_plugin.log_model",
     }.get(state, "")
     return CheckResult(
-        PARITY, "failed", f"{found}{f' ({how})' if how else ''}; the policy asks for {policy.parity}", figures
+        PARITY, "failed", f"{summary}{f' ({how})' if how else ''}; the policy requires {policy.parity}", figures
     )
 
 
 def check_agreement(
     form: LoadedOnnx, base: LoadedOnnx, policy: GatePolicy, labelled: LabelledRows | None, rows: NamedArrays | None
 ) -> CheckResult:
-    """Check the proof of an optimized version's base, and that both agree on `labelled` rows, or else on `rows`."""
+    """Check the parity of the base of an optimized version, and their agreement on `labelled`, otherwise on `rows`."""
     where = str(form.artifact.optimization.get("base"))
     proof = check_parity(base.artifact, policy)
     if proof.state == "failed":
-        return CheckResult(PARITY, "failed", f"of {where}, which it was made from: {proof.reason}", proof.figures)
+        return CheckResult(PARITY, "failed", f"the base {where}: {proof.reason}", proof.figures)
     if labelled is not None:
         rows = labelled.rows
     if rows is None:
-        return CheckResult(PARITY, "failed", f"there are no rows to compare it on with {where}; name a dataset")
+        return CheckResult(PARITY, "failed", f"there are no rows for the comparison with {where}; specify a dataset")
     evaluation = policy.evaluation
     truth = None if labelled is None else labelled.truth
-    found = compare_with_base(base, form, cast_to_signature(base.artifact, rows), truth, evaluation.metric)
-    figures = {"rows": float(found.rows), "loss": found.loss, "margin": evaluation.margin}
-    if found.equal is not None:
-        figures["equal"] = found.equal
-    reason = f"made from {where}, where {proof.reason}; {found}"
-    if found.loss <= evaluation.margin:
+    agreement = compare_with_base(base, form, cast_to_signature(base.artifact, rows), truth, evaluation.metric)
+    figures = {"rows": float(agreement.rows), "loss": agreement.loss, "margin": evaluation.margin}
+    if agreement.equal is not None:
+        figures["equal"] = agreement.equal
+    reason = f"made from {where}, where {proof.reason}; {agreement}"
+    if agreement.loss <= evaluation.margin:
         return CheckResult(PARITY, "passed", reason, figures)
-    hint = "" if labelled is not None else "; an evaluation dataset in the policy would measure the loss itself"
+    hint = "" if labelled is not None else "; an evaluation dataset in the policy measures the loss of the metric"
     return CheckResult(
         PARITY,
         "failed",
-        f"it loses {found.loss:.4g} ({found.loss_of}), more than the margin of {evaluation.margin:g}: {reason}{hint}",
+        f"the loss {agreement.loss:.4g} ({agreement.loss_of}) exceeds the margin {evaluation.margin:g}: {reason}{hint}",
         figures,
     )
 
@@ -91,7 +91,7 @@ class _Change:
 
 
 def check_signature(candidate: Artifact, current: Artifact, against: str) -> CheckResult:
-    """Compare inputs and outputs with the version called `against`. Requests may have unneeded columns."""
+    """Compare inputs and outputs with the version called `against`. Requests may contain removed columns."""
     if candidate.undescribed or current.undescribed:
         which = "the new version" if candidate.undescribed else against
         return CheckResult(SIGNATURE, "skipped", f"{which} has no signature of named columns or tensors")
@@ -104,12 +104,15 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
         ("change", "name", against, "new", ""),
-        tuple((one.what, one.name, one.before, one.after, "breaks callers" if one.breaks else "") for one in changes),
+        tuple(
+            (change.what, change.name, change.before, change.after, "breaks callers" if change.breaks else "")
+            for change in changes
+        ),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:
-        listed = "; ".join(_sentence(change) for change in breaking)
-        return CheckResult(SIGNATURE, "failed", f"callers of {against} would break: {listed}", figures, table=table)
+        sentences = "; ".join(_sentence(change) for change in breaking)
+        return CheckResult(SIGNATURE, "failed", f"callers of {against} would break: {sentences}", figures, table=table)
     if not changes:
         return CheckResult(SIGNATURE, "passed", f"the same columns and types as {against}", figures)
     notes = tuple(_sentence(change) for change in changes)
@@ -147,10 +150,10 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
     new = {tensor.name: tensor for tensor in candidate.tensors}
     old = {tensor.name: tensor for tensor in current.tensors}
     if len(new) == len(old) == 1 and new.keys() != old.keys() and "" in new.keys() | old.keys():
-        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # an only tensor needs no name
+        new, old = {"": next(iter(new.values()))}, {"": next(iter(old.values()))}  # A single tensor needs no name.
     removed, added, common = _compare_names(old, new)
     for name in removed:
-        yield _Change("removed", name, old[name].dtype, "", True)  # a request with an unknown tensor is refused
+        yield _Change("removed", name, old[name].dtype, "", True)  # Requests with unknown tensors fail.
     for name in added:
         yield _Change("added", name, "", new[name].dtype, True)
     for name in common:
@@ -166,9 +169,9 @@ def _tensor_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]
 
 def _output_changes(candidate: Artifact, current: Artifact) -> Iterator[_Change]:
     if not candidate.outputs or not current.outputs:
-        return  # a pyfunc without outputs in its signature
+        return  # The signature of a pyfunc may have no outputs.
     new, old = _predicted(candidate), _predicted(current)
-    if len(new) == len(old) == 1:  # an only output is returned without its name
+    if len(new) == len(old) == 1:  # A single output is returned without its name.
         new, old = {"the prediction": next(iter(new.values()))}, {"the prediction": next(iter(old.values()))}
     removed, added, common = _compare_names(old, new)
     for name in removed:
@@ -189,10 +192,10 @@ def _predicted(artifact: Artifact) -> dict[str, Output]:
 
 
 def _output_kind(output: Output) -> str:
-    """Return the output as a client sees it: 32 and 64 bits read the same."""
+    """Return the kind of an output for a client, which does not see a difference between 32 and 64 bits."""
     kind = _KINDS.get(output.dtype) or ("whole numbers" if "int" in output.dtype else "numbers")
     several = [size for size in output.shape[1:] if size != 1]
-    return kind + (f" {several} a row" if several else "")
+    return kind + (f" {several} per row" if several else "")
 
 
 def _sentence(change: _Change) -> str:
@@ -202,6 +205,6 @@ def _sentence(change: _Change) -> str:
         case "removed":
             return f"{change.name} ({change.before}) removed"
         case "reordered":
-            return "the columns stand in another order, which matters for rows without names"
+            return "the columns have another order, which affects rows without names"
         case _:
             return f"{change.name} {change.what} from {change.before} to {change.after}"

@@ -1,8 +1,8 @@
-"""Budget: time and memory compared with the current version on this machine, and absolute bounds if specified.
+"""Budget: time and memory compared with the current version on this machine, and absolute limits if specified.
 
-Each version is measured in its own process. The rounds of two versions alternate, so that other load on this machine
-affects both; the ratio is the median over the rounds, because absolute times do not transfer to other machines. A ratio
-counts only if the growth itself is large enough to matter: 3 MB are twice as much as 1.5 MB.
+Each version is measured in a separate process. The rounds of the two versions alternate, so that other load on this
+machine affects both. Ratios are compared, because absolute times do not transfer to other machines. The ratio of times
+is the median over the rounds. A ratio is ignored if the absolute growth is small, e.g. from 1.5 MB to 3 MB.
 """
 
 import subprocess
@@ -31,14 +31,14 @@ _START_TIMEOUT_SECONDS = 300.0
 _ROUND_TIMEOUT_SECONDS = 120.0
 
 _loaded: tuple[LoadedModel, list[Feeds], Feeds] | None = None
-"""In the process that measures: the model, its single rows, and a batch of them."""
+"""In the measuring process: the model, its single rows and a batch."""
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCost:
-    """The cost of one version: `memory` are bytes that loading it and predicting a batch added to its process.
+    """The cost of a version. `memory` is the growth of its process in bytes after loading it and predicting a batch.
 
-    `rows` and `batches` have, by round, the seconds of each prediction for one row, and for a batch.
+    `rows` and `batches` contain an array per round, with the seconds of each prediction of a row or a batch.
     """
 
     memory: float
@@ -48,7 +48,7 @@ class MeasuredCost:
 
 @dataclass(frozen=True)
 class _Measure:
-    """A measure, in `unit`, of the new version and, if there is one, of the current version; `figure` is its name."""
+    """A measure in `unit` of the new version (`ours`) and the current version (`theirs`), logged as `figure`."""
 
     what: str
     figure: str
@@ -70,7 +70,7 @@ class _Measure:
 def check_budget(
     candidate: MeasuredCost, current: MeasuredCost | None, policy: BudgetPolicy, against: str = ""
 ) -> CheckResult:
-    """Check measured costs; `current` is None if there is no current version, whose name is `against`."""
+    """Check measured costs. `current` is the cost of the current version, called `against`, or None."""
     row_p99, batch_p99 = (
         float(np.percentile(np.concatenate(times), 99)) * 1e3 for times in (candidate.rows, candidate.batches)
     )
@@ -84,25 +84,25 @@ def check_budget(
     failures = []
     figures = {"row_p99_ms": row_p99, "batch_p99_ms": batch_p99}
     lines = []
-    for one in measures:
+    for measure in measures:
         max_ratio, ignore_below = (
             (policy.max_latency_ratio, policy.ignore_below_ms)
-            if one.unit == "ms"
+            if measure.unit == "ms"
             else (policy.max_memory_ratio, policy.ignore_below_mb)
         )
-        if one.exceeds(max_ratio, ignore_below):
-            failures.append(f"{one.text(against)}; the policy allows {max_ratio:g} times as much")
-        figures[f"{one.figure}_candidate"] = one.ours
+        if measure.exceeds(max_ratio, ignore_below):
+            failures.append(f"{measure.text(against)}; the policy allows {max_ratio:g} times as much")
+        figures[f"{measure.figure}_candidate"] = measure.ours
         theirs = ratio = ""
-        if one.theirs is not None and one.ratio is not None:
-            figures |= {f"{one.figure}_current": one.theirs, f"{one.figure}_ratio": one.ratio}
-            theirs, ratio = f"{one.theirs:.3g} {one.unit}", f"{one.ratio:.3g}"
-        lines.append((one.what, f"{one.ours:.3g} {one.unit}", theirs, ratio))
+        if measure.theirs is not None and measure.ratio is not None:
+            figures |= {f"{measure.figure}_current": measure.theirs, f"{measure.figure}_ratio": measure.ratio}
+            theirs, ratio = f"{measure.theirs:.3g} {measure.unit}", f"{measure.ratio:.3g}"
+        lines.append((measure.what, f"{measure.ours:.3g} {measure.unit}", theirs, ratio))
     if policy.max_p99_ms is not None and row_p99 > policy.max_p99_ms:
         failures.append(f"the 99th percentile of a row is {row_p99:.2f} ms; the policy allows {policy.max_p99_ms:g}")
     if policy.max_memory_mb is not None and memory > policy.max_memory_mb:
         failures.append(f"the loaded model takes {memory:.0f} MB; the policy allows {policy.max_memory_mb:g}")
-    reason = "; ".join(failures) or ", ".join(one.text(against) for one in measures)
+    reason = "; ".join(failures) or ", ".join(measure.text(against) for measure in measures)
     table = ReportTable(("", "new", against, "ratio"), tuple(lines))
     return CheckResult(NAME, "failed" if failures else "passed", reason, figures, (), table)
 
@@ -118,11 +118,11 @@ def _latency(what: str, figure: str, candidate: MeasuredCost, current: MeasuredC
 
 
 def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int = ROUNDS) -> list[MeasuredCost]:
-    """Measure the versions side by side, in alternate rounds; raise InferenceError if a version cannot be measured."""
+    """Measure the versions in alternating rounds. Raise InferenceError if a version cannot be measured."""
     sample = {name: array[:batch] for name, array in rows.items()}
     workers = [Worker(stderr=subprocess.DEVNULL) for _ in folders]
     try:
-        # The versions load concurrently, because only memory is measured here, which each process has separately
+        # The versions load concurrently, because this step only measures the memory of each process.
         with ThreadPoolExecutor(len(folders)) as threads:
             loading = [
                 threads.submit(_call, worker, _START_TIMEOUT_SECONDS, _load, folder, sample, batch)
@@ -140,29 +140,29 @@ def measure_costs(folders: Sequence[Path], rows: Feeds, batch: int, rounds: int 
 
 
 def median_ratio(ours: Sequence[Array], theirs: Sequence[Array]) -> float:
-    return float(np.median([np.median(one) / np.median(other) for one, other in zip(ours, theirs, strict=True)]))
+    return float(np.median([np.median(own) / np.median(other) for own, other in zip(ours, theirs, strict=True)]))
 
 
 def _call(worker: Worker, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
     try:
         return worker.call(function, *arguments, seconds=seconds)
     except DeadlineExceeded:
-        raise InferenceError(f"the model did not answer a measurement within {seconds:.0f} s") from None
+        raise InferenceError(f"timeout of a measurement of the model after {seconds:.0f} s") from None
     except OnnxserveError as error:
         raise InferenceError(f"the model cannot be measured: {error.message[:300]}") from None
 
 
 def _load(folder: Path, rows: Feeds, batch: int) -> int:
-    """Load a version in this process, and return the memory that loading it and predicting a batch added."""
-    import psutil  # imported late: the parent does not need it
+    """Load a version in this process, predict a batch, and return the growth of the memory in bytes."""
+    import psutil  # The parent process does not need this module.
 
     from mlflow_deploy_plugin.runtime.session import import_onnxruntime
 
     global _loaded
     total = len(next(iter(rows.values())))
     many = {name: array[np.resize(np.arange(total), batch)] for name, array in rows.items()}
-    ones = [{name: array[place : place + 1] for name, array in rows.items()} for place in range(total)]
-    import_onnxruntime()  # every server has it in memory anyway, so it does not count for the model
+    ones = [{name: array[index : index + 1] for name, array in rows.items()} for index in range(total)]
+    import_onnxruntime()  # Every server loads ONNX Runtime, so its memory is not counted.
     process = psutil.Process()
     before = process.memory_info().rss
     model = load_version(folder)

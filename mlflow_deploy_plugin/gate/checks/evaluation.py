@@ -1,7 +1,7 @@
-"""Evaluation: on labelled rows, the new version must not be worse than the current one by more than a margin.
+"""Evaluation: on labelled rows, the new version must not be worse than the current version by more than a margin.
 
-The lower bound of the paired bootstrap's interval must be above the margin, so few or undecided rows do not pass. Both
-versions predict the same rows with the same weights per resample. This needs far fewer rows than two intervals.
+The lower bound of the paired bootstrap's interval must be above the negative margin, so too few rows do not pass. Each
+resample weights the rows of both versions equally. This needs far fewer rows than two separate intervals.
 """
 
 import numpy as np
@@ -30,9 +30,9 @@ def check_evaluation(
     seed: int,
     against: str = "",
 ) -> CheckResult:
-    """Compare the predictions of two versions for the same labelled rows, with their `truth`, [N].
+    """Compare the predictions of two versions on the same labelled rows, whose labels are `truth`, [N].
 
-    Without `current` only `at_least` is checked. Raises InvalidConfig if the metric does not fit predictions or truth.
+    Without `current`, only `at_least` is checked. Raises InvalidConfig if the metric does not fit predictions or truth.
     """
     metric = policy.metric or default_metric(truth, candidate)
     rows = len(truth)
@@ -40,10 +40,10 @@ def check_evaluation(
     value = ours(np.ones(rows))
     figures = {"rows": float(rows), f"{metric}_candidate": value}
     if rows < policy.min_rows:
-        reason = f"{rows:,} rows with a known target are too few; the policy asks for {policy.min_rows:,}"
+        reason = f"{rows:,} rows with a known target are too few; the policy requires {policy.min_rows:,}"
         return CheckResult(NAME, "failed", reason, figures)
     if not np.isfinite(value):
-        return CheckResult(NAME, "failed", f"{metric} of the new version is {value}: it answers no numbers", figures)
+        return CheckResult(NAME, "failed", f"{metric} of the new version is {value}: not a finite number", figures)
     too_low = ""
     if policy.at_least is not None and (
         value < policy.at_least if HIGHER_IS_BETTER[metric] else value > policy.at_least
@@ -56,9 +56,9 @@ def check_evaluation(
     try:
         theirs = weighted_metric(metric, truth, current)
         if not np.isfinite(served := theirs(np.ones(rows))):
-            raise InvalidConfig(f"its {metric} is {served}: it answers no numbers")
+            raise InvalidConfig(f"its {metric} is {served}: not a finite number")
     except InvalidConfig as error:
-        reason = f"{against} cannot be compared with: {error.message}"
+        reason = f"the comparison with {against} failed: {error.message}"
         return CheckResult(NAME, "failed", reason, figures)
     compared = paired_bootstrap(metric, ours, theirs, rows, policy.confidence, policy.resamples, seed)
     figures |= {
@@ -70,18 +70,18 @@ def check_evaluation(
         "confidence": policy.confidence,
     }
     unit = ".1%" if metric in RELATIVE_METRICS else ".4f"
-    found = (
-        f"{metric} {compared.candidate:.4f} against {compared.current:.4f} of {against}: "
+    comparison = (
+        f"{metric} {compared.candidate:.4f} compared with {compared.current:.4f} of {against}: "
         f"{abs(compared.difference):{unit}} {'worse' if compared.difference < 0 else 'better'} on {rows:,} rows "
         f"({policy.confidence:.0%} bounds {compared.low:+{unit}} and {compared.high:+{unit}})"
     )
     if compared.low >= -policy.margin:
-        return CheckResult(NAME, state, too_low or found, figures)
+        return CheckResult(NAME, state, too_low or comparison, figures)
     margin = f"{policy.margin:{unit}}"
     if compared.high < -policy.margin:
         proven = f"worse by more than the margin of {margin}"
     elif compared.difference < -policy.margin:
-        proven = f"worse by more than the margin of {margin}, as far as these rows can tell"
+        proven = f"worse by more than the margin of {margin} on these rows, but not with the required confidence"
     else:
-        proven = f"these rows cannot tell that it is not worse by more than {margin}; more of them might"
-    return CheckResult(NAME, "failed", "; ".join(filter(None, (proven, found, too_low))), figures)
+        proven = f"too few rows to prove that the version is not worse by more than {margin}"
+    return CheckResult(NAME, "failed", "; ".join(filter(None, (proven, comparison, too_low))), figures)

@@ -1,12 +1,13 @@
-"""Robustness: how much the predictions change when the input is disturbed.
+"""Robustness: the change of the predictions when the input is disturbed.
 
-The same rows are disturbed in three ways, all seeded: noise on the numbers, missing values, and values far out of range
-(and unseen texts). Under noise, predictions and metric have to stay within the policy's bounds, or nearly within those
-of the current version. The other two change the information in a row, so their flips are only reported. If the model
-refuses them as a bad request, this is reported, and is a failure only if the policy requires it.
+The same rows are disturbed in three ways with a seed: noise on numbers, missing values, and values far out of range
+(also unseen texts). Under noise, predictions and metric must remain within the bounds of the policy, or nearly within
+the values of the current version. Missing and out-of-range values change the information in a row, so their flips are
+only reported. If the model refuses such values as a bad request, the policy decides whether this is a failure.
 
-A flip is another label or, for numbers, a move by more than a quarter of the predictions' own standard deviation: noise
-of 5 % moves the predictions of a linear model by 5 % of theirs, those of a forest in larger steps and less often.
+A flip is a changed label. For numbers, a flip is a change by more than a quarter of the standard deviation of the
+predictions. Noise of 5 % changes the predictions of a linear model by 5 % of their standard deviation, and the
+predictions of a forest in larger steps and less often.
 """
 
 from dataclasses import dataclass
@@ -25,15 +26,16 @@ from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 
 NAME = "robustness"
 _MOVE = 0.25
-_CURRENT_FACTOR = 1.25  # Of two forests trained on the same data, one flips slightly more
+_CURRENT_FACTOR = 1.25  # Two forests that are trained on the same data may differ slightly in their flips.
 _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 
 
 @dataclass(frozen=True)
 class _Outcome:
-    """The effect of one disturbance, and the model's message if it refuses the rows.
+    """The effect of a disturbance, or the error message if the model refuses the rows.
 
-    `flips` and `no_answer` are the shares of rows with another prediction and with no number. `loss` is of the metric.
+    `flips` is the share of rows whose prediction changes, and `no_answer` the share whose prediction is no longer a
+    number. `loss` is the loss of the metric.
     """
 
     name: str
@@ -66,18 +68,18 @@ class _Outcome:
             return []
         if self.refusal:
             return [f"{'rows with noise' if is_noise else f'{self.shown} values'} are refused: {self.refusal}"]
-        found = []
+        messages = []
         if is_noise and self.flips > policy.max_flips:
-            found.append(
-                f"{self.flips:.1%} of the answers change under noise of {policy.noise:.0%} of the std; "
+            messages.append(
+                f"{self.flips:.1%} of the predictions change under noise of {policy.noise:.0%} of the std; "
                 f"the policy allows {policy.max_flips:.1%}"
             )
         if is_noise and self.loss is not None and not self.loss <= policy.max_loss:
-            found.append(f"the metric loses {self.loss:.4f} under noise; the policy allows {policy.max_loss:g}")
+            messages.append(f"the metric loses {self.loss:.4f} under noise; the policy allows {policy.max_loss:g}")
         if self.no_answer > 0:
             where = "under noise" if is_noise else f"to {self.shown} values"
-            found.append(f"{self.no_answer:.1%} of the answers {where} are no numbers")
-        return found
+            messages.append(f"{self.no_answer:.1%} of the predictions {where} are not numbers")
+        return messages
 
 
 def check_robustness(
@@ -90,12 +92,12 @@ def check_robustness(
     current: tuple[LoadedModel, NamedArrays] | None = None,
     against: str = "",
 ) -> CheckResult:
-    """Disturb the rows, and compare the predictions with those of the undisturbed rows.
+    """Disturb the rows, and compare the predictions with the predictions of the undisturbed rows.
 
     Args:
-        rows: only the model's columns.
-        truth: [N] labels of the rows; None: no metric is judged.
-        metric: default: accuracy of labels, rmse of numbers.
+        rows: the rows with only the columns of the model.
+        truth: [N] labels of the rows; None to judge no metric.
+        metric: the metric; default: accuracy for classes, rmse for numbers.
         current: the version to compare with, called `against`, and the same rows in its types.
 
     Raises InvalidConfig if the metric does not fit or is not a number, and SchemaMismatch or InferenceError if the
@@ -111,32 +113,32 @@ def check_robustness(
     outcomes = [_outcome(name, model, clean, changed, baseline) for name, changed in disturbed]
     noise = outcomes[0]
     total = row_count(rows)
-    shown = baseline.metric if baseline is not None else "metric"
-    found = f"{noise.flips:.1%} of the answers to {total:,} rows change under noise of {policy.noise:.0%} of the std"
+    measure = baseline.metric if baseline is not None else "metric"
+    summary = f"{noise.flips:.1%} of {total:,} predictions change under noise of {policy.noise:.0%} of the std"
     if noise.loss is not None:
-        found += f", {shown} {f'loses {_amount(shown, noise.loss)}' if noise.loss > 0 else 'holds'}"
+        summary += f", {measure} {f'loses {_amount(measure, noise.loss)}' if noise.loss > 0 else 'loses nothing'}"
     notes = [f"{outcome.shown} values are refused: {outcome.refusal}" for outcome in outcomes if outcome.refusal]
     figures = {"rows": float(total)}
     for outcome in outcomes:
         figures |= outcome.figures()
     bounds = policy
     if noise.failures(policy) and (theirs := _current_under_noise(current, policy, seed, truth, metric)) is not None:
-        # the new version need not be better than the current one
+        # The new version need not be better than the current version.
         least = {"max_flips": theirs.flips * _CURRENT_FACTOR, "max_loss": (theirs.loss or 0.0) * _CURRENT_FACTOR}
         bounds = policy.model_copy(update={name: max(getattr(policy, name), value) for name, value in least.items()})
-        notes.append(f"under the same noise {theirs.flips:.1%} of the answers of {against} change")
+        notes.append(f"under the same noise, {theirs.flips:.1%} of the predictions of {against} change")
         figures["noise_flips_current"] = theirs.flips
     failures = [failure for outcome in outcomes for failure in outcome.failures(bounds)]
     table = ReportTable(
-        ("disturbance", "answers changed", "answers that are no numbers", f"loss of {shown}"),
-        tuple(outcome.line(shown) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]),
+        ("disturbance", "changed predictions", "predictions without a number", f"loss of {measure}"),
+        tuple(outcome.line(measure) for outcome in [*outcomes, *_by_column(model, rows, policy, seed)]),
     )
-    reason = "; ".join(failures) or found
+    reason = "; ".join(failures) or summary
     return CheckResult(NAME, "failed" if failures else "passed", reason, figures, tuple(notes), table)
 
 
 def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> CheckResult:
-    """Compare the drop of the metric under each disturbance with the largest drop that the policy allows."""
+    """Compare the loss of the metric under each disturbance with the largest loss that the policy allows."""
     failures = [f"{name} cannot be measured: {reason}" for name, reason in report.cannot.items()]
     notes: list[str] = []
     (failures if policy.refusals == "fail" else notes).extend(report.notes)
@@ -154,12 +156,14 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
         for where, loss in losses.items()
         if loss > policy.max_drop
     ]
-    found = (
-        f"{metric} {report.clean:.4f} loses {_amount(metric, losses[worst])} at most, under {worst}" if worst else ""
+    summary = (
+        f"{metric} {report.clean:.4f} loses {_amount(metric, losses[worst])} under {worst}, the largest loss"
+        if worst
+        else ""
     )
     figures = {name.removeprefix("robustness/"): value for name, value, step in report.figures() if not step}
     table = ReportTable(report.table()[0], tuple(report.table()[1:]))
-    reason = "; ".join(failures) or found or "no disturbed row is answered"
+    reason = "; ".join(failures) or summary or "the model predicts no disturbed row"
     return CheckResult("disturbances", "failed" if failures else "passed", reason, figures, tuple(notes), table)
 
 
@@ -170,7 +174,7 @@ def _current_under_noise(
     truth: Array | None,
     metric: MetricName | None,
 ) -> _Outcome | None:
-    """Return None if there is no current version, or if it refuses these rows."""
+    """Return the outcome of the current version under noise; None without a version or if it refuses the rows."""
     if current is None:
         return None
     model, rows = current
@@ -196,12 +200,12 @@ def flipped_rows(clean: ModelPredictions, disturbed: ModelPredictions) -> Array:
 
 
 def _by_column(model: LoadedModel, rows: NamedArrays, policy: RobustnessPolicy, seed: int) -> list[_Outcome]:
-    """Disturb one column at a time; return the refusals and the outcomes with most flips."""
+    """Disturb a single column at a time, and return the refusals and the outcomes with the most flips."""
     some = take_rows(rows, slice(0, _ROWS_OF_A_COLUMN))
     clean = model.predict(some)
     outcomes = []
-    for place, name in enumerate(list(some)[:_MAX_COLUMNS] if len(some) > 1 else []):
-        rng, column = np.random.default_rng([seed, place]), {name: some[name]}
+    for index, name in enumerate(list(some)[:_MAX_COLUMNS] if len(some) > 1 else []):
+        rng, column = np.random.default_rng([seed, index]), {name: some[name]}
         changed = {"noise": with_noise(column, policy.noise, rng), "missing": with_missing(column, policy.missing, rng)}
         outcomes += [
             _outcome(f"{kind} in {name}", model, clean, {**some, **values}, None) for kind, values in changed.items()

@@ -36,7 +36,7 @@ def test_the_policy_says_how_much_has_to_be_known(
 def test_what_has_no_onnx_form_answers_for_itself(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("flavors: {python_function: {loader_module: json}}")
     result = check_parity(read_served_artifact(tmp_path), GatePolicy())
-    assert (result.state, result.reason) == ("skipped", "it has no ONNX form: the original itself answers")
+    assert (result.state, result.reason) == ("skipped", "the version has no ONNX form, so the original model predicts")
 
 
 NAME = "models:/m/1"
@@ -72,9 +72,9 @@ def columns(*given: Column) -> Artifact:
         (columns(A, Column("b", "float"), C), "passed", "b retyped from double to float"),
         (columns(A, B, Column("c", "string")), "failed", "c required from optional to required"),
         (columns(Column("a", "long", required=False), B, C), "passed", "a optional from required to optional"),
-        (columns(B, A, C), "passed", "another order, which matters for rows without names"),
+        (columns(B, A, C), "passed", "another order, which affects rows without names"),
         (replace(SERVED, columns=(), tensors=(Tensor("", "float32", (-1, 3)),)), "failed", "from columns to tensors"),
-        (replace(SERVED, prediction=("p",)), "failed", r"from whole numbers to numbers \[2\] a row"),
+        (replace(SERVED, prediction=("p",)), "failed", r"from whole numbers to numbers \[2\] per row"),
         (replace(SERVED, classes=(0, 1, 2)), "passed", "the classes reclassed from 0, 1 to 0, 1, 2"),
         (replace(SERVED, undescribed="objects"), "skipped", "the new version has no signature"),
     ],

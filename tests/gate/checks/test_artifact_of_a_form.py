@@ -95,7 +95,7 @@ def test_the_loss_is_measured_on_the_dataset_of_the_policy(
     ("where", "base", "names"),
     [
         ("models:/toy/9", "good", ["models:/toy/9", "compared", "model toy"]),
-        ("models:/toy/2", "good", ["models:/toy/2", "compared", "its files"]),
+        ("models:/toy/2", "good", ["models:/toy/2", "compared", "the files"]),
         ("/etc", "good", ["/etc", "compared", "MLflow"]),
     ],
 )

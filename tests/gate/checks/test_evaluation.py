@@ -33,8 +33,8 @@ def policy(**fields: Any) -> EvaluationPolicy:
         (100, "passed", ["accuracy 0.9000", "0.9000 of models:/m/1", "0.0000 better"]),
         (80, "passed", ["0.0200 better"]),
         (102, "passed", ["0.0020 worse"]),
-        (108, "failed", ["cannot tell", "0.0100"]),
-        (112, "failed", ["the margin of 0.0100", "as far as"]),
+        (108, "failed", ["too few rows", "0.0100"]),
+        (112, "failed", ["the margin of 0.0100", "required confidence"]),
         (200, "failed", ["the margin of 0.0100", "accuracy 0.8000", "0.9000 of models:/m/1", "0.1000 worse"]),
     ],
 )
@@ -92,8 +92,8 @@ def test_a_metric_of_probabilities_asks_for_them() -> None:
 def test_served_answers_of_another_kind_cannot_be_compared_with() -> None:
     result = check_evaluation(TRUTH, wrong_in(1), ModelPredictions(TRUTH.astype(float), False), policy(), 7, NAME)
     assert result.state == "failed"
-    assert mentions(result.reason, "models:/m/1", "compared", "accuracy", "labels")
+    assert mentions(result.reason, "models:/m/1", "comparison", "accuracy", "labels")
     numbers = TRUTH.astype(float)
     broken = ModelPredictions(np.full(ROWS, np.nan), False)
     result = check_evaluation(numbers, ModelPredictions(numbers, False), broken, policy(), 7, NAME)
-    assert mentions(result.reason, "models:/m/1", "compared", "rmse", "nan")
+    assert mentions(result.reason, "models:/m/1", "comparison", "rmse", "nan")

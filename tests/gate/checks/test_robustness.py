@@ -77,7 +77,7 @@ def test_missing_values_that_are_answered_with_no_number_are_told_and_fail_where
     assert told.figures["missing_no_answer"] == pytest.approx(0.2, abs=0.05)
     strict = check_robustness(model, INPUT, RobustnessPolicy(refusals="fail"), seed=7)
     assert strict.state == "failed"
-    assert mentions(strict.reason, "missing values", "no numbers")
+    assert mentions(strict.reason, "missing values", "not numbers")
 
 
 def test_a_refusal_is_told_and_fails_where_the_policy_says(tmp_path: Path) -> None:
