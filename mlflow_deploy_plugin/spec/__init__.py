@@ -1,6 +1,6 @@
-"""EndpointSpec: the one description of what is served and how.
+"""EndpointSpec: the description of an endpoint and its server.
 
-An endpoint is a server; a deployment is a variant in it. One YAML document describes one endpoint:
+An endpoint is a server, and a deployment is a variant in it. Each YAML document describes an endpoint:
 
     apiVersion: onnxserve/v1
     name: flights
@@ -11,8 +11,8 @@ An endpoint is a server; a deployment is a variant in it. One YAML document desc
     monitors:
       daily: {kind: drift, every: 1d, min_rows: 200}
 
-Field names, defaults, bounds and descriptions stand here once: `-C server.port=8123`, `onnxserve serve --help`,
-`mlflow deployments help -t onnxserve` and the reference page of the docs are made from them.
+Field names, defaults, bounds and descriptions are defined only here. `-C server.port=8123`, `onnxserve serve --help`,
+`mlflow deployments help -t onnxserve` and the reference page of the docs are generated from them.
 """
 
 import lazy_loader

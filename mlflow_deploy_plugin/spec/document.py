@@ -1,4 +1,4 @@
-"""Specs as YAML documents and back, changes to them by dotted names, and the reference of these names."""
+"""Conversion of specs to and from YAML, changes of fields by dotted names, and the list of these names."""
 
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -32,16 +32,16 @@ _EXPECTED = {
     "less_than": "less than {lt} is expected",
     "literal_error": "{expected} is expected",
 }
-"""The part of a message that says what would be right, by the type of pydantic's error."""
+"""The description of the expected value in a message, by the type of pydantic's error."""
 _NOT_BY_NAME = {
     "api_version",
     "name",
-    "variants.NAME.model",  # -m says it
-    "monitors.NAME.retrain.parameters",  # a table of its own, for a spec file
+    "variants.NAME.model",  # -m sets it.
+    "monitors.NAME.retrain.parameters",  # It is a table, for a spec file.
 }
-"""The fields that `-C` does not take."""
+"""The fields that `-C` does not accept."""
 _TABLES = {"container.environment", "container.secrets", "container.secret_files"}
-"""The fields that are mappings of texts; each key has a dotted name."""
+"""The fields that are mappings of texts, each of whose keys has a dotted name."""
 _OF_TABLE = ".VARIABLE"
 _PARTS: Mapping[str, type[BaseModel]] = {
     "server.": ServerSpec,
@@ -55,38 +55,38 @@ _PARTS: Mapping[str, type[BaseModel]] = {
     "kubernetes.": KubernetesSpec,
     "": EndpointSpec,
 }
-"""The parts of a spec by the prefix of their fields. The field of a part has no dotted name itself."""
+"""The parts of a spec by the prefix of their fields. The field that contains a part has no dotted name."""
 _RETRAIN = ".retrain."
 
 
 def load_specs(text: str, may_be_empty: bool = False) -> list[EndpointSpec]:
-    """Return the endpoints of a YAML text, one per document. They share one server, which the first document describes.
+    """Return the endpoints of a YAML text, one per document. They share the server that the first document describes.
 
-    Raises InvalidConfig for anything else. If `may_be_empty`, an endpoint may have no variant, like a stored endpoint.
+    Raises InvalidConfig for any other text. With `may_be_empty`, an endpoint may have no variants.
     """
     try:
         documents = [document for document in yaml.safe_load_all(text) if document is not None]
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99; RecursionError: brackets
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: 2001-99-99; RecursionError: brackets.
         raise InvalidConfig(f"the spec is not valid YAML: {one_line(error)}") from None
     specs = [validate_spec(document) for document in documents]
     if not specs:
         raise InvalidConfig("the spec is empty: it needs at least `name` and `variants`")
     names = [spec.name for spec in specs]
     if not may_be_empty and (empty := [spec.name for spec in specs if not spec.variants]):
-        raise InvalidConfig(f"variants: endpoint {empty[0]!r} has none; it needs at least one, with a `model`")
+        raise InvalidConfig(f"variants: endpoint {empty[0]!r} needs at least one variant with a `model`")
     if doubled := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidConfig(f"endpoint {doubled[0]!r} stands twice in the spec")
+        raise InvalidConfig(f"endpoint {doubled[0]!r} is repeated in the spec")
     for spec in specs[1:]:
         if "server" in spec.model_fields_set and spec.server != specs[0].server:
             raise InvalidConfig(
-                f"endpoint {spec.name!r} has a `server` of its own, and all of a spec share one: say it in the first, "
-                f"{specs[0].name!r}"
+                f"endpoint {spec.name!r} has another `server`, but all endpoints of a spec share one server: specify "
+                f"it in the first endpoint, {specs[0].name!r}"
             )
     return specs
 
 
 def dump_spec(spec: EndpointSpec) -> str:
-    """Return the spec as YAML without its defaults; `load_specs` reads it back."""
+    """Return the spec as YAML without default values. `load_specs` is the inverse function."""
     document = {"apiVersion": spec.api_version, **spec_document(spec)}
     return yaml.safe_dump(document, sort_keys=False)
 
@@ -97,7 +97,7 @@ def spec_document(spec: EndpointSpec) -> dict[str, Any]:
 
 
 def validate_spec(document: object) -> EndpointSpec:
-    """Return the spec that a document of plain values describes; raise InvalidConfig that names the field."""
+    """Return the spec from a document of plain values. Raise InvalidConfig with the name of an invalid field."""
     if not isinstance(document, Mapping):
         raise InvalidConfig(f"a spec is a mapping with `name` and `variants`, not {type(document).__name__}")
     try:
@@ -113,12 +113,12 @@ def validate_spec(document: object) -> EndpointSpec:
             message = _EXPECTED[first["type"]].format(**context)
         elif first["type"] == "string_pattern_mismatch":
             message = PATTERNS_IN_WORDS.get(context["pattern"], message)
-        given = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
-        raise InvalidConfig(f"{where}: {message}{given}" if where else message) from None
+        received = "" if isinstance(first["input"], Mapping) else f" (got {first['input']!r})"
+        raise InvalidConfig(f"{where}: {message}{received}" if where else message) from None
 
 
 def field_reference() -> Iterator[tuple[str, str, str, str]]:
-    """Yield every field that `-C` takes: (dotted name, type, default, description)."""
+    """Yield every field that `-C` accepts: (dotted name, type, default, description)."""
     for dotted, part, name in _fields():
         field, description = part.model_fields[name], field_descriptions(part)[name]
         is_table = dotted.endswith(_OF_TABLE)
@@ -135,7 +135,7 @@ def _fields() -> Iterator[tuple[str, type[BaseModel], str]]:
 
 
 def _type_name(annotation: object) -> str:
-    """Return the type of a field as help texts write it: `int`, or the values it takes."""
+    """Return the type of a field for help texts, e.g. `int`, or the allowed values."""
     kinds = [kind for kind in get_args(annotation) if kind not in (type(None), Ellipsis)] or [annotation]
     if get_origin(kinds[0]) is Literal:
         kinds = list(get_args(kinds[0]))
@@ -147,24 +147,24 @@ def _type_name(annotation: object) -> str:
 def new_endpoint(
     name: str, model_uri: str, config: Mapping[str, object] | None = None, variant: str | None = None
 ) -> EndpointSpec:
-    """Return the endpoint `name` with one variant (default: of its name) at 100 %, changed as by `apply_config`."""
+    """Return the endpoint `name` with a single variant (default: the same name) and the changes of `apply_config`."""
     document = {"name": name, "variants": {variant or name: {"model": model_uri}}}
     return apply_config(validate_spec(document), config or {})
 
 
 def empty_endpoint(name: str) -> EndpointSpec:
-    """Return the endpoint `name` without a variant; it needs one before it can be served. Raises as `new_endpoint`."""
+    """Return the endpoint `name` without a variant, which cannot be served yet. Raises like `new_endpoint`."""
     return validate_spec({"name": name, "variants": {}})
 
 
 def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSpec:
-    """Return `spec` with fields replaced by their dotted names: `{"server.port": "8123"}`; "" restores the default.
+    """Return `spec` with new values of fields by dotted names: `{"server.port": "8123"}`. "" restores the default.
 
-    Raises InvalidConfig for an unknown name (the nearest valid one is named) or a value that does not fit its field.
+    Raises InvalidConfig for an unknown name (the message contains the nearest valid name) or an invalid value.
     """
     document = spec_document(spec)
     if any(dotted.startswith("sticky.") for dotted in config):
-        document.pop("sticky", None)  # header and key replace each other
+        document.pop("sticky", None)  # Either header or key is set.
     known = [name for name, *_ in _fields()]
     for dotted, value in config.items():
         path = _path(dotted)
@@ -172,7 +172,7 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
         if len(path) == 3 and ".".join(path[:2]) in _TABLES:
             field = ".".join(path[:2]) + _OF_TABLE
         is_model = field == "variants.NAME.model" and path[1] in spec.variants
-        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # only the MLflow project knows them
+        is_parameter = len(path) == 5 and path[2:4] == ["retrain", "parameters"]  # The project defines them.
         if not (field in known or is_model or is_parameter):
             hint = did_you_mean(field, known, "`mlflow deployments help -t onnxserve` lists the fields")
             raise InvalidConfig(f"unknown config key {dotted!r}{hint}")
@@ -192,14 +192,14 @@ def apply_config(spec: EndpointSpec, config: Mapping[str, object]) -> EndpointSp
 def add_variant(spec: EndpointSpec, name: str, model_uri: str) -> EndpointSpec:
     """Return `spec` with another variant, without traffic if there are others. Raises AlreadyExists, InvalidConfig."""
     if name in spec.variants:
-        raise AlreadyExists(f"the endpoint {spec.name!r} has a deployment {name!r} already: update or delete it")
+        raise AlreadyExists(f"the endpoint {spec.name!r} already has a deployment {name!r}: update or delete it")
     added = {"model": model_uri, "weight": 0 if spec.variants else 100}
     variants = {**spec_document(spec)["variants"], name: added}
     return validate_spec({**spec_document(spec), "variants": variants})
 
 
 def remove_variant(spec: EndpointSpec, name: str) -> EndpointSpec:
-    """Return `spec` without one of its variants; raise InvalidConfig if others remain and none of them would answer."""
+    """Return `spec` without a variant. Raise InvalidConfig if only variants without traffic would remain."""
     variants = {key: variant for key, variant in spec_document(spec)["variants"].items() if key != name}
     return validate_spec({**spec_document(spec), "variants": variants})
 

@@ -1,7 +1,7 @@
-"""The parts of a spec that describe monitors, and the retraining that an alarm starts.
+"""The parts of a spec for monitors and for the retraining that an alarm starts.
 
 A monitor's `require` and a rollout's `--abort-on` share the syntax of conditions: `accuracy>=0.8`,
-`missing(temp)<=10%`, `p99>250ms`, `p99>2x`. Each defines its own names and units.
+`missing(temp)<=10%`, `p99>250ms`, `p99>2x`. The two options have different names and units.
 """
 
 import re
@@ -48,7 +48,7 @@ _UNITS: Mapping[Scale, Mapping[str, float]] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """A condition as it was written; `argument` is the text in brackets behind the name."""
+    """A parsed condition. `argument` is the text in brackets after the name."""
 
     name: str
     argument: str
@@ -58,16 +58,16 @@ class Condition:
 
 
 def parse_condition(text: str) -> Condition | None:
-    found = _FORM.match(text.strip())
-    if found is None:
+    match = _FORM.match(text.strip())
+    if match is None:
         return None
-    sign, unit = cast(Sign, found["sign"]), cast(Unit, found["unit"])
-    return Condition(found["name"], (found["of"] or "").strip(), sign, float(found["number"]), unit)
+    sign, unit = cast(Sign, match["sign"]), cast(Unit, match["unit"])
+    return Condition(match["name"], (match["of"] or "").strip(), sign, float(match["number"]), unit)
 
 
 @dataclass(frozen=True)
 class MonitorMetric:
-    """A metric of a monitor's requirements: >= if higher is better. `argument` is the kind of name in brackets."""
+    """A metric for requirements. `sign` is >= if higher is better. `argument` is the kind of the name in brackets."""
 
     scale: Scale
     sign: Literal[">=", "<="]
@@ -76,9 +76,9 @@ class MonitorMetric:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A condition that must hold in a window. `argument` is the column or variant in brackets; empty for all of them.
+    """A condition that must hold in a window. `argument` is the column or variant in brackets, or empty for all.
 
-    `value` is a share, seconds, or in the metric's own unit.
+    `value` is a share, a number of seconds, or a number in the unit of the metric.
     """
 
     text: str
@@ -93,53 +93,53 @@ class Requirement:
         name, first = next(iter(metrics.items()))
         if condition is None:
             example = "0.8" if first.sign == ">=" else "0.1"
-            raise InvalidConfig(f"require: {text!r} is no requirement; it is written like {name}{first.sign}{example}")
+            raise InvalidConfig(f"require: {text!r} is not a requirement; e.g. {name}{first.sign}{example} is expected")
         metric = metrics.get(condition.name)
         if metric is None:
             hint = did_you_mean(condition.name, metrics)
             raise InvalidConfig(
-                f"require: {subject} has no metric {condition.name!r}; it has {', '.join(metrics)}{hint}"
+                f"require: {subject} has no metric {condition.name!r}; its metrics are {', '.join(metrics)}{hint}"
             )
         if condition.argument and not metric.argument:
-            raise InvalidConfig(f"require: {text}: {condition.name} takes nothing in brackets")
+            raise InvalidConfig(f"require: {text}: {condition.name} does not accept brackets")
         units = _UNITS[metric.scale]
         if condition.unit not in units:
             allowed = ", ".join(unit or "a bare number" for unit in units)
             raise InvalidConfig(
-                f"require: {text}: {condition.name} is not said in {condition.unit!r}, but as {allowed}"
+                f"require: {text}: {condition.unit!r} is not a unit of {condition.name}; allowed: {allowed}"
             )
         if condition.sign[0] != metric.sign[0]:
             better = f"{condition.name}{metric.sign}{condition.number:g}{condition.unit}"
             direction = "higher" if metric.sign == ">=" else "lower"
             raise InvalidConfig(
-                f"require: {text} asks for the worse; {condition.name} is better when {direction}: {better}"
+                f"require: {text} has the wrong direction; {condition.name} is better when {direction}: {better}"
             )
         value = condition.number * units[condition.unit]
         if metric.scale == "share" and not 0 <= value <= 1:
-            raise InvalidConfig(f"require: {text}: {condition.name} lies between 0 and 1")
+            raise InvalidConfig(f"require: {text}: {condition.name} must be between 0 and 1")
         if metric.scale == "seconds" and value <= 0:
-            raise InvalidConfig(f"require: {text}: say a time above 0")
+            raise InvalidConfig(f"require: {text}: a time above 0 is expected")
         return cls(text, condition.name, condition.argument, condition.sign, value)
 
     def holds(self, value: float) -> bool:
-        """Return True if the value of the metric meets the requirement. NaN does not."""
+        """Return True if the value of the metric meets the requirement. NaN does not meet it."""
         return _COMPARE[self.sign](value, self.value)
 
 
 def parse_requirements(
     texts: tuple[str, ...], metrics: Mapping[str, MonitorMetric], subject: str
 ) -> tuple[Requirement, ...]:
-    """Return the requirements of a monitor by the metrics of its kind; `subject` is the kind in messages.
+    """Return the requirements of a monitor with the metrics of its kind. `subject` describes the kind in messages.
 
-    Raises InvalidConfig if a requirement is malformed, of another kind, in the wrong direction, or given twice.
+    Raises InvalidConfig if a requirement is malformed, for another kind, in the wrong direction or repeated.
     """
     requirements = tuple(Requirement.parse(text.strip(), metrics, subject) for text in texts if text.strip())
     seen: dict[tuple[str, str, bool], str] = {}
-    for one in requirements:
-        key = one.name, one.argument, one.sign.startswith(">")
+    for requirement in requirements:
+        key = requirement.name, requirement.argument, requirement.sign.startswith(">")
         if key in seen:
-            raise InvalidConfig(f"require: {seen[key]} and {one.text} speak of the same; say one of them")
-        seen[key] = one.text
+            raise InvalidConfig(f"require: {seen[key]} and {requirement.text} set the same limit; remove one of them")
+        seen[key] = requirement.text
     return requirements
 
 
@@ -165,107 +165,108 @@ MONITOR_METRICS: Mapping[MonitorKind, Mapping[str, MonitorMetric]] = {
         ("missing", "unseen", "out_of_range"), MonitorMetric("share", "<=", argument="column")
     ),
 }
-"""The metrics that the `require` of a monitor may name, by its kind."""
+"""The metrics for the `require` of a monitor, by kind."""
 
 KINDS_WITH_REFERENCE: tuple[MonitorKind, ...] = ("drift", "prediction_drift", "data_quality")
-"""The kinds that compare a window with a reference, by sketches of both."""
+"""The kinds that compare the sketches of a window and a reference."""
 _READ_BY: Mapping[str, tuple[MonitorKind, ...]] = {
     "reference": KINDS_WITH_REFERENCE,
     "columns": KINDS_WITH_REFERENCE,
     "labels_within": ("performance",),
     "estimate": ("performance",),
 }
-"""The fields that only some kinds read. They are refused for the others, where they would have no effect."""
+"""The fields that only some kinds use. They are refused for other kinds, where they have no effect."""
 
 REGRESSION = ("mae", "rmse", "mape", "r2")
-"""The metrics of regression models; none of them can be estimated without labels."""
+"""The metrics of regression models, which cannot be estimated without labels."""
 MIN_LABELLED_WINDOWS = 3
-"""The earlier windows with labels that an estimate needs: with fewer nobody knows its error."""
+"""The number of earlier labelled windows that are needed to determine the error of an estimate."""
 
 
 class RetrainSpec(SpecPart):
-    """The retraining that an alarm of the monitor starts: a run of an MLflow project that makes a candidate version."""
+    """The retraining that an alarm of the monitor starts: an MLflow project run that creates a candidate version."""
 
     project: str = Field(min_length=1)
     """Folder or URI of the MLflow project."""
     entry_point: str = Field(default="train", min_length=1)
     """Entry point of the project."""
     mode: Literal["full", "incremental"] = "full"
-    """full: trained from the start on all labelled rows; incremental: what is served learns the window's too."""
+    """full: train a new model on all labelled rows; incremental: continue training of the served model on the window's
+    rows."""
     parameters: dict[str, str | float] = Field(default_factory=dict)
-    """Further parameters of the run (-P)."""
+    """Additional parameters of the run (-P)."""
     env_manager: Literal["virtualenv", "uv", "conda", "local"] = "virtualenv"
-    """As `mlflow run --env-manager`."""
+    """Environment manager of the run, as in `mlflow run --env-manager`."""
     schedule: Crontab | None = None
-    """Trains at these times too, as crontab says them (0 3 * * 1), in the monitor's zone."""
+    """Additional times of retrainings in crontab syntax (0 3 * * 1), in the monitor's time zone."""
     cooldown: Duration = "1d"
-    """At least so long between two runs for one model."""
+    """Minimum time between two runs for a model."""
     max_runs: int = Field(default=10, ge=1)
-    """Runs for one model in 30 days; beyond it a person is asked."""
+    """Maximum number of runs for a model in 30 days. Further retrainings need a user's request."""
     timeout: Duration = "6h"
-    """A run that takes longer is ended."""
+    """Timeout of a run."""
     then: Literal["rollout", "propose", "leave"] = "propose"
-    """With a candidate that passes its gate: bring it by a rollout, propose it, or leave it."""
+    """Action for a candidate that passes its gate: roll it out, propose it, or do nothing."""
     steps: str = "10,50,100"
-    """Steps of that rollout, in percent."""
+    """Steps of the rollout, in percent."""
     step_every: Duration = "5m"
-    """Length of a step of that rollout."""
+    """Minimum duration of a step of the rollout."""
     min_requests: int = Field(default=100, ge=1)
-    """Requests that it has to answer in each of these steps."""
+    """Minimum number of requests to the candidate in each step of the rollout."""
 
 
 class MonitorSpec(SpecPart):
-    """A monitor: it judges the captured traffic, window by window."""
+    """A monitor that judges the captured traffic in windows."""
 
     kind: MonitorKind = "drift"
-    """What is judged."""
+    """Kind of the monitor."""
     every: Length = "1d"
     """Length of a window in event time: 30m, 1h, 1d."""
     schedule: Crontab | None = None
-    """When it is judged, as crontab says it: 15 6 * * *. Default: as soon as a window and its grace are over."""
+    """Times of the judgements in crontab syntax: 15 6 * * *. Default: at the end of a window and its grace period."""
     time_zone: TimeZone = "UTC"
-    """Of the schedule, as Europe/Berlin."""
+    """Time zone of the schedule, e.g. Europe/Berlin."""
     grace: Length = "5m"
-    """How long after a window's end its rows are waited for."""
+    """Time to wait for rows after the end of a window."""
     reference: Reference = "training"
-    """What the window is compared with: training; rolling:7d (the same window so long ago); window:START/END;
+    """Data to compare a window with: training; rolling:7d (the same window 7 days earlier); window:START/END;
     dataset:URI (Parquet or CSV)."""
     min_rows: int = Field(default=200, ge=1)
-    """Fewer rows in a window are not judged."""
+    """Minimum number of rows in a window. A smaller window is not judged."""
     false_alarm_rate: float = Field(default=0.05, gt=0, lt=1)
-    """Share of windows like the reference that may be called drifted."""
+    """Share of windows without drift that may be reported as drifted."""
     independent_rows: bool = False
-    """Says that rows do not depend on their neighbours in time, so that single rows may be resampled."""
+    """true: rows do not depend on neighbouring rows in time, so that single rows may be resampled."""
     columns: TextList = ()
-    """Only these columns are judged, with their parts (image.mean of image). Default: all."""
+    """Columns to judge, including their parts (image.mean of image). Default: all columns."""
     segment_by: TextList = ()
-    """Columns each of whose values is judged by itself, beside all rows."""
+    """Columns for segments. Each value of such a column is judged separately, in addition to all rows."""
     consecutive: int = Field(default=1, ge=1, le=100)
-    """So many windows in a row make an alarm."""
+    """Number of consecutive windows for an alarm."""
     require: TextList = ()
-    """What must hold: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); p99<=0.2,
+    """Requirements: accuracy>=0.8, f1>=0.7, rmse<=3 (performance); disagreement<=0.05 (shadow); p99<=0.2,
     error_rate<=0.01 (service_level, in seconds and shares); missing<=0.1 (data_quality)."""
     labels_within: Length | None = None
-    """performance: how long after a window's end its labels are waited for."""
+    """performance: time to wait for labels after the end of a window."""
     estimate: Literal["informs", "decides"] = "informs"
-    """performance: what an estimate does where labels are not in: it informs and decides nothing; or it decides, and
-    may raise an alarm."""
+    """performance: use of an estimate if labels are missing. informs: the estimate is only reported; decides: it may
+    also raise an alarm."""
     alert: TextList = ()
-    """Tags of those in ONNXSERVE_ALERT_CONFIG who are told. Default: all."""
+    """Tags of the receivers in ONNXSERVE_ALERT_CONFIG. Default: all receivers."""
     retrain: RetrainSpec | None = None
-    """What an alarm starts."""
+    """Retraining that an alarm starts."""
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> "MonitorSpec":
         if not self.require and self.kind in MONITOR_METRICS and self.kind not in KINDS_WITH_REFERENCE:
-            raise ValueError(f"a monitor of kind {self.kind} needs `require`: what must hold")
+            raise ValueError(f"a monitor of kind {self.kind} needs requirements in `require`")
         if self.require and self.kind not in MONITOR_METRICS:
-            why = "its reference says what is normal" if self.kind in KINDS_WITH_REFERENCE else "it has no metrics"
-            raise ValueError(f"a monitor of kind {self.kind} takes no `require`: {why}")
+            why = "it uses its reference instead" if self.kind in KINDS_WITH_REFERENCE else "it has no metrics"
+            raise ValueError(f"a monitor of kind {self.kind} does not accept `require`: {why}")
         for name, kinds in _READ_BY.items():
             if self.kind not in kinds and getattr(self, name) != type(self).model_fields[name].default:
                 takers = f"kind{'s' if len(kinds) > 1 else ''} {', '.join(kinds)}"
-                raise ValueError(f"a monitor of kind {self.kind} takes no `{name}`: it is for monitors of {takers}")
+                raise ValueError(f"a monitor of kind {self.kind} does not accept `{name}`, which is for {takers}")
         if self.is_rolling:
             validate_lag(self.reference.partition(":")[2], self.every)
         tells_by_pairs = self.is_rolling and self.kind != "data_quality" and not self.independent_rows
@@ -286,21 +287,21 @@ class MonitorSpec(SpecPart):
 
     @property
     def is_rolling(self) -> bool:
-        """True if a window is compared with an earlier one, at a fixed lag."""
+        """True if a window is compared with an earlier window at a fixed lag."""
         return self.kind in KINDS_WITH_REFERENCE and self.reference.startswith("rolling:")
 
     @property
     def history(self) -> timedelta:
-        """The span of the log before a window that is also read: by a rolling reference, or for an estimate's error."""
+        """The span of the log before a window that a rolling reference or the error of an estimate needs."""
         every = length_of(self.every)
         if self.is_rolling:
             return rolling_span(length_of(self.reference.partition(":")[2]), every, self.false_alarm_rate)
-        if self.kind == "performance" and any(one.name not in REGRESSION for one in self.requirements):
+        if self.kind == "performance" and any(requirement.name not in REGRESSION for requirement in self.requirements):
             return (max(ceil(length_of(self.labels_within or "0s") / every) - 1, 0) + MIN_LABELLED_WINDOWS) * every
         return timedelta()
 
     @property
     def max_row_age(self) -> timedelta:
-        """The age of the oldest rows that the monitor reads when a window is judged in time."""
+        """The age of the oldest rows that the monitor reads if a window is judged in time."""
         waited = length_of(self.grace) + length_of(self.labels_within or "0s")
         return self.history + length_of(self.every) + waited

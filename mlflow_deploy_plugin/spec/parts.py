@@ -39,126 +39,126 @@ _SHIP_SECONDS = 40
 
 
 class VariantSpec(SpecPart):
-    """One model of an endpoint."""
+    """A model of an endpoint."""
 
     model: str = Field(min_length=1)
-    """Model URI: models:/X/Production, models:/X@alias, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, s3://…, a
+    """Model URI: models:/X/Production, models:/X@alias, models:/X/tag:KEY=VALUE, models:/X/3, runs:/…, s3://… or a
     path."""
     weight: int = Field(default=100, ge=0, le=100)
-    """Share of the endpoint's traffic, in parts of the sum."""
+    """Weight of the variant. Its share of the traffic is its weight divided by the sum of all weights."""
     shadow: bool = False
-    """Never answers; gets a copy of the traffic, to be compared with what was answered."""
+    """true: the variant receives a copy of the traffic, but its predictions are only compared and never returned."""
     allow_pyfunc: bool = False
-    """Lets a stage, alias or tag move to a version without an ONNX form, which runs its own Python."""
+    """Allow a stage, alias or tag to move to a version without an ONNX form, which runs its own Python code."""
 
 
 class ProviderOptions(SpecPart):
-    """Options of ONNX Runtime's providers for a GPU, by ONNX Runtime's names; what is not said has its default."""
+    """Options of ONNX Runtime's GPU providers, by ONNX Runtime's names. Unset options have ONNX Runtime's defaults."""
 
     gpu_mem_limit: int | None = Field(default=None, ge=1024**2)
-    """Bytes of the GPU that the arena of one session may take."""
+    """Maximum bytes of GPU memory in the arena of a session."""
     arena_extend_strategy: Literal["kNextPowerOfTwo", "kSameAsRequested"] | None = None
-    """How that arena grows: by powers of two, or by what is needed."""
+    """Growth of the arena: by powers of two, or by the requested size."""
     cudnn_conv_algo_search: Literal["EXHAUSTIVE", "HEURISTIC", "DEFAULT"] | None = None
-    """How cuDNN's algorithm of a convolution is chosen; EXHAUSTIVE tries all, per shape."""
+    """Selection of cuDNN's convolution algorithm. EXHAUSTIVE tries all algorithms for each shape."""
     use_tf32: bool | None = None
-    """false: multiply in full float32, as parity was proven; true is ONNX Runtime's default."""
+    """false: multiply in full float32, for which parity was proven. ONNX Runtime's default is true."""
     enable_cuda_graph: bool = False
-    """Replay captured CUDA graphs for the batch sizes of the warm-up; runs then take turns."""
+    """Replay captured CUDA graphs for the batch sizes of the warm-up. Runs are then sequential."""
     trt_fp16_enable: bool | None = None
     """Let TensorRT compute in float16."""
     trt_engine_cache_path: str | None = Field(default=None, min_length=1)
-    """Folder of TensorRT's engines. Default: one in the server's state folder."""
+    """Folder of TensorRT's engines. Default: a folder in the server's state folder."""
 
 
 class ServerSpec(SpecPart):
     """The server process of an endpoint."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for every interface."""
+    """Address to listen on. 0.0.0.0 listens on every interface."""
     port: int | None = Field(default=None, ge=1, le=65535)
-    """Port to listen on. Default: the first free one from 8080 up."""
+    """Port to listen on. Default: the first free port from 8080."""
     api_keys: bool = False
-    """Every request needs an API key (onnxserve keys create), but for health checks."""
+    """Require an API key (onnxserve keys create) for every request except health checks."""
     jwt_issuer: str | None = Field(default=None, pattern=r"^https?://[!-~]{1,500}$")
-    """Callers may come with a token of this OpenID Connect issuer instead of a key; with jwt_audience."""
+    """OpenID Connect issuer whose tokens are accepted instead of a key. Requires jwt_audience."""
     jwt_audience: str | None = Field(default=None, min_length=1)
-    """Name of this server in the issuer's tokens: their claim aud."""
+    """Name of this server in the claim aud of the issuer's tokens."""
     insecure: bool = False
-    """Lets a server without auth listen beyond this machine, for example behind a gateway with its own."""
+    """Allow a server without authentication to accept other machines, e.g. behind a gateway that authenticates."""
     grpc_port: int | None = Field(default=None, ge=1, le=65535)
     """Port for the Open Inference Protocol over gRPC. Default: no gRPC."""
     workers: int = Field(default=1, ge=1, le=256)
-    """Worker processes; each holds the models once."""
+    """Number of worker processes. Each worker loads every model."""
     threads: int = Field(default=4, ge=1, le=256)
-    """Requests that one worker handles at the same time."""
+    """Number of requests that a worker handles in parallel."""
     worker_class: WorkerClass = "fast"
-    """The worker that speaks HTTP: fast answers on an event loop; gthread is gunicorn's own, for debugging."""
+    """Class of the HTTP workers: fast uses an event loop; gthread is gunicorn's own class, for debugging."""
     certfile: str | None = Field(default=None, min_length=1)
-    """Certificate chain in PEM; with keyfile, the server speaks https only. On kubernetes each of these files is
+    """Certificate chain in PEM format. With keyfile, the server accepts only https. On kubernetes, each file is
     SECRET/KEY: flights-tls/tls.crt."""
     keyfile: str | None = Field(default=None, min_length=1)
-    """Private key of certfile in PEM."""
+    """Private key of certfile in PEM format."""
     ca_certs: str | None = Field(default=None, min_length=1)
-    """Authorities in PEM. Callers need a client certificate of one of them (mutual TLS); with certfile."""
+    """Certificate authorities in PEM format. Callers need a client certificate from one of these authorities (mutual
+    TLS). Requires certfile."""
     device: Device = "cpu"
-    """Where ONNX Runtime runs; cuda and tensorrt refuse to fall back."""
+    """Device of ONNX Runtime. cuda and tensorrt do not fall back to another device."""
     device_ids: Annotated[tuple[Annotated[int, Field(ge=0, le=1023)], ...], BeforeValidator(split_list)] = Field(
         default=(), max_length=64
     )
-    """GPUs that the workers share out among them: 0,1. Default: all use GPU 0."""
+    """GPUs to distribute the workers over: 0,1. Default: all workers use GPU 0."""
     io_binding: bool = False
     """Copy inputs to the GPU from page-locked buffers (ONNX Runtime's IO binding)."""
     provider_options: ProviderOptions = ProviderOptions()
     intra_op_num_threads: int | None = Field(default=None, ge=1)
-    """Threads of ONNX Runtime per session, and of the libraries of a pyfunc. Default: the cores allowed, divided by
-    the workers."""
+    """Number of threads per session of ONNX Runtime, and of the libraries of a pyfunc. Default: the available cores
+    divided by the workers."""
     max_worker_memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
-    """Memory that one worker may take; a version that would pass it is refused, and the one before serves on. Default:
-    its share of the memory of its container or unit, where that is limited."""
+    """Memory limit of a worker. A version that would exceed it is refused, and the previous version is still served.
+    Default: the worker's share of the memory limit of its container or unit, if there is a limit."""
     max_body_bytes: int = Field(default=16 * 1024 * 1024, ge=1024)
-    """Largest request body accepted, and the most values (rows × outputs) of an answer, which may always have 16777216;
-    above it the answer is 413."""
+    """Maximum size of a request body. It is also the maximum number of values (rows × outputs) in a response, which is
+    at least 16777216. Above the limit, the response is 413."""
     request_timeout_seconds: int = Field(default=60, ge=1, le=3600)
-    """What a request may take to arrive, and a pyfunc to answer; a worker that is silent this long is replaced."""
+    """Timeout to receive a request, and of a pyfunc's prediction. A worker that is silent for this time is replaced."""
     graceful_timeout_seconds: int = Field(default=30, ge=1, le=3600)
-    """What requests in flight may take to finish after SIGTERM."""
+    """Timeout of the requests in flight after SIGTERM."""
     model_control_mode: ModelControlMode = "none"
-    """explicit: whoever reaches the server may load and unload endpoints (V2 model repository), but for web pages of
-    elsewhere."""
+    """explicit: all callers may load and unload endpoints (V2 model repository), except web pages of other origins."""
     allowed_hosts: Annotated[tuple[HostName, ...], BeforeValidator(split_list)] = Field(default=(), max_length=64)
-    """Names by which callers may reach the routes that load and unload: flights.svc,models.example. IP addresses,
-    localhost and `host` may always."""
+    """Host names that callers may use for the routes that load and unload: flights.svc,models.example. IP addresses,
+    localhost and `host` are always allowed."""
     max_batch_size: int | None = Field(default=None, ge=1, le=65536)
-    """Rows that requests are joined to at most; 1: never. Default: 1 on a CPU, 32 on a GPU."""
+    """Maximum number of rows in a batch of several requests; 1 disables batching. Default: 1 on a CPU, 32 on a GPU."""
     preferred_batch_size: Annotated[tuple[BatchSize, ...], BeforeValidator(split_list)] = Field(
         default=(), max_length=16
     )
-    """Sizes of a batch that are computed at once, without waiting for more rows: 8,32."""
+    """Batch sizes that are computed immediately, without waiting for more rows: 8,32."""
     max_queue_delay_microseconds: int = Field(default=500, ge=0, le=10_000_000)
-    """What a request may wait for others to be joined with."""
+    """Maximum time that a request waits for other requests of its batch."""
     max_queue_size: int = Field(default=1024, ge=1, le=1_000_000)
-    """Requests that wait for a batch of one version; above it: 429."""
+    """Maximum number of requests that wait for a batch of a version. Above the limit, the response is 429."""
     default_timeout_microseconds: int = Field(default=0, ge=0)
-    """A request that is not being computed after this time is answered with 504; 0: never. A request may ask for less
-    (parameter `timeout`)."""
+    """Timeout until the computation of a request starts. After it, the response is 504; 0 disables the timeout. A
+    request may set a shorter time (parameter `timeout`)."""
     max_concurrent_requests: int | None = Field(default=None, ge=1, le=1000)
-    """Requests for predictions in flight in one worker; above it: 429. The gthread worker never has more than
-    `threads`."""
+    """Maximum number of predict requests in flight per worker. Above the limit, the response is 429. A gthread worker
+    has at most `threads` requests."""
     rate_limit: Rate | None = None
-    """Requests for predictions by one caller, as 100/minute: 429 above it. Counted by each worker, or by all together
-    where ONNXSERVE_REDIS_URL is set."""
+    """Rate limit of predict requests per caller, e.g. 100/minute. Above the limit, the response is 429. Each worker
+    counts separately, unless ONNXSERVE_REDIS_URL is set."""
     rate_limit_header: HeaderName | None = None
-    """Header that names the caller for the rate limit. Default: its address, of IPv6 its /64."""
+    """Header that identifies the caller for the rate limit. Default: the IP address, or the /64 of an IPv6 address."""
     response_cache_bytes: int = Field(default=0, ge=0)
-    """Memory for answers that are given again to the same question; 0: none are kept."""
+    """Memory of the cache of responses to equal requests; 0 disables the cache."""
     explain_max_rows: int = Field(default=100, ge=0, le=10_000)
-    """Rows of one request that are explained (POST /explain); 0: none are, ever."""
+    """Maximum number of rows in an explain request (POST /explain); 0 disables explanations."""
     max_spool_bytes: int = Field(default=1024**3, ge=1024**2)
-    """What captured requests may take on this disk while the inference log is down; those above it are answered and not
+    """Disk space for captured requests while the inference log is down. When it is full, requests are answered but not
     captured."""
     response_cache_seconds: int = Field(default=300, ge=1, le=86400)
-    """How long such an answer is kept."""
+    """Time that a response stays in the cache."""
 
     @property
     def scheme(self) -> Literal["http", "https"]:
@@ -166,12 +166,12 @@ class ServerSpec(SpecPart):
 
     @property
     def stop_seconds(self) -> int:
-        """The seconds that its end may take: for the requests in flight, and for the agent to ship captured rows."""
+        """The timeout of a stop: for the requests in flight, and for the agent to ship captured rows."""
         return self.graceful_timeout_seconds + _SHIP_SECONDS
 
     @property
     def is_open(self) -> bool:
-        """True if everyone who reaches the server could use it, and the spec does not say that this is intended."""
+        """True if the server accepts unauthenticated callers without `insecure`."""
         return not (self.authenticates or self.insecure)
 
     @property
@@ -187,65 +187,65 @@ class ServerSpec(SpecPart):
     @model_validator(mode="after")
     def _go_together(self) -> "ServerSpec":
         if (self.certfile is None) != (self.keyfile is None):
-            raise ValueError("certfile and keyfile belong together: say both, or neither")
+            raise ValueError("certfile and keyfile must be set together")
         if self.ca_certs is not None and self.certfile is None:
-            raise ValueError("ca_certs is about https: certfile and keyfile are expected with it")
+            raise ValueError("ca_certs requires certfile and keyfile")
         if (self.jwt_issuer is None) != (self.jwt_audience is None):
-            raise ValueError("jwt_issuer and jwt_audience belong together: say both, or neither")
+            raise ValueError("jwt_issuer and jwt_audience must be set together")
         if self.grpc_port is not None and self.grpc_port == self.port:
-            raise ValueError(f"port and grpc_port are both {self.port}; each needs its own")
+            raise ValueError(f"port and grpc_port are both {self.port}; they must differ")
         return self
 
     @model_validator(mode="after")
     def _fit_the_device(self) -> "ServerSpec":
-        said = self.provider_options.model_dump(exclude_defaults=True)
-        if self.device == "cpu" and (self.device_ids or self.io_binding or said):
+        options = self.provider_options.model_dump(exclude_defaults=True)
+        if self.device == "cpu" and (self.device_ids or self.io_binding or options):
             name = next(
-                (f"provider_options.{name}" for name in said), "device_ids" if self.device_ids else "io_binding"
+                (f"provider_options.{name}" for name in options), "device_ids" if self.device_ids else "io_binding"
             )
-            raise ValueError(f"{name} is for a GPU, and device is cpu: device cuda or tensorrt is expected")
-        if self.device == "cuda" and (name := next((name for name in said if name.startswith("trt_")), "")):
-            raise ValueError(f"provider_options.{name} is for device tensorrt, and device is cuda")
+            raise ValueError(f"{name} requires a GPU, but device is cpu: device cuda or tensorrt is expected")
+        if self.device == "cuda" and (name := next((name for name in options if name.startswith("trt_")), "")):
+            raise ValueError(f"provider_options.{name} requires device tensorrt, but device is cuda")
         if self.device_ids and (
             len(set(self.device_ids)) < len(self.device_ids) or self.workers < len(self.device_ids)
         ):
             raise ValueError(
-                f"device_ids {', '.join(map(str, self.device_ids))} with {self.workers} workers: each GPU once, and at "
-                "least one worker for each is expected"
+                f"device_ids {', '.join(map(str, self.device_ids))} with {self.workers} workers: different GPUs "
+                "and at least one worker for each GPU are expected"
             )
         return self
 
 
 class ContainerSpec(SpecPart):
-    """The container of an endpoint's server, on every target that runs an image."""
+    """The container of an endpoint's server, for every target that runs an image."""
 
     image: str | None = Field(default=None, pattern=IMAGE)
-    """Image of the server, as docker/Dockerfile or `onnxserve build-docker` makes it. Default: onnxserve:cpu, for a GPU
-    onnxserve:gpu."""
+    """Image of the server, built from docker/Dockerfile or by `onnxserve build-docker`. Default: onnxserve:cpu, or
+    onnxserve:gpu for a GPU."""
     cpus: float | None = Field(default=None, ge=0.01, le=1024)
-    """Processors that it may use: 1.5. Default: no limit."""
+    """CPU limit of the container: 1.5. Default: no limit."""
     memory_bytes: int | None = Field(default=None, ge=64 * 1024 * 1024)
-    """Memory that it may use; the kernel kills what passes it. Default: no limit."""
+    """Memory limit of the container. The kernel kills a process that exceeds it. Default: no limit."""
     environment: dict[VariableName, VariableValue] = Field(default={})
-    """An environment variable of the server; its value is in the spec."""
+    """Environment variable of the server. Its value is in the spec."""
     secrets: dict[VariableName, str] = Field(default={})
-    """An environment variable whose value does not stand in the spec: on docker the path of a file that holds it, on
-    kubernetes SECRET/KEY in the namespace."""
+    """Environment variable whose value is not in the spec. On docker, the path of a file with the value; on kubernetes,
+    SECRET/KEY in the namespace."""
     secret_files: dict[VariableName, str] = Field(default={})
-    """An environment variable that names a file, as GOOGLE_APPLICATION_CREDENTIALS, which the container gets to read:
-    on docker its path, on kubernetes SECRET/KEY in the namespace."""
+    """Environment variable with the path of a file that is mounted, e.g. GOOGLE_APPLICATION_CREDENTIALS. On docker, the
+    path of the file; on kubernetes, SECRET/KEY in the namespace."""
     restart: Literal["unless-stopped", "on-failure", "no"] = "unless-stopped"
-    """Docker's restart policy; kubernetes always restarts."""
+    """Docker's restart policy. Kubernetes always restarts."""
     pids: int = Field(default=1024, ge=32, le=65536)
-    """Processes and threads that docker lets it have."""
+    """Docker's limit of processes and threads in the container."""
     network: str | None = Field(default=None, pattern=NETWORK)
-    """Docker network in which it reaches others, and they reach it by its name; host: this machine's own. Default: one
-    on which only this machine reaches it."""
+    """Docker network on which containers reach each other by name; host: the network of this machine. Default: a
+    network on which only this machine reaches the server."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "ContainerSpec":
         if both := sorted(self.secrets.keys() & self.secret_files.keys()):
-            raise ValueError(f"secrets and secret_files both name {both[0]}: say its value, or its file")
+            raise ValueError(f"{both[0]} is in secrets and in secret_files: specify it only once")
         return self
 
     def image_for(self, device: Device) -> str:
@@ -253,117 +253,116 @@ class ContainerSpec(SpecPart):
 
 
 _RESERVED = ("_", "output.")
-"""The beginnings of the names of columns that the inference log has itself."""
+"""The prefixes of column names that the inference log reserves."""
 
 
 class CaptureSpec(SpecPart):
     """The part of the traffic that is captured for monitoring."""
 
     fraction: float = Field(default=1.0, ge=0, le=1)
-    """Share of the requests that are captured."""
+    """Share of the requests to capture."""
     max_rows_per_request: int = Field(default=10_000, ge=1)
-    """Rows kept of one request."""
+    """Maximum number of captured rows per request."""
     drop: TextList = ()
-    """Columns that are never written down: names of the signature, prediction, output.NAME."""
+    """Columns that are not captured: names of the signature, prediction, output.NAME."""
     mask: TextList = ()
-    """Columns that stand in the log as keyed hashes, equal where the values are. The key is a file in the server's
+    """Columns that are captured as keyed hashes; equal values have equal hashes. The key is a file in the server's
     state folder."""
     keys: TextList = ()
-    """Further columns that requests may have, such as customer_id. They are captured, so that labels find their rows by
-    them, and the model is not fed with them."""
+    """Additional columns of requests, such as customer_id. They are captured to match labels with rows, and are not
+    passed to the model."""
     retention: Length | None = None
-    """Rows and labels older than this (90d) are deleted from the log by the controller, but for those that a monitor
-    still needs. Default: never."""
+    """Maximum age of rows and labels in the log: 90d. The controller deletes older rows and labels, except those that a
+    monitor still needs. Default: no limit."""
 
     @model_validator(mode="after")
     def _each_once(self) -> "CaptureSpec":
         if both := sorted({*self.drop} & {*self.mask}):
-            raise ValueError(f"drop and mask both name {both[0]!r}; a column is left out or masked")
+            raise ValueError(f"{both[0]!r} is in drop and in mask: specify it only once")
         if reserved := next((name for name in self.keys if name == "prediction" or name.startswith(_RESERVED)), ""):
             raise ValueError(
-                f"keys names {reserved!r}, which the log has itself: a name other than prediction is expected, and "
-                "without an underscore or output. at its beginning"
+                f"keys contains {reserved!r}, which the log reserves: a name other than prediction is expected, "
+                "without the prefix _ or output."
             )
         return self
 
 
 class StickySpec(SpecPart):
-    """The key by which all requests of a caller go to one variant, in every worker."""
+    """The key that routes all requests of a caller to the same variant, in every worker."""
 
     header: HeaderName | None = None
-    """Header (over gRPC: metadata) whose value keeps to one variant: X-User-Id."""
+    """Header (gRPC: metadata) for the routing: X-User-Id. Requests with equal values go to the same variant."""
     key: str | None = Field(default=None, min_length=1)
-    """Input column whose value in the first row keeps to one variant."""
+    """Input column for the routing. Requests with equal values in the first row go to the same variant."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> "StickySpec":
         if (self.header is None) == (self.key is None):
-            raise ValueError("sticky takes exactly one of header and key")
+            raise ValueError("exactly one of header and key is expected")
         return self
 
 
 class KubernetesSpec(SpecPart):
-    """The part of an endpoint's server that only Kubernetes has; `container` has what every container has."""
+    """The settings of an endpoint's server that apply only to Kubernetes. For other settings, see `container`."""
 
     replicas: int = Field(default=3, ge=0, le=1000)
-    """Pods; with max_replicas the fewest. 0: an autoscaler of yours says how many."""
+    """Number of pods; with max_replicas, the minimum. 0: your own autoscaler sets the number."""
     max_replicas: int | None = Field(default=None, ge=2, le=1000)
-    """The most pods of a HorizontalPodAutoscaler, which needs container.cpus. Default: none, `replicas` stay as they
-    are."""
+    """Maximum number of pods of a HorizontalPodAutoscaler, which needs container.cpus. Default: no autoscaler."""
     target_cpu_percent: int = Field(default=70, ge=1, le=100)
-    """Share of container.cpus that the autoscaler keeps the pods at. A worker with a small model takes one core at
-    most: with fewer workers than cores that share is never reached."""
+    """Target CPU utilization of the autoscaler, in percent of container.cpus. A worker with a small model uses at most
+    one core. With fewer workers than cores, the target may never be reached."""
     gpus: int | None = Field(default=None, ge=0, le=64)
-    """GPUs of a pod (nvidia.com/gpu). Default: as many as server.device_ids; 1 for another GPU server."""
+    """Number of GPUs per pod (nvidia.com/gpu). Default: the number of server.device_ids, or 1 for other GPU servers."""
     host: HostName | None = None
-    """Public host name: of an Ingress, or of an HTTPRoute where `gateway` is set."""
+    """Public host name of an Ingress, or of an HTTPRoute if `gateway` is set."""
     ingress_class: DnsName | None = None
-    """Class of the Ingress. Default: the cluster's."""
+    """Class of the Ingress. Default: the default class of the cluster."""
     tls_secret: DnsName | None = None
-    """Secret with the certificate of `host`, for Ingress."""
+    """Secret with the certificate of `host`, for an Ingress."""
     gateway: DnsName | None = None
-    """Gateway of the endpoint's namespace that an HTTPRoute is attached to."""
+    """Gateway in the endpoint's namespace for an HTTPRoute."""
     allowed_namespaces: TextList = ()
-    """Namespaces whose pods may call the endpoint, besides its own; * for all. With `host` all may."""
+    """Other namespaces whose pods may call the endpoint; * for all. With `host`, all namespaces are allowed."""
     service_monitor: bool = False
-    """Makes a ServiceMonitor, for the Prometheus operator."""
+    """Create a ServiceMonitor for the Prometheus operator."""
     service_monitor_key: str | None = Field(default=None, pattern=SECRET_KEY)
-    """API key of scope `read` that Prometheus sends, where callers need one: SECRET/KEY."""
+    """API key with scope `read` for Prometheus, if the server requires keys: SECRET/KEY."""
     service_account: DnsName | None = None
-    """ServiceAccount of the pods. Default: one of their own, without any right."""
+    """ServiceAccount of the pods. Default: a separate ServiceAccount without permissions."""
     image_pull_secrets: TextList = ()
-    """Secrets with which the image is pulled: a,b."""
+    """Secrets to pull the image with: a,b."""
     node_selector: Annotated[tuple[NodeLabel, ...], BeforeValidator(split_list)] = ()
-    """Labels of the nodes that pods may run on: pool=gpu,a=b."""
+    """Labels of the nodes for the pods: pool=gpu,a=b."""
     tolerations: Annotated[tuple[Taint, ...], BeforeValidator(split_list)] = ()
-    """Taints that pods tolerate, as kubectl writes them: dedicated=ml:NoSchedule."""
+    """Taints that the pods tolerate, in kubectl's syntax: dedicated=ml:NoSchedule."""
 
     force_conflicts: bool = False
-    """Take over fields of the endpoint's objects that others, as kubectl, have set."""
+    """Overwrite fields of the endpoint's objects that another client, such as kubectl, has set."""
 
     @property
     def is_autoscaled(self) -> bool:
-        """True if an autoscaler, ours or the user's, sets the number of pods."""
+        """True if our autoscaler or the user's autoscaler sets the number of pods."""
         return self.max_replicas is not None or self.replicas == 0
 
     @model_validator(mode="after")
     def _go_together(self) -> "KubernetesSpec":
         if self.max_replicas is not None and not 0 < self.replicas < self.max_replicas:
             raise ValueError(
-                f"max_replicas {self.max_replicas} is to be more than replicas, {self.replicas}, and those 1 or more"
+                f"max_replicas {self.max_replicas} must exceed replicas {self.replicas}, which must be at least 1"
             )
         if self.service_monitor_key is not None and not self.service_monitor:
-            raise ValueError("service_monitor_key goes with `service_monitor`, which is not set")
+            raise ValueError("service_monitor_key requires `service_monitor`, which is not set")
         for name in ("ingress_class", "tls_secret", "gateway"):
             if getattr(self, name) is not None and self.host is None:
-                raise ValueError(f"{name} goes with `host`, which is not set")
+                raise ValueError(f"{name} requires `host`, which is not set")
             if name != "gateway" and self.gateway is not None and getattr(self, name) is not None:
-                raise ValueError(f"{name} is for an Ingress, and `gateway` asks for an HTTPRoute: say one of both")
+                raise ValueError(f"{name} is for an Ingress, but `gateway` selects an HTTPRoute: remove one of them")
         return self
 
 
 class EndpointSpec(SpecPart):
-    """One endpoint: its variants, its server, its capture and its monitors."""
+    """An endpoint with its variants, server, capture and monitors."""
 
     api_version: Literal["onnxserve/v1"] = Field(default="onnxserve/v1", alias="apiVersion")
     name: Name
@@ -375,7 +374,7 @@ class EndpointSpec(SpecPart):
     sticky: StickySpec | None = None
     kubernetes: KubernetesSpec = KubernetesSpec()
     require: Literal["gate=passed"] | None = None
-    """gate=passed: a version that has not passed its model's gate is not served."""
+    """gate=passed: serve only versions that have passed the gate of their model."""
 
     model_config = ConfigDict(populate_by_name=True)
 
@@ -383,7 +382,9 @@ class EndpointSpec(SpecPart):
     def _some_variant_answers(self) -> "EndpointSpec":
         answering = [variant for variant in self.variants.values() if variant.weight > 0 and not variant.shadow]
         if self.variants and not answering:
-            raise ValueError("no variant answers: one needs a weight above 0 and shadow: false")
+            raise ValueError(
+                "no variant receives traffic: at least one variant needs a weight above 0 and shadow: false"
+            )
         return self
 
     def monitor(self, name: str) -> MonitorSpec:
@@ -404,7 +405,7 @@ class EndpointSpec(SpecPart):
                 hours = -(-monitor.max_row_age // timedelta(hours=1))
                 least = f"{-(-hours // 24)}d" if hours > 48 else f"{hours}h"
                 raise ValueError(
-                    f"capture.retention {keep} is shorter than what monitor {name!r} reads of the log: "
+                    f"capture.retention {keep} is shorter than the period of the log that monitor {name!r} reads: "
                     f"at least {least} is expected"
                 )
         return self

@@ -30,13 +30,13 @@ MODEL = "models:/x/1"
             "kubernetes",
             MODEL,
             {"kubernetes.max_replicas": "3", "container.cpus": "1"},
-            "kubernetes: max_replicas 3 is to be more than replicas, 3, and those 1 or more",
+            "kubernetes: max_replicas 3 must exceed replicas 3, which must be at least 1",
         ),
         (
             "kubernetes",
             MODEL,
             {"kubernetes.tls_secret": "t"},
-            "kubernetes: tls_secret goes with `host`, which is not set",
+            "kubernetes: tls_secret requires `host`, which is not set",
         ),
         (
             "kubernetes",
@@ -48,7 +48,7 @@ MODEL = "models:/x/1"
             "kubernetes",
             MODEL,
             {"kubernetes.service_monitor_key": "prometheus/key"},
-            "kubernetes: service_monitor_key goes with `service_monitor`, which is not set",
+            "kubernetes: service_monitor_key requires `service_monitor`, which is not set",
         ),
         (
             "compose",

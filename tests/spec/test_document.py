@@ -59,7 +59,7 @@ def test_the_first_document_describes_the_server_for_all() -> None:
     )
     assert [spec.name for spec in load_specs("\n---\n".join([first, alike, silent]))] == ["a", "b", "c"]
 
-    with pytest.raises(InvalidConfig, match=r"'a' .*`server` .*'c'"):
+    with pytest.raises(InvalidConfig, match=r"'a' .*`server`.* 'c'"):
         load_specs("\n---\n".join([silent, first]))
 
 
@@ -71,8 +71,11 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ("- a", "a spec is a mapping with `name` and `variants`, not list"),
         ("name: x", "variants: Field required"),
         ("name: x\nvariants: {}", "variants: "),
-        ("name: ../x\nvariants: {x: {model: m}}", "name: letters, digits, . _ - are expected, at most 63, the first a"),
-        ("name: x\nvariants: {a b: {model: m}}", "variants.a b: letters, digits, . _ - are expected"),
+        (
+            "name: ../x\nvariants: {x: {model: m}}",
+            "name: at most 63 letters, digits, . _ - are expected, starting with a",
+        ),
+        ("name: x\nvariants: {a b: {model: m}}", "variants.a b: at most 63 letters, digits, . _ - are expected"),
         (
             "name: x\nvariants: {x: {model: m, weight: much}}",
             "variants.x.weight: a whole number is expected (got 'much')",
@@ -81,27 +84,27 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ("name: x\nvariants: {x: {model: m}}\nserver: {device: tpu}", "server.device: 'cpu', 'cuda' or 'tensorrt' is"),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {io_binding: true}",
-            "server: io_binding is for a GPU, and device is cpu: device cuda or tensorrt is expected",
+            "server: io_binding requires a GPU, but device is cpu: device cuda or tensorrt is expected",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {provider_options: {gpu_mem_limit: 2000000}}",
-            "server: provider_options.gpu_mem_limit is for a GPU, and device is cpu",
+            "server: provider_options.gpu_mem_limit requires a GPU, but device is cpu",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, provider_options: {trt_fp16_enable: true}}",
-            "server: provider_options.trt_fp16_enable is for device tensorrt, and device is cuda",
+            "server: provider_options.trt_fp16_enable requires device tensorrt, but device is cuda",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, device_ids: [0, 1]}",
-            "server: device_ids 0, 1 with 1 workers: each GPU once, and at least one worker for each is expected",
+            "server: device_ids 0, 1 with 1 workers: different GPUs and at least one worker for each GPU are expected",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {device: cuda, provider_options: {arena_extend_strategy: k}}",
             "server.provider_options.arena_extend_strategy: 'kNextPowerOfTwo' or 'kSameAsRequested' is expected",
         ),
         ("name: x\nvariants: {x: {model: ''}}", "variants.x.model: "),
-        ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant answers"),
-        ("name: x\nvariants: {x: {model: m, shadow: true}}", "no variant answers"),
+        ("name: x\nvariants: {x: {model: m, weight: 0}}", "no variant receives traffic"),
+        ("name: x\nvariants: {x: {model: m, shadow: true}}", "no variant receives traffic"),
         (
             "name: x\nvariants: {x: {model: m}}\nserver: {prot: 1}",
             "unknown field 'server.prot'; did you mean 'server.port'",
@@ -117,22 +120,22 @@ def test_the_first_document_describes_the_server_for_all() -> None:
         ),
         (
             "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 1d}\nmonitors: {daily: {every: 1d}}",
-            "capture.retention 1d is shorter than what monitor 'daily' reads of the log: at least 25h is expected",
+            "capture.retention 1d is shorter than the period of the log that monitor 'daily' reads: at least 25h",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 30d}\nmonitors: {d: {reference: 'rolling:7d'}}",
-            "capture.retention 30d is shorter than what monitor 'd' reads of the log: at least 49d is expected",
+            "capture.retention 30d is shorter than the period of the log that monitor 'd' reads: at least 49d",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\ncapture: {retention: 7d}\n"
             "monitors: {d: {kind: performance, require: 'f1>=0.7', every: 1d, labels_within: 2d}}",
-            "capture.retention 7d is shorter than what monitor 'd' reads of the log: at least 8d is expected",
+            "capture.retention 7d is shorter than the period of the log that monitor 'd' reads: at least 8d",
         ),
         (
             "name: x\nvariants: {x: {model: m}}\nmonitors: {d: {reference: 'rolling:7d', false_alarm_rate: 0.001}}",
             "monitors.d: false_alarm_rate 0.001 with a rolling reference: at least 0.002 is expected",
         ),
-        ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' stands twice"),
+        ("name: x\nvariants: {x: {model: m}}\n---\nname: x\nvariants: {x: {model: m}}", "'x' is repeated"),
     ],
 )
 def test_a_document_that_is_no_spec_says_where(text: str, said: str) -> None:
@@ -228,18 +231,18 @@ def test_a_name_with_dots_is_changed_like_any_other() -> None:
         (
             "monitors.daily.schedule",
             "every day",
-            r"schedule: five fields are expected; .* as 15 6 \* \* 1-5 \(got 'every day'\)",
+            r"schedule: five fields are expected; .* e.g. 15 6 \* \* 1-5 \(got 'every day'\)",
         ),
         ("monitors.daily.schedule", "61 6 * * *", r"schedule: Bad minute; minute, hour,.* \(got "),
         ("monitors.daily.schedule", "0 6 * * 8", r"Bad day-of-week; "),
         ("monitors.daily.schedule", "0 6 * * 5-3", r"Bad day-of-week; "),
         ("monitors.daily.schedule", "1,, 6 * * *", r"Bad minute; "),
         ("monitors.daily.schedule", "0 6 30 feb *", r"Bad day-of-month; "),
-        ("monitors.daily.time_zone", "../x", r"time_zone: the name of a time zone is expected, as Europe/Berlin"),
+        ("monitors.daily.time_zone", "../x", r"time_zone: the name of a time zone is expected, e.g. Europe/Berlin"),
         ("monitors.daily.reference", "window:a/b", r"reference: a window is START/END or START/DURATION in UTC"),
-        ("monitors.daily.reference", "window:2013-02-01/2013-01-01", "reference: .*: it ends before it begins"),
-        ("monitors.daily.estimate", "decides", r"drift takes no `estimate`: it is for monitors of kind performance"),
-        ("monitors.daily.labels_within", "2d", r"drift takes no `labels_within`: it is for monitors of kind"),
+        ("monitors.daily.reference", "window:2013-02-01/2013-01-01", "reference: .*: its end is not after its start"),
+        ("monitors.daily.estimate", "decides", r"drift does not accept `estimate`, which is for kind performance"),
+        ("monitors.daily.labels_within", "2d", r"drift does not accept `labels_within`, which is for kind"),
         ("monitors.daily.reference", "rolling:9999d", r"reference: at most 3660d are expected"),
     ],
 )
@@ -262,7 +265,7 @@ def test_a_variant_is_removed_unless_none_would_answer() -> None:
     spec = add_variant(new_endpoint("flights", "m"), "candidate", "n")
 
     assert remove_variant(spec, "candidate") == new_endpoint("flights", "m")
-    with pytest.raises(InvalidConfig, match="no variant answers"):
+    with pytest.raises(InvalidConfig, match="no variant receives traffic"):
         remove_variant(spec, "flights")
 
 

@@ -41,19 +41,19 @@ def test_a_figure_holds_on_one_side_of_its_bound_and_what_is_no_number_never() -
 @pytest.mark.parametrize(
     ("kind", "text", "said"),
     [
-        ("performance", "acuracy>=0.8", "no metric 'acuracy'; it has accuracy, .*; did you mean 'accuracy'"),
+        ("performance", "acuracy>=0.8", "no metric 'acuracy'; its metrics are accuracy, .*; did you mean 'accuracy'"),
         ("performance", "p99<=1s", "a monitor of kind performance has no metric 'p99'"),
-        ("performance", "accuracy", "'accuracy' is no requirement; it is written like accuracy>=0.8"),
-        ("performance", "accuracy<=0.8", "asks for the worse; accuracy is better when higher: accuracy>=0.8"),
-        ("performance", "accuracy>=80", "accuracy lies between 0 and 1"),
-        ("performance", "accuracy(carrier)>=0.8", "takes nothing in brackets"),
-        ("performance", "rmse<=3ms", "rmse is not said in 'ms', but as a bare number"),
-        ("service_level", "p99<=0", "say a time above 0"),
-        ("service_level", "p99<=2x", "not said in 'x', but as a bare number, s, ms"),
+        ("performance", "accuracy", "'accuracy' is not a requirement; e.g. accuracy>=0.8 is expected"),
+        ("performance", "accuracy<=0.8", "has the wrong direction; accuracy is better when higher: accuracy>=0.8"),
+        ("performance", "accuracy>=80", "accuracy must be between 0 and 1"),
+        ("performance", "accuracy(carrier)>=0.8", "does not accept brackets"),
+        ("performance", "rmse<=3ms", "'ms' is not a unit of rmse; allowed: a bare number"),
+        ("service_level", "p99<=0", "a time above 0 is expected"),
+        ("service_level", "p99<=2x", "'x' is not a unit of p99; allowed: a bare number, s, ms"),
         (
             "data_quality",
             "missing(a)<=0.1,missing(a)<=0.2",
-            r"missing\(a\)<=0.1 and missing\(a\)<=0.2 speak of the same",
+            r"missing\(a\)<=0.1 and missing\(a\)<=0.2 set the same limit",
         ),
     ],
 )

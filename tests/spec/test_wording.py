@@ -40,39 +40,36 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
         _with(monitors__daily__schedule="every day"),
         (
             "monitors.daily.schedule: five fields are expected; minute, hour, day, month and weekday are "
-            "expected, as 15 6 * * 1-5 (got 'every day')"
+            "expected, e.g. 15 6 * * 1-5 (got 'every day')"
         ),
     ),
     "a wrong window": (
         _with(monitors__daily__reference="window:a/b"),
         (
-            "monitors.daily.reference: a window is START/END or START/DURATION in UTC, as "
+            "monitors.daily.reference: a window is START/END or START/DURATION in UTC, e.g. "
             "window:2013-01-01/2013-04-01: 'a' is not a time (got 'window:a/b')"
         ),
     ),
     "a field of another kind of monitor": (
         _with(monitors__daily__estimate="decides"),
-        "monitors.daily: a monitor of kind drift takes no `estimate`: it is for monitors of kind performance",
+        "monitors.daily: a monitor of kind drift does not accept `estimate`, which is for kind performance",
     ),
-    "half a pair of files": (
-        _with(server__certfile="/c.pem"),
-        "server: certfile and keyfile belong together: say both, or neither",
-    ),
+    "half a pair of files": (_with(server__certfile="/c.pem"), "server: certfile and keyfile must be set together"),
     "one port for two protocols": (
         _with(server__grpc_port="8080"),
-        "server: port and grpc_port are both 8080; each needs its own",
+        "server: port and grpc_port are both 8080; they must differ",
     ),
     "no traffic": (
         _with(variants__champion__weight="0", variants__challenger__weight="0"),
-        "no variant answers: one needs a weight above 0 and shadow: false",
+        "no variant receives traffic: at least one variant needs a weight above 0 and shadow: false",
     ),
     "both a header and a key": (
         _with(sticky__header="X-User-Id", sticky__key="user"),
-        "sticky: sticky takes exactly one of header and key",
+        "sticky: exactly one of header and key is expected",
     ),
     "a variant that exists": (
         lambda: add_variant(flights(), "candidate", "models:/m/1"),
-        "the endpoint 'flights' has a deployment 'candidate' already: update or delete it",
+        "the endpoint 'flights' already has a deployment 'candidate': update or delete it",
     ),
     "a wrong option": (
         lambda: parse_duration("1.5h", "--keep"),
@@ -80,7 +77,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "an unknown time zone": (
         lambda: load_time_zone("Europe/Nowhere"),
-        "time_zone 'Europe/Nowhere' is not known; as Europe/Berlin",
+        "time_zone 'Europe/Nowhere' is not known; a name like Europe/Berlin is expected",
     ),
 }
 
