@@ -33,7 +33,7 @@ def write_example(framework: str, folder: Path) -> Path:
     (code,) = (block for block in found if block.startswith(f"from {framework}"))
     model = mixed_model(folder / "model")
     file = folder / "application.py"
-    file.write_text(code.replace("models:/flight-delay/Production", str(model)))
+    file.write_text(code.replace("models:/flight-delay@champion", str(model)))
     return file
 
 
