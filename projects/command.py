@@ -1,4 +1,4 @@
-"""The entry points' handling of expected failures: one line on stderr and exit status 1."""
+"""The handling of expected failures in entry points: one line on stderr and exit status 1."""
 
 import sys
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from mlflow_deploy_plugin.messages import one_line
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """End the process without a traceback on errors that MLflow and onnxserve raise on purpose; others are bugs."""
+    """End the process without a traceback for expected errors of MLflow and onnxserve. Other errors are bugs."""
     try:
         yield
     except (OnnxserveError, MlflowException) as error:

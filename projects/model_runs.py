@@ -1,4 +1,4 @@
-"""The MLflow run of a registered version: artifacts for an incremental training, and the parity of the model."""
+"""Access to the MLflow run of a registered version: artifacts for incremental training, and the parity."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,10 +16,10 @@ Loaded = TypeVar("Loaded")
 
 
 def load_run_artifact(model_uri: str, name: str, read: Callable[[str], Loaded]) -> Loaded | None:
-    """Return `read` of the artifact's file, or None if the run has none, or none that can be read here.
+    """Return the artifact, loaded by `read`, or None if the run does not have it or it cannot be read.
 
     Raises:
-        NotFound / RegistryUnavailable: the version is not there, or MLflow does not say so.
+        NotFound / RegistryUnavailable: the version does not exist, or MLflow does not respond.
     """
     run_id = resolve(model_uri).aspects.get("run_id", "")
     try:
@@ -29,13 +29,13 @@ def load_run_artifact(model_uri: str, name: str, read: Callable[[str], Loaded]) 
             return read(mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, dst_path=folder))
     except MlflowException:
         return None
-    except Exception:  # noqa: BLE001 — a damaged file, or of another library: pickle raises anything
+    except Exception:  # noqa: BLE001 — pickle raises any exception for a damaged file.
         return None
 
 
 @contextmanager
 def logged_file(name: str) -> Iterator[Path]:
-    """Yield the path of a file, which then becomes an artifact of the active run."""
+    """Yield the path of a new file, and log it to the active run at the end."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         yield path
@@ -50,7 +50,7 @@ def parity_line(state: str, metrics: Mapping[str, float]) -> str:
 
     Args:
         state: the tag `onnxserve.parity` of the run or of the registered version.
-        metrics: of the run that logged the model.
+        metrics: the metrics of the run that logged the model.
     """
     figures = {name.removeprefix(PREFIX): value for name, value in metrics.items() if name.startswith(PREFIX)}
     if not figures:
@@ -59,7 +59,7 @@ def parity_line(state: str, metrics: Mapping[str, float]) -> str:
     for name in figures:
         output, _, figure = name.rpartition(".")
         relative = figures.get(f"{output}.max_relative_error", 0.0)
-        if figure == "max_absolute_error" and figures[name] > 1 > relative:  # of values far from those of training
+        if figure == "max_absolute_error" and figures[name] > 1 > relative:  # The values are large.
             parts.append(f"{output} within {relative:.1e} of its size")
         elif figure == "max_absolute_error":
             parts.append(f"{output} within {figures[name]:.1e}")

@@ -1,4 +1,4 @@
-"""Training on a table: a user's CSV file or synthetic rows, the preprocessing, and the run around the model."""
+"""Training on a table: a user's CSV file or synthetic rows, the preprocessing, and the run of the model."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,11 +21,11 @@ from projects.training import log_options, log_scores, option, picture, register
 
 MIN_ROWS = 50
 MAX_TEXTS = 50
-"""Different texts of a column above which it is left out: one-hot columns of names and keys learn rows by heart."""
+"""The maximum number of different texts in a column. One-hot columns of names and keys lead to overfitting."""
 MISSING = "missing"
-"""The text in place of a missing one; callers may send it."""
+"""The replacement of a missing text, which callers may also send."""
 LARGEST = float(np.finfo(np.float32).max)
-"""Trees and graphs compute in float32: a number beyond it, as infinity, counts as missing."""
+"""The largest number. Trees and graphs compute in float32, so a larger number counts as missing."""
 EXAMPLE_ROWS, PARITY_ROWS = 500, 2000
 
 
@@ -33,20 +33,20 @@ EXAMPLE_ROWS, PARITY_ROWS = 500, 2000
 class TableOptions:
     """The options of a training on a table."""
 
-    data: str = option("", "CSV file with a header; empty: synthetic rows")
-    target: str = option("", "column that is predicted; needed with data")
-    seed: int = option(7, "chooses the held-out fifth, and the synthetic rows")
-    registered_model: str = option("", "where the version is registered")
+    data: str = option("", "CSV file with a header; default: synthetic rows")
+    target: str = option("", "column to predict; required with data")
+    seed: int = option(7, "seed of the held-out fifth and the synthetic rows")
+    registered_model: str = option("", "registered model of the version")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows to learn from.
+    """The rows for training.
 
     Attributes:
-        features: float64 (numbers, NaN where missing), bool and text columns.
+        features: float64 (numbers, NaN if missing), bool and text columns.
         target: [N], without missing values.
-        origin: where they are from, for people: `synthetic data, seed 7`, or the file with its digest.
+        origin: a description of the origin: `synthetic data, seed 7`, or the file with its digest.
     """
 
     features: pd.DataFrame
@@ -56,15 +56,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One kind of model on a table.
+    """The definition of a kind of model on a table.
 
     Attributes:
-        generate: makes the synthetic rows, of a seed; the last column is the target.
-        estimator: makes the model behind the preprocessing.
-        is_scaled: numbers are imputed and standardised, as linear models need it; trees take them as they are.
-        prepare: turns the target into what is learned; raises InvalidConfig.
-        score: metrics from the fitted pipeline, the held-out features and their target.
-        draw: fills the two axes of the picture from the same.
+        generate: returns synthetic rows for a seed; the last column is the target.
+        estimator: returns the model that follows the preprocessing.
+        is_scaled: True if numbers are imputed and standardised, which linear models need and trees do not.
+        prepare: converts the target for the training; raises InvalidConfig.
+        score: returns metrics for the fitted pipeline, the held-out features and their target.
+        draw: draws two plots for the same arguments.
     """
 
     generate: Callable[[int], pd.DataFrame]
@@ -76,11 +76,11 @@ class Recipe:
 
 
 def train_on_table(options: TableOptions, recipe: Recipe) -> Any:
-    """Train, log and register one version, and return MLflow's ModelInfo.
+    """Train, log and register a version, and return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: the file, the target or its values are not valid.
-        ParityError: the ONNX form would answer otherwise than the pipeline.
+        ParityError: the predictions of the ONNX form would differ from the pipeline.
     """
     table = load_table(options, recipe.generate)
     target = recipe.prepare(table.target)
@@ -89,7 +89,7 @@ def train_on_table(options: TableOptions, recipe: Recipe) -> Any:
         features, held_out, answers, truth = train_test_split(
             table.features, target, test_size=0.2, random_state=options.seed
         )
-        print(f"{len(features):,} rows to learn, {len(held_out):,} held out, of {table.origin}", flush=True)
+        print(f"{len(features):,} rows for training, {len(held_out):,} held out, from {table.origin}", flush=True)
         rows = features.assign(**{str(target.name): answers})
         dataset = mlflow.data.from_pandas(rows, targets=target.name, name=table.origin)
         mlflow.log_input(dataset, context="training")
@@ -109,7 +109,7 @@ def train_on_table(options: TableOptions, recipe: Recipe) -> Any:
 
 
 def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -> Table:
-    """Read the rows of the file, or generate synthetic ones. Raises InvalidConfig."""
+    """Read the rows of the file, or generate synthetic rows. Raises InvalidConfig."""
     if options.data:
         rows, origin = read_rows(Path(options.data), options.target, "target")
         target = options.target
@@ -118,7 +118,7 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
         target = str(rows.columns[-1])
         if options.target not in ("", target):
             raise InvalidConfig(
-                f"target {options.target}: the synthetic rows have {target}; name a file by data=FILE.csv"
+                f"target {options.target}: the target of the synthetic rows is {target}; for a file, set data=FILE.csv"
             )
     rows = rows.dropna(subset=[target]).reset_index(drop=True)
     if len(rows) < MIN_ROWS:
@@ -140,14 +140,15 @@ def load_table(options: TableOptions, generate: Callable[[int], pd.DataFrame]) -
         else:
             print(f"left out: {name}, which has {column.nunique():,} different texts", flush=True)
     if not columns:
-        raise InvalidConfig(f"{origin}: no column but {target} can be learned from")
+        raise InvalidConfig(f"{origin}: there is no usable column except {target}")
     return Table(pd.DataFrame(columns), rows[target], origin)
 
 
 def preprocessing(features: pd.DataFrame, is_scaled: bool) -> ColumnTransformer:
-    """Return one-hot texts, and numbers as they are or imputed by their median and standardised.
+    """Return the preprocessing: one-hot texts, and numbers unchanged or imputed by the median and standardised.
 
-    A text that training has not seen is none of the known ones; whether a number was missing is a feature of its own.
+    A text that is not in the training data has zeros in all one-hot columns. With imputation, a missing number sets an
+    additional indicator column.
     """
     numbers = list(features.select_dtypes("number"))
     flags = list(features.select_dtypes("bool"))
@@ -164,47 +165,47 @@ def preprocessing(features: pd.DataFrame, is_scaled: bool) -> ColumnTransformer:
 
 
 def numbers(target: pd.Series) -> pd.Series:
-    """Return the target as float64. Raises InvalidConfig if it has values that are no numbers of float32's range."""
-    found = pd.to_numeric(target, errors="coerce").astype("float64")
-    wrong = target[~(found.abs() <= LARGEST)]
+    """Return the target as float64. Raises InvalidConfig if a value is not a number in the range of float32."""
+    converted = pd.to_numeric(target, errors="coerce").astype("float64")
+    wrong = target[~(converted.abs() <= LARGEST)]
     if len(wrong):
         raise InvalidConfig(
             f"target {target.name}: {wrong.iloc[0]!r} is not a number up to {LARGEST:.1e}; a regression needs numbers"
         )
-    return found
+    return converted
 
 
 def two_answers(target: pd.Series) -> pd.Series:
-    """Return the target as booleans, whole numbers or text. Raises InvalidConfig unless it has two different values."""
+    """Return the target as booleans, integers or text. Raises InvalidConfig unless it has two different values."""
     if pd.api.types.is_bool_dtype(target):
-        found = target
+        converted = target
     elif pd.api.types.is_numeric_dtype(target) and (target % 1 == 0).all() and target.abs().max() < 2**53:
-        found = target.astype("int64")  # a missing value has made 1.0 of 1; labels of the same file stay comparable
+        converted = target.astype("int64")  # In a column with a missing value, pandas reads 1 as 1.0.
     else:
-        found = target.astype(str)
-    if found.nunique() != 2 or found.value_counts().min() < 10:
-        counts = ", ".join(f"{value} ({count:,})" for value, count in found.value_counts().head(5).items())
-        raise InvalidConfig(f"target {target.name}: two answers of at least 10 rows each are needed; it has {counts}")
-    return found
+        converted = target.astype(str)
+    if converted.nunique() != 2 or converted.value_counts().min() < 10:
+        counts = ", ".join(f"{value} ({count:,})" for value, count in converted.value_counts().head(5).items())
+        raise InvalidConfig(f"target {target.name}: two classes of at least 10 rows each are needed; it has {counts}")
+    return converted
 
 
 def read_rows(path: Path, column: str, parameter: str) -> tuple[pd.DataFrame, str]:
-    """Return the rows of a CSV file that has the column, and the file's name and digest.
+    """Return the rows of a CSV file, and the name and digest of the file.
 
     Args:
-        parameter: the one that names the column, for the message.
+        parameter: the parameter that specifies the column, for the message.
 
     Raises:
-        InvalidConfig: the file cannot be read, or lacks the column.
+        InvalidConfig: the file cannot be read, or does not have the column.
     """
     if not column:
-        raise InvalidConfig(f"data {path}: say which of its columns is meant, {parameter}=COLUMN")
+        raise InvalidConfig(f"data {path}: specify the column, {parameter}=COLUMN")
     try:
         content = path.read_bytes()
         rows = pd.read_csv(path, skipinitialspace=True)
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or error}") from None
-    except ValueError as error:  # pandas' own, and what is not UTF-8
+    except ValueError as error:  # Errors of pandas, and text that is not UTF-8.
         raise InvalidConfig(f"the file {path} is not CSV with a header: {' '.join(str(error).split())}") from None
     if column not in rows:
         raise InvalidConfig(f"the file {path} has no column {column!r}; it has {', '.join(map(str, rows.columns))}")

@@ -1,4 +1,4 @@
-"""The steps that trainings share: options, the parameters and the picture of the run, the registered version."""
+"""The common steps of trainings: options, the parameters and the picture of the run, the registered version."""
 
 import argparse
 import sys
@@ -22,36 +22,36 @@ Value = TypeVar("Value")
 
 PICTURE = "picture.png"
 DATA_TAG = "data"
-"""The tag of the run that says what it was trained on: `synthetic data, …` if a generator made the rows."""
+"""The tag of the run with the origin of the training data, e.g. `synthetic data, seed 7`."""
 _STANDARD_ERRORS = 5
 BLUE, ORANGE, GREY = "#0b69a3", "#d9730d", "#9aa5b1"
 
 
 def option(default: Value, meaning: str, *choices: Value) -> Value:
-    """A field of a training's options, with the help of its command line, and the values that it may have."""
+    """Return a field of a training's options with its help text and its allowed values."""
     return field(default=default, metadata={"help": meaning, "choices": choices or None})
 
 
 def run_command(train: Callable[[Any], Any], options: type[Any], document: str) -> None:
-    """Train with the options of the command line; expected failures are one line and exit status 1.
+    """Train with the options of the command line. Expected failures are one line and exit status 1.
 
     Args:
-        options: a dataclass whose fields are made by `option`; `seed`, which each has, becomes `--seed`.
-        document: the docstring of the module; its first line is the help.
+        options: a dataclass whose fields are created by `option`, including `seed`. A field `seed` becomes `--seed`.
+        document: the docstring of the module, whose first line is the help.
     """
     parser = argparse.ArgumentParser(description=document.partition("\n")[0])
     for entry in fields(options):
         flag = f"--{entry.name.replace('_', '-')}"
         parser.add_argument(flag, type=entry.type, default=entry.default, **entry.metadata)
-    given = parser.parse_args()
+    parsed = parser.parse_args()
     with one_line_errors():
-        if not 0 <= given.seed < 2**32:
-            raise InvalidConfig(f"seed {given.seed}: a whole number from 0 to {2**32 - 1} is expected")
-        train(options(**vars(given)))
+        if not 0 <= parsed.seed < 2**32:
+            raise InvalidConfig(f"seed {parsed.seed}: a whole number from 0 to {2**32 - 1} is expected")
+        train(options(**vars(parsed)))
 
 
 def log_options(options: Any) -> None:
-    """Log the options to the active run as parameters, but those that `mlflow run` has logged as they were typed."""
+    """Log the options as parameters of the active run, except options that `mlflow run` has already logged."""
     run = mlflow.active_run()
     known = mlflow.get_run(run.info.run_id).data.params
     mlflow.log_params({name: value for name, value in vars(options).items() if value != "" and name not in known})
@@ -64,17 +64,17 @@ def log_scores(scores: dict[str, float]) -> None:
 
 
 def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
-    """Print a warning if a classifier is hardly better than the answer of the most frequent class to everything.
+    """Print a warning if a classifier is hardly better than always predicting the most frequent class.
 
     Args:
-        truth: [N] the classes of the held-out rows, as whole numbers from 0.
+        truth: [N] the classes of the held-out rows, as integers from 0.
     """
     share = float(np.bincount(truth).max()) / len(truth)
     error = (share * (1 - share) / len(truth)) ** 0.5
     if accuracy < share + _STANDARD_ERRORS * error:
         print(
-            f"warning: the accuracy {accuracy:.3f} is hardly better than {share:.3f}, the accuracy of always answering "
-            "the most frequent class; train for more epochs",
+            f"warning: the accuracy {accuracy:.3f} is hardly better than {share:.3f}, the accuracy of always "
+            "predicting the most frequent class; train for more epochs",
             file=sys.stderr,
             flush=True,
         )
@@ -82,7 +82,7 @@ def warn_of_chance(accuracy: float, truth: np.ndarray) -> None:
 
 @contextmanager
 def picture(title: str, columns: int = 1, name: str = PICTURE) -> Iterator[Any]:
-    """Yield the axes of a figure (several: an array), which is then the artifact `name` of the active run."""
+    """Yield the axes of a figure (an array for several columns), and log it to the active run as `name`."""
     figure = Figure(figsize=(5.2 * columns, 4.2), dpi=80, layout="constrained")
     figure.suptitle(title, fontsize=10)
     yield figure.subplots(1, columns)
@@ -90,21 +90,21 @@ def picture(title: str, columns: int = 1, name: str = PICTURE) -> Iterator[Any]:
 
 
 def register(model: Any, registered_model: str, origin: str, method: str, **arguments: Any) -> Any:
-    """Wrap the model as proven ONNX, register it, and say on the run and the version what it was trained on.
+    """Convert the model to checked ONNX, register it, and add the origin of its data to the run and the version.
 
     Args:
-        origin: what it was trained on, as `synthetic data, seed 7`.
-        method: how, for the tag `onnxserve.training`.
-        arguments: further ones of `onnxserve.log_model`.
+        origin: the origin of the training data, e.g. `synthetic data, seed 7`.
+        method: the training method, for the tag `onnxserve.training`.
+        arguments: additional arguments of `onnxserve.log_model`.
 
     Returns:
         MLflow's ModelInfo.
 
     Raises:
-        ConversionError, ParityError: the model has no ONNX form that answers as it does.
+        ConversionError, ParityError: the model has no ONNX form with the same predictions.
     """
     mlflow.set_tag(DATA_TAG, origin)
-    print("converting to ONNX and proving that it answers as the original does", flush=True)
+    print("converting to ONNX and comparing its predictions with the original", flush=True)
     info = onnxserve.log_model(
         model, name="model", registered_model_name=registered_model, fallback="error", **arguments
     )

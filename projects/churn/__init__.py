@@ -1,1 +1,1 @@
-"""A random forest that says which customers leave, on a CSV file or on synthetic rows."""
+"""A random forest that predicts which customers leave, from a CSV file or synthetic rows."""

@@ -1,9 +1,9 @@
-"""Trains a random forest of two answers on a CSV file, logs it as checked ONNX and registers it.
+"""Train a random forest for two classes on a CSV file, log it as checked ONNX and register it.
 
     mlflow run . -e churn --env-manager local               # or: python -m projects.churn.train
     mlflow run . -e churn --env-manager local -P data=customers.csv -P target=churned -P trees=200
 
-Without `data` the rows are synthetic (`generate`): they show how it works and say nothing about customers.
+Without `data`, the rows are synthetic (`generate`), so the results are only an example.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ ROWS = 5000
 class Training(TableOptions):
     """The options of a training."""
 
-    registered_model: str = option("churn", "where the version is registered")
+    registered_model: str = option("churn", "registered model of the version")
     trees: int = option(100, "number of trees")
-    min_samples_leaf: int = option(10, "rows of a leaf at least")
+    min_samples_leaf: int = option(10, "minimum number of rows in a leaf")
 
 
 def generate(seed: int) -> pd.DataFrame:
-    """Return synthetic customers, a quarter of whom leave: early, unhappy, on monthly contracts."""
+    """Return synthetic customers. A quarter of them leave, mostly early, after support calls, on monthly contracts."""
     random = np.random.default_rng(seed)
     contract = random.choice(["monthly", "one year", "two years"], ROWS, p=[0.55, 0.25, 0.2])
     months = random.exponential(24, ROWS).clip(1, 72).round()
@@ -54,7 +54,7 @@ def generate(seed: int) -> pd.DataFrame:
 
 
 def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[str, float]:
-    """Return ROC AUC, average precision, log loss and accuracy, and the last of always giving the frequent answer."""
+    """Return ROC AUC, average precision, log loss, accuracy, and the accuracy of the most frequent class."""
     probabilities = pipeline.predict_proba(features)
     positive = truth == pipeline.classes_[1]
     return {
@@ -67,22 +67,22 @@ def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[
 
 
 def draw(axes: Any, pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> None:
-    """Draw the ROC curve, and the most important features by the impurity that they take away."""
+    """Draw the ROC curve, and the most important features by the reduction of impurity."""
     false, true, _ = roc_curve(truth == pipeline.classes_[1], pipeline.predict_proba(features)[:, 1])
     axes[0].plot(false, true, color=BLUE)
     axes[0].plot([0, 1], [0, 1], color=GREY, linewidth=1)
     axes[0].set(xlabel="false positive rate", ylabel="true positive rate")
     importance = pd.Series(pipeline[-1].feature_importances_, index=pipeline[0].get_feature_names_out())
-    shown = importance.sort_values().tail(12)
-    axes[1].barh([name.partition("__")[2] for name in shown.index], shown, color=BLUE)
+    largest = importance.sort_values().tail(12)
+    axes[1].barh([name.partition("__")[2] for name in largest.index], largest, color=BLUE)
     axes[1].set(xlabel="importance")
 
 
 def train(options: Training) -> Any:
-    """Train, log and register one version, as `train_on_table`.
+    """Train, log and register a version; see `train_on_table`.
 
     Raises:
-        InvalidConfig: also if there are fewer than one tree, or leaves of less than one row.
+        InvalidConfig: also if `trees` or `min_samples_leaf` is less than 1.
     """
     for name in ("trees", "min_samples_leaf"):
         if getattr(options, name) < 1:

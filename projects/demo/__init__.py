@@ -1,10 +1,10 @@
-"""The whole loop on real data: wrap, register, promote, deploy, predict, judge. `python -m projects.demo` runs it.
+"""The complete loop on real data: wrap, register, promote, deploy, predict, judge. Run it by `python -m projects.demo`.
 
 | module             | content                                                                           |
 |--------------------|-----------------------------------------------------------------------------------|
 | `__main__.py`      | the command line: run or stop                                                     |
-| `walkthrough.py`   | the steps in their order, with their output; the best workspace to begin reading      |
+| `walkthrough.py`   | the steps in order, with their output; start reading here                         |
 | `steps.py`         | each step as a function of MLflow, the deployment client and the flights          |
-| `workspace.py`     | the demo's folder, and the environment that points everything there               |
-| `mlflow_server.py` | starting the MLflow server, and ending what the demo started, and nothing else    |
+| `workspace.py`     | the folder of the demo, and the environment variables that point to it            |
+| `mlflow_server.py` | starting and stopping the MLflow server of the demo                               |
 """

@@ -1,6 +1,6 @@
-"""`python -m projects.demo` runs the demo, `python -m projects.demo stop` ends what it left running.
+"""`python -m projects.demo` runs the demo, and `python -m projects.demo stop` stops its servers.
 
-DEMO_EXIT=1 in the environment stops everything at the end, and whatever happens in between.
+With DEMO_EXIT=1 in the environment, all servers are stopped at the end, even after a failure.
 """
 
 import argparse
@@ -20,19 +20,19 @@ def main() -> None:
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder for everything the demo writes")
     options = parser.parse_args()
     workspace, printer = Workspace(options.home.absolute()), StepPrinter(STEPS)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends us wants the servers gone, as with Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the servers like Ctrl-C.
     try:
         with one_line_errors():
             if options.command == "stop":
-                print("everything is stopped" if stop(workspace, printer) else "nothing of the demo runs")
+                print("all servers are stopped" if stop(workspace, printer) else "no server of the demo runs")
             else:
                 _run(workspace, printer)
     except KeyboardInterrupt:
-        sys.exit("\ninterrupted; what the demo had started is stopped")
+        sys.exit("\ninterrupted; the servers of the demo are stopped")
 
 
 def _run(workspace: Workspace, printer: StepPrinter) -> None:
-    """Run the steps; the servers keep running only after success, and unless DEMO_EXIT=1 is set."""
+    """Run the steps. The servers keep running only after success without DEMO_EXIT=1."""
     finished = False
     try:
         printer.table(run_walkthrough(workspace, printer))
@@ -41,9 +41,9 @@ def _run(workspace: Workspace, printer: StepPrinter) -> None:
         if not finished or os.environ.get("DEMO_EXIT") == "1":
             stop(workspace, printer)
     if os.environ.get("DEMO_EXIT") == "1":
-        print(f"The servers are stopped, as DEMO_EXIT=1 asks; the reports stay in {workspace.reports}")
+        print(f"The servers are stopped, because DEMO_EXIT=1 is set; the reports are in {workspace.reports}")
     else:
-        print(f"The servers go on running. This stops them:   {workspace.stop_command}")
+        print(f"The servers are still running. To stop them:   {workspace.stop_command}")
 
 
 if __name__ == "__main__":

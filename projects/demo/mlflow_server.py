@@ -1,6 +1,6 @@
-"""Starting the demo's MLflow server, and ending it. Only a process that the demo itself started is ever ended.
+"""Start and stop the MLflow server of the demo. Only processes that the demo has started are stopped.
 
-A process is known by its id and the time it was started: an id alone may by now be somebody else's.
+A process is identified by its id and start time, because the id may be reused by a different process.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from projects.demo.workspace import Workspace
 
 READY_SECONDS = 90.0
 STOP_SECONDS = 15.0
-_WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # saves a gigabyte of idle processes
+_WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # This saves a gigabyte of idle processes.
 _POLL_SECONDS = 0.2
 _LOG_LINES = 15
 
@@ -30,7 +30,7 @@ def start_mlflow(workspace: Workspace) -> str:
     """Start MLflow's server with its UI on a free port, wait until it answers, and return its URL.
 
     Raises:
-        DeploymentFailed: it does not come up; the message carries the end of its log.
+        DeploymentFailed: the server does not start; the message contains the end of its log.
     """
     port = _free_port()
     url = f"http://127.0.0.1:{port}"
@@ -57,13 +57,13 @@ def start_mlflow(workspace: Workspace) -> str:
     while not _answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
             stop_mlflow(workspace)
-            raise DeploymentFailed(f"the MLflow server did not come up; its log ends with:\n{_tail(log)}")
+            raise DeploymentFailed(f"the MLflow server did not start; its log ends with:\n{_tail(log)}")
         time.sleep(_POLL_SECONDS)
     return url
 
 
 def stop_mlflow(workspace: Workspace) -> bool:
-    """End the MLflow server of this workspace, with its children; return True if there was one."""
+    """Stop the MLflow server of this workspace and its children. Return True if a server was running."""
     process = _remembered(workspace)
     if process is None:
         workspace.server_file.unlink(missing_ok=True)
@@ -80,7 +80,7 @@ def stop_mlflow(workspace: Workspace) -> bool:
 
 
 def mlflow_url(workspace: Workspace) -> str | None:
-    """Return the URL of the workspace's MLflow server, or None if none runs."""
+    """Return the URL of the workspace's MLflow server, or None if no server runs."""
     if _remembered(workspace) is None:
         return None
     return str(json.loads(workspace.server_file.read_text())["url"])

@@ -1,7 +1,7 @@
 """The steps of the demo, each a function of MLflow, the deployment client and the flights.
 
-They use what any user has: the commands `mlflow run` and the Python API of MLflow, `get_deploy_client("onnxserve")`,
-plain HTTP, and a drift monitor.
+The steps use only public interfaces: `mlflow run` and the Python API of MLflow, `get_deploy_client("onnxserve")`, HTTP,
+and a drift monitor.
 """
 
 import os
@@ -48,7 +48,7 @@ class Version:
 
     Attributes:
         parity: proven, warned or no-original.
-        metrics: of the run that made it.
+        metrics: the metrics of the run that trained it.
     """
 
     number: str
@@ -59,12 +59,12 @@ class Version:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The same flights answered by `mlflow.pyfunc.load_model` and by the server.
+    """The comparison of `mlflow.pyfunc.load_model` with the server on the same flights.
 
     Attributes:
-        equal: number of flights on which both say the same.
-        served: [rows] what the server said.
-        version: that answered.
+        equal: the number of flights with equal predictions.
+        served: [rows] the predictions of the server.
+        version: the version that predicted.
     """
 
     rows: int
@@ -74,10 +74,10 @@ class Agreement:
 
 
 def train(say: Say, **parameters: float) -> Version:
-    """Run `mlflow run . -e train`, and pass its output on line by line.
+    """Run `mlflow run . -e train`, and print its progress lines.
 
     Raises:
-        OnnxserveError: training failed; what it printed was passed on.
+        OnnxserveError: the training failed; the message contains the end of its output.
     """
     command = [sys.executable, "-m", "mlflow", "run", str(CHECKOUT), "-e", "train", "--env-manager", "local"]
     command += ["--experiment-name", EXPERIMENT]
@@ -98,7 +98,7 @@ def train(say: Say, **parameters: float) -> Version:
                 lines.append(line.rstrip())
                 if _is_progress(line):
                     say(lines[-1])
-        except BaseException:  # Ctrl-C too: the training is a child of a child, and would go on
+        except BaseException:  # After Ctrl-C, the training would continue as a grandchild.
             os.killpg(process.pid, signal.SIGTERM)
             raise
     if process.returncode != 0:
@@ -107,7 +107,7 @@ def train(say: Say, **parameters: float) -> Version:
 
 
 def _is_progress(line: str) -> bool:
-    """Return True for a line of train.py itself, False for log lines and warnings of the libraries."""
+    """Return True for an output line of train.py, and False for log lines and warnings of libraries."""
     return line.startswith(("training", "train ", "validation", "converting", "parity", "registered"))
 
 
@@ -134,9 +134,9 @@ def show_parity(version: Version, say: Say) -> None:
 
 
 def promote(version: Version) -> None:
-    """Move the version to the stage Production, as the Stage menu of MLflow's UI does."""
+    """Move the version to the stage Production, like the Stage menu of MLflow's UI."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # MLflow says "deprecated" of stages since 2.9
+        warnings.simplefilter("ignore", FutureWarning)  # MLflow warns that stages are deprecated.
         MlflowClient().transition_model_version_stage(
             MODEL_NAME, version.number, "Production", archive_existing_versions=True
         )
@@ -159,7 +159,7 @@ def add_monitor() -> None:
 
 
 def judge_days(flights: pd.DataFrame, say: Say) -> list[EvaluatedWindow]:
-    """Run the monitor on each day of the flights: one verdict and one MLflow run a day."""
+    """Run the monitor on each day of the flights, with a verdict and an MLflow run per day."""
     results = []
     for day in sorted(flights[DAY].unique()):
         start = pd.Timestamp(day).to_pydatetime()
@@ -182,7 +182,7 @@ def keep_report(results: list[EvaluatedWindow], state: str, target: Path) -> Eva
 
 
 def served_version(url: str, flight: pd.DataFrame) -> str:
-    """Send one flight to the server, and return the version that answered."""
+    """Send a flight to the server, and return the version that predicted."""
     answer = requests.post(
         f"{url}/invocations", data=request_body(flight), headers={"Content-Type": "application/json"}, timeout=10
     )
@@ -192,23 +192,23 @@ def served_version(url: str, flight: pd.DataFrame) -> str:
 
 
 def wait_until_served(url: str, flight: pd.DataFrame, version: Version) -> tuple[float, int]:
-    """Send requests until this version answers; return the seconds that took, and the number of answered requests.
+    """Send requests until this version is served. Return the seconds and the number of requests until then.
 
     Raises:
-        NotReady: a request failed, which must not happen, or the version does not come.
+        NotReady: a request failed, which must not happen, or the version is not served in time.
     """
     start = time.monotonic()
     requests_answered = 1
     while served_version(url, flight) != version.number:
         requests_answered += 1
         if time.monotonic() - start > FOLLOWED_SECONDS:
-            raise NotReady(f"{url} does not answer with version {version.number} after {FOLLOWED_SECONDS:.0f} s")
+            raise NotReady(f"{url} does not serve version {version.number} after {FOLLOWED_SECONDS:.0f} s")
         time.sleep(_POLL_SECONDS)
     return time.monotonic() - start, requests_answered
 
 
 def compare_with_pyfunc(url: str, flights: pd.DataFrame) -> Agreement:
-    """Predict the same flights by `mlflow.pyfunc.load_model` in this process and by the server."""
+    """Predict the same flights with `mlflow.pyfunc.load_model` in this process and with the server."""
     answer = requests.post(
         f"{url}/invocations", data=request_body(flights), headers={"Content-Type": "application/json"}, timeout=30
     )

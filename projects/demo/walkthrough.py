@@ -1,4 +1,4 @@
-"""The steps of the demo in their order, wrap, deploy, watch and promote, and their output."""
+"""The steps of the demo in order (wrap, deploy, watch and promote), and their output."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from projects.model_runs import parity_line
 
 
 class StepPrinter:
-    """Prints numbered steps with the seconds since the start, lines of progress, and a table, all unbuffered."""
+    """A printer of numbered steps with the seconds since the start, progress lines and a table, without buffering."""
 
     def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -37,7 +37,7 @@ class StepPrinter:
             print(f"          {part}", flush=True)
 
     def table(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Print two columns; a second value of several lines stays in its column."""
+        """Print two columns. A second value with several lines remains in its column."""
         width = max(len(name) for name, _ in rows)
         rule = "─" * (width + 3 + max(len(line) for _, value in rows for line in value.splitlines()))
         print(f"\n{rule}", flush=True)
@@ -62,8 +62,9 @@ class Watched:
     """Twenty days of traffic.
 
     Attributes:
-        flights: those that were sent, in this order; predictions: [N] what the first version said of each.
-        calm, summer: the verdicts, a day each.
+        flights: the flights in the order of sending.
+        predictions: [N] the predictions of the first version.
+        calm, summer: the verdicts per day.
     """
 
     flights: pd.DataFrame
@@ -77,8 +78,8 @@ class Promoted:
     """The second version at the same URL.
 
     Attributes:
-        seconds: from the change of the stage to its first answer.
-        changed: flights of which the first version had said otherwise.
+        seconds: the time from the change of the stage to the first prediction.
+        changed: the number of flights whose prediction differs from the first version.
     """
 
     version: steps.Version
@@ -88,7 +89,7 @@ class Promoted:
 
 
 def stop(workspace: Workspace, printer: StepPrinter) -> bool:
-    """End the servers of an earlier run of the demo; return True if there were any."""
+    """Stop the servers of an earlier run of the demo. Return True if a server was running."""
     workspace.check()
     workspace.use(mlflow_url(workspace))
     deployed = workspace.onnxserve_home.exists() and steps.undeploy_all(printer.line) > 0
@@ -99,7 +100,7 @@ def run_walkthrough(workspace: Workspace, printer: StepPrinter) -> list[tuple[st
     """Run every step, and return the rows of the final table.
 
     Raises:
-        OnnxserveError: a step failed; the message is for the reader.
+        OnnxserveError: a step failed; the message is for the user.
     """
     printer.step("An MLflow server with its UI")
     if stop(workspace, printer):
@@ -117,9 +118,9 @@ def run_walkthrough(workspace: Workspace, printer: StepPrinter) -> list[tuple[st
         ("Model", f"{MODEL_NAME}, validation ROC AUC: {_quality(first)}, {_quality(promoted.version)}"),
         ("", steps.version_link(url, promoted.version)),
         ("Parity", parity_line(first.parity, first.metrics).removeprefix("parity ")),
-        ("Calm days called drifted", _drifted(watched.calm)),
+        ("Calm days judged as drift", _drifted(watched.calm)),
         ("", _report(workspace, "calm", watched.calm, "no drift")),
-        ("Summer days called drifted", _drifted(watched.summer)),
+        ("Summer days judged as drift", _drifted(watched.summer)),
         ("", _report(workspace, "summer", watched.summer, "drift")),
         *_promotion_rows(promoted),
         ("Took", f"{printer.seconds():.0f} s"),
@@ -141,12 +142,12 @@ def _deploy(version: steps.Version, printer: StepPrinter) -> str:
     printer.step(f"Promote version {version.number} to Production, and deploy the stage")
     steps.promote(version)
     server = str(deploy(steps.DEPLOYMENT, steps.PRODUCTION, workers=1)["url"])
-    printer.line(f"{server}   answers with version {version.number}")
+    printer.line(f"{server}   serves version {version.number}")
     return server
 
 
 def _watch(server: str, printer: StepPrinter) -> Watched:
-    printer.step("Send ten calm days that training never saw, then ten summer days")
+    printer.step("Send ten calm days that are not in the training data, then ten summer days")
     flights = load_flights()
     calm, summer = split(flights, SEED).calm, summer_days(flights, SEED)
     traffic = pd.concat([calm, summer])
@@ -163,13 +164,13 @@ def _watch(server: str, printer: StepPrinter) -> Watched:
 
 
 def _promote(server: str, first: steps.Version, watched: Watched, printer: StepPrinter) -> Promoted:
-    printer.step("Train a second version with more and bolder trees")
+    printer.step("Train a second version with more trees and a higher learning rate")
     second = steps.train(printer.line, **SECOND)
 
-    printer.step(f"Promote version {second.number}: the same URL answers with it")
+    printer.step(f"Promote version {second.number} and serve it at the same URL")
     steps.promote(second)
-    seconds, asked = steps.wait_until_served(server, watched.flights.head(1), second)
-    printer.line(f"X-Model-Version: {second.number} after {seconds:.1f} s; {asked} requests meanwhile, none failed")
+    seconds, requests = steps.wait_until_served(server, watched.flights.head(1), second)
+    printer.line(f"X-Model-Version: {second.number} after {seconds:.1f} s; {requests} requests meanwhile, none failed")
 
     printer.step("mlflow.pyfunc.load_model and the server, on the same flights")
     chosen = slice(None, None, len(watched.flights) // _COMPARED_ROWS)
@@ -178,16 +179,16 @@ def _promote(server: str, first: steps.Version, watched: Watched, printer: StepP
     if agreement.equal != agreement.rows:
         raise OnnxserveError("the server and mlflow.pyfunc.load_model disagree, which must not happen")
     changed = int((watched.predictions[chosen] != agreement.served).sum())
-    printer.line(f"version {first.number} had said otherwise of {changed} of these flights")
+    printer.line(f"version {first.number} predicted {changed} of these flights differently")
     return Promoted(second, seconds, agreement, changed)
 
 
 def _promotion_rows(promoted: Promoted) -> list[tuple[str, str]]:
     number, agreement = promoted.version.number, promoted.agreement
     return [
-        ("Promotion", f"version {number} answered {promoted.seconds:.1f} s after the stage moved, no request failed"),
-        ("", f"it says otherwise than the first of {promoted.changed} of {agreement.rows} flights"),
-        ("Agreement", f"{agreement.equal} of {agreement.rows} predictions equal those of mlflow.pyfunc.load_model"),
+        ("Promotion", f"version {number} was served {promoted.seconds:.1f} s after the stage moved, no request failed"),
+        ("", f"it predicts {promoted.changed} of {agreement.rows} flights differently from the first version"),
+        ("Agreement", f"{agreement.equal} of {agreement.rows} predictions are equal to mlflow.pyfunc.load_model"),
     ]
 
 
@@ -200,7 +201,7 @@ def _drifted(results: list[EvaluatedWindow]) -> str:
 
 
 def _report(workspace: Workspace, kind: str, results: list[EvaluatedWindow], state: str) -> str:
-    """Return the two addresses of a report of this kind: a file, and its run in MLflow's UI."""
+    """Return the URLs of a report of this kind: its run in MLflow's UI, and a file."""
     page = workspace.reports / f"{kind}.html"
     result = steps.keep_report(results, state, page)
     return f"{result.run.url}\n{page.as_uri()}" if result else f"no day was judged {state!r}"

@@ -1,4 +1,4 @@
-"""The demo's folder, and the environment that points MLflow and onnxserve there."""
+"""The folder of the demo, and the environment variables that point MLflow and onnxserve to it."""
 
 import os
 import shlex
@@ -30,7 +30,7 @@ _MARKER = "This folder belongs to the demo of onnxserve; each run of the demo em
 
 @dataclass(frozen=True)
 class Workspace:
-    """The demo's folder. The demo writes only there, so that it touches no other MLflow and no deployment."""
+    """The folder of the demo. The demo writes only to it and does not change any other MLflow server or deployment."""
 
     home: Path
 
@@ -56,7 +56,7 @@ class Workspace:
 
     @property
     def stop_command(self) -> str:
-        """A command line that ends what the demo left running, from any folder."""
+        """A command line that stops the servers of the demo, from any folder."""
         home = [] if self.home == DEFAULT_HOME else ["--home", str(self.home)]
         command = [sys.executable, "-m", "projects.demo", "stop", *home]
         return f"cd {shlex.quote(str(CHECKOUT))} && {shlex.join(command)}"
@@ -65,21 +65,25 @@ class Workspace:
         """Refuse a folder with files that the demo did not write.
 
         Raises:
-            InvalidConfig: the folder is not empty and not the demo's.
+            InvalidConfig: the folder is not empty and does not belong to the demo.
         """
         if self.home.exists() and not self.marker.exists() and any(self.home.iterdir()):
-            raise InvalidConfig(f"{self.home} is not empty and not the demo's: give another folder with --home")
+            raise InvalidConfig(
+                f"{self.home} is not empty and does not belong to the demo: specify another folder with --home"
+            )
 
     def empty(self) -> None:
-        """Create the folder anew, without the files of an earlier run. Call `check` first, and stop its servers."""
+        """Delete and recreate the folder. Call `check` and stop the servers of the earlier run first."""
         shutil.rmtree(self.home, ignore_errors=True)
         for folder in (self.mlflow, self.onnxserve_home, self.reports):
             folder.mkdir(parents=True)
         self.marker.write_text(_MARKER)
 
     def use(self, tracking_uri: str | None = None) -> None:
-        """Point this process and its children here: MLflow's server, onnxserve's home, and the commands of this
-        Python on PATH, since `mlflow run --env-manager local` calls `python` by that name."""
+        """Point this process and its children to the folder: the MLflow server and the home of onnxserve.
+
+        PATH must begin with the commands of this Python, because `mlflow run --env-manager local` calls `python`.
+        """
         for inherited in _LEADS_ELSEWHERE:
             os.environ.pop(inherited, None)
         commands, path = str(Path(sys.executable).parent), os.environ.get("PATH", "")

@@ -1,1 +1,1 @@
-"""A small convolutional network that recognises scikit-learn's 8 × 8 pixel digits."""
+"""A small convolutional network that recognises scikit-learn's digits of 8 × 8 pixels."""

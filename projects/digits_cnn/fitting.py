@@ -1,4 +1,4 @@
-"""Fitting the digits network, from scratch or from the weights of a registered version."""
+"""Fit the digits network, from scratch or from the weights of a registered version."""
 
 import sys
 from pathlib import Path
@@ -15,13 +15,13 @@ try:
     from torch import nn
 except ModuleNotFoundError:
     sys.exit(
-        "digits_cnn needs torch, which python_env.yaml leaves out: "
-        "run it with `--env-manager local` where it is installed, as by `make install` where its CPU build is found"
+        "digits_cnn needs torch, which python_env.yaml does not install: "
+        "install torch, e.g. by `make install`, and run digits_cnn with `--env-manager local`"
     )
 
 WEIGHTS = "weights.pt"
 REPLAYED = 2
-"""Built-in images for each new one: a network that sees new images alone forgets the others."""
+"""The number of built-in images per new image. A network that is tuned only on new images forgets the old images."""
 BATCH = 64
 RATE, TUNING_RATE = 2e-3, 1e-3
 _SHAPE = (1, 8, 8)
@@ -32,7 +32,7 @@ Labelled = tuple[np.ndarray, np.ndarray]
 
 
 class DigitsCNN(nn.Module):
-    """Images [N, 1, 8, 8], float32 in 0..1 → scores [N, 10], one a digit, not normalised."""
+    """A network from images [N, 1, 8, 8], float32 in 0..1, to scores [N, 10], one per digit, not normalised."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,16 +63,16 @@ def fit_incremental(
 ) -> tuple[DigitsCNN, str]:
     """Return the network of `base_model` trained further on the new images, and the method.
 
-    Its weights are tuned on the new images and a sample of the built-in ones, in a quarter of the passes and by smaller
-    steps. Where the run of the base has kept no weights, a new network learns the same images.
+    The weights of the base are tuned on the new images and a sample of the built-in images, with a quarter of the
+    epochs and a smaller learning rate. If the run of the base has no weights, a new network is trained instead.
 
     Raises:
-        InvalidConfig: there are no new images, or no base is named.
+        InvalidConfig: there are no new images, or no base is specified.
     """
     if not len(new[0]):
         raise InvalidConfig("mode incremental needs labelled images: data=FILE.parquet")
     if not base_model:
-        raise InvalidConfig("mode incremental needs the version that is trained on: base_model=models:/digits-cnn/1")
+        raise InvalidConfig("mode incremental needs the version to train further: base_model=models:/digits-cnn/1")
     count = min(len(built_in[0]), REPLAYED * len(new[0]))
     sample = np.random.default_rng(seed).choice(len(built_in[0]), count, replace=False)
     images, digits = (np.concatenate([old[sample], own]) for old, own in zip(built_in, new, strict=True))
@@ -103,7 +103,7 @@ def save_labelled(images: np.ndarray, digits: np.ndarray, name: str) -> None:
 
 
 def read_labelled(path: Path) -> Labelled:
-    """Read the labelled images of a file: the only column that is not the log's own. Raises InvalidConfig."""
+    """Read the labelled images of a file, which has a single column without `_` prefix. Raises InvalidConfig."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
@@ -111,17 +111,19 @@ def read_labelled(path: Path) -> Labelled:
     names = [name for name in table.column_names if not name.startswith("_")]
     if len(names) != 1 or _LABEL not in table.column_names:
         columns = ", ".join(table.column_names)
-        raise InvalidConfig(f"the labelled images {path} need one column of images and {_LABEL}; there are {columns}")
+        raise InvalidConfig(
+            f"the labelled images {path} need one column of images and {_LABEL}; the columns are {columns}"
+        )
     table = table.drop_null()
     try:
         images = np.array(table.column(names[0]).to_pylist(), dtype=np.float32).reshape(-1, *_SHAPE)
     except ValueError:
-        raise InvalidConfig(f"the labelled images {path} are not all of 8 × 8 numbers") from None
+        raise InvalidConfig(f"the labelled images {path} must have 8 × 8 numbers each") from None
     return images, table.column(_LABEL).to_numpy().astype(np.int64)
 
 
 def _fit(network: DigitsCNN, images: np.ndarray, digits: np.ndarray, epochs: int, rate: float) -> DigitsCNN:
-    torch.set_num_threads(1)  # the batches are so small that a second thread only waits
+    torch.set_num_threads(1)  # The batches are too small for a second thread.
     optimizer = torch.optim.Adam(network.train().parameters(), lr=rate)
     inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
     for _ in range(epochs):

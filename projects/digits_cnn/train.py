@@ -1,11 +1,11 @@
-"""Trains the digits network, logs it as checked ONNX and registers it.
+"""Train the digits network, log it as checked ONNX and register it.
 
     mlflow run . -e train_digits --env-manager local        # or: python -m projects.digits_cnn.train
     mlflow run . -e train_digits --env-manager local -P mode=incremental -P data=labelled.parquet \\
         -P base_model=models:/digits-cnn/1
 
 Data: the 1,797 images of scikit-learn's `load_digits` (UCI, Alpaydin and Kaynak 1998), a fifth of them for testing.
-`full` learns them and the labelled images of the file anew; `incremental` tunes the base's weights (`fitting.py`).
+`full` trains a new network on them and the labelled images. `incremental` tunes the weights of a base (`fitting.py`).
 """
 
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ from projects.digits_cnn.fitting import accuracy, fit, fit_incremental, read_lab
 from projects.training import log_options, option, register, run_command, warn_of_chance
 
 TEST_IMAGES = "test_images.parquet"
-"""The artifact for whoever judges the version later: `onnxserve gate`, `onnxserve optimize`."""
-BRIGHTEST = 16.0  # the pixels are counts from 0 to 16
+"""The artifact for later evaluations by `onnxserve gate` and `onnxserve optimize`."""
+BRIGHTEST = 16.0  # The pixels are counts from 0 to 16.
 
 
 @dataclass(frozen=True)
 class Training:
     """The options of a training."""
 
-    seed: int = option(7, "chooses the test images, the first weights and the order of the batches")
-    epochs: int = option(12, "passes over the training images")
-    mode: str = option("full", "anew, or on from a base", "full", "incremental")
+    seed: int = option(7, "seed of the test images, the initial weights and the order of the batches")
+    epochs: int = option(12, "number of epochs")
+    mode: str = option("full", "train a new network, or tune a base", "full", "incremental")
     data: str = option("", "Parquet file of labelled images")
-    base_model: str = option("", "the version that is served now; incremental goes on from it")
-    registered_model: str = option("digits-cnn", "where the version is registered")
+    base_model: str = option("", "the served version, which an incremental training tunes")
+    registered_model: str = option("digits-cnn", "registered model of the version")
 
 
 def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -47,12 +47,12 @@ def load_images(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
 
 
 def train(options: Training) -> Any:
-    """Train, log and register one version, and return MLflow's ModelInfo.
+    """Train, log and register a version, and return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: the file or an option is not valid.
-        ParityError: the ONNX form would answer otherwise than the network.
-        NotFound / RegistryUnavailable: the base is not there, or MLflow does not say so.
+        ParityError: the predictions of the ONNX form would differ from the network.
+        NotFound / RegistryUnavailable: the base does not exist, or MLflow does not respond.
     """
     with mlflow.start_run():
         train_images, test_images, train_digits, test_digits = load_images(options.seed)
@@ -68,7 +68,7 @@ def train(options: Training) -> Any:
             )
         else:
             images, digits = np.concatenate([train_images, new_images]), np.concatenate([train_digits, new_digits])
-            network, way = fit(images, digits, options.epochs, options.seed), "anew"
+            network, way = fit(images, digits, options.epochs, options.seed), "new network"
         save_weights(network)
         save_labelled(test_images, test_digits, TEST_IMAGES)
         test_accuracy = accuracy(network, test_images, test_digits)

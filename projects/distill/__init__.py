@@ -1,1 +1,1 @@
-"""A small student that learns from the answers of a served model."""
+"""A small model (student) that is trained on the predictions of a served model (teacher)."""

@@ -1,12 +1,13 @@
-"""Trains a small student on the answers of a served model, its teacher, and registers it as checked ONNX beside it.
+"""Train a small model (student) on the predictions of a served model (teacher), and register it as checked ONNX.
 
     mlflow run . -e distill --env-manager local -P teacher=models:/flight-delay/Production
     mlflow run . -e distill --env-manager local -P teacher=models:/digits-cnn/1 -P data=images.parquet -P student=mlp
 
-The rows need no labels: a file, what an endpoint has captured, or the reference beside the teacher. The student
-learns the probabilities of the teacher, which say more than its labels (Hinton et al. 2015, "Distilling the Knowledge
-in a Neural Network"). A table is learned by boosted trees or a small network of scikit-learn, a tensor by a network of
-torch. Both are then compared in one table on a fifth of the rows, which the student has not seen.
+The rows need no labels. They are a file, the captured rows of an endpoint, or the reference of the teacher. The student
+is trained on the teacher's probabilities, which contain more information than its labels (Hinton et al. 2015,
+"Distilling the Knowledge in a Neural Network"). The student of a table is boosted trees or a small network of
+scikit-learn; the student of a tensor is a torch network. Teacher and student are compared on a held-out fifth of the
+rows.
 """
 
 from dataclasses import dataclass
@@ -43,32 +44,30 @@ MAX_ROWS = 100_000
 BATCH = 1000
 LABELS = (LABEL, LABEL_NUMBER)
 _LEAST_WEIGHT = 0.01
-_LEARNED = 60  # passes over the images
+_LEARNED = 60  # epochs
 
 
 @dataclass(frozen=True)
 class Training:
     """The options of a training."""
 
-    teacher: str = option("models:/flight-delay/Production", "the model whose answers are learned")
-    data: str = option("", "dataset without labels, as a gate names it: a .csv or .parquet file, runs:/RUN/PATH")
-    endpoint: str = option("", "endpoint whose captured rows are learned, in place of data")
-    target: str = option(
-        "", "column of the true labels, for the table only; of an endpoint _label (text) or _label_number"
-    )
-    student: str = option("boosting", "boosting or mlp; a tensor is always learned by an mlp")
-    size: int = option(0, "trees of the student (default 50), or units of its layer (32)")
-    seed: int = option(7, "chooses the fifth of the rows to compare on, and the first weights")
-    registered_model: str = option("", "where the student is registered; default: the teacher's name with -student")
+    teacher: str = option("models:/flight-delay/Production", "model whose predictions the student learns")
+    data: str = option("", "dataset without labels: a .csv or .parquet file, or a dataset of a gate policy")
+    endpoint: str = option("", "endpoint whose captured rows are used instead of data")
+    target: str = option("", "label column, only for the comparison; of an endpoint _label (text) or _label_number")
+    student: str = option("boosting", "boosting or mlp; the student of a tensor is always an mlp")
+    size: int = option(0, "number of trees of the student (default 50), or units of its layer (default 32)")
+    seed: int = option(7, "seed of the held-out fifth and the initial weights")
+    registered_model: str = option("", "registered model of the student; default: the teacher's name with -student")
 
 
 def train(options: Training) -> Any:
-    """Train, log, register and compare one student, and return MLflow's ModelInfo.
+    """Train, log, register and compare a student, and return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: an option is not valid, or there are too few rows.
-        NotFound / RegistryUnavailable: the teacher is not there, or MLflow does not say so.
-        ParityError: the student's ONNX form would answer otherwise than the student.
+        NotFound / RegistryUnavailable: the teacher does not exist, or MLflow does not respond.
+        ParityError: the predictions of the student's ONNX form would differ from the student.
     """
     if options.student not in ("boosting", "mlp"):
         raise InvalidConfig(f"student {options.student!r} is neither boosting nor mlp")
@@ -81,9 +80,9 @@ def train(options: Training) -> Any:
         rows, truth, origin = load_rows(options, teacher)
         order = np.random.default_rng(options.seed).permutation(row_count(rows))
         held_out, learned = np.split(order, [len(order) // 5])
-        print(f"{len(learned):,} rows to learn, {len(held_out):,} to compare on, of {origin}", flush=True)
+        print(f"{len(learned):,} rows for training, {len(held_out):,} for the comparison, from {origin}", flush=True)
         some = None if truth is None else truth[held_out]
-        metric_of(teacher, take_rows(rows, held_out), some)  # labels that do not fit are refused before the training
+        metric_of(teacher, take_rows(rows, held_out), some)  # Refuse unsuitable labels before the training.
         info = fit_and_register(options, resolved, teacher, take_rows(rows, learned), origin)
         with downloaded_version(resolve(info.model_uri)) as student:
             compare((folder, student), (teacher, load_version(student)), take_rows(rows, held_out), some)
@@ -91,33 +90,33 @@ def train(options: Training) -> Any:
 
 
 def load_rows(options: Training, teacher: LoadedModel) -> tuple[NamedArrays, np.ndarray | None, str]:
-    """Return the rows in the types of the teacher, their true labels if there are any, and where they are from.
+    """Return the rows with the teacher's types, their labels or None, and a description of their origin.
 
     Raises:
-        InvalidConfig: no rows are known, they are too few, or they have no such target.
-        NotFound: nothing was captured of the endpoint.
+        InvalidConfig: there are too few rows, or they do not have the target.
+        NotFound: the endpoint has no captured rows.
     """
     artifact = teacher.artifact
-    found: NamedArrays
+    columns: NamedArrays
     if options.endpoint:
-        origin = f"what was captured of endpoint {options.endpoint}"
-        found = frame_rows(captured(options.endpoint, options.target in LABELS))
+        origin = f"the captured rows of endpoint {options.endpoint}"
+        columns = frame_rows(captured(options.endpoint, options.target in LABELS))
     elif options.data:
-        found, origin = read_dataset(options.data, artifact), options.data
+        columns, origin = read_dataset(options.data, artifact), options.data
     else:
-        found, origin = reference_rows(artifact, MAX_ROWS, options.seed) or {}, "the reference beside the teacher"
-    if options.target and options.target not in found:
-        raise InvalidConfig(f"{origin} has no column {options.target!r}; it has {', '.join(found)[:300]}")
-    truth = found.pop(options.target) if options.target else None
-    if row_count(found) < MIN_ROWS:
-        raise InvalidConfig(f"{origin}: {row_count(found)} rows; a student needs {MIN_ROWS} or more (data, endpoint)")
+        columns, origin = reference_rows(artifact, MAX_ROWS, options.seed) or {}, "the reference of the teacher"
+    if options.target and options.target not in columns:
+        raise InvalidConfig(f"{origin} has no column {options.target!r}; it has {', '.join(columns)[:300]}")
+    truth = columns.pop(options.target) if options.target else None
+    if row_count(columns) < MIN_ROWS:
+        raise InvalidConfig(f"{origin}: {row_count(columns)} rows; a student needs {MIN_ROWS} or more (data, endpoint)")
     picked = slice(0, MAX_ROWS)
-    rows = own_columns(artifact, cast_to_signature(artifact, take_rows(found, picked)))
+    rows = own_columns(artifact, cast_to_signature(artifact, take_rows(columns, picked)))
     return rows, None if truth is None else truth[picked], origin
 
 
 def captured(endpoint: str, with_labels: bool) -> pd.DataFrame:
-    """Return at most `MAX_ROWS` rows of the endpoint that a variant answered. Raises NotFound."""
+    """Return at most `MAX_ROWS` captured rows of the endpoint, without rows of shadows. Raises NotFound."""
     log, view = open_log(load_settings().inference_log), View(endpoint, labels=with_labels)
     names = [name for name in view_schema(log, view).names if not name.startswith("_") or name in LABELS]
     parts, count = [], 0
@@ -127,29 +126,29 @@ def captured(endpoint: str, with_labels: bool) -> pd.DataFrame:
         if count >= MAX_ROWS:
             break
     if not count:
-        raise NotFound(f"nothing was captured of endpoint {endpoint!r} so far")
+        raise NotFound(f"endpoint {endpoint!r} has no captured rows yet")
     return pd.concat(parts, ignore_index=True)
 
 
 def fit_and_register(
     options: Training, resolved: ResolvedModel, teacher: LoadedModel, rows: NamedArrays, origin: str
 ) -> Any:
-    """Fit a student on the teacher's answers and register it."""
+    """Fit a student on the teacher's predictions and register it."""
     name = options.registered_model or f"{resolved.name}-student"
     answers = teacher.predict(rows)
     example: Any
     if teacher.artifact.columns:
         example = pd.DataFrame(dict(rows))
         model = fit_table(options, example, answers)
-        method = f"{type(model[-1]).__name__} of the answers of {resolved.source}"
+        method = f"{type(model[-1]).__name__} on the predictions of {resolved.source}"
     else:
         example = next(iter(rows.values()))
         model = fit_tensor(options, example, answers)
-        method = f"an mlp of the answers of {resolved.source}"
+        method = f"mlp on the predictions of {resolved.source}"
     info = register(
         model,
         name,
-        f"the answers of {resolved.source} to {origin}",
+        f"the predictions of {resolved.source} for {origin}",
         method,
         input_example=example[:EXAMPLE_ROWS],
         parity_data=example[:PARITY_ROWS],
@@ -160,7 +159,7 @@ def fit_and_register(
 
 
 def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictions) -> Any:
-    """Return a pipeline that has learned the probabilities, else the labels or the numbers."""
+    """Return a pipeline that is fitted on the probabilities, or otherwise on the labels or numbers."""
     trees, units = options.size or 50, options.size or 32
     is_mlp, seed = options.student == "mlp", options.seed
     estimator: Any
@@ -173,7 +172,7 @@ def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictio
     pipeline = make_pipeline(preprocessing(features, is_mlp), estimator)
     if answers.probabilities is None or not answers.classes:
         return pipeline.fit(features, answers.prediction)
-    # a row of each class, weighed by its probability: the log loss is that of the probabilities themselves
+    # Each row is repeated per class with its probability as the weight, which gives the cross-entropy loss.
     places, classes = np.nonzero(answers.probabilities >= _LEAST_WEIGHT)
     weights = answers.probabilities[places, classes]
     labels = np.array(answers.classes)[classes]
@@ -181,22 +180,22 @@ def fit_table(options: Training, features: pd.DataFrame, answers: ModelPredictio
 
 
 def fit_tensor(options: Training, values: np.ndarray, answers: ModelPredictions) -> Any:
-    """Return a torch module of one hidden layer that has learned the scores, values or probabilities.
+    """Return a torch module with one hidden layer that is fitted on the scores, values or probabilities.
 
     Raises:
-        InvalidConfig: torch is not installed, or the teacher answers labels alone.
+        InvalidConfig: torch is not installed, or the teacher returns only labels.
     """
     try:
         import torch
         from torch import nn
     except ModuleNotFoundError:
         raise InvalidConfig("a teacher of tensors needs torch: pip install 'mlflow-onnxserve[torch]'") from None
-    wanted = answers.prediction if not answers.is_label else answers.probabilities
-    if wanted is None or wanted.dtype.kind != "f":
-        raise InvalidConfig("the teacher answers labels alone, of which a network of tensors cannot learn scores")
+    outputs = answers.prediction if not answers.is_label else answers.probabilities
+    if outputs is None or outputs.dtype.kind != "f":
+        raise InvalidConfig("the teacher returns only labels, but the student of a tensor needs scores")
     torch.manual_seed(options.seed)
     torch.set_num_threads(1)
-    targets = torch.from_numpy(np.ascontiguousarray(wanted.reshape(len(wanted), -1), dtype=np.float32))
+    targets = torch.from_numpy(np.ascontiguousarray(outputs.reshape(len(outputs), -1), dtype=np.float32))
     inputs = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
     units = options.size or 32
     network = nn.Sequential(
@@ -214,7 +213,7 @@ def fit_tensor(options: Training, values: np.ndarray, answers: ModelPredictions)
 def compare(
     folders: tuple[Path, Path], models: tuple[LoadedModel, LoadedModel], rows: NamedArrays, truth: np.ndarray | None
 ) -> None:
-    """Print teacher and student in one table, and log it to the active run."""
+    """Print a comparison of teacher and student, and log it to the active run."""
     answers = [model.predict(rows) for model in models]
     costs = measure_costs(folders, rows, BATCH)
     head = ("", "size", "1 row", f"{BATCH:,} rows", "agreement")
@@ -244,7 +243,7 @@ def compare(
 
 
 class Score(NamedTuple):
-    """A metric of a model's answers, and the number of labels that it is of."""
+    """A metric of a model's predictions, and the number of labels."""
 
     metric: str
     value: float
@@ -252,25 +251,25 @@ class Score(NamedTuple):
 
 
 def metric_of(model: LoadedModel, rows: NamedArrays, truth: np.ndarray | None) -> Score | None:
-    """Return the score on the rows with a label, or None if there are none. Raises InvalidConfig if they do not fit."""
+    """Return the score on the labelled rows, or None without labels. Raises InvalidConfig for unsuitable labels."""
     known = np.zeros(0, bool) if truth is None else ~pd.isna(pd.Series(list(truth))).to_numpy()
     if truth is None or not known.any():
         return None
-    wanted, answered = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
-    metric = default_metric(wanted, answered)
-    return Score(metric, weighted_metric(metric, wanted, answered)(np.ones(len(wanted))), len(wanted))
+    labels, answered = np.array(truth[known].tolist()), model.predict(take_rows(rows, known))
+    metric = default_metric(labels, answered)
+    return Score(metric, weighted_metric(metric, labels, answered)(np.ones(len(labels))), len(labels))
 
 
 def agreement_of(teacher: ModelPredictions, student: ModelPredictions) -> float:
-    """Return the share of equal labels (of scores: of equal places of the highest), or R² of numbers."""
-    wanted, found = teacher.prediction, student.prediction
-    if not teacher.is_label and wanted.ndim == 2:
-        wanted, found = wanted.argmax(axis=1), found.argmax(axis=1)
-    elif teacher.is_label and found.ndim == 2:  # a network's scores of the classes
-        found = np.array(teacher.classes or range(found.shape[1]))[found.argmax(axis=1)]
+    """Return the share of equal labels (for scores: equal positions of the highest score), or R² for numbers."""
+    expected, predicted = teacher.prediction, student.prediction
+    if not teacher.is_label and expected.ndim == 2:
+        expected, predicted = expected.argmax(axis=1), predicted.argmax(axis=1)
+    elif teacher.is_label and predicted.ndim == 2:  # The student returns class scores.
+        predicted = np.array(teacher.classes or range(predicted.shape[1]))[predicted.argmax(axis=1)]
     elif not teacher.is_label:
-        return float(1 - np.square(wanted - found).mean() / max(float(np.var(wanted)), 1e-12))
-    return float((wanted == found).mean())
+        return float(1 - np.square(expected - predicted).mean() / max(float(np.var(expected)), 1e-12))
+    return float((expected == predicted).mean())
 
 
 def file_size(folder: Path, model: LoadedModel) -> int:

@@ -1,1 +1,1 @@
-"""A model that predicts whether a flight arrives late, from real flights of New York 2013 and the hourly weather."""
+"""A model that predicts late arrivals from real flights that left New York in 2013 and the hourly weather."""

@@ -1,4 +1,4 @@
-"""Puts a model of the registry behind a server on this machine, or points an existing deployment at it.
+"""Deploy a registered model to a server on this machine, or update an existing deployment.
 
 mlflow run . -e deploy                # or: python -m projects.flight_delay.deploy --deployment flights
 """
@@ -17,7 +17,7 @@ def deploy(deployment: str, model_uri: str, workers: int) -> dict[str, Any]:
     """Create the deployment, or update it if it exists, wait until it answers, and return `get_deployment`.
 
     Raises:
-        MlflowException: no such model, or a server that does not come up; the message is one line.
+        MlflowException: the model does not exist, or the server does not start; the message is one line.
     """
     client = get_deploy_client(TARGET)
     config = {"server.workers": workers}
@@ -30,11 +30,13 @@ def deploy(deployment: str, model_uri: str, workers: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--deployment", default="flights", help="its name")
+    parser.add_argument("--deployment", default="flights", help="name of the deployment")
     parser.add_argument(
-        "--model-uri", default="models:/flight-delay/Production", help="a stage or an alias is followed"
+        "--model-uri",
+        default="models:/flight-delay/Production",
+        help="URI of the model; a stage or an alias is followed",
     )
-    parser.add_argument("--workers", type=int, default=1, help="worker processes of the server")
+    parser.add_argument("--workers", type=int, default=1, help="number of worker processes")
     options = parser.parse_args()
     with one_line_errors():
         deployed = deploy(options.deployment, options.model_uri, options.workers)

@@ -1,9 +1,9 @@
-"""Judges a deployment's requests in a window of event time against the model's training days.
+"""Judge the requests of a deployment in a window of event time against the model's training days.
 
     mlflow run . -e drift -P window=2013-07-04/1d        # or: onnxserve monitor run flights --window 2013-07-04/1d
 
-The verdict, the report and the figures are an MLflow run: that of `mlflow run`, else one of its own in the experiment
-onnxserve/DEPLOYMENT.
+The verdict, the report and the figures are logged to the run of `mlflow run`, or otherwise to a new run in the
+experiment onnxserve/DEPLOYMENT.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def judge_window(deployment: str, window: Window | None) -> EvaluatedWindow:
 
 
 def describe(answer: EvaluatedWindow) -> str:
-    """Return the verdict in a line: the state, the score and its threshold, and the column with the largest share."""
+    """Return the verdict in one line: the state, the score and its threshold, and the most drifted column."""
     judgement = answer.result
     statistic, threshold = (judgement.figures.get(name) for name in ("statistic", "threshold"))
     if statistic is None or threshold is None:
@@ -35,8 +35,10 @@ def describe(answer: EvaluatedWindow) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--deployment", default="flights", help="whose captured traffic is judged")
-    parser.add_argument("--window", default="", help="START/END or START/1d in UTC; empty: the latest whole one")
+    parser.add_argument("--deployment", default="flights", help="deployment whose captured traffic is judged")
+    parser.add_argument(
+        "--window", default="", help="START/END or START/1d in UTC; default: the latest complete window"
+    )
     options = parser.parse_args()
     with one_line_errors():
         window = parse_window(options.window) if options.window else None

@@ -1,4 +1,4 @@
-"""Fitting the pipeline, from scratch or from that of a registered version, and its scores."""
+"""Fit the pipeline, from scratch or from the pipeline of a registered version, and compute its scores."""
 
 import joblib
 import numpy as np
@@ -16,11 +16,11 @@ from projects.model_runs import load_run_artifact, logged_file
 
 PIPELINE = "pipeline.joblib"
 REPLAYED = 2
-"""Built-in rows for each new one, where a model cannot be trained on and learns both together."""
+"""The number of built-in rows per new row, if the base cannot be trained further and a new model is fitted."""
 
 
 def build_pipeline(max_iter: int, learning_rate: float) -> Pipeline:
-    """Return one-hot categories and everything else as it is, before gradient-boosted trees, which accept NaN."""
+    """Return a pipeline of one-hot encoding, with other columns unchanged, and boosted trees, which accept NaN."""
     encode = ColumnTransformer(
         [
             ("categories", OneHotEncoder(handle_unknown="ignore", sparse_output=False), list(CATEGORIES)),
@@ -33,7 +33,7 @@ def build_pipeline(max_iter: int, learning_rate: float) -> Pipeline:
         learning_rate=learning_rate,
         max_leaf_nodes=15,
         min_samples_leaf=200,
-        early_stopping=False,  # it would validate on random rows, and rows of one hour share their weather
+        early_stopping=False,  # It would validate on random rows, whose weather equals training rows.
         random_state=0,
     )
     return Pipeline([("encode", encode), ("trees", trees)])
@@ -48,17 +48,17 @@ def fit_incremental(
 ) -> tuple[Pipeline, str]:
     """Return the pipeline of `base_model` trained further on the new rows, and the method.
 
-    Trees are added on what the others leave unexplained of the new rows (scikit-learn's `warm_start`). Where the run of
-    the base has no pipeline, or the new rows only one outcome, a new one is fitted on them and a sample of the built-in
-    rows together.
+    The added trees fit the residuals of the existing trees on the new rows (scikit-learn's `warm_start`). If the run of
+    the base has no pipeline, or the new rows have only one outcome, a new pipeline is fitted on the new rows and a
+    sample of the built-in rows.
 
     Raises:
-        InvalidConfig: there are no new rows, or no base is named.
+        InvalidConfig: there are no new rows, or no base is specified.
     """
     if training_data.new.empty:
         raise InvalidConfig("mode incremental needs labelled rows beyond the built-in months: data=FILE.parquet")
     if not base_model:
-        raise InvalidConfig("mode incremental needs the version that is trained on: base_model=models:/flight-delay/1")
+        raise InvalidConfig("mode incremental needs the version to train further: base_model=models:/flight-delay/1")
     base = load_run_artifact(base_model, PIPELINE, _read)
     if base is None or training_data.new[LABEL].nunique() < 2:
         count = min(len(training_data.built_in), REPLAYED * len(training_data.new))
@@ -87,7 +87,7 @@ def score(delayed: np.ndarray, probability: np.ndarray) -> dict[str, float]:
     """Return ROC AUC, log loss and Brier score.
 
     Args:
-        delayed: [N] bool, what happened; both outcomes must occur.
+        delayed: [N] bool, the labels; both outcomes must occur.
         probability: [N] float, the model's probability of a delay.
     """
     return {

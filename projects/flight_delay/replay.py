@@ -1,12 +1,12 @@
-"""Replays months of 2013 against a real endpoint that monitors itself and is retrained automatically.
+"""Replay months of 2013 on a real endpoint that is monitored and retrained automatically.
 
     mlflow run . -e replay -P months=1-12           # or: python -m projects.flight_delay.replay --months 1-12
     mlflow run . -e replay -P months=1-9 -P inject=celsius:6
 
-Flights are sent in event time, at high speed; what really happened follows a day late by POST /feedback. The controller
-judges accuracy every four weeks, and drift in the last of them; an alarm starts a training, whose version goes through
-its gate and a rollout. The accuracy by month, with the loop and without it, is logged to MLflow as a table and a plot.
-Nothing is injected unless `inject` says so.
+Flights are sent in the order of event time at high speed. Their labels follow one day later by POST /feedback. The
+controller judges accuracy every four weeks, and drift in the last week. An alarm starts a retraining, and its version
+passes a gate and a rollout. The accuracy per month, with and without retraining, is logged to MLflow as a table and a
+plot. Drift is injected only if `inject` is set.
 """
 
 import argparse
@@ -43,11 +43,11 @@ class Replay:
     """The result of a replay.
 
     Attributes:
-        months: one row a month (`outcome.by_month`).
-        weeks: the windows that were judged.
-        states: of the retrainings, in their order.
-        counts: requests sent, answered, lost.
-        sentences: what the figures say.
+        months: one row per month (`results.accuracy_by_month`).
+        weeks: the judged windows.
+        states: the states of the retrainings, in order.
+        counts: the numbers of requests that were sent, answered and lost.
+        sentences: the conclusion from the figures.
     """
 
     months: pd.DataFrame
@@ -63,11 +63,11 @@ def replay(
     """Replay the months, and write the results into the folder and to the active run.
 
     Args:
-        batch: flights a request.
-        every_day: only each so many-th flight is sent: 1 sends all.
+        batch: the number of flights per request.
+        every_day: the step between sent flights; 1 sends all flights.
 
     Raises:
-        OnnxserveError: a part of it does not come up, or does not do what it should in time.
+        OnnxserveError: a component does not start or does not finish in time.
     """
     flights = months(load_flights(), *parse_months(span)).iloc[::every_day]
     if injection is not None:
@@ -77,10 +77,12 @@ def replay(
         _say("training the first version on January to March")
         first = setup.train_first(setting, folder / "first.log")
         with setup.deployed_endpoint(deployments, setting) as url, setup.running_controller(folder / "controller.log"):
-            _say(f"{url} answers with version {first}; {len(flights):,} flights are sent")
+            _say(f"{url} serves version {first}; sending {len(flights):,} flights")
             feed = Feed(url, batch)
             weeks = _play(deployments, setting, feed, flights)
-        states = [f"version {one.version}: {one.state}" for one in _retrainings(deployments, setting)]
+        states = [
+            f"version {retraining.version}: {retraining.state}" for retraining in _retrainings(deployments, setting)
+        ]
     played = flights.join(feed.table(), how="inner")
     played["still"] = _answers_of(f"models:/{setting.model}/{first}", played)
     table = results.accuracy_by_month(played, injection)
@@ -94,7 +96,7 @@ def replay(
 def _play(
     deployments: Deployments, setting: ReplaySettings, feed: Feed, flights: pd.DataFrame
 ) -> list[results.JudgedWindow]:
-    """Send day after day. A window is judged once its last day's labels are in, a day after its end."""
+    """Send the flights day by day. A window is judged one day after its end, when its last labels are received."""
     log = open_log(deployments.settings.inference_log)
     weeks: list[results.JudgedWindow] = []
     waiting = None
@@ -122,19 +124,19 @@ def _judge(
     began = time.monotonic()
     waiting.wait_until_logged(log, setting.endpoint, window, len(inside), len(inside))
     logged = time.monotonic()
-    found = waiting.wait_for_verdicts(deployments.store, setting, window)
+    windows = waiting.wait_for_verdicts(deployments.store, setting, window)
     judged = time.monotonic()
     last = waiting.wait_for_retraining(deployments.store, setting.endpoint)
     line = f"{window.start:%Y-%m-%d}  {len(inside):6,} flights"
-    for one in found:
-        line += f"  {one.monitor}: {one.verdict or one.state}"
+    for judged_window in windows:
+        line += f"  {judged_window.monitor}: {judged_window.verdict or judged_window.state}"
     line += f"  {logged - began:.0f} + {judged - logged:.0f} s"
     if last is not None:
         line += f"  retraining {last.id}: {last.state} {last.version}, {time.monotonic() - judged:.0f} s"
     _say(f"{line}  lost {feed.counts.lost}")
     return [
-        results.JudgedWindow(one.monitor, _day(one.start), _day(one.end), one.verdict or one.state, one.reason)
-        for one in found
+        results.JudgedWindow(item.monitor, _day(item.start), _day(item.end), item.verdict or item.state, item.reason)
+        for item in windows
     ]
 
 
@@ -178,23 +180,27 @@ def _say(line: str) -> None:
 def main() -> None:
     default = ReplaySettings()
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--months", default="1-12", help="months of 2013 that are played")
-    parser.add_argument("--inject", default="", help="KIND:MONTH: celsius:7 or concept:7; empty: nothing")
-    parser.add_argument("--mode", choices=["full", "incremental"], default=default.mode, help="how an alarm trains")
-    parser.add_argument("--every", default=default.every, help="of the windows that accuracy is judged in")
-    parser.add_argument("--at-least", type=float, default=default.at_least, help="accuracy below it is an alarm")
-    parser.add_argument("--max-iter", type=int, default=default.max_iter, help="boosted trees of a version")
-    parser.add_argument("--min-requests", type=int, default=default.min_requests, help="of a rollout's step")
-    parser.add_argument("--batch", type=int, default=10, help="flights a request")
-    parser.add_argument("--sample", type=int, default=1, help="only each so many-th flight")
-    parser.add_argument("--endpoint", default="", help="its name; default: one of this run's own")
+    parser.add_argument("--months", default="1-12", help="months of 2013 to replay")
+    parser.add_argument("--inject", default="", help="drift to inject as KIND:MONTH, e.g. celsius:7 or concept:7")
+    parser.add_argument(
+        "--mode", choices=["full", "incremental"], default=default.mode, help="training mode after an alarm"
+    )
+    parser.add_argument("--every", default=default.every, help="length of the windows for accuracy")
+    parser.add_argument("--at-least", type=float, default=default.at_least, help="lowest accuracy without an alarm")
+    parser.add_argument("--max-iter", type=int, default=default.max_iter, help="number of boosted trees of a version")
+    parser.add_argument("--min-requests", type=int, default=default.min_requests, help="requests per step of a rollout")
+    parser.add_argument("--batch", type=int, default=10, help="flights per request")
+    parser.add_argument("--sample", type=int, default=1, help="send only every Nth flight")
+    parser.add_argument("--endpoint", default="", help="name of the endpoint; default: a new name for each run")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its server and controller end with it
+    signal.signal(
+        signal.SIGTERM, lambda number, frame: sys.exit(128 + number)
+    )  # This also ends the server and the controller.
     with one_line_errors(), mlflow.start_run() as run, tempfile.TemporaryDirectory() as name:
         injection, folder = parse_injection(options.inject), Path(name)
-        injected = "-injected" if injection else ""  # so that every run, version and event says it
+        injected = "-injected" if injection else ""  # All runs, versions and events must show the injection.
         setting = ReplaySettings(
-            # a log with the flights of an earlier replay would have all of them twice
+            # With the endpoint of an earlier replay, the log would contain each flight twice.
             endpoint=options.endpoint or f"{default.endpoint}{injected}-{run.info.run_id[:6]}",
             model=default.model + injected,
             every=options.every,
@@ -211,7 +217,7 @@ def main() -> None:
         _say(line)
     counts = result.counts
     _say(f"{counts.requests:,} requests, {counts.lost} lost; {counts.labels:,} labels, {counts.labels_lost} lost")
-    _say(f"onnxserve history {setting.endpoint}    tells the story")
+    _say(f"onnxserve history {setting.endpoint}    shows all events")
 
 
 if __name__ == "__main__":

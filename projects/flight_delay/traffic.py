@@ -1,9 +1,9 @@
-"""Sends real flights of chosen days to a server, an hour of flights at a time, as an airline's system would.
+"""Send real flights of selected days to a server, hour by hour, as an airline's system would.
 
     python -m projects.flight_delay.traffic --url http://127.0.0.1:8080 --day 2013-07-04 --day 2013-07-05
 
-Every request says by `X-Event-Time` to which hour its flights belong, so that the inference log and the drift job see
-the days of 2013 and not the minute in which they are replayed.
+Each request sets `X-Event-Time` to the hour of its flights, so that the inference log and the monitors see the days of
+2013 instead of the time of the replay.
 """
 
 import argparse
@@ -30,9 +30,9 @@ class Answers:
     """The responses for some flights.
 
     Attributes:
-        table: one row a flight, in the order sent: prediction_id, row (in its request), event_time, prediction, and
-            LABEL, what really happened, which a real system learns hours later and joins by prediction_id and row.
-        versions: model version → number of requests it answered.
+        table: one row per flight, in the order of sending: prediction_id, row (in its request), event_time, prediction,
+            and LABEL. A real system receives the label hours later and joins it by prediction_id and row.
+        versions: the number of answered requests by model version.
     """
 
     table: pd.DataFrame
@@ -40,11 +40,11 @@ class Answers:
 
 
 def send(url: str, flights: pd.DataFrame, on_day: Callable[[pd.Timestamp, int], None] | None = None) -> Answers:
-    """Send the flights in the order of event time; `on_day` is called with each finished day and its number of flights.
+    """Send the flights in the order of event time. `on_day` is called after each day, with its number of flights.
 
     Raises:
-        NotReady: nothing answers at the URL, or it answers 5xx.
-        InvalidRequest: the server refuses a batch; the message is the server's.
+        NotReady: the server does not respond, or responds with 5xx.
+        InvalidRequest: the server refuses a batch; the message contains its response.
     """
     answers: list[pd.DataFrame] = []
     versions: Counter[str] = Counter()
@@ -97,24 +97,24 @@ def _answered(response: requests.Response, batch: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--url", required=True, help="of the server, e.g. http://127.0.0.1:8080")
+    parser.add_argument("--url", required=True, help="URL of the server, e.g. http://127.0.0.1:8080")
     parser.add_argument(
         "--day",
         type=date.fromisoformat,
         action="append",
         required=True,
-        help="a day of 2013 in UTC, as 2013-07-04; may be given often",
+        help="day of 2013 in UTC, e.g. 2013-07-04; may be repeated",
     )
     options = parser.parse_args()
     flights = load_flights()
     for day in options.day:
         if not (flights[DAY] == pd.Timestamp(day, tz="UTC")).any():
-            parser.error(f"no flight left on {day}; the data hold 2013")
+            parser.error(f"no flight left on {day}; the data contain only 2013")
     chosen = flights[flights[DAY].isin([pd.Timestamp(day, tz="UTC") for day in options.day])]
     with one_line_errors():
         answers = send(options.url, chosen, lambda day, count: print(f"{day.date()}  {count:5,} flights", flush=True))
     right = (answers.table["prediction"].astype(bool) == answers.table[LABEL]).mean()
-    print(f"{len(answers.table):,} flights, {right:.1%} predicted right, by versions {dict(answers.versions)}")
+    print(f"{len(answers.table):,} flights, {right:.1%} predicted correctly, by versions {dict(answers.versions)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Trains the delay model, logs it as checked ONNX and registers it.
+"""Train the delay model, log it as checked ONNX and register it.
 
     mlflow run . -e train -P max_iter=60            # or: python -m projects.flight_delay.train --max-iter 60
     mlflow run . -e train -P mode=full -P data=labelled.parquet
     mlflow run . -e train -P mode=incremental -P data=labelled.parquet -P base_model=models:/flight-delay/1
 
-Without further parameters it learns January to March. Ten whole days of these months, chosen by the seed, are held out:
-the model is validated on them, and they are the calm traffic that a drift job is to find like the training data.
-`full` learns them and the labelled rows anew; `incremental` lets the base learn the labelled rows too (`fitting.py`).
+By default, the model is trained on January to March. Ten whole days of these months, chosen by the seed, are held out
+to validate the model. They also serve as traffic in which a drift monitor should not find drift. `full` trains a new
+model on the months and the labelled rows. `incremental` trains the base further on the labelled rows (`fitting.py`).
 """
 
 from dataclasses import dataclass
@@ -39,31 +39,31 @@ PARITY_ROWS = 2000
 class Training:
     """The options of a training."""
 
-    seed: int = option(7, "chooses the ten held-out days")
+    seed: int = option(7, "seed for the choice of the ten held-out days")
     max_iter: int = option(60, "number of boosted trees")
-    learning_rate: float = option(0.1, "how much each tree adds")
-    mode: str = option("full", "anew, or on from a base", "full", "incremental")
+    learning_rate: float = option(0.1, "learning rate of the boosting")
+    mode: str = option("full", "train a new model, or train a base further", "full", "incremental")
     data: str = option("", "Parquet file of labelled rows")
-    base_model: str = option("", "the version that is served now; incremental learns on from it")
-    registered_model: str = option(MODEL_NAME, "where the version is registered")
-    months: str = option(BUILT_IN_MONTHS, "built-in months of 2013 that are learned")
-    more_trees: int = option(20, "that an incremental training adds")
+    base_model: str = option("", "the served version, which an incremental training trains further")
+    registered_model: str = option(MODEL_NAME, "registered model of the version")
+    months: str = option(BUILT_IN_MONTHS, "built-in months of 2013 to train on")
+    more_trees: int = option(20, "number of trees that an incremental training adds")
 
 
 def train(options: Training) -> Any:
-    """Train, log and register one version in the active run, or in a new one.
+    """Train, log and register a version in the active run or in a new run.
 
     Returns:
         MLflow's ModelInfo, with `registered_model_version`.
 
     Raises:
         InvalidConfig: a number, the rows or the base are not valid.
-        NotFound / RegistryUnavailable: the base is not there, or MLflow does not say so.
-        ParityError: the ONNX form would answer otherwise than the pipeline.
+        NotFound / RegistryUnavailable: the base does not exist, or MLflow does not respond.
+        ParityError: the predictions of the ONNX form would differ from the pipeline.
     """
     _check(options)
-    # Two threads on cores that servers also use wait for each other, in fit and predict alike: measured for the fit 8 s
-    # with one, up to 50 s with two.
+    # Two threads on cores that servers also use wait for each other. The fit takes 8 s with one thread, and up to 50 s
+    # with two threads.
     with threadpool_limits(1, user_api="openmp"), mlflow.start_run():
         training_data = load_training_data(options.seed, options.months, options.data)
         pipeline, way = _fit(training_data, options)
@@ -87,7 +87,7 @@ def train(options: Training) -> Any:
 
 
 def _check(options: Training) -> None:
-    """Check the options before minutes of training, not after them."""
+    """Check the options before the training, which takes minutes."""
     for name in ("max_iter", "more_trees", "learning_rate"):
         if not getattr(options, name) > 0:
             raise InvalidConfig(f"{name} {getattr(options, name)}: a number above 0 is expected")
@@ -100,13 +100,13 @@ def _check(options: Training) -> None:
 def _fit(training_data: TrainingData, options: Training) -> tuple[Pipeline, str]:
     held_out = f"ten whole days, {len(training_data.held_out):,} flights, are held out"
     if options.mode == "incremental":
-        _print(f"training on with {len(training_data.new):,} flights; {held_out}")
+        _print(f"training further with {len(training_data.new):,} flights; {held_out}")
         return fit_incremental(
             training_data, options.base_model, options.max_iter, options.learning_rate, options.more_trees, options.seed
         )
     rows = training_data.all
     _print(f"training on {len(rows):,} flights; {held_out}")
-    return fit_full(rows, options.max_iter, options.learning_rate), "anew"
+    return fit_full(rows, options.max_iter, options.learning_rate), "new model"
 
 
 def _log_scores(pipeline: Pipeline, training_data: TrainingData) -> None:
@@ -121,7 +121,7 @@ def _log_scores(pipeline: Pipeline, training_data: TrainingData) -> None:
 
 
 def _log_dataset(training_data: TrainingData) -> str:
-    """Log the rows as the run's dataset, and return its name."""
+    """Log the rows as a dataset of the run, and return its name."""
     is_default = training_data.months == BUILT_IN_MONTHS and training_data.new.empty
     name = "nycflights13-january-to-march" if is_default else f"nycflights13-{training_data.months}"
     name += "" if training_data.new.empty else "-and-captured"
@@ -131,7 +131,7 @@ def _log_dataset(training_data: TrainingData) -> str:
 
 
 def _tag(info: Any, options: Training, training_data: TrainingData) -> None:
-    """Tag the version with its origin: the captured data and the version that was served."""
+    """Tag the version with the digest of its captured data and with the base version."""
     tags = {}
     if training_data.digest:
         tags[DATA_DIGEST_TAG] = training_data.digest
@@ -143,7 +143,7 @@ def _tag(info: Any, options: Training, training_data: TrainingData) -> None:
 
 
 def _spread(table: pd.DataFrame, rows: int) -> pd.DataFrame:
-    """Return rows at equal distances, so that they include every week and its weather."""
+    """Return rows at equal distances, so that they include the weather of every week."""
     return table.iloc[np.linspace(0, len(table) - 1, rows).astype(int)]
 
 

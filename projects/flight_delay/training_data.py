@@ -1,7 +1,7 @@
-"""The training data: the built-in months, and labelled rows that were captured since.
+"""The training data: the built-in months, and labelled rows that were captured later.
 
-A file of labelled rows holds the model's columns as the inference log has them, what really happened in `_label_number`
-(0 or 1) or in a column `delayed`, and when in `_event_time` or `event_time`.
+A file of labelled rows contains the model's columns as in the inference log, the label in `_label_number` (0 or 1) or
+in `delayed`, and the time in `_event_time` or `event_time`.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ _LOG_TIME, _LOG_LABEL = "_event_time", "_label_number"
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rows to train on, and rows to validate on, in the order of event time.
+    """The rows for training and validation, in the order of event time.
 
     Attributes:
-        built_in: of the built-in months, without ten whole days.
-        new: labelled rows that were captured; empty where none were given.
-        held_out: the ten days.
-        months: the built-in months, as they were asked for.
-        digest: SHA-256 of the file of labelled rows; empty without one.
+        built_in: the rows of the built-in months, without ten whole days.
+        new: the captured, labelled rows, or an empty table.
+        held_out: the rows of the ten days.
+        months: the requested built-in months.
+        digest: the SHA-256 of the file of labelled rows, or empty without a file.
     """
 
     built_in: pd.DataFrame
@@ -46,9 +46,9 @@ def load_training_data(seed: int, months: str, data: str) -> TrainingData:
     """Load the rows of a training.
 
     Args:
-        seed: chooses the ten days that are held out.
-        months: built-in months of 2013, as `1-3` or `2`.
-        data: a Parquet file of labelled rows; empty: none. Those of the built-in months are left out: they are known.
+        seed: the seed for the choice of the ten held-out days.
+        months: the built-in months of 2013, e.g. `1-3` or `2`.
+        data: a Parquet file of labelled rows, or empty. Rows of the built-in months are ignored as duplicates.
 
     Raises:
         InvalidConfig: the months or the file are not valid.
@@ -67,13 +67,13 @@ def load_training_data(seed: int, months: str, data: str) -> TrainingData:
 
 
 def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """Restore the measured numbers; rows that came in 32 bits, and the log of earlier builds, have them in 32 bits.
+    """Restore the measured numbers of rows that were stored in 32 bits.
 
-    Between 39.02 and the log's 39.0200005 trees would make a threshold that the graph cannot tell from either:
-    measured, 575 of 4,712 rows fell on its other side, and the parity check refused the model.
+    Trees could set a threshold between 39.02 and the stored 39.0200005, which the graph cannot distinguish in 32 bits.
+    In a measurement, 575 of 4,712 rows were then on the wrong side, and the parity check refused the model.
 
     Args:
-        known: rows with values as they were measured; others become the shortest decimal that 32 bits hold as the same.
+        known: rows with the measured values. Other values become the shortest decimal with the same 32-bit value.
     """
     measured = captured.copy()
     for name in WEATHER:
@@ -85,10 +85,10 @@ def as_measured(captured: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
-    """Read the labelled rows of a file, typed as the flights `like`. Raises InvalidConfig."""
+    """Read the labelled rows of a file with the types of the flights `like`. Raises InvalidConfig."""
     try:
         rows = pd.read_parquet(path)
-    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors.
         raise InvalidConfig(f"the labelled rows {path} cannot be read: {' '.join(str(error).split())}") from None
     rows = rows.rename(columns={_LOG_TIME: EVENT_TIME} | ({} if LABEL in rows else {_LOG_LABEL: LABEL}))
     if missing := [name for name in (*FEATURES, LABEL, EVENT_TIME) if name not in rows]:
@@ -100,7 +100,7 @@ def read_labelled(path: Path, like: pd.DataFrame) -> pd.DataFrame:
         rows[DAY] = rows[EVENT_TIME].dt.floor("D")
         rows = rows[list(like.columns)].astype({name: like[name].dtype for name in FEATURES})
     except (TypeError, ValueError) as error:
-        raise InvalidConfig(f"the labelled rows {path} are of other types than the flights: {error}") from None
+        raise InvalidConfig(f"the labelled rows {path} have other types than the flights: {error}") from None
     return rows.sort_values(EVENT_TIME, kind="stable", ignore_index=True)
 
 
@@ -108,9 +108,9 @@ def parse_months(months: str) -> tuple[int, int]:
     """Parse `1-12` as (1, 12) and `4` as (4, 4). Raises InvalidConfig."""
     first, _, last = months.partition("-")
     try:
-        parsed = int(float(first)), int(float(last or first))  # MLflow writes a number as 4.0
+        parsed = int(float(first)), int(float(last or first))  # MLflow passes 4 as 4.0.
     except ValueError:
         parsed = (0, 0)
     if not 1 <= parsed[0] <= parsed[1] <= 12:
-        raise InvalidConfig(f"months {months!r}: wanted is a month of 2013 or a range of them, like 4 or 1-3")
+        raise InvalidConfig(f"months {months!r}: a month of 2013 or a range is expected, e.g. 4 or 1-3")
     return parsed

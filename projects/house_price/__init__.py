@@ -1,1 +1,1 @@
-"""A linear regression of house prices, on a CSV file or on synthetic rows."""
+"""A linear regression of house prices from a CSV file or synthetic rows."""

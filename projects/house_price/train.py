@@ -1,9 +1,9 @@
-"""Trains a linear regression of prices on a CSV file, logs it as checked ONNX and registers it.
+"""Train a linear regression of prices on a CSV file, log it as checked ONNX and register it.
 
     mlflow run . -e house_price --env-manager local         # or: python -m projects.house_price.train
     mlflow run . -e house_price --env-manager local -P data=houses.csv -P target=price
 
-Without `data` the rows are synthetic (`generate`): they show how it works and say nothing about houses.
+Without `data`, the rows are synthetic (`generate`), so the results are only an example.
 """
 
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ from projects.training import BLUE, GREY, ORANGE, option, run_command
 
 ROWS = 4000
 CONDITIONS = {"poor": -40.0, "fair": 0.0, "good": 35.0, "new": 70.0}
-"""What a condition adds to the price, in thousands."""
+"""The price difference of a condition, in thousands."""
 
 
 @dataclass(frozen=True)
 class Training(TableOptions):
     """The options of a training."""
 
-    registered_model: str = option("house-price", "where the version is registered")
+    registered_model: str = option("house-price", "registered model of the version")
 
 
 def generate(seed: int) -> pd.DataFrame:
-    """Return synthetic houses: prices in thousands, linear in the rest, with noise; a tenth of the ages are missing."""
+    """Return synthetic houses with prices in thousands: a linear formula with noise. 10 % of the ages are missing."""
     random = np.random.default_rng(seed)
     district = random.integers(0, 8, ROWS)
     area = random.gamma(9, 13, ROWS).clip(25, 400).round(1)
@@ -56,7 +56,7 @@ def generate(seed: int) -> pd.DataFrame:
 
 
 def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[str, float]:
-    """Return R², root mean squared error and mean absolute error, and the last of always saying the median."""
+    """Return R², root mean squared error, mean absolute error, and the mean absolute error of the median."""
     predicted = pipeline.predict(features)
     return {
         "r2": float(r2_score(truth, predicted)),
@@ -67,7 +67,7 @@ def score(pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> dict[
 
 
 def draw(axes: Any, pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series) -> None:
-    """Draw predicted beside true values, and the largest coefficients."""
+    """Draw predicted and true values, and the largest coefficients."""
     predicted = pipeline.predict(features)
     axes[0].scatter(truth, predicted, s=6, alpha=0.4, color=BLUE)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
@@ -76,14 +76,14 @@ def draw(axes: Any, pipeline: Pipeline, features: pd.DataFrame, truth: pd.Series
     weights = pd.Series(pipeline[-1].coef_, index=pipeline[0].get_feature_names_out()).sort_values(key=abs).tail(12)
     names = [name.partition("__")[2] for name in weights.index]
     axes[1].barh(names, weights, color=np.where(weights > 0, BLUE, ORANGE))
-    axes[1].set(xlabel="coefficient (numbers: of one standard deviation)")
+    axes[1].set(xlabel="coefficient (numbers: per standard deviation)")
 
 
 RECIPE = Recipe(generate, LinearRegression, is_scaled=True, prepare=numbers, score=score, draw=draw)
 
 
 def train(options: Training) -> Any:
-    """Train, log and register one version, as `train_on_table`."""
+    """Train, log and register a version; see `train_on_table`."""
     return train_on_table(options, RECIPE)
 
 

@@ -1,1 +1,1 @@
-"""ResNet18 that recognises scikit-learn's digits, served with pictures in the browser."""
+"""A ResNet18 that recognises scikit-learn's digits and accepts pictures in the browser."""

@@ -1,11 +1,11 @@
-"""ResNet18 (He et al., 2015), as torchvision builds it; torchvision itself has no CPU build beside this torch."""
+"""ResNet18 (He et al., 2015) with torchvision's architecture. torchvision has no CPU build for this torch version."""
 
 import torch
 from torch import nn
 
 
 class Block(nn.Module):
-    """Two convolutions and the way around them."""
+    """A residual block: two convolutions and a shortcut."""
 
     def __init__(self, inward: int, outward: int, stride: int) -> None:
         super().__init__()
@@ -23,10 +23,10 @@ class Block(nn.Module):
 
 
 def resnet18(classes: int = 1000, channels: int = 3, width: int = 64) -> nn.Module:
-    """Images [N, channels, H, W] → scores [N, classes], not normalised.
+    """Return a network from images [N, channels, H, W] to scores [N, classes], not normalised.
 
     Args:
-        width: channels of the first stage; each of the three after it has twice as many.
+        width: the channels of the first stage. Each of the next three stages doubles the number.
     """
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
     layers.append(nn.MaxPool2d(3, 2, 1))

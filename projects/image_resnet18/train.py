@@ -1,9 +1,9 @@
-"""Trains ResNet18 on scikit-learn's digits, logs it as checked ONNX and registers it.
+"""Train ResNet18 on scikit-learn's digits, log it as checked ONNX and register it.
 
     mlflow run . -e image_resnet18 --env-manager local      # or: python -m projects.image_resnet18.train
 
-Data: the 1,797 images of `load_digits` (UCI, Alpaydin and Kaynak 1998), 8 × 8 pixels stretched to 32 × 32. A fifth is
-held out. ResNet18 is far larger than these digits need: it stands for the networks of real pictures.
+Data: the 1,797 images of `load_digits` (UCI, Alpaydin and Kaynak 1998), scaled from 8 × 8 to 32 × 32 pixels. A fifth is
+held out. ResNet18 is far larger than these digits need; it is an example of networks for real pictures.
 """
 
 import json
@@ -31,11 +31,11 @@ ORIGIN = "scikit-learn's digits, stretched"
 class Training:
     """The options of a training."""
 
-    epochs: int = option(4, "passes over the training images")
-    width: int = option(64, "channels of the first stage; 64 is ResNet18")
-    side: int = option(32, "pixels of an image's sides")
-    seed: int = option(7, "chooses the held-out images, the first weights and the batches")
-    registered_model: str = option("image-resnet18", "where the version is registered")
+    epochs: int = option(4, "number of epochs")
+    width: int = option(64, "channels of the first stage; 64 for ResNet18")
+    side: int = option(32, "width and height of an image in pixels")
+    seed: int = option(7, "seed of the held-out images, the initial weights and the batches")
+    registered_model: str = option("image-resnet18", "registered model of the version")
 
 
 def stretched(images: np.ndarray, side: int) -> np.ndarray:
@@ -64,7 +64,7 @@ def fit(images: np.ndarray, digits: np.ndarray, options: Training) -> nn.Module:
 
 
 def train(options: Training) -> Any:
-    """Train, log and register one version, and return MLflow's ModelInfo.
+    """Train, log and register a version, and return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: a number is not valid.

@@ -1,6 +1,6 @@
-"""Trains a logistic regression on half of scikit-learn's breast cancer data, and registers it as proven ONNX.
+"""Train a logistic regression on half of scikit-learn's breast cancer data, and register it as checked ONNX.
 
-held_out.csv has the other half: `python train.py --held-out` has written it.
+held_out.csv contains the other half and was written by `python train.py --held-out`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ TARGET = "benign"
 
 
 def load_rows(is_held_out: bool) -> tuple[pd.DataFrame, pd.Series]:
-    """Return features [N, 3] and truth [N] of the training rows or of those that no training sees."""
+    """Return features [N, 3] and labels [N] of the training rows or of the held-out rows."""
     rows, truth = load_breast_cancer(return_X_y=True, as_frame=True)
     chosen = slice(int(is_held_out), None, 2)
     return rows[COLUMNS][chosen], truth[chosen].rename(TARGET)
@@ -40,7 +40,7 @@ def main() -> None:
         rows.assign(benign=truth).to_csv("held_out.csv", index=False)
         return
     rows, _ = load_rows(is_held_out=False)
-    with mlflow.start_run():  # the one of `mlflow run`; by it the workflow finds the version
+    with mlflow.start_run():  # The workflow finds the version by the run of `mlflow run`.
         onnxserve.log_model(fit(options.strength), name="model", input_example=rows, registered_model_name="tumours")
 
 

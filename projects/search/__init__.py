@@ -1,1 +1,1 @@
-"""A search for the best model of the delayed flights: families and parameters by Optuna, the winner gated."""
+"""A search for the best model of the delayed flights with Optuna, followed by the gate."""

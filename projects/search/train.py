@@ -1,12 +1,12 @@
-"""Searches for the best model of the delayed flights by Optuna, registers it and lets the gate judge it.
+"""Search for the best model of the delayed flights with Optuna, register it and run the gate.
 
     mlflow run . -e search --env-manager local              # or: python -m projects.search.train
     mlflow run . -e search --env-manager local -P trials=60 -P minutes=30
 
-Each trial is a nested run: a family (boosted trees, forest, logistic regression) with its parameters, by Optuna's
-tree-structured Parzen estimator. It is trained on a sample of the training flights and scored on ten whole days, chosen
-by the seed. The best is trained on all of them. Its scores are of ten other days, which no trial has seen: the score
-that chose it among many flatters it.
+Each trial is a nested run. Optuna's tree-structured Parzen estimator selects a family (boosted trees, forest, logistic
+regression) and its parameters. The model is trained on a sample of the training flights and scored on ten whole days,
+chosen by the seed. The best model is then trained on all these flights. Its final scores are from ten other days that
+no trial has used, because the score that selected the best model is too optimistic.
 """
 
 import tempfile
@@ -45,12 +45,12 @@ HELD_OUT = "held_out.parquet"
 class Search:
     """The options of a search."""
 
-    trials: int = option(20, "models that are tried")
-    minutes: float = option(20.0, "time after which no further trial begins")
-    rows: int = option(15_000, "training flights of a trial, a sample; the best learns all")
-    months: str = option("1-3", "built-in months of 2013 that are learned")
-    seed: int = option(7, "chooses days, samples and trials")
-    registered_model: str = option("flight-delay-search", "where the best is registered")
+    trials: int = option(20, "number of models to try")
+    minutes: float = option(20.0, "time limit for the start of trials")
+    rows: int = option(15_000, "size of the sample of training flights per trial; the best model uses all flights")
+    months: str = option("1-3", "built-in months of 2013 to train on")
+    seed: int = option(7, "seed of days, samples and trials")
+    registered_model: str = option("flight-delay-search", "registered model of the best version")
 
 
 def boosted(trial: BaseTrial, _: pd.DataFrame) -> Pipeline:
@@ -88,11 +88,11 @@ FAMILIES: dict[str, Callable[[BaseTrial, pd.DataFrame], Pipeline]] = {
 
 
 def search(options: Search) -> Any:
-    """Try the models, register the best and gate it; return MLflow's ModelInfo.
+    """Try the models, register the best model, run the gate, and return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: a number or the months are not valid.
-        ParityError: the ONNX form of the best would answer otherwise.
+        ParityError: the predictions of the ONNX form would differ from the best model.
     """
     for name in ("trials", "minutes", "rows"):
         if not getattr(options, name) > 0:
@@ -128,9 +128,10 @@ def search(options: Search) -> Any:
 
 
 def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> Study:
-    """Run the trials, each as a nested run of the active one."""
+    """Run each trial as a nested run of the active run."""
     print(
-        f"up to {options.trials} trials on {len(sample):,} flights, chosen by {len(choice):,} of ten days", flush=True
+        f"up to {options.trials} trials on {len(sample):,} flights, scored on {len(choice):,} flights of ten days",
+        flush=True,
     )
 
     def objective(trial: Trial) -> float:
@@ -147,7 +148,9 @@ def _try_models(options: Search, sample: pd.DataFrame, choice: pd.DataFrame) -> 
     study = create_study(direction="minimize", sampler=TPESampler(seed=options.seed))
     study.optimize(objective, n_trials=options.trials, timeout=60 * options.minutes)
     if not study.trials:
-        raise InvalidConfig(f"minutes {options.minutes}: they were over before the first trial; give more")
+        raise InvalidConfig(
+            f"minutes {options.minutes}: the time was over before the first trial; specify more minutes"
+        )
     return study
 
 
@@ -156,8 +159,8 @@ def _scores(pipeline: Pipeline, flights: pd.DataFrame) -> dict[str, float]:
 
 
 def _draw(study: Study) -> None:
-    """Draw each trial's score by its family, and the best so far."""
-    with picture(f"{len(study.trials)} models of delayed flights: {METRIC} on the days of the choice") as axes:
+    """Draw the score of each trial by family, and the best score so far."""
+    with picture(f"{len(study.trials)} models of delayed flights: {METRIC} on the ten days of the selection") as axes:
         for family, color in zip(FAMILIES, (BLUE, ORANGE, "#3f9142"), strict=True):
             trials = [trial for trial in study.trials if trial.params["family"] == family]
             axes.scatter([t.number for t in trials], [t.value for t in trials], s=18, color=color, label=family)
@@ -168,7 +171,7 @@ def _draw(study: Study) -> None:
 
 
 def _gate(model: str, version: str, run_id: str) -> None:
-    """Judge the version by the model's own policy, or else on the held-out days, and print the verdict."""
+    """Run the gate with the policy of the model, or otherwise on the held-out days, and print the verdict."""
     evaluation = {"dataset": f"runs:/{run_id}/{HELD_OUT}", "target": LABEL, "metric": METRIC}
     has_policy = GATE_POLICY_TAG in MlflowClient().get_registered_model(model).tags
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:

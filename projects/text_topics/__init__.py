@@ -1,1 +1,1 @@
-"""Topics of texts: found by NMF over TF-IDF, and served as a classifier of new texts."""
+"""Topics of texts, which are found by NMF on TF-IDF and served as a classifier of new texts."""

@@ -1,12 +1,12 @@
-"""Finds the topics of texts and trains a classifier that tells them, logs it as checked ONNX and registers it.
+"""Find the topics of texts, train a classifier of topics, log it as checked ONNX and register it.
 
     mlflow run . -e text_topics --env-manager local         # or: python -m projects.text_topics.train
     mlflow run . -e text_topics --env-manager local -P data=tickets.csv -P column=body -P topics=12
 
-The texts are a CSV's column, or by default real English prose that is on every machine that runs this: the docstrings
-of five installed libraries. Topics are found by NMF (Lee and Seung 1999) over TF-IDF and named by their heaviest words.
-NMF solves an optimisation for each new text, which has no ONNX form. So a logistic regression learns to tell a text's
-strongest topic from the same TF-IDF; how often it agrees with NMF on held-out texts is a metric.
+The texts are a column of a CSV file. By default, the texts are English docstrings of five installed libraries. Topics
+are found by NMF (Lee and Seung 1999) on TF-IDF and named after their words with the largest weights. NMF solves an
+optimisation problem for each new text, which has no ONNX form. A logistic regression is therefore trained to predict
+the strongest topic from the same TF-IDF. Its agreement with NMF on held-out texts is logged as a metric.
 """
 
 import ast
@@ -40,20 +40,20 @@ TEXT, SOURCE = "text", "source"
 class Training:
     """The options of a training."""
 
-    data: str = option("", "CSV file with a header; empty: docstrings of installed libraries")
-    column: str = option("", "column of the texts; needed with data")
+    data: str = option("", "CSV file with a header; default: docstrings of installed libraries")
+    column: str = option("", "column of the texts; required with data")
     topics: int = option(10, "number of topics")
-    words: int = option(2000, "words of the vocabulary at most")
-    seed: int = option(7, "chooses the texts and the held-out fifth")
-    registered_model: str = option("text-topics", "where the version is registered")
+    words: int = option(2000, "maximum size of the vocabulary")
+    seed: int = option(7, "seed of the texts and the held-out fifth")
+    registered_model: str = option("text-topics", "registered model of the version")
 
 
 def train(options: Training) -> Any:
-    """Train, log and register one version, and return MLflow's ModelInfo.
+    """Train, log and register a version, and return MLflow's ModelInfo.
 
     Raises:
         InvalidConfig: the file, the column or a number is not valid.
-        ParityError: the ONNX form would answer otherwise than the pipeline.
+        ParityError: the predictions of the ONNX form would differ from the pipeline.
     """
     if options.topics < 2:
         raise InvalidConfig(f"topics {options.topics}: a whole number from 2 is expected")
@@ -65,18 +65,18 @@ def train(options: Training) -> Any:
     with mlflow.start_run():
         log_options(options)
         known, new = train_test_split(texts, test_size=0.2, random_state=options.seed)
-        # these tokens are the same in ONNX as in scikit-learn; those of its default pattern are not
+        # ONNX and scikit-learn find the same tokens with this pattern, but not with the default pattern.
         tfidf = TfidfVectorizer(
             token_pattern="[a-zA-Z]{3,}", stop_words="english", min_df=3, max_df=0.4, max_features=options.words
         )
-        found = tfidf.fit_transform(known[TEXT])
-        nmf = NMF(options.topics, init="nndsvda", random_state=options.seed, max_iter=400).fit(found)
+        weights = tfidf.fit_transform(known[TEXT])
+        nmf = NMF(options.topics, init="nndsvda", random_state=options.seed, max_iter=400).fit(weights)
         names = name_topics(nmf.components_, tfidf.get_feature_names_out())
-        told = names[nmf.transform(found).argmax(axis=1)]
+        topics = names[nmf.transform(weights).argmax(axis=1)]
         pipeline = make_pipeline(
             ColumnTransformer([(TEXT, TfidfVectorizer(**tfidf.get_params()), TEXT)]),
             LogisticRegression(C=10, max_iter=1000),
-        ).fit(known[[TEXT]], told)
+        ).fit(known[[TEXT]], topics)
         by_nmf = names[nmf.transform(tfidf.transform(new[TEXT])).argmax(axis=1)]
         by_classifier = pipeline.predict(new[[TEXT]])
         scores = {"agreement_with_nmf": float((by_nmf == by_classifier).mean())}
@@ -89,14 +89,14 @@ def train(options: Training) -> Any:
             pipeline,
             options.registered_model,
             origin,
-            f"NMF, {options.topics} topics, told by a logistic regression",
+            f"NMF, {options.topics} topics, predicted by a logistic regression",
             input_example=known[[TEXT]].head(EXAMPLE_ROWS).reset_index(drop=True),
             parity_data=new[[TEXT]],
         )
 
 
 def load_texts(options: Training) -> tuple[pd.DataFrame, str]:
-    """Return the texts in the column `text`, with their `source` if it is known, and where they are from."""
+    """Return the texts in the column `text`, with their `source` if it is known, and a description of their origin."""
     if options.data:
         rows, origin = read_rows(Path(options.data), options.column, "column")
         texts = rows[options.column].dropna().astype(str).drop_duplicates()
@@ -110,11 +110,11 @@ def load_texts(options: Training) -> tuple[pd.DataFrame, str]:
 
 
 def docstrings(library: str) -> list[str]:
-    """Return the docstrings of at least 40 words of a library's modules, classes and functions; nothing is imported."""
-    found = find_spec(library)
-    if found is None or not found.submodule_search_locations:
+    """Return a library's docstrings with at least 40 words, without importing the library."""
+    spec = find_spec(library)
+    if spec is None or not spec.submodule_search_locations:
         return []
-    folder, texts = Path(found.submodule_search_locations[0]), []
+    folder, texts = Path(spec.submodule_search_locations[0]), []
     for path in sorted(folder.rglob("*.py")):
         if "test" in path.relative_to(folder).as_posix():
             continue
@@ -127,18 +127,18 @@ def docstrings(library: str) -> list[str]:
 
 
 def name_topics(components: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """Return a name for each topic: its three weightiest words.
+    """Return a name for each topic: its three words with the largest weights.
 
     Args:
-        components: [topics, words], NMF's.
+        components: [topics, words], the components of NMF.
     """
     return np.array([" ".join(words[row.argsort()[::-1][:3]]) for row in components])
 
 
-def _draw(names: np.ndarray, told: np.ndarray, source: pd.Series, origin: str) -> None:
-    """Draw the share of each source's texts that a topic has."""
-    shares = pd.crosstab(told, source.to_numpy(), normalize="columns").reindex(names, fill_value=0.0)
-    with picture(f"Topics of {len(told):,} held-out texts\n({origin})") as axes:
+def _draw(names: np.ndarray, topics: np.ndarray, source: pd.Series, origin: str) -> None:
+    """Draw the share of each topic in the texts of each source."""
+    shares = pd.crosstab(topics, source.to_numpy(), normalize="columns").reindex(names, fill_value=0.0)
+    with picture(f"Topics of {len(topics):,} held-out texts\n({origin})") as axes:
         axes.imshow(shares, cmap="Blues", aspect="auto", vmin=0)
         axes.set_yticks(range(len(names)), names, fontsize=7)
         axes.set_xticks(range(shares.shape[1]), shares.columns, fontsize=8, rotation=20)

@@ -107,7 +107,7 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
     assert told.startswith(
         "toy version 1 is the served version (Production), and there is no version to compare it with"
     )
-    assert mentions(told, "stays passed", "without an evaluation")
+    assert mentions(told, "remains passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
     assert verdict_of_served("toy", "1") is None  # by another policy

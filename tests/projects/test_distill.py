@@ -105,8 +105,8 @@ def test_a_student_of_tensors_is_a_network(client: MlflowClient, tmp_path: Path)
     [
         ({"teacher": "models:/labels/1", "student": "tree"}, "student 'tree' is neither boosting nor mlp"),
         ({"teacher": "models:/labels/1", "size": -1}, "size -1: a whole number above 0 is expected"),
-        ({"teacher": "models:/few/1"}, "the reference beside the teacher: 50 rows; a student needs 200 or more"),
-        ({"teacher": "models:/labels/1", "target": "y"}, "the reference beside the teacher has no column 'y'"),
+        ({"teacher": "models:/few/1"}, "the reference of the teacher: 50 rows; a student needs 200 or more"),
+        ({"teacher": "models:/labels/1", "target": "y"}, "the reference of the teacher has no column 'y'"),
     ],
 )
 def test_a_mistake_is_one_line(client: MlflowClient, options: dict[str, Any], message: str) -> None:

@@ -47,9 +47,12 @@ def test_without_a_file_the_rows_are_synthetic_and_say_so() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (TableOptions(data="rows.csv"), "data rows.csv: say which of its columns is meant, target=COLUMN"),
+        (TableOptions(data="rows.csv"), "data rows.csv: specify the column, target=COLUMN"),
         (TableOptions(data="none.csv", target="y"), "the file none.csv cannot be read: No such file or directory"),
-        (TableOptions(target="cost"), "target cost: the synthetic rows have price; name a file by data=FILE.csv"),
+        (
+            TableOptions(target="cost"),
+            "target cost: the target of the synthetic rows is price; for a file, set data=FILE.csv",
+        ),
     ],
 )
 def test_a_missing_file_or_target_is_named(options: TableOptions, said: str) -> None:
@@ -64,7 +67,7 @@ def test_a_missing_file_or_target_is_named(options: TableOptions, said: str) -> 
         ("a,b\n1,2\n1,2,3,4\n", r"rows\.csv is not CSV with a header: Error tokenizing data"),
         ("a,b\n1,2\n", r"rows\.csv has no column 'y'; it has a, b"),
         ("a,y\n" + "1,2\n" * 20, r"20 rows with a y; at least 50 are needed"),
-        ("y\n" + "2\n" * 60, r"no column but y can be learned from"),
+        ("y\n" + "2\n" * 60, r"there is no usable column except y"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, text: str, said: str) -> None:

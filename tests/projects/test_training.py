@@ -127,9 +127,9 @@ def test_a_refusal_is_one_line(
         ("image_resnet18", {"side": 4}, "side 4: a whole number from 8 is expected"),
         ("text_topics", {"topics": 1}, "topics 1: a whole number from 2 is expected"),
         ("text_topics", {"data": "few.csv", "column": "body"}, "few.csv .*: 3 texts; 10 topics need at least 200"),
-        ("text_topics", {"data": "few.csv"}, r"data few\.csv: say which of its columns is meant, column=COLUMN"),
+        ("text_topics", {"data": "few.csv"}, r"data few\.csv: specify the column, column=COLUMN"),
         ("search", {"trials": 0}, "trials 0: a number above 0 is expected"),
-        ("search", {"minutes": 1e-9, "months": "1", "rows": 500}, "minutes 1e-09: they were over before the first"),
+        ("search", {"minutes": 1e-9, "months": "1", "rows": 500}, "minutes 1e-09: the time was over before the first"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_once(

@@ -147,7 +147,7 @@ def ended(browser: Any, path: str) -> str:
     [
         ({"weight:champion": "much"}, 400, ["champion", "&#39;much&#39;"]),
         ({"weight:champion": "101"}, 400, ["&#39;101&#39;", "0 to 100"]),
-        ({"weight:champion": "0"}, 400, ["at least one variant"]),
+        ({"weight:champion": "0"}, 400, ["at least one weight"]),
         ({"endpoint": "nobody"}, 404, ["no endpoint", "&#39;nobody&#39;"]),
         ({"action": "explode"}, 400, ["&#39;explode&#39;"]),
         ({"action": "promote", "model": "m", "version": "1", "to": "Mars"}, 400, ["&#39;Mars&#39;", "@alias"]),

@@ -395,7 +395,7 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
 def offered(html: str, model: str, version: str) -> str:
     """The form of a version: where it may go, and its buttons."""
     (form,) = re.findall(
-        rf'<select name="to" [^>]*aria-label="Where version {version} of {model} goes">.*?</form>', html
+        rf'<select name="to" [^>]*aria-label="Target of version {version} of {model}">.*?</form>', html
     )
     return str(form)
 

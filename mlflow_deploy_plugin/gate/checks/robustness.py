@@ -157,9 +157,7 @@ def check_disturbances(report: RobustnessReport, policy: RobustnessPolicy) -> Ch
         if loss > policy.max_drop
     ]
     summary = (
-        f"{metric} {report.clean:.4f} loses {_amount(metric, losses[worst])} under {worst}, the largest loss"
-        if worst
-        else ""
+        f"{metric} {report.clean:.4f} loses at most {_amount(metric, losses[worst])}, under {worst}" if worst else ""
     )
     figures = {name.removeprefix("robustness/"): value for name, value, step in report.figures() if not step}
     table = ReportTable(report.table()[0], tuple(report.table()[1:]))

@@ -1,4 +1,4 @@
-"""The traffic of the replay: flights in the order of event time, their labels a day later, all requests counted."""
+"""The traffic of the replay: flights in the order of event time, with labels one day later and counts of requests."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ _MOST_LABELS = 5_000
 
 @dataclass
 class Counts:
-    """The numbers of flights, labels and outcomes; `lost` are requests without a successful response."""
+    """The numbers of requests, flights and labels. `lost` counts requests without a successful response."""
 
     requests: int = 0
     answered: int = 0
@@ -29,17 +29,17 @@ class Counts:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One answered request: its flights and its id."""
+    """An answered request with its prediction id and the labels of its flights."""
 
     prediction_id: str
     labels: list[bool]
 
 
 class Feed:
-    """Sends days of flights to a server, `batch` flights in a request.
+    """A sender of flights, with `batch` flights per request.
 
     Attributes:
-        answers: tables of what was answered, one a day: the flights' index, `prediction`, `version`.
+        answers: tables of responses with the index of the flights, `prediction` and `version`.
     """
 
     def __init__(self, url: str, batch: int) -> None:
@@ -51,8 +51,8 @@ class Feed:
         self.answers: list[pd.DataFrame] = []
 
     def day(self, flights: pd.DataFrame) -> None:
-        """Send a day's flights, hour by hour, and then the labels of the day before."""
-        asked, found = [], []
+        """Send the flights of a day, hour by hour, and then the labels of the previous day."""
+        answered, tables = [], []
         for _, of_hour in flights.groupby(EVENT_TIME, sort=True):
             for start in range(0, len(of_hour), self._batch):
                 batch = of_hour.iloc[start : start + self._batch]
@@ -61,11 +61,11 @@ class Feed:
                     continue
                 version = answer.headers.get("X-Model-Version", "")
                 self.counts.by_version[version] = self.counts.by_version.get(version, 0) + len(batch)
-                asked.append(_Asked(answer.headers["X-Prediction-Id"], batch[LABEL].tolist()))
+                answered.append(_Asked(answer.headers["X-Prediction-Id"], batch[LABEL].tolist()))
                 predictions = np.asarray(answer.json()["predictions"]).astype(bool)
-                found.append(pd.DataFrame({"prediction": predictions, "version": version}, index=batch.index))
-        self.answers.extend(found)
-        self._unlabelled.append(asked)
+                tables.append(pd.DataFrame({"prediction": predictions, "version": version}, index=batch.index))
+        self.answers.extend(tables)
+        self._unlabelled.append(answered)
         if len(self._unlabelled) > 1:
             self._label(self._unlabelled.pop(0))
 
@@ -95,11 +95,11 @@ class Feed:
         self.counts.flights += len(batch)
         return answer
 
-    def _label(self, asked: list[_Asked]) -> None:
+    def _label(self, requests_: list[_Asked]) -> None:
         entries = [
-            {"prediction_id": one.prediction_id, "row": row, "label": int(label)}
-            for one in asked
-            for row, label in enumerate(one.labels)
+            {"prediction_id": request.prediction_id, "row": row, "label": int(label)}
+            for request in requests_
+            for row, label in enumerate(request.labels)
         ]
         for start in range(0, len(entries), _MOST_LABELS):
             some = entries[start : start + _MOST_LABELS]

@@ -1,4 +1,4 @@
-"""Drift that is injected into real flights on request. Everything that shows it says that it is injected."""
+"""Drift that is injected into real flights on request. All results of a replay with such drift are labelled."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,15 @@ from mlflow_deploy_plugin.errors import InvalidConfig
 from projects.flight_delay.data import DAY, LABEL, YEAR
 
 KINDS = {
-    "celsius": "temp and dewp come in °C instead of °F",
-    "concept": "flights that leave before noon are delayed where they were not, and the other way round",
+    "celsius": "temp and dewp are in °C instead of °F",
+    "concept": "the labels of flights that leave before noon are inverted",
 }
 _NOON = 12 * 60
 
 
 @dataclass(frozen=True)
 class Injection:
-    """A change of all flights from a month of 2013 on."""
+    """A change of all flights from the start of a month of 2013."""
 
     kind: str
     month: int
@@ -47,5 +47,7 @@ def parse_injection(text: str) -> Injection | None:
         return None
     kind, _, month = text.partition(":")
     if kind not in KINDS or not month.isdigit() or not 1 <= int(month) <= 12:
-        raise InvalidConfig(f"inject {text!r}: KIND:MONTH is expected, KIND one of {', '.join(KINDS)}, like celsius:7")
+        raise InvalidConfig(
+            f"inject {text!r}: KIND:MONTH is expected, e.g. celsius:7; the kinds are {', '.join(KINDS)}"
+        )
     return Injection(kind, int(month))

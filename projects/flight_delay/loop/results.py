@@ -1,4 +1,4 @@
-"""The results of the replay: accuracy by month with and without the loop, the verdicts, and the plot of both."""
+"""The results of the replay: accuracy per month with and without the loop, the verdicts, and a plot."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +17,7 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 
 _HEIGHT = {"accuracy": 0.09, "drift": 0.16}
-"""How far below the lowest accuracy the verdicts of a monitor stand, as a share of what the accuracies span."""
+"""The distance of a monitor's verdicts below the lowest accuracy, as a share of the range of accuracies."""
 _CALM, _ALARM, _LOOP, _STILL, _INJECTED = "#9aa5b1", "#d64545", "#0b69a3", "#7b8794", "#f7d070"
 
 
@@ -34,35 +34,36 @@ class JudgedWindow:
 
 @dataclass(frozen=True)
 class ServedVersionChange:
-    """A version that became the served one, with the event time of its first prediction as the only one."""
+    """A change of the served version. `at` is the event time from which only this version predicts."""
 
     at: pd.Timestamp
     version: str
 
 
 def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None) -> pd.DataFrame:
-    """One row a month: flights, share of delayed ones, accuracy with the loop, without it, and of saying `on time`;
-    where something is injected, into which months.
+    """Return a row per month: flights, share of delays, and the accuracy with the loop, without it and of `on time`.
+
+    With an injection, a column marks the changed months.
 
     Args:
-        flights: with LABEL, `prediction` (what was answered), `still` (what the first version says) and `version`.
+        flights: flights with LABEL, `prediction`, `still` (the prediction of the first version) and `version`.
     """
     of_year = flights[flights[DAY].dt.year == YEAR]
     rows = []
-    for month, found in of_year.groupby(of_year[DAY].dt.month):
-        delayed = found[LABEL]
-        loop, still = (found["prediction"] == delayed).mean(), (found["still"] == delayed).mean()
+    for month, of_month in of_year.groupby(of_year[DAY].dt.month):
+        delayed = of_month[LABEL]
+        loop, still = (of_month["prediction"] == delayed).mean(), (of_month["still"] == delayed).mean()
         rows.append(
             {
                 "month": int(month),
-                "flights": len(found),
+                "flights": len(of_month),
                 "delayed": float(delayed.mean()),
                 "accuracy_with_loop": float(loop),
                 "accuracy_without": float(still),
                 "difference": float(loop - still),
-                "standard_error": _standard_error(found),
+                "standard_error": _standard_error(of_month),
                 "always_on_time": float(1 - delayed.mean()),
-                "versions": " ".join(sorted(found["version"].unique(), key=int)),
+                "versions": " ".join(sorted(of_month["version"].unique(), key=int)),
             }
         )
     table = pd.DataFrame(rows)
@@ -72,17 +73,17 @@ def accuracy_by_month(flights: pd.DataFrame, injection: Injection | None = None)
 
 
 def verdicts(judged: Sequence[JudgedWindow], injection: Injection | None = None) -> pd.DataFrame:
-    """Return one row a window; with an injection, the windows that it changes are marked."""
-    table = pd.DataFrame([vars(one) for one in judged], columns=[field.name for field in fields(JudgedWindow)])
+    """Return a row per window. With an injection, a column marks the changed windows."""
+    table = pd.DataFrame([vars(window) for window in judged], columns=[field.name for field in fields(JudgedWindow)])
     if injection is not None:
         table["injected"] = np.where(table["end"] > injection.begins, injection.kind, "")
     return table
 
 
-def _standard_error(found: pd.DataFrame) -> float:
-    """Return the standard error of both accuracies' difference, over days: flights of one day share their weather."""
-    right = (found["prediction"] == found[LABEL]).astype(float) - (found["still"] == found[LABEL]).astype(float)
-    days = pd.DataFrame({"day": found[DAY], "right": right}).groupby("day")["right"]
+def _standard_error(flights: pd.DataFrame) -> float:
+    """Return the standard error of the difference of accuracies, over days, because a day's flights share weather."""
+    right = (flights["prediction"] == flights[LABEL]).astype(float) - (flights["still"] == flights[LABEL]).astype(float)
+    days = pd.DataFrame({"day": flights[DAY], "right": right}).groupby("day")["right"]
     sums, counts = days.sum(), days.count()
     if len(sums) < 2:
         return float("nan")
@@ -92,14 +93,14 @@ def _standard_error(found: pd.DataFrame) -> float:
 
 def served_version_changes(flights: pd.DataFrame) -> list[ServedVersionChange]:
     """Return the time at which each version became the served one."""
-    found, last = [], ""
+    changes, last = [], ""
     for version, of_version in sorted(flights.groupby("version"), key=lambda item: int(str(item[0]))):
         later = flights[flights[EVENT_TIME] >= of_version[EVENT_TIME].min()]
         alone = later[later["version"] == version]
         if last:
-            found.append(ServedVersionChange(alone[EVENT_TIME].min(), str(version)))
+            changes.append(ServedVersionChange(alone[EVENT_TIME].min(), str(version)))
         last = str(version)
-    return found
+    return changes
 
 
 def draw_plot(
@@ -128,10 +129,8 @@ def draw_plot(
     axes.xaxis.set_major_locator(matplotlib.dates.MonthLocator())
     axes.legend(loc="lower left", fontsize=8, bbox_to_anchor=(0, 0.17))
     axes.grid(alpha=0.25)
-    said = (
-        "squares: verdicts on windows, red: an alarm (drift, accuracy violated); vertical lines: a new version answers"
-    )
-    figure.text(0.01, 0.01, said, fontsize=7)
+    caption = "squares: verdicts on windows, red: alarm (drift, accuracy violated); vertical lines: new served version"
+    figure.text(0.01, 0.01, caption, fontsize=7)
     figure.tight_layout(rect=(0, 0.03, 0.97, 1))
     figure.savefig(target)
     pyplot.close(figure)
@@ -141,28 +140,28 @@ def _draw_verdicts(axes: Axes, months: pd.DataFrame, judged: Sequence[JudgedWind
     """Draw a line of marks for each monitor, below the accuracies."""
     accuracies = months[["accuracy_with_loop", "accuracy_without", "always_on_time"]].to_numpy()
     low, span = float(accuracies.min()), max(float(np.ptp(accuracies)), 0.05)
-    for one in judged:
-        middle = matplotlib.dates.date2num(one.start.tz_localize(None) + (one.end - one.start) / 2)
-        color = _ALARM if one.verdict in ("drift", "violated") else _CALM
-        shape = "s" if one.verdict in ("drift", "no drift", "violated", "kept", "cannot tell") else "x"
-        axes.plot([middle], [low - _HEIGHT[one.monitor] * span], shape, color=color, markersize=4)
+    for window in judged:
+        middle = matplotlib.dates.date2num(window.start.tz_localize(None) + (window.end - window.start) / 2)
+        color = _ALARM if window.verdict in ("drift", "violated") else _CALM
+        shape = "s" if window.verdict in ("drift", "no drift", "violated", "kept", "cannot tell") else "x"
+        axes.plot([middle], [low - _HEIGHT[window.monitor] * span], shape, color=color, markersize=4)
     for name, height in _HEIGHT.items():
         axes.text(1.01, low - height * span, name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
 
 
 def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
-    """Return the conclusion in sentences, which claim nothing that the figures do not show."""
+    """Return the conclusion from the figures in sentences."""
     first, last = parse_months(trained_on)
     later = months[~months["month"].between(first, last)]
     if later.empty:
-        return ["no month lies beyond the training months"]
+        return ["there are no months after the training months"]
     early = months[months["month"].between(first, last)]
     lines = []
     if not early.empty:
         drop = early["accuracy_without"].mean() - later["accuracy_without"].mean()
         lines.append(
             f"without the loop: accuracy {early['accuracy_without'].mean():.4f} in the training months, "
-            f"{later['accuracy_without'].mean():.4f} after them (change {-drop:+.4f}); saying always `on time`: "
+            f"{later['accuracy_without'].mean():.4f} after them (change {-drop:+.4f}); always `on time`: "
             f"{early['always_on_time'].mean():.4f} and {later['always_on_time'].mean():.4f}"
         )
     weights = later["flights"] / later["flights"].sum()
@@ -171,5 +170,5 @@ def conclusion(months: pd.DataFrame, trained_on: str) -> list[str]:
     lines.append(f"with the loop, after the training months: {gain:+.4f} ± {1.96 * error:.4f} (95 %, over days)")
     sure = later[later["difference"].abs() > 1.96 * later["standard_error"]]
     better, worse = sure[sure["difference"] > 0]["month"].tolist(), sure[sure["difference"] < 0]["month"].tolist()
-    lines.append(f"months better beyond doubt: {better or 'none'}; worse beyond doubt: {worse or 'none'}")
+    lines.append(f"significantly better months: {better or 'none'}; significantly worse months: {worse or 'none'}")
     return lines

@@ -27,15 +27,15 @@ class ReplaySettings:
     """The settings of the replay.
 
     Attributes:
-        endpoint: a name under which nothing was captured yet.
-        model: registered anew, or with further versions.
-        every: length of the windows that accuracy is judged in; a multiple of `drift_every`.
-        drift_every: length of the windows that drift is judged in.
-        at_least: accuracy below which a window is an alarm.
+        endpoint: the name of an endpoint without captured rows.
+        model: the registered model, which may be new.
+        every: the length of the windows for accuracy, a multiple of `drift_every`.
+        drift_every: the length of the windows for drift.
+        at_least: the lowest accuracy of a window without an alarm.
         mode: full or incremental.
-        max_iter: boosted trees of a version.
-        min_requests: that a candidate answers in each step of its rollout.
-        cooldown: between two trainings; weeks pass in seconds here.
+        max_iter: the number of boosted trees of a version.
+        min_requests: the minimum number of requests to a candidate per step of its rollout.
+        cooldown: the time between two trainings, which is short because the replay takes seconds for a week.
     """
 
     endpoint: str = "flights-replay"
@@ -53,7 +53,7 @@ class ReplaySettings:
         return f"models:/{self.model}@{ALIAS}"
 
     def config(self) -> dict[str, Any]:
-        """The endpoint's fields beside its model."""
+        """Return the fields of the endpoint, without its model."""
         drift, accuracy = f"monitors.{DRIFT}", f"monitors.{ACCURACY}"
         retrain = {
             "project": str(CHECKOUT),
@@ -83,10 +83,10 @@ class ReplaySettings:
 
 
 def train_first(setting: ReplaySettings, log: Path) -> str:
-    """Train the first version on January to March, in a process of its own, and set the alias on it.
+    """Train the first version on January to March in a separate process, and set the alias.
 
     Raises:
-        OnnxserveError: training failed; the message has its last line.
+        OnnxserveError: the training failed; the message contains the last line of its output.
     """
     command = [sys.executable, "-m", "projects.flight_delay.train", "--registered-model", setting.model]
     command += ["--max-iter", str(setting.max_iter)]
@@ -104,14 +104,14 @@ def train_first(setting: ReplaySettings, log: Path) -> str:
         raise OnnxserveError(f"the first version could not be trained: {log.read_text().splitlines()[-1]}")
     client = MlflowClient()
     versions = client.search_model_versions(f"name = '{setting.model}'")
-    version = str(max(int(one.version) for one in versions))
+    version = str(max(int(entry.version) for entry in versions))
     client.set_registered_model_alias(setting.model, ALIAS, version)
     return version
 
 
 @contextmanager
 def deployed_endpoint(deployments: Deployments, setting: ReplaySettings) -> Iterator[str]:
-    """Deploy the endpoint with its monitors, and yield its URL. It is removed at the end; its history stays."""
+    """Deploy the endpoint with its monitors, and yield its URL. At the end, delete the endpoint but not its history."""
     deployment = deployments.create(setting.endpoint, setting.uri, setting.config())
     try:
         yield str(deployment.observation.url)

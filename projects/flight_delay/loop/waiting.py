@@ -1,4 +1,4 @@
-"""Waiting for the consequences of a week of traffic: its rows in the log, the verdicts, and the retraining."""
+"""Wait for the results of a period of traffic: its rows in the log, the verdicts, and the retraining."""
 
 import time
 from collections.abc import Callable
@@ -20,15 +20,15 @@ _BEFORE_TRAFFIC = ("waiting", "running", "registered", "gated")
 
 
 def wait_until_logged(log: InferenceLog, endpoint: str, window: Window, rows: int, labels: int) -> None:
-    """Wait until the log has so many of the window's rows, and of their labels. Raises NotReady."""
+    """Wait until the log contains the numbers of rows and labels in the window. Raises NotReady."""
 
     def is_there() -> bool:
-        found = sum(len(batch) for batch in log.batches(endpoint, window, columns=["_row"]))
-        if found < rows:
+        count = sum(len(batch) for batch in log.batches(endpoint, window, columns=["_row"]))
+        if count < rows:
             return False
         columns = ["_prediction_id", "_row", "_received_time", "_event_time"]
         table = pa.concat_tables(log.batches(endpoint, window, columns=columns))
-        joined = join_labels(table, EndpointLabels(log.location, endpoint, log.unreadable))  # once: it reads all labels
+        joined = join_labels(table, EndpointLabels(log.location, endpoint, log.unreadable))  # This reads all labels.
         return (pc.sum(pc.is_valid(joined.column(LABEL))).as_py() or 0) >= labels
 
     _wait(is_there, LOG_SECONDS, f"{rows:,} rows of {window} in the log, {labels:,} of them labelled")
@@ -37,36 +37,36 @@ def wait_until_logged(log: InferenceLog, endpoint: str, window: Window, rows: in
 def wait_for_verdicts(store: Store, setting: ReplaySettings, window: Window) -> list[MonitorWindow]:
     """Wait for the verdicts on accuracy in the window and on drift in its last part. Raises NotReady."""
     monitors, length = Monitors(store), timedelta(seconds=duration_seconds(setting.drift_every))
-    asked = [
+    requested = [
         monitors.add(setting.endpoint, DRIFT, window.end - length, window.end),
         monitors.add(setting.endpoint, ACCURACY, window.start, window.end),
     ]
-    wanted = {one.id for one in asked}
-    found: list[MonitorWindow] = []
+    ids = {window.id for window in requested}
+    windows: list[MonitorWindow] = []
 
     def are_judged() -> bool:
-        found[:] = [one for one in monitors.windows(setting.endpoint) if one.id in wanted]
-        return all(one.state in ("judged", "failed") for one in found)
+        windows[:] = [window for window in monitors.windows(setting.endpoint) if window.id in ids]
+        return all(window.state in ("judged", "failed") for window in windows)
 
     _wait(are_judged, JUDGED_SECONDS, f"the verdicts on {window}")
-    return found
+    return windows
 
 
 def wait_for_retraining(store: Store, endpoint: str) -> Retraining | None:
-    """Return the last retraining, once none is running that needs no further traffic. Raises NotReady."""
-    found: list[Retraining] = []
+    """Wait until all retrainings have ended or need traffic, and return the last one or None. Raises NotReady."""
+    retrainings: list[Retraining] = []
 
     def is_done() -> bool:
-        found[:] = Retrainings(store).find(endpoint)
-        return all(not one.is_live or one.state not in _BEFORE_TRAFFIC for one in found)
+        retrainings[:] = Retrainings(store).find(endpoint)
+        return all(not retraining.is_live or retraining.state not in _BEFORE_TRAFFIC for retraining in retrainings)
 
     _wait(is_done, TRAINED_SECONDS, "the retraining's end")
-    return found[-1] if found else None
+    return retrainings[-1] if retrainings else None
 
 
 def _wait(condition: Callable[[], bool], seconds: float, what: str) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            raise NotReady(f"after {seconds:g} s still not there: {what}")
+            raise NotReady(f"timeout after {seconds:g} s: {what}")
         time.sleep(_POLL_SECONDS)

@@ -34,7 +34,7 @@ def loaded(folder: Path) -> LoadedOnnx:
         ((4.0, -2.0), "proven", False, "passed", ["models:/toy/1", "proven", "1,000 rows"]),
         ((4.0, -2.0), "proven", True, "passed", ["accuracy"]),
         ((1.0, 2.0), "proven", False, "failed", ["an evaluation dataset"]),
-        ((1.0, 2.0), "proven", True, "failed", ["accuracy", "the margin of 0.01", "models:/toy/1"]),
+        ((1.0, 2.0), "proven", True, "failed", ["accuracy", "the margin 0.01", "models:/toy/1"]),
         ((4.0, -2.0), "warned", False, "failed", ["models:/toy/1", "the ONNX form", "warned"]),
     ],
 )
