@@ -152,7 +152,7 @@ def list_endpoints(output: str) -> None:
         shares = [f"{name}={share:g}" for name, share in traffic_shares(summary["traffic"]).items()]
         shadows = [f"{name}=shadow" for name in summary["shadows"]]
         rows.append((summary["name"], summary["state"], " ".join([*shares, *shadows]) or "-", summary["url"]))
-    show_table(output, summaries, rows, "there are no endpoints: create one with `onnxserve endpoint create NAME`")
+    show_table(output, summaries, rows, "there are no endpoints: run `onnxserve endpoint create NAME`")
     if output == "text":
         show_lines([f"{entry['name']}: {entry['reason']}" for entry in summaries if entry["state"] == "failed"])
 
@@ -187,7 +187,7 @@ def list_(output: str) -> None:
         show_json([{**item, "monitors": [*map(monitor_document, of_endpoint[item["name"]])]} for item in endpoints])
         return
     if not endpoints:
-        click.echo(f"there are no deployments: create one with `{_CREATE}`")
+        click.echo(f"there are no deployments: run `{_CREATE}`")
         return
     rows = [(item["target"], row) for item in endpoints for row in _deployment_rows(item, of_endpoint[item["name"]])]
     table = [("TARGET", _DEPLOYMENT_HEAD), *rows]

@@ -214,7 +214,7 @@ def optimize(
 
     The command compares size, load time, latency and agreement of the new form with the version MODEL_URI. If the loss
     is within --max-loss, the form is registered as a new version. Exit status 1 if the loss is larger. With --auto, the
-    fastest form is registered. If no form is faster, nothing is registered, and the exit status is 0.
+    fastest form is registered. If no form is faster, no version is registered, and the exit status is 0.
 
     \b
       onnxserve optimize models:/digits-cnn/1 --int8 static

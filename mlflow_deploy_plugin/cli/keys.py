@@ -128,9 +128,7 @@ def list_keys(output: str) -> None:
         created = f"{key.created_at:%Y-%m-%d} by {key.actor}"
         limits = ", ".join(key.limits) or "none"
         rows.append((key.name, ",".join(key.scopes), ",".join(key.endpoints) or "all", limits, created, state))
-    show_table(
-        output, [*map(_document, api_keys)], rows, "there are no keys: create one with `onnxserve keys create NAME`"
-    )
+    show_table(output, [*map(_document, api_keys)], rows, "there are no keys: run `onnxserve keys create NAME`")
 
 
 @keys.command()

@@ -104,7 +104,7 @@ def list_(name: str | None, output: str) -> None:
             verdict = f"{item.last.verdict}{' (by hand)' if item.last.by_hand else ''}"
         due = f"{item.next_due:%Y-%m-%d %H:%M}" if item.next_due else "-"
         rows.append((item.endpoint, item.monitor, item.spec.kind, item.spec.every, item.status, window, verdict, due))
-    empty = f"there are no monitors: create one with `onnxserve monitor add {name or 'NAME'} MONITOR`"
+    empty = f"there are no monitors: run `onnxserve monitor add {name or 'NAME'} MONITOR`"
     show_table(output, [*map(monitor_document, monitors)], rows, empty)
     if output == "json" or not monitors:
         return
@@ -430,7 +430,7 @@ def silence(
             elif active:
                 show_lines(map(_silence_line, active))
             else:
-                click.echo(f"no silence is active: create one with `onnxserve silence {name or 'NAME'} --for 2h`")
+                click.echo(f"no silence is active: run `onnxserve silence {name or 'NAME'} --for 2h`")
 
 
 def _judge_window(

@@ -1,4 +1,4 @@
-"""Tiny ONNX models in the MLflow server of the session."""
+"""Small ONNX models in the MLflow server of the test session."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def counter() -> onnx.ModelProto:
 
 @pytest.fixture(scope="session")
 def logged(mlflow_server: MlflowServer) -> dict[str, str]:
-    """URIs of logged models: adders by what they add, a slow one, one without ONNX, one whose ONNX is broken."""
+    """Return URIs of logged models: adders by their summand, a slow model, and models without or with broken ONNX."""
     requirements: dict[str, Any] = {"pip_requirements": ["onnxruntime"]}
     with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         uris = {f"+{n}": mlflow.onnx.log_model(adder(n), name=f"add{n}", **requirements).model_uri for n in (1, 2, 3)}

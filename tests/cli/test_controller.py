@@ -1,4 +1,4 @@
-"""What `onnxserve rollback` and `onnxserve retrain` take before they do anything, typed when something is wrong."""
+"""Tests of `onnxserve rollback`, `retrain` and `controller` with valid and invalid options."""
 
 import json
 import os

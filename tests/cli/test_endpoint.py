@@ -1,4 +1,4 @@
-"""`onnxserve endpoint …`, `list`, `start` and `stop` as they are typed."""
+"""Tests of `onnxserve endpoint …`, `list`, `start` and `stop`."""
 
 import json
 from contextlib import closing
@@ -28,7 +28,7 @@ def endpoint(*arguments: str) -> Result:
 
 
 def told(*arguments: str) -> Any:
-    """What the command answers as JSON."""
+    """Return the JSON output of the command."""
     result = endpoint(*arguments, "-o", "json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
@@ -133,14 +133,14 @@ def test_one_table_shows_each_deployment_with_its_model_its_server_and_its_monit
     home: BaseDeploymentClient, models: Models, free_port: int
 ) -> None:
     none = listed().stdout
-    assert none.startswith("there are no deployments: create one with `mlflow deployments create -t onnxserve --name NAME -m ")
+    assert none.startswith("there are no deployments: run `mlflow deployments create -t onnxserve --name NAME -m ")
     assert listed("-o", "json").stdout == "[]\n"
     home.create_deployment("sum", models.once, config={"server.port": free_port, "monitors.daily.kind": "data_quality"})
     home.create_endpoint("spare")
     with closing(open_store(load_settings().store_url)) as store:
-        of_60 = {"server.port": 8080, "variants.champion.weight": 60}  # as after the end of the other 40
+        of_60 = {"server.port": 8080, "variants.champion.weight": 60}
         store.add_endpoint("onnxserve", new_endpoint("pair", models.twice, of_60, variant="champion"))
-    load_settings().state_dir("pair").mkdir(parents=True)  # as a server has left it
+    load_settings().state_dir("pair").mkdir(parents=True)
     assert CliRunner().invoke(main, ["stop", "pair"]).exit_code == 0
     assert CliRunner().invoke(main, ["monitor", "add", "pair", "idle", "--kind", "data_quality"]).exit_code == 0
     assert CliRunner().invoke(main, ["monitor", "pause", "pair", "idle"]).exit_code == 0
@@ -188,7 +188,7 @@ def test_a_list_of_nothing_says_how_something_is_made(
 
     assert (said.exit_code, said.stderr) == (0, "")
     assert said.stdout.startswith("there are no ")
-    assert "create one with" in said.stdout
+    assert ": run `" in said.stdout
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`onnxserve history`: who, what, when, from, to, why, and the details."""
+"""Tests of the output of `onnxserve history`."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.support.refusals import mentions
 
 @pytest.fixture
 def trail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An endpoint and what was done to it, to the model that it serves, and to another endpoint and model."""
+    """Record events of an endpoint and its model, and of another endpoint and model."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path))
     store = open_store(load_settings().store_url)
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/delay/Production"))
@@ -62,7 +62,7 @@ def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> N
     store.record("gate", before="models:/delay/7", after="passed", detail={"report": "http://mlflow/2"}, **verdict)
     for tag in ("onnxserve.gate", "onnxserve.gate_policy_digest"):
         store.record("tag", after="passed", detail={"tag": tag}, **verdict)
-    store.record("tag", model="delay", version="6", before="passed", detail={"tag": "onnxserve.gate"})  # by somebody
+    store.record("tag", model="delay", version="6", before="passed", detail={"tag": "onnxserve.gate"})
     store.record("transition", before="None", after="Production", detail={"stood_there": "7"}, **verdict)
     told = {"to": "Production", "gate": "passed", "report": "http://mlflow/2", "begun": begun}
     store.record("promote", before="version 7", after="version 8 in Production", detail=told, **verdict)

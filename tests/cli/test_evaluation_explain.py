@@ -1,4 +1,4 @@
-"""`onnxserve explain` and what it prints. The explanations themselves: tests/evaluation."""
+"""Tests of the output of `onnxserve explain`. See tests/evaluation for the explanations."""
 
 import json
 from pathlib import Path

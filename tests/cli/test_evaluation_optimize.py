@@ -1,4 +1,4 @@
-"""`onnxserve optimize`: the table, the version it makes, and its exit statuses. The forms: tests/optimization."""
+"""Tests of the output and exit statuses of `onnxserve optimize`. See tests/optimization for the forms."""
 
 import json
 from collections.abc import Callable, Iterator

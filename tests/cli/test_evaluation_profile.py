@@ -1,4 +1,4 @@
-"""`onnxserve profile`. The profile itself: tests/optimization."""
+"""Tests of the output of `onnxserve profile`. See tests/optimization for the profile."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_operators_then_nodes_then_what_to_change(folder: Path) -> None:
     assert [lines[place].split()[0] for place in heads] == ["operator", "node"]
     assert any(line.startswith("Softmax ") for line in lines[heads[0] : heads[1]])
     head = next(number for number, line in enumerate(lines) if line.startswith("advice:"))
-    advice = lines[head + 1 :]  # of so small a network it is dispatch, unless the machine is busy
+    advice = lines[head + 1 :]  # Advice about dispatch, if the machine is idle.
     assert lines[head] == ("advice:" if advice else "advice: none")
     assert all(line.startswith("- ") for line in advice)
 

@@ -1,4 +1,4 @@
-"""`onnxserve robustness` and what it prints. The curves themselves: tests/evaluation."""
+"""Tests of the output of `onnxserve robustness`. See tests/evaluation for the curves."""
 
 import json
 from collections.abc import Callable, Iterator

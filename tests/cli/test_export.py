@@ -1,4 +1,4 @@
-"""`onnxserve export` and what it prints. The exports themselves: tests/exporter."""
+"""Tests of the output of `onnxserve export`. See tests/exporter for the exports."""
 
 from pathlib import Path
 

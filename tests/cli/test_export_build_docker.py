@@ -1,4 +1,4 @@
-"""`onnxserve build-docker` as far as it needs no engine: what it prints, and mistakes. tests/docker builds."""
+"""Tests of `onnxserve build-docker` without Docker: output and errors. See tests/docker for builds."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def test_an_image_for_another_processor_is_asked_for_by_an_option_or_dockers_var
 def test_a_mistake_is_one_line(
     model: Path, arguments: list[str], status: int, names: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")  # where no engine listens
+    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:9")  # No engine listens there.
     done = CliRunner().invoke(main, ["build-docker", "-m", str(model), *arguments])
     assert done.exit_code == status
     assert mentions(done.stderr.splitlines()[-1], *names)

@@ -1,4 +1,4 @@
-"""`onnxserve render`: the documents of a new, a stored or a written endpoint."""
+"""Tests of `onnxserve render` for new endpoints, stored endpoints and spec files."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The help of every command as a new user reads it: whole sentences, one mood, nothing cut off, defaults by click."""
+"""Tests of the help of every command: complete sentences, imperative mood, no truncation, defaults by click."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`onnxserve keys`: creates, lists, revokes."""
+"""Tests of `onnxserve keys`: create, list and revoke."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""`onnxserve log` as it is typed. What it computes: tests/inference_log."""
+"""Tests of `onnxserve log`. See tests/inference_log for the results."""
 
 import csv
 import io
@@ -67,7 +67,7 @@ def test_a_table_shows_the_first_rows_and_says_that_there_are_more(writer: LogWr
         "_label",
     ]
     assert lines[1].split() == ["2013-07-01", "00:00:00", "p0", "flights", "1", "0", "UA", "[0.25,", "0.75]", "late"]
-    assert "line break  [31m" in lines[2]  # nothing in the log speaks to the terminal
+    assert "line break  [31m" in lines[2]  # The escape character is removed.
     assert len(lines) == 22
     assert mentions(lines[-1], "--limit", "20")
     assert log("query", "flights", "--where", "x < 2").stdout.splitlines()[-1] == "2 rows"

@@ -1,4 +1,4 @@
-"""What a new user mistypes, or has not set up yet: one line that says what is wrong, and what would be right."""
+"""Tests of the one-line errors for typical mistakes of new users."""
 
 import os
 import signal
@@ -145,7 +145,7 @@ def test_a_value_that_makes_no_sense_for_its_option_is_a_usage_error(line: str, 
     ("line", "option"),
     [
         ("controller --lease-seconds nan", "--lease-seconds"),
-        ("promote m 1 --to Production --wait nan", "--wait"),  # of which no time would ever be up
+        ("promote m 1 --to Production --wait nan", "--wait"),
         ("drift run flights --false-alarm-rate nan", "--false-alarm-rate"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`onnxserve drift run`: what it prints and refuses. What it does: tests/controller/monitors/test_manual_runs.py."""
+"""Tests of the output and errors of `onnxserve drift run`. See tests/controller/monitors/test_manual_runs.py."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`onnxserve silence`: holds back, lists, ends."""
+"""Tests of `onnxserve silence`: create, list and end silences."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""KEY=VALUE as options and arguments take it, rows in columns, and text that a terminal only prints."""
+"""Tests of KEY=VALUE options, aligned columns, and text without control characters."""
 
 import json
 from datetime import UTC, datetime

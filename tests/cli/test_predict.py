@@ -1,4 +1,4 @@
-"""`onnxserve predict` as it is typed: every kind of file, by a model and by a deployment, and every mistake."""
+"""Tests of `onnxserve predict`: every file format, with a model and with a deployment, and every error."""
 
 import json
 import os
@@ -260,7 +260,7 @@ def test_a_wider_type_and_a_missing_value_come_late_into_a_parquet_file(tmp_path
 
 
 def test_a_bar_is_drawn_on_a_terminal_only(folder: Path, tmp_path: Path, models: Models) -> None:
-    """On a terminal the bar gets to its end; what is on stdout is the predictions and nothing else."""
+    """The bar on a terminal reaches its end, and stdout contains only the predictions."""
     typed = [sys.executable, "-m", "mlflow_deploy_plugin.cli", "predict", "-m", models.once, "-O", "jsonl"]
     ours, theirs = pty.openpty()
     with os.fdopen(ours, "rb", buffering=0) as terminal:

@@ -1,4 +1,4 @@
-"""`onnxserve batch` as it is typed."""
+"""Tests of `onnxserve batch`."""
 
 import re
 from pathlib import Path

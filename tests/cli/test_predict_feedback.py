@@ -1,4 +1,4 @@
-"""`onnxserve feedback` as it is typed: by a real server, and straight into the log."""
+"""Tests of `onnxserve feedback` with a real server and directly into the log."""
 
 import json
 from datetime import UTC, datetime

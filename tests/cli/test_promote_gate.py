@@ -1,4 +1,4 @@
-"""`onnxserve gate` and what it prints. The gate itself: tests/gate."""
+"""Tests of the output of `onnxserve gate` and `promote`. See tests/gate for the gate."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(
         del os.environ[f"MLFLOW_HTTP_REQUEST_{name}"]
     with tracking_at("http://127.0.0.1:9"):
         done = toy(*arguments)
-        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"  # by MLflow's default 7, which takes minutes
+        assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"  # MLflow's default of 7 takes minutes.
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert line.endswith(" does not answer as it should: connection refused")
@@ -125,7 +125,7 @@ def test_gate_of_what_is_served_alone_is_one_line_and_what_is_known(toy: Command
     done = toy("gate", "toy", "2", "--policy", "cheap.yaml")
     assert done.exit_code == 0
     (line,) = done.stdout.splitlines()
-    assert line.startswith("toy version 2 is the served version (Production), and there is no version to compare it with")
+    assert line.startswith("toy version 2 is the served version (Production), and there is no version to compare")
     known = json.loads(toy("gate", "toy", "2", "--policy", "cheap.yaml", "-o", "json").stdout)
     assert (known["version"], known["stands"], known["state"]) == ("2", "Production", "passed without an evaluation")
 

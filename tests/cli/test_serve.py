@@ -1,4 +1,4 @@
-"""`onnxserve serve` beside a real MLflow server: following, surviving, ending, refusing."""
+"""Tests of `onnxserve serve` with a real MLflow server: following, failures of MLflow, ending, errors."""
 
 import threading
 import time
@@ -79,7 +79,7 @@ def test_with_the_registry_killed_serving_goes_on_also_after_a_restart(
     with proxy_to(mlflow_server.host, mlflow_server.port) as registry:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.url)
         served = serve("-m", f"models:/{model.name}@live").wait_ready()
-        registry.turn("refuse")  # what is connected is cut off; from here on nobody listens at its address
+        registry.turn("refuse")  # All connections are closed, and new connections are refused.
     error = wait_until(
         lambda: (read_state(served.state_dir / AGENT, AgentState) or AgentState(pid=0)).error, what="an error"
     )
@@ -240,7 +240,7 @@ def test_a_registry_that_is_down_at_the_first_start_is_said_within_seconds(
     assert "Error: " in text
     assert "http://127.0.0.1:9 " in text
     assert "secret" not in text
-    assert time.monotonic() - started < 60  # by MLflow's own retries it is four minutes
+    assert time.monotonic() - started < 60  # MLflow's default retries take four minutes.
 
 
 @pytest.mark.long
@@ -256,7 +256,7 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
         (folder / "spec.yaml").write_text(spec)
     link = tmp_path / "..data"
     link.symlink_to(data[0])
-    mounted.symlink_to("..data/spec.yaml")  # as kubelet mounts a ConfigMap: it replaces ..data alone
+    mounted.symlink_to("..data/spec.yaml")  # kubelet mounts a ConfigMap with such a link and replaces ..data.
     served = serve("--spec", str(mounted)).wait_ready()
     assert served.predict(1).json() == {"predictions": {"y": [[2.0]]}}
 

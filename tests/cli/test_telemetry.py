@@ -1,4 +1,4 @@
-"""Libraries tell nobody what is done here."""
+"""Tests that the telemetry of libraries is disabled."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The wording of the messages of the command line that people see most: each row is a command and its last line."""
+"""The wording of the most frequent messages of the command line: each row is a command and its last line."""
 
 from pathlib import Path
 
@@ -54,9 +54,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("feedback flights -f labels", 1, "Error: the file labels cannot be read: No such file or directory"),
         ("silence --remove 7", 1, "Error: there is no silence 7; `onnxserve silence --list` shows the active silences"),
-        ("keys list", 0, "there are no keys: create one with `onnxserve keys create NAME`"),
-        ("monitor list", 0, "there are no monitors: create one with `onnxserve monitor add NAME MONITOR`"),
-        ("silence --list", 0, "no silence is active: create one with `onnxserve silence NAME --for 2h`"),
+        ("keys list", 0, "there are no keys: run `onnxserve keys create NAME`"),
+        ("monitor list", 0, "there are no monitors: run `onnxserve monitor add NAME MONITOR`"),
+        ("silence --list", 0, "no silence is active: run `onnxserve silence NAME --for 2h`"),
         ("endpoint delete nope", 0, "nothing was deleted: there is no endpoint 'nope'; there are flights"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`onnxserve wrap`, and what it prints. The wrapping itself: tests/flavor/test_registered.py."""
+"""Tests of the output of `onnxserve wrap`. See tests/flavor/test_registered.py for the conversion."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ Command = Callable[..., Result]
 
 @pytest.fixture(scope="module")
 def wrapped(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Command]:
-    """The command, on a registry with models:/old/1, and beside rows.csv and model.pkl."""
+    """Return the command with a registry that contains models:/old/1, in a folder with rows.csv and model.pkl."""
     folder = tmp_path_factory.mktemp("wrap")
     table = pd.DataFrame({"a": [1.0, 2.0, 4.0], "b": [0.5, 0.1, 0.9]})
     table.to_csv(folder / "rows.csv", index=False)

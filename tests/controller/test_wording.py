@@ -83,7 +83,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda _: next_fire("15 6 * * *", "Berlin", datetime(2026, 11, 22, tzinfo=UTC)),
-            "time_zone 'Berlin' is not known; as Europe/Berlin",
+            "time_zone 'Berlin' is not known; a name like Europe/Berlin is expected",
         ),
     ],
 )

@@ -47,7 +47,7 @@ def test_keys_are_masked_as_the_spec_of_a_server_says_that_nobody_deployed(maske
     assert mentions(said(failed), "carrier", "the key of the mask")
 
     (tmp_path / "home" / "mask.key").rename(folder / "mask.key")
-    assert mentions(feedback(*command).stdout, "1 rows", "none is unmatched")
+    assert mentions(feedback(*command).stdout, "1 of 1")
     (brought,) = (masked_log / "_labels").rglob("*.parquet")
     assert "UA" not in str(pq.ParquetFile(brought).read().to_pylist())
 

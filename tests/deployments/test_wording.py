@@ -37,7 +37,7 @@ def deployments(tmp_path: Path) -> Deployments:
         ),
         (
             lambda flights: flights.update_endpoint("flights", {"monitors.m.time_zone": "Berlin"}),
-            "time_zone 'Berlin' is not known; as Europe/Berlin",
+            "time_zone 'Berlin' is not known; a name like Europe/Berlin is expected",
         ),
         (
             lambda flights: flights.update_endpoint("flights", {"monitors.m.retrain.project": "/nowhere"}),

@@ -30,7 +30,7 @@ def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path: Path
     assert drifted_of_ten(table, "Calm") <= 2
     assert drifted_of_ten(table, "Summer") >= 8
     assert re.search(r"Parity +proven on [1-9],\d{3} rows", table)
-    assert re.search(r"Promotion +version 2 answered \d+\.\d s", table)
+    assert re.search(r"Promotion +version 2 was served \d+\.\d s", table)
     assert re.search(r"Agreement +(\d+) of \1 predictions", table)
     for kind in ("calm", "summer"):
         assert "<html" in (home / "reports" / f"{kind}.html").read_text()[:2000]
@@ -38,7 +38,7 @@ def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path: Path
 
 
 def drifted_of_ten(table: str, kind: str) -> int:
-    found = re.search(rf"{kind} days called drifted +(\d+) of 10\n", table)
+    found = re.search(rf"{kind} days judged as drift +(\d+) of 10\n", table)
     assert found is not None, table
     return int(found.group(1))
 

@@ -16,9 +16,9 @@ PAGES = {
     "promote.md": [r"^flight-delay version 2 is in Production", r"^  flights/flights serves it after"],
     "capture.md": [r"^1 row$", r'^\{"accepted":1\}$', r'^\{"accepted":2\}$'],
     "log.md": [
-        r"^\d+ flights, [\d.]+% predicted right",
-        r"of 500 rows that they name, 500 are in the log",
-        r"of 1 rows that they name, 1 are in the log",
+        r"^\d+ flights, [\d.]+% predicted correctly",
+        r"500 of 500 labelled rows are in the log",
+        r"1 of 1 labelled rows are in the log",
         r"rows were answered, \d+ of them captured, 0 dropped",
     ],
     "monitor.md": [r"^flights daily 2013-07-04/2013-07-05: (no )?drift$"],

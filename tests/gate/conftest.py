@@ -1,4 +1,4 @@
-"""A registered model `toy`: version 1 (as good as can be) is in Production, 2 equals it, 3 is worse, 4 not proven."""
+"""A registered model `toy`: version 1 (as good as possible) is in Production, 2 equals it, 3 is worse, 4 not proven."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture
 def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
-    """A folder as what the registry would have resolved to."""
+    """Return a folder as a resolved model."""
     return lambda name: resolve(str(folders[name]))
 
 
@@ -48,7 +48,7 @@ def registry(
 ) -> Iterator[MlflowClient]:
     """A registry and a store of the test's own."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database's experiments
+    monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("toy")

@@ -89,13 +89,13 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
     run_gate("toy", "2")
     said: list[str] = []
     promote("toy", "2", "Production", progress=said.append)
-    assert said[0].startswith("the gate said of version 2 at ")
-    promote("toy", "1", "Production", progress=said.append)  # judged beside 2, which is there now
+    assert said[0].startswith("the verdict on version 2 from ")
+    promote("toy", "1", "Production", progress=said.append)  # Version 1 is compared with version 2.
     run_gate("toy", "2")
     toy.set_registered_model_tag("toy", "onnxserve.gate.policy", "skip: [evaluation, robustness, budget]\nseed: 1")
     said.clear()
     promote("toy", "2", "Production", progress=said.append)
-    assert said[0].startswith("fetching")  # by another policy
+    assert said[0].startswith("fetching")  # The policy has changed.
     for version, year in (("1", 2020), ("2", 2096)):  # the latter by a clock that was ahead
         toy.set_model_version_tag("toy", version, "onnxserve.gate.at", f"{year}-01-01T00:00:00+00:00")
         said.clear()
@@ -167,7 +167,7 @@ def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: Mlfl
     with pytest.raises(GateRefused, match=again):
         promote("toy", "2", "Production", actor="eva")
     assert actions() == [("refused", "2", "eva")]
-    promote("toy", "2", "Staging")  # on the way, nothing is served by it
+    promote("toy", "2", "Staging")  # No endpoint follows Staging.
     assert promote("toy", "2", "Production", force=True, why="it is fast now").gate == UNEVALUATED
     assert "onnxserve.rolled_back" not in toy.get_model_version("toy", "2").tags
 

@@ -1,4 +1,4 @@
-"""The gate as one act: what stands in MLflow, on the version and in the audit trail afterwards."""
+"""Tests of a run of the gate: the logged report, the tags of the version and the audit trail."""
 
 import json
 import shutil
@@ -110,7 +110,7 @@ def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: Mlflo
     assert mentions(told, "remains passed", "without an evaluation")
     assert verdict_of_served("toy", "2") is None
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", f"{policy}\nseed: 1")
-    assert verdict_of_served("toy", "1") is None  # by another policy
+    assert verdict_of_served("toy", "1") is None  # The policy has changed.
 
 
 def test_the_verdict_on_other_files_is_not_told_of_what_is_served(

@@ -69,7 +69,7 @@ def test_the_page_stands_alone_and_says_what_failed(verdict: GateVerdict) -> Non
     assert "<circle cx='300.0'" in page  # -0.1
     assert "<line x1='510.0' x2='510.0'" in page  # the margin, -0.01
     assert page.count("<details open>") == 1
-    assert "gated_stages:\n- Production\n" in page  # as a policy file has it
+    assert "gated_stages:\n- Production\n" in page  # The syntax of a policy file.
     assert "<tr><th>metric<th>value</tr><tr><td class=n>difference<td class=n>-0.1</tr>" in page
 
 

@@ -1,4 +1,4 @@
-"""The wording of the gate's messages that people see most."""
+"""The wording of the most frequent messages of the gate."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A student learns from the answers of a teacher, and both stand in one table."""
+"""Tests of the training of a student on a teacher's predictions, and of their comparison."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""MLproject and the two environment files say what MLflow can read, and say the same."""
+"""Tests that MLflow can read MLproject and that both environment files are consistent."""
 
 from pathlib import Path
 

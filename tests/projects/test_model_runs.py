@@ -1,4 +1,4 @@
-"""The parity of a run as one line."""
+"""Tests of the parity line of a run."""
 
 from projects.model_runs import parity_line
 from tests.support.refusals import mentions

@@ -1,4 +1,4 @@
-"""A user's table: what its columns become, and what is said of one that does not fit."""
+"""Tests of the columns of a user's table and of the errors for unsuitable tables."""
 
 import contextlib
 from pathlib import Path

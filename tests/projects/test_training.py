@@ -1,4 +1,4 @@
-"""Each project trains a small model, logs what its README promises, and registers a version that answers."""
+"""Tests that each project trains a small model, logs the results and registers a version that predicts."""
 
 import json
 import re
@@ -90,7 +90,7 @@ def test_a_project_logs_its_picture_and_figures_and_registers_a_proven_version(
 
 
 def asked_by_readme(project: str) -> Any:
-    """Return what the README's curl sends, in the types of a table or as an array."""
+    """Return the rows of the curl command in the README, as a table or an array."""
     command = (ROOT / "projects" / project / "README.md").read_text()
     if body := re.search(r"-d '(\{.*\})'", command):
         record = json.loads(body[1])

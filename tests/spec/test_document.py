@@ -1,4 +1,4 @@
-"""A spec is read from YAML and written back, and every mistake in it is named."""
+"""Tests of reading and writing specs as YAML, and of the errors for invalid specs."""
 
 from operator import attrgetter
 from typing import Any
@@ -195,7 +195,7 @@ def test_an_option_of_a_provider_is_changed_by_its_dotted_name_and_survives_yaml
 
 
 def test_every_field_of_an_endpoint_has_a_name_or_parts_that_have() -> None:
-    """Also one that is added to the endpoint itself."""
+    """A variant that is added to an endpoint is also valid."""
     heads = {name.partition(".")[0] for name, *_ in field_reference()}
     assert heads == EndpointSpec.model_fields.keys() - {"api_version", "name"}
 

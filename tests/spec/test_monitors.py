@@ -1,4 +1,4 @@
-"""A monitor knows how much of the log it reads."""
+"""Tests of the part of the log that a monitor reads."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""What a monitor's `require` takes, and what it says of what it does not."""
+"""Tests of the requirements of a monitor and of the errors for invalid requirements."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""The parts of a spec hold each other to what goes together."""
+"""Tests of the errors for fields of a spec that contradict each other."""
 
 import pytest
 

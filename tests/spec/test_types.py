@@ -1,4 +1,4 @@
-"""Names, times, references and schedules of a spec, as a person writes them."""
+"""Tests of names, times, references and schedules in a spec."""
 
 from datetime import UTC, datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""The wording of the refusals that authors of a spec see most."""
+"""The wording of the most frequent errors for authors of a spec."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""MLflow's real Flask app on an SQLite of its own, extended as `mlflow server --app-name onnxserve` does it."""
+"""MLflow's Flask app with a separate SQLite database, extended like by `mlflow server --app-name onnxserve`."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ class Mlflow:
         return Path(self.registry.get_model_version_download_uri(model, version))
 
     def stands(self, model: str, version: str, gate: str, reason: str) -> None:
-        """What the gate has written on a version."""
+        """Set the tags of the gate on a version."""
         from mlflow.entities.model_registry import ModelVersionTag
 
         self.registry.set_model_version_tag(model, version, ModelVersionTag("onnxserve.gate", gate))

@@ -1,4 +1,4 @@
-"""The callers of the page: what they may see and do, and forms of other sites. Accounts: test_access_accounts.py."""
+"""Tests of the permissions of callers and of forms from other sites. See test_access_accounts.py for accounts."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -88,7 +88,7 @@ def test_models_are_listed_for_an_account_without_a_look_for_each(monkeypatch: p
     monkeypatch.setattr(auth, "store", Mock(**{"list_grants.return_value": []}))
     monkeypatch.setattr(auth, "_get_model_registry_store", Mock(side_effect=AssertionError("three more queries")))
     with Flask(__name__).test_request_context():
-        assert access.may_list("X")  # by MLflow's default permission
+        assert access.may_list("X")  # MLflow's default permission allows it.
         assert access.may_list("Y")
     auth.store.list_grants.assert_called_once()
 
@@ -161,7 +161,7 @@ def test_a_form_of_another_site_is_refused(mlflow_app: Any, endpoint: str, heade
 def test_a_name_that_leads_here_for_the_moment_gets_neither_the_page_nor_its_token(
     mlflow_app: Any, endpoint: str
 ) -> None:
-    """MLflow's own check of Host, which it makes for what is ours too."""
+    """MLflow also checks the Host header of requests to our pages."""
     browser, _, token = open_page(mlflow_app)
     headers = {"Host": "evil.example", "Origin": "http://evil.example", "Sec-Fetch-Site": "same-origin"}
     assert browser.get(PAGE, headers=headers).status_code == 403

@@ -1,4 +1,4 @@
-"""MLflow's basic auth under the gate and the console: a server of its own with four accounts."""
+"""Tests of the gate and the console with MLflow's basic auth: a separate server with four accounts."""
 
 import re
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The pages that MLflow's server shows, in every state they have, break no rule of axe-core."""
+"""Tests that the pages of MLflow's server violate no rule of axe-core in any state."""
 
 import io
 import threading

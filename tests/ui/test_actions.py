@@ -1,4 +1,4 @@
-"""The actions of the console: what blocks them, forms that make no sense, and the process of a button."""
+"""Tests of the actions of the console: blockers, invalid forms, and the process of an action."""
 
 import ssl
 import subprocess
@@ -49,11 +49,11 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     page = f"{PAGE}?endpoint={endpoint}&span=day"  # to which it leads back
     answer = browser.post(page, data=form(endpoint, token), headers={"Origin": "http://localhost"})
     assert answer.headers["Location"].endswith(f"&endpoint={endpoint}&span=day")
-    assert time.monotonic() - begun < 30  # the process goes on without the answer
+    assert time.monotonic() - begun < 30  # The process runs in the background.
     assert answer.status_code == 303
     html = wait_until(lambda: ended(browser, answer.headers["Location"]), 90, "the job has ended")
     assert 'role="alert"' in html
-    # nobody listens where the test's app says it is: the one thing that this process can do is to say so
+    # No server listens at the address of the test's app, and the process reports this.
     assert mentions(html, "Not done", f"the traffic of {endpoint}", "champion 100", "http://localhost:80")
 
 
@@ -175,7 +175,7 @@ def deployments(mlflow_app: Any) -> Deployments:
 
 
 def observed(mlflow_app: Any, uri: str, beside: str = "") -> ObservedEndpoint:
-    """An endpoint that is seen to run, with a second variant where one is given; nobody has asked it anything."""
+    """Return a running endpoint without requests, optionally with a second variant."""
     name = f"e-{len(mlflow_app.store.endpoints())}"
     spec = new_endpoint(name, uri)
     if beside:
@@ -184,7 +184,7 @@ def observed(mlflow_app: Any, uri: str, beside: str = "") -> ObservedEndpoint:
 
 
 def followed(mlflow_app: Any, model: str, *stood: str) -> ObservedEndpoint:
-    """One that follows Production, in which these versions of the model stood one after the other."""
+    """Return an endpoint that follows Production, which contained these versions one after another."""
     for version in stood:
         mlflow_app.registry.transition_model_version_stage(model, version, "Production", True)
     return observed(mlflow_app, f"models:/{model}/Production")
@@ -276,7 +276,7 @@ def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments
         (PRODUCTION, {}, {"1"}, ""),
         (PRODUCTION, PASSED, {"1"}, ""),
         (PRODUCTION, PASSED, {"2"}, ALREADY_THERE),
-        (PRODUCTION, {}, {"2"}, ""),  # it stands there without its gate, which is run
+        (PRODUCTION, {}, {"2"}, ""),  # The version is there without a gate verdict.
         (PRODUCTION, PASSED, {"1", "2"}, ""),  # the other one is archived
         (STAGING, {}, {"2"}, ALREADY_THERE),
         (PRODUCTION, TAKEN_BACK, {"1"}, "it was rolled back (flights: too slow)"),

@@ -1,4 +1,4 @@
-"""The page, what `mlflow server --app-name onnxserve` is given to run, and the store behind them."""
+"""Tests of the page, the app of `mlflow server --app-name onnxserve`, and its store."""
 
 import json
 import re
@@ -107,7 +107,7 @@ def test_a_trail_that_breaks_off_says_so_in_its_last_line(
 
 
 def test_a_server_of_artifacts_alone_has_no_console(mlflow_app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACTS_ONLY", "true")  # as by --artifacts-only
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACTS_ONLY", "true")  # --artifacts-only sets this variable.
     answer = mlflow_app.client.get(PAGE)
     assert answer.status_code == 503
     assert "--artifacts-only" in answer.get_data(as_text=True)

@@ -1,4 +1,4 @@
-"""Series of any values become a picture that is well-formed, within its box, and says in words what it shows."""
+"""Tests that charts of any values are well-formed, remain within their box and have a summary in words."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The console in headless Chromium: what a person with a keyboard, a screen reader or a small screen meets."""
+"""Tests of the console in headless Chromium with a keyboard, a screen reader and a small screen."""
 
 import re
 import threading
@@ -103,7 +103,7 @@ def test_the_reason_is_asked_for_behind_a_button_and_once_at_a_time(page: Any, u
     page.goto(f"{url}?endpoint={endpoint}")
     reasons = page.get_by_label("Why").locator("visible=true")
     forms = page.locator("summary").filter(has_text=endpoint.removeprefix("of-"))
-    expect(forms).to_have_count(3)  # of the endpoint, and of its model's two versions
+    expect(forms).to_have_count(3)  # One form for the endpoint, and one per version.
     expect(reasons).to_have_count(0)
     for form in forms.all():
         form.click()

@@ -1,4 +1,4 @@
-"""The gate in MLflow's own API: what is refused, what the audit trail has of it, and what is left to MLflow."""
+"""Tests of the gate in MLflow's API: refused requests, the audit trail, and unchanged requests."""
 
 import shutil
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_version_with_other_files_than_the_judged_ones_is_refused_until_they_a
     (judged / "data" / "weights.bin").write_bytes(b"judged")
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
     right = (judged / "MLmodel").read_text()
-    (judged / "MLmodel").write_text((others / "MLmodel").read_text())  # of the same size
+    (judged / "MLmodel").write_text((others / "MLmodel").read_text())  # The size is the same.
     for answer in (move(mlflow_app, model, "1", "Production"), point(mlflow_app, model, "champion", "1")):
         assert answer.status_code == 403
         assert mentions(answer.json["message"], "differ", "the gate")

@@ -1,4 +1,4 @@
-"""What a button starts, and what becomes of it when it does not end by itself."""
+"""Tests of the jobs of actions, including jobs that do not end."""
 
 import os
 from pathlib import Path

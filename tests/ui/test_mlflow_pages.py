@@ -1,4 +1,4 @@
-"""A window of a monitor in words, and its verdict from a run of MLflow."""
+"""Tests of the description of a monitor's window and of its verdict from an MLflow run."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

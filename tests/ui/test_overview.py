@@ -1,4 +1,4 @@
-"""Endpoints, rollouts, verdicts and models on the page."""
+"""Tests of endpoints, rollouts, verdicts and models on the page."""
 
 import re
 from dataclasses import replace
@@ -363,8 +363,9 @@ def test_a_version_that_was_rolled_back_is_shown_with_the_reason(mlflow_app: Any
 
 
 def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow_app: Any, endpoint: str) -> None:
-    """The server of this endpoint does not run, and version 1 of its model was rolled back; nothing can be promoted or
-    judged of a model whose policy nobody can read.
+    """The server of this endpoint does not run, and version 1 of its model was rolled back.
+
+    The policy of the second model is invalid, so its versions cannot be promoted or judged.
     """
     from mlflow.entities.model_registry import ModelVersionTag
 

@@ -1,4 +1,4 @@
-"""The pictures of an endpoint, from what its server, the store and MLflow know; and as the page has them."""
+"""Tests of the pictures of an endpoint from its server, the store and MLflow, and on the page."""
 
 import math
 import re
@@ -94,7 +94,7 @@ def test_an_interval_without_a_server_is_a_gap_and_one_without_requests_is_zero(
     assert line.path.count("M") == 2
     assert line.last == "0 /s"
     for errors in found["Failures"].lines:
-        assert (errors.path.count("M"), errors.last) == (1, "–")  # of no requests none has failed, and none has not
+        assert (errors.path.count("M"), errors.last) == (1, "–")  # Without requests, the share is unknown.
 
 
 def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> None:

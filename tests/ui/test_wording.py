@@ -1,4 +1,4 @@
-"""The wording of the messages that a person gets from the console and from MLflow's guarded calls."""
+"""The wording of the messages of the console and of MLflow's guarded requests."""
 
 import html
 import re

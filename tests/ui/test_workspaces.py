@@ -1,4 +1,4 @@
-"""An MLflow server with workspaces: the same names stand in two of them, and nothing of one lands in the other."""
+"""Tests of an MLflow server with workspaces, in which two workspaces have equal names of models and endpoints."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ GATED, FREE = "team-a", "team-b"
 
 @dataclass(frozen=True)
 class Workspaces:
-    """The server; each workspace has a model X of two versions, which is gated in `GATED` alone."""
+    """Return the server. Each workspace has a model X with two versions, which is gated only in `GATED`."""
 
     url: str
     folder: Path
@@ -83,7 +83,7 @@ def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspace
     for version in ("1", "2"):
         workspaces.move(FREE, version)
     with refused(MlflowException, "Production", "the gate", code="PERMISSION_DENIED"):
-        workspaces.move(GATED, "1")  # which stood there before another one: in the other workspace
+        workspaces.move(GATED, "1")  # Version 1 was in this stage earlier, but in the other workspace.
 
     assert [(event.action, event.version) for event in workspaces.events(FREE)] == [
         ("transition", "1"),
@@ -126,7 +126,7 @@ def test_a_reader_switches_between_workspaces_without_a_script(workspaces: Works
             page.wait_for_url(f"{workspaces.url}/onnxserve?workspace={wanted}")
             expect(switch).to_have_value(wanted)
         page.go_back()
-        expect(switch).to_have_value(FREE)  # the workspace of that page, not what was chosen there
+        expect(switch).to_have_value(FREE)  # The workspace of the page, not the selected workspace.
         scripted = browser.new_page()
         scripted.goto(f"{workspaces.url}/onnxserve")
         assert accessibility_findings(scripted) == []

@@ -364,7 +364,7 @@ def test_the_page_shows_the_first_verdicts(tmp_path: Path, new_database: Callabl
     assert re.search(r"^cancer +drift +drift +10m +waiting +\S+ +no drift", monitored, re.MULTILINE)
     assert re.search(r"^cancer accuracy \S+: not judged$", labelled, re.MULTILINE)
     assert re.search(r"^\W*estimated accuracy: estimated 0\.9", labelled, re.MULTILINE)
-    assert mentions(labelled, "228 rows", "none is unmatched")
+    assert mentions(labelled, "228 of 228")
     assert re.search(r"^cancer accuracy \S+ \(revision 2\): kept$", labelled, re.MULTILINE)
     assert re.search(r"^cancer +drift +drift +1d +waiting", longer, re.MULTILINE)
     with tracking_at(uri):

@@ -1,4 +1,4 @@
-"""The parity of an optimized version: the proof of its base, and the loss since."""
+"""Tests of the parity of an optimized version: the parity of its base and the loss."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -80,7 +80,7 @@ def parity_of(registry: object, folders: dict[str, Path], tmp_path: Path) -> Cal
 def test_the_gate_fetches_the_base_from_the_registry(parity_of: Callable[..., CheckResult]) -> None:
     result = parity_of("models:/toy/1")
     assert result.state == "passed", result.reason
-    assert result.figures["rows"] == 400  # of the base's reference
+    assert result.figures["rows"] == 400  # The rows are from the reference of the base.
 
 
 def test_the_loss_is_measured_on_the_dataset_of_the_policy(

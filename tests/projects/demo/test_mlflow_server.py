@@ -1,4 +1,4 @@
-"""Ending the demo's MLflow server, and no other process."""
+"""Tests that only the demo's MLflow server is stopped."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""What the demo prints."""
+"""Tests of the output of the demo."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The demo's folder: it is emptied by each run, and nobody else's is."""
+"""Tests of the demo's folder, which each run empties, and of folders that the demo must not empty."""
 
 import subprocess
 from pathlib import Path
@@ -33,4 +33,4 @@ def test_the_command_that_stops_the_demo_runs_from_any_folder(tmp_path: Path) ->
 
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    assert (done.stdout, done.returncode) == ("nothing of the demo runs\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("no server of the demo runs\n", 0), done.stderr

@@ -1,4 +1,4 @@
-"""The network learns on from what is served."""
+"""Tests of the incremental training of the digits network."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

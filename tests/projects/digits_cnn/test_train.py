@@ -1,4 +1,4 @@
-"""The digits network learns; logging it is the flavor's affair and tested there."""
+"""Tests of the accuracy of the digits network. Logging is tested with the flavor."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The flights: their types, their days, what is held out."""
+"""Tests of the flights: types, days and held-out days."""
 
 import pandas as pd
 import pytest

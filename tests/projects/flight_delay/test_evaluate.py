@@ -1,4 +1,4 @@
-"""Which models are judged on flights."""
+"""Tests of the models that can be evaluated on flights."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Real flights on their way: what reaches a listener that writes down every request."""
+"""Tests of sending real flights to a listener that records every request."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""What is said of a training that cannot be, before anything is trained."""
+"""Tests of the errors for invalid options, which are raised before the training."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The rows that a training learns: the built-in months, and what was captured."""
+"""Tests of the training data: the built-in months and the captured rows."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What a replay shows, of a few flights."""
+"""Tests of the results of a replay with a few flights."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from projects.flight_delay.loop.results import (
 
 @pytest.fixture
 def played() -> pd.DataFrame:
-    """Five flights a day from May to July; version 2 answers from July on, and is right, version 1 says `on time`."""
+    """Return five flights per day from May to July. Version 1 predicts `on time`; version 2, from July, is correct."""
     days = pd.date_range("2013-05-01", "2013-07-31", tz="UTC").repeat(5)
     delayed = np.arange(len(days)) % 5 == 0
     is_july = np.asarray(days.month == 7)
