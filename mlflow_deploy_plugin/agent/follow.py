@@ -203,7 +203,7 @@ class Follower:
             error = _load_error(workers, spec.name, name)
             if not error and self._deaths[model.version.folder] >= _MOST_DEATHS:
                 del self._deaths[model.version.folder]
-                error = f"{_MOST_DEATHS} workers died while they loaded it, because of a crash or insufficient memory"
+                error = f"{_MOST_DEATHS} workers died during loading, because of a crash or insufficient memory"
             if not error or model.unloadable == model.version.identity:
                 continue
             is_commanded = self._control.is_loading(spec.name)  # If True, the caller receives the error.

@@ -240,7 +240,7 @@ def encode_feedback(endpoint: str, received_time: int, entries: Sequence[Feedbac
 
 
 def decode_feedback(payload: bytes | memoryview, offset: int) -> FeedbackFrame:
-    """Reverse `encode_feedback`. Raises ValueError or TypeError if the payload is malformed."""
+    """Decode a payload of `encode_feedback`. Raises ValueError or TypeError if the payload is malformed."""
     fields: list[Any] = orjson.loads(payload)
     endpoint, received_time, entries = fields
     return FeedbackFrame(endpoint, received_time, tuple(Feedback(*entry) for entry in entries), offset)

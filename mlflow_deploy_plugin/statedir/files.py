@@ -260,7 +260,7 @@ def claim_state_dir(state_dir: Path) -> Iterator[Path]:
     """Claim the state folder for one server, and yield it. The kernel releases the lock when the process ends. Raises
     AlreadyExists if another server uses the folder, and InvalidConfig if the folder cannot be written."""
     try:
-        state_dir.mkdir(0o700, parents=True, exist_ok=True)  # It contains captured rows.
+        state_dir.mkdir(0o700, parents=True, exist_ok=True)  # The folder contains captured rows.
         with ExitStack() as held:
             try:  # Only the lock is in this block, because a failed fork also raises BlockingIOError.
                 held.enter_context(locked(state_dir / SERVER_LOCK, _LOCK_POLL_SECONDS / 2))  # `is_locked` is brief.

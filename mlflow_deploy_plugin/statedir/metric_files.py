@@ -222,8 +222,7 @@ def _sum_files(folder: Path, kinds: tuple[MetricKind, ...]) -> dict[bytes, list[
 
 def _entries(content: bytes) -> Iterator[tuple[bytes, int, int]]:
     """Yield each key of a file with the slot of its first cell and its number of cells."""
-    # A file that has just been created is empty.
-    position, used = _HEADER.size, _HEADER.unpack_from(content)[0] if content else 0
+    position, used = _HEADER.size, _HEADER.unpack_from(content)[0] if content else 0  # A new file is empty.
     while position < used:
         size, cells = _ENTRY.unpack_from(content, position)
         begin = position + _ENTRY.size

@@ -112,8 +112,7 @@ class Rollout:
 class Store:
     """The endpoints, audit events, rollouts and leases of a database; created by `open_store`.
 
-    An endpoint and the audit event of its change are written in one transaction. If `actor` is None, the actor is the
-    user of this process.
+    An endpoint and its audit event are written in one transaction. If `actor` is None, it is this process's user.
     """
 
     def __init__(
@@ -235,8 +234,7 @@ class Store:
     ) -> Iterator[AuditEvent]:
         """Yield the audit events of the endpoint and model (None: of all), oldest first. Events outlive both.
 
-        The events are read in pages of 1,000, because the trail may exceed the memory. Events that are written in the
-        meantime may be included.
+        Events are read in pages of 1,000, because the trail may exceed the memory. New events may be included.
         """
         query = select(AuditRow.id, *(getattr(AuditRow, field.name) for field in fields(AuditEvent)))
         query = query.filter_by(**given(endpoint=endpoint, model=model)).limit(_EVENTS_AT_ONCE)

@@ -69,9 +69,8 @@ _INDEPENDENT = f"{{}} has event times (column {EVENT_TIME}): the rows are treate
 class SelectedMonitor:
     """A monitor of an endpoint, or a monitor with the default settings if the endpoint's spec has none.
 
-    `tried` describes bounds that replace the spec's bounds for this run (`min_rows=50`) and do not change the monitor's
-    stored verdict. Only `columns` are judged, or all columns except `exclude`. If both are empty, the spec's columns
-    are judged.
+    `tried` describes bounds for this run (`min_rows=50`), which do not change the monitor's stored verdict. Only
+    `columns` are judged, or all columns except `exclude`. If both are empty, the spec's columns are judged.
     """
 
     endpoint: str

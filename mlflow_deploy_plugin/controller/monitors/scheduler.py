@@ -124,7 +124,7 @@ class MonitorScheduler:
                 except OnnxserveError as error:
                     self._report_trouble(key, error.message)
                 except (ValueError, OverflowError) as error:  # The schedule exceeds the range of `datetime`.
-                    self._report_trouble(key, f"its schedule cannot be computed: {error}")
+                    self._report_trouble(key, f"the schedule cannot be computed: {error}")
                 work.pause(key, _FAILURE_SECONDS)
         self._close_windows_of_gone(pending, known)
         resolve_orphaned(self._store)

@@ -127,7 +127,7 @@ class WindowRunner:
         except OnnxserveError as error:
             return self._fail(running, error, keeper)
         except KeyboardInterrupt:
-            self.monitors.close(running, "it was interrupted by the user")
+            self.monitors.close(running, "the judgement was interrupted by the user")
             raise
         except Exception as error:  # noqa: BLE001 — a failed window must not prevent the others
             _log.exception("%s", window_summary(running))

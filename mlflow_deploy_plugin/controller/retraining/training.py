@@ -131,7 +131,7 @@ def _is_here(retraining: Retraining) -> bool:
 def _is_silent(context: RetrainingContext, retraining: Retraining, run: process.TrainingRun) -> bool:
     """Return True if a training on another machine, or on this machine before a reboot, sends no more heartbeats."""
     now, alive_at = context.now(), run.alive_at or _started_at(retraining)
-    where = f"its training runs on {retraining.figures.host}"
+    where = f"the training runs on {retraining.figures.host}"
     if now - alive_at < SILENT:
         context.wait(retraining, where)
         return False
@@ -149,8 +149,8 @@ def _started_at(retraining: Retraining) -> datetime:
 
 def _last_line(context: RetrainingContext, retraining: Retraining) -> str:
     if not context.folder(retraining).is_dir() and not _is_here(retraining):
-        return f"its log is on {retraining.figures.host}"
-    return process.last_line(context.folder(retraining)) or "its log is empty"
+        return f"the log is on {retraining.figures.host}"
+    return process.last_line(context.folder(retraining)) or "the log is empty"
 
 
 def _end_late(context: RetrainingContext, retraining: Retraining, plan: RetrainPlan) -> None:

@@ -1,1 +1,1 @@
-"""Rollouts: a new version takes the traffic step by step as it proves itself, or is rolled back."""
+"""Rollouts: shift the traffic to a new version step by step, or roll the version back."""

@@ -83,7 +83,7 @@ def start_rollout(
     spec, snapshot = observed.endpoint.spec, take_snapshot(observed)
     main = main_variant(spec)
     if snapshot.state != "running" or (before := snapshot.versions.get(main)) is None:
-        why = snapshot.reason or "its workers answer with different versions"
+        why = snapshot.reason or "the workers serve different versions"
         raise NotReady(f"{endpoint}: {snapshot.state}; {why}")
     reference = parse_model_uri(spec.variants[main].model)
     resolved = _find_version(request.to, spec, reference, before)

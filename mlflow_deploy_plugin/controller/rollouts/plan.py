@@ -42,8 +42,7 @@ class Criterion:
     Attributes:
         text: the criterion as the user wrote it, without blanks.
         share: the maximum share of requests (or rows) that may have the event.
-        factor: a request is slow if it takes longer than `factor` times the current version's latency quantile; None
-            if `seconds` is the bound.
+        factor: a request is slow above `factor` times the current version's latency quantile; None if `seconds` is set.
     """
 
     text: str

@@ -120,7 +120,7 @@ def _move_back(deployments: Deployments, observed: ObservedEndpoint, why: str, a
         if to.isdecimal() and reference.kind not in ("version", "latest"):
             raise InvalidConfig(f"--to {to}: the endpoint does not serve a registered model; use models:/NAME/{to}")
         earlier = f"models:/{reference.name}/{int(to)}" if to.isdecimal() else to
-        source = "it was requested"
+        source = "requested by the user"
     if earlier == current:
         raise InvalidConfig(f"endpoint {spec.name!r} already serves {current}")
     deployments.update_endpoint(spec.name, {f"variants.{main}.model": earlier}, why or "rollback", actor)
@@ -138,7 +138,7 @@ def _repoint(deployments: Deployments, follower: "_Follower", why: str, actor: s
             raise InvalidConfig(
                 f"--to {to}: the endpoint follows {reference.name}; specify one of its versions, for example 6"
             )
-        current, earlier = follower.current(), PreviousVersion(requested.selector, "it was requested")
+        current, earlier = follower.current(), PreviousVersion(requested.selector, "requested by the user")
     if earlier.version == current:
         raise InvalidConfig(f"{observed.endpoint.spec.variants[follower.main].model} is already version {current}")
     move_version(reference, earlier.version)
@@ -196,7 +196,7 @@ class _Follower:
     def _candidates(self, current: str) -> Iterator[PreviousVersion]:
         """Yield the other versions that may have been served before, starting with the most reliable source."""
         followed = self._versions_in_trail()
-        source = f"the audit trail lists it before version {current}"
+        source = f"listed before version {current} in the audit trail"
         in_trail = [PreviousVersion(version, source) for version in followed if version != current]
         if followed[:1] == [current]:  # Otherwise, the current version was set without an event.
             yield from in_trail
@@ -206,7 +206,7 @@ class _Follower:
         passed = ""
         if registered is not None and registered.version not in answered:
             passed = f"; skipped version {registered.version}: {registered.source}, but it answered no request here"
-        source = f"the server's metrics list it as the last version to answer before version {current}{passed}"
+        source = f"the last version to answer before version {current}, by the server's metrics{passed}"
         yield from (PreviousVersion(version, source) for version in answered if version != current)
         if registered is not None:
             yield PreviousVersion(registered.version, f"{registered.source}, according to the registry")
@@ -253,7 +253,7 @@ def _earlier_model(store: Store, endpoint: str, main: str, current: str) -> Prev
             models += served
     for model in reversed(models):
         if model not in {current, *taken_back}:
-            return PreviousVersion(model, "the audit trail lists it as the previous model")
+            return PreviousVersion(model, "the previous model in the audit trail")
     raise NotFound(
         f"the audit trail has no earlier model of {main} in endpoint {endpoint!r}: "
         f"use `onnxserve rollback {endpoint} --to MODEL`"

@@ -83,7 +83,7 @@ class SequentialTest:
 
     Attributes:
         threshold: the share of the candidate's requests that may have the event; an array if several tests run at once.
-        level: the probability of a false rejection, over all looks.
+        level: the probability of a false rejection, over all evaluations.
         against_current: True if the candidate must also be worse than the current version.
         above_threshold / above_current: the log likelihood ratios so far, with the alternatives on the last axis.
     """

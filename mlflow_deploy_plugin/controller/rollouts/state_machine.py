@@ -78,7 +78,9 @@ def decide(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot | N
         what = "the endpoint" if snapshot is None else f"the deployment {plan.main}"
         return Decision(replace(progress, state="abandoned", reason=f"{what} was deleted"))
     if snapshot.state == "stopped":
-        return Decision(replace(progress, reason=f"waiting for the server: {snapshot.reason or 'it is stopped'}"))
+        return Decision(
+            replace(progress, reason=f"waiting for the server: {snapshot.reason or 'the server is stopped'}")
+        )
     if progress.state == "rolling_back":
         return Decision(progress, "roll_back", replace(progress, state="rolled_back"))
     if reason := _moved(plan, snapshot):
@@ -204,7 +206,7 @@ def _promote(plan: RolloutPlan, progress: Progress, snapshot: EndpointSnapshot, 
 
 
 def _silence(snapshot: EndpointSnapshot) -> str:
-    return snapshot.reason or snapshot.unread or "its metrics are not available"
+    return snapshot.reason or snapshot.unread or "the server's metrics are not available"
 
 
 def _roll_back(progress: Progress, reason: str) -> Decision:

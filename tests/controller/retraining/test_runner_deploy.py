@@ -200,7 +200,7 @@ def test_a_training_on_another_machine_is_waited_for_while_it_says_that_it_runs(
     running = world.at("running", **ELSEWHERE)
     process.write_heartbeat(running.run_id, utc_now() + timedelta(minutes=30))
     waiting = later(world, minutes=31)
-    assert (waiting.state, waiting.reason) == ("running", "its training runs on another 1a2b3c4d")
+    assert (waiting.state, waiting.reason) == ("running", "the training runs on another 1a2b3c4d")
     world.register(running.run_id)
     MlflowClient().set_terminated(running.run_id)
     assert (world.take().state, world.latest().version) == ("registered", "2")

@@ -219,7 +219,7 @@ def test_an_alias_that_somebody_has_moved_is_given_back_on_demand_alone(store: S
         roll_back("flights", to="3")
     done = roll_back("flights", to="2")
 
-    assert (done["to"], done["source"]) == ("2", "it was requested")
+    assert (done["to"], done["source"]) == ("2", "requested by the user")
     assert str(MlflowClient().get_registered_model(model).aliases["live"]) == "2"
 
 
