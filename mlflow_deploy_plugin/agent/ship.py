@@ -277,12 +277,12 @@ def _batch_table(segment: str, batch: CapturedBatch) -> pa.Table:
     if batch.is_failed:
         return pa.table(columns | {name: pa.array(texts, pa.string()) for name, texts in batch.outputs.items()})
     schema = batch.model.schema
-    found = cast_columns_losslessly(
+    arrays = cast_columns_losslessly(
         schema.dtypes, to_log_columns(schema, batch.model.prediction, batch.feeds, batch.outputs)
     )
-    found |= batch.masked
-    keys = {name: _key_column(found.pop(name)) for name in batch.model.keys if name in found}
-    columns |= {name: _model_column(array) for name, array in found.items()}
+    arrays |= batch.masked
+    keys = {name: _key_column(arrays.pop(name)) for name in batch.model.keys if name in arrays}
+    columns |= {name: _model_column(array) for name, array in arrays.items()}
     return pa.table(columns | {name: column for name, column in keys.items() if column.null_count < len(column)})
 
 

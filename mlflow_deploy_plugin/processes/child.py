@@ -182,8 +182,8 @@ def run_to_end(command: Sequence[str], seconds: float) -> None:
     except OSError as error:
         raise CommandFailed(f"it cannot be started: {error.strerror}") from None
     if ran.returncode:
-        said = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
-        reason = said[-1].removeprefix("ERROR: ")[:500] if said else f"it {exit_reason(ran.returncode)}"
+        lines = (ran.stderr.strip() or ran.stdout.strip()).splitlines() if ran.returncode > 0 else []
+        reason = lines[-1].removeprefix("ERROR: ")[:500] if lines else f"it {exit_reason(ran.returncode)}"
         raise CommandFailed(reason)
 
 

@@ -31,5 +31,5 @@ def test_the_counters_are_those_of_the_servers_that_say_them(tmp_path: Path) -> 
 def test_only_versions_of_a_registered_model_are_trained(tmp_path: Path) -> None:
     with closing(open_store(f"sqlite:///{tmp_path / 'onnxserve.db'}")) as store:
         of_files = store.add_endpoint("onnxserve", new_endpoint("f", str(tmp_path)))
-    with refused(InvalidConfig, "'f'", "no registered model"):
+    with refused(InvalidConfig, "'f'", "does not serve a registered model"):
         served_model(ObservedEndpoint(of_files, Observation("running")))

@@ -92,15 +92,15 @@ def add_revisions(
     spec = endpoint.spec.monitors[monitor]
     windows = monitors.windows(name, monitor, since=now - revision_period(spec), by_hand=False)
     newest_revisions = {(window.start, window.end): window for window in windows}.values()
-    looked_at = [
+    candidates = [
         row
         for row in newest_revisions
         if row.state == "judged" and row.revision < MAX_REVISIONS and row.end <= now <= row.end + revision_period(spec)
     ]
     if spec.kind == "performance":
-        looked_at = looked_at[-_MOST_LABELLED:]
-    digests = files_digests(endpoint_log(settings, endpoint), looked_at, spec)
-    changed = [(window, new) for window, new in zip(looked_at, digests, strict=True) if new != window.log_digest]
+        candidates = candidates[-_MOST_LABELLED:]
+    digests = files_digests(endpoint_log(settings, endpoint), candidates, spec)
+    changed = [(window, new) for window, new in zip(candidates, digests, strict=True) if new != window.log_digest]
     requests = {window.id: window_request(window, spec, settings, endpoint) for window, _ in changed}
     late: dict[int, LateData] = {}
     for window, _ in changed:
@@ -122,8 +122,8 @@ def is_material(labels: int, window: MonitorWindow, spec: MonitorSpec) -> bool:
     before = int(window.figures["labelled_rows"])
     if before < spec.min_rows:
         return labels >= spec.min_rows
-    looked_at = before / float(window.figures["labelled_share"])  # a sample if there are many columns
-    return labels - before >= max(1, _MATERIAL_SHARE * looked_at)
+    rows_judged = before / float(window.figures["labelled_share"])  # a sample if there are many columns
+    return labels - before >= max(1, _MATERIAL_SHARE * rows_judged)
 
 
 @dataclass(frozen=True)

@@ -251,8 +251,8 @@ def _judge_by_hand(
     with _hold_lease(deployments, monitor) as keeper:
         key = monitor.endpoint, monitor.name, window.start, window.end
         revisions = runner.monitors.revisions(*key)
-        asked_for = [row for row in revisions if row.by_hand and row.state != "judged"]
-        revision = asked_for[-1] if asked_for else runner.monitors.add(*key, by_hand=True)
+        requested = [row for row in revisions if row.by_hand and row.state != "judged"]
+        revision = requested[-1] if requested else runner.monitors.add(*key, by_hand=True)
         taken = runner.judge_window(revision, monitor.spec, keeper, notes)
     if taken is None:
         raise OnnxserveError("the lease of the monitor was lost while a window was judged: try again")

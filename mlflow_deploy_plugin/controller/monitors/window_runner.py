@@ -241,7 +241,7 @@ class WindowRunner:
 
 def consecutive_alarms(windows: Sequence[MonitorWindow]) -> int:
     """Return the number of consecutive alarms up to the newest window, by newest revisions. Skip undecided windows."""
-    newest = {(one.start): one.verdict for one in sorted(windows, key=lambda window: (window.start, window.revision))}
+    newest = {(row.start): row.verdict for row in sorted(windows, key=lambda window: (window.start, window.revision))}
     count = 0
     for verdict in reversed(newest.values()):
         if verdict in UNDECIDED:

@@ -232,10 +232,10 @@ class RetrainingRunner:
             _log.warning("retraining %d: %s", number, failure.message)
 
 
-def start_rollouts_at(context: RetrainingContext, place: str) -> None:
+def start_rollouts_at(context: RetrainingContext, location: str) -> None:
     """Start the rollouts that wait for a controller that can reach servers at this location. Call this repeatedly."""
     for retraining in Retrainings(context.deployments.store).find(live=True):
-        if retraining.waits_for == "local_controller" and reaches(context.deployments, retraining.endpoint, place):
+        if retraining.waits_for == "local_controller" and reaches(context.deployments, retraining.endpoint, location):
             try_step(context, retraining)
 
 

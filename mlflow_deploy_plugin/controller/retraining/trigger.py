@@ -203,7 +203,7 @@ def _check_served(deployments: Deployments, result: MonitorResult) -> None:
 
 def _check_budget(retrainings: Retrainings, model: str, spec: RetrainSpec, now: datetime) -> None:
     """Raise InvalidConfig during the cool-down or if the budget is used up. Starts in the future are ignored."""
-    started = [one for one in retrainings.find(model=model) if one.created_at <= now]
+    started = [retraining for retraining in retrainings.find(model=model) if retraining.created_at <= now]
     if not started:
         return
     free_at = started[-1].created_at + timedelta(seconds=duration_seconds(spec.cooldown))

@@ -215,10 +215,10 @@ def controller_status(store: Store, lease: str, look: str) -> str:
 def stall_reason(deployments: Deployments, endpoint: str) -> str:
     """Return the reason why the endpoint's rollout does not advance, if this machine can detect it; otherwise empty."""
     try:
-        place = deployments.place(endpoint)
+        location = deployments.place(endpoint)
     except OnnxserveError as error:
         return f"only a controller that can reach the server can continue the rollout; from here: {error.message}"
-    view = deployments.store.lease(rollouts_lease_name(place))
+    view = deployments.store.lease(rollouts_lease_name(location))
     if view is not None and view.is_current:
         return ""
     return "the rollout is stalled: no controller that can reach the server is running; start `onnxserve controller`"

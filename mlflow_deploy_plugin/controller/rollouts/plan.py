@@ -72,18 +72,18 @@ def parse_criteria(text: str) -> tuple[Criterion, ...]:
 
 @dataclass(frozen=True)
 class RolloutPlan:
-    """The plan of one rollout.
+    """The plan of a rollout.
 
-    main: the variant that answers now and serves the new version after the promotion.
-    candidate / shadow: the variants that the rollout adds; `shadow` is empty if no criterion needs it.
-    to_uri / model / version: the model that the candidate serves; `version` is its number in the registry.
-    before_uri / before_version: the model that `main` serves now, as in the spec and as resolved.
-    kind / selector: the stage, alias or tag that the promotion moves; for `pinned`, the spec's model is changed.
-    steps: shares of the traffic in percent, ascending. The promotion follows the last step.
-    every: the minimum duration of a step in seconds.
-    level: the probability of aborting a version that meets the criteria.
-    min_requests: the number of the candidate's requests (for disagreement, of compared rows) before a step may be
-        judged or end.
+    Attributes:
+        main: the variant that answers now and serves the new version after the promotion.
+        candidate / shadow: the variants that the rollout adds; `shadow` is empty if no criterion needs it.
+        to_uri / model / version: the model that the candidate serves; `version` is its number in the registry.
+        before_uri / before_version: the model that `main` serves now, as in the spec and as resolved.
+        kind / selector: the stage, alias or tag that the promotion moves; for `pinned`, the spec's model is changed.
+        steps: shares of the traffic in percent, ascending. The promotion follows the last step.
+        every: the minimum duration of a step in seconds.
+        level: the probability of aborting a version that meets the criteria.
+        min_requests: the number of the candidate's requests (or compared rows) that a step needs before it is judged.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
