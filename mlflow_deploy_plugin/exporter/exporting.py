@@ -54,7 +54,7 @@ _GIVEN_ROWS = 500
 _PROOF_SECONDS = 600
 _LARGEST_PROTOBUF = 2**31 - 2**20
 _ORT_TOLERANCE, _TFLITE_TOLERANCE = 1e-5, 1e-4
-"""The tolerance, absolute and relative: fused nodes and other kernels round differently. Other formats are exact."""
+"""Absolute and relative tolerances: fused nodes and other kernels round differently. Other formats are exact."""
 _ROUNDING = 2**-18
 """The additional tolerance relative to the largest number in a row: small scores are sums of large rounded numbers."""
 Rows = dict[str, Array]

@@ -260,7 +260,7 @@ def _declared_type(entry: Input) -> "np.dtype[np.generic]":
 
 
 def as_pandas(data: ModelData) -> ModelData:
-    """Convert a polars or Arrow table to a dense pandas table without decimals. Return other data unchanged."""
+    """Convert polars and Arrow tables to pandas, sparse columns to dense columns, and decimals to numbers."""
     data = data.to_pandas() if hasattr(data, "to_pandas") else data
     if isinstance(data, pd.DataFrame) and any(_is_sparse(column) or _is_decimal(column) for _, column in data.items()):
         return data.apply(_plain_column)

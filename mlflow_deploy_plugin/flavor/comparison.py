@@ -41,10 +41,10 @@ _MAX_UNSTABLE_ROWS = 100
 """The maximum number of rows that are checked for ties; if more rows differ, ties are not the cause."""
 
 ROUNDINGS = 8
-"""The number of rounding steps by which each input of a neural network is moved: its layers lose as much."""
+"""The number of rounding steps by which each input of a neural network is moved. Its layers lose as much precision."""
 
 _ROUNDED_COPIES = 8
-"""The number of moved copies of each row of a neural network, each with other random signs."""
+"""The number of moved copies of each row of a neural network, each with different random signs."""
 
 _COPIES = 20
 """The number of copies of the rows in memory at a time; there are two copies per column."""
@@ -158,7 +158,7 @@ def _rounded(batch: Batch) -> Iterator[Batch]:
 def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
     """Move each number up or down at random by `ROUNDINGS` relative rounding steps. Integers are not changed.
 
-    A layer's rounded sum is the exact sum of moved inputs (Higham, Accuracy and Stability of Numerical Algorithms, 3.1)
+    A layer's rounded sum is an exact sum of moved inputs (Higham, Accuracy and Stability of Numerical Algorithms, 3.1).
     """
     if values.dtype.kind != "f":
         return values

@@ -30,8 +30,8 @@ _FREE_SIZE = 4
 def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
     """Return the rows of a CSV, JSON, JSON Lines or Parquet file as a table, or as arrays if JSON has `inputs`.
 
-    JSON is a list of records, a mapping of columns, or a request for MLflow's scoring server (`dataframe_split`, …). It
-    raises InvalidConfig if the file cannot be read, has another format, or has no rows.
+    JSON is a list of records, a mapping of columns, or a request for MLflow's scoring server (`dataframe_split`, …).
+    Raises InvalidConfig if the file cannot be read, has another format, or has no rows.
     """
     kind = kind or format_of(str(path))
     readers: Mapping[FileFormat, Callable[[Path], ModelData]] = {

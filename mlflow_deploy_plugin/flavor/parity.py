@@ -44,7 +44,7 @@ _TOLERANCES = {
 
 @dataclass
 class OutputFigures:
-    """The figures of an output. `agreement`: share of rows within the tolerance or tied; `max_excess`: without ties."""
+    """The figures of an output. The share `agreement` includes ties, but `max_excess` excludes them."""
 
     name: str
     role: str
@@ -150,7 +150,7 @@ class RowGroup:
 
 
 def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield each group with the original's answers. If the original refuses rows, split the group; None is refused."""
+    """Yield groups with the original's answers. A group with refused rows is split; refused parts have None."""
     for group in groups:
         if (answers := _ask(original, group)) is not None:
             yield group, answers
@@ -333,7 +333,7 @@ class _ParityProof:
         self._worst = sorted(self._worst, key=lambda entry: -entry.excess)[:WORST_ROWS]
 
     def _ties(self, batch: Batch, want: Answers) -> Array:
-        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`, which scales with the scores."""
+        """Return [N] booleans: True if the original's margin is below `TIE_MARGIN`. For scores, the limit is scaled."""
         margin = self._converted.margin
         if "probabilities" in want:
             probabilities = want["probabilities"]

@@ -64,7 +64,7 @@ def parity_rows(
 ) -> Iterator[RowGroup]:
     """Yield the example, `parity_data`, and generated rows: at least `MIN_PARITY_ROWS` in total.
 
-    The rows vary in their free `sizes` (`symbolic_sizes`). The errors of failed generators are stored in `left_out`.
+    Some rows have other sizes of the free axes (`sizes`). The errors of failed generators are stored in `left_out`.
     """
     random = np.random.default_rng(0)
     given_count = 0
@@ -220,7 +220,7 @@ class _TableRows:
         return self.example.iloc[self.random.integers(0, len(self.example), count)].reset_index(drop=True)
 
     def some_columns(self, fits: Callable[[pd.Series], bool], rows: int) -> list[str]:
-        """Return the columns that fit, in order. For a wide table, draw as many columns as allow `rows` rows each."""
+        """Return the columns that fit, in order. A wide table is sampled, because each column adds `rows` rows."""
         names = [name for name in self.example.columns if fits(self.example[name])]
         most = min(max(_CHANGED_VALUES // (rows * self.example.shape[1]), 1), _CHANGED_COLUMNS)
         if len(names) <= most:
@@ -349,7 +349,7 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
 
 
 def _reach(series: pd.Series) -> float:
-    """Return the largest number of a column, within 1 and 1e30: `_FAR` times this number fits into 32-bit floats."""
+    """Return the largest number of a column, between 1 and 1e30: `_FAR` times this number fits into 32-bit floats."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0

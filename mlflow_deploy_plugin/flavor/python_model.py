@@ -1,7 +1,7 @@
 """Log a model without an ONNX form as pyfunc, with the MLflow flavor of its framework or as an MLflow Python model.
 
-A Python model is needed for several inputs (`mlflow.pytorch`) or outputs (also `mlflow.keras`), a `torch.export`
-program, a SavedModel, and categorical or duration columns, which requests cannot contain.
+A Python model is needed for a network with several outputs (or, in torch, several inputs), a `torch.export` program, a
+SavedModel, and categorical or duration columns, which requests cannot contain.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""Wrap an existing model: convert a version in an MLflow flavor, or a file, to checked ONNX as the next version.
+"""Wrap an existing model: convert a registered version or a file to checked ONNX, and register the next version.
 
 Signature, example, metadata, tags, description, run, parameters and metrics are copied to the new version. Aliases,
 stages and the verdicts of a gate remain on the old version. Packages that differ from requirements.txt cause a warning.
@@ -91,7 +91,7 @@ class WrappedVersion:
     Attributes:
         source: models:/old/3, or the path of the model's files.
         name, version: the registered model and the new version; the version is empty after a dry run.
-        model_id, run_id: the new logged model and its run; empty if MLflow has created none.
+        model_id, run_id: the new logged model and its run; empty if they do not exist.
         model: the class of the original, and its framework.
         prediction: names of the outputs that `predict` returns.
     """
@@ -130,8 +130,8 @@ def wrap_registered(
             generated from the signature, with a warning.
         pyfunc_predict_fn: as in `log_model`; default: the method that the model's pyfunc calls.
         parity: as in `log_model`.
-        allow_pickle: True to allow a joblib or pickle file, which can run any code. A model in MLflow needs no
-            permission: it is loaded as by MLflow, which may also run code.
+        allow_pickle: True to allow a joblib or pickle file, which can run any code. Models in MLflow do not need this
+            permission, although loading them may also run code.
         dry_run: True to convert and compare only, without a registration.
         progress: a function that is called with a line of text before each long step.
 
@@ -305,7 +305,7 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
 
 
 def load_folder(folder: Path, source: str) -> Original:
-    """Load the model of an MLmodel folder, whose files may run code. Messages name it `source`.
+    """Load the model of an MLmodel folder, whose files may run code. Messages use the name `source`.
 
     Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for our own flavor, NotInstalled if the
     framework is missing, and ConversionError for Python code, a pyfunc with another method, or unreadable files.

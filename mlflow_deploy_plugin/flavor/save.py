@@ -1,7 +1,7 @@
 """The flavor's public functions, which follow MLflow's conventions, and its pyfunc.
 
-Predictions have the same type as in the framework's MLflow flavor: an array or, for torch, ONNX, Keras and statsmodels
-with a DataFrame as input, a DataFrame (or Series). Several outputs are a mapping of arrays.
+Predictions have the same type as in the framework's MLflow flavor: usually an array. Models of torch, ONNX, Keras and
+statsmodels return a DataFrame (or Series) for a DataFrame. Several outputs are a mapping of arrays.
 """
 
 import json

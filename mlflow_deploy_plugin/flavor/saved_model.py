@@ -46,7 +46,7 @@ MAX_REFERENCE_VALUES = 20_000_000
 """The maximum number of values in a sample of tensors: images are large, and drift monitors need few of them."""
 
 DEFAULT_CONFIG = {"device": "cpu", "intra_op_num_threads": None}
-"""The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. None threads means all usable cores."""
+"""The options of `mlflow.pyfunc.load_model(uri, model_config=…)`. By default, all usable cores are used."""
 
 _LOADER = "mlflow_deploy_plugin.flavor"
 _CHUNK = 10_000

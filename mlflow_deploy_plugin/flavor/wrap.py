@@ -1,4 +1,4 @@
-"""Wrap a model: convert it, compare it with the original, and sample the reference. Errors occur before logging."""
+"""Wrap a model before it is logged: convert it, compare it with the original, and sample the reference."""
 
 import logging
 from collections.abc import Iterable, Sequence

@@ -5,7 +5,7 @@
 | int8 static  | weights and activations of Conv, MatMul … | convolutions, large layers; a quarter of the size        |
 | int8 dynamic | weights of MatMul, Gemm, LSTM             | transformers, LSTM, large dense layers; needs no rows    |
 | fp16         | all 32-bit weights                        | size; ONNX Runtime computes most of it in 32 bits        |
-| prune        | none, but zeros                           | only the compressed file: zeros are computed as well     |
+| prune        | none, but many zeros                      | only the compressed size: zeros take as much time        |
 
 The forms are created by ONNX Runtime's quantizer and 16-bit converter. The functions do not change their `ModelProto`.
 """

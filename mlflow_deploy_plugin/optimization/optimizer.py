@@ -112,7 +112,7 @@ class Optimization:
     Attributes:
         forms: the base and the forms, in the order of the recipes.
         impossible: the reasons why forms cannot be created, by form name.
-        chosen: the registered form; empty if no form was registered, with the `reason`.
+        chosen: the registered form; if no form was registered, this is empty and `reason` is set.
         is_refused: True if the requested form loses too much or cannot be created.
         model, version: the registered model and version.
     """

@@ -67,7 +67,7 @@ class ConvertedModel:
         original: the function for the original's predictions; None for a ready ONNX model.
         classes: labels in the order of the probability columns.
         margin: the decision function of a classifier, [N] or [N, C], which determines ties.
-        many_rows: from this batch size on, the graph uses other operators; 0 if it does not. Both are compared.
+        many_rows: the batch size from which on the graph uses other operators (both are compared), or 0.
         move_weights: a context manager that moves each weight of a neural network by random rounding steps.
         repair: the change that prevents rounding errors of 32-bit floats; empty if none was needed.
     """

@@ -42,7 +42,7 @@ class Converter(Protocol):
     """A converter in the entry-point group `onnxserve.converters`. Its method `read_batch(model, data)` is optional."""
 
     def matches(self, model: TrainedModel) -> bool:
-        """Return True for models that it converts. It is called for each model and must not import heavy modules."""
+        """Return True for supported models. The method is called for each model and must not import heavy modules."""
 
     def convert(self, model: TrainedModel, example: ModelInput | None, **options: object) -> ConvertedModel:
         """Return the ONNX form with `bind_graph`. Raises ConversionError, which names the part that is not supported.

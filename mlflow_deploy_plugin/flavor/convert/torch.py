@@ -184,7 +184,7 @@ def _mark_unknown_ids(proto: ModelProto) -> ModelProto:
 
 
 def _mark_ids(graph: GraphProto, ids: str, kind: int, last: int, mark: str) -> str:
-    """Add a mark [N] that is 0 if all ids of a row are within 0 and `last`; `{mark}_ids` are the clipped ids."""
+    """Add a mark [N] that is 0 if all ids of a row are between 0 and `last`; `{mark}_ids` are the clipped ids."""
     dtype = onnx.helper.tensor_dtype_to_np_dtype(kind)
     constants = {f"{mark}_least": np.array(0, dtype), f"{mark}_most": np.array(last, dtype), f"{mark}_axis": [1]}
     graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items())

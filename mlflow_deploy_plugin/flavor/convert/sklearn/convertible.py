@@ -52,7 +52,7 @@ def _change_kind(part: Estimator) -> None:
     if type(part).__module__.startswith("imblearn.ensemble") and hasattr(part, "estimators_"):
         part.__class__ = next(kind for kind in type(part).__mro__ if kind.__module__.startswith("sklearn.ensemble"))
     if hasattr(part, "sparse_output"):
-        part.sparse_output = False  # ONNX has no sparse tensors here.
+        part.sparse_output = False  # The graph has no sparse tensors.
     if isinstance(part, MultiOutputClassifier | MultiOutputRegressor):
         part.__class__ = SeveralTargets
 

@@ -38,7 +38,7 @@ ColumnKeys: TypeAlias = str | int | slice | Sequence[str] | Sequence[int] | Sequ
 """The columns of a step of a ColumnTransformer: by name, by position, as a slice or as a mask."""
 
 MISSING = "⟨missing⟩"
-"""The value of a missing string in the graph: ONNX strings have no missing value. Data do not contain its brackets."""
+"""The value of a missing string in the graph: ONNX strings have no missing value. Its brackets do not occur in data."""
 
 MATRIX = "X"
 

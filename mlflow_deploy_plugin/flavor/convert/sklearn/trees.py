@@ -54,7 +54,7 @@ class Tree:
 
     @classmethod
     def fitted(cls, tree: SklearnTree, value: Array, columns: Array | None = None) -> "Tree":
-        """Return a scikit-learn tree with 32-bit thresholds and other values. `columns` are its features' positions."""
+        """Return a scikit-learn tree with 32-bit thresholds and other values. `columns` are the features' positions."""
         feature = np.maximum(tree.feature, 0)
         sides = tree.children_left, tree.children_right, tree.missing_go_to_left.astype(bool)
         threshold = rounded_down(tree.threshold).astype(float)
@@ -104,8 +104,8 @@ class Boosting:
         categories: the categories of each categorical column, in the order of their codes.
         category_columns: the positions of the categorical columns; empty if they are unknown.
         lines: the slopes [features, targets] of a linear booster without trees; a missing value adds 0.
-        slopes: for linear leaves, the feature of each kind of slopes. The trees of kind n for
-            the target t have the target (n + 1) * len(base) + t.
+        slopes: for linear leaves, the feature of each kind of slopes. The trees of kind n for the target t have the
+            target (n + 1) * len(base) + t.
     """
 
     trees: list[Tree]
@@ -209,7 +209,7 @@ def write_walk(graph: NodeBuilder, rows: str, boosting: Boosting) -> str:
     """Add ONNX Runtime's tree operator, which is fastest for few rows. Its rows and sums have the same float type."""
     if boosting.has_single_rows and not boosting.is_single:
         rows = graph.node("Cast", [rows], to=TensorProto.DOUBLE)
-    owners: list[int] = []  # For each tree, the merged tree: trees with equal splits are merged.
+    owners: list[int] = []  # Adjacent trees with equal splits are merged.
     kept: list[Tree] = []
     for tree, target, before in zip(boosting.trees, boosting.targets, [-1, *boosting.targets], strict=False):
         if target <= before or not (kept and tree.splits_as(kept[-1])):

@@ -1,7 +1,7 @@
 """Formulas of steps with string columns: category encoders and SimpleImputer.
 
-skl2onnx's encoders encode a missing string as a separate number (OrdinalEncoder), lack fractions, and fail for unseen
-values if categories are grouped (OneHotEncoder). Its SimpleImputer lacks strings, indicators and 64-bit floats.
+skl2onnx's encoders assign missing strings a separate number (OrdinalEncoder), and fail for fractions and, with grouped
+categories, for unseen values (OneHotEncoder). Its SimpleImputer fails for strings, indicators and 64-bit floats.
 """
 
 import numpy as np

@@ -295,7 +295,7 @@ def of_column(table: Array, positions: TracedArray) -> TracedArray:
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
-    """For each x [N, M], count the numbers in its ascending table column [K, M] with `compare(number, x)`."""
+    """Count by bisection, for each x [N, M], the numbers in its ascending column [K, M] with `compare(number, x)`."""
     bits = len(table).bit_length()
     padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
     counts = np.zeros_like(x).astype(np.int64)
