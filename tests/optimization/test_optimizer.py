@@ -197,7 +197,7 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "set a form: int8 (dynamic or static), fp16 or prune; or set auto, which tries all forms"),
+        ({}, "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms"),
         ({"int8": "static", "fp16": True}, "int8 and fp16 cannot be combined: a weight has either 8 or 16 bits"),
         ({"auto": True, "prune": 0.5}, "auto tries all forms: do not set int8, fp16 or prune"),
         ({"int8": "fast"}, "int8: 'fast' is neither dynamic nor static"),

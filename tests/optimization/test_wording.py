@@ -16,7 +16,7 @@ OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
     "no form": (
         onnxserve.optimize,
         {},
-        "set a form: int8 (dynamic or static), fp16 or prune; or set auto, which tries all forms",
+        "set a form: int8 (dynamic or static), fp16 or prune; or auto, which tries all forms",
     ),
     "an unknown form": (onnxserve.optimize, {"int8": "tiny"}, "int8: 'tiny' is neither dynamic nor static"),
     "two forms of a weight": (
@@ -39,7 +39,7 @@ OPTIONS: dict[str, tuple[Callable[..., object], dict[str, Any], str]] = {
     "a folder without a name": (
         onnxserve.optimize,
         {"fp16": True},
-        "net is not a registered version: set the name of the model for the form (register)",
+        "net is not a registered version: set the name of the form (register)",
     ),
     "a name that MLflow refuses": (
         onnxserve.optimize,
