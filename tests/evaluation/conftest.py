@@ -1,4 +1,4 @@
-"""The registered model `toy` of the gate's tests, and a tracking store of a test's own."""
+"""The registered model `toy` of the gate's tests, and a tracking store for each test."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +16,6 @@ __all__ = ["folders", "new_tracking", "registry"]
 def new_tracking(
     tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MlflowClient]:
-    monkeypatch.chdir(tmp_path)  # where MLflow puts the artifacts of a database's experiments
+    monkeypatch.chdir(tmp_path)  # MLflow puts artifacts of a database store here.
     with tracking_at(new_database(tmp_path)):
         yield MlflowClient()

@@ -1,4 +1,4 @@
-"""Attacks by the gradients of a torch original; by estimated ones: test_curves.py."""
+"""Attacks with the gradients of a torch original. Attacks with estimated gradients are in test_curves.py."""
 
 import shutil
 from pathlib import Path
@@ -26,11 +26,11 @@ STRENGTHS = {"fgsm": [0.05, 0.2], "pgd": [0.05, 0.2], "noise": [0.2]}
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """`original` of MLflow's own flavor; `onnx`, its ONNX form; `naming`, one that names the original; `of_other`, one
-    that names a model that is not a torch module."""
+    """`original` has MLflow's own flavor; `onnx` is its ONNX form; `naming` names the original; `of_other` names a
+    model that is not a torch module."""
     folder = tmp_path_factory.mktemp("net")
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
-    with torch.no_grad():  # the brighter one is the second class
+    with torch.no_grad():  # The brighter picture is in the second class.
         net[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
         net[1].bias.copy_(torch.tensor([8.0, -8.0]))
     paths = {name: folder / name for name in ("original", "onnx", "naming", "of_other")}
@@ -53,7 +53,7 @@ def test_a_version_that_names_its_original_is_attacked_by_its_gradients(folders:
     losses = {(point.disturbance, point.strength): point.loss for point in report.points}
     assert report.clean > 0.7
     assert losses["fgsm", 0.2] > losses["fgsm", 0.05] > 0.2 > losses["noise", 0.2]
-    assert losses["pgd", 0.2] >= losses["fgsm", 0.2]  # of a linear model one step is as good as ten
+    assert losses["pgd", 0.2] >= losses["fgsm", 0.2]  # For a linear model one step is as good as ten.
     assert measured(folders["onnx"], original=str(folders["original"])).points == report.points
 
 
@@ -94,7 +94,7 @@ def test_an_optimized_version_is_attacked_by_the_original_of_its_base(
 
 
 class Trap(torch.nn.Module):  # type: ignore[misc, name-defined]
-    """A torch module whose pickle makes a file while it is loaded."""
+    """A torch module whose pickle writes a file when it is loaded."""
 
     made: ClassVar[Path]
 

@@ -26,7 +26,7 @@ def values(points: Iterable[RobustnessPoint]) -> list[float]:
 
 
 def losses(points: Iterable[RobustnessPoint]) -> dict[str, float]:
-    """The largest of each disturbance."""
+    """Return the largest loss of each disturbance."""
     found: dict[str, float] = {}
     for point in points:
         found[point.disturbance] = max(point.loss or 0.0, found.get(point.disturbance, 0.0))
@@ -47,7 +47,7 @@ def test_the_metric_falls_with_the_strength(folder: Path) -> None:
     assert curves["noise"][0] > 0.9 > curves["noise"][1]
     assert curves["swap"] == sorted(curves["swap"], reverse=True)
     (scaled,) = (point for point in report.points if point.disturbance == "scale")
-    assert scaled.variant == "b"  # ten times b outweighs a, which says more of the label
+    assert scaled.variant == "b"  # ten times b outweighs a, which has more influence on the label
     assert scaled.loss == pytest.approx(report.clean - values([scaled])[0])
     assert report.cannot == {}
 
@@ -82,7 +82,9 @@ def test_by_default_all_is_measured_that_fits_and_the_rest_says_why(folder: Path
     assert "no torch original" in report.cannot["pgd"]
     assert "spsa" not in report.cannot
     missing = [point for point in report.points if point.disturbance == "missing"]
-    assert missing[-1].no_number == pytest.approx(0.75, abs=0.1)  # one of two columns is gone: no probability
+    assert missing[-1].no_number == pytest.approx(
+        0.75, abs=0.1
+    )  # One of two columns is missing, so there is no probability.
 
 
 def test_values_are_taken_away_only_where_the_model_takes_missing_ones(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def load(dataset: Any, artifact: Artifact, target: str = "y", max_rows: int = 50
 def test_a_csv_is_read_as_pandas_does(tmp_path: Path, artifact: Artifact) -> None:
     (tmp_path / "d.csv").write_text("a,city,y\n1.5,rome,late\n,,on time\n3,oslo,\n")
     found = load(tmp_path / "d.csv", artifact)
-    assert found.truth.tolist() == ["late", "on time"]  # a row whose truth is unknown is left out
+    assert found.truth.tolist() == ["late", "on time"]  # A row without a known truth is skipped.
     assert found.rows["city"].tolist() == ["rome", None]
     assert found.rows["a"][0] == 1.5
     assert np.isnan(found.rows["a"][1])
@@ -164,7 +164,7 @@ def test_integers_and_booleans_that_the_graph_takes_among_floats_are_what_the_si
         "a": "float64",
         "b": "float32",
         "value": "bool",
-        "label": "float32",  # nothing says what a missing one is
+        "label": "float32",  # There is no default for a missing value.
     }
     artifact = replace(artifact, columns=(Column("value", "long", True),))
     again = reference_rows(artifact, 50, 7)
@@ -190,7 +190,7 @@ def test_tensors_come_in_the_signatures_types_also_the_one_without_a_name(tmp_pa
 
 
 def test_logged_rows_of_one_tensor_without_a_name_are_its_values_alone(tmp_path: Path, artifact: Artifact) -> None:
-    image = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0]), 2)  # as the log has tensors
+    image = pa.FixedSizeListArray.from_arrays(pa.array([0.0, 1.0, 2.0, 3.0]), 2)  # the layout of tensors in the log
     logged = {"input": image, "_event_time": [1, 2], "output.scores": [0.5, 0.5], "prediction": [1, 0], "y": [1, 0]}
     tensors = replace(artifact, columns=(), tensors=(Tensor("", "float32", (-1, 2)),))
     found = load(write_rows(tmp_path / "log.parquet", logged), tensors)

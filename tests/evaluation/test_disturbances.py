@@ -108,7 +108,7 @@ def test_a_box_of_each_picture_is_covered_in_all_its_channels(shape: tuple[int, 
     pictures = rng.normal(size=shape)
     ((_, found),) = DISTURB["occlusion"]({"x": pictures}, 0.25, rng)
     assert (found["x"] != pictures).mean() == pytest.approx(0.25)
-    assert len({tuple(np.argwhere(changed)[0]) for changed in found["x"] != pictures}) > 1  # at places of their own
+    assert len({tuple(np.argwhere(changed)[0]) for changed in found["x"] != pictures}) > 1  # The positions are random.
 
 
 @pytest.mark.parametrize(

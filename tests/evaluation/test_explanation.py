@@ -23,7 +23,7 @@ REFERENCE = {name: labelled(80, seed=5)[name] for name in COLUMNS}
 
 @pytest.fixture(scope="module")
 def regressor(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2 a - b."""
+    """Return the answer 2 a - b."""
     return write_regressor(tmp_path_factory.mktemp("models") / "model", reference=REFERENCE)
 
 
@@ -95,7 +95,7 @@ def test_the_run_of_the_version_gets_pictures_and_contributions(
     names = {Path(one.path).name for one in new_tracking.list_artifacts(run_id, "explain")}
     assert names == {"explain.json", "contributions.parquet", "beeswarm.png", "bar.png"}
     local = mlflow.artifacts.download_artifacts(f"runs:/{run_id}/explain/contributions.parquet", dst_path=str(tmp_path))
-    assert pq.read_table(local).num_rows == 12  # of both classes
+    assert pq.read_table(local).num_rows == 12  # both classes
     assert mlflow.artifacts.load_dict(f"runs:/{run_id}/explain/explain.json")["rows"] == 6
 
 

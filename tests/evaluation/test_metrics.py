@@ -16,7 +16,7 @@ ROWS = 300
 
 
 def classifier(classes: Any, seed: int = 0, certainty: float = 1.0) -> tuple[Array, ModelPredictions]:
-    """Truth and answers that are right more often than not; scores have ties."""
+    """Return truth and answers that are mostly correct; scores have ties."""
     rng = np.random.default_rng(seed)
     truth = rng.choice(classes, ROWS)
     scores = rng.normal(size=(ROWS, len(classes))) + certainty * (truth[:, None] == np.array(classes))
@@ -79,7 +79,9 @@ def test_a_regressors_metric_is_scikit_learns(metric: MetricName) -> None:
 def test_probabilities_that_are_no_numbers_have_no_metric(metric: MetricName) -> None:
     truth, answers = classifier([0, 1])
     assert answers.probabilities is not None
-    probabilities = np.where(truth[:, None] == 1, np.nan, answers.probabilities)  # sorted last, as if highest
+    probabilities = np.where(
+        truth[:, None] == 1, np.nan, answers.probabilities
+    )  # NaN would be sorted as the highest score.
     broken = replace(answers, probabilities=probabilities)
     assert np.isnan(weighted_metric(metric, truth, broken)(np.ones(ROWS)))
 
@@ -168,7 +170,7 @@ def test_a_smaller_error_is_better_and_counts_as_a_share() -> None:
 
 
 def test_the_lower_bound_is_missed_about_as_often_as_was_asked_for() -> None:
-    """Two models that differ by nothing on average: in about 5 % of 200 samples the lower bound lies above that."""
+    """Two models are equal on average, so the lower bound is above 0 in about 5 % of 200 samples."""
     missed = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -201,4 +203,4 @@ def test_f1_of_as_many_labels_as_rows_takes_the_memory_of_the_rows() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found == pytest.approx(0.5, abs=0.001)
-    assert peak < 50 * 2**20  # a comparison of each row with each label takes 600 MB
+    assert peak < 50 * 2**20  # A comparison of each row with each label takes 600 MB.

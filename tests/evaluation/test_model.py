@@ -22,7 +22,7 @@ ROWS = labelled(12_000)
 
 
 def test_a_classifier_of_our_flavor_gives_labels_and_probabilities(tmp_path: Path) -> None:
-    answers = load_version(write_classifier(tmp_path / "model")).predict(ROWS)  # in several parts
+    answers = load_version(write_classifier(tmp_path / "model")).predict(ROWS)  # predicted in several chunks
     assert answers.is_label
     assert (answers.prediction == ROWS["label"]).mean() > 0.9
     assert answers.probabilities is not None
@@ -74,7 +74,7 @@ def test_what_has_no_onnx_form_is_asked_by_mlflow(tmp_path: Path) -> None:
         serialization_format="cloudpickle",
     )
     loaded = load_version(tmp_path / "model")
-    answers = loaded.predict({**ROWS, "a": ROWS["a"].astype(int)})  # whole numbers go into a double
+    answers = loaded.predict({**ROWS, "a": ROWS["a"].astype(int)})  # Integers are accepted for a double column.
     assert answers.is_label
     assert len(answers) == 12_000
     with pytest.raises(SchemaMismatch, match="'b' is missing"):

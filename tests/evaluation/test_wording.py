@@ -1,4 +1,4 @@
-"""The wording of the refusals of explanations, curves and metrics."""
+"""The error messages of explanations, curves and metrics."""
 
 from pathlib import Path
 from typing import Any

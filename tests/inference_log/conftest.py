@@ -1,4 +1,4 @@
-"""An inference log of a test's own."""
+"""An inference log for each test."""
 
 from pathlib import Path
 

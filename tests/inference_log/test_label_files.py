@@ -1,4 +1,4 @@
-"""Files of labels, row by row: a bad one is named and does not spoil the others."""
+"""Label files, row by row: a bad row is reported and does not affect other rows."""
 
 import io
 from datetime import date

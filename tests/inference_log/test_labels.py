@@ -81,7 +81,7 @@ NEXT = microseconds(DAY) + 86_400_000_000
 
 
 def request(count: int, **columns: Any) -> dict[str, Any]:
-    """One request of some rows, whose X-Prediction-Id is `p`."""
+    """Return a request of some rows with the X-Prediction-Id `p`."""
     return {"_event_time": [DAY] * count, "_prediction_id": ["p"] * count, "x": np.arange(float(count)), **columns}
 
 
@@ -94,7 +94,7 @@ def by_key(label: Any, at: int = 0, **key: Any) -> Label:
 
 
 def labels(log: InferenceLog) -> list[Any]:
-    """The labels of the rows by their `x`."""
+    """Return the labels of the rows by their `x`."""
     rows = log.labelled("flights", WINDOW)
     assert rows is not None
     return rows.table.sort_by("x").column("_label").to_pylist()

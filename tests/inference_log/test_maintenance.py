@@ -1,4 +1,4 @@
-"""Compaction loses nothing and changes nothing that a reader sees; old rows are deleted."""
+"""Compaction loses no rows and is invisible to readers; old rows are deleted."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -35,14 +35,14 @@ def files(writer: LogWriter, folder: str = FOLDER) -> list[Path]:
 
 
 def rows(log: InferenceLog) -> list[str]:
-    """Every row with all of its columns, in an order of its own."""
+    """Return every row with all columns, in a fixed order."""
     tables = log.batches("flights", WINDOW, shadows=True)
     return sorted(str(sorted(row.items())) for table in tables for row in table.to_pylist())
 
 
 @pytest.fixture
 def many(writer: LogWriter) -> list[str]:
-    """Segments of an hour, one of them shipped twice."""
+    """Write segments of an hour, one of them twice."""
     names = [writer.write(hour(10, start=10 * number)) for number in range(6)]
     writer.write(hour(10), segment=names[0], suffix="-again")
     return names
@@ -57,7 +57,7 @@ def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
 
     assert (done.compacted_files, done.written_files) == (7, 1)
     (one,) = files(writer)
-    assert pq.read_metadata(one).num_rows == 60  # the doubles are gone for good
+    assert pq.read_metadata(one).num_rows == 60  # The duplicates are removed.
     assert rows(log) == before
     assert compact(log, "flights", LATER) == MaintenanceResult()
 
@@ -65,7 +65,7 @@ def test_the_files_of_an_hour_that_is_over_become_one_with_the_same_rows(
 def test_an_hour_that_is_not_over_or_that_was_just_written_is_left_alone(
     log: InferenceLog, writer: LogWriter, many: list[str]
 ) -> None:
-    assert compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()  # its agent may still write
+    assert compact(log, "flights", datetime.now(UTC)) == MaintenanceResult()  # The agent may still write the file.
     assert compact(log, "flights", DAY + timedelta(minutes=59)) == MaintenanceResult()
     assert len(files(writer)) == 7
 
@@ -113,7 +113,7 @@ def test_a_file_that_its_agent_writes_again_meanwhile_stays(
 
     def write_and_ship_again(*arguments: Any) -> None:
         write_file(*arguments)
-        writer.write(hour(12, start=10), segment=many[1])  # two rows more under the same name
+        writer.write(hour(12, start=10), segment=many[1])  # two more rows under the same name
 
     monkeypatch.setattr(maintenance, "write_file", write_and_ship_again)
 

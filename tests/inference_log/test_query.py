@@ -1,4 +1,4 @@
-"""SQL over the log sees the rows and nothing else, and a mistake gets one line that helps."""
+"""SQL over the log can access only the rows, and a mistake gives a helpful one-line message."""
 
 import itertools
 import os
@@ -29,7 +29,7 @@ NOW = datetime(2013, 7, 3, tzinfo=UTC)
 
 @pytest.fixture
 def flights(log: InferenceLog, writer: LogWriter) -> InferenceLog:
-    """Two hours of version 1, shipped twice; an hour of version 2, which has another column and other types."""
+    """Two hours of version 1, shipped twice, and an hour of version 2 with another column and other types."""
     times = [DAY + timedelta(minutes=minute) for minute in range(120)]
     first = {
         "_event_time": times,
@@ -71,7 +71,7 @@ def test_each_row_is_there_once_with_every_column_that_any_version_has(flights: 
         "probs",
     ]
     assert str(table.schema.field("_event_time").type) == "timestamp[us, tz=UTC]"
-    assert table.column("x").to_pylist()[0] == "0"  # a number of one version and a text of the other
+    assert table.column("x").to_pylist()[0] == "0"  # a number in one version and a text in the other
     assert ask(flights, shadows=True).num_rows == 140
 
 
@@ -204,7 +204,7 @@ ENDLESS = "SELECT count(*) FROM log a, log b, log c, log d, log e, log f"
 
 @pytest.fixture
 def interrupted() -> Iterator[threading.Event]:
-    """Tells when Ctrl-C has been met, which raises KeyboardInterrupt though a job in the background may ignore it."""
+    """Record that Ctrl-C was handled, and raise KeyboardInterrupt, because a background job may ignore the signal."""
     met = threading.Event()
 
     def interrupt(*_: Any) -> None:
@@ -262,7 +262,7 @@ def test_a_statement_without_end_or_measure_is_ended_in_one_line(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("memory", "cores"), [(128, 4), (512, 64)])  # each thread that sorts takes memory of its own
+@pytest.mark.parametrize(("memory", "cores"), [(128, 4), (512, 64)])  # Each sorting thread takes memory.
 def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
     log: InferenceLog, writer: LogWriter, monkeypatch: pytest.MonkeyPatch, memory: int, cores: int
 ) -> None:
@@ -277,7 +277,9 @@ def test_a_large_answer_passes_through_and_a_large_sort_goes_to_disk(
     for order in ("", "x3"):
         with run_query(log, Query(view_of_all, order_by=order, select="* EXCLUDE (_event_time)")) as answer:
             assert sum(len(batch) for batch in answer.batches) == 2_400_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000  # kB; all of it is over 300 MB twice
+    assert (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 900_000
+    )  # kB; the complete result takes over 300 MB twice
 
 
 def test_a_statement_is_over_when_nothing_comes_of_it() -> None:

@@ -1,4 +1,4 @@
-"""Reading the log: the rows of a window, each once, in bounded memory."""
+"""Read the log: the distinct rows of a window, in bounded memory."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -38,7 +38,7 @@ def read(log: InferenceLog, max_rows: int = MAX_ROWS) -> WindowRows:
 
 
 class CountingFiles:
-    """A file system that counts what is listed."""
+    """A file system that counts listings."""
 
     def __init__(self) -> None:
         self.files = LocalFileSystem()
@@ -205,7 +205,7 @@ def test_labels_are_matched_with_rows_of_the_whole_log(log: InferenceLog, writte
 
 
 def test_labels_whose_rows_are_all_found_need_no_look_at_older_rows(log: InferenceLog, written: LogWriter) -> None:
-    """A year's log was read for the labels of yesterday."""
+    """Reading the labels of yesterday must not read the log of a year."""
     older = written.root / "endpoint=flights/date=2012-07-01/hour=00/0-0-0.parquet"
     older.parent.mkdir(parents=True)
     older.write_bytes(b"read")

@@ -1,4 +1,4 @@
-"""The log returns the same rows, and the last label of each, in whatever order files arrive."""
+"""The log returns the same rows, and the last label of each row, for any order of files."""
 
 import tempfile
 from contextlib import suppress
@@ -35,7 +35,7 @@ _steps = st.lists(st.one_of(_ships, _ships, _doubles, _upkeep), min_size=3, max_
 
 
 class Died(BaseException):
-    """Stands for the end of a process that is killed."""
+    """The end of a killed process."""
 
 
 @settings(max_examples=20)
@@ -54,7 +54,7 @@ def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(steps: 
                 expected |= {(segment, row) for row in range(size)}
             elif step == "ship again" and shipped:
                 segment, which, columns = shipped[which % len(shipped)]
-                if which >= kept_from:  # an agent that comes back later brings its rows back
+                if which >= kept_from:  # An agent that was offline ships its rows later.
                     writer.write(columns, segment=segment, suffix=f"-{next(numbers)}")
             elif step == "expire":
                 kept_from = max(kept_from, which)
@@ -69,7 +69,7 @@ def test_rows_are_those_that_were_shipped_and_have_not_expired_each_once(steps: 
 
 
 def _compact_and_die(log: InferenceLog, after: int) -> None:
-    """A compaction that is killed before it has deleted the file of this number."""
+    """Run a compaction that is killed before it deletes the file with this number."""
     delete, deleted = maintenance._delete, count()
 
     def dying(*arguments: Any) -> bool:
@@ -83,7 +83,7 @@ def _compact_and_die(log: InferenceLog, after: int) -> None:
 
 
 def _rows(log: InferenceLog) -> list[tuple[str, int]]:
-    """(segment, row) of every row that is read, so that doubles would be seen."""
+    """Return (segment, row) of every row that is read, including duplicates."""
     return [
         (row["_segment"], row["_row"])
         for table in log.batches("flights", WINDOW, ["_segment", "_row"])
@@ -113,12 +113,12 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(labels_module, "MOST_HELD_LABELS", most_held)
         patch.setattr(labels_module, "_BATCH_ROWS", most_held)
-        patch.setattr(reader, "_LABELLED_ROWS", 1)  # each request is a table
+        patch.setattr(reader, "_LABELLED_ROWS", 1)  # Each request is a table.
         writer, log = LogWriter(Path(folder)), open_log(folder)
         for number, flights in enumerate(([5, 6], [7, 8])):
             times = [datetime(1970, 1, 1, tzinfo=UTC)] * 2
             writer.write({"_event_time": times, "_prediction_id": [f"p{number}"] * 2, "flight": pa.array(flights)})
-        arriving = labels + random.sample(labels, len(labels) // 2)  # some come twice
+        arriving = labels + random.sample(labels, len(labels) // 2)  # Some rows are repeated.
         random.shuffle(arriving)
         for number in range(files):
             writer.label(*arriving[number::files], name=f"f{number}", day=f"1970-01-0{number % 2 + 1}")
@@ -141,7 +141,7 @@ def test_the_last_label_wins_in_whatever_order_and_files_labels_arrive_however_m
 
 
 def _last_label(labels: list[Label], flight: int) -> str | None:
-    """By the definition: of all that name the row, the last one received, then that of the highest offset."""
+    """Return the expected label: the last received label of the row, then the label with the highest offset."""
     prediction_id, row = {5: ("p0", 0), 6: ("p0", 1), 7: ("p1", 0), 8: ("p1", 1)}[flight]
     theirs = [
         label

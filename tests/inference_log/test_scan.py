@@ -1,4 +1,4 @@
-"""Rows of an hour: each once, whatever happens to the files."""
+"""Rows of an hour are read exactly once, even if files change meanwhile."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,7 +45,7 @@ def test_only_the_columns_that_are_asked_for_come_in_their_order_where_a_file_ha
 
 
 def test_what_shadows_answered_is_left_out_unless_it_is_asked_for(log: InferenceLog, writer: LogWriter) -> None:
-    writer.write(hour(2))  # by an agent that did not know of shadows
+    writer.write(hour(2))  # written by an older agent without the shadow column
     writer.write(hour(3, _shadow=[True, False, True]))
 
     assert len(read(log, "x")) == 3
@@ -107,7 +107,7 @@ def test_a_file_whose_own_columns_are_of_other_types_is_passed_over_and_named(
 
 
 class Changing(fs.FileSystemHandler):  # type: ignore[misc]
-    """A local log in which `before(path)` happens when a file is about to be opened."""
+    """A local log that calls `before(path)` when a file is about to be opened."""
 
     def __init__(self, before: Any) -> None:
         self._inner = fs.LocalFileSystem()

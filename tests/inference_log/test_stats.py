@@ -1,4 +1,4 @@
-"""Counts of the log show whether anything is missing."""
+"""Counts of the log show whether rows are missing."""
 
 import os
 from datetime import UTC, datetime, timedelta
@@ -82,7 +82,7 @@ def test_what_the_agents_have_counted_is_added_up(flights: InferenceLog) -> None
 
     account = log_stats(flights, "flights").account
 
-    assert account == AgentCounts(60, 60, 3, 0, DAY + timedelta(days=2))  # one that has ended is not waited for
+    assert account == AgentCounts(60, 60, 3, 0, DAY + timedelta(days=2))  # An agent that has ended is ignored.
 
 
 def test_an_endpoint_of_which_every_row_was_lost_is_counted_all_the_same(log: InferenceLog) -> None:

@@ -1,4 +1,4 @@
-"""A folder or a URI names an inference log; the message of a mistake never holds a secret."""
+"""A folder or a URI locates an inference log; error messages never contain a secret."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -119,7 +119,7 @@ def test_an_api_that_does_not_encrypt_is_an_error_that_names_the_setting(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ONNXSERVE_LOG_SSE", "AES256")
-    bucket.refusals = [501]  # as OpenStack Swift does
+    bucket.refusals = [501]  # like OpenStack Swift
     with pytest.raises(OSError, match=r"s3://b/log/f:.*NotImplemented.*ONNXSERVE_LOG_SSE.*AES256$"):
         write_file(locate_log("s3://b/log"), "f", b"x")
     assert (len(bucket.asked), bucket.objects) == (1, {})

@@ -35,7 +35,7 @@ def bucket() -> Iterator[Any]:
 
 @pytest.fixture
 def upload(bucket: Any, tmp_path: Path) -> Callable[[LogWriter], str]:
-    """Puts what was written into the bucket and gives the log's URI."""
+    """Return a function that uploads written files to the bucket and returns the log's URI."""
     prefix = uuid.uuid4().hex
 
     def put(writer: LogWriter) -> str:

@@ -1,4 +1,4 @@
-"""Files of before and after the log had the types of the signature join in one table."""
+"""Files from before and after the log had the signature's types can be joined in one table."""
 
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -52,7 +52,7 @@ def test_two_types_become_the_one_that_holds_both(
 
 @pytest.fixture
 def upgraded(writer: LogWriter) -> LogWriter:
-    """Rows of the build before, as the graph took them, and of this one, as they were sent."""
+    """Rows of the earlier build in the graph's types, and of this build in the request's types."""
     for number in range(2):
         old = {"id": pa.array([123456789.0], pa.float32()), "is_late": pa.array([1.0], pa.float32())}
         new = {"id": pa.array([123456789]), "is_late": pa.array([True])}

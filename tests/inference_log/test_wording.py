@@ -1,4 +1,4 @@
-"""The wording of the refusals of queries over the log and of files of labels."""
+"""The error messages of queries over the log and of label files."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

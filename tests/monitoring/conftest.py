@@ -1,4 +1,4 @@
-"""A world with an endpoint whose rows were captured, a model with a reference, and an MLflow of its own."""
+"""An endpoint with captured rows, a model with a reference, and a separate MLflow."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ DAY_ROWS = 120
 
 
 def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS) -> dict[str, Any]:
-    """Return rows of one day: a temperature that a day shares, noise, a text, a boolean, a prediction."""
+    """Return rows of one day: a temperature shared by the day, noise, a text, a boolean, a prediction."""
     temperature = rng.normal(rng.normal(0, 1) + shift, 1, rows)
     temperature[rng.random(rows) < 0.05] = np.nan
     seconds = np.sort(rng.integers(0, 86400, rows))
@@ -43,13 +43,13 @@ def day_of_rows(rng: np.random.Generator, day: datetime, shift: float = 0.0, row
 @pytest.fixture
 def mlflow_store(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     uri = new_database(tmp_path)
-    monkeypatch.chdir(tmp_path)  # artifacts of a database store go below the working directory
+    monkeypatch.chdir(tmp_path)  # A database store puts artifacts below the working directory.
     with tracking_at(uri):
         yield uri
 
 
 def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") -> Path:
-    """Write an MLmodel folder as far as monitoring reads it."""
+    """Write the parts of an MLmodel folder that monitoring reads."""
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(b"not opened here")
     section: dict[str, Any] = {"data": "model.onnx", "onnxserve_version": "0"}
@@ -62,7 +62,7 @@ def write_model(folder: Path, reference: pa.Table | None, model_id: str = "") ->
 
 
 def serve(state_dir: Path, folder: Path, version: str = "1") -> None:
-    """Write the state folder that a server of this folder has."""
+    """Write the state folder of a server with this folder."""
     state_dir.mkdir(parents=True, exist_ok=True)
     document = {"name": ENDPOINT, "variants": {ENDPOINT: {"model": f"models:/{MODEL}/{version}"}}}
     (state_dir / "spec.yaml").write_text(yaml.safe_dump(document))
@@ -90,7 +90,7 @@ class World:
         return self.settings.deployments_path / ENDPOINT
 
     def capture_day(self, day: datetime, shift: float = 0.0, rows: int = DAY_ROWS, version: str = "1") -> None:
-        """Write the rows of a day to the log; a shift of 6 is a season."""
+        """Write the rows of a day to the log; a shift of 6 corresponds to a season."""
         rng = np.random.default_rng(day.toordinal())
         self.writer.write(day_of_rows(rng, day, shift, rows), version)
 

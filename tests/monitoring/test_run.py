@@ -19,7 +19,7 @@ CALM, SUMMER = datetime(2013, 4, 1, tzinfo=UTC), datetime(2013, 7, 1, tzinfo=UTC
 
 
 def run(world: Any, window: str = "2013-04-01/1d", **spec: Any) -> Any:
-    # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
+    # The import of Evidently takes seconds, and every worker imports every test.
     from mlflow_deploy_plugin.monitoring.run import run_monitor
 
     return run_monitor(WindowRequest("flights", "watch", MonitorSpec(**spec), parse_window(window), 1, world.settings))
@@ -153,7 +153,7 @@ def test_the_job_of_an_mlflow_project_logs_to_the_run_of_the_project(
 
     assert (shown_by.run_id, shown_by.experiment) == (run_id, "Default")
     logged = mlflow.get_run(run_id)
-    assert logged.info.status == "RUNNING"  # MLflow ends the run of a project itself
+    assert logged.info.status == "RUNNING"  # MLflow ends the run of a project.
     assert logged.data.tags["onnxserve.verdict"] == result.state
     assert "<html" in artifact(run_id, "report.html")
 

@@ -1,4 +1,4 @@
-"""The wording of the reasons for which a monitor does not judge, and of the files that it cannot read."""
+"""The reasons for which a monitor does not judge, and the errors for unreadable files."""
 
 from pathlib import Path
 from typing import Any

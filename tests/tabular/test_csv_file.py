@@ -1,4 +1,4 @@
-"""Records of CSV files with their places, and the records that are not valid CSV."""
+"""Records of CSV files with their positions, and records that are not valid CSV."""
 
 import io
 

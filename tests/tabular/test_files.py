@@ -1,4 +1,4 @@
-"""Formats by the names of files, and files that are written whole or not at all."""
+"""File formats by file name, and files that are written completely or not at all."""
 
 import io
 import os
@@ -70,7 +70,7 @@ def test_a_dash_is_standard_input_and_output_and_another_name_is_said(tmp_path: 
 def test_a_new_file_follows_the_umask_which_is_never_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = tmp_path / "plain"
     plain.touch()
-    monkeypatch.setattr("os.umask", None)  # while it is another, all threads make files for everybody
+    monkeypatch.setattr("os.umask", None)  # With another umask, all threads would create files for everybody.
     with atomic_file(tmp_path / "new") as file:
         file.write(b"x")
     assert (tmp_path / "new").stat().st_mode == plain.stat().st_mode

@@ -1,4 +1,4 @@
-"""Files of any size, block by block: numbers of rows, types, bad rows."""
+"""Files of any size, block by block: row numbers, types, bad rows."""
 
 import csv
 import gzip
@@ -172,7 +172,7 @@ def test_a_column_that_json_lines_have_first_after_megabytes_is_found_if_the_cal
 
 
 def test_a_late_column_of_json_lines_is_found_by_an_escaped_name() -> None:
-    """Python's `json` and pandas write a name that is not ASCII with escapes."""
+    """Python's `json` and pandas escape names that are not ASCII."""
     plain = b'{"a": 1, "fill": "%s"}\n' % (b"x" * 2**16)
     late = json.dumps({"größe": 0.5}).encode()
     assert "größe" in stream(plain * 200 + late, "jsonl", a=pa.int64(), größe=pa.float64()).schema.names
@@ -276,7 +276,7 @@ def test_a_table_with_a_row_or_a_header_that_does_not_fit_is_refused(tmp_path: P
     ids=["block by block", "a file", "a table", "a dataset", "an example"],
 )
 def test_a_date_of_spark_may_lie_beyond_nanoseconds(tmp_path: Path, read: Callable[[Path], pa.Table]) -> None:
-    """Parquet's INT96 reads as nanoseconds unless told otherwise, and the year 9999 was 1816."""
+    """Parquet's INT96 is read as nanoseconds by default, so that the year 9999 became 1816."""
     last = datetime(9999, 12, 31)
     table = pa.table({"x": [last], "y": [1]})
     pq.write_table(table, tmp_path / "t.parquet", use_deprecated_int96_timestamps=True)

@@ -1,4 +1,4 @@
-"""A store with a clock of its own, and a web server that takes alerts."""
+"""A store with a fake clock, and a web server that receives alerts."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ def store(tmp_path: Path, clock: Clock) -> Iterator[Store]:
 
 @pytest.fixture
 def settings(tmp_path: Path, receiver: Receiver) -> Settings:
-    """Settings with two channels: everybody at /ops, and those with the tag `science` at /science."""
+    """Settings with two channels: /ops for all alerts, and /science for alerts with the tag `science`."""
     file = tmp_path / "alerts.yaml"
     file.write_text(
         f"urls:\n  - {receiver.url('ops')}:\n    - tag: ops\n  - {receiver.url('science')}:\n    - tag: science\n"
@@ -71,7 +71,7 @@ OPS = MonitorSpec(alert=("ops",))
 
 @pytest.fixture
 def see(store: Store, settings: Settings) -> Callable[..., Any]:
-    """Record a result, and send what is due."""
+    """Record a result, and send due alerts."""
 
     def take(result: MonitorResult, spec: MonitorSpec = OPS, settings: Settings = settings) -> int:
         record_result(store, settings, result, RUN, spec)

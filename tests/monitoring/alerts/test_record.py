@@ -1,4 +1,4 @@
-"""Alerts in the store: when one begins, grows worse, goes on and is over, and what it says."""
+"""Alerts in the store: their start, worsening, continuation, end and content."""
 
 from collections.abc import Callable
 from typing import Any

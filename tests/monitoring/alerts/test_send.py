@@ -1,4 +1,4 @@
-"""Alerts to a real web server: told once, again when worse, when over, and when a channel works again."""
+"""Alerts to a real web server: the first message, a worse alarm, the end, and a channel that works again."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -78,7 +78,7 @@ def test_a_channel_that_fails_is_tried_again_after_pauses_that_grow(
     receiver.is_broken = True
     assert see(result_of(0, temperature=6.0)) == 0
     assert send_due(store, settings) == 0
-    assert len([line for line in caplog.messages if "did not accept" in line]) == 1  # a pause of 10 s holds
+    assert len([line for line in caplog.messages if "did not accept" in line]) == 1  # The first pause is 10 s.
     clock.pass_by(seconds=11)
     send_due(store, settings)
     receiver.is_broken = False

@@ -1,4 +1,4 @@
-"""Channels: what they are sent, and that no secret of theirs is shown."""
+"""Messages to channels, without any secret in the log or the store."""
 
 import logging
 from collections.abc import Callable
@@ -105,4 +105,4 @@ def test_a_value_that_a_caller_sent_is_no_mention_and_no_link_in_a_chat(
     for active in ("@everyone", "<!channel>", "](", "https://evil"):
         assert active not in text
     assert repr(value) in text.replace("\u200b", "")
-    assert (f"{RUN}/artifacts/report.html" in text) == (what != "a failure")  # our own link stays one
+    assert (f"{RUN}/artifacts/report.html" in text) == (what != "a failure")  # Our own link is not escaped.

@@ -1,4 +1,4 @@
-"""The verdict: how often it is wrong if nothing changed, that it sees what changed, and what it says of the rest."""
+"""The verdict: its false alarms without drift, its detection of drift, and its reasons."""
 
 import datetime
 import math
@@ -34,7 +34,7 @@ LATER = 1000 * DAY
 
 
 def rows_of_days(rng: Any, days: int, shift: float = 0.0, rows: int = ROWS) -> tuple[pa.Table, Array]:
-    """Days with a weather of their own: rows of a day are alike, days are exchangeable."""
+    """Days with their own weather: rows of a day are similar, and days are exchangeable."""
     size = days * rows
     weather = np.repeat(rng.normal(0, 1, days), rows) + shift
     columns = {
@@ -139,7 +139,7 @@ def test_every_column_stands_there_with_its_outcome(days: DriftReference) -> Non
     assert {one.subject for one in verdict.findings} == set(window().column_names)
     assert found(verdict, "seen").state == "not judged"
     assert "timestamp" in found(verdict, "seen").reason
-    assert found(verdict, "number", "unseen").state == "no drift"  # each day has ids of its own
+    assert found(verdict, "number", "unseen").state == "no drift"  # The ids are different on each day.
     assert mentions(found(verdict, "number", "unseen").reason, "100.0%")
 
 
@@ -317,7 +317,7 @@ def test_beside_the_window_so_long_before_a_change_is_the_change_since_then() ->
     means = re.search(r"mean (\S+) → (\S+), higher", finding.change)
     assert means
     before, after = (float(one) for one in means.groups())
-    assert after - before == pytest.approx(4, abs=1)  # all hours have a mean of 0, and this one has one of -1.5
+    assert after - before == pytest.approx(4, abs=1)  # All hours have a mean of 0, and this hour has a mean of -1.5.
 
 
 def test_columns_that_come_or_go_are_drift_and_columns_that_are_not_asked_for_are_not(days: DriftReference) -> None:
@@ -514,7 +514,7 @@ def test_of_few_overlapping_windows_the_rate_is_not_measured() -> None:
 
 
 def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
-    """Hours whose level runs through a cycle of ± 3 deviations each day."""
+    """Hours with a level that follows a cycle of ± 3 deviations per day."""
     cycle = 3 * np.sin(2 * np.pi * np.arange(24 * days) / 24)
     level = np.repeat(cycle + rng.normal(0, 0.2, len(cycle)), ROWS)
     times = np.repeat(np.arange(len(cycle)) * HOUR, ROWS) + rng.integers(0, HOUR, len(level))
@@ -522,7 +522,7 @@ def busy_days(rng: Any, days: int) -> tuple[pa.Table, Array]:
 
 
 def rolling_reference(table: pa.Table, times: Array, lag: int, until: int) -> DriftReference:
-    """Return the hours before `until`, each beside the one `lag` hours before it."""
+    """Return the hours before `until`, each compared with the hour `lag` hours before."""
     before = times < until * HOUR
     table, times = table.filter(pa.array(before)), times[before]
     bins = reference_of(table, times).bins
@@ -552,7 +552,9 @@ def test_beside_the_same_hour_of_the_day_before_a_shift_is_seen_that_hides_in_th
     assert verdict.figures["measured_false_alarm_rate"] == pytest.approx(0.05, abs=0.05)
     refused = verdict_on(now, beside, hour * HOUR, false_alarm_rate=0.005)
     assert mentions(refused.reason, "199 pairs", "24 windows of 1h", "158", "0.0063")
-    spec = MonitorSpec(min_rows=30).model_copy(update={"false_alarm_rate": 0.001})  # as `monitor run` tries bounds
+    spec = MonitorSpec(min_rows=30).model_copy(
+        update={"false_alarm_rate": 0.001}
+    )  # overridden settings, like `monitor run`
     tried = judge_profile(beside, sketch_batches(beside.bins, [now]), hour * HOUR, spec, None)
     assert mentions(tried.reason, "999 pairs", "499", "0.0063", "0.002")
 
@@ -597,7 +599,7 @@ def test_independent_rows_beside_the_window_so_long_before_raise_false_alarms_at
     reference, until = rolling_reference(hours(48), times, 24, 48), 48 * HOUR
 
     def judged(number: int, rows: int, rows_before: int, shift: float = 0.0) -> DriftVerdict:
-        before = sketch_batches(reference.bins, [hours(1, rows=rows_before)])  # a day that is as calm
+        before = sketch_batches(reference.bins, [hours(1, rows=rows_before)])  # another day without drift
         beside = replace(reference, pieces=replace(reference.pieces, lagged=before))
         now = hours(1, shift, rows)
         return verdict_on(now, beside, until + number * HOUR, cache=tmp_path, independent_rows=True)

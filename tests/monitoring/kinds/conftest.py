@@ -1,4 +1,4 @@
-"""An endpoint: rows that it has answered, their labels, and a version's files; no registry."""
+"""An endpoint with answered rows, their labels, and the files of a version; without a registry."""
 
 import itertools
 import uuid
@@ -55,7 +55,7 @@ class EndpointWorld:
         return self.settings.deployments_path / ENDPOINT
 
     def serve(self, meaning: Mapping[str, Any], reference: pa.Table | None = None, **others: Mapping[str, Any]) -> None:
-        """Write the files of version 1 where its server keeps them, and of further ones (`v2=…`)."""
+        """Write the files of version 1 to the server's folder, and of additional versions (`v2=…`)."""
         variants = {}
         for name, section in {"v1": meaning, **others}.items():
             folder = self.settings.home / "models" / f"{name}-{uuid.uuid4().hex[:6]}"
@@ -76,10 +76,10 @@ class EndpointWorld:
         write_state(self.state_dir / WANTED, wanted)
 
     def answer(self, columns: Mapping[str, Any], day: datetime = DAY, version: str = "1", folder: str = "") -> None:
-        """Write rows, each a request of its own, spread over three hours; `columns` may hold the log's own.
+        """Write rows, each as a separate request, over three hours. `columns` may contain log columns.
 
         Args:
-            folder: of the log below the log.
+            folder: a log in a subfolder of the log.
         """
         rows = len(next(iter(columns.values())))
         times = [day + timedelta(seconds=3 * 3_600 * row // max(rows, 1)) for row in range(rows)]
@@ -143,9 +143,7 @@ def finding(judged: MonitorResult, subject: str, check: str | None = None, segme
 def classify(
     rng: np.random.Generator, keys: Sequence[int], skill: float = 2.0
 ) -> tuple[dict[str, Any], dict[int, int]]:
-    """Return predictions of a calibrated classifier of two classes, and the truth; rows are as hard as `skill` is
-    small.
-    """
+    """Return predictions of a calibrated binary classifier, and the truth; a small `skill` makes rows hard."""
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=len(keys))))
     truth = (rng.random(len(keys)) < chances).astype(int)
     columns = {

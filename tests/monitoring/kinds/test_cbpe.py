@@ -1,4 +1,4 @@
-"""Estimates from a classifier's own confidence, beside what turns out to be true."""
+"""Estimates from a classifier's confidence, compared with the truth."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_figures_that_cannot_be_expected_say_why() -> None:
 
 
 def moved(rng: np.random.Generator, rows: int, spread: float) -> LabelledWindow:
-    """Return a window whose chances lie off the model's probabilities, all of them by the same draw."""
+    """Return a window whose chances deviate from the model's probabilities by a common draw."""
     scores = 2 * rng.normal(size=rows)
     said, chances = (1 / (1 + np.exp(-scores - level)) for level in (0.0, spread * rng.normal()))
     both = np.stack([1 - said, said], axis=1)
@@ -115,7 +115,7 @@ def test_the_interval_holds_what_the_labels_will_say_as_often_as_it_promises(
         assert isinstance(one, MetricInterval)
         held.append(one.low <= float((judged.truth == judged.answers.predicted).mean()) <= one.high)
 
-    # 76 of 80 are promised, and 70 are three deviations fewer; the largest error of the earlier windows held 2 to 75 %
+    # The interval promises 76 of 80, and 70 are three deviations fewer; the largest earlier error gave 2 to 75 %.
     assert sum(held) >= 70
 
 
@@ -130,4 +130,6 @@ def test_the_interval_is_wider_of_fewer_rows_and_where_fewer_windows_confirm_it(
 
     assert width(20, 8) > 1.5 * width(100, 8) > 1.5 * width(500, 8) > 0
     assert width(500, 3) > width(500, 8)
-    assert width(50_000, 8) == pytest.approx(width(500, 8), rel=0.1)  # no surer than the windows that confirm it
+    assert width(50_000, 8) == pytest.approx(
+        width(500, 8), rel=0.1
+    )  # The uncertainty is at least that of the earlier windows.

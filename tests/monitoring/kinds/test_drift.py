@@ -1,4 +1,4 @@
-"""Drift, prediction drift and data quality, of whole windows and by segment, and of bad input."""
+"""Drift, prediction drift and data quality, for whole windows and segments, and with bad input."""
 
 import re
 from collections.abc import Callable
@@ -33,7 +33,7 @@ ROWS = 240
 
 
 def day(seed: int, rows: int = ROWS, **others: Any) -> dict[str, Any]:
-    """Return rows whose temperature a day shares."""
+    """Return rows with a temperature that is shared by the day."""
     rng = np.random.default_rng(seed)
     temperature = rng.normal(rng.normal(0, 0.5), 1, rows)
     temperature[rng.random(rows) < 0.05] = np.nan
@@ -62,7 +62,7 @@ def reference() -> pa.Table:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference's own windows are worked out once for all tests."""
+    """The cache of null distributions, which are computed once for all tests."""
     return tmp_path_factory.mktemp("cache")
 
 
@@ -270,7 +270,7 @@ def test_rows_of_one_request_of_a_sample_count_as_one(endpoint: EndpointWorld) -
 
 def test_quality_does_not_count_as_drift_what_only_the_distribution_shows(ask: Callable[..., Any]) -> None:
     temperature = np.random.default_rng(5).uniform(1.0, 1.5, ROWS)
-    temperature[: ROWS // 20] = np.nan  # as ever
+    temperature[: ROWS // 20] = np.nan
 
     drifted = ask(day(100, temp=temperature))
     quality = ask({"temp": []}, "data_quality")

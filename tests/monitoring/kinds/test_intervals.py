@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they promise, also where rows are wrong together."""
+"""Intervals contain the truth as often as promised, even if the errors of rows are correlated."""
 
 import numpy as np
 import pytest
@@ -40,7 +40,7 @@ def test_a_perfect_order_of_few_rows_is_not_certain() -> None:
 
 
 def together(rng: np.random.Generator, stretches: int, rows: int = 20) -> np.ndarray:
-    """Return [N]: what the rows of each stretch have in common, of variance 1."""
+    """Return [N]: the common effect of the rows in each stretch, with variance 1."""
     return np.repeat(rng.normal(size=stretches), rows)
 
 
@@ -48,8 +48,8 @@ NAMES = ("accuracy", "recall", "f1", "roc_auc", "brier")
 
 
 def answered(rng: np.random.Generator, stretches: int, dependence: float) -> tuple[np.ndarray, ClassPredictions]:
-    """Return rows that are wrong together by stretches: the stretch moves the truth's chances, and the model does not
-    know.
+    """Return rows with errors that are correlated within stretches: the stretch shifts the chances of the truth, which
+    the model does not predict.
     """
     chances = rng.uniform(0.3, 0.95, stretches * 20)
     moved = np.log(chances / (1 - chances)) + dependence * together(rng, stretches)
@@ -94,12 +94,12 @@ def test_rows_that_are_wrong_together_are_worth_fewer() -> None:
 
     assert rmse(None).effective_n == 800
     assert rmse(np.arange(800)).effective_n < 120
-    assert rmse(shuffled).effective_n > 400  # in an order that does not matter they are as good as independent
+    assert rmse(shuffled).effective_n > 400  # Without an order, the rows count as independent.
     assert rmse(np.arange(800)).high - rmse(np.arange(800)).low > 2 * (rmse(None).high - rmse(None).low)
 
 
 def test_a_model_that_breaks_within_a_window_is_not_taken_for_one_that_varies() -> None:
-    """28 days of 900 rows, each day with its own luck: 0.78 of them are right, and 0.44 from the tenth day on."""
+    """28 days of 900 rows, each day with its own error rate: 0.78 are correct, and 0.44 from the tenth day on."""
     rng = np.random.default_rng(0)
     is_found = []
     for _ in range(40):

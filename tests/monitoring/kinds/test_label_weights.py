@@ -1,4 +1,4 @@
-"""Rows with a label that speak for those without, by simulation."""
+"""Labelled rows that represent unlabelled rows, in simulations."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -32,13 +32,13 @@ def classes_of(predictions: Predictions) -> ClassPredictions:
 
 
 def by_score(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
-    """Label nearly all rows of which the model is sure, and hardly one of the others."""
+    """Label nearly all rows with confident predictions, and hardly any other row."""
     assert answers.probabilities is not None
     return 0.05 + 0.9 * np.abs(2 * answers.probabilities[:, 1] - 1)
 
 
 def by_age(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
-    """Label the more rows the older they are."""
+    """Label older rows more often."""
     return np.linspace(0.9, 0.2, len(truth))
 
 
@@ -48,7 +48,7 @@ def by_truth(rng: Any, answers: ClassPredictions, truth: Array) -> Array:
 
 
 def answers_of(rng: np.random.Generator, rows: int = ROWS, skill: float = 2.0) -> tuple[ClassPredictions, np.ndarray]:
-    """Return predictions of a model whose probabilities mean what they say, and the truth."""
+    """Return predictions of a calibrated model, and the truth."""
     chances = 1 / (1 + np.exp(-skill * rng.normal(size=rows)))
     said = np.stack([1 - chances, chances], axis=1)
     return ClassPredictions(said.argmax(axis=1), said, ("0", "1")), (rng.random(rows) < chances).astype(np.int64)
@@ -60,7 +60,7 @@ def table_of(rng: np.random.Generator, rows: int = ROWS) -> pa.Table:
 
 
 def drawn(seed: int, scheme: Scheme) -> tuple[LabelWeights, Predictions, np.ndarray]:
-    """Return a window, some of whose rows have a label, and the truth of all."""
+    """Return a partly labelled window, and the truth of all rows."""
     rng = np.random.default_rng(seed)
     answers, truth = answers_of(rng)
     known = np.where(rng.random(ROWS) < scheme(rng, answers, truth), truth, -1)
@@ -197,7 +197,7 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
         assert isinstance(other, MetricInterval)
         assert one.value == pytest.approx(other.value)
         assert one.low <= one.value <= one.high
-        assert one.high - one.low > other.high - other.low  # 400 rows know less than 800
+        assert one.high - one.low > other.high - other.low  # The interval of 400 rows is wider than that of 800 rows.
 
 
 def test_with_all_labels_and_with_none_nothing_is_compared() -> None:

@@ -1,4 +1,4 @@
-"""Every metric is scikit-learn's of the same name, and its interval holds what it says."""
+"""Every metric equals scikit-learn's metric of the same name, and its interval has the promised coverage."""
 
 import numpy as np
 import pytest
@@ -83,7 +83,7 @@ def test_an_interval_of_nine_tenths_holds_the_figure_of_the_whole_in_nine_of_ten
     samples = [figure(rng.choice(50_000, 300)) for _ in range(100)]
 
     held = np.mean([sample.low <= whole <= sample.high for sample in samples])
-    assert 0.82 <= held <= 0.97  # 100 samples of a share of 0.9: not quite three deviations
+    assert 0.82 <= held <= 0.97  # 100 samples of a share of 0.9, with a margin of nearly three deviations
 
 
 def test_a_figure_that_the_rows_cannot_give_says_why() -> None:

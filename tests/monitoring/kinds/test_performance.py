@@ -1,4 +1,4 @@
-"""Performance by labels, by estimates before the labels are in, and windows that cannot be judged."""
+"""Performance by labels, by estimates before labels are known, and windows that cannot be judged."""
 
 import re
 import tracemalloc
@@ -89,7 +89,7 @@ def partly(
     day: datetime = DAY,
     first: int = 0,
 ) -> None:
-    """Write rows of which some have a label: `chance` of the probability of 1, and of what is true."""
+    """Write partly labelled rows; `chance` is the probability of 1, for the predictions and for the truth."""
     rng = np.random.default_rng(seed)
     columns, truth = classify(rng, range(first, first + rows), skill)
     endpoint.answer(columns, day)
@@ -131,7 +131,7 @@ def test_labels_of_the_rows_that_the_model_is_sure_of_are_weighted(endpoint: End
     judged = judge(endpoint.ask(**(ACCURACY | {"require": ["accuracy>=0.85"]})))
 
     one = finding(judged, "accuracy")
-    assert one.value == pytest.approx(0.77, abs=0.04)  # of the labelled ones alone 0.85
+    assert one.value == pytest.approx(0.77, abs=0.04)  # The labelled rows have an accuracy of 0.85.
     assert one.state == "violated"
     figures = judged.figures
     assert figures["effective_sample_size"] < figures["labelled_rows"]
@@ -151,7 +151,7 @@ def test_labels_that_are_missing_by_what_they_would_say_leave_bounds_and_no_verd
     assert "worst case" in one.reason
     assert finding(judged, "roc_auc").state == "cannot tell"
     assert any(mentions(note, "labels", "missing") for note in judged.notes)
-    assert finding(near, "accuracy").state == "kept"  # whatever the labels that are not there say
+    assert finding(near, "accuracy").state == "kept"  # The bounds hold for any missing labels.
 
 
 def test_labels_of_a_model_that_is_too_sure_are_held_against_it_as_complete_windows_correct_it(
@@ -246,7 +246,7 @@ def test_before_the_labels_are_in_the_estimate_is_a_figure_and_decides_nothing(e
 
 
 def confirmed(endpoint: EndpointWorld, rows: int = 600, windows: int = 4) -> None:
-    """Write earlier windows whose labels are in."""
+    """Write earlier windows with labels."""
     for number in range(1, windows + 1):
         flights(endpoint, rows, skill=8.0, seed=number, day=DAY - timedelta(days=number), first=1000 * number)
 
@@ -479,7 +479,7 @@ def test_a_class_that_the_model_has_never_seen_is_a_wrong_answer_and_is_told(end
 
     predicted, wanted = columns["prediction"][40:], np.array([truth[key] for key in range(40, 400)])
     assert finding(judged, "accuracy").value == pytest.approx((predicted == wanted).sum() / 400)
-    # still of the model's own two classes: of the larger one, and no mean over three
+    # The metric is for the larger of the model's two classes, not a mean over three classes.
     assert finding(judged, "recall").value == pytest.approx(predicted[wanted == 1].mean())
     assert finding(judged, "roc_auc").state == "kept"
     note = "40 labels are classes that the model does not have ('2'); each counts as a wrong answer"
@@ -529,7 +529,7 @@ def test_labels_that_a_caller_makes_up_for_each_row_count_as_wrong_and_take_no_r
 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 100 * 2**20  # a probability of each label for each row takes 192 MB
+    assert peak < 100 * 2**20  # The probabilities of all labels for all rows take 192 MB.
     assert judged.figures["accuracy"] == pytest.approx(right / rows)
     assert judged.figures["brier"] == pytest.approx(1 - right / rows)
     assert mentions(finding(judged, "f1").reason, "200", "labels")
@@ -617,7 +617,7 @@ def test_answers_that_the_log_does_not_hold_are_told_by_the_probabilities(
     endpoint.label("flight", truth)
     request = replace(endpoint.ask(**ACCURACY), capture=withheld)
 
-    assert judge(request).state == "kept"  # by the probabilities
+    assert judge(request).state == "kept"  # computed from the probabilities
 
 
 def test_hashes_are_no_answers(endpoint: EndpointWorld) -> None:

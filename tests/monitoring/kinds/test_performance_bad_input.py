@@ -1,4 +1,4 @@
-"""Every kind of monitor has an outcome for any rows of a window."""
+"""Every kind of monitor returns a result for any rows in a window."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -43,7 +43,7 @@ ODD: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("given", ODD)
 def test_odd_rows_are_an_outcome(endpoint: EndpointWorld, given: str) -> None:
-    """With labels of every sort, and a shadow that says the same."""
+    """Write labels of every type, and a shadow with equal answers."""
     columns = {"flight": np.arange(ROWS), **ODD[given], "_prediction_id": [f"id-{row}" for row in range(ROWS)]}
     endpoint.answer(columns | {"_shadow": [False] * ROWS})
     endpoint.answer(columns | {"_shadow": [True] * ROWS, "_variant": ["candidate"] * ROWS}, version="2")

@@ -1,4 +1,4 @@
-"""Latencies and failures of a window against an objective."""
+"""Latencies and failures of a window, compared with an objective."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_failures_are_judged_from_the_log_of_what_got_no_answer(endpoint: Endpoi
     assert (finding(without, "error_rate").state, finding(without, "error_rate").value) == ("kept", 0)
     one = finding(after, "error_rate")
     assert (one.state, one.value) == ("violated", pytest.approx(60 / 1_100))
-    assert finding(after, "p99").state == "kept"  # of answers alone
+    assert finding(after, "p99").state == "kept"  # the quantile of answered requests
     assert after.figures["refused_rate"] == pytest.approx(40 / 1_100)
     assert after.figures["budget_left/error_rate"] == pytest.approx(1 - 60 / 11)
     assert finding(after, "error_rate", segment="_variant=champion").value == one.value

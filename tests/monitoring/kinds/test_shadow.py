@@ -1,4 +1,4 @@
-"""The disagreement of shadows with what was answered."""
+"""The disagreement between shadows and answers."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,7 +29,7 @@ def answer_both(
     copies: int | None = None,
     **columns: Any,
 ) -> None:
-    """Write answered rows, and those that a shadow of version 2 computed for the first `copies`, in another order."""
+    """Write answered rows, and shadow rows of version 2 for the first `copies` rows, in another order."""
     rows = len(answers)
     endpoint.answer({"_prediction_id": ids(0, rows), "_shadow": np.zeros(rows, bool), "prediction": answers, **columns})
     order = np.random.default_rng(9).permutation(rows if copies is None else copies)

@@ -1,4 +1,4 @@
-"""The history of a finding, the same for every kind of monitor; metrics' names, and the picture."""
+"""The history of a finding, equal for every kind of monitor; metric names, and the picture."""
 
 import io
 import math
@@ -30,7 +30,7 @@ def accuracy(state: State, value: float | None, segment: str = "") -> Finding:
 
 
 def judged(day: int, *findings: Finding, kind: str = "performance") -> MonitorResult:
-    """Return a day's result, whose state and reason are those of its first finding."""
+    """Return the result of a day with the state and reason of its first finding."""
     first = findings[0]
     reason = f"{first.subject}: {first.reason}, and 1 more"
     return result_of(day, kind=kind, state=first.state, findings=findings, reason=reason)
@@ -41,7 +41,7 @@ def past_of(*judgements: MonitorResult) -> list[PastWindow]:
 
 
 def days(*windows: tuple[State, float | None]) -> list[PastWindow]:
-    """Return a day for each window, up to the one before the tenth: state and accuracy, which has to be 0.8."""
+    """Return the days up to the ninth, one per window: state and accuracy, with the requirement 0.8."""
     first = 10 - len(windows)
     return past_of(*(judged(first + place, accuracy(*window)) for place, window in enumerate(windows)))
 
@@ -157,7 +157,7 @@ def test_of_data_quality_a_window_without_the_column_among_its_findings_ends_the
 
 
 def columns(*scores: float | None) -> list[PastWindow]:
-    """Return days up to the last one before day 9, each with the score of a column; None: it was not judged."""
+    """Return days up to the eighth, each with the score of a column; None: the column was not judged."""
     said = [{"state": "not judged"} if score is None else {"temperature": score} for score in scores]
     return past_of(*(result_of(day, **one) for day, one in enumerate(said, 9 - len(said))))[::-1]
 
@@ -169,7 +169,7 @@ def columns(*scores: float | None) -> list[PastWindow]:
         ((1.0, 1.0), 9, 1),
         ((1.0, 5.0, 4.0), 7, 3),
         ((5.0, 1.0, 4.0), 8, 2),
-        ((1.0, 5.0, None, 4.0), 6, 3),  # one that was not judged says nothing
+        ((1.0, 5.0, None, 4.0), 6, 3),  # A column that was not judged has no score.
         ((5.0, 5.0, None), 6, 3),
         ((None, None), 9, 1),
     ],
@@ -226,7 +226,7 @@ def test_a_few_windows_have_an_axis_of_times(length: timedelta) -> None:
         figures = {"statistic": 1.0, "threshold": 3.0}
         windows = [PastWindow(START + length * number, "no drift", figures) for number in range(count)]
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a command would print it
+            warnings.simplefilter("error")  # A command line would print the text.
             assert draw_trend([SCORE], windows, length)[0].startswith(b"\x89PNG")
 
 
@@ -338,7 +338,7 @@ def test_one_value_is_no_trend() -> None:
 
 
 def red_and_green(picture: bytes) -> tuple[int, int]:
-    """Return how many pixels have the colours of alarms and of what is fine."""
+    """Return the number of pixels with the colours of alarms and of windows without alarm."""
     pixels = (matplotlib.image.imread(io.BytesIO(picture))[..., :3] * 255).round()
     red, green = (int((pixels == colour).all(axis=-1).sum()) for colour in ((0xCF, 0x22, 0x2E), (0x1A, 0x7F, 0x37)))
     return red, green

@@ -1,4 +1,4 @@
-"""A judged window in MLflow: one run, however often and by how many processes it is reported."""
+"""A judged window in MLflow has one run, even if several processes report it repeatedly."""
 
 import pickle
 import signal
@@ -47,7 +47,7 @@ def artifact(run_id: Any, name: Any) -> Any:
 
 
 class Files(Mapping):
-    """One file of a report, with an action that runs when it is stored."""
+    """A file of a report with an action that runs when the file is stored."""
 
     def __init__(self, then: Any) -> None:
         self._then = then
@@ -157,7 +157,7 @@ def test_the_version_leads_to_the_newest_report_and_keeps_its_own_description(tr
         return tracking.get_model_version("flight-delay", "1")
 
     runs = [log_result(result_of(day, "led", temperature=score), {}) for day, score in ((1, 6.0), (2, 1.0))]
-    log_result(result_of(0, "led", temperature=9.0), {})  # made up later
+    log_result(result_of(0, "led", temperature=9.0), {})  # an older window that is judged later
 
     assert version().tags["onnxserve.monitor.led/daily"] == "no drift"
     assert version().tags["onnxserve.monitor.led/daily/report"] == f"{runs[1].run_id}/report.html"
@@ -261,7 +261,7 @@ def test_several_that_report_a_window_at_the_same_time_end_in_one_run(tracking: 
 
     def report(_number: Any) -> Any:
         barrier.wait(60)
-        meet = [lambda: barrier.wait(60)]  # once: all are in the middle at the same time
+        meet = [lambda: barrier.wait(60)]  # All threads meet once in the middle of a run.
         return log_result(given, Files(lambda: meet.pop()() if meet else None))
 
     with ThreadPoolExecutor(4) as pool:
@@ -287,7 +287,7 @@ def test_mlflow_down_is_said_and_what_was_begun_is_gone_on_with(
     run = log_result(given, {})
     assert [(other.info.run_id, other.info.status) for other in runs_of(tracking, "down")] == [(run.run_id, "FINISHED")]
 
-    for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # to be put back after the test
+    for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # restored after the test
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "1")
     set_service_timeouts()
     with tracking_at(f"http://127.0.0.1:{free_port()}"), pytest.raises(RegistryUnavailable):

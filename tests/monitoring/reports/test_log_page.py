@@ -1,4 +1,4 @@
-"""The files of a report: Evidently agrees with the verdict, and no column kills them."""
+"""The files of a report: Evidently agrees with the verdict, and no column makes the report fail."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def scores_of(names: Iterable[str]) -> dict[str, Any]:
 
 
 def drift_of(files: Mapping[str, str | bytes]) -> tuple[dict[str, float], set[Any], str]:
-    """Return scores, drifted columns and the verdict on the data set, as Evidently's own JSON has them."""
+    """Return scores, drifted columns and the dataset verdict from Evidently's JSON."""
     document = json.loads(files["evidently.json"])
     scores = {
         m["config"]["column"]: m["value"] for m in document["metrics"] if m["metric_name"].startswith("ValueDrift")
@@ -80,7 +80,7 @@ TRAPS = {
 
 @pytest.mark.long
 def test_no_column_kills_the_report() -> None:
-    """All of FACTS' traps in one report, beside a column that is fine."""
+    """A report with all difficult columns of FACTS, and a normal column."""
     pairs = [
         (ColumnValues(name, left.kind, left.values), ColumnValues(name, right.kind, right.values))
         for name, (left, right) in TRAPS.items()

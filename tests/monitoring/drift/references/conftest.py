@@ -33,9 +33,9 @@ def days() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A log with the days, answered by version 1."""
+    """A log with the days, all answered by version 1."""
     folder = tmp_path_factory.mktemp("captured")
-    for number, day in enumerate(some_days()):  # four hours of each, since each hour is a file
+    for number, day in enumerate(some_days()):  # four hours per day, since each hour is a file
         start = FIRST_DAY + timedelta(days=number)
         day["_event_time"] = [start + timedelta(hours=4) + (time - start) / 6 for time in day["_event_time"]]
         LogWriter(folder).write(day)
@@ -44,7 +44,7 @@ def captured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def question_of(tmp_path: Path, captured: Path, days: list[dict[str, Any]]) -> Callable[..., Any]:
-    """Return requests for windows; version 1 is served, with the days as its reference."""
+    """Return requests for windows. Version 1 is served, with the days as its reference."""
     settings = Settings(home=tmp_path / "home", log_uri=str(captured))
     state_dir = settings.deployments_path / ENDPOINT
     serve(state_dir, write_model(tmp_path / "models" / "1", reference_of_days(days), "m-1"))

@@ -1,4 +1,4 @@
-"""References: training samples, datasets and the log's own past, cut into windows like the judged one."""
+"""References from training samples, datasets and the log, divided into windows like the judged window."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,7 +75,10 @@ def test_only_the_named_columns_are_compared(ask: Callable[..., Any]) -> None:
     ("reference", "judged"),
     [
         ("window:2013-01-03/2013-01-09", "2013-01-11/1d"),
-        ("window:2013-01-03T00:30/2013-01-09T00:30", "2013-01-11T00:30/90m"),  # no whole hours: from rows
+        (
+            "window:2013-01-03T00:30/2013-01-09T00:30",
+            "2013-01-11T00:30/90m",
+        ),  # The window does not consist of whole hours, so rows are read.
         ("rolling:2d", "2013-01-11/1d"),
         ("training", "2013-01-11/1d"),
     ],
@@ -156,7 +159,7 @@ def test_an_hour_is_compared_with_the_same_hour_so_long_ago(ask: Callable[..., A
     reference = ask("rolling:1d", window=parse_window("2013-01-11T05:00/1h"))
 
     starts = reference.pieces.window_starts_us
-    assert starts[0] == parse_window("2013-01-09T04:00/1h").start_us  # the first with rows
+    assert starts[0] == parse_window("2013-01-09T04:00/1h").start_us  # the first hour with rows
     assert starts[-1] == parse_window("2013-01-11T04:00/1h").start_us
     assert reference.pieces.others.rows == window_rows(reference, "2013-01-10T05:00/1h")
     assert mentions(reference.notes[0], "1d before", "2013-01-10T05:00:00/2013-01-10T06:00:00")

@@ -1,4 +1,4 @@
-"""References cut into windows and steps, the pairs that are kept of many, and what the rest of a reference lacks."""
+"""References in windows and steps, the choice of pairs, and values that are new to the rest of a reference."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -43,7 +43,7 @@ def test_what_one_block_alone_has_is_new_to_it(
 
     assert [block.columns["carrier"].unseen for block in blocks] == [0, 0, 0, 5] + [0] * 8
     assert [block.columns["temperature"].above for block in blocks][4] == 1
-    assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5  # from what is kept on this disk
+    assert sum(block.columns["carrier"].unseen for block in ask().pieces.windows) == 5  # The pieces are in the cache.
 
 
 def test_of_more_windows_than_are_kept_pairs_are(ask: Callable[..., Any]) -> None:
@@ -85,13 +85,9 @@ FOUR_DAYS = {"text": ["a", "b", "a", "c", "new", "a", "new", "b"], "number": [1.
 @pytest.mark.parametrize(
     ("until", "unseen", "above"),
     [
-        (None, [0, 1, 0, 0], [0, 0, 1, 0]),  # `new` and 8 stand in the third and in the fourth day
-        (2, [1, 1, 1, 1], [0, 1, 1, 1]),  # neither is known to the first two days; `b` and `c` are one day's alone
-        (
-            3,
-            [1, 1, 1, 0],
-            [0, 0, 1, 0],
-        ),  # the first three have all that the fourth has; 9 and `new` are the third's own
+        (None, [0, 1, 0, 0], [0, 0, 1, 0]),  # `new` and 8 are in the third and the fourth day.
+        (2, [1, 1, 1, 1], [0, 1, 1, 1]),  # `b` and `c` occur on a single day.
+        (3, [1, 1, 1, 0], [0, 0, 1, 0]),  # 9 and `new` are only in the third day.
     ],
 )
 def test_a_day_is_measured_against_the_others_or_those_before_a_time(

@@ -43,7 +43,9 @@ def test_a_tensor_becomes_the_mean_the_spread_and_eight_projections_of_each_row(
     np.testing.assert_allclose(features["image.mean"].values, [4, 2])
     np.testing.assert_allclose(features["image.std"].values, [np.sqrt(5), 0])
     np.testing.assert_array_equal(features["tokens.mean"].values, [4, np.nan])
-    for number in range(8):  # -3, -1, 1 and 3, the deviations of the first image, each with a sign, over their root
+    for number in range(
+        8
+    ):  # The deviations of the first image, -3, -1, 1 and 3, each with a sign, over the root of four.
         assert features[f"image.projection.{number}"].values[0] in (-4, -3, -2, -1, 0, 1, 2, 3, 4)
         assert features[f"image.projection.{number}"].values[1] == 0
         assert np.isnan(features[f"tokens.projection.{number}"].values[1])

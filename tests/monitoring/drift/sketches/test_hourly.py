@@ -1,6 +1,6 @@
-"""Profiles of whole hours, stored beside the log: a long window costs its bins, and is never other than the log.
+"""Profiles of whole hours, stored next to the log. They make long windows cheap and always match the log.
 
-On a real Spark they are those of one machine, to the last bit.
+On a real Spark cluster the profiles are bit-identical to those of a single machine.
 """
 
 import io
@@ -43,7 +43,7 @@ CUT = parse_window("2013-01-01T05:20/2013-01-03T07:40")
 def days() -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     days = [day_of_rows(rng, FIRST_DAY + timedelta(days=number)) for number in range(DAYS)]
-    for number, day in enumerate(days):  # five hours of each, since each hour is a file
+    for number, day in enumerate(days):  # five hours per day, since each hour is a file
         start = FIRST_DAY + timedelta(days=number)
         day["_event_time"] = [start + timedelta(hours=3) + (time - start) * 5 / 24 for time in day["_event_time"]]
     return days
@@ -83,7 +83,7 @@ def test_the_profile_of_a_window_is_that_of_its_rows_however_hours_are_cut(
 
     assert_same(made, expected(bins, days, window)) if made.rows else None
     assert made.rows == expected(bins, days, window).rows
-    assert_same(profile(log, bins, window), made)  # from what is stored
+    assert_same(profile(log, bins, window), made)  # Stored profiles are used.
 
 
 def test_what_is_stored_is_used_in_place_of_the_rows(
@@ -93,7 +93,7 @@ def test_what_is_stored_is_used_in_place_of_the_rows(
     assert len(stored(log)) == DAYS
 
     for path in Path(log.location.root).glob("endpoint=*/**/*.parquet"):
-        path.write_bytes(b"x" * path.stat().st_size)  # as large as before: nobody looks into it again
+        path.write_bytes(b"x" * path.stat().st_size)  # The size is unchanged, so the file is not read again.
 
     assert_same(profile(log, bins), first)
     assert not log.unreadable
@@ -168,7 +168,7 @@ def test_a_log_in_a_bucket_keeps_its_profiles_there(
 
         assert_same(first, expected(bins, days))
         assert len([name for name in bucket.objects if "_sketches" in name]) == DAYS
-        assert not bucket.headers_of("GET", "s0-0.parquet")  # no file of rows is opened
+        assert not bucket.headers_of("GET", "s0-0.parquet")  # No file with rows is opened.
         assert len(bucket.asked) < 20
 
 
@@ -180,10 +180,10 @@ def test_two_that_sketch_at_once_do_no_harm(
 
     for one in [*made, profile(log, bins)]:
         assert_same(one, expected(bins, days))
-    # no temporary file is left
+    # The folder for temporary files is empty.
     assert (
         len(list(Path(log.location.root).glob("_sketches/**/*"))) == len(stored(log)) * 2 + 2
-    )  # no temporary file is left
+    )  # The folder for temporary files is empty.
 
 
 def test_versions_are_kept_apart_and_counted(

@@ -1,4 +1,4 @@
-"""Sketches: columns of any type are counted, and parts merge into what the whole gives."""
+"""Sketches: columns of any type are counted, and merged parts equal the sketch of all rows."""
 
 import datetime
 import decimal
@@ -220,7 +220,7 @@ BINS = freeze(pa.table(REFERENCE))
 
 @st.composite
 def tables(draw: Callable[..., Any]) -> pa.Table:
-    """Rows that may lack a column, or have one as text."""
+    """Rows that may lack a column, or have the column as text."""
     rows = draw(st.integers(0, 8))
     columns = {}
     for name in draw(st.lists(st.sampled_from(sorted(VALUES)), unique=True, min_size=1)):
@@ -279,7 +279,7 @@ def test_a_boolean_is_the_same_in_every_type_that_a_log_has_had_it_in(kind: pa.D
         0,
         1,
     )
-    assert sorted(column.counts.tolist()) == [0, 1, 1, 2]  # of neither value, missing, false, true
+    assert sorted(column.counts.tolist()) == [0, 1, 1, 2]  # neither value, missing, false, true
     assert column.arrow_type == str(given)
 
 

@@ -1,4 +1,4 @@
-"""The dependence of windows that follow each other."""
+"""The autocorrelation of consecutive windows."""
 
 import numpy as np
 import pytest
@@ -63,5 +63,5 @@ def test_dependence_is_told_of_a_series() -> None:
     assert np.median([one.correlation_time for one in independent]) == pytest.approx(1, abs=0.4)
     assert np.median([one.block_length for one in dependent]) > 5
     assert np.median([one.correlation_time for one in dependent]) == pytest.approx(4, abs=1.5)
-    assert cycle.correlation_time < 1  # it comes round within any longer window
+    assert cycle.correlation_time < 1  # Every longer window contains whole cycles.
     assert dependence(np.ones(50)) == dependence(np.arange(5.0)) == Dependence(1.0, 1.0)

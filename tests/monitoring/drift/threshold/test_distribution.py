@@ -1,4 +1,4 @@
-"""The null distribution: scores, threshold, and the false alarms of later windows judged by earlier ones."""
+"""The null distribution: scores, threshold, and false alarms of later windows that are judged by earlier windows."""
 
 import re
 from collections.abc import Callable
@@ -86,7 +86,7 @@ def test_windows_that_overlap_count_as_their_effective_number() -> None:
     ("judges", "alarms", "chance"),
     [
         (38.0, 0, 1.0),
-        (38.0, 1, 20 / 58),  # that the largest of 58 alike is one of the 20 that are judged
+        (38.0, 1, 20 / 58),  # the chance that the largest of 58 windows is among the 20 judged windows
         (38.0, 2, 20 * 19 / (58 * 57)),
         (float("inf"), 1, 1 - 0.95**20),
     ],
@@ -114,7 +114,7 @@ def days_apart(rng: Any, days: int, rows: int) -> Any:
 def verdict_on_next_day(
     world: Callable[..., Any], seed: int, days: int = DAYS, lag: int = 0, **spec: Any
 ) -> DriftVerdict:
-    """Judge the day after the reference, which is of the same world."""
+    """Judge the day after the reference, which follows the same distribution."""
     rows = world(np.random.default_rng([seed, 5]), days + 1, ROWS)
     past, start = rows.between(0, days * DAY_US), days * DAY_US
     judge = Judge(rolling_reference_of(past, start, DAY_US, lag) if lag else reference_of(past, start, DAY_US), **spec)
@@ -133,7 +133,7 @@ def test_the_alarms_of_a_calm_reference_are_explained_by_chance() -> None:
 
     measured = [alarms_of(verdict) for verdict in verdicts]
     assert {(one.windows, one.rate) for one in measured} == {(45, 0.05)}
-    assert 0 < np.mean([one.share for one in measured]) < 0.1  # not the same number each time: nothing is held by force
+    assert 0 < np.mean([one.share for one in measured]) < 0.1  # The shares vary, so the rate is not forced.
     assert len({one.alarms for one in measured}) > 1
     assert sum(one.is_beyond for one in measured) <= 2
     assert sum(len(verdict.notes) > 1 for verdict in verdicts) <= 2
@@ -171,7 +171,7 @@ def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
 
 
 def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
-    """Return days of which those of the second half differ five times as much."""
+    """Return days of which the second half varies five times as much."""
     calm, wild = dependent_days(rng, (0.0,), days, rows), dependent_days(rng, (0.0,), days, rows)
     level = calm.table["x0"].to_numpy() + 5 * np.repeat(rng.normal(size=days), rows) * (calm.times > days // 2 * DAY_US)
     return Rows(wild.table.set_column(0, "x0", pa.array(level)), calm.times)
@@ -180,7 +180,7 @@ def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
 def test_pairs_that_come_to_differ_more_are_told_and_another_reference_is_not_proposed_again() -> None:
     verdict = verdict_on_next_day(days_that_grow_wild, 0, lag=7)
 
-    assert alarms_of(verdict).columns == ("x0 (7)",)  # and no more: what is wild becomes normal
+    assert alarms_of(verdict).columns == ("x0 (7)",)  # The second half becomes the new normal.
     assert alarms_of(verdict).p_value < 0.02
     assert mentions(verdict.notes[-1], "5.0%", "16.7%")
     assert "rolling:" not in " ".join(verdict.notes)
@@ -197,7 +197,7 @@ def test_windows_that_are_drawn_are_measured_where_enough_have_two_before_them()
 
     judge.close()
     assert (verdict.null, alarms_of(verdict).windows) == ("bootstrap", 10)
-    assert 1 <= alarms_of(verdict).alarms <= 3  # the last two weeks, of which the second stands beside the first, too
+    assert 1 <= alarms_of(verdict).alarms <= 3  # the last two weeks, of which the second is compared with the first
     assert mentions(verdict.notes[0], "last 10 windows", "drawn")
 
 
@@ -269,7 +269,7 @@ def test_a_column_that_is_gone_is_drift_also_where_independent_rows_are_refused(
 
 
 def test_a_reference_of_a_few_rows_an_hour_tells_what_windows_of_many_rows_would_be() -> None:
-    """Of two rows an hour no window could be judged; they are alike all the same."""
+    """With two rows per hour no window could be judged; the windows are alike."""
     rng = np.random.default_rng(2)
     hours, rows = 40 * 24, dependent_days(rng, (0.3, 0.0), 41, 48)
     judge = Judge(reference_of(rows.between(0, 40 * DAY_US), hours * HOUR_US, HOUR_US), independent_rows=True)

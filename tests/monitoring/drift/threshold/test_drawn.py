@@ -1,4 +1,4 @@
-"""The stationary bootstrap: which series it draws, and when it can speak."""
+"""The stationary bootstrap: its draws, and the references that it supports."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_the_bootstrap_speaks_where_windows_are_long_beside_what_their_rows_depe
     assert can_bootstrap(steps, 30, calm)
     assert not can_bootstrap(steps, 30, slow)
     assert not can_bootstrap(steps, 50, calm)  # less than two windows
-    assert not can_bootstrap(np.full(400, 10), 30, calm)  # so many windows speak for themselves
+    assert not can_bootstrap(np.full(400, 10), 30, calm)  # There are enough contiguous windows.
 
     drawn = StationaryBootstrap.cut(steps, 30, 2.0)
     assert drawn.effective_n == 45

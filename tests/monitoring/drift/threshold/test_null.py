@@ -1,4 +1,4 @@
-"""The figures of windows: rows are subsampled fairly, and the bins tell what is out of reference."""
+"""The figures of windows: rows are subsampled fairly, and bins show values outside of the reference."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_thinning_keeps_shares_and_takes_no_row_twice() -> None:
     assert (thinned.sum(axis=2) == np.minimum(counts.sum(axis=1), 100)).all()
     assert (thinned <= counts).all()
     assert thinned[:, 0].mean(axis=0) == pytest.approx([60, 30, 0, 10], abs=1)
-    # the hypergeometric distribution's, not the binomial's
+    # the hypergeometric, not the binomial distribution
     assert thinned[:, 3, 0].var() == pytest.approx(100 * 0.25 * 0.75 * 100 / 199, rel=0.3)
 
 

@@ -1,4 +1,4 @@
-"""The windows of null distributions, and how many independent ones they are worth."""
+"""The windows of null distributions, and the number of independent windows that they are worth."""
 
 import numpy as np
 import pyarrow as pa
