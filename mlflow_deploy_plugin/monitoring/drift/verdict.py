@@ -2,11 +2,11 @@
 
 1. The null (`threshold/null.py`) chooses the reference's own windows: contiguous windows if there are enough.
 2. Each column has up to four figures: the distance of its known values, the change of its missing share, and the shares
-of unseen categories and out-of-range numbers. Both sides of a comparison have the same number of rows.
+   of unseen categories and out-of-range numbers. Both sides of a comparison have the same number of rows.
 3. Each of the M null windows and the judged window is standardised by the mean and standard deviation of all other
-windows. The statistic of a window is its largest standardised figure over all columns and segments.
+   windows. The statistic of a window is its largest standardised figure over all columns and segments.
 4. p = (1 + #{windows with a statistic >= the judged window's}) / (M + 1), times 1.5 for the bootstrap. The result is
-drift if p <= the false-alarm rate. The threshold is the statistic at the corresponding rank, for all columns together.
+   drift if p <= the false-alarm rate. The threshold is the statistic at the corresponding rank, for all columns.
 
 If the window is exchangeable with the reference's own windows, the false-alarm rate is at most the specified rate
 (conformal p-value: Vovk, Gammerman, Shafer, Algorithmic Learning in a Random World, 2005). The actual rate is measured

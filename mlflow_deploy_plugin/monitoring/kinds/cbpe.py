@@ -4,8 +4,8 @@ If probabilities are calibrated, a prediction with probability p is correct with
 entry of the confusion matrix is a sum of probabilities (CBPE, as described in NannyML's documentation; Białek et al.,
 arXiv 2401.08348, compare it with its variants). The estimate detects that rows have become harder to predict. It cannot
 detect that the labels of the same rows have changed. Earlier labelled windows calibrate the probabilities by isotonic
-regression if that helps on held-out windows, and give the error of the estimate. Otherwise the estimate is only
-informative.
+regression if that helps on held-out windows, and give the error of the estimate. Without such windows, the estimate
+is only informative.
 
 The prediction interval for the metric of this window's labels includes the sampling of the labels (simulated with 100
 draws) and the error of the probabilities. The squared standard error is the mean squared error in the k earlier
@@ -57,12 +57,13 @@ class EstimateError:
 class CbpeEstimate:
     """The estimate for a window.
 
-    values: the estimate of each figure, or the reason why it is missing.
-    errors: the error of each figure that is known for at least `MIN_LABELLED_WINDOWS` earlier windows.
-    windows: the number of earlier windows used.
-    calibration_error: the mean difference between probability and actual share on those windows, over ten bins of
-        equal size; None without earlier windows.
-    is_corrected: True if the probabilities were calibrated by isotonic regression.
+    Attributes:
+        values: the estimate of each figure, or the reason why it is missing.
+        errors: the error of each figure that is known for at least `MIN_LABELLED_WINDOWS` earlier windows.
+        windows: the number of earlier windows used.
+        calibration_error: the mean difference between probability and actual share on those windows, over ten bins of
+            equal size; None without earlier windows.
+        is_corrected: True if the probabilities were calibrated by isotonic regression.
     """
 
     values: Mapping[str, "float | Refused"]

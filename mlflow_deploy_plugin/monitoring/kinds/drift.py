@@ -106,8 +106,7 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     verdict = compared.verdict(request.spec.columns)
     effective_n, left_out = math.inf, 1 - request.capture.fraction
     if request.spec.requirements and left_out:
-        # Requests are sampled, so the rows of a request count once. The finite population correction increases the
-        # size.
+        # Requests are sampled, so the rows of a request count once. The finite population correction applies.
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
         effective_n = max(requests, 1) / left_out

@@ -2,8 +2,8 @@
 
 Evidently does not decide: by its own rules, nothing on real flights drifted over a whole year, and everything drifted
 on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. A single unsupported column
-makes Evidently 0.7.23 fail completely, so columns are converted to float64 or text. Otherwise the report contains the
-reason.
+makes Evidently 0.7.23 fail completely, so columns are converted to float64 or text. If Evidently still fails, the
+report contains the reason.
 """
 
 import logging

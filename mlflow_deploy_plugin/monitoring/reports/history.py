@@ -140,12 +140,8 @@ def _found(name: str, figures: Mapping[str, float]) -> str:
 
 def _own_name(name: str, is_shared: bool) -> str:
     """Return a valid MLflow name, with a digest if several names would become the same valid name."""
-    plain_name = metric_name(name)
-    return (
-        f"{plain_name}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
-        if is_shared and plain_name != name
-        else plain_name
-    )
+    plain = metric_name(name)
+    return f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}" if is_shared and plain != name else plain
 
 
 def metric_name(name: str) -> str:

@@ -367,7 +367,7 @@ def test_the_smallest_rate_that_is_named_can_be_had() -> None:
     reference = reference_of(*rows_of_days(np.random.default_rng(3), 9))
 
     refused = verdict_on(window(), reference)
-    supported = re.search(r"supports is ([\d.]+)", refused.reason)
+    supported = re.search(r"smallest supported rate is ([\d.]+)", refused.reason)
     assert supported
     rate = float(supported[1])
 

@@ -197,7 +197,7 @@ def test_weighted_figures_are_those_of_rows_that_stand_so_often() -> None:
         assert isinstance(other, MetricInterval)
         assert one.value == pytest.approx(other.value)
         assert one.low <= one.value <= one.high
-        assert one.high - one.low > other.high - other.low  # The interval of 400 rows is wider than that of 800 rows.
+        assert one.high - one.low > other.high - other.low  # 400 rows have a wider interval than 800 rows.
 
 
 def test_with_all_labels_and_with_none_nothing_is_compared() -> None:

@@ -372,8 +372,7 @@ def contradiction(group: ColumnGroup, rate: float) -> Refused | None:
     evidence = []
     for name in group.columns:
         counts = column_counts(pieces.windows, name, group.reference.bins[name])
-        # Merge neighbouring bins into at most four groups of similar size, plus missing values. Rare bins contain
-        # little
+        # Merge neighbouring bins into up to four groups of similar size, plus missing values. Rare bins have little
         # information about dependence, and their counts do not follow a chi-square distribution.
         total = counts.sum(axis=0)
         known = total[:-1]

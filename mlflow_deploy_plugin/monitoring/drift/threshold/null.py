@@ -164,8 +164,8 @@ def column_rng(name: str, seed: int = SEED) -> np.random.Generator:
 
 
 def out_of_reference(bins: Bins, counts: Array, others: Array, unseen_share: float = math.nan) -> WindowCounts:
-    """Return windows of counts [M, K + 1] with the number of rows that are unseen or out of range in `others` [M, K +
-    1]. Rare categories share bins: if `others` has rare categories, `unseen_share` is assumed for each window."""
+    """Return windows of counts [M, K + 1] with the rows that are unseen or out of range in `others`, [M, K + 1]. Rare
+    categories share bins: if `others` has rare categories, `unseen_share` is assumed for each window."""
     known = counts[..., :-1]
     has = others[..., :-1] > 0
     nothing = np.zeros(len(counts))
@@ -276,9 +276,9 @@ class WindowNull(Null):
 
 def smallest_deviations(bins: Bins, present: Array, rows: int, window: int, others: int) -> Array:
     """Return the smallest standard deviations for a column, [FIGURES]. Drawn rows do not vary if no row or every row is
-    missing, or if all values are equal. After N such rows, the next row may still differ with a probability of 1 / (N +
-    1) (Laplace's rule of succession), and a change in a window is at least one row. `present` are the non-empty bins of
-    the `rows`, ascending; `window` and `others` are the rows of both sides."""
+    missing, or if all values are equal. After N such rows, the next row may still differ with a probability of
+    1 / (N + 1) (Laplace's rule of succession), and a change in a window is at least one row. `present` are the
+    non-empty bins of the `rows`, ascending; `window` and `others` are the rows of both sides."""
     floors = np.array([_DRAWN_FLOOR, _DRAWN_FLOOR, *FLOORS[2:]])
     odd = max(1 / window, math.sqrt((1 / window + 1 / others) / (rows + 1)))
     known = present[present < bins.size]

@@ -155,8 +155,8 @@ def test_what_changes_slowly_is_more_than_promised_and_the_columns_and_what_help
     for verdict in beyond:
         assert alarms_of(verdict).columns[0].startswith(f"{column} (")
         assert re.search(
-            rf"more than 5\.0% of windows are called drifted: \d+\.\d% of the reference's own, mostly because of {column} "
-            r".*; with reference rolling:7d a window is compared with a recent window",
+            rf"more than 5\.0% of windows are called drifted: \d+\.\d% of the reference's own, mostly because of "
+            rf"{column} .*; with reference rolling:7d a window is compared with a recent window",
             verdict.notes[-1],
         )
 
@@ -209,8 +209,8 @@ def test_days_that_depend_on_the_day_before_are_worth_fewer_and_the_rate_that_th
     for verdict in fewer:
         assert verdict.figures["blocks"] == 90
         supported = re.search(
-            r"more than 5\.0% of windows may be called drifted: the reference's windows are correlated, most strongly in "
-            r"x\d, so 90 windows are worth ([\d.]+) and support no rate below ([\d.]+)%; with reference rolling:7d",
+            r"more than 5\.0% of windows may be called drifted: the reference's windows are correlated, most strongly "
+            r"in x\d, so 90 windows are worth ([\d.]+) and support no rate below ([\d.]+)%; with reference rolling:7d",
             verdict.notes[1],
         )
         assert supported
