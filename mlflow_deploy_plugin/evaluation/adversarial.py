@@ -6,7 +6,7 @@ of the value range, and values stay in that range. Only floating-point numbers a
 - `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
 - `pgd`, ten steps from a random start: Madry et al. 2018, https://arxiv.org/abs/1706.06083
 - `spsa`, the steps of `pgd` with gradients estimated from predictions: Uesato et al. 2018,
-https://arxiv.org/abs/1802.05666
+  https://arxiv.org/abs/1802.05666
 
 `fgsm` and `pgd` need the torch module from which the ONNX form was made. The ONNX form then predicts the changed rows.
 """

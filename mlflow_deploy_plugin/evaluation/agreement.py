@@ -78,7 +78,9 @@ def compare_with_base(
     for name, expected in want.items():
         actual = got.get(name)
         if actual is None or actual.shape != expected.shape:
-            raise InvalidConfig(f"the form has no output {name!r} of shape {list(expected.shape)}, but its base has")
+            raise InvalidConfig(
+                f"the base has an output {name!r} of shape {list(expected.shape)}, but the form has not"
+            )
         if expected.dtype.kind != "f":
             differs = (actual != expected).reshape(count, -1).any(axis=1)
             labels_differ = differs if labels_differ is None else labels_differ | differs

@@ -87,10 +87,8 @@ class InferenceLog:
     @property
     def failures(self) -> "InferenceLog":
         """The log of requests without an answer. It contains the reason, and no model columns."""
-        root, name_in_messages = (
-            f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown)
-        )
-        return replace(self, location=replace(self.location, root=root, shown=name_in_messages))
+        root, title = (f"{name.rstrip('/')}/{FAILURES}" for name in (self.location.root, self.location.shown))
+        return replace(self, location=replace(self.location, root=root, shown=title))
 
     def labels(self, endpoint: str) -> EndpointLabels:
         return EndpointLabels(self.location, endpoint, self.unreadable)

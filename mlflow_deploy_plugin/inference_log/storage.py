@@ -73,7 +73,7 @@ class LogFile:
 def locate_log(log_uri: str, setting: str = "ONNXSERVE_LOG_URI") -> LogLocation:
     """Return the location of a log, or of other files, from a folder, a file:// URI or an s3:// URI. Messages name it
     as `setting`. `AWS_ENDPOINT_URL` selects an S3 API other than Amazon's. Raises InvalidConfig, without secrets."""
-    if log_uri.startswith("/") or ":" not in log_uri:  # A folder name may contain any character except a colon.
+    if log_uri.startswith("/") or ":" not in log_uri:  # An absolute path may contain a colon.
         return LogLocation(fs.LocalFileSystem(), log_uri.rstrip("/"), log_uri, is_local=True)
     try:
         parsed = urlparse(log_uri)

@@ -23,7 +23,7 @@ ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
 EXACT: tuple[Check, ...] = ("presence", "type", "constant")
-"""Checks that have a threshold only for some columns or none: a value above 0 is an alarm."""
+"""Checks that do not use the shared threshold: any value above 0 is an alarm."""
 
 _SHOWN_ORDER: tuple[State, ...] = ("violated", "drift", "cannot tell", "kept", "no drift", "not judged")
 ALARMS = ("drift", "violated")

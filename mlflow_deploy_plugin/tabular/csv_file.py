@@ -75,7 +75,7 @@ def csv_records(file: IO[bytes]) -> Iterator[CsvRecord]:
         except StopIteration:
             return
         except csv.Error as refused:
-            fields, error = [], f"{refused}; quotation marks must enclose a value, and be doubled inside it"
+            fields, error = [], f"{refused}; quotation marks must enclose a value, and marks inside it must be doubled"
             again.extendleft(reversed(lines[1:]))
             number = start
             position -= sum(map(len, lines[1:]))

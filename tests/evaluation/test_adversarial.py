@@ -115,7 +115,7 @@ def test_the_code_of_an_original_is_not_run_unless_it_or_an_attack_is_named(
     assert not Trap.made.exists()
     assert cannot["pgd"] == cannot["fgsm"]
     assert cannot["pgd"].startswith(f"loading the torch original {trap} runs its own code")
-    with pytest.raises(InvalidConfig, match="nothing can be"):
+    with pytest.raises(InvalidConfig, match="no disturbance can be"):
         onnxserve.robustness(str(naming), data, "label", strengths={"fgsm": []})
     assert Trap.made.exists()
 

@@ -257,9 +257,5 @@ def _findings(
                 )
             else:
                 measured = compared.disagreement(chosen, sampling)
-            finding = criterion_finding(requirement, measured, sampling.confidence, segment)
-            yield (
-                finding
-                if is_only or requirement.argument
-                else replace(finding, subject=f"{finding.subject}({variant})")
-            )
+            item = criterion_finding(requirement, measured, sampling.confidence, segment)
+            yield item if is_only or requirement.argument else replace(item, subject=f"{item.subject}({variant})")

@@ -167,7 +167,7 @@ def test_beside_the_window_of_a_week_before_they_are_as_promised() -> None:
         measured = [alarms_of(verdict_on_next_day(world, seed, lag=7)) for seed in range(4)]
 
         assert np.mean([one.share for one in measured]) < 0.1
-        assert mentions(measured[0].how, "pairs", "those before it")
+        assert mentions(measured[0].how, "pairs", "the earlier pairs")
 
 
 def days_that_grow_wild(rng: Any, days: int, rows: int) -> Any:
