@@ -1,6 +1,5 @@
 """Read the inference log: the rows of an endpoint in a time range, each exactly once, with bounded memory.
-`InferenceLog` reads the rows of a window as stored. A `View` is a table of rows with labels and the columns of all
-files."""
+`InferenceLog` reads the rows of a window as stored. A `View` is a table with labels and the columns of all files."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -17,8 +17,7 @@ from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""The first two are for drift kinds, the next three for `require`, all five for data_quality, and the last for all
-kinds."""
+"""The first two are for drift kinds, the next three for `require`, five for data_quality, and the last for all."""
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
@@ -44,8 +43,7 @@ class Finding:
         value, threshold: in the units of the check; None if the check was not judged.
         reason: an explanation of the state, or the reason why the check was not judged.
         segment: the segment, such as `carrier=AA`; empty for all rows.
-        change: the change from the reference (column) or earlier windows (criterion): `mean 3.2 → 8.9, higher`; or
-            empty.
+        change: the change from the reference or earlier windows, such as `mean 3.2 → 8.9, higher`; empty if unknown.
         since: the start of the first window of the alarm, in ISO 8601; empty without an alarm.
         in_a_row: the number of consecutive judged windows of the alarm, including this window; 0 without an alarm.
     """

@@ -140,7 +140,7 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
     try:
         channels = read_channels(settings.alert_config)
     except InvalidConfig as error:
-        _say_hourly(f"alerts cannot be sent: {error.message}", int(time.monotonic() // 3600))
+        _log_hourly(f"alerts cannot be sent: {error.message}", int(time.monotonic() // 3600))
         return 0
     now = store.now()
 
@@ -171,7 +171,7 @@ def send_due(store: Store, settings: Settings, wait: timedelta = timedelta(0)) -
 
 
 @lru_cache(maxsize=8)
-def _say_hourly(text: str, _hour: int) -> None:
+def _log_hourly(text: str, _hour: int) -> None:
     """Log an error at most once per hour, because every call finds the same error until it is corrected."""
     _log.error("%s", text)
 

@@ -386,8 +386,7 @@ def too_few_rows(reference: DriftReference, rows: int, columns: Sequence[str], c
 def compared_rows(reference: DriftReference, rows: int, spec: MonitorSpec) -> int:
     """Return the number of rows on both sides of a comparison: the window's rows, or the median of the reference
     windows if that is smaller. The window's rows are rounded down to a step of 15 %, so that windows of similar size
-    share a null distribution. With `rolling:`, the smaller window of the pair counts, or less if the rate needs more
-    pairs."""
+    share a null distribution. With `rolling:`, the smaller window counts, or less if the rate needs more pairs."""
     pieces = reference.pieces
     if pieces.grid.lag_windows:
         rows = min(rows, pieces.others.rows)

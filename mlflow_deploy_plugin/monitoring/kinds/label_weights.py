@@ -37,8 +37,8 @@ _FEWEST_LIKE = 5
 _LEAST_WORTH = 30
 """The minimum number of independent rows that weighted rows must be worth. Below, single rows decide the figure."""
 _MATERIAL = 0.05
-"""The threshold for Cramér's V. If half of the rows are labelled, 0.05 is a standardised difference of 0.1, below which
-groups are balanced (Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test detects smaller
+"""The threshold for Cramér's V. If half of the rows are labelled, it is a standardised difference of 0.1, below which
+groups are balanced (Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test detects far smaller
 differences."""
 _EVENT_TIME = "event time"
 _RIDGE = 0.1

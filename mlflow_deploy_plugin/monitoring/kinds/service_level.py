@@ -1,12 +1,10 @@
 """Service level: latencies and failures of requests, compared with an objective and its error budget.
 
 A requirement on a quantile is judged by a share: p99<=0.2 is met if at most 1 % of the requests took longer than 0.2 s,
-by Wilson's interval of that share. The remaining error budget is 1 - share / permitted share; if exceeded, it is
-negative.
+by Wilson's interval of that share. The remaining error budget is 1 - share / permitted share.
 
-Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses are caused by the client and
-counted separately. Failed requests are in a log without model columns (`InferenceLog.failures`), so they belong to no
-segment.
+Latencies are measured for answered requests. Errors are 5xx responses; 4xx responses are counted separately. Failed
+requests are in a log without model columns (`InferenceLog.failures`), so they belong to no segment.
 """
 
 import math
@@ -200,7 +198,7 @@ def _findings(
         state = criterion_state(share.low <= permitted, share.high <= permitted)
         reason = (
             f"{share.value:.2%} of {counts.timed:,} answers took longer than {requirement.value:g} s, {share.low:.2%} "
-            f"to {share.high:.2%} (Wilson, confidence {confidence:.4g}); permitted are {permitted:.2%}"
+            f"to {share.high:.2%} (Wilson, confidence {confidence:.4g}); the limit is {permitted:.2%}"
         )
         value = counts.quantile(QUANTILES[requirement.name])
         yield Finding(requirement.name, "criterion", state, reason, value, requirement.value, segment)

@@ -204,7 +204,7 @@ def load_reference(request: WindowRequest, model: str, version: str) -> DriftRef
     """Return the monitor's reference, divided into windows with the length and phase of the judged window.
 
     A reference without event times has only a total, and no windows. This and each missing column is reported in a
-    note. `model` and `version` are the version that answered the window's rows.
+    note. `model` and `version` answered the window's rows.
 
     Raises:
         NotFound: the version, the dataset or its rows do not exist.

@@ -55,8 +55,7 @@ def persistence(series: Array, family: int = 1) -> float:
     The result is the long-run variance of the series [N] divided by its variance, from an autoregressive process. Its
     order is chosen by an information criterion (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95,
     2008). The first coefficient is corrected for the bias of a short series (Kendall, Biometrika 41, 1954). Sums of
-    autocorrelations underestimate: for 90 windows and a coefficient of 0.95, the sums gave 14, this gives 40, and 39 is
-    true.
+    autocorrelations underestimate: for 90 windows and a coefficient of 0.95 the sums gave 14; this gives 40 (true: 39).
     """
     count = len(series)
     if count < _SHORTEST:
