@@ -228,7 +228,7 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     if not isinstance(held_out, Refused) and held_out.is_beyond:
         yield (
             f"more than {rate:.1%} of windows are called drifted: {held_out.share:.1%} of the reference's own, mostly "
-            f"because of {', '.join(held_out.columns)}; the probability of so many by chance is {held_out.p_value:.1g}"
+            f"because of {', '.join(held_out.columns)}; the probability of this by chance is {held_out.p_value:.1g}"
             f"{advice}"
         )
 
