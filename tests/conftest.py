@@ -1,6 +1,4 @@
-"""What holds for every test, nothing is reported to anybody and nothing of this user's own is read or written; and
-what tests of several rooms ask for.
-"""
+"""Settings and fixtures for all tests. Tests send no reports, and do not read or write files of the user."""
 
 import atexit
 import contextlib
@@ -33,29 +31,29 @@ for variable in [
 ]:
     del os.environ[variable]
 
-# All that a run starts has its name, by which the run's first process finds what is left at its end.
+# All processes of a run have its name, with which the run's first process finds remaining processes.
 RUN, IS_CONTROLLER = "PYTEST_RUN_OF_ONNXSERVE", "PYTEST_XDIST_WORKER" not in os.environ
 if IS_CONTROLLER:
     os.environ[RUN] = uuid.uuid4().hex
 
-# Four runs of pytest share two cores: threads of OpenMP that wait for each other would spin away half of the time.
+# Four runs of pytest share two cores; OpenMP threads that wait for each other would waste half of the time.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-# A call that waits for a core is no slower code.
+# A call that waits for a core is not slow code.
 hypothesis.settings.register_profile("shared cores", deadline=None)
 hypothesis.settings.load_profile("shared cores")
 
-# The tests start hundreds of processes, each of which would compile this package anew, and pytest every test.
+# The tests start hundreds of processes, each of which would compile this package again, and pytest every test.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
-# A script's job in the background ignores SIGINT and SIGHUP, and so would everything that the tests start.
+# A script's background job ignores SIGINT and SIGHUP, and so would all processes of the tests.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# What is imported for the tests stays until their end. To look through it for garbage took seconds of each run.
+# Imported modules remain until the end of the tests. Scanning them for garbage took seconds per run.
 gc.disable()
 
 
@@ -63,9 +61,9 @@ gc.disable()
 def pytest_collection() -> Iterator[None]:
     result = yield
     gc.freeze()
-    atexit.register(gc.unfreeze)  # else nanobind's modules say at the end that their types leak
-    # what tests import later, such as torch and Evidently, is not frozen: by Python's own thresholds the collector
-    # took an eighth of their time
+    atexit.register(gc.unfreeze)  # Otherwise nanobind's modules report leaks at the end.
+    # Later imports, such as torch and Evidently, are not frozen: with Python's own thresholds the collector
+    # took an eighth of their time.
     gc.set_threshold(10_000, 20, 20)
     gc.enable()
     return result
@@ -74,11 +72,11 @@ def pytest_collection() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
-            item.add_marker(pytest.mark.timeout(900))  # beside other work, drills of two minutes took over five
+            item.add_marker(pytest.mark.timeout(900))  # On a busy machine, drills of two minutes took over five.
 
 
 def pytest_unconfigure() -> None:
-    """Kill the servers that are left: Ctrl-C ends the workers in the middle of their tests."""
+    """Kill the remaining servers, because Ctrl-C stops the workers in the middle of their tests."""
     for process in psutil.process_iter() if IS_CONTROLLER else ():
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(RUN) == os.environ[RUN]:
@@ -87,7 +85,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Stores, caches and logs lie in a folder of this session; a test that needs its own sets the variables again."""
+    """Stores, caches and logs are in a folder of this session; a test with its own folder sets the variables again."""
     folder = tmp_path_factory.mktemp("own")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "onnxserve"))
@@ -97,7 +95,7 @@ def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractContextManager[Path]]:
-    """Gives a block of this name, in which one worker of the run is at a time, with a folder that all of them share."""
+    """A lock with this name between the workers of the run, and a folder that all workers share."""
     own = tmp_path_factory.getbasetemp()
     folder = own if IS_CONTROLLER else own.parent
 
@@ -112,7 +110,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], AbstractC
 
 @pytest.fixture(scope="session")
 def new_database(alone: Callable[[str], AbstractContextManager[Path]]) -> Callable[[Path], str]:
-    """Puts a copy of an empty mlflow.db, which the first worker of a run makes, into a folder and gives its URI."""
+    """Copies an empty mlflow.db, which the first worker of a run creates, into a folder, and returns its URI."""
     with alone("database") as folder:
         template = folder / "mlflow.db"
         if not template.exists():
@@ -124,7 +122,7 @@ def new_database(alone: Callable[[str], AbstractContextManager[Path]]) -> Callab
 def mlflow_server(
     tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]
 ) -> Iterator[MlflowServer]:
-    """The MLflow server of this session; tests keep apart by the names of their models."""
+    """The MLflow server of this session; tests use different model names."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
     new_database(server.folder)
     try:
@@ -136,7 +134,7 @@ def mlflow_server(
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Served]]:
-    """Starts `onnxserve serve ARGUMENTS --state-dir …`, to be ended with the test."""
+    """Starts `onnxserve serve ARGUMENTS --state-dir …`, and ends it with the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with servers_below(tmp_path) as start:
         yield start

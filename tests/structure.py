@@ -134,7 +134,7 @@ def union_members(annotation: ast.expr) -> set[str]:
 
 
 def results_or_text(found: list[Module]) -> list[str]:
-    """Return the functions whose result is a value, or a text that says why there is none."""
+    """Return the functions whose result is a value, or a text with the reason for its absence."""
     return [
         f"{module.at(function)} {function.name} -> {ast.unparse(function.returns)}"
         for module in found
@@ -146,7 +146,7 @@ def results_or_text(found: list[Module]) -> list[str]:
 
 
 def _is_human_text(node: ast.expr) -> bool:
-    """Return True for a name or an attribute that holds text for people, and for `str(error)`."""
+    """Return True for a name or an attribute that contains text for people, and for `str(error)`."""
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id == "str" and ast.unparse(node.args[0]) == "error"
     return (isinstance(node, ast.Name) and node.id in HUMAN_TEXT) or (
@@ -155,7 +155,7 @@ def _is_human_text(node: ast.expr) -> bool:
 
 
 def _is_fixed_text(node: ast.expr) -> bool:
-    """Return True for a literal, an f-string and a constant: a comparison of two variables only asks for a change."""
+    """Return True for a literal, an f-string and a constant. (Comparing two variables only detects a change.)"""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, str) and node.value != ""
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Name) and node.id.isupper())
@@ -190,7 +190,7 @@ def _docstrings(module: Module) -> Iterator[tuple[int, str]]:
             if text:
                 yield node.body[0].lineno, text
         if isinstance(node, ast.ClassDef) and DESCRIBED & {node.name, *map(ast.unparse, node.bases)}:
-            continue  # the strings below its fields are cells of a table, and not sentences
+            continue  # The strings below its fields are table cells instead of sentences.
         if isinstance(node, ast.Module | ast.ClassDef):  # the strings below constants and fields
             for before, statement in zip(node.body, node.body[1:], strict=False):
                 if isinstance(before, ast.Assign | ast.AnnAssign) and isinstance(statement, ast.Expr):

@@ -1,4 +1,4 @@
-"""The rooms of the package and the one direction in which they may depend on each other."""
+"""The rooms of the package, and the direction in which they may depend on each other."""
 
 import logging
 from pathlib import Path
@@ -15,4 +15,4 @@ def test_dependencies_point_one_way_and_the_server_reaches_no_training_framework
         assert lint_imports(config_filename=str(CONTRACTS), no_cache=True) == EXIT_STATUS_SUCCESS
     finally:
         for logger, is_silent in zip(loggers, silent, strict=True):
-            logger.disabled = is_silent  # it sets up a log of its own and silences every other, in all later tests
+            logger.disabled = is_silent  # It would silence the logs of all later tests.

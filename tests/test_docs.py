@@ -1,4 +1,4 @@
-"""The pages that are made from the code are those the code would make, and links lead somewhere."""
+"""Generated pages are up to date, and the targets of links exist."""
 
 import inspect
 import re
@@ -37,7 +37,7 @@ def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path) -> 
     front = (tmp_path / "site" / "index.html").read_text()
     assert 'href="monitor.html"' in front
     assert "docs/monitor.md" not in front
-    assert '<link rel="stylesheet" href="site.css">' in front  # links that not only their colour tells from the text
+    assert '<link rel="stylesheet" href="site.css">' in front  # Links must not differ from text only by colour.
     pages = {page.name: page.read_text() for page in (tmp_path / "site").glob("*.html")}
     assert [name for name, page in pages.items() if 'role="dialog" aria-label="Search"' not in page] == []
     assert [name for name, page in pages.items() if re.search("<th[^>]*></th>", page)] == []
@@ -85,7 +85,7 @@ def test_every_link_to_another_page_leads_to_a_file_and_to_a_heading(page: Path)
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
 def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
-    """What is written between them is tried by the tests that run pages (tests/support/guides.py)."""
+    """The tests that run pages try the content between them (tests/support/guides.py)."""
     for words in _commands(page.read_text()):
         command: click.Command | None = main
         while isinstance(command, click.Group) and words and words[0][0] not in "-…":
@@ -97,7 +97,7 @@ def test_every_command_of_a_page_is_one_with_these_options(page: Path) -> None:
 
 
 def test_one_page_has_the_command_that_installs_the_package() -> None:
-    """Before its first release no index has the package, and only the command of docs/install.md works."""
+    """Before its first release, the package is not in any index, and only the command of docs/install.md works."""
     command = re.compile(r"pip install [^`\n]*mlflow-onnxserve")
     pages = {page.name for page in PAGES if command.search(page.read_text())}
     assert pages - {"CHANGELOG.md", "release.md"} == {"install.md"}
@@ -154,6 +154,6 @@ def _commands(page: str) -> list[list[str]]:
 
 
 def _anchors(page: Path) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """Return the anchors of the headings, as on GitHub."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

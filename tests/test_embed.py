@@ -1,4 +1,4 @@
-"""The examples of docs/embed.md, run as they stand but for the model: an application with a model in it."""
+"""The examples of docs/embed.md, run without changes except for the model."""
 
 import re
 import runpy
@@ -88,7 +88,7 @@ def test_the_agent_of_a_process_that_ends_slowly_leaves_no_metrics_either(tmp_pa
 
 def ask(application: DispatcherMiddleware) -> None:
     client = WsgiClient(application)
-    with closing(cast(WsgiApp, application.mounts["/flights"])):  # else it lives as long as this process
+    with closing(cast(WsgiApp, application.mounts["/flights"])):  # Otherwise it would live as long as this process.
         answer = client.post("/flights/invocations", json={"dataframe_records": [RECORD]})
         assert (answer.status_code, answer.get_json()) == (200, {"predictions": ["yes"]})
         assert client.get("/").get_json() == {"predictions": "/flights/invocations"}

@@ -1,4 +1,4 @@
-"""The tree of errors: complete, documented, and in terms that MLflow knows."""
+"""The tree of errors is complete, documented, and uses MLflow's error codes."""
 
 import re
 from collections.abc import Iterator

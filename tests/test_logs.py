@@ -1,4 +1,4 @@
-"""What a server's processes write to their log, as a log store reads it."""
+"""A log store can parse the log of a server's processes."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def test_lines_for_the_journal_begin_with_their_priority_and_no_others_do() -> N
     subprocess.run([sys.executable, "-c", _SAYS], stderr=write, env=journal, check=True)
     os.close(write)
     with os.fdopen(read) as written:
-        assert {line[:3] for line in written} == {"<3>"}  # of a traceback, too
+        assert {line[:3] for line in written} == {"<3>"}  # including the lines of a traceback
     inherited = subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, env=journal, check=True)
     assert b"<3>" not in inherited.stderr
 

@@ -1,4 +1,4 @@
-"""The parts of messages: texts of others, names that were meant, and lists of names."""
+"""The parts of messages: foreign texts, suggestions, and lists of names."""
 
 import time
 

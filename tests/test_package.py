@@ -1,4 +1,4 @@
-"""What is installed: entry points, extras, tested versions, and what an import brings along."""
+"""The installed package: entry points, extras, tested versions, and the modules that an import loads."""
 
 import re
 import subprocess
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def requirements_of(extra: str) -> set[str]:
-    """Names that `pip install mlflow-onnxserve[extra]` brings, those of extras inside it included."""
+    """Return the packages that `pip install mlflow-onnxserve[extra]` installs, including those of nested extras."""
     names: set[str] = set()
     for line in distribution("mlflow-onnxserve").requires or []:
         requirement = Requirement(line)
@@ -72,7 +72,7 @@ def test_the_versions_of_python_that_are_promised_are_installed_made_and_tried()
 
 
 def test_what_develops_needs_all_extras_but_torch() -> None:
-    """torch is added by the Makefile where it finds the CPU build; what PyPI has brings gigabytes of CUDA."""
+    """The Makefile installs the CPU build of torch if it exists; PyPI's build installs gigabytes of CUDA."""
     assert requirements_of("all") - requirements_of("torch") <= requirements_of("dev")
     assert not {"torch", "onnxscript"} & requirements_of("dev")
 

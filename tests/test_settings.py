@@ -1,4 +1,4 @@
-"""Settings come from the environment, and a wrong one is named."""
+"""Settings are read from the environment, and an invalid setting is named in the message."""
 
 import os
 import pickle
@@ -45,7 +45,7 @@ def test_each_workspace_of_mlflow_has_a_home_of_its_own(monkeypatch: pytest.Monk
 def test_settings_keep_their_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_WORKSPACE", "team-a")
     settings = load_settings()
-    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-b")  # of another request, or thread
+    monkeypatch.setenv("MLFLOW_WORKSPACE", "team-b")  # the workspace of another request or thread
     assert settings.home_path.name == "team-a"
     assert pickle.loads(pickle.dumps(settings)).home_path.name == "team-a"
 
@@ -79,7 +79,7 @@ def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPat
         raise KeyError
 
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container that is run as any number
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # as in a container that runs with an arbitrary user id
     said = CliRunner().invoke(main, ["list"])
     assert said.exit_code == 1
     assert mentions(said.stderr, "~/.onnxserve", "HOME")
@@ -144,7 +144,7 @@ def test_every_setting_is_documented() -> None:
 @pytest.fixture
 def secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("ONNXSERVE_STORE_URI", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "")  # is put back at the end
+        monkeypatch.setenv(name, "")  # monkeypatch restores it.
         monkeypatch.delenv(name)
     monkeypatch.setenv("ONNXSERVE_SECRETS", str(tmp_path))
     return tmp_path

@@ -1,4 +1,4 @@
-"""The record of the structure only gets better, and the room or the figure that breaks it is named."""
+"""The record of the structure only improves, and a message names the room or the figure that violates it."""
 
 import pytest
 

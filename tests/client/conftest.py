@@ -1,4 +1,4 @@
-"""A model that is mounted below a prefix of a server of this process, and a server that answers as a test says."""
+"""A model that is mounted below a prefix of a server in this process, and a server with prepared responses."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class _Quiet(WSGIRequestHandler):
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], str]]:
-    """Return the URL of a model of columns ("flights": label and probabilities) and of one of a tensor ("images")."""
+    """Return the URL of a model with columns ("flights": label and probabilities) and of a tensor model ("images")."""
     folder = tmp_path_factory.mktemp("client")
     folders = {"flights": mixed_model(folder / "mixed"), "images": tensor_model(folder / "tensor")}
     with ExitStack() as ending:
@@ -46,10 +46,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 
 @dataclass
 class Scripted:
-    """A server that gives prepared answers: status, headers, body, and seconds until it answers.
+    """A server with prepared responses: status, headers, body, and the seconds before the response.
 
     Attributes:
-        asked: path, headers and body of each request.
+        asked: the path, headers and body of each request.
     """
 
     url: str
@@ -61,7 +61,7 @@ Answer = tuple[int, dict[str, str], bytes, float]
 
 @pytest.fixture
 def scripted(tmp_path: Path) -> Iterator[Callable[..., Scripted]]:
-    """Start a server that gives these answers in turn, and the last one again and again."""
+    """Start a server that sends these responses in turn, and then repeats the last response."""
     with ExitStack() as ending:
 
         def start(*answers: Answer) -> Scripted:

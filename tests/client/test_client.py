@@ -1,4 +1,4 @@
-"""The client against a real model in a server, and against servers that are busy, slow, gone or not ours."""
+"""The client with a real model in a server, and with servers that are busy, slow, closed or not onnxserve."""
 
 import asyncio
 import json
@@ -177,7 +177,7 @@ def test_the_name_of_the_endpoint_is_asked_for_where_a_key_may_not_read_the_inde
 
 
 def test_a_model_that_is_not_explained_says_why(flights: Client) -> None:
-    with pytest.raises(InvalidRequest, match="reference"):  # it has no background
+    with pytest.raises(InvalidRequest, match="reference"):  # The model has no background.
         flights.explain(FRAME, max_evals=100, seed=1)
 
 

@@ -1,4 +1,4 @@
-"""The bytes of a request as our own server reads them, and its answers as the client reads them."""
+"""Our server parses the bytes of requests, and the client parses the bytes of responses."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -36,7 +36,7 @@ def test_an_output_of_any_dtype_and_shape_comes_back_as_it_was(array: Any) -> No
 
     assert isinstance(decoded, dict)
     assert decoded["y"].dtype == array.dtype
-    np.testing.assert_array_equal(decoded["y"].reshape(array.shape), array)  # [N, 1] is a plain column
+    np.testing.assert_array_equal(decoded["y"].reshape(array.shape), array)  # [N, 1] is a plain column.
 
 
 def test_one_output_is_a_bare_array_and_texts_are_objects() -> None:

@@ -1,4 +1,4 @@
-"""The servers that the tests ask by each protocol."""
+"""The servers that the tests of each protocol use."""
 
 from tests.server.conftest import bias_folders as bias_folders
 from tests.server.conftest import model_folders as model_folders

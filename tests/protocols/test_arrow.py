@@ -1,4 +1,4 @@
-"""Arrow bodies ↔ arrays: every type there and back, and the cost of hostile bodies."""
+"""Arrow bodies ↔ arrays: every type in both directions, and the cost of hostile bodies."""
 
 import datetime as dt
 import gc
@@ -44,7 +44,7 @@ WRITERS: dict[str, Callable[[pa.Table], bytes]] = {arrow.STREAM: stream, arrow.F
 
 
 def schema_of(missing: str | None = None, **types: ColumnType) -> Schema:
-    """Each column is an input of its own."""
+    """Each column is a separate input."""
     inputs = tuple(
         Input(name, COLUMN_TYPES[kind], (-1, 1), (name,), missing if kind == "string" else None)
         for name, kind in types.items()
@@ -108,7 +108,7 @@ MOMENTS = [dt.datetime(2013, 7, 1, 12, 30, 5), None]
 )
 @pytest.mark.parametrize("media", [arrow.STREAM, arrow.FILE])
 def test_dates_are_texts_as_in_json(kind: pa.DataType, text: str, media: str) -> None:
-    """A model whose columns are dates takes texts; pandas writes times."""
+    """A model whose columns are dates accepts texts; pandas writes times."""
     table = pa.table({"x": pa.array([*MOMENTS, MOMENTS[0]], kind)}).slice(1)
     columns = (Column("x", "string"),)
     schema = FrameSchema(columns, (), (Input("x", "str", (-1,), ("x",)),))
@@ -150,7 +150,7 @@ def test_every_number_goes_into_a_floating_point_column_and_null_is_nan(kind: pa
 def test_numbers_of_one_type_come_as_in_batches_or_are_refused_alike(
     kind: pa.DataType, wanted: ColumnType, has_null: bool, fed: str
 ) -> None:
-    """One batch may be read as a matrix, several never are."""
+    """One batch may be read as a matrix, several batches never are."""
     largest = 3.4e38 if pa.types.is_float32(kind) or pa.types.is_float64(kind) else 100
     values = {"a": [1, largest, 3], "b": [4, None if has_null else 5, 0]}
     table = pa.table({name: pa.array(values[name], kind) for name in "ab"})
@@ -208,7 +208,7 @@ def test_views_of_strings_are_read() -> None:
 
 
 def test_views_that_share_a_text_are_counted_before_it_is_read_for_each() -> None:
-    """It is no UTF-8, which would be the answer to one who reads it."""
+    """The text is not UTF-8, which would be the error if it were read."""
     data = b"\xff" * 1000
     views = np.zeros((LIMIT // 1000 + 2, 4), "<i4")
     views[:, 0], views[:, 1] = len(data), -1
@@ -306,7 +306,7 @@ def test_lists_that_are_no_tensor_are_refused(column: list[Any]) -> None:
         feeds = arrow.decode(stream(pa.table({"x": column})), tensor(-1, 2), LIMIT)
     except SchemaMismatch:
         return
-    assert np.isnan(feeds["x"]).any()  # a null within a list of numbers is NaN, as in JSON
+    assert np.isnan(feeds["x"]).any()  # A null in a list of numbers is NaN, as in JSON.
 
 
 @pytest.mark.parametrize("media", arrow.MEDIA_TYPES)
@@ -404,7 +404,7 @@ def test_a_table_that_grows_beyond_the_limit_is_refused_before_it_is_read(compre
 
 
 def test_rows_without_bytes_are_counted() -> None:
-    """A column of nulls takes no memory in the body, however many rows it has."""
+    """A column of nulls does not need memory in the body, regardless of the number of rows."""
     table = pa.table({"f0": pa.nulls(LIMIT // 2 + 1), "f1": pa.nulls(LIMIT // 2 + 1)})
     with pytest.raises(BodyTooLarge, match=r"2000001 rows.*4000000 values"):
         arrow.decode(stream(table), stacked(2), LIMIT)
@@ -424,7 +424,7 @@ def test_a_large_dictionary_is_read_once_for_all_batches() -> None:
     began = time.perf_counter()
     feeds = arrow.decode(stream(table), schema_of(c="string"), LIMIT)
     assert feeds["c"][-1] == ["word 2999"]
-    assert time.perf_counter() - began < 10  # read 3,000 times, it takes a minute
+    assert time.perf_counter() - began < 10  # Reading it 3,000 times would take a minute.
 
 
 def test_batches_with_dictionaries_of_their_own_are_read_by_them() -> None:

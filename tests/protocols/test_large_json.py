@@ -1,4 +1,4 @@
-"""Large bodies of numbers are read as `content.load_json` reads them, or left to it."""
+"""Large bodies of numbers have the same result as with `content.load_json`, or are left to it."""
 
 import json
 from importlib.util import find_spec
@@ -48,7 +48,7 @@ ODD = st.one_of(st.none(), st.booleans(), st.text(max_size=2), st.just([]), st.j
 
 @st.composite
 def bodies(draw: st.DrawFn) -> bytes:
-    """Draw a plain table or image, sometimes with something odd."""
+    """Draw a table or an image, sometimes with an unusual value."""
     width = draw(st.integers(2, 4))
     if draw(st.integers(0, 3)):
         rows: Any = [[draw(NUMBER) for _ in range(width)] for _ in range(draw(st.integers(0, 3)))]

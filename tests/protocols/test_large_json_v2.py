@@ -1,4 +1,4 @@
-"""Large infer requests are read as `content.load_json` reads them, or left to it."""
+"""Large infer requests have the same result as with `content.load_json`, or are left to it."""
 
 import json
 from importlib.util import find_spec
@@ -59,7 +59,7 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
 
 @st.composite
 def tensors(draw: st.DrawFn, name: str, datatype: str, width: int) -> dict[str, Any]:
-    """Draw a plain tensor, sometimes with something odd."""
+    """Draw a tensor, sometimes with an unusual value."""
     rows = draw(st.integers(1, 3))
     data: Any = [[draw(elements(datatype)) for _ in range(width)] for _ in range(rows)]
     if draw(st.integers(0, 3)) == 0:

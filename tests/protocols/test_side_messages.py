@@ -1,4 +1,4 @@
-"""Messages between a worker and its side process arrive whole and in time, and bytes of any other kind are refused."""
+"""Messages between a worker and its side process arrive completely and in time, and other bytes are refused."""
 
 import socket
 import struct

@@ -95,7 +95,7 @@ def test_numbers_go_into_floating_point(server: Server, change: dict[str, Any]) 
 
 @pytest.mark.parametrize("name", ["input-0", "predict", "input-1"])
 def test_the_only_tensor_of_a_request_may_have_the_name_that_tutorials_give_it(server: Server, name: str) -> None:
-    """KServe's, Seldon's and MLServer's pages and codecs name the only input so, whatever the model calls it."""
+    """The documentation and codecs of KServe, Seldon and MLServer use this name for the only input of any model."""
     assert outputs(ask(server, {"inputs": [X | {"name": name}]})) == [Y]
     assert outputs(ask(server, {"inputs": [binary(name, "FP32", [2, 3], 24)]}, binary=SIX)) == [Y]
     assert repr(name) in error(ask(server, {"inputs": [X | {"name": name}, column("a", "FP32", 1, 2)]}))

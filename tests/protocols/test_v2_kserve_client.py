@@ -1,5 +1,4 @@
-"""The KServe client, REST (V2 and V1) and gRPC, against a whole server. It lives in an environment of its own, which is
-kept for the next run."""
+"""The KServe client (REST V2 and V1, gRPC) with a complete server. Its environment is kept for the next run."""
 
 import json
 import os
@@ -24,7 +23,7 @@ PROGRAM = Path(__file__).parents[1] / "support" / "services" / "kserve_client.py
 
 @pytest.fixture(scope="module")
 def python() -> Path:
-    """Return the interpreter of an environment with kserve, made in seconds if uv has the packages already."""
+    """Return the interpreter of an environment with kserve, which uv creates in seconds from cached packages."""
     interpreter = ENVIRONMENT / "bin" / "python"
     if not interpreter.exists():
         making = ENVIRONMENT.with_name(f".{ENVIRONMENT.name}-{os.getpid()}")
@@ -39,7 +38,7 @@ def python() -> Path:
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=240)
             making.rename(ENVIRONMENT)
         except (subprocess.SubprocessError, OSError) as error:
-            if not interpreter.exists():  # another run may have been faster
+            if not interpreter.exists():  # Another run may have created it.
                 pytest.skip(f"kserve {KSERVE} cannot be installed: {getattr(error, 'stderr', None) or error}")
         finally:
             shutil.rmtree(making, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Every datatype of V2, there and back: in JSON and in bytes, by itself and through a whole request and its answer."""
+"""Every datatype of V2 in both directions, in JSON and in bytes, alone and in a complete request and response."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=4)
 
 
 def arrays(datatype: str, infinity: bool) -> st.SearchStrategy[Array]:
-    """Draw arrays of a datatype; JSON has no infinity."""
+    """Draw arrays of a datatype; JSON cannot represent infinity."""
     if datatype == "BYTES":
         return hnp.arrays(object, SHAPES, elements=st.text(st.characters(exclude_categories=["Cs"]), max_size=8))
     elements = {"allow_infinity": infinity} if datatype.startswith("FP") else None
@@ -45,7 +45,7 @@ def same(datatype: str, shape: tuple[int, ...]) -> tuple[Artifact, Schema]:
 
 
 def there_and_back(array: Array, datatype: str, is_binary: bool) -> Array:
-    """Return the feeds of the identity model if its response were the next request."""
+    """Return the feeds that the identity model would receive if its response were the next request."""
     artifact, schema = same(datatype, (-1,) * array.ndim)
     question = v2.V2Request("", {}, (v2.RequestedOutput("x", is_binary),), {})
     body, headers = v2.encode(question, "e", "id", "1", {"x": array})

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2 as Triton's own client speaks it, against gunicorn."""
+"""The Open Inference Protocol V2 with Triton's own client and gunicorn."""
 
 from collections.abc import Iterator
 from pathlib import Path

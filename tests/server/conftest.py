@@ -44,9 +44,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def serve_here(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Open servers in this process on endpoint → variant → fields, and waits until it is ready.
+    """Open servers in this process for endpoint → variant → fields, and wait until they are ready.
 
-    `server` are fields of the spec's server.
+    `server` contains fields of the spec's server.
     """
     numbers = itertools.count()
     with ExitStack() as servers:

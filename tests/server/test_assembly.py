@@ -1,4 +1,4 @@
-"""The server of a state folder is made from its spec."""
+"""The server of a state folder is created from its spec."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_a_malformed_spec_is_refused(tmp_path: Path) -> None:
 def test_no_loop_waits_for_a_redis_that_a_limit_may_ask(
     tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch, settings: str, may_wait: bool
 ) -> None:
-    """Not even the first request of a key, whose limits nobody knows before."""
+    """Not even the first request of a key waits, although its limits are not known before."""
     (tmp_path / SPEC).write_text(f"name: e\nvariants: {{e: {{model: m}}}}\nserver: {settings}\n")
     for url, expected in ((redis_url, may_wait), ("", False)):
         monkeypatch.setenv("ONNXSERVE_REDIS_URL", url)

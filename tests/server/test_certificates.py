@@ -1,4 +1,4 @@
-"""Callers with and without a client certificate, over HTTP and gRPC, by authorities that are made here."""
+"""Callers with and without a client certificate, over HTTP and gRPC, with authorities that the tests create."""
 
 import os
 import re
@@ -38,7 +38,7 @@ JSON = {"Content-Type": "application/json"}
 
 @dataclass
 class Authority:
-    """Signs certificates, each of which lies with its key in `folder` as NAME.pem and NAME.key."""
+    """Signs certificates; `folder` contains each certificate and its key as NAME.pem and NAME.key."""
 
     folder: Path
     name: str
@@ -50,7 +50,7 @@ class Authority:
         self.certificate = self._write("ca", self._key, self._built(self.name, self._key, is_authority=True))
 
     def issue(self, name: str) -> tuple[str, str]:
-        """Return the files of a certificate of `name`, for 127.0.0.1 too, with its authority's, and of its key."""
+        """Return the files of a certificate for `name` and 127.0.0.1, with its authority's, and of its key."""
         key = generate_private_key(SECP256R1())
         certificate = self._write(name, key, self._built(name, key, is_authority=False))
         return certificate, str(self.folder / f"{name}.key")
@@ -65,7 +65,7 @@ class Authority:
         builder = builder.not_valid_before(now - timedelta(minutes=1)).not_valid_after(now + timedelta(days=1))
         builder = builder.add_extension(x509.BasicConstraints(is_authority, None), critical=True)
         builder = builder.add_extension(x509.SubjectAlternativeName(own), critical=False)
-        # Python 3.13 asks for what RFC 5280 does: an authority that may sign, and both keys' identifiers
+        # Python 3.13 requires these extensions of RFC 5280.
         if is_authority:
             builder = builder.add_extension(x509.KeyUsage(*(False,) * 5, True, True, False, False), critical=True)
         builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
@@ -139,7 +139,7 @@ def test_a_caller_needs_a_certificate_of_the_named_authority(
     shop = ours.issue("shop")
     assert [client.post(certificate=shop).status_code for _ in range(3)] == [200, 200, 200]
     assert client.post(iter([b"[1, 2, 3]\n"]), shop, **lines).status_code == 200  # streamed
-    with pytest.raises(requests.RequestException):  # TLS ends it
+    with pytest.raises(requests.RequestException):  # TLS closes the connection.
         client.post(certificate=foreign.issue("shop"))
 
     page = requests.get(f"{client.url}/metrics", cert=shop, verify=ours.certificate, timeout=20).text
@@ -149,7 +149,7 @@ def test_a_caller_needs_a_certificate_of_the_named_authority(
 
 
 def replace_files(settings: dict[str, str], by: dict[str, str]) -> None:
-    """Put other files in the place of the certificate, its key and the authorities, as those who renew them do."""
+    """Replace the certificate, its key and the authorities, as a renewal does."""
     for name, file in by.items():
         new = Path(settings[name]).with_suffix(".new")
         new.write_bytes(Path(file).read_bytes())
@@ -162,7 +162,7 @@ def test_new_connections_take_the_certificates_that_lie_in_the_files_now(
     shop, of_foreign = ours.issue("shop"), foreign.issue("shop")
     certfile, keyfile = foreign.issue("server")
     replace_files(settings, {"certfile": certfile})
-    assert client.post(certificate=shop).status_code == 200  # the key is still that of the certificate before
+    assert client.post(certificate=shop).status_code == 200  # The key still belongs to the previous certificate.
     assert "key values mismatch" in (tmp_path / "server.log").read_text()
 
     replace_files(settings, {"keyfile": keyfile, "ca_certs": foreign.certificate})
@@ -223,7 +223,7 @@ def test_grpc_needs_one_too_and_takes_replaced_files(
             service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=60)
         assert refused.value.code().name == "UNAVAILABLE"
     replace_files(settings, {"certfile": foreign.issue("server")[0], "ca_certs": foreign.certificate})
-    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:  # the key is that of before
+    with grpc.secure_channel(f"localhost:{spec.grpc_port}", mutual) as channel:  # The key is still the previous key.
         assert service_pb2_grpc.GRPCInferenceServiceStub(channel).RepositoryIndex(index, timeout=20).models
     replace_files(settings, {"keyfile": str(foreign.folder / "server.key")})
     root, (certificate, key) = Path(foreign.certificate).read_bytes(), foreign.issue("shop")

@@ -1,4 +1,4 @@
-"""The environment of each cloud is read, and a server in it answers the requests that the cloud sends."""
+"""The environment of each cloud is read, and the server answers the requests that the cloud sends."""
 
 import json
 import ssl
@@ -29,7 +29,7 @@ VERTEX = {
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """SageMaker's and KServe's folders for models, both empty."""
+    """The model folders of SageMaker and KServe, both empty."""
     made = tmp_path / "sagemaker", tmp_path / "kserve"
     for folder in made:
         folder.mkdir()
@@ -142,7 +142,7 @@ def port() -> int:
 def test_vertex_is_answered_on_its_port_at_its_routes(
     serve: Callable[..., Served], model_folders: dict[str, Path], port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At `/predict`, which most containers choose, and which is one of ours as well."""
+    """The route is `/predict`, which most containers choose, and which is also a route of ours."""
     told = {"AIP_HTTP_PORT": str(port), "AIP_HEALTH_ROUTE": "/healthz", "AIP_PREDICT_ROUTE": "/predict"}
     for name, value in {**told, "AIP_STORAGE_URI": str(model_folders["tensor"])}.items():
         monkeypatch.setenv(name, value)

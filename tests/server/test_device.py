@@ -1,4 +1,4 @@
-"""A missing device is refused. On a machine with a GPU the refusals cannot be provoked and are skipped."""
+"""A missing device is refused. A machine with a GPU cannot provoke the refusals, and skips them."""
 
 import os
 import subprocess

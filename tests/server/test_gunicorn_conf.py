@@ -52,7 +52,7 @@ def test_the_libraries_of_pyfuncs_have_the_cores_of_one_worker(monkeypatch: pyte
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert threads(ServerSpec(workers=4)) == ["OMP_NUM_THREADS=2"]
     assert threads(ServerSpec(intra_op_num_threads=3)) == ["OMP_NUM_THREADS=3"]
-    assert threads(ServerSpec(workers=1)) == []  # they find their number by themselves
+    assert threads(ServerSpec(workers=1)) == []  # The libraries determine their own number.
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert threads(ServerSpec(workers=4)) == []
 
@@ -66,7 +66,7 @@ def test_either_worker_is_what_gunicorn_finds_under_its_name(kind: WorkerClass) 
 
 
 def test_gunicorn_s_own_threaded_worker_starts_and_answers(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    spec = ServerSpec(worker_class="gthread", graceful_timeout_seconds=1)  # it waits for idle clients so long
+    spec = ServerSpec(worker_class="gthread", graceful_timeout_seconds=1)  # gthread waits for idle clients that long.
     with servers.gunicorn(tmp_path, servers.one_endpoint(bias_folders["1"]), spec) as running:
         assert running.post(json={"inputs": [[1, 2, 3]]}).json() == {"predictions": [[1006.0]]}
         assert running.post(data="{", headers={"Content-Type": "application/json"}).status_code == 400
@@ -84,7 +84,7 @@ def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
 
 
 def test_gunicorn_opens_no_socket_for_commands(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    """gunicorn 25.1 would open `gunicorn.ctl` there; version 23 does not know the setting."""
+    """gunicorn 25.1 would open `gunicorn.ctl` there; version 23 ignores the setting."""
     runtime = tmp_path / "runtime"
     runtime.mkdir()
     environment = {"XDG_RUNTIME_DIR": str(runtime)}
@@ -114,7 +114,7 @@ def test_workers_share_the_modules_of_their_arbiter_which_does_not_load_onnx_run
 
 
 def metrics_of(state_dir: Path, pid: int) -> list[Path]:
-    """Return a worker's files of metrics, in memory."""
+    """Return a worker's metrics files in memory."""
     found = list((state_dir / METRICS).readlink().glob(f"*_{pid}.db"))
     assert all(path.is_relative_to("/dev/shm") for path in found)
     return found
@@ -181,7 +181,7 @@ def test_metrics_of_a_killed_server_wait_for_its_state_folder_and_go_once_that_i
         running.process.wait()
         metrics = metrics_of(killed, worker.pid)
         with servers.gunicorn(other):
-            assert metrics_of(killed, worker.pid) == metrics  # the folder's next server saves what they have counted
+            assert metrics_of(killed, worker.pid) == metrics  # The folder's next server keeps their counts.
         wait_until(lambda: not psutil.pid_exists(worker.pid), what="the end of the killed server's worker")
         shutil.rmtree(killed)
         with servers.gunicorn(other):

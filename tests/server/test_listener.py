@@ -1,4 +1,4 @@
-"""The listening socket that servers take over from one another."""
+"""The listening socket that servers share during a replacement."""
 
 import fcntl
 import resource
@@ -25,7 +25,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def holder(tmp_path: Path, free_port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The process that holds the port, and hands its socket out at `tmp_path/door`."""
+    """The process that listens on the port, and sends its socket at `tmp_path/door`."""
     path = tmp_path / "door"
     command = [sys.executable, "-m", "mlflow_deploy_plugin.server.listener", str(path), str(free_port)]
     with subprocess.Popen(command) as process:

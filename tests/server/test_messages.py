@@ -12,7 +12,7 @@ def test_identifiers_are_hexadecimal_and_never_repeat() -> None:
 
 
 def test_a_forked_process_has_others() -> None:
-    new_id()  # some are ready, and would be in both processes
+    new_id()  # Some ids are prepared, and would exist in both processes.
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:

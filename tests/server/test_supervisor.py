@@ -1,4 +1,4 @@
-"""The supervisor and its children are real processes; each of them is killed in some test."""
+"""The supervisor and its children are real processes; each of them is killed in at least one test."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ def start(serve: Start, model_folders: dict[str, Path]) -> Start:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Served]:
-    """A server for tests that leave it serving."""
+    """A server for tests that do not stop it."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("supervised")
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
@@ -54,7 +54,7 @@ def agent_pid(served: Served) -> int:
 
 
 def masters(served: Served) -> list[psutil.Process]:
-    """Return the master of gunicorn; an empty list before it has started."""
+    """Return gunicorn's main process; an empty list before it has started."""
     children = psutil.Process(served.process.pid).children()
     return [child for child in children if "gunicorn" in child.cmdline()]
 
@@ -64,7 +64,7 @@ def gunicorn_pid(served: Served) -> int:
 
 
 def check_end(served: Served, number: signal.Signals) -> None:
-    """Check that a signal ends everything in order."""
+    """Check that a signal ends all processes cleanly."""
     assert answers(served)
     assert served.end(number) == 0
     assert not (served.state_dir / SERVER).exists()
@@ -87,7 +87,7 @@ def test_requests_that_hold_every_thread_hold_the_end_back_for_the_graceful_time
         wait_until(lambda: "the model hangs" in running.log.read_text(), what="one of them in hand")
         began = time.monotonic()
         assert running.end() == 0
-        assert 1.5 < time.monotonic() - began < 15  # and not the 60 s that a request may take
+        assert 1.5 < time.monotonic() - began < 15  # not the 60 s that a request may take
         assert {type(one.exception()) for one in asked} == {requests.ConnectionError}
 
 
@@ -123,7 +123,7 @@ def test_systemd_is_told_that_the_server_answers_and_that_it_ends_and_nothing_el
         assert running.end() == 0
         assert systemd.recv(100) == b"STOPPING=1"
         systemd.setblocking(False)
-        with pytest.raises(BlockingIOError):  # gunicorn has nothing to say
+        with pytest.raises(BlockingIOError):  # gunicorn has not sent a message.
             systemd.recv(100)
 
 
@@ -148,7 +148,7 @@ def test_an_agent_that_cannot_be_started_is_started_later_while_serving_goes_on(
     limits = supervisor.rlimit(psutil.RLIMIT_NOFILE)
     held = {int(name) for name in os.listdir(f"/proc/{supervisor.pid}/fd")}
     free = next(number for number in range(limits[0]) if number not in held)
-    supervisor.rlimit(psutil.RLIMIT_NOFILE, (free, limits[1]))  # no file may be read
+    supervisor.rlimit(psutil.RLIMIT_NOFILE, (free, limits[1]))  # No file can be opened.
     os.kill(before, signal.SIGKILL)
     told = "the agent cannot be started: Too many open files"
     wait_until(lambda: told in running.log.read_text(), what="the reason")
@@ -196,12 +196,12 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     running = start("state", "-w", "2").wait_ready()
     master, old = gunicorn_pid(running), workers(running)
     for worker in old:
-        os.kill(worker, signal.SIGSTOP)  # an orphan that hears nothing does not stay for ever
+        os.kill(worker, signal.SIGSTOP)  # An orphan that ignores signals must be killed.
     os.kill(master, signal.SIGKILL)
     noticed = wait_until(lambda: (state := server_state(running)).restarts == 1 and state, what="the death is noticed")
     assert noticed.phase == "starting"
     with ThreadPoolExecutor(8) as clients:
-        assert all(clients.map(lambda _: answers(running), range(32)))  # all of them ask while nobody listens
+        assert all(clients.map(lambda _: answers(running), range(32)))  # All clients connect while no process accepts.
     assert gunicorn_pid(running) != master
     assert not [worker for worker in old if psutil.pid_exists(worker)]
     wait_until(lambda: server_state(running).phase == "serving", what="the server")
@@ -218,7 +218,7 @@ def test_a_gunicorn_that_is_killed_after_the_first_answer_and_before_every_worke
     running = start("state", "-w", "2")
     master = wait_until(lambda: next(iter(masters(running)), None), 60, "gunicorn")
     held = wait_until(lambda: next(iter(master.children()), None), 60, "its first worker")
-    held.suspend()  # it is never ready, so that the server is not announced
+    held.suspend()  # It is never ready, so that the server is not announced.
     url = f"http://127.0.0.1:{server_state(running).port}/invocations"
     answer = requests.post(url, json={"inputs": [[1, 2, 3]]}, timeout=60)
     master.kill()
@@ -247,7 +247,7 @@ def test_on_a_disk_that_has_become_read_only_a_killed_gunicorn_comes_back_and_th
 @pytest.mark.long
 def test_a_gunicorn_that_does_not_come_back_ends_everything_with_the_reason(start: Start) -> None:
     running = start("state").wait_ready()
-    (running.state_dir / "spec.yaml").write_text("no spec")  # no worker of the next one can begin
+    (running.state_dir / "spec.yaml").write_text("no spec")  # No worker of the next gunicorn can start.
     os.kill(gunicorn_pid(running), signal.SIGKILL)
     assert running.process.wait(timeout=60) == 1
     assert running.end() == 1
@@ -282,7 +282,7 @@ def test_the_workers_of_a_gunicorn_that_dies_at_the_end_end_before_the_agent(sta
     running = start("state").wait_ready()
     assert answers(running)
     master = psutil.Process(gunicorn_pid(running))
-    running.process.send_signal(signal.SIGSTOP)  # it hears of the death and of the end at once, and of the end first
+    running.process.send_signal(signal.SIGSTOP)  # It receives the death and the end together.
     master.kill()
     wait_until(lambda: master.status() == psutil.STATUS_ZOMBIE, what="its death")
     running.process.send_signal(signal.SIGTERM)
@@ -308,7 +308,7 @@ def test_servers_without_a_port_find_one_each(running: Served, start: Start) -> 
 
 @pytest.mark.long
 def test_a_port_is_free_again_at_once(start: Start, free_port: int) -> None:
-    port = str(free_port)  # the first one from 8080 up would be taken by servers of other tests
+    port = str(free_port)  # Servers of other tests use the first ports from 8080.
     check_end(start("state", "-p", port).wait_ready(), signal.SIGTERM)
     again = start("state", "-p", port).wait_ready()
     assert again.url.endswith(f":{port}")

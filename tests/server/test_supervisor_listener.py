@@ -20,7 +20,7 @@ def test_a_port_in_use_is_refused_by_name() -> None:
 
 
 def test_without_a_port_the_first_free_one_is_taken() -> None:
-    address = "127.77.0.1"  # of this test alone: on 127.0.0.1 the servers of other tests come and go
+    address = "127.77.0.1"  # Other tests' servers use 127.0.0.1.
     with open_listener(address, None) as first, open_listener(address, None) as second:
         assert 8080 <= first.getsockname()[1] < second.getsockname()[1]
 
@@ -71,7 +71,7 @@ def test_a_port_in_use_is_refused_in_one_line_before_anything_starts(
     serve: Callable[..., Served], model_folders: dict[str, Path]
 ) -> None:
     with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # a server of gRPC: it would share it silently
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # Otherwise a gRPC server would share it silently.
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
@@ -90,7 +90,7 @@ def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
     assert running.end() == 0
-    with reserve_grpc_port(ServerSpec(grpc_port=port)):  # as the next server's start does
+    with reserve_grpc_port(ServerSpec(grpc_port=port)):  # as at the start of the next server
         pass
 
 

@@ -1,4 +1,4 @@
-"""The wording of the answers that callers of a server see most."""
+"""The wording of the responses that callers of a server see most."""
 
 import json
 from collections.abc import Callable

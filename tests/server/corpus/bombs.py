@@ -1,6 +1,6 @@
-"""Small bodies that would take much more memory than they have bytes, and the memory that reading each may take.
+"""Small bodies that would take much more memory than their size, and the memory that reading each body may take.
 
-python -m tests.server.corpus.bombs NAME      # reads one: {"mib", "status", "message"} on stdout
+python -m tests.server.corpus.bombs NAME      # reads one body: {"mib", "status", "message"} on stdout
 """
 
 import io
@@ -38,10 +38,10 @@ _ARTIFACT: Any = SimpleNamespace(outputs=())
 
 @dataclass(frozen=True)
 class Bomb:
-    """A body, its content type, and the model that it is for.
+    """A body, its content type, and the name of its model.
 
     Attributes:
-        most_mib: that reading it may take beside the body itself.
+        most_mib: the memory that reading the body may take in addition to the body.
     """
 
     media: str
@@ -85,7 +85,7 @@ def _batches_of_words(count: int, rows: int, characters: int) -> Callable[[], li
 
 
 def _views(count: int) -> list[Any]:
-    """Batches whose texts are all the same piece of one buffer."""
+    """Batches whose texts all refer to the same piece of one buffer."""
     data = b"x" * 60_000
     views = np.zeros((250, 4), "<i4")
     views[:, 0], views[:, 1] = len(data), int.from_bytes(b"xxxx", "little")
@@ -177,7 +177,7 @@ BOMBS: dict[str, Bomb] = {
 def read(bomb: Bomb, body: bytes) -> None:
     """
     Raises:
-        OnnxserveError: it is refused.
+        OnnxserveError: the body is refused.
     """
     if bomb.media in arrow.MEDIA_TYPES:
         arrow.decode(body, bomb.schema, LIMIT)
@@ -198,16 +198,16 @@ def read(bomb: Bomb, body: bytes) -> None:
 
 
 def _peak_mib() -> float:
-    """Return the peak memory of this process alone: `ru_maxrss` begins with that of the parent at the fork."""
+    """Return the peak memory of this process. (`ru_maxrss` would begin with the parent's peak at the fork.)"""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def _try(name: str, packed: Path) -> None:
-    """Read one bomb, in a process of its own, and print what that took."""
+    """Read a bomb in a new process, and print the memory that it took."""
     body = zstandard.decompress(packed.read_bytes())
     assert len(body) <= LIMIT, len(body)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    Path("/proc/self/clear_refs").write_text("5")  # Reset the peak.
     before = _peak_mib()
     resource.setrlimit(resource.RLIMIT_AS, (8 * 1024**3, 8 * 1024**3))
     message = ""
@@ -220,7 +220,7 @@ def _try(name: str, packed: Path) -> None:
 
 
 def main(packed: Mapping[str, str]) -> None:
-    mlflow.decode(JSON, b'{"inputs":[[1]]}', NUMBER)  # what is imported by the first is nobody's cost
+    mlflow.decode(JSON, b'{"inputs":[[1]]}', NUMBER)  # The imports of the first body must not count.
     pa.ipc.IpcReadOptions()
     for name, path in packed.items():
         if (child := os.fork()) == 0:

@@ -1,4 +1,4 @@
-"""Every bound that refuses bad input: its place, and how to remove it, so that the corpus proves that it holds."""
+"""The bounds that refuse bad input, with their removals, so that the corpus can prove that each bound is needed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,11 @@ _HTTP = f"{_OURS}server.http."
 
 @dataclass(frozen=True)
 class Removal:
-    """The removal of a bound in the fast worker, in the WSGI application, or in the function that both answer by.
+    """The removal of a bound in the fast worker, in the WSGI application, or in a function that both use.
 
     Attributes:
-        patched: what stands in for attributes of modules and classes: Python expressions, in which `original` is what
-            was there.
-        fields: of the server's spec.
+        patched: Python expressions that replace attributes of modules and classes; `original` is the attribute.
+        fields: fields of the server's spec.
     """
 
     of: Literal["answer", "fast", "wsgi"]
@@ -24,17 +23,17 @@ class Removal:
 
 
 def _answer(**patched: str) -> tuple[Removal, ...]:
-    """Return a removal from the function. The names have `__` for the dots below the package."""
+    """Return a removal in the function. The names have `__` for the dots below the package."""
     return (Removal("answer", {_OURS + name.replace("__", "."): text for name, text in patched.items()}),)
 
 
 def _fast(patched: Mapping[str, str]) -> tuple[Removal, ...]:
-    """Return a removal from the fast worker. The names are relative to `server/http`."""
+    """Return a removal in the fast worker. The names are relative to `server/http`."""
     return (Removal("fast", {_HTTP + name: text for name, text in patched.items()}),)
 
 
 def _both(fast: Mapping[str, str], wsgi: Mapping[str, str] | None = None) -> tuple[Removal, ...]:
-    """Return removals from the worker and from the WSGI application; the same if the second is not given."""
+    """Return removals in the worker and in the WSGI application; without a second argument, they are the same."""
     return (*_fast(fast), Removal("wsgi", _fast(wsgi or fast)[0].patched))
 
 
@@ -73,7 +72,7 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "JSON": _answer(server__inference__protocol_table__load_json="lambda body: []"),
     "depth of JSON": (),  # orjson: 1,024 levels
     "depth around NaN": _answer(protocols__content__DEEPEST="10**9", protocols__content___TOO_DEEP="'too deep'"),
-    "kinds of JSON": (),  # where each document is read
+    "kinds of JSON": (),  # everywhere a document is read
     "depth of base64": _answer(protocols__tfserving___DEEPEST="10**9"),
     "types": _answer(runtime__values___ACCEPTED="dict.fromkeys(original, frozenset('fibsn?'))"),
     "columns": _answer(runtime__schema__Counter="lambda names: original()"),

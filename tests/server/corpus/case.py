@@ -1,4 +1,4 @@
-"""Bad requests: their route, their bytes, and the response that they have to get."""
+"""Bad requests: their routes, their bytes, and the responses that the server must send."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ Headers = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Route:
-    """One route of the server of the corpus, in one of the protocols that it reads.
+    """A route of the corpus server, in one of its protocols.
 
     Attributes:
-        reads: the language of its bodies, as in `routes.LANGUAGES`; empty: it takes none.
-        good: a body that is right; `right` stands in the answer to it.
-        status: of the right answer; not 200 where nothing may be changed.
+        reads: the language of its bodies, as in `routes.LANGUAGES`; empty if the route has no body.
+        good: a valid body; its response contains `right`.
+        status: the status for the valid body; not 200 if the route must not change anything.
     """
 
     method: str
@@ -31,7 +31,7 @@ class Route:
 
     @property
     def has_short_errors(self) -> bool:
-        """True if its errors have the form of V2 and TensorFlow, not that of MLflow."""
+        """True if its errors have the form of V2 and TensorFlow instead of MLflow's."""
         return self.path == "/v2" or self.path.startswith(("/v2/", "/v1/models/"))
 
     def request(
@@ -42,11 +42,11 @@ class Route:
         path: str | None = None,
         length: int | None = None,
     ) -> bytes:
-        """Return a request to this route as bytes. Parts that are not given are those of the good request.
+        """Return a request to this route as bytes. By default, the parts are those of a valid request.
 
         Args:
-            headers: beside or instead of the route's own; an empty one is left out.
-            length: of the body, as the head has it; None: what it is, -1: not said.
+            headers: added to or replacing the route's headers; an empty header is left out.
+            length: the Content-Length; None for the correct length, -1 to omit the header.
         """
         body = self.good if body is None else body
         fields = {"Host": "x", **self.headers, **(headers or {})}
@@ -59,15 +59,15 @@ class Route:
 
 @dataclass(frozen=True)
 class Case:
-    """One bad request, which is sent to every route of `on`.
+    """A bad request, which is sent to every route of `on`.
 
     Attributes:
-        bound: the entry of `bounds.BOUNDS` that refuses it.
-        sent: the bytes for a route.
-        status: that is answered.
-        words: that the message has.
-        closes: the connection ends behind the answer, since nobody knows where the next request would begin.
-        form: of the error; any: of another path than the route's.
+        bound: the entry of `bounds.BOUNDS` that refuses the request.
+        sent: a function that returns the bytes for a route.
+        status: the expected status.
+        words: texts that the message must contain.
+        closes: True if the connection closes, because the beginning of the next request is unknown.
+        form: the form of the error; "any" for another path than the route's.
     """
 
     name: str
@@ -82,11 +82,11 @@ class Case:
 
 @dataclass(frozen=True)
 class BodyCase:
-    """One bad body (with headers that belong to it), which is sent to every route of `on`; the connection goes on.
+    """A bad body, with its headers, which is sent to every route of `on`; the connection remains open.
 
     Attributes:
-        body: the bytes for a route.
-        headers: beside or instead of the route's own; an empty one is left out.
+        body: a function that returns the bytes for a route.
+        headers: added to or replacing the route's headers; an empty header is left out.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A server, and its WSGI application in this process, so small that its bounds are cheap to reach."""
+"""A server, and its WSGI application in this process, with low limits that are cheap to reach."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +41,7 @@ Start = Callable[..., Any]
 
 
 def _write_state(folder: Path, model_folders: dict[str, Path], server: dict[str, Any]) -> None:
-    """Write the state folder of a server of `routes.py`; `server` are fields of its spec."""
+    """Write the state folder of a server of `routes.py`; `server` contains fields of its spec."""
     kinds = {"flights": "mixed", "tensor": "tensor", "single": "single"}
     want(folder, 1, {name: {"v": variant(model_folders[kind])} for name, kind in kinds.items()})
     write_spec(folder, "flights", ServerSpec.model_validate(server))
@@ -70,9 +70,9 @@ def wsgi(server: Any) -> Wsgi:
 
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Start:
-    """Start a server with the endpoints of `routes.py`; keywords are fields of its spec.
+    """Start a server with the endpoints of `routes.py`; keyword arguments are fields of its spec.
 
-    `config` stands in for gunicorn's configuration file.
+    `config` replaces gunicorn's configuration file.
     """
 
     @contextmanager
@@ -90,7 +90,7 @@ def start(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pat
 
 @pytest.fixture(scope="session")
 def tried(start: Start) -> Iterator[Tried]:
-    """Yield a server. At the end the same worker lives, and its log has no traceback."""
+    """Yield a server. At the end, check that the same worker still runs and that its log has no traceback."""
     with start() as server:
         before = server.pids
         yield server

@@ -1,4 +1,4 @@
-"""Request lines, paths, header fields and lengths that are broken, ambiguous or too large, on any route."""
+"""Request lines, paths, header fields and lengths that are malformed, ambiguous or too large, for any route."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ Build = Callable[[Route], bytes]
 
 
 def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
-    """Return the request with another request line, made from the method and the path."""
+    """Return the request with another request line, which is derived from the method and the path."""
 
     def sent(route: Route) -> bytes:
         _, _, rest = route.request().partition(b"\r\n")
@@ -19,12 +19,12 @@ def _line(change: Callable[[bytes, bytes], bytes]) -> Build:
 
 
 def _at(change: Callable[[str], str]) -> Build:
-    """Return the request to another path, made from the route's."""
+    """Return a request to another path, which is derived from the route's path."""
     return _line(lambda method, path: b"%s %s HTTP/1.1" % (method, change(path.decode()).encode("latin-1")))
 
 
 def _with(*lines: bytes) -> Build:
-    """Return the request with more lines in its head."""
+    """Return the request with additional lines in its head."""
 
     def sent(route: Route) -> bytes:
         line, _, rest = route.request().partition(b"\r\n")
@@ -38,7 +38,7 @@ def _host(line: bytes) -> Build:
 
 
 def _lengths(*lines: bytes, body: bytes = b"abc") -> Build:
-    """Return a head that describes its body by these lines."""
+    """Return a head that describes its body with these lines."""
 
     def sent(route: Route) -> bytes:
         return route.request(b"", length=-1)[:-2] + b"\r\n".join(lines) + b"\r\n\r\n" + body
@@ -243,9 +243,7 @@ BODIES: list[AnyCase] = [
         "body bytes",
         lambda route: route.request(b"", length=10**12),
         413,
-        tuple(
-            route for route in POSTS if route.reads != "jsonl"
-        ),  # which is answered while it comes: see "a long line"
+        tuple(route for route in POSTS if route.reads != "jsonl"),  # The body is streamed: see "a long line".
         (str(MAX_BODY_BYTES),),
         closes=True,
     ),
@@ -276,7 +274,7 @@ BODIES: list[AnyCase] = [
         closes=True,
     ),
     BodyCase(
-        "a request within a body",  # what a smuggler hopes to be read as the next request
+        "a request within a body",  # a smuggling attempt
         "lengths",
         lambda route: INVOCATIONS.request(),
         reading("dataframe_split", "v2", "tf rows", "records"),

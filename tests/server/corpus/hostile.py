@@ -1,6 +1,6 @@
-"""Bodies whose cost must grow no faster than their bytes: shapes that are filled up to any size, by language.
+"""Bodies whose cost must not grow faster than their size: patterns that are repeated up to any size, by language.
 
-Most of them are refused; that is not what is looked at here, but what it costs.
+Most of these bodies are refused. The tests measure the cost and ignore the response.
 """
 
 from collections.abc import Callable, Iterator
@@ -294,7 +294,7 @@ def _within(field: bytes, fills: dict[str, Fill]) -> Iterator[tuple[str, Fill]]:
 
 
 def shapes(route: Route) -> dict[str, Fill]:
-    """Return bodies for a route, by the element that they repeat."""
+    """Return bodies for a route, by the element that is repeated."""
     if route.reads in _TABLES:
         return _TABLES[route.reads]
     if route.reads not in FIELDS:

@@ -1,6 +1,6 @@
-"""Requests that are refused for their number: queues, rates, requests in flight, deadlines.
+"""Requests that exceed a limit: queues, rates, concurrent requests, deadlines.
 
-The servers join requests, and wait for more of them a while, so that a few fill what there is room for.
+The servers batch requests and wait for more, so that a few requests reach the limits.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ NARROW: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Crowd:
-    """Requests at the same time, each with a key of its own by default.
+    """Concurrent requests, each with its own key by default.
 
     Attributes:
-        status: of at least one of them; all others are right.
-        word: in the message of one of them.
-        at_once: how many are in flight together.
+        status: the status of at least one request; all other requests succeed.
+        word: a text in the message of that request.
+        at_once: the number of concurrent requests.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Crowd:
     def try_on(self, wire: Wire, route: Route) -> None:
         """
         Raises:
-            Refused: nobody is refused, or somebody with another status, or nobody for this reason.
+            Refused: no request is refused, or a request is refused with another status or reason.
         """
         together = Barrier(self.at_once)
         with ThreadPoolExecutor(self.at_once) as pool:
@@ -67,7 +67,7 @@ class Crowd:
         if self.parameters:
             body = route.good[:-1] + b', "parameters": ' + dump(self.parameters) + b"}"
         with wire.connect() as connection, connection.makefile("rb") as stream:
-            together.wait(60)  # on a busy machine, to connect takes longer than the server waits for more requests
+            together.wait(60)  # On a busy machine, connecting may take longer than the server waits for a batch.
             connection.sendall(route.request(body, {"X-Key": f"{self.name} {number}", **self.headers}))
             answer = read_answer(stream)
         if answer is None:

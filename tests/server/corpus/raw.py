@@ -1,4 +1,4 @@
-"""The bytes of a whole connection, and the responses that have to come, however it is cut."""
+"""The bytes of complete connections, and the expected responses, which must not depend on how the bytes are split."""
 
 import contextlib
 import json
@@ -24,11 +24,11 @@ _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Raw:
-    """The bytes that a client sends, followed by a last good request.
+    """The bytes that a client sends, followed by a valid request.
 
     Attributes:
-        statuses: of the answers to `sent`, in their order.
-        goes_on: the last request is answered too; else the connection ends without that.
+        statuses: the statuses of the responses to `sent`, in order.
+        goes_on: True if the last request is also answered; False if the connection closes before.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Raw:
 
     @property
     def cuts(self) -> list[int]:
-        """The positions at which it is cut in two: around each line end, at the borders of its parts, and between."""
+        """The positions at which the bytes are split: around each line end, between the parts, and within them."""
         found = {1, len(self.sent) // 2, len(self.sent) - 1}
         for match in re.finditer(rb"[\r\n:; ]", self.sent[:400]):
             found |= {match.start(), match.end()}
@@ -88,7 +88,7 @@ def _get(target: bytes = b"/ping", *fields: bytes) -> bytes:
 
 
 def _post(body: bytes, *fields: bytes, path: bytes = b"/predict", kind: bytes = b"json") -> bytes:
-    """Return a request whose length is given by `fields`."""
+    """Return a request whose length is described by `fields`."""
     return _head(b"POST %s HTTP/1.1" % path, b"Content-Type: application/" + kind, *fields) + body
 
 
@@ -107,7 +107,7 @@ def _chunks(body: bytes, *fields: bytes) -> bytes:
 
 
 def _size(size: bytes) -> bytes:
-    """Return chunks, the first with this size line."""
+    """Return chunks; the first chunk has this size line."""
     return _chunks(size + b"\r\n" + ROW + b"\r\n" + _END)
 
 

@@ -1,6 +1,6 @@
-"""Every route of a server with the endpoints flights (a table, the default), tensor, single, and their right responses.
+"""The routes of a server with the endpoints flights (a table, the default), tensor and single, and valid responses.
 
-A record of `flights` is written in each language that a route reads, so that the same mistake goes to all of them.
+A record of `flights` is encoded in each language that a route reads, so that all receive the same mistake.
 """
 
 import io
@@ -26,7 +26,7 @@ DATATYPES = {"carrier": "BYTES", "distance": "FP64", "hour": "INT64", "late": "B
 
 
 def dump(document: Any) -> bytes:
-    """JSON as Python writes it: with NaN, with surrogates in escapes, with a key twice where there is a `Twice`."""
+    """Return JSON as Python's `json` writes it, with NaN, escaped surrogates, and repeated keys for a `Twice`."""
     return json.dumps(document).encode()
 
 

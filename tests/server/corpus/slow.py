@@ -1,4 +1,4 @@
-"""Slow clients, on any route: they send nothing, half a request, or bytes that trickle, or read no response."""
+"""Slow clients on any route: they send nothing, an incomplete request or slow bytes, or do not read the response."""
 
 import contextlib
 import socket
@@ -15,10 +15,10 @@ _TRICKLE_SECONDS = 0.3
 
 @dataclass(frozen=True)
 class Slow:
-    """A client that begins like this, and goes on with `trickles` byte by byte.
+    """A client that begins with these bytes, and then sends `trickles` byte by byte.
 
     Attributes:
-        status: of the answer that ends it.
+        status: the status of the response that ends the connection.
     """
 
     name: str
@@ -31,7 +31,7 @@ class Slow:
     def try_on(self, wire: Wire, route: Route, limit: float) -> None:
         """
         Raises:
-            Refused: it has not ended after `limit` seconds, or otherwise than it should.
+            Refused: the connection has not ended after `limit` seconds, or has ended in another way.
         """
         began = time.monotonic()
         with wire.connect() as connection, connection.makefile("rb") as stream:
@@ -96,10 +96,10 @@ CASES = [
 
 
 def never_read(wire: Wire, route: Route, limit: float) -> None:
-    """Close a client that sends request after request and takes no response.
+    """Check that the server closes a client that sends requests and does not read any response.
 
     Raises:
-        Refused: it is not.
+        Refused: the server does not close the connection.
     """
     asked = route.request() * 50
     deadline = time.monotonic() + limit

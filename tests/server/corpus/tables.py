@@ -1,4 +1,4 @@
-"""Tables in other forms than JSON (CSV, JSON Lines, Arrow); tensors as bytes; the repository."""
+"""Tables in CSV, JSON Lines and Arrow; tensors as bytes; the repository."""
 
 import json
 import struct
@@ -82,7 +82,7 @@ _WIDE = pa.table({name: pa.nulls(600_000) for name in RECORD})
 
 
 def _many(column: str, values: Any) -> pa.Table:
-    """Return a table of as many rows as `values`, in which the other columns are valid."""
+    """Return a table with the column `values`, in which the other columns are valid."""
     return pa.table({name: values if name == column else [RECORD[name]] * len(values) for name in RECORD})
 
 

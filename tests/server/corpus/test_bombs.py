@@ -1,4 +1,4 @@
-"""The memory that a body takes is bounded: each bomb is read in a process of its own."""
+"""The memory that a body takes is bounded. Each bomb is read in a new process."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def test_a_bomb_takes_no_more_memory_than_it_may(tmp_path: Path, kind: str) -> N
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=300, check=True)
     told = {line["name"]: line for line in map(json.loads, ran.stdout.splitlines())}
-    assert list(told) == names, ran.stderr[-2000:]  # one that is not among them has ended its process
+    assert list(told) == names, ran.stderr[-2000:]  # A missing name means that the bomb has crashed the process.
     assert {name: line for name, line in told.items() if line["mib"] >= BOMBS[name].most_mib} == {}
     refused = {name for name, line in told.items() if line["message"].startswith(("400 ", "413 "))}
     assert set(names) - refused == TAKEN & set(names), told

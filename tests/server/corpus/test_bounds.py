@@ -1,4 +1,4 @@
-"""The corpus holds its bounds: with a bound taken away, one of its cases fails."""
+"""The corpus proves each bound: without the bound, at least one case fails."""
 
 import importlib
 import re
@@ -36,7 +36,7 @@ def test_every_case_names_a_bound_and_every_bound_has_cases() -> None:
 
 
 def fails(attempts: Iterable[Callable[[], None]]) -> bool:
-    """Return True if a case is refused in another way than it should; good requests do not count."""
+    """Return True if a case is refused in another way than expected; valid requests do not count."""
     for attempt in attempts:
         try:
             attempt()
@@ -48,7 +48,7 @@ def fails(attempts: Iterable[Callable[[], None]]) -> bool:
 
 
 def removals(*of: str) -> Any:
-    """Parametrize by the removals from these."""
+    """Parametrize a test by these removals."""
     found = [pytest.param(*entry, id=f"{entry[0]}-{entry[1].of}") for entry in REMOVALS if entry[1].of in of]
     return pytest.mark.parametrize(("name", "removal"), found)
 

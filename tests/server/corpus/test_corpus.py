@@ -1,5 +1,4 @@
-"""The corpus over real sockets and to the WSGI application: every bad request is refused as it should, and others are
-answered."""
+"""The corpus over real sockets and with the WSGI application: bad requests are refused, and other requests answered."""
 
 from collections.abc import Callable
 

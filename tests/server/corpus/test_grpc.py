@@ -1,4 +1,4 @@
-"""gRPC messages that are invalid, too large, or torn, to every method. Their contents: tests/server/grpc."""
+"""gRPC messages that are invalid, too large or truncated, for every method. tests/server/grpc tests contents."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def called(start: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def refusal(channel: Any, method: str, body: bytes) -> tuple[str, str]:
-    """Return code and details of the response. Some methods take any bytes for an empty message."""
+    """Return the code and the details of the response. Some methods ignore the bytes of an empty message."""
     try:
         channel.unary_unary(method)(body, timeout=20)
     except grpc.RpcError as error:

@@ -1,5 +1,4 @@
-"""Hostile bytes, in one piece and cut in two at any place: they are read alike, and the connection goes on or closes
-alike."""
+"""Hostile bytes, complete or split at any position, are parsed alike, and the connection ends alike."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,7 +23,7 @@ def test_hostile_bytes_are_read_alike_however_they_are_cut(tried: Tried) -> None
         return f"{case.name}, cut behind {case.sent[max(0, cut - 20) : cut]!r}: {found}"
 
     jobs = [(case, cut) for case in raw.CASES for cut in (0, *case.cuts)]
-    jobs.sort(key=lambda job: job[1])  # so that few streams are read at the same time
+    jobs.sort(key=lambda job: job[1])  # Few streams are then read at the same time.
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         assert [wrong for wrong in pool.map(check, jobs) if wrong] == []
     assert len(jobs) > 2000

@@ -1,4 +1,4 @@
-"""Crowds: a request above a limit is refused at once, and every other one gets its right response."""
+"""Many clients: a request above a limit is refused immediately, and all other requests succeed."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Ten times the bytes take about ten times the work, whatever shape they have, in every language that is read."""
+"""Ten times the bytes take about ten times the work, for any pattern in any language."""
 
 import csv
 import gc
@@ -42,7 +42,7 @@ _ROUTES = [
 
 @pytest.fixture(autouse=True)
 def _without_collector() -> Iterator[None]:
-    """Switch the garbage collector off: it would look at the whole process of the tests."""
+    """Switch the garbage collector off, because it would scan all objects of the test process."""
     was_enabled = gc.isenabled()
     gc.disable()
     yield
@@ -77,8 +77,7 @@ to the process: so they take up to twenty times as long."""
 
 
 def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:
-    """Empty: no faster than the bytes, in the best of some tries; else how fast. What the machine's memory adds to
-    more objects is measured beside it, and is not held against the reader."""
+    """Return an empty text if the time is at most linear in the best of some tries, otherwise the measured growth."""
     few = many = ratio = float("inf")
     memory = 1.0
     for attempt in range(_TRIES):
@@ -112,7 +111,7 @@ def test_the_time_of_hostile_bodies_is_linear_in_their_bytes(server: Any, route:
 
 
 _TENSOR = {"name": "distance", "datatype": "FP64", "shape": [1]}
-_ModelInferRequest: Any = messages.ModelInferRequest  # protobuf takes dictionaries for messages
+_ModelInferRequest: Any = messages.ModelInferRequest  # Protobuf accepts dictionaries for messages.
 _CALLS: dict[str, Callable[[int], Any]] = {
     "tensors": lambda count: _ModelInferRequest(
         inputs=[{**_TENSOR, "name": f"t{number}"} for number in range(count)], raw_input_contents=[b"12345678"] * count
@@ -146,6 +145,6 @@ def test_the_time_of_hostile_calls_is_linear_in_their_bytes(server: Any, shape: 
             message = tensors.read_message(messages.ModelInferRequest, body)
             tensors.decode(message, predictor.artifact, predictor.schema)
 
-    # both beyond the bytes from which on fields are counted
+    # Both sizes are above the threshold for counting fields.
     small, large = (_CALLS[shape](count).SerializeToString() for count in (10_000, 100_000))
     assert grows_with(ask, small, large) == ""

@@ -1,4 +1,4 @@
-"""Slow clients, all at once: each has its time, and meanwhile the others are answered."""
+"""Slow clients, all at the same time: each reaches its time limit, and other clients are answered in the meantime."""
 
 import threading
 import time

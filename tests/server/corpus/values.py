@@ -51,7 +51,7 @@ def _without(column: str) -> dict[str, Any]:
 
 
 def _split(columns: list[Any], *rows: Any) -> Callable[[Route], bytes]:
-    """Return a table in columns and rows."""
+    """Return a table as columns and rows."""
 
     def body(route: Route) -> bytes:
         return dump({route.reads: {"columns": columns, "data": list(rows)}})
@@ -60,7 +60,7 @@ def _split(columns: list[Any], *rows: Any) -> Callable[[Route], bytes]:
 
 
 def _doubled(route: Route) -> bytes:
-    """Repeat the last key of each object, as no JSON writer would."""
+    """Repeat the last key of each object, which no JSON encoder would do."""
     return route.good.replace(b'"late": true}', b'"late": true, "late": 5}')
 
 
@@ -140,7 +140,7 @@ _TENSORS = [tensor(name, [value]) for name, value in RECORD.items()]
 
 
 def _v2(position: int = 1, **changes: Any) -> Callable[[Route], bytes]:
-    """An infer request in which the tensor at `position` (`distance`) is changed; None: without the field."""
+    """Return an infer request with a changed field of the tensor at `position` (`distance`); None removes the field."""
 
     def body(route: Route) -> bytes:
         entries = [dict(entry) for entry in _TENSORS]

@@ -1,4 +1,4 @@
-"""Requests as bytes, on a socket or to the WSGI application in this process, and their responses."""
+"""Requests as bytes, for a socket or for the WSGI application in this process, and their responses."""
 
 import contextlib
 import json
@@ -28,11 +28,11 @@ class Answer:
 
 
 class Refused(AssertionError):
-    """The server gave a bad request another response than it should."""
+    """The response to a bad request differs from the expected response."""
 
 
 class Neglected(Refused):
-    """The server gave a good request another response than it should."""
+    """The response to a valid request differs from the expected response."""
 
 
 def read_answer(stream: IO[bytes], has_body: bool = True) -> Answer | None:
@@ -52,7 +52,7 @@ def read_answer(stream: IO[bytes], has_body: bool = True) -> Answer | None:
 
 
 class Wire:
-    """One server, and requests to it as bytes."""
+    """A server that receives requests as bytes."""
 
     def __init__(self, port: int, secrets: Iterable[bytes] = ()) -> None:
         self.port = port
@@ -62,19 +62,19 @@ class Wire:
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_SECONDS)
 
     def check_good(self, route: Route) -> None:
-        """Check that the good request of the route gets its right response."""
+        """Check that the route answers its valid request correctly."""
         with self.connect() as connection, connection.makefile("rb") as stream:
             connection.sendall(route.request())
             check_right(route, read_answer(stream))
 
     def check(self, case: AnyCase, route: Route, comes_first: bool = False) -> None:
-        """Check that the case is refused as it should, and that a good request then gets its right response.
+        """Check that the case is refused as expected, and that a valid request is answered after it.
 
         Args:
-            comes_first: a good request is sent together with the case, before it.
+            comes_first: True to send a valid request together with the case, before it.
         """
         with self.connect() as connection, connection.makefile("rb") as stream:
-            with contextlib.suppress(OSError):  # what is refused may be cut off while it is sent
+            with contextlib.suppress(OSError):  # The server may close the connection while the client sends.
                 connection.sendall((route.request() if comes_first else b"") + case.sent(route))
             if comes_first:
                 check_right(route, read_answer(stream))
@@ -105,7 +105,7 @@ class Wire:
 class Wsgi:
     """The WSGI application of a server in this process.
 
-    A request is taken apart without a check of it, as by a server of WSGI that lets everything pass.
+    The request is split without validation, as by a WSGI server that accepts everything.
     """
 
     def __init__(self, server: Server) -> None:
@@ -113,11 +113,11 @@ class Wsgi:
         self._secrets = (*_SECRETS, str(server.repository.state_dir).encode())
 
     def check_good(self, route: Route) -> None:
-        """Check that the good request of the route gets its right response."""
+        """Check that the route answers its valid request correctly."""
         check_right(route, self._ask(route.request()))
 
     def check(self, case: AnyCase, route: Route) -> None:
-        """Check that the case is refused as it should, and that a good request then gets its right response."""
+        """Check that the case is refused as expected, and that a valid request is answered after it."""
         check_refusal(case, route, self._ask(case.sent(route)), self._secrets)
         self.check_good(route)
 

@@ -1,4 +1,4 @@
-"""gunicorn with a gRPC port, and requests for it by Triton's client."""
+"""gunicorn with a gRPC port, and requests from Triton's client."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ _ONNX = {"BOOL": "bool", "FP16": "float16", "FP32": "float", "FP64": "double", "
 
 
 def echo_model(folder: Path, datatype: str) -> Path:
-    """Write a model whose y is x, a [N, 2] of this datatype."""
+    """Write a model whose output y equals its input x, [N, 2] of this datatype."""
     kind = _ONNX.get(datatype, datatype.lower())
     dtype = "str" if datatype == "BYTES" else np.dtype(DTYPES[datatype]).name
     text = f"echo ({kind}[N,2] x) => ({kind}[N,2] y) {{ y = Identity(x) }}"
@@ -56,14 +56,14 @@ class Called:
 
     @contextmanager
     def stub(self) -> Iterator[Any]:
-        """The generated stub: for what Triton's client does not send, or does not show."""
+        """The generated stub, for fields that Triton's client does not send or return."""
         with grpc.insecure_channel(self.address) as channel:
             yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
 @contextmanager
 def calling(state_dir: Path, endpoints: dict[str, Any], **fields: Any) -> Iterator[Called]:
-    """Serve endpoint → variant → fields on HTTP and gRPC; keywords are fields of the server's spec."""
+    """Serve endpoint → variant → fields on HTTP and gRPC; keyword arguments are fields of the server's spec."""
     spec = ServerSpec.model_validate({"grpc_port": free_port(), **fields})
     with gunicorn(state_dir, endpoints, spec) as running:
         yield Called(running, f"127.0.0.1:{spec.grpc_port}")
@@ -81,14 +81,14 @@ def called(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Pa
 
 
 def tensor(name: str, array: Any) -> InferInput:
-    """Return an input of Triton's client, in bytes."""
+    """Return an input of Triton's client, as bytes."""
     given = InferInput(name, list(array.shape), np_to_triton_dtype(array.dtype))
     given.set_data_from_numpy(array)
     return given
 
 
 def message(endpoint: str, *, name: str = "image", shape: Any = (1, 2, 2), datatype: str = "FP32", **more: Any) -> Any:
-    """Return an infer request with one tensor; `more` are fields of the request, `contents` of the tensor."""
+    """Return an infer request with one tensor; `more` has fields of the request, `contents` fields of the tensor."""
     contents = more.pop("contents", None)
     entry = service_pb2.ModelInferRequest.InferInputTensor(name=name, datatype=datatype, shape=shape, contents=contents)
     return service_pb2.ModelInferRequest(model_name=endpoint, inputs=[entry], **more)

@@ -1,4 +1,4 @@
-"""The messages are generated from inference.proto and have the field numbers of the standard."""
+"""The messages are generated from inference.proto, and have the field numbers of the standard."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ Field = tuple[str, str, str, int]
 
 
 def written(text: str) -> Iterator[Field]:
-    """Return message, field, type and number as inference.proto has them."""
+    """Return the message, field, type and number of each field in inference.proto."""
     scope: list[str] = []
     for line in re.sub(r"//.*", "", text).splitlines():
         if opened := re.match(r"\s*(message|enum|oneof) (\w+) \{(\})?", line):
@@ -32,7 +32,7 @@ def written(text: str) -> Iterator[Field]:
 
 
 def made(owner: str, descriptor: Any) -> Iterator[Field]:
-    """Return the same of a descriptor."""
+    """Return the same data for a descriptor."""
     for enum in descriptor.enum_types:
         yield from ((f"{owner}.{enum.name}", value.name, "value", value.number) for value in enum.values)
     for field in descriptor.fields:
@@ -65,6 +65,6 @@ def test_names_numbers_and_types_are_those_of_triton_s_client() -> None:
         if standard is not None:
             assert set(made(name, message)) <= set(made(name, standard.DESCRIPTOR)), name
             compared += 1
-    assert compared == len(inference_pb2.DESCRIPTOR.message_types_by_name) - 2  # the health check is gRPC's own
+    assert compared == len(inference_pb2.DESCRIPTOR.message_types_by_name) - 2  # without health
     data_types = inference_pb2.DataType.DESCRIPTOR.values
     assert {(value.name, value.number) for value in data_types} <= set(model_config_pb2.DataType.items())

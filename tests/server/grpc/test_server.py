@@ -70,7 +70,7 @@ def test_two_workers_share_the_port(tmp_path: Path, endpoints: dict[str, Any]) -
 def test_a_call_in_flight_is_answered_when_the_server_ends(
     tmp_path: Path, endpoints: dict[str, Any], worker_class: str
 ) -> None:
-    """A partial batch waits for 1.5 s; a second call on the same connection shows that the first has arrived."""
+    """The model waits 1.5 s for a partial batch; a second call on the connection shows that the first has arrived."""
     waits = {"max_batch_size": 8, "max_queue_delay_microseconds": 1_500_000}
     request = message("tensor", raw_input_contents=[IMAGE.tobytes()])
     with calling(tmp_path, endpoints, worker_class=worker_class, **waits) as called, called.stub() as stub:
@@ -160,7 +160,7 @@ def test_a_client_that_hears_nothing_does_not_delay_the_end(tmp_path: Path, endp
         try:
             wait_until(lambda: psutil.Process(client.pid).status() == psutil.STATUS_STOPPED, 60, "the client's stop")
             called.http.process.send_signal(signal.SIGTERM)
-            assert called.http.process.wait(15) == 0  # gRPC's own patience is 20 s
+            assert called.http.process.wait(15) == 0  # gRPC itself would wait 20 s.
         finally:
             client.kill()
             client.wait()
@@ -189,7 +189,7 @@ def test_streams_beyond_the_bound_are_refused_and_unary_calls_are_answered(
 
 
 def test_messages_that_never_come_do_not_keep_others_out(tmp_path: Path, endpoints: dict[str, Any]) -> None:
-    """More calls than threads that send nothing are cancelled after the timeout."""
+    """The calls outnumber the threads and send nothing, so that they are cancelled after the timeout."""
     ended = threading.Event()
 
     def silent() -> Any:
@@ -215,7 +215,7 @@ def http2_frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> byt
 
 
 def begun_and_reset(stream: int) -> bytes:
-    """Return a call that is reset at once: HEADERS (as literals of RFC 7541, section 6.2.2), then RST_STREAM."""
+    """Return a call that is reset immediately: HEADERS (as literals of RFC 7541, section 6.2.2), then RST_STREAM."""
     fields = {
         b":method": b"POST",
         b":scheme": b"http",
@@ -309,7 +309,7 @@ def test_a_call_of_any_method_has_its_line_in_the_log(
     listener.drain()
     listener.wait()
 
-    lines = [vars(one) for one in caplog.records if one.name.endswith(".request")]  # loads are told, too
+    lines = [vars(one) for one in caplog.records if one.name.endswith(".request")]
     logged = [(line["url.path"], line["http.response.status_code"]) for line in lines]
     service = "/inference.GRPCInferenceService"
     answered = [(f"{service}/ServerLive", 200), ("/grpc.health.v1.Health/Check", 200)]

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2 over gRPC as Triton's own client speaks it, against gunicorn."""
+"""The Open Inference Protocol V2 over gRPC with Triton's own client and gunicorn."""
 
 import queue
 from typing import Any

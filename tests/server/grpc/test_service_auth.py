@@ -1,4 +1,4 @@
-"""Callers over gRPC with and without keys."""
+"""Callers over gRPC, with and without keys."""
 
 import threading
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def test_each_method_needs_its_scope_and_health_needs_none(tmp_path: Path, model
     with calling(tmp_path, endpoints, **settings) as served, served.client() as client:
         assert (client.is_server_live(), client.is_server_ready()) == (True, True)
         assert client.infer("tensor", image, headers=headers("infer")).get_response().model_version == "7"
-        for key in ("read", "infer"):  # who may ask a model may know what it takes
+        for key in ("read", "infer"):  # Both scopes permit reading the metadata.
             assert client.get_model_metadata("tensor", headers=headers(key)).name == "tensor"
             assert client.get_model_config("tensor", headers=headers(key)).config.name == "tensor"
             assert client.is_model_ready("tensor", headers=headers(key))
@@ -66,7 +66,7 @@ def test_each_method_needs_its_scope_and_health_needs_none(tmp_path: Path, model
 
 @pytest.fixture(scope="module")
 def keyed(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
-    """A server whose callers need a key; `infer` is one."""
+    """A server whose callers need a key; `infer` is a valid key."""
     folder = tmp_path_factory.mktemp("keyed")
     write_keys(folder, {"infer": KeyEntry(name="infer", scopes=("infer",))})
     with calling(folder, {"tensor": {"v": variant(model_folders["tensor"], "7")}}, api_keys=True) as served:

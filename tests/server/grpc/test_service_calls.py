@@ -11,7 +11,7 @@ from tests.support.waiting import wait_until
 
 
 class Call:
-    """A call as grpcio's context shows it; `abort` raises, as there."""
+    """A call with the interface of grpcio's context; `abort` raises, as in grpcio."""
 
     def __init__(self) -> None:
         self.callbacks: list[Callable[[], None]] = []

@@ -1,4 +1,4 @@
-"""Messages become arrays and arrays messages; malformed ones are refused."""
+"""Messages become arrays and arrays become messages; malformed messages are refused."""
 
 import contextlib
 from pathlib import Path
@@ -48,7 +48,7 @@ def elements(datatype: str) -> st.SearchStrategy[Any]:
 
 
 def model_of(array: Any) -> tuple[Artifact, Schema]:
-    """Return a model with one input x and one output y of the array's type and a free batch dimension."""
+    """Return a model with an input x and an output y of the array's type and a free batch dimension."""
     dtype = "str" if array.dtype.kind == "O" else array.dtype.name
     shape = (-1, *array.shape[1:])
     tensor, entry = Tensor("x", dtype, shape), Input("x", dtype, shape)
@@ -67,7 +67,7 @@ def model_of(array: Any) -> tuple[Artifact, Schema]:
 
 
 def request_of(array: Any, datatype: str, is_raw: bool) -> messages.ModelInferRequest:
-    """Parse with our messages the bytes that a client of the standard has made."""
+    """Parse bytes that a client of the standard has encoded, with our messages."""
     entry = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=array.shape)
     request = service_pb2.ModelInferRequest(model_name="e", inputs=[entry], id="mine")
     if is_raw:
@@ -164,7 +164,7 @@ def test_empty_contents_beside_bytes_are_none_as_mlservers_client_sends_them() -
 
 
 def test_an_input_in_shared_memory_is_named_beside_one_whose_bytes_came() -> None:
-    """Triton's client then sends bytes for the other inputs alone."""
+    """Triton's client then sends bytes only for the other inputs."""
     array = np.ones((1, 2), np.float32)
     request = request_of(array, "FP32", is_raw=True)
     shared = request.inputs.add(name="shared", datatype="FP32", shape=[1, 2])

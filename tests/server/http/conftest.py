@@ -1,4 +1,4 @@
-"""A real server with models for the pages, the OpenAPI document and what is generated from it; a certificate."""
+"""A real server with models for the pages and the OpenAPI document, and a certificate."""
 
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ FLIGHTS = {"dataframe_split": {"columns": ["carrier", "distance", "hour", "late"
 
 @pytest.fixture(scope="session")
 def pages_server(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path]) -> Iterator[Any]:
-    """flights (a table, classes), digits (pictures, classes), hostile (names of HTML), tensor, stock, airlines."""
+    """flights (a table, classes), digits (pictures, classes), hostile (HTML in names), tensor, stock, airlines."""
     root = tmp_path_factory.mktemp("pages")
     state_dir = root / "state"
     state_dir.mkdir()

@@ -1,4 +1,4 @@
-"""The Flask application: how it reads a request, and answers as a WSGI application."""
+"""The Flask application reads requests and answers them as a WSGI application."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A mounted model answers as the server does, follows the registry, and leaves nothing behind."""
+"""A mounted model answers like the server, follows the registry, and leaves no files or processes behind."""
 
 import asyncio
 import gc
@@ -66,7 +66,7 @@ Answer = tuple[int, dict[str, str], bytes]
 
 
 class OpenConnection(io.BytesIO):
-    """The input of a server as wsgiref's, in which nothing ends the body: to read on would wait for the client."""
+    """An input as in wsgiref's server: the body has no end, so that reading on would wait for the client."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         assert size is not None
@@ -119,7 +119,7 @@ def ask_asgi(app: AsgiApp, method: str, path: str, headers: dict[str, str], body
     sent: list[Any] = []
 
     async def receive() -> dict[str, Any]:
-        if not pieces:  # then a server waits until the client goes
+        if not pieces:  # The server then waits until the client closes.
             await asyncio.Event().wait()
         return {"type": "http.request", "body": pieces.pop(0), "more_body": bool(pieces)}
 
@@ -183,7 +183,7 @@ def test_an_answer_in_parts_is_sent_as_it_is_made() -> None:
 
 
 def test_no_further_parts_are_made_for_a_client_that_has_gone() -> None:
-    """uvicorn tells it by `receive` alone: its `send` does nothing then."""
+    """uvicorn reports a closed client only by `receive`; its `send` then does nothing."""
     made: list[int] = []
 
     def pieces() -> Generator[bytes, None, None]:
@@ -280,7 +280,7 @@ def test_the_counters_of_the_application_stay_as_they_are(
 ) -> None:
     counters = tmp_path / "counters"
     counters.mkdir()
-    mine = counters / f"gauge_livesum_{os.getpid()}.db"  # as prometheus_client calls it
+    mine = counters / f"gauge_livesum_{os.getpid()}.db"  # as in prometheus_client
     mine.write_bytes(b"the application's")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
     with closing(wsgi_app(str(folder), name="flights", state_dir=tmp_path / "state")) as app:
@@ -295,7 +295,7 @@ def test_a_model_that_is_not_there_is_said_at_the_start_and_nothing_is_left(tmp_
     with pytest.raises(DeploymentFailed, match="nowhere"):
         asgi_app(str(tmp_path / "nowhere"), state_dir=tmp_path / "state")
     assert len(psutil.Process().children()) == before
-    with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):  # the folder is free again
+    with closing(wsgi_app(str(mixed_model(tmp_path / "m")), state_dir=tmp_path / "state")):  # The folder is free again.
         pass
 
 

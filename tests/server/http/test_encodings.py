@@ -1,4 +1,4 @@
-"""Compressed requests and responses: every codec there and back, and the cost of hostile and torn ones."""
+"""Compressed requests and responses: all codecs in both directions, and the cost of hostile and truncated bodies."""
 
 import contextlib
 import gzip
@@ -101,7 +101,7 @@ def test_a_torn_body_is_refused_in_one_line(encoding: str, cut: int, flipped: in
     bent[flipped % len(bent)] ^= 0x55
     with pytest.raises(InvalidRequest):
         undo(torn, encoding)
-    with contextlib.suppress(InvalidRequest):  # and nothing else; a bent header field may be one that nobody reads
+    with contextlib.suppress(InvalidRequest):  # A changed header field may be ignored.
         undo(bytes(bent), encoding)
 
 

@@ -1,4 +1,4 @@
-"""The limits of HTTP requests, as the page states them and as gunicorn gets them."""
+"""The limits of HTTP requests are the same in the docs and in gunicorn's settings."""
 
 import re
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Heads of requests, and the targets and hosts that are valid. Over the wire: `workers/test_connection.py`.
+"""Request heads, and valid targets and hosts. `workers/test_connection.py` tests them over sockets.
 
-Bodies in pieces: the result does not depend on the cuts.
+Bodies in pieces: the result does not depend on the splits.
 """
 
 import itertools
@@ -105,7 +105,7 @@ AFTER = b"GET /next"
 
 
 def fed(body: BodyParser, data: bytes, cuts: list[int]) -> bytes:
-    """Feed `data` cut at these positions, and return the rest."""
+    """Feed `data`, split at these positions, and return the rest."""
     edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     left = b""
     for start, end in itertools.pairwise(edges):

@@ -1,8 +1,8 @@
-"""Our parser beside h11 and llhttp on generated raw requests: it never frames a request in another way than they do.
+"""Our parser, h11 and llhttp read generated raw requests, and must never frame a request differently.
 
-Requests are smuggled where two programs read the same bytes in two ways. Of 12,000 streams, whole and in segments, each
-peer takes every request that we take with the same method, path, query and body, or refuses it. With one exception we
-refuse what both refuse, and all three take what is valid.
+A request is smuggled if two programs parse the same bytes in two ways. In 12,000 streams, complete and in segments, a
+peer must parse every request that we accept with the same method, path, query and body, or refuse it. With one
+exception, we refuse the requests that both peers refuse, and all three accept valid requests.
 """
 
 import random
@@ -26,11 +26,11 @@ Framed = tuple[bytes, str, str, bytes]
 
 @dataclass(frozen=True)
 class Reading:
-    """What a parser makes of a stream.
+    """The result of a parser for a stream.
 
     Attributes:
-        requests: those that came whole.
-        end: "open", it waits for more; "closed", it reads no further on this connection; "refused".
+        requests: the complete requests.
+        end: "open" (it waits for more), "closed" (it does not read more on this connection) or "refused".
     """
 
     requests: list[Framed]
@@ -66,7 +66,7 @@ def read_ours(segments: list[bytes]) -> Reading:
 
 
 def framed(method: bytes, target: bytes, body: bytes) -> Framed:
-    """Return what a peer has read, in our form."""
+    """Return the result of a peer in our form."""
     path, _, query = target.partition(b"?")
     return method, unquote_to_bytes(path).decode("utf-8", "replace"), query.decode("latin-1"), body
 
@@ -181,7 +181,7 @@ SPLICES = [
 
 
 def chunked(body: bytes, chance: random.Random) -> bytes:
-    """The body in chunks, with what the standard allows beside their sizes."""
+    """Draw a chunked body, with the extensions that the standard allows in size lines."""
     out, rest = b"", body
     while rest:
         size = chance.randint(1, len(rest))
@@ -192,7 +192,7 @@ def chunked(body: bytes, chance: random.Random) -> bytes:
 
 
 def valid_request(chance: random.Random) -> bytes:
-    """A request that the standard allows and whose target and host our server takes."""
+    """Draw a request that the standard allows, with a target and a host that our server accepts."""
     fields = [b"Host: " + chance.choice([b"x", b"x:80", b"[::1]:8080"]), *chance.sample(FIELDS, chance.randint(0, 3))]
     body = b""
     if chance.random() < 0.7:
@@ -209,7 +209,7 @@ def valid_request(chance: random.Random) -> bytes:
 
 
 def mutated(stream: bytes, chance: random.Random) -> bytes:
-    """The stream with something in it that readers are known to read differently."""
+    """Insert bytes that parsers are known to read differently."""
     kind = chance.randrange(6)
     at = chance.randrange(len(stream))
     if kind == 0:
@@ -230,18 +230,18 @@ def mutated(stream: bytes, chance: random.Random) -> bytes:
 
 
 def streams(count: int, seed: int) -> Iterator[tuple[bytes, bool]]:
-    """Streams of one to three requests; True: nothing was changed in it."""
+    """Draw streams of one to three requests, and True if the stream was not changed."""
     chance = random.Random(seed)
     for number in range(count):
         stream = b"".join(valid_request(chance) for _ in range(chance.randint(1, 3)))
-        changes = number % 4  # every fourth is valid
+        changes = number % 4  # Every fourth stream is valid.
         for _ in range(changes):
             stream = mutated(stream, chance)
         yield stream, changes == 0
 
 
 def segments_of(stream: bytes, chance: random.Random) -> list[bytes]:
-    """The stream as it may arrive."""
+    """Split the stream as it may arrive."""
     cuts = sorted(chance.sample(range(1, len(stream)), min(len(stream) - 1, chance.choice([1, 2, 5, 40]))))
     return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
 

@@ -1,4 +1,4 @@
-"""Plans beside the general way: the same bytes for every request that a plan answers, and the same record of it."""
+"""A plan returns the same bytes as the general path for every request, and captures the same record."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -40,7 +40,7 @@ BODIES: list[tuple[str, Any]] = [
                                                              "data": [1, 2, 3, 4]}]}),
     ("/v2/models/single/infer", {"parameters": {"priority": 1}, "inputs": [
         {"name": "X", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}),
-    ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),  # its answer is large enough to be compressed
+    ("/endpoints/single/invocations", {"inputs": [[1, 2, 3]] * 4000}),  # The response is large enough for compression.
     ("/endpoints/stock/invocations", {"inputs": [[1.0, 2.0, 3.0]]}),
 ]  # fmt: skip
 
@@ -56,14 +56,14 @@ def server(serve_here: Callable[..., Server], endpoints: Any) -> Server:
 
 
 def shown(response: RawResponse, request: RawRequest) -> tuple[Any, ...]:
-    """A response without the ids that are made for each."""
+    """Return a response without the ids that are unique to it."""
     assert response.fields in ("", header_fields(response.headers))
     headers = dict(response.headers)
     made = [headers.pop("X-Prediction-Id")]
     if "x-request-id" not in request.headers and headers["X-Request-Id"] != "mine":
         made.append(headers.pop("X-Request-Id"))
     assert {len(one) for one in made} == {32}
-    body = response.body.replace(made[-1].encode(), b"")  # V2 repeats the id
+    body = response.body.replace(made[-1].encode(), b"")  # V2 repeats the id.
     return response.status, body, response.content_type, headers
 
 
@@ -147,7 +147,7 @@ HEADERS = st.fixed_dictionaries(
 
 
 def counters(server: Server) -> Counter[str]:
-    """Return each sample of the metrics that is no time, with its value."""
+    """Return the value of each sample of the metrics except times."""
     lines = (line.rpartition(" ") for line in server.metrics.page().decode().splitlines() if not line.startswith("#"))
     return Counter({name: int(float(value)) for name, _, value in lines if "seconds" not in name})
 
@@ -215,7 +215,7 @@ def test_what_a_plan_answers_is_captured_and_counted_as_the_general_way_does(
 
 
 def canary(model_folders: dict[str, Path], kind: str) -> dict[str, dict[str, Any]]:
-    """Two variants that answer about as often as each other: the mixed model, and a model of this kind."""
+    """Two variants that answer equally often: the mixed model, and a model of this kind."""
     return {
         "canary": {
             "v": servers.variant(model_folders["mixed"], weight=50),

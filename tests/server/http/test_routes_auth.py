@@ -34,7 +34,7 @@ SETTINGS = {"api_keys": True, "model_control_mode": "explicit"}
 
 
 def write_scopes(state_dir: Path) -> None:
-    """Write a key for each scope, whose text is its name, and one for the endpoint f."""
+    """Write a key for each scope, whose text is the scope, and a key for the endpoint f."""
     entries: dict[str, KeyEntry] = {scope: KeyEntry(name=scope, scopes=(scope,)) for scope in SCOPES}
     entries["thrice"] = KeyEntry(name="thrice", scopes=("infer", "read"), limits=("3/hour",))
     entries["only-f"] = KeyEntry(name="only-f", scopes=("infer", "read"), endpoints=("f",))
@@ -64,12 +64,12 @@ def need_of(path: str, method: str) -> str:
 @pytest.mark.parametrize(("path", "method", "declared"), [(route.path, route.method, route.need) for route in ROUTES])
 def test_every_route_needs_its_scope(server: Server, path: str, method: str, declared: str | None) -> None:
     assert (declared or "") == need_of(path, method)
-    plain = path.partition("[")[0] + path.partition("]")[2]  # without the parts that may be left out
+    plain = path.partition("[")[0] + path.partition("]")[2]  # without the optional parts
     named = plain.replace("/NAME", "/e")
     needed = need_of(path, method)
     allowing = {"describe": {"infer", "read"}}.get(needed, {needed})
     assert (ask(server, named, method).status == 401) is bool(needed)
-    body = b"{" if needed == "admin" else ROW  # nobody carries out what is asked here
+    body = b"{" if needed == "admin" else ROW  # The server does not execute these requests.
     for scope in SCOPES if needed else ():
         refused = ask(server, named, method, body, host="localhost", authorization=f"Bearer {scope}").status == 403
         assert refused is (scope not in allowing), scope
@@ -77,7 +77,7 @@ def test_every_route_needs_its_scope(server: Server, path: str, method: str, dec
 
 @pytest.mark.parametrize("key", ["", "wrong", "only-e", "nothing"])
 def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(server: Server, key: str) -> None:
-    """A caller that may not ask about an endpoint learns no names by guessing, in no path and in no body."""
+    """A caller without permission cannot find names by guessing, in any path or body."""
     only_e = KeyEntry(name="only-e", scopes=SCOPES, endpoints=("e",))
     write_keys(server.repository.state_dir, {"only-e": only_e, "nothing": KeyEntry(name="nothing", scopes=())})
     caller = {"authorization": f"Bearer {key}"} if key else {}
@@ -102,7 +102,7 @@ def test_a_refusal_is_the_same_for_names_that_are_served_and_names_that_are_not(
     [
         ("/endpoints/f/invocations", "POST", 200),
         ("/endpoints/e/invocations", "POST", 403),
-        ("/invocations", "POST", 403),  # e is the default endpoint
+        ("/invocations", "POST", 403),  # e is the default endpoint.
         ("/v2/models/f", "GET", 200),
         ("/v2/models/e", "GET", 403),
         ("/endpoints/f", "GET", 200),
@@ -181,7 +181,7 @@ KEY = "onnxserve_" + secrets.token_urlsafe(32)
 def test_a_key_in_a_path_or_an_id_is_in_no_log_line_and_in_no_captured_row(
     server: Server, uses_plan: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Callers mistake them for the place of the key."""
+    """Callers sometimes put the key into these headers."""
     write_keys(server.repository.state_dir, {KEY: KeyEntry(name="shop", scopes=("infer", "read"))})
     with_id = json.dumps({**json.loads(V2_ROW), "id": KEY}).encode()
     plans, observed = PlanTable(server), replace(server, logs_requests=True)
@@ -218,7 +218,7 @@ def url(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[str]:
 
 
 def test_a_worker_asks_for_keys_and_waits_for_no_body_of_a_stranger(url: str) -> None:
-    """Bodies of strangers could else fill the memory that those of one worker may take together."""
+    """Otherwise the bodies of strangers could use the memory limit of a worker's bodies."""
     headers = {"Content-Type": "application/json", "Authorization": "Bearer infer"}
 
     def status(headers: dict[str, str], body: Any = ROW) -> int:
@@ -247,9 +247,9 @@ def test_a_worker_counts_requests_by_key_and_refuses_what_is_above_its_limit(url
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert mentions(answers[-1].json()["message"], "'thrice'", "3/hour")
-    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600  # to the end of the hour that the worker counts in
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600  # until the end of the worker's hour
     headers["Authorization"] = "Bearer infer"
-    for body in (ROW, b"no JSON"):  # by its plan, and by the general way
+    for body in (ROW, b"no JSON"):  # by the plan, and by the general path
         requests.post(f"{url}/invocations", body, headers=headers, timeout=10)
     page = requests.get(f"{url}/metrics", auth=("", "read"), timeout=10).text
     counted = dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page))

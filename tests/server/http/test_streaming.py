@@ -1,4 +1,4 @@
-"""JSON Lines that are answered while they come."""
+"""JSON Lines that are answered while they arrive."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def post(running: Any) -> Post:
 
 @pytest.fixture
 def connect(running: Any) -> Iterator[Callable[[], socket.socket]]:
-    """Open connections, and check in the end that the server still answers."""
+    """Open connections. At the end, check that the server still answers."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     with contextlib.ExitStack() as opened:
         yield lambda: opened.enter_context(socket.create_connection(address, timeout=30))
@@ -59,7 +59,7 @@ def chunk(piece: bytes = b"") -> bytes:
 
 
 def read_all(connection: socket.socket, end: bytes = b"") -> bytes:
-    """Return what comes until these bytes, or the end of the connection."""
+    """Return the received bytes up to these bytes, or until the connection ends."""
     content = b""
     while not (end and content.endswith(end)) and (piece := connection.recv(65536)):
         content += piece
@@ -85,7 +85,7 @@ def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect
 
 
 def test_a_body_larger_than_the_limit_is_no_matter_where_no_line_is(post: Post) -> None:
-    line = b"[1, 2, 3" + b" " * 20 + b"]\n"  # what answers is shorter than the limit: `requests` reads only in the end
+    line = b"[1, 2, 3" + b" " * 20 + b"]\n"  # The response is below the limit.
     body = line * (2 * LIMIT // len(line))
     response = post(body, "/endpoints/e/invocations")
     assert response.status_code == 200
@@ -137,7 +137,7 @@ def test_what_is_wrong_later_is_told_in_the_last_line_of_an_answer_that_breaks_o
 def test_a_client_that_falls_silent_or_leaves_holds_nothing(connect: Callable[[], socket.socket]) -> None:
     silent = connect()
     silent.sendall(CHUNKED + chunk(LINE % 3))
-    for _ in range(6):  # more than may be answered at once
+    for _ in range(6):  # more than the limit
         leaver = connect()
         leaver.sendall(CHUNKED + chunk(LINE % 3 * 1000))
         leaver.close()
@@ -156,7 +156,7 @@ def test_a_stream_may_last_longer_than_the_time_for_a_request(connect: Callable[
         pieces += 1
         time.sleep(0.4)
     connection.sendall(chunk())
-    assert read_all(connection, chunk()).count(b"006.0") > 6599 * pieces  # some are torn by the limits of chunks
+    assert read_all(connection, chunk()).count(b"006.0") > 6599 * pieces  # Some numbers are split between chunks.
 
 
 @pytest.mark.long
@@ -187,7 +187,7 @@ def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket
     open_streams: list[socket.socket] = []
 
     def open_stream() -> bool:
-        """Try to open a stream: those of clients that have just left may not have ended."""
+        """Try to open a stream, because the streams of closed clients may not have ended yet."""
         stream = connect()
         stream.sendall(CHUNKED + chunk(LINE % 3))
         is_open = b"200 OK" in read_all(stream, b"\n")
@@ -198,6 +198,6 @@ def test_there_are_as_many_streams_as_may_be(connect: Callable[[], socket.socket
     refused = post(iter([LINE % 3]))
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
     for stream in open_streams:
-        stream.sendall(chunk())  # before the server has had enough of their silence
+        stream.sendall(chunk())  # before the server's time limit
         assert read_all(stream, chunk()).endswith(chunk())
     wait_until(lambda: post(iter([LINE % 3])).status_code == 200)

@@ -1,4 +1,4 @@
-"""A model that answers in parts, whose parts are sent as server-sent events while it makes them."""
+"""A model that streams its response, whose parts are sent as server-sent events."""
 
 import json
 import re
@@ -85,7 +85,7 @@ def post(running: Any) -> Post:
 
 
 def captured(running: Any) -> list[CapturedRequest]:
-    """Return the captured requests, the last one last."""
+    """Return the captured requests in order."""
     return [request for segment in segments(running.state_dir / SPOOL) for request in read_segment(segment)[0]]
 
 
@@ -95,7 +95,7 @@ def count(running: Any, sample: str) -> float:
 
 
 def events(response: requests.Response) -> Iterator[str]:
-    """Yield the data of each event as it comes."""
+    """Yield the data of each event when it arrives."""
     for line in response.iter_lines(chunk_size=1, decode_unicode=True):
         if line:
             assert line.startswith("data: ")
@@ -144,7 +144,7 @@ def test_a_stream_that_fails_is_captured_once_as_a_failure(running: Any, post: P
     assert post(f"{task} {tmp_path}/a").text
     (request,) = captured(running)[before:]
     assert request.record.status == 400
-    assert request.outputs.keys() == {"_error_code", "_message", "_column"}  # and no part of the stream
+    assert request.outputs.keys() == {"_error_code", "_message", "_column"}  # No part of the stream is captured.
 
 
 def test_streams_are_counted_by_their_end_and_until_their_first_part(running: Any, post: Post, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_client_of_http_1_0_gets_each_part_too_as_nginx_asks_by_default(runnin
 
 
 def test_a_model_whose_client_has_gone_is_told_so(post: Post, tmp_path: Path) -> None:
-    for number in range(4):  # more than there are threads: each gives its place back
+    for number in range(4):  # There are more requests than threads, so that each must release its place.
         told = tmp_path / str(number)
         response = post(f"wait {told}")
         next(events(response))

@@ -1,4 +1,4 @@
-"""Streamed requests between the event loop and their thread, on a loop of the test's own, whose time the test sets."""
+"""Streamed requests between the event loop and their thread, on a loop whose time the test sets."""
 
 import asyncio
 import math
@@ -41,13 +41,13 @@ def chunk(piece: bytes = b"") -> bytes:
 
 @pytest.fixture
 def server(serve_here: Callable[..., Server], bias_folders: dict[str, Path]) -> Server:
-    """Allow one request at a time, so that one that is never released shows."""
+    """Allow one request at a time, so that a request that is not released is detected."""
     limits = {"max_body_bytes": LIMIT, "max_concurrent_requests": 1}
     return serve_here(one_endpoint(bias_folders["1"]), limits)
 
 
 class Listener:
-    """A listener whose connections hold little on their way, and clients of it."""
+    """A listener whose connections have small buffers, and its clients."""
 
     def __init__(self, app: WorkerApp) -> None:
         self.app = app
@@ -81,7 +81,7 @@ class Listener:
             await asyncio.get_running_loop().sock_sendall(client, sent)
 
     async def read(self, client: socket.socket, end: bytes = b"", at_least: int = sys.maxsize) -> bytes:
-        """Return what comes until these bytes, so many bytes, or the end of the connection."""
+        """Return the received bytes up to these bytes or this number, or until the connection ends."""
         content = b""
         async with asyncio.timeout(20):
             while len(content) < at_least and not (end and content.endswith(end)):
@@ -92,7 +92,7 @@ class Listener:
         return content
 
     def tick(self, seconds: float) -> Literal[True]:
-        """Check all deadlines so many seconds later."""
+        """Check all deadlines after this number of seconds."""
         self.app.now += seconds
         for connection in list(self.connections):
             connection.check_deadline(self.app.now)
@@ -139,7 +139,7 @@ def counted(server: Server, name: str) -> dict[str, float]:
 
 
 def test_the_last_lines_are_answered_whenever_the_thread_looks(server: Server) -> None:
-    """The thread may look at any moment: here when the loop has read the body's end, but not handed over its lines."""
+    """The thread may check at any time; here, the loop has read the end of the body but not passed on its lines."""
     body: Any = body_parser(CHUNKED, LIMIT)
     written: list[bytes] = []
     ended: list[RawResponse | bool] = []
@@ -216,14 +216,14 @@ def test_time_runs_for_the_client_only_while_the_model_is_done(
 
 
 def test_a_client_that_still_sends_when_the_answer_breaks_off_is_heard_out(server: Server) -> None:
-    """Reading was paused for the thread, which takes nothing any more."""
+    """Reading was paused for the thread, which does not read any more."""
 
     async def talk() -> None:
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE * 30_000 + b"[1]\n"))
             await until(lambda: is_readable(client))
             sending = asyncio.create_task(opened.send(client, chunk(b" " * 3_000_000)))
-            await asyncio.sleep(0.3)  # no answer tells how far the server has read
+            await asyncio.sleep(0.3)  # No response shows how far the server has read.
             content = await opened.read(client)
             assert b"line 30001" in content.splitlines()[-2]
             await sending
@@ -236,7 +236,7 @@ def test_a_stream_that_its_client_leaves_counts_as_left_and_lets_the_next_one_in
         async with listener(server) as opened:
             client = await opened.connect(HEAD + chunk(LINE))
             await opened.read(client, ANSWER + b"\r\n")
-            await asyncio.sleep(0.1)  # most likely the thread waits for the next line
+            await asyncio.sleep(0.1)  # The thread probably waits for the next line.
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
             client.close()
             await until(lambda: not opened.app.streams)
@@ -264,7 +264,7 @@ def test_the_labels_that_a_stream_predicts_are_counted(
 
 
 def test_a_piece_without_an_answer_does_not_end_the_answer(serve_here: Callable[..., Server], tmp_path: Path) -> None:
-    """A chunk without bytes would be the last one."""
+    """An empty chunk would end the response."""
     graph = """
     positive (float[N,1] X) => (float[M] y) <float[1] zero = {0.0}> {
       is_positive = Greater(X, zero)
@@ -297,7 +297,7 @@ def test_a_client_that_is_being_answered_does_not_give_way_to_another(server: Se
         async with listener(server) as here:
             here.app.inline_policy = InlinePolicy(lambda _: False)
             here.app.limits = ConnectionLimits(request_seconds=10.0, connections=1)
-            here.app.pool.submit(answering.wait)  # its only thread
+            here.app.pool.submit(answering.wait)  # the only thread
             row = LINE.strip()
             head = FIELDS.replace(b"jsonl", b"json") + b"Content-Length: %d\r\n\r\n" % len(b'{"inputs":[%s]}' % row)
             first = await here.connect(head + b'{"inputs":[%s]}' % row)

@@ -1,4 +1,4 @@
-"""Labels of earlier predictions: accepted by a real server of either worker, or refused with the reason."""
+"""Labels of earlier predictions: a real server of either worker accepts them, or refuses them with the reason."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same models behind MLflow's scoring server and behind ours."""
+"""The same models served by MLflow's scoring server and by ours."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -45,10 +45,10 @@ uneven (float[N,2] x) => (float[N,2] y, float[N] z) <int64[1] axis = {1}> {
 
 
 def save_originals(root: Path) -> dict[str, tuple[Path, Path]]:
-    """Return the folder that MLflow serves, and the one that we serve, by name.
+    """Return the folder that MLflow serves and the folder that we serve, by name.
 
-    scikit-learn's are the original on MLflow's side; ONNX files logged by us are the same folder on both; `stock` ones
-    are MLflow's own.
+    For scikit-learn, MLflow serves the original. For our ONNX models, both folders are the same. `stock` is
+    MLflow's own ONNX.
     """
     import mlflow
     import numpy as np
@@ -143,7 +143,7 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
     from starlette.routing import Mount
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() sets it; it is gone with this fixture
+        patch.setenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "false")  # init() sets the variable; the fixture restores it.
         mounts: list[Any] = [
             Mount(f"/{name}", app=scoring_server.init(pyfunc.load_model(str(theirs))))
             for name, (theirs, _) in scored_folders.items()
@@ -160,7 +160,7 @@ def ask_mlflow(scored_folders: dict[str, tuple[Path, Path]]) -> Iterator[Ask]:
 
 @pytest.fixture(scope="module")
 def ask_ours(scored_folders: dict[str, tuple[Path, Path]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
-    """Yield our server, one endpoint a model."""
+    """Yield our server, with one endpoint per model."""
     state_dir = tmp_path_factory.mktemp("ours") / "state"
     with opened(state_dir, {name: {"main": variant(ours)} for name, (_, ours) in scored_folders.items()}) as server:
 

@@ -1,4 +1,4 @@
-"""A caller's key: where it is read, what it allows, and when it holds no more."""
+"""The sources of a caller's key, its permissions, and its end of validity."""
 
 import base64
 import json
@@ -225,8 +225,8 @@ def token(key: Any = SIGNING, kid: str = "monday", algorithm: str = "ES256", **c
 
 def test_a_token_allows_what_its_scope_says(of_issuer: Authenticator) -> None:
     sent = bearer(token())
-    for _ in range(2):  # verified once, remembered
-        assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"  # which no key is called
+    for _ in range(2):  # The key is verified once and then cached.
+        assert of_issuer.require(sent, "infer", "flights").name == "shop@login.example"  # No key has this name.
     with pytest.raises(ScopeMissing, match=r"'shop@login\.example' .*infer.*read"):
         of_issuer.require(sent, "read")
     limited = bearer(token(scope=None, scp=["infer"], onnxserve_endpoints=["flights"]))
@@ -297,11 +297,11 @@ def test_a_token_expires_though_it_is_remembered(tmp_path: Path, of_issuer: Auth
     auth = Authenticator(tmp_path, WITH_TOKENS, clock=clock)
     sent = bearer(token())
     auth.require(sent, "infer")
-    clock.now += 91  # its 60 s, and half a minute for clocks that differ
+    clock.now += 91  # its 60 s, and 30 s of tolerance
     with pytest.raises(Unauthenticated, match=r"'shop@login\.example' .*expired"):
         auth.require(sent, "infer")
 
 
 def test_before_the_keys_of_the_issuer_are_there_a_caller_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match="not been fetched"):  # its client may ask again with the same token
+    with pytest.raises(NotReady, match="not been fetched"):  # Its client may retry with the same token.
         Authenticator(tmp_path, WITH_TOKENS).require(bearer(token()), "infer")

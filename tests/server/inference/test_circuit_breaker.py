@@ -1,4 +1,4 @@
-"""A Redis that is down is not asked for a while, and no message repeats its URL."""
+"""Requests pause for a Redis that is down, and no message contains its URL."""
 
 import queue
 import threading
@@ -29,7 +29,7 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.L
             raise OSError("away, redis://:secret@h")
 
     circuit = CircuitBreaker("nothing happens", ping, lambda: counted.append(1), pause_seconds=0.001)
-    for _ in range(2):  # the second request had asked before the first one failed
+    for _ in range(2):  # The second request began before the first failed.
         circuit.record_failure(OSError("away, redis://:secret@h"))
     for answer in (False, False, True):
         assert asked.get() == "onnxserve-redis"
@@ -39,7 +39,7 @@ def test_an_outage_is_asked_about_by_a_thread_and_by_no_request(caplog: pytest.L
 
     assert asked.empty()
     assert len(counted) == 3
-    assert set(caplog.messages) == {"Redis does not answer (OSError): nothing happens"}  # the log drops repeats
+    assert set(caplog.messages) == {"Redis does not answer (OSError): nothing happens"}  # The log drops repeats.
 
 
 def test_one_slow_answer_keeps_requests_away_until_redis_answers_and_a_second_one_for_the_pause() -> None:

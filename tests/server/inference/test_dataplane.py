@@ -1,4 +1,4 @@
-"""The data plane below every protocol: deadlines, batches, the cache, limits, and an orderly shutdown."""
+"""The data plane below every protocol: deadlines, batches, the cache, limits, and a clean shutdown."""
 
 import shutil
 import threading
@@ -142,7 +142,7 @@ def infer_inputs(**values: Any) -> dict[str, Any]:
 
 
 def reasons(server: Server) -> list[dict[str, Any]]:
-    """Return the texts that are captured of each failure, oldest first."""
+    """Return the captured texts of each failure, oldest first."""
     batches = [batch for path in segments(server.capture.spool) for batch in read_batches(path).batches]
     failed = [(batch.outputs, row) for batch in batches if batch.is_failed for row in range(len(batch.offsets))]
     return [{name: texts[row] for name, texts in outputs.items()} for outputs, row in failed]
@@ -242,7 +242,7 @@ def test_a_new_version_has_nothing_in_the_cache(serve_here: Serve, bias_folders:
 def test_two_models_of_one_name_and_number_do_not_answer_for_each_other(
     serve_here: Serve, bias_folders: dict[str, Path]
 ) -> None:
-    # of two registries, or of two workspaces of one, both without a run
+    # versions of two registries or workspaces, both without a run
     endpoints = {name: {name: variant(bias_folders[folder], "1")} for name, folder in (("a", "1"), ("b", "2"))}
     server = serve_here(endpoints, {"response_cache_bytes": 1_000_000})
     answers = [ask(server, v2(), f"/v2/models/{name}/infer") for name in endpoints]
@@ -339,7 +339,7 @@ BODIES = [
 
 
 def ask_later(server: Server, path: str, body: Any, **headers: str) -> RawResponse | None:
-    """Send a request as the event loop does; return None if it has to go the general way."""
+    """Send a request as the event loop does; return None if it must use the general path."""
     answers: SimpleQueue[RawResponse] = SimpleQueue()
     named = {"content-type": "application/json", "x-request-id": "r", **headers}
     if not handle_request_async(server, RawRequest("POST", path, named, orjson.dumps(body), "192.0.2.1"), answers.put):
@@ -371,7 +371,7 @@ def test_an_answer_that_finds_no_memory_for_its_compressed_form_holds_up_no_othe
 
     monkeypatch.setitem(encodings._ENCODERS, "gzip", fail)
     server, large = serve(max_batch_size=8), {"dataframe_records": [ROW] * 3000}
-    for _ in range(3):  # there are two threads that deliver answers
+    for _ in range(3):  # Two threads deliver responses.
         answer = ask_later(server, "/invocations", large, **{"accept-encoding": "gzip"})
         assert answer is not None
         assert answer.status == 503

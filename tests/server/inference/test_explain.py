@@ -1,4 +1,4 @@
-"""Explanations of a real server, from its real side process, against Shapley values that are known."""
+"""Explanations of a real server and its real side process, compared with known Shapley values."""
 
 import io
 import itertools
@@ -163,7 +163,7 @@ def probabilities_of(model: OnnxModel, columns: dict[str, Sequence[Any]]) -> Any
 
 
 def shapley(model: OnnxModel, row: dict[str, Any]) -> list[float]:
-    """Return Shapley values by their definition: over all sets of columns of the row, the others from the reference."""
+    """Return Shapley values by their definition, over all sets of columns; other columns are from the reference."""
     names = list(row)
     count = len(FLIGHTS["carrier"])
     value = {

@@ -1,4 +1,4 @@
-"""Each client has its own rate, all share the requests in flight, and a Redis that is down limits nobody."""
+"""Each client has its own rate, all clients share the concurrent requests, and without Redis there is no limit."""
 
 import logging
 import threading
@@ -230,7 +230,7 @@ def test_a_rate_is_read_in_the_words_of_the_limits_library(text: str, amount: in
 
 
 class FixedWindow:
-    """Counts as Redis does, within one window that never ends."""
+    """Counts as Redis does, in a single window that does not end."""
 
     is_away = False
 
@@ -380,13 +380,13 @@ def test_workers_share_a_rate_over_redis(redis_url: str) -> None:
 def test_while_redis_is_away_everybody_passes_and_the_log_says_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # else the thread that asks in the place of requests tells each test after this one that Redis is away
+    # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)
     redis = RedisRates(f"redis://:secret@127.0.0.1:{free_port()}/0")
     rates = [open_rate_limiter(text, redis) for text in ("1/minute", "1/hour")]
     with caplog.at_level(logging.ERROR):
         assert [rate(b"a") for rate in rates for _ in range(20)] == [None] * 40
 
-    # the second request that fails says the same; the log drops repeats
+    # The second failed request logs the same, and the log drops repeats.
     line = "Redis does not answer (Connection refused): the rate limit admits every request"
     assert set(caplog.messages) == {line}

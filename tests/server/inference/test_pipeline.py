@@ -1,4 +1,4 @@
-"""The pipeline of a prediction: its headers, ids, event times and what is captured."""
+"""The pipeline of a prediction: its headers, ids, event times and captured rows."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -140,7 +140,7 @@ def test_a_loaded_version_is_asked_by_its_number_whatever_its_weight(
     page = ask(server, "/metrics", "GET").body
     assert b'requests_total{endpoint="e",model="m",protocol="v2",status="200",variant="idle",version="2"} 1.0' in page
     names = [request.record.variant for request in captured(server, tmp_path)]
-    assert "shadow" in names  # and once more where it has computed the champion's request by then
+    assert "shadow" in names  # It appears again if the shadow has already computed the request.
     assert [name for name in names if name != "shadow"] == ["champion", "idle"]
 
 
@@ -175,7 +175,7 @@ def test_a_stream_that_fails_is_counted_and_captured_as_any_failure(server: Serv
         ([b"[1, 2, 3]\n" * 1000, b"{}\n"], [200, 400]),
         ([b"{}\n"], [400]),
         ([b"[1, 2, 3]\n" * 1000, ClientDisconnected("gone")], [200]),
-        ([ClientDisconnected("gone")], []),  # nobody waits for an answer
+        ([ClientDisconnected("gone")], []),  # The caller does not wait for a response.
     ],
 )
 def test_of_json_lines_a_piece_that_fails_is_captured_as_any_failure(

@@ -1,7 +1,7 @@
-"""`/invocations` answers as MLflow's own scoring server does: the same bytes to both, case by case.
+"""`/invocations` answers as MLflow's own scoring server does: both receive the same bytes, case by case.
 
-Where both answer, the JSON values are equal, types included, floats within 1e-5; where both refuse, the status is.
-Where we differ on purpose the case stands in `DIFFERENT` with both statuses: an exception that is none any more fails.
+Predictions must be equal, including types, with floats within 1e-5; for refusals, the statuses must be equal. Intended
+differences are in `DIFFERENT` with both statuses. An entry that no longer differs fails.
 """
 
 import json
@@ -82,7 +82,7 @@ EXPECTED = {name: key[1:] for key, names in DIFFERENT.items() for name in names}
 
 
 @pytest.mark.parametrize(("name", "model", "body", "content_type"), CASES)
-@pytest.mark.filterwarnings("ignore")  # pandas', numpy's and MLflow's, about what is sent on purpose
+@pytest.mark.filterwarnings("ignore")  # pandas, numpy and MLflow warn about the invalid inputs.
 def test_the_same_bytes_have_the_same_answer(
     name: str,
     model: str,
@@ -104,7 +104,7 @@ def test_the_same_bytes_have_the_same_answer(
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Return True if two JSON values are equal: keys in any order, floats nearly; an integer is no float."""
+    """Return True if two JSON values are equal: keys in any order, floats approximately, integers not as floats."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(is_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
@@ -124,9 +124,9 @@ def test_every_exception_is_a_case() -> None:
     ("method", "path", "is_same_body"),
     [
         ("GET", "/ping", True),
-        ("GET", "/health", False),  # ours is JSON, as its content type says
+        ("GET", "/health", False),  # Our response is JSON, with the matching content type.
         ("GET", "/version", True),
-        ("POST", "/ping", False),  # errors have a form of ours
+        ("POST", "/ping", False),  # Our errors have another form.
         ("GET", "/invocations", False),
         ("PUT", "/invocations", False),
         ("GET", "/invocation", False),

@@ -1,7 +1,7 @@
-"""Any ready ONNX graph is served as it is declared: ONNX's own node cases over V2, against ONNX Runtime itself.
+"""Any valid ONNX graph is served as declared: ONNX's own node cases over V2, compared with ONNX Runtime.
 
-Their graphs are of one operator each: sizes are fixed, inputs share none, tensors are empty or scalars, some have no
-input at all. None of them has anything to do with rows.
+Each graph has one operator. Sizes are fixed, inputs have different sizes, and tensors may be empty or scalars. Some
+graphs have no input. The graphs do not have rows.
 """
 
 import json
@@ -57,7 +57,7 @@ def saved(folder: Path, case: NodeCase) -> Path:
 
 
 def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
-    """Return the reason why the response is wrong; empty if it is right."""
+    """Return the reason why the response is wrong; empty if it is correct."""
     inputs = [{**head_of(key, array), "data": plain(array)} for key, array in case.inputs.items()]
     status, body, _ = ask(server, name, json.dumps({"inputs": inputs}).encode(), {"content-type": "application/json"})
     if status != 200:
@@ -69,7 +69,7 @@ def ask_in_json(server: Server, name: str, case: NodeCase) -> str:
         )
         for key, entry in outputs.items()
     }
-    # JSON knows no infinity: it comes as null, as NaN does
+    # JSON cannot represent infinity, which becomes null, as NaN does.
     return difference({key: without_infinity(array) for key, array in case.outputs.items()}, found)
 
 
@@ -108,7 +108,7 @@ def numpy_name(array: Array) -> str:
 
 
 def plain(array: Array) -> list[Any]:
-    """Return the elements in row-major order. NaN is null; infinity is written as Python writes it."""
+    """Return the elements in row-major order. NaN becomes null; infinity becomes Python's text."""
     return [None if isinstance(value, float) and value != value else value for value in array.ravel().tolist()]
 
 
@@ -125,7 +125,7 @@ def difference(want: dict[str, Array], found: dict[str, Array]) -> str:
     for name, array in want.items():
         if array.shape != found[name].shape:
             return f"{name!r} has the shape {found[name].shape}, not {array.shape}"
-        if array.dtype.kind == "f":  # where an array lies in memory decides in which order it is summed
+        if array.dtype.kind == "f":  # The memory layout of an array determines the order of summation.
             is_same = np.allclose(array, found[name], rtol=1e-5, atol=1e-6, equal_nan=True)
         else:
             is_same = np.array_equal(array.astype(object) if array.dtype.kind == "U" else array, found[name])

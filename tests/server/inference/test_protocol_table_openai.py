@@ -1,4 +1,4 @@
-"""Agents of MLflow as OpenAI's own client asks them, by the routes that it knows."""
+"""OpenAI's own client calls MLflow's agents by its routes."""
 
 import json
 import warnings
@@ -58,7 +58,7 @@ class Responses(ResponsesAgent):
 
 
 class ListedChat(PythonModel):
-    """Answers as MLflow's transformers of the task `llm/v1/chat` do: by a list of one answer."""
+    """Answers like MLflow's transformers with the task `llm/v1/chat`, with a list of one response."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         message = {"role": "assistant", "content": list(model_input["messages"])[-1]["content"]}
@@ -66,7 +66,7 @@ class ListedChat(PythonModel):
 
 
 class Embedder(PythonModel):
-    """Answers as MLflow's sentence transformers of the task `llm/v1/embeddings` do: by the first column alone."""
+    """Answers like MLflow's sentence transformers with the task `llm/v1/embeddings`, from the first column only."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         (texts,) = (list(model_input[name]) for name in model_input)
@@ -145,7 +145,7 @@ def test_the_model_of_a_request_is_the_endpoint_that_answers(client: Callable[..
 def test_the_client_lists_the_endpoints(client: Callable[..., Any]) -> None:
     listed = client("/v1").models.list()
     assert [model.id for model in listed] == ["responses", "chat", "listed", "embedder", "bias"]
-    assert listed.models == [model.id for model in listed]  # KServe's
+    assert listed.models == [model.id for model in listed]  # KServe's form
 
 
 def test_the_one_answer_of_a_list_is_the_answer(client: Callable[..., Any]) -> None:

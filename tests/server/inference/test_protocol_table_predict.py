@@ -148,7 +148,7 @@ def test_models_without_classes_answer_without_probabilities(
 
 @pytest.mark.parametrize("dtype", [np.longlong, np.uint64, np.int32, np.float16, np.bool_])
 def test_a_number_of_any_type_is_one_record_s_prediction(dtype: type[np.generic]) -> None:
-    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, which orjson does not take one by one."""
+    """ONNX Runtime's int64 outputs are numpy.longlong on Linux, whose scalars orjson does not accept."""
     artifact = Artifact(Path(), Path("m.onnx"), "onnxserve", "", "", "", prediction=("label",))
     predictor = SimpleNamespace(artifact=artifact, schema=SimpleNamespace(has_rows=True))
     variant: Any = SimpleNamespace(loaded=SimpleNamespace(predictor=predictor, model="m", version="1"))

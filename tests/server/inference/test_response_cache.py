@@ -88,7 +88,7 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds() -> None:
     cache.put(b"3", {"y": np.zeros(250)})
 
     assert [bool(cache.get(key)) for key in (b"0", b"1", b"2", b"3")] == [True, False, True, True]
-    for _ in range(9):  # many requests computed it at once
+    for _ in range(9):  # Several requests computed it at the same time.
         cache.put(b"3", {"y": np.zeros(250)})
     assert cache.get(b"0")
     cache.put(b"large", {"y": np.zeros(5000)})
@@ -168,7 +168,7 @@ def test_what_another_wrote_into_redis_is_computed_anew(redis_url: str) -> None:
 def test_while_redis_is_away_nothing_is_found_and_nothing_fails(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # else the thread that asks in the place of requests tells each test after this one that Redis is away
+    # Otherwise the thread that pings Redis would log in later tests that Redis is down.
     monkeypatch.setattr("redis.Redis.ping", lambda client: True)
     cache = RedisCache(f"redis://:secret@127.0.0.1:{free_port()}/0", 10_000, 60, lambda: None)
     with caplog.at_level(logging.ERROR):
@@ -176,5 +176,5 @@ def test_while_redis_is_away_nothing_is_found_and_nothing_fails(
             cache.put(b"k", {"y": np.zeros(1)})
             assert cache.get(b"k") is None
 
-    # the second request that fails says the same; the log drops repeats
+    # The second failed request logs the same, and the log drops repeats.
     assert set(caplog.messages) == {"Redis does not answer (Connection refused): responses are computed and not cached"}

@@ -58,7 +58,7 @@ def ask(server: Server, *rows: list[float]) -> RawResponse:
 
 
 def shadowed(server: Server, name: str, **labels: str) -> float:
-    """Return a value of the shadows' metrics, summed over all other labels; of a histogram the sum."""
+    """Return a value of the shadows' metrics, summed over all other labels; for a histogram, the sum."""
     families = {family.name: family for family in read_families(server.metrics.folder)}
     if (family := families.get(f"onnxserve_shadow_{name}")) is None:
         return 0.0
@@ -116,7 +116,7 @@ def test_the_shadows_rows_are_captured_under_the_ids_of_the_answer(serve: Serve,
 def test_the_shadows_rows_have_the_keys_of_the_request(
     serve: Serve, bias_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """The shadow has the schema of the answering version, or another one, for which the feeds are made anew."""
+    """The shadow has the same schema as the answering version, or another schema that needs converted feeds."""
     inputs = [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["c", "b", "a"]}]
     outputs = [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}]
     section = {"inputs": inputs, "outputs": outputs, "prediction": ["y"]}
@@ -177,7 +177,7 @@ def test_a_shadow_whose_rows_depend_on_each_other_sees_each_request_alone(
     signature = [{"name": "a", "type": "double", "required": True}]
     folders = [write_model(tmp_path / name, text, signature) for name, text in (("s", same), ("m", mean))]
     server = serve(*folders, {"max_batch_size": most})
-    assert server.dataplane.can_infer_async("e") == (most > 1)  # whatever the shadow does
+    assert server.dataplane.can_infer_async("e") == (most > 1)  # The shadow does not matter.
     for number in range(50):
         body = orjson.dumps({"dataframe_records": [{"a": number}]})
         handle(server, RawRequest("POST", "/invocations", {"content-type": "application/json"}, body))
@@ -239,7 +239,7 @@ def test_what_finds_no_room_is_dropped_and_counted(
     predictor.go_on.set()
     compared(server, 3)
     found = captured(tmp_path / "spool", "new")
-    assert [request.record.prediction_id for request in found] == ["0", "1", "2"]  # the newest are dropped
+    assert [request.record.prediction_id for request in found] == ["0", "1", "2"]  # The newest copies are dropped.
     shadows.close()
 
 
@@ -266,7 +266,7 @@ def test_what_has_waited_is_computed_in_one_run(slow: tuple[Server, ServedVarian
     offer(shadows, variant, 100, first=1)
     predictor.go_on.set()
     compared(server, 101)
-    assert predictor.runs < 30  # some of them to find out that rows may be joined
+    assert predictor.runs < 30  # Some runs test whether rows can be batched.
     shadows.close()
 
 
@@ -317,7 +317,7 @@ def test_copies_are_computed_at_a_lower_priority(serve: Serve, bias_folders: dic
     server = serve(bias_folders["1"], bias_folders["2"])
     ask(server, [1, 2, 3])
     compared(server, 1)
-    thread = server.shadows._thread  # those of other tests may not have ended
+    thread = server.shadows._thread  # The threads of other tests may still run.
     assert thread is not None
     assert thread.native_id is not None
     assert os.getpriority(os.PRIO_PROCESS, thread.native_id) > os.getpriority(os.PRIO_PROCESS, 0)
@@ -327,7 +327,7 @@ def test_copies_are_computed_where_the_system_lowers_no_priority(
     slow: tuple[Server, ServedVariant, Slow], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(increment: int) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")  # as by systemd's SystemCallFilter=~@resources
+        raise PermissionError(errno.EPERM, "Operation not permitted")  # systemd may do this
 
     server, variant, predictor = slow
     monkeypatch.setattr(os, "nice", refuse)

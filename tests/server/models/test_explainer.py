@@ -1,4 +1,4 @@
-"""The worker's side of explanations, with a scripted process in place of the one that explains."""
+"""The worker's side of explanations, with a scripted process instead of the explaining process."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -45,7 +45,7 @@ HANGS, CRASHES = 1, 2
 
 @pytest.fixture
 def explainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., ExplainerClient]]:
-    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # the child does not end by itself
+    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The child does not exit by itself.
     child = tmp_path / "child.py"
     child.write_text(CHILD)
     made: list[ExplainerClient] = []
@@ -136,7 +136,7 @@ def test_one_that_does_not_come_up_in_time_or_at_all_is_told_of(explainer: Calla
 def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable[..., ExplainerClient]) -> None:
     asked = explainer(answer_seconds=20.0)
     ask(asked)
-    asked._timeout_seconds = 0.2  # the process is up: only the waiting is short
+    asked._timeout_seconds = 0.2  # The process runs, so that only the wait is short.
     with ThreadPoolExecutor(1) as pool:
         hanging = pool.submit(ask, asked, HANGS)
         wait_until(lambda: asked._process is not None and not asked._process._turn._value, 60, "the first question")
@@ -149,7 +149,7 @@ def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable
 def test_without_shap_it_says_what_to_install(
     explainer: Callable[..., ExplainerClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "shap", None)  # as Python itself says that there is none
+    monkeypatch.setitem(sys.modules, "shap", None)  # as Python does for a missing module
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:
         ask(explainer())
     assert caught.value.http_status == 501

@@ -1,4 +1,4 @@
-"""Loading a version warms it up and finds out how it is best run."""
+"""Loading a version warms it up and determines if its requests can be batched."""
 
 import logging
 import re
@@ -103,7 +103,7 @@ MIB = 2**20
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """Make a folder of 16 MiB."""
+    """Create a folder of 16 MiB."""
     (tmp_path / "data").mkdir()
     with (tmp_path / "data" / "weights").open("wb") as file:
         file.truncate(16 * MIB)
@@ -117,7 +117,7 @@ def test_without_a_limit_everything_is_loaded(model: Path) -> None:
 
 @pytest.fixture
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder that is too small to measure its load."""
+    """Create a folder that is too small to measure its load."""
     folder = tmp_path_factory.mktemp("small")
     (folder / "weights").write_bytes(b"x")
     return folder
@@ -180,7 +180,7 @@ except ModelError as error:
 
 
 def test_what_the_last_version_took_tells_what_the_next_one_takes(model: Path) -> None:
-    """It is measured in a process of its own, whose memory nothing else changes."""
+    """The measurement runs in a new process, so that other tests do not change its memory."""
     command = [sys.executable, "-c", _TAKES_THREE_TIMES_ITS_FILES, str(model)]
     said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
     assert re.match(r"loading it would take about (4[789]|50) MiB", said), said

@@ -1,4 +1,4 @@
-"""A request to a graph without a batch dimension is one row, and it is never joined with others."""
+"""A request to a graph without a batch dimension is one row, and it is never batched with other requests."""
 
 import json
 import os
@@ -43,7 +43,7 @@ ANSWERS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def server(tmp_path: Path, serve_here: Callable[..., Any]) -> Any:
-    """Serve each graph at an endpoint of its name, with batching and capture on."""
+    """Serve each graph at an endpoint with its name, with batching and capture."""
     folders = {name: write_model(tmp_path / name, graph) for name, graph in GRAPHS.items()}
     endpoints = {name: {"main": variant(folder)} for name, folder in folders.items()}
     return serve_here(endpoints, {"max_batch_size": 8})

@@ -37,7 +37,7 @@ def agent_lives(state_dir: Path) -> None:
 
 @contextmanager
 def answering(state_dir: Path, error: Callable[[Command], OnnxserveError | None]) -> Iterator[None]:
-    """Run an agent that answers every command at once, and only once."""
+    """Run an agent that answers each command immediately and once."""
     agent_lives(state_dir)
     stop = threading.Event()
     answered: set[str] = set()

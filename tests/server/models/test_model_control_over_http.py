@@ -28,7 +28,7 @@ def client_of(served: Served) -> Any:
 
 
 def index(client: Any) -> dict[str, tuple[str, str]]:
-    """Return state and reason by endpoint."""
+    """Return the state and the reason by endpoint."""
     return {entry["name"]: (entry["state"], entry["reason"]) for entry in client.get_model_repository_index()}
 
 
@@ -58,7 +58,7 @@ def client(served: Served) -> Iterator[Any]:
 
 
 def asked_twenty_times(served: Served, path: str) -> set[int]:
-    """Return the statuses of GETs on separate connections, so that both workers get some."""
+    """Return the statuses of GETs on separate connections, so that both workers receive some."""
     return {requests.get(served.url + path, timeout=10).status_code for _ in range(20)}
 
 
@@ -71,7 +71,7 @@ def test_an_unloaded_endpoint_is_gone_from_every_worker_and_comes_back(served: S
     with pytest.raises(InferenceServerException, match="'second' is unloaded"):
         client.get_model_metadata("second")
 
-    client.unload_model("second")  # nothing more to do
+    client.unload_model("second")  # This has no effect.
     client.load_model("second")
     assert asked_twenty_times(served, "/v2/models/second/ready") == {200}
     assert index(client) == {"first": ("READY", ""), "second": ("READY", "")}

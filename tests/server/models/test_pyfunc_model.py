@@ -1,4 +1,4 @@
-"""Models without an ONNX form answer behind our routes, each in a real side process."""
+"""Models without an ONNX form answer at our routes, each in a real side process."""
 
 import contextlib
 import json
@@ -58,7 +58,7 @@ def pyfunc_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def server(pyfunc_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Serve one endpoint for each model, of the same name."""
+    """Serve one endpoint per model, with the model's name."""
     state_dir = tmp_path_factory.mktemp("pyfunc") / "state"
     endpoints = {name: {"main": servers.variant(pyfunc_folders[name])} for name in MODELS}
     limits = ServerSpec(request_timeout_seconds=TIMEOUT_SECONDS, threads=1)
@@ -77,7 +77,7 @@ def ask(server: Server) -> Callable[..., RawResponse]:
 
 @pytest.fixture
 def ask_vertex(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RawResponse]:
-    """Ask a server that Vertex AI has started with one of the models."""
+    """Send a request to a server that Vertex AI has started with one of the models."""
 
     def ask(name: str, document: Any) -> RawResponse:
         monkeypatch.setattr(server.repository, "table", {name: server.repository.table[name]})
@@ -289,7 +289,7 @@ def test_an_answer_of_more_values_than_the_limit_is_refused_and_the_next_one_giv
     assert isinstance(predictor, PyfuncPredictor)
     most, process = predictor._most_values, predictor.pid
     assert most == 16_777_216
-    predictor.limit_values(4)  # values of two rows
+    predictor.limit_values(4)  # the values of two rows
     try:
         refused = ask(path, document)
     finally:
@@ -356,7 +356,7 @@ def test_a_model_whose_package_is_missing_says_which_and_only_the_log_where(
     with pytest.raises(InvalidArtifact) as caught:
         PyfuncPredictor.load(read_served_artifact(tmp_path), 10.0)
     assert "module 'not_installed'" in caught.value.message
-    assert str(tmp_path) not in caught.value.message  # clients are told it, at /ping
+    assert str(tmp_path) not in caught.value.message  # Clients receive the message at /ping.
     assert str(tmp_path / "requirements.txt") in capfd.readouterr().err
 
 
@@ -456,7 +456,7 @@ def _load_pyfunc(path):
 
 @pytest.fixture
 def traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Server]:
-    """Serves an agent with traces, which go to the experiment `agents` of a tracking server."""
+    """Serves an agent with traces, which are stored in the experiment `agents` of a tracking server."""
 
     def serve(tracking_uri: str) -> Server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_uri)
@@ -502,7 +502,7 @@ def test_the_traces_of_a_model_name_its_answers_and_outlive_the_server(
 def test_an_mlflow_that_is_away_keeps_no_answer_waiting(
     traced: Callable[[str], Server], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # the trace cannot be sent
+    monkeypatch.setattr(side_process, "_END_SECONDS", 0.1)  # The trace cannot be sent.
     with contextlib.closing(traced("http://127.0.0.1:9")) as server:
         headers = {"content-type": "application/json"}
         answer = handle(server, RawRequest("POST", "/invocations", headers, b'{"messages": ["whole"]}'))

@@ -1,4 +1,4 @@
-"""Every protocol serves a pyfunc that takes missing texts and declares no outputs."""
+"""Every protocol serves a pyfunc that accepts missing texts and does not declare outputs."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Versions are swapped whole, freed when their last request ends, and kept if the next version fails."""
+"""Versions are swapped atomically, freed when their last request ends, and kept if the next version fails."""
 
 import gc
 import os
@@ -33,7 +33,7 @@ def loads() -> list[Path]:
 
 @pytest.fixture
 def repository(tmp_path: Path, loads: list[Path]) -> Iterator[Repository]:
-    """Return a repository without its thread: a test calls `poll` itself."""
+    """Return a repository without its thread; a test calls `poll`."""
 
     def load(folder: Path) -> Any:
         loads.append(folder)
@@ -49,7 +49,7 @@ Serve = Callable[..., WorkerState]
 
 @pytest.fixture
 def serve(tmp_path: Path, repository: Repository) -> Serve:
-    """Want variants of the endpoint e, and return the worker's state of them."""
+    """Write wanted variants of the endpoint e, and return the worker's state of them."""
     generations = iter(range(1, 100))
 
     def serve(**variants: dict[str, Any]) -> WorkerState:

@@ -1,4 +1,4 @@
-"""Many small models in one server all answer; a broken one, or a change, affects only itself."""
+"""A server with many small models serves all of them; a broken model or a change affects only its endpoint."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,14 +22,14 @@ COUNT = 50
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Make models that differ: number n adds n."""
+    """Create different models: number n adds n."""
     root = tmp_path_factory.mktemp("many")
     return [servers.single_model(root / f"m{number}", float(number)) for number in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, folders: list[Path]) -> Iterator[Served]:
-    """Run two workers with all of them, one with a missing folder, and one with a broken graph."""
+    """Run two workers with all models, including a missing folder and a broken graph."""
     root = tmp_path_factory.mktemp("served")
     broken = root / "broken"
     broken.mkdir()
@@ -104,7 +104,7 @@ def test_a_change_of_one_endpoint_loads_and_reports_nothing_else(tmp_path: Path,
     loads.clear()
     tables.clear()
     want(2, names, "m5")
-    assert loads == ["nothing", "m9"]  # what failed is tried again; m9 had the version that m5 has now
+    assert loads == ["nothing", "m9"]  # The failed load is repeated; m9 had the version that m5 has now.
     assert len(tables) == 3
     names = [names[-1], *names[:-1]]
     want(3, names, "m5")

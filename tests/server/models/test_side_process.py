@@ -96,7 +96,7 @@ def pid_of(process: SideProcess) -> int:
     def ask() -> int:
         try:
             return int(process.request(SideMessage("echo")).fields["pid"])
-        except (NotReady, DeadlineExceeded):  # it is being started, or the machine was slower than its time
+        except (NotReady, DeadlineExceeded):  # The process is starting, or the machine was too slow.
             return 0
 
     return int(wait_until(ask, what="the side process answers"))
@@ -126,7 +126,7 @@ def test_everybody_gets_the_answer_to_the_own_question(new_process: Start) -> No
 def test_requests_are_answered_at_the_same_time_up_to_its_concurrency(new_process: Start) -> None:
     process = new_process(concurrency=3)
     process.start()
-    with ThreadPoolExecutor(3) as pool:  # each is answered only once all three are computed
+    with ThreadPoolExecutor(3) as pool:  # Each is answered only after all three are computed.
         answers = list(pool.map(process.request, [SideMessage("meet")] * 3))
     assert len(answers) == 3
 
@@ -150,7 +150,7 @@ def test_as_many_requests_that_hang_as_may_run_end_the_process(new_process: Star
     with ThreadPoolExecutor() as pool:
         for told in ("within 1 s$", "started anew$"):
             hanging = pool.submit(process.request, SideMessage("hang"))
-            with contextlib.suppress(NotReady, TooManyRequests):  # once the process is killed
+            with contextlib.suppress(NotReady, TooManyRequests):  # The process may already be killed.
                 while not hanging.done():
                     assert process.request(SideMessage("echo")).fields["pid"] == first
             with pytest.raises(DeadlineExceeded, match=told):

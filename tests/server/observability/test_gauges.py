@@ -1,5 +1,5 @@
-"""The agent and the GPUs among the metrics; the GPUs are those of a fake NVML, since this machine has none."""
-# ruff: noqa: N802 - the names are NVML's
+"""The metrics of the agent and of the GPUs; a fake NVML reports the GPUs."""
+# ruff: noqa: N802 - NVML defines the names
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ class NVMLError(Exception):
 
 
 class FakeNvml(ModuleType):
-    """Two GPUs; the second has no power to report."""
+    """Two GPUs; the second GPU does not report its power."""
 
     NVMLError = NVMLError
     NVML_TEMPERATURE_GPU = 0

@@ -35,7 +35,7 @@ def workers(tmp_path: Path) -> tuple[Metrics, Metrics]:
 
 
 def samples(metrics: Metrics, name: str) -> dict[str, float]:
-    """Return the samples of this name on the page by their label text."""
+    """Return the page's samples with this name, by the text of their labels."""
     found = re.findall(rf"^{name}(?:{{(.*)}})? (\S+)$", metrics.page().decode(), re.MULTILINE)
     return {labels: float(value) for labels, value in found}
 
@@ -108,7 +108,7 @@ def test_a_dead_worker_serves_nothing_and_has_counted_what_it_did(
     workers: tuple[Metrics, Metrics], tmp_path: Path
 ) -> None:
     workers[0].count_request(REQUEST, 0.1)
-    (gauges,) = tmp_path.glob("gauges_*.db")  # both live in this process
+    (gauges,) = tmp_path.glob("gauges_*.db")  # Both workers are in this process.
     gauges.unlink()
     assert sum(samples(workers[1], "onnxserve_requests_total").values()) == 1
 
@@ -174,9 +174,9 @@ def test_the_shadows_of_workers_are_added_up(tmp_path: Path, workers: tuple[Metr
     assert rows == {"same": 4.0, "different": 2.0}
     page = prometheus_text(read_families(tmp_path)).decode()
     labels = 'endpoint="e",model="m",variant="new",version="2"{bound}'
-    assert f"onnxserve_shadow_difference_count{{{labels.format(bound='')}}} 4.0\n" in page  # NaN is no difference
+    assert f"onnxserve_shadow_difference_count{{{labels.format(bound='')}}} 4.0\n" in page  # NaN is not a difference.
     zero = labels.format(bound=',le="0"')
     assert f"onnxserve_shadow_difference_bucket{{{zero}}} 2.0\n" in page
     assert f"onnxserve_shadow_duration_seconds_count{{{labels.format(bound='')}}} 2.0\n" in page
-    second = labels.format(bound=',le="1"')  # not "1.0", as in the other histograms: dashboards name it
+    second = labels.format(bound=',le="1"')  # Not "1.0", because dashboards contain "1".
     assert f"onnxserve_shadow_duration_seconds_bucket{{{second}}} 2.0\n" in page

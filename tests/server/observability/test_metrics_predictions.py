@@ -1,4 +1,4 @@
-"""Every response is counted, and its labels if the model predicts any."""
+"""Every response is counted, and so are its labels if the model predicts labels."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -69,5 +69,5 @@ def test_labels_are_counted_while_the_file_of_the_counters_grows(tmp_path: Path)
         for label in range(100):
             count((1, 1, True), 0.001, 0.002, {"label": np.array([label])})
     page = metrics.page().decode()
-    assert page.count("ml_predictions_total{") == 12 * 101  # with "other"
+    assert page.count("ml_predictions_total{") == 12 * 101  # including "other"
     assert 'ml_predictions_total{model_version="11",prediction="99"} 1.0' in page

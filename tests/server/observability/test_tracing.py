@@ -1,4 +1,4 @@
-"""Traces as a collector receives them, from a server with real gunicorn workers."""
+"""Traces that a collector receives from a server with real gunicorn workers."""
 
 import os
 import signal
@@ -86,7 +86,7 @@ def test_a_collector_that_is_down_costs_no_request_and_does_not_hold_up_the_end(
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"])) as running:
         assert [running.post(json={"inputs": [[1, 2, 3]]}).status_code for _ in range(20)] == [200] * 20
         running.process.send_signal(signal.SIGTERM)
-        assert running.process.wait(9) == 0  # its exporter would try for 10 s
+        assert running.process.wait(9) == 0  # The exporter itself would try for 10 s.
 
 
 def test_the_last_spans_of_a_worker_are_sent_at_its_end(

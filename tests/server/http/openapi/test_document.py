@@ -1,4 +1,4 @@
-"""The OpenAPI document: all routes are in it, it is valid, its examples are answered and fit its own schemas."""
+"""The OpenAPI document has all routes, is valid, and its examples are answered and fit its schemas."""
 
 import html
 import json
@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs  # schemathesis brings it
+import jsonschema_rs
 import pytest
 
 from mlflow_deploy_plugin.runtime import Artifact, Output
@@ -38,7 +38,7 @@ def fetched(server: Server) -> dict[str, Any]:
 
 
 def body_schema(document: dict[str, Any], path: str, media_type: str = "application/json") -> dict[str, Any]:
-    """Return the schema of a request's body, with the components that it refers to."""
+    """Return the schema of a request's body, with the components to which it refers."""
     schema = document["paths"][path]["post"]["requestBody"]["content"][media_type]["schema"]
     return {**resolved(document, schema), "components": document["components"]}
 
@@ -161,7 +161,7 @@ def test_it_is_valid(server: Server) -> None:
 
 
 def test_a_part_with_a_title_stands_once(server: Server) -> None:
-    """openapi-python-client names classes by titles, and leaves an operation out that would need one name twice."""
+    """openapi-python-client derives class names from titles, and omits an operation if a name would repeat."""
     components = fetched(server)["components"]["schemas"]
     written = json.dumps(components)
     assert '"title": "' not in written
@@ -171,7 +171,7 @@ def test_a_part_with_a_title_stands_once(server: Server) -> None:
 
 
 def test_every_array_says_what_it_holds(server: Server) -> None:
-    """Generators of clients leave an operation out that has an array without `items`: OpenAPI 3.0 demanded them."""
+    """Client generators omit an operation with an array without `items`, which OpenAPI 3.0 required."""
 
     def arrays(part: Any) -> Iterator[dict[str, Any]]:
         for value in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():
@@ -216,7 +216,7 @@ def test_columns_have_their_types_and_only_what_may_be_missing_is_nullable(serve
     assert row["properties"]["hour"]["type"] == "integer"
     assert row["properties"]["carrier"]["type"] == "string"
     assert row["properties"]["late"]["type"] == "boolean"
-    assert row["required"] == ["carrier", "hour", "late"]  # distance may be left out of some rows: null
+    assert row["required"] == ["carrier", "hour", "late"]  # Rows may omit distance, which is then null.
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_labels_are_an_enumeration_of_the_classes(server: Server) -> None:
 
 
 def test_labels_that_are_booleans_are_no_enumeration(server: Server) -> None:
-    """openapi-python-client would leave the answer out, and its client would return None."""
+    """openapi-python-client would omit the response, and its client would return None."""
     artifact = server.repository.select_variant("digits").loaded.predictor.artifact
     label = Output("label", "bool", (-1,), "label")
     schema = invocations_answer(replace(artifact, classes=(False, True), outputs=(label,)))

@@ -1,4 +1,4 @@
-"""The served OpenAPI document, tested on a real server by the command of schemathesis."""
+"""schemathesis tests the served OpenAPI document on a real server."""
 
 import importlib.util
 import subprocess
@@ -35,9 +35,9 @@ schemathesis(sys.argv[1:])
     [("examples,fuzzing", 2), pytest.param("examples,coverage,fuzzing", 20, marks=pytest.mark.long)],
 )
 def test_the_server_answers_as_its_document_says(pages_server: Any, tmp_path: Path, phases: str, examples: int) -> None:
-    """A table by the plain routes and its own, a tensor by its own; the same requests in every run.
+    """A table by the plain routes and its own routes, a tensor by its own routes, with the same requests in every run.
 
-    `examples` are random ones of each operation; "coverage" is what the document's bounds allow and forbid.
+    `examples` are random requests per operation; "coverage" derives requests from the document's bounds.
     """
     paths = "/(flights|digits)([/:]|$)|^/[^/]*$|^/predict/|^/v2/health|^/v2/repository/index"
     command = [
@@ -47,6 +47,6 @@ def test_the_server_answers_as_its_document_says(pages_server: Any, tmp_path: Pa
         *("--request-timeout", str(EXPLAINER_SECONDS), "--continue-on-failure", "--generation-database", "none"),
     ]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
-    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]  # its failures, or its errors
+    assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert " 0 failed" not in run.stdout
     assert pages_server.process.poll() is None

@@ -1,4 +1,4 @@
-"""The pages in real headless Chromium: what a person does, with keyboard, phone and hostile models."""
+"""The pages in a real headless Chromium, with the keyboard, on a phone, and with hostile models."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ PHONE = {"width": 360, "height": 740}
 
 
 def png(path: Path, rows: list[bytes], width: int) -> Path:
-    """Return a picture of 8-bit grey from its rows."""
+    """Return an 8-bit grey picture with these rows."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -41,7 +41,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, pages_server: Any) -> Iterator[Any]:
-    """Yield a tab. Afterwards its console has no complaint, and it has sent requests to the server only."""
+    """Yield a tab. Afterwards, check that its console is empty and that it has sent requests only to the server."""
     context = browser.new_context(base_url=pages_server.url, accept_downloads=True)
     tab = context.new_page()
     tab.set_default_timeout(20_000)
@@ -58,7 +58,7 @@ def page(browser: Any, pages_server: Any) -> Iterator[Any]:
     tab.on("request", lambda request: hosts.add(urlparse(request.url).netloc))
     yield tab
     context.close()
-    # a refused question is an answer of 4xx, which Chromium writes into its console
+    # Chromium logs a response with a 4xx status.
     assert [text for text in complaints if "status of 4" not in text] == []
     assert hosts - {"", urlparse(pages_server.url).netloc} == set()
 
@@ -258,7 +258,7 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
     page.locator("#field-0").fill("[[[1, 2], [3, 4]]]")
     page.get_by_role("button", name="Predict").click()
     page.locator("#answer tbody tr").wait_for()
-    assert table(page) == [["[[2,4],[6,8]]", "10"]]  # a single row has no number
+    assert table(page) == [["[[2,4],[6,8]]", "10"]]  # A single row has no number.
     page.locator("#field-0").fill("[[[1, 2], [3, 4, 5]]]")
     page.get_by_role("button", name="Predict").click()
     page.locator("#field-0-error").wait_for()
@@ -308,7 +308,7 @@ def test_the_parts_of_an_answer_are_shown_when_they_come(page: Any) -> None:
     event = 'data: {"delta": "né"}\n\n'.encode()
     page.goto("/endpoints/flights")
     page.get_by_role("button", name="Predict").click()
-    send(b'data: {"delta": "one"}\n\n' + event[:19])  # the first byte of two
+    send(b'data: {"delta": "one"}\n\n' + event[:19])  # the first of two bytes
     expect(page.locator("#answer")).to_contain_text("one")
     assert page.locator("#told-headers").is_hidden()
     send(event[19:])

@@ -54,7 +54,7 @@ def test_fields_have_the_kind_the_example_and_the_words_of_the_signature() -> No
     ]
     assert [field.words for field in fields] == ["number", "text", "whole number", "true or false"]
     assert [field.type for field in fields] == ["double", "string", "long", "boolean"]
-    assert fields[1].quoted_name == '"it\'s"'  # as Python's repr, which the errors use
+    assert fields[1].quoted_name == '"it\'s"'  # The errors use Python's repr.
 
 
 @pytest.mark.parametrize("missing", [None, float("nan"), np.float64("nan")])

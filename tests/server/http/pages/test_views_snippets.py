@@ -1,4 +1,4 @@
-"""The code of the docs page, run as it is."""
+"""The code on the docs page, run without changes."""
 
 import html
 import re

@@ -53,7 +53,7 @@ Connect = Callable[[], socket.socket]
 
 @pytest.fixture
 def connect(running: Any) -> Iterator[Connect]:
-    """Open connections, and check in the end that the server still answers."""
+    """Open connections. At the end, check that the server still answers."""
     address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
     with contextlib.ExitStack() as opened:
         yield lambda: opened.enter_context(socket.create_connection(address, timeout=20))
@@ -63,7 +63,7 @@ def connect(running: Any) -> Iterator[Connect]:
 
 
 def read_answer(connection: socket.socket, has_body: bool = True) -> tuple[int, dict[str, str], Any]:
-    """Return the status, headers and document of the next response, and read no byte of a later one."""
+    """Return the status, headers and document of the next response, without reading a byte of a later response."""
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         piece = connection.recv(1)
@@ -80,7 +80,7 @@ def read_answer(connection: socket.socket, has_body: bool = True) -> tuple[int, 
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Check that nothing more comes."""
+    """Check that the server does not send anything more."""
     return connection.recv(1) == b""
 
 
@@ -108,7 +108,7 @@ def test_the_head_of_the_request_before_is_never_that_of_another(connect: Connec
         _, headers, found = read_answer(connection)
         assert (found, headers["x-request-id"] == "other") == (answer, id_ == "other")
     assert read_answer(connection)[1]["x-request-id"] == "other"
-    connection.sendall(post()[:-1])  # the same head, and a body that is not whole
+    connection.sendall(post()[:-1])  # the same head, and an incomplete body
     connection.sendall(post()[-1:] + PING)
     assert [read_answer(connection)[2], read_answer(connection)[0]] == [ANSWER, 200]
 
@@ -149,7 +149,7 @@ def test_a_connection_lives_as_long_as_the_client_wants(
     if connection_header == "close":
         assert is_closed(connection)
     else:
-        connection.sendall(b"\r\n" + PING)  # an empty line before a request is passed over
+        connection.sendall(b"\r\n" + PING)  # An empty line before a request is skipped.
         assert read_answer(connection)[0] == 200
 
 
@@ -326,7 +326,7 @@ LATE = {
 
 
 def test_a_request_that_does_not_come_has_its_time(connect: Connect) -> None:
-    """The cases run at the same time: each takes seconds."""
+    """The cases run at the same time, because each takes seconds."""
     connections = {sent: connect() for sent in LATE}
     for sent, connection in connections.items():
         connection.sendall(sent)
@@ -362,7 +362,7 @@ def test_a_client_that_sends_no_more_is_still_answered(connect: Connect) -> None
 def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
     connection, line = connect(), b"[1, 2, 3" + b" " * 1000 + b"]\n"
     head = POST.replace(b"json", b"jsonl") + b"Transfer-Encoding: chunked\r\n\r\n"
-    large = json.dumps({"inputs": [[1, 2, 3]] * 15_000}).encode()  # takes so long that reading is paused meanwhile
+    large = json.dumps({"inputs": [[1, 2, 3]] * 15_000}).encode()  # Reading is paused in the meantime.
     everything = post(large) + head + (b"%X\r\n%b\r\n" % (len(line), line)) * 3000 + b"0\r\n\r\n"
     threading.Thread(target=connection.sendall, args=(everything,)).start()
     assert read_answer(connection)[0] == 200
@@ -375,7 +375,7 @@ def test_a_stream_behind_a_request_is_read_to_its_end(connect: Connect) -> None:
 
 
 def test_a_client_that_sends_no_more_after_many_small_chunks_is_answered(connect: Connect) -> None:
-    """Its end comes while the chunks are read, a thousand steps at a time."""
+    """The end arrives while the chunks are read, a thousand steps at a time."""
     connection = connect()
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 3000)
     connection.sendall(POST + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
@@ -390,7 +390,7 @@ def app(serve_here: Any, bias_folders: Any) -> WorkerApp:
 
 
 def talk(app: WorkerApp, act: Callable[[HttpConnection], None], answers: int) -> list[bytes]:
-    """Return what a connection without a socket has written once it has written so often."""
+    """Return the bytes that a connection without a socket has written after this number of writes."""
     written: list[bytes] = []
     transport: Any = MagicMock()
     transport.write = written.append
@@ -483,7 +483,7 @@ def test_a_client_that_takes_no_answers_is_let_go_and_nothing_piles_up(running: 
 
 
 def test_a_large_body_does_not_hold_up_small_requests(connect: Connect) -> None:
-    """The longest gap between two answers to a neighbour stays below what the large ones take."""
+    """The longest gap between two responses to a neighbour is shorter than the time of the large requests."""
     large, small = connect(), connect()
     body = json.dumps({"inputs": [[1, 2, 3]] * 9000}).encode()
     stop = threading.Event()

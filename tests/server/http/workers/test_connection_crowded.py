@@ -1,4 +1,4 @@
-"""More clients than places: idle ones are closed for those that send requests."""
+"""More clients than connections: idle connections are closed for clients that send requests."""
 
 import contextlib
 import resource
@@ -34,14 +34,14 @@ Connect = Callable[..., socket.socket]
 
 @pytest.fixture
 def connect(tmp_path: Path, bias_folders: dict[str, Path]) -> Iterator[Connect]:
-    """Open a connection to a worker, and send something."""
+    """Open a connection to a worker, and send bytes."""
     with open_connections(tmp_path, bias_folders, ServerSpec()) as connected:
         yield connected
 
 
 @pytest.fixture
 def connect_tls(tmp_path: Path, bias_folders: dict[str, Path], certificate: tuple[Path, Path]) -> Iterator[Connect]:
-    """Open a TLS connection to a worker, and send something."""
+    """Open a TLS connection to a worker, and send bytes."""
     cert, key = map(str, certificate)
     with open_connections(tmp_path, bias_folders, ServerSpec(certfile=cert, keyfile=key)) as connected:
         yield connected
@@ -87,7 +87,7 @@ def test_a_thousand_silent_clients_keep_nobody_out(connect: Connect) -> None:
         assert asks(connect())
     assert time.monotonic() - began < SECONDS
     silent[0].settimeout(SECONDS)
-    assert silent[0].recv(1) == b""  # it was the first to go
+    assert silent[0].recv(1) == b""  # It was closed first.
     silent[-1].setblocking(False)
     with pytest.raises(BlockingIOError):
         silent[-1].recv(1)
@@ -139,7 +139,7 @@ def test_an_upload_that_gets_on_does_not_give_way(connect: Connect) -> None:
 
 
 def ask_long(connection: socket.socket, more: bytes = b"") -> None:
-    """Ask for 32 MiB, and wait for the first byte of the answer."""
+    """Request 32 MiB, and wait for the first byte of the response."""
     body = b'{"inputs": {"x": [[1]]}}'
     head = b"POST /endpoints/long/invocations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body + more)
@@ -147,7 +147,7 @@ def ask_long(connection: socket.socket, more: bytes = b"") -> None:
 
 
 def received(connection: socket.socket) -> int:
-    """Return the number of bytes that come until the connection ends, or until they are more than the long text."""
+    """Return the number of bytes until the connection ends or the long text is complete."""
     count = 0
     with contextlib.suppress(ConnectionError):
         while count <= LONG_BYTES and (piece := connection.recv(2**20)):
@@ -166,7 +166,7 @@ def test_clients_that_do_not_take_their_answers_over_tls_do_not_hold_the_memory(
 
 
 def check_answers_that_wait(connect: Connect) -> None:
-    """The answers of eight clients wait at the most: 256 MiB."""
+    """At most the responses of eight clients wait: 256 MiB."""
     slow = [connect() for _ in range(12)]
     for connection in slow:
         ask_long(connection)
@@ -175,7 +175,7 @@ def check_answers_that_wait(connect: Connect) -> None:
 
 
 def take(connection: socket.socket, size: int) -> int:
-    """Take so many bytes, or fewer if the connection ends; return their number."""
+    """Read this number of bytes, or fewer if the connection ends; return the number."""
     count = 0
     with contextlib.suppress(ConnectionError):
         while count < size and (piece := connection.recv(min(2**20, size - count))):

@@ -1,4 +1,4 @@
-"""The worker: the same answers as the WSGI application's, and nothing lost when it ends or is killed."""
+"""The worker sends the same responses as the WSGI application, and loses no request when it ends or is killed."""
 
 import contextlib
 import http.client
@@ -41,7 +41,7 @@ class Both:
     app: ServerApp
 
     def ask(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> list[Answer]:
-        """Return the answers of both; the path is sent as it is written."""
+        """Return the responses of both for an unchanged path."""
         host, _, port = self.running.url.removeprefix("http://").partition(":")
         named = {"Host": f"{host}:{port}", "X-Request-Id": "mine", "Content-Length": str(len(body)), **headers}
         connection = http.client.HTTPConnection(host, int(port), timeout=30)
@@ -152,7 +152,7 @@ def test_the_worker_and_the_wsgi_application_answer_the_same(
     both: Both, method: str, path: str, headers: dict[str, str], body: bytes
 ) -> None:
     fast, wsgi = both.ask(method, path, headers, body)
-    for answered in (fast, wsgi):  # these headers differ from answer to answer
+    for answered in (fast, wsgi):  # These headers differ between responses.
         if "x-prediction-id" in answered[1]:
             assert len(answered[1].pop("x-prediction-id")) == 32
         if len(answered[1].get("x-request-id", "")) == 32:
@@ -185,7 +185,7 @@ def test_a_name_with_line_ends_begins_neither_a_header_nor_a_metric(both: Both) 
 
 
 class Load:
-    """Clients that send one request after the other, on kept connections, until they are stopped."""
+    """Clients that send requests one after the other on kept connections, until they are stopped."""
 
     def __init__(self, url: str, clients: int = 6, pause: float = 0.005) -> None:
         self.statuses: list[int] = []
@@ -269,14 +269,14 @@ def test_a_killed_worker_is_missed_by_nobody_but_the_clients_it_was_answering(
 def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
     tmp_path: Path, bias_folders: dict[str, Path]
 ) -> None:
-    variants = {f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)}  # takes a while to load
+    variants = {f"v{n}": variant(bias_folders["1"], str(n)) for n in range(1, 60)}  # Loading takes a while.
     with gunicorn(tmp_path, {"e": variants}) as running:
         (killed,) = other_workers(tmp_path, set())
         os.kill(killed, signal.SIGKILL)
         statuses = set()
 
         def is_replaced() -> bool:
-            with contextlib.suppress(requests.ConnectionError):  # nobody has taken its place yet
+            with contextlib.suppress(requests.ConnectionError):  # The worker may not be replaced yet.
                 statuses.add(requests.get(running.url + "/ping", timeout=30).status_code)
             return bool(other_workers(tmp_path, {killed}))
 
@@ -288,7 +288,7 @@ def test_the_only_worker_is_replaced_by_one_that_is_heard_when_it_has_loaded(
 def encrypted(
     tmp_path_factory: pytest.TempPathFactory, bias_folders: dict[str, Path], certificate: tuple[Path, Path]
 ) -> Iterator[Any]:
-    """Yield a server that speaks TLS; its `trusted` is the certificate."""
+    """Yield a TLS server; its `trusted` is the certificate."""
     state_dir = tmp_path_factory.mktemp("encrypted")
     cert, key = certificate
     spec = ServerSpec(threads=2, certfile=str(cert), keyfile=str(key))
@@ -308,7 +308,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
             )
             assert response.json()["predictions"][-1] == [1006.0]
     address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
-    with socket.create_connection(address, timeout=10) as plain:  # who speaks no TLS is no trouble
+    with socket.create_connection(address, timeout=10) as plain:  # A client without TLS does no harm.
         plain.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
         with contextlib.suppress(OSError):
             assert b"200" not in plain.recv(100)
@@ -323,7 +323,7 @@ def test_tls_is_spoken_with_the_spec_s_certificate(encrypted: Any) -> None:
 
 
 def test_clients_that_leave_their_handshake_keep_nobody_waiting(encrypted: Any) -> None:
-    """No thread waits for them: the others are answered before the patience with these is over."""
+    """No thread waits for them, so that other clients are answered before their time limit."""
     with contextlib.ExitStack() as clients:
         address = ("127.0.0.1", int(encrypted.url.rpartition(":")[2]))
         begun = [clients.enter_context(socket.create_connection(address, timeout=10)) for _ in range(8)]

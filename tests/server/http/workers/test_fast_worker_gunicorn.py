@@ -69,7 +69,7 @@ def test_versions_change_under_load_without_one_failure(tmp_path: Path, bias_fol
         wait_until(lambda: len(answers) >= count)
 
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), ServerSpec(workers=2)) as running:
-        # as the supervisor does before it says ready: the worker that starts last answers 503 until it has loaded
+        # Wait as the supervisor does: the last worker answers 503 until it has loaded its model.
         wait_until(lambda: len(read_workers(tmp_path)) == 2)
         threads = [threading.Thread(target=post, args=(running.url,)) for _ in range(4)]
         for thread in threads:
@@ -141,7 +141,7 @@ def test_sigterm_lets_the_request_in_flight_finish_and_waits_for_no_idle_client(
 
 
 def status(pid: int, field: str) -> str:
-    """Return the first word of a field of the process's status."""
+    """Return the first word of a field in the process's status."""
     found = re.search(rf"^{field}:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return found[1] if found else ""
 
@@ -157,7 +157,7 @@ def test_clients_that_are_connected_and_not_accepted_yet_are_answered_after_sigt
         (worker,) = read_workers(tmp_path)
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))
         os.kill(worker.pid, signal.SIGSTOP)
-        # not before: of two pending signals the lower number comes first, and that is SIGTERM
+        # Wait, because of two pending signals the lower number is delivered first, which is SIGTERM.
         wait_until(lambda: status(worker.pid, "State") == "T", what="the worker's stop")
         clients = [waiting.enter_context(socket.create_connection(address, timeout=30)) for _ in range(20)]
         for client in clients:
@@ -200,7 +200,7 @@ def test_a_server_without_a_model_says_so(tmp_path: Path) -> None:
 def test_one_row_costs_little_more_than_an_answer_without_a_model(
     tmp_path: Path, model_folders: dict[str, Path]
 ) -> None:
-    """The bound is a ratio, since the machine is shared: decode, run, encode and capture against a bare /ping."""
+    """The bound is a ratio to a bare /ping, because the machine is shared. It covers the complete path."""
     row = {"dataframe_records": [{"carrier": "AA", "distance": 1.0, "hour": 2, "late": True}]}
     body = json.dumps(row)
     with gunicorn(tmp_path, one_endpoint(model_folders["mixed"])) as running, requests.Session() as session:
@@ -212,7 +212,7 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
 
         headers = {"Content-Type": "application/json"}
         pings, scores = [], []
-        for _ in range(100):  # in turn, so that both meet the same neighbours
+        for _ in range(100):  # Alternate, so that both have the same neighbours.
             pings.append(seconds(lambda: session.get(running.url + "/ping", timeout=5)))
             scores.append(
                 seconds(lambda: session.post(running.url + "/invocations", data=body, headers=headers, timeout=5))
@@ -221,7 +221,7 @@ def test_one_row_costs_little_more_than_an_answer_without_a_model(
 
 
 def test_silent_clients_do_not_hold_the_threads_for_ever(tmp_path: Path, bias_folders: dict[str, Path]) -> None:
-    """There are as many clients of either kind as threads."""
+    """There are as many clients of each kind as threads."""
     spec = ServerSpec(threads=2, request_timeout_seconds=1)
     with gunicorn(tmp_path, one_endpoint(bias_folders["1"]), spec) as running, contextlib.ExitStack() as silent:
         address = ("127.0.0.1", int(running.url.rpartition(":")[2]))

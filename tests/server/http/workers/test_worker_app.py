@@ -1,4 +1,4 @@
-"""The state that the connections of one worker share, on a loop of the test's own, and the requests answered on it."""
+"""The state that a worker's connections share, on a loop whose time the test sets, and the requests answered on it."""
 
 import asyncio
 import math
