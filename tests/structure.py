@@ -41,13 +41,13 @@ SENTENCE_WORDS = 4
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 DESCRIBED = {"SpecPart", "Settings"}
-"""Classes, and bases of such, whose fields the reference page describes."""
+"""Classes, and bases of classes, whose fields the reference page describes."""
 HEADLESS = re.compile(r"(What|Whether|Which|Who|Whom|Whose|How|Where|Why|That|Those|Of|As|None|If)\b")
-"""Begins a sentence without a subject: "What an endpoint serves.", "Whether it is alive.", "Of the windows, …"."""
+"""The first words of a sentence without a subject: "What an endpoint serves.", "Whether it is alive.", "Of the windows, …"."""
 HUMAN_TEXT = {"note", "reason", "message", "detail", "why"}
-"""Names and attributes that hold text for people; nothing may be decided by what they say."""
+"""Names and attributes that contain text for people; the code must not make decisions by that text."""
 PLAIN = {"str", "bytes", "int", "float", "bool", "None", "object", "Any"}
-"""Types that stand beside `str` in a result where the text is a value as they are, not the reason why there is none."""
+"""Types that a result may have next to `str` if the text is also a value, and not the reason for its absence."""
 
 
 @dataclass(frozen=True)

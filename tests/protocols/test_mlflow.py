@@ -187,7 +187,7 @@ def test_csv_without_a_header_is_in_the_signatures_order(parameter: str) -> None
 
 @pytest.mark.parametrize("body", [b"5.1,3.5\n6,3\n", b"0,0\n7,9\n", b"2,1\n", b"-1,0\n1,2\n"])
 def test_a_row_in_the_place_of_the_header_is_not_lost(body: bytes) -> None:
-    """SageMaker's CSVSerializer writes no header, and does not declare that."""
+    """SageMaker's CSVSerializer omits the header, and does not declare that."""
     with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent.*0, 1"):
         decode("text/csv", body, TENSOR)
     with pytest.raises(SchemaMismatch, match=r"CSV.*text/csv; header=absent"):

@@ -1,4 +1,4 @@
-"""Every datatype of V2 in both directions, in JSON and in bytes, alone and in a complete request and response."""
+"""Every datatype of V2 in both directions, in JSON and in bytes, separately and in a complete request and response."""
 
 import contextlib
 import json

@@ -107,7 +107,7 @@ FIELDS = {
     for name, value in json.loads(route.good).items()
     if isinstance(value, list | dict)
 }
-"""The field that holds the data, by the language."""
+"""The field that contains the data, by language."""
 
 
 def _in_field(value: bytes) -> Body:

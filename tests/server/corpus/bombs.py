@@ -30,7 +30,7 @@ from mlflow_deploy_plugin.server.grpc import tensors
 from mlflow_deploy_plugin.server.inference import protocol_table
 
 LIMIT = 16 * 1024 * 1024
-"""`server.max_body_bytes`, as it is without being said."""
+"""The default of `server.max_body_bytes`."""
 
 CSV, LINES, GRPC = "text/csv", "application/jsonl", "application/grpc"
 _ARTIFACT: Any = SimpleNamespace(outputs=())
@@ -104,8 +104,7 @@ def _keys() -> bytes:
 
 NUMBER, TEXT, MATRIX = _schema(x="double"), _schema(x="string"), _tensor("float32", -1, 3)
 JSON_MIB = 450
-"""16 MiB of JSON or CSV as Python's objects: at most a million arrays and objects of up to 232 bytes, and texts, keys
-and numbers of up to 60 bytes for four in the body."""
+"""The limit for 16 MiB of JSON or CSV as Python objects: a million arrays and objects of 232 bytes, and small values."""
 
 BOMBS: dict[str, Bomb] = {
     "Arrow: buffers that unpack": Bomb(

@@ -118,6 +118,6 @@ BOUNDS: dict[str, tuple[Removal, ...]] = {
     "rate": (Removal("fast", fields={"rate_limit": None}),),
     "deadline": (),  # runtime/batcher.py; server/inference/dataplane.py
 }
-"""The removals of each bound; none if it is not one attribute, but stands where the comment says."""
+"""The removals of each bound; empty if the bound is not a single attribute but is at the place in the comment."""
 OF_THE_CONNECTION = {name for name, removals in BOUNDS.items() if {removal.of for removal in removals} == {"fast"}}
-"""The bounds that only the fast worker has: the parser's, deadlines and limits of requests at the same time."""
+"""The bounds of the fast worker only: the parser's, deadlines, and limits of concurrent requests."""

@@ -42,7 +42,7 @@ class Route:
         path: str | None = None,
         length: int | None = None,
     ) -> bytes:
-        """Return a request to this route as bytes. By default, the parts are those of a valid request.
+        """Return a request to this route as bytes. By default, all parts are valid.
 
         Args:
             headers: added to or replacing the route's headers; an empty header is left out.

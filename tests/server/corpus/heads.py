@@ -286,7 +286,7 @@ PIPELINED: list[AnyCase] = [
     for group in (REQUEST_LINES, TARGETS, HOSTS, FIELDS, SMUGGLING, CODINGS, CHUNKS, MEASURES)
     for case in group
 ]
-"""Each is sent together with a good request before it (`wire.answered`), which has to get its right answer first."""
+"""Each is sent together with a valid request before it (`wire.answered`), which must be answered correctly first."""
 
 CASES: list[AnyCase] = [
     *REQUEST_LINES,

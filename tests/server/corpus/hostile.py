@@ -13,7 +13,7 @@ from tests.server.corpus.case import Route
 from tests.server.corpus.routes import RECORD, arrow_stream, dump, table
 
 Fill = Callable[[int], bytes]
-"""Bytes of about this size."""
+"""The approximate size of the bodies in bytes."""
 
 
 def filled(
@@ -74,7 +74,7 @@ VALUES: dict[str, Fill] = {
     "base64": lambda size: _repeated(size, b'{"b64":"QUE="}', b"[", b"]"),
     "keys beside base64": lambda size: filled(size, _keys(b'{"b64":"QUE="}'), b"{", b"}"),
 }
-"""Values in place of a field of the document, or of the document itself."""
+"""Values that replace a field of the document, or the document itself."""
 
 _SOME = {
     name: VALUES[name]
@@ -95,7 +95,7 @@ _SOME = {
         "keys beside base64",
     )
 }
-"""Where a language is read by the same functions as another one."""
+"""Languages that are read by the same functions as another language."""
 _ALL = {"dataframe_split", "inputs", "v2", "tf tensor"}
 
 

@@ -18,7 +18,7 @@ NARROW: dict[str, Any] = {
     "queue": {**_BATCHING, "max_queue_size": 4},
     "flight": {**_BATCHING, "max_concurrent_requests": 4, "rate_limit": "12/hour", "rate_limit_header": "x-key"},
 }
-"""The servers: fields of their specs."""
+"""The servers, with fields of their specs."""
 
 
 @dataclass(frozen=True)

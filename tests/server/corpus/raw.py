@@ -16,7 +16,7 @@ ROW = b'{"carrier":"AA","distance":100.5,"hour":3,"late":true}'
 _LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: last\r\nConnection: close\r\n\r\n"
 _LAST_ANSWER = b'{"live":true}'
 _PAUSE_SECONDS = 0.003
-"""Between two segments: enough for the server to read the first one by itself."""
+"""The pause between two segments, in which the server reads the first segment separately."""
 _MOST_CUTS = 16
 _LINE = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)

@@ -85,7 +85,7 @@ LANGUAGES: dict[str, Callable[[Sequence[Record]], bytes]] = {
     "tf columns": lambda records: dump({"inputs": _columns(records)}),
     "jsonl": _jsonl,
 }
-"""A table of flights in each language of JSON."""
+"""A table of flights in each JSON language."""
 
 _TYPES = {"csv": CSV, "jsonl": JSONL, "arrow": STREAM, "arrow file": FILE}
 _UNTYPED = {"v2", "v2 binary", "tf rows", "tf columns", "tf tensor", "index", "parameters"}
@@ -143,7 +143,7 @@ RECORDS = (
     _flights("/v1/models/flights/versions/1:predict", "tf rows", b'{"predictions":[{"label":"yes",'),
     _flights("/v1/models/flights/labels/v:predict", "tf columns", b'{"outputs":{"label":["yes"],'),
 )
-"""Where a table of flights is asked in JSON."""
+"""The routes that accept a table of flights in JSON."""
 
 ARROW = _route("/invocations", "arrow", arrow_stream(table([RECORD])), b"yes")
 TABLES = (
@@ -203,7 +203,7 @@ ONE_A_FORM = (
     *(INVOCATIONS, PREDICT, INFER, TF_PREDICT, INDEX),
     *(PAGES[path] for path in ("/docs", "/health", "/v2/health/live")),
 )
-"""For what is decided before anybody looks at the path: one route a protocol, and pages."""
+"""Routes for decisions before the path is read: one route per protocol, and pages."""
 TREE_WIDE = tuple({route.path: route for route in ALL}.values())
 """Each path once."""
 
@@ -213,4 +213,4 @@ def reading(*languages: str) -> tuple[Route, ...]:
 
 
 JSON_ROUTES = tuple(route for route in POSTS if route.reads not in _TYPES and route.reads != "v2 binary")
-"""Whose body is one document of JSON."""
+"""Routes whose body is a single JSON document."""

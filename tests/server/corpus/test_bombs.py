@@ -13,7 +13,7 @@ from tests.server.corpus.bombs import BOMBS
 
 ROOT = Path(__file__).parents[3]
 TAKEN = {"JSON: numbers", "CSV: fields"}
-"""Those that a model takes; all others are refused."""
+"""The bombs that a model accepts; all other bombs are refused."""
 
 
 @pytest.mark.long

@@ -22,7 +22,7 @@ from tests.support.handling import handle
 
 SMALL, TIMES = 40_000, 10
 MOST = 2.0
-"""Times the growth of the bytes; a quadratic reader grows ten times as much as they do."""
+"""A multiple of the growth in bytes. The time of a quadratic reader would grow by ten times the growth in bytes."""
 _TRIES, _MOST_MEMORY = 6, 3.0
 _JSON = {"Content-Type": "application/json"}
 _ROUTES = [
@@ -37,7 +37,7 @@ _ROUTES = [
     Route("POST", "/endpoints/tensor/invocations", "arrow", headers=dict(ARROW.headers)),
     Route("POST", "/v2/models/tensor/infer", "v2", dump({"inputs": []})),
 ]
-"""One of each language, and those whose model has them read another way: nothing but numbers, tensors."""
+"""One route per language, and routes whose model uses other readers: only numbers, or tensors."""
 
 
 @pytest.fixture(autouse=True)
@@ -72,8 +72,7 @@ REFERENCES: tuple[Callable[[bytes], Any], ...] = (
     _parsed,
     _rows_of,
 )
-"""Linear readers that make many objects. Ten times as many have left the processor's caches, and their memory is new
-to the process: so they take up to twenty times as long."""
+"""Linear readers that create many objects. Ten times as many objects exceed the caches and take up to 20 times as long."""
 
 
 def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:

@@ -12,7 +12,7 @@ from tests.server.corpus.routes import INVOCATIONS, PAGES
 from tests.server.corpus.wire import Refused
 
 LIMIT_SECONDS = 15.0
-"""Several times the server's patience: the machine may be busy."""
+"""Several times the server's time limit, because the machine may be busy."""
 
 
 @pytest.mark.long

@@ -13,11 +13,11 @@ from tests.server.corpus.case import AnyCase, Route
 from tests.support.handling import ask_wsgi
 
 PATIENCE_SECONDS = 8.0
-"""After which an answer counts as never given."""
+"""Seconds after which an answer counts as missing."""
 _SECRETS = (b"Traceback", b'File "', b"site-packages", b"/python3", b".py", b"mlflow_deploy_plugin", b"onnxserve-")
-"""What no answer to a bad request shows; what the request holds itself it may."""
+"""Texts that must not be in the answer to a bad request, unless the request contains them."""
 _CODES = {404: ("ENDPOINT_NOT_FOUND", "RESOURCE_DOES_NOT_EXIST"), 501: ("NOT_IMPLEMENTED",)}
-"""MLflow's, by the status; of every other one it is BAD_REQUEST."""
+"""MLflow's error code by status; other statuses have BAD_REQUEST."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,13 @@ class Wire:
                 check_right(route, read_answer(stream))
             answer = self._read(stream)
             if answer is None:
-                raise Refused("no answer at all")
+                raise Refused("no answer")
             check_refusal(case, route, answer, self._secrets)
             closes = answer.headers.get("connection", "").lower() == "close"
             if closes and self._read(stream) is not None:
-                raise Refused("the connection goes on, and said that it does not")
+                raise Refused("the connection remains open after Connection: close")
             if not closes and case.closes:
-                raise Refused("the connection goes on")
+                raise Refused("the connection remains open")
             if not closes:
                 connection.sendall(route.request())
                 check_right(route, read_answer(stream))

@@ -25,7 +25,7 @@ DTYPES: dict[str, npt.DTypeLike] = {
     "FP32": np.float32,
     "FP64": np.float64,
 }
-"""V2's datatypes of numbers by the dtypes of their arrays."""
+"""V2's numeric datatypes by the dtypes of their arrays."""
 
 _ONNX = {"BOOL": "bool", "FP16": "float16", "FP32": "float", "FP64": "double", "BYTES": "string"}
 

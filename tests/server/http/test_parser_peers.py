@@ -271,7 +271,7 @@ def test_no_request_is_framed_in_two_ways(peer: str, in_segments: bool, count: i
 
 
 SPACE_BEFORE_EXTENSION = re.compile(rb"^[0-9A-Fa-f]+[ \t]+;", re.MULTILINE)
-"""White space that the standard lets a chunk's size end with (RFC 9112, 7.1.1); we take it, neither of them does."""
+"""White space after a chunk's size, which RFC 9112, 7.1.1 allows; our parser accepts it, and both peers refuse it."""
 
 
 @STREAMS

@@ -174,7 +174,7 @@ def test_the_log_names_the_key_and_never_its_text(server: Server, caplog: pytest
 
 
 KEY = "onnxserve_" + secrets.token_urlsafe(32)
-"""A key as `onnxserve keys create` prints it."""
+"""A key in the form of `onnxserve keys create`."""
 
 
 @pytest.mark.parametrize("uses_plan", [False, True])

@@ -23,7 +23,7 @@ from tests.support.onnx_nodes import Array, NodeCase, node_cases
 from tests.support.servers import variant
 
 EVERY = 12
-"""One case in so many is asked in `make test`."""
+"""`make test` runs one case out of this number."""
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,7 @@ def test_a_tensor_is_asked_as_nested_lists_and_its_outputs_are_columns(page: Any
     page.locator("#field-0").fill("[[[1, 2], [3, 4]]]")
     page.get_by_role("button", name="Predict").click()
     page.locator("#answer tbody tr").wait_for()
-    assert table(page) == [["[[2,4],[6,8]]", "10"]]  # A single row has no number.
+    assert table(page) == [["[[2,4],[6,8]]", "10"]]  # A single row is not numbered.
     page.locator("#field-0").fill("[[[1, 2], [3, 4, 5]]]")
     page.get_by_role("button", name="Predict").click()
     page.locator("#field-0-error").wait_for()

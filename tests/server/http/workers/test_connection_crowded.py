@@ -27,7 +27,7 @@ LONG = "\n".join(f"t{n + 1} = StringConcat(t{n}, t{n})" for n in range(21))
 LONG = f'long (float[N,1] x) => (string[M] y) <string[1] t0 = {{"0123456789abcdef"}}> {{\n{LONG}\ny = Identity(t21) }}'
 """A graph that answers every request with a text of 32 MiB."""
 SECONDS = 20.0
-"""A third of what a request may take to arrive."""
+"""A third of the time limit for receiving a request."""
 
 Connect = Callable[..., socket.socket]
 
