@@ -43,7 +43,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 DESCRIBED = {"SpecPart", "Settings"}
 """Classes, and bases of classes, whose fields the reference page describes."""
 HEADLESS = re.compile(r"(What|Whether|Which|Who|Whom|Whose|How|Where|Why|That|Those|Of|As|None|If)\b")
-"""The first words of a sentence without a subject: "What an endpoint serves.", "Whether it is alive.", "Of the windows, …"."""
+"""The first words of a sentence without a subject, such as "What an endpoint serves." or "Of the windows, …"."""
 HUMAN_TEXT = {"note", "reason", "message", "detail", "why"}
 """Names and attributes that contain text for people; the code must not make decisions by that text."""
 PLAIN = {"str", "bytes", "int", "float", "bool", "None", "object", "Any"}

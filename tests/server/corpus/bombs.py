@@ -104,7 +104,7 @@ def _keys() -> bytes:
 
 NUMBER, TEXT, MATRIX = _schema(x="double"), _schema(x="string"), _tensor("float32", -1, 3)
 JSON_MIB = 450
-"""The limit for 16 MiB of JSON or CSV as Python objects: a million arrays and objects of 232 bytes, and small values."""
+"""The limit for 16 MiB of JSON or CSV as Python objects: a million containers of 232 bytes, and small values."""
 
 BOMBS: dict[str, Bomb] = {
     "Arrow: buffers that unpack": Bomb(

@@ -72,7 +72,7 @@ REFERENCES: tuple[Callable[[bytes], Any], ...] = (
     _parsed,
     _rows_of,
 )
-"""Linear readers that create many objects. Ten times as many objects exceed the caches and take up to 20 times as long."""
+"""Linear readers that create many objects. Ten times as many exceed the caches and take up to 20 times as long."""
 
 
 def grows_with(work: Callable[[bytes], Any], small: bytes, large: bytes) -> str:
