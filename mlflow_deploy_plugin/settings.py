@@ -85,8 +85,7 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     """Address that `onnxserve serve` listens on if neither the spec nor an option specifies an address."""
     port: int | None = Field(default=None, ge=1, le=65535)
-    """Port that `onnxserve serve` listens on if neither the spec nor an option specifies a port. Default: the first
-    free port from 8080."""
+    """Port of `onnxserve serve` if neither the spec nor an option specifies it. Default: the first free from 8080."""
     device: str = ""
     """Device for models, as in `onnxserve serve --device`, if neither the spec nor the option specifies a device."""
     model_uri: str = ""
@@ -118,9 +117,8 @@ class Settings(BaseModel):
     """Days after which the controller deletes judged windows of monitors and resolved alerts from the store. Default:
     never."""
     mlflow_url: str = ""
-    """Address at which the processes that the page of an MLflow server with `--app-name onnxserve` starts reach that
-    server. Default: its own port, otherwise the address that the browser uses, if `--allowed-hosts` lists it without
-    a *."""
+    """Address of an MLflow server with `--app-name onnxserve` for the processes that its page starts. Default: its own
+    port, otherwise the address that the browser uses, if `--allowed-hosts` lists it without a *."""
 
     _workspace: str = PrivateAttr(default_factory=active_workspace)
 

@@ -95,10 +95,7 @@ def _from_arrow(column: "pa.ChunkedArray") -> Array:
 
 
 def decode_predictions(content_type: str, body: bytes) -> Array | dict[str, Array]:
-    """Return the predictions of a response, by name if there are several outputs.
-
-    Raises an error of orjson or Arrow, LookupError or TypeError.
-    """
+    """Return a response's predictions, several by name. Raises LookupError, TypeError, or an orjson or Arrow error."""
     if content_type.startswith(_ARROW):
         import pyarrow as pa
 

@@ -100,9 +100,7 @@ def _feeds(table: "pa.Table", chosen: list[str], schema: Schema, limit: int) -> 
         pieces = {name: [column] for name, column in zip(names, batch.columns, strict=True)}
     else:  # A stream may have thousands of batches with a few rows each.
         columns = [table.column(name) for name in chosen]
-        joined = (
-            [column.combine_chunks()] if pa.types.is_primitive(column.type) else column.chunks for column in columns
-        )
+        joined = ([each.combine_chunks()] if pa.types.is_primitive(each.type) else each.chunks for each in columns)
         pieces = dict(zip(chosen, joined, strict=True))
     arrays = {
         name: (_key_column if name in schema.keys else _column)(name, pieces[name], limit, budget) for name in chosen
@@ -212,8 +210,7 @@ def _key_column(name: str, pieces: "Sequence[pa.Array]", limit: int, budget: Str
 def _without_views(array: "pa.Array", budget: StringBudget, cast: "dict[tuple[int, ...], pa.Array]") -> "pa.Array":
     """Return an array with strings instead of string views, which polars writes.
 
-    Views may overlap, so that a small body has terabytes of text. Therefore the budget is checked first. `cast` stores
-    a stream's converted dictionaries by address.
+    Views may overlap into terabytes, so the budget is checked first. `cast` maps addresses to converted dictionaries.
     """
     if "string_view" not in str(array.type):
         return array

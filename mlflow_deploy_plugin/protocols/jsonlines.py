@@ -1,5 +1,4 @@
-"""JSON Lines (https://jsonlines.org, also NDJSON): each line of a request is a record or row, each output line its
-prediction.
+"""JSON Lines (https://jsonlines.org, also NDJSON): each input line is a record or row, each output line a prediction.
 
 A thousand lines are converted to arrays at a time, so that a large body does not become Python objects all at once.
 Each line must contain all required columns.

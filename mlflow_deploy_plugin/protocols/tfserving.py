@@ -1,8 +1,7 @@
 """Decode and encode TensorFlow Serving's REST protocol (https://www.tensorflow.org/tfx/serving/api_rest).
 
-A request with `instances` (row format) receives `predictions`; a request with `inputs` (column format) receives
-`outputs`. A single input or output has no name. Every model has one signature, `serving_default`. Text and bytes may be
-`{"b64": …}`.
+`instances` (row format) are answered with `predictions`, and `inputs` (column format) with `outputs`. A single input or
+output has no name. Every model has one signature, `serving_default`. Text and bytes may be `{"b64": …}`.
 """
 
 from collections.abc import Mapping, Sequence

@@ -117,7 +117,7 @@ def test_a_refusal_carries_the_message_the_status_and_the_id_of_the_request(flig
     ("rows", "message"),
     [
         (object(), "cannot predict on object: pass a DataFrame, an array, a dict of columns, or a list of rows"),
-        (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: give a DataFrame, "),
+        (pa.chunked_array([[1, 2]]), "cannot predict on ChunkedArray: pass a DataFrame, "),
         ([{"a": object()}], "the input cannot be sent as JSON: "),
     ],
 )

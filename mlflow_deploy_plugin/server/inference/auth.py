@@ -76,7 +76,7 @@ class Authenticator:
         self._clock, self._monotonic = clock, monotonic
         self._from_agent: Mapping[str, KeyEntry] = {}
         self._keys: Mapping[str, KeyEntry] = {}
-        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # The keys are `_short`; cleared with new keys.
+        self._known: OrderedDict[str | bytes, KeyEntry] = OrderedDict()  # `_short` → key, until the keys change
         self._jwks: Any = None
         self._files: list[tuple[int, int, int] | None] = []
         self._look_at = 0.0

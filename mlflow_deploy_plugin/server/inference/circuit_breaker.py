@@ -40,11 +40,10 @@ def import_redis(url: str) -> Any:
 
 @dataclass(eq=False)
 class CircuitBreaker:
-    """A circuit breaker that keeps requests from a Redis that has failed, until a thread's ping succeeds.
+    """A circuit breaker that stops requests to a Redis that has failed, until a thread's ping succeeds.
 
-    After a first failure the thread pings at once, so that a slow response costs only milliseconds. After a second
-    failure within `pause_seconds` it pings after the pause. Requests do not ping, because resolving a host name may
-    exceed any timeout of Redis' client.
+    The thread pings at once, so that a slow response costs only milliseconds. After a second failure in `pause_seconds`
+    it pings after the pause. Requests do not ping, because resolving a host name may exceed any timeout of the client.
 
     Attributes:
         consequence: the effect on requests, for the log.

@@ -26,7 +26,7 @@ _PARAMS = ("max_evals", "seed", "version")
 
 
 def explain(server: Server, request: RawRequest, endpoint: str | None = None) -> Reply:
-    """Explain the predictions of the endpoint (default: None). Explanations are not captured."""
+    """Explain the predictions of the endpoint (None: the default endpoint). Explanations are not captured."""
     with RequestContext(server, request, "explain") as context:
         try:
             context.admit(endpoint)

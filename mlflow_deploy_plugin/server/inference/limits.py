@@ -50,7 +50,7 @@ class RateLimiter(Protocol):
         """Count a request of the client with this key. Return None to admit it, otherwise the seconds to wait."""
 
     def may_wait(self, client: bytes) -> bool:
-        """Return True if the next call for this client may wait for another machine, unsuitable for an event loop."""
+        """Return True if the next call for this client may wait for another machine; an event loop must not wait."""
 
 
 @dataclass(eq=False)
@@ -177,7 +177,7 @@ class MemoryRateLimiter:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, requests, earlier ones
+        self._clients: OrderedDict[bytes, tuple[int, int, int]] = OrderedDict()  # window, count, earlier count
 
     def __call__(self, client: bytes) -> float | None:
         now = self.clock()

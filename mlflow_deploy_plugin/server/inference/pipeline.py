@@ -172,7 +172,7 @@ def infer(
     version: str | None = None,
     label: str | None = None,
 ) -> Reply:
-    """Return predictions of the endpoint (default: None). The same version decodes, computes and encodes."""
+    """Return predictions of the endpoint (None: the default). The same version decodes, computes and encodes."""
     dataplane, tracer = server.dataplane, server.tracer
     outputs: Mapping[str, Array] | None = None
     began = time.perf_counter()

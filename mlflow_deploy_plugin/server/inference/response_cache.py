@@ -1,8 +1,7 @@
 """The response cache: outputs that a version has already computed for the same feeds.
 
-The cache is in the worker's memory (with eviction of the least recently used outputs) or in a shared Redis. Only graphs
-without random nodes are cached (`models/loading.py`). The cache stores arrays instead of bodies, so that all protocols
-share it.
+It is in the worker's memory (evicting the least recently used outputs) or in a shared Redis. Only graphs without random
+nodes are cached (`models/loading.py`). The cache stores arrays instead of bodies, so that all protocols share it.
 """
 
 import hashlib

@@ -41,8 +41,6 @@ _MIN_FACTOR, _MAX_FACTOR = 1.0, 4.0
 class WarmVersion:
     """A version that is ready to answer. The attributes have the same meaning as in `LoadedVersion`."""
 
-    """A version that is ready to answer. Its attributes are those of `LoadedVersion`."""
-
     predictor: Predictor
     batcher: Batcher | None = None
     is_deterministic: bool = False

@@ -367,17 +367,13 @@ class Metrics:
 
     def _find_row_slots(self, endpoint: str) -> tuple[int, ...]:
         outcomes = "answered", "captured", "dropped"
-        return tuple(
-            self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": outcome}) for outcome in outcomes
-        )
+        return tuple(self._values.slot(_CAPTURE_ROWS, {"endpoint": endpoint, "outcome": name}) for name in outcomes)
 
     def _find_shadow_slots(self, labels: VariantLabels) -> Mapping[str, int]:
         """Return the slots of a shadow: each outcome, `same`, `different`, `difference` and `seconds`."""
         slot, named = self._values.slot, dict(zip(OF_VARIANT, labels, strict=True))
-        requests = {
-            outcome: slot(_SHADOW_REQUESTS, {**named, "outcome": outcome}) for outcome in get_args(ShadowOutcome)
-        }
-        rows = {agreement: slot(_SHADOW_ROWS, {**named, "agreement": agreement}) for agreement in ("same", "different")}
+        requests = {name: slot(_SHADOW_REQUESTS, {**named, "outcome": name}) for name in get_args(ShadowOutcome)}
+        rows = {name: slot(_SHADOW_ROWS, {**named, "agreement": name}) for name in ("same", "different")}
         of_numbers = {"difference": slot(_SHADOW_DIFFERENCE, named), "seconds": slot(_SHADOW_DURATION, named)}
         return {**requests, **rows, **of_numbers}
 

@@ -168,8 +168,7 @@ def v2_response_schema(artifact: Artifact) -> JsonSchema:
 def invocations_answer(artifact: Artifact) -> JsonSchema:
     """Return the schema of `{"predictions": …}`: nested lists for a single output, an object for several outputs.
 
-    The predictions of a stock ONNX model may have any form. A pyfunc may return records, or a chat without
-    `predictions`.
+    A stock ONNX model's predictions may have any form. A pyfunc may return records, or a chat without `predictions`.
     """
     if artifact.flavor == PYTHON_FUNCTION:
         return {}

@@ -104,7 +104,7 @@ def _page(
     request: RawRequest,
     endpoint: str | None,
 ) -> RawResponse:
-    """Return the page of an endpoint (default: None), or a notice with the reason why it has no page.
+    """Return the page of an endpoint (None: the default endpoint), or a notice with the reason why it has no page.
 
     The notice of the default endpoint has the status 200, because the server is alive.
     """

@@ -1,8 +1,7 @@
 """A connection of the fast worker: HTTP/1.1 on the event loop, around `ServerApp.handle`.
 
-A request that is expected to take less than a millisecond is answered on the loop, any other request in a thread. A
-connection answers one request at a time; later bytes wait in a bounded buffer. Every wait has a deadline
-(`check_deadline`).
+A request with an expected time below a millisecond is answered on the loop, any other request in a thread. A connection
+answers one request at a time; later bytes wait in a bounded buffer. Every wait has a deadline (`check_deadline`).
 """
 
 import asyncio
@@ -235,10 +234,8 @@ class HttpConnection(asyncio.Protocol):
             if other.idle_since == since:
                 other.evict()
                 return True
-        idle_times = ((other.idle_since, number, other) for number, other in enumerate(self._connections))
-        longest = heapq.nsmallest(
-            _IDLE_CANDIDATES, (entry for entry in idle_times if entry[0] < math.inf and entry[2] is not self)
-        )
+        times = ((other.idle_since, number, other) for number, other in enumerate(self._connections))
+        longest = heapq.nsmallest(_IDLE_CANDIDATES, (row for row in times if row[0] < math.inf and row[2] is not self))
         if not longest:
             return False
         idle.extend((since, other) for since, _, other in reversed(longest[1:]))
