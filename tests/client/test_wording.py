@@ -32,7 +32,7 @@ MESSAGES: dict[str, Case] = {
     ),
     "an unknown endpoint": (
         lambda client: Client(client.url, "nobody").predict([ROW]),
-        "endpoint 'nobody' does not exist; the endpoints are 'flights'",
+        "endpoint 'nobody' does not exist; existing endpoints: 'flights'",
     ),
     "feedback without an id": (
         lambda client: client.feedback(Prediction(np.ones(1)), [1]),

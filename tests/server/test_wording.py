@@ -90,14 +90,14 @@ MESSAGES: dict[str, tuple[str, Body, dict[str, str], int, str]] = {
         {"dataframe_records": [RECORD]},
         {},
         404,
-        "endpoint 'nobody' does not exist; the endpoints are 'mixed', 'tensor'",
+        "endpoint 'nobody' does not exist; existing endpoints: 'mixed', 'tensor'",
     ),
     "an unknown model": (
         "/v2/models/nobody/infer",
         _tensor(),
         {},
         404,
-        "endpoint 'nobody' does not exist; the endpoints are 'mixed', 'tensor'",
+        "endpoint 'nobody' does not exist; existing endpoints: 'mixed', 'tensor'",
     ),
     "an unknown route": (
         "/invocation",

@@ -82,7 +82,7 @@ class StreamedExchange:
 
     def receive(self, data: bytes) -> bytes:
         """Add bytes to the body and return the unused bytes. After an InvalidRequest, the caller must call `fail`."""
-        with self._condition:  # The lock prevents that the thread sees the end of the body before its last bytes.
+        with self._condition:  # Otherwise the thread could see the end of the body before its last bytes.
             data = self.body.feed(data)
             self._received += self.body.take()
             self._condition.notify()

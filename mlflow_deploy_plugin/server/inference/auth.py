@@ -102,7 +102,7 @@ class Authenticator:
         """
         entry = self.find(headers, certificate)
         if need not in entry.scopes and not any(scope in entry.scopes for scope in scopes_for(need)):
-            scopes = ", ".join(entry.scopes) or "no scope"
+            scopes = ", ".join(entry.scopes) or "nothing here"
             raise ScopeMissing(f"the key {entry.name!r} is for {scopes}; this needs {' or '.join(scopes_for(need))}")
         if entry.endpoints and (endpoint is None or endpoint not in entry.endpoints):
             target = "the whole server" if endpoint is None else f"endpoint {endpoint[:100]!r}"

@@ -159,7 +159,7 @@ class Repository:
                     f"endpoint {endpoint!r} is unloaded; load it with POST /v2/repository/models/{endpoint}/load"
                 )
             listed = join_names(map(repr, table), repr(endpoint)) or "none"
-            raise NotFound(f"endpoint {endpoint[:100]!r} does not exist; the endpoints are {listed}")
+            raise NotFound(f"endpoint {endpoint[:100]!r} does not exist; existing endpoints: {listed}")
         return name, served
 
     def not_ready_reason(self) -> str:

@@ -330,7 +330,7 @@ def test_a_plan_holds_the_limits_of_the_server_and_the_general_way_refuses(
     late = request()
     assert plans.answer(late) is None
     refused = handle(server, late)
-    assert (refused.status, b"more than 3/day" in refused.body) == (429, True)
+    assert (refused.status, b"limited to 3/day" in refused.body) == (429, True)
     counted = [line for line in server.metrics.page().decode().splitlines() if line.startswith("onnxserve_refused")]
     assert sorted(line.rpartition(" ")[2] for line in counted) == ["1.0", "1.0"]
 

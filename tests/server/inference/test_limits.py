@@ -50,7 +50,7 @@ def test_one_request_too_many_is_refused_until_another_has_left() -> None:
     two.acquire()
     two.acquire()
 
-    with pytest.raises(TooManyRequests, match="2 requests") as error:
+    with pytest.raises(TooManyRequests, match="2 concurrent requests") as error:
         two.acquire()
 
     assert error.value.retry_after == 1

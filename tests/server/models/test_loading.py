@@ -84,7 +84,7 @@ def test_a_fixed_batch_is_never_batched_and_the_log_says_why(tmp_path: Path, cap
         warm = load_warm(write_model(tmp_path / "model", FIXED), Placement(), 1, BatchPolicy(8))
 
     assert warm.batcher is None
-    assert mentions(caplog.text, "not joined", "batch dimension", "'X'")
+    assert mentions(caplog.text, "not batched", "batch dimension", "'X'")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_version_that_would_pass_the_limit_is_refused_with_the_figures(model: 
         with pytest.raises(ModelError) as refused, limit.loading(model):
             pytest.fail("it was loaded")
         assert re.fullmatch(
-            r"loading it would take about 32 MiB beside the [\d,]+ MiB that this worker has in memory, "
+            r"loading it would take about 32 MiB in addition to the [\d,]+ MiB of this worker, and the worker's "
             r"limit is [\d,]+ MiB \(server.max_worker_memory_bytes\)",
             refused.value.message,
         )

@@ -123,7 +123,7 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
         ("new", {"config": "x" * 70_000}, 400, "at most 65536"),
         ("new", {"config": 1}, 400, "a string is expected"),
         ("new", {"config": "a", "model_uri": "b"}, 400, "either config or model_uri"),
-        ("new", {"file:1/model.onnx": "AAAA"}, 400, "'file:1/model.onnx' of a load is not understood"),
+        ("new", {"file:1/model.onnx": "AAAA"}, 400, "'file:1/model.onnx' of a load is not known"),
         ("a b", {"model_uri": "x"}, 400, "name: letters, digits, . _ - are expected"),
     ],
 )

@@ -187,7 +187,7 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
     assert repository.select_variant("e", draw=0.9).key is None
     assert "stick by" not in caplog.text
     serve(4, {"key": "z"}, 50, 50)
-    assert mentions(caplog.text, "e/1", "version 1", "'z'", "stick by")
+    assert mentions(caplog.text, "e/1", "version 1", "'z'", "sticky")
 
 
 def test_a_variant_in_the_shadow_or_without_weight_never_answers(
