@@ -55,7 +55,7 @@ def read_large_feeds(body: bytes, schema: Schema) -> Feeds | None:
         return None  # simdjson does not decode the escapes in keys, and would not find such names.
     opened = check_containers(body)
     feeds = None
-    if b"null" not in body[-2048:]:  # An attempt without nulls; a null earlier in the body costs a second attempt.
+    if b"null" not in body[-2048:]:  # Try without nulls; a null earlier in the body then costs a second try.
         feeds = _feeds_of_json(body, opened, schema, kind)
     if feeds is None and (nulls := body.count(b"null")):
         feeds = _feeds_of_json(body.replace(b"null", _NULL), opened, schema, kind, nulls)
@@ -143,7 +143,7 @@ def _feeds_of_numbers(schema: Schema, names: list[str], array: Array, nulls: int
     columns = dict(zip(names, array.T, strict=True))
     if len(columns) != len(names) or array.ndim != 2 or not columns.keys() >= {*schema.names}:
         return None
-    if _NULL.decode() in "\n".join(names):  # The text may be a replaced null in a name, and one in the data a number.
+    if _NULL.decode() in "\n".join(names):  # A name contains the replacement, so nulls cannot be counted.
         return None
     with np.errstate(invalid="ignore"):
         for name in columns.keys() & {column.name for column in schema.columns if column.type in _WHOLE}:

@@ -55,7 +55,7 @@ class EmbeddedModel:
     Raises DeploymentFailed if the model cannot be loaded, and InvalidConfig if the folder cannot be written.
 
     Args:
-        folder: the state folder; if another process uses it, the next free folder with the same prefix is used.
+        folder: the state folder; if another process uses it, `FOLDER.2`, `FOLDER.3` and so on are tried.
         follow: True to follow a stage or alias; False to resolve it once.
         wait_seconds: the time limit for the registry and the load.
     """
