@@ -111,7 +111,7 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
 @pytest.mark.parametrize(
     ("name", "parameters", "status", "words"),
     [
-        ("nobody", {}, 404, "no endpoint 'nobody' is known here"),
+        ("nobody", {}, 404, "there is no endpoint 'nobody'"),
         ("new", {"model_uri": "/nowhere"}, 404, "/nowhere"),
         ("first", {"model_uri": "/nowhere"}, 400, "'first' is in the server's spec"),
         ("new", {"model_uri": ""}, 400, "variants.new.model"),
