@@ -166,20 +166,23 @@ def robustness(
     log: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> RobustnessReport:
-    """Measure how the metric of a version falls with the strength of disturbances of its rows.
+    """Measure how much a version's metric drops when its rows are disturbed, by disturbance and strength.
 
     Args:
+        model_uri: a version, such as models:/flight-delay/7, or a folder.
         data: a file (.csv, .parquet, .npz), a dataset named as in a gate policy, a DataFrame, or arrays [N, …] by name.
         target: the label column.
         metric: by default accuracy for labels, rmse for numbers.
         strengths: the disturbances, each with strengths (an empty sequence for the defaults); by default all that fit.
         original: the URI of the torch model from which the version was made, for `fgsm` and `pgd`. Its code is run. By
             default, the URI is read from the version if `strengths` contains `fgsm` or `pgd`.
-        max_rows: the maximum number of rows, sampled by the seed.
-        log: True to log the report, pictures and metrics to the version's run, under `robustness/`.
+        max_rows: the maximum number of rows.
+        seed: the seed that samples the rows and the disturbances.
+        log: True to log the report, plots and metrics to the version's run, under `robustness/`.
+        progress: called with a line before each long step.
 
     Raises InvalidConfig if an argument is invalid or there is no run to log to, NotFound if the model does not exist,
-    NotInstalled if matplotlib is missing for pictures, SchemaMismatch or InferenceError if the model rejects the
+    NotInstalled if matplotlib is missing for the plots, SchemaMismatch or InferenceError if the model rejects the
     undisturbed rows, and RegistryUnavailable if MLflow does not answer.
     """
     chosen = None if strengths is None else check_strengths(strengths)

@@ -195,18 +195,21 @@ def explain(
     log: bool = False,
     progress: ProgressCallback = lambda line: None,
 ) -> Explanation:
-    """Explain the predictions of a version for the rows of a file, and the importance of its columns.
+    """Explain a version's predictions for given rows, and measure the importance of its columns.
 
     Args:
+        model_uri: a version, such as models:/flight-delay/7, or a folder.
         data: as in `robustness`; `reference` is the sample in the model's folder.
         target: the label column; if empty, permutation importance is not computed.
         metric: the metric for permutation importance; by default accuracy for labels, rmse for numbers.
         max_rows: the maximum number of rows to explain, sampled by the seed. The metric uses at most 2,000.
         max_evals: model evaluations per row, each with up to 100 rows; by default ten pairs of permutations.
+        seed: the seed that samples the rows.
         log: True to log the explanation to the version's run, under `explain/`.
+        progress: called with a line before each long step.
 
     Raises:
-        InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or its inputs are pictures.
+        InvalidRequest, InvalidArtifact: the model cannot be explained: it has no ONNX form, or its inputs are images.
         NotInstalled: shap is missing, or matplotlib for the plots.
         InvalidConfig, NotFound, SchemaMismatch, InferenceError, RegistryUnavailable: as in `robustness`.
     """
