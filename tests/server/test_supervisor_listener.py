@@ -90,7 +90,7 @@ def test_a_served_port_is_announced_ready_and_free_again_at_the_end(
     with socket.create_connection(("127.0.0.1", port), timeout=5):
         pass
     assert running.end() == 0
-    with reserve_grpc_port(ServerSpec(grpc_port=port)):  # as at the start of the next server
+    with reserve_grpc_port(ServerSpec(grpc_port=port)):  # The next server starts like this.
         pass
 
 

@@ -31,7 +31,7 @@ def agent_metrics_page(state_dir: Path) -> bytes:
 
     checked = "Time of the last poll of the registry, successful or not, in seconds since 1970."
     fetched = "Time of the last fetch of the API keys, in seconds since 1970; 0 without keys."
-    shipped = "Time until which every row was logged or dropped, in seconds since 1970, in steps of 10 s."
+    shipped = "Time until which every row was logged or dropped, in seconds since 1970; updated every 10 s."
     families = [
         gauge("onnxserve_agent_up", is_alive(state.pid), "1 while the agent runs."),
         gauge("onnxserve_agent_errors", state.errors, "Errors that prevent the spec's references from being served."),
