@@ -120,9 +120,7 @@ class BudgetPolicy(_Part):
     """The limits of time and memory, compared with the current version on this machine."""
 
     max_latency_ratio: float | None = Field(
-        default=2.0,
-        gt=0,
-        description="The largest median time of a row and of a batch, relative to the served version.",
+        default=2.0, gt=0, description="The largest median time of a row or batch, relative to the served version."
     )
     max_memory_ratio: float | None = Field(
         default=2.0, gt=0, description="The largest memory of the loaded model, relative to the served version."

@@ -70,8 +70,8 @@ class ServedVerdict:
 def verdict_of_served(model: str, version: str, policy_file: Path | None = None) -> ServedVerdict | None:
     """Return the passed verdict on the only version in the gated stages and aliases, or None.
 
-    A new verdict would lose the comparison with the earlier version. The stored verdict must apply to this policy and
-    to the current files. A forced promotion counts as passed.
+    A new verdict would lose the comparison. The stored verdict must be for this policy and the current files. A forced
+    promotion counts as passed.
     """
     candidate, chosen = registered_version(model, version), choose_policy(model, policy_file)
     status = candidate.gate_status
@@ -217,8 +217,7 @@ def _log_verdict(verdict: GateVerdict, candidate: ResolvedModel, evaluation: Eva
 def _log_evaluation(run_id: str, evaluation: EvaluationData) -> None:
     """Log MLflow's evaluation of the predictions of both versions, with metrics and plots.
 
-    The verdict does not use it, because it has no margin and no interval. If MLflow cannot evaluate predictions, they
-    are skipped.
+    The verdict does not use it, because it has no margin and no interval. Errors of MLflow are written to a tag.
     """
     sides = {"candidate": evaluation.candidate, "current": evaluation.current}
     logger = logging.getLogger("mlflow.models.evaluation")

@@ -382,9 +382,7 @@ class EndpointSpec(SpecPart):
     def _some_variant_answers(self) -> "EndpointSpec":
         answering = [variant for variant in self.variants.values() if variant.weight > 0 and not variant.shadow]
         if self.variants and not answering:
-            raise ValueError(
-                "no variant receives traffic: at least one variant needs a weight above 0 and shadow: false"
-            )
+            raise ValueError("no variant receives traffic: a weight above 0 and shadow: false are expected")
         return self
 
     def monitor(self, name: str) -> MonitorSpec:

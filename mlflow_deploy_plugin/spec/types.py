@@ -209,15 +209,13 @@ def crontab_times(text: str, after: datetime) -> Iterator[datetime]:
     """Return the times after `after`, in its zone, of a line like `15 6 * * 1-5`, with the rules of Debian's cron.
 
     Sunday is 0 and 7. If both a day of the month and a day of the week are specified, either of them matches. If a
-    clock change skips a time, the time is moved to just after the change. If a clock change repeats a time, the time is
-    returned once, unless the hour is an asterisk. Raises ValueError if a field cannot be read, or the line has no day.
+    clock change skips a time, the time is moved after the change. If a clock change repeats a time, the time occurs
+    once, unless the hour is an asterisk. Raises ValueError if a field cannot be read, or the line has no day.
     """
     try:
         if len(text.split()) != 5:
             raise CronSimError("five fields are expected")
-        return CronSim(
-            re.sub("-sun", "-7", text, flags=re.IGNORECASE), after
-        )  # CronSim needs 7 in a range like fri-sun.
+        return CronSim(re.sub("-sun", "-7", text, flags=re.IGNORECASE), after)  # In fri-sun, CronSim needs 7.
     except CronSimError as error:
         raise ValueError(f"{error}; minute, hour, day, month and weekday are expected, e.g. 15 6 * * 1-5") from None
 

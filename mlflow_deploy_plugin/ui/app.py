@@ -297,10 +297,9 @@ class _Console:
         return self._link(job=job, **kept)
 
     def _servers(self) -> tuple[str, ...]:
-        """Return the URLs of this MLflow server for a process on this machine, best URL first.
+        """Return the URLs of this MLflow server for a local process, which trusts them; best URL first.
 
-        The process trusts these URLs. A caller can send any Host header, so it is used only if the operator allows the
-        host.
+        A caller can send any Host header, so it is used only if the operator allows the host.
         """
         from mlflow.server.security_utils import get_allowed_hosts_from_env
 
@@ -320,13 +319,8 @@ def _span() -> Span:
 
 
 def _credentials() -> dict[str, str]:
-    if (authorization := request.authorization) is None:
+    if (header := request.authorization) is None:
         return {}
-    if authorization.type == "basic":
-        return {
-            "MLFLOW_TRACKING_USERNAME": authorization.username or "",
-            "MLFLOW_TRACKING_PASSWORD": authorization.password or "",
-        }
-    return (
-        {"MLFLOW_TRACKING_TOKEN": authorization.token} if authorization.type == "bearer" and authorization.token else {}
-    )
+    if header.type == "basic":
+        return {"MLFLOW_TRACKING_USERNAME": header.username or "", "MLFLOW_TRACKING_PASSWORD": header.password or ""}
+    return {"MLFLOW_TRACKING_TOKEN": header.token} if header.type == "bearer" and header.token else {}

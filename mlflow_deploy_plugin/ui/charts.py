@@ -115,16 +115,8 @@ def line_chart(
     for line, values in zip(series, drawn, strict=True):
         numbers = [value for value in values if value is not None]
         last = shown(next(reversed(numbers if is_growing else values), None), unit)
-        lines.append(
-            Line(
-                line.name,
-                line.label or line.name,
-                " ".join(_path(values, top)),
-                last,
-                line.colour % COLOURS,
-                line.is_thin,
-            )
-        )
+        path, label = " ".join(_path(values, top)), line.label or line.name
+        lines.append(Line(line.name, label, path, last, line.colour % COLOURS, line.is_thin))
         if numbers:
             summaries.append(f"{line.name}: now {last}, highest {shown(max(numbers), unit)}")
     span = f"{title}, from {axis.begin:%Y-%m-%d %H:%M} to {axis.end:%H:%M} UTC"

@@ -195,9 +195,8 @@ def build_overview(
 ) -> Overview:
     """Return the content that the caller of the current request may see.
 
-    `only` is the only endpoint to show, with all its pictures. `model` restricts the page to endpoints of a registered
-    model. If both are empty, all endpoints are shown. The page is selected by `beginning`, a name on it or between two
-    names on it.
+    `only` is the only endpoint to show, with all its pictures. `model` restricts the page to the endpoints of a model.
+    If both are empty, all endpoints are shown. `beginning` is a name on the requested page or between two names there.
 
     Raises NotFound if the endpoint `only` does not exist or the caller may not see it, and StoreUnavailable.
     """

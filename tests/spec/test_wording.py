@@ -61,7 +61,7 @@ MESSAGES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no traffic": (
         _with(variants__champion__weight="0", variants__challenger__weight="0"),
-        "no variant receives traffic: at least one variant needs a weight above 0 and shadow: false",
+        "no variant receives traffic: a weight above 0 and shadow: false are expected",
     ),
     "both a header and a key": (
         _with(sticky__header="X-User-Id", sticky__key="user"),

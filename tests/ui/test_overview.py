@@ -32,7 +32,7 @@ def test_a_rollout_is_shown_with_its_step_and_its_reason(mlflow_app: Any, endpoi
     spec = {"to_uri": "models:/m/2", "steps": [1, 10, 50, 100]}
     mlflow_app.store.add_rollout(endpoint, spec, "stepping")
     html = " ".join(mlflow_app.client.get(PAGE).get_data(as_text=True).split())
-    assert f'<th scope="row">{endpoint}</th><td data-label="New version">models:/m/2</td>' in html
+    assert f'<th scope="row">{endpoint}</th><td data-label="Version">models:/m/2</td>' in html
     assert '<span class="mark mark-stepping">stepping</span>' in html
     assert 'data-label="Step">1 of 4<' in html
 
@@ -383,7 +383,7 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
     of_1, of_2 = (offered(html, model, version) for version in ("1", "2"))
     assert re.search(r'<option value="Production" disabled title="[^"]*it was rolled back \(flights: slow\)', of_1)
     assert re.search("Production – [^<]*it was rolled back", of_1)
-    assert 'value="" selected>Select a target</option>' in of_1
+    assert "selected>Select a target" in of_1
     assert "Select a target" not in of_2
     assert '<option value="Staging">Staging</option>' in of_1
     assert '<option value="Production">Production</option>' in of_2

@@ -104,10 +104,7 @@ def check_signature(candidate: Artifact, current: Artifact, against: str) -> Che
     breaking = [change for change in changes if change.breaks]
     table = ReportTable(
         ("change", "name", against, "new", ""),
-        tuple(
-            (change.what, change.name, change.before, change.after, "breaks callers" if change.breaks else "")
-            for change in changes
-        ),
+        tuple((row.what, row.name, row.before, row.after, "breaks callers" if row.breaks else "") for row in changes),
     )
     figures = {"changes": float(len(changes)), "breaking": float(len(breaking))}
     if breaking:

@@ -6,8 +6,7 @@ the values of the current version. Missing and out-of-range values change the in
 only reported. If the model refuses such values as a bad request, the policy decides whether this is a failure.
 
 A flip is a changed label. For numbers, a flip is a change by more than a quarter of the standard deviation of the
-predictions. Noise of 5 % changes the predictions of a linear model by 5 % of their standard deviation, and the
-predictions of a forest in larger steps and less often.
+predictions. Noise of 5 % changes the predictions of a linear model by 5 %, and of a forest by rare, larger steps.
 """
 
 from dataclasses import dataclass
@@ -34,8 +33,7 @@ _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 class _Outcome:
     """The effect of a disturbance, or the error message if the model refuses the rows.
 
-    `flips` is the share of rows whose prediction changes, and `no_answer` the share whose prediction is no longer a
-    number. `loss` is the loss of the metric.
+    `flips` and `no_answer` are the shares of rows with a changed prediction and without a number. `loss` is the metric loss.
     """
 
     name: str
