@@ -87,7 +87,7 @@ def export(model_uri: str, export_format: "ExportFormat", output_path: Path, **o
     show_default="the platform of this machine",
     help="Platform of the machines that run the image: linux/amd64 or linux/arm64.",
 )
-@option("--dry-run", is_flag=True, help="Print the input of Docker, and build nothing.")
+@option("--dry-run", is_flag=True, help="Print the input of Docker without a build.")
 def build_docker(
     model_uri: str,
     name: str | None,

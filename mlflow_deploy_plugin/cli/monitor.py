@@ -120,7 +120,7 @@ def list_(name: str | None, output: str) -> None:
 
 @monitor.command()
 @option("--keep", required=True, metavar="DURATION", help="Maximum age of windows and alerts: 90d, 400d.")
-@option("--dry-run", is_flag=True, help="Show what would be deleted, and delete nothing.")
+@option("--dry-run", is_flag=True, help="Show the numbers of windows and alerts that would be deleted.")
 def expire(keep: str, dry_run: bool) -> None:
     """Delete old windows and alerts of all monitors.
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     help="If predictions differ: refuse the version, or register it in the state `warned`.",
 )
 @option("--allow-pickle", is_flag=True, help="Load a joblib or pickle file, which can run any code.")
-@option("--dry-run", is_flag=True, help="Convert and prove, and register nothing.")
+@option("--dry-run", is_flag=True, help="Convert and check the model, but do not register it.")
 @output_option
 def wrap(model: str, data: Path | None, content_type: FileFormat | None, output: str, **options: Any) -> None:
     """Convert a model to checked ONNX as a new registered version.

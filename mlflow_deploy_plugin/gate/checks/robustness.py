@@ -33,7 +33,7 @@ _ROWS_OF_A_COLUMN, _MAX_COLUMNS, _MAX_LINES = 500, 50, 12
 class _Outcome:
     """The effect of a disturbance, or the error message if the model refuses the rows.
 
-    `flips` and `no_answer` are the shares of rows with a changed prediction and without a number. `loss` is the metric loss.
+    `flips` and `no_answer` are the shares of rows with a changed prediction and without a number.
     """
 
     name: str
