@@ -198,7 +198,7 @@ def stats(name: str, since: str | None, until: str | None, output: str) -> None:
 @log.command()
 @click.argument("name")
 @option("--keep", required=True, metavar="DURATION", help="Maximum age of rows and labels: 90d, 12h.")
-@option("--dry-run", is_flag=True, help="Show the files that would be deleted.")
+@option("--dry-run", is_flag=True, help="Show the number and size of files that would be deleted.")
 def expire(name: str, keep: str, dry_run: bool) -> None:
     """Delete old rows and labels of the endpoint NAME.
 
