@@ -39,11 +39,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             2,
             "Error: --every '5' cannot be read; a duration like 30s, 5m, 1h or 90d is expected",
         ),
-        (
-            "rollout flights --to 2 --steps 50,10",
-            2,
-            "Error: --steps 50,10: steps must ascend and be between 1 and 100",
-        ),
+        ("rollout flights --to 2 --steps 50,10", 2, "Error: --steps 50,10: steps must ascend and be between 1 and 100"),
         ("retrain", 2, "Error: specify the endpoint NAME, or --list"),
         ("start fligths", 1, "Error: there is no deployment 'fligths'; did you mean 'flights'?"),
         ("endpoint get nope", 1, "Error: there is no endpoint 'nope'; there are flights"),
