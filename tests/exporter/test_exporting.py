@@ -263,7 +263,7 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
         ),
         (InvalidConfig, "cannot be read", str(mixed), "onnx", {"rows": tmp_path / "none.csv"}),
         (InvalidConfig, "'!!' is not a valid name of a Python package", str(mixed), "wheel", {"name": "!!"}),
-        (InvalidConfig, "'statistics' makes no name", str(mixed), "wheel", {"name": "statistics"}),
+        (InvalidConfig, "'statistics' is not a valid name", str(mixed), "wheel", {"name": "statistics"}),
         (NotFound, "nowhere", str(tmp_path / "nowhere"), "onnx", {}),
         (ConversionError, "has no ONNX form, only code of its own", str(pyfunc), "onnx", {}),
     ]
