@@ -265,7 +265,7 @@ def test_mistakes_are_refused_before_anything_is_written(mixed: Path, tmp_path: 
         (InvalidConfig, "'!!' is not a valid name of a Python package", str(mixed), "wheel", {"name": "!!"}),
         (InvalidConfig, "'statistics' is not a valid name", str(mixed), "wheel", {"name": "statistics"}),
         (NotFound, "nowhere", str(tmp_path / "nowhere"), "onnx", {}),
-        (ConversionError, "has no ONNX form, only code of its own", str(pyfunc), "onnx", {}),
+        (ConversionError, "has no ONNX form; convert it first", str(pyfunc), "onnx", {}),
     ]
     for error, message, uri, form, options in cases:
         with pytest.raises(error, match=message):

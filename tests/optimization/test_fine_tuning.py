@@ -74,7 +74,7 @@ def test_a_tuned_form_is_as_sparse_and_loses_less(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (object(), "the original is a object, no torch module"),
+        (object(), "the original is a object, not a torch module"),
         (torch.nn.ReLU(), "ReLU has no linear or convolutional layer"),
         (layers((5, 8, 4)), "Sequential cannot be trained on these rows: "),
     ],

@@ -79,7 +79,7 @@ class Lazy(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return np.hypot(rows.a, rows.b)
 
 
-SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle"), and deploy it by the same'
+SKLEARN = 'Log it with mlflow.sklearn.log_model(…, serialization_format="cloudpickle") and deploy it with the same'
 CASES = {
     "an estimator": (DummyClassifier(strategy="uniform"), NUMBERS, "its answers are random"),
     "an outer one": (
@@ -115,7 +115,7 @@ CASES = {
     "texts beside numbers": (
         make_pipeline(SimpleImputer(strategy="most_frequent"), OrdinalEncoder(**UNSEEN), LogisticRegression()),
         MIXED,
-        "a step reads texts and numbers together",
+        "a step reads strings and numbers together",
     ),
     "a classifier without classes_": (Nearest(), NUMBERS, "there is no converter for "),
     "one that refuses probabilities": (Labelled(), NUMBERS, "there is no converter for tests"),

@@ -520,7 +520,8 @@ class Chosen(torch.nn.Module):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("name", "value", "said"), [("kind", 4, "row 1: 'kind' takes the ids 0 to 3"), ("length", 0, "Out of range value")]
+    ("name", "value", "said"),
+    [("kind", 4, "row 1: 'kind' accepts the ids 0 to 3"), ("length", 0, "Out of range value")],
 )
 def test_positions_and_classes_that_the_module_refuses_are_refused(
     name: str, value: int, said: str, tmp_path: Path
