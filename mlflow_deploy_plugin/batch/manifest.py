@@ -122,18 +122,14 @@ class BatchOutput:
         read = locate_log(input, "--input")
         if read.is_local != self._location.is_local:
             return
-        roots = [
-            str(Path(location.root).resolve()) if location.is_local else location.root
-            for location in (read, self._location)
-        ]
+        roots = [str(Path(log.root).resolve()) if log.is_local else log.root for log in (read, self._location)]
         if any(f"{inner}/".startswith(f"{outer}/") for inner, outer in (roots, reversed(roots))):
             raise InvalidConfig(f"--output {self.uri} and --input {input} overlap: specify another folder")
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
         """Lock the folder, because batches delete each other's unfinished files. Raises AlreadyExists if locked."""
-        # A bucket has no unfinished files, and two batches with the same manifest write the same files.
-        if not self._location.is_local:
+        if not self._location.is_local:  # Buckets have no unfinished files, and equal manifests write equal files.
             yield
             return
         with ExitStack() as stack:

@@ -1,7 +1,6 @@
 """A loaded version as a function of Arrow tables, and of request bodies of /invocations.
 
-ONNX Runtime computes an ONNX form, and MLflow any other form. A table is decoded like a request with an Arrow or CSV
-body.
+ONNX Runtime computes an ONNX form, and MLflow other forms. A table is decoded like a request with an Arrow or CSV body.
 """
 
 import sys
@@ -41,7 +40,7 @@ from mlflow_deploy_plugin.tabular.streams import RejectedRow, RowBlock
 
 _LARGEST_TABLE_BYTES = 2**31
 _ONE_BY_ONE = 8
-"""If at most this number of rows was refused, they are tried one by one. Further halving would only cost time."""
+"""The maximum number of refused rows that are tried one by one, because more halving would only cost time."""
 _ARROW_TYPES = {"bool": pa.bool_(), "str": pa.string(), "int32": pa.int64(), "int64": pa.int64()}
 _FRAME_TYPES = (pa.types.is_temporal, pa.types.is_binary, pa.types.is_large_binary, pa.types.is_decimal)
 
@@ -121,7 +120,7 @@ class PyfuncTable:
             else:
                 feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
                 outputs = dict(self._scorer.predict(feeds).arrays["outputs"])
-        except OnnxserveError as error:  # Any error is about this row.
+        except OnnxserveError as error:  # Each error is about this row.
             raise InvalidRequest(error.message) from None
         return _one_a_row(protocols.arrow.prediction_table(outputs), table.num_rows)
 
@@ -133,7 +132,7 @@ class PyfuncTable:
         try:
             with redirect_stdout(sys.stderr):
                 answer = self._scorer.invoke(content_type, body).body
-        except OnnxserveError as error:  # Any error is about this row.
+        except OnnxserveError as error:  # Each error is about this row.
             raise InvalidRequest(error.message) from None
         return orjson.loads(answer)["predictions"]
 
@@ -202,14 +201,9 @@ def typed(table: pa.Table, schema: Schema) -> pa.Table:
         except pa.ArrowInvalid:  # The value is a word for a missing value, an integer such as 20.0, or invalid.
             fields = [text or "" for text in column.to_pylist()]
             read = protocols.mlflow.read_column(name, kinds, fields)
-            if fractional := [
-                number
-                for number in read
-                if isinstance(number, float) and kind == pa.int64() and not number.is_integer()
-            ]:
-                raise SchemaMismatch(
-                    f"column {name!r} ({kinds[name]}): {fractional[0]!r} is not of type {kinds[name]}"
-                )  # Arrow would truncate it.
+            # Arrow would truncate a fraction.
+            if cut := [num for num in read if isinstance(num, float) and kind == pa.int64() and not num.is_integer()]:
+                raise SchemaMismatch(f"column {name!r} ({kinds[name]}): {cut[0]!r} is not of type {kinds[name]}")
             try:
                 values = pa.array(read, kind)
             except (pa.ArrowException, OverflowError) as error:  # The integer has more than 64 bits.

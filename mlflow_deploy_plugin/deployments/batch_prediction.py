@@ -127,7 +127,7 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return a mapping for each row with its keys and its prediction. Any other answer is returned unchanged."""
+    """Return a mapping for each row with its keys and its prediction. All other answers are returned unchanged."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):

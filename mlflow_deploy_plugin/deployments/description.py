@@ -72,22 +72,14 @@ def describe(deployment: Deployment) -> Json:
 def summarize_endpoints(deployments: Deployments) -> list[Json]:
     """Return the fields of each endpoint that `list` prints, by name, with the names of its deployments."""
     endpoints = describe_endpoints(deployments)
-    return [
-        {**{key: item[key] for key in _OF_ENDPOINT}, "deployments": list(item["deployments"])} for item in endpoints
-    ]
+    return [{**{key: row[key] for key in _OF_ENDPOINT}, "deployments": list(row["deployments"])} for row in endpoints]
 
 
 def describe_endpoints(deployments: Deployments) -> list[Json]:
     """Return all known fields of each endpoint, by name. An unreadable endpoint has only its name and the reason."""
     described = [describe_endpoint(observed) for observed in deployments.list_endpoints()]
-    for endpoint in deployments.store.unreadable():
-        unreadable = {
-            "name": endpoint.name,
-            "target": endpoint.target,
-            "state": "unreadable",
-            "reason": endpoint.reason,
-            "url": "",
-        }
+    for row in deployments.store.unreadable():
+        unreadable = {"name": row.name, "target": row.target, "state": "unreadable", "reason": row.reason, "url": ""}
         empty = {"restarts": "", "traffic": {}, "shadows": [], "deployments": {}, "workers": {}}
         described.append({**unreadable, **empty})
     return sorted(described, key=lambda item: str(item["name"]))

@@ -145,8 +145,8 @@ def check_key_columns(
 ) -> frozenset[str]:
     """Return the columns of the key that contain numbers or booleans in the log.
 
-    Any key is accepted if there are no logged rows, or if it is in `keys` (the endpoint's `capture.keys`), because rows
-    may arrive later. Otherwise a key that is not a column of the log raises InvalidConfig with the nearest name.
+    All keys are accepted if there are no logged rows, or if they are in `keys` (the endpoint's `capture.keys`), because
+    rows may arrive later. Otherwise a key that is not a column of the log raises InvalidConfig with the nearest name.
     """
     hours = log.hours(endpoint)
     if not key or not hours:

@@ -15,13 +15,8 @@ from urllib.parse import quote
 
 def bill_of_materials() -> dict[str, object]:
     components = [
-        _component(
-            "pypi",
-            package.name.lower().replace("_", "-"),
-            package.version,
-            package.metadata.json.get("license_expression"),
-        )
-        for package in distributions()
+        _component("pypi", it.name.lower().replace("_", "-"), it.version, it.metadata.json.get("license_expression"))
+        for it in distributions()
     ]
     if shutil.which("dpkg-query"):
         command = ["dpkg-query", "-W", "-f", "${Package} ${Version} ${Architecture}\n"]

@@ -79,7 +79,7 @@ class Buffers:
 
 
 class BoundSession:
-    """A session of number tensors (`can_bind`) whose runs use IO binding. Any thread may call `run`."""
+    """A session of number tensors (`can_bind`) whose runs use IO binding. All threads may call `run`."""
 
     def __init__(self, session: "ort.InferenceSession", placement: Placement) -> None:
         self._session = session
@@ -91,7 +91,7 @@ class BoundSession:
         self._without_graph = self._run_options(_NO_GRAPH)
 
     def run(self, names: Sequence[str], feeds: Feeds, options: "ort.RunOptions | None" = None) -> list[Array]:
-        """Compute the named outputs. The errors are those of `InferenceSession.run`. `options` are ignored."""
+        """Compute the named outputs. Raises the errors of `InferenceSession.run`. `options` are ignored."""
         key = tuple(names), tuple((name, array.shape, array.dtype) for name, array in feeds.items())
         if not self._placement.options.enable_cuda_graph:
             return self._run_buffers(key, names, feeds)

@@ -38,8 +38,7 @@ def check_explainable(artifact: Artifact) -> None:
             _check_rank(entry.name, len(entry.shape))
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
-                f"the graph takes batches of exactly {entry.shape[0]} rows; only a graph with a free batch size can be "
-                "explained"
+                f"the graph takes batches of {entry.shape[0]} rows; only a graph with a free batch size can be explained"
             )
     explained_outputs(artifact)
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():
@@ -88,9 +87,7 @@ def explained_outputs(artifact: Artifact) -> list[Output]:
     for role in ("probabilities", "scores"):
         if matching := [output for output in artifact.outputs if output.role == role]:
             return matching
-    predicted = [
-        output for output in artifact.outputs if output.name in artifact.prediction and output.role == "values"
-    ]
+    predicted = [item for item in artifact.outputs if item.name in artifact.prediction and item.role == "values"]
     for kinds in (("map",), ("float16", "float32", "float64"), ("int8", "int16", "int32", "int64", "uint8", "bool")):
         if matching := [output for output in predicted if output.dtype in kinds]:
             return matching

@@ -47,10 +47,7 @@ class KeyedSchema(Schema):
         is_table = LISTS.issuperset(map(type, rows)) and set(map(len, rows)) == {len(names)}
         if positions and is_table and not self.columns:
             others = [position for position, name in enumerate(names) if name not in positions]
-            own_names, own = (
-                [names[position] for position in others],
-                [[row[position] for position in others] for row in rows],
-            )
+            own_names, own = [names[i] for i in others], [[row[i] for i in others] for row in rows]
         feeds = self.model.from_rows(own_names, own)
         return self.attach(feeds, {name: [row[position] for row in rows] for name, position in positions.items()})
 

@@ -195,7 +195,7 @@ class Arena:
     def run(
         self, outputs: Sequence[str], feeds: Mapping[str, object], options: "ort.RunOptions | None" = None
     ) -> list[object]:
-        """Compute a large run. The errors are those of `InferenceSession.run`. `options` are ignored."""
+        """Compute a large run. Raises the errors of `InferenceSession.run`. `options` are ignored."""
         try:
             options = self._shrinking if _keeper.is_memory_short() else self._keeping
             return list(self._session.run(outputs, feeds, options))

@@ -1,7 +1,7 @@
 """Check values and convert them into a column or a tensor of the signature's type.
 
 The rules follow MLflow's signature enforcement: floating-point columns accept integers. In lists, integer columns
-accept numbers such as 20.0. Any other type is an error, which contains the column, the row and the value.
+accept numbers such as 20.0. All other types are errors, which contain the column, the row and the value.
 """
 
 import reprlib

@@ -219,7 +219,7 @@ def test_a_compressed_file_that_is_cut_off_leaves_no_output(model: Path, tmp_pat
     whole = gzip.compress(write(flights(500), tmp_path / "rows.csv").read_bytes())
     (source / "rows.csv.gz").write_bytes(whole[:-20])
 
-    with pytest.raises(OnnxserveError, match=r"^rows\.csv\.gz: .* unpacked"):
+    with pytest.raises(OnnxserveError, match=r"^rows\.csv\.gz: .* decompressed"):
         run_batch(BatchPlan(str(model), str(source), str(out), workers=1))
 
     assert files(out) == ["_batch.json"]
@@ -245,7 +245,11 @@ def test_a_bad_file_ends_the_batch_or_is_left_out(model: Path, tmp_path: Path) -
     [
         ("nowhere", "out", "--input .*nowhere: the file or folder does not exist"),
         ("empty", "out", "--input .*empty: the folder has no files"),
-        ("strange", "out", r"--input .*strange: the name of notes.txt does not have one of the formats csv, jsonl, parquet"),
+        (
+            "strange",
+            "out",
+            r"--input .*strange: the name of notes.txt does not have one of the formats csv, jsonl, parquet",
+        ),
         ("double", "out", "--input .*double: a.csv and a.jsonl would both become a.parquet"),
         ("loop", "out", "--input .*loop: loop/again is a link to one of its parent folders"),
         ("pair", "out", "--input .*pair: (a/b/a|b/a/b) is a link to one of its parent folders"),

@@ -90,7 +90,7 @@ def test_a_model_without_an_onnx_form_is_refused(tmp_path: Path) -> None:
 
 def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     model = str(tensor_model(tmp_path / "m"))
-    with pytest.raises(InvalidConfig, match="--follow takes"):
+    with pytest.raises(InvalidConfig, match="--follow requires"):
         planned_image(model, follow=True).__enter__()
     with pytest.raises(InvalidConfig, match="--server-image"):
         planned_image(model, base_image="a", server_image="b").__enter__()

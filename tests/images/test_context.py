@@ -71,5 +71,5 @@ def test_a_wheel_brings_what_the_server_is_built_from() -> None:
 def test_an_installation_without_them_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PACKAGE", tmp_path / "site-packages" / "mlflow_deploy_plugin")
     monkeypatch.setattr(module, "distribution", lambda name: type("Distribution", (), {"files": []}))
-    with pytest.raises(NotInstalled, match=r"has no docker/Dockerfile.*--server-image"):
+    with pytest.raises(NotInstalled, match=r"lacks docker/Dockerfile.*--server-image"):
         server_context()

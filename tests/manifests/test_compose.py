@@ -133,7 +133,7 @@ def test_a_project_is_of_the_schema_of_the_compose_specification(config: dict[st
 @pytest.mark.parametrize(
     ("model", "config", "names"),
     [
-        (MODEL, {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "everybody", "-C server.api_keys=true"]),
+        (MODEL, {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "all clients", "-C server.api_keys=true"]),
         ("models/flights", {}, ["variants.flights.model", "absolute path", "'models/flights'"]),
     ],
 )

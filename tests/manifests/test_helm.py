@@ -220,7 +220,7 @@ def _account_of_controllers(documents: list[Document]) -> tuple[str | None, bool
     [
         ({"kubernetes": {"replica": 5}}, ["replica"]),
         ({"server": {"port": "eighty"}}, ["port"]),
-        ({"kubernetes": {"host": "f.example"}}, ["f.example", "everybody"]),
+        ({"kubernetes": {"host": "f.example"}}, ["f.example", "all clients"]),
         ({"kubernetes": {"max_replicas": 9}}, ["kubernetes.max_replicas", "container.cpus"]),
         ({"variants": None}, ["variants"]),
         ({"server": {"certfile": "/c.pem"}}, ["endpoints.flights.server.certfile", "SECRET/KEY", "/c.pem"]),
@@ -290,5 +290,5 @@ def test_the_shipped_schema_is_made_of_the_fields_of_today() -> None:
 
 
 def test_what_kubernetes_refuses_is_refused() -> None:
-    with refused(InvalidConfig, "'Flights_1'", "a Service"):
+    with refused(InvalidConfig, "'Flights_1'", "Service"):
         FORMATS["helm"](new_endpoint("Flights_1", "models:/x/1"), PLACE)

@@ -164,7 +164,7 @@ def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
     assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # the policy stands before it
-    with refused(InvalidConfig, "kubernetes.host", "f.example", "everybody"):
+    with refused(InvalidConfig, "kubernetes.host", "f.example", "all clients"):
         rendered({"kubernetes.host": "f.example"})
     public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})
     assert "insecure" not in public["ConfigMap"]["data"]["spec.yaml"]
@@ -289,7 +289,7 @@ def test_fields_that_do_not_fit_are_refused_in_one_line(config: dict[str, str], 
 
 
 def test_a_name_that_no_service_can_have_is_refused() -> None:
-    with refused(InvalidConfig, "'Flights_1'", "a Service"):
+    with refused(InvalidConfig, "'Flights_1'", "Service"):
         kubernetes_documents(new_endpoint("Flights_1", MODEL), Place())
 
 

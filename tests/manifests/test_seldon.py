@@ -83,11 +83,11 @@ SHADOW = {"model": "models:/x/2", "shadow": True}
 @pytest.mark.parametrize(
     ("variants", "parts", "names"),
     [
-        (ONE, {"server": {}}, ["Seldon's gateway", "everybody", "-C server.api_keys=true"]),
+        (ONE, {"server": {}}, ["Seldon's gateway", "all clients", "-C server.api_keys=true"]),
         (ONE, {"kubernetes": {"host": "f.example"}}, ["kubernetes.host", "Seldon"]),
         ({**ONE, "b": SHADOW, "c": SHADOW}, {}, ["variants.c.shadow", "Seldon", "b"]),
         ({**ONE, "b": ONE["a"]}, {"sticky": {"header": "x-user"}}, ["sticky", "Seldon"]),
-        ({"Big_One": ONE["a"]}, {}, ["variants.Big_One", "small letters"]),
+        ({"Big_One": ONE["a"]}, {}, ["variants.Big_One", "lowercase letters"]),
     ],
 )
 def test_what_seldon_cannot_do_is_refused_in_one_line(variants: Document, parts: Document, names: list[str]) -> None:

@@ -133,7 +133,7 @@ def test_a_value_is_quoted_as_systemd_reads_it(value: str) -> None:
             {"container.environment.MLFLOW_WORKSPACE": "../team"},
             ["MLFLOW_WORKSPACE", "lower-case letters"],
         ),
-        ("models:/x/1", {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "everybody"]),
+        ("models:/x/1", {"server.host": "0.0.0.0"}, ["server.host 0.0.0.0", "all clients"]),
     ],
 )
 def test_what_a_unit_cannot_hold_is_refused_in_one_line(model: str, config: dict[str, str], names: list[str]) -> None:

@@ -72,7 +72,10 @@ def test_credentials_are_taken_out_of_every_uri_of_a_text() -> None:
 @pytest.mark.parametrize(
     ("text", "public"),
     [
-        ("no model x; the registered models are a, b, in MLflow at sqlite:////srv/x.db", "no model x; the registered models are a, b"),
+        (
+            "no model x; the registered models are a, b, in MLflow at sqlite:////srv/x.db",
+            "no model x; the registered models are a, b",
+        ),
         ("the registry is empty, in MLflow at http://u:5000", "the registry is empty"),
         (
             "model x: MLflow at http://10.0.0.1:5000 does not answer correctly: connection refused",
@@ -179,7 +182,12 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             RegistryUnavailable,
             "the disk of this machine .*: Read-only file system",
         ),
-        ("s3://b", NoCredentialsError(), RegistryRefused, rf"s3://b refuses the credentials {KEYS}: Unable to locate cr.*"),
+        (
+            "s3://b",
+            NoCredentialsError(),
+            RegistryRefused,
+            rf"s3://b refuses the credentials {KEYS}: Unable to locate cr.*",
+        ),
         (
             "gs://b",
             OSError("403 GET https://storage/b/o: sa@x does not have storage.objects.list access"),
@@ -211,7 +219,12 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             RegistryRefused,
             "MLflow at [^ ]+ refuses the credentials: MLFLOW_TRACKING_USERNAME .*",
         ),
-        ("", NoCredentialsError(), RegistryRefused, rf"the artifact store refuses the credentials {KEYS}: Unable to .*"),
+        (
+            "",
+            NoCredentialsError(),
+            RegistryRefused,
+            rf"the artifact store refuses the credentials {KEYS}: Unable to .*",
+        ),
         (
             "",
             MlflowException("Failed to list artifacts in s3://b/1: Access Denied", PERMISSION_DENIED),

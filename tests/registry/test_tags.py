@@ -44,7 +44,10 @@ def test_a_server_that_does_not_have_a_version_is_quoted_without_its_error_code(
             {GATE_TAG: "passed", GATE_REASON_TAG: "checked: parity", GATE_DIGEST_TAG: "ab"},
             GateStatus(True, "passed", "checked: parity", digest="ab"),
         ),
-        ({GATE_TAG: "forced", GATE_DIGEST_TAG: "ab"}, GateStatus(True, "forced", "the verdict of the gate is forced", digest="ab")),
+        (
+            {GATE_TAG: "forced", GATE_DIGEST_TAG: "ab"},
+            GateStatus(True, "forced", "the verdict of the gate is forced", digest="ab"),
+        ),
         ({GATE_TAG: "failed"}, GateStatus(False, "failed", "the verdict of the gate is failed")),
         ({GATE_TAG: "Passed"}, GateStatus(False, "Passed", "the verdict of the gate is Passed")),
     ],

@@ -58,8 +58,14 @@ def test_the_message_of_a_uri_that_leads_nowhere(store: Any, uri: str, message: 
     ("location", "message"),
     [
         ("file:///no/such", "the folder /no/such of the model's files does not exist"),
-        ("foo:/bar", "the files of foo:/bar: MLflow has no artifact store for foo:…; s3, gs and other schemes are supported"),
-        ("model:/flights/1", "the files of model:/flights/1: MLflow has no artifact store for model:…; did you mean 'models'?"),
+        (
+            "foo:/bar",
+            "the files of foo:/bar: MLflow has no artifact store for foo:…; s3, gs and other schemes are supported",
+        ),
+        (
+            "model:/flights/1",
+            "the files of model:/flights/1: MLflow has no artifact store for model:…; did you mean 'models'?",
+        ),
     ],
 )
 def test_the_message_of_files_that_cannot_be_fetched(tmp_path: Path, location: str, message: str) -> None:
@@ -75,7 +81,10 @@ def test_the_message_of_files_that_cannot_be_fetched(tmp_path: Path, location: s
             "/srv/model",
             "'/srv/model' is not the name of a registered model; mlflow.register_model registers the model in a folder",
         ),
-        ("models:/tiny/2", "'models:/tiny/2' is not the name of a registered model; use the name and the version: tiny 2"),
+        (
+            "models:/tiny/2",
+            "'models:/tiny/2' is not the name of a registered model; use the name and the version: tiny 2",
+        ),
     ],
 )
 def test_the_message_of_a_name_that_is_none(name: str, message: str) -> None:

@@ -83,9 +83,7 @@ def test_a_link_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         read_artifact(folder)
 
 
-@pytest.mark.parametrize(
-    ("reference", "words"), [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")]
-)
+@pytest.mark.parametrize(("reference", "words"), [("../rows.parquet", "is outside"), ("gone.parquet", "is missing")])
 def test_a_reference_is_a_file_within_the_folder(tmp_path: Path, reference: str, words: str) -> None:
     (tmp_path / "rows.parquet").touch()
     artifact = read_artifact(write_model(tmp_path / "model"))

@@ -294,7 +294,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(model: Model, ask: Ask
     wait_until(lambda: model.begun, what="the first run")
     futures += [ask(batcher, rows(1)), ask(batcher, rows(1))]
 
-    with pytest.raises(TooManyRequests, match="2 requests wait") as refused:
+    with pytest.raises(TooManyRequests, match="2 requests are already waiting") as refused:
         batcher.run({"x": rows(1)})
 
     assert refused.value.retry_after == 1
@@ -378,7 +378,7 @@ def test_an_event_loop_is_not_held_and_gets_every_answer(model: Model, batcher: 
     assert [future.result(30)["y"][0, 0] for future in (*futures[:2], *futures[3:])] == [2.0, 4.0, 6.0, 8.0]
     with pytest.raises(InferenceError, match="begins with -1"):
         futures[2].result(30)
-    with pytest.raises(TooManyRequests, match="4 requests wait"):
+    with pytest.raises(TooManyRequests, match="4 requests are already waiting"):
         refused.result(30)
     with pytest.raises(InferenceError):
         submitted(batcher, rows(1, -1.0)).result(30)

@@ -151,24 +151,24 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        reason = explanation(error)
-        if spec is not None and re.search(r"port is already allocated|address already in use", reason):
+        cause = explanation(error)
+        if spec is not None and re.search(r"port is already allocated|address already in use", cause):
             raise InvalidConfig(
                 f"port {spec.server.port} on {spec.server.host} is in use: set another port with -C server.port=…"
             ) from None
-        if "is already in use by container" in reason:
-            raise AlreadyExists(f"another container has the name: {reason}") from None
-        if "Range of CPUs" in reason:
-            raise InvalidConfig(f"container.cpus: {reason}") from None
-        if missing := re.search(r"network (\S+) not found", reason):
+        if "is already in use by container" in cause:
+            raise AlreadyExists(f"another container has the name: {cause}") from None
+        if "Range of CPUs" in cause:
+            raise InvalidConfig(f"container.cpus: {cause}") from None
+        if missing := re.search(r"network (\S+) not found", cause):
             raise InvalidConfig(f"container.network: the Docker network {missing[1]} does not exist") from None
-        if "could not select device driver" in reason:
+        if "could not select device driver" in cause:
             raise InvalidConfig(
                 "server.device is a GPU, but the NVIDIA container toolkit is not installed in this engine"
             ) from None
-        if "bind source path does not exist" in reason:
-            raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {reason}") from None
-        raise DeploymentFailed(f"Docker reports: {reason}") from None
+        if "bind source path does not exist" in cause:
+            raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {cause}") from None
+        raise DeploymentFailed(f"Docker reports: {cause}") from None
     except (DockerException, requests.RequestException) as error:
         raise DeploymentFailed(f"Docker does not answer: {error}") from None
 

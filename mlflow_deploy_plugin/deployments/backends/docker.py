@@ -116,10 +116,8 @@ class DockerBackend(MachineBackend):
         name, folder = spec.name, self.settings.state_dir(spec.name)
         log = f"docker logs {server.name}" if server is not None else ""
         if server is None or not is_running:
-            absence_reason = (
-                "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
-            )
-            return self.observe_absent(name, ended or absence_reason, log)
+            gone = "its container is gone" if self._slot(name) else "the command that made it ended before it was ready"
+            return self.observe_absent(name, ended or gone, log)
         if spec.container.network != "host" and (listener is None or listener.status != "running"):
             reason = f"the container {listener_name(name)}, which has its port, is not running"
             return Observation("failed", f"{reason}; `onnxserve start {name}` restarts it", log=log)
@@ -238,9 +236,7 @@ class DockerBackend(MachineBackend):
         name, labels = spec.name, options["labels"]
         self._check_names(name)  # Check names first, so that our containers are not stopped for a foreign container.
         listener = self._listener(name)
-        running = [
-            container for container in (server, listener) if container is not None and container.status == "running"
-        ]
+        running = [item for item in (server, listener) if item is not None and item.status == "running"]
         addresses = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
         if labels[ADDRESS].partition("@")[0] not in addresses:
             check_port(spec.server.host, spec.server.port or 0)  # An error must be raised before anything is stopped.
@@ -336,9 +332,7 @@ class DockerBackend(MachineBackend):
             networks = self._engine.networks.list(names=[f"^{NETWORK}$"])
         return str(min(networks, key=lambda network: network.attrs["Created"]).id)
 
-    def _wait(
-        self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, progress: Progress
-    ) -> None:
+    def _wait(self, spec: EndpointSpec, folder: Path, server: Container, before: ServedState, log: Progress) -> None:
         is_new = before.spec is None
 
         def why_ended() -> str:
@@ -348,7 +342,7 @@ class DockerBackend(MachineBackend):
             lives = server.status in ("created", "running") and not is_killed
             return "" if lives else f"its container {end_of(server)}"
 
-        self.wait_until_served(spec, folder, before, why_ended, progress)
+        self.wait_until_served(spec, folder, before, why_ended, log)
 
     def _stop(self, server: Container) -> None:
         """Let a server complete its requests and ship its rows. It is killed at the end of its grace period."""

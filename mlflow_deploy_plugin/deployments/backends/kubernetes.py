@@ -186,10 +186,8 @@ class KubernetesBackend:
     def observe(self, spec: EndpointSpec) -> Observation:
         deployment = self._own_deployment(spec.name)
         if deployment is None:
-            absence_reason = (
-                f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` creates it again"
-            )
-            return Observation("failed", absence_reason)
+            gone = f"its Deployment in namespace {self.namespace} is gone; `onnxserve start {spec.name}` recreates it"
+            return Observation("failed", gone)
         count = deployment["spec"].get("replicas", 1)
         if count == 0:
             return Observation("stopped", f"`onnxserve start {spec.name}` starts it")

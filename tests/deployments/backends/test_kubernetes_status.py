@@ -75,7 +75,9 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         ),
         (
             pod(state={"running": {}}, lastState={"terminated": {"reason": "OOMKilled", "exitCode": 137}}),
-            PodTrouble("pod f-1 was killed because it was out of memory (OOMKilled); container.memory_bytes is 64M", True),
+            PodTrouble(
+                "pod f-1 was killed because it was out of memory (OOMKilled); container.memory_bytes is 64M", True
+            ),
         ),
         (
             pod(UNSCHEDULABLE),  # a cluster may add a node
