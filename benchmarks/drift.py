@@ -1,12 +1,12 @@
-"""How far the drift verdict can be trusted: false alarms, what it finds, what it costs, beside what others say.
+"""Measure how reliable the drift verdict is: false alarms, detected changes and costs, compared with other methods.
 
     .venv/bin/python benchmarks/drift.py            # about ten minutes on two cores
     .venv/bin/python benchmarks/drift.py --only calm        # or another of PARTS
-    .venv/bin/python benchmarks/drift.py --share 0.1        # in two minutes, of a tenth of the windows
+    .venv/bin/python benchmarks/drift.py --share 0.1        # a tenth of the windows, in two minutes
 
-Printed are tables with targets: each share with its interval of 95 %, and whether the target is met (the share lies
-within), missed (the whole interval lies outside) or neither can be told. Nothing is tuned on them: the seeds are fixed,
-the shares are of all windows that were judged. A part that fails says so, and the others go on.
+The script prints tables with targets: each share with its 95 % interval. A target is met if the share is inside it, and
+missed if the whole interval is outside. Otherwise the outcome is uncertain. Nothing is tuned on these windows: the
+seeds are fixed, and the shares are of all judged windows. If a part fails, the script reports it and continues.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 for _variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_variable, "1")  # both cores have a process each
+    os.environ.setdefault(_variable, "1")  # each core runs one process
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.drifting import alarms, cost, covering, cycles, obvious, power, slow, vectors  # noqa: E402
@@ -68,8 +68,8 @@ PARTS: dict[str, Callable[[float], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=sorted(PARTS), help="only this part")
-    parser.add_argument("--share", type=float, default=1.0, help="of the windows that are made: 0.3 on a busy machine")
+    parser.add_argument("--only", choices=sorted(PARTS), help="run only this part")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the windows, such as 0.3 on a busy machine")
     options = parser.parse_args()
     failed = []
     for name, show in PARTS.items():
@@ -78,7 +78,7 @@ def main() -> None:
             print(f"\n## {name}\n", flush=True)
             try:
                 show(options.share)
-            except Exception:  # noqa: BLE001 - one part's trouble is not to cost the others' minutes
+            except Exception:  # noqa: BLE001 - a part that fails must not waste the time of the other parts
                 traceback.print_exc()
                 failed.append(name)
             print(f"\n{time.perf_counter() - started:.0f} s, load average {os.getloadavg()[0]:.0f}", flush=True)

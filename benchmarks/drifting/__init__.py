@@ -1,1 +1,1 @@
-"""Pieces of `benchmarks/drift.py`."""
+"""The parts of `benchmarks/drift.py`."""

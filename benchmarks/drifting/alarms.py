@@ -1,4 +1,4 @@
-"""How often a window like the reference is called drifted, beside the rate that was asked for."""
+"""Measure how often a window that is like the reference is called drifted, compared with the nominal rate."""
 
 from collections.abc import Iterator
 
@@ -25,31 +25,32 @@ _REFERENCES = {size: 16 if size == 30_000 else 40 for size in SIZES}
 
 
 def of_splits(share: float) -> Iterator[Line]:
-    """Windows and references of independent rows, by both ways of asking; `share` of the full number of references."""
+    """Judge windows of independent rows with both kinds of reference; `share` is the part of the references that is
+    used."""
     for null, judged in (("contiguous null", _blocks), ("`independent_rows`", _samples)):
         every: list[Flags] = []
         for size in SIZES:
             groups = on_all_cores(judged, [(size, seed) for seed in range(_some(_REFERENCES[size], share))])
             every += groups
-            yield rate_line(f"independent rows, {size:,} a window, {null}", groups)
-        yield rate_line(f"independent rows, all of these, {null}", every)
+            yield rate_line(f"independent rows, {size:,} per window, {null}", groups)
+        yield rate_line(f"independent rows, all sizes together, {null}", every)
 
 
 def of_calm_time(share: float) -> Iterator[Line]:
-    """Made days that depend on each other, and the calm months' days and hours, left out."""
+    """Judge simulated days that depend on each other, and days and hours held out from the calm months."""
     days = on_all_cores(_held_out_day, range(0, CALM_DAYS, max(round(1 / share), 1)))
-    yield rate_line("flights, January to March: each day beside the others", [[flag] for flag, _ in days])
+    yield rate_line("flights, January to March: each day compared with the others", [[flag] for flag, _ in days])
     yield rate_line("the same at 10 %", [[flag] for _, flag in days], 0.1)
     for length, count, what in (
-        (7, 91, "a week beside 13, overlapping null"),
-        (30, 90, "30 days beside 90, bootstrap"),
+        (7, 91, "a week compared with 13, overlapping null"),
+        (30, 90, "30 days compared with 90, bootstrap"),
     ):
         found = on_all_cores(_days, [(length, count, seed) for seed in range(_some(100, share))])
-        yield rate_line(f"days that depend on the day before, {what}", [flags for flags, _, _ in found])
+        yield rate_line(f"days that depend on the previous day, {what}", [flags for flags, _, _ in found])
         rate = max(rate for _, _, rate in found)
-        if rate:  # three months are too few for it
+        if rate:  # three months are too few to measure the rate
             forward = [flags for _, flags, _ in found]
-            yield rate_line(f"the same as their reports measure it, forward in time, at {rate:.2g}", forward, rate)
+            yield rate_line(f"the same, rate in the reports, measured forward in time, at {rate:.2g}", forward, rate)
     hours = on_all_cores(_held_out_hours, range(_some(4, share)))
     yield rate_line("flights, January to March: hours, held out in tenths", hours)
 
@@ -59,7 +60,7 @@ def _some(count: int, share: float) -> int:
 
 
 def _blocks(task: tuple[int, int]) -> Flags:
-    """Windows of `size` rows beside windows of at least a thousand, which are thinned."""
+    """Judge windows of `size` rows by a reference whose windows have at least a thousand rows and are thinned."""
     size, seed = task
     rng = np.random.default_rng([seed, size])
     blocks, rows = (19 if size == 30_000 else 39), max(size, 1_000)
@@ -71,7 +72,7 @@ def _blocks(task: tuple[int, int]) -> Flags:
 
 
 def _samples(task: tuple[int, int]) -> Flags:
-    """Windows of `size` rows beside a reference of 10,000 rows without times."""
+    """Judge windows of `size` rows by a reference of 10,000 rows without times."""
     size, seed = task
     rng = np.random.default_rng([seed, size, 1])
     rows = Rows(independent_rows(rng, 10_000), np.zeros(10_000, np.int64))
@@ -82,7 +83,8 @@ def _samples(task: tuple[int, int]) -> Flags:
 
 
 def _days(task: tuple[int, int, int]) -> tuple[Flags, Flags, float]:
-    """What is said of the windows, what the report says of those of the reference, and at which rate."""
+    """Return the verdicts on windows, the report's verdicts on the reference's own windows, and the rate of the
+    latter."""
     length, days, seed = task
     rng = np.random.default_rng([seed, length])
     rows = dependent_days(rng, _COEFFICIENTS, days, _DAY_ROWS)
@@ -98,7 +100,7 @@ def _days(task: tuple[int, int, int]) -> tuple[Flags, Flags, float]:
 
 
 def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
-    """Whether it is called drifted at the rate, and at 10 %."""
+    """Return True or None for the nominal rate, and the same for 10 %; None means that the day was not judged."""
     rows = calm()
     start_us = FIRST_US + day * DAY_US
     is_held = (rows.times >= start_us) & (rows.times < start_us + DAY_US)
@@ -111,7 +113,7 @@ def _held_out_day(day: int) -> tuple[bool | None, bool | None]:
 
 
 def _held_out_hours(tenth: int) -> Flags:
-    """Every hour of a tenth of them, chosen at random, beside the other nine."""
+    """Judge every hour of a random tenth of the hours by the other nine tenths."""
     rows = calm()
     hours = (rows.times - FIRST_US) // HOUR_US
     tenths = np.random.default_rng(0).permutation(CALM_DAYS * 24) % 10

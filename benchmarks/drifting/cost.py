@@ -1,15 +1,15 @@
-"""What judging drift costs: sketches beside Evidently's preset, on a year of New York's flights with weather.
+"""Measure the cost of judging drift: sketches and Evidently's preset on a year of New York's flights with weather.
 
     .venv/bin/python -m benchmarks.drifting.cost            # some minutes on two cores
-    .venv/bin/python -m benchmarks.drifting.cost --log      # and the same year in an inference log of a file an hour
+    .venv/bin/python -m benchmarks.drifting.cost --log      # also the year in an inference log, a file per hour
 
-Printed are CPU seconds and peak memory, each measured in a process of its own, imports left out:
+The script prints CPU seconds and peak memory. Each part runs in a separate process, and imports are not measured:
 
-- **sketches**: bins frozen on January to March; every hour of the year sketched over them, the hours merged into twelve
-  months, and every column's distance and missing share of each month from the reference.
+- **sketches**: bins fixed on January to March; every hour of the year sketched with them, the hours merged into twelve
+  months, and the distance and missing share of every column of each month compared with the reference.
 - **Evidently**: `DataDriftPreset` of each of the twelve months against January to March, as a dictionary; no HTML.
-- **days**: each of the 365 days judged, its null distribution included.
-- **rows**: a Parquet file of the year, one, four and sixteen times over, sketched batch by batch.
+- **days**: each of the 365 days judged, including its null distribution.
+- **rows**: a Parquet file of the year, once, four times and sixteen times, sketched batch by batch.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.spec import MonitorSpec
 from projects.flight_delay.data import EVENT_TIME, FEATURES, TRAINING_MONTHS, load_flights, months
 
 COLUMNS = [name for name in FEATURES if name != "weekend"]
-"""15: Evidently leaves booleans out."""
+"""15 columns, because Evidently ignores booleans."""
 TARGET = 20.0
 _HOUR_US = 3_600_000_000
 _DAY_US = 24 * _HOUR_US
@@ -49,7 +49,7 @@ Figures = dict[str, float]
 
 
 def load() -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The flights of 2013 (UTC), and those of January to March."""
+    """Return the flights of 2013 (UTC), and the flights of January to March."""
     flights = load_flights()
     return months(flights, 1, 12), months(flights, *TRAINING_MONTHS)
 
@@ -59,7 +59,7 @@ def table_of(flights: pd.DataFrame) -> pa.Table:
 
 
 def times_of(flights: pd.DataFrame) -> np.ndarray:
-    """[N] int64, microseconds since 1970."""
+    """Return [N] int64 microseconds since 1970."""
     return flights[EVENT_TIME].astype("datetime64[us, UTC]").astype("int64").to_numpy()
 
 
@@ -73,7 +73,7 @@ def sketches() -> Figures:
     hours = (times - int(_START.timestamp()) * 1_000_000) // _HOUR_US
     monthly, count = [], 0
     for one in range(1, 13):
-        first, last = np.searchsorted(month, [one, one + 1]).tolist()  # the rows are in the order of time
+        first, last = np.searchsorted(month, [one, one + 1]).tolist()  # the rows are sorted by time
         present, groups = np.unique(hours[first:last], return_inverse=True)
         monthly.append(merge(sketch_groups(bins, table.slice(first, last - first), groups, len(present))))
         count += len(present)
@@ -132,7 +132,7 @@ def rows(path: str) -> Figures:
 
 
 def log(folder: str) -> Figures:
-    """The profile of the year from a log: first from its rows, then from what is kept."""
+    """Return the figures for the profile of the year in a log: first from its rows, then from the stored profiles."""
     _, calm = load()
     bins, _ = freeze_table(table_of(calm), (), "January to March")
     year = Window(_START, _START + timedelta(days=365))
@@ -143,7 +143,7 @@ def log(folder: str) -> Figures:
 
 
 def write_log(folder: Path) -> None:
-    """The year, a file an hour, as the agent writes it."""
+    """Write the year like the agent, a file per hour."""
     year, _ = load()
     table, times = table_of(year), times_of(year)
     own = {
@@ -173,7 +173,7 @@ def write_rows(path: Path, times: int) -> None:
 
 
 class _Begin:
-    """CPU seconds and memory from here on."""
+    """CPU seconds and memory since its creation."""
 
     def __init__(self) -> None:
         self._memory = _peak_mb()
@@ -203,7 +203,7 @@ PARTS: dict[str, Callable[..., Figures]] = {
 
 
 def measure(part: str, *arguments: str) -> Figures:
-    """The figures of one part, from a process of its own."""
+    """Return the figures of one part, which runs in a separate process."""
     command = [sys.executable, "-m", "benchmarks.drifting.cost", "--part", part, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     figures: Figures = json.loads(done.stdout.splitlines()[-1])
@@ -212,7 +212,7 @@ def measure(part: str, *arguments: str) -> Figures:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--log", action="store_true", help="the year in an inference log, too")
+    parser.add_argument("--log", action="store_true", help="also measure the year in an inference log")
     parser.add_argument("--part", nargs="+", metavar="PART", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
@@ -228,7 +228,7 @@ def show(with_log: bool = False) -> None:
     _show("sketches of every hour, months, distances", ours)
     _show("Evidently's DataDriftPreset of every month", theirs)
     print(f"Evidently / sketches: {ratio:.0f} × CPU (target: at least {TARGET:.0f})")
-    _show("every day judged, with its null distribution", measure("days"))
+    _show("every day judged, including its null distribution", measure("days"))
     with tempfile.TemporaryDirectory() as folder:
         for times in (1, 4, 16):
             path = Path(folder, "rows.parquet")
@@ -238,7 +238,7 @@ def show(with_log: bool = False) -> None:
         if with_log:
             write_log(Path(folder, "log"))
             _show("the year in a log, from its rows", measure("log", str(Path(folder, "log"))))
-            _show("the year in a log, from what is kept of its hours", measure("log", str(Path(folder, "log"))))
+            _show("the year in a log, from the profiles of its hours", measure("log", str(Path(folder, "log"))))
 
 
 def _show(name: str, figures: Figures) -> None:
@@ -246,7 +246,7 @@ def _show(name: str, figures: Figures) -> None:
     more = ", ".join(f"{key} {value:,.0f}" for key, value in figures.items() if key not in known)
     print(
         f"{name:52} {figures['cpu_seconds']:8.2f} s CPU {figures['wall_seconds']:8.2f} s "
-        f"{figures['more_mb']:7.0f} MB more, {figures['peak_mb']:6.0f} MB at most   {more}",
+        f"{figures['more_mb']:7.0f} MB growth, {figures['peak_mb']:6.0f} MB peak   {more}",
         flush=True,
     )
 

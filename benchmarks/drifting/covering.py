@@ -1,4 +1,4 @@
-"""How often the intervals of `performance` hold what is true, where rows are wrong together."""
+"""Measure how often the intervals of `performance` contain the true value if errors of rows depend on each other."""
 
 import math
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _WINDOWS = 120
 
 @dataclass(frozen=True)
 class _World:
-    """Windows of rows that are wrong together in stretches, each of which depends on the one before."""
+    """Windows with stretches of dependent rows, where each stretch depends on the previous stretch."""
 
     what: str
     stretches: int
@@ -28,16 +28,16 @@ class _World:
 
 _WORLDS = (
     _World("independent", 20, 0.0, 0.0),
-    _World("24 stretches of their own", 24, 0.0, 1.5),
+    _World("24 independent stretches", 24, 0.0, 1.5),
     _World("96 stretches, coefficient 0.7", 96, 0.7, 1.5),
     _World("96 stretches, coefficient 0.9", 96, 0.9, 1.5),
 )
 
 
 def of_intervals(share: float) -> Iterator[str]:
-    """Rows of the table: the share of windows whose interval of 95 % held the truth, rows taken as independent, and as
-    they are."""
-    yield f"| rows of a window | rows | {' | '.join(f'{name}: as independent / now' for name in NAMES)} |"
+    """Return the rows of the table: the share of windows whose 95 % interval contained the true value. The first figure
+    treats rows as independent, and the second is the implemented method."""
+    yield f"| rows in a window | number | {' | '.join(f'{name}: all rows / implemented' for name in NAMES)} |"
     yield "|---" * (len(NAMES) + 2) + "|"
     windows = max(round(_WINDOWS * share), 20)
     tasks = [(world, rows, windows) for world in _WORLDS for rows in (480, 2_880)]
@@ -58,7 +58,7 @@ def _line(task: tuple[_World, int, int]) -> str:
 
 
 def _right(windows: list[tuple[Array, ClassPredictions]]) -> dict[str, float]:
-    """The figures of many windows as one, which each window is a sample of."""
+    """Return the figures of many windows together; each window is a sample of them."""
     said = np.concatenate([one.probabilities for _, one in windows if one.probabilities is not None])
     together = ClassPredictions(said.argmax(axis=1), said, windows[0][1].classes)
     found = _values([(np.concatenate([truth for truth, _ in windows]), together)], Sampling(_CONFIDENCE))
@@ -75,7 +75,8 @@ def _values(windows: list[tuple[Array, ClassPredictions]], sampling: Sampling) -
 
 
 def _rows(rng: np.random.Generator, world: _World, rows: int) -> tuple[Array, ClassPredictions]:
-    """Labels whose chances the stretch moves, and a model that does not know of it."""
+    """Return labels whose probabilities differ per stretch, and the predictions of a model that does not use the
+    stretch."""
     level = np.empty(world.stretches)
     level[0] = rng.normal()
     for stretch in range(1, world.stretches):

@@ -1,4 +1,4 @@
-"""Hours of traffic with a cycle of a day, beside all hours, and beside the same hour so long ago."""
+"""Hours of traffic with a daily cycle, compared with all hours, or with the same hour one or several days earlier."""
 
 from collections.abc import Iterator
 
@@ -8,12 +8,12 @@ import pyarrow as pa
 from benchmarks.drifting.judging import Flags, Judge, Line, found_line, is_alarm, on_all_cores, rate_line
 from benchmarks.drifting.worlds import HOUR_US, Rows, busy_hours, reference_of, rolling_reference_of
 
-_WAYS = {0: "beside all hours of 14 days", 24: "`rolling:1d`", 168: "`rolling:7d`"}
-"""By the hours of the lag; 0: none."""
+_WAYS = {0: "compared with all hours of 14 days", 24: "`rolling:1d`", 168: "`rolling:7d`"}
+"""By the lag in hours; 0 means that there is no lag."""
 _PAST_HOURS = 14 * 24
 _HOURS = range(2, 24, 6)
 _SHIFTED_HOUR, _SHIFT = 14, -2.0
-"""At two in the afternoon the level is at its highest: lowered by so many deviations it is one that mornings have."""
+"""The level has its maximum at two in the afternoon. Lowered by this shift, it is like the level of a morning."""
 _WORLDS = 20
 
 
@@ -21,13 +21,13 @@ def of_cycles(share: float) -> Iterator[Line]:
     worlds = max(round(_WORLDS * share), 2)
     for lag, way in _WAYS.items():
         calm, shifted = zip(*on_all_cores(_judged, [(seed, lag) for seed in range(worlds)]), strict=True)
-        yield rate_line(f"hours with a cycle of a day, {way}", calm)
+        yield rate_line(f"hours with a daily cycle, {way}", calm)
         what = f"found: 2 deviations within a cycle of ± 3, {way}"
         yield found_line(what, [[bool(flag)] for flag in shifted], 0.9 if lag else None)
 
 
 def _judged(task: tuple[int, int]) -> tuple[Flags, bool | None]:
-    """Some hours of the day after the past as they are, and one that was shifted."""
+    """Return verdicts on some unchanged hours of the day after the past, and on one shifted hour."""
     seed, lag = task
     rows = busy_hours(np.random.default_rng([seed, 9]), _PAST_HOURS + 24)
     flags: Flags = []

@@ -1,4 +1,4 @@
-"""Judges made windows, many at a time on both cores, and says how a measured rate stands to its target."""
+"""Judge simulated windows, many at a time on both cores, and compare a measured rate with its target."""
 
 import math
 import tempfile
@@ -23,15 +23,15 @@ WORKERS = 2
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 Flags = list[bool | None]
-"""What was said of the windows that stand beside one reference; None: not judged."""
-Outcome = Literal["met", "missed", "cannot be told", "–"]
+"""The verdicts on the windows of one reference; None means that the window was not judged."""
+Outcome = Literal["met", "missed", "uncertain", "–"]
 _NORMAL_QUANTILE = 1.959964
-"""Of intervals of 95 %."""
+"""The quantile of the normal distribution for 95 % intervals."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of the table and how it stands to its target."""
+    """A figure of the table, with the target and the outcome."""
 
     what: str
     figure: str
@@ -43,7 +43,7 @@ class Line:
 
 
 class Judge:
-    """Judges windows beside one reference, whose null distribution is worked out once."""
+    """Judges windows by one reference, whose null distribution is computed once."""
 
     def __init__(self, reference: DriftReference, rate: float = RATE, independent_rows: bool = False) -> None:
         self._reference = reference
@@ -64,10 +64,10 @@ def on_all_cores(function: Callable[[Task], Answer], tasks: Sequence[Task]) -> l
 
 
 def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
-    """The share of judged windows that were called drifted, beside [0.5, 1.5] of the rate.
+    """Return the share of judged windows that were called drifted, with the target [0.5, 1.5] of the rate.
 
-    It is met where the share lies within, missed where the whole interval lies outside, and cannot be told where the
-    share lies outside and chance alone may have brought it there.
+    The target is met if the share is inside it, and missed if the whole interval is outside. The outcome is uncertain
+    if the share is outside, but may be so by chance.
 
     Args:
         groups: the windows of each reference.
@@ -77,12 +77,12 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
     judged = [[flag for flag in flags if flag is not None] for flags in groups]
     judged = [flags for flags in judged if flags]
     if not judged:
-        return Line(what, "none was judged", target, "cannot be told")
+        return Line(what, "none judged", target, "uncertain")
     count, alarms = sum(map(len, judged)), sum(map(sum, judged))
     first, last = interval(judged)
     left_out = sum(map(len, groups)) - count
     said = f", {left_out} not judged" if left_out else ""
-    outcome: Outcome = "cannot be told"
+    outcome: Outcome = "uncertain"
     if low <= alarms / count <= high:
         outcome = "met"
     elif last < low or first > high:
@@ -91,12 +91,12 @@ def rate_line(what: str, groups: Sequence[Flags], rate: float = RATE) -> Line:
 
 
 def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None) -> Line:
-    """The share of what had to be found, at least so much; below that a miss only where chance cannot have brought it
-    there. None: nothing is asked."""
+    """Return the share of windows in which the change was found. The target is at least `least`, and it is missed only
+    if chance does not explain the lower share. None means that there is no target."""
     flags = [flag for group in groups for flag in group]
     first, last = interval(groups)
     share = sum(flags) / len(flags)
-    outcome: Outcome = "cannot be told"
+    outcome: Outcome = "uncertain"
     if least is None or share >= least:
         outcome = "met" if least is not None else "–"
     elif last < least:
@@ -106,32 +106,32 @@ def found_line(what: str, groups: Sequence[Sequence[bool]], least: float | None)
 
 
 def beside_line(what: str, reported: Sequence[Flags], came: Sequence[Flags]) -> Line:
-    """The rate that reports measure of themselves, beside half to twice the rate that came; each of the windows of some
-    references."""
+    """Return the rate that reports measure about themselves. The target is half to twice the actual rate."""
     ours, theirs = ([[bool(flag) for flag in flags if flag is not None] for flags in side] for side in (reported, came))
     share, real = (sum(map(sum, side)) / sum(map(len, side)) for side in (ours, theirs))
     (first, last), (least, most) = interval(ours), interval(theirs)
-    outcome: Outcome = "cannot be told"
+    outcome: Outcome = "uncertain"
     if real / 2 <= share <= 2 * real:
         outcome = "met"
     elif last < least / 2 or first > 2 * most:
         outcome = "missed"
     figure = f"{share:.1%} of {sum(map(len, ours)):,}; {first:.1%} to {last:.1%}"
-    return Line(what, figure, f"half to twice of {real:.1%}, which came", outcome)
+    return Line(what, figure, f"half to twice the actual rate, {real:.1%}", outcome)
 
 
 def forward_flags(verdict: DriftVerdict) -> Flags:
-    """What the report measures by itself: of each later window of the reference, whether it is an alarm."""
+    """Return the verdicts that the report contains about the later windows of the reference."""
     told = verdict.held_out
     return [] if isinstance(told, Refused) else [place < told.alarms for place in range(told.windows)]
 
 
 def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
-    """Wilson's interval of 95 % for the share of the flags (Journal of the American Statistical Association 22, 1927).
+    """Return Wilson's 95 % interval for the share of the flags (Journal of the American Statistical Association 22,
+    1927).
 
-    Windows beside one reference share its chance, so they count as the fewer that they are worth: their number over the
-    design effect, and fewer again where references are few (Korn & Graubard, Confidence Intervals for Proportions with
-    Small Expected Number of Positive Counts Estimated from Survey Data, Survey Methodology 24, 1998).
+    Windows with the same reference depend on each other, so the number of independent windows is smaller: the number
+    over the design effect, and smaller again if there are few references (Korn & Graubard, Confidence Intervals for
+    Proportions with Small Expected Number of Positive Counts Estimated from Survey Data, Survey Methodology 24, 1998).
     """
     sums, sizes = np.array([sum(group) for group in groups]), np.array([len(group) for group in groups])
     count = float(sizes.sum())
@@ -140,7 +140,7 @@ def interval(groups: Sequence[Sequence[bool]]) -> tuple[float, float]:
     if len(groups) > 1 and alone > 0:
         together = len(groups) / (len(groups) - 1) * float(np.square(sums - share * sizes).sum()) / count**2
         count /= max(together / alone, 1.0)
-    if len(groups) > 1:  # of few references the effect itself is told badly
+    if len(groups) > 1:  # The effect itself is imprecise with few references.
         count *= float(_NORMAL_QUANTILE / stats.t.ppf(0.975, len(groups) - 1)) ** 2
     square = _NORMAL_QUANTILE**2
     middle = share + square / (2 * count)

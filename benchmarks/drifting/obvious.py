@@ -1,5 +1,5 @@
-"""Changes that nobody overlooks in a table: how often they are found in windows of a day, a week and a month, and how
-often a calm window of the same world is called drifted."""
+"""Obvious changes of a table: how often they are found in windows of a day, a week and a month, and how often an
+unchanged window of the same world is called drifted."""
 
 from collections.abc import Callable, Iterator
 
@@ -27,8 +27,8 @@ def of_obvious_changes(share: float) -> Iterator[Line]:
 
 
 def _shop(rng: np.random.Generator, days: int) -> Rows:
-    """Orders with a cycle of a week: ids, texts, 500 items that are equally frequent, a sensor that changes with the
-    day more than within it."""
+    """Return orders with a weekly cycle: ids, texts, 500 equally frequent items, and a sensor that varies more between
+    days than within a day."""
     size = days * _ROWS
     day = np.repeat(np.arange(days), _ROWS)
     weight = rng.normal(1, 0.2, size)
@@ -79,7 +79,7 @@ def _replace(name: str, new: Callable[[np.random.Generator, int], list[str]], sh
 
 
 _CHANGES: dict[str, Change] = {
-    "miles in place of km": lambda table, _: _set(table, "km", pc.multiply(table["km"], 0.621)),
+    "miles instead of km": lambda table, _: _set(table, "km", pc.multiply(table["km"], 0.621)),
     "a category renamed": lambda table, _: _set(table, "channel", pc.replace_substring(table["channel"], "web", "www")),
     "a category in every row": _replace("channel", lambda _, count: ["till"] * count),
     "missing values 1 → 10 %": lambda table, rng: _set(
@@ -87,9 +87,9 @@ _CHANGES: dict[str, Change] = {
     ),
     "predictions + 10 %": lambda table, _: _set(table, "prediction", pc.multiply(table["prediction"], 1.1)),
     "a sensor stuck at a usual value": lambda table, _: _set(table, "warmth", pa.array([20.5] * len(table))),
-    "ids: one in all rows": _replace("order", lambda _, count: ["unknown"] * count),
-    "ids: one in 30 %": _replace("order", lambda _, count: ["unknown"] * count, 0.3),
-    "ids of another form": _replace("order", lambda rng, count: [f"{n:012}" for n in rng.integers(0, 10**9, count)]),
+    "ids: the same id in all rows": _replace("order", lambda _, count: ["unknown"] * count),
+    "ids: the same id in 30 %": _replace("order", lambda _, count: ["unknown"] * count, 0.3),
+    "ids in another format": _replace("order", lambda rng, count: [f"{n:012}" for n in rng.integers(0, 10**9, count)]),
     "texts empty": _replace("remark", lambda _, count: [""] * count),
     "texts cut to 20 characters": lambda table, _: _set(
         table, "remark", pc.utf8_slice_codeunits(table["remark"], 0, 20)

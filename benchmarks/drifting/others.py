@@ -1,4 +1,4 @@
-"""The verdicts that others give of the same rows: Evidently's defaults, PSI and two-sample tests."""
+"""Other methods on the same rows: Evidently's defaults, PSI and two-sample tests."""
 
 import warnings
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ from scipy import stats
 from benchmarks.drifting.worlds import Array
 
 PSI_LIMIT, P_LIMIT = 0.2, 0.05
-"""PSI above 0.2 is customarily called a significant shift; p below 0.05 needs no source."""
+"""PSI above 0.2 and p below 0.05 are the customary limits of a significant change."""
 _CELLS, _FLOOR, _CATEGORIES = 10, 1e-4, 50
 
 
 @dataclass(frozen=True, eq=False)
 class Numbers:
-    """A column of the reference: its known values, ascending, and where its tenths end."""
+    """A column of the reference: its values in ascending order, and the limits of its tenths."""
 
     values: Array
     edges: Array
 
     def table(self, window: pd.Series) -> Array:
-        """[2, cells]: the reference's and the window's rows in each tenth of the reference."""
+        """Return [2, cells]: the rows of the reference and of the window in each tenth of the reference."""
         codes = [np.searchsorted(self.edges, one) for one in (self.values, _known(window))]
         return np.stack([np.bincount(one, minlength=len(self.edges) + 1) for one in codes])
 
     def p_value(self, window: pd.Series) -> float:
-        """Kolmogorov–Smirnov; the exact test takes 50 ms for ten thousand rows and says the same."""
+        """Return the p-value of the Kolmogorov–Smirnov test; the exact test takes 50 ms for 10,000 rows and agrees."""
         values = _known(window)
         if not min(len(self.values), len(values)):
             return 1.0
@@ -37,7 +37,7 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Categories:
-    """A column of the reference: the rows of its most frequent categories, and of all others."""
+    """A column of the reference: the rows of its most frequent categories, and of all other categories."""
 
     counts: pd.Series
     rest: int
@@ -48,14 +48,14 @@ class Categories:
         return np.array([[*self.counts.to_numpy(), self.rest], [*found, len(window) - found.sum()]])
 
     def p_value(self, window: pd.Series) -> float:
-        """Pearson's chi-squared test."""
+        """Return the p-value of Pearson's chi-squared test."""
         counts = self.table(window)
         counts = counts[:, counts.sum(axis=0) > 0]
         return float(stats.chi2_contingency(counts).pvalue) if counts.shape[1] > 1 else 1.0
 
 
 class Others:
-    """Beside one reference, which is prepared once."""
+    """The other methods with one reference, which is prepared once."""
 
     def __init__(self, reference: pa.Table) -> None:
         self._frame = _frame(reference)
@@ -64,22 +64,25 @@ class Others:
         }
 
     def psi(self, window: pa.Table) -> bool:
-        """The population stability index of some column is above 0.2, by tenths of the reference and by category."""
+        """Return True if the population stability index of a column is above 0.2, by tenths of the reference or by
+        category."""
         frame = _frame(window)
         return any(_index(self._columns[name].table(frame[name])) > PSI_LIMIT for name in self._common(frame))
 
     def smallest_p(self, window: pa.Table) -> tuple[float, int]:
-        """Kolmogorov–Smirnov (numbers), chi-squared (categories): the smallest p-value and the number of columns."""
+        """Return the smallest p-value of Kolmogorov–Smirnov (numbers) and chi-squared (categories), and the number of
+        columns."""
         frame = _frame(window)
         names = self._common(frame)
         return min(self._columns[name].p_value(frame[name]) for name in names), len(names)
 
     def evidently(self, window: pa.Table) -> tuple[bool, bool]:
-        """Its preset with its own tests: half of the columns drifted (its verdict on the data set), any column drifted.
+        """Return the verdicts of Evidently's preset with its own tests: half of the columns drifted, or any column
+        drifted.
 
-        About three seconds for 16 columns, nearly all of them for the pictures that belong to each.
+        It takes about three seconds for 16 columns, nearly all of them for the charts.
         """
-        from evidently import DataDefinition, Dataset, Report  # takes seconds, and most of the benchmark does without
+        from evidently import DataDefinition, Dataset, Report  # a slow import
         from evidently.presets import DataDriftPreset
 
         right = _frame(window)
@@ -98,7 +101,7 @@ class Others:
         return value["share"] >= 0.5, value["count"] >= 1
 
     def _common(self, window: pd.DataFrame) -> list[str]:
-        """The columns that have values on either side: one column of nothing ends the others' whole verdict."""
+        """Return the columns with values on both sides, because Evidently fails for all columns if one is empty."""
         return [name for name in self._columns if name in window]
 
 
@@ -112,7 +115,7 @@ def _frame(table: pa.Table) -> pd.DataFrame:
 
 
 def _known(values: pd.Series) -> Array:
-    """The values that are there, ascending."""
+    """Return the values that are not missing, in ascending order."""
     return np.sort(values.dropna().to_numpy())
 
 

@@ -1,5 +1,5 @@
-"""How often what changed is found: shifts that are put in, and the later months of New York's flights, beside the
-verdicts that others give of the same rows."""
+"""Measure how often changes are found: injected shifts, and the later months of New York's flights, compared with other
+methods on the same rows."""
 
 import atexit
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,7 @@ ROWS, BLOCKS = 1_000, 39
 COLUMNS = ("ours, contiguous", "ours, `independent_rows`", "Evidently, data set", "Evidently, any column")
 BESIDE = ("PSI > 0.2, any column", "KS/χ² p < 0.05, any column", "the same, Bonferroni")
 _WINDOWS, _WITH_EVIDENTLY = 6, 2
-"""Windows beside each reference; of so many references the first window is given to Evidently, too."""
+"""The windows per reference, and the number of references whose first window is also judged by Evidently."""
 _SAMPLE = 10_000
 _FIFTY, _FIFTY_NAME = 50, "one column of 50: mean + 0.3 σ"
 _TO_FIND = 0.9
@@ -73,12 +73,13 @@ SHIFTS: Mapping[str, Shift] = {
     "scale of one of 8 columns × 1.4": _scale,
     "30 % of the first category swapped": _swap,
     "8 % missing in a burst": _missing,
-    "15 % a category never seen": _unseen,
+    "15 % an unseen category": _unseen,
 }
 
 
 def injected(share: float, lines: list[Line]) -> Iterator[str]:
-    """Rows of the table, which say how many of the windows were called drifted; adds to `lines` what has to hold."""
+    """Yield the rows of the table, which contain the share of windows called drifted, and add the lines with targets to
+    `lines`."""
     yield f"| what changed | {' | '.join((*COLUMNS, *BESIDE))} |"
     yield "|---" * (len(COLUMNS) + len(BESIDE) + 1) + "|"
     references = max(round(5 * share), 2)
@@ -117,7 +118,7 @@ def _one_of_fifty(seed: int) -> Found:
 
 
 def _verdicts(reference: Rows, windows: list[pa.Table], rng: np.random.Generator, with_evidently: bool) -> Found:
-    """What each way says of each window; the others are given 10,000 rows of the reference."""
+    """Return the verdict of each method on each window; the other methods receive 10,000 rows of the reference."""
     found: Found = {column: [] for column in (*COLUMNS, *BESIDE)}
     sample = reference.take(
         np.sort(rng.choice(len(reference.table), min(_SAMPLE, len(reference.table)), replace=False))
@@ -137,7 +138,7 @@ def _verdicts(reference: Rows, windows: list[pa.Table], rng: np.random.Generator
 
 
 def beside(found: Found, others: Others, window: pa.Table, with_evidently: bool) -> None:
-    """Adds what the others say of one window."""
+    """Add the verdicts of the other methods on one window."""
     p_value, columns = others.smallest_p(window)
     for column, flag in zip(BESIDE, (others.psi(window), p_value < P_LIMIT, p_value < P_LIMIT / columns), strict=True):
         found[column].append(flag)
@@ -147,16 +148,17 @@ def beside(found: Found, others: Others, window: pa.Table, with_evidently: bool)
 
 
 def months(share: float) -> Iterator[str]:
-    """The days of each later month, each judged on its own, and the month as a whole; January to March left out."""
-    shown = ("ours, days", *COLUMNS[2:], *BESIDE, "ours, the whole month (null; p)")
-    yield f"| days of | {' | '.join(shown)} |"
+    """Yield the verdicts on the days of each later month, each judged separately, and on the complete month, with
+    January to March as the reference."""
+    shown = ("ours, days", *COLUMNS[2:], *BESIDE, "ours, the complete month (null; p)")
+    yield f"| month | {' | '.join(shown)} |"
     yield "|---" * (len(shown) + 1) + "|"
     step = max(round(1 / share), 1)
     yield from on_all_cores(_month, [(month, step) for month in (0, *range(4, 13))])
 
 
 def _month(task: tuple[int, int]) -> str:
-    """Month 0: the calm ones, a few of their days held out together. Every so many of the days."""
+    """Judge every few days of a month. Month 0 is the calm months, a few of whose days are held out together."""
     month, step = task
     days = (flights().times - FIRST_US) // DAY_US
     held = np.sort(np.random.default_rng(0).choice(CALM_DAYS, 9, replace=False))
@@ -175,7 +177,8 @@ def _month(task: tuple[int, int]) -> str:
 
 @cache
 def _beside_calm(left_out: tuple[int, ...]) -> tuple[Judge, Others]:
-    """January to March without some days, prepared once in each process; the others are given 10,000 of its rows."""
+    """Return January to March without some days, prepared once per process; the other methods receive 10,000 of its
+    rows."""
     rows = calm()
     reference = rows.take(~np.isin((rows.times - FIRST_US) // DAY_US, left_out))
     chosen = np.random.default_rng(0).choice(len(reference.table), _SAMPLE, replace=False)

@@ -1,4 +1,5 @@
-"""Days that persist, whose categories are replaced, or whose level walks: what reports measure, beside what came."""
+"""Persistent days, days whose categories are replaced, and days whose level walks: the rate in reports and the actual
+rate."""
 
 from collections.abc import Callable, Iterator
 
@@ -32,9 +33,9 @@ from mlflow_deploy_plugin.errors import Refused
 from mlflow_deploy_plugin.monitoring.drift.threshold.distribution import needed_windows
 
 _DAYS, _LATER, _ROWS = 90, 45, 60
-"""The reference, as long again as its later half what comes, and the rows of a day."""
+"""The days of the reference, the later days (half as many), and the rows per day."""
 _LAG, _BEFORE = 7, 54
-"""`rolling:7d` reads the log so many days back (`spec/reference.py`)."""
+"""The days of the log that `rolling:7d` reads (`spec/reference.py`)."""
 _STEP = 9
 _REFERENCES = 60
 
@@ -44,10 +45,10 @@ def _independent_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
 
 
 _WORLDS: dict[str, Callable[[np.random.Generator, int, int], Rows]] = {
-    "days that do not depend on each other": _independent_days,
-    "days that persist, with a cycle of a week": persistent_days,
-    "days with churn: categories are replaced": churning_days,
-    "days that walk": walking_days,
+    "independent days": _independent_days,
+    "persistent days with a weekly cycle": persistent_days,
+    "days with churn (categories are replaced)": churning_days,
+    "days with a random walk": walking_days,
 }
 
 
@@ -58,25 +59,20 @@ def of_slow_time(share: float) -> Iterator[Line]:
         came, forward, said, rolling = zip(*found, strict=True)
         is_calm = what == next(iter(_WORLDS))
         yield rate_line(what, came) if is_calm else found_line(what, _plain(came), None)
-        yield beside_line("the same as their reports measure it, forward in time", forward, came)
+        yield beside_line("the same, rate in the reports, measured forward in time", forward, came)
         if is_calm:
-            yield found_line("reports that do not say that it is more than promised", [[not one] for one in said], 0.85)
+            yield found_line("reports without a warning about a higher rate", [[not one] for one in said], 0.85)
         else:
-            yield found_line(
-                "reports that say that it is, or may be, more than promised", [[one] for one in said], 0.67
-            )
+            yield found_line("reports with a warning about a higher rate", [[one] for one in said], 0.67)
         yield rate_line("the same days with `rolling:7d`", rolling)
-    for made, what in (
-        (True, "days of independent rows"),
-        (False, "days that do not depend on each other, of rows that do"),
-    ):
+    for made, what in ((True, "independent days of independent rows"), (False, "independent days of dependent rows")):
         judged = on_all_cores(_is_judged, [(made, seed) for seed in range(references)])
         right = [[is_judged == made] for is_judged in judged]
         yield found_line(f"`independent_rows` is {'judged' if made else 'refused'}: {what}", right, 0.95)
 
 
 def _is_judged(task: tuple[bool, int]) -> bool:
-    """Whether a day is judged with `independent_rows` beside days of which each has a tenth of its rows."""
+    """Return True if a day is judged with `independent_rows` by days that contain a tenth of its rows each."""
     is_independent, seed = task
     rng = np.random.default_rng([seed, 12])
     table = independent_rows(rng, _DAYS * _ROWS) if is_independent else _independent_days(rng, _DAYS, _ROWS).table
@@ -88,8 +84,8 @@ def _is_judged(task: tuple[bool, int]) -> bool:
 
 
 def _judged(task: tuple[str, int]) -> tuple[Flags, Flags, bool, Flags]:
-    """What is said of the days after the reference, what the report measures, whether it warns, and what is said of
-    some of the days where each is compared with the one a week before."""
+    """Return the verdicts on the days after the reference, the verdicts of the report on its own windows, True if the
+    report contains a warning, and the verdicts on some days that are compared with the same day of the week before."""
     what, seed = task
     rows = _WORLDS[what](np.random.default_rng([seed, 11]), _DAYS + _LATER, _ROWS)
     judge = Judge(reference_of(rows.between(0, _DAYS * DAY_US), _DAYS * DAY_US, DAY_US))

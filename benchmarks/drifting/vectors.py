@@ -1,4 +1,4 @@
-"""Images and embeddings: how often a change in them is found in a day, and how often a calm day is called drifted."""
+"""Images and embeddings: how often a change is found in a day, and how often an unchanged day is called drifted."""
 
 from collections.abc import Iterator
 
@@ -32,10 +32,10 @@ def _judge_digits(seed: int) -> tuple[Flags, dict[str, list[bool]]]:
     low = digits.images[digits.target < 5]
     day = images[-_ROWS:]
     changed = {
-        "digits turned by 90°": np.rot90(day, axes=(1, 2)),
+        "digits rotated by 90°": np.rot90(day, axes=(1, 2)),
         "digits mirrored": day[:, :, ::-1],
-        "digits a pixel to the right": np.roll(day, 1, axis=2),
-        "digits 0 to 4 alone": low[rng.integers(0, len(low), _ROWS)],
+        "digits moved a pixel to the right": np.roll(day, 1, axis=2),
+        "only digits 0 to 4": low[rng.integers(0, len(low), _ROWS)],
         "digits a tenth darker": day * 0.9,
     }
     return _judge(images, changed)

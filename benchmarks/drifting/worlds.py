@@ -1,4 +1,4 @@
-"""Rows to be judged: made ones whose truth is known, and New York's flights of 2013 with their weather."""
+"""Rows that are judged: simulated rows with known changes, and New York's flights of 2013 with weather."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,12 +37,12 @@ class Rows:
     times: Array
 
     def take(self, chosen: Array) -> "Rows":
-        """The rows of a mask or of positions."""
+        """Return the rows of a mask or of positions."""
         positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
         return Rows(self.table.take(pa.array(positions)), self.times[positions])
 
     def with_times(self) -> pa.Table:
-        """The rows as the log has them."""
+        """Return the rows as the log contains them."""
         return self.table.append_column(EVENT_TIME, pa.array(self.times, pa.timestamp("us", tz="UTC")))
 
     def between(self, start_us: int, end_us: int) -> "Rows":
@@ -50,7 +50,7 @@ class Rows:
 
 
 def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = True) -> DriftReference:
-    """The reference as a monitor with windows of this phase and length has it."""
+    """Return the reference of a monitor whose windows have this phase and length."""
     bins, notes = freeze_table(rows.table, (), "the rows")
     pieces = cut_pieces(bins, rows.table, rows.times if has_times else None, start_us, length_us)
     return DriftReference(
@@ -59,7 +59,7 @@ def reference_of(rows: Rows, start_us: int, length_us: int, has_times: bool = Tr
 
 
 def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows: int) -> DriftReference:
-    """That of `rolling:`: each window is compared with the one so many windows before it."""
+    """Return the reference of `rolling:`, which compares each window with the window `lag_windows` earlier."""
     bins, _ = freeze_table(rows.table, (), "the rows")
     over = window_grid(bins, start_us, length_us, int(rows.times.min()), start_us - 1, lag_windows)
     return DriftReference(
@@ -68,8 +68,8 @@ def rolling_reference_of(rows: Rows, start_us: int, length_us: int, lag_windows:
 
 
 def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -> Rows:
-    """Hours whose rows are many by day and few by night, as are their values: a cycle of ± 3 deviations, of which the
-    hours' own weather is a third, and depends on the hour before with the coefficient."""
+    """Return hours with many rows and high values by day, and few rows and low values at night: a cycle of ± 3
+    deviations. A random level per hour adds 0.3 deviations, and depends on the previous hour with the coefficient."""
     cycle = np.sin(2 * np.pi * (np.arange(hours) - 8) / 24)
     counts = (100 + 60 * cycle).astype(np.int64)
     weather = np.empty(hours)
@@ -90,7 +90,7 @@ def busy_hours(rng: np.random.Generator, hours: int, coefficient: float = 0.7) -
 
 
 def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:
-    """Eight columns of every sort, two of them correlated; the rows do not depend on each other."""
+    """Return independent rows with eight columns of all kinds, two of them correlated."""
     first = rng.normal(size=count)
     gaps = rng.normal(size=count)
     gaps[rng.random(count) < 0.05] = np.nan
@@ -109,27 +109,27 @@ def independent_rows(rng: np.random.Generator, count: int) -> pa.Table:
 
 
 def _texts(codes: Array) -> pa.Array:
-    """c0, c1, …, without a loop over the rows."""
+    """Return the texts c0, c1, … without a loop over the rows."""
     names, inverse = np.unique(codes, return_inverse=True)
     texts = pa.array([f"c{name}" for name in names], pa.string())
     return pa.DictionaryArray.from_arrays(pa.array(inverse.astype(np.int32)), texts).dictionary_decode()
 
 
 def dependent_days(rng: np.random.Generator, coefficients: Sequence[float], days: int, rows: int) -> Rows:
-    """Days with a weather of their own: half of each column's variance is the day's, which depends on the day before
-    with the column's coefficient (an autoregressive process in its stationary state)."""
+    """Return days with random levels: half of each column's variance is the day's level, which depends on the previous
+    day with the column's coefficient (an autoregressive process in its stationary state)."""
     return _days_of(rng, _autoregressive(rng, days, coefficients), rows)
 
 
 def persistent_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
-    """Days with a cycle of a week and a weather of their own, which depends on the day before with a coefficient of
+    """Return days with a weekly cycle and random levels, which depend on the previous day with a coefficient of
     0.85."""
     cycle = np.where(np.arange(days) % 7 >= 5, 1.0, -0.4)
     return _days_of(rng, cycle[:, None] + _autoregressive(rng, days, (0.85, 0.85)), rows)
 
 
 def churning_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
-    """Days of independent rows, of whose 40 categories every twentieth day one is replaced by a new one."""
+    """Return days of independent rows. One of their 40 categories is replaced by a new category every twentieth day."""
     newest = 39 + np.arange(days) // 20
     codes = np.repeat(newest, rows) - rng.integers(0, 40, days * rows)
     table = pa.table({"item": _texts(codes), "noise": rng.normal(size=days * rows)})
@@ -137,13 +137,14 @@ def churning_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
 
 
 def walking_days(rng: np.random.Generator, days: int, rows: int) -> Rows:
-    """Days of which one column's level goes up or down from day to day, by 0.06 deviations of its rows."""
+    """Return days whose first column has a level that walks at random, by 0.06 standard deviations of its rows per
+    day."""
     walk = np.cumsum(rng.normal(0, 0.06, days))
     return _days_of(rng, np.stack([walk, np.zeros(days)], axis=1), rows)
 
 
 def _autoregressive(rng: np.random.Generator, days: int, coefficients: Sequence[float]) -> Array:
-    """[days, columns] float64: autoregressive processes in their stationary state, of variance 1."""
+    """Return [days, columns] float64: stationary autoregressive processes with variance 1."""
     levels = np.empty((days, len(coefficients)))
     phi = np.asarray(coefficients)
     levels[0] = rng.normal(size=len(phi))
@@ -153,7 +154,8 @@ def _autoregressive(rng: np.random.Generator, days: int, coefficients: Sequence[
 
 
 def _days_of(rng: np.random.Generator, levels: Array, rows: int) -> Rows:
-    """So many rows a day, half of whose variance are the levels [days, columns] where these have variance 1."""
+    """Return `rows` rows per day. The levels [days, columns] are half of their variance if the levels have variance
+    1."""
     values = np.sqrt(0.5) * np.repeat(levels, rows, axis=0)
     values += np.sqrt(0.5) * rng.normal(size=values.shape)
     return Rows(
@@ -167,7 +169,7 @@ def _times_of(rng: np.random.Generator, days: int, rows: int) -> Array:
 
 @cache
 def flights() -> Rows:
-    """All flights; the times are those of 2013."""
+    """Return all flights, with their times in 2013."""
     frame = load_flights()
     table = pa.Table.from_pandas(frame[list(FEATURES)], preserve_index=False)
     times = pa.array(frame[FLIGHT_TIME]).cast(pa.timestamp("us", tz="UTC")).cast(pa.int64()).to_numpy()
@@ -175,7 +177,7 @@ def flights() -> Rows:
 
 
 FIRST_US = pd.Timestamp("2013-01-01", tz="UTC").value // 1000
-"""Where the calm months begin: January to March."""
+"""The start of the calm months, January to March."""
 
 
 def calm() -> Rows:
@@ -183,5 +185,5 @@ def calm() -> Rows:
 
 
 def month_of(day: int) -> int:
-    """1 to 12 of a day since January 1st, 2013."""
+    """Return the month (1 to 12) of a day since January 1st, 2013."""
     return int((pd.Timestamp("2013-01-01") + pd.Timedelta(days=day)).month)
