@@ -1,9 +1,10 @@
-"""Large runs of a small CNN on one thread, by what becomes of their memory: kept, given back after each, or as we do.
+"""Large runs of a small CNN on one thread, with three ways to treat their memory: kept, returned after each run, and
+ours.
 
     .venv/bin/python benchmarks/arena.py
 
-The time is CPU time, user and system. The ways take turns; the least of each way counts. The memory is that of a
-process of its own for each way, whose four threads run 1 to 512 rows for some seconds.
+The time is CPU time, user and system. The ways alternate, and the minimum of each way is printed. The memory of each
+way is measured in a separate process, whose four threads run 1 to 512 rows for some seconds.
 """
 
 import subprocess
@@ -25,7 +26,7 @@ from mlflow_deploy_plugin.runtime import OnnxModel
 from mlflow_deploy_plugin.runtime.session import import_onnxruntime, limit_memory, open_session
 
 ROWS = (64, 256, 1000, 10_000)
-WAYS = ("kept", "given back after each run", "ours", "ours, memory is short")
+WAYS = ("kept", "returned after each run", "ours", "ours, memory is short")
 THREADS, MOST_ROWS, SECONDS = 4, 512, 4.0
 MLMODEL = "flavors:\n  onnx:\n    data: model.onnx\n    onnx_version: '1'\n"
 
@@ -47,13 +48,13 @@ def pictures(rows: int) -> dict[str, Any]:
 
 def time_runs(folder: Path) -> None:
     ways = {way: open_way(way, folder) for way in WAYS}
-    print(f"{'CPU ms of a run':18}" + "".join(f"{way:>28}" for way in WAYS))
+    print(f"{'CPU ms per run':18}" + "".join(f"{way:>28}" for way in WAYS))
     for rows in ROWS:
         feeds, least = pictures(rows), dict.fromkeys(WAYS, float("inf"))
         for turn in range(3 + max(4, 40_000 // rows)):
             for way, run in ways.items():
                 limit_memory(1 if "short" in way else None)
-                run(feeds)  # memory that was kept may have been given back while the other ways had their turn
+                run(feeds)  # allocate again
                 started = time.process_time()
                 run(feeds)
                 if turn >= 3:
@@ -63,7 +64,8 @@ def time_runs(folder: Path) -> None:
 
 
 def measure_memory(way: str, folder: Path) -> None:
-    """Print what this process holds beyond the loaded CNN: at most, right after the runs, and three seconds later."""
+    """Print the memory of this process in addition to the loaded CNN: maximum, right after the runs, and three seconds
+    later."""
     run, random = open_way(way, folder), np.random.default_rng(0)
     limit_memory(1 if "short" in way else None)
     run(pictures(1))
@@ -100,7 +102,7 @@ def main() -> None:
         export_cnn(folder).rename(folder / "model.onnx")
         (folder / "MLmodel").write_text(MLMODEL)
         time_runs(folder)
-        print(f"\n{'MB beyond the loaded CNN':28}{'at most':>22}{'right after':>22}{'3 s later':>22}")
+        print(f"\n{'MB in addition to the CNN':28}{'at most':>22}{'right after':>22}{'3 s later':>22}")
         for way in WAYS:
             subprocess.run([sys.executable, __file__, way, name], check=True)
 

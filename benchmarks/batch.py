@@ -1,15 +1,18 @@
-"""Rows a second of `onnxserve batch` beside `mlflow.pyfunc.spark_udf` and `mlflow models predict`, and by cores.
+"""Measure rows per second of `onnxserve batch`, `mlflow.pyfunc.spark_udf` and `mlflow models predict`, by number of
+cores.
 
     .venv/bin/python benchmarks/batch.py [--rows 4000000] [--rounds 3]
 
-Three models: a logistic regression of 12 numbers, where reading and writing cost most, one of 12 numbers and two texts,
-and 100 boosted trees of these, with a quarter of the rows. Each is logged once by `log_model`; every way loads that
-version. In a Spark session of 1, 2 or 4 cores `spark_udf` (env_manager local), also for the scikit-learn original,
-`predict_frame` and `onnxserve batch --engine spark` take turns, from the same Parquet files to Parquet. Without Spark
-the files, several times, are predicted by processes. As commands, a CSV file of a quarter of the rows is predicted by
-`mlflow models predict` and by `onnxserve batch`, and the files by a script with `spark_udf` and by `--engine spark`.
-Printed are medians over rounds, in which all take turns, after one that does not count: rows by second, and by second
-of CPU of all processes, which counts on a machine that others use (but not Java's where it ends with a command).
+There are three models: a logistic regression of 12 numbers, where reading and writing cost most, a logistic regression
+of 12 numbers and two texts, and 100 boosted trees of the same columns with a quarter of the rows. Each is logged once
+by `log_model`, and all methods load that version. In a Spark session of 1, 2 or 4 cores, `spark_udf` (env_manager
+local, also for the scikit-learn original), `predict_frame` and `onnxserve batch --engine spark` alternate. All read and
+write the same Parquet files. Without Spark, processes predict copies of the files. As commands, `mlflow models predict`
+and `onnxserve batch` predict a CSV file with a quarter of the rows, and a script with `spark_udf` and `--engine spark`
+predict the files.
+
+The script prints medians over rounds, after one warm-up round: rows per second, and rows per second of CPU of all
+processes. Use the latter on a shared machine. It does not include Java's CPU if Java ends with the command.
 """
 
 import argparse
@@ -99,7 +102,7 @@ def log_models(names: list[str]) -> dict[str, tuple[str, str]]:
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and all below it, Spark's Java too, also of those that have ended."""
+    """Return the CPU time of this process and all its descendants, including Spark's Java and ended processes."""
     total = 0.0
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
         with suppress(psutil.NoSuchProcess):
@@ -108,7 +111,7 @@ def cpu_seconds() -> float:
 
 
 def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, rows: int) -> dict[str, tuple[float, float]]:
-    """Return the median rows of each way, by second and by second of CPU."""
+    """Return the median rows of each way, per second and per second of CPU."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for count in range(rounds + 1):
         for name, way in ways.items():
@@ -123,7 +126,7 @@ def take_turns(ways: dict[str, Callable[[], Any]], rounds: int, rows: int) -> di
 
 
 def show(rates: dict[str, tuple[float, float]], base: str) -> None:
-    """Print a line for each way, with what it is of the base."""
+    """Print a line for each way, with its ratio to the base."""
     for name, (wall, cpu) in rates.items():
         ratios = f"{wall / rates[base][0]:.1f} x, by CPU {cpu / rates[base][1]:.1f} x"
         print(f"    {name:32} {wall:>11,.0f} rows/s {cpu:>11,.0f} rows/CPU s   {ratios}", flush=True)
@@ -132,7 +135,7 @@ def show(rates: dict[str, tuple[float, float]], base: str) -> None:
 def in_spark(uris: tuple[str, str], source: Path, rows: int, cores: list[int], rounds: int, folder: Path) -> None:
     ours, original = uris
     for count in cores:
-        alone = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}  # Java as Spark itself starts it
+        alone = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}  # Spark's own options
         session = SparkSession.builder.master(f"local[{count}]").config(map=alone).getOrCreate()
         session.sparkContext.setLogLevel("OFF")
         frame = session.read.parquet(str(source))
@@ -168,7 +171,7 @@ def on_this_machine(ours: str, source: Path, rows: int, cores: list[int], rounds
     def batch(count: int) -> Callable[[], Any]:
         return lambda: run_batch(BatchPlan(ours, str(many), str(folder / "out"), workers=count, restart=True))
 
-    print(f"  onnxserve batch, {COPIES} times the files", flush=True)
+    print(f"  onnxserve batch, the files {COPIES} times", flush=True)
     ways = {f"{count} cores": batch(count) for count in cores}
     show(take_turns(ways, rounds, rows * COPIES), next(iter(ways)))
 
@@ -190,13 +193,13 @@ def as_commands(ours: str, source: Path, rows: int, file: Path, csv_rows: int, r
         "mlflow models predict": call("-m", "mlflow", *theirs, "--env-manager", "local"),
         "onnxserve batch": call(*mine, "-i", str(file), "--workers", "1"),
     }
-    print(f"  commands, start included, {csv_rows:,} rows of CSV", flush=True)
+    print(f"  commands, including the start, {csv_rows:,} rows of CSV", flush=True)
     show(take_turns(ways, rounds, csv_rows), "mlflow models predict")
     ways = {
         "a script with spark_udf": call("-c", UDF_SCRIPT, ours, str(source), str(made)),
         "onnxserve batch --engine spark": call(*mine, "-i", str(source), "--engine", "spark"),
     }
-    print(f"  commands, start included, {rows:,} rows of Parquet, local[*]", flush=True)
+    print(f"  commands, including the start, {rows:,} rows of Parquet, local[*]", flush=True)
     show(take_turns(ways, rounds, rows), "a script with spark_udf")
 
 

@@ -1,10 +1,10 @@
-"""Dynamic batching on and off: a small torch CNN, 64 callers that ask for one picture at a time, in one process.
+"""Dynamic batching on and off: a small torch CNN and 64 callers that send one image at a time, in one process.
 
     python benchmarks/batching.py
 
-All ways take turns; the ratio of the medians is what counts. The callers are threads, which wait for their answers, or
-one event loop with as many requests under way, which computes them itself where batching is off (as the fast worker
-does). Also printed: what a single caller pays, and how large the batches became.
+All ways alternate, and the ratio of the medians is the result. The callers are threads that wait for their responses,
+or an event loop with the same number of concurrent requests. Without batching, the event loop computes requests itself,
+like the fast worker. The script also prints the cost for a single caller and the sizes of the batches.
 """
 
 import statistics
@@ -34,7 +34,7 @@ Ask = Callable[[Feeds], object]
 
 
 def export_cnn(folder: Path) -> Path:
-    """A CNN for 28 × 28 pictures of ten classes, with a free batch; its weights are random."""
+    """Return a CNN for 28 × 28 images with ten classes and a free batch dimension; its weights are random."""
     torch.manual_seed(0)
     layers = [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU()]
     cnn = nn.Sequential(*layers, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 49, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -54,7 +54,8 @@ def export_cnn(folder: Path) -> Path:
 
 
 def throughput(ask: Ask, clients: int, seconds: float = SECONDS) -> float:
-    """Requests of one row a second by so many threads, each asking again as soon as it is answered."""
+    """Return requests of one row per second by `clients` threads, each of which sends the next request after its
+    response."""
     counts = [0] * clients
     stop = threading.Event()
     feeds = {"x": np.random.default_rng(0).random((1, 1, SIDE, SIDE), dtype=np.float32)}
@@ -76,7 +77,7 @@ def throughput(ask: Ask, clients: int, seconds: float = SECONDS) -> float:
 
 
 def from_a_loop(batcher: Batcher | None, run: Ask, rows: list[int], clients: int, seconds: float = SECONDS) -> float:
-    """The same by one thread; None: it computes each request itself."""
+    """Return the same for an event loop; None: it computes each request itself."""
     feeds = {"x": np.random.default_rng(0).random((1, 1, SIDE, SIDE), dtype=np.float32)}
     answers: SimpleQueue[object] = SimpleQueue()
     count = 0
@@ -134,7 +135,7 @@ def main() -> None:
             base = statistics.median(measured[name.partition(",")[0] + ", off"])
             print(
                 f"{clients:3} clients, {name:16} {median:8.0f} requests/s  {median / base:5.2f}×"
-                f"  {sizes[name]:5.1f} rows a batch"
+                f"  {sizes[name]:5.1f} rows per batch"
             )
 
 

@@ -1,13 +1,13 @@
-"""How fast trees answer as ONNX, beside their own library and Treelite: one row, and ten thousand.
+"""Measure the speed of trees as ONNX, in their own library and in Treelite: one row, and ten thousand rows.
 
     .venv/bin/python benchmarks/boosters.py [XGBoost CatBoost …]
-    THREADS=2 .venv/bin/python benchmarks/boosters.py XGBoost LightGBM      # on a machine with nothing else to do
+    THREADS=2 .venv/bin/python benchmarks/boosters.py XGBoost LightGBM      # on a machine without other jobs
 
-100 trees (or 300, 1,000) on 20 columns, one thread each, also in the originals. All take turns in rounds of 0.1 s.
-Printed are the medians of the CPU time in microseconds (with several threads the least of the times by the clock), and
-the original's time divided by that of the ONNX form: above 1 the ONNX form is faster. The original is asked by its own
-`predict` on a numpy array, as a server that holds it in memory would. With `pip install treelite tl2cgen` and gcc,
-Treelite is measured too: its interpreter GTIL, and its trees as C.
+The models have 100 trees (or 300, 1,000) on 20 columns. The graphs and the originals use one thread each, and alternate
+in rounds of 0.1 s. The script prints the medians of the CPU time in microseconds (with several threads, the minimum of
+the wall-clock time), and the original's time divided by the graph's time: above 1, the ONNX graph is faster. The
+original is called by its own `predict` on a numpy array, like in a server that keeps it in memory. With `pip install
+treelite tl2cgen` and gcc, Treelite is measured as well: its interpreter GTIL, and its trees as C.
 """
 
 import os
@@ -56,12 +56,12 @@ def models() -> dict[str, Any]:
         "CatBoost, depth 10": cat(10),
         "CatBoost, 1,000 trees": cat(6, 1000),
         "HistGradientBoosting": HistGradientBoostingRegressor(max_iter=_TREES),
-        "RandomForest, 20 a leaf": RandomForestRegressor(_TREES, min_samples_leaf=20, n_jobs=_THREADS),
+        "RandomForest, 20 per leaf": RandomForestRegressor(_TREES, min_samples_leaf=20, n_jobs=_THREADS),
     }
 
 
 def treelite_predictors(model: Any, folder: Path) -> dict[str, Callable[[Any], Any]]:
-    """Return Treelite's functions of [N, columns], as far as it is installed and reads the model."""
+    """Return Treelite's functions of [N, columns], if it is installed and reads the model."""
     if isinstance(model, catboost.CatBoost):
         return {}
     try:
@@ -78,7 +78,7 @@ def treelite_predictors(model: Any, folder: Path) -> dict[str, Callable[[Any], A
     predictors: dict[str, Callable[[Any], Any]] = {"GTIL": partial(treelite.gtil.predict, read, nthread=_THREADS)}
     try:
         tl2cgen.export_lib(read, "gcc", folder / "trees.so", params={"parallel_comp": 8})
-    except Exception as error:  # noqa: BLE001 - a forest of 20 MB of C, or no compiler
+    except Exception as error:  # noqa: BLE001 - the C code may have 20 MB, or the compiler may be missing
         print(f"Treelite as C: {type(error).__name__}: {str(error)[:100]}", file=sys.stderr)
         return predictors
     compiled = tl2cgen.Predictor(str(folder / "trees.so"), nthread=_THREADS)
@@ -87,7 +87,7 @@ def treelite_predictors(model: Any, folder: Path) -> dict[str, Callable[[Any], A
 
 
 def measure(parts: list[Callable[[], Any]]) -> list[float]:
-    """Return the microseconds of each part, in rounds that take turns."""
+    """Return the microseconds of each part, in alternating rounds."""
     timer = time.process_time if _THREADS == 1 else time.perf_counter
     taken: list[list[float]] = [[] for _ in parts]
     for _ in range(_ROUNDS):

@@ -1,14 +1,14 @@
-"""What capturing costs: a request on its way to the answer, a row on the disk, and the agent that ships it.
+"""Measure the cost of capturing: a request before its response, a row on the disk, and the agent that ships it.
 
     .venv/bin/python benchmarks/capture.py                   # about a minute
     PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/capture.py
 
-Two models, those of `benchmarks/request_path.py`: 30 floats in one input, and the flights' 15 mixed columns. `request`
-is the whole `CaptureWriter.write` with what is counted for it, for one row, in microseconds of the thread's CPU time:
-the best and the median of 25 rounds, since neighbours on the same cores only add. `whole`: every column. `drop 5`,
-`mask 1`, `mask 5`: columns left out, or masked. `one label`: a request with one label of feedback. Shipping is
-the agent's CPU seconds a million rows of one row a request, into a folder in memory; the log's bytes are those of its
-Parquet files.
+There are two models, the same as in `benchmarks/request_path.py`: 30 floats in one input, and the flights' 15 mixed
+columns. `request` is the complete `CaptureWriter.write` with its counters for one row, in microseconds of the thread's
+CPU time: the best and the median of 25 rounds, because other jobs on the cores can only add time. `whole`: every
+column. `drop 5`, `mask 1`, `mask 5`: columns that are omitted or masked. `one label`: a request with one label of
+feedback. Shipping is the agent's CPU seconds per million requests of one row, into a folder in memory. The log's bytes
+are the bytes of its Parquet files.
 """
 
 import argparse
@@ -28,15 +28,16 @@ from benchmarks import request_path, shipping
 
 ROUNDS, ROUND_REQUESTS = 25, 2000
 MOST_MICROSECONDS = {"whole": 10.0, "drop 5": 10.0, "mask 1": 10.0, "mask 5": 25.0}
-"""Only masked columns pay for the masking: 3 µs each."""
+"""Only masked columns cost time for masking: 3 µs each."""
 MOST_SHIPPING_SECONDS = 10.0
-"""CPU seconds a million rows: beside a worker that answers 10,000 requests a second, a tenth of its core."""
+"""CPU seconds per million rows: a tenth of a core if the worker answers 10,000 requests per second."""
 CHOICES = {"whole": ((), ()), "drop 5": (slice(0, 5), ()), "mask 1": ((), slice(0, 1)), "mask 5": ((), slice(0, 5))}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one model and one choice of columns: microseconds a request, bytes a row, CPU seconds a million rows."""
+    """The figures of one model and one choice of columns: microseconds per request, bytes per row, CPU seconds per
+    million rows."""
 
     best: float
     median: float
@@ -46,7 +47,7 @@ class Cost:
 
 
 def cost(kind: str, choice: str, requests: int) -> Cost:
-    """Writes and ships that many requests of one row."""
+    """Write and ship this number of requests of one row."""
     from mlflow_deploy_plugin.agent.ship import Shipper
     from mlflow_deploy_plugin.server.observability.metrics import Metrics
     from mlflow_deploy_plugin.spool.captured_model import exclude_columns
@@ -89,7 +90,7 @@ def cost(kind: str, choice: str, requests: int) -> Cost:
 
 
 def labels() -> tuple[float, float]:
-    """Microseconds of writing down one label, best and median."""
+    """Return the microseconds of writing one label, best and median."""
     from mlflow_deploy_plugin.spool.codec import Feedback
     from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
@@ -102,7 +103,7 @@ def labels() -> tuple[float, float]:
 
 
 def microseconds(act: Callable[[], None]) -> tuple[float, float]:
-    """Best and median of the rounds."""
+    """Return the best and the median of the rounds."""
     act()
     taken = []
     for _ in range(ROUNDS):
@@ -120,8 +121,8 @@ def main() -> None:
     if not (request_path.MODELS / "flights").is_dir():
         subprocess.run([sys.executable, request_path.__file__, "--make-models"], check=True)
     verdicts: list[tuple[str, float, float]] = []
-    heads = ("best µs", "median µs", "B in spool", "B in log", "CPU s a million")
-    print(f"{'a request, a row':22}" + "".join(f"{head:>16}" for head in heads), flush=True)
+    heads = ("best µs", "median µs", "B in spool", "B in log", "CPU s/million")
+    print(f"{'per request, per row':22}" + "".join(f"{head:>16}" for head in heads), flush=True)
     cost("numbers", "mask 5", 1000)  # imports
     for kind, shown in (("numbers", "30 floats"), ("flights", "15 mixed")):
         for choice in CHOICES:
@@ -131,8 +132,8 @@ def main() -> None:
             values = (best, median, found.spool_bytes, found.log_bytes, found.shipping)
             print(f"{shown + ', ' + choice:22}" + "".join(f"{value:16.1f}" for value in values), flush=True)
             if kind == "numbers":
-                verdicts.append((f"{choice}: µs a request", best, MOST_MICROSECONDS[choice]))
-                verdicts.append((f"{choice}: CPU s a million rows", found.shipping, MOST_SHIPPING_SECONDS))
+                verdicts.append((f"{choice}: µs per request", best, MOST_MICROSECONDS[choice]))
+                verdicts.append((f"{choice}: CPU s per million rows", found.shipping, MOST_SHIPPING_SECONDS))
     best, median = labels()
     print(f"{'one label':22}{best:16.1f}{median:16.1f}")
     verdicts.append(("one label: µs", best, MOST_MICROSECONDS["whole"]))

@@ -1,7 +1,7 @@
-"""The Python client beside plain requests and httpx, against one server: `python -m benchmarks.client`.
+"""Compare the Python client with plain requests and httpx on one server: `python -m benchmarks.client`.
 
-Rows of a frame are asked one, 100 and 10,000 at a time, one call after the other; then 400 calls of one row by 16 at
-once. Every way takes its turn in each round, so that they share what the machine does beside: the ratios count.
+A frame is sent one, 100 and 10,000 rows at a time in sequential calls, and then 400 calls of one row are sent 16 at a
+time. All ways take part in each round, so that the other jobs on the machine affect all of them. Compare the ratios.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ def one_after_the_other(url: str) -> None:
                 "requests, frame as JSON": lambda: session.post(url + "/invocations", json=body(rows)).json(),  # noqa: B023
                 "httpx, frame as JSON": lambda: other.post(url + "/invocations", json=body(rows)).json(),  # noqa: B023
             }
-            show(f"{count} rows a call", ways, times)
+            show(f"{count} rows per call", ways, times)
 
 
 def show(title: str, ways: dict[str, Callable[[], Any]], times: int) -> None:
@@ -64,7 +64,7 @@ def show(title: str, ways: dict[str, Callable[[], Any]], times: int) -> None:
             taken[name].append(seconds(way, times))
     print(title)
     for name, values in taken.items():
-        print(f"  {name:26} {statistics.median(values) * 1e3:9.3f} ms  (least {min(values) * 1e3:.3f})")
+        print(f"  {name:26} {statistics.median(values) * 1e3:9.3f} ms  (minimum {min(values) * 1e3:.3f})")
 
 
 async def at_once(url: str) -> dict[str, float]:
@@ -99,7 +99,7 @@ def main() -> None:
         url = start("-m", str(model), "-C", "capture.fraction=0").wait_ready().url
         one_after_the_other(url)
         rounds = [asyncio.run(at_once(url)) for _ in range(ROUNDS + 1)][1:]
-        print(f"{AT_ONCE} calls of one row at once")
+        print(f"{AT_ONCE} concurrent calls of one row")
         for name in rounds[0]:
             print(f"  {name:26} {statistics.median(one[name] for one in rounds):9.0f} calls/s")
 

@@ -1,9 +1,9 @@
-"""What the console's pictures cost: the page with and without them, one picture, and what the agent does for them.
+"""Measure the cost of the console's charts: the page with and without them, one chart, and the agent's work for them.
 
 python benchmarks/console.py
 
-One process with MLflow's Flask app on SQLite, and endpoints whose servers do not run, each with an hour of history of
-two versions. Milliseconds of CPU, the median of rounds in which the cases take turns.
+One process runs MLflow's Flask app on SQLite. The servers of the endpoints do not run, and each endpoint has one hour
+of history for two versions. The script prints milliseconds of CPU, the median of rounds in which the cases alternate.
 """
 
 import os
@@ -22,7 +22,7 @@ BOUNDS = ("0.0005", "0.001", "0.0025", "0.005", "0.01")
 
 
 def prepare(home: Path) -> None:
-    """Point MLflow and onnxserve to a folder, with endpoints and their histories."""
+    """Configure MLflow and onnxserve for a folder, with endpoints and their histories."""
     os.environ |= {"ONNXSERVE_HOME": str(home), "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{home}/mlflow.db"}
     os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = str(home / "artifacts")
     from mlflow_deploy_plugin.settings import load_settings
@@ -54,7 +54,7 @@ def history_line(endpoint: str, left: int) -> bytes:
 
 
 def agent_reading(endpoints: int, folder: Path) -> Callable[[], object]:
-    """Return what the agent does every ten seconds, for a server of so many endpoints."""
+    """Return the agent's work of every ten seconds, for a server with this number of endpoints."""
     from mlflow_deploy_plugin.server.observability.metrics import Metrics
     from mlflow_deploy_plugin.statedir.history import _read_counts
 
@@ -83,10 +83,10 @@ def main() -> None:
 
         cases: dict[str, Callable[[], object]] = {
             **{f"page of {ENDPOINTS} endpoints, {drawn} drawn": partial(page, drawn) for drawn in (0, 6, 50)},
-            "the small pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00"),
-            "all pictures of one": lambda: client.get("/onnxserve/pictures?endpoint=e00&whole=1"),
+            "the small charts of one": lambda: client.get("/onnxserve/pictures?endpoint=e00"),
+            "all charts of one": lambda: client.get("/onnxserve/pictures?endpoint=e00&whole=1"),
             **{
-                f"the agent's reading, {count} endpoints": agent_reading(count, Path(folder, f"counted-{count}"))
+                f"the agent reads counters, {count} endpoints": agent_reading(count, Path(folder, f"counted-{count}"))
                 for count in (1, 50)
             },
         }

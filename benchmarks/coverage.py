@@ -1,13 +1,14 @@
-"""Which models are served, as ONNX or as pyfunc, and whether they answer as their original, asked through HTTP.
+"""Determine which models are served as ONNX or as pyfunc, and if their predictions equal the original's, through HTTP.
 
     .venv/bin/python benchmarks/coverage.py                   # everything; five minutes on two cores
-    .venv/bin/python benchmarks/coverage.py --only hist text  # cases whose name has one of these in it
+    .venv/bin/python benchmarks/coverage.py --only hist text  # cases whose name contains one of these words
 
-Every estimator of scikit-learn, some sixty pipelines, boosters of three libraries and nets. Each is logged as any user
-would (`log_model`, which logs by MLflow's own flavor what has no ONNX form), served by `onnxserve serve`, a dozen to a
-server, and asked hostile rows (`covering/rows.py`) that the proof never drew. A judge of its own
-(`covering/judge.py`) compares each answer with the original's: `equal` (ONNX), `pyfunc` (equal, and why it is no ONNX),
-`refused`, `wrong` or `crashed`. The exit status is 1 where any is one of the last three.
+The cases are every estimator of scikit-learn, some sixty pipelines, boosters of three libraries, and neural networks.
+Each is logged by `log_model`, which uses MLflow's own flavor for models without an ONNX form, and served by `onnxserve
+serve`, a dozen per server. Each receives hostile rows (`covering/rows.py`) that the proof does not use. A separate
+judge (`covering/judge.py`) compares each prediction with the original's: `equal` (ONNX), `pyfunc` (equal, with the
+reason for the missing ONNX form), `refused`, `wrong` or `crashed`. The exit status is 1 if any case is refused, wrong
+or crashed.
 """
 
 import argparse
@@ -20,18 +21,18 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core has a process
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # each core runs one process
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 if __name__ == "__main__":
-    sys.path.remove(str(Path(__file__).resolve().parent))  # numba would take this file for the package `coverage`
+    sys.path.remove(str(Path(__file__).resolve().parent))  # numba would import this file as `coverage`
 
 from benchmarks.covering import boosters, estimators, libraries, nets, pipelines
 from benchmarks.covering.judge import OUTCOMES, Case, Verdict, judge
 
 _WIDTH = 150
 _TOGETHER = 12
-"""Cases that one server serves."""
+"""The cases that one server serves."""
 
 
 def every_case() -> dict[str, Callable[[], Case]]:
@@ -39,7 +40,7 @@ def every_case() -> dict[str, Callable[[], Case]]:
 
 
 def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
-    """The verdicts on cases by their names, and why there is nothing to judge of others."""
+    """Return the verdicts on the cases with these names, and the reasons why other cases cannot be judged."""
     logging.disable(logging.WARNING)
     cases, without = {}, []
     for name in names:
@@ -51,7 +52,7 @@ def verdicts_on(names: list[str]) -> tuple[list[Verdict], list[str]]:
 
 
 def report(verdicts: list[Verdict]) -> str:
-    """One line a case, the bad ones last."""
+    """Return one line per case, with the failed cases last."""
     lines = []
     for one in sorted(verdicts, key=lambda one: (OUTCOMES.index(one.outcome), one.name.lower())):
         wrong = " ".join(f"{kind}={count}" for kind, count in one.wrong.items())
@@ -61,7 +62,7 @@ def report(verdicts: list[Verdict]) -> str:
 
 
 def summary(verdicts: list[Verdict], seconds: float) -> str:
-    """The counts and shares of the outcomes, of all cases and by kind."""
+    """Return the counts and shares of the outcomes, of all cases and by kind."""
     parts = {"boosters": "booster ", "nets": " net "}
     kinds = {"all": verdicts, **{kind: [one for one in verdicts if part in one.name] for kind, part in parts.items()}}
     lines = [f"{'':10}{'models':>8}" + "".join(f"{outcome:>16}" for outcome in OUTCOMES)]
@@ -91,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
             said = ", ".join(f"{one.name}: {one.outcome}" for one in found)
             print(f"{len(verdicts) + len(without):4} of {len(names)}: {said}", file=sys.stderr)
     print(report(verdicts))
-    print(f"\nnothing to ask ({len(without)}): " + "; ".join(sorted(without)))
+    print(f"\nnot judged ({len(without)}): " + "; ".join(sorted(without)))
     print(f"\n{summary(verdicts, time.perf_counter() - start)}")
     return 1 if any(one.outcome in ("refused", "wrong", "crashed") for one in verdicts) else 0
 

@@ -1,11 +1,11 @@
-"""What the target onnxserve:/docker costs a request, and what another image costs the requests that go on meanwhile.
+"""Measure the cost of the target onnxserve:/docker per request, and the effect of a new image on concurrent requests.
 
     .venv/bin/python benchmarks/docker_target.py --image onnxserve:cpu
 
-The same tiny model is deployed three times, with one worker each: on this machine, in a container with a published
-port, and in one with this machine's network. wrk asks them in turns. Then the server of the second is replaced again
-and again under load, by clients that keep their connections and by clients with a new one for each request; every
-answer is checked. Exit status 1 if a request fails.
+The same tiny model is deployed three times with one worker each: on this machine, in a container with a published port,
+and in a container with this machine's network. wrk sends requests to each in turn. Then the second server is replaced
+repeatedly under load, by clients that keep their connections and clients that open a connection per request. Every
+response is checked. The exit status is 1 if a request fails.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--replacements", type=int, default=10)
     options = parser.parse_args()
-    threads = {"server.intra_op_num_threads": 1}  # or each session would have one for each core
+    threads = {"server.intra_op_num_threads": 1}  # Otherwise each session has a thread per core.
     image = {"container.image": options.image, **threads}
     places: dict[str, tuple[str, dict[str, Any]]] = {
         "this machine": ("onnxserve", threads),
@@ -58,7 +58,7 @@ def main() -> int:
                 made = clients[name].create_deployment(names[name], model, config=config)
                 urls[name] = str(made["url"])
             rates = _rates(urls, options.rounds, options.seconds)
-            print(f"| place | requests/s, median of {options.rounds} | of this machine |\n|---|---|---|")
+            print(f"| server | requests/s, median of {options.rounds} | ratio |\n|---|---|---|")
             own = statistics.median(rates["this machine"])
             for name, found in rates.items():
                 print(f"| {name} | {statistics.median(found):,.0f} | {statistics.median(found) / own:.2f} |")

@@ -1,12 +1,12 @@
-"""How far the estimate of a classifier's accuracy is off where its labels are not in yet, on real flights by month.
+"""Measure the error of a classifier's estimated accuracy before its labels arrive, on real flights by month.
 
     .venv/bin/python -m benchmarks.estimated            # about half a minute on two cores
 
-The delay model learns January to March 2013, less ten whole days. Each later month is answered; what a performance
-monitor would estimate of it from the model's probabilities (`monitoring/kinds/cbpe.py`) stands beside what its
-labels say. Checked and corrected is the estimate on the earlier months that the monitor would have had labels of, the
-held-out days being the first of them. Then the same for days: every second day of April to December, each with the
-eight days before it.
+The delay model learns January to March 2013, except ten complete days, and predicts each later month. The script
+compares the estimate that a performance monitor makes from the model's probabilities (`monitoring/kinds/cbpe.py`) with
+the figure from the labels. The estimate is checked and corrected on the earlier months whose labels the monitor would
+have, starting with the held-out days. Then the same is done for days: every second day of April to December, each with
+the eight earlier days.
 """
 
 from statistics import mean
@@ -46,7 +46,7 @@ def estimated(window: LabelledWindow, earlier: list[LabelledWindow]) -> CbpeEsti
 
 
 def half_width(guess: CbpeEstimate, name: str) -> float:
-    """Of the interval that a monitor takes; NaN where it has none."""
+    """Return half the width of the interval that a monitor uses; NaN if there is no interval."""
     return guess.errors[name].half_width(_CONFIDENCE) if name in guess.errors else float("nan")
 
 
@@ -81,10 +81,10 @@ def by_day(pipeline: Pipeline, flights: pd.DataFrame) -> None:
     for name in NAMES:
         print(
             f"{name:>9}: mean error of the estimate of {len(off[name])} days {np.mean(off[name]):.3f}, outside of "
-            f"the interval on {np.mean(outside[name]):.0%} (5 % are promised), beyond the largest error of the "
+            f"the interval on {np.mean(outside[name]):.0%} (nominal: 5 %), beyond the largest error of the "
             f"{_DAYS_BEFORE} days before on {np.mean(beyond[name]):.0%} (one in nine by chance)"
         )
-    print(f" accuracy: mean error where a day is taken to be as the {_DAYS_BEFORE} before it {np.mean(naive):.3f}")
+    print(f" accuracy: mean error if each day is assumed to equal the {_DAYS_BEFORE} earlier days {np.mean(naive):.3f}")
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
-"""A GPU's inference: onnxserve's sessions beside bare ONNX Runtime, torch eager and torch.compile.
+"""Compare a GPU's inference: onnxserve's sessions, bare ONNX Runtime, torch eager and torch.compile.
 
     python benchmarks/gpu.py                   # on a machine with an NVIDIA GPU, extra gpu and a CUDA build of torch
-    python benchmarks/gpu.py --device cpu --rounds 1 --models digits         # a dry run: its figures mean nothing
+    python benchmarks/gpu.py --device cpu --rounds 1 --models digits         # a dry run, whose figures are meaningless
 
-ResNet18 (3 × 224 × 224, float32 and float16) and the digits CNN at 1, 8, 32 and 128 rows. Every way takes numpy arrays
-of the host and gives such back, so copies count; all take turns in each round, and the medians are compared. The table
-is for RESULTS.md: milliseconds a run, and how many times as fast as bare ONNX Runtime.
+The models are ResNet18 (3 × 224 × 224, float32 and float16) and the digits CNN with 1, 8, 32 and 128 rows. Every way
+receives and returns numpy arrays of the host, so copies are included. All ways alternate in each round, and the medians
+are compared. The script prints the table for RESULTS.md: milliseconds per run, and the speed relative to bare ONNX
+Runtime.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from projects.image_resnet18.network import resnet18
 ROWS = (1, 8, 32, 128)
 WARM_RUNS, LEAST_RUNS, SECONDS = 10, 5, 0.3
 TOLERANCE = {np.dtype("float32"): 1e-2, np.dtype("float16"): 5e-2}
-"""Relative to the largest answer; TF32 and float16 round coarsely."""
+"""Tolerance relative to the largest output, because TF32 and float16 round coarsely."""
 
 Run = Callable[[np.ndarray], np.ndarray]
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], torch.dtype]] = {
@@ -62,7 +63,7 @@ def export(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, file: 
 
 
 def ways(module: nn.Module, file: Path, device: Device) -> dict[str, Run]:
-    """The ways to compute the module, by name; the first is what the others are compared with."""
+    """The functions that compute the module, by name; the first is the base of the ratios."""
     provider = Placement(device).providers[0][0]
     bare = onnxruntime.InferenceSession(str(file), providers=[provider])
     plain = open_session(file, Placement(device))
@@ -114,7 +115,7 @@ def measure(name: str, device: Device, rounds: int) -> list[str]:
             for _ in range(WARM_RUNS):
                 computed = run(x)
             error = np.abs(computed - expected).max() / np.abs(expected).max()
-            assert error < TOLERANCE[x.dtype], f"{way} answers otherwise: {error:.1e}"
+            assert error < TOLERANCE[x.dtype], f"{way} gives different outputs: {error:.1e}"
         taken: dict[str, list[float]] = {way: [] for way in found}
         for _ in range(rounds):
             for way, run in found.items():
@@ -130,8 +131,8 @@ def measure(name: str, device: Device, rounds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: a dry run")
-    parser.add_argument("--rounds", type=int, default=5, help="in each of which all ways take turns")
-    parser.add_argument("--models", default="", help="only those whose names begin so")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which all ways alternate")
+    parser.add_argument("--models", default="", help="only models whose names begin with this")
     options = parser.parse_args()
     require_device(options.device)
     if options.device == "cuda":

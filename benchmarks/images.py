@@ -1,13 +1,13 @@
-"""What an image of one model weighs, and when it answers: `onnxserve build-docker` beside `mlflow models build-docker`.
+"""Compare the size and the start of an image with one model: `onnxserve build-docker` and `mlflow models build-docker`.
 
     python benchmarks/images.py
     python benchmarks/images.py --libraries sklearn
 
-A hundred trees, once saved by MLflow's own flavor and once wrapped here. MLflow's image is built from the
-Dockerfile that `mlflow models generate-dockerfile` writes, word by word but for its base: both images stand on the base
-that `--base-image` names. No layer comes out of Docker's cache (`--no-cache`), so the seconds are those of a first
-build with this machine's package index. Needs Docker and a package index. The images
-are removed at the end; some GB stay in Docker's build cache (`docker builder prune`).
+A model of a hundred trees is saved by MLflow's own flavor and by ours. MLflow's image is built from the Dockerfile that
+`mlflow models generate-dockerfile` writes, with another base: both images use the base that `--base-image` names. No
+layer is taken from Docker's cache (`--no-cache`), so the seconds are the time of a first build with this machine's
+package index. The script needs Docker and a package index. The images are removed at the end, but some GB remain in
+Docker's build cache (`docker builder prune`).
 """
 
 import argparse
@@ -75,9 +75,9 @@ def build_ours(model: Path, base: str, tag: str) -> None:
 
 
 def image_size(tag: str) -> float:
-    """Return megabytes of a local image, all its layers together."""
+    """Return the megabytes of a local image with all its layers."""
     fields = image_fields(tag)
-    return fields["Size"] / 1e6 if fields else sys.exit(f"{tag} is not here: docker pull {tag}")
+    return fields["Size"] / 1e6 if fields else sys.exit(f"{tag} is missing: docker pull {tag}")
 
 
 @contextmanager
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-image", default=BASE_IMAGE)
     parser.add_argument("--libraries", nargs="*", default=["sklearn", "xgboost"])
-    parser.add_argument("--starts", type=int, default=3, help="of each image, in turns; the median is printed")
+    parser.add_argument("--starts", type=int, default=3, help="starts per image, alternating (median)")
     asked = parser.parse_args()
     base = asked.base_image
     print(f"base image {base}: {image_size(base):,.0f} MB")

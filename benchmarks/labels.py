@@ -1,13 +1,15 @@
-"""What a performance monitor knows of its figures, where labels are late, few or missing by what they would say.
+"""Measure the quality of a performance monitor's figures if labels are late, few, or missing depending on their value.
 
     .venv/bin/python benchmarks/labels.py               # some minutes on two cores
     .venv/bin/python benchmarks/labels.py --only missing --share 0.2
 
-- estimates: how often the interval of an estimate without labels holds what the labels come to say, by the rows of the
-  window, of the earlier windows, and by how far the model's probabilities are off from window to window.
-- missing: how often the interval of an accuracy holds that of all rows, where some have a label: taken as they are, and
-  as a monitor takes them. And how often it calls violated what holds, or kept what does not, with the bound 0.05 away.
-- alarms: how many alarms a year of daily windows has, by `consecutive`, and how long a real change takes to be told.
+- estimates: how often the interval of an estimate without labels contains the later value from the labels, by the rows
+  of the window, by the number of earlier windows, and by the error of the model's probabilities from window to window.
+- missing: how often the interval of an accuracy contains the accuracy of all rows if some have a label, with the
+  labelled rows as they are, and with the monitor's method. Also, how often the verdict is wrong with the bound 0.05
+  away.
+- alarms: the number of alarms per year of daily windows, by `consecutive`, and the time until a real change is
+  reported.
 """
 
 import argparse
@@ -44,11 +46,13 @@ _NAMES = ("accuracy", "f1", "roc_auc")
 def answers_of(
     rng: np.random.Generator, rows: int, skill: float, sharper: float = 1.0, level: float = 0.0, odds: float = 0.0
 ) -> LabelledWindow:
-    """Answers and what is true.
+    """Return predictions and true classes.
 
     Args:
-        skill: of the model's scores; sharper: by how much the model says too much of them; level: by how much the log
-            odds of the positive class lie off what it could know; odds: log odds of the positive class.
+        skill: of the model's scores.
+        sharper: the factor by which the model's probabilities are too extreme.
+        level: the difference of the log odds of the positive class that the model cannot observe.
+        odds: log odds of the positive class.
     """
     scores = odds + skill * rng.normal(size=rows)
     said, chances = (1 / (1 + np.exp(-one)) for one in (sharper * scores, scores + level))
@@ -58,7 +62,7 @@ def answers_of(
 
 
 def of_estimates(share: float) -> Iterator[str]:
-    yield f"| probabilities | earlier windows | rows | {' | '.join(f'{name}: before / now' for name in _NAMES)} |"
+    yield f"| probabilities | earlier windows | rows | {' | '.join(f'{name}: earlier / now' for name in _NAMES)} |"
     yield "|---" * (3 + len(_NAMES)) + "|"
     times = max(round(400 * share), 20)
     tasks = [
@@ -86,7 +90,7 @@ def _estimates(task: tuple[float, int, int, int]) -> str:
                 before = abs(one.value - real) <= found.errors[name].largest
                 held[name].append((before, one.low <= real <= one.high))
     cells = [_shares(held[name]) if len(held[name]) > times // 2 else "" for name in _NAMES]
-    what = "as they should be" if not spread else f"off by {spread:g} log odds (standard deviation)"
+    what = "calibrated" if not spread else f"off by {spread:g} log odds (standard deviation)"
     return f"| {what} | {windows} | {rows:,} | {' | '.join(cells)} |"
 
 
@@ -101,22 +105,22 @@ _SCHEMES: dict[str, Scheme] = {
     "by the model's confidence": lambda said, true: 0.05 + 0.9 * np.abs(2 * said - 1),
     "90 % of positives, 20 % of negatives": lambda said, true: np.where(true == 1, 0.9, 0.2),
     "60 % of positives, 40 % of negatives": lambda said, true: np.where(true == 1, 0.6, 0.4),
-    "70 % of right answers, 40 % of wrong ones": lambda said, true: np.where((said > 0.5) == true, 0.7, 0.4),
-    "the older, the more": lambda said, true: np.linspace(0.9, 0.2, len(said)),
+    "70 % of correct, 40 % of wrong predictions": lambda said, true: np.where((said > 0.5) == true, 0.7, 0.4),
+    "more labels for older rows": lambda said, true: np.linspace(0.9, 0.2, len(said)),
 }
-_ODDS = -1.5  # one row in four is positive, and more of these are answered wrongly
+_ODDS = -1.5  # One row in four is positive, and more of the positive rows are predicted wrongly.
 _MODELS = {
     "good, calibrated": (2.0, 1.0, 0),
     "weak, calibrated": (0.5, 1.0, 0),
-    "good, too sure": (2.0, 2.0, 0),
-    "good, too sure, 5 earlier windows": (2.0, 2.0, 5),
+    "good, overconfident": (2.0, 2.0, 0),
+    "good, overconfident, 5 earlier windows": (2.0, 2.0, 5),
 }
 
 
 def of_missing(share: float) -> Iterator[str]:
     yield (
-        "| labels | model | rows | held as they are | held now | seen to differ | bounds | wrong verdict as they are | "
-        "wrong verdict now |"
+        "| labels | model | rows | covered, unweighted | covered, now | difference found | bounds | "
+        "wrong, unweighted | wrong, now |"
     )
     yield "|---" * 9 + "|"
     times = max(round(300 * share), 20)
@@ -167,12 +171,12 @@ def of_alarms(share: float) -> Iterator[str]:
     for what, persistence in (("independent", 0.0), ("persistent, 0.5", 0.5), ("persistent, 0.8", 0.8)):
         noise = _persistent(rng, persistence, years, _DAYS)
         drift = np.where(noise > _quantile(0.05), 1, 0)
-        yield f"| alarms a year at 5 % a window, {what} | {_begun(drift)} |"
+        yield f"| alarms per year at 5 % per window, {what} | {_begun(drift)} |"
         edge = np.where(noise > _quantile(0.025), 1, np.where(noise < -_quantile(0.025), 0, -1))
-        yield f"| the same, accuracy just at its bound, most windows `cannot tell`, {what} | {_begun(edge)} |"
+        yield f"| the same, accuracy equal to its bound, most windows `cannot tell`, {what} | {_begun(edge)} |"
     for power in (0.3, 0.6, 0.9):
         hit = rng.random((years, _BROKEN_DAYS)) < power
-        what = f"windows until a change is told that {power:.0%} of them show"
+        what = f"windows until a change is reported that {power:.0%} of them show"
         yield f"| {what} | {_delays(np.where(hit, 1, 0))} |"
         yield f"| the same, where the others are `cannot tell` | {_delays(np.where(hit, 1, -1))} |"
 
@@ -184,7 +188,7 @@ def _quantile(rate: float) -> float:
 
 
 def _persistent(rng: np.random.Generator, coefficient: float, years: int, days: int) -> Array:
-    """[years, days] of standard normal numbers, each of which depends on the one before."""
+    """Return [years, days] standard normal numbers, each of which depends on the previous number."""
     drawn = rng.normal(size=(years, days))
     for day in range(1, days):
         drawn[:, day] = coefficient * drawn[:, day - 1] + np.sqrt(1 - coefficient**2) * drawn[:, day]
@@ -192,7 +196,8 @@ def _persistent(rng: np.random.Generator, coefficient: float, years: int, days: 
 
 
 def _in_a_row(states: Array) -> Array:
-    """Alarms in a row at each window; 1 is an alarm, 0 none, and -1 neither counts nor breaks the row."""
+    """Return the number of alarms in a row at each window; 1 is an alarm, 0 is no alarm, and -1 neither counts nor
+    breaks the row."""
     counts = np.zeros(states.shape, np.int64)
     count = np.zeros(len(states), np.int64)
     for day in range(states.shape[1]):
@@ -202,13 +207,13 @@ def _in_a_row(states: Array) -> Array:
 
 
 def _begun(states: Array) -> str:
-    """How often a year somebody is told that an alarm has begun, for 1, 2 and 3 in a row."""
+    """Return how often per year the start of an alarm is reported, for 1, 2 and 3 in a row."""
     counts = _in_a_row(states)
     return " | ".join(f"{(counts == consecutive).sum(axis=1).mean():.2g}" for consecutive in (1, 2, 3))
 
 
 def _delays(states: Array) -> str:
-    """The median number of windows until somebody is told."""
+    """Return the median number of windows until the change is reported."""
     counts = _in_a_row(states)
     firsts = [
         np.where((counts >= one).any(axis=1), (counts >= one).argmax(axis=1) + 1, _BROKEN_DAYS) for one in (1, 2, 3)
@@ -221,8 +226,8 @@ SECTIONS = {"estimates": of_estimates, "missing": of_missing, "alarms": of_alarm
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=SECTIONS, action="append", help="only this part; may be given again")
-    parser.add_argument("--share", type=float, default=1.0, help="of the simulated windows; less is faster")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="run only this part; can be repeated")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the simulated windows")
     asked = parser.parse_args()
     for name in asked.only or SECTIONS:
         print(f"\n## {name}\n")

@@ -1,15 +1,17 @@
-"""The log's own scan and label join beside DuckDB and pyarrow.dataset: time, memory, and what a damaged file costs.
+"""Compare the log's own scan and label join with DuckDB and pyarrow.dataset: time, memory, and the effect of a damaged
+file.
 
     .venv/bin/python benchmarks/log_engines.py                     # a minute or two on two cores
     .venv/bin/python benchmarks/log_engines.py --hours 6 24 --rows 100000
 
-Each engine counts the distinct rows of a log, those with a label, and sums a column whose type differs between files,
-in a process of its own. A tenth of the rows stand in two files, as after a compaction that was killed; half of the rows
-have a label, a tenth of those a correction.
+Each engine runs in a separate process, counts the distinct rows of a log and the rows with a label, and sums a column
+whose type differs between files. A tenth of the rows is in two files, as after a compaction that was killed. Half of
+the rows have a label, and a tenth of the labels a correction.
 
-- ours: `view_tables`, as `onnxserve log query` and the monitors read.
+- ours: `view_tables`, as used by `onnxserve log query` and the monitors.
 - duckdb: one statement over `read_parquet` with union_by_name, 512 MB and a temporary folder.
-- duckdb by file: each file inserted by a statement of its own, which is what confines damage; duplicates by the hour.
+- duckdb by file: one INSERT per file, so that a damaged file does not affect other files; duplicates are removed by
+  hour.
 - pyarrow: `pyarrow.dataset` with the unified schema, group_by and join in memory.
 """
 
@@ -73,7 +75,7 @@ def write_log(root: Path, hours: int, rows: int) -> None:
             }
         )
         step = rows // _FILES_AN_HOUR
-        for number in range(_FILES_AN_HOUR):  # the last tenth of a file's rows is in the next one, too
+        for number in range(_FILES_AN_HOUR):  # The last tenth of a file's rows is also in the next file.
             part = table.slice(max(0, number * step - step // 10), step + (step // 10 if number else 0))
             (folder / f"f{number}.parquet").write_bytes(encode_parquet(part))
         labelled = np.concatenate([np.arange(0, rows, 2), np.arange(0, rows, 20)])
@@ -111,7 +113,7 @@ def _files(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _connect(folder: str) -> Any:
-    import duckdb  # here: the other engines are measured without it
+    import duckdb  # Imported here, because the other engines are measured without it.
 
     return duckdb.connect(f"{folder}/db", config={"memory_limit": _MEMORY, "temp_directory": folder, "threads": "2"})
 
@@ -145,7 +147,7 @@ def duckdb_by_file(root: Path) -> tuple[int, int, float]:
                         f"INSERT INTO hour BY NAME SELECT _prediction_id, {_KEYS}, x0 FROM read_parquet(?)", [file]
                     )
                 except duckdb.Error as error:
-                    print(f"passed over {Path(file).name}: {str(error)[:60]}", file=sys.stderr)
+                    print(f"skipped {Path(file).name}: {str(error)[:60]}", file=sys.stderr)
             distinct = f"SELECT DISTINCT ON ({_KEYS}) * FROM hour"
             totals += connection.execute(_TOTALS.format(rows=distinct, labels="FROM labels")).fetchone()
         return int(totals[0]), int(totals[1]), float(totals[2])

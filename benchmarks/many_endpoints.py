@@ -1,9 +1,10 @@
-"""What many small models in one server cost: start, memory, latency, and a change while it runs.
+"""Measure the cost of many small models in one server: start, memory, latency, and a change while it runs.
 
     .venv/bin/python -m benchmarks.many_endpoints            # 200 models and 2 workers; a minute on two cores
 
-Two servers run side by side, of 1 and of many endpoints, each model with files and a session of its own (a logistic
-regression over 30 columns). They are asked in turns: always the same endpoint, and one after the other.
+Two servers run next to each other, with one and with many endpoints. Each model has its own files and session (a
+logistic regression over 30 columns). Both servers receive requests in alternating rounds, for always the same endpoint,
+and for each endpoint in turn.
 """
 
 import argparse
@@ -36,7 +37,7 @@ HEADERS = {"Content-Type": "application/json"}
 
 @dataclass
 class Server:
-    """A running server and what its start cost."""
+    """A running server and the CPU of its start."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -53,16 +54,16 @@ class Server:
         return [supervisor, *supervisor.children(recursive=True)]
 
     def mebibytes(self) -> float:
-        """Memory of all processes, what several share counted once."""
+        """Return the memory of all processes, in which shared pages count once."""
         return float(sum(process.memory_full_info().pss for process in self.processes()) / 2**20)
 
     def workers(self) -> list[psutil.Process]:
-        """The grandchildren of the supervisor that serve: those of gunicorn."""
+        """Return the workers: the grandchildren of the supervisor, which are children of gunicorn."""
         children = psutil.Process(self.process.pid).children()
         return [worker for child in children for worker in child.children()]
 
     def worker_mebibytes(self) -> tuple[float, float]:
-        """Resident and unshared memory of a worker, the mean of all."""
+        """Return the resident and the unshared memory of a worker, as the mean of all workers."""
         infos = [worker.memory_full_info() for worker in self.workers()]
         return tuple(sum(getattr(info, kind) for info in infos) / len(infos) / 2**20 for kind in ("rss", "uss"))
 
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--endpoints", type=int, default=200)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--requests", type=int, default=2000, help="in each round")
+    parser.add_argument("--requests", type=int, default=2000, help="requests in each round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="onnxserve-many-") as folder:
         root = Path(folder)
@@ -91,7 +92,7 @@ def main() -> None:
 
 
 def make_model(root: Path, number: int) -> Path:
-    """The model's folder: one is made, the others are copies of its files."""
+    """Return the model's folder: the first is created, and the others are copies of its files."""
     template, folder = root / "models" / "m0", root / "models" / f"m{number}"
     if number:
         return Path(shutil.copytree(template, folder))
@@ -135,7 +136,7 @@ def wait_ready(process: subprocess.Popen[bytes], state_dir: Path) -> dict[str, A
 
 
 def measure(port: int, names: list[str], requests: int) -> tuple[float, float]:
-    """p50 and p99 in milliseconds of one client that asks these endpoints one after the other."""
+    """Return p50 and p99 in milliseconds of one client that sends requests to these endpoints in turn."""
     body = json.dumps({"inputs": [[0.5] * COLUMNS]})
     paths = itertools.cycle([f"/endpoints/{name}/invocations" for name in names])
     connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -152,7 +153,7 @@ def measure(port: int, names: list[str], requests: int) -> tuple[float, float]:
 
 
 def change(server: Server, model: Path) -> dict[str, float]:
-    """Seconds that it takes to load a further endpoint and unload it, and to read /metrics; bytes of that."""
+    """Return the seconds to load and to unload another endpoint, and to read /metrics, and the bytes of /metrics."""
     seconds = {}
     for action, body in (("load", {"parameters": {"model_uri": str(model)}}), ("unload", {})):
         seconds[action], _ = timed(server.port, "POST", f"/v2/repository/models/further/{action}", json.dumps(body))
@@ -171,23 +172,23 @@ def timed(port: int, method: str, path: str, body: str | None = None) -> tuple[f
 
 
 def report(one: Server, many: Server, rounds: np.ndarray, changed: dict[str, float]) -> None:
-    """`rounds`: [rounds, 3 ways to ask, p50 and p99]."""
+    """Print the table; `rounds` is [rounds, 3 kinds of client, p50 and p99]."""
     ratios = np.median(rounds / rounds[:, :1], axis=0)
     medians = np.median(rounds, axis=0)
     (one_rss, one_uss), (many_rss, many_uss) = one.worker_mebibytes(), many.worker_mebibytes()
     count = len(many.names)
-    print(f"| | 1 endpoint | {count} endpoints | {count} asked in turn |")
+    print(f"| | 1 endpoint | {count} endpoints | {count}, requested in turn |")
     print("|---|---|---|---|")
     print(f"| start to ready | {one.start_seconds:.1f} s | {many.start_seconds:.1f} s | |")
-    print(f"| CPU of it, all processes | {one.start_cpu_seconds:.1f} s | {many.start_cpu_seconds:.1f} s | |")
+    print(f"| CPU of the start, all processes | {one.start_cpu_seconds:.1f} s | {many.start_cpu_seconds:.1f} s | |")
     print(f"| memory of the server (PSS) | {one.mebibytes():.0f} MiB | {many.mebibytes():.0f} MiB | |")
     print(f"| resident memory of a worker | {one_rss:.0f} MiB | {many_rss:.0f} MiB | |")
     each = 1024 * (many_uss - one_uss) / (count - 1)
-    print(f"| of it unshared | {one_uss:.0f} MiB | {many_uss:.0f} MiB ({each:.0f} KiB a model) | |")
+    print(f"| unshared part | {one_uss:.0f} MiB | {many_uss:.0f} MiB ({each:.0f} KiB per model) | |")
     for row, name in enumerate(("p50", "p99")):
         cells = [f"{medians[way, row]:.2f} ms ({ratios[way, row]:.2f}×)" for way in range(3)]
         print(f"| {name}, one client | {' | '.join(cells)} |")
-    print(f"| load one more | | {changed['load']:.2f} s | |")
+    print(f"| load another endpoint | | {changed['load']:.2f} s | |")
     print(f"| unload it | | {changed['unload']:.2f} s | |")
     print(f"| /metrics | | {changed['metrics']:.2f} s, {changed['metrics bytes'] / 1024:.0f} KiB | |")
 

@@ -1,11 +1,12 @@
-"""What smaller numbers and pruning gain and lose, by `onnxserve optimize`, for four networks that read digits.
+"""Measure the gain and loss of quantization and pruning, by `onnxserve optimize`, for four networks that classify
+digits.
 
     .venv/bin/python benchmarks/optimize.py
 
-Each network learns 898 of scikit-learn's 1,797 digits. Of the others, half calibrate (and tune what was pruned), half
-measure the loss. Sizes, load times and latencies are those of the command: one thread, all forms of a network in turns
-in one process, the ratio to the base as the median over the rounds. Nothing is trained twice, so that the forms of a
-network differ by their form alone.
+Each network learns 898 of scikit-learn's 1,797 digits. Half of the other digits calibrate (and tune pruned networks),
+and half measure the loss. Sizes, load times and latencies are the command's: one thread, all forms of a network in
+alternating rounds in one process, the ratio to the base as the median over the rounds. Each network is trained once, so
+that its forms differ only in their form.
 """
 
 import logging
@@ -42,7 +43,7 @@ RECIPES = (
 
 
 class Encoder(nn.Module):
-    """Two layers of a transformer that read the eight rows of an image as a sequence."""
+    """Two layers of a transformer that process the eight rows of an image as a sequence."""
 
     def __init__(self, width: int = 256) -> None:
         super().__init__()
@@ -72,7 +73,9 @@ def fit(network: nn.Module, images: np.ndarray, digits: np.ndarray) -> nn.Module
     inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
     optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
     for _ in range(30):
-        for batch in torch.randperm(len(inputs))[: len(inputs) // 64 * 64].split(64):  # no batch norm of a few rows
+        for batch in torch.randperm(len(inputs))[: len(inputs) // 64 * 64].split(
+            64
+        ):  # full batches for batch normalization
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
             optimizer.step()

@@ -1,18 +1,18 @@
-"""Where the microseconds of one request go below the worker's connection, with capture and metrics on.
+"""Measure the microseconds of one request below the worker's connection, with capture and metrics on.
 
     .venv/bin/python benchmarks/request_path.py              # about a minute
     .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
-    .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys asked for
+    .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys
     .venv/bin/python benchmarks/request_path.py --beside plain=. canary=. sampled=. unsampled=. logged=. traced=.
 
-Four models: a logistic regression of 30 floats, the same from an array, one of 100 columns, every other one an integer,
-and a pipeline of the flights' 15 columns (strings, integers, doubles, booleans). A row of the table is one form of
-body; its columns are medians in microseconds: of decoding, the graph's run, capture, metrics and encoding, each called
-by itself, and of the whole `answer`. `rest` is what remains of that: ids and messages, and that a part is slower behind
-the others, whose code and data have taken the caches. `--beside` compares checkouts, or interpreters, by the whole way
-of a request: the connection is given its bytes, and writes its response to no socket. A process for each takes turns
-with the others, so that a busy machine is busy for all. The metrics lie in shared memory, as under gunicorn. The models
-are made once, by another process, so that neither MLflow nor pandas is in the one that is measured.
+There are four models: a logistic regression of 30 floats, the same from an array, a model of 100 columns, every other
+an integer, and a pipeline of the flights' 15 columns (strings, integers, doubles, booleans). A row of the table is one
+form of body. Its columns are medians in microseconds of decoding, the graph's run, capture, metrics and encoding, each
+called separately, and of the complete `answer`. `rest` is the difference: ids, messages, and slower parts because the
+other parts use the same caches. `--beside` compares checkouts or interpreters by the complete processing of a request:
+the connection receives its bytes, and writes its response to no socket. One process per checkout alternates with the
+others, so that a busy machine affects all of them. The metrics are in shared memory, as under gunicorn. A separate
+process creates the models once, so the measured process imports neither MLflow nor pandas.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ FLIGHT |= {name: 10.25 + place for place, name in enumerate(DOUBLES)} | {"holida
 
 
 def make_models(root: Path) -> None:
-    """The models as MLmodel folders."""
+    """Return the models as MLmodel folders."""
     import numpy as np
     import pandas as pd
     from sklearn.compose import make_column_transformer
@@ -93,12 +93,13 @@ def make_models(root: Path) -> None:
 
 
 def open_servers(root: Path, label: str = "") -> dict[str, Any]:
-    """By model: a server in this process, once it is ready.
+    """Return a ready server in this process, per model.
 
     Args:
-        label: `keys…`: its key is KEY, which has a limit of its own if the label has the word `limited`. `canary`: a
+        label: `keys…`: its key is KEY, which has its own limit if the label contains the word `limited`. `canary`: a
             second variant of the same version has a tenth of the weight. `sampled`, `unsampled`: a tenth of the
-            requests is captured, or none. `logged`: each request is logged. `traced`: each has a span; no collector.
+            requests is captured, or none. `logged`: each request is logged. `traced`: each request has a span, without
+            a collector.
     """
     from mlflow_deploy_plugin.logs import configure_logging
     from mlflow_deploy_plugin.server.assembly import open_server
@@ -108,7 +109,7 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
 
     servers = {}
     if label in ("logged", "traced"):
-        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - until this process ends
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open until this process ends
     if label == "logged":
         os.environ["ONNXSERVE_LOG_REQUESTS"] = "true"
         configure_logging(load_settings(), "worker")
@@ -136,7 +137,7 @@ def open_servers(root: Path, label: str = "") -> dict[str, Any]:
 
 
 def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
-    """(what is shown, model, path, headers, body)."""
+    """Return (label, model, path, headers, body) of each request."""
     import random
 
     import numpy as np
@@ -219,7 +220,7 @@ def bodies() -> list[tuple[str, str, str, dict[str, str], bytes]]:
 
 
 def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict[str, Callable[[], Any]]:
-    """Each part of answering this body as a function without arguments."""
+    """Return the parts of the processing of this body as functions without arguments."""
     from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.server.http.plan import PlanTable
     from mlflow_deploy_plugin.server.inference import protocol_table
@@ -267,9 +268,9 @@ def parts_of(server: Any, path: str, given: dict[str, str], body: bytes) -> dict
 
 
 def measure(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Microseconds of each part: the median over rounds, in which the parts take turns.
+    """Return the microseconds of each part: the median over rounds, in which the parts alternate.
 
-    Of the thread's CPU time, so that waiting for others on the same cores is not counted; nothing here waits itself.
+    The CPU time of the thread is measured, so waiting for other processes does not count; the parts do not wait.
     """
     taken: dict[str, list[float]] = {name: [] for name in parts}
     repeats = {}
@@ -288,7 +289,7 @@ def measure(parts: dict[str, Callable[[], Any]]) -> dict[str, float]:
 
 
 class NoSocket:
-    """A transport that keeps what was written last."""
+    """A transport that keeps the last written bytes."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -307,11 +308,11 @@ class NoSocket:
 
 
 async def answer_by_name(label: str) -> None:
-    """Print the names of the requests; then, for each name that is read, the microseconds of that request."""
+    """Print the names of the requests. Then print the microseconds of each request whose name is read."""
     from mlflow_deploy_plugin.server.http.workers import worker_app
     from mlflow_deploy_plugin.server.http.workers.connection import HttpConnection
 
-    worker_app.INLINE_SECONDS = math.inf  # a busy machine takes no request off the loop
+    worker_app.INLINE_SECONDS = math.inf  # a busy machine must not move requests off the loop
     root = Path(tempfile.mkdtemp(prefix="request-path-", dir="/dev/shm"))
     servers = open_servers(root, label)
     key = f"Authorization: Bearer {KEY}\r\n" if label.startswith("keys") else ""
@@ -325,7 +326,7 @@ async def answer_by_name(label: str) -> None:
         fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{key}{fields}Content-Length: {length}\r\n\r\n"
         request: Callable[[], Any] = partial(connection.data_received, head.encode() + body)
-        request()  # in a thread, since it is not known yet how long it takes
+        request()  # The first request runs in a thread, because its duration is not known yet.
         while not transport.written:
             await asyncio.sleep(0.01)
         assert transport.written.startswith(b"HTTP/1.1 200"), transport.written[:500]
@@ -345,7 +346,7 @@ async def answer_by_name(label: str) -> None:
 
 
 def compare(arguments: list[str]) -> None:
-    """Print the microseconds of each request in each checkout, and their ratios to the first one."""
+    """Print the microseconds of each request in each checkout, and their ratios to the first checkout."""
     children: dict[str, subprocess.Popen[str]] = {}
     for argument in arguments:
         label, _, where = argument.partition("=")
@@ -364,10 +365,10 @@ def compare(arguments: list[str]) -> None:
         return float(child.stdout.readline()) if child.stdout else math.nan
 
     names: list[str] = []
-    for child in children.values():  # each is ready when it has printed them
+    for child in children.values():  # A process is ready when it has printed the names.
         names = json.loads(child.stdout.readline()) if child.stdout else names
     first, *others = children
-    print(f"{'microseconds a request':28}" + "".join(f"{name:>10}" for name in children) + f"   / {first}: {others}")
+    print(f"{'microseconds per request':28}" + "".join(f"{name:>10}" for name in children) + f"   / {first}: {others}")
     for name in names:
         taken: dict[str, list[float]] = {label: [] for label in children}
         for turn in range(ROUNDS + 1):
@@ -382,7 +383,7 @@ def compare(arguments: list[str]) -> None:
             f"{name:28}" + "".join(f"{one:10.1f}" for one in median.values()) + "".join(f"{one:8.3f}" for one in ratios)
         )
     for child in children.values():
-        child.communicate()  # the end of its input ends it
+        child.communicate()  # The process exits at the end of its input.
 
 
 def main() -> None:
@@ -391,7 +392,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--answer"]:
         return asyncio.run(answer_by_name(sys.argv[2]))
     if not all((MODELS / name).is_dir() for name in MODEL_NAMES):
-        shutil.rmtree(MODELS, ignore_errors=True)  # some of them, of an earlier version of this script
+        shutil.rmtree(MODELS, ignore_errors=True)  # An earlier version of this script may not have all requests.
         subprocess.run([sys.executable, __file__, "--make-models"], check=True)
     if sys.argv[1:2] == ["--beside"]:
         return compare(sys.argv[2:])
@@ -399,7 +400,7 @@ def main() -> None:
     try:
         servers = open_servers(root)
         gc.freeze()
-        print(f"{'microseconds a request':30}" + "".join(f"{name:>11}" for name in (*PARTS, "rest")))
+        print(f"{'microseconds per request':30}" + "".join(f"{name:>11}" for name in (*PARTS, "rest")))
         for shown, model, path, headers, body in bodies():
             found = measure(parts_of(servers[model], path, headers, body))
             found["rest"] = 2 * found["answer"] - sum(found.values())

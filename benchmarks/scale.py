@@ -1,19 +1,21 @@
-"""Three servers behind nginx, one of them killed, with shared limits; and what grows with endpoints, servers and rows.
+"""Three servers behind nginx, one of which is killed, with shared limits; and the growth with endpoints, servers and
+rows.
 
     eval "$(shared/machine/s3.sh env)"
     .venv/bin/python -m benchmarks.scale [servers unlimited limits store registry redis log]
 
-The stack is that of docker/compose.yaml as tests/stack runs it without Docker, with a third server: a real nginx with
+The stack is docker/compose.yaml as tests/stack runs it without Docker, with a third server: a real nginx with
 docker/stack/nginx.conf, Redis, PostgreSQL for the store and MLflow, and S3 for artifacts and the inference log.
 
-servers    clients ask through nginx while a server is killed (SIGKILL) and started again, with nginx's retries and
-           without: failed requests, latency, CPU seconds for a million predictions
+servers    clients send requests through nginx while a server is killed (SIGKILL) and restarted, with and without
+nginx's
+           retries: failed requests, latency, CPU seconds per million predictions
 unlimited  the CPU seconds without a rate limit
-limits     the three servers admit together what one rate allows
-store      10,000 endpoints in PostgreSQL: to add, read and list them
-registry   calls a second that an MLflow server answers of those that agents make
-redis      counts a second of one worker's rate limiter
-log        bytes a row, and the time to read one hour of them
+limits     the number of requests that three servers admit with one shared rate limit
+store      10,000 endpoints in PostgreSQL: adding, reading and listing them
+registry   calls per second that an MLflow server answers, of the kind that agents make
+redis      counts per second of one worker's rate limiter
+log        bytes per row, and the time to read one hour
 """
 
 import argparse
@@ -51,7 +53,7 @@ RATE = 1200
 
 @dataclass
 class Asked:
-    """What clients have got: the number of each status (0: no answer), and the seconds of each answer."""
+    """The results of clients: the number of responses by status (0: no response), and the seconds of each response."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     seconds: list[float] = field(default_factory=list)
@@ -63,7 +65,7 @@ class Asked:
 
 @contextmanager
 def three_servers(folder: Path, **changed: str) -> Iterator[NativeStack]:
-    """Run the core of the stack with a third server; `changed` replaces texts of its files."""
+    """Run the core of the stack with a third server; `changed` replaces texts in its files."""
     bucket = f"onnxserve-{uuid.uuid4().hex[:12]}"
     lines = [f"    server server-b:{port} max_fails=1 fail_timeout=2s;" for port in (8080, 8081)]
     more = {line: line + line.replace("-b", "-c") for line in lines}
@@ -119,7 +121,7 @@ def ask_once(stack: NativeStack) -> Asked:
 
 
 def client(stack: NativeStack, until: float, asked: Asked, lock: threading.Lock, server: str = "") -> None:
-    """Ask through nginx, or a server itself, one request after the other on one connection; never ask again."""
+    """Send requests through nginx, or to a server directly, sequentially on one connection and without retries."""
     key = (stack.secrets / "shop_key").read_text()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     trusted = ssl.create_default_context(cafile=str(stack.secrets / "tls.crt"))
@@ -157,7 +159,7 @@ def ask(stack: NativeStack, seconds: float, clients: int = 8, server: str = "") 
 
 
 def kill_under_load(stack: NativeStack, seconds: float) -> Asked:
-    """Kill the second server after a third of the time, and start it again after two thirds."""
+    """Kill the second server after a third of the time, and restart it after two thirds."""
 
     def drill() -> None:
         time.sleep(seconds / 3)
@@ -182,17 +184,17 @@ def cpu_seconds(stack: NativeStack, names: tuple[str, ...]) -> float:
 
 
 def servers(seconds: float) -> Asked:
-    """Return what clients have got while a server was killed, with nginx's retries."""
+    """Return the results of clients while a server was killed, with nginx's retries."""
     unlimited = {"rate_limit: 20000/minute": "rate_limit: 10000000/minute"}
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder), **unlimited) as stack:
-        print(f"three servers, nobody killed: {cost(stack, seconds)}")
+        print(f"three servers, none killed: {cost(stack, seconds)}")
         retried = kill_under_load(stack, 3 * seconds)
-        print(f"one server killed, nginx asks another: {shown(retried, 3 * seconds)}")
+        print(f"one server killed, nginx retries another server: {shown(retried, 3 * seconds)}")
         stack.kill("nginx")
         stack.changed |= {"proxy_next_upstream error timeout http_503": "proxy_next_upstream off; #"}
         start_nginx(stack)
         plain = kill_under_load(stack, 3 * seconds)
-        print(f"one server killed, nginx asks no other: {shown(plain, 3 * seconds)}", flush=True)
+        print(f"one server killed, no retry: {shown(plain, 3 * seconds)}", flush=True)
     return retried
 
 
@@ -204,7 +206,7 @@ def unlimited(seconds: float) -> None:
 
 
 def cost(stack: NativeStack, seconds: float) -> str:
-    """Return what clients have got while nobody was killed, and the CPU that a million such requests take."""
+    """Return the results of clients while all servers run, and the CPU of a million such requests."""
     ask(stack, 2)
     before = {name: cpu_seconds(stack, names) for name, names in _COSTS.items()}
     quiet = ask(stack, seconds)
@@ -226,7 +228,7 @@ def shown(asked: Asked, seconds: float) -> str:
 
 
 def limits() -> int:
-    """Return the requests that three servers have admitted together within less than a period of the rate."""
+    """Return the number of requests that three servers have admitted within one period of the rate limit."""
     limited = {"rate_limit: 20000/minute": f"rate_limit: {RATE}/minute"}
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder), **limited) as stack:
         begun, total = time.monotonic(), Counter[int]()
@@ -234,7 +236,7 @@ def limits() -> int:
             for name in SERVERS:
                 total += ask(stack, 0.5, 2, name).statuses
         print(
-            f"{RATE} requests a minute for one key, {sum(total.values()):,} sent to three servers in "
+            f"{RATE} requests per minute for one key, {sum(total.values()):,} sent to three servers in "
             f"{time.monotonic() - begun:.0f} s: {total[200]:,} admitted, {total[429]:,} refused",
             flush=True,
         )
@@ -259,14 +261,14 @@ def store(count: int = 10_000) -> None:
         found = len(opened.endpoints())
         listed = time.perf_counter() - begun
         print(
-            f"store in PostgreSQL with {found:,} endpoints: {added / count * 1000:.1f} ms to add one, "
-            f"{one * 1000:.1f} ms to read one, {listed:.2f} s to read all",
+            f"store in PostgreSQL with {found:,} endpoints: {added / count * 1000:.1f} ms to add an endpoint, "
+            f"{one * 1000:.1f} ms to read an endpoint, {listed:.2f} s to read all",
             flush=True,
         )
 
 
 def registry(seconds: float) -> None:
-    """Ask as an agent does for what it follows: one call a model and look."""
+    """Call MLflow like an agent that polls: one call per model and poll."""
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, three_servers(Path(folder)) as stack:
         password = (stack.secrets / "admin_password").read_text()
         url = stack.url("mlflow", 5000, "/api/2.0/mlflow/registered-models/alias?name=flights&alias=champion")
@@ -284,8 +286,8 @@ def registry(seconds: float) -> None:
         with ThreadPoolExecutor(8) as pool:
             rate = sum(pool.map(poll, [until] * 8)) / seconds
         print(
-            f"MLflow with one worker answers {rate:,.0f} looks a second: at one look each 2 s, {rate * 2:,.0f} "
-            f"followed models times servers; at one each 30 s, {rate * 30:,.0f}",
+            f"MLflow with one worker answers {rate:,.0f} polls per second: with one poll every 2 s, {rate * 2:,.0f} "
+            f"followed models times servers; at with one every 30 s, {rate * 30:,.0f}",
             flush=True,
         )
 
@@ -297,13 +299,13 @@ def redis(seconds: float) -> None:
         limiter = open_rate_limiter("1000000/second", RedisRates(url))
         count, until = 0, time.monotonic() + seconds
         while time.monotonic() < until:
-            limiter(b"client %d" % count)  # a busy client would be counted for many requests at once
+            limiter(b"client %d" % count)  # A busy client would be counted for many requests at once.
             count += 1
-        print(f"Redis counts {count / seconds:,.0f} requests a second for one thread of one worker", flush=True)
+        print(f"Redis counts {count / seconds:,.0f} requests per second for one thread of one worker", flush=True)
 
 
 def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
-    """Rows of 14 columns, as an agent writes them: a file each ten minutes of two workers."""
+    """Write rows of 14 columns like an agent: a file per ten minutes of two workers."""
     import pyarrow as pa
 
     from mlflow_deploy_plugin.inference_log import open_log, parse_window
@@ -349,7 +351,7 @@ def log(sizes: tuple[int, ...] = (1_000_000, 4_000_000)) -> None:
                 seconds.append(time.perf_counter() - begun)
             assert hour is not None
             print(
-                f"log of {rows:,} rows: {size / rows:.0f} bytes a row, one hour of {hour.table.num_rows:,} rows read "
+                f"log of {rows:,} rows: {size / rows:.0f} bytes per row, one hour of {hour.table.num_rows:,} rows read "
                 f"in {np.median(seconds) * 1000:.0f} ms",
                 flush=True,
             )

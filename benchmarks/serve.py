@@ -1,13 +1,13 @@
-"""How fast we serve, beside the servers that others use, in one run.
+"""Compare the speed of onnxserve with other model servers, in one run.
 
     .venv/bin/python benchmarks/serve.py                        # everything, about twenty minutes on two cores
     .venv/bin/python benchmarks/serve.py --only one-row --rounds 1 --seconds 1
     .venv/bin/python benchmarks/serve.py --only one-row --peers flask echo
 
-The peers are installed into environments of their own. The server under test has one core, the clients another; the
-rounds are interleaved, every answer is checked, and what is compared are ratios within a round. One row is asked by a
-client that polls and by wrk, where it is installed. Capture, metrics and limits of ours are on
-unless a row says otherwise.
+The peers are installed into separate environments. The measured server has one core, and the clients another. The
+rounds are interleaved, every response is checked, and ratios within a round are compared. For one row, the clients are
+a polling client and wrk, if it is installed. Capture, metrics and limits of onnxserve are on unless the row states
+otherwise.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-sys.path.insert(0, str(Path(__file__).parents[1]))  # `projects`, whose models are served
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for `projects`, whose models are served
 
 from benchmarks.serving import table, works
 from benchmarks.serving.servers import CLIENT_CORE, cores_given
@@ -59,10 +59,10 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15, help="interleaved rounds (15)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="seconds a server in each round (1)")
-    parser.add_argument("--only", nargs="+", choices=list(works.WORKS), help="these works only")
-    parser.add_argument("--peers", nargs="+", help="peers whose name holds one of these words only")
-    parser.add_argument("--json", type=Path, help="write the rows to this file too")
+    parser.add_argument("--seconds", type=float, default=1.0, help="seconds per server in each round (1)")
+    parser.add_argument("--only", nargs="+", choices=list(works.WORKS), help="run only these works")
+    parser.add_argument("--peers", nargs="+", help="only peers whose name contains one of these words")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--keep", action="store_true", help="keep models, logs and state folders")
     return parser.parse_args()
 

@@ -1,12 +1,12 @@
-"""What a shadow costs whoever asks: the same request with and without one, in one process.
+"""Measure the cost of a shadow for the client: the same request with and without a shadow, in one process.
 
     .venv/bin/python benchmarks/shadow.py              # about a minute
 
-The models are those of `benchmarks/request_path.py`. `cpu` is the answering thread's time for one request, in bursts
-that the queue of copies holds; `p50` and `p99` are of the clock, for requests that come every two milliseconds, with
-the shadow's thread at work beside them; `full` is of the clock too, for requests that follow each other at once.
-Medians over rounds in which the servers take turns, as ratios to the server without a shadow. On a machine that has
-other work to do only the ratios mean something.
+The models are the same as in `benchmarks/request_path.py`. `cpu` is the answering thread's time for one request, in
+bursts that fit into the queue of copies. `p50` and `p99` are wall-clock times of requests every two milliseconds, while
+the shadow's thread works. `full` is the wall-clock time of requests without pauses. The script prints medians over
+rounds in which the servers alternate, as ratios to the server without a shadow. On a busy machine, only the ratios are
+meaningful.
 """
 
 import json
@@ -32,7 +32,7 @@ ROUNDS, BURST, PACED, GAP_SECONDS, FULL_SECONDS = 15, 200, 250, 0.002, 0.5
 
 
 def open_apps(root: Path) -> dict[str, "ServerApp"]:
-    """By what stands in the shadow."""
+    """Return the servers by the model in their shadow."""
     from mlflow_deploy_plugin.server.assembly import open_server
     from mlflow_deploy_plugin.server.http.app import ServerApp
     from mlflow_deploy_plugin.statedir import Wanted
@@ -64,13 +64,13 @@ def request() -> "RawRequest":
 
 
 def drained(app: "ServerApp") -> None:
-    """Waits until the shadow's thread has nothing left to do."""
+    """Wait until the shadow's thread is idle."""
     while app.server.shadows.waiting:
         time.sleep(0.01)
 
 
 def burst(app: "ServerApp") -> float:
-    """Microseconds of this thread's time for one answer."""
+    """Return the microseconds of this thread's time per response."""
     asked = request()
     began = time.thread_time()
     for _ in range(BURST):
@@ -81,7 +81,7 @@ def burst(app: "ServerApp") -> float:
 
 
 def paced(app: "ServerApp") -> tuple[float, float]:
-    """The median and the 99th percentile of the answers' microseconds, by the clock."""
+    """Return the median and the 99th percentile of the responses' wall-clock microseconds."""
     asked = request()
     taken = []
     for _ in range(PACED):
@@ -95,7 +95,7 @@ def paced(app: "ServerApp") -> tuple[float, float]:
 
 
 def full(app: "ServerApp") -> float:
-    """Microseconds by the clock for one of many answers without a pause."""
+    """Return the wall-clock microseconds per response for many requests without a pause."""
     asked = request()
     answers, began = 0, time.perf_counter()
     while (taken := time.perf_counter() - began) < FULL_SECONDS:

@@ -1,12 +1,13 @@
-"""What shipping the spool costs: the agent's CPU seconds a million captured requests, and its share of a busy core.
+"""Measure the cost of shipping the spool: the agent's CPU seconds per million captured requests, and its share of a
+busy core.
 
     .venv/bin/python -m benchmarks.shipping                # the cost of a million; half a minute
-    .venv/bin/python -m benchmarks.shipping --busy         # and a server asked at full speed: its agent's share
+    .venv/bin/python -m benchmarks.shipping --busy         # also the agent's share with a server at full speed
     PYTHONPATH=/path/to/another/checkout .venv/bin/python benchmarks/shipping.py     # the cost, of other code
 
-The two models are those of `benchmarks/request_path.py`: 30 floats, and the flights' 15 mixed columns. For the cost,
-requests of one row are written to a spool with values that differ, and shipped to a folder by this process. Busy:
-agent, supervisor and one worker share core 0, and wrk asks from core 1.
+The two models are the same as in `benchmarks/request_path.py`: 30 floats, and the flights' 15 mixed columns. For the
+cost, this process writes requests of one row with different values to a spool, and ships them to a folder. With
+`--busy`, agent, supervisor and one worker share core 0, and wrk runs on core 1.
 """
 
 import argparse
@@ -34,7 +35,8 @@ SETTLING_SECONDS = 3.0
 
 
 def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
-    """The captured model, feeds and outputs of requests of one row: `VARIETY` answers, and new floats each."""
+    """Return the captured model, feeds and outputs of requests of one row: `VARIETY` outputs, and new floats in each
+    request."""
     from mlflow_deploy_plugin.runtime import OnnxModel
     from mlflow_deploy_plugin.spool.captured_model import CapturedModel
 
@@ -50,7 +52,7 @@ def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
             row |= {name: [int(draw.integers(0, 30))] for name in request_path.INTEGERS}
             row |= {name: [float(draw.uniform(0, 30))] for name in request_path.DOUBLES}
         feeds = loaded.schema.from_columns(row)
-        sent = getattr(feeds, "sent", feeds)  # a checkout of before 64-bit numbers were kept has none
+        sent = getattr(feeds, "sent", feeds)  # A checkout from before 64-bit numbers were kept does not have this.
         found.append((bound, dict(sent), dict(loaded.run(feeds, None))))
     while True:
         for model, feeds, outputs in found:
@@ -62,7 +64,7 @@ def captured(kind: str) -> Iterator[tuple[Any, dict[str, Any], dict[str, Any]]]:
 
 
 def write_spool(spool: Path, kind: str, requests: int) -> float:
-    """Fills the spool; CPU seconds of the writing alone."""
+    """Fill the spool, and return the CPU seconds of writing."""
     from mlflow_deploy_plugin.spool.codec import RequestRecord
     from mlflow_deploy_plugin.spool.writer import CaptureWriter
 
@@ -82,7 +84,7 @@ def write_spool(spool: Path, kind: str, requests: int) -> float:
 
 
 def cost(kind: str, requests: int, rounds: int) -> None:
-    """Prints the CPU seconds a million of writing and of shipping, the best of the rounds, and what came of it."""
+    """Print the CPU seconds per million requests of writing and of shipping (the best round), and the sizes."""
     from mlflow_deploy_plugin.agent.ship import Shipper
 
     spent = []
@@ -100,13 +102,13 @@ def cost(kind: str, requests: int, rounds: int) -> None:
     shipping, writing = (min(values) * 1e6 / requests for values in zip(*spent, strict=True))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(
-        f"{kind:8}  writing {writing:5.2f} s  shipping {shipping:5.2f} s a million; {bytes_in / requests:.0f} B a "
+        f"{kind:8}  writing {writing:5.2f} s  shipping {shipping:5.2f} s per million; {bytes_in / requests:.0f} B a "
         f"request in the spool, {bytes_out / requests:.0f} B in the log, {len(files)} files; peak memory {peak} MiB"
     )
 
 
 def busy(kind: str, seconds: float) -> None:
-    """Prints requests per second, and the share of its core that the agent took meanwhile."""
+    """Print requests per second, and the agent's share of the core at the same time."""
     import psutil
 
     shown = {"numbers": "1 x 30 dataframe_split", "flights": "flight dataframe_split"}[kind]
@@ -158,7 +160,7 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + 90
     while "onnxserve: " not in log.read_text():
         if server.poll() is not None or time.monotonic() > deadline:
-            raise SystemExit(f"the server does not start: {log.read_text()[-600:]}")
+            raise SystemExit(f"the server did not start: {log.read_text()[-600:]}")
         time.sleep(0.1)
 
 

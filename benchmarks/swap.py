@@ -1,13 +1,14 @@
-"""What a promotion costs the requests that go on meanwhile: 50 swaps under load, and none of them may be noticed.
+"""Measure the effect of promotions on concurrent requests: 50 swaps under load, none of which may cause an error.
 
     .venv/bin/python benchmarks/swap.py                     # 50 swaps, about three minutes on two cores
     .venv/bin/python benchmarks/swap.py --swaps 5 --seconds 2
 
-A real MLflow server, `onnxserve serve -m models:/swap/Production` with two workers, and clients that ask in an open
-loop at half the rate that they get in a closed one. A swap is a stage transition, as a click in MLflow's UI makes it:
-version 2 into Production, and archived again. Every answer is checked: its `X-Model-Version` and its value must be of
-the same version, and once every worker serves the new one, none may be of the old. "During swaps" is from when the
-agent tells the workers to when all of them serve it. Exit status 1 where a target is missed.
+The script runs a real MLflow server, `onnxserve serve -m models:/swap/Production` with two workers, and clients that
+send requests in an open loop at half the rate of a closed loop. A swap is a stage transition like a click in MLflow's
+UI: version 2 is moved to Production, and then archived. Every response is checked: its `X-Model-Version` and its value
+must belong to the same version, and when every worker serves the new version, no response may be of the old version.
+"During swaps" is the time from the agent's message to the workers until all of them serve the version. The exit status
+is 1 if a target is missed.
 """
 
 import argparse
@@ -44,8 +45,8 @@ BODY = json.dumps({"inputs": [[1.0] * COLUMNS]}).encode()
 
 @dataclass(frozen=True)
 class Swap:
-    """Times of the monotonic clock: the registry has taken the click; the agent has told the workers; every one of
-    them serves the version."""
+    """Times of the monotonic clock: the registry accepted the transition, the agent informed the workers, and every
+    worker serves the version."""
 
     version: str
     clicked: float
@@ -81,7 +82,12 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--swaps", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of measuring the peak, and of quiet before (5)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=5.0,
+        help="seconds of measuring the peak, and of load before the first swap (5)",
+    )
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two swaps (1)")
     return parser.parse_args()
 
@@ -98,8 +104,8 @@ def _start_mlflow(folder: Path, stack: ExitStack) -> None:
 
 
 def _register() -> dict[str, bytes]:
-    """Two versions of a small model, the first in Production; what each answers."""
-    import mlflow  # here and below: not in the process that asks
+    """Register two versions of a small model, the first in Production, and return the response of each."""
+    import mlflow  # imported here and below, not in the client's process
     import onnx.parser
     from mlflow import MlflowClient
 
@@ -181,7 +187,7 @@ def _report(answers: Answers, swaps: list[Swap], peak: float) -> int:
         f"swaps={len(swaps)} rate={peak / 2:,.0f}/s (peak {peak:,.0f}/s) requests={len(answers.due)} "
         f"longest={answers.latency.max():.2f} s"
     )
-    print(f"click→served in every worker: p50 {p50:.2f} s, p95 {p95:.2f} s, most {seconds.max():.2f} s")
+    print(f"click→served in every worker: p50 {p50:.2f} s, p95 {p95:.2f} s, maximum {seconds.max():.2f} s")
     print(f"failed={answers.failed} mixed={answers.mixed} late={late}")
     missed = [
         name
@@ -193,7 +199,7 @@ def _report(answers: Answers, swaps: list[Swap], peak: float) -> int:
         }.items()
         if not holds
     ]
-    print(f"targets: {'all hold' if not missed else 'MISSED ' + ', '.join(missed)}")
+    print(f"targets: {'all met' if not missed else 'MISSED ' + ', '.join(missed)}")
     return 1 if missed else 0
 
 

@@ -1,1 +1,1 @@
-"""What `benchmarks/serve.py` is made of: models, peers in environments of their own, a load client, works, a table."""
+"""The parts of `benchmarks/serve.py`: models, peers in separate environments, a load client, works, a table."""

@@ -1,4 +1,4 @@
-"""Environments of their own for the peers, made by uv and kept in `~/.cache/onnxserve-benchmarks`."""
+"""Separate environments for the peers, made by uv and kept in `~/.cache/onnxserve-benchmarks`."""
 
 import hashlib
 import shutil
@@ -10,11 +10,11 @@ CACHE = Path("~/.cache/onnxserve-benchmarks").expanduser()
 
 
 class NotInstalled(Exception):
-    """A peer that cannot be had here, with the reason."""
+    """A peer that cannot be installed here, with the reason."""
 
 
 def environment(name: str, requirements: tuple[str, ...]) -> Path:
-    """The folder of the environment's programs; made if it is not there yet.
+    """Return the folder of the environment's programs, and create the environment if it does not exist.
 
     Raises:
         NotInstalled: uv cannot install the requirements.
@@ -32,7 +32,7 @@ def environment(name: str, requirements: tuple[str, ...]) -> Path:
 
 
 def versions(programs: Path, *packages: str) -> str:
-    """`name version` of each package of an environment."""
+    """Return `name version` of each package of an environment."""
     code = (
         "import sys; from importlib.metadata import version as v; print(', '.join(f'{n} {v(n)}' for n in sys.argv[1:]))"
     )

@@ -1,11 +1,11 @@
-"""A load client: closed loop (the next request when the answer is there) and open loop (requests at fixed times).
+"""A load client with a closed loop (the next request follows the response) and an open loop (requests at fixed times).
 
-It reads answers on uvloop without a library between, so that one core asks faster than any server here answers, and
-never sleeps: on a virtual machine, to wake a core that sleeps costs the server tens of microseconds, which only servers
-too slow to keep the client busy would pay (the same server: 6,800 requests/s asked by a sleeper, 9,200 by this). Every
-answer is checked: its status is 200 and it holds the expected bytes. In the open loop latency counts from the time at
-which a request was to be sent, not from when a connection was free: a server that stalls is charged for all that waited
-(Gil Tene's "coordinated omission").
+It reads responses on uvloop without a library, so that one core sends requests faster than any of the servers answers.
+It never sleeps: on a virtual machine, waking a sleeping core costs the server tens of microseconds, which only servers
+that are slow enough to keep the client busy avoid (the same server: 6,800 requests/s with a sleeping client, 9,200 with
+this client). Every response is checked: its status is 200 and it contains the expected bytes. In the open loop, latency
+counts from the scheduled time of a request, and not from the time at which a connection was free. A server that stalls
+is therefore charged for all waiting requests (Gil Tene's "coordinated omission").
 """
 
 import asyncio
@@ -27,11 +27,11 @@ _PATIENCE = 30.0
 
 @dataclass(frozen=True)
 class Target:
-    """One request that is sent again and again.
+    """A request that is sent repeatedly.
 
     Attributes:
-        raw: the whole request, head and body.
-        expected: bytes that every answer's body must hold.
+        raw: the complete request, head and body.
+        expected: bytes that the body of every response must contain.
     """
 
     port: int
@@ -41,7 +41,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of a run; latencies in seconds. `requests` are those answered rightly, and `wrong` all others."""
+    """The results of a run, with latencies in seconds. `requests` are the correct responses, and `wrong` all others."""
 
     requests: int
     seconds: float
@@ -55,7 +55,7 @@ class Measured:
 
 
 def post(path: str, body: bytes, content_type: str = "application/json", **headers: str) -> bytes:
-    """The bytes of a request that keeps its connection."""
+    """Return the bytes of a request that keeps its connection."""
     lines = [
         f"POST {path} HTTP/1.1",
         "Host: 127.0.0.1",
@@ -67,17 +67,18 @@ def post(path: str, body: bytes, content_type: str = "application/json", **heade
 
 
 def closed_loop(target: Target, connections: int, seconds: float, warm_up: float = 0.3) -> Measured:
-    """Every connection sends its next request when it has the answer; goes on until some answers have come."""
+    """Send the next request of every connection after its response; continue until there are some responses."""
     return uvloop.run(_closed_loop(target, connections, seconds, warm_up))
 
 
 def open_loop(target: Target, connections: int, seconds: float, rate: float) -> Measured:
-    """`rate` requests a second at even distances, whatever the server does."""
+    """Send `rate` requests per second at equal intervals, independently of the server."""
     return uvloop.run(_open_loop(target, connections, seconds, rate))
 
 
 def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
-    """A closed loop by wrk, a client in C that sleeps until an answer comes; it sees the status, not the body."""
+    """Run a closed loop with wrk, a client in C that sleeps until a response arrives and checks the status, but not the
+    body."""
     head, _, body = target.raw.partition(b"\r\n\r\n")
     line, *fields = head.decode().split("\r\n")
     method, path, _ = line.split(" ")
@@ -101,7 +102,7 @@ def wrk_loop(target: Target, connections: int, seconds: float) -> Measured:
 
 
 class _Connection(asyncio.Protocol):
-    """One connection with one request on its way; `on_answer(connection, is_right)` is called for each answer."""
+    """A connection with one request in flight; `on_answer(connection, is_right)` is called for each response."""
 
     def __init__(self, target: Target, on_answer: Callable[["_Connection", bool], None]) -> None:
         self._target = target
@@ -134,7 +135,7 @@ class _Connection(asyncio.Protocol):
 
 
 def answer_length(answer: bytes | bytearray) -> int | None:
-    """The length of the first answer in the bytes; None: its head, or its chunks, are not all there yet."""
+    """Return the length of the first response in the bytes; None: its head or its chunks are not complete yet."""
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return None
@@ -143,13 +144,13 @@ def answer_length(answer: bytes | bytearray) -> int | None:
     if at >= 0:
         return end + 4 + int(head[at + 17 :].split(b"\r\n", 1)[0])
     if b"transfer-encoding: chunked" not in head:
-        raise ValueError(f"an answer without a length: {head[:200]!r}")
+        raise ValueError(f"a response without a length: {head[:200]!r}")
     last = answer.find(b"0\r\n\r\n", end + 4)
     return None if last < 0 else last + 5
 
 
 def _stay_awake() -> None:
-    """Until the loop ends it looks for answers again and again, and never waits for one."""
+    """Poll for responses until the loop ends, without ever waiting."""
     loop = asyncio.get_running_loop()
 
     def again() -> None:
@@ -239,6 +240,6 @@ async def _open_loop(target: Target, count: int, seconds: float, rate: float) ->
 
 def _measured(latencies: list[float], wrong: int, seconds: float) -> Measured:
     if not latencies:
-        raise TimeoutError("not one answer came")
+        raise TimeoutError("no response was received")
     p50, p99 = np.percentile(latencies, [50, 99])
     return Measured(len(latencies) - wrong, seconds, float(p50), float(p99), wrong)

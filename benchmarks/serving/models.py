@@ -1,4 +1,4 @@
-"""The models that are served, each as scikit-learn or torch has it and as our flavor wraps it."""
+"""The served models, from scikit-learn or torch and as wrapped by our flavor."""
 
 import json
 import pickle
@@ -24,12 +24,12 @@ TABLE_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Model:
-    """One model on disk.
+    """A model on disk.
 
     Attributes:
         mlflow: as MLflow's scikit-learn flavor saves it.
         ours: as our flavor wraps it.
-        pickled: for those who pickle.
+        pickled: for servers that use pickle.
         onnx: the graph within `ours`.
     """
 
@@ -40,21 +40,23 @@ class Model:
 
 
 def small(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
-    """Breast cancer, 30 columns of floats: a scaler and a logistic regression; with what scikit-learn answers."""
+    """Return a scaler and a logistic regression for breast cancer, 30 columns of floats, with scikit-learn's
+    predictions."""
     data, target = load_breast_cancer(return_X_y=True, as_frame=True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
     return _saved(pipeline, data.head(), folder / "small"), data, pipeline.predict(data)
 
 
 def small_array(folder: Path) -> Model:
-    """The pipeline of `small`, trained on an array and wrapped with an array as its example."""
+    """Return the pipeline of `small`, trained on an array and wrapped with an array as its example."""
     data, target = load_breast_cancer(return_X_y=True)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)).fit(data, target)
     return _saved(pipeline, data[:5], folder / "array")
 
 
 def flights(folder: Path) -> tuple[Model, pd.DataFrame, np.ndarray]:
-    """The flight-delay pipeline: mixed columns, trained on a sample; with rows and what scikit-learn answers."""
+    """Return the flight-delay pipeline, trained on a sample, with rows of mixed columns and scikit-learn's
+    predictions."""
     parts = split(load_flights(), 0)
     sample, columns = parts.train.sample(20_000, random_state=0), list(FEATURES)
     pipeline = build_pipeline(max_iter=60, learning_rate=0.1).fit(sample[columns], sample[LABEL])
@@ -73,7 +75,7 @@ def _saved(pipeline: Any, example: Any, folder: Path) -> Model:
 
 
 def tiled(data: pd.DataFrame, rows: int = TABLE_ROWS) -> pd.DataFrame:
-    """As many rows as wanted, no two alike, within the range of the data."""
+    """Return `rows` different rows within the range of the data."""
     noise = np.random.default_rng(0).uniform(0.98, 1.02, (rows, data.shape[1]))
     return pd.DataFrame(np.resize(data.to_numpy(), (rows, data.shape[1])) * noise, columns=data.columns)
 
@@ -83,13 +85,13 @@ def as_json(**document: Any) -> bytes:
 
 
 def as_split(rows: pd.DataFrame) -> bytes:
-    """MLflow's first form: what pandas calls split, without its index."""
+    """Return the rows as MLflow's `dataframe_split`, which pandas calls split, without an index."""
     split = json.loads(rows.to_json(orient="split", double_precision=15))
     return as_json(dataframe_split={"columns": split["columns"], "data": split["data"]})
 
 
 def as_arrow(rows: pd.DataFrame) -> bytes:
-    """The rows as an Arrow IPC stream, in one batch."""
+    """Return the rows as an Arrow IPC stream, in one batch."""
     import pyarrow as pa
 
     table = pa.Table.from_pandas(rows, preserve_index=False)
@@ -100,14 +102,14 @@ def as_arrow(rows: pd.DataFrame) -> bytes:
 
 
 def digits_cnn(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """The network of `projects/digits_cnn`, untrained; with one image and torch's answer."""
+    """Return the untrained network of `projects/digits_cnn`, with one image and torch's output."""
     from projects.digits_cnn.fitting import DigitsCNN
 
     return _network(DigitsCNN(), (1, 8, 8), folder / "digits")
 
 
 def resnet18(folder: Path) -> tuple[Model, np.ndarray, list[Any]]:
-    """ResNet18 (He et al., 2015) as torchvision has it, written out; untrained, for images of 32 × 32."""
+    """Return an untrained ResNet18 (He et al., 2015) like torchvision's, for images of 32 × 32."""
     from projects.image_resnet18.network import resnet18 as build
 
     return _network(build(), (3, 32, 32), folder / "resnet18")

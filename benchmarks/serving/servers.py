@@ -1,4 +1,4 @@
-"""Starting a server on one core, in a session of its own, and ending everything that it started."""
+"""Start a server on one core, in a separate session, and end all its processes."""
 
 import os
 import signal
@@ -19,15 +19,15 @@ START_SECONDS = 90.0
 
 
 class NotStarted(Exception):
-    """A server that did not answer in time; the message holds the end of its log."""
+    """A server that did not answer in time; the message contains the end of its log."""
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answers.
+    """A running server.
 
     Attributes:
-        start_seconds: from its command to its first answer.
+        start_seconds: from its command to its first response.
     """
 
     name: str
@@ -37,12 +37,12 @@ class Server:
     start_seconds: float
 
     def processes(self) -> list[psutil.Process]:
-        """The server and everything below it."""
+        """Return the server and all its descendants."""
         parent = psutil.Process(self.pid)
         return [parent, *parent.children(recursive=True)]
 
     def pause(self) -> None:
-        """Takes it off its core while another one is measured; idle servers poll."""
+        """Take the server off its core while another server is measured, because idle servers poll."""
         os.killpg(self.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
@@ -56,7 +56,7 @@ def free_port() -> int:
 
 
 def cores_given() -> bool:
-    """Whether server and client each have a core of their own."""
+    """Return True if the server and the client each have a core."""
     return {SERVER_CORE, CLIENT_CORE} <= os.sched_getaffinity(0)
 
 
@@ -69,10 +69,10 @@ def running(
     environment: Mapping[str, str],
     question: urllib.request.Request,
 ) -> Iterator[Server]:
-    """The server, pinned to its core, once it answers `question` with 200.
+    """Start a server that is pinned to its core, and yield it when it answers `question` with 200.
 
     Raises:
-        NotStarted: it ended, or did not answer.
+        NotStarted: the server ended, or did not answer.
     """
     begun = time.monotonic()
     with log.open("wb") as output:
@@ -86,7 +86,7 @@ def running(
     try:
         while not answers(question):
             if process.poll() is not None or time.monotonic() > begun + START_SECONDS:
-                raise NotStarted(f"{name} does not answer: {log.read_text(errors='replace')[-600:]}")
+                raise NotStarted(f"{name} did not answer: {log.read_text(errors='replace')[-600:]}")
             time.sleep(0.01)
         yield Server(name, port, process.pid, log, time.monotonic() - begun)
     finally:
@@ -102,7 +102,7 @@ def answers(question: urllib.request.Request) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to the server, and SIGKILL to what is left of its session."""
+    """Send SIGTERM to the server, and SIGKILL to the remaining processes of its session."""
     members = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     for number in (signal.SIGCONT, signal.SIGTERM):
         _signal_group(process.pid, number)

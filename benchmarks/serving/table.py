@@ -1,4 +1,4 @@
-"""Rounds become ratios, and ratios a table that says which targets hold."""
+"""Compute ratios from rounds, and a table that shows which targets are met."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from .load import Measured
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: ours against another, round by round.
+    """A comparison of onnxserve with another server, round by round.
 
     Attributes:
         ratio: the median over the rounds of ours ÷ theirs (of a duration or a size: theirs ÷ ours).
-        target: what the ratio is to reach; None: for information.
+        target: the smallest ratio that meets the target; None: for information.
     """
 
     work: str
@@ -33,7 +33,7 @@ class Row:
 def compared(
     work: str, against: str, ours: Sequence[Measured], theirs: Sequence[Measured], target: float | None
 ) -> Row:
-    """By requests a second, in each round."""
+    """Compare requests per second in each round."""
     ratios = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
     return Row(work, against, shown(ours), shown(theirs), median(ratios), min(ratios), max(ratios), target)
 
@@ -41,22 +41,22 @@ def compared(
 def times_less(
     work: str, against: str, ours: Sequence[float], theirs: Sequence[float], unit: str, target: float | None
 ) -> Row:
-    """Durations or sizes, of which less is better: how many times less ours is."""
+    """Compare durations or sizes, where smaller values are better: the ratio is theirs ÷ ours."""
     ratios = [other / mine for mine, other in zip(ours, theirs, strict=True)]
     mine, other = (f"{median(values):.3g} {unit}" for values in (ours, theirs))
     return Row(work, against, mine, other, median(ratios), min(ratios), max(ratios), target)
 
 
 def shown(rounds: Sequence[Measured]) -> str:
-    """Requests a second, and the latencies; medians over the rounds."""
+    """Return requests per second and the latencies, as medians over the rounds."""
     rate, p50, p99 = (median(values) for values in zip(*((r.rate, r.p50, r.p99) for r in rounds), strict=True))
     return f"{rate:,.0f}/s, {p50 * 1e3:.2f} / {p99 * 1e3:.2f} ms"
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table; the ratio with the least and the greatest of the rounds."""
+    """Return the table, with the smallest and the largest ratio of the rounds."""
     lines = [
-        "| work | against | onnxserve: rate, p50 / p99 | the other | ratio (least–greatest) | target | holds |",
+        "| work | compared with | onnxserve: rate, p50 / p99 | the other | ratio (least–greatest) | target | met |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:

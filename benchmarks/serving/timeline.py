@@ -1,8 +1,8 @@
-"""An open loop that keeps every answer: when it was due, how long it took, which version gave it, and whether its value
-is that version's. It runs in a process of its own, so that whoever changes the server meanwhile does not slow it down.
+"""An open loop that keeps every response: when it was due, its latency, its version, and if its value is that
+version's. It runs in a separate process, so that the process that changes the server does not slow it down.
 
-As in `load.open_loop`, latency counts from the time at which a request was to be sent. Unlike there, the client sleeps
-between requests, so that it leaves the cores to those that it asks; and a connection that is lost is a failed answer.
+As in `load.open_loop`, latency counts from the scheduled time of a request. Unlike there, the client sleeps
+between requests, so that the servers can use the cores. A lost connection counts as a failed response.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ from .load import answer_length
 FAILED, MIXED = -1, -2
 _VERSION = re.compile(rb"\r\nx-model-version: *(\d+)\r\n", re.IGNORECASE)
 _PATIENCE = 30.0
-"""Seconds without any answer after which those that are still owed count as failed: a server may be slow."""
+"""Seconds without any response after which all missing responses count as failed: a server may be slow."""
 _TICK_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
 class Answers:
-    """All answers, by the time they were due (seconds of the monotonic clock).
+    """All responses, by the time at which they were due (seconds of the monotonic clock).
 
     Attributes:
-        version: the number of the version that gave it; FAILED: there was none, or not 200; MIXED: its value is
-            another version's.
+        version: the number of the version that gave the response; FAILED: no response, or not 200; MIXED: its value
+            belongs to another version.
     """
 
     due: np.ndarray
@@ -58,11 +58,11 @@ class Answers:
 
 
 class OpenLoop:
-    """Asks at `rate` requests a second from `__enter__` on, which waits for its process; `stop` gives the answers.
+    """Sends `rate` requests per second from `__enter__`, which waits for its process; `stop` returns the responses.
 
     Args:
-        raw: the whole request.
-        values: version → bytes that its answer's body holds, and no other version's.
+        raw: the complete request.
+        values: version → bytes that only this version's response contains.
     """
 
     def __init__(self, port: int, raw: bytes, values: Mapping[str, bytes], rate: float, file: Path) -> None:
@@ -192,7 +192,7 @@ async def _loop(
             while len(client.all) < connections:
                 before = len(client.all)
                 await client.connect(port)
-                if len(client.all) == before:  # nobody accepts
+                if len(client.all) == before:  # no server listens
                     break
         while begin + sent / rate <= now:
             client.ask(begin + sent / rate)

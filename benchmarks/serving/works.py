@@ -1,4 +1,5 @@
-"""What is measured: each work starts its servers, checks their answers, asks them in interleaved rounds, gives rows."""
+"""The measurements: each work starts its servers, checks their responses, sends requests in interleaved rounds, and
+yields rows."""
 
 import json
 import shutil
@@ -48,7 +49,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Asked:
-    """A server and the request that it is asked."""
+    """A server and its request."""
 
     server: Server
     target: Target
@@ -56,7 +57,7 @@ class Asked:
 
 
 def one_row(bench: Bench) -> Iterator[table.Row]:
-    """One row of thirty floats, by all."""
+    """Measure one row of thirty floats, with all servers."""
     model, data, answers = models.small(bench.folder)
     row = data.to_numpy()[:1].tolist()
     body = models.as_json(inputs=row)
@@ -91,7 +92,7 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
         half = 0.5 * float(np.median([m.rate for m in measured[0]]))
         asked_openly = [ours, *(others[peer] for peer in (ECHO,) if peer in others)]
         opened = _rounds(bench, asked_openly, lambda asked: open_loop(asked.target, 64, bench.seconds, half))
-    for client, rounds in (("", measured), (", asked by wrk", by_wrk)):
+    for client, rounds in (("", measured), (" (wrk)", by_wrk)):
         by_peer = dict(zip(others, rounds[3:], strict=True)) if rounds else {}
         if rounds:
             yield table.compared(f"{ONE_ROW}{client}, from an array", "from a frame", rounds[2], rounds[0], 0.95)
@@ -99,22 +100,24 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
             if peer is ECHO and peer in by_peer:
                 of_echo = (
                     (None, None) if client else (0.25, 0.35)
-                )  # wrk asks the echo twice as fast as the polling client
+                )  # wrk sends requests to the echo twice as fast as the polling client
                 yield table.compared(ONE_ROW + client, ECHO.name, rounds[0], by_peer[peer], of_echo[0])
                 yield table.compared(f"{ONE_ROW}{client}, capture off", ECHO.name, rounds[1], by_peer[peer], of_echo[1])
             elif peer in by_peer:
                 yield table.compared(ONE_ROW + client, peer.name, rounds[0], by_peer[peer], target)
     if not by_wrk:
-        bench.notes.append("wrk is not installed: only the polling client has asked")
+        bench.notes.append("wrk is not installed: only the polling client was used")
     for measurements, name, target in zip(opened, ("own p50", f"{ECHO.name}, its own p50"), (1.0, None), strict=False):
         tails, medians = [m.p99 * 1e3 for m in measurements], [5 * m.p50 * 1e3 for m in measurements]
-        yield table.times_less(f"open loop at {half:,.0f}/s: p99 against 5 × p50", name, tails, medians, "ms", target)
+        yield table.times_less(
+            f"open loop at {half:,.0f}/s: p99 compared with 5 × p50", name, tails, medians, "ms", target
+        )
     wrong = sum(m.wrong for rounds in (*measured, *by_wrk, *opened) for m in rounds)
     bench.notes.append(f"{ONE_ROW}: {wrong} wrong answers of all servers together")
 
 
 def mixed_row(bench: Bench) -> Iterator[table.Row]:
-    """One flight: strings, integers, booleans and floats."""
+    """Measure one flight: strings, integers, booleans and floats."""
     model, rows, answers = models.flights(bench.folder)
     expected = [bool(answers[0])]
     forms = {
@@ -125,7 +128,7 @@ def mixed_row(bench: Bench) -> Iterator[table.Row]:
 
 
 def big_table(bench: Bench) -> Iterator[table.Row]:
-    """10,000 rows of thirty floats: JSON, and Arrow."""
+    """Measure 10,000 rows of thirty floats: JSON and Arrow."""
     model, data, _ = models.small(bench.folder)
     rows = models.tiled(data)
     expected = _scikit_learn(model, rows)
@@ -142,7 +145,7 @@ def _against_mlflow(
     target: float,
     arrow: bytes | None = None,
 ) -> Iterator[table.Row]:
-    """The same bodies to MLflow's own server and to ours; an Arrow body of ours against MLflow's JSON."""
+    """Send the same bodies to MLflow's own server and to ours; an Arrow body of ours is compared with MLflow's JSON."""
     with ExitStack() as stack:
         first = next(iter(forms.values()))
         ours = _ours(bench, stack, model.ours, first, expected)
@@ -165,7 +168,7 @@ def _against_mlflow(
 
 
 def batching(bench: Bench) -> Iterator[table.Row]:
-    """Images by 64 clients, as tensors in bytes: ours with batching, without, and LitServe with it."""
+    """Measure images from 64 clients, as binary tensors: ours with and without batching, and LitServe with batching."""
     for name, size, make in (("torch CNN", 8, models.digits_cnn), ("ResNet18, 3×32×32", 4, models.resnet18)):
         model, image, expected = make(bench.folder)
         body = models.as_json(inputs=image.tolist())
@@ -184,7 +187,7 @@ def batching(bench: Bench) -> Iterator[table.Row]:
 
 
 def start_and_memory(bench: Bench) -> Iterator[table.Row]:
-    """From the command to the first answer, and what the worker holds then."""
+    """Measure the time from the command to the first response, and the memory of the worker at that time."""
     model, data, answers = models.small(bench.folder)
     row = data.to_numpy()[:1].tolist()
     v2 = models.as_json(inputs=[{"name": "x", "shape": [1, 30], "datatype": "FP64", "data": row}])
@@ -207,7 +210,7 @@ def start_and_memory(bench: Bench) -> Iterator[table.Row]:
     mine = OURS.name
     for peer in (peer for peer in peers if peer.name in seconds):
         other, (faster, smaller) = peer.name, targets[peer]
-        yield table.times_less("start to first answer", other, seconds[mine], seconds[other], "s", faster)
+        yield table.times_less("start to first response", other, seconds[mine], seconds[other], "s", faster)
         yield table.times_less("memory of the worker (PSS)", other, memory[mine], memory[other], "MB", smaller)
 
 
@@ -221,19 +224,19 @@ WORKS: dict[str, Callable[[Bench], Iterator[table.Row]]] = {
 
 
 def _form(peer: Peer, body: bytes, v2: bytes, split: bytes) -> bytes:
-    """The row as this server's users send it; MLflow takes rows without names for tensors only."""
+    """Return the row in the form that this server's users send; MLflow takes rows without names only for tensors."""
     return split if peer is MLFLOW else v2 if peer.is_v2 else body
 
 
 def _worker_memory(server: Server) -> float:
-    """The largest of its processes, in megabytes; of ours, of gunicorn's: neither agent nor supervisor."""
+    """Return the memory of the largest process in megabytes; for ours only gunicorn's, without agent and supervisor."""
     processes = server.processes()
     workers = [process for process in processes if "gunicorn" in " ".join(process.cmdline())]
     return max(process.memory_full_info().pss for process in workers or processes) / 1e6
 
 
 def _rounds(bench: Bench, everyone: Sequence[Asked], measure: Callable[[Asked], Measured]) -> list[list[Measured]]:
-    """A B C A B C …: what disturbs the machine for a while disturbs all alike."""
+    """Run the rounds in the order A B C A B C …, so that a disturbance of the machine affects all servers."""
     measured: list[list[Measured]] = [[] for _ in everyone]
     for asked in everyone:
         if asked.polls:
@@ -261,7 +264,7 @@ def _ours(bench: Bench, stack: ExitStack, model: Path, body: bytes, expected: li
 def _peer(
     bench: Bench, stack: ExitStack, peer: Peer, model: models.Model, body: bytes, expected: list[Any], answer: int
 ) -> Asked | None:
-    """The peer, started; None, with a note that says why, where it cannot be."""
+    """Return the started peer; None if it cannot be started, with a note of the reason."""
     if not bench.wants(peer):
         return None
     try:
@@ -269,7 +272,7 @@ def _peer(
         words = {"mlflow": model.mlflow, "onnx": model.onnx, "pickled": model.pickled, "answer": answer}
         asked = _started(bench, stack, peer, programs, words, body, expected)
     except (NotInstalled, NotStarted) as error:
-        bench.notes.append(f"{peer.name} was left out: {error}")
+        bench.notes.append(f"{peer.name} was skipped: {error}")
         return None
     if (note := f"{peer.name}: {versions(programs, *peer.shown)}") not in bench.notes:
         bench.notes.append(note)
@@ -292,7 +295,8 @@ def _started(
 
 
 def _asked(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Asked:
-    """The request of this body, once its answer has been found right; every later one must hold the same bytes."""
+    """Return the request with this body after checking its response; every later response must contain the same
+    bytes."""
     raw = post(peer.path, body)
     answer = _body_of(Target(server.port, raw, b""), server)
     if peer is ECHO or peer.name == ECHO.name:
@@ -302,7 +306,7 @@ def _asked(peer: Peer, server: Server, body: bytes, expected: list[Any]) -> Aske
     found = np.asarray(values, dtype=np.float64).ravel()
     wanted = np.asarray(expected, dtype=np.float64).ravel()
     if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-3, atol=1e-4):
-        raise AssertionError(f"{server.name} answers {answer[:200]!r}, and {wanted[:5]} was expected")
+        raise AssertionError(f"{server.name} answers {answer[:200]!r}; expected {wanted[:5]}")
     fragment = answer[answer.index(b'"data":') :] if peer.is_v2 else answer
     return Asked(server, Target(server.port, raw, fragment), peer.polls)
 

@@ -1,4 +1,4 @@
-"""The servers that are compared: each as its own documentation tells its users to run it, one worker, logging low."""
+"""The compared servers, each with one worker and little logging, as its own documentation recommends."""
 
 import sys
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ _MLFLOW = ("mlflow==3.17.2", "scikit-learn==1.9.1", "pandas<3.1", "cloudpickle")
 
 @dataclass(frozen=True)
 class Peer:
-    """How a server is installed and started.
+    """The installation and the start of a server.
 
     Attributes:
         requirements: of its environment; empty: it runs in ours.
@@ -19,7 +19,7 @@ class Peer:
         command: `{bin}`, `{port}`, `{here}` and the names of `variables` are replaced in it.
         environment: variables, replaced likewise.
         path: where it takes `{"inputs": [[…]]}` (MLServer: its V2 form).
-        polls: it is busy while nobody asks, and is stopped while others are measured.
+        polls: it is busy without requests, and is stopped while other servers are measured.
     """
 
     name: str

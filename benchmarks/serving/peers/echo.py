@@ -1,4 +1,5 @@
-"""No model at all: uvloop and httptools answer a fixed body to whatever has come whole. `echo.py PORT BODY_BYTES`."""
+"""A server without a model: uvloop and httptools send a fixed body after each complete request. `echo.py PORT
+BODY_BYTES`."""
 
 import asyncio
 import sys

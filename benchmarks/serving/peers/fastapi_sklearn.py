@@ -1,4 +1,4 @@
-"""FastAPI's way: a pydantic body, a plain function that runs in the thread pool."""
+"""FastAPI as documented: a pydantic body, and a plain function that runs in the thread pool."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""mosec with ONNX Runtime and orjson: Rust takes the requests, one Python worker answers them."""
+"""mosec with ONNX Runtime and orjson: Rust receives the requests, and one Python worker answers them."""
 
 import os
 
