@@ -1,9 +1,9 @@
-"""Print what an image installs from setup.cfg, one requirement a line: the base and the extras that are named.
+"""Print the requirements of an image from setup.cfg, one per line: the base and the given extras.
 
     python requirements.py --serve grpc redis > serving.txt
 
-With `--serve`, the packages that only wrap and deploy models are left out: no process of a serving image imports
-them (tests/docker/test_requirements.py holds that against the import graph).
+With `--serve`, packages that are used only to wrap and deploy models are omitted: no process of a serving image imports
+them (tests/docker/test_requirements.py checks this with the import graph).
 """
 
 import sys
@@ -21,7 +21,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def brought_by(extra: str) -> list[str]:
-    """Return the requirements of an extra, with those of the extras that it names."""
+    """Return the requirements of an extra, including the requirements of extras that it names."""
     found = []
     for line in lines_of(extras[extra]):
         if line.startswith("mlflow-onnxserve["):

@@ -1,22 +1,23 @@
-"""Take out of installed packages what no process of an image opens: `python slim.py FOLDER`, which pip has filled.
+"""Remove files from installed packages that no process of an image opens: `python slim.py FOLDER`, a folder filled by
+pip.
 
-| what goes | MB |
+| removed | MB |
 |---|---|
-| symbols and debugging tables of shared objects, where there is a `strip` | 72 |
-| ONNX Runtime's library for C programs (Python's holds its own), and its tools | 38 |
-| descriptions of AWS services other than S3 and those that log in to it | 27 |
-| Databricks' client, which MLflow imports for a registry at Databricks alone | 20 |
-| headers, stubs, tests, sources in C, second copies of Arrow's libraries, and formats that we do not read | 25 |
+| symbols and debugging tables of shared objects, if `strip` is installed | 72 |
+| ONNX Runtime's library for C programs (Python's contains its own), and its tools | 38 |
+| descriptions of AWS services, except S3 and the services for logging in to it | 27 |
+| Databricks' client, which MLflow imports only for a registry at Databricks | 20 |
+| headers, stubs, tests, C sources, second copies of Arrow's libraries, and formats that are not read | 25 |
 | parts of MLflow that train, serve and judge | 6 |
 | byte code of modules that a server does not import | 12 |
 
-`python slim.py --serve FOLDER` then takes out what only wraps, judges and trains: of an image that serves.
+`python slim.py --serve FOLDER` then removes files that are used only to wrap, judge and train, from a serving image.
 
-| what goes | MB |
+| removed | MB |
 |---|---|
 | sources of other packages' modules whose byte code is kept: a traceback still names their lines | 22 |
-| parts of MLflow, of numpy and of others that a server does not import | 8 |
-| byte code of our rooms that do not serve | 4 |
+| parts of MLflow, numpy and other packages that a server does not import | 8 |
+| byte code of our packages that are not used to serve | 4 |
 """
 
 import gzip
@@ -35,7 +36,7 @@ UNUSED = (
     *("onnxruntime/quantization", "onnxruntime/datasets", "onnxruntime/backend"),
     *("databricks/sdk", "databricks_sdk-*", "google/auth", "google/oauth2", "google_auth-*", "pyasn1*"),
     *("mlflow/assistant", "mlflow/demo", "mlflow/langchain", "mlflow/pyspark", "mlflow/sagemaker", "mlflow/server"),
-    *("mlflow/transformers", "botocore/cacert.pem"),  # certifi has its certificates, too
+    *("mlflow/transformers", "botocore/cacert.pem"),  # certifi contains the same certificates
 )
 AWS = {"s3", "signin", "sso", "sso-oidc", "sts"}
 IMPORTED = """
@@ -51,9 +52,10 @@ mlflow.MlflowClient("http://none")
 with contextlib.suppress(ImportError):  # not on Python 3.14
     import simdjson
 """
-"""Modules of others that a server imports. Python keeps the byte code of what these bring, and of nothing else."""
+"""Modules of other packages that a server imports. Python keeps the byte code of these modules and their imports
+only."""
 NOT_SERVED = (
-    *("numpy/_core/_simd.*", "numpy/f2py", "cffi", "pycparser*"),  # of numpy's tests and of what compiles
+    *("numpy/_core/_simd.*", "numpy/f2py", "cffi", "pycparser*"),  # used by numpy's tests and by compilers
     *("git", "GitPython-*", "gitpython-*", "gitdb*", "smmap*"),
     *("mlflow/gateway/providers", "mlflow/store/**/dbmodels", "mlflow/store/db_migrations"),
     *("mlflow/store/**/sqlalchemy_*.py", "google/api", "google/type", "google/longrunning"),
@@ -61,29 +63,30 @@ NOT_SERVED = (
 OURS = "mlflow_deploy_plugin"
 SERVING = {"agent", "cli", "inference_log", "processes", "registry", "runtime", "server", "spec", "statedir", "tabular"}
 READS_ITSELF = {"anyio"}
-"""Packages that find in their own sources what they import on first use."""
+"""Packages that find the modules of their first use in their own sources."""
 
 
 def slim(packages: Path) -> None:
-    """Shrink one folder `site-packages` of any image."""
+    """Shrink a folder `site-packages` of any image."""
     remove(path for pattern in UNUSED for path in packages.glob(pattern))
     remove(path for path in packages.glob("boto*/data/*/") if path.name not in AWS)
-    # those in NAME.libs were patched by auditwheel: a stripped one is not page-aligned any more
+    # auditwheel has patched the libraries in NAME.libs: stripping breaks their page alignment
     objects = [path for path in packages.rglob("*.so*") if not path.parent.name.endswith(".libs")]
     if objects and shutil.which("strip"):
         subprocess.run(["strip", "--strip-unneeded", *objects], check=True)
-        # Arrow's libraries need each other by name: one that none of them calls may be empty
+        # Arrow's libraries require each other by name, so an unused library can be empty
         for path in packages.glob("pyarrow/libarrow_substrait.so.*"):
             subprocess.run(["as", "/dev/null", "-o", "empty.o"], check=True)
-            # what needs an executable stack, as an object does that says nothing, is not loaded by glibc 2.41 and later
+            # glibc 2.41 and later do not load an object that needs an executable stack, which is also the default of an
+            # object without a setting
             link = ["ld", "-shared", "-z", "noexecstack", "-soname", path.name, "-o"]
             subprocess.run([*link, path, "empty.o"], check=True)
 
 
 def keep_what_serves(packages: Path) -> None:
-    """Shrink one folder `site-packages` of an image that only serves; byte code is there of what it imports alone."""
+    """Shrink a folder `site-packages` of an image that only serves; byte code exists only for the imported modules."""
     remove(path for pattern in NOT_SERVED for path in packages.glob(pattern))
-    # MLflow has a package for each library that it trains with
+    # MLflow has a package for each training library
     remove(path for path in packages.glob("mlflow/*/") if not any(path.rglob("*.pyc")))
     remove(
         path / "__pycache__"
@@ -101,7 +104,7 @@ def keep_what_serves(packages: Path) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files, and folders with all that is in them."""
+    """Remove files, and folders with all their contents."""
     for path in sorted(set(paths), reverse=True):
         if path.is_dir():
             shutil.rmtree(path)
@@ -116,6 +119,7 @@ if __name__ == "__main__":
     if (python := environment / "bin" / "python").exists():
         for cache in () if serves else environment.rglob("__pycache__"):
             shutil.rmtree(cache)
-        # makes the byte code; without sources it is there, and nothing that is imported may be missing
+        # Importing creates the byte code. Without sources, the byte code exists already, and every imported module must
+        # be present.
         command: list[str | Path] = [python, *(["-B"] if serves else []), "-c", IMPORTED]
         subprocess.run(command, check=True, env={"MLFLOW_DISABLE_TELEMETRY": "true"})

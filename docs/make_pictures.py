@@ -1,8 +1,8 @@
-"""Take the pictures of the documentation from what `make demo` has left running; needs Chromium, and eight minutes.
+"""Take the screenshots of the documentation from a running `make demo`; needs Chromium, and eight minutes.
 
 make demo && python docs/make_pictures.py --console http://127.0.0.1:PORT/onnxserve && make demo-stop
 
-So that the console has something to draw, callers ask meanwhile, labels come in, and a rollout goes to another version.
+To give the console some data, clients send requests and labels, and a rollout of another version runs.
 """
 
 import argparse
@@ -34,12 +34,12 @@ def take(page: Page, url: str, name: str, height: int, *, width: int = 1100, exa
     if example:
         page.get_by_role("button", name="Predict").click()
         page.wait_for_timeout(1000)
-        page.evaluate("scrollTo(0, 0)")  # the button stands below a long form
+        page.evaluate("scrollTo(0, 0)")  # the button is below a long form
     page.screenshot(path=PICTURES / f"{name}.png")
 
 
 def ask(server: str, ended: threading.Event) -> None:
-    """Ask for single flights, now more, now less often, and say of one in eight what has happened."""
+    """Request predictions for single flights at a varying rate, and send the label of one flight in eight."""
     from projects.flight_delay.data import LABEL, load_flights
     from projects.flight_delay.traffic import request_body
 
@@ -57,7 +57,7 @@ def ask(server: str, ended: threading.Event) -> None:
 
 @contextmanager
 def at_work(console: str, server: str, version: str) -> Iterator[None]:
-    """A server with callers and a rollout in its second step."""
+    """Run a server with clients and a rollout in its second step."""
     from projects.demo.workspace import DEFAULT_HOME, Workspace
 
     Workspace(DEFAULT_HOME).use(console.removesuffix("/onnxserve"))
@@ -91,15 +91,15 @@ def take_console(browser: Browser, console: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--console", required=True, help="address of the console, which the demo prints")
+    parser.add_argument("--console", required=True, help="address of the console, as printed by the demo")
     parser.add_argument("--server", default="http://127.0.0.1:8080", help="address of the model's server")
     parser.add_argument("--rollout-to", default="1", help="version that is not in Production")
-    parser.add_argument("--only-console", action="store_true", help="leave the other pictures as they are")
+    parser.add_argument("--only-console", action="store_true", help="do not take the other pictures")
     asked = parser.parse_args()
     PICTURES.mkdir(exist_ok=True)
     with sync_playwright() as browsers:
         browser = browsers.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"])
-        if not asked.only_console:  # before the rollout, which leaves an archived version answering
+        if not asked.only_console:  # first, while the rollout has not left an archived version in service
             page = browser.new_page()
             take(page, f"{asked.server}/", "try", 900, example=True)
             take(page, (ROOT / ".demo" / "reports" / "summer.html").as_uri(), "report", 1000)

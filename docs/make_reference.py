@@ -1,6 +1,6 @@
-"""Writes `docs/reference.md` and the Helm chart's schema out of the fields of spec and settings.
+"""Generate `docs/reference.md` and the Helm chart's schema from the fields of spec and settings.
 
-`python docs/make_reference.py`, after a field has changed.
+Run `python docs/make_reference.py` after changing a field.
 """
 
 import json
@@ -38,7 +38,7 @@ From the environment.
 
 
 def reference() -> str:
-    """The page as Markdown."""
+    """Return the page as Markdown."""
     rows = [_row(name, default, description, kind) for name, kind, default, description in field_reference()]
     settings = [
         _row(f"ONNXSERVE_{name.upper()}", str(field.default or ""), field_descriptions(Settings)[name])
@@ -48,7 +48,7 @@ def reference() -> str:
 
 
 def schema() -> str:
-    """The schema of the chart's values, as JSON."""
+    """Return the schema of the chart's values as JSON."""
     return json.dumps(values_schema(), indent=1) + "\n"
 
 

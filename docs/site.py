@@ -1,6 +1,6 @@
-"""Hooks of the documentation site: pages that lie outside of docs/ get a place in it, and links follow them.
+"""Hooks of the documentation site: add pages from outside docs/, and adapt the links to them.
 
-README.md is the front page. A link to a file that is no page of the site becomes its name alone.
+README.md is the front page. A link to a file that is not a page of the site is replaced by its text.
 """
 
 import posixpath
@@ -30,7 +30,7 @@ EMPTY_HEAD = re.compile(r"<thead>\s*<tr>(?:\s*<th[^>]*></th>)+\s*</tr>\s*</thead
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of elsewhere, and the manifests and pictures that pages link to."""
+    """Add the pages from outside docs/, and the manifests and pictures that pages link to."""
     for source, place in PAGES.items():
         files.append(File.generated(config, place, content=(ROOT / source).read_text()))
     for path in sorted((ROOT / "docker").glob("*/*.yaml")):
@@ -41,7 +41,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
-    """Let each link lead to where its file is in the site."""
+    """Make each link point to the place of its file in the site."""
     here = page.file.src_uri
     sources = {place: source for source, place in PAGES.items()}
     folder = posixpath.dirname(sources.get(here, f"docs/{here}"))
@@ -60,19 +60,18 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Leave out the head of a table whose columns have no titles: a screen reader would read empty ones. Where one
-    column of several has none, its cell is no title.
-    """
+    """Remove the head of a table whose columns have no titles, because a screen reader would read empty titles. If only
+    one column has no title, its cell becomes a data cell."""
     return EMPTY_TITLE.sub("<td></td>", EMPTY_HEAD.sub("", html))
 
 
 def on_post_template(output_content: str, **_: Any) -> str:
-    """Do the same for the page of an address that is not there."""
+    """Do the same for the page of an unknown address."""
     return on_post_page(output_content)
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Name the theme's dialog, which has no name."""
+    """Give the theme's dialog a name."""
     return output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )

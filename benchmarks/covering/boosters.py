@@ -1,4 +1,4 @@
-"""Boosters of XGBoost, LightGBM and CatBoost as cases: some fifty forms of their estimators."""
+"""Boosters of XGBoost, LightGBM and CatBoost as cases: some fifty configurations of their estimators."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -114,7 +114,7 @@ _FORMS: dict[str, tuple[Callable[[], Any], str, str]] = {
         "full",
     ),
 }
-"""The model, what it learns, and the rows that it learns from."""
+"""By name: a function that returns the model, the kind of its target, and the kind of its rows."""
 
 
 def _case(name: str) -> Case:

@@ -1,4 +1,4 @@
-"""Every estimator of scikit-learn as a case: what predicts by itself, and what transforms, before a linear model."""
+"""Every estimator of scikit-learn as a case: predictors directly, and transformers before a linear model."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -60,17 +60,18 @@ _MADE: dict[str, Callable[[type], Any]] = {
     "VotingRegressor": lambda kind: kind([("a", DecisionTreeRegressor(max_depth=3)), ("b", Ridge())]),
 }
 _SMALLER = {"n_estimators": 15, "max_iter": 60, "n_init": 1, "cv": 2, "n_jobs": None, "random_state": 0}
-_KEEP_ITERATIONS = ("SVC", "SVR", "NuSVC", "NuSVR", "OneClassSVM")  # there -1 is: until done
+_KEEP_ITERATIONS = ("SVC", "SVR", "NuSVC", "NuSVR", "OneClassSVM")  # -1 there means that it runs until it has converged
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
-    """Names with what makes the case; that raises `LookupError` where an estimator answers no request by its nature."""
+    """Return the names with functions that make the case; a function raises `LookupError` if its estimator cannot
+    answer requests."""
     for name, kind in all_estimators():
         yield name, partial(_case, name, kind)
 
 
 def numbers(seed: int, rows: int = _ROWS) -> np.ndarray:
-    """Five columns: smooth, with one decimal, whole, small, and large numbers."""
+    """Return five columns: smooth numbers, numbers with one decimal, whole, small, and large numbers."""
     random = np.random.default_rng(seed)
     return np.column_stack(
         [
@@ -105,7 +106,7 @@ def _case(name: str, kind: type) -> Case:
                 warnings.simplefilter("ignore")
                 model = _fitted(estimator, rows, wanted)
                 model.predict(rows[:3])
-        except Exception as error:  # noqa: BLE001 - the next kind of data may suit it
+        except Exception as error:  # noqa: BLE001 - the next kind of data may fit
             tried.append(f"{type(error).__name__}: {str(error).splitlines()[0][:80]}" if str(error) else "")
             continue
         return Case(model, rows, fresh)

@@ -1,7 +1,7 @@
-"""Cases, judged: log each model as any user would, serve it, ask through HTTP, and compare with the original.
+"""Judge cases: log each model like a user, serve it, send requests through HTTP, and compare with the original.
 
-Nothing of the proof is used: neither its rows (`rows.py`) nor its comparison. The bounds are those that docs/wrap.md
-promises; a pyfunc has the same.
+The judge does not use the proof: neither its rows (see `rows.py`) nor its comparison. The bounds are the bounds in
+docs/wrap.md, and are the same for a pyfunc.
 """
 
 import time
@@ -29,12 +29,12 @@ from tests.support.tracking import create_database, tracking_at
 Outcome = Literal["equal", "pyfunc", "refused", "wrong", "crashed"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-_BOUND = 1e-4  # docs/wrap.md: of probabilities, of a value, and of the spread of the answers
+_BOUND = 1e-4  # docs/wrap.md: of probabilities, of a value, and of the spread of the outputs
 _TIE = 1e-4
-_ROUNDING = 3e-7  # of a number: what a computed distance or score cannot tell apart in 32-bit floats
+_ROUNDING = 3e-7  # relative to a number: 32-bit floats cannot distinguish smaller differences of a distance or score
 _ONE_BY_ONE = 60  # rows of a group of which the original refuses some
 
-_EXACT = (  # what decides by comparing single inputs, and sums; no rounding could excuse another answer there
+_EXACT = (  # models that decide by comparing single inputs, and sums: rounding does not explain another prediction
     *("XGB", "LGBM", "CatBoost"),
     *("DecisionTree", "ExtraTree", "RandomForest", "GradientBoosting", "HistGradientBoosting", "IsolationForest"),
     *("Bagging", "AdaBoost", "Voting", "Stacking", "MultiOutput", "GridSearchCV", "RandomizedSearchCV", "Pipeline"),
@@ -56,8 +56,8 @@ class Case:
     """A fitted model with rows.
 
     Attributes:
-        example: what the user logs it with: a table, a matrix, a list of texts, tensors by name.
-        fresh: rows of the same form that the model has not seen.
+        example: the example that the user logs: a table, a matrix, a list of texts, tensors by name.
+        fresh: rows of the same form that are not training data.
     """
 
     model: Any
@@ -67,14 +67,14 @@ class Case:
 
 @dataclass
 class Verdict:
-    """What came of one case.
+    """The result of one case.
 
     Attributes:
-        outcome: `equal` (as ONNX), `pyfunc` (served as such, and equal), `refused` (neither), `wrong` (what is served
-            answers otherwise, or not at all), or `crashed` (logging ended in a traceback).
-        rows / ties: asked and compared; left out because the original's own answer hangs on a rounding there.
-        wrong: by the kind of rows.
-        said: the first line of the refusal, of the crash, or why it is no ONNX; for a wrong one its worst row.
+        outcome: `equal` (as ONNX), `pyfunc` (served as pyfunc, and equal), `refused` (neither), `wrong` (the served
+            model predicts something else, or fails), or `crashed` (logging ended in a traceback).
+        rows / ties: the compared rows; the rows that are ignored because the original's own prediction depends on
+        rounding. wrong: the number of wrong rows, by the kind of rows. said: the first line of the refusal or of the
+        crash, the reason for a pyfunc, or the worst row of a wrong model.
     """
 
     name: str
@@ -87,7 +87,7 @@ class Verdict:
 
 
 def judge(cases: Mapping[str, Case], seed: int = 20261121) -> list[Verdict]:
-    """The verdicts on some cases, which one server serves."""
+    """Return the verdicts on some cases, which one server serves."""
     verdicts, folders = {}, {}
     with TemporaryDirectory(prefix="onnxserve-coverage-") as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -112,20 +112,20 @@ def judge(cases: Mapping[str, Case], seed: int = 20261121) -> list[Verdict]:
 
 @cache
 def _empty_database() -> bytes:
-    """MLflow's tables: their migrations take seconds."""
+    """Create MLflow's tables once, because their migrations take seconds."""
     with TemporaryDirectory() as folder:
         create_database(Path(folder) / "mlflow.db")
         return (Path(folder) / "mlflow.db").read_bytes()
 
 
 def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:
-    """What came of logging it, and the folder of what is to be served."""
+    """Log the model, and return the result and the folder of the served model."""
     try:
-        # with requirements, because MLflow finds them by loading the model in another process, for seconds
+        # Requirements are set, because MLflow otherwise loads the model in another process for seconds to find them.
         info = onnxserve.log_model(case.model, "model", input_example=case.example, pip_requirements=["mlflow"])
     except OnnxserveError as error:
         return Verdict(name, "refused", error.message), None
-    except Exception:  # noqa: BLE001 - a traceback at the user is what is looked for
+    except Exception:  # noqa: BLE001 - the judge looks for tracebacks
         return Verdict(name, "crashed", traceback.format_exc().strip().splitlines()[-1]), None
     logged = mlflow.MlflowClient().get_logged_model(info.model_id)
     reason = logged.tags.get("onnxserve.fallback")
@@ -134,7 +134,7 @@ def _log(name: str, case: Case) -> tuple[Verdict, Path | None]:
 
 
 class _Judged:
-    """A served model and its original, asked the same rows."""
+    """Compares a served model with its original on the same rows."""
 
     def __init__(self, case: Case, served: ServedModel, verdict: Verdict) -> None:
         self._case, self._served, self._verdict = case, served, verdict
@@ -159,7 +159,7 @@ class _Judged:
         self._small("fresh", fresh)
 
     def _small(self, kind: str, rows: Any) -> None:
-        """Rows alone, in twos and in sevens answer what they answer among many."""
+        """Check that single rows, pairs and groups of seven have the same predictions as many rows."""
         for size in (1, 2, 7):
             for start in range(0, 14, size):
                 self._compare(f"{kind}, {size} at once", _slice(rows, start, start + size))
@@ -167,7 +167,7 @@ class _Judged:
     def _compare(self, kind: str, rows: Any) -> None:
         try:
             want = self._original(rows)
-        except Exception:  # noqa: BLE001 - whatever an original raises, it is its right
+        except Exception:  # noqa: BLE001 - an original may raise any error
             if _count(rows) > 1:
                 for position in range(min(_count(rows), _ONE_BY_ONE)):
                     self._compare(kind, _slice(rows, position, position + 1))
@@ -175,7 +175,7 @@ class _Judged:
         try:
             got = self._served.answers(rows, self._own(rows))
         except Refused as error:
-            self._note(kind, _count(rows), f"refuses what the original answers: {error}")
+            self._note(kind, _count(rows), f"refuses rows that the original accepts: {error}")
             return
         if not self._served.is_onnx:
             want = dict([next(iter(want.items()))])
@@ -186,7 +186,7 @@ class _Judged:
 
     def _judge(self, kind: str, rows: Any, name: str, want: np.ndarray, got: np.ndarray, all_: Any) -> None:
         if want.shape != got.shape:
-            self._note(kind, len(want), f"{name} has the shape {got.shape}, not {want.shape}")
+            self._note(kind, len(want), f"the shape of {name} is {got.shape}, not {want.shape}")
             return
         wrong = self._beyond(name, want, got)
         if not wrong.any():
@@ -212,17 +212,20 @@ class _Judged:
     def _beyond(self, name: str, want: np.ndarray, got: np.ndarray) -> np.ndarray:
         if name == "label" or want.dtype.kind not in "f":
             return np.asarray((want != got).reshape(len(want), -1).any(axis=1))
-        want, got = want.astype(np.float64), got.astype(np.float64)  # null, of which got has NaN, is infinity, too
+        want, got = (
+            want.astype(np.float64),
+            got.astype(np.float64),
+        )  # null (NaN in `got`) may be infinity
         bound = _BOUND if name == "probabilities" else _BOUND * (np.abs(want) + self._spread)
         same = (want == got) | (~np.isfinite(want) & np.isnan(got)) | (np.abs(want - got) <= bound)
         return np.asarray(~same.reshape(len(want), -1).all(axis=1))
 
     def _undecided(self, rows: Any, want: dict[str, np.ndarray]) -> np.ndarray:
-        """The original's own margin between its two best labels is nothing."""
+        """Return True for rows where the original's two best labels are tied."""
         model = self._case.model
         if "probabilities" in want and want["label"].ndim == 1:
             tied = _lead(want["probabilities"]) < _TIE
-            if hasattr(model, "decision_function"):  # probabilities of 1 hide which of two is the better one
+            if hasattr(model, "decision_function"):  # probabilities of 1 do not show which label is better
                 scores = np.asarray(model.decision_function(self._own(rows)))
                 largest = np.abs(scores.reshape(len(scores), -1)).max(axis=1)
                 tied &= _lead(scores) < _TIE * np.maximum(largest, 1)
@@ -238,7 +241,8 @@ class _Judged:
         return np.zeros(_count(rows), dtype=bool)
 
     def _hangs_on_rounding(self, rows: pd.DataFrame, name: str, want: np.ndarray, wrong: np.ndarray) -> np.ndarray:
-        """The original itself answers otherwise once a number is moved by less than a 32-bit float can hold."""
+        """Return True for rows where the original's prediction changes if a number moves by less than a 32-bit float
+        can represent."""
         found = np.zeros(len(wrong), dtype=bool)
         positions = np.flatnonzero(wrong)[:100]
         some = rows.iloc[positions].reset_index(drop=True)
@@ -255,7 +259,7 @@ class _Judged:
         return next(want[name] for name in ("probabilities", "prediction", "label") if name in want)
 
     def _own(self, rows: Any) -> Any:
-        """Rows as the original takes them."""
+        """Return the rows in the form that the original accepts."""
         if not isinstance(rows, pd.DataFrame):
             return rows
         if isinstance(self._case.example, list):
@@ -275,7 +279,7 @@ class _Judged:
 
 
 def _lead(scores: np.ndarray) -> np.ndarray:
-    """How far the best of each row's scores is before the second."""
+    """Return the difference of the two largest scores of each row."""
     if scores.ndim == 1:
         return np.abs(scores)
     best = np.sort(scores, axis=1)
@@ -283,7 +287,7 @@ def _lead(scores: np.ndarray) -> np.ndarray:
 
 
 def _table(case: Case, data: Any) -> pd.DataFrame | None:
-    """The rows as a table; None for tensors."""
+    """Return the rows as a table; None for tensors."""
     if isinstance(data, pd.DataFrame):
         return data.reset_index(drop=True)
     if isinstance(data, list):
@@ -294,17 +298,18 @@ def _table(case: Case, data: Any) -> pd.DataFrame | None:
 
 
 def _is_estimator(model: Any) -> bool:
-    """Whether it has scikit-learn's interface; CatBoost's estimators have, and are no BaseEstimator."""
+    """Return True if it has scikit-learn's interface. CatBoost's estimators have it, but do not inherit from
+    BaseEstimator."""
     return hasattr(model, "get_params") and not isinstance(model, type)
 
 
 def _is_exact(model: Any) -> bool:
-    """Whether everything that decides in the model compares single inputs with constants."""
+    """Return True if all decisions of the model compare single inputs with constants."""
     if not _is_estimator(model):
         return False
     inside = [model, *(value for value in model.get_params(deep=True).values() if _is_estimator(value))]
     names = [type(part).__name__ for part in inside]
-    votes = any(name == "VotingClassifier" for name in names)  # by the labels of parts that may be undecided
+    votes = any(name == "VotingClassifier" for name in names)  # Votes depend on the labels of parts that may be tied.
     return all(name.startswith(_EXACT) for name in names) and not (votes and "LogisticRegression" in names)
 
 
@@ -323,16 +328,16 @@ def _slice(rows: Any, start: int, stop: int) -> Any:
 
 
 def _torch_answers(module: Any, rows: Any) -> dict[str, np.ndarray]:
-    import torch  # only where a net is judged
+    import torch  # imported only for networks
 
     named = rows if isinstance(rows, dict) else {"": rows}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in named.items()}
     with torch.no_grad():
-        if type(module).__module__.startswith("transformers."):  # in which the order of parameters means little
+        if type(module).__module__.startswith("transformers."):  # the order of the parameters is not meaningful there
             answer = module(**tensors)
         else:
             answer = module.eval()(*tensors.values())
-    if isinstance(answer, Mapping):  # what is no tensor, as a cache, is not served
+    if isinstance(answer, Mapping):  # other values, such as a cache, are not served
         return {name: value.numpy() for name, value in answer.items() if isinstance(value, torch.Tensor)}
     answers = answer if isinstance(answer, tuple) else (answer,)
     names = ["output"] if len(answers) == 1 else [f"output_{position}" for position in range(len(answers))]

@@ -1,4 +1,4 @@
-"""Models of the libraries that people put beside scikit-learn, each where it is installed."""
+"""Models of libraries that are often used with scikit-learn, if these libraries are installed."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,7 +22,8 @@ _CITIES = ["rome", "oslo", "lima", "São Paulo", "Łódź", "ulm"]
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
-    """Names with what makes the case; that raises `LookupError` where the library is not installed."""
+    """Return the names with functions that make the case; a function raises `LookupError` if the library is not
+    installed."""
     for name, (make, kind) in _CASES.items():
         yield f"library {name}", partial(_case, name.partition(":")[0], make, kind)
     for name, options in _TRANSFORMERS.items():
@@ -30,7 +31,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 
 def _transformer(name: str, options: dict[str, Any]) -> Case:
-    """A net of transformers with random weights: nothing can be downloaded."""
+    """Return a network of transformers with random weights, because nothing can be downloaded."""
     try:
         import torch
 
@@ -88,7 +89,7 @@ def _part(library: Any, path: str, *arguments: Any, **options: Any) -> Any:
 
 
 def _engineered(library: Any) -> Any:
-    """The steps that feature-engine's own guide has."""
+    """Return the steps of feature-engine's own guide."""
     return make_pipeline(
         _part(library, "imputation.MeanMedianImputer"),
         _part(library, "imputation.CategoricalImputer"),
@@ -111,7 +112,7 @@ def _numeric_engineered(library: Any) -> Any:
 
 
 def _additive(library: Any, kind: str) -> Any:
-    # one process: joblib's own would keep that of the cases from ending
+    # With one process, joblib's workers cannot keep the process of the cases alive.
     return _part(library, f"glassbox.ExplainableBoosting{kind}", max_rounds=50, outer_bags=2, n_jobs=1)
 
 
@@ -126,7 +127,7 @@ def _resampled(library: Any) -> Any:
 
 
 def _torch_net(library: Any, name: str, outputs: int, **options: Any) -> Any:
-    import torch  # only where a net is judged
+    import torch  # imported only for networks
 
     torch.manual_seed(0)
     net = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU(), torch.nn.Linear(8, outputs))
@@ -135,7 +136,7 @@ def _torch_net(library: Any, name: str, outputs: int, **options: Any) -> Any:
 
 
 def _skorch_classifier(library: Any) -> Any:
-    import torch  # only where a net is judged
+    import torch  # imported only for networks
 
     return _torch_net(library, "NeuralNetClassifier", 3, criterion=torch.nn.CrossEntropyLoss)
 
@@ -198,7 +199,7 @@ _TRANSFORMERS: dict[str, dict[str, Any]] = {
     },
     "ViTForImageClassification": {"image_size": 16, "patch_size": 8, **_SMALL},
 }
-"""The classes with the options of their configurations."""
+"""Return the classes with the options of their configurations."""
 
 
 class _Fitted:

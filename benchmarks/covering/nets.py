@@ -1,4 +1,4 @@
-"""Nets of torch, TorchScript, `torch.export` and Keras as cases."""
+"""Networks of torch, TorchScript, `torch.export` and Keras as cases."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.covering.judge import Case
 
-os.environ.setdefault("KERAS_BACKEND", "torch")  # what is installed everywhere
+os.environ.setdefault("KERAS_BACKEND", "torch")  # always installed
 
 Shape = tuple[int, ...]
 
@@ -70,7 +70,7 @@ _KERAS: dict[str, Shape | dict[str, Shape]] = {
 
 
 def _case(library: str, name: str, shape: Shape | dict[str, Shape]) -> Case:
-    import torch  # heavy, and of no use to the other cases
+    import torch  # heavy, and not needed for other cases
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -99,7 +99,7 @@ def _case(library: str, name: str, shape: Shape | dict[str, Shape]) -> Case:
         asked = fresh(name, (shape[0] + 4, *shape[1:]) if "any length" in name else shape)
     if library == "keras":
         net = _keras(name)
-        net(**example) if isinstance(example, dict) else net(example)  # which makes its weights
+        net(**example) if isinstance(example, dict) else net(example)  # creates the weights
         return Case(net, example, asked)
     return Case(_program(torch, library, _net(torch, name).eval(), example), example, asked)
 
@@ -111,7 +111,7 @@ def _program(torch: Any, library: str, module: Any, example: Any) -> Any:
     if library == "torch.export":
         rows = torch.export.Dim("rows")
         program = torch.export.export(module, tensors, dynamic_shapes=tuple({0: rows} for _ in tensors))
-        program.eval = program.module  # the judge asks it as it asks modules
+        program.eval = program.module  # the judge calls it like a module
         return program
     return module
 
@@ -220,7 +220,7 @@ def _net(torch: Any, name: str) -> Any:  # noqa: C901 - a list of classes; torch
 
 def _keras(name: str) -> Any:  # noqa: C901 - as above
     try:
-        import keras  # heavy, as torch is
+        import keras  # heavy, like torch
     except ImportError as error:
         raise LookupError(f"needs {error.name}") from None
     keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""Sixty pipelines as people build them: scalers, imputers, encoders, texts, searches, ensembles of ensembles."""
+"""Sixty pipelines as in practice: scalers, imputers, encoders, texts, searches, ensembles of ensembles."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -377,7 +377,7 @@ def _text(make: Callable[[], Any], accents: bool) -> Case:
         else LogisticRegression()
     )
     model = make_pipeline(step, last).fit(texts, labels)
-    plain = [text for text in texts if text.isascii()]  # the example never shows what the model has learned
+    plain = [text for text in texts if text.isascii()]  # the example does not contain the training rows
     return Case(model, plain or texts, fresh)
 
 
@@ -400,7 +400,7 @@ def _single(make: Callable[[], Any]) -> Case:
 
 
 def _grid() -> Case:
-    """Whole numbers: many rows stand at the same distance from several neighbours."""
+    """Return whole numbers, so that many rows have the same distance to several neighbours."""
     random = np.random.default_rng(25)
     rows, fresh = (pd.DataFrame(random.integers(0, 5, (200, 3)).astype(float), columns=list("abc")) for _ in range(2))
     return Case(KNeighborsClassifier(3).fit(rows, random.choice(["x", "y", "z"], 200)), rows, fresh)

@@ -1,7 +1,8 @@
-"""Hostile rows: what a judge asks who has never seen how the proof draws its own rows.
+"""Hostile rows of a judge that does not know how the proof generates its rows.
 
-Nothing here reads the inside of a model. Where a model decides is found from outside: two rows that it answers
-differently are brought together by halves, in the numbers' own precision, until no number lies between them.
+The rows do not depend on the inside of a model. The points where a model decides are found from outside: two rows with
+different predictions are moved together by bisection, in the precision of the numbers, until there is no number between
+them.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ STRANGE_TEXTS = (
 )
 _FAR = (-3.7e5, -2.3e4, -130.0, -4.5, 4.5, 130.0, 2.3e4, 3.7e5)
 _PAIRS = 60
-_HALVINGS = 1200  # a double is reached from any other in fewer
+_HALVINGS = 1200  # fewer steps move a double to any other double
 
 Table = pd.DataFrame
 Answer = Callable[[Table], np.ndarray]
@@ -28,7 +29,7 @@ Answer = Callable[[Table], np.ndarray]
 
 
 def hostile(example: Table, fresh: Table, answer: Answer, seed: int) -> Iterator[tuple[str, Table]]:
-    """Rows by what makes them hard; the original may refuse some."""
+    """Return rows by the reason why they are hard; the original may refuse some."""
     random = np.random.default_rng(seed)
     yield "fresh", fresh
     yield "trained", example.iloc[random.permutation(len(example))[:150]].reset_index(drop=True)
@@ -53,7 +54,7 @@ def hostile(example: Table, fresh: Table, answer: Answer, seed: int) -> Iterator
 
 
 def edges(fresh: Table, names: list[str], answer: Answer, random: np.random.Generator) -> Iterator[tuple[str, Table]]:
-    """Both rows of each pair between which the answer jumps, and their 32-bit neighbours."""
+    """Return both rows of each pair between which the prediction changes, and their 32-bit neighbours."""
     count = len(fresh)
     low = fresh.iloc[random.integers(0, count, _PAIRS)].reset_index(drop=True)
     high = low.copy()
@@ -64,7 +65,7 @@ def edges(fresh: Table, names: list[str], answer: Answer, random: np.random.Gene
     try:
         start, end = answer(low), answer(high)
         differ = _apart(start, end) & low.notna().all(axis=1).to_numpy() & high.notna().all(axis=1).to_numpy()
-    except Exception:  # noqa: BLE001 - an original that refuses its own kind of rows has no edges to look for
+    except Exception:  # noqa: BLE001 - an original that refuses its own kind of rows has no edges
         return
     low, high = (part[differ].reset_index(drop=True) for part in (low, high))
     start, end, moved = start[differ], end[differ], moved[differ]
@@ -124,7 +125,7 @@ def _apart(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _far(fresh: Table, names: list[str], random: np.random.Generator) -> Table:
-    """One number of each row far outside of its column's range."""
+    """Return rows in which one number is far outside the range of its column."""
     parts = []
     for name in names:
         some = fresh.iloc[random.integers(0, len(fresh), len(_FAR))].reset_index(drop=True)
@@ -150,7 +151,7 @@ def _constant(fresh: Table, names: list[str]) -> Table:
 
 
 def _halfway(example: Table, names: list[str], random: np.random.Generator) -> Table:
-    """Between two rows of training, at the same distance from both."""
+    """Return points between two training rows, at the same distance from both."""
     left, right = (example.iloc[random.integers(0, len(example), 100)].reset_index(drop=True) for _ in range(2))
     for name in names:
         left = _set(left, name, left[name].to_numpy(np.float64) / 2 + right[name].to_numpy(np.float64) / 2)

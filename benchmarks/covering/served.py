@@ -1,4 +1,4 @@
-"""Logged models behind one real server, each an endpoint, asked through HTTP."""
+"""Logged models on one real server, each as an endpoint that receives requests through HTTP."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,13 +23,13 @@ _DATATYPES = {"float32": "FP32", "float64": "FP64", "int32": "INT32", "int64": "
 
 
 class Refused(Exception):
-    """The server does not answer with 200; the message is its own."""
+    """The status of the response was not 200; the message is the server's."""
 
 
 class ServedModel:
-    """One endpoint: an ONNX form is asked by the Open Inference Protocol for all its outputs, a pyfunc as by MLflow.
+    """An endpoint: an ONNX graph receives Open Inference Protocol requests for all outputs, a pyfunc MLflow requests.
 
-    JSON has neither NaN nor infinity: null is NaN, both ways.
+    JSON has neither NaN nor infinity: null is NaN in both directions.
     """
 
     def __init__(self, url: str, name: str, folder: Path) -> None:
@@ -44,14 +44,14 @@ class ServedModel:
         return self._session.get(f"{self._url}/v2/models/{self._name}/ready", timeout=30).ok
 
     def answers(self, rows: Any, own: Any) -> dict[str, np.ndarray]:
-        """The outputs by name; of a pyfunc one, whose name is empty.
+        """Return the outputs by name; a pyfunc has one output, whose name is empty.
 
         Args:
             rows: the rows as a table, or as tensors.
-            own: the same rows as the original takes them.
+            own: the same rows in the form that the original accepts.
 
         Raises:
-            Refused: the server refuses them.
+            Refused: the server refuses the rows.
         """
         if not self.is_onnx:
             return {"": np.asarray(self._post(f"endpoints/{self._name}/invocations", _mlflow_body(own))["predictions"])}
@@ -70,7 +70,7 @@ class ServedModel:
         try:
             answer = self._session.post(f"{self._url}/{path}", data=content, headers=headers, timeout=120)
         except requests.RequestException as error:
-            raise Refused(f"no answer: {error}") from error
+            raise Refused(f"no response: {error}") from error
         if answer.status_code != 200:
             raise Refused(f"{answer.status_code}: {answer.text[:300]}")
         return orjson.loads(answer.content)
@@ -103,7 +103,7 @@ def _mlflow_body(own: Any) -> Any:
 
 @contextmanager
 def serving(folder: Path, models: Mapping[str, Path]) -> Iterator[dict[str, ServedModel]]:
-    """Serve the models of these folders by `onnxserve serve`, each under its name, until the end of the block."""
+    """Serve the models of these folders with `onnxserve serve` under their names until the end of the block."""
     port, documents = free_port(), []
     for name, path in models.items():
         document = {"apiVersion": "onnxserve/v1", "name": name, "variants": {"v": {"model": str(path)}}}
@@ -114,6 +114,6 @@ def serving(folder: Path, models: Mapping[str, Path]) -> Iterator[dict[str, Serv
         url = start("--spec", str(folder / "spec.yaml")).wait_ready().url
         served = {name: ServedModel(url, name, path) for name, path in models.items()}
         for model in served.values():
-            with suppress(AssertionError):  # its first answer says why
+            with suppress(AssertionError):  # the first response contains the reason
                 wait_until(model.is_ready, _READY_SECONDS)
         yield served

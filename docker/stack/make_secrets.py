@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make what docker/compose.yaml mounts as secrets, into docker/stack/secrets/. What is there already stays as it is.
+"""Create the secrets of docker/compose.yaml in docker/stack/secrets/. Existing files are not changed.
 
     python3 docker/stack/make_secrets.py [--host NAME-OR-ADDRESS …] [--folder FOLDER]
 
-A host is what clients call this machine; it is among the names of the certificate, which only you trust. Python's
-standard library and openssl do. The folder is closed to other users of this machine; the files in it are not, since
-every container reads them as a user of its own.
+A host is the name or address of this machine for clients. It is added to the names of the certificate, which is
+self-signed. The script needs only Python's standard library and openssl. Other users of this machine cannot open the
+folder. The files in it are readable, because every container reads them as a different user.
 """
 
 import argparse
@@ -25,7 +25,7 @@ FOLDER: Path = OPTIONS.folder
 
 
 def keep(name: str, text: str) -> str:
-    """Write a file unless it is there, and return its text."""
+    """Write a file unless it exists, and return its text."""
     file = FOLDER / name
     if not file.exists():
         file.write_text(text)
@@ -45,7 +45,7 @@ def is_address(host: str) -> bool:
 
 
 def is_for(host: str) -> bool:
-    """Return True if the certificate that is there has this name or address."""
+    """Return True if the existing certificate has this name or address."""
     check = ["-checkip" if is_address(host) else "-checkhost", host]
     command = ["openssl", "x509", "-in", str(FOLDER / "tls.crt"), "-noout", *check]
     return "does match" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
@@ -66,7 +66,7 @@ def make() -> None:
     keep("mlflow.env", f"MLFLOW_AUTH_ADMIN_PASSWORD={password}\nMLFLOW_FLASK_SERVER_SECRET_KEY={secrets.token_hex()}\n")
     keep("mlflow_credentials", f"[mlflow]\nmlflow_tracking_username = admin\nmlflow_tracking_password = {password}\n")
     keep("grafana_password", new_password())
-    keep("alerts.yaml", "urls: [] # whom the controller tells of alarms, by Apprise: docs/alerts.md\n")
+    keep("alerts.yaml", "urls: [] # receivers of the controller's alerts, by Apprise: docs/alerts.md\n")
     keys = {}
     for name, scopes in (("prometheus", ["read"]), ("shop", ["infer", "read"])):
         key = keep(f"{name}_key", "onnxserve_" + secrets.token_urlsafe(32))
@@ -81,7 +81,7 @@ def make() -> None:
         files = ["-keyout", str(FOLDER / "tls.key"), "-out", str(FOLDER / "tls.crt")]
         subprocess.run([*command, *files], check=True, capture_output=True)
     elif others := [host for host in OPTIONS.host if not is_for(host)]:
-        sys.exit(f"{FOLDER}/tls.crt is there already, and not for {', '.join(others)}: remove it, and run this again")
+        sys.exit(f"{FOLDER}/tls.crt exists, but is not for {', '.join(others)}: remove it, and run this again")
     for file in FOLDER.iterdir():
         file.chmod(0o644)
 

@@ -106,6 +106,6 @@ def test_secrets_are_made_once_for_this_user_alone(tmp_path: Path) -> None:
     assert "DNS:ml.example, IP Address:FD00:0:0:0:0:0:0:7" in named
     subprocess.run([*make, "--host", "ml.example"], check=True)
     refused = subprocess.run([*make, "--host", "other.example"], capture_output=True, text=True, check=False)
-    said = f"{folder}/tls.crt is there already, and not for other.example: remove it, and run this again\n"
+    said = f"{folder}/tls.crt exists, but is not for other.example: remove it, and run this again\n"
     assert (refused.returncode, refused.stderr) == (1, said)
     assert {file.name: file.read_text() for file in folder.iterdir()} == made
