@@ -211,7 +211,7 @@ class Batch:
             )
         if isinstance(self.data, pd.DataFrame) and not self.data.columns.is_unique:
             doubled = self.data.columns[self.data.columns.duplicated()][0]
-            raise InvalidConfig(f"input_example: column {doubled!r} occurs twice")
+            raise InvalidConfig(f"input_example: column {doubled!r} is duplicated")
         if (isinstance(self.data, pd.DataFrame) and self.data.empty) or not len(self):
             raise InvalidConfig("input_example has no rows")
         columns = [column for _, column in self.data.items()]

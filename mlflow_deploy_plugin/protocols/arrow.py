@@ -169,7 +169,7 @@ def select_columns(arrow_schema: "pa.Schema", schema: Schema) -> list[str]:
         raise missing
     names = [name for name in arrow_names if name in dtypes or name in schema.keys] if schema.columns else arrow_names
     if doubled := next((name for name in names if counts[name] > 1), None):
-        raise SchemaMismatch(f"column {doubled[:100]!r} is repeated", column=doubled)
+        raise SchemaMismatch(f"column {doubled[:100]!r} is duplicated", column=doubled)
     only = schema.tensors[0].dtype if len(schema.tensors) == 1 else None
     checked = set()
     for name, kind in zip(arrow_names, arrow_schema.types, strict=True):

@@ -570,7 +570,7 @@ class Scorer:
             raise SchemaMismatch(f"the columns are not a table: {error}") from None
         doubled = {*table.columns[table.columns.duplicated()]}
         if name := next((name for name in (*self._dates, *self._missing) if name in doubled), None):
-            raise SchemaMismatch(f"column {name!r} occurs twice", column=str(name))
+            raise SchemaMismatch(f"column {name!r} is duplicated", column=str(name))
         for name in [name for name in self._dates if name in table]:
             if not pd.api.types.is_datetime64_any_dtype(table[name].dtype):  # Parquet contains dates.
                 table[name] = _read_dates(name, table[name])

@@ -150,7 +150,7 @@ def test_wait_shows_how_a_retraining_ends(store: Store, monkeypatch: pytest.Monk
     assert asked.exit_code == 1
     assert asked.stdout.splitlines() == [
         "flights: retraining 1 of X, full: waiting",
-        "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted meanwhile",
+        "flights: retraining 1 of X, full: failed; endpoint 'flights' was deleted during the retraining",
     ]
     assert store.lease("controller") is None
 

@@ -38,7 +38,7 @@ def test_columns_are_lines_by_their_importance(command: Any, tmp_path: Path) -> 
         f"contributions in {rows}",
         f"4 files in {folder}",
     ]
-    assert done.stderr.splitlines() == ["explaining 10 rows by 50 evaluations each", "permuting 2 columns of 60 rows"]
+    assert done.stderr.splitlines() == ["explaining 10 rows with 50 evaluations each", "permuting 2 columns of 60 rows"]
     assert len(pd.read_json(rows, lines=True)) == 20
 
 

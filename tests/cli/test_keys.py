@@ -67,7 +67,7 @@ def test_limits_go_to_servers_with_the_shortest_period_first() -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "names"),
     [
-        (["create", "shop"], 1, ["a key 'shop'"]),
+        (["create", "shop"], 1, ["the name 'shop'"]),
         (["create", "a b"], 1, ["letters, digits"]),
         (["create", "x", "--endpoint", "a/b"], 1, ["letters, digits"]),
         (["create", "x", "--scope", "write"], 2, ["'write'", "'infer', 'read', 'admin'"]),

@@ -144,7 +144,7 @@ def test_parquet_is_not_written_to_a_terminal(writer: LogWriter) -> None:
 @pytest.mark.parametrize("form", ["csv", "parquet"])
 def test_what_a_form_has_no_room_for_is_said_in_one_line(writer: LogWriter, tmp_path: Path, form: str) -> None:
     message = said(log("query", "flights", str(tmp_path / f"rows.{form}"), "--select", "INTERVAL 1 DAY"))
-    assert mentions(message, f"no form in {form}", "CAST(… AS VARCHAR)")
+    assert mentions(message, f"cannot be written as {form}", "CAST(… AS VARCHAR)")
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
 
 

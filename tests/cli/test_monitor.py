@@ -238,10 +238,10 @@ def test_a_monitor_is_added_and_removed(home: Path, store: Store) -> None:
     [
         (["run", "flight"], ["no endpoint", "'flight'", "'flights'"]),
         (["run", "flights", "--monitor", "hourly"], ["'flights'", "'hourly'", "it has daily"]),
-        (["run", "flights", "--window", "2001-01-01/1d"], ["2001-01-01", "latest whole window"]),
+        (["run", "flights", "--window", "2001-01-01/1d"], ["2001-01-01", "latest complete window"]),
         (
             ["backfill", "flights", "daily", "--from", "2013-07-01", "--to", "2013-07-01T23:00"],
-            ["no whole window", "1d"],
+            ["no complete window", "1d"],
         ),
         (["list", "flight"], ["no endpoint", "'flight'", "'flights'"]),
         (["pause", "flights", "hourly"], ["'flights'", "'hourly'", "it has daily"]),

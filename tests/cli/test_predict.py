@@ -128,7 +128,7 @@ def test_quotes_blank_lines_and_a_byte_order_mark_are_understood_and_lines_still
         ("csv", "b,a\n", ["no rows"]),
         ("jsonl", '{ok}{"a": 1, "b": }\n', ["line 1201", "JSON"]),
         ("jsonl", '{ok}{"a": 1, "b": "x"}\n', ["line 1201", "column 'b'", "'x'"]),
-        ("jsonl", "{ok}[1, 2]\n", ["line 1201", "a JSON object"]),
+        ("jsonl", "{ok}[1, 2]\n", ["line 1201", "JSON objects"]),
         ("json", '[{"a": 1, "b": 2}, {"a": 1, "b": []}]', ["row 1", "column 'b'"]),
         ("json", '{"x": {"y": 1}, "z": [1]}', ["no rows", "dataframe_split"]),
         ("json", "a,b", ["not valid JSON"]),

@@ -197,7 +197,7 @@ def test_a_row_that_the_server_refuses_is_named_and_the_others_are_taken(ids: li
         (("sums",), ["'prediction_id'", "a, b, label", "--id-column", "--key"]),
         (("sums", "--key", "a", "--label-column", "late"), ["'late'"]),
         (("sumz", "--key", "a"), ["no endpoint", "'sumz'", "'sums'"]),
-        (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), ["no answer", "http://127.0.0.1:9"]),
+        (("sums", "--key", "a", "--url", "http://127.0.0.1:9"), ["does not answer", "http://127.0.0.1:9"]),
         (("sums", "--key", "a", "--rejects", "no/such/bad.jsonl"), ["file no/such/bad.jsonl"]),
         (("sums", "--key", "a", "--rejects", "labels.csv"), ["--rejects labels.csv"]),
     ],

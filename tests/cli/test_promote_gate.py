@@ -68,7 +68,7 @@ def test_a_failed_gate_is_exit_status_1(toy: Command) -> None:
         (("toy", "2", "--policy", "none.yaml"), ["policy none.yaml"]),
         (("toy", "9"), ["model toy", "version 9"]),
         (("models:/toy/2",), ["'models:/toy/2'", "toy 2"]),
-        (("toy", "2", "--against", "models:/toy"), ["'models:/toy'", "no version"]),
+        (("toy", "2", "--against", "models:/toy"), ["'models:/toy'", "does not select a version"]),
     ],
 )
 def test_a_mistake_is_one_line(arguments: tuple[str, ...], names: list[str], toy: Command) -> None:
@@ -97,7 +97,7 @@ def test_an_mlflow_that_is_down_is_said_in_one_line_and_not_waited_for(
         assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"  # MLflow's default of 7 takes minutes.
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
-    assert line.endswith(" does not answer as it should: connection refused")
+    assert line.endswith(" does not answer correctly: connection refused")
 
 
 def test_promote_says_what_happened_and_who_follows(toy: Command) -> None:

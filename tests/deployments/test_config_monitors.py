@@ -67,7 +67,7 @@ def add(deployments: Deployments, **fields: Any) -> MonitorSpec:
         ({"kind": "shadow", "require": "disagreement(flight)<=0.1"}, ["monitors.m.require", "'flight'", "'flights'"]),
         ({"reference": "dataset:/nowhere/calm.csv"}, ["monitors.m.reference", "dataset /nowhere/calm.csv"]),
         ({"reference": "rolling:36h"}, ["monitors.m", "rolling:36h", "1d", "a multiple"]),
-        ({"reference": "rolling:30m", "every": "1h"}, ["monitors.m", "rolling:30m", "the window itself", "1h"]),
+        ({"reference": "rolling:30m", "every": "1h"}, ["monitors.m", "rolling:30m", "shorter than the window", "1h"]),
     ],
 )
 def test_a_monitor_that_could_never_judge_is_refused(

@@ -77,7 +77,7 @@ def test_a_cronjob_judges_what_is_due_and_says_what_cannot_be_judged(
     for line in cluster.logs("failing"):  # one of each pod
         assert line.startswith("flights: monitor answers "), line
         assert "will be retried" in line, line
-        assert line.endswith("does not answer as it should: connection refused"), line
+        assert line.endswith("does not answer correctly: connection refused"), line
 
     two_days.mlflow.start()
     (waiting,) = Monitors(two_days.store).windows("flights", "answers")

@@ -188,7 +188,7 @@ def test_a_registry_that_hangs_or_talks_nonsense_is_outlived_also_by_a_server_th
 ) -> None:
     served = serve("-m", model.uri).wait_ready()
     proxy.turn("<html><body>Welcome to the portal</body></html>")
-    wait_error(served, "does not answer as it should")
+    wait_error(served, "does not answer correctly")
     assert served.url not in agent(served).error
     assert re_metric(metrics(served), "onnxserve_agent_errors") == 1.0
     proxy.turn("hang")

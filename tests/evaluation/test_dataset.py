@@ -237,7 +237,7 @@ def test_a_store_that_is_down_says_nothing_of_the_version(artifact: Artifact, mo
         monkeypatch.setenv(f"AWS_{name}", value)
     with pytest.raises(RegistryUnavailable, match=r"s3://bucket/d\.csv"):
         load("s3://bucket/d.csv", artifact)
-    with pytest.raises(InvalidConfig, match="store ftps:"):
+    with pytest.raises(InvalidConfig, match="store for ftps:"):
         load("ftps://host/d.csv", artifact)
 
 

@@ -273,10 +273,10 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
     ("config", "names"),
     [
         ({"kubernetes.max_replicas": "9"}, ["kubernetes.max_replicas", "CPU", "container.cpus"]),
-        ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, ["max_replicas 3", "replicas, 3"]),
-        ({"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"}, ["max_replicas 3", "replicas, 0"]),
+        ({"kubernetes.max_replicas": "3", "container.cpus": "1"}, ["max_replicas 3", "replicas 3"]),
+        ({"kubernetes.max_replicas": "3", "kubernetes.replicas": "0"}, ["max_replicas 3", "replicas 0"]),
         ({"kubernetes.tls_secret": "t"}, ["tls_secret", "`host`"]),
-        ({"kubernetes.tolerations": "a b"}, ["a taint", "dedicated=ml:NoSchedule"]),
+        ({"kubernetes.tolerations": "a b"}, ["Kubernetes taint", "dedicated=ml:NoSchedule"]),
         ({"container.secrets.A": "store"}, ["container.secrets.A", "SECRET/KEY"]),
         ({"container.secret_files.A": "/keys.json"}, ["container.secret_files.A", "SECRET/KEY"]),
         ({"container.secret_files.A": "s/a", "container.secrets.A": "s/a"}, ["secrets", "secret_files", "A"]),

@@ -130,5 +130,5 @@ def test_what_an_endpoint_has_captured_is_learned(client: MlflowClient, tmp_path
 
 
 def test_an_endpoint_without_rows_has_no_student(client: MlflowClient) -> None:
-    with pytest.raises(NotFound, match="nothing"):
+    with pytest.raises(NotFound, match="no rows"):
         train(Training(teacher="models:/labels/1", endpoint="nix"))

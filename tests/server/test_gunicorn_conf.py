@@ -79,7 +79,7 @@ def test_gunicorn_s_own_threaded_worker_starts_and_answers(tmp_path: Path, bias_
 def test_a_certificate_is_handed_to_gunicorn_with_its_key_only() -> None:
     command = gunicorn_command(Path("/s"), ServerSpec(certfile="/c.pem", keyfile="/k.pem"), 7)
     assert (command[command.index("--certfile") + 1], command[command.index("--keyfile") + 1]) == ("/c.pem", "/k.pem")
-    with pytest.raises(ValueError, match="belong together"):
+    with pytest.raises(ValueError, match="must be set together"):
         ServerSpec(certfile="/c.pem")
 
 

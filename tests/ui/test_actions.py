@@ -233,7 +233,7 @@ def test_while_a_rollout_is_under_way_it_has_the_traffic_and_a_rollback_aborts_i
     with pytest.raises(InvalidConfig) as raised:
         deployments.set_traffic(name, {name: 100})
     assert said == raised.value.message
-    assert mentions(said, "under way")
+    assert mentions(said, "rollout")
 
 
 def test_without_anything_before_it_there_is_no_rollback(mlflow_app: Any, deployments: Deployments) -> None:
@@ -267,7 +267,7 @@ def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments
     with pytest.raises(InvalidConfig) as raised:
         rollback(deployments, one.endpoint.name)
     assert said == raised.value.message
-    assert mentions(said, "one is expected")
+    assert mentions(said, "exactly one deployment is expected")
 
 
 @pytest.mark.parametrize(

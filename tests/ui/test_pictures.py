@@ -241,7 +241,7 @@ def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
         gone = endpoint_pictures(away, deployments, MlflowPages(None, ""), "hour", only_traffic=True)
 
     assert (last(found.charts[0]), found.notice) == ({"version 3": "7 /s"}, "")
-    assert mentions(gone.notice, "No figures", "does not run")
+    assert mentions(gone.notice, "No figures", "is not running")
 
 
 @pytest.fixture

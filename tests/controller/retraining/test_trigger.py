@@ -117,7 +117,7 @@ def test_a_schedule_whose_project_has_gone_stands_in_the_history_once(world: Ret
     for days in (3, 4):
         schedule.request_due(utc_now() + timedelta(days=days))
     assert refusals(world) == [
-        f"project: {world.project} has no MLproject; wanted is the folder of an MLflow project, or a Git URI"
+        f"project: {world.project} has no MLproject; the folder of an MLflow project or a Git URI is expected"
     ]
 
 

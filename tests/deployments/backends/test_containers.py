@@ -143,7 +143,7 @@ def test_a_registry_within_reach_is_not() -> None:
         ('The name "/x" is already in use by container "7"', AlreadyExists, ["another container", '"/x"']),
         ("Range of CPUs is from 0.01 to 4.00", InvalidConfig, ["container.cpus", "0.01 to 4.00"]),
         ("network ml not found", InvalidConfig, ["container.network", "ml"]),
-        ("could not select device driver", InvalidConfig, ["NVIDIA's container toolkit"]),
+        ("could not select device driver", InvalidConfig, ["NVIDIA container toolkit"]),
         ("bind source path does not exist: /x", InvalidConfig, ["a folder", "/x"]),
         ("the disk\nis full", DeploymentFailed, ["the disk is full"]),
     ],

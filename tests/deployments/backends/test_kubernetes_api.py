@@ -177,7 +177,7 @@ def test_a_namespace_is_known_by_its_uid(api: ScriptedApi) -> None:
 
 def test_the_context_that_a_setting_names_is_used(api: ScriptedApi) -> None:
     assert Cluster("ml", "x").get("Service", "flights") == {}
-    with refused(InvalidConfig, "ONNXSERVE_KUBE_CONTEXT", "'y'", "it has x"):
+    with refused(InvalidConfig, "ONNXSERVE_KUBE_CONTEXT", "'y'", "contexts are x"):
         Cluster("ml", "y")
 
 

@@ -226,7 +226,7 @@ def test_example_that_the_model_refuses_is_said(matrix: tuple[np.ndarray, np.nda
     ("change", "message"),
     [
         (lambda rows: rows[:0], "input_example has no rows"),
-        (lambda rows: pd.DataFrame(rows, columns=list("abcda")), "input_example: column 'a' occurs twice"),
+        (lambda rows: pd.DataFrame(rows, columns=list("abcda")), "input_example: column 'a' is duplicated"),
         (lambda rows: rows[:, 0], r"needs a DataFrame or an array \[rows, columns\]"),
     ],
     ids=["empty", "doubled", "vector"],

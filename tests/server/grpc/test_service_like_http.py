@@ -68,7 +68,7 @@ def test_requests_in_flight_are_bounded_over_both_together(limited: Any) -> None
         errors = [error for call in calls if (error := call.exception(60)) is not None]
     assert 0 < len(errors) < 8
     assert {error.code() for error in errors} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
-    assert all("being answered" in error.details() for error in errors)
+    assert all("concurrent requests" in error.details() for error in errors)
     assert limited.http.post(json={"inputs": IMAGE.tolist()}, headers={"X-Key": "after"}).status_code == 200
 
 

@@ -230,13 +230,13 @@ def test_without_a_signature_only_invocations_answer(ask: Callable[..., RawRespo
         "the model's signature does not name its inputs; send requests to /invocations, as JSON or CSV",
     )
     docs = handle(server, RawRequest("GET", "/endpoints/anything/docs", {}, b"")).body
-    assert f"The inputs cannot be listed: {message(response)}.".encode() in docs
+    assert f"The inputs cannot be listed: {escape(message(response))}.".encode() in docs
 
 
 @pytest.mark.parametrize(
     ("document", "said"),
     [
-        ({"when": "yesterday", "name": "a"}, "column 'when' (datetime), row 0: 'yesterday' is not a date"),
+        ({"when": "yesterday", "name": "a"}, "column 'when' (datetime), row 0: 'yesterday' is not an ISO 8601 date"),
         ({"when": 5, "name": "a"}, "column 'when' (string), row 0: 5; a string is expected"),
         ({"name": "a"}, "column 'when' is missing"),
     ],
