@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 import yaml
+from markupsafe import escape
 from mlflow import MlflowClient
 
 from mlflow_deploy_plugin.agent.ship import Shipper
