@@ -97,8 +97,7 @@ def parse_model_uri(model_uri: str) -> ModelURI:
         case "file":
             return ModelURI("path", unquote(address.path))
         case "http" | "https":
-            # The only web addresses that MLflow supports are the proxied artifacts of an MLflow server.
-            if _PROXIED not in address.path:
+            if _PROXIED not in address.path:  # Only the artifacts of an MLflow server have supported web addresses.
                 server = f"{address.scheme}://{(address.netloc.rpartition('@')[2])}"
                 page = _PAGE.search(unquote(address.fragment))
                 name, version = (page["name"], page["version"] or "VERSION") if page else ("NAME", "VERSION")
@@ -113,9 +112,7 @@ def missing_folder_message(text: str) -> str:
     """Return the error message for a path that does not exist, with the URI that was probably intended."""
     path = absolute_path(text)
     if path.is_file():
-        return (
-            f"{path} is a file; a model is a folder with an MLmodel file, as written by mlflow_deploy_plugin.save_model"
-        )
+        return f"{path} is a file; a model is a folder with an MLmodel file (mlflow_deploy_plugin.save_model writes it)"
     message = f"the folder {path} does not exist"
     here = f"{absolute_path('.')}/"  # A deployment's path has already been made absolute.
     text = text.removeprefix(here)

@@ -61,8 +61,7 @@ def without_step_events(events: "Sequence[AuditEvent]") -> "list[AuditEvent]":
     for spans in acts.values():
         spans.sort()
         starts, ends = zip(*spans, strict=True)
-        # Each entry has the latest end of all events that began until then.
-        spans[:] = zip(starts, accumulate(ends, max), strict=True)
+        spans[:] = zip(starts, accumulate(ends, max), strict=True)  # The ends are cumulative maxima.
 
     def is_step(event: "AuditEvent") -> bool:
         if event.action not in _STEPS:
@@ -214,9 +213,7 @@ def _superseded(
     def moved_at(number: str) -> tuple[int, int]:
         return after[number].last_updated_timestamp or 0, int(number)
 
-    unmoved = {
-        number for number in after if number in before and moved_at(number)[0] == before[number].last_updated_timestamp
-    }
+    unmoved = {key for key in after if key in before and moved_at(key)[0] == before[key].last_updated_timestamp}
     last = max(after.keys() - unmoved | {version}, key=moved_at)
     return [number for number in after if number != last]
 

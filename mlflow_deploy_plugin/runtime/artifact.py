@@ -106,8 +106,7 @@ class Input:
 class Refusals:
     """The values that the original model refuses, as found by the parity check. The graph alone would accept them.
 
-    `missing` and `infinite` contain the columns (or tensors) that refuse such numbers. `categories` has all allowed
-    values.
+    `missing` and `infinite` list columns (or tensors) that refuse such numbers. `categories` has all allowed values.
     """
 
     missing: frozenset[str] = frozenset()
@@ -134,8 +133,7 @@ class Artifact:
         onnx_file: the graph. A pyfunc has no graph; for a pyfunc this is the folder (`runtime/pyfunc_artifact.py`).
         columns / tensors: the inputs in the signature. One of the two is empty; both are empty without a signature.
         has_signature: True if the MLmodel file has a signature. Otherwise `tensors` are the inputs of the loaded graph.
-        inputs / outputs: the graph's inputs and outputs, bound to the signature. For a stock `onnx` model, both are
-            empty until the graph is loaded.
+        inputs / outputs: of the graph, bound to the signature. They are empty until a stock `onnx` model is loaded.
         categories: for each text column of an encoder, the values that the encoder has learned, if they are few.
         prediction: the outputs that `predict` returns: a bare array for a single output, a mapping for several (see
             `OnnxModel.prediction` for a stock `onnx` model).
@@ -263,8 +261,7 @@ def check_yaml(text: str) -> None:
 def read_artifact(folder: Path) -> Artifact:
     """Read the MLmodel file in `folder`, without opening the graph.
 
-    Raises InvalidArtifact if a file is missing, if the MLmodel file has no ONNX flavor, or if no graph can take its
-    signature.
+    Raises InvalidArtifact if a file or an ONNX flavor is missing, or if no graph can take the signature.
     """
     document = read_mlmodel(folder)
     flavors = document.get("flavors")

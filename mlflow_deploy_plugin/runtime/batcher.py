@@ -5,9 +5,8 @@ Names and rules follow Triton's dynamic batcher
 as it is full, it has a preferred size, or its first request has waited for the delay. If preferred sizes are set, the
 largest preferred size is the maximum batch size.
 
-The oldest request is the leader. Its thread computes one batch that includes the request, makes the next request in the
-queue the leader, and wakes the requests of the batch. The next batch gathers during the computation, because ONNX
-Runtime releases the GIL.
+The oldest request is the leader. Its thread computes a batch with this request, makes the next request in the queue the
+leader, and wakes the requests of the batch. The next batch gathers meanwhile, because ONNX Runtime releases the GIL.
 
 A single `run` without a delay costs 6 µs and no thread switch. Under concurrency, each request is put to sleep and
 woken under the GIL (40 µs). `submit` is for an event loop: a thread of the batcher delivers the answers of a whole
@@ -115,9 +114,7 @@ class Batcher:
         self._gatherer: QueuedRequest | None = None
         self._gathered_rows = 0
         self._batch_seconds = 0.0
-        self._leaders: SimpleQueue[QueuedRequest | None] = (
-            SimpleQueue()
-        )  # This queue is only used by the threads of the batcher.
+        self._leaders: SimpleQueue[QueuedRequest | None] = SimpleQueue()  # Only the batcher's threads use it.
         self._threads: list[threading.Thread] = []
 
     def run(
@@ -208,9 +205,7 @@ class Batcher:
         with self._lock:
             if len(self._queue) >= self.policy.max_queue_size:
                 batches = sum(queued.rows for queued in self._queue) / self._limit
-                retry_after = min(
-                    max(1, ceil(batches * self._batch_seconds)), 60
-                )  # The time until the queue is computed.
+                retry_after = min(max(1, ceil(batches * self._batch_seconds)), 60)  # seconds to compute the queue
                 raise TooManyRequests(
                     f"{len(self._queue)} requests are already waiting for this model; retry later", retry_after
                 )

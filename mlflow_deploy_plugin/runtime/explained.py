@@ -38,7 +38,7 @@ def check_explainable(artifact: Artifact) -> None:
             _check_rank(entry.name, len(entry.shape))
         if entry.shape[:1] not in ((), (-1,)):
             raise InvalidRequest(
-                f"the graph takes batches of {entry.shape[0]} rows; only a graph with a free batch size can be explained"
+                f"the graph takes batches of {entry.shape[0]} rows; only graphs with a free batch size can be explained"
             )
     explained_outputs(artifact)
     if artifact.reference is None and not (artifact.folder / INPUT_EXAMPLE).is_file():

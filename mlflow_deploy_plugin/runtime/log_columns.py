@@ -1,8 +1,7 @@
 """Requests and answers as a table: the columns of the inference log and of a model's reference sample.
 
-Both tables have the columns of the signature, then `prediction` (if `predict` returns one value per row) and
-`output.NAME` for other outputs. Names with a leading underscore belong to the log. Labels, keys and masks are compared
-as text.
+Both have the signature's columns, then `prediction` (if `predict` returns one value per row) and `output.NAME` for
+other outputs. Names with a leading underscore belong to the log. Labels, keys and masks are compared as text.
 """
 
 import math

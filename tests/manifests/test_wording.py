@@ -54,7 +54,8 @@ MODEL = "models:/x/1"
             "compose",
             MODEL,
             {"server.host": "0.0.0.0"},
-            "without auth, all clients that reach server.host 0.0.0.0 could use the endpoint: set -C server.api_keys=true or "
+            "without auth, all clients that reach server.host 0.0.0.0 could use the endpoint: set "
+            "-C server.api_keys=true or "
             "-C server.jwt_issuer=…; or -C server.insecure=true if a proxy authenticates the clients",
         ),
         ("compose", "models/flights", {}, "variants.flights.model: an absolute path is expected, not 'models/flights'"),

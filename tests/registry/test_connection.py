@@ -211,7 +211,7 @@ ANSWER = "{} Client Error: No for url: http://m/api. Response text: {}"
             "",
             HTTPError(ANSWER.replace("//m/", "//other:5000/").format(401, '{"error_code": "X", "message": "secret"}')),
             RegistryRefused,
-            r"http://other:5000 refuses the credentials \(.* ~/.netrc may have credentials for this host\): 401 Client .*api\.",
+            r"http://other:5000 refuses the credentials \(.* ~/.netrc may have .* for this host\): 401 Client .*api\.",
         ),
         (
             "",
@@ -289,7 +289,8 @@ READ_ONLY_DATABASE = {
         (
             f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "
             "verify failed: self-signed certificate (_ssl.c:1016)')))",
-            "self-signed certificate (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted authority)",
+            "self-signed certificate (set MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate file of the trusted "
+            "authority)",
         ),
         (
             f"{RETRIED} (Caused by SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate "

@@ -1,8 +1,7 @@
 """The supervisor's process: how it is started, identified later and ended, its log and its environment.
 
-Its session outlives the command that starts it, and the session id is the supervisor's process id. Processes that a
-killed supervisor leaves are found by that id and their working directory (the state folder), because process ids are
-reused.
+Its session outlives the command that starts it, and the session id is the supervisor's process id. Processes of a
+killed supervisor are found by this id and their working directory (the state folder), because process ids are reused.
 """
 
 import json
@@ -69,8 +68,7 @@ def is_alive(state_dir: Path, pid: int) -> bool:
 def find(state_dir: Path) -> int | None:
     """Return the process id of the running supervisor of this state folder, from a scan of all processes.
 
-    A new supervisor has not written its id yet. Its forks have the same command line, but only the supervisor is the
-    leader of its session.
+    A new supervisor has not written its id yet. Its forks have its command line, but only it is the session's leader.
     """
     last_arguments = command(state_dir)[-2:]
     return next(_processes(lambda p: p.cmdline()[-2:] == last_arguments and os.getsid(p.pid) == p.pid), None)
@@ -115,8 +113,7 @@ def server_environment(state_dir: Path, settings: Settings) -> dict[str, str]:
     """
     file = state_dir / ENVIRONMENT
     if not file.exists():
-        # The import takes a second. Only the command that creates a deployment needs it, and has already imported it.
-        import mlflow
+        import mlflow  # The import takes a second, and only the command that creates a deployment needs it.
 
         uris = {"MLFLOW_TRACKING_URI": mlflow.get_tracking_uri(), "MLFLOW_REGISTRY_URI": mlflow.get_registry_uri()}
         registry = {}
