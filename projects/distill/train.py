@@ -1,6 +1,6 @@
 """Train a small model (student) on the predictions of a served model (teacher), and register it as checked ONNX.
 
-    mlflow run . -e distill --env-manager local -P teacher=models:/flight-delay/Production
+    mlflow run . -e distill --env-manager local -P teacher=models:/flight-delay@champion
     mlflow run . -e distill --env-manager local -P teacher=models:/digits-cnn/1 -P data=images.parquet -P student=mlp
 
 The rows need no labels. They are a file, the captured rows of an endpoint, or the reference of the teacher. The student
@@ -51,7 +51,7 @@ _LEARNED = 60  # epochs
 class Training:
     """The options of a training."""
 
-    teacher: str = option("models:/flight-delay/Production", "model whose predictions the student learns")
+    teacher: str = option("models:/flight-delay@champion", "model whose predictions the student learns")
     data: str = option("", "dataset without labels: a .csv or .parquet file, or a dataset of a gate policy")
     endpoint: str = option("", "endpoint whose captured rows are used instead of data")
     target: str = option("", "label column, only for the comparison; of an endpoint _label (text) or _label_number")

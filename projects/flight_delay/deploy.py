@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--deployment", default="flights", help="name of the deployment")
     parser.add_argument(
         "--model-uri",
-        default="models:/flight-delay/Production",
+        default="models:/flight-delay@champion",
         help="URI of the model; a stage or an alias is followed",
     )
     parser.add_argument("--workers", type=int, default=1, help="number of worker processes")

@@ -56,7 +56,7 @@ def delay_probability(model: mlflow.pyfunc.PyFuncModel, features: pd.DataFrame) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model-uri", default="models:/flight-delay/Production", help="model to evaluate")
+    parser.add_argument("--model-uri", default="models:/flight-delay@champion", help="model to evaluate")
     parser.add_argument("--first-month", type=int, default=4, help="first month of 2013, 1 to 12")
     parser.add_argument("--last-month", type=int, default=6, help="last month (inclusive)")
     options = parser.parse_args()
