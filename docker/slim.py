@@ -70,15 +70,14 @@ def slim(packages: Path) -> None:
     """Shrink a folder `site-packages` of any image."""
     remove(path for pattern in UNUSED for path in packages.glob(pattern))
     remove(path for path in packages.glob("boto*/data/*/") if path.name not in AWS)
-    # auditwheel has patched the libraries in NAME.libs: stripping breaks their page alignment
+    # The libraries in NAME.libs are patched by auditwheel, and stripping would break their page alignment.
     objects = [path for path in packages.rglob("*.so*") if not path.parent.name.endswith(".libs")]
     if objects and shutil.which("strip"):
         subprocess.run(["strip", "--strip-unneeded", *objects], check=True)
-        # Arrow's libraries require each other by name, so an unused library can be empty
+        # Arrow's libraries require each other by name, so an unused library can be empty.
         for path in packages.glob("pyarrow/libarrow_substrait.so.*"):
             subprocess.run(["as", "/dev/null", "-o", "empty.o"], check=True)
-            # glibc 2.41 and later do not load an object that needs an executable stack, which is also the default of an
-            # object without a setting
+            # Objects need an executable stack by default, and glibc 2.41 and later do not load such objects.
             link = ["ld", "-shared", "-z", "noexecstack", "-soname", path.name, "-o"]
             subprocess.run([*link, path, "empty.o"], check=True)
 
@@ -86,7 +85,7 @@ def slim(packages: Path) -> None:
 def keep_what_serves(packages: Path) -> None:
     """Shrink a folder `site-packages` of an image that only serves; byte code exists only for the imported modules."""
     remove(path for pattern in NOT_SERVED for path in packages.glob(pattern))
-    # MLflow has a package for each training library
+    # MLflow has a package for each training library.
     remove(path for path in packages.glob("mlflow/*/") if not any(path.rglob("*.pyc")))
     remove(
         path / "__pycache__"
