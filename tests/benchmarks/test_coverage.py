@@ -1,4 +1,4 @@
-"""The judge of benchmarks/coverage.py: it finds what is wrong, and what we convert passes it."""
+"""The judge of benchmarks/coverage.py finds wrong models, and accepts the models that we convert."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ def test_hostile_rows_find_nothing_where_the_proof_has_passed(capsys: pytest.Cap
 
 
 def test_the_judge_finds_what_is_wrong_refused_and_crashed(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Logged is another model than the judge has: one with a threshold that is a step off, one with other sums."""
+    """Log models that differ from the judge's: one threshold is changed by a step, and one model has other sums."""
     off = DecisionTreeRegressor(max_depth=4, random_state=0).fit(case.example, target(case.example))
     off.tree_.threshold[0] = np.nextafter(np.float32(off.tree_.threshold[0]), np.float32(np.inf)) + 1e-4
     sums = LinearRegression().fit(case.example, target(case.example))

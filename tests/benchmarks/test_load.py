@@ -1,4 +1,4 @@
-"""The load client against servers whose speed and whose mistakes are known."""
+"""The load client with servers whose speed and errors are known."""
 
 import subprocess
 import sys
@@ -57,9 +57,11 @@ def slow(status: int = 200) -> tuple[str, ...]:
 def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     with listening(*slow()) as port:
         measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=2, seconds=0.5)
-    assert measured.rate <= 104  # two connections, 20 ms an answer, and each may have one more at the edges
+    assert (
+        measured.rate <= 104
+    )  # two connections, 20 ms per response, and one more response per connection at the edges
     assert measured.p50 >= 0.02
-    # both wait for an answer all the time (Little's law), however long that takes on this machine
+    # Both connections always wait for a response (Little's law), independently of the machine's speed.
     assert measured.rate * measured.p99 > 1.5
     assert measured.wrong == 0
 
@@ -68,7 +70,7 @@ def test_the_open_loop_charges_the_time_spent_waiting_for_a_connection() -> None
     with listening(*slow()) as port:
         measured = open_loop(Target(port, post("/", b"body"), b"ok"), connections=1, seconds=0.5, rate=100)
     assert measured.requests == 50
-    assert measured.p99 > 0.2  # 50 answers a second for 100 requests: the last ones waited for the half of it
+    assert measured.p99 > 0.2  # 50 responses per second for 100 requests: the last requests waited for half of it
 
 
 @pytest.mark.parametrize(("status", "expected"), [(500, b"ok"), (200, b"something else")])
@@ -83,7 +85,9 @@ def test_the_echo_is_asked_thousands_of_times_a_second() -> None:
     with listening(sys.executable, str(ECHO), "PORT", "40") as port:
         target = Target(port, post("/", b"x" * 300), b'{"predictions"')
         tries = (closed_loop(target, connections=8, seconds=0.2, warm_up=0.1) for _ in range(30))
-        measured = next((one for one in tries if one.wrong or one.rate > 1000), None)  # others may have the cores
+        measured = next(
+            (one for one in tries if one.wrong or one.rate > 1000), None
+        )  # other processes may use the cores
     assert measured is not None
     assert measured.wrong == 0
 

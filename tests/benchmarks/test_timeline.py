@@ -1,4 +1,4 @@
-"""The open loop that keeps every answer, against a server whose mistakes are known."""
+"""The open loop that keeps every response, with a server whose errors are known."""
 
 import asyncio
 import threading
@@ -22,7 +22,7 @@ ANSWERS = {
 
 
 class Server:
-    """Gives the answer of its mood."""
+    """A server whose responses depend on its mood."""
 
     def __init__(self) -> None:
         self.mood, self.port, self.answered = "first", 0, 0

@@ -34,7 +34,7 @@ JOBS = ("version", "image", "canary", "promote")
 
 @dataclass
 class Repository:
-    """A clone of the example, whose workflow is run as its own caller says."""
+    """A clone of the example, whose workflow is run with the inputs of its caller."""
 
     folder: Path
     home: Path
@@ -47,10 +47,7 @@ class Repository:
         here = {"mlflow-tracking-uri": MlflowClient().tracking_uri, "parameters": parameters, "image": ""}
         said = {**caller["with"], **here, **quick, **inputs}
         workflow = Workflow(WORKFLOW, self.folder, said, environment={"ONNXSERVE_HOME": str(self.home)})
-        installed, self.is_installed = (
-            self.is_installed,
-            True,
-        )  # beside other work pip took 40 s to find that all is here
+        installed, self.is_installed = (self.is_installed, True)  # pip takes up to 40 s to find everything installed
         return {job: workflow.run(job, ["Install"] if installed else []) for job in JOBS}
 
 
@@ -71,7 +68,7 @@ def repository(mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.
 def test_a_push_trains_a_version_that_the_gate_refuses_or_a_canary_promotes_or_rolls_back(
     repository: Repository,
 ) -> None:
-    first = repository.push(endpoint="")  # there is nothing yet that a canary could stand beside
+    first = repository.push(endpoint="")  # there is no version yet for a canary
 
     assert [(step.name, step.status) for steps in first.values() for step in steps] == [
         *(("Install", 0), ("Test", 0), ("Train", 0), ("Gate", 0)),
@@ -146,14 +143,14 @@ def held_out() -> pd.DataFrame:
 
 
 def doubtful_rows() -> pd.DataFrame:
-    """Held-out rows to which strengths of 0.8 and 0.05 give other answers."""
+    """Return held-out rows for which strengths of 0.8 and 0.05 give different predictions."""
     fit, rows = runpy.run_path(str(EXAMPLE / "train.py"))["fit"], held_out()
     return rows[fit(0.8).predict(rows) != fit(0.05).predict(rows)]
 
 
 @contextmanager
 def traffic(url: str, rows: pd.DataFrame) -> Iterator[Counter[tuple[str, int]]]:
-    """Ask with the rows in turn; the answers are counted by version and status."""
+    """Send the rows repeatedly, and count the responses by version and status."""
     ended, answers = threading.Event(), Counter[tuple[str, int]]()
 
     def ask() -> None:

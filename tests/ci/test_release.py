@@ -17,7 +17,7 @@ RELEASE = ROOT / ".github/workflows/release.yaml"
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What is committed, in a repository of its own."""
+    """Return a separate repository with the committed files."""
     for role in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{role}_NAME", "somebody")
         monkeypatch.setenv(f"GIT_{role}_EMAIL", "somebody@example.org")
@@ -83,7 +83,7 @@ def test_a_tag_that_does_not_fit_is_refused_in_one_line(clone: Path, tag: str, s
 
 
 def test_the_version_stands_in_one_place() -> None:
-    """A chart, whose format wants it as text, has the same."""
+    """Only version.py contains the version, and charts, whose format requires it as text."""
     places = ("mlflow_deploy_plugin", "docker", "setup.cfg", "pyproject.toml", "Makefile")
     named = git(ROOT, "grep", "-lwF", __version__, "--", *places).split()
     assert [name for name in named if not name.endswith("Chart.yaml")] == ["mlflow_deploy_plugin/version.py"]

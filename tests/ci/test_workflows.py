@@ -1,4 +1,5 @@
-"""The workflows are what GitHub can read, give nobody more than a job needs, and follow the tree that they test."""
+"""The workflows are valid for GitHub, give each job only the rights that it needs, and match the files of the
+repository."""
 
 import re
 import shutil
@@ -74,7 +75,7 @@ def test_a_release_publishes_only_after_the_jobs_of_a_push_and_of_a_night() -> N
 
 
 def required(jobs: dict[str, Any], name: str) -> set[str]:
-    """Return the jobs that have to succeed before this job."""
+    """Return the jobs that must succeed before this job."""
     needs = jobs[name].get("needs", [])
     return set(needs).union(*(required(jobs, need) for need in needs))
 

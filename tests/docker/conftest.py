@@ -1,4 +1,4 @@
-"""A Docker engine, the image built from this checkout, containers that leave with their test, and tiny models."""
+"""A Docker engine, the image of this checkout, containers that are removed with their test, and tiny models."""
 
 import json
 import os
@@ -30,14 +30,14 @@ from tests.support.serving import Served
 from tests.support.tracking import tracking_at
 
 ROOT = Path(__file__).parents[2]
-BASE_IMAGE = "python:3.11-slim-bookworm"  # as docker/Dockerfile says
+BASE_IMAGE = "python:3.11-slim-bookworm"  # the base image of docker/Dockerfile
 LIMITS = ["--memory", "512m", "--cpus", "1", "--pids-limit", "128"]
 RIGHTS = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
 HARDENED = ["--init", "--user", "10001", *RIGHTS, *LIMITS]
 
 
 def run_docker(*arguments: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
-    """Runs the Docker CLI; a failure carries what it wrote."""
+    """Run the Docker CLI; a failure contains its output."""
     result = subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
     assert not check or result.returncode == 0, f"docker {' '.join(arguments)}: {result.stderr[-4000:]}"
     return result
@@ -45,7 +45,8 @@ def run_docker(*arguments: str, check: bool = True, timeout: float = 280) -> sub
 
 @contextmanager
 def built_image(target: str, timeout: float) -> Iterator[str]:
-    """The tag of an image of this checkout's Dockerfile, removed at the end; Docker's build cache stays."""
+    """Return the tag of an image of this checkout's Dockerfile, which is removed at the end; Docker's build cache is
+    kept."""
     tag = f"onnxserve-test:{target}-{uuid.uuid4().hex[:12]}"
     run_docker("build", "-q", "-f", "docker/Dockerfile", "--target", target, "-t", tag, str(ROOT), timeout=timeout)
     try:
@@ -56,7 +57,7 @@ def built_image(target: str, timeout: float) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """The Docker CLI as a function, where there is an engine behind it."""
+    """Return the Docker CLI as a function, if an engine is running."""
     try:
         reached = run_docker("info", check=False, timeout=30)
     except FileNotFoundError:
@@ -68,7 +69,8 @@ def docker() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def image(docker: Any, alone: Callable[[str], AbstractContextManager[Path]]) -> Iterator[str]:
-    """The cpu image as `onnxserve build-docker` makes it; the first worker of a run fills Docker's cache."""
+    """Return the cpu image as built by `onnxserve build-docker`; the first worker of a test run fills Docker's
+    cache."""
     tag = f"onnxserve-test:cpu-{uuid.uuid4().hex[:12]}"
     try:
         with alone("image"):
@@ -98,7 +100,7 @@ class Answer:
 
 
 def send(url: str, document: Any = None) -> Answer:
-    """POST a JSON document; GET where there is none. The body is JSON or a text."""
+    """Send a JSON document by POST, or GET without a document. The body of the response is JSON or text."""
     data = None if document is None else json.dumps(document).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
@@ -107,13 +109,13 @@ def send(url: str, document: Any = None) -> Answer:
         response = error
     with response:
         text = response.read().decode()
-    is_json = "json" in response.headers.get("Content-Type", "") and text.strip() != ""  # of /ping the body is empty
+    is_json = "json" in response.headers.get("Content-Type", "") and text.strip() != ""  # the body of /ping is empty
     return Answer(response.status or 0, dict(response.headers), json.loads(text) if is_json else text)
 
 
 @dataclass(frozen=True)
 class Container:
-    """A running container of the image, its port 8080 published on a free port of this machine."""
+    """A running container of the image, whose port 8080 is published on a free port of this machine."""
 
     name: str
 
@@ -130,7 +132,7 @@ class Container:
         return run_docker("exec", self.name, *command).stdout
 
     def wait_healthy(self, seconds: float = 60) -> None:
-        """Waits for the image's own HEALTHCHECK."""
+        """Wait for the image's own HEALTHCHECK."""
         deadline = time.monotonic() + seconds
         while (state := self.state)["Health"]["Status"] != "healthy":
             assert state["Running"], f"the container ended:\n{self.logs}"
@@ -144,7 +146,7 @@ class Container:
 
 @contextmanager
 def started(image: str, *options: str, command: list[str]) -> Iterator[Container]:
-    """A container of `image`; it and its anonymous volume are removed at the end."""
+    """Run a container of `image`; it and its anonymous volume are removed at the end."""
     name = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker(
         "run", "-d", "--name", name, "-p", "127.0.0.1::8080", "--health-interval", "1s", *options, image, *command
@@ -157,7 +159,7 @@ def started(image: str, *options: str, command: list[str]) -> Iterator[Container
 
 @pytest.fixture(scope="session")
 def times() -> Callable[[float], onnx.ModelProto]:
-    """Makes the graph y = factor · x, float32 (batch, 2) → (batch, 2)."""
+    """Write the graph y = factor · x, float32 (batch, 2) → (batch, 2)."""
     return lambda factor: parse_graph(
         f"times (float[N,2] x) => (float[N,2] y) <float[1] factor = {{{float(factor)}}}> {{ y = Mul(x, factor) }}"
     )
@@ -165,7 +167,7 @@ def times() -> Callable[[float], onnx.ModelProto]:
 
 @pytest.fixture(scope="session")
 def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stock `mlflow.onnx` model that doubles its input, readable for every user."""
+    """Return a stock `mlflow.onnx` model that doubles its input and is readable for every user."""
     folder = tmp_path_factory.mktemp("docker") / "model"
     example = np.ones((1, 2), np.float32)
     mlflow.onnx.save_model(
@@ -177,13 +179,13 @@ def model_folder(times: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start() -> Callable[..., AbstractContextManager[Container]]:
-    """Starts containers; each and its anonymous volume are removed at the end of its `with`."""
+    """Return a function that starts containers; each and its anonymous volume are removed at the end of its `with`."""
     return started
 
 
 @pytest.fixture(scope="module")
 def hardened(image: str, model_folder: Path) -> Iterator[Container]:
-    """The image with every restriction of docker/README.md, serving the mounted model."""
+    """Run the image with every restriction of docker/README.md and the mounted model."""
     options = [*HARDENED, "-v", f"{model_folder}:/model:ro"]
     with started(image, *options, command=["serve", "-m", "/model", "--insecure"]) as container:
         container.wait_healthy()
@@ -192,7 +194,7 @@ def hardened(image: str, model_folder: Path) -> Iterator[Container]:
 
 @pytest.fixture(scope="session")
 def gateway(docker: Any) -> str:
-    """docker0's address: the default route of a container. The engine's own account of it is not always filled in."""
+    """Return docker0's address: the default route of a container. The engine does not always report it."""
     routes = run_docker("run", "--rm", BASE_IMAGE, "cat", "/proc/net/route").stdout.splitlines()
     default = next(fields[2] for fields in map(str.split, routes) if fields[1] == "00000000")
     return socket.inet_ntoa(bytes.fromhex(default)[::-1])
@@ -202,7 +204,7 @@ def gateway(docker: Any) -> str:
 def tracking_uri(
     gateway: str, new_database: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
-    """A real MLflow server on docker0's address, where containers reach it; this process uses it too."""
+    """Run an MLflow server on docker0's address, where containers reach it; this process uses it as well."""
     server = MlflowServer(tmp_path_factory.mktemp("mlflow"), gateway)
     new_database(server.folder)
     try:
@@ -217,7 +219,7 @@ def tracking_uri(
 def two_days(
     gateway: str, new_database: Callable[[Path], str], serve: Callable[..., Served], tmp_path: Path
 ) -> Iterator[TwoDays]:
-    """Two captured days, all about them where containers reach it; so must the S3 API be."""
+    """Return two captured days whose data containers can reach; the S3 API must also be reachable."""
     if "//127." in os.environ.get("AWS_ENDPOINT_URL", ""):
         pytest.skip("the S3 API at AWS_ENDPOINT_URL is out of containers' reach")
     server = MlflowServer(tmp_path, gateway)

@@ -1,4 +1,4 @@
-"""`onnxserve build-docker` on a real engine: equal layers, a followed model, a push, and what fails."""
+"""`onnxserve build-docker` on a real engine: equal layers, a followed model, a push, and failures."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_equal_inputs_give_an_equal_layer_by_either_builder(
         copied = shutil.copytree(model_folder, tmp_path / str(turn) / "model")
         os.utime(copied / "MLmodel", (turn, turn))
         if builder == "1" and docker("buildx", "version", check=False).returncode:
-            break  # a machine with the first builder alone
+            break  # this machine has only the legacy builder
         monkeypatch.setenv("DOCKER_BUILDKIT", builder)
         with planned_image(str(copied), server_image=image) as plan:
             build(plan.model, tag, print, ("--no-cache",))
@@ -94,12 +94,14 @@ def test_a_followed_model_needs_the_address_of_mlflow(image: str, docker: Any) -
     variables = ["-e", "ONNXSERVE_MODEL_URI=models:/x@y", "-e", "ONNXSERVE_INSECURE=true"]
     ended = docker("run", "--rm", *variables, image, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].startswith("Error: MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow ")
+    assert ended.stderr.splitlines()[-1].startswith(
+        "Error: MLFLOW_TRACKING_URI is not set: set it to the address of the MLflow "
+    )
 
 
 @pytest.fixture
 def registry(tmp_path: Path, free_port: int) -> Iterator[str]:
-    """A registry of images on this machine, by Debian's package."""
+    """Run a registry of images on this machine, from Debian's package."""
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("no registry is installed (apt-get install docker-registry)")

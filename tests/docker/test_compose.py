@@ -1,4 +1,4 @@
-"""A rendered Compose project, brought up, asked, and changed while it answers."""
+"""Start a rendered Compose project, send requests, and change it while it runs."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def write(folder: Path, endpoint: EndpointSpec) -> None:
     for path, text in FORMATS["compose"](endpoint, Place()).items():
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / f"{path}.new").write_text(text)
-        os.replace(folder / f"{path}.new", folder / path)  # as git writes it
+        os.replace(folder / f"{path}.new", folder / path)  # git replaces files in this way
 
 
 def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
@@ -51,7 +51,7 @@ def test_a_rendered_project_answers_with_its_secrets_and_follows_its_spec(
         answer = requests.post(f"http://127.0.0.1:{free_port}/invocations", json={"inputs": ROWS}, timeout=10)
         assert answer.json()["predictions"]["y"] == [[2.0, 4.0], [6.0, 8.0]]
         environment = container.run("sh", "-c", "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'")
-        assert "MLFLOW_TRACKING_TOKEN=of a file" in environment  # of the agent and the workers
+        assert "MLFLOW_TRACKING_TOKEN=of a file" in environment  # in the agent and in the workers
         before = container.state["StartedAt"]
         variants = {**endpoint.variants, "other": endpoint.variants[name].model_copy(update={"shadow": True})}
         write(tmp_path, endpoint.model_copy(update={"variants": variants}))

@@ -1,4 +1,4 @@
-"""One image with a model in it, started as each platform starts it, and asked what that platform asks."""
+"""An image with a model, started like on each platform, with the requests of that platform."""
 
 import tarfile
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from mlflow_deploy_plugin.registry.model_uri import REGISTERED_META
 from tests.docker.conftest import HARDENED, Container, run_docker, send
 from tests.support.refusals import mentions
 
-pytestmark = [pytest.mark.docker, pytest.mark.long]  # tests/server/test_cloud.py tries the same without containers
+pytestmark = [pytest.mark.docker, pytest.mark.long]  # tests/server/test_cloud.py tests the same without containers
 
 ROWS = [[1.0, 2.0], [3.0, 4.0]]
 DOUBLED = [[2.0, 4.0], [6.0, 8.0]]
@@ -23,7 +23,7 @@ HOME = ["--tmpfs", "/var/lib/onnxserve"]
 
 @pytest.fixture(scope="module")
 def registered(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a version as MLflow downloads it: times, version 3."""
+    """Return the folder of a version as MLflow downloads it: times, version 3."""
     import shutil
 
     folder = tmp_path_factory.mktemp("registered") / "model"
@@ -35,7 +35,7 @@ def registered(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="module")
 def baked(image: str, registered: Path) -> Iterator[str]:
-    """An image with that version in it."""
+    """Return an image with that version."""
     tag = f"{image}-baked"
     with planned_image(str(registered), server_image=image) as plan:
         build_image(plan, tag, print)
@@ -45,7 +45,7 @@ def baked(image: str, registered: Path) -> Iterator[str]:
 
 @pytest.fixture
 def run(docker: Any, start: Any) -> Iterator[Any]:
-    """Starts a container with every right taken away, waits until it is healthy, and gives it with its address."""
+    """Start a container without any rights, wait until it is healthy, and yield it with its address."""
     with ExitStack() as stack:
 
         def started(image: str, *options: str, port: int = 8080, command: list[str]) -> tuple[Container, str]:
@@ -59,7 +59,7 @@ def run(docker: Any, start: Any) -> Iterator[Any]:
 
 
 def test_mlflows_own_contract(baked: str, run: Any) -> None:
-    """mlflow/pyfunc/scoring_server: /ping and /health, /version, and the four forms of /invocations, on 8080."""
+    """Check mlflow/pyfunc/scoring_server: /ping and /health, /version, and the four forms of /invocations, on 8080."""
     _, url = run(baked, command=[])
     assert [send(f"{url}/{route}").status for route in ("ping", "health")] == [200, 200]
     assert send(f"{url}/version").body == MLFLOW_VERSION
@@ -77,7 +77,7 @@ def test_without_a_network(baked: str, start: Any) -> None:
 
 @pytest.mark.parametrize("given", ["in the image", "unpacked"])
 def test_sagemaker(given: str, image: str, baked: str, registered: Path, run: Any, tmp_path: Path) -> None:
-    """`docker run IMAGE serve`, the model's tar unpacked in /opt/ml/model, /ping and /invocations on 8080."""
+    """Check `docker run IMAGE serve` with the model's tar unpacked in /opt/ml/model: /ping and /invocations on 8080."""
     if given == "in the image":
         _, url = run(baked, command=["serve"])
     else:
@@ -92,7 +92,7 @@ def test_sagemaker(given: str, image: str, baked: str, registered: Path, run: An
 
 
 def test_vertex_ai(image: str, registered: Path, run: Any) -> None:
-    """Port, routes and the model's place come in AIP_* variables; instances in, predictions out."""
+    """Check that port, routes and the model's path are read from AIP_* variables; instances in, predictions out."""
     told = {"HTTP_PORT": 7080, "HEALTH_ROUTE": "/alive", "PREDICT_ROUTE": "/v1/predict", "STORAGE_URI": "/gcs/model"}
     options = [part for name, value in told.items() for part in ("-e", f"AIP_{name}={value}")]
     _, url = run(image, *options, "-v", f"{registered}:/gcs/model:ro", port=7080, command=[])
@@ -102,7 +102,7 @@ def test_vertex_ai(image: str, registered: Path, run: Any) -> None:
 
 
 def test_azure_ml(image: str, registered: Path, run: Any) -> None:
-    """The model's folder lies within AZUREML_MODEL_DIR; /score and the liveness route / on 5001."""
+    """Check a model folder below AZUREML_MODEL_DIR: /score and the liveness route / on 5001."""
     mount = f"{registered}:/var/azureml-app/models/times/3:ro"
     _, url = run(image, "-e", "AZUREML_MODEL_DIR=/var/azureml-app/models/times", "-v", mount, port=5001, command=[])
     assert send(f"{url}/").status == 200
@@ -110,7 +110,8 @@ def test_azure_ml(image: str, registered: Path, run: Any) -> None:
 
 
 def test_kserve(image: str, registered: Path, run: Any) -> None:
-    """The storage initializer has put the files of `storageUri` into /mnt/models; V2 by the service's name on 8080."""
+    """Check a model in /mnt/models, where the storage initializer puts the files of `storageUri`: V2 by the service's
+    name on 8080."""
     mount = f"{registered}:/mnt/models:ro"
     pod = ["-e", "KUBERNETES_SERVICE_HOST=10.0.0.1", "-e", "KUBERNETES_SERVICE_PORT=443"]
     _, url = run(image, *pod, "-v", mount, command=["serve", "--name", "flights"])
@@ -123,7 +124,7 @@ def test_kserve(image: str, registered: Path, run: Any) -> None:
 
 
 def test_cloud_run(baked: str, run: Any) -> None:
-    """The container listens on PORT, on every address."""
+    """Check that the container listens on PORT, on every address."""
     container, url = run(baked, "-e", "K_SERVICE=flights", "-e", "PORT=9090", port=9090, command=[])
     assert send(f"{url}/invocations", {"inputs": ROWS}).status == 200
     assert mentions(container.logs, "insecure:", "0.0.0.0")

@@ -1,4 +1,4 @@
-"""The controller image: hardened, its settings in the environment alone, judging what a real server has captured."""
+"""The controller image: hardened, with settings only in the environment, judging the captured rows of a real server."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ HARDENED += ["--security-opt", "no-new-privileges", "--memory", "2g"]
 
 @pytest.fixture
 def command(controller_image: str, docker: Any, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs `onnxserve ARGUMENTS` in a container that has a home only for as long as it lives."""
+    """Run `onnxserve ARGUMENTS` in a container whose home is removed with it."""
 
     def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         secrets = tmp_path / "secrets.env"

@@ -1,4 +1,4 @@
-"""The target `onnxserve:/docker` on a real engine: the life of an endpoint, another image under load, mishaps."""
+"""The target `onnxserve:/docker` on a real engine: the life of an endpoint, another image under load, failures."""
 
 import json
 import os
@@ -35,7 +35,7 @@ BODY = json.dumps({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}
 
 
 def container(name: str) -> dict[str, Any]:
-    """What the engine knows of a container."""
+    """Return the engine's description of a container."""
     (found,) = json.loads(run_docker("inspect", name).stdout)
     return found
 
@@ -45,7 +45,7 @@ def restarts(name: str) -> int:
 
 
 def ours(home: Path) -> list[str]:
-    """The names of the containers that were made from `home`."""
+    """Return the names of the containers that were created from `home`."""
     label = f"label=onnxserve.home={home}"
     return sorted(run_docker("ps", "-a", "--filter", label, "--format", "{{.Names}}").stdout.split())
 
@@ -57,7 +57,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 @pytest.fixture(scope="module")
 def home(docker: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home of its own, whose containers, volumes and folders are gone at the end."""
+    """Return a separate home, whose containers, volumes and folders are removed at the end."""
     folder = tmp_path_factory.mktemp("docker_target") / "home"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder))
@@ -77,7 +77,7 @@ def client(home: Path) -> BaseDeploymentClient:
 
 @pytest.fixture
 def name(client: BaseDeploymentClient) -> Iterator[str]:
-    """A name that nobody has; its deployment is gone at the end."""
+    """Return an unused name; its deployment is removed at the end."""
     name = f"t{uuid.uuid4().hex[:8]}"
     yield name
     client.delete_deployment(name)
@@ -85,7 +85,7 @@ def name(client: BaseDeploymentClient) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def flights(client: BaseDeploymentClient, models: Models, image: str) -> str:
-    """The name of a deployment that answers a + b."""
+    """Return the name of a deployment that computes a + b."""
     name = f"flights-{uuid.uuid4().hex[:8]}"
     config = {"container.image": image, "container.memory_bytes": 512 * 1024**2, "container.cpus": 2}
     client.create_deployment(name, models.once, config=config)
@@ -94,7 +94,7 @@ def flights(client: BaseDeploymentClient, models: Models, image: str) -> str:
 
 @pytest.fixture(scope="module")
 def other_image(image: str) -> Iterator[str]:
-    """An image with another id that does the same."""
+    """Return an equivalent image with another id."""
     holder = f"onnxserve-test-{uuid.uuid4().hex[:12]}"
     run_docker("create", "--name", holder, image)
     run_docker("commit", "-m", "the same", "--change", f"LABEL made={holder}", holder, f"{image}-other")
@@ -118,7 +118,7 @@ def predictions(client: BaseDeploymentClient, name: str) -> Any:
 
 @contextmanager
 def load(url: str) -> Iterator[Counter[str]]:
-    """Four clients that ask all the time, two on connections that they keep, and what they were answered."""
+    """Four clients that send requests without pauses, two on connections that they keep, and their responses."""
     answers: Counter[str] = Counter()
     is_over = threading.Event()
 
@@ -272,7 +272,7 @@ def test_a_takeover_that_a_crash_has_interrupted_is_finished_by_the_next_change(
 def test_a_creation_that_was_cut_off_is_said_and_finished_by_the_next_change(
     client: BaseDeploymentClient, flights: str, home: Path
 ) -> None:
-    (home / "deployments" / flights).unlink()  # the last step of a creation makes it
+    (home / "deployments" / flights).unlink()  # created in the last step of a creation
 
     assert client.get_deployment(flights)["reason"].startswith("the command that made it ended before it was ready; `")
 
@@ -292,7 +292,7 @@ def test_without_a_network_of_its_own_it_is_replaced_with_a_gap_and_speaks_grpc(
     assert predictions(client, name) == [{"y": 3.0}]
     socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
-    client.update_deployment(name, config={"container.network": "", "server.grpc_port": ""})  # and back to a port
+    client.update_deployment(name, config={"container.network": "", "server.grpc_port": ""})  # back to a published port
 
     assert predictions(client, name) == [{"y": 3.0}]
     assert f"{name}-listener" in ours(home)

@@ -1,4 +1,5 @@
-"""The gpu image on a machine without a GPU. Its build downloads gigabytes, so it runs with `make test-all` only."""
+"""The gpu image on a machine without a GPU. Its build downloads gigabytes, so the test runs only with `make
+test-all`."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""The Helm chart on a real cluster: the store is migrated, controllers judge, endpoints answer and follow values."""
+"""The Helm chart on a real cluster: the store is migrated, controllers judge, and endpoints answer and follow
+values."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -25,7 +26,7 @@ pytestmark = [
 
 @pytest.fixture
 def model_image(image: str, model_folder: Path) -> Iterator[str]:
-    """An image with a model in it, so that no registry is asked."""
+    """Return an image with a model, so that no registry is needed."""
     tag = f"{image}-model"
     (model_folder.parent / "Dockerfile").write_text(f"FROM {image}\nCOPY model /model\n")
     run_docker("build", "-q", "-t", tag, str(model_folder.parent))
@@ -50,7 +51,9 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
             "endpoints": {"flights": endpoint},
             "controller": {"enabled": True, "image": controller_image, "resources": {}},
         }
-        made = [one for one in template(values) if one["metadata"].pop("namespace")]  # it is the cluster's own here
+        made = [
+            one for one in template(values) if one["metadata"].pop("namespace")
+        ]  # the test uses the cluster's own namespace
         return {f"{one['kind']}/{one['metadata']['name']}": one for one in made}
 
     def ready(name: str) -> bool:
@@ -59,7 +62,7 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
 
     champion = {"model": "/model", "weight": 90}
     whole = documents({"champion": champion})
-    cluster.apply(whole.pop("Job/shipped-migration"))  # Helm's hook, before everything else
+    cluster.apply(whole.pop("Job/shipped-migration"))  # Helm runs this hook first
     assert cluster.end_of("shipped-migration") == "Complete", cluster.logs("shipped-migration")
     for document in whole.values():
         cluster.apply(document)

@@ -1,4 +1,4 @@
-"""The cpu image: hardened, asked, stopped, following a stage. Skips, with the reason, where there is no Docker."""
+"""The cpu image: hardened, with requests, stopped, following a stage. The tests are skipped without Docker."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def canonical(name: str) -> str:
 
 
 def log_version(times: Any, factor: float) -> str:
-    """Registers a version of the model `times` that multiplies by `factor`."""
+    """Register a version of the model `times` that multiplies by `factor`."""
     example = np.ones((1, 2), np.float32)
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         info = mlflow.onnx.log_model(
@@ -105,7 +105,7 @@ def test_a_spec_is_served_where_the_environment_says_and_the_health_check_asks_t
     with start(
         image, *mounts, "-e", "ONNXSERVE_PORT=9000", command=["serve", "--spec", "/spec.yaml", "--insecure"]
     ) as container:
-        container.wait_healthy()  # its worker answers a moment before the supervisor says so
+        container.wait_healthy()  # the worker answers shortly before the supervisor logs the address
         wait_until(lambda: "http://127.0.0.1:9000" in container.logs, what="the address in the log")
 
 
@@ -157,7 +157,7 @@ def test_its_bill_of_materials_names_python_and_debian_packages(image: str) -> N
 
 
 def test_what_was_taken_out_is_missed_by_no_protocol(image: str, start: Any, docker: Any, model_folder: Path) -> None:
-    """Arrow and gRPC answer, and what a token, a trace and a shared limit need is imported."""
+    """Check that Arrow and gRPC work, and that the modules for a token, a trace and a shared limit can be imported."""
     options = ["-v", f"{model_folder}:/model:ro", "-p", "127.0.0.1::8081"]
     with start(image, *options, command=["serve", "-m", "/model", "--insecure", "-C", "server.grpc_port=8081"]) as run:
         run.wait_healthy()

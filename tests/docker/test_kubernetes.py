@@ -1,7 +1,7 @@
-"""The manifests on a real cluster, whose pods judge what a real server has captured.
+"""The manifests on a real cluster, whose pods judge the captured rows of a real server.
 
-Everything listens where pods reach it: MLflow and PostgreSQL on docker0's address, and so must the S3 API:
-AWS_ENDPOINT_URL set to such an address, and kubectl set to the cluster.
+Pods must reach all services: MLflow and PostgreSQL listen on docker0's address. AWS_ENDPOINT_URL must name such an
+address of the S3 API, and kubectl must be configured for the cluster.
 """
 
 from collections.abc import Iterator
@@ -35,14 +35,14 @@ pytestmark = [
 
 @pytest.fixture
 def cluster(two_days: TwoDays) -> Iterator[Cluster]:
-    """Its pods are gone before what they ask."""
+    """Yield a namespace whose pods end before the services that they use."""
     with own_namespace() as made:
         made.secret("onnxserve", two_days.settings)
         yield made
 
 
 def shipped(name: str, image: str) -> tuple[Manifest, Manifest, list[Manifest]]:
-    """What runs pods as it is shipped, but for the image, its container, and what stands around them."""
+    """Return the shipped manifest with another image, its container, and its other documents."""
     manifest, *around = yaml.safe_load_all((MANIFESTS / name).read_text())
     spec = manifest["spec"]
     pods = spec["jobTemplate"]["spec"] if manifest["kind"] == "CronJob" else spec
@@ -115,6 +115,6 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
 
 
 def leader(two_days: TwoDays) -> str:
-    """The pod that has the lease now."""
+    """Return the pod that has the lease."""
     lease = two_days.store.lease(STORE_LEASE)
     return lease.holder.split("@")[1].split(" ")[0] if lease is not None and lease.is_current else ""

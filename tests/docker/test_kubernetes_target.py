@@ -58,9 +58,9 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def registry(gateway: str, new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
-    """An MLflow server that pods reach, with the model `adder`.
+    """Run an MLflow server that pods reach, with the model `adder`.
 
-    Version 1 and 2 add their number; version 3 adds 1, and fails in one of five requests of `Traffic`.
+    Versions 1 and 2 add their number. Version 3 adds 1, and fails in one of five requests of `Traffic`.
     """
     server = MlflowServer(tmp_path_factory.mktemp("registry"), gateway)
     new_database(server.folder)
@@ -79,7 +79,7 @@ def registry(gateway: str, new_database: Any, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture(scope="module", autouse=True)
 def surroundings(registry: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A store of this module's own, and the registry as a user has it set."""
+    """Use a separate store for this module, and set the registry like a user."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("MLFLOW_TRACKING_URI", registry.url)
@@ -104,7 +104,7 @@ class Endpoint:
     url: str
 
     def predict(self, session: requests.Session | None = None) -> float:
-        """Ask on a connection of its own, or on those that a session keeps."""
+        """Send a request on a new connection, or with a session that keeps its connections."""
         answer = (session or requests).post(f"{self.url}/invocations", json=ROW, timeout=10)
         assert answer.ok, answer.text
         return float(answer.json()["predictions"]["y"][0][0])
@@ -122,7 +122,7 @@ class Endpoint:
         self.client.update_deployment(self.name, config=config)
 
     def refused(self, **fields: Any) -> str:
-        """Return the one line of an update that fails; what was served is served on by the pods that served it."""
+        """Return the one-line error of a failing update, after which the same pods serve the same version."""
         before = self.pods()
         with pytest.raises(MlflowException) as error:
             self.update(**fields)
@@ -160,7 +160,7 @@ def endpoint(create: Callable[..., Endpoint]) -> Endpoint:
 
 @dataclass
 class Load:
-    """Requests that are sent as fast as they are answered."""
+    """Requests that are sent without pauses."""
 
     answered: int = 0
     failed: list[str] = field(default_factory=list)
@@ -169,7 +169,7 @@ class Load:
 
 @contextmanager
 def under_load(endpoint: Endpoint, threads: int = 4, kept: int = 0) -> Iterator[Load]:
-    """Ask by several threads; `kept` of them keep their connections, the others open one for each request."""
+    """Send requests in several threads; `kept` of them keep their connections, and the others open one per request."""
     load, stop = Load(), threading.Event()
 
     def ask(session: requests.Session | None) -> None:
@@ -195,7 +195,7 @@ def test_it_is_created_listed_asked_and_its_logs_are_read(
     endpoint: Endpoint, client: BaseDeploymentClient, cluster: Cluster
 ) -> None:
     assert endpoint.predict() == 2.0
-    assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}  # by port-forward
+    assert client.predict(endpoint.name, {"inputs": [[1.0]]})["predictions"] == {"y": [[2.0]]}  # through a port-forward
     found = client.get_deployment(endpoint.name)
     assert (found["state"], found["version"], len(found["workers"])) == ("running", "1", 2)
     assert found["url"] == f"http://{endpoint.name}.{cluster.namespace}.svc:8080"
@@ -212,7 +212,7 @@ def test_other_traffic_and_another_model_need_no_new_pods(endpoint: Endpoint, cl
     seconds = time.monotonic() - begun
     assert {endpoint.predict() for _ in range(40)} == {2.0, 3.0}
     assert endpoint.pods() == pods
-    assert seconds < 30  # kubelet alone takes up to 90
+    assert seconds < 30  # kubelet's own refresh takes up to 90
 
     with pytest.raises(MlflowException, match=r"adder .*version 9"):
         client.update_deployment("challenger", "models:/adder/9", endpoint=endpoint.name)
@@ -377,7 +377,7 @@ def test_a_quota_with_room_for_one_pod_more_lets_updates_follow_one_another(
 
 def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
     cluster.kubectl("patch", "deployment", endpoint.name, "-p", '{"spec": {"replicas": 1}}')
-    endpoint.update(server__threads=6)  # says nothing of pods
+    endpoint.update(server__threads=6)  # does not set the number of pods
     assert endpoint.ready_pods() == 1
     with pytest.raises(MlflowException, match=r"Deployment f\d+.*kubectl-patch.*:.*spec\.replicas"):
         endpoint.update(kubernetes__replicas=3)
@@ -386,7 +386,7 @@ def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint:
 
 
 def objects_of(name: str, cluster: Cluster) -> dict[tuple[str, str], Manifest]:
-    """Return what the objects with an endpoint's name say, without what the cluster itself keeps of them."""
+    """Return the objects with an endpoint's name, without the fields that the cluster maintains."""
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb"
     found = {}
     for one in cluster.items(kinds, "-l", f"app.kubernetes.io/instance={name}"):
@@ -472,7 +472,7 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (1, 3)
     by_autoscaler = ["--field-manager=kube-controller-manager", "-p", '{"spec": {"replicas": 3}}']
     cluster.kubectl("patch", "deployment", scaled.name, *by_autoscaler)
-    scaled.update(kubernetes__max_replicas=2)  # it is the autoscaler that takes a pod away then
+    scaled.update(kubernetes__max_replicas=2)  # the autoscaler then removes a pod
     scaled.update(kubernetes__max_replicas="")
     assert cluster.items("hpa", *label) == []
     wait_until(lambda: scaled.ready_pods() == 1, 60, "the pods are as many as the spec says")
@@ -502,10 +502,10 @@ def test_an_autoscaler_adds_pods_under_load_and_takes_them_away_and_no_request_f
             return int(found["spec"]["replicas"])
 
         wait_until(lambda: "<unknown>" not in cluster.kubectl("get", "hpa", scaled.name), 90, "its CPU is known")
-        assert count() == 1  # to load the model was no load
+        assert count() == 1  # loading the model does not count as load
         with under_load(scaled, kept=2) as load:
             wait_until(lambda: scaled.ready_pods() == 3, 180, "the pods are as many as may be")
-            scaled.update(server__threads=5)  # other pods, and as many
+            scaled.update(server__threads=5)  # different pods, but the same number
             assert (count(), scaled.ready_pods()) == (3, 3)
             scaled.update(kubernetes__max_replicas=2)
             wait_until(lambda: len(scaled.pods()) == 2, 90, "the autoscaler takes a pod away")
@@ -530,7 +530,7 @@ def test_a_model_in_the_image_needs_no_registry(
 
 
 def kubeconfig_of(cluster: Cluster, account: str, folder: Path) -> str:
-    """Return the path of a configuration that has the token of a ServiceAccount."""
+    """Return the path of a configuration with the token of a ServiceAccount."""
     metadata = {"name": account, "annotations": {"kubernetes.io/service-account.name": account}}
     kind = "kubernetes.io/service-account-token"
     cluster.apply({"apiVersion": "v1", "kind": "Secret", "type": kind, "metadata": metadata})
@@ -612,7 +612,7 @@ def test_the_role_of_the_guide_is_enough_and_without_it_one_line_says_what_is_fo
     monkeypatch.undo()
     cluster.apply({**role, "rules": rights})
     monkeypatch.setenv("KUBECONFIG", config)
-    made.update(server__threads=5)  # readiness alone says that it is served
+    made.update(server__threads=5)  # only readiness shows that it is served
     found = made.client.get_deployment(made.name)
     assert (found["state"], found["version"]) == ("running", "")
 
@@ -630,12 +630,12 @@ def test_a_bad_day_of_the_api_server_changes_nothing(
             lines = deployments.logs(made.name, 1, True)
 
             def read() -> None:
-                with suppress(DeploymentFailed):  # when the proxy ends
+                with suppress(DeploymentFailed):  # at the end of the proxy
                     for line in lines:
                         seen.append(line)
 
             threading.Thread(target=read, daemon=True).start()
-            followed = "follow=true"  # a line that is older than a second by then would not be read any more
+            followed = "follow=true"  # a line that is older than a second at that time would not be read
             wait_until(
                 lambda: sum(count > 2 for path, count in proxy.asked.items() if followed in path) == 2, 60, "it follows"
             )

@@ -1,4 +1,4 @@
-"""The requirements of the serving images against the import graph of what runs there; needs no Docker."""
+"""Compare the requirements of the serving images with the import graph of their processes; needs no Docker."""
 
 import ast
 import re
@@ -40,11 +40,11 @@ NOT_TAKEN = [
     ("mlflow_deploy_plugin.cli.options", "mlflow_deploy_plugin.store"),
     ("mlflow_deploy_plugin.registry.transitions", "mlflow_deploy_plugin.store"),
 ]
-"""Imports of rooms within functions that no serving process calls: options of other commands, and the audit trail."""
+"""Imports within functions that no serving process calls: options of other commands, and the audit trail."""
 
 
 def look_through_faces(graph: grimp.ImportGraph) -> None:
-    """Add the modules that names of a room come from, which its `__init__` imports on first use alone."""
+    """Add the modules that contain the names of a package, because its `__init__` imports them only on first use."""
     for stub in sorted((ROOT / PACKAGE).glob("**/__init__.pyi")):
         room = ".".join(stub.parent.relative_to(ROOT).parts)
         homes = {
@@ -66,7 +66,8 @@ def look_through_faces(graph: grimp.ImportGraph) -> None:
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    """Top-level third-party modules that the server, the agent and `serve` import, directly or through our modules."""
+    """Return top-level third-party modules that the server, the agent and `serve` import, directly or through our
+    modules."""
     graph = grimp.build_graph(
         PACKAGE, include_external_packages=True, exclude_type_checking_imports=True, cache_dir=None
     )
@@ -94,5 +95,5 @@ def test_every_module_that_is_imported_is_listed_and_no_other(imported: set[str]
     lines = subprocess.run(program, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
     listed = {re.split(r"[ \[<>=]", line)[0] for line in lines}
     modules = {MODULE_OF.get(name, name.replace("-", "_")) for name in listed - NOT_IMPORTED_BY_US}
-    # of the stage for CPU or GPU, and what boto3 brings
+    # Add the modules of the stage for CPU or GPU, and of boto3.
     assert modules | {"onnxruntime", "pynvml", "botocore"} == imported

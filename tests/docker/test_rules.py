@@ -1,4 +1,4 @@
-"""Prometheus' rules: read and tried by promtool, and about metrics that there are. Needs no Docker."""
+"""Prometheus' rules: checked by promtool, and limited to existing metrics. The tests need no Docker."""
 
 import re
 import shutil

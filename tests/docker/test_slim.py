@@ -15,7 +15,7 @@ SLIM = Path(__file__).parents[2] / "docker" / "slim.py"
 
 @pytest.fixture
 def packages(tmp_path: Path) -> Path:
-    """Packages after `keep_what_serves`, which `imported` names: what an image's build has imported before."""
+    """Return packages after `keep_what_serves`; the modules in `imported` were imported by the image's build."""
     folder = tmp_path / "lib" / "site-packages"
     for name in ("other/used", "other/unused", "mlflow/__init__", "mlflow/sklearn/__init__", "anyio/__init__",
                  "mlflow_deploy_plugin/server/app", "mlflow_deploy_plugin/flavor/wrap"):  # fmt: skip

@@ -24,7 +24,7 @@ COPY --from={image} /opt/onnxserve /opt/onnxserve
 RIGHTS = ["--cap-add", "SYS_ADMIN", "--cgroupns", "private"]
 UNCONFINED = [f"--security-opt={one}=unconfined" for one in ("seccomp", "apparmor", "systempaths")]
 PLACES = ["--tmpfs", "/run", "--tmpfs", "/run/lock", "--tmpfs", "/tmp", "-e", "container=docker"]
-SHARED = "mount --make-rshared / && exec /lib/systemd/systemd"  # else no credential reaches a service
+SHARED = "mount --make-rshared / && exec /lib/systemd/systemd"  # otherwise services receive no credentials
 ROW = '{"inputs": [[1.0, 2.0]]}'
 
 
@@ -32,7 +32,7 @@ class Machine(Container):
     """A container whose process 1 is systemd."""
 
     def install(self, name: str, model: str, folder: Path, **config: str) -> str:
-        """Put the rendered files of an endpoint where they belong, and return the unit's name."""
+        """Copy the rendered files of an endpoint to their places, and return the unit's name."""
         fields = {key.replace("__", "."): value for key, value in config.items()}
         for path, text in FORMATS["systemd"](new_endpoint(name, model, fields), Place()).items():
             (folder / "file").write_text(text)
@@ -129,7 +129,7 @@ def test_two_units_side_by_side_have_their_secrets_and_privileged_port(machine: 
     users = {machine.journal(unit, "-t", "onnxserve")[0]["_UID"] for unit in (one, two)}
     assert len(users) == 2
     worker = machine.run("sh", "-c", f"tr '\\0' '\\n' < /proc/{machine.shown(two, 'MainPID')}/environ")
-    assert "token\n" not in worker  # it is a file
+    assert "token\n" not in worker  # passed in a file
     assert machine.systemctl("stop", one, two).returncode == 0
 
 

@@ -19,21 +19,21 @@ from tests.support.waiting import answers
 
 @pytest.fixture(scope="session")
 def alerts() -> Iterator[Receiver]:
-    """Who Alertmanager and the controller tell."""
+    """The receivers of alerts from Alertmanager and the controller."""
     with receiver() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def traces() -> Iterator[Collector]:
-    """What stands where the OpenTelemetry collector stands: a small receiver of OTLP over HTTP."""
+    """A small receiver of OTLP over HTTP that replaces the OpenTelemetry collector."""
     with collector() as started:
         yield started
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, alerts: Receiver, traces: Collector) -> Iterator[NativeStack]:
-    """The core and the metrics, with windows of a minute instead of an hour, and a log line for each request."""
+    """Run the core and the metrics, with windows of a minute instead of an hour, and a log line per request."""
     if not os.environ.get("AWS_ENDPOINT_URL"):
         pytest.skip("no S3 API is named by AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     folder = tmp_path_factory.mktemp("stack")
@@ -75,7 +75,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, alerts: Receiver, traces: Co
 
 
 def _fill_databases(url: str) -> None:
-    """Do as PostgreSQL's image: the user's own database, then the scripts of its folder."""
+    """Create the user's own database and run the scripts of its folder, like PostgreSQL's image."""
     script = "CREATE DATABASE onnxserve;\n" + (COMPOSE.parent / "stack" / "databases.sql").read_text()
     subprocess.run(
         ["psql", "-qX", url.replace("+psycopg", ""), "-v", "ON_ERROR_STOP=1"], input=script, text=True, check=True

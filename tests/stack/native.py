@@ -1,8 +1,9 @@
-"""docker/compose.yaml without Docker: each service by its own command, environment and files, on an address of its own.
+"""docker/compose.yaml without Docker: each service runs with its own command, environment and files, on its own
+address.
 
-A service is a process of this machine that listens on 127.x.y.z instead of a container. So the ports stay as they are,
-and three things are replaced in commands, environments and mounted files: a service's name before a port by its
-address, 0.0.0.0 by the address of the service itself, and the path of a mount by that of the file.
+A service is a process of this machine that listens on 127.x.y.z instead of a container. Ports are therefore unchanged.
+Three texts are replaced in commands, environments and mounted files: a service's name before a port is replaced by its
+address, 0.0.0.0 by the address of the service, and the path of a mount by the path of the file.
 """
 
 import os
@@ -25,17 +26,17 @@ from tests.support.waiting import wait_until
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker" / "compose.yaml"
 PROGRAMS = {"prometheus": "prometheus", "alertmanager": "prometheus-alertmanager", "nginx": "nginx"}
-"""What the entry point of an image is; Debian's packages have the same names."""
+"""The entry points of images; Debian's packages have the same names."""
 
 
 @dataclass
 class NativeStack:
-    """The services of docker/compose.yaml that were started, below `folder`.
+    """The started services of docker/compose.yaml, below `folder`.
 
     Attributes:
-        outside: addresses of what is no service here: S3's "minio:9000", for instance.
-        changed: texts of mounted files that a test has otherwise, as the length of a window.
-        settings: as the file .env would have them.
+        outside: addresses of external services, such as S3's "minio:9000".
+        changed: texts of mounted files that a test changes, such as the length of a window.
+        settings: the variables of the file .env.
     """
 
     folder: Path
@@ -70,7 +71,7 @@ class NativeStack:
     def predict(
         self, rows: list[list[float]], key: str = "", session: requests.Session | None = None, **headers: str
     ) -> requests.Response:
-        """Ask through nginx, with the key `shop` where no other is given."""
+        """Send a request through nginx, by default with the key `shop`."""
         return self.post("/invocations", {"inputs": rows}, key, session, **headers)
 
     def post(
@@ -85,7 +86,7 @@ class NativeStack:
         return self.folder / f"{name}.log"
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
-        """Start a service, whether or not it ran before."""
+        """Start a service, even if it ran before."""
         command, environment = self._prepare(name, self._command(name))
         with self.log(name).open("ab") as output:
             self.processes[name] = subprocess.Popen(
@@ -94,7 +95,7 @@ class NativeStack:
         return self.processes[name]
 
     def execute(self, name: str, *command: str) -> str:
-        """Run `docker compose exec NAME COMMAND`, and return what it prints, also to stderr."""
+        """Run `docker compose exec NAME COMMAND`, and return its output, including stderr."""
         prepared, environment = self._prepare(name, self._program(list(command)))
         output = subprocess.PIPE, subprocess.STDOUT
         return subprocess.run(
@@ -102,7 +103,7 @@ class NativeStack:
         ).stdout
 
     def _prepare(self, name: str, command: list[str]) -> tuple[list[str], dict[str, str]]:
-        """Return the command and the environment of a process of a service, whose files are written."""
+        """Return the command and the environment of a process of a service, and write its files."""
         home = self.folder / name
         home.mkdir(exist_ok=True)
         mounts = self._mounts(name, home)
@@ -113,7 +114,7 @@ class NativeStack:
         return [self._native(part, name, mounts) for part in command], {**inherited, **own}
 
     def mounted(self, name: str, path: str) -> Path:
-        """Return the file here that a service has at `path`."""
+        """Return the file on this machine that a service reads at `path`."""
         return self.folder / name / path.strip("/")
 
     def run(self, name: str, seconds: float = 180) -> None:
@@ -128,14 +129,14 @@ class NativeStack:
         assert process.poll() is None, self.log(name).read_text()[-4000:]
 
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """Signal every process of a service, and wait for its first."""
+        """Signal every process of a service, and wait for its first process."""
         process = self.processes.pop(name)
         if process.poll() is None:
             os.killpg(process.pid, number)
         process.wait(60)
 
     def end(self) -> None:
-        """End what was started last first; who does not leave within its time is killed."""
+        """End the processes in reverse order, and kill those that exceed their time."""
         for name in reversed(list(self.processes)):
             process = self.processes[name]
             if process.poll() is None:
@@ -148,7 +149,7 @@ class NativeStack:
                 process.wait()
 
     def _set(self, text: str) -> str:
-        """Return a text of compose.yaml with its variables."""
+        """Return a text of compose.yaml with its variables replaced."""
         return re.sub(r"\$\{(\w+):-([^}]*)\}", lambda found: self.settings.get(found[1], found[2]), text)
 
     def _command(self, name: str) -> list[str]:
@@ -159,7 +160,7 @@ class NativeStack:
             if any(piece.startswith(part) for piece in image):
                 command = [program, *command]
         if name == "nginx":
-            command += ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]  # as the image's own command
+            command += ["-c", "/etc/nginx/nginx.conf", "-g", "daemon off;"]  # like the image's own command
         return self._program(command)
 
     def _program(self, command: list[str]) -> list[str]:
@@ -173,7 +174,7 @@ class NativeStack:
         return [*ours.get(command[0], command[:1]), *command[1:]]
 
     def _mounts(self, name: str, home: Path) -> dict[str, str]:
-        """Return the path here of each path in the container; mounted files are rendered to `home`."""
+        """Return the path on this machine for each path in the container; mounted files are rendered to `home`."""
         service = self.services[name]
         mounts: dict[str, str] = {}
         sources: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""docker/compose.yaml as Compose reads it: every profile, what of it strangers could reach, and what ours may do."""
+"""docker/compose.yaml as Compose reads it: every profile, the reachable ports, and the rights of our services."""
 
 import json
 import os
@@ -23,9 +23,9 @@ PROFILES = {
 
 
 def read(*profiles: str) -> dict[str, Any]:
-    """Return the configuration that Compose makes of these profiles."""
+    """Return Compose's configuration for these profiles."""
     command = ["docker", "compose", "-f", str(COMPOSE), *(f"--profile={one}" for one in profiles), "config"]
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")}  # and none of the settings
+    environment = {name: os.environ[name] for name in ("PATH", "HOME")}  # without the settings of this process
     done = subprocess.run([*command, "--format", "json"], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -45,7 +45,7 @@ def test_a_profile_adds_its_services_to_the_core(profile: str, more: set[str]) -
     services = read(*filter(None, [profile]))["services"]
     assert services.keys() == CORE | more
     for name, service in services.items():
-        assert re.search(r":(\w+\.)*[\w.-]*\d|^onnxserve:", service["image"]), name  # no tag that moves
+        assert re.search(r":(\w+\.)*[\w.-]*\d|^onnxserve:", service["image"]), name  # no moving tag
         assert (
             name in {"otel-collector", "jaeger", "setup", "filebeat", "kibana"}
             or "healthcheck" in service

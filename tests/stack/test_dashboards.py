@@ -1,4 +1,4 @@
-"""Grafana's dashboards are what their description makes, for Grafana 11, and of metrics that there are."""
+"""Grafana's dashboards: generated from their description, for Grafana 11, and limited to existing metrics."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""docker/stack/nginx.conf under Debian's nginx, before two servers; the first that is asked dies in the middle."""
+"""docker/stack/nginx.conf under Debian's nginx with two servers; the first server dies during the request."""
 
 import subprocess
 import sys
@@ -13,11 +13,11 @@ import requests
 from tests.stack.native import COMPOSE, NativeStack
 
 asked: list[str] = []
-"""The address of each server that got the request."""
+"""Return the address of each server that received the request."""
 
 
 class Server(BaseHTTPRequestHandler):
-    """Close the connection of the first request without an answer, and answer the next."""
+    """Close the connection of the first request without a response, and answer the next request."""
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -49,7 +49,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeStack]:
 
 
 def post(stack: NativeStack, path: str) -> int | None:
-    """Return the status; None while nginx does not listen."""
+    """Return the status; None if nginx does not listen yet."""
     asked.clear()
     try:
         return requests.post(stack.door + path, b"{}", verify=str(stack.secrets / "tls.crt"), timeout=30).status_code

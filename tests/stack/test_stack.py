@@ -1,6 +1,6 @@
-"""The stack of docker/compose.yaml at work: TLS, gRPC, a server killed, the loop, alerts, traces, logs, dashboards.
+"""The stack of docker/compose.yaml at work: TLS, gRPC, a killed server, the loop, alerts, traces, logs, dashboards.
 
-The tests go on from each other, in this order.
+The tests depend on each other in this order.
 """
 
 import math
@@ -33,12 +33,12 @@ from tests.support.waiting import answers, wait_until
 pytestmark = [pytest.mark.long, pytest.mark.stack]
 
 MOVED = 3.0
-"""How far the world moves: columns that have a mean of 0 in the reference."""
+"""The shift of the columns, whose mean is 0 in the reference."""
 
 
 @dataclass
 class Traffic:
-    """Callers who ask through nginx, and say afterwards what has turned out to be true."""
+    """Clients that send requests through nginx, and the true labels afterwards."""
 
     stack: NativeStack
     mean: float = 0.0
@@ -46,10 +46,10 @@ class Traffic:
     answers: Counter[int] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
     latest: deque[str] = field(default_factory=lambda: deque(maxlen=200))
-    """The versions that have answered last."""
+    """The versions of the latest responses."""
 
     def ask(self) -> None:
-        """Ask some twenty times a second: in a world that has moved, late is what is more than its mean."""
+        """Send about twenty requests per second. After the shift, a row is late if it is above the new mean."""
         rng = np.random.default_rng(1)
         with requests.Session() as session:
             while not self.ended.wait(0.05):
@@ -99,7 +99,7 @@ def test_grpc_goes_through_nginx_too(stack: NativeStack, traffic: Traffic) -> No
         answer = stub.ModelInfer(request, metadata=key, timeout=10)
         with pytest.raises(grpc.RpcError) as refused:
             stub.ModelInfer(request, timeout=10)
-        with pytest.raises(grpc.RpcError) as blocked:  # of one server, as HTTP's /v2/repository
+        with pytest.raises(grpc.RpcError) as blocked:  # about a single server, like HTTP's /v2/repository
             stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(), metadata=key, timeout=10)
     assert [output.name for output in answer.outputs] == ["label", "probabilities"]
     assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
@@ -155,7 +155,7 @@ def test_every_line_of_servers_and_nginx_is_ecs(stack: NativeStack, traffic: Tra
     assert answer.ok
     for name in ("server-a", "server-b", "nginx"):
         lines = stack.log(name).read_text().splitlines()
-        other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "  # what is served; nginx's own error log
+        other = r"onnxserve: |\d{4}/\d\d/\d\d .* \[(error|warn)\] "  # startup messages, and nginx's own error log
         fields = [read_line(line) for line in lines[:-1] if not re.match(other, line)]
         assert {one["service.name"] for one in fields} == {"nginx" if name == "nginx" else "onnxserve"}
         durations = [one["event.duration"] for one in fields if one.get("http.response.status_code") == 200]
@@ -202,7 +202,7 @@ def test_what_was_retrained_is_gated_promoted_and_answers(
             lambda: traffic.latest.count("2") == traffic.latest.maxlen, 240, "the champion answers, and no other"
         )
     assert set(traffic.answers) == {200}
-    score = 2 * MOVED + 1.0  # above the new bound and the old one
+    score = 2 * MOVED + 1.0  # above the new and the old threshold
     assert stack.predict([[score / 2, score / 2]]).headers["X-Model-Version"] == "2"
     assert stack.predict([[0.5, 0.5]]).json()["predictions"] == [0]
 
@@ -212,7 +212,7 @@ def test_prometheus_answers_every_query_of_a_dashboard(file: Path, stack: Native
     for title, target in targets(file):
         query = target["expr"].replace("$endpoint", ".+").replace("$__rate_interval", "1m")
         series = _ask(stack, query)
-        if file.stem == "gpu" and not series:  # a machine without one
+        if file.stem == "gpu" and not series:  # this machine has no GPU
             continue
         values = [float(one["value"][1]) for one in series]
         assert values, (title, query)
