@@ -135,7 +135,7 @@ def show(rates: dict[str, tuple[float, float]], base: str) -> None:
 def in_spark(uris: tuple[str, str], source: Path, rows: int, cores: list[int], rounds: int, folder: Path) -> None:
     ours, original = uris
     for count in cores:
-        alone = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}  # Spark's own options
+        alone = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}  # Java: Spark's defaults
         session = SparkSession.builder.master(f"local[{count}]").config(map=alone).getOrCreate()
         session.sparkContext.setLogLevel("OFF")
         frame = session.read.parquet(str(source))

@@ -196,8 +196,8 @@ def _persistent(rng: np.random.Generator, coefficient: float, years: int, days: 
 
 
 def _in_a_row(states: Array) -> Array:
-    """Return the number of alarms in a row at each window; 1 is an alarm, 0 is no alarm, and -1 neither counts nor
-    breaks the row."""
+    """Return the number of alarms in a row at each window. 1 is an alarm, 0 ends the row, and -1 neither counts nor
+    ends it."""
     counts = np.zeros(states.shape, np.int64)
     count = np.zeros(len(states), np.int64)
     for day in range(states.shape[1]):

@@ -73,9 +73,8 @@ def fit(network: nn.Module, images: np.ndarray, digits: np.ndarray) -> nn.Module
     inputs, targets = torch.from_numpy(images), torch.from_numpy(digits)
     optimizer = torch.optim.Adam(network.train().parameters(), lr=1e-3)
     for _ in range(30):
-        for batch in torch.randperm(len(inputs))[: len(inputs) // 64 * 64].split(
-            64
-        ):  # full batches for batch normalization
+        # Batch normalization needs full batches.
+        for batch in torch.randperm(len(inputs))[: len(inputs) // 64 * 64].split(64):
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(inputs[batch]), targets[batch]).backward()
             optimizer.step()

@@ -56,7 +56,7 @@ class Swap:
 
 def main() -> int:
     options = _options()
-    warnings.simplefilter("ignore", FutureWarning)  # of stages
+    warnings.simplefilter("ignore", FutureWarning)  # the stages' deprecation
     if not cores_given():
         print("two cores are needed: one for the servers, one for the clients", file=sys.stderr)
         return 1

@@ -212,10 +212,7 @@ class _Judged:
     def _beyond(self, name: str, want: np.ndarray, got: np.ndarray) -> np.ndarray:
         if name == "label" or want.dtype.kind not in "f":
             return np.asarray((want != got).reshape(len(want), -1).any(axis=1))
-        want, got = (
-            want.astype(np.float64),
-            got.astype(np.float64),
-        )  # null (NaN in `got`) may be infinity
+        want, got = want.astype(np.float64), got.astype(np.float64)  # null (NaN in `got`) may be infinity
         bound = _BOUND if name == "probabilities" else _BOUND * (np.abs(want) + self._spread)
         same = (want == got) | (~np.isfinite(want) & np.isnan(got)) | (np.abs(want - got) <= bound)
         return np.asarray(~same.reshape(len(want), -1).all(axis=1))

@@ -21,7 +21,7 @@ def of_obvious_changes(share: float) -> Iterator[Line]:
     worlds = max(round(_WORLDS * share), 2)
     for length, name in _LENGTHS.items():
         calm, changed = zip(*on_all_cores(_judged, [(seed, length) for seed in range(worlds)]), strict=True)
-        yield rate_line(f"{name} of a shop, nothing changed", calm)
+        yield rate_line(f"unchanged {name} of a shop", calm)
         for what in _CHANGES:
             yield found_line(f"{name}: {what}", [flags[what] for flags in changed], 0.9)
 

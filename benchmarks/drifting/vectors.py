@@ -20,7 +20,7 @@ def of_vectors(share: float) -> Iterator[Line]:
     worlds = max(round(_WORLDS * share), 2)
     for judged, name in ((_judge_digits, "digits"), (_judge_embeddings, "embeddings")):
         calm, changed = zip(*on_all_cores(judged, list(range(worlds))), strict=True)
-        yield rate_line(f"days of {name}, nothing changed", calm)
+        yield rate_line(f"unchanged days of {name}", calm)
         for what in changed[0]:
             yield found_line(what, [flags[what] for flags in changed], None)
 

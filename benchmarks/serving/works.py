@@ -98,9 +98,8 @@ def one_row(bench: Bench) -> Iterator[table.Row]:
             yield table.compared(f"{ONE_ROW}{client}, from an array", "from a frame", rounds[2], rounds[0], 0.95)
         for peer, target in targets:
             if peer is ECHO and peer in by_peer:
-                of_echo = (
-                    (None, None) if client else (0.25, 0.35)
-                )  # wrk sends requests to the echo twice as fast as the polling client
+                # wrk sends requests to the echo twice as fast as the polling client.
+                of_echo = (None, None) if client else (0.25, 0.35)
                 yield table.compared(ONE_ROW + client, ECHO.name, rounds[0], by_peer[peer], of_echo[0])
                 yield table.compared(f"{ONE_ROW}{client}, capture off", ECHO.name, rounds[1], by_peer[peer], of_echo[1])
             elif peer in by_peer:

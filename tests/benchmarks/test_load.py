@@ -57,9 +57,8 @@ def slow(status: int = 200) -> tuple[str, ...]:
 def test_the_closed_loop_asks_as_fast_as_it_is_answered() -> None:
     with listening(*slow()) as port:
         measured = closed_loop(Target(port, post("/", b"body"), b"ok"), connections=2, seconds=0.5)
-    assert (
-        measured.rate <= 104
-    )  # two connections, 20 ms per response, and one more response per connection at the edges
+    # two connections, 20 ms per response, and one more response per connection at the edges
+    assert measured.rate <= 104
     assert measured.p50 >= 0.02
     # Both connections always wait for a response (Little's law), independently of the machine's speed.
     assert measured.rate * measured.p99 > 1.5
@@ -85,9 +84,7 @@ def test_the_echo_is_asked_thousands_of_times_a_second() -> None:
     with listening(sys.executable, str(ECHO), "PORT", "40") as port:
         target = Target(port, post("/", b"x" * 300), b'{"predictions"')
         tries = (closed_loop(target, connections=8, seconds=0.2, warm_up=0.1) for _ in range(30))
-        measured = next(
-            (one for one in tries if one.wrong or one.rate > 1000), None
-        )  # other processes may use the cores
+        measured = next((one for one in tries if one.wrong or one.rate > 1000), None)  # the cores may be busy
     assert measured is not None
     assert measured.wrong == 0
 

@@ -51,9 +51,7 @@ def test_the_whole_comes_up_and_a_change_of_weights_needs_no_new_pods(
             "endpoints": {"flights": endpoint},
             "controller": {"enabled": True, "image": controller_image, "resources": {}},
         }
-        made = [
-            one for one in template(values) if one["metadata"].pop("namespace")
-        ]  # the test uses the cluster's own namespace
+        made = [one for one in template(values) if one["metadata"].pop("namespace")]  # replaced by the cluster's own
         return {f"{one['kind']}/{one['metadata']['name']}": one for one in made}
 
     def ready(name: str) -> bool:

@@ -377,7 +377,7 @@ def test_a_quota_with_room_for_one_pod_more_lets_updates_follow_one_another(
 
 def test_what_others_have_changed_is_taken_over_only_when_that_is_said(endpoint: Endpoint, cluster: Cluster) -> None:
     cluster.kubectl("patch", "deployment", endpoint.name, "-p", '{"spec": {"replicas": 1}}')
-    endpoint.update(server__threads=6)  # does not set the number of pods
+    endpoint.update(server__threads=6)  # this update does not set the number of pods
     assert endpoint.ready_pods() == 1
     with pytest.raises(MlflowException, match=r"Deployment f\d+.*kubectl-patch.*:.*spec\.replicas"):
         endpoint.update(kubernetes__replicas=3)

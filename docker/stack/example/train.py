@@ -1,7 +1,7 @@
-"""The stack's example: a classifier of two numbers, late where they add up to more than a bound.
+"""The stack's example: a classifier of two numbers. A row is late if the sum of its numbers is above a threshold.
 
-`train.py DATA MODEL` learns the bound from labelled rows of the log, and registers a version. The controller runs it
-when the monitor `accuracy` raises an alarm; put a project of your own in its place.
+`train.py DATA MODEL` learns the threshold from labelled rows of the log, and registers a version. The controller runs
+it when the monitor `accuracy` raises an alarm. Replace it with your own project.
 """
 
 import sys
@@ -18,7 +18,7 @@ COLUMNS = ["a", "b"]
 
 
 def register(rows: pd.DataFrame, late: pd.Series, event_time: str, model: str) -> str:
-    """Learn, log and register, with the rows as the reference of its monitors, and return the version."""
+    """Learn, log and register a version, with the rows as the reference of its monitors, and return the version."""
     classifier = LogisticRegression().fit(rows[COLUMNS], late)
     with mlflow.start_run():
         mlflow.log_metric("accuracy", classifier.score(rows[COLUMNS], late))
@@ -34,7 +34,7 @@ def register(rows: pd.DataFrame, late: pd.Series, event_time: str, model: str) -
 
 
 def register_first(window: timedelta, model: str, windows: int = 60, rows_each: int = 60) -> str:
-    """Register a version that has learned calm windows: they do not differ but by chance."""
+    """Register a version that is trained on calm windows, which differ only by chance."""
     count = windows * rows_each
     times = [datetime.now(UTC) - window / rows_each * (count - row) for row in range(count)]
     rows = pd.DataFrame(np.random.default_rng(0).normal(size=(count, 2)), columns=COLUMNS).assign(at=times)

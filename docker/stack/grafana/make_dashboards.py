@@ -1,7 +1,7 @@
-"""Grafana's dashboards, written from the panels below: `python docker/stack/grafana/make_dashboards.py`.
+"""Generate Grafana's dashboards from the panels below: `python docker/stack/grafana/make_dashboards.py`.
 
-The JSON beside this file is what Grafana 11 is provisioned with; a test compares both, and asks a real Prometheus every
-query. In a query, `$endpoint` are the endpoints that were chosen above the panels.
+Grafana 11 is provisioned with the JSON files in dashboards/. A test compares the files with this script, and sends
+every query to a real Prometheus. In a query, `$endpoint` stands for the endpoints that are selected above the panels.
 """
 
 import json
@@ -18,7 +18,7 @@ _FAILED = 'status=~"5.."'
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel: a chart over time, where `kind` says nothing else.
+    """A panel: a chart over time, unless `kind` is set.
 
     Attributes:
         queries: expressions by the legend of their series.
@@ -42,7 +42,7 @@ def _quantiles(metric: str, by: str, legend: str, *quantiles: float) -> dict[str
 
 
 def _share(metric: str, by: str, part: str) -> str:
-    """Return the share of a part, 0 while there is none of it."""
+    """Return the share of a part, or 0 if the part has no series."""
     every = _rate(metric, by)
     return f"({_rate(metric, by, part)} or 0 * {every}) / {every}"
 
@@ -73,7 +73,7 @@ DASHBOARDS = {
                 "Latency",
                 "s",
                 _quantiles("onnxserve_request_duration_seconds", "model, version", _VERSION, 0.5, 0.95, 0.99),
-                "From the whole request to the finished answer; interpolated between the histogram's bounds.",
+                "From the complete request to the complete response; interpolated between the histogram's bounds.",
             ),
             Panel(
                 "Runs of the graph: waiting and computing",
@@ -82,7 +82,7 @@ DASHBOARDS = {
                 | _quantiles("onnxserve_compute_seconds", "model, version", f"computes, {_VERSION}", 0.5, 0.99),
             ),
             Panel(
-                "Rows of a run",
+                "Rows per run",
                 "short",
                 {
                     _VERSION: f"{_rate('onnxserve_batch_rows_sum', 'model, version')}"
@@ -91,19 +91,19 @@ DASHBOARDS = {
             ),
             Panel("Protocols", "reqps", {"{{protocol}}": _rate("onnxserve_requests_total", "protocol")}),
             Panel(
-                "Turned away by limits",
+                "Refused by limits",
                 "reqps",
                 {"{{reason}}": _or_zero(_rate("onnxserve_refused_requests_total", "reason"))},
             ),
             Panel(
-                "Versions that are served",
+                "Served versions",
                 "short",
                 {"": f"sum by (endpoint, variant, model, version) (onnxserve_served_version{{{_OF}}}) > 0"},
-                "The workers of all servers that have them loaded.",
+                "The number of workers that have loaded the version.",
                 "table",
             ),
             Panel(
-                "Versions that are wanted and not served",
+                "Versions that should be served, but are not",
                 "short",
                 {
                     "{{endpoint}} {{model}} {{version}}: {{cause}}": _or_zero(
@@ -134,7 +134,7 @@ DASHBOARDS = {
                 "Refused inputs",
                 "percentunit",
                 {_VARIANT: _share("onnxserve_requests_total", "variant, version", _REFUSED)},
-                "A model that no longer takes what its callers send shows here.",
+                "A model that no longer accepts its clients' requests is visible here.",
             ),
             Panel(
                 "Latency",
@@ -152,12 +152,12 @@ DASHBOARDS = {
                 "By version, of all endpoints.",
             ),
             Panel(
-                "Shadows: rows answered differently",
+                "Shadows: rows with a different prediction",
                 "percentunit",
                 {_VARIANT: _share("onnxserve_shadow_rows_total", "variant, version", 'agreement="different"')},
             ),
             Panel(
-                "Shadows: time of a run",
+                "Shadows: time per run",
                 "s",
                 _quantiles("onnxserve_shadow_duration_seconds", "variant, version", _VARIANT, 0.99),
             ),
@@ -181,7 +181,7 @@ DASHBOARDS = {
                         'metric=~"(accuracy|f1|precision|recall|roc_auc|log_loss|brier|mae|rmse|mape|r2)(_low|_high)?"',
                     )
                 },
-                "Of the last judged window: the report has all of it.",
+                "For the last judged window. The report has all details.",
             ),
             Panel(
                 "State",
@@ -189,16 +189,14 @@ DASHBOARDS = {
                 {f"{_MONITOR}: {{{{state}}}}": _max("onnxserve_monitor_state", "endpoint, monitor, state") + " == 1"},
                 kind="state-timeline",
             ),
-            Panel(
-                "Alerts that are not over", "short", {_MONITOR: _max("onnxserve_alerts_firing", "endpoint, monitor")}
-            ),
+            Panel("Open alerts", "short", {_MONITOR: _max("onnxserve_alerts_firing", "endpoint, monitor")}),
             Panel(
                 "Windows by verdict",
                 "short",
                 {f"{_MONITOR}: {{{{verdict}}}}": _max("onnxserve_monitor_windows_total", "endpoint, monitor, verdict")},
             ),
             Panel(
-                "Rows and labelled rows of a window",
+                "Rows and labelled rows per window",
                 "short",
                 {
                     f"{_MONITOR} {{{{metric}}}}": _max(
@@ -207,12 +205,12 @@ DASHBOARDS = {
                 },
             ),
             Panel(
-                "Time since a window was judged",
+                "Time since the last judgement",
                 "s",
                 {_MONITOR: "time() - " + _max("onnxserve_monitor_last_success_timestamp_seconds", "endpoint, monitor")},
             ),
             Panel(
-                "Labels that come in",
+                "Received labels",
                 "cps",
                 {"{{outcome}}": "sum by (outcome) (rate(onnxserve_feedback_labels_total[$__rate_interval]))"},
             ),
@@ -229,7 +227,7 @@ DASHBOARDS = {
         [
             Panel("Rows", "cps", {"{{outcome}}": _rate("onnxserve_capture_rows_total", "outcome")}),
             Panel(
-                "Rows that are lost",
+                "Lost rows",
                 "cps",
                 {
                     "{{endpoint}} {{instance}}": _or_zero(
@@ -237,15 +235,11 @@ DASHBOARDS = {
                     )
                 },
             ),
-            Panel(
-                "How far the log is behind",
-                "s",
-                {"{{instance}}": "time() - onnxserve_log_complete_until_timestamp_seconds"},
-            ),
+            Panel("Delay of the log", "s", {"{{instance}}": "time() - onnxserve_log_complete_until_timestamp_seconds"}),
             Panel("Agents", "short", {"{{instance}}": "onnxserve_agent_up"}, kind="stat"),
-            Panel("What keeps the spec from being served", "short", {"{{instance}}": "onnxserve_agent_errors"}),
+            Panel("Errors that prevent serving the spec", "short", {"{{instance}}": "onnxserve_agent_errors"}),
             Panel(
-                "Since the last look at the registry",
+                "Time since the last poll of the registry",
                 "s",
                 {"{{instance}}": "time() - (onnxserve_registry_checked_timestamp_seconds > 0)"},
             ),
