@@ -1,5 +1,7 @@
 """Measure the microseconds of one request below the worker's connection, with capture and metrics on.
 
+Commands::
+
     .venv/bin/python benchmarks/request_path.py              # about a minute
     .venv/bin/python benchmarks/request_path.py --beside before=/path/to/a/checkout now=. py313=.:/path/to/python3.13
     .venv/bin/python benchmarks/request_path.py --beside open=. keys=. keys-limited=.      # with API keys
