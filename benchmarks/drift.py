@@ -5,7 +5,7 @@
     .venv/bin/python benchmarks/drift.py --share 0.1        # a tenth of the windows, in two minutes
 
 The script prints tables with targets: each share with its 95 % interval. A target is met if the share is inside it, and
-missed if the whole interval is outside. Otherwise the outcome is uncertain. Nothing is tuned on these windows: the
+missed if the whole interval is outside. Otherwise the outcome is uncertain. No setting is tuned on these windows: the
 seeds are fixed, and the shares are of all judged windows. If a part fails, the script reports it and continues.
 """
 

@@ -31,7 +31,7 @@ def cases() -> Iterator[tuple[str, Callable[[], Case]]]:
 
 
 def _transformer(name: str, options: dict[str, Any]) -> Case:
-    """Return a network of transformers with random weights, because nothing can be downloaded."""
+    """Return a network of transformers with random weights, because downloads are not possible."""
     try:
         import torch
 
