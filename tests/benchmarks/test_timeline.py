@@ -71,7 +71,7 @@ def test_every_answer_is_kept_with_its_version_and_what_is_wrong_with_it(server:
             wait_until(lambda: server.answered > seen + 20 or server.mood == "closed", what="twenty answers")  # noqa: B023
         time.sleep(0.2)  # some connections are closed
         server.mood = "first"
-        wait_until(lambda: server.answered > seen + 20, what="it has connected anew")
+        wait_until(lambda: server.answered > seen + 20, what="it has reconnected")
         answers = loop.stop()
     found = set(answers.version.tolist())
     assert found == {1, 2, MIXED, FAILED}

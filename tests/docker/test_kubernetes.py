@@ -111,7 +111,7 @@ def test_of_two_controllers_the_other_goes_on_where_one_is_killed(
     (other,) = pods - {before}
     add = ["onnxserve", "monitor", "add", "flights", "later", "--kind", "data_quality", "--require", "missing<=10%"]
     cluster.kubectl("exec", other, "--", *add)
-    wait_until(lambda: two_days.verdicts("later") == ["kept", "drift"], SECONDS, "the other one judges")
+    wait_until(lambda: two_days.verdicts("later") == ["kept", "drift"], SECONDS, "the other controller judges")
 
 
 def leader(two_days: TwoDays) -> str:

@@ -328,7 +328,7 @@ def test_a_node_that_is_drained_keeps_a_pod_until_another_is_ready(endpoint: End
             cluster.kubectl("uncordon", node["metadata"]["name"])
             wait_until(lambda: endpoint.ready_pods() == 2, 120, "another pod is ready")
             assert "Success" in evict(second)
-            wait_until(lambda: endpoint.ready_pods() == 2 and second not in endpoint.pods(), 120, "both are new")
+            wait_until(lambda: endpoint.ready_pods() == 2 and second not in endpoint.pods(), 120, "both pods are new")
         assert load.failed == []
     finally:
         cluster.kubectl("uncordon", node["metadata"]["name"])
@@ -475,7 +475,7 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
     scaled.update(kubernetes__max_replicas=2)  # the autoscaler then removes a pod
     scaled.update(kubernetes__max_replicas="")
     assert cluster.items("hpa", *label) == []
-    wait_until(lambda: scaled.ready_pods() == 1, 60, "the pods are as many as the spec says")
+    wait_until(lambda: scaled.ready_pods() == 1, 60, "the number of pods equals the spec's")
 
     runner = CliRunner()
     assert runner.invoke(main, ["stop", scaled.name]).exit_code == 0
@@ -486,7 +486,7 @@ def test_an_endpoint_that_is_scaled_keeps_its_pods_and_leaves_nothing_when_it_is
 
     client.delete_deployment(scaled.name)
     kinds = "deployment,service,configmap,serviceaccount,networkpolicy,pdb,hpa,replicaset,pod"
-    wait_until(lambda: cluster.items(kinds, *label) == [], 60, "nothing is left")
+    wait_until(lambda: cluster.items(kinds, *label) == [], 60, "no object remains")
 
 
 def test_an_autoscaler_adds_pods_under_load_and_takes_them_away_and_no_request_fails(
@@ -504,7 +504,7 @@ def test_an_autoscaler_adds_pods_under_load_and_takes_them_away_and_no_request_f
         wait_until(lambda: "<unknown>" not in cluster.kubectl("get", "hpa", scaled.name), 90, "its CPU is known")
         assert count() == 1  # loading the model does not count as load
         with under_load(scaled, kept=2) as load:
-            wait_until(lambda: scaled.ready_pods() == 3, 180, "the pods are as many as may be")
+            wait_until(lambda: scaled.ready_pods() == 3, 180, "the number of pods is the maximum")
             scaled.update(server__threads=5)  # different pods, but the same number
             assert (count(), scaled.ready_pods()) == (3, 3)
             scaled.update(kubernetes__max_replicas=2)
@@ -641,7 +641,7 @@ def test_a_bad_day_of_the_api_server_changes_nothing(
             )
             made.client.create_deployment("more", "models:/adder/2", endpoint=made.name)
             wait_until(
-                lambda: proxy.met["stream"] and any("loaded adder 2" in one for one in seen), 60, "the log goes on"
+                lambda: proxy.met["stream"] and any("loaded adder 2" in one for one in seen), 60, "the log continues"
             )
         made.client.delete_deployment("more", endpoint=made.name)
         asking = Traffic(made.url)

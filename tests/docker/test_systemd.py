@@ -89,7 +89,7 @@ def test_a_unit_is_started_when_it_answers_restarted_when_it_is_killed_and_ends_
     first = machine.shown(unit, "MainPID")
 
     machine.systemctl("kill", "--kill-who=main", "--signal=KILL", unit)
-    wait_until(lambda: machine.shown(unit, "ActiveState") == "active", 60, "it is started anew")
+    wait_until(lambda: machine.shown(unit, "ActiveState") == "active", 60, "it is restarted")
     assert machine.shown(unit, "MainPID") != first
     assert machine.predicts("localhost:8080")
     assert machine.systemctl("restart", unit).returncode == 0
@@ -140,6 +140,6 @@ def test_a_unit_that_cannot_serve_says_so_and_is_tried_again_without_end(machine
     assert (begun.returncode, "exited with error" in begun.stderr) == (1, True)
     messages = [one["MESSAGE"] for one in machine.journal(unit)]
     assert any(mentions(line, "model flights", "http://127.0.0.1:9", "connection refused") for line in messages)
-    wait_until(lambda: int(machine.shown(unit, "NRestarts")) > 1, 60, "it is tried again")
+    wait_until(lambda: int(machine.shown(unit, "NRestarts")) > 1, 60, "it is retried")
     assert machine.shown(unit, "StartLimitIntervalUSec") == "0"
     machine.systemctl("stop", unit)

@@ -146,7 +146,7 @@ def test_a_trace_is_found_by_its_id(stack: NativeStack, traffic: Traffic, traces
         spans = [attributes(span) for span in list(traces.spans) if span.trace_id.hex() == trace]
         return [span["onnxserve.version"] for span in spans if "onnxserve.version" in span]
 
-    assert wait_until(versions, 60, "the trace has come") == ["1"]
+    assert wait_until(versions, 60, "the trace was received") == ["1"]
     assert traces.services == {"onnxserve"}
 
 
@@ -191,16 +191,14 @@ def test_what_was_retrained_is_gated_promoted_and_answers(
         except AssertionError:
             pytest.fail(stack.execute("controller", "onnxserve", "history", "flights"))
         client.set_registered_model_alias("flights", "challenger", "2")
-        for name in ("server-a", "server-b"):  # as a person who edits docker/stack/endpoints.yaml
+        for name in ("server-a", "server-b"):  # like a person who edits docker/stack/endpoints.yaml
             spec = stack.mounted(name, "/etc/onnxserve/endpoints.yaml")
             spec.write_text(spec.read_text().replace("weight: 100", "weight: 80").replace("weight: 0", "weight: 20"))
         wait_until(lambda: traffic.versions["2"] > 20, 240, "the challenger answers")
         query = 'count(sum by (version) (rate(onnxserve_requests_total{endpoint="flights"}[30s])) > 0)'
         wait_until(lambda: [one["value"][1] for one in _ask(stack, query)] == ["2"], 60, "Prometheus sees both")
         client.set_registered_model_alias("flights", "champion", "2")
-        wait_until(
-            lambda: traffic.latest.count("2") == traffic.latest.maxlen, 240, "the champion answers, and no other"
-        )
+        wait_until(lambda: traffic.latest.count("2") == traffic.latest.maxlen, 240, "only the champion answers")
     assert set(traffic.answers) == {200}
     score = 2 * MOVED + 1.0  # above the new and the old threshold
     assert stack.predict([[score / 2, score / 2]]).headers["X-Model-Version"] == "2"
