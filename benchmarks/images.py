@@ -115,7 +115,7 @@ def main() -> None:
     asked = parser.parse_args()
     base = asked.base_image
     print(f"base image {base}: {image_size(base):,.0f} MB")
-    print(f"{'image':<40}      MB  of MLflow's  first build, s  run to first answer, s")
+    print(f"{'image':<40}      MB  of MLflow's  first build, s  run to 1st response, s")
     for library in asked.libraries:
         tags = f"onnxserve-benchmark:mlflow-{library}", f"onnxserve-benchmark:{library}"
         with tempfile.TemporaryDirectory() as temporary:
