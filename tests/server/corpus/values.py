@@ -94,7 +94,9 @@ COLUMN_CASES: list[AnyCase] = [
         ("'distnce'", "distance"),
     ),
     BodyCase("a column of another case", "columns", _record({**_without("late"), "LATE": True}), RECORDS),
-    BodyCase("a column of two", "columns", _split([*COLUMNS, "late"], [*_ROW, True]), _SPLITS, 400, ("late", "duplicated")),
+    BodyCase(
+        "a column of two", "columns", _split([*COLUMNS, "late"], [*_ROW, True]), _SPLITS, 400, ("late", "duplicated")
+    ),
     BodyCase("a row that is too short", "rows", _split(COLUMNS, _ROW[:3]), _SPLITS, 400, ("row 0",)),
     BodyCase("a row that is too long", "rows", _split(COLUMNS, [*_ROW, 1]), _SPLITS, 400, ("row 0",)),
     BodyCase("a second row that is too short", "rows", _split(COLUMNS, _ROW, _ROW[:3]), _SPLITS, 400, ("row 1",)),
