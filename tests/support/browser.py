@@ -1,4 +1,4 @@
-"""Chromium without a window, in which tests look at pages; they skip where it is not installed."""
+"""Headless Chromium for tests of pages. The tests are skipped if Chromium is not installed."""
 
 import shutil
 from collections.abc import Iterator
@@ -16,12 +16,13 @@ NEEDS_CHROMIUM = [
 ]
 """The marks of a module whose tests look at pages."""
 
-expect.set_options(timeout=60_000)  # on a core that others use too, five seconds are over before a page is drawn
+# If other processes use the core, drawing a page may take longer than the default of five seconds.
+expect.set_options(timeout=60_000)
 
 
 @contextmanager
 def chromium(*options: str) -> Iterator[Browser]:
-    """Run a browser with these options beside its usual ones."""
+    """Run a browser with these options in addition to its usual options."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *options])
         yield browser
@@ -29,9 +30,9 @@ def chromium(*options: str) -> Iterator[Browser]:
 
 
 def accessibility_findings(page: Page) -> list[str]:
-    """Return what axe-core finds against the page in front of a person with a phone and the dark scheme, or a desk.
+    """Return the violations that axe-core reports for the page, on a phone with the dark scheme or on a desktop.
 
-    The rules are those of WCAG 2.2 A and AA, and axe's good practice.
+    The rules are WCAG 2.2 A and AA, and the good practice of axe.
     """
     found = []
     places: tuple[tuple[int, Literal["dark", "light"]], ...] = ((360, "dark"), (1280, "light"))

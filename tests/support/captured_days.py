@@ -1,4 +1,4 @@
-"""Two days that a real server has captured into a bucket, with all that a process elsewhere needs to judge them."""
+"""Two days that a real server has captured into a bucket, with everything that another process needs to judge them."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -24,16 +24,16 @@ from tests.support.tracking import DEFAULT_EXPERIMENT, tracking_at
 
 DAY = timedelta(days=1)
 BEGIN = (datetime.now(UTC) - DAY / 24).replace(hour=0, minute=0, second=0, microsecond=0) - 2 * DAY
-"""The first of two days that are over, and of which rows are waited for no longer."""
+"""The start of the first day. Both days are over, and the monitor no longer waits for their rows."""
 
 
 @dataclass(frozen=True)
 class TwoDays:
-    """An endpoint `flights` whose second day is another world, with two daily monitors: `daily` of all columns, and
-    `answers` of the answers.
+    """An endpoint `flights` whose second day has drifted. It has two daily monitors: `daily` for all columns, `answers`
+    for the predictions.
 
     Attributes:
-        settings: what a process that judges has to know, as environment.
+        settings: the environment variables of a process that judges.
     """
 
     store: Store
@@ -49,7 +49,7 @@ def two_captured_days(server: MlflowServer, store_url: str, serve: Callable[...,
     """Capture the days. The process that judges must reach MLflow's server, the store and the environment's S3 API.
 
     Args:
-        server: is started here.
+        server: starts in this function.
         serve: starts `onnxserve serve` with this process's environment.
     """
     with own_bucket() as bucket, pytest.MonkeyPatch.context() as environment:
@@ -72,7 +72,7 @@ def two_captured_days(server: MlflowServer, store_url: str, serve: Callable[...,
 
 
 def _register() -> None:
-    """Return the model y = 2x with forty calm days as its reference."""
+    """Return the model y = 2x, whose reference is forty days without drift."""
     times = pd.date_range(BEGIN - 40 * DAY, BEGIN, periods=3000, inclusive="left")
     rows = pd.DataFrame({"x": np.random.default_rng(0).normal(size=len(times))})
     with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):

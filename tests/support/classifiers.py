@@ -1,4 +1,4 @@
-"""Small models whose goodness is known: linear ones, as MLmodel folders and as versions of a registered model."""
+"""Small linear models of known quality, as MLmodel folders and as versions of a registered model."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ from tests.support.models import write_model
 
 COLUMNS = ("a", "b")
 TRUTH = (2.0, -1.0)
-"""The weights by which the labels of `labelled` are made."""
+"""The weights that `labelled` uses to compute the labels."""
 
 
 def labelled(count: int, seed: int = 0, noise: float = 0.5) -> dict[str, np.ndarray]:
-    """Return columns a, b, `label` (0 or 1, of the noisy score) and `value` (the noisy score)."""
+    """Return columns a, b, `label` (0 or 1, from the noisy score) and `value` (the noisy score)."""
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=count), rng.normal(size=count)
     score = TRUTH[0] * a + TRUTH[1] * b + rng.normal(size=count) * noise
@@ -37,7 +37,7 @@ def write_classifier(
     reference: dict[str, Any] | None = None,
     extra: str = "",
 ) -> Path:
-    """Write a model of our flavor: label (0, 1) and probabilities of a weighted sum.
+    """Write a model of the onnxserve flavor that returns label (0, 1) and probabilities of a weighted sum.
 
     Args:
         extra: nodes before the sum, which may change `x` into `z`; default: none.
@@ -68,7 +68,7 @@ def write_classifier(
 
 
 def write_regressor(folder: Path, weights: tuple[float, ...] = TRUTH, reference: dict[str, Any] | None = None) -> Path:
-    """Write a model of our flavor: the weighted sum itself."""
+    """Write a model of the onnxserve flavor that returns the weighted sum."""
     graph = f"""linear (double[N,2] x) => (double[N,1] y) <double[2,1] w = {{{weights[0]}, {weights[1]}}}> {{
       y = MatMul(x, w) }}"""
     section: dict[str, Any] = {
@@ -102,7 +102,7 @@ def _write(
 
 
 def registered_toy(client: Any, folder: Path) -> None:
-    """Register `toy`: 1 (as good as can be) is in Production, 2 gives equal answers, 3 was not proven."""
+    """Register `toy`: version 1 (the best possible) is in Production, 2 gives equal answers, 3 has no parity proof."""
     client.create_registered_model("toy")
     for number, (weights, parity) in enumerate([(TRUTH, "proven"), ((4.0, -2.0), "proven"), (TRUTH, "warned")]):
         client.create_model_version("toy", write_classifier(folder / str(number), weights, parity=parity).as_uri())

@@ -25,7 +25,7 @@ def point(mlflow_app: Any, model: str, alias: str, version: str) -> Any:
 
 
 def open_page(mlflow_app: Any, path: str = PAGE) -> tuple[Any, str, str]:
-    """A browser that has the page open, the page, and the token of its forms."""
+    """Return a browser that has opened the page, the page, and the token of its forms."""
     browser = mlflow_app.client
     html = browser.get(path).get_data(as_text=True)
     found = re.search(r'name="csrf_token" value="([\w.-]+)"', html)

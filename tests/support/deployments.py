@@ -1,4 +1,4 @@
-"""Deployments of tiny models in a home of their own, gone with every process of theirs when its user ends."""
+"""Deployments of tiny models in a separate home. All their processes are ended after the test."""
 
 import shutil
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ SIGNATURE = ModelSignature(inputs=Schema([ColSpec("double", "a"), ColSpec("doubl
 
 
 def weighted_sum(factor: float) -> onnx.ModelProto:
-    """Return the model y = (a + b) * factor, whose answers tell which model gave them."""
+    """Return the model y = (a + b) * factor, whose answers identify the model."""
     return parse_graph(
         f"""sum (float[N,2] x) => (float[N] y) <int64[1] axes = {{1}}, float factor = {{{factor}}}> {{
           total = ReduceSum <keepdims = 0> (x, axes)
@@ -36,7 +36,7 @@ def weighted_sum(factor: float) -> onnx.ModelProto:
 
 @dataclass(frozen=True)
 class Models:
-    """Folders of saved models: `once` answers a + b, `twice` its double; the others cannot be served."""
+    """Folders of saved models: `once` answers a + b, `twice` answers 2 (a + b); the other models cannot be served."""
 
     once: str
     twice: str
@@ -45,7 +45,7 @@ class Models:
 
 
 def save_models(folder: Path) -> Models:
-    """Write them into `folder`."""
+    """Write the models into `folder`."""
     for name, factor in (("once", 1.0), ("twice", 2.0)):
         mlflow.onnx.save_model(
             weighted_sum(factor), folder / name, signature=SIGNATURE, pip_requirements=["onnxruntime"]
@@ -59,10 +59,10 @@ def save_models(folder: Path) -> Models:
 
 @contextmanager
 def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
-    """Yield a client with a home of its own. At the end all of it is removed, and no process may be left."""
+    """Yield a client with an empty home. At the end, remove the home and check that no process is left."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ONNXSERVE_HOME", str(folder / "home"))
-        # homes do not know of each other's ports; tests that run at the same time begin to look at different ones
+        # Homes do not share their list of used ports, so that concurrent tests must begin at different ports.
         patch.setattr(local, "FIRST_PORT", free_port() - 10_000)
         try:
             yield get_deploy_client("onnxserve")
@@ -70,7 +70,9 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
             settings = load_settings()
             store = open_store(settings.store_url)
             for endpoint in store.endpoints():
-                if endpoint.spec.variants:  # an empty one has no server, and Docker may not be here to say so
+                # An endpoint without variants has no server, and checking this needs Docker, which may not be
+                # installed.
+                if endpoint.spec.variants:
                     parse_target(endpoint.target).backend(settings).remove(endpoint.name)
             store.close()
         left = [process.cmdline() for process in working_in(folder)]
@@ -78,7 +80,7 @@ def empty_home(folder: Path) -> Iterator[BaseDeploymentClient]:
 
 
 def working_in(folder: Path) -> list[psutil.Process]:
-    """Return the processes whose working directory lies below `folder`."""
+    """Return the processes whose working directory is below `folder`."""
     found = []
     for process in psutil.process_iter():
         try:

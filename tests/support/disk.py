@@ -1,4 +1,4 @@
-"""A disk that is full, or read-only."""
+"""A disk that is full or read-only."""
 
 import os
 import resource
@@ -12,9 +12,9 @@ import pytest
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """Let writes beyond `size` bytes come short, then fail with EFBIG (SIGXFSZ is ignored by Python).
+    """Let writes beyond `size` bytes be truncated, then fail with EFBIG (Python ignores SIGXFSZ).
 
-    It holds for the file that the tests' own output may go to as well: for the one call under test, nothing more.
+    The limit also applies to a file that receives the tests' output, so use it only around the call under test.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
@@ -26,7 +26,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """Let nobody make, replace or remove a file in the folder; those that are open are written further."""
+    """Make creating, replacing and removing files in the folder fail. Open files can still be written."""
     if os.geteuid():
         below = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]
         for path in below:

@@ -1,6 +1,6 @@
-"""The fields of the Elastic Common Schema 8.11 that our lines have, with their types.
+"""The fields of the Elastic Common Schema 8.11 that onnxserve logs, with their types.
 
-Names and types are those of elastic/ecs, `generated/csv/fields.csv` at v8.11.0.
+The names and types are from elastic/ecs, `generated/csv/fields.csv` at v8.11.0.
 """
 
 import json
@@ -46,14 +46,14 @@ FIELDS = {
     "user.name": _TEXT,
 }
 OWN = ("onnxserve.", "labels.")
-"""Fields of our own, in a namespace that the schema will not take; labels are for everybody's."""
+"""Custom fields, in a namespace that the schema does not use. `labels` is reserved for users."""
 
 
 def read_line(line: str) -> dict[str, Any]:
     """Return the fields of a line by their dotted names.
 
     Raises:
-        AssertionError: a field is none of the schema's, or not of its type.
+        AssertionError: a field is not in the schema, or has the wrong type.
     """
     fields = dict(_flat(json.loads(line)))
     assert {"@timestamp", "log.level", "message", "ecs.version"} <= fields.keys(), line

@@ -1,4 +1,4 @@
-"""A registry that says what a test wants, and a follower with a clock in the hand."""
+"""A registry that answers as the test specifies, and a follower whose clock the test sets."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ STAGE = "models:/tiny/Production"
 
 
 class AtOnce(Executor):
-    """Does in the caller's thread what a pool would do in another."""
+    """An executor that runs each function immediately in the caller's thread."""
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
         future: Future[Any] = Future()
@@ -35,7 +35,7 @@ class AtOnce(Executor):
 
 
 class Later(Executor):
-    """Does nothing until it is told to."""
+    """An executor that runs functions only when the test calls it."""
 
     def __init__(self) -> None:
         self.waiting: list[tuple[Future[Any], Callable[[], Any]]] = []
@@ -51,7 +51,7 @@ class Later(Executor):
                 future.set_result(work())
 
     def go_on_once_asked(self) -> None:
-        """Let another thread do what is submitted next, while whoever submits it waits."""
+        """Let another thread run the next submitted function while the submitting thread waits."""
 
         def go_on() -> None:
             wait_until(lambda: self.waiting)
@@ -62,7 +62,7 @@ class Later(Executor):
 
 @dataclass
 class World:
-    """A registry that answers with `versions[uri]` (or raises it), and versions that lie ready on this disk."""
+    """A registry that answers with `versions[uri]` (or raises it), and versions that are already on this disk."""
 
     make_model: Callable[..., Path]
     root: Path
@@ -74,7 +74,7 @@ class World:
     failures: list[tuple[str, str]] = field(default_factory=list)
     gates: dict[str, str] = field(default_factory=dict)
     judged: dict[str, str] = field(default_factory=dict)
-    """The digest of the files that the gate judged; default: of those that the version has."""
+    """The digest of the files that the gate judged; by default, the digest of the version's files."""
     calls: int = 0
     received: int = 0
     is_deaf: bool = False
@@ -144,7 +144,7 @@ class Case:
         return Follower(self.state_dir, resolver, lambda: self.now + self.jumped)
 
     def serving(self, version: str) -> Follower:
-        """Return a follower of the stage, after the round by which it serves this version."""
+        """Return a follower of the stage after the round that makes it serve this version."""
         self.spec(STAGE)
         self.world.versions[STAGE] = version
         follower = self.follower()
@@ -152,7 +152,7 @@ class Case:
         return follower
 
     def move(self, version: str) -> None:
-        """Move the stage to a version, and let the time come for the next poll."""
+        """Move the stage to a version, and advance the clock to the next poll."""
         self.world.versions[STAGE] = version
         self.now += 2
 

@@ -1,4 +1,4 @@
-"""README and the guides as scripts: their examples and commands are taken out of the pages and run as a reader does."""
+"""README and the guides as scripts: the tests extract the examples and commands from the pages and run them."""
 
 import os
 import re
@@ -31,10 +31,10 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 
 def shell(environment: Path, folder: Path) -> dict[str, str]:
-    """Return the variables of a user's shell with that virtual environment active, and nothing deployed yet.
+    """Return the variables of a user's shell in which that virtual environment is active.
 
     Args:
-        folder: for what a user keeps at home.
+        folder: the user's home.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     own = {
@@ -43,7 +43,8 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "MLFLOW_ARTIFACTS_DESTINATION": str(folder / "artifacts"),
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes that nothing here uses
+        # The job executor starts eight processes that these tests do not use.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
     }
@@ -51,7 +52,7 @@ def shell(environment: Path, folder: Path) -> dict[str, str]:
 
 
 def run_smallest_example(environment: Path, folder: Path) -> None:
-    """Run the example in that virtual environment and an empty folder; it has to predict."""
+    """Run the example in that virtual environment and an empty folder, and check that it predicts."""
     (code,) = blocks("python", section("The smallest example"))
     command = [str(environment / "bin" / "python"), "-c", code]
     result = subprocess.run(
@@ -62,7 +63,7 @@ def run_smallest_example(environment: Path, folder: Path) -> None:
 
 
 def walk_by_hand(environment: Path, checkout: Path, folder: Path) -> None:
-    """Run the commands of "By hand" in their order; they do what the page says, and leave nothing running."""
+    """Run the commands of "By hand" in order, and check their results and that they leave no running process."""
     script = "set -euo pipefail\n" + "".join(blocks("sh", section("By hand")))
     for port in ("5000", "8123"):
         script = script.replace(port, str(free_port()))
@@ -116,14 +117,14 @@ _TIMEOUT_SECONDS = 300
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader who types what pages say, one page after the other, in one folder and at the same ports."""
+    """A reader who runs the commands of several pages in order, in one folder and with the same ports."""
 
     folder: Path
     environment: Mapping[str, str]
     ports: Mapping[str, str] = field(default_factory=lambda: {port: str(free_port()) for port in ("8123", "8124")})
 
     def run_page(self, name: str) -> list[str]:
-        """Return the output of each `sh` and `python` block of docs/NAME; each has to end with status 0."""
+        """Return the output of each `sh` and `python` block of docs/NAME. Each block must end with status 0."""
         page = (ROOT / "docs" / name).read_text()
         return [
             self.run(code, language)
@@ -131,7 +132,7 @@ class Reader:
         ]
 
     def run(self, code: str, language: str = "sh") -> str:
-        """Return the output of that block, which has to end with status 0."""
+        """Return the output of that block, which must end with status 0."""
         for port, free in self.ports.items():
             code = code.replace(port, free)
         command = ["bash", "-euo", "pipefail", "-c", code] if language == "sh" else [sys.executable, "-c", code]
@@ -144,19 +145,19 @@ class Reader:
 
 
 def run_page(name: str, folder: Path, tracking_uri: str) -> list[str]:
-    """Return the output of each `sh` and `python` block of docs/NAME; each has to end with status 0.
+    """Return the output of each `sh` and `python` block of docs/NAME. Each block must end with status 0.
 
     Args:
-        folder: where they run; deployments are in the home that this process's environment names.
+        folder: the working directory; deployments are in the home that this process's environment specifies.
     """
     return page_reader(folder, tracking_uri).run_page(name)
 
 
 def page_reader(folder: Path, tracking_uri: str) -> Reader:
-    """Return a reader whose deployments are in the home that this process's environment names."""
+    """Return a reader whose deployments are in the home that this process's environment specifies."""
     own = {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "MLFLOW_TRACKING_URI": tracking_uri,
-        "PIP_NO_INDEX": "1",  # what a page installs is here already
+        "PIP_NO_INDEX": "1",  # The packages that a page installs are already in this environment.
     }
     return Reader(folder, {**os.environ, **own})

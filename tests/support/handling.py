@@ -23,7 +23,9 @@ _building = threading.Lock()
 
 
 def handle(server: Server, request: RawRequest) -> RawResponse:
-    """Answer a request by the server's application, which is built once: werkzeug takes milliseconds for its rules."""
+    """Answer a request with the server's application, which is built once because werkzeug needs milliseconds for its
+    rules.
+    """
     with _building:
         app = _apps.get(id(server))
         if app is None or app.server is not server:
@@ -43,7 +45,7 @@ _OWN_KEYS = ("CONTENT_TYPE", "CONTENT_LENGTH")
 
 
 def wsgi_environ(method: str, target: str, headers: Mapping[str, str], body: IO[bytes]) -> dict[str, Any]:
-    """Return the environ that gunicorn makes of a request. The target and the headers are passed unchecked.
+    """Return the environ that gunicorn makes of a request. The target and the headers are not checked.
 
     The input ends where the body ends.
     """
@@ -70,6 +72,6 @@ def wsgi_environ(method: str, target: str, headers: Mapping[str, str], body: IO[
 def ask_wsgi(
     app: ServerApp, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
 ) -> tuple[int, dict[str, str], bytes]:
-    """Answer a request by the WSGI application; return the status, the headers in lower case and the body."""
+    """Answer a request with the WSGI application; return the status, the headers in lower case and the body."""
     content, status, fields = run_wsgi_app(app, wsgi_environ(method, target, headers, io.BytesIO(body)), buffered=True)
     return int(status[:3]), {name.lower(): value for name, value in fields}, b"".join(content)

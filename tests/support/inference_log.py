@@ -1,4 +1,4 @@
-"""Files of an inference log, written as the agent does."""
+"""Files of an inference log in the agent's format."""
 
 import itertools
 import uuid
@@ -27,7 +27,7 @@ def event_table(columns: Mapping[str, Any]) -> pa.Table:
 
 @dataclass(frozen=True)
 class LogWriter:
-    """Writes Parquet files as the agent does."""
+    """A writer of Parquet files in the agent's format."""
 
     root: Path
 
@@ -40,8 +40,9 @@ class LogWriter:
         endpoint: str = ENDPOINT,
         suffix: str = "",
     ) -> str:
-        """Write one request with these rows, one file an hour, and return its segment."""
-        segment = segment or f"segment-{next(_segments)}"  # not a random one: it chooses which rows are compared
+        """Write one request with these rows, one file per hour, and return its segment."""
+        # The segment must not be random, because it determines the rows that are compared.
+        segment = segment or f"segment-{next(_segments)}"
         table = event_table(columns)
         rows = len(table)
         own = {

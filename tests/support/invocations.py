@@ -1,4 +1,4 @@
-"""The requests to `/invocations` of MLflow's scoring server and of ours: form by form, value by value."""
+"""The requests to `/invocations` of MLflow's scoring server and of onnxserve, for each form and each value."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def split(columns: list[Any], *rows: list[Any], **more: Any) -> dict[str, Any]:
 
 
 def mixed(**changed: Any) -> dict[str, Any]:
-    """Return the first two flights, the first with other values."""
+    """Return the first two flights, the first with changed values."""
     return {"dataframe_records": [RECORDS[0] | changed, RECORDS[1]]}
 
 

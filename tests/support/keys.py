@@ -9,6 +9,6 @@ from mlflow_deploy_plugin.statedir.files import KEYS, write_state
 
 
 def write_keys(state_dir: Path, entries: Mapping[str, KeyEntry]) -> None:
-    """Write what the agent brings: by the text of each key what it allows."""
+    """Write the key file as the agent does. `entries` maps the text of each key to its permissions."""
     keys = {hashlib.sha256(text.encode()).hexdigest(): entry for text, entry in entries.items()}
     write_state(state_dir / KEYS, ValidKeys(keys=keys))

@@ -25,7 +25,7 @@ def parse_graph(text: str) -> onnx.ModelProto:
 
 
 def adder(amount: float) -> onnx.ModelProto:
-    """Return the model y = x + amount, whose answers tell which version gave them."""
+    """Return the model y = x + amount, whose answers identify the version."""
     return parse_graph(
         f"adder (float[N,1] x) => (float[N,1] y) <float[1] amount = {{{amount}}}> {{ y = Add(x, amount) }}"
     )
@@ -107,7 +107,7 @@ def mixed_model(folder: Path) -> Path:
 
 
 def tensor_model(folder: Path) -> Path:
-    """Make a model of one tensor and two outputs, which are both predictions."""
+    """Make a model with one tensor and two outputs, both of which are predictions."""
     signature = [{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": [-1, 2, 2]}}]
     section = {
         "inputs": [{"name": "image", "dtype": "float32", "shape": [-1, 2, 2]}],

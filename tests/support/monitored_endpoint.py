@@ -1,4 +1,4 @@
-"""A small endpoint whose days can really be judged: a model with a reference, a log, an endpoint in the store."""
+"""A small endpoint whose days can be judged: a model with a reference, an inference log, and an endpoint in the store."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,7 +22,7 @@ _DAY_ROWS = 75
 
 
 def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: datetime = CALM, **more: str) -> None:
-    """Create an endpoint with a monitor `daily`; the store says that it was created at `begin`."""
+    """Create an endpoint with a monitor `daily`. Its creation time in the store is `begin`."""
     rng = np.random.default_rng(0)
     model = home.parent / f"model-of-{name}"
     model.mkdir(parents=True)
@@ -47,7 +47,7 @@ def make_endpoint(home: Path, name: str = "flights", every: str = "1d", begin: d
 
 
 def capture(home: Path, begin: datetime, shift: float = 0.0, rows: int = 250, name: str = "flights") -> None:
-    """Write rows of the first minutes after `begin`; a shift of 9 is another world."""
+    """Write rows of the first minutes after `begin`. A shift of 9 is a strong drift."""
     rng = np.random.default_rng(int(begin.timestamp()))
     times = [begin + timedelta(seconds=row) for row in range(rows)]
     columns = {"_event_time": times, "x": rng.normal(shift, 1, rows)}

@@ -1,4 +1,4 @@
-"""A store whose clock is set by hand, an inference log, and a scheduler that asks a judge of the test's."""
+"""A store whose clock the test sets, an inference log, and a scheduler with a fake judge."""
 
 import threading
 from collections.abc import Callable, Mapping
@@ -39,12 +39,12 @@ def judged_window(
 
 @dataclass
 class MonitoredWorld:
-    """One store, and what a test does with it.
+    """A store with functions to prepare and check it.
 
     Attributes:
-        now: what the clock says.
-        judge: what is found in a window: a state, or something that is raised.
-        asked: what was to be judged, in its order.
+        now: the time of the store's clock.
+        judge: the result for a window: a state, or an exception that is raised.
+        asked: the windows that the scheduler asked the judge about, in order.
     """
 
     folder: Path
@@ -73,7 +73,7 @@ class MonitoredWorld:
         self.store.add_endpoint("onnxserve", self.spec(name, **monitors))
 
     def spoil(self, name: str = "flights") -> None:
-        """Replace the endpoint's spec by one with fields of another version of onnxserve."""
+        """Replace the endpoint's spec by a spec with fields of another version of onnxserve."""
         with self.store.transaction() as session:
             row = session.get(EndpointRow, name)
             assert row is not None
@@ -94,7 +94,7 @@ class MonitoredWorld:
             self.writer.write({"_event_time": times, "x": [1.0] * rows}, endpoint=endpoint)
 
     def due(self, **monitors: Mapping[str, Any]) -> None:
-        """Add an endpoint as `endpoint` does, and rows of the hour from NOON, which is due to be judged."""
+        """Add an endpoint as `endpoint` does, and rows for the hour from NOON, which is due."""
         self.endpoint("flights", **monitors)
         self.rows(NOON)
         self.now = NOON + HOUR + timedelta(minutes=6)
@@ -127,7 +127,7 @@ class MonitoredWorld:
         return EvaluatedWindow(judgement, run, rows)
 
     def start(self, store: Store | None = None, lease_seconds: float = 15, **more: Any) -> threading.Event:
-        """Run a scheduler beside the test; the yielded event ends it, and so does the end of the test."""
+        """Run a scheduler during the test. The yielded event stops it; otherwise it stops at the end of the test."""
         store = store or self.store
         deployments = Deployments(store, self.settings, self.said.append)
         evaluator = Evaluator(self.answer, more.pop("count", count_rows))
@@ -148,12 +148,14 @@ class MonitoredWorld:
         return over
 
     def count_looks(self) -> Callable[[], int]:
-        """Return a function that counts the reads of the clock since; a scheduler reads it at each look."""
+        """Return a function that counts the reads of the clock since this call. A scheduler reads the clock in each
+        poll.
+        """
         before = self.looks
         return lambda: self.looks - before
 
     def wait_for_attempt(self, number: int, monitor: str | None = None) -> MonitorWindow:
-        """Return the window whose attempt of this number has failed."""
+        """Wait until the attempt with this number has failed, and return its window."""
 
         def found() -> MonitorWindow | None:
             windows = self.monitors.windows(monitor=monitor, states=("pending",))
@@ -169,7 +171,7 @@ class MonitoredWorld:
         self.threads.clear()
 
     def wait_for(self, count: int, monitor: str | None = None, state: str = "judged") -> list[MonitorWindow]:
-        """Return the windows in this state as soon as there are so many."""
+        """Wait until this number of windows are in this state, and return these windows."""
 
         def found() -> list[MonitorWindow]:
             windows = [one for one in self.monitors.windows(monitor=monitor) if one.state == state]

@@ -19,7 +19,8 @@ def network(widths: tuple[int, ...] = WIDTHS, gain: float = 1.0, seed: int = 0) 
     """Return a classifier of x (float[N, widths[0]]): label (int64[N]) and probabilities (float[N, widths[-1]]).
 
     Args:
-        gain: of the first layer; the second undoes it, so that only the numbers between are large.
+        gain: the gain of the first layer. The second layer divides by it, so that only the numbers in between are
+        large.
     """
     rng = np.random.default_rng(seed)
     nodes, weights, value = [], [], "x"
@@ -55,7 +56,9 @@ def network_rows(count: int, seed: int = 1, width: int = WIDTHS[0]) -> np.ndarra
 
 
 def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None = None) -> Path:
-    """Write a model of our flavor, proven, with a reference of so many rows; 0: without one."""
+    """Write a model of the onnxserve flavor with a parity proof, and a reference with this number of rows; 0: no
+    reference.
+    """
     section: dict[str, Any] = {
         "inputs": [{"name": "x", "dtype": "float32", "shape": [-1, WIDTHS[0]]}],
         "outputs": [
@@ -79,7 +82,7 @@ def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None =
 
 
 def write_labelled(path: Path, rows: int = 400, share_wrong: float = 0.0) -> Path:
-    """Write a dataset of `x` and `label`; the truth is the answer of `network()`, but for a share of the rows."""
+    """Write a dataset of `x` and `label`. The labels are the answers of `network()`, except for a share of wrong rows."""
     import onnxruntime
 
     x = network_rows(rows, seed=2)

@@ -1,4 +1,4 @@
-"""ONNX's own node test cases, as far as ONNX Runtime itself runs them and V2 can carry their tensors."""
+"""ONNX's own node test cases, limited to cases that ONNX Runtime runs and whose tensors V2 can represent."""
 
 import warnings
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class NodeCase:
-    """A graph of one operator, the arrays that it is given, and those that ONNX Runtime answers."""
+    """A graph of one operator, its input arrays, and the arrays that ONNX Runtime returns."""
 
     name: str
     graph: bytes
@@ -24,7 +24,7 @@ class NodeCase:
 def node_cases(every: int = 1) -> list[NodeCase]:
     """Return the cases with tensors of V2's datatypes, or every n-th of them, by name."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # numpy's, of the infinities that some cases hold on purpose
+        warnings.simplefilter("ignore")  # NumPy warns about the infinities that some cases contain.
         from onnx.backend.test.case.node import collect_testcases
 
         collected = sorted(collect_testcases(None), key=lambda case: str(case.name))
@@ -42,9 +42,10 @@ def _read(case: Any) -> NodeCase | None:
         names = [node.name for node in session.get_inputs()]
         given = dict(zip(names, (np.asarray(array) for array in case.data_sets[0][0]), strict=True))
         answers = [session.run(None, given) for _ in range(2)]
-        np.testing.assert_equal(*answers)  # what draws random numbers cannot be compared
+        # Operators that draw random numbers return different arrays, so that they are excluded here.
+        np.testing.assert_equal(*answers)
         answered = dict(zip([node.name for node in session.get_outputs()], answers[0], strict=True))
-    except Exception:  # noqa: BLE001 - what ONNX Runtime does not run is no case
+    except Exception:  # noqa: BLE001 - Cases that ONNX Runtime does not run are excluded.
         return None
     is_carried = all(
         isinstance(array, np.ndarray) and array.dtype.kind in "fiubOU" and array.dtype.name != "bfloat16"

@@ -1,4 +1,4 @@
-"""Models for the pages and the OpenAPI document, each with an example: pictures, and names that are HTML."""
+"""Models for the pages and the OpenAPI document, each with an example: pictures, and names that contain HTML."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ digits (float[N,1,8,8] image) => (int64[N] label, float[N,3] probabilities)
   probabilities = Softmax<axis=1>(scores)
   label = ArgMax<axis=1, keepdims=0>(scores)
 }"""
-"""0: the upper half of the picture is brighter, 1: the lower."""
+"""0: the upper half of the picture is brighter, 1: the lower half."""
 
 HOSTILE = "<script>alert(1)</script>"
 QUOTED = 'it\'s "quoted" & <b>bold</b>'
@@ -34,7 +34,7 @@ def with_example(folder: Path, document: dict[str, Any]) -> Path:
 
 
 def with_categories(folder: Path, **categories: list[str]) -> Path:
-    """Write into the MLmodel file which values these columns have."""
+    """Write the values of these columns into the MLmodel file."""
     file = folder / "MLmodel"
     document = yaml.safe_load(file.read_text())
     document["flavors"]["onnxserve"]["categories"] = categories
@@ -58,7 +58,7 @@ def digits_model(folder: Path) -> Path:
 
 
 def hostile_model(folder: Path) -> Path:
-    """Write a model with column names that are HTML, and classes that are, too."""
+    """Write a model whose column names and classes contain HTML."""
     graph = f"""
 hostile (double[N,2] X) => (string[N] label, float[N,2] probabilities)
 <int64[1] first = {{0}}, int64[1] second = {{1}}, int64[1] axis = {{1}}, double[1] zero = {{0.0}},

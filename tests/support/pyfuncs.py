@@ -1,6 +1,6 @@
-"""Models that have no ONNX form, as MLflow saves them: what is served from a side process.
+"""Models without an ONNX form, as MLflow saves them. They are served from a side process.
 
-Their `predict` has no annotations: MLflow would read a signature from them.
+`predict` has no annotations, because MLflow would infer a signature from them.
 """
 
 import os
@@ -20,23 +20,23 @@ HANG_SECONDS = 3600
 
 
 class Days(PythonModel):
-    """Dates and texts in, a table out; a param."""
+    """A model of dates and texts that returns a table; it has a param."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
-        print("the model speaks on stdout")  # noqa: T201 - models do
+        print("the model speaks on stdout")  # noqa: T201 - Models print to stdout.
         days = model_input["when"].dt.dayofyear.astype("int64") + (params or {}).get("plus", 0)
         return pd.DataFrame({"day": days, "name": model_input["name"].str.upper()})
 
 
 class Gaps(PythonModel):
-    """Texts and dates in, their spelling in Python out."""
+    """A model of texts and dates that returns their Python representation."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return pd.DataFrame({"text": list(map(repr, model_input["text"])), "when": list(map(str, model_input["when"]))})
 
 
 class Troubled(PythonModel):
-    """Does what it is told."""
+    """A model that does what its input specifies."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         what = model_input["do"].iloc[0]
@@ -45,7 +45,7 @@ class Troubled(PythonModel):
             sys.stderr.flush()
             time.sleep(HANG_SECONDS)
         if what == "spin":
-            re.match("(a+)+$", "a" * 60 + "b")  # for years, and without letting another thread of this process run
+            re.match("(a+)+$", "a" * 60 + "b")  # This match takes years, and does not release the GIL.
         if what == "exit":
             os._exit(7)
         if what == "leave":
@@ -60,7 +60,7 @@ class Troubled(PythonModel):
 
 
 class Anything(PythonModel):
-    """A model without a signature: it echoes its input, with values that JSON has no numbers for."""
+    """A model without a signature that returns its input, and values that JSON cannot represent as numbers."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         if isinstance(model_input, pd.DataFrame):
@@ -69,7 +69,7 @@ class Anything(PythonModel):
 
 
 class Nested(PythonModel):
-    """Objects and arrays in, a list of mappings out."""
+    """A model of objects and arrays that returns a list of mappings."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return [
@@ -79,21 +79,21 @@ class Nested(PythonModel):
 
 
 class Bytes(PythonModel):
-    """Bytes in, numbers out; an optional column and an optional param."""
+    """A model of bytes that returns numbers; it has an optional column and an optional param."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return [len(blob) for blob in model_input["blob"]]
 
 
 class Tensors(PythonModel):
-    """Two named tensors in, two out."""
+    """A model with two named input tensors and two output tensors."""
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads type hints
         return {"sum": model_input["a"].sum(axis=1) + model_input["b"], "twice": model_input["a"] * 2}
 
 
 def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
-    """Save each model, or only some that are a PythonModel, and return the folders by name."""
+    """Save each model, or only the models of `only` that are a PythonModel, and return the folders by name."""
     import cloudpickle
     import mlflow
     from mlflow.models import ModelSignature, infer_signature
@@ -139,7 +139,7 @@ def save_pyfuncs(root: Path, only: Sequence[str] = ()) -> dict[str, Path]:
             mlflow.pyfunc.save_model(root / name, python_model=model, signature=signature, pip_requirements=[])
         if only:
             return {name: root / name for name in only}
-        cities = pd.DataFrame({"city": ["Bern", "Bern", "Rom", None, None]})  # NaN, from pandas 3 on
+        cities = pd.DataFrame({"city": ["Bern", "Bern", "Rom", None, None]})  # pandas 3 converts None to NaN.
         lands = make_pipeline(OneHotEncoder(handle_unknown="ignore"), DecisionTreeClassifier())
         mlflow.sklearn.save_model(
             lands.fit(cities, ["north", "north", "south", "none", "none"]),

@@ -1,4 +1,4 @@
-"""A function that another process can be asked to call, and that fails there."""
+"""A function that another process can call, and that fails there."""
 
 
 def raise_it(error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Checks of messages by the names that they contain, so that a test does not pin a sentence."""
+"""Checks that a message contains certain names, so that a test does not pin a sentence."""
 
 import re
 from typing import TypeVar
@@ -9,12 +9,12 @@ E = TypeVar("E", bound=BaseException)
 
 
 def mentions(text: str, *names: str) -> bool:
-    """Return True if a text contains each name, and not only as a part of a longer word."""
+    """Return True if a text contains each name as a separate word."""
     return all(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names)
 
 
 def refused(error: type[E], *names: str, code: str = "") -> pytest.RaisesExc[E]:
-    """Expect an error of a class, each name in its message, and its `error_code` where the class has several."""
+    """Expect an error of a class, each name in its message, and its `error_code` if the class has several codes."""
 
     def check(raised: E) -> bool:
         assert mentions(str(raised), *names), f"{names} in {raised}"

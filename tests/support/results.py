@@ -1,4 +1,4 @@
-"""Judgements as monitors give them, made of a few plain values."""
+"""Monitor results that are made from a few plain values."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,7 +12,7 @@ FIRST = datetime(2013, 7, 1, tzinfo=UTC)
 def result_of(
     day: int = 0, endpoint: str = "flights", findings: tuple[Finding, ...] = (), **said: Any
 ) -> MonitorResult:
-    """Return the result of a day, with one finding a column (drifted beyond 3), or with any field."""
+    """Return the result of a day, with one finding per column (drifted beyond 3), or with any field."""
     fields = MonitorResult.__dataclass_fields__
     scores = {name: value for name, value in said.items() if name not in fields}
     found = [

@@ -1,4 +1,4 @@
-"""An endpoint whose model is worse than it could be, labelled rows in its log, and a project that trains better."""
+"""An endpoint with a poor model, labelled rows in its inference log, and a project that trains a better model."""
 
 import atexit
 import shutil
@@ -39,7 +39,7 @@ from tests.support.waiting import wait_until
 
 DAY = Window(datetime(2026, 6, 1, tzinfo=UTC), datetime(2026, 6, 2, tzinfo=UTC))
 SERVED = (1.0, 2.0)
-"""The weights of version 1; those of `gated.TRUTH` would be right."""
+"""The weights of version 1; `gated.TRUTH` has the correct weights."""
 
 _MLPROJECT = """\
 name: toy
@@ -75,13 +75,13 @@ if does != "nothing":
 
 @dataclass
 class RetrainingWorld:
-    """The store, the registry and the log of a test's own; no server runs."""
+    """The store, the registry and the inference log of one test, without a server."""
 
     folder: Path
     deployments: Deployments
     said: list[str]
     ahead: timedelta = timedelta()
-    """So far the store's clock is ahead."""
+    """The time by which the store's clock is ahead."""
 
     @property
     def retrainings(self) -> Retrainings:
@@ -107,14 +107,14 @@ class RetrainingWorld:
         self._change(config)
 
     def serve_model(self, name: str) -> None:
-        """Let the endpoint serve another registered model from now on."""
+        """Let the endpoint serve another registered model."""
         client = MlflowClient()
         client.create_registered_model(name)
         client.create_model_version(name, (self.project / "models" / "better").as_uri())
         self._change({f"variants.{ENDPOINT}.model": f"models:/{name}/1"})
 
     def divide_traffic(self) -> None:
-        """Roll out another version than the candidate."""
+        """Roll out a version that is not the candidate."""
         stored = self.deployments.store.endpoint(ENDPOINT)
         assert stored is not None
         spec = add_variant(stored.spec, "candidate", f"models:/{MODEL}/1")
@@ -144,7 +144,7 @@ class RetrainingWorld:
         return self.retrainings.find()[-1]
 
     def at(self, state: str, version: str = "", then: str = "propose", **figures: Any) -> Retraining:
-        """Return a retraining in this state; no project has run."""
+        """Return a retraining in this state, without running a project."""
         assert retrain_on_alarm(self.deployments, self.result(), self.run(), self.spec(then=then)) is not None
         run_id = ""
         if state != "waiting":
@@ -168,7 +168,7 @@ class RetrainingWorld:
         return self.latest()
 
     def until(self, *states: str, seconds: float = 240.0) -> Retraining:
-        """Advance it until it is in one of these states."""
+        """Advance the retraining until it is in one of these states."""
         wait_until(lambda: self.take().state in states, seconds, f"the retraining is {' or '.join(states)}")
         return self.latest()
 
@@ -180,7 +180,7 @@ class RetrainingWorld:
         share_labelled: float = 1.0,
         change: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda rows: rows,
     ) -> None:
-        """Write the rows of a day, one request every four hours, as version 1 answered them, with their labels."""
+        """Write the rows of a day, with one request every four hours, the answers of version 1 and the labels."""
         writer = LogWriter(Path(self.deployments.settings.inference_log))
         found = change(labelled(rows, seed=seed))
         for place, part in enumerate(np.array_split(np.arange(rows), 6)):
@@ -203,7 +203,7 @@ class RetrainingWorld:
 
 @cache
 def _models() -> Path:
-    """Make it once a process, and copy it."""
+    """Make the models once per process. The caller copies them."""
     folder = Path(tempfile.mkdtemp(prefix="retraining-models-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     reference = {name: labelled(400, seed=1)[name] for name in COLUMNS}
@@ -215,7 +215,7 @@ def _models() -> Path:
 
 @contextmanager
 def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
-    """MLflow has to be where the folder's models may be registered, ONNXSERVE_HOME somewhere below the folder."""
+    """MLflow must use a store in which the folder's models may be registered; ONNXSERVE_HOME must be below the folder."""
     settings = load_settings()
     store = open_store(settings.store_url, lambda: utc_now() + world.ahead)
     said: list[str] = []

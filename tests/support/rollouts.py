@@ -1,4 +1,4 @@
-"""A plan, and an endpoint as it is seen under it."""
+"""A rollout plan, and the state of an endpoint during the rollout."""
 
 import math
 
@@ -29,7 +29,7 @@ PLAN = RolloutPlan(
 def counted(
     requests: float, errors: float = 0, slow: float = 0, same: float = 0, different: float = 0
 ) -> VersionCounters:
-    """Return requests of which `slow` took between 0.1 and 1 s and the others less than 10 ms."""
+    """Return requests of which `slow` took between 0.1 and 1 s and the other requests less than 10 ms."""
     timed = {0.01: requests - slow, 0.1: requests - slow, 1.0: requests, math.inf: requests}
     return VersionCounters(requests, errors, timed, same, different)
 
@@ -37,7 +37,7 @@ def counted(
 def numbers(
     current: VersionCounters, candidate: VersionCounters | None = None, shadow: VersionCounters | None = None
 ) -> dict[str, CountersByVersion]:
-    """Return the counters of the one server."""
+    """Return the counters of the only server."""
     return {"flights": versions_counted(current, candidate, shadow)}
 
 

@@ -1,4 +1,4 @@
-"""Schemas of columns and tensors, made in a line."""
+"""Schemas of columns and tensors."""
 
 from mlflow_deploy_plugin.runtime import COLUMN_TYPES, Column, Input, Schema, Tensor
 from mlflow_deploy_plugin.runtime.artifact import ColumnType
@@ -6,7 +6,7 @@ from mlflow_deploy_plugin.runtime.schema import compile_schema
 
 
 def columns_schema(missing: str | None = None, **types: ColumnType) -> Schema:
-    """Each column feeds an input of its own name and type."""
+    """Return a schema in which each column feeds an input of the same name and type."""
     columns = tuple(Column(name, kind) for name, kind in types.items())
     inputs = tuple(Input(c.name, COLUMN_TYPES[c.type], (-1, 1), (c.name,), missing) for c in columns)
     return compile_schema(columns, (), inputs)

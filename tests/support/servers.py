@@ -1,4 +1,4 @@
-"""Tiny models of bias and version, and servers of a state folder: in this process, or by gunicorn."""
+"""Tiny models whose bias identifies the version, and servers of a state folder, in this process or with gunicorn."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ single (float[N,{width}] X) => (float[N,1] y) <float[1] bias = {{{bias}}}, int64
 
 
 def single_model(folder: Path, bias: float = 0.0) -> Path:
-    """Make a model of the columns a, b, c, stacked into X; the bias of y shows the version."""
+    """Make a model of the columns a, b, c, which are stacked into X. The bias of y identifies the version."""
     section = {
         "inputs": [{"name": "X", "dtype": "float32", "shape": [-1, 3], "columns": ["a", "b", "c"]}],
         "outputs": [{"name": "y", "dtype": "float32", "shape": [-1, 1], "role": "values"}],
@@ -52,19 +52,19 @@ def variant(folder: Path, version: str = "1", **more: Any) -> dict[str, Any]:
 
 
 def one_endpoint(folder: Path, version: str = "1", **more: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the endpoint e of one variant, for `gunicorn`, `want` and the fixture `serve_here`."""
+    """Return the endpoint e with one variant, for `gunicorn`, `want` and the fixture `serve_here`."""
     return {"e": {"v": variant(folder, version, **more)}}
 
 
 def want(state_dir: Path, generation: int, endpoints: dict[str, dict[str, dict[str, Any]]], **capture: Any) -> None:
-    """Write wanted.json: endpoint → variant → fields."""
+    """Write wanted.json from endpoint → variant → fields."""
     document = {name: {"variants": variants, "capture": capture} for name, variants in endpoints.items()}
     write_state(state_dir / WANTED, Wanted.model_validate({"generation": generation, "endpoints": document}))
 
 
 @dataclass(frozen=True)
 class Running:
-    """gunicorn on a port of its own."""
+    """A gunicorn server on a free port."""
 
     url: str
     process: subprocess.Popen[bytes]
@@ -77,7 +77,7 @@ class Running:
 
 
 def write_spec(state_dir: Path, name: str, server: ServerSpec) -> None:
-    """Write spec.yaml of the endpoint `name`; `server` says how it is served."""
+    """Write spec.yaml of the endpoint `name`; `server` specifies its server."""
     fields = server.model_dump(mode="json", exclude_unset=True)
     document = {"name": name, "variants": {"v": {"model": "models:/m/1"}}, "server": fields}
     (state_dir / SPEC).write_text(yaml.safe_dump(document))
@@ -91,7 +91,8 @@ def opened(
     want(state_dir, 1, endpoints, **capture)
     write_spec(state_dir, next(iter(endpoints), "e"), spec or ServerSpec())
     with closing(open_server(state_dir)) as server:
-        seconds = 250 + len(endpoints) / 10  # beside other work, 1,300 models took a minute, and a side process longer
+        # On a busy machine, 1,300 models took a minute, and a side process took longer.
+        seconds = 250 + len(endpoints) / 10
         wait_until(lambda: not server.repository.not_ready_reason(), seconds, "the server")
         yield server
 
@@ -105,11 +106,11 @@ def gunicorn(
     awaited: int = 200,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[Running]:
-    """Run a real server of endpoint → variant → fields (None: of what the state folder holds), and yield it.
+    """Run and yield a real server of endpoint → variant → fields (None: the content of the state folder).
 
     Args:
-        config: a file that replaces our configuration of gunicorn.
-        awaited: the status of /ping that is waited for.
+        config: a file that replaces onnxserve's configuration of gunicorn.
+        awaited: the status of /ping to wait for.
     """
     spec = spec or ServerSpec()
     if endpoints is not None:
@@ -129,7 +130,7 @@ def gunicorn(
     running = Running(f"{spec.scheme}://127.0.0.1:{port}", process, state_dir, log, spec.certfile)
     try:
         wait_until(lambda: ping(running) == awaited, 90, "gunicorn")
-        if awaited == 200:  # a worker is ready a moment before its state file is there
+        if awaited == 200:  # A worker is ready shortly before its state file exists.
             wait_until(lambda: read_workers(state_dir), what="a worker's state file")
         yield running
     finally:
@@ -139,14 +140,15 @@ def gunicorn(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-        if process.returncode == -signal.SIGKILL:  # others take their metrics out of shared memory themselves
+        # A server that ends in another way removes its metrics from shared memory.
+        if process.returncode == -signal.SIGKILL:
             remove_metrics(state_dir)
 
 
 def ping(running: Running) -> int:
-    """Return the status of /ping, or 0 if nobody answers."""
+    """Return the status of /ping, or 0 if the server does not respond."""
     assert running.process.poll() is None, running.log.read_text()
     try:
         return requests.get(running.url + "/ping", timeout=5, verify=running.trusted or True).status_code
-    except (requests.ConnectionError, requests.Timeout):  # a worker may take long to import on a busy machine
+    except (requests.ConnectionError, requests.Timeout):  # On a busy machine, a worker may take long to import.
         return 0

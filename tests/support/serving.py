@@ -1,4 +1,4 @@
-"""`onnxserve serve` as a process, with everything it starts."""
+"""`onnxserve serve` as a process, with all its child processes."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.support.waiting import wait_until
 
 @dataclass
 class Served:
-    """`onnxserve serve` in a session of its own."""
+    """`onnxserve serve` in a separate session."""
 
     process: subprocess.Popen[bytes]
     state_dir: Path
@@ -38,7 +38,7 @@ class Served:
         return self
 
     def predict(self, *row: float, **headers: str) -> requests.Response:
-        """Return the answer to one row; headers are named as in Python, `X_Event_Time`."""
+        """Return the response for one row. Names of headers have underscores instead of hyphens: `X_Event_Time`."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return requests.post(f"{self.url}/invocations", json={"inputs": [row]}, headers=named, timeout=30)
 
@@ -50,7 +50,7 @@ class Served:
         return [process for process in psutil.process_iter() if _session(process) == self.process.pid]
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """End it, if it has not ended, and return its exit status as soon as no process of it is left."""
+        """End the session if it has not ended, wait until all its processes are gone, and return its exit status."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(timeout=40)
@@ -59,7 +59,7 @@ class Served:
 
 
 def is_answered(connection: socket.socket) -> bool:
-    """Check that the response to a GET of /ping comes, head and body."""
+    """Check that a GET of /ping receives a response with a head and a body."""
     answer = b""
     while not answer.endswith(b"\r\n\r\n\n") and (piece := connection.recv(4096)):
         answer += piece
@@ -75,7 +75,9 @@ def _session(process: psutil.Process) -> int:
 
 @contextmanager
 def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
-    """Yield a function that starts `onnxserve serve ARGUMENTS --state-dir FOLDER/state`; all end with it."""
+    """Yield a function that starts `onnxserve serve ARGUMENTS --state-dir FOLDER/state`. At the end, all servers are
+    ended.
+    """
     started: list[Served] = []
 
     def start(*arguments: str, state: str = "state") -> Served:
@@ -92,4 +94,4 @@ def servers_below(folder: Path) -> Iterator[Callable[..., Served]]:
     finally:
         for served in started:
             served.end()
-            remove_metrics(served.state_dir)  # of one that was killed, in shared memory
+            remove_metrics(served.state_dir)  # A killed server leaves its metrics in shared memory.

@@ -1,4 +1,4 @@
-"""Requests that are captured, and what of them has come into the log."""
+"""Captured requests, and their rows in the inference log."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,6 +53,6 @@ def rows(tmp_path: Path) -> list[dict[str, Any]]:
 
 
 def forget_what_is_shipped(folder: Path) -> None:
-    """Crash after rows were written to the log, and before that was recorded."""
+    """Simulate a crash between writing rows to the log and recording that they were written."""
     (shipped,) = (folder / "spool").glob("*.shipped")
     shipped.unlink()

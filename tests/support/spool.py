@@ -1,4 +1,4 @@
-"""A reader of the spool that takes one request after the other: what the reader by the batch is held against."""
+"""A reader of the spool that reads one request at a time. Tests compare the batch reader with it."""
 
 import struct
 from collections.abc import Mapping
@@ -22,11 +22,11 @@ _TEXT = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class CapturedRequest:
-    """One request as it was read back; (segment, offset) tells doubles.
+    """A captured request; (segment, offset) identifies duplicates.
 
     Attributes:
-        feeds: arrays by ONNX input, the rows first (strings: object arrays).
-        outputs: arrays by ONNX output, only those with one entry a row.
+        feeds: arrays by ONNX input, with the rows as the first axis (strings: object arrays).
+        outputs: arrays by ONNX output, only outputs with one entry per row.
         masked: hashes by column.
     """
 
@@ -40,9 +40,9 @@ class CapturedRequest:
 
 
 def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], int]:
-    """Return the requests from offset `start` on (0, or the result of an earlier call), and the next offset.
+    """Return the requests from offset `start` on (0, or the offset from an earlier call), and the next offset.
 
-    Stops without a word at a frame that is torn or not yet whole.
+    Stop without an error at a torn or incomplete frame.
     """
     content = segment.read_bytes()
     models: dict[int, CapturedModel] = {}
@@ -62,7 +62,7 @@ def read_segment(segment: Path, start: int = 0) -> tuple[list[CapturedRequest], 
 
 
 def _unpack(layout: Mapping[str, Any], packed: memoryview) -> tuple[RequestRecord, dict[str, dict[str, Array]]]:
-    """Return the record and the arrays of a request that was packed by this (parsed) layout."""
+    """Return the record and the arrays of a request that was packed with this (parsed) layout."""
     rows, event_time, received_time, latency, status, request_length, prediction_length = _HEAD.unpack_from(packed)
     position = _HEAD.size
     ids = []

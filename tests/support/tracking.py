@@ -1,6 +1,6 @@
-"""The MLflow store that this process uses, and the empty database of one.
+"""The MLflow store of this process, and the empty database of an MLflow store.
 
-MLflow is imported inside: it takes seconds, and most rooms' tests do without.
+MLflow is imported in the functions, because its import takes seconds and the tests of most rooms do not need it.
 """
 
 import os
@@ -12,20 +12,20 @@ DEFAULT_EXPERIMENT = "0"
 
 
 def create_database(path: Path) -> None:
-    """Make an SQLite file with MLflow's tables and no rows, to be copied: their migrations take seconds."""
+    """Make an SQLite file with MLflow's tables and no rows. Tests copy it, because the migrations take seconds."""
     from mlflow import MlflowClient
 
-    # only the registry's store is opened: the tracking store would add an experiment whose files lie here
+    # Open only the registry's store: the tracking store would add an experiment with its artifacts in this folder.
     MlflowClient("http://127.0.0.1:9", f"sqlite:///{path}").search_registered_models()
 
 
 @contextmanager
 def tracking_at(uri: str) -> Iterator[None]:
-    """Set MLflow's tracking, and with it its registry, to `uri`; afterwards to what the environment says.
+    """Set MLflow's tracking URI, and thereby its registry URI, to `uri`. Afterwards restore the URI of the environment.
 
-    An experiment that is set meanwhile is forgotten at the end: MLflow would look for it in every other store.
+    At the end, an experiment that was set in the meantime is reset: MLflow would look for it in every other store.
 
-    `mlflow.set_registry_uri` is left alone: once it is called, the registry follows the tracking URI no more.
+    Do not call `mlflow.set_registry_uri`: after a call, the registry URI no longer follows the tracking URI.
     """
     import mlflow
     from mlflow.tracking import fluent
@@ -40,13 +40,14 @@ def tracking_at(uri: str) -> Iterator[None]:
         os.environ.pop("MLFLOW_EXPERIMENT_ID", None)
         if experiment[1] is not None:
             os.environ["MLFLOW_EXPERIMENT_ID"] = experiment[1]
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]  # forgets it, here and in the environment
+        # This call resets the URI, in this process and in the environment.
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def pass_gate(model: str, version: str) -> None:
-    """Write on a version of the registry in use what a passed gate writes: the state and the digest of the files."""
+    """Write the tags of a passed gate on a version of the current registry: the state and the digest of the files."""
     from mlflow_deploy_plugin.registry.model_files import version_digest
     from mlflow_deploy_plugin.registry.tags import GATE_DIGEST_TAG, GATE_TAG, tag_version
 

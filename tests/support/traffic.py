@@ -1,4 +1,4 @@
-"""A caller that asks a server without end, while a test changes what it serves."""
+"""A client that sends requests continuously while a test changes the served version."""
 
 import threading
 from collections import Counter
@@ -7,7 +7,7 @@ import requests
 
 
 class Traffic(threading.Thread):
-    """Asks with x = 0 … 4 in turn until it is told to stop."""
+    """A thread that sends requests with x = 0 … 4 in turn until it is stopped."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -15,7 +15,7 @@ class Traffic(threading.Thread):
         self._ended = threading.Event()
         self.answers: Counter[tuple[str, int]] = Counter()
         self.last_version = ""
-        self.is_careless = False  # does not count what is not answered, while the server is away
+        self.is_careless = False  # If True, requests that fail while the server is down are not counted.
 
     def run(self) -> None:
         session = requests.Session()

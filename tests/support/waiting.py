@@ -1,4 +1,4 @@
-"""Waiting for a condition instead of for a time, processes that have ended, and ports that nobody uses."""
+"""Waiting for a condition instead of for a time, processes that have ended, and unused ports."""
 
 import contextlib
 import itertools
@@ -13,19 +13,20 @@ import psutil
 import requests
 
 EXPLAINER_SECONDS = 250
-"""The process that explains imports shap at a low priority: beside others' work that took 150 s."""
+"""The process that explains imports shap at a low priority: on a busy machine, the import took 150 s."""
 
-# No other worker's, and below those of the system (32768). The system gives a port to the next who asks for any while
-# its server still starts: of 20,000 ports, 8 were given again within the next five.
+# The ports are different for each pytest worker, and below the system's range (32768). The system may assign a port to
+# another process while its server still starts: of 20,000 ports, 8 were assigned again within the next five
+# assignments.
 _FIRST_PORT = 20_000 + 750 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16)
 _OWN_PORTS = itertools.cycle(random.SystemRandom().sample(range(_FIRST_PORT, _FIRST_PORT + 750), 750))
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 60.0, what: str = "the condition") -> Any:
-    """Return the first true value of `condition`; fail with `what` after `seconds`.
+    """Return the first true value of `condition`. After `seconds`, fail with `what`.
 
-    A look that takes long is followed by a longer pause: what is waited for needs the core itself. The usual time only
-    ends a test that hangs: beside other work a controller took 22 s to start.
+    After a slow check, the pause is longer, because the awaited process needs the core. The default timeout only ends a
+    test that hangs: on a busy machine, a controller took 22 s to start.
     """
     begun = time.monotonic()
     deadline = begun + seconds
@@ -38,7 +39,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 60.0, what: str = 
 
 
 def is_gone(pid: int) -> bool:
-    """Return True if the process has ended, even if nobody has reaped it."""
+    """Return True if the process has ended, even if it has not been reaped."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -46,7 +47,7 @@ def is_gone(pid: int) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Return a port of this machine that is free, and that no other test of the run is given."""
+    """Return a free port of this machine that is not given to any other test of the run."""
     for port in itertools.islice(_OWN_PORTS, 750):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind((host, port))

@@ -1,6 +1,6 @@
-"""GitHub's workflows as scripts: the `run:` steps of a job, executed in order as a runner does, on this machine.
+"""GitHub's workflows as scripts: the `run:` steps of a job are executed in order on this machine, as by a runner.
 
-What a step `uses:` (a checkout, a Python, a registry's login) is here already and is left out.
+Steps with `uses:` (a checkout, a Python, a registry's login) are skipped, because their results already exist here.
 """
 
 import os
@@ -20,7 +20,7 @@ _LOOKUP = re.compile(r"\b(?:inputs|secrets|needs|steps|github|env)(?:\.[\w-]+)+"
 
 @dataclass
 class StepResult:
-    """The end of one step: its exit status, and what it has printed on both streams."""
+    """The result of a step: its exit status, and its output on both streams."""
 
     name: str
     status: int
@@ -28,17 +28,17 @@ class StepResult:
 
     @property
     def error(self) -> str:
-        """The annotation that GitHub shows; empty if there is none."""
+        """The annotation that GitHub shows; empty if the step has not written any."""
         return next((line[len("::error::") :] for line in self.output.splitlines() if line.startswith("::error::")), "")
 
 
 @dataclass
 class Workflow:
-    """A workflow; a reusable one is called with these inputs and secrets.
+    """A workflow; a reusable workflow is called with these inputs and secrets.
 
     Attributes:
         folder: the checkout, in which steps run.
-        environment: of every process, beside what the workflow says.
+        environment: the variables of every process, in addition to the variables of the workflow.
     """
 
     file: Path
@@ -48,7 +48,8 @@ class Workflow:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._document = yaml.load(self.file.read_text(), yaml.BaseLoader)  # `on` is a word, not True
+        # The BaseLoader reads the key `on` as a word, not as True.
+        self._document = yaml.load(self.file.read_text(), yaml.BaseLoader)
         assert self._document["defaults"]["run"]["shell"] == "bash", "steps run here with pipefail"
         call = self._document["on"].get("workflow_call", {})
         declared = call.get("inputs", {})
@@ -64,7 +65,7 @@ class Workflow:
         }
 
     def run(self, job: str, leave_out: Collection[str] = ()) -> list[StepResult]:
-        """Run one job; those after it see its outputs. Steps that a condition leaves out are not in the result.
+        """Run one job; the jobs after it see its outputs. Steps that a condition skips are not in the result.
 
         Args:
             leave_out: names of steps that are not run.
@@ -87,7 +88,7 @@ class Workflow:
         return results
 
     def assume(self, job: str, **outputs: str) -> None:
-        """Let this job have succeeded with these outputs."""
+        """Assume that this job has succeeded with these outputs."""
         self._context["needs"][job] = {"result": "success", "outputs": outputs}
 
     def _step(self, step: Mapping[str, Any], variables: Mapping[str, str]) -> StepResult:
@@ -99,7 +100,7 @@ class Workflow:
             env={
                 **os.environ,
                 "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-                "PIP_NO_INDEX": "1",  # what a step installs is here already
+                "PIP_NO_INDEX": "1",  # The packages that a step installs are already in this environment.
                 "GITHUB_OUTPUT": str(output),
                 "GITHUB_STEP_SUMMARY": str(self.folder / "summary.md"),
                 **self.environment,

@@ -1,4 +1,4 @@
-"""A Mac as far as a program can ask, on Linux: by this folder on PYTHONPATH, as `sitecustomize.py` says."""
+"""A simulated Mac on Linux, for programs with this folder on PYTHONPATH; see `sitecustomize.py`."""
 
 from pathlib import Path
 

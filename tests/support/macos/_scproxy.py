@@ -1,4 +1,4 @@
-"""The module with which urllib asks macOS for its proxies: there are none."""
+"""A stand-in for the module with which urllib queries the proxies of macOS; it returns no proxies."""
 
 
 def _get_proxy_settings() -> dict[str, object]:

@@ -1,14 +1,14 @@
-"""Makes Python on Linux look like Python on a Mac, as far as a program can ask: with this folder on PYTHONPATH.
+"""Simulate Python on a Mac in Python on Linux, for programs with this folder on PYTHONPATH.
 
-What macOS lacks is taken from typeshed's conditions on `sys.platform`. What cannot be had by this: macOS's own kernel,
-file system, fork and dynamic linker. psutil, whose compiled part is Linux's, still sees /proc.
+The names that macOS lacks are from typeshed's conditions on `sys.platform`. The simulation does not include the kernel,
+the file system, fork and the dynamic linker of macOS. psutil, whose compiled part is for Linux, still sees /proc.
 """
 
 # ruff: noqa: E402
 import select
 
 for name in [one for one in vars(select) if one.lower().startswith("epoll")] + ["POLLRDHUP", "POLLMSG"]:
-    delattr(select, name)  # before `selectors` is imported, which `socket` does
+    delattr(select, name)  # This must precede the import of `selectors`, which `socket` imports.
 
 import builtins
 import contextlib
@@ -47,8 +47,8 @@ _LIBC = ("prctl", "signalfd", "epoll_create1", "eventfd", "inotify_init", "mallo
 _HIDDEN = ("/proc", "/sys", "/dev/shm")
 
 
-with contextlib.suppress(ImportError):  # a Python of another environment
-    import psutil  # noqa: F401 - while the platform is still the one that it was compiled for
+with contextlib.suppress(ImportError):  # A Python of another environment may not have psutil.
+    import psutil  # noqa: F401 - psutil must be imported while the platform is still Linux, for which it was compiled.
 sysconfig.get_config_vars()
 
 for module, names in _MISSING.items():
@@ -58,7 +58,7 @@ for module, names in _MISSING.items():
 
 
 def _hide(owner: Any, name: str) -> None:
-    """Let a function of files find nothing in `_HIDDEN`, unless psutil calls it."""
+    """Make paths in `_HIDDEN` nonexistent for a file function, unless psutil calls the function."""
     real = getattr(owner, name)
 
     def hiding(path: Any, *arguments: Any, **options: Any) -> Any:
@@ -81,7 +81,7 @@ _symbol, _dlopen = ctypes.CDLL.__getattr__, ctypes._dlopen  # type: ignore[attr-
 
 
 def _macos_library(name: str | None, mode: int) -> int:
-    """Load Linux's library for one of macOS's name, as torch and the boosters ask for their own."""
+    """Load the Linux library for a macOS library name, as torch and the boosters request their own libraries."""
     return int(_dlopen(name.replace(".dylib", ".so") if isinstance(name, str) else name, mode))
 
 
@@ -97,7 +97,7 @@ _killpg = os.killpg
 
 
 def _macos_killpg(leader: int, number: int) -> None:
-    """Refuse a group of zombies, as XNU's killpg1 does."""
+    """Refuse a group of zombies, as killpg1 of XNU does."""
     import psutil
 
     states = [one.info["status"] for one in psutil.process_iter(["status"]) if _group(one.pid) == leader]

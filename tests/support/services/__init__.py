@@ -1,1 +1,1 @@
-"""Servers that the tests of several rooms need, real ones and small ones of our own."""
+"""Real and simulated servers that the tests of several rooms need."""

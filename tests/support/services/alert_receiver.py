@@ -1,4 +1,4 @@
-"""A web server that takes alerts."""
+"""A web server that receives alerts."""
 
 import json
 import threading
@@ -11,10 +11,10 @@ from typing import Any
 
 @dataclass
 class Receiver:
-    """Takes what Apprise posts, by the path that it is posted to; while it is broken, nothing.
+    """A receiver of Apprise's requests, by their path. While it is broken, it responds with status 500.
 
     Attributes:
-        answer_bytes: the size of the body of its answers.
+        answer_bytes: the size of the body of its responses.
     """
 
     port: int = 0
@@ -42,7 +42,7 @@ def receiver() -> Iterator[Receiver]:
             self.send_response(500 if kept.is_broken else 200)
             self.send_header("Content-Length", str(kept.answer_bytes))
             self.end_headers()
-            with suppress(OSError):  # the client has closed the connection
+            with suppress(OSError):  # The client may have closed the connection.
                 self.wfile.write(bytes(kept.answer_bytes))
 
         def log_message(self, format: str, *args: object) -> None:

@@ -1,4 +1,4 @@
-"""A Kubernetes cluster that runs the images of this machine's Docker engine, as `kubectl` reaches it."""
+"""A Kubernetes cluster, reached by `kubectl`, that runs the images of this machine's Docker engine."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Manifest = dict[str, Any]
 NEEDS_CLUSTER = pytest.mark.skipif(
     not os.environ.get("KUBECONFIG"), reason="no Kubernetes cluster is named by KUBECONFIG"
 )
-"""The mark of a module whose tests need one: without it they would build images before they skip."""
+"""The mark of a module whose tests need a cluster. Without the mark, they would build images before they skip."""
 _OLD = {"policy/v1": "policy/v1beta1", "autoscaling/v2": "autoscaling/v2beta2"}
 
 
@@ -29,10 +29,10 @@ def _kubectl(*arguments: str, given: str | None = None) -> subprocess.CompletedP
 
 @dataclass(frozen=True)
 class Cluster:
-    """A namespace of its own.
+    """A separate namespace of the cluster.
 
     Attributes:
-        is_old: 1.24 or before, where CronJobs may be of `batch/v1beta1` and know no time zone.
+        is_old: True for 1.24 or older, where CronJobs may be of `batch/v1beta1` and do not support time zones.
     """
 
     namespace: str
@@ -52,7 +52,9 @@ class Cluster:
         self.kubectl("apply", "-f", "-", given=yaml.safe_dump(manifest))
 
     def job(self, name: str, cronjob: Manifest) -> str:
-        """Start a Job as the CronJob would, and return how it ends (`kubectl create job --from` knows no old ones)."""
+        """Start a Job as the CronJob would, and return its end (`kubectl create job --from` does not support old
+        CronJobs).
+        """
         kind = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name}}
         self.apply({**kind, "spec": cronjob["spec"]["jobTemplate"]["spec"]})
         return self.end_of(name)
@@ -81,7 +83,7 @@ class Cluster:
 
 @contextmanager
 def own_namespace() -> Iterator[Cluster]:
-    """Yield a namespace that is deleted with all its pods at the end."""
+    """Yield a namespace. At the end, delete it with all its pods."""
     versions = _kubectl("api-versions")
     assert versions.returncode == 0, versions.stderr
     cluster = Cluster(f"onnxserve-{uuid.uuid4().hex[:8]}", "batch/v1beta1" in versions.stdout.split())

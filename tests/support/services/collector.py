@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps what it is sent."""
+"""An OpenTelemetry collector that stores the requests that it receives."""
 
 import gzip
 import threading
@@ -13,7 +13,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 @dataclass
 class Collector:
-    """OTLP over HTTP on a port of its own."""
+    """An OTLP server over HTTP on a free port."""
 
     endpoint: str = ""
     services: set[str] = field(default_factory=set)
@@ -31,7 +31,7 @@ class Collector:
 
 
 def attributes(span: Span) -> dict[str, str | int]:
-    """Return the attributes of a span: texts and whole numbers."""
+    """Return the attributes of a span that are texts or integers."""
     return {entry.key: entry.value.string_value or entry.value.int_value for entry in span.attributes}
 
 

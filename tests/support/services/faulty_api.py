@@ -1,4 +1,4 @@
-"""A Kubernetes API server as a bad day has it: a proxy that answers 409, 429 and 500, and cuts connections."""
+"""A faulty Kubernetes API server: a proxy that answers 409, 429 and 500, and cuts connections."""
 
 import json
 import re
@@ -28,10 +28,10 @@ class FaultyApi:
     """A proxy to an API server.
 
     Attributes:
-        faults: the faults that each new request (method and path) meets, one after the other, before it is passed on:
-            409 (for PATCH alone), 429, 500 or `cut`.
-        cut_after: bytes, with the head, after which a stream of log lines is cut, the first time.
-        met: how often each fault was met.
+        faults: the faults that each new request (method and path) meets in turn before it is forwarded: 409 (only for
+            PATCH), 429, 500 or `cut`.
+        cut_after: the number of bytes, including the head, after which the first stream of log lines is cut.
+        met: the count of each fault.
     """
 
     server: str
@@ -44,7 +44,7 @@ class FaultyApi:
     def fault(self, method: str, path: str) -> Fault | None:
         key = f"{method} {path}"
         self.asked[key] += 1
-        # another first fault for each path, so that not every one costs every fault
+        # Each path begins with a different fault, so that not every path needs all faults.
         index = (len(self.asked) + self.asked[key]) % len(self.faults) if self.asked[key] <= 2 else None
         found = None if index is None else self.faults[index]
         if found is None or (found == "409" and method != "PATCH"):
@@ -111,7 +111,7 @@ class _Handler(socketserver.StreamRequestHandler):
 
 @contextmanager
 def faulty_api(kubeconfig: Path, folder: Path) -> Iterator[tuple[FaultyApi, Path]]:
-    """Yield a proxy to the cluster of a kubeconfig, and the kubeconfig that leads to the proxy."""
+    """Yield a proxy to the cluster of a kubeconfig, and a kubeconfig for the proxy."""
     config = yaml.safe_load(kubeconfig.read_text())
     cluster = config["clusters"][0]["cluster"]
     proxy = FaultyApi(cluster["server"], cluster["certificate-authority"])

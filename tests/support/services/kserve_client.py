@@ -1,9 +1,9 @@
-"""Asks a server with the KServe client; a program of its own, since kserve cannot be installed beside our pins.
+"""Send requests to a server with the KServe client, in a separate program since kserve conflicts with pinned packages.
 
     PYTHON kserve_client.py http://HOST:PORT HOST:GRPC_PORT ENDPOINT
 
-The endpoint is one that takes the tensor `image` of float32 [N, 2, 2] and gives `doubled` and `total`. Printed is one
-JSON object: what each call gave.
+The endpoint must have the input `image` (float32 [N, 2, 2]) and the outputs `doubled` and `total`. The program prints
+one JSON object with the result of each call.
 """
 
 import asyncio

@@ -1,6 +1,6 @@
-"""`mlflow server …` in one process: what it would start runs here, where MLflow is imported already.
+"""`mlflow server …` in a single process, in which MLflow is already imported.
 
-MLflow's own command starts a second process and waits for it: seconds of both cores for each server of the tests.
+MLflow's own command starts a second process and waits for it, which costs seconds of both cores for each server.
 """
 
 import os
@@ -13,7 +13,7 @@ from mlflow.cli import cli
 
 
 def run_here(command: list[str], extra_env: dict[str, str], **_: Any) -> None:
-    """Take the place of MLflow's starting `python … -m uvicorn …`."""
+    """Replace MLflow's function that starts `python … -m uvicorn …`."""
     os.environ.update(extra_env)
     module = command.index("-m") + 1
     sys.argv = command[module:]

@@ -1,4 +1,4 @@
-"""A real MLflow server, started the quickest way there is."""
+"""A real MLflow server that starts as quickly as possible."""
 
 import os
 import signal
@@ -14,9 +14,9 @@ COMMAND = Path(__file__).with_name("mlflow_command.py")
 
 @dataclass
 class MlflowServer:
-    """An MLflow server on `folder`, where mlflow.db may stand already; it can be killed and started again.
+    """An MLflow server on `folder`, which may already contain mlflow.db. It can be killed and restarted.
 
-    `app` is the `--app-name` that it is started with, `options` are further ones.
+    `app` is the value of `--app-name`; `options` are additional options.
     """
 
     folder: Path
@@ -42,8 +42,9 @@ class MlflowServer:
         command += self.options
         environment = {
             **os.environ,
-            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}",  # read as soon as MLflow is imported
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # not used here, and slow to start
+            # MLflow reads this variable when it is imported.
+            "MLFLOW_SERVER_ALLOWED_HOSTS": f"{self.host}:{self.port}",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # The job executor is not used here, and it starts slowly.
         }
         log = self.folder / f"{self.port}.log"
         with log.open("ab") as output:

@@ -1,6 +1,7 @@
-"""`metrics.k8s.io/v1beta1` for a cluster without metrics-server: the CPU of its pods, as their Docker engine says it.
+"""`metrics.k8s.io/v1beta1` for a cluster without metrics-server: the CPU of its pods, as their Docker engine reports
+it.
 
-An autoscaler asks the API server, which passes that on to the address of an APIService's Service: this process.
+An autoscaler asks the API server, which forwards the request to the address of an APIService's Service: this process.
 """
 
 import json
@@ -24,11 +25,11 @@ from tests.support.waiting import wait_until
 
 _GROUP, _VERSION = "metrics.k8s.io", "v1beta1"
 _SAMPLES = 6
-"""Of about two and a half seconds each: together the 15 s of metrics-server."""
+"""Each sample takes about two and a half seconds, in total 15 s as in metrics-server."""
 
 
 class _Measured:
-    """The CPU of the server's container of each pod of a namespace."""
+    """The CPU of the server's container in each pod of a namespace."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
@@ -50,7 +51,7 @@ class _Measured:
         for pod, samples in list(self._shares.items()):
             begun, shares = zip(*samples, strict=True)
             if now - begun[-1] > 10:
-                continue  # its container has ended
+                continue  # The container has ended.
             metadata = {"name": pod, "namespace": self._namespace, "labels": {}}
             usage = {"cpu": f"{round(1e9 * sum(shares) / len(shares))}n", "memory": "0"}
             found.append(
@@ -66,7 +67,7 @@ class _Measured:
 
 @contextmanager
 def pod_metrics(cluster: Cluster, address: str, folder: Path) -> Iterator[None]:
-    """Serve the CPU of the cluster's namespace, on an address of this machine that Services may have as endpoint."""
+    """Serve the CPU of the cluster's namespace, on an address of this machine that Services accept as an endpoint."""
     measured = _Measured(cluster.namespace)
 
     class Handler(BaseHTTPRequestHandler):

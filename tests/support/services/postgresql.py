@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, from Debian's programs."""
+"""A PostgreSQL server, started from Debian's programs."""
 
 import os
 import shutil
@@ -20,13 +20,13 @@ _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
 def postgresql_server(
     host: str = "127.0.0.1", port: int = 0, user: str = "onnx", password: str = "s3cr:t/@"
 ) -> Iterator[str]:
-    """Yield the URL of an empty database whose user needs a password; only this machine's networks may reach it."""
+    """Yield the URL of an empty database whose user needs a password. Only networks of this machine may connect."""
     if not _PROGRAMS:
         pytest.skip("PostgreSQL's server programs are not installed (apt-get install postgresql)")
     programs = _PROGRAMS[-1].parent
-    # PostgreSQL refuses to run as root; then it runs as the user that Debian made for it
+    # PostgreSQL refuses to run as root. As root, start it as the user that Debian has created.
     as_server = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []
-    # not under tmp_path: that is closed to other users
+    # Other users cannot read tmp_path.
     folder = Path(tempfile.mkdtemp(prefix="onnxserve-postgresql-"))
     port = port or free_port(host)
     try:

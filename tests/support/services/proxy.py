@@ -1,4 +1,4 @@
-"""A server in front of another one: it counts what goes through, and can be slow, hang, refuse or talk nonsense."""
+"""A server in front of another server. It counts the requests, and can be slow, hang, refuse or send garbage."""
 
 import http.client
 import threading
@@ -16,9 +16,9 @@ class Proxy:
     """A rule for requests whose path contains `where`.
 
     Attributes:
-        mood: "honest" passes them on; "slow" likewise, after `seconds`; "hang" reads and never answers; "refuse"
-            closes the connection; any other text is the answer, with `status`.
-        asked: method and path of every request that came, by the time it came.
+        mood: "honest" forwards requests; "slow" forwards them after `seconds`; "hang" reads and never responds;
+            "refuse" closes the connection; any other text is the response, with `status`.
+        asked: the method and path of each request, in order of arrival.
     """
 
     host: str
@@ -66,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = connection.getresponse()
             kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in _HOP]
             self._send(answer.status, kept, answer.read())
-        except OSError:  # the server behind is down: a client sees the same here
+        except OSError:  # If the server behind the proxy is down, a client sees the same error here.
             self.close_connection = True
         finally:
             connection.close()
@@ -87,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def proxy_to(host: str, port: int) -> Iterator[Proxy]:
-    """Yield a proxy on a port of its own."""
+    """Yield a proxy on a free port."""
     proxy = Proxy(host, port)
     handler = type("Handler", (_Handler,), {"proxy": proxy})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,4 +1,4 @@
-"""A real Redis on a free port, for as long as a test session wants it."""
+"""A real Redis on a free port, for a test session."""
 
 import shutil
 import socket
@@ -14,7 +14,7 @@ from tests.support.waiting import free_port, wait_until
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """Yield its URL as soon as it answers; skip the test if no redis-server is installed."""
+    """Yield the URL when Redis responds; skip the test if redis-server is not installed."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("no redis-server is installed: apt-get install redis-server")

@@ -1,7 +1,7 @@
-"""A small S3 API in this process: objects in memory, uploads in parts, and moods in which it refuses.
+"""A small S3 API in this process, with objects in memory, multipart uploads, and configurable failures.
 
-As much of https://docs.aws.amazon.com/AmazonS3/latest/API/ as boto3's managed upload and Arrow's reader ask for; what
-it was asked, with the headers, can be looked at. Signatures are not checked.
+It implements the part of https://docs.aws.amazon.com/AmazonS3/latest/API/ that boto3's managed upload and Arrow's
+reader need, and records the requests with their headers. Signatures are not checked.
 """
 
 import hashlib
@@ -23,10 +23,10 @@ import pytest
 
 @dataclass
 class Bucket:
-    """The objects of a bucket, and its moods.
+    """The objects of a bucket, and its configurable failures.
 
     Attributes:
-        refusals: statuses with which the next writes are refused, one each; 0: the connection is closed.
+        refusals: the statuses of the next writes, one per write; 0: the connection is closed.
         is_down: every request is refused with 503.
         asked: method, path and headers of every request.
     """
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = {name: values[0] for name, values in parse_qs(parts.query, keep_blank_values=True).items()}
         getattr(self, f"_{self.command.lower()}")(unquote(parts.path).lstrip("/"), query, body)
 
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _dispatch  # noqa: N815 - the names of http.server
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = _dispatch  # noqa: N815 - http.server requires these names.
 
     def _put(self, key: str, query: dict[str, str], body: bytes) -> None:
         if self.headers.get("If-None-Match") == "*" and key in self.bucket.objects:
@@ -148,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def s3_server() -> Iterator[Bucket]:
-    """Yield a server on a port of its own; `AWS_ENDPOINT_URL` has to name its `url`."""
+    """Yield a server on a free port; `AWS_ENDPOINT_URL` must be set to its `url`."""
     bucket = Bucket()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"bucket": bucket}))
     server.daemon_threads = True
@@ -171,9 +171,9 @@ NEEDS_S3 = [
 
 @contextmanager
 def own_bucket() -> Iterator[Any]:
-    """Yield a bucket that is deleted with all its content at the end.
+    """Yield a bucket. At the end, delete it with all its content.
 
-    The session is its own: boto3's default one keeps the credentials of the first test that used it in this process.
+    The session is new, because boto3's default session keeps the credentials of the first test in this process.
     """
     made = boto3.session.Session().resource("s3").create_bucket(Bucket=f"onnxserve-{uuid.uuid4().hex}")
     yield made
