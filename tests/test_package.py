@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def requirements_of(extra: str) -> set[str]:
-    """Return the packages that `pip install mlflow-onnxserve[extra]` installs, including those of nested extras."""
+    """Return the packages of `pip install mlflow-onnxserve[extra]`, including the packages of nested extras."""
     names: set[str] = set()
     for line in distribution("mlflow-onnxserve").requires or []:
         requirement = Requirement(line)

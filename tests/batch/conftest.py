@@ -30,7 +30,7 @@ def flights(rows: int, seed: int = 0) -> pa.Table:
 
 
 def labels(table: pa.Table) -> list[str]:
-    """Return what the mixed model answers."""
+    """Return the answers of the mixed model."""
     columns = table.to_pydict()
     score = (
         (np.array(columns["carrier"]) == "AA")
@@ -42,7 +42,7 @@ def labels(table: pa.Table) -> list[str]:
 
 
 def write(table: pa.Table, path: Path) -> Path:
-    """Write rows in the format that the name says."""
+    """Write rows in the format of the file extension."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         pq.write_table(table, path)

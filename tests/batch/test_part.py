@@ -144,7 +144,7 @@ def test_a_file_without_rows_becomes_one_with_the_columns(predict: Predict, tmp_
     rows = flights(0)
     path = tmp_path / f"rows.{given}"
     if given == "csv":
-        path.write_text("id,carrier,distance,hour,late")  # without a line end, too
+        path.write_text("id,carrier,distance,hour,late")  # The line end is missing.
     elif given == "jsonl":
         path.write_text("\n")
     else:
@@ -152,7 +152,7 @@ def test_a_file_without_rows_becomes_one_with_the_columns(predict: Predict, tmp_
 
     assert predict(path, "made.parquet", keep=("id",)).rows == 0
 
-    kept = [] if given == "jsonl" else ["id"]  # nobody knows the type of a column of no lines
+    kept = [] if given == "jsonl" else ["id"]  # JSON Lines without lines do not specify a type for `id`.
     assert pq.read_schema(tmp_path / "out" / "made.parquet").names == [*kept, "prediction"]
 
 

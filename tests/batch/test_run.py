@@ -96,7 +96,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
     environment = os.environ | {"TMPDIR": str(temporary)}
     command = [*COMMAND, "-m", str(model), "-i", str(source), "-o", str(out), "--workers", "2", "--keep", "id"]
     begin = [sys.executable, "-c", KILLED, str(model), str(source), str(out)]
-    killed = subprocess.run(  # until the workers have ended, too: they hold its stderr
+    killed = subprocess.run(  # The call also waits for the workers, because they keep its stderr open.
         begin, start_new_session=True, env=environment, capture_output=True, text=True, check=False
     )
     assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, "")
@@ -310,7 +310,7 @@ def test_an_unfinished_file_of_a_killed_process_is_deleted(model: Path, tmp_path
     assert rejected.name == "rows.csv.jsonl"
     assert json.loads(rejected.read_text())["row"] == 1
 
-    (out / name).rename(out / f"{unfinished_stem(name)}.0123abcd")  # as a killed process leaves it
+    (out / name).rename(out / f"{unfinished_stem(name)}.0123abcd")  # A killed process leaves such a file.
     run_batch(plan)
     assert {path.name for path in out.iterdir() if path.is_file()} == {name, "_batch.json", "_SUCCESS"}
 
@@ -402,8 +402,8 @@ def test_of_two_batches_that_begin_in_one_place_of_a_bucket_at_once_one_is_refus
 
     def look_together(location: LogLocation) -> Any:
         files = look(location)
-        if not location.is_local:  # but the output
-            with suppress(BrokenBarrierError):  # both have seen an empty place; nobody waits for later looks
+        if not location.is_local:  # Only the output is in the bucket.
+            with suppress(BrokenBarrierError):  # Both processes have seen an empty location; later calls do not wait.
                 seen.wait(20)
             seen.abort()
         return files

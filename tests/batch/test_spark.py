@@ -31,7 +31,7 @@ def test_spark_connect_is_refused_in_one_line(model: Path, tmp_path: Path, monke
 
 @pytest.fixture(scope="module", params=["local[4]", "standalone"])
 def session(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A session in this process alone, and one of a master with two workers of two cores."""
+    """Start a session in this process, or a session on a master with two workers of two cores."""
     pyspark = pytest.importorskip("pyspark")
     if not shutil.which("java"):
         pytest.skip("Spark needs Java 17")

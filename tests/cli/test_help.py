@@ -91,7 +91,7 @@ def test_each_option_has_a_sentence_a_metavar_in_our_words_and_its_default_by_cl
     for one in options(command):
         said = " ".join((one.help or "").split())
         assert re.fullmatch(r"[A-Z`].*\.", said), f"{one.opts}: {said!r}"
-        assert "default" not in said.lower(), f"{one.opts}: show_default says it, in one form"
+        assert "default" not in said.lower(), f"{one.opts}: the default is printed by show_default"
         if not one.is_flag and not isinstance(one.type, click.Choice):
             assert one.make_metavar(context) not in _RAW_METAVARS, one.opts
         default = one.get_default(context)

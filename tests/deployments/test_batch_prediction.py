@@ -73,7 +73,7 @@ def test_a_mistake_in_a_file_names_its_line(kind: FileFormat, content: bytes, na
 
 
 def predict(_: str, body: bytes) -> Any:
-    """A model that answers the double, takes no text, and no more than two rows."""
+    """A model that returns the double, and refuses texts and more than two rows."""
     rows = [row["a"] for row in json.loads(body)["dataframe_records"]]
     if len(rows) > 2:
         raise BodyTooLarge("too many rows")

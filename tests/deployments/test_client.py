@@ -1,4 +1,4 @@
-"""What the plugin answers on what it is asked, where nothing changes."""
+"""Tests of the plugin's read-only calls."""
 
 import inspect
 import json
@@ -93,7 +93,7 @@ def test_a_file_that_mlflow_read_with_pandas_is_understood(
 ) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(document))
 
-    frame = pd.read_json(tmp_path / "rows.json")  # as `mlflow deployments predict -I` does
+    frame = pd.read_json(tmp_path / "rows.json")  # `mlflow deployments predict -I` reads the file in the same way.
 
     assert served.predict("sum", frame)["predictions"] == [{"y": 3.0}, {"y": 7.5}]
 

@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-c", "from mlflow.deployments.cli import commands; c
 
 
 def typed(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, which ends before what it has started."""
+    """Run the command in a new process, which ends before the processes that it has started."""
     return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -67,7 +67,7 @@ def test_a_deployment_lives_through_its_commands(
 def test_a_create_that_is_cut_off_can_be_cleaned_up(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """Ctrl-C leaves nothing; what a kill leaves is a deployment that can be seen, and deleted."""
+    """After Ctrl-C, nothing is left. After a kill, the deployment is listed and can be deleted."""
     create = [*COMMAND, "create", "-t", "onnxserve", "--name", "cut", "-m", models.once]
     process = subprocess.Popen([*create, "-C", f"server.port={free_port}"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -1,4 +1,4 @@
-"""What has no ONNX form is served all the same by the way that its refusal names, word for word."""
+"""Tests that a model without an ONNX form can be served in the way that its error message suggests."""
 
 import re
 from collections.abc import Callable

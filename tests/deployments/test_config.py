@@ -1,4 +1,4 @@
-"""What people say of an endpoint, as its spec."""
+"""Tests of the user's configuration of an endpoint, and of the resulting spec."""
 
 from pathlib import Path
 

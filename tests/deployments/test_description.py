@@ -1,4 +1,4 @@
-"""What is shown of a deployment, from what is wanted of it and seen of its server."""
+"""Tests of the description of a deployment, from its desired state and the state of its server."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -77,7 +77,7 @@ def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
 @pytest.mark.parametrize(
     ("wanted", "parity", "digest"),
     [
-        (None, "warned", "d-2"),  # nobody may look into the pod: the version that the registry names
+        (None, "warned", "d-2"),  # The state of the pod is not readable, so that the registry's version is used.
         (wanted_version("1", {}), "proven", "d-1"),  # served, although the alias has moved
         (wanted_version("1", {"flavor": "onnxserve", "parity": "proven", "run_id": "r-1"}), "proven", ""),
     ],

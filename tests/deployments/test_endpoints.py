@@ -35,7 +35,7 @@ ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
 
 
 def silently(line: str) -> None:
-    """Progress that nobody reads."""
+    """Ignore the progress."""
 
 
 def events(endpoint: str) -> list[AuditEvent]:
@@ -44,7 +44,7 @@ def events(endpoint: str) -> list[AuditEvent]:
 
 
 def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
-    """How often which model answers the endpoint e."""
+    """Return the number of answers of the endpoint e by model."""
     url = client.get_endpoint("e")["url"]
     seen: Counter[str] = Counter()
     with requests.Session() as session:
@@ -105,7 +105,7 @@ def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
         row = session.get(EndpointRow, "e")
         assert row is not None
-        row.spec += more  # as another version of onnxserve wrote it
+        row.spec += more  # Another version of onnxserve may have written these fields.
 
     with refused(MlflowException, f"port {free_port}", "'e'", code="INVALID_PARAMETER_VALUE"):
         client.create_endpoint("f", {"server.port": free_port})
@@ -245,7 +245,7 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert (shown["state"], shown["traffic"]) == ("running", "{'champion': 100, 'challenger': 0}")
     assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
     deleted = typed("delete-endpoint", "--endpoint", "nobody")
-    assert mentions(deleted.stdout, "nobody", "deleted")  # MLflow's own words, whatever a plugin finds
+    assert mentions(deleted.stdout, "nobody", "deleted")  # MLflow prints this message regardless of the plugin.
     assert mentions(deleted.stderr, "nothing was deleted", "no endpoint 'nobody'")
     by_the_wrong_name = typed("delete", "--name", "empty")
     assert by_the_wrong_name.exit_code == 0
@@ -253,7 +253,8 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     missing = typed("get-endpoint", "--endpoint", "nobody")
     assert missing.exit_code == 1
     assert mentions(missing.stderr, "Error", "no endpoint 'nobody'")
-    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # so that we hear of its repair
+    # If MLflow repairs this error, this assertion fails.
+    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)
 
 
 def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -> None:
@@ -352,7 +353,7 @@ def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
             listed = pool.submit(deployments.list_endpoints)
             at_once = [listener.accept()[0] for _ in range(3)]
             assert all(map(is_open, at_once))  # none has been given up for the next
-            listener.close()  # what asks again is refused
+            listener.close()  # Additional requests are refused.
             for connection in at_once:
                 connection.close()
 

@@ -31,7 +31,7 @@ def answers(client: BaseDeploymentClient, name: str | None = "d", endpoint: str 
 
 
 def start(name: str) -> list[str]:
-    """What `onnxserve start NAME` does; gives its progress."""
+    """Start the deployment as `onnxserve start NAME` does, and return the progress."""
     lines: list[str] = []
     settings = load_settings()
     Deployments(open_store(settings.store_url), settings, lines.append).start(name)
@@ -61,7 +61,7 @@ def opened(home: Path) -> Iterator[BaseDeploymentClient]:
 
 @pytest.fixture
 def deployed(opened: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
-    """A client whose deployment `d` serves the model `once`, whatever an earlier test has done to it."""
+    """Return a client whose deployment `d` serves the model `once`, regardless of earlier tests."""
     change = opened.update_deployment if opened.list_deployments() else opened.create_deployment
     change("d", models.once)
     return opened
@@ -249,7 +249,7 @@ def test_of_those_who_create_one_name_at_once_one_wins(
         ("once", {"server.port": "high"}, "server.port: a whole number is expected", "parameter"),
         ("once", {"variants.x.weight": "1"}, "variants.x.model: Field required", "parameter"),
         ("broken", {}, "ONNX Runtime cannot load model.onnx", "internal"),
-        pytest.param(  # what is said: tests/pyfunc/test_main.py
+        pytest.param(  # tests/pyfunc/test_main.py tests the message.
             *("pyfunc", {}, "MLflow cannot load the model: AttributeError", "internal"), marks=pytest.mark.long
         ),
         ("nowhere", {}, "the folder /nowhere does not exist", "missing"),

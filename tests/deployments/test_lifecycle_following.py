@@ -56,7 +56,7 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
     settings = load_settings()
     deployments = Deployments(open_store(settings.store_url), settings, lambda line: None)
     deployments.stop("s")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")  # as in a shell that knows nothing of the first
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/another.db")  # Another shell may have another tracking URI.
     registry.transition_model_version_stage("sum", "2", "Archived")
     registry.transition_model_version_stage("sum", "1", "Production")
     deployments.start("s")

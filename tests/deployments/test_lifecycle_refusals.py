@@ -1,4 +1,4 @@
-"""What is refused before anything is changed, whether a server runs or not."""
+"""Tests of requests that are refused before anything changes, with and without a running server."""
 
 import os
 from collections.abc import Iterator

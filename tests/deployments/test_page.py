@@ -1,4 +1,4 @@
-"""The guides do what they say: their blocks are taken out of the page and run, in their order."""
+"""Tests of the guides: the blocks of a page are run in order."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""`mlflow deployments predict -I FILE` sends what stands in the file, though pandas has had it before."""
+"""Tests that `mlflow deployments predict -I FILE` sends the values of the file, although MLflow reads it with pandas."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Reading what a server has counted, from its page /metrics."""
+"""Tests of reading a server's counters from its page /metrics."""
 
 import ssl
 import subprocess
@@ -88,7 +88,7 @@ def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
 
 
 def test_a_server_that_speaks_tls_is_asked_too(tmp_path: Path) -> None:
-    """Its certificate names another host and is signed by nobody else, as that of one behind a public name."""
+    """The certificate is self-signed and for another host, as for a server behind a public name."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=models.example"]
     subprocess.run([*command, "-keyout", str(key), "-out", str(cert)], check=True, capture_output=True)

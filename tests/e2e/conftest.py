@@ -1,4 +1,4 @@
-"""MLflow for the journeys."""
+"""MLflow for the end-to-end tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture
 def tracking(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MlflowServer]:
-    """MLflow's server as a user has named it, and a home of the test's own."""
+    """Set the MLflow server as a user does, with a separate home for the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with tracking_at(mlflow_server.url):
         yield mlflow_server

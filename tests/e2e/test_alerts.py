@@ -1,4 +1,4 @@
-"""From rows in the log to a message on somebody's screen, by a controller as people start it."""
+"""Tests of the path from rows in the log to a message for a user, with a controller that is started as users start it."""
 
 import os
 import subprocess
@@ -34,10 +34,11 @@ class Watched:
 
 @pytest.fixture
 def watched(tmp_path: Path, mlflow_server: MlflowServer) -> Iterator[Watched]:
-    """An endpoint with an hourly monitor whose first hour is like the reference and whose second is not."""
+    """Start an endpoint with an hourly monitor. Its first hour is like the reference, and its second hour has drifted."""
     home, log, port = tmp_path / "home", tmp_path / "controller.log", free_port()
     begin = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - 2 * HOUR
-    make_endpoint(home, "watched", "1h", begin, alert="ops", grace="1s")  # due in the first minutes of an hour too
+    # A grace of 1 s makes the window due in the first minutes of an hour.
+    make_endpoint(home, "watched", "1h", begin, alert="ops", grace="1s")
     capture(home, begin, name="watched")
     capture(home, begin + HOUR, shift=9, name="watched")
     with a_receiver() as receiver:

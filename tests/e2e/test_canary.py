@@ -1,4 +1,4 @@
-"""Canary and shadow, as a user has them: one server, whose spec is changed while it answers."""
+"""Tests of canary and shadow variants on a server whose spec is changed while it answers."""
 
 import sys
 import threading
@@ -34,13 +34,13 @@ WORKERS, SECONDS = 2, 60.0
 
 
 def sums(folder: Path, more: float) -> Path:
-    """y = user + amount + `more`."""
+    """Write the model y = user + amount + `more`."""
     signature = [{"name": name, "type": "double", "required": True} for name in ("user", "amount")]
     return write_model(folder, SUM.replace("MORE", f"{{{more}}}"), signature)
 
 
 def troubled(folder: Path) -> Path:
-    """Without an ONNX form: does what its text says, or answers it."""
+    """Write a model without an ONNX form that does the action in its input, or returns the input."""
     cloudpickle.register_pickle_by_value(sys.modules[Troubled.__module__])
     signature = infer_signature(pd.DataFrame({"do": ["x"]}), np.array(["x"]))
     with warnings.catch_warnings():
@@ -50,7 +50,7 @@ def troubled(folder: Path) -> Path:
 
 
 class Canary:
-    """The server, its spec, and what its page of metrics says."""
+    """The server, its spec, and the metrics on its page `/metrics`."""
 
     def __init__(self, served: Served, documents: list[dict[str, Any]]) -> None:
         self.served = served
@@ -58,7 +58,7 @@ class Canary:
         self.grpc_port = documents[0]["server"].get("grpc_port")
 
     def weigh(self, endpoint: str, **weights: int) -> None:
-        """Writes the spec as `update_endpoint` does, and waits until every worker has dealt with it."""
+        """Write the spec as `update_endpoint` does, and wait until every worker has applied it."""
         before = self._wanted().generation
         variants = self._documents[endpoint]["variants"]
         changed = {name: variants[name] | {"weight": weight} for name, weight in weights.items()}
@@ -86,7 +86,7 @@ class Canary:
         return self.ask(endpoint, [{"user": user, "amount": 1.0}], **headers).headers["X-Model-Variant"]
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of a metric's values that have these labels."""
+        """Return the sum of a metric's values that have these labels."""
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
         page = requests.get(self.served.url + "/metrics", timeout=SECONDS).text.splitlines()
         found = [line for line in page if line.startswith(name + "{") and all(text in line for text in wanted)]
@@ -100,7 +100,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def canary(home: Path) -> Iterator[Canary]:
-    """Two workers with four endpoints, whose models add 0 or 1000 to the sum of a row."""
+    """Start two workers with four endpoints, whose models add 0 or 1000 to the sum of a row."""
     first, second = str(sums(home / "first", 0.0)), str(sums(home / "second", 1000.0))
     halves = {"first": {"model": first, "weight": 50}, "second": {"model": second, "weight": 50}}
     documents: list[dict[str, Any]] = [
@@ -137,7 +137,7 @@ def served_at(home: Path, documents: list[dict[str, Any]]) -> Iterator[Canary]:
 
 @pytest.fixture
 def load(canary: Canary) -> Iterator[Counter[str]]:
-    """Requests to the weighted endpoint from two threads as long as a test runs: how many each variant answered."""
+    """Send requests to the weighted endpoint from two threads during a test, and yield the count of answers by variant."""
     answered: Counter[str] = Counter()
     errors: list[BaseException] = []
     stop, lock = threading.Event(), threading.Lock()
@@ -148,7 +148,7 @@ def load(canary: Canary) -> Iterator[Counter[str]]:
                 name = canary.variant("weighted")
                 with lock:
                     answered[name] += 1
-        except BaseException as error:  # noqa: BLE001 - told by the main thread
+        except BaseException as error:  # noqa: BLE001 - The main thread raises the error.
             errors.append(error)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
@@ -162,7 +162,7 @@ def load(canary: Canary) -> Iterator[Counter[str]]:
 
 
 def share_of_the_next(answered: Counter[str], requests_: int = 400) -> float:
-    """The second variant's."""
+    """Return the share of the second variant."""
     before = answered.copy()
     wait_until(lambda: answered.total() >= before.total() + requests_, SECONDS, "the load")
     since = answered - before
@@ -176,14 +176,14 @@ def test_canary_weights_change_live_without_a_reload_or_a_failed_request(canary:
     canary.weigh("weighted", first=50, second=50)
     assert 0.35 < share_of_the_next(load) < 0.65
     canary.weigh("weighted", first=0, second=100)
-    assert share_of_the_next(load, 50) > 0.9  # a request or two were on their way
+    assert share_of_the_next(load, 50) > 0.9  # One or two requests were in flight.
     assert share_of_the_next(load, 50) == 1.0
 
     assert canary.served.log.read_text().count("loaded ") == loaded
     for name in ("first", "second"):
         answered = load[name]
         counted = canary.metric("onnxserve_requests_total", endpoint="weighted", variant=name, status="200")
-        assert answered <= counted <= load[name] + 2  # two threads ask on meanwhile
+        assert answered <= counted <= load[name] + 2  # The two threads continue to send requests.
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_shadow_that_hangs_raises_or_dies_disturbs_nobody(tmp_path: Path) -> Non
         {"name": "turned", "variants": {"trouble": trouble, "texts": main | {"shadow": True}}},
     ]
     with served_at(tmp_path, documents) as canary:
-        for number in range(5):  # what a pyfunc has answered, from the same process
+        for number in range(5):  # The shadow is a pyfunc that answers from the same process.
             canary.ask("turned", [{"do": f"text {number}"}])
         agreed = lambda: canary.metric("onnxserve_shadow_rows_total", endpoint="turned", agreement="same")  # noqa: E731
         wait_until(lambda: agreed() == 5, SECONDS, "the shadow of a pyfunc")

@@ -1,8 +1,8 @@
-"""Nothing that was answered is lost on the way to the log, whatever is killed or full or down: real processes, counted.
+"""Tests that answered requests reach the log, even if processes are killed or a disk or service fails.
 
-Rows of answered requests are in the log in the end, each once for its reader, or are counted as dropped; and answers
-never fail for the log's sake. The endpoint has a name that no other has: another server of this machine may get the
-port of one that was killed, and its answers are in another log.
+Each row of an answered request is finally in the log, once for its reader, or is counted as dropped. A failure of the
+log never makes a request fail. The name of the endpoint is unique, because another server of this machine may get the
+port of a killed server and answer with another log.
 """
 
 import os
@@ -41,11 +41,11 @@ Serve = Callable[..., Served]
 
 @dataclass
 class Load:
-    """Clients that ask all the time, and what they were answered.
+    """Clients that send requests continuously, and the results of these requests.
 
     Attributes:
-        answered: prediction ids of 200s. `refused`: other statuses. `broken`: connections that ended without an answer,
-            or with that of a server that does not have the endpoint.
+        answered: the prediction ids of responses with 200. `refused`: other statuses. `broken`: connections that ended
+            without a response, or with a response of a server that does not have the endpoint.
     """
 
     url: str
@@ -76,7 +76,7 @@ class Load:
                 self.refused.append(answer.status_code)
 
     def wait_for(self, more: int) -> None:
-        """Until so many more answers have come."""
+        """Wait until this number of additional responses has arrived."""
         goal = len(self.answered) + more
         wait_until(lambda: len(self.answered) >= goal, PATIENCE, f"{more} more answers")
 
@@ -109,7 +109,7 @@ class Log:
         return [name for table in tables for name in pc.cast(table.column("_prediction_id"), "string").to_pylist()]
 
     def has_all(self, answered: list[str]) -> None:
-        """Fails unless each of them is there, and nothing twice."""
+        """Check that each prediction id is in the log exactly once."""
         found = self.predictions()
         assert len(found) == len(set(found))
         assert set(answered) <= set(found), f"{len(set(answered) - set(found))} of {len(answered)} are missing"
@@ -133,7 +133,7 @@ def start(serve: Serve, tmp_path: Path) -> Callable[[], Served]:
 
 def agent_of(served: Served) -> psutil.Process:
     def found() -> list[psutil.Process]:
-        with suppress(psutil.NoSuchProcess):  # one of them has just ended
+        with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             return [one for one in served.members() if "mlflow_deploy_plugin.agent" in one.cmdline()]
         return []
 
@@ -148,11 +148,11 @@ def worker_of(served: Served) -> psutil.Process:
 
 
 def gunicorn_of(served: Served) -> psutil.Process:
-    """The parent of its workers; those that it left behind when it was killed are the supervisor's."""
+    """Return the parent of the workers. After it is killed, its orphaned workers are children of the supervisor."""
 
     def found() -> list[psutil.Process]:
         children = psutil.Process(served.process.pid).children()
-        with suppress(psutil.NoSuchProcess):  # one of them has just ended
+        with suppress(psutil.NoSuchProcess):  # A process may have just ended.
             return [one for one in children if "gunicorn" in one.cmdline() and one.children()]
         return []
 
@@ -160,7 +160,7 @@ def gunicorn_of(served: Served) -> psutil.Process:
 
 
 def kill_all_of(served: Served) -> None:
-    """At once: none of them gets to know that the supervisor is gone, which would be an orderly end."""
+    """Kill all processes at once, so that no process notices the end of the supervisor and shuts down orderly."""
     for pid in sorted(one.pid for one in served.members()):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -182,7 +182,7 @@ def test_a_killed_worker_gunicorn_and_agent_and_a_log_that_is_down_lose_nothing(
         load.wait_for(15)
         gunicorn_of(served).kill()
         load.wait_for(15)
-        broken = load.broken  # what the workers had in hand
+        broken = load.broken  # These requests were in progress in the killed workers.
         wait_until(lambda: Path(log.uri).is_dir(), PATIENCE, "a first file")
         Path(log.uri).rename(tmp_path / "kept")
         Path(log.uri).write_text("a file where the folder should be")
@@ -214,7 +214,7 @@ def test_what_was_answered_before_everything_was_killed_is_in_the_log_after_the_
         served = start()
         with asking(served.url, 3) as load:
             load.wait_for(draw.randint(20, 200))
-            time.sleep(draw.uniform(0, 4))  # at any moment of the agent's rounds
+            time.sleep(draw.uniform(0, 4))  # The kill may hit any moment of the agent's rounds.
             kill_all_of(served)
         assert load.refused == []
         answered += load.answered

@@ -1,6 +1,6 @@
-"""The pictures of the console in a real browser: on MLflow's server, of a real endpoint with traffic and a rollout.
+"""Tests of the console's charts in a real browser, on MLflow's server, for a real endpoint with traffic and a rollout.
 
-One journey, whose tests stand in its order: the last one ends MLflow.
+The tests run in order, because the last test ends MLflow.
 """
 
 import os
@@ -47,7 +47,7 @@ pytestmark = [pytest.mark.long, *NEEDS_CHROMIUM]
 
 @dataclass(frozen=True)
 class Console:
-    """A browser before the console, and the endpoint that it shows."""
+    """A browser that shows the console, and the endpoint in the console."""
 
     mlflow: MlflowServer
     url: str
@@ -59,7 +59,7 @@ class Console:
         return self.page
 
     def picture(self, name: str) -> None:
-        """Keeps what is shown, for a person to look at."""
+        """Save a screenshot for a person."""
         if folder := os.environ.get("KEEP_PICTURES"):
             self.page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
@@ -195,7 +195,8 @@ def test_a_rollout_s_evidence_grows_as_it_comes(console: Console, traffic: Traff
             expect(found).not_to_have_text(first)
             assert page.evaluate("window.notLoadedAgain")
             expect(page.get_by_text("requests to version 2 failed")).to_be_visible()
-            expect(page.locator(".variants").get_by_text("candidate")).to_be_visible()  # what is no picture comes along
+            # The texts of the page are updated with the charts.
+            expect(page.locator(".variants").get_by_text("candidate")).to_be_visible()
             expect(page.locator(".rollouts").get_by_text("stepping")).to_be_visible()
             expect(page.locator(f"#{ENDPOINT}-errors path[data-name='version 2']")).to_be_attached()
             console.picture("rollout")
@@ -216,7 +217,7 @@ def test_a_window_opens_its_report_by_the_keyboard(console: Console) -> None:
     page = console.open()
     window = page.get_by_role("link", name="drift, 2026-11-19: drift. temp: out of range")
     window.focus()
-    page.wait_for_timeout(6000)  # the pictures are drawn anew meanwhile
+    page.wait_for_timeout(6000)  # The page draws the charts again in the meantime.
     expect(window).to_be_focused()
     console.picture("windows")
     page.keyboard.press("Enter")
@@ -224,7 +225,7 @@ def test_a_window_opens_its_report_by_the_keyboard(console: Console) -> None:
     heading = page.frame_locator("iframe").first.get_by_role("heading", name="drift of the 19th")
 
     def is_shown() -> bool:
-        if page.get_by_text("Something went wrong").count():  # MLflow's page, now and then on a loaded machine
+        if page.get_by_text("Something went wrong").count():  # On a busy machine, MLflow's page sometimes fails.
             page.reload()
         return heading.count() > 0
 

@@ -1,4 +1,4 @@
-"""`make demo DEMO_EXIT=1`: the whole loop on real data, and nothing left running."""
+"""Test that `make demo DEMO_EXIT=1` runs the complete loop on real data and leaves no running process."""
 
 import os
 import re
@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.long  # minutes; its steps, a training, a deployment, a day and its verdict, are those of test_install.py
+# The test takes minutes; test_install.py tests its steps: a training, a deployment, a day and its verdict.
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_demo_tells_the_whole_loop_and_leaves_nothing_running(tmp_path: Path) -> None:
     home = tmp_path / "demo"
@@ -44,7 +45,7 @@ def drifted_of_ten(table: str, kind: str) -> int:
 
 
 def processes_of(home: Path) -> list[str]:
-    """Command lines of the processes that have anything to do with the folder."""
+    """Return the command lines of the processes that refer to the folder."""
     found = []
     for process in psutil.process_iter():
         try:

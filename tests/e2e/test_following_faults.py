@@ -1,4 +1,4 @@
-"""Following a stage while everything around it fails: real processes, a real MLflow server, and a proxy before it."""
+"""Tests of following a stage during failures, with real processes, a real MLflow server, and a proxy in front of it."""
 
 import os
 import resource
@@ -33,14 +33,14 @@ from tests.support.waiting import wait_until
 PATIENCE = 60.0
 BODY = b'{"inputs": [[10.0]]}'
 BALLAST = 32_768
-"""Numbers in the graph of every version: 128 KiB of file."""
+"""The count of unused numbers in the graph of each version, so that its file has 128 KiB."""
 
 Serve = Callable[..., Served]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model: version n adds n. Version 1 is in Production."""
+    """A registered model whose version n adds n. Version 1 is in Production."""
 
     name: str
     mlflow: MlflowServer
@@ -60,7 +60,7 @@ class Model:
         return dict(self.client.get_model_version(self.name, version).tags)
 
     def file(self, version: str) -> Path:
-        """The graph of a version in the artifact store."""
+        """Return the graph file of a version in the artifact store."""
         model_id = self.client.get_model_version(self.name, version).source.removeprefix("models:/")
         (file,) = self.mlflow.folder.glob(f"artifacts/**/{model_id}/artifacts/model.onnx")
         return file
@@ -68,7 +68,7 @@ class Model:
 
 @pytest.fixture(scope="module")
 def sources(mlflow_server: MlflowServer) -> list[str]:
-    """Logged models that add 1, 2 and 3."""
+    """Log models that add 1, 2 and 3, and return their URIs."""
     uris = []
     with tracking_at(mlflow_server.url), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
         for amount in (1, 2, 3):
@@ -110,12 +110,12 @@ def wanted(served: Served) -> str:
 
 
 def loaded(served: Served) -> list[str]:
-    """What each worker serves."""
+    """Return the version that each worker serves."""
     return [v.version for w in read_workers(served.state_dir) for e in w.endpoints.values() for v in e.values()]
 
 
 def serves(served: Served, version: str) -> bool:
-    """Whether it answers, and by this version; an answer of another kind is a failure."""
+    """Return True if this version answers; fail if the response is not a correct answer of any version."""
     answer = served.predict(10.0)
     assert answer.status_code == 200, answer.text
     number = answer.headers["X-Model-Version"]
@@ -132,7 +132,7 @@ def wait_error(served: Served, words: str, version: str = "1") -> None:
         assert serves(served, version)
         return words in agent(served).error
 
-    wait_until(is_said, PATIENCE, f"the agent says {words!r}; it said {agent(served).error!r}")
+    wait_until(is_said, PATIENCE, f"{words!r} in the agent's error {agent(served).error!r}")
 
 
 def metrics(served: Served) -> str:
@@ -301,7 +301,7 @@ def test_a_version_that_cannot_be_fetched_is_told_everywhere_and_served_once_it_
     if refused.cause == "fetch":
         wait_served(served, "2")
         wait_until(lambda: "onnxserve.error" not in model.tags("2"), PATIENCE, "the tag goes")
-    else:  # what was fetched is kept: the registry's word is that a version never changes
+    else:  # The worker keeps the fetched version, because the registry guarantees that a version never changes.
         model.promote("3")
         wait_served(served, "3")
 
@@ -327,7 +327,7 @@ def test_who_is_killed_in_the_middle_of_a_swap_is_replaced_and_the_swap_is_finis
 
 
 def _answers(served: Served) -> str:
-    """The version that answers; connections to a killed worker break."""
+    """Return the version that answers; connections to a killed worker break."""
     try:
         return served.version()
     except requests.ConnectionError:

@@ -1,5 +1,5 @@
-"""The gate on a real registry and a real endpoint that asks for it: what passes is promoted and served, what does not
-is refused with its figures, what is promoted behind the gate's back is not served and says why, force is recorded.
+"""Tests of the gate on a real registry and a real endpoint that requires it: passing versions are promoted and served,
+failing versions are refused with their figures, versions that bypass the gate are not served, and force is recorded.
 """
 
 import json
@@ -47,7 +47,7 @@ class Journey:
 
 @pytest.fixture(scope="module")
 def journey(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
-    """Versions 1 and 2 are as good as can be, 3 is worse, 4 is like 1; the policy stands in the model's tag."""
+    """Register versions 1 and 2 (the best possible), 3 (worse) and 4 (like 1). The policy is in the model's tag."""
     folder = tmp_path_factory.mktemp("gate")
     holdout = write_rows(folder / "holdout.parquet", labelled(600))
     rows = labelled(300, seed=1)
@@ -84,7 +84,7 @@ def test_a_gate_stands_between_the_registry_and_the_traffic(journey: Journey) ->
 
 
 def passes(journey: Journey) -> None:
-    """As good a version is judged, promoted, and served when the command returns."""
+    """An equally good version is judged, promoted, and served when the command returns."""
     judged = journey.run("gate", MODEL, "2", "-o", "json")
     assert judged.exit_code == 0, judged.output
     document = json.loads(judged.stdout)
@@ -99,7 +99,7 @@ def passes(journey: Journey) -> None:
 
     promoted = journey.run("promote", MODEL, "2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
-    assert mentions(promoted.stderr, "the gate said", "version 2")  # the fresh verdict was taken
+    assert mentions(promoted.stderr, "the gate said", "version 2")  # The recent verdict was used again.
     answer = json.loads(promoted.stdout)
     assert (answer["before"], answer["gate"]) == ("1", "passed")
     (served,) = answer["served"]
@@ -108,7 +108,7 @@ def passes(journey: Journey) -> None:
 
 
 def is_refused(journey: Journey) -> None:
-    """A worse one is refused with the figures, and what was served goes on."""
+    """A worse version is refused with the figures, and the served version remains."""
     refused = journey.run("promote", MODEL, "3", "--to", "Production")
     assert refused.exit_code == 1
     assert mentions(refused.stderr, MODEL, "version 3", "Production", "passed its gate")
@@ -119,7 +119,7 @@ def is_refused(journey: Journey) -> None:
 
 
 def by_force(journey: Journey) -> None:
-    """Somebody answers for the worse one by name: it is served, and everybody can see who and why."""
+    """A user forces the worse version: it is served, and the user and the reason are recorded."""
     forced = journey.run("promote", MODEL, "3", "--to", "Production", "--force", "--why", "a drill")
     assert forced.exit_code == 0, forced.output
     assert mentions(forced.stdout, "toy/toy serves")
@@ -139,7 +139,7 @@ def by_force(journey: Journey) -> None:
 
 
 def behind_its_back(journey: Journey) -> None:
-    """A version that the API moves to Production without the gate is not served, and says so where a person looks."""
+    """A version that the API moves to Production without the gate is not served, and the reason is visible to users."""
     journey.client.transition_model_version_stage(MODEL, "4", "Production")
     wait_until(lambda: "onnxserve.error" in journey.tags(4), PATIENCE, "the version says why it is not served")
     reason = "it has not been through the gate, but this endpoint requires gate=passed"

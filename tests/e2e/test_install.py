@@ -1,6 +1,6 @@
-"""The package in empty environments, with the newest of everything it needs: README walked from its `pip install` on.
+"""Tests of the package in empty environments with the newest dependencies, following README from its `pip install` on.
 
-Outside of `make test`, because a package index is needed: `make test-install`.
+`make test-install` runs these tests, because they need a package index. `make test` does not run them.
 """
 
 import re
@@ -21,7 +21,7 @@ from tests.support.guides import ROOT, blocks, run_smallest_example, section, sh
 from tests.support.models import tensor_model
 from tests.support.refusals import mentions
 
-pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # the first installation fetches everything
+pytestmark = [pytest.mark.install, pytest.mark.timeout(900)]  # The first installation downloads all packages.
 
 UV = Path(sys.prefix, "bin", "uv")
 PACKAGE = "mlflow_deploy_plugin"
@@ -72,7 +72,7 @@ NEEDS_AN_EXTRA = {
     ),
     *("tensorflow", "torch"),
 }
-"""What a module of the package may lack in an environment without extras."""
+"""The imports that may be missing for a module of the package in an environment without extras."""
 
 _IMPORT_ALL = f"""
 import importlib, pkgutil, {PACKAGE}
@@ -90,7 +90,7 @@ print(*missing)
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what a clone holds."""
+    """Copy the files that a clone contains."""
     folder = tmp_path_factory.mktemp("checkout")
     names = _output(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT).split("\0")
     for name in filter(None, names):
@@ -109,7 +109,7 @@ def wheel(checkout: Path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
-    """Makes an empty virtual environment and installs the wheel there with those extras, without constraints."""
+    """Yield a function that installs the wheel with extras in an empty virtual environment, without constraints."""
     folder = tmp_path / "environment"
 
     def make(extras: str) -> Path:
@@ -120,13 +120,13 @@ def environment(tmp_path: Path, wheel: Path) -> Iterator[Callable[[str], Path]]:
         return folder
 
     yield make
-    shutil.rmtree(folder, ignore_errors=True)  # half a gigabyte each
+    shutil.rmtree(folder, ignore_errors=True)  # Each environment takes half a gigabyte.
 
 
 def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
     checkout: Path, wheel: Path, tmp_path: Path
 ) -> None:
-    """`python -m build` makes the sdist, and the wheel out of the sdist (.github/workflows/release.yaml)."""
+    """`python -m build` makes the sdist, and the wheel from the sdist (.github/workflows/release.yaml)."""
     _output([sys.executable, "-m", "build", "--outdir", tmp_path], cwd=checkout)
     (built,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
     _output([sys.executable, "-m", "twine", "check", "--strict", built, sdist])
@@ -138,12 +138,13 @@ def test_what_a_release_builds_holds_every_file_of_the_package_and_installs(
             held = set(archive.namelist())
         assert {name for name in held if ".dist-info/" not in name and ".data/" not in name} == ours
         brought = {name.partition("share/onnxserve/")[2] for name in held if ".data/" in name}
-        assert brought == set(PROJECT_FILES)  # of which images are built
+        assert brought == set(PROJECT_FILES)  # Images are built from these files.
 
     with tarfile.open(sdist) as archive:
         sources = {name.partition("/")[2] for name in archive.getnames()}
     assert ours | {"README.md", "LICENSE", "setup.cfg", "pyproject.toml"} <= sources
-    assert not any(name.startswith("tests/") for name in sources)  # a part of them is of no use
+    # The sdist must not contain an incomplete set of tests.
+    assert not any(name.startswith("tests/") for name in sources)
 
     folder = tmp_path / "environment"
     _output([UV, "venv", "-q", "--python", sys.executable, folder])
@@ -162,7 +163,7 @@ def test_every_extra_is_tried_and_on_the_page() -> None:
 def test_the_page_on_installing_is_walked_and_a_saved_model_names_what_it_installs(
     checkout: Path, tmp_path: Path
 ) -> None:
-    """Its second block upgrades an older build, which here is the first block's without one module."""
+    """The second block upgrades an older build. Here the older build is the first block's build without one module."""
     folder = tmp_path / "environment"
     _output([sys.executable, "-m", "venv", folder])
     install, upgrade = (block for block in blocks("sh", INSTALL) if "pip wheel" in block)
@@ -221,7 +222,7 @@ def test_an_extra_alone_brings_what_its_room_imports(
 def test_an_extra_that_an_error_names_is_added_to_the_installed_package(
     environment: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, though no index has it."""
+    """`pip install 'mlflow-onnxserve[redis]'` finds the installed package, although it is not in any index."""
     folder = environment("cpu")
     _output([sys.executable, "-m", "pip", "--python", folder, "install", "-q", "mlflow-onnxserve[redis]"], cwd=tmp_path)
     _output([folder / "bin" / "python", "-c", ROOMS["redis"]], cwd=tmp_path)
@@ -234,7 +235,9 @@ def test_the_smallest_example_runs(environment: Callable[[str], Path], tmp_path:
 def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_tests_of_rooms(
     checkout: Path, tmp_path: Path
 ) -> None:
-    """uv takes the oldest of what a tree asks for; of what a wheel asks for it would take the newest."""
+    """uv installs the oldest version of each direct dependency of a source tree. For a wheel, it would install the
+    newest.
+    """
     folder = tmp_path / "environment"
     _output([UV, "venv", "-q", "--python", sys.executable, folder])
     _install(folder, f"{checkout}[cpu,controller,sklearn,statsmodels,ui]", "--resolution", "lowest-direct")
@@ -246,7 +249,7 @@ def test_the_oldest_versions_that_setup_allows_run_the_smallest_example_and_the_
 
 
 def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], checkout: Path, tmp_path: Path) -> None:
-    """In a folder that holds of the checkout what the page says is needed of it, and not the package."""
+    """The folder contains only the files of the checkout that the page requires, without the package."""
     folder = tmp_path / "examples"
     folder.mkdir()
     shutil.copytree(checkout / "projects", folder / "projects")
@@ -256,9 +259,9 @@ def test_by_hand_is_walked_with_the_wheel(environment: Callable[[str], Path], ch
 
 
 def _extras(heading: str) -> str:
-    """The extras that the page installs there."""
+    """Return the extras that the page installs in this section."""
     found = re.search(r"`pip install '\.\[([\w,]+)\]'`", section(heading))
-    assert found, f"the section {heading!r} does not say how the package is installed"
+    assert found, f"the section {heading!r} contains no command that installs the package"
     return found[1]
 
 
@@ -267,7 +270,9 @@ def _install(environment: Path, *arguments: str) -> None:
 
 
 def _install_torch(environment: Path) -> None:
-    """Its pinned CPU build, by pip, which finds it where uv does not; what PyPI has brings gigabytes of CUDA."""
+    """Install torch's pinned CPU build with pip, because uv does not find it. The build on PyPI needs gigabytes of
+    CUDA.
+    """
     version = _torch_version()
     pip: list[str | Path] = [sys.executable, "-m", "pip", "--python", environment, "install", "-q"]
     if subprocess.run([*pip, f"torch=={version}+cpu"], check=False, capture_output=True).returncode != 0:
@@ -280,7 +285,7 @@ def _torch_version() -> str:
 
 
 def _output(command: list[str | Path], cwd: Path | None = None) -> str:
-    """What the command prints; the test fails with its errors where it fails."""
+    """Return the output of the command. If the command fails, fail the test with its errors."""
     variables = shell(Path(sys.prefix), cwd or Path.cwd())
     result = subprocess.run(command, check=False, cwd=cwd, env=variables, capture_output=True, text=True)
     assert result.returncode == 0, f"{command}\n{result.stdout}{result.stderr}"

@@ -1,4 +1,4 @@
-"""A deployment with API keys: a caller's key from its creation to its revocation, and no key for its own machine."""
+"""Tests of a deployment with API keys: a caller's key from creation to revocation, and calls from its own machine."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +24,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def deployed(home: Path) -> Iterator[BaseDeploymentClient]:
-    """A client with the deployment `sum`, which asks for keys, may be unloaded, and speaks gRPC."""
+    """Create the deployment `sum`, which requires keys, allows unloading and has a gRPC port."""
     config = {"server.api_keys": "true", "server.model_control_mode": "explicit", "server.grpc_port": str(free_port())}
     with empty_home(home) as client:
         client.create_deployment("sum", save_models(home / "models").once, config=config)
@@ -42,7 +42,8 @@ def test_a_key_holds_from_its_creation_to_its_revocation(deployed: BaseDeploymen
     made = CliRunner().invoke(main, ["keys", "create", "shop", "--endpoint", "sum"])
     key = made.stdout.strip()
     wait_until(lambda: status(url, key) == 200, what="an answer to the key")
-    assert deployed.predict("sum", [[1, 2]])["predictions"] == [{"y": 3.0}]  # by the key in the server's folder
+    # The client uses the key in the server's folder.
+    assert deployed.predict("sum", [[1, 2]])["predictions"] == [{"y": 3.0}]
     shown = CliRunner().invoke(main, ["list"]).output
     assert "sum" in shown
     CliRunner().invoke(main, ["keys", "revoke", "shop"])
@@ -66,7 +67,8 @@ def test_who_unloads_and_loads_an_endpoint_stands_in_the_audit_trail(deployed: B
 
     wait_until(lambda: ask("sum/unload") == 200, what="the key is known, and the endpoint unloaded")
     with InferenceServerClient(f"127.0.0.1:{server.grpc_port}") as over_grpc:
-        over_grpc.load_model("sum", headers={"authorization": f"Bearer {ops}"})  # limits are about predictions
+        # Rate limits apply only to predictions.
+        over_grpc.load_model("sum", headers={"authorization": f"Bearer {ops}"})
     assert ask("nowhere/load") == 404
 
     def told() -> list[str]:

@@ -1,4 +1,4 @@
-"""The replay in short: flights answered, labelled a day late, judged, learned and served, with no request lost."""
+"""Tests of a short replay: flights are answered, labelled a day late, judged and learned, and no request is lost."""
 
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from tests.support.tracking import DEFAULT_EXPERIMENT
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 
 POLICY = "evaluation: {margin: 0.5}\nskip: [robustness, budget]"
-"""Lets every version pass that answers at all: with so few flights and trees none would surely be better."""
+"""A policy that passes every version that answers, because few flights and trees do not make a version reliably better.
+"""
 
 
 def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
@@ -26,7 +27,7 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
 ) -> None:
     folder = tmp_path / "outcome"
     folder.mkdir()
-    # no model is right about 99 of 100 flights, so that the first window is an alarm, and the only one that trains
+    # No model is correct for 99 of 100 flights, so that the first window raises an alarm, and only this window trains.
     setting = ReplaySettings(every="7d", at_least=0.99, max_iter=10, min_requests=3, cooldown="1h")
     MlflowClient().create_registered_model(setting.model, tags={GATE_POLICY_TAG: POLICY})
     with empty_home(tmp_path), mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
@@ -35,7 +36,7 @@ def test_a_replay_finds_out_retrains_gates_promotes_and_loses_no_request(
     assert result.counts.lost == 0
     assert result.counts.labels_lost == 0
     assert result.counts.labels == result.counts.flights == sum(result.counts.by_version.values())
-    assert len(result.counts.by_version) >= 2  # a new version answered
+    assert len(result.counts.by_version) >= 2  # A new version has answered.
     assert any(state.endswith("promoted") for state in result.states)
     assert {one.verdict for one in result.weeks if one.monitor == "accuracy"} >= {"violated"}
     actions = [line.split()[3] for line in story.splitlines() if not line.startswith(" ")]

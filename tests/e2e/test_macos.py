@@ -1,4 +1,4 @@
-"""The way of a data scientist on a Mac, simulated (`tests/support/macos`): wrap, judge, ship, and try the server."""
+"""Tests of the workflow on a simulated Mac (`tests/support/macos`): wrap, judge, ship, and try the server."""
 
 import os
 import re
@@ -41,7 +41,7 @@ ROW = {"inputs": [[1.0] * 30]}
 
 
 class Mac:
-    """A shell of the Mac: programs of this environment, with the model registry in a folder."""
+    """A shell of the Mac that runs programs of this environment, with the model registry in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ def mac(tmp_path_factory: pytest.TempPathFactory) -> Mac:
 
 @pytest.fixture
 def endpoint(mac: Mac) -> Iterator[tuple[str, int]]:
-    """The address of a deployment on the Mac itself, and its supervisor's process id."""
+    """Return the address of a deployment on the Mac, and the process id of its supervisor."""
     port = free_port()
     create = ("deployments", "create", "-t", "onnxserve", "--name", "tried", "-m", "models:/cancer/1")
     mac.run("mlflow", *create, "-C", f"server.port={port}")

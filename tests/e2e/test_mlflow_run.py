@@ -1,4 +1,4 @@
-"""`mlflow run . -e train` in environments that MLflow makes. (README and demo run it with `--env-manager local`.)"""
+"""Tests of `mlflow run . -e train` in new environments. README and the demo use `--env-manager local`."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.long
         ),
     ],
 )
-@pytest.mark.timeout(1200)  # the environments are made from nothing
+@pytest.mark.timeout(1200)  # MLflow creates the environments from scratch.
 def test_the_flight_model_is_trained_proven_and_registered(arguments: list[str], tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     environment = {

@@ -1,4 +1,4 @@
-"""The pages that begin with README's deployment `flights`: their blocks are run in the order of this table."""
+"""Tests of the pages that begin with README's deployment `flights`. Their blocks run in the order of this table."""
 
 import re
 import sys
@@ -33,14 +33,15 @@ PAGES = {
     ],
     "console.md": [r"promote +flight-delay version 2: version 1 in Production → version 2 in Production$"],
 }
-"""Each page with lines of what its commands print."""
+"""Each page with lines of its commands' output."""
 
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
-    """Has trained twice, and deployed version 1 as README says."""
+    """Yield a reader who has trained twice and deployed version 1 as in README."""
     folder = tmp_path_factory.mktemp("reader")
-    checkout = {"PYTHONPATH": str(ROOT), "PIP_NO_INDEX": "1"}  # what a page installs is here already
+    # The packages that a page installs are already in this environment.
+    checkout = {"PYTHONPATH": str(ROOT), "PIP_NO_INDEX": "1"}
     reader = Reader(folder, shell(Path(sys.prefix), folder) | checkout)
     _, promote_and_deploy, ask, *_ = blocks("sh", section("By hand"))
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""The three commands of each project's README, as a reader runs them: train, serve, ask."""
+"""Tests of the three commands in each project's README: train, serve, ask."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tests.support.serving import Served
 PROJECTS = sorted(
     path.parent.name for path in ROOT.glob("projects/*/README.md") if "onnxserve serve" in path.read_text()
 )
-"""Those that need no other: `distill` has a teacher."""
+"""The projects that do not need another project; `distill` needs a teacher."""
 
 
 @pytest.mark.long

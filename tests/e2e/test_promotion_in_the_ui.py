@@ -1,7 +1,7 @@
-"""The promise of the project: pressing "Transition to → Production" in MLflow's UI is the deployment.
+"""Tests that "Transition to → Production" in MLflow's UI deploys the version.
 
-One MLflow server (`--app-name onnxserve`), one endpoint under load and one browser for all tests of this module; every
-test also holds that no request failed and that no answer was a mixture of two versions.
+All tests of this module share an MLflow server (`--app-name onnxserve`), an endpoint under load and a browser. Each
+test also checks that no request failed and that no answer mixed two versions.
 """
 
 import threading
@@ -41,7 +41,7 @@ class Answer:
 
 
 class Traffic(threading.Thread):
-    """One client that asks again and again until it is told to stop."""
+    """A client that sends requests until it is stopped."""
 
     def __init__(self, url: str) -> None:
         super().__init__()
@@ -64,11 +64,11 @@ class Traffic(threading.Thread):
 
     @property
     def version(self) -> str:
-        """Of the latest answer."""
+        """Return the version of the latest answer."""
         return wait_until(lambda: self.answers, 30, "the first answer")[-1].version
 
     def wait_for(self, version: str) -> None:
-        """Until nothing but `version` has answered for thirty requests."""
+        """Wait until only `version` has answered thirty requests in a row."""
         answered = {version}
         wait_until(
             lambda: len(self.answers) > 30 and {answer.version for answer in self.answers[-30:]} == answered,
@@ -77,13 +77,15 @@ class Traffic(threading.Thread):
         )
 
     def last_of(self, *versions: str) -> float:
-        """When one of these has answered last."""
+        """Return the time of the last answer of these versions."""
         return max(answer.at for answer in self.answers if answer.version in versions)
 
 
 @dataclass(frozen=True)
 class Platform:
-    """MLflow with our app, the endpoint that follows Production of a model of three versions, its load, a browser."""
+    """MLflow with the onnxserve app, an endpoint that follows Production of a model with three versions, load, and a
+    browser.
+    """
 
     mlflow: MlflowServer
     traffic: Traffic
@@ -130,7 +132,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[P
 
 @pytest.fixture(autouse=True)
 def nothing_fails(platform: Platform) -> Iterator[None]:
-    """Holds for every test: each request is answered by one version, wholly."""
+    """Check after every test that each request was answered, and by a single version."""
     seen = len(platform.traffic.answers)
     yield
     answers = platform.traffic.answers[seen:]
@@ -140,7 +142,7 @@ def nothing_fails(platform: Platform) -> Iterator[None]:
 
 
 def register_three_versions() -> None:
-    """Version n adds n; version 1 is in Production."""
+    """Register versions 1 to 3; version n adds n, and version 1 is in Production."""
     for amount in (1.0, 2.0, 3.0):
         with mlflow.start_run(experiment_id=DEFAULT_EXPERIMENT):
             mlflow.onnx.log_model(
@@ -150,14 +152,14 @@ def register_three_versions() -> None:
 
 
 def use_the_stages(page: Page, url: str) -> None:
-    """Switches MLflow's "New model registry UI" off, which knows aliases and no stages."""
+    """Switch off MLflow's "New model registry UI", which supports aliases but not stages."""
     page.goto(f"{url}/#/models/{MODEL}/versions/1")
     page.get_by_role("switch").first.click()
     page.get_by_role("button", name="Disable").click()
 
 
 def move_in_the_ui(platform: Platform, version: str, stage: str, now: str = "None") -> float:
-    """Presses what a person presses; gives the time of the last click."""
+    """Press the buttons that a person presses, and return the time of the last click."""
     platform.page.goto(f"{platform.mlflow.url}/#/models/{MODEL}/versions/{version}")
     platform.page.reload()
     platform.page.get_by_text(now, exact=True).first.click()
@@ -172,7 +174,7 @@ def open_console(platform: Platform) -> Page:
 
 
 def press(page: Page, name: str, **how: Any) -> None:
-    """Presses a button of the console and waits for the page to say that it is done."""
+    """Press a button of the console and wait for the success message of the page."""
     page.get_by_role("button", name=name, **how).first.click()
     expect(page.get_by_text("Done: ")).to_be_visible(timeout=90_000)
 
@@ -248,7 +250,7 @@ def test_a_passed_version_moves_with_the_files_that_were_judged_only(platform: P
         client.transition_model_version_stage(MODEL, "3", "None")
 
 
-@pytest.mark.long  # what the button does: tests/ui/test_actions.py
+@pytest.mark.long  # tests/ui/test_actions.py tests the effect of the button.
 def test_the_console_changes_the_traffic_live(platform: Platform) -> None:
     client = get_deploy_client("onnxserve")
     client.create_deployment("challenger", f"models:/{MODEL}/3", endpoint=ENDPOINT)

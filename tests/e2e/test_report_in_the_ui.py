@@ -1,4 +1,4 @@
-"""A report as people read it: in MLflow's own viewer, a sandboxed frame, in a real browser."""
+"""Tests of a report in MLflow's own viewer, which is a sandboxed frame, in a real browser."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -25,14 +25,14 @@ RNG = np.random.default_rng(0)
 
 @dataclass(frozen=True)
 class Reader:
-    """A browser before an MLflow that it cannot leave, and what it tried to fetch elsewhere."""
+    """A browser that cannot reach servers other than MLflow, and the URLs that it requested elsewhere."""
 
     mlflow: MlflowServer
     page: Page
     elsewhere: list[str]
 
     def picture(self, name: str) -> None:
-        """Keeps what is shown, for a person to look at."""
+        """Save a screenshot for a person."""
         if folder := os.environ.get("KEEP_PICTURES"):
             self.page.screenshot(path=f"{folder}/{name}.png")
 
@@ -63,8 +63,8 @@ def features(shift: float) -> tuple[ColumnValues, ColumnValues]:
 
 
 def log(judgement: MonitorResult, evidence: ReportData) -> str:
-    """Reports the judgement, and gives the page of its run."""
-    # Evidently, which it brings, takes seconds to import, and every worker of a run imports every test
+    """Report the judgement, and return the page of its run."""
+    # The import of Evidently takes seconds, and every worker of a test run imports every test module.
     from mlflow_deploy_plugin.monitoring.reports.log import build_report, log_result, past_windows
 
     return log_result(judgement, build_report(replace(judgement, report=evidence), past_windows(judgement))).url

@@ -1,5 +1,5 @@
-"""A rollout from the command line, on a real MLflow server and a real endpoint under traffic: a good version is
-promoted, a bad one is taken back, and `rollback` brings back what was served before.
+"""Tests of rollouts from the command line, on a real MLflow server and an endpoint under traffic: a good version is
+promoted, a bad version is rolled back, and `rollback` restores the previous version.
 """
 
 import os
@@ -35,9 +35,9 @@ PATIENCE = 90.0
 
 @dataclass
 class Arena:
-    """An endpoint that follows models:/NAME/Production under traffic, where version 1 is.
+    """An endpoint under traffic that follows models:/NAME/Production, where version 1 is.
 
-    Version 2 answers as version 1 does, version 3 otherwise, and version 4 fails in one of five requests.
+    Version 2 answers as version 1 does, version 3 answers differently, and version 4 fails for one of five requests.
     """
 
     model: str
@@ -60,7 +60,9 @@ class Arena:
         return process
 
     def run(self, *arguments: str) -> tuple[int, str]:
-        """Exit status and output of `onnxserve ARGUMENTS`; in this process, which has imported MLflow already."""
+        """Return the exit status and output of `onnxserve ARGUMENTS`, run in this process, which has already imported
+        MLflow.
+        """
         result = CliRunner().invoke(main, arguments)
         return result.exit_code, result.output
 
@@ -68,13 +70,13 @@ class Arena:
         return self.store.rollouts("arena")[-1]
 
     def works(self, controller: subprocess.Popen[str]) -> bool:
-        """Whether this controller does the rollouts."""
+        """Return True if this controller does the rollouts."""
         with open_deployments(lambda line: None) as deployments:
             view = self.store.lease(rollouts_lease_name(deployments.place("arena")))
         return view is not None and view.holder.endswith(f"(process {controller.pid})")
 
     def begin_rollout(self, *arguments: str) -> None:
-        """Leave a rollout to the controller that works."""
+        """Start a rollout for the running controller."""
         status, output = self.run("rollout", "arena", "--min-requests", "20", *arguments)
         assert status == 0, output
 
@@ -97,14 +99,14 @@ class Arena:
         get_deploy_client("onnxserve").update_deployment("arena", model_uri)
 
     def served(self) -> tuple[str, str]:
-        """The model URI of the deployment, and the version that answers."""
+        """Return the model URI of the deployment, and the version that answers."""
         stored = self.store.endpoint("arena")
         assert stored is not None
         answer = requests.post(self.url, json={"inputs": [[0.0]]}, timeout=30)
         return stored.spec.variants["arena"].model, answer.headers["X-Model-Version"]
 
     def back_to_the_beginning(self) -> None:
-        """Version 1 in Production, alone, and nothing that speaks against any version."""
+        """Restore the initial state: only version 1, in Production, and no version with the tag of a rollback."""
         client = MlflowClient()
         for version in ("2", "3", "4"):
             client.delete_model_version_tag(self.model, version, "onnxserve.rolled_back")
@@ -124,7 +126,7 @@ def arena(mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory)
                 mlflow.onnx.log_model(graph, name="model", registered_model_name=name, pip_requirements=["onnxruntime"])
         MlflowClient().transition_model_version_stage(name, "1", "Production")
         client = get_deploy_client("onnxserve")
-        own = {"server.port": free_port()}  # kept for it while its server is stopped
+        own = {"server.port": free_port()}  # The port is reserved for the endpoint while its server is stopped.
         url = client.create_deployment("arena", f"models:/{name}/Production", config=own)["url"]
         store = open_store(load_settings().store_url)
         traffic = Traffic(url)
@@ -147,7 +149,7 @@ def fresh(arena: Arena) -> Iterator[Arena]:
     before = arena.traffic.answers.copy()
     yield arena
     served = arena.traffic.answers - before
-    # whatever the rollout did: version 1 and 2 have failed no request
+    # No rollout may make a request to version 1 or 2 fail.
     assert {key for key in served if key[0] in ("", "1", "2") and key[1] != 200} == set()
 
 
@@ -186,7 +188,7 @@ def test_a_rollback_ends_a_rollout_that_is_under_way_without_a_controller(fresh:
     with open_deployments(lambda line: None) as deployments:
         start_rollout(
             deployments, "arena", RolloutRequest("2", why="it is new")
-        )  # the controller that was to do it is gone
+        )  # The controller that should do the rollout is gone.
     assert mentions(fresh.run("rollout", "arena", "--status")[1], "version 1 → 2", "starting")
     status, output = fresh.run("rollout", "arena", "--to", "2")
     assert (status, mentions(output, "onnxserve rollout arena --abort")) == (1, True), output
@@ -345,4 +347,4 @@ def test_a_rollout_of_a_bad_version_rolls_back_by_itself(fresh: Arena, version: 
     assert (end.version, end.after) == (version, "version 1")
     assert end.why.startswith(said)
     counted = end.detail["shadow"]["different"] if version == "3" else end.detail["candidate"]["requests"]
-    assert counted >= 20  # disagreement is judged by rows that were compared
+    assert counted >= 20  # Disagreement is measured on compared rows.

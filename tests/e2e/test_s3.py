@@ -1,4 +1,4 @@
-"""Models, MLflow's artifacts and the inference log in a bucket behind a real S3 API."""
+"""Tests of models, MLflow's artifacts and the inference log in a bucket with a real S3 API."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,7 +82,8 @@ def test_a_batch_goes_from_bucket_to_bucket_and_goes_on_there(bucket: Any, tmp_p
 
     assert (again.progress.rows, again.progress.finished_before) == (50_000, 1)
     entries = (entry.key for entry in bucket.objects.filter(Prefix="out/"))
-    made = sorted(key for key in entries if not key.endswith("/"))  # Arrow leaves a folder's mark where it deletes
+    # Arrow leaves an empty object for a folder in which it deletes files.
+    made = sorted(key for key in entries if not key.endswith("/"))
     assert made == ["out/_SUCCESS", "out/_batch.json", "out/day=1/rows.parquet", "out/day=2/rows.parquet"]
     bucket.download_file("out/day=2/rows.parquet", str(tmp_path / "made.parquet"))
     assert pq.read_table(tmp_path / "made.parquet").to_pydict() == {

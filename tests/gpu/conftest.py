@@ -1,4 +1,4 @@
-"""Tests on a real GPU. Without ONNX Runtime's GPU build, a driver or a device they skip, and say which it is."""
+"""Tests on a real GPU. They skip, with the reason, if ONNX Runtime's GPU build, a driver or a device is missing."""
 
 import pytest
 

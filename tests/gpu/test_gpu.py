@@ -1,4 +1,4 @@
-"""A graph computes on the GPU as on the CPU, by every way in; the provider says it has the options it was given."""
+"""Tests that a graph computes the same on GPU and CPU through every API, and that the provider has the given options."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

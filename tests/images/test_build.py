@@ -1,4 +1,6 @@
-"""The plan of an image: the model's version and labels, the server's image by what is in it, and what is refused."""
+"""Tests of an image's build plan: the model's version and labels, the server's image by its content, and refused
+models.
+"""
 
 from pathlib import Path
 

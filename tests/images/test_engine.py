@@ -95,7 +95,8 @@ def test_ecr_gives_the_password_and_a_missing_repository_is_made(
     made = {"registryId": "123456789012", "repositoryName": "ml/flights"}
     stub.add_response("create_repository", {"repository": {}}, made)
 
-    assert engine.push_image(f"{REGISTRY}/ml/flights:3", lambda line: None) == digest  # of the stand-in for docker
+    # The stand-in for docker returns this digest.
+    assert engine.push_image(f"{REGISTRY}/ml/flights:3", lambda line: None) == digest
     stub.assert_no_pending_responses()
     log = (tmp_path / "log").read_text()
     assert [line.split() for line in log.splitlines()] == [

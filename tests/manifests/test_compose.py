@@ -90,7 +90,7 @@ def test_a_service_has_no_rights_and_listens_on_loopback() -> None:
     assert (served.server.host, served.server.insecure) == (
         "0.0.0.0",
         True,
-    )  # of a container that loopback alone reaches
+    )  # Only the loopback interface reaches the container.
 
 
 def test_a_project_of_another_workspace_has_a_name_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The Helm chart by Helm itself: it gives what `render --for kubernetes` gives, and refuses what the spec refuses."""
+"""Tests of the Helm chart with Helm: its output equals `render --for kubernetes`, and it refuses invalid specs."""
 
 import json
 import os
@@ -262,7 +262,7 @@ def test_an_endpoint_with_the_name_of_an_object_of_the_release_is_refused(name: 
 
 @NEEDS_HELM
 def test_a_monitor_whose_cronjob_kubernetes_would_refuse_for_its_name_is_refused() -> None:
-    """Kubernetes says it at the end of an upgrade, when the store is migrated and half of the objects are changed."""
+    """Kubernetes would refuse the name only at the end of an upgrade, after the migration and half of the changes."""
     monitor = {"endpoint": "flights", "monitor": "drift", "schedule": "0 3 * * *"}
     values = {"monitors": {"flights-by-the-month-of-arrival": monitor}}
     assert helm("template", "shipped", str(CHART), values=values).returncode == 0

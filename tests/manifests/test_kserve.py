@@ -13,8 +13,8 @@ from mlflow_deploy_plugin.spec import EndpointSpec, load_specs, new_endpoint
 from tests.manifests.test_kubernetes import SPECS
 from tests.support.refusals import refused
 
-# The names of fields in config/crd/full of KServe (2026-08-21), of those that we write. The whole of what is rendered
-# was valid by these schemas, closed for further names, when this was written.
+# The fields of KServe's config/crd/full (2026-08-21), for the objects that onnxserve writes. When this list was
+# written, the complete output was valid for these schemas with unknown fields forbidden.
 RUNTIME = {
     "annotations",
     "supportedModelFormats",

@@ -133,7 +133,7 @@ def test_every_spec_gives_objects_that_a_new_kubernetes_accepts(endpoint: Endpoi
         by_kind["Deployment"]["spec"]["selector"]["matchLabels"],
         by_kind["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
         by_kind["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
-    ):  # which the schemas do not compare
+    ):  # The schemas do not compare selectors with labels.
         assert selector.items() <= template["metadata"]["labels"].items()
     assert_restricted(template["spec"])
     (served,) = load_specs(by_kind["ConfigMap"]["data"]["spec.yaml"])
@@ -163,7 +163,7 @@ def test_pods_roll_without_a_gap() -> None:
 def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_needs_more() -> None:
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
-    assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # the policy stands before it
+    assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # The network policy protects the server.
     with refused(InvalidConfig, "kubernetes.host", "f.example", "all clients"):
         rendered({"kubernetes.host": "f.example"})
     public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})

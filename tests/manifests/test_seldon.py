@@ -1,4 +1,4 @@
-"""Specs for Seldon Core 1: one predictor a variant, whose traffic is that of the spec."""
+"""Tests of specs for Seldon Core 1, with one predictor per variant, whose traffic is the variant's weight in the spec."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ from mlflow_deploy_plugin.spec import EndpointSpec, load_specs
 from tests.manifests.test_kubernetes import assert_restricted
 from tests.support.refusals import refused
 
-# The names of fields in operator/config/crd_v1 of Seldon Core (2026-01-09), of those that we write. All that is
-# rendered was valid by that schema, closed for further names, when this was written.
+# The fields of Seldon Core's operator/config/crd_v1 (2026-01-09), for the objects that onnxserve writes. When this list
+# was written, the complete output was valid for that schema with unknown fields forbidden.
 PREDICTOR = {"name", "annotations", "graph", "componentSpecs", "replicas", "traffic", "shadow"}
 COMPONENT = {"spec", "pdbSpec", "hpaSpec"}
 WITH_KEYS = {"api_keys": True}
@@ -55,7 +55,8 @@ def test_each_variant_is_a_predictor_with_pods_of_its_own() -> None:
             {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.32", strict=True
         )
         assert_restricted(pod)
-        assert predictor["graph"]["name"] == pod["containers"][0]["name"] == "flights"  # the model's name in V2, too
+        # V2 uses the same name for the model.
+        assert predictor["graph"]["name"] == pod["containers"][0]["name"] == "flights"
         config = configs[pod["volumes"][0]["configMap"]["name"]]
         (served,) = load_specs(config["data"]["spec.yaml"])
         assert list(served.variants) == [predictor["name"]]

@@ -1,4 +1,4 @@
-"""What a server behind its manifests reads, and the files of this machine that it needs."""
+"""Tests of the spec that a server reads from its manifests, and of the files that it needs from this machine."""
 
 import yaml
 from hypothesis import given

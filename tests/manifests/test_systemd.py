@@ -63,7 +63,7 @@ def test_systemd_finds_no_mistake_and_little_exposure(config: dict[str, str], tm
         "--offline=true",
         "--threshold=25",
         str(unit),
-    ]  # of 100; 96 without hardening
+    ]  # The scale ends at 100; a unit without hardening has 96.
     assert subprocess.run(exposed, capture_output=True, text=True, check=False).returncode == 0
 
 
@@ -71,7 +71,7 @@ def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -
     unit, spec = rendered(FULL, "/home/ada/models/flights")
     assert (lines(unit, "Type"), lines(unit, "TimeoutStartSec")) == (["notify"], ["600"])  # to fetch and load
     assert lines(unit, "StartLimitIntervalSec") == ["0"]  # a registry that is away comes back
-    assert lines(unit, "TimeoutStopSec") == ["50"]  # requests in flight, then what was captured
+    assert lines(unit, "TimeoutStopSec") == ["50"]  # The time for requests in flight, and then for captured requests.
     assert lines(unit, "KillMode") == ["mixed"]
     assert (lines(unit, "CPUQuota"), lines(unit, "MemoryMax")) == (["150%"], ["1073741824"])
     assert lines(unit, "StateDirectory") == ["onnxserve-flights"]

@@ -1,4 +1,4 @@
-"""A child ends with its descendants and with its parent, whoever ends it."""
+"""Tests that a child process ends together with its descendants, and together with its parent."""
 
 import os
 import signal

@@ -422,7 +422,8 @@ def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_l
     assert set(sent_to_own) <= {"Basic YWdlbnQ6czNjcmV0"}
     assert bool(sent_to_other) is not is_own
     assert set(sent_to_other) <= {None}
-    assert is_own or "Response text" not in failed.value.message  # which the author would read in the version's tag
+    # The author would read this text in the version's tag.
+    assert is_own or "Response text" not in failed.value.message
 
 
 def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -463,7 +464,7 @@ def test_the_account_of_azure_goes_to_azure_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, location: str, is_azure: bool
 ) -> None:
     monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sig=s3cret")
-    monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)  # which would ask the host
+    monkeypatch.setitem(sys.modules, "azure.storage.filedatalake", None)  # An import would send a request to the host.
     refusal = NotInstalled if is_azure else InvalidConfig
     said = "pip install azure-storage-file-datalake" if is_azure else r"^the files: \S+ is not Azure storage "
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"), pytest.raises(refusal, match=said):

@@ -114,7 +114,7 @@ def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_cre
     with refused(RegistryUnavailable, *names) as caught:
         resolve("models:/tiny/Production")
     assert "secret" not in caught.value.message
-    assert time.monotonic() - started < 60  # by MLflow's own retries it is four minutes
+    assert time.monotonic() - started < 60  # MLflow's own retries would take four minutes.
 
 
 def test_a_folder_beside_may_have_the_name_of_a_registered_model(

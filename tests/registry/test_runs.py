@@ -135,7 +135,7 @@ class TextModel:
 @pytest.fixture
 def client_of_old_server(mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowClient]:
     with proxy_to(mlflow_server.host, mlflow_server.port) as proxy, tracking_at(proxy.url):
-        proxy.turn("Not Found", "/logged-models", 404)  # as MLflow 2 answers
+        proxy.turn("Not Found", "/logged-models", 404)  # MLflow 2 answers with this status.
         client = MlflowClient()
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", get_or_create_experiment(client, "old-server"))
         yield client

@@ -1,4 +1,4 @@
-"""Our section in a description: replaced as a whole, bounded, and nothing of what people write is lost."""
+"""Tests of the onnxserve section in a description: it is replaced completely and bounded, and the user's text is kept."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Moving what a reference means, and finding what it meant before."""
+"""Tests of moving a reference to another version, and of finding the previous version."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -145,7 +145,7 @@ def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, m
 def test_a_tag_stays_where_one_client_moves_it_on_while_another_moves_it_back(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second, too, finds both versions with the tag: each takes away the other's."""
+    """Both clients see two versions with the tag, and each client removes the tag from the other client's version."""
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
     move_version(reference, "1")
     delete_tag = MlflowClient.delete_model_version_tag

@@ -1,4 +1,4 @@
-"""A model's folder is read, or refused in one line, whatever stands in its MLmodel file."""
+"""Tests that any MLmodel file is either read or refused with a one-line message."""
 
 import os
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Requests that are joined are answered as if each were alone, and nobody pays for a neighbour's mistake.
+"""Tests that batched requests are answered as if each ran separately, and that an invalid request fails only itself.
 
 Only rows whose answers do not depend on their neighbours are joined.
 """
@@ -30,7 +30,7 @@ from tests.support.waiting import wait_until
 
 EIGHT = BatchPolicy(max_batch_size=8)
 LONG_DELAY = 60_000_000
-"""Microseconds, more than a test waits for a result: one that comes was not waiting for the delay."""
+"""Microseconds, more than a test waits for a result. A result that arrives has therefore not waited for the delay."""
 
 
 class Model:

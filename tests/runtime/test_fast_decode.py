@@ -1,4 +1,4 @@
-"""The fast path gives what the exact path gives, bit by bit, or leaves it to that."""
+"""Tests that the fast path returns the same bits as the exact path, or leaves the request to the exact path."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -73,7 +73,7 @@ def tables(draw: st.DrawFn) -> tuple[Schema, list[list[Any]]]:
 
 
 def outcome(ask: Callable[[], Feeds]) -> Any:
-    """Feeds as plain values (their bytes tell NaN and -0.0), or the message."""
+    """Return the feeds as plain values (bytes, to distinguish NaN and -0.0), or the message."""
     try:
         feeds = ask()
     except SchemaMismatch as error:

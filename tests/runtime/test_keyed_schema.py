@@ -1,4 +1,4 @@
-"""The values of key columns: their types, missing values, and what is refused."""
+"""Tests of the values of key columns: their types, missing values, and refused values."""
 
 from typing import Any
 

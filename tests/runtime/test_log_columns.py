@@ -23,9 +23,9 @@ from tests.support.models import write_model
 @pytest.mark.parametrize(
     ("values", "wanted", "found"),
     [
-        (np.array([1.0, 895.0], "float32"), "int64", "int64"),  # as the graph takes whole numbers
+        (np.array([1.0, 895.0], "float32"), "int64", "int64"),  # The graph accepts integers.
         (np.array([1, 0], "int32"), "int64", "int64"),
-        (np.array([1, 0], "int64"), "int32", "int32"),  # as a CSV file has them
+        (np.array([1, 0], "int64"), "int32", "int32"),  # A CSV file contains integers.
         (np.array([1.0, 0.0], "float32"), "bool", "bool"),
         (np.array([1, 0], "int64"), "bool", "bool"),
         (np.array([0.5, np.nan], "float32"), "float64", "float64"),

@@ -1,4 +1,4 @@
-"""Models from folders on disk: what is read, what is bound, what is refused, what they answer."""
+"""Tests of models from folders on disk: reading, binding, refusals and answers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_an_input_that_the_graph_refuses_is_in_the_error_and_writes_no_line(
     for rows in (1, 100):
         with pytest.raises(InferenceError, match="running Cast node"):
             model.run({"s": np.full((rows, 1), "no number", dtype=object)})
-    assert capfd.readouterr().err == ""  # else callers could fill the log, with lines of another format
+    assert capfd.readouterr().err == ""  # Otherwise callers could fill the log with lines in another format.
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 1), (2, 0, 1)], ids=["no rows", "no steps"])
@@ -334,7 +334,7 @@ LAYER_PAGES = LAYER_BYTES // 4096
 def run_large(tmp_path: Path) -> Any:
     """A run whose layer takes 64 MiB. It returns the pages that the system gave to the process meanwhile."""
     model = OnnxModel.load(write_model(tmp_path, THICK))
-    model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime never gives back what the first run has taken
+    model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime keeps the memory of the first run.
     feeds = {"x": np.ones((LAYER_BYTES // 2**16, 1), np.float32)}
 
     def run() -> int:

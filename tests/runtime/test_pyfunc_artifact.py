@@ -108,7 +108,8 @@ def test_what_arrays_cannot_carry_is_for_invocations(tmp_path: Path, inputs: Any
 
 def test_the_log_has_columns_that_no_array_can_carry(tmp_path: Path) -> None:
     items = {"type": "array", "items": {"type": "any"}}
-    artifact = read(tmp_path, [{"name": "input", **items}, {"name": "text", "type": "any"}])  # as a ResponsesAgent's
+    # A ResponsesAgent has this signature.
+    artifact = read(tmp_path, [{"name": "input", **items}, {"name": "text", "type": "any"}])
     assert [(column.name, column.type) for column in artifact.logged_columns] == [
         ("input", "string"),
         ("text", "string"),

@@ -1,4 +1,4 @@
-"""Signatures as tables: what goes in, what comes out, and what is said of the rest."""
+"""Tests of signatures as tables: inputs, outputs, and errors for unsupported signatures."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""Threads, providers and their options are what was asked for, never what ONNX Runtime would guess."""
+"""Tests that threads, providers and their options are as configured, and not the defaults of ONNX Runtime."""
 
 import os
 import re
@@ -42,7 +42,7 @@ CUDA = {
 """All that the CUDA provider of onnxruntime-gpu 1.31.1 does not answer by "Unknown provider option": every word of its
 library was tried, behind an empty libcuda.so.1, since options are parsed before a GPU is looked for."""
 TENSORRT = {"device_id", "trt_cuda_graph_enable", "trt_engine_cache_enable", "trt_engine_cache_path", "trt_fp16_enable"}
-"""Of the words of its TensorRT provider's library, those that are used here."""
+"""The option names in the TensorRT provider's library that onnxserve uses."""
 ALL = ProviderOptions(
     gpu_mem_limit=2**31,
     arena_extend_strategy="kSameAsRequested",

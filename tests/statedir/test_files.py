@@ -138,7 +138,7 @@ def test_the_oldest_files_go_beyond_a_number_or_a_size(tmp_path: Path) -> None:
     write(by_size, "aa", "x" * 6, age=20)
     write(by_size, "bb", "x" * 6, age=10)
     assert names(by_size) == ["bb.bin"]
-    assert write(by_size, "cc", "x" * 99).exists()  # The newest file is kept, whatever its size.
+    assert write(by_size, "cc", "x" * 99).exists()  # The newest file is kept regardless of its size.
 
 
 def test_what_a_killed_writer_left_goes_after_an_hour(tmp_path: Path) -> None:

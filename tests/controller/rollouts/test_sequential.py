@@ -9,7 +9,7 @@ ROLLOUTS = 1000
 STEPS = (1, 10, 50, 100)
 LOOKS = 60
 REQUESTS = 500
-"""Requests of both versions between two looks: 100 a second for five minutes a step."""
+"""Requests to both versions between two checks: 100 per second for five minutes per step."""
 BEFORE = 10_000
 """Requests of the current version before the rollout."""
 LEVEL = 0.05

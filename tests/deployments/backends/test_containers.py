@@ -1,4 +1,4 @@
-"""How containers are made; on an engine they are tried in tests/docker/test_docker_target.py."""
+"""Tests of the creation of containers; tests/docker/test_docker_target.py tests them on an engine."""
 
 from pathlib import Path
 from typing import Any

@@ -31,7 +31,7 @@ def test_an_engine_that_hangs_is_asked_for_all_endpoints_at_once(
         try:
             connections = [hanging.accept()[0] for _ in asked]
         finally:
-            hanging.close()  # ends what still waits
+            hanging.close()  # Closing the listener ends the waiting requests.
         for connection in connections:
             connection.close()
         for one in asked:

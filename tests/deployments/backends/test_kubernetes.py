@@ -1,4 +1,4 @@
-"""How many pods there are, and where they find MLflow. On a real cluster: tests/docker/test_kubernetes_target.py."""
+"""Tests of the number of pods and of their MLflow URI. tests/docker/test_kubernetes_target.py uses a real cluster."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -85,10 +85,10 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
         ({"kubernetes.replicas": "5"}, "3", 7, 5),
         ({"kubernetes.force_conflicts": "true"}, "3", 7, 3),
         ({}, "3", 0, 3),  # it was stopped
-        ({}, None, 7, 3),  # until now our autoscaler's
+        ({}, None, 7, 3),  # The autoscaler of onnxserve has set the replicas.
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
-        ({"kubernetes.replicas": "0"}, None, None, 1),  # until their autoscaler knows more
+        ({"kubernetes.replicas": "0"}, None, None, 1),  # The user's autoscaler changes the replicas later.
         ({"kubernetes.replicas": "0"}, "3", 7, 7),
     ],
 )
@@ -195,7 +195,7 @@ def test_objects_of_another_are_as_before_after_a_takeover_that_fails(monkeypatc
     with refused(DeploymentFailed, "NetworkPolicy"):
         backend.apply(new_endpoint("f", "/model", {"kubernetes.force_conflicts": "true"}), print)
     assert {"Service", *before} < set(cluster.objects)
-    backend.remove("f")  # as `create` does when it has failed
+    backend.remove("f")  # `create` calls this after a failure.
     assert cluster.objects == before
 
 

@@ -1,4 +1,4 @@
-"""The API server's refusals as one line each, and what is tried again. A real cluster: tests/kubernetes."""
+"""Tests of the API server's errors as one-line messages, and of retries. tests/kubernetes uses a real cluster."""
 
 import base64
 import hashlib
@@ -29,12 +29,14 @@ Answer = tuple[int, dict[str, Any]]
 
 
 class ScriptedApi:
-    """Answers `/apis` as Kubernetes 1.20 does, and every other request with what the script has next."""
+    """An API server that answers `/apis` as Kubernetes 1.20 does, and any other request with the next answer of the
+    script.
+    """
 
     def __init__(self) -> None:
         self.script: list[Answer] = []
         self.frames: list[bytes] = []
-        """What a web socket gets: each with its channel first."""
+        """The frames that a web socket receives, each beginning with its channel."""
         self.asked: list[str] = []
         self.bodies: list[bytes] = []
 

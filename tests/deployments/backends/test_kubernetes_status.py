@@ -57,7 +57,8 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
         (pod(state={"running": {}}, ready=True), None),
         (pod(state={"waiting": {"reason": "ContainerCreating"}}), None),
         (
-            pod(state={"waiting": {"reason": "ErrImagePull", "message": "unauthorized"}}),  # or a network is away
+            # A network failure has the same reason.
+            pod(state={"waiting": {"reason": "ErrImagePull", "message": "unauthorized"}}),
             PodTrouble("pod f-1: ErrImagePull: unauthorized", False),
         ),
         (pod(state={"running": {}}, lastState=ENDED, restartCount=1), None),

@@ -1,4 +1,4 @@
-"""What agent and workers have written, beside a spec."""
+"""Tests of reading the state that the agent and the workers have written, in comparison with a spec."""
 
 import os
 from collections.abc import Callable
@@ -26,7 +26,7 @@ SPEC = add_variant(new_endpoint("e", "one", variant="a"), "b", "two")
 
 @pytest.fixture
 def say(tmp_path: Path) -> Callable[..., None]:
-    """Writes what agent and worker say: generation 2 is wanted; by default the worker has dealt with it."""
+    """Write the state of agent and worker. Generation 2 is wanted, and by default the worker has applied it."""
 
     def write(spec: EndpointSpec = SPEC, generation: int = 2, pid: int | None = None, **loaded: LoadedVariant) -> None:
         variants = {

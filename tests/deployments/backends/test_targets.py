@@ -1,4 +1,4 @@
-"""Targets: their URIs, and what stands in the way of one."""
+"""Tests of targets: their URIs, and the errors for unusable targets."""
 
 import sys
 
