@@ -15,7 +15,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flights(rows: int, seed: int = 0) -> pa.Table:
-    """Return rows that the mixed model takes, with an id and a time."""
+    """Return rows that the mixed model accepts, with an id and a time."""
     rng = np.random.default_rng(seed)
     return pa.table(
         {

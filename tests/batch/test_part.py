@@ -1,4 +1,4 @@
-"""One file of rows becomes one file of predictions: formats, order, kept columns, bad rows."""
+"""Tests of predicting one file: formats, order, kept columns, bad rows."""
 
 import json
 from collections.abc import Callable
@@ -279,7 +279,7 @@ def test_a_text_that_does_not_fit_is_refused_in_one_line(
     [
         (b'1,AA,1,1,"true', 3),
         (b'1,"AA,1,1,true', 3),
-        (b'1,"AA,1,1,true', 350_000),  # in the first of several blocks
+        (b'1,"AA,1,1,true', 350_000),  # The bad row is in the first of several blocks.
         (b"1,A\xc5,1,1,true", 3),
     ],
 )

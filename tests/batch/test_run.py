@@ -1,4 +1,4 @@
-"""A whole batch: folders, kills, other models, other inputs, buckets, runs."""
+"""Tests of complete batches: folders, kills, other models, other inputs, buckets, runs."""
 
 import gzip
 import json
@@ -105,7 +105,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
     first = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet") if not path.name.startswith(".")}
     assert 3 <= len(first) < 40
     for path in first:
-        pq.read_metadata(path)  # whole
+        pq.read_metadata(path)  # This raises if the file is incomplete.
     assert list(temporary.glob("onnxserve-batch-*"))
 
     again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
@@ -383,7 +383,8 @@ def test_a_batch_from_bucket_to_bucket(model: Path, tmp_path: Path, monkeypatch:
         assert run_batch(plan).progress.rows == 500
 
         written = [name for name in bucket.objects if name.startswith("lake/out/")]
-        made = sorted(name for name in written if name[-1] != "/")  # Arrow leaves a folder's mark where it has deleted
+        # Arrow leaves an empty object for a folder in which it has deleted files.
+        made = sorted(name for name in written if name[-1] != "/")
         assert made == [
             f"lake/out/{name}" for name in ("_SUCCESS", "_batch.json", "day=0/0.csv", "day=1/1.csv", "day=2/2.csv")
         ]

@@ -1,4 +1,4 @@
-"""Spark predicts the parts of a batch, and DataFrames, as this machine does, also on a standalone cluster."""
+"""Tests that Spark predicts parts of a batch and DataFrames as this machine does, also on a standalone cluster."""
 
 import os
 import shutil

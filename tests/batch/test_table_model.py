@@ -1,4 +1,4 @@
-"""A version as a function of tables, and the rows that it refuses."""
+"""Tests of a version as a function of tables, and of the rows that it refuses."""
 
 from pathlib import Path
 

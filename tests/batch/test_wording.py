@@ -1,4 +1,4 @@
-"""The wording of the refusals of a batch."""
+"""The wording of the errors of a batch."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Tiny models, and a client whose deployments are gone, with every process of theirs, when its test ends."""
+"""Tiny models, and a client whose deployments and processes are removed after the test."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ def client(tmp_path: Path) -> Iterator[BaseDeploymentClient]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, models: Models) -> Iterator[BaseDeploymentClient]:
-    """A client with the deployment `sum` of the model `once`, for tests that change nothing."""
+    """Yield a client with the deployment `sum` of the model `once`, for tests that do not change it."""
     with empty_home(tmp_path_factory.mktemp("served")) as opened:
         opened.create_deployment("sum", models.once)
         yield opened
@@ -31,5 +31,5 @@ def served(tmp_path_factory: pytest.TempPathFactory, models: Models) -> Iterator
 
 @pytest.fixture
 def processes(tmp_path: Path) -> Callable[[], list[psutil.Process]]:
-    """Gives the processes of this test's deployments."""
+    """Return the processes of this test's deployments."""
     return lambda: working_in(tmp_path)

@@ -1,4 +1,4 @@
-"""Rows of a file in batches, and the row that an error is about. The command: tests/cli/test_predict.py."""
+"""Tests of batches of a file's rows, and of the row in an error message. tests/cli/test_predict.py tests the command."""
 
 import io
 import json

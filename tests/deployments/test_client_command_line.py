@@ -1,4 +1,4 @@
-"""The commands as they are typed: `mlflow deployments … -t onnxserve`, processes of their own where they start some."""
+"""Tests of `mlflow deployments … -t onnxserve` as users type it, in separate processes if the command starts processes."""
 
 import json
 import signal
@@ -20,7 +20,7 @@ from tests.support.waiting import answers, wait_until
 
 ROWS = {"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4.5]]}}
 TYPED = ("-t", "onnxserve", "--name", "typed")
-# `python -m mlflow deployments` without all other commands of MLflow, which take two seconds to import
+# This is `python -m mlflow deployments` without MLflow's other commands, whose import takes two seconds.
 COMMAND = [sys.executable, "-c", "from mlflow.deployments.cli import commands; commands()"]
 
 
@@ -67,7 +67,7 @@ def test_a_deployment_lives_through_its_commands(
 def test_a_create_that_is_cut_off_can_be_cleaned_up(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """After Ctrl-C, nothing is left. After a kill, the deployment is listed and can be deleted."""
+    """Ctrl-C leaves no process or deployment. After a kill, the deployment is listed and can be deleted."""
     create = [*COMMAND, "create", "-t", "onnxserve", "--name", "cut", "-m", models.once]
     process = subprocess.Popen([*create, "-C", f"server.port={free_port}"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
@@ -83,7 +83,7 @@ def test_a_create_that_is_cut_off_can_be_cleaned_up(
 
 
 def called(*arguments: str) -> Result:
-    """The command within this process, which has imported MLflow already."""
+    """Run the command in this process, which has already imported MLflow."""
     return CliRunner().invoke(mlflow.deployments.cli.commands, [*arguments])
 
 
@@ -129,7 +129,8 @@ def test_run_local_refuses_a_wrong_model_in_one_line_before_it_starts_anything(
     refused = called("run-local", "-t", "onnxserve", "--name", "front", "-m", model)
 
     assert (refused.exit_code, refused.stdout) == (1, "")
-    own = [line for line in refused.stderr.splitlines() if " INFO mlflow." not in line]  # MLflow makes its database
+    # MLflow logs the creation of its database.
+    own = [line for line in refused.stderr.splitlines() if " INFO mlflow." not in line]
     assert [line[: len(message) + 7] for line in own] == [f"Error: {message}"]
 
 

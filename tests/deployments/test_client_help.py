@@ -1,4 +1,4 @@
-"""The help of the target is true: every command in it can be typed so."""
+"""Tests that every command in the help of the target is valid."""
 
 import re
 import shlex
@@ -26,7 +26,8 @@ def test_every_command_of_the_help_can_be_typed(typed: str) -> None:
         assert found is not None, f"{program} has no command {name}"
         command = found
 
-    command.make_context(command.name, arguments)  # raises where an option is not there, or one is missing
+    # This raises if an option does not exist or a required option is missing.
+    command.make_context(command.name, arguments)
 
 
 def test_the_help_has_every_field_and_how_files_are_read() -> None:

@@ -24,16 +24,17 @@ NAMED = re.compile(r"Log it with mlflow\.(\w+)\.log_model\(…, (\w+)=\"(\w+)\"\
 
 
 def ordered() -> tuple[Any, Any, list[Any]]:
-    """A scikit-learn model with a Python function in it, rows, and its answers."""
+    """Return a scikit-learn model that contains a Python function, rows, and its answers."""
     model = make_pipeline(FunctionTransformer(np.sort), LogisticRegression()).fit(ROWS, ROWS.a > ROWS.b)
     return model, ROWS, model.predict(ROWS).tolist()
 
 
 def turning() -> tuple[Any, Any, list[Any]]:
-    """A torch module whose answer depends on its values, by Python's own `if`, rows, and its answers."""
+    """Return a torch module with a Python `if` that depends on its values, rows, and its answers."""
     torch = pytest.importorskip("torch")
 
-    class Turning(torch.nn.Module):  # type: ignore[misc,name-defined]  # here, it is pickled by value as one of a notebook
+    # This class is pickled by value, as a class in a notebook is.
+    class Turning(torch.nn.Module):  # type: ignore[misc,name-defined]
         def forward(self, x: Any) -> Any:
             return x * 2 if bool(x.sum() > 0) else -x
 

@@ -83,7 +83,7 @@ def test_parameters_that_do_not_fit_the_entry_point_are_said(project: Path) -> N
         with_project(".", **{"parameters.max_itr": "9", "parameters.city": "rome"})
     with refused(InvalidConfig, "parameters.city", "'train'", "no default"):
         with_project(".", **{"parameters.max_iter": "9"})
-    spec = with_project(".", **{"parameters.city": "rome"})  # data is given by the retraining itself
+    spec = with_project(".", **{"parameters.city": "rome"})  # The retraining itself sets the parameter `data`.
     with refused(InvalidConfig, "no parameter", "'town'"):
         configure(spec, {"monitors.m.retrain.parameters.town": "rome"})
 

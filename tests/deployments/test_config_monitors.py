@@ -1,4 +1,4 @@
-"""Monitors that are written with a slip of the pen are refused at once, with the name that was meant."""
+"""Tests that misspelled monitors are refused immediately with the correct name."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +41,7 @@ def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: list[str]
 
 @pytest.fixture
 def flights(deployments: Deployments, model: Path) -> Deployments:
-    """With the endpoint `flights`, whose server was never started."""
+    """Return deployments with the endpoint `flights`, whose server was never started."""
     deployments.store.add_endpoint("onnxserve", new_endpoint("flights", str(model)))
     return deployments
 

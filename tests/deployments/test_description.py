@@ -34,7 +34,7 @@ def refused(variant: str) -> RefusedVersion:
 @pytest.mark.parametrize(
     ("refusals", "shown"),
     [
-        ((), {"champion": "it is wrong", "challenger": "it is wrong"}),  # the registry is away, for all of them
+        ((), {"champion": "it is wrong", "challenger": "it is wrong"}),  # The registry is down for all variants.
         ((refused("challenger"),), {"champion": "", "challenger": "it is wrong"}),
         ((refused("champion"), refused("challenger")), {"champion": "it is wrong", "challenger": "it is wrong"}),
     ],
@@ -51,7 +51,7 @@ def test_a_version_that_is_refused_is_the_error_of_its_own_deployment(
 
 @pytest.fixture
 def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[MlflowClient]:
-    """A registry with two versions of `shop`. The alias `live` is at version 2, whose parity is `warned`."""
+    """Create a registry with two versions of `shop`. The alias `live` is at version 2, whose parity is `warned`."""
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         client.create_registered_model("shop")
@@ -63,7 +63,7 @@ def registry(tmp_path: Path, new_database: Callable[[Path], str]) -> Iterator[Ml
 
 
 def described_pod(wanted: WantedVariant | None, state: Any = "running", model: str = "models:/shop@live") -> Any:
-    """Return the description of a deployment whose files only a pod has."""
+    """Return the description of a deployment whose files exist only in a pod."""
     endpoint = Endpoint("shop", "onnxserve:/kubernetes/ml", new_endpoint("shop", model), AT, AT)
     served = None if wanted is None else WantedEndpoint(variants={"shop": wanted})
     return describe(Deployment("shop", endpoint, Observation(state, wanted=served)))
@@ -78,7 +78,7 @@ def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
     ("wanted", "parity", "digest"),
     [
         (None, "warned", "d-2"),  # The state of the pod is not readable, so that the registry's version is used.
-        (wanted_version("1", {}), "proven", "d-1"),  # served, although the alias has moved
+        (wanted_version("1", {}), "proven", "d-1"),  # Version 1 is served, although the alias has moved.
         (wanted_version("1", {"flavor": "onnxserve", "parity": "proven", "run_id": "r-1"}), "proven", ""),
     ],
     ids=["unseen", "unreported", "reported"],

@@ -1,4 +1,4 @@
-"""Endpoints through MLflow's own interface: created empty, filled, their traffic moved while they serve, deleted."""
+"""Tests of creating, filling, weighting and deleting endpoints through MLflow's interface while they serve."""
 
 import json
 import os
@@ -174,7 +174,7 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
 
 @pytest.fixture(scope="module")
 def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
-    """The client of `served` with an endpoint e, which no test changes: of champion, challenger and a shadow."""
+    """Return the client of `served` with an endpoint e that tests do not change: a champion, a challenger and a shadow."""
     served.create_deployment("champion", models.once, endpoint="e")
     served.create_deployment("challenger", models.twice, endpoint="e")
     served.create_deployment("copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"})
@@ -300,7 +300,7 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
 
 
 def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:
-    """A laptop sleeps during its change, whose lease is over when it wakes up."""
+    """A laptop is suspended during its change, and its lease has expired when it resumes."""
     before = new_endpoint("flights", "models:/flight-delay/1")
     mine, theirs = (apply_config(before, {"variants.flights.model": f"models:/flight-delay/{n}"}) for n in (2, 3))
     applied: list[EndpointSpec] = []
@@ -352,7 +352,7 @@ def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
         with ThreadPoolExecutor(1) as pool:
             listed = pool.submit(deployments.list_endpoints)
             at_once = [listener.accept()[0] for _ in range(3)]
-            assert all(map(is_open, at_once))  # none has been given up for the next
+            assert all(map(is_open, at_once))  # The client has not closed a connection to start the next request.
             listener.close()  # Additional requests are refused.
             for connection in at_once:
                 connection.close()

@@ -1,4 +1,6 @@
-"""Labels that go straight into a log with masked columns. The command: tests/cli/test_feedback.py."""
+"""Tests of labels that are written directly into a log with masked columns. tests/cli/test_feedback.py tests the
+command.
+"""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +23,9 @@ def feedback(*arguments: str, given: str | None = None) -> Result:
 
 @pytest.fixture
 def masked_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A log of an endpoint that the store does not know, whose column `carrier` is masked, and a file of one label."""
+    """Create the log of an endpoint that is not in the store, with the masked column `carrier`, and a file of one
+    label.
+    """
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     log = tmp_path / "home" / "inference_log"
     key = tmp_path / "home" / "mask.key"

@@ -1,4 +1,4 @@
-"""Deployments through MLflow's own interface: created, changed, broken, brought back, deleted."""
+"""Tests of creating, changing, repairing and deleting deployments through MLflow's interface."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def stop(name: str) -> None:
 
 
 def left_behind(tmp_path: Path, client: BaseDeploymentClient) -> list[Any]:
-    """Deployments, files and processes that a failed create should not have left."""
+    """Return the deployments, files and processes that a failed create should not have left."""
     return [*client.list_deployments(), *(tmp_path / "home" / "deployments").glob("*")]
 
 
@@ -154,7 +154,7 @@ def test_a_killed_server_is_told_and_comes_back_on_its_port(deployed: BaseDeploy
 
     assert start("d")[-1].startswith(f"d: ready at {before['url']}")
     assert answers(deployed) == ONCE
-    assert start("d") != []  # running already: fine
+    assert start("d") != []  # Starting a running deployment is not an error.
     told = deployed.get_deployment("d")
     assert (told["url"], told["restarts"]) == (before["url"], 0)
 
@@ -183,7 +183,7 @@ def test_a_stopped_deployment_is_kept_with_its_port_and_update_brings_it_back(
     server = home / "home" / "deployments" / "d" / "server.json"
     server.write_text(f'{{"pid": {os.getpid()}, "host": "127.0.0.1", "port": 1, "started_at": 1}}')
     assert deployed.get_deployment("d")["state"] == "stopped"
-    stop("d")  # its number is used again, and this process is not ended
+    stop("d")  # The process id is reused, and the other process is not ended.
 
     updated = deployed.update_deployment("d", models.twice)
     assert (updated["state"], updated["url"]) == ("running", url)

@@ -1,4 +1,4 @@
-"""A deployment of a stage: it follows the registry, and it knows its registry when it is started from elsewhere."""
+"""Tests of a deployment that follows a stage, and that keeps its registry when it is started from another shell."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -> Iterator[MlflowClient]:
-    """A registry with the model `sum`: version 1, in Production, answers a + b, version 2 its double."""
+    """Create a registry with the model `sum`: version 1, in Production, answers a + b, and version 2 answers 2 (a + b)."""
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         experiment = mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))
@@ -68,7 +68,7 @@ def test_a_deployment_of_a_stage_serves_what_is_moved_there(
 def test_a_stage_that_moves_to_a_pyfunc_is_followed_once_that_is_allowed(
     client: BaseDeploymentClient, registry: MlflowClient, models: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sum_in_python(model_input):  # type: ignore[no-untyped-def]  # MLflow would read a signature from annotations
+    def sum_in_python(model_input):  # type: ignore[no-untyped-def]  # MLflow would infer a signature from annotations.
         return model_input.sum(axis=1).to_numpy()
 
     monkeypatch.setenv("ONNXSERVE_POLL_SECONDS", "0.2")

@@ -22,7 +22,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def deployments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployments]:
-    """With the endpoint `flights`, whose server was never started."""
+    """Return deployments with the endpoint `flights`, whose server was never started."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     with open_deployments(print) as opened:
         opened.store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1"))
@@ -68,7 +68,7 @@ def test_the_traffic_under_a_rollout_is_the_rollouts(deployments: Deployments) -
 
 
 def _waits_for_a_lock() -> bool:
-    """Return True if a thread of this process waits for a lock of a file (proc(5))."""
+    """Return True if a thread of this process waits for a file lock (proc(5))."""
     waiting = (line.split() for line in Path("/proc/locks").read_text().splitlines() if " -> " in line)
     return any(str(os.getpid()) in words for words in waiting)
 

@@ -1,4 +1,4 @@
-"""Tests that `mlflow deployments predict -I FILE` sends the values of the file, although MLflow reads it with pandas."""
+"""Tests that `mlflow deployments predict -I FILE` sends the file's values, although pandas reads it first."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ COLUMNS = {"code": ["007", "1e3"], "date": ["2013-07-01", "7"]}
 
 @pytest.fixture(scope="module")
 def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BaseDeploymentClient]:
-    """A client with the deployment `echo`, which answers its two columns of texts as they came."""
+    """Yield a client with the deployment `echo`, which returns its two text columns unchanged."""
     folder = tmp_path_factory.mktemp("echo")
     graph = parse_graph("echo (string[N,2] x) => (string[N,2] y) { y = Identity(x) }")
     signature = ModelSignature(inputs=Schema([ColSpec("string", "code"), ColSpec("string", "date")]))
@@ -64,7 +64,7 @@ def test_texts_that_look_like_numbers_or_dates_stay_texts(
 
 
 def test_the_file_of_another_command_is_not_read_in_its_stead(echo: BaseDeploymentClient, tmp_path: Path) -> None:
-    """Whoever reads a file and asks about a part of it is answered about that part."""
+    """A request about some rows of a file is answered with only these rows."""
     (tmp_path / "rows.json").write_text(json.dumps(RECORDS))
     answered: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""The server's refusals as our errors, and the retries of an overloaded server."""
+"""Tests of the conversion of the server's refusals to exceptions, and of retries for an overloaded server."""
 
 import io
 import threading
@@ -23,7 +23,7 @@ from tests.support.refusals import refused
 
 
 class Scripted(ServerSession):
-    """A session that gives prepared answers, and counts them."""
+    """A session that returns prepared responses and counts them."""
 
     def __init__(self, *answers: tuple[int, bytes] | Exception) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ def test_a_refusal_is_the_error_of_its_status_in_the_words_of_the_server(
 
 
 class Events(Scripted):
-    """A session that gives one answer of server-sent events."""
+    """A session that returns one response of server-sent events."""
 
     def request(self, *_: Any, **__: Any) -> requests.Response:
         response = super().request()

@@ -1,4 +1,4 @@
-"""The wording of the messages about deployments that people see most."""
+"""The wording of the most frequent messages about deployments."""
 
 import io
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.store import open_store
 
 @pytest.fixture
 def deployments(tmp_path: Path) -> Deployments:
-    """Return the deployments of a store with the endpoint `flights`, which no server runs for."""
+    """Return the deployments of a store with the endpoint `flights`, which has no running server."""
     store = open_store(f"sqlite:///{tmp_path}/onnxserve.db")
     store.add_endpoint("onnxserve", new_endpoint("flights", "models:/X/1", {"server.port": 8123}))
     return Deployments(store, Settings(home=tmp_path), lambda line: None)

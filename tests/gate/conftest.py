@@ -1,4 +1,4 @@
-"""A registered model `toy`: version 1 (as good as possible) is in Production, 2 equals it, 3 is worse, 4 not proven."""
+"""A registered model `toy`: version 1 (the best possible) is in Production, 2 equals it, 3 is worse, 4 is not proven."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ def version(folders: dict[str, Path]) -> Callable[[str], ResolvedModel]:
 
 @pytest.fixture
 def own_files(registry: MlflowClient, folders: dict[str, Path], tmp_path: Path) -> Path:
-    """The folder of version 5, which is as good as version 2, and which the test may alter."""
+    """Return the folder of version 5, which is as good as version 2, and which the test may change."""
     folder = Path(shutil.copytree(folders["equal"], tmp_path / "own"))
     registry.create_model_version("toy", folder.as_uri())
     return folder
@@ -46,7 +46,7 @@ def own_files(registry: MlflowClient, folders: dict[str, Path], tmp_path: Path) 
 def registry(
     folders: dict[str, Path], tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[MlflowClient]:
-    """A registry and a store of the test's own."""
+    """Create a separate registry and store for the test."""
     monkeypatch.setenv("ONNXSERVE_HOME", str(tmp_path / "home"))
     monkeypatch.chdir(tmp_path)  # MLflow writes artifacts here.
     with tracking_at(new_database(tmp_path)):

@@ -134,7 +134,7 @@ def test_a_dataset_that_is_gone_fails_the_check_and_not_the_command(version: Cal
 
 
 def test_noise_on_whole_numbers_stays_within_their_type(tmp_path: Path) -> None:
-    """Pixels of 8 bits, which a Parquet file holds as lists of longer ones."""
+    """Parquet stores pixels of 8 bits as lists of wider integers."""
     graph = """g (uint8[N,4] pixels) => (float[N] y) <int64[1] axes = {1}> {
         wide = Cast <to = 1> (pixels)
         y = ReduceSum <keepdims = 0> (wide, axes) }"""

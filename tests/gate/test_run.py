@@ -18,7 +18,7 @@ from tests.support.refusals import mentions
 
 @pytest.fixture
 def policy(folders: dict[str, Path], registry: MlflowClient) -> None:
-    """The policy of `toy`, in its tag: everything that needs no process of its own."""
+    """Set the policy of `toy` to all checks that do not need a separate process."""
     evaluation = f"{{dataset: {folders['holdout']}, target: label, resamples: 200}}"
     text = f"evaluation: {evaluation}\nskip: [budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
@@ -39,10 +39,11 @@ def test_a_passed_verdict_is_on_the_version_in_a_run_and_in_the_trail(
     run = registry.get_run(gated.run.run_id)
     assert run.info.run_name == "gate toy v2"
     assert run.info.status == "FINISHED"
-    assert registry.get_experiment(run.info.experiment_id).name == "onnxserve/toy"  # it came from no run
+    # The version was not logged by a run.
+    assert registry.get_experiment(run.info.experiment_id).name == "onnxserve/toy"
     assert run.data.metrics["gate_passed"] == 1
     assert run.data.metrics["evaluation/accuracy_current"] > 0.8
-    assert run.data.metrics["mlflow_candidate_f1_score"] > 0.8  # MLflow's own evaluation
+    assert run.data.metrics["mlflow_candidate_f1_score"] > 0.8  # MLflow's evaluation logs this metric.
     names = {entry.path for entry in registry.list_artifacts(gated.run.run_id)}
     assert {"gate_report.html", "gate.json", "mlflow_candidate_confusion_matrix.png"} <= names
     document = json.loads(Path(registry.download_artifacts(gated.run.run_id, "gate.json", str(tmp_path))).read_text())
@@ -93,7 +94,7 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
     other = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/1")
     assert (other.verdict.against, other.is_tagged) == ("models:/toy/1", False)
     reasons = {check.name: check.reason for check in other.verdict.checks}
-    assert mentions(reasons["signature"], "the same", "models:/toy/1")  # version 2 is served, not version 1
+    assert mentions(reasons["signature"], "the same", "models:/toy/1")  # Version 2 is served, not version 1.
     same = run_gate("toy", "3", policy_file=tmp_path / "p.yaml", against="models:/toy/Production")
     assert (same.verdict.against, same.is_tagged) == ("models:/toy/2", True)
 
@@ -101,7 +102,7 @@ def test_what_was_promoted_already_is_compared_with_what_stands_beside_it(
 def test_of_what_is_served_alone_the_verdict_that_it_has_is_told(registry: MlflowClient) -> None:
     policy = "skip: [evaluation, robustness, budget]"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", policy)
-    assert verdict_of_served("toy", "1") is None  # it is served without a verdict
+    assert verdict_of_served("toy", "1") is None  # The version is served without a verdict.
     run_gate("toy", "1")
     told = str(verdict_of_served("toy", "1"))
     assert told.startswith(

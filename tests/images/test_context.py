@@ -1,4 +1,4 @@
-"""Build contexts: equal inputs give equal bytes, and a Dockerfile takes every value as it is."""
+"""Tests that equal inputs give build contexts with equal bytes, and that a Dockerfile receives each value unchanged."""
 
 import io
 import os

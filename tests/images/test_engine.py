@@ -1,4 +1,4 @@
-"""Docker's failures as one line, and the login of ECR."""
+"""Tests of Docker's errors as one-line messages, and of the login to ECR."""
 
 import base64
 from pathlib import Path
@@ -20,7 +20,7 @@ def test_without_the_command_the_error_says_so(monkeypatch: pytest.MonkeyPatch, 
 
 
 def command(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a command `docker` before all others: the words of an engine that this machine does not have."""
+    """Put a script `docker` first on PATH, which prints the output of an engine."""
     (folder / "docker").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -62,13 +62,13 @@ def test_a_failed_build_ends_with_its_last_words(
 
 
 def test_an_image_that_a_builder_keeps_to_itself_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)  # it lists no images
+    command(tmp_path, "[ $1 = build ] && cat > /dev/null; true", monkeypatch)  # The script does not list any images.
     with pytest.raises(BuildFailed, match=r"flights:3 .*BUILDX_BUILDER"):
         engine.build(BuildContext("FROM scratch\n", {}), "flights:3", lambda line: None)
 
 
 class _Ecr:
-    """The client of a registry that has the repository `known`, as botocore's stubber plays it."""
+    """A botocore stub of an ECR client whose registry has the repository `known`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         import boto3

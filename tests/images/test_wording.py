@@ -1,4 +1,4 @@
-"""The wording of the refusals of an image."""
+"""The wording of the errors of image builds."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Specs as Compose projects: read back by Docker Compose itself, closed to strangers, with few rights."""
+"""Tests of specs as Compose projects, parsed by Docker Compose: not reachable from outside, with few rights."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ def rendered(config: dict[str, Any] | None = None, model: str = MODEL) -> tuple[
 
 @pytest.fixture(scope="module")
 def compose() -> None:
-    """Skips where there is no Docker Compose; no engine is asked."""
+    """Skip the test if Docker Compose is not installed. An engine is not needed."""
     try:
         found = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
     except FileNotFoundError:
@@ -59,7 +59,7 @@ def test_compose_reads_what_was_meant(compose: None, tmp_path: Path) -> None:
     project = json.loads(subprocess.run(asked, capture_output=True, text=True, check=True).stdout)
     service = project["services"]["flights"]
     assert service["environment"]["A"].replace("$$", "$") == FULL["container.environment.A"]
-    assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # the secret wins
+    assert "AWS_SECRET_ACCESS_KEY" not in service["environment"]  # The secret has priority.
     assert service["deploy"]["resources"]["limits"] == {"cpus": 1.5, "memory": str(1024**3), "pids": 1024}
     assert [(port["target"], port["published"], port["host_ip"]) for port in service["ports"]] == [
         (8443, "8443", "0.0.0.0"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jsonschema_rs  # schemathesis brings it
+import jsonschema_rs  # schemathesis depends on this package.
 import kubernetes_validate
 import pytest
 import yaml
@@ -50,14 +50,14 @@ def _identity(document: Document) -> tuple[str, str]:
 
 
 def with_parsed_spec(document: Document) -> Document:
-    """Return the document with the spec that a ConfigMap holds as values: Helm sorts its keys."""
+    """Return the document with the parsed spec of a ConfigMap, because Helm sorts its keys."""
     if document["kind"] != "ConfigMap":
         return document
     return {**document, "data": {name: yaml.safe_load(text) for name, text in document["data"].items()}}
 
 
 def readable(spec: EndpointSpec) -> EndpointSpec:
-    """Return the spec without texts that readers of YAML differ about: a model `=`, control characters in Helm 3."""
+    """Return the spec without texts that YAML parsers read differently: a model `=`, control characters in Helm 3."""
     variants = {name: one.model_copy(update={"model": "models:/x/Production"}) for name, one in spec.variants.items()}
     environment = {name: ascii(value) for name, value in spec.container.environment.items()}
     container = spec.container.model_copy(update={"environment": environment})
@@ -65,7 +65,7 @@ def readable(spec: EndpointSpec) -> EndpointSpec:
 
 
 @NEEDS_HELM
-@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
+@settings(max_examples=10, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # Shrinking an example takes minutes.
 @given(st.lists(SPECS.map(readable), min_size=4, max_size=4, unique_by=lambda spec: spec.name))
 def test_the_chart_gives_what_is_rendered_for_kubernetes(specs: list[EndpointSpec]) -> None:
     wanted = [document for spec in specs for document in kubernetes_documents(spec, PLACE)]
@@ -245,7 +245,7 @@ def test_values_that_a_spec_could_not_have_are_refused(endpoint: Document, names
     ids=str,
 )
 def test_a_value_that_the_chart_needs_is_neither_taken_away_nor_bad(values: Document) -> None:
-    """Helm takes a default away where a value is null, as below a key with nothing but comments."""
+    """Helm removes a default if its value is null, for example below a key that contains only comments."""
     done = helm("template", "shipped", str(CHART), values=values)
     assert done.returncode
     assert mentions(done.stderr, "schema")

@@ -1,4 +1,4 @@
-"""Specs for KServe: the fields that its objects have, models that it brings itself, and pods that Knative takes."""
+"""Tests of specs for KServe: the fields of its objects, models that KServe downloads, and pods that Knative accepts."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ REFUSED_BY_KNATIVE = {"lifecycle", "startupProbe"}
 
 
 def rendered(endpoint: EndpointSpec) -> tuple[Document, Document, Document]:
-    """Return ConfigMap, ServingRuntime and InferenceService."""
+    """Return the ConfigMap, the ServingRuntime and the InferenceService."""
     (text,) = FORMATS["kserve"](endpoint, Place("ml")).values()
     config, runtime, service = yaml.safe_load_all(text)
     assert [one["kind"] for one in (config, runtime, service)] == ["ConfigMap", "ServingRuntime", "InferenceService"]
@@ -67,7 +67,8 @@ def test_every_spec_gives_objects_with_the_fields_that_kserve_has(endpoint: Endp
     (container,) = runtime["spec"]["containers"]
     assert container["name"] == "kserve-container"
     assert not container.keys() & REFUSED_BY_KNATIVE
-    assert [port.keys() for port in container["ports"]] == [{"containerPort", "protocol"}]  # one, without a name
+    # There is one port, without a name.
+    assert [port.keys() for port in container["ports"]] == [{"containerPort", "protocol"}]
     pod = {name: runtime["spec"][name] for name in ("containers", "volumes")}
     kubernetes_validate.validate(
         {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod}, "1.32", strict=True

@@ -1,4 +1,4 @@
-"""Specs as Kubernetes objects: valid by the strict schemas of a new Kubernetes, and safe by default."""
+"""Tests of specs as Kubernetes objects: valid by the strict schemas of a recent Kubernetes, and safe by default."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ CUSTOM = {"HTTPRoute", "PodMonitor", "ServiceMonitor"}
 
 
 def rendered(config: dict[str, Any] | None = None, place: Place = PLACE) -> dict[str, Document]:
-    """Return the documents of an endpoint by kind, read back from the text that is printed."""
+    """Return the documents of an endpoint by kind, parsed from the printed text."""
     text = FORMATS["kubernetes"](new_endpoint("flights", MODEL, config), place)["flights.yaml"]
     return {document["kind"]: document for document in yaml.safe_load_all(text)}
 
@@ -36,9 +36,9 @@ def container_of(documents: dict[str, Document]) -> Document:
 
 
 def assert_restricted(pod: Document) -> None:
-    """Fail unless the pod is admitted by Pod Security `restricted` and by OpenShift's SCC restricted-v2.
+    """Check that Pod Security `restricted` and OpenShift's SCC restricted-v2 admit the pod.
 
-    The SCC gives the ids of users and groups by the namespace, and refuses a pod that asks for its own.
+    The SCC assigns user and group ids by namespace, and refuses a pod that sets its ids.
     """
     assert pod["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
     for container in pod["containers"]:
@@ -265,7 +265,8 @@ def test_a_shipped_manifest_is_valid_and_its_pods_have_no_rights_and_no_variable
         kubernetes_validate.validate(document, "1.32", strict=True)
         spec = document.get("spec", {})
         if "template" in (workload := spec.get("jobTemplate", {}).get("spec", spec)):
-            assert workload["template"]["spec"]["enableServiceLinks"] is False  # a Service "onnxserve": ONNXSERVE_PORT
+            # A Service "onnxserve" would set ONNXSERVE_PORT.
+            assert workload["template"]["spec"]["enableServiceLinks"] is False
             assert_restricted(workload["template"]["spec"])
 
 

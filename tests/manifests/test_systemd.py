@@ -1,4 +1,4 @@
-"""Specs as systemd units: verified by systemd's own tool, with few rights left, and nothing lost in quotes."""
+"""Tests of specs as systemd units: verified by systemd's tool, with few rights, and with correct quoting."""
 
 import re
 import shutil
@@ -69,21 +69,23 @@ def test_systemd_finds_no_mistake_and_little_exposure(config: dict[str, str], tm
 
 def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -> None:
     unit, spec = rendered(FULL, "/home/ada/models/flights")
-    assert (lines(unit, "Type"), lines(unit, "TimeoutStartSec")) == (["notify"], ["600"])  # to fetch and load
-    assert lines(unit, "StartLimitIntervalSec") == ["0"]  # a registry that is away comes back
+    # The timeout includes fetching and loading the model.
+    assert (lines(unit, "Type"), lines(unit, "TimeoutStartSec")) == (["notify"], ["600"])
+    assert lines(unit, "StartLimitIntervalSec") == ["0"]  # The unit restarts until the registry is up again.
     assert lines(unit, "TimeoutStopSec") == ["50"]  # The time for requests in flight, and then for captured requests.
     assert lines(unit, "KillMode") == ["mixed"]
     assert (lines(unit, "CPUQuota"), lines(unit, "MemoryMax")) == (["150%"], ["1073741824"])
     assert lines(unit, "StateDirectory") == ["onnxserve-flights"]
     assert lines(unit, "DynamicUser") == lines(unit, "NoNewPrivileges") == ["yes"]
     assert lines(unit, "ProtectSystem") == ["strict"]
-    assert lines(unit, "CapabilityBoundingSet") == ["CAP_NET_BIND_SERVICE"]  # for 443, and else none
+    # Port 443 needs this capability. No other capability is granted.
+    assert lines(unit, "CapabilityBoundingSet") == ["CAP_NET_BIND_SERVICE"]
     assert lines(rendered()[0], "CapabilityBoundingSet") == [""]
     assert lines(unit, "BindReadOnlyPaths") == ["/home/ada/models/flights"]
     assert lines(unit, "LoadCredential") == [
         "AWS_SECRET_ACCESS_KEY:/etc/onnxserve/secrets/aws",
         "ONNXSERVE_KEYS_FILE:/etc/onnxserve/keys.json",
-        "tls.crt:/etc/letsencrypt/live/flights/fullchain.pem",  # in a folder of root's
+        "tls.crt:/etc/letsencrypt/live/flights/fullchain.pem",  # Only root can read the folder.
         "tls.key:/etc/letsencrypt/live/flights/privkey.pem",
     ]
     assert "ONNXSERVE_SECRETS=%d" in lines(unit, "Environment")

@@ -1,4 +1,4 @@
-"""The wording of the messages about specs that cannot be rendered."""
+"""The wording of the errors for specs that cannot be rendered."""
 
 import pytest
 

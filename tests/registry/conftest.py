@@ -1,4 +1,4 @@
-"""A SQLite registry with one model in every state, and the folders behind it."""
+"""A SQLite registry with one model in every state, and the folders of its files."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,8 +15,9 @@ from tests.support.tracking import tracking_at
 
 @dataclass(frozen=True)
 class Store:
-    """Registered: `tiny` 1 (Production), 2 (Production, @live), 3 (no stage), of the teams blue, blue and
-    it's red; `empty` without versions."""
+    """The registered models: `tiny` 1 (Production), 2 (Production, @live) and 3 (no stage), with the teams blue, blue
+    and it's red; `empty` without versions.
+    """
 
     uri: str
     run_id: str
@@ -54,5 +55,5 @@ def store(built_store: Store) -> Iterator[Store]:
 
 @pytest.fixture
 def artifacts(store: Store) -> Path:
-    """The folder of the logged model's files."""
+    """Return the folder of the logged model's files."""
     return Path(MlflowClient().get_logged_model(store.model_id).artifact_location.removeprefix("file://"))

@@ -40,7 +40,7 @@ FAILED = "API request to endpoint /api/2.0/mlflow/registered-models/get failed w
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Takes the variables away, and back afterwards."""
+    """Remove the variables during the test."""
     for name in ("HTTP_REQUEST_MAX_RETRIES", "HTTP_REQUEST_BACKOFF_FACTOR", "HTTP_REQUEST_TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_{name}", "")
         del os.environ[f"MLFLOW_{name}"]
@@ -94,7 +94,7 @@ def test_callers_are_not_told_where_mlflow_is(text: str, public: str) -> None:
 
 @contextmanager
 def http_server() -> Iterator[tuple[str, list[str | None]]]:
-    """A server that finds nothing: its host with its port, and the Authorization of each request."""
+    """A server that answers 404: its host with its port, and the Authorization header of each request."""
     sent: list[str | None] = []
 
     class Handler(SimpleHTTPRequestHandler):
@@ -307,7 +307,7 @@ READ_ONLY_DATABASE = {
             "No route to host))",
             "no route to host",
         ),
-        (  # it stopped on its way
+        (  # The transfer stopped midway.
             f"{ASKED}Read timed out.",
             "no answer in time (MLFLOW_HTTP_REQUEST_TIMEOUT, in seconds: 7)",
         ),
@@ -401,7 +401,8 @@ def test_a_store_of_a_plugin_has_the_pandas_that_mlflow_does_without(tmp_path: P
         ("http://{own}/api/2.0/mlflow-artifacts/artifacts/x", True),
         ("http://{other}/api/2.0/mlflow-artifacts/artifacts/x", False),
         ("mlflow-artifacts://{other}/x", False),
-        ("http://{other}\\@{own}/api/2.0/mlflow-artifacts/artifacts/x", False),  # urllib.parse finds the own host
+        # urllib.parse returns the configured host.
+        ("http://{other}\\@{own}/api/2.0/mlflow-artifacts/artifacts/x", False),
     ],
 )
 def test_the_account_goes_to_mlflow_and_not_to_where_an_author_says_that_files_lie(
@@ -436,7 +437,7 @@ def test_json_of_mlflow_is_bounded_and_a_file_is_not(monkeypatch: pytest.MonkeyP
                 body = b" " * LARGE
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            with suppress(OSError):  # the client has closed the connection
+            with suppress(OSError):  # The client may have closed the connection.
                 self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:

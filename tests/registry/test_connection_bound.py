@@ -1,4 +1,4 @@
-"""Answers of a server that sends too much, or too slowly, in each way that HTTP has."""
+"""Tests of servers that send too much or too slowly, in each way that HTTP allows."""
 
 import gzip
 import threading
@@ -72,7 +72,7 @@ def largest() -> Iterator[bytes]:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[[Answer], str]]:
-    """Starts a server that gives this answer to each request; returns its address."""
+    """Yield a function that starts a server with this response for each request and returns its address."""
     started: list[ThreadingTCPServer] = []
 
     def start(answer: Answer) -> str:
@@ -84,7 +84,7 @@ def serve() -> Iterator[Callable[[Answer], str]]:
                     for piece in answer():
                         self.wfile.write(piece)
                 except OSError:
-                    pass  # the client has closed the connection
+                    pass  # The client may have closed the connection.
 
         server = ThreadingTCPServer(("127.0.0.1", 0), Service)
         server.daemon_threads = True

@@ -51,7 +51,7 @@ def test_files_that_are_gone_are_said_to_be(store: Any, tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("step", ["..", "%2e%2E", "x/../.."])
 def test_no_path_leads_out_of_a_run_whose_files_lie_on_this_machine(tmp_path: Path, step: str) -> None:
-    """Whoever edits a model names the dataset of its gate, which MLflow's server runs for them."""
+    """A user who edits a model chooses the dataset of its gate, which MLflow's server runs with its own rights."""
     (tmp_path / "secret.csv").write_text("of this machine")
     with tracking_at(f"sqlite:///{tmp_path}/mlflow.db"):
         client = MlflowClient()
@@ -98,7 +98,7 @@ except NotInstalled as error:
 
 @pytest.mark.long
 def test_a_store_whose_package_is_missing_names_what_to_install(tmp_path: Path) -> None:
-    asked = [sys.executable, "-c", WITHOUT_BOTO3, str(tmp_path)]  # MLflow keeps a client that it has made once
+    asked = [sys.executable, "-c", WITHOUT_BOTO3, str(tmp_path)]  # MLflow caches its client.
     said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
     assert mentions(said, "s3://bucket/model", "boto3", "pip install 'mlflow-onnxserve[s3]'")
 

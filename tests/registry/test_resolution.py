@@ -104,7 +104,8 @@ def test_an_unknown_stage_is_told_from_an_alias(store: Any) -> None:
 def test_a_registry_that_is_down_is_noticed_within_seconds_and_named_without_credentials(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):  # set first, so that they are taken back afterwards
+    # Set the variables first, so that monkeypatch restores them.
+    for variable in ("MAX_RETRIES", "BACKOFF_FACTOR", "TIMEOUT"):
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{variable}", "")
         del os.environ[f"MLFLOW_HTTP_REQUEST_{variable}"]
     set_service_timeouts()
@@ -136,7 +137,7 @@ def test_a_folder_is_resolved_without_importing_mlflow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny\r\nX-Evil: yes", "tiny\x1b[2J", "tiny\u2028"])
 def test_a_name_with_control_characters_is_not_served(tmp_path: Path, name: str) -> None:
-    """MLflow registers a model of such a name; a folder may have it too."""
+    """MLflow registers a model with such a name, and a folder may have such a name."""
     (tmp_path / name).mkdir()
     with refused(InvalidConfig, "'tiny", "control characters"):
         resolve(str(tmp_path / name))

@@ -1,4 +1,4 @@
-"""Several references of one model, by real calls to a real MLflow server that are counted on their way."""
+"""Tests of resolving several references of a model with a real MLflow server. A proxy counts the requests."""
 
 import uuid
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.support.tracking import tracking_at
 
 @pytest.fixture(scope="module")
 def model(mlflow_server: MlflowServer) -> str:
-    """Versions 1 (Production, @old, team a), 2 (Production, team b), 3 (Staging, @new, team a), 4 (no stage)."""
+    """Register versions 1 (Production, @old, team a), 2 (Production, team b), 3 (Staging, @new, team a), 4 (no stage)."""
     name = f"many-{uuid.uuid4().hex}"
     client = MlflowClient(mlflow_server.url)
     client.create_registered_model(name)
@@ -79,7 +79,7 @@ def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waite
     lookup.resolve(uris)
     asked = len(proxy.asked)
     lookup.resolve(uris)
-    assert len(proxy.asked) == asked + 2  # version 1 has not passed the gate: its tags are looked at
+    assert len(proxy.asked) == asked + 2  # Version 1 has not passed the gate, so its tags are read again.
     for key, value in (("onnxserve.gate", "passed"), ("onnxserve.gate.digest", "ab12")):
         MlflowClient(proxy.url).set_model_version_tag(model, "1", key, value)
     proxy.asked.clear()
@@ -89,7 +89,7 @@ def test_what_cannot_have_changed_is_not_asked_for_again_until_the_gate_is_waite
     assert len(proxy.asked) == 2 + 1 + 1, proxy.asked
     old = answers[uris[1]]
     assert isinstance(old, ResolvedModel)
-    lookup.look_again(old)  # its verdict is on other files
+    lookup.look_again(old)  # The verdict is for other files.
     proxy.asked.clear()
     lookup.resolve(uris)
     assert len(proxy.asked) == 2, proxy.asked

@@ -1,4 +1,4 @@
-"""MLflow runs, in a tracking database of their own."""
+"""Tests of MLflow runs in a separate tracking database."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -44,7 +44,7 @@ def test_an_experiment_that_was_deleted_is_restored(client: MlflowClient) -> Non
 def test_a_logged_model_is_looked_for_by_the_id_that_mlflow_has(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over REST `m-1?'` finds m-1, for an address ends at the question mark; in a filter the quote would end a text."""
+    """Over REST, `m-1?'` finds m-1 because a path ends at the question mark. In a filter, the quote would end a text."""
     model_id = client.create_logged_model(get_or_create_experiment(client, "drift")).model_id
     find = MlflowClient.get_logged_model
     monkeypatch.setattr(MlflowClient, "get_logged_model", lambda self, named: find(self, named.partition("?")[0]))
@@ -121,7 +121,7 @@ def _fail(*_: object) -> None:
 
 
 class TextModel:
-    """A flavor of MLflow whose models are a text each."""
+    """An MLflow flavor whose models are texts."""
 
     @staticmethod
     def save_model(path: str, mlflow_model: Model, text: str) -> None:

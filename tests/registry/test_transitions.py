@@ -29,7 +29,7 @@ _numbers = count()
 
 @pytest.fixture(params=["moved"])
 def model(store: Any, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A registered model with versions 1, 2 and 3, in no stage."""
+    """Yield a registered model with versions 1, 2 and 3, without stages."""
     name, client = f"{request.param}-{next(_numbers)}", MlflowClient()
     client.create_registered_model(name)
     for _ in range(3):
@@ -89,7 +89,8 @@ def test_of_two_clients_that_move_at_once_one_wins(
     move_version(reference, ours)
 
     assert current_version(reference) in (ours, theirs)
-    if reference.kind == "stage":  # MLflow keeps no time of a tag: of several versions with it the highest counts
+    # MLflow does not store the time of a tag, so that the highest version with the tag is used.
+    if reference.kind == "stage":
         last = ours if is_ours_last else theirs
         assert stages(model) == ["Archived", *("Production" if one == last else "Archived" for one in "23")]
 
@@ -114,7 +115,7 @@ def test_a_client_whose_earlier_move_is_written_late_takes_its_version_out(
 
 
 def test_of_two_clients_that_see_each_others_tag_one_keeps_its_own(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second tags its version after the first, and both look once more before either takes a tag away."""
+    """The second client tags its version after the first, and both check again before they remove a tag."""
     reference = parse_model_uri(f"models:/{model}/tag:team=blue")
     move_version(reference, "1")
     set_tag, delete_tag = MlflowClient.set_model_version_tag, MlflowClient.delete_model_version_tag

@@ -1,4 +1,4 @@
-"""The events of an endpoint and its models, from a store in a SQLite file."""
+"""Tests of the events of an endpoint and its models, from a store in a SQLite file."""
 
 from collections.abc import Iterator
 from dataclasses import replace

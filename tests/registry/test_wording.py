@@ -1,4 +1,4 @@
-"""The wording of the messages about models that the registry does not have or does not give."""
+"""The wording of the errors for models that are missing in the registry or cannot be read."""
 
 from pathlib import Path
 from typing import Any

@@ -1,6 +1,6 @@
 """Tests that batched requests are answered as if each ran separately, and that an invalid request fails only itself.
 
-Only rows whose answers do not depend on their neighbours are joined.
+Rows are batched only if their answers do not depend on the other rows.
 """
 
 import gc
@@ -34,7 +34,7 @@ LONG_DELAY = 60_000_000
 
 
 class Model:
-    """y = 2x a row; refuses a row that begins with -1; computes only while `gate` is open."""
+    """A model y = 2x that refuses a row that begins with -1, and that computes only while `gate` is open."""
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -65,7 +65,7 @@ Ask = Callable[..., Future[Any]]
 
 @pytest.fixture
 def ask(pool: ThreadPoolExecutor) -> Ask:
-    """Asks in a thread of its own, and returns once the request waits or is being computed."""
+    """Send a request in a new thread, and return when the request waits or is being computed."""
 
     def ask(batcher: Batcher, x: Array, deadline: float = float("inf"), **more: Any) -> Future[Any]:
         before = len(batcher._queue), batcher._is_led
@@ -81,7 +81,7 @@ def rows(number: int, value: float = 1.0, width: int = 2) -> Array:
 
 
 def submitted(batcher: Batcher, x: Array, deadline: float = float("inf")) -> Future[Any]:
-    """As an event loop asks."""
+    """Submit a request as an event loop does."""
     future: Future[Any] = Future()
 
     def done(result: dict[str, Array] | Exception) -> None:
@@ -153,7 +153,7 @@ def test_what_waits_while_the_model_is_busy_is_computed_together(model: Model, a
 
 
 def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool: ThreadPoolExecutor) -> None:
-    """As a GPU: a run takes its time however many rows it has, and more than one at once gains nothing."""
+    """The model is like a GPU: a run takes the same time for any number of rows, and parallel runs are not faster."""
     begun: list[int] = []
     running, most = 0, 0
     lock = threading.Lock()
@@ -175,7 +175,7 @@ def test_a_slow_device_is_fed_by_many_requests_one_full_batch_at_a_time(pool: Th
     assert [future.result(30)["y"][0, 0] for future in futures] == [2.0 * number for number in range(640)]
     assert sum(begun) == 640
     assert max(begun) <= 32
-    assert len(begun) <= 64  # 64 callers at a time fill two batches: 20 full ones would do
+    assert len(begun) <= 64  # Each time, 64 callers fill two batches. The minimum would be 20 full batches.
     assert most == 1
 
 
@@ -185,7 +185,7 @@ def test_a_batch_is_filled_up_to_a_size_of_the_warm_up(model: Model, ask: Ask) -
     assert {number: answer.tolist() for number, answer in alone.items()} == {
         number: rows(number, 6.0).tolist() for number in alone
     }
-    assert model.begun == [1, 4, 8, 8, 9, 0]  # above the limit, and without a row, as it is
+    assert model.begun == [1, 4, 8, 8, 9, 0]  # The requests above the limit and without rows run unchanged.
 
     model.gate.clear()
     futures = [ask(batcher, rows(1, 10.0))]
@@ -310,7 +310,7 @@ def test_a_request_whose_time_is_up_is_not_computed(model: Model, ask: Ask, monk
     first = ask(batcher, rows(1), deadline=time.perf_counter() + 60)
     wait_until(lambda: model.begun, what="the first run")
     clock = time.perf_counter
-    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 120)  # it is being computed: it is answered
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + 120)  # A request that is being computed is answered.
     late = ask(batcher, rows(1, 5.0), deadline=time.perf_counter() + 0.05)
     patient = ask(batcher, rows(1, 6.0), deadline=time.perf_counter() + 30)
 

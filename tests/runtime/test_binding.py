@@ -1,4 +1,4 @@
-"""Runs through IO binding answer as plain ones do. The memory is the CPU's here; tests/gpu has the same on a GPU."""
+"""Tests that runs with IO binding answer as plain runs do. They use CPU memory; tests/gpu tests a GPU."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +26,8 @@ two (float[N,4] x, int64[N] k) => (float[N,4] y, int64[N,1] best, float[N] total
 NAMES = ["y", "best", "total"]
 BOUND = {
     "buffers": Placement(io_binding=True),
-    "graphs": Placement(options=ProviderOptions(enable_cuda_graph=True)),  # a CPU captures none: the outputs are fixed
+    # A CPU does not capture graphs, but the outputs are fixed.
+    "graphs": Placement(options=ProviderOptions(enable_cuda_graph=True)),
 }
 random = np.random.default_rng(0)
 
@@ -49,7 +50,7 @@ def test_the_answers_are_those_of_a_plain_run_in_any_order_of_shapes(session: An
         given = feeds(rows)
         kept.append((bound.run(NAMES, given), session.run(NAMES, given)))
         kept.append((bound.run(["total"], given), session.run(["total"], given)))
-    for computed, plain in kept:  # at the end: a later run has not written into an earlier answer
+    for computed, plain in kept:  # Compare at the end, to detect that a later run has overwritten an earlier answer.
         for array, expected in zip(computed, plain, strict=True):
             assert array.dtype == expected.dtype
             np.testing.assert_array_equal(array, expected)
@@ -110,7 +111,7 @@ def test_texts_are_not_bound(tmp_path: Path) -> None:
 
 def test_without_cuda_the_memory_is_ordinary(monkeypatch: pytest.MonkeyPatch) -> None:
     class Runtime:
-        def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802 - CUDA's name
+        def cudaSetDevice(self, device_id: int) -> int:  # noqa: N802 - CUDA defines this name.
             return 100  # cudaErrorNoDevice
 
     for runtime in (None, Runtime()):

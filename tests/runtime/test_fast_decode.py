@@ -39,7 +39,9 @@ ODD = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(ma
 
 @st.composite
 def schemas(draw: st.DrawFn) -> Schema:
-    """Columns of any types; each fed by itself, as a vector or [N, 1], or all numbers in any order to one input."""
+    """Draw a schema with columns of any types. Each column feeds its own input, as a vector or [N, 1], or all numeric
+    columns feed one input in any order.
+    """
     kinds = draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
     if draw(st.booleans()):
         kinds = [kinds[0]] * len(kinds)
@@ -62,7 +64,7 @@ def schemas(draw: st.DrawFn) -> Schema:
 
 @st.composite
 def tables(draw: st.DrawFn) -> tuple[Schema, list[list[Any]]]:
-    """Rows that mostly fit the schema."""
+    """Draw a schema and rows that mostly fit it."""
     schema = draw(schemas())
     rows = [[draw(VALUES[column.type]) for column in schema.columns] for _ in range(draw(st.integers(0, 3)))]
     if rows and draw(st.integers(0, 3)) == 0:
@@ -88,7 +90,7 @@ def outcome(ask: Callable[[], Feeds]) -> Any:
 
 
 def exact(schema: Schema) -> Schema:
-    """The same without the fast path."""
+    """Return the same schema without the fast path."""
     slow = replace(schema)
     slow.__dict__["_fast"] = None
     return slow
@@ -208,7 +210,7 @@ MATRIX_TYPES = {COLUMN_TYPES[kind]: kind for kind in VALUES if kind != "string"}
 
 @st.composite
 def matrices(draw: st.DrawFn) -> tuple[Schema, list[Any]]:
-    """Rows that mostly fit the only tensor, which is fed in its own type or in another one."""
+    """Draw a schema and rows that mostly fit its only tensor, which is fed in its own type or in another type."""
     dtype, width = draw(st.sampled_from(sorted(MATRIX_TYPES))), draw(st.integers(1, 4))
     values = VALUES[MATRIX_TYPES[dtype]] | st.integers(-(2**63), 2**64 - 1)
     rows = draw(st.lists(st.lists(values, min_size=width, max_size=width), max_size=3))

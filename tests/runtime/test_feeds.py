@@ -1,4 +1,4 @@
-"""Feeds are joined, cut and repeated with the values that were sent; which sizes agree, and which are rows."""
+"""Tests that feeds are joined, cut and repeated without changing values, and that sizes and row axes are detected."""
 
 from pathlib import Path
 
@@ -74,7 +74,8 @@ def load(folder: Path, graph: str) -> OnnxModel:
         ("g (float[N,2] X) => (float[N,2] y) { y = Neg(X) }", True, ""),
         (TEXTS % "y = ReduceSum<keepdims=0>(X, axis)", True, ""),
         ("g (float[?,2] a, float[?,2] b) => (float[?,2] y) { y = Add(a, b) }", True, ""),
-        ("g (float[unk__5,2] a, float[unk__6,2] b) => (float[unk__7,2] y) { y = Add(a, b) }", True, ""),  # tf2onnx
+        # tf2onnx writes such names.
+        ("g (float[unk__5,2] a, float[unk__6,2] b) => (float[unk__7,2] y) { y = Add(a, b) }", True, ""),
         (ZIPMAP, True, ""),
         ("g (float[1,2] X) => (float[1,2] y) { y = Neg(X) }", True, "'X' has the fixed first size 1"),
         ("g (float[3,2] X) => (float[3,2] y) { y = Neg(X) }", False, "'X' has the fixed first size 3"),
@@ -101,7 +102,7 @@ SUM = "g (float[N,K] a, float[N,K] b) => (float[N,K] y) { y = Add(a, b) }"
 
 
 def test_onnx_runtime_alone_decides_about_the_sizes_of_a_graph_that_was_not_converted_here(tmp_path: Path) -> None:
-    """Exporters give one name to dimensions that they know nothing about."""
+    """Exporters use the same name for all dimensions of unknown size."""
     folder = write_model(tmp_path / "ocr", OCR)
     graph = onnx.load(folder / "model.onnx")
     for value in (*graph.graph.input, *graph.graph.output):

@@ -1,4 +1,4 @@
-"""The columns of the log: their names, their types and their texts."""
+"""Tests of the columns of the log: their names, types and texts."""
 
 from datetime import date
 from decimal import Decimal
@@ -30,13 +30,14 @@ from tests.support.models import write_model
         (np.array([1, 0], "int64"), "bool", "bool"),
         (np.array([0.5, np.nan], "float32"), "float64", "float64"),
         (np.array([0.5, np.inf], "float64"), "float32", "float32"),
-        (np.array([1.5, 2.0], "float32"), "int64", "float32"),  # whatever would be lost stays, to be refused by name
+        # Values that would lose precision remain unchanged, and are refused by name.
+        (np.array([1.5, 2.0], "float32"), "int64", "float32"),
         (np.array([1.0, np.nan], "float32"), "int64", "float32"),
         (np.array([2, 0], "int64"), "bool", "int64"),
         (np.array([2**40, 0], "int64"), "int32", "int64"),
         (np.array([2.0**63, 0.0]), "int64", "float64"),
         (np.array([1e300, 0.0]), "float32", "float64"),
-        (np.array([1, 2], "int64"), "float64", "int64"),  # whole numbers stay whole where any number goes
+        (np.array([1, 2], "int64"), "float64", "int64"),  # Integers remain integers if the column accepts any number.
         (np.array([True, False]), "int64", "bool"),
         (np.array(["1", None], dtype=object), "int64", "object"),
         (np.array([1.0, 2.0]), "str", "float64"),

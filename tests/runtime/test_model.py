@@ -182,7 +182,7 @@ COUNTED = """counted (float[N,1] x) => (float[N,1] rows) <float[1] zero = {0.0}>
   nothing = Mul(x, zero)
   rows = Add(nothing, count)
 }"""
-"""Answers each row with the number of rows in its run."""
+"""The model answers each row with the number of rows in its run."""
 
 
 def test_a_large_table_is_computed_some_rows_at_a_time(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ THICK = """g (float[N,1] x) => (float[N] y) <int64[2] size = {1, 16384}, int64[1
   layer = Expand(x, size)
   y = ReduceSum<keepdims=0>(layer, axis)
 }"""
-"""A layer of 64 KiB per row."""
+"""The layer takes 64 KiB per row."""
 MIB = 2**20
 LAYER_BYTES = 64 * MIB
 LAYER_PAGES = LAYER_BYTES // 4096
@@ -332,7 +332,9 @@ LAYER_PAGES = LAYER_BYTES // 4096
 
 @pytest.fixture
 def run_large(tmp_path: Path) -> Any:
-    """A run whose layer takes 64 MiB. It returns the pages that the system gave to the process meanwhile."""
+    """Return a run whose layer takes 64 MiB. The run returns the pages that the system gave to the process in the
+    meantime.
+    """
     model = OnnxModel.load(write_model(tmp_path, THICK))
     model.run({"x": np.ones((1, 1), np.float32)})  # ONNX Runtime keeps the memory of the first run.
     feeds = {"x": np.ones((LAYER_BYTES // 2**16, 1), np.float32)}
@@ -360,7 +362,7 @@ def test_the_memory_of_a_large_run_is_kept_for_the_next_one(run_large: Any) -> N
     before = resident()
     run_large()
     assert resident() > before + LAYER_BYTES / 2
-    run_large()  # ONNX Runtime lays its memory out anew
+    run_large()  # ONNX Runtime plans its memory again.
     assert run_large() < LAYER_PAGES / 8
 
 

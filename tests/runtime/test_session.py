@@ -55,7 +55,8 @@ ALL = ProviderOptions(
 
 def test_onnx_runtime_tells_nobody_what_is_loaded(tmp_path: Path) -> None:
     code = "from mlflow_deploy_plugin.runtime.session import import_onnxruntime; import_onnxruntime()"
-    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}  # without CI, where it is off by itself
+    # With the variable CI, ONNX Runtime would disable its telemetry without the setting of onnxserve.
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
     assert not list(tmp_path.iterdir())
 
@@ -110,7 +111,7 @@ def test_a_broken_graph_is_refused(tmp_path: Path) -> None:
 
 
 def external(location: str) -> onnx.TensorProto:
-    """Return four bytes of another file as weights."""
+    """Return a weight whose data is four bytes of another file."""
     tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[1], data_location="EXTERNAL")
     for key, value in {"location": location, "offset": "0", "length": "4"}.items():
         tensor.external_data.add(key=key, value=value)
@@ -196,7 +197,7 @@ def test_this_gpu_build_knows_every_name(library: str, names: set[str]) -> None:
 
 
 def test_a_runtime_that_answers_wrongly_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Environments may bring one of their own: the package itself requires none, its extras do."""
+    """An environment may have its own ONNX Runtime: the package does not require a version, but its extras do."""
     onnx.save(adder(1), tmp_path / "model.onnx")
     monkeypatch.setattr(onnxruntime, "__version__", "1.27.0")
 

@@ -1,4 +1,4 @@
-"""Values are taken as MLflow takes them, or refused by column, row and value."""
+"""Tests that values are accepted as in MLflow, or refused with the column, row and value."""
 
 import tracemalloc
 from collections.abc import Callable

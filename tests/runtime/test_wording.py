@@ -1,4 +1,4 @@
-"""The wording of the refusals that callers of a model see most."""
+"""The wording of the most frequent errors for callers of a model."""
 
 from collections.abc import Callable
 from functools import partial

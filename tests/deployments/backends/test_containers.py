@@ -37,7 +37,7 @@ def test_a_container_has_what_the_spec_says_and_of_this_process_what_servers_nee
     (tmp_path / "token").write_text("hidden\n")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://172.17.0.1:8080")
     monkeypatch.setenv("ONNXSERVE_STORE_URI", settings.store_uri)
-    monkeypatch.setenv("ONNXSERVE_SECRETS", "/run/secrets")  # a folder of this machine
+    monkeypatch.setenv("ONNXSERVE_SECRETS", "/run/secrets")  # The secrets are in a folder of this machine.
     monkeypatch.setenv("EDITOR", "vi")
 
     spec = flights(container__memory_bytes="536870912", container__cpus="1.5", container__environment__A="b")

@@ -1,4 +1,4 @@
-"""The docker target without an engine; on one it is tried in tests/docker/test_docker_target.py."""
+"""Tests of the docker target without an engine; tests/docker/test_docker_target.py uses an engine."""
 
 import socket
 from concurrent.futures import ThreadPoolExecutor

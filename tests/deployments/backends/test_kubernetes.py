@@ -22,7 +22,7 @@ from tests.support.refusals import refused
         ("http://mlflow:5000", "models:/f/1", {}, {"MLFLOW_TRACKING_URI"}),
         ("http://127.0.0.1:5000", "models:/f/1", {"container.environment.MLFLOW_TRACKING_URI": "http://m:5000"}, set()),
         ("https://user:password@mlflow", "models:/f/1", {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"}, set()),
-        ("sqlite:///mlflow.db", "/model", {}, set()),  # it is in the image
+        ("sqlite:///mlflow.db", "/model", {}, set()),  # The model is in the image.
     ],
 )
 def test_pods_are_told_of_the_mlflow_that_they_reach(
@@ -59,7 +59,7 @@ def test_pods_keep_the_mlflow_of_the_first_command() -> None:
     ("model", "config"),
     [
         ("models:/f/1", {"container.secrets.MLFLOW_TRACKING_URI": "mlflow/uri"}),
-        ("/model", {}),  # it is in the image
+        ("/model", {}),  # The model is in the image.
     ],
 )
 def test_pods_that_were_told_of_no_mlflow_by_the_first_command_are_told_of_none_later(
@@ -81,10 +81,10 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
     ("config", "asked_before", "now", "found"),
     [
         ({}, None, None, 3),
-        ({}, "3", 7, 7),  # scaled by a person, or by an autoscaler of theirs
+        ({}, "3", 7, 7),  # The user or the user's autoscaler has scaled the Deployment.
         ({"kubernetes.replicas": "5"}, "3", 7, 5),
         ({"kubernetes.force_conflicts": "true"}, "3", 7, 3),
-        ({}, "3", 0, 3),  # it was stopped
+        ({}, "3", 0, 3),  # The endpoint was stopped.
         ({}, None, 7, 3),  # The autoscaler of onnxserve has set the replicas.
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
@@ -101,7 +101,7 @@ def test_pods_that_another_has_scaled_stay_as_many_until_the_spec_asks_for_anoth
 
 
 class ScalingCluster:
-    """A cluster whose autoscaler adds a pod while pods are looked at; it refuses a Deployment, with its replicas."""
+    """A cluster whose autoscaler adds a pod while pods are listed, and which refuses a Deployment with replicas."""
 
     def __init__(self, *_: object) -> None:
         self.replicas = 1
@@ -132,7 +132,7 @@ def test_an_update_keeps_the_pods_that_an_autoscaler_adds_meanwhile(monkeypatch:
 
 
 class ClosedCluster:
-    """An empty cluster that has all kinds, and forbids this user to read one of them."""
+    """An empty cluster that supports all kinds, but forbids this user to read one kind."""
 
     def __init__(self, forbidden: str) -> None:
         self.forbidden = forbidden
@@ -156,7 +156,7 @@ def test_who_has_the_role_edit_need_not_see_what_operators_brought(monkeypatch: 
 
 
 class SharedCluster:
-    """A cluster with objects of another, which refuses the last object that is applied."""
+    """A cluster with objects of another owner, which refuses the last applied object."""
 
     def __init__(self, owner: str = "") -> None:
         metadata: Document = {"name": "f", **({"annotations": {"onnxserve/owner": owner}} if owner else {})}

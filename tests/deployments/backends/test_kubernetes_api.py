@@ -24,7 +24,7 @@ from tests.support.refusals import refused
 APIS = {"groups": [{"versions": [{"groupVersion": one}]} for one in ("apps/v1", "policy/v1beta1")]}
 SERVICE = {"kind": "Service", "metadata": {"name": "flights"}}
 STDOUT, STATUS = b"\1", b"\3"
-"""Channels of a command in a pod."""
+"""The channels of a command in a pod."""
 Answer = tuple[int, dict[str, Any]]
 
 
@@ -91,7 +91,7 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedApi
 
 
 def conflict(*managers: str) -> Answer:
-    """Return the answer of an API server where others own fields of an applied document."""
+    """Return the response of an API server in which other managers own fields of an applied document."""
     if len(managers) == 1:
         return 409, {"message": f'Apply failed with 1 conflict: conflict with "{managers[0]}" using v1: .spec.type'}
     causes = "\n".join(f'conflicts with "{one}" using v1:\n- .spec.type' for one in managers)
@@ -239,7 +239,7 @@ def test_a_key_of_the_configuration_is_in_one_file_for_all_who_read_it_at_once(
     made = tempfile.mkstemp
 
     def slowly(*args: Any, **options: Any) -> tuple[int, str]:
-        time.sleep(0.05)  # the disk lets others go first
+        time.sleep(0.05)  # A pause as on a slow disk lets other threads run first.
         return made(*args, **options)
 
     monkeypatch.setenv("KUBECONFIG", str(file))

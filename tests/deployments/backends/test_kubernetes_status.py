@@ -1,4 +1,4 @@
-"""The states of Deployments and pods as a cluster reports them, in one line each."""
+"""Tests of the one-line descriptions of the states of Deployments and pods."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ ENDED = {"terminated": {"reason": "Error", "exitCode": 1}}
             ),
         ),
         (
-            pod(UNSCHEDULABLE),  # a cluster may add a node
+            pod(UNSCHEDULABLE),  # A cluster may add a node.
             PodTrouble("pod f-1 is unschedulable: 0/1 nodes are available: 1 Insufficient cpu.", False),
         ),
     ],
@@ -107,7 +107,7 @@ def test_a_quota_that_is_full_is_said_at_once() -> None:
 def test_a_quota_that_ending_pods_fill_is_waited_for_until_the_cluster_tries_again() -> None:
     refused = RefusedPods(since=100.0)
     assert not refused.is_final(is_ending=True, now=142.0)
-    assert not refused.is_final(is_ending=False, now=182.0)  # the cluster tried at 141, and tries next at 182
+    assert not refused.is_final(is_ending=False, now=182.0)  # The cluster has retried at 141, and retries next at 182.
     assert refused.is_final(is_ending=False, now=195.0)
 
 

@@ -1,4 +1,4 @@
-"""Ports: free, taken, kept for somebody."""
+"""Tests of the choice of ports: free, taken and reserved ports."""
 
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def test_fields_of_a_container_are_refused_where_there_is_none(tmp_path: Path) -
 def test_a_server_without_its_process_id_is_starting_and_no_other_process_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look at every process for each of thousands of endpoints makes a list take minutes."""
+    """Listing all processes once per endpoint would take minutes for thousands of endpoints."""
     monkeypatch.setattr(psutil, "process_iter", lambda: pytest.fail("every process was looked at"))
     settings = Settings(home=tmp_path)
     backend, spec = LocalBackend(settings), new_endpoint("e", "one")
@@ -78,7 +78,7 @@ def test_a_log_that_is_emptied_is_followed_from_its_new_begin(tmp_path: Path, mo
     log.write_text("the first of three lines\n")
 
     def is_running(*_: object) -> bool:
-        """As the log is looked at for the first time the server writes into it, and then it is emptied."""
+        """During the first read of the log, the server writes into it. Then the log is truncated."""
         if "second" in log.read_text():
             log.write_text("the third\n")
             return False

@@ -82,7 +82,7 @@ def test_a_changed_spec_is_waited_for(
 
 def test_a_worker_behind_or_dead_does_not_count(tmp_path: Path, say: Callable[..., None]) -> None:
     say(generation=1, a=LoadedVariant(version="1"))
-    say(pid=2**22 + 1, a=LoadedVariant(version="1"))  # above the kernel's largest process id
+    say(pid=2**22 + 1, a=LoadedVariant(version="1"))  # The id is above the kernel's largest process id.
 
     report = compare_applied(SPEC, read_served_state(tmp_path))
 

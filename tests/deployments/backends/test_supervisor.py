@@ -1,4 +1,4 @@
-"""The supervisor's process: ended with all that it leaves behind."""
+"""Tests that the supervisor's process is ended together with its orphaned processes."""
 
 import os
 import signal

@@ -58,7 +58,7 @@ def test_without_rows_nothing_is_proven(tmp_path: Path) -> None:
 
 
 def optimized(folder: Path, base: LoadedOnnx, where: str = "models:/toy/1") -> Path:
-    """Write into the MLmodel file of a folder that it is a form of the base."""
+    """Write into the MLmodel file of a folder that the folder is a form of the base."""
     document = yaml.safe_load((folder / "MLmodel").read_text())
     document["flavors"]["onnxserve"]["optimization"] = {"base": where, "base_digest": graph_digest(base)}
     (folder / "MLmodel").write_text(yaml.safe_dump(document))
@@ -67,7 +67,7 @@ def optimized(folder: Path, base: LoadedOnnx, where: str = "models:/toy/1") -> P
 
 @pytest.fixture
 def parity_of(registry: object, folders: dict[str, Path], tmp_path: Path) -> Callable[..., CheckResult]:
-    """The check of a form of `toy` 1 by the whole gate."""
+    """Return the parity check of a form of `toy` 1 from a complete run of the gate."""
 
     def check(where: str, base: str = "good", policy: GatePolicy = POLICY) -> CheckResult:
         folder = write_classifier(tmp_path / "form", (4.0, -2.0), parity="warned")

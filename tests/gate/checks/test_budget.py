@@ -15,7 +15,7 @@ from tests.support.refusals import mentions, refused
 
 
 def cost(row_ms: float = 1.0, batch_ms: float = 10.0, memory_mb: float = 100.0) -> MeasuredCost:
-    rounds = range(1, 4)  # a machine that gets busier from round to round
+    rounds = range(1, 4)  # The load of the machine grows in each round.
     return MeasuredCost(
         memory_mb * 1e6,
         tuple(np.full(20, row_ms * slow / 1e3) for slow in rounds),
@@ -54,7 +54,7 @@ def test_with_nothing_served_only_absolute_bounds_count() -> None:
 
 @pytest.fixture
 def many_open_files() -> Iterator[None]:
-    """A process whose next files have numbers above 1,023, as a server with a thousand connections is one."""
+    """Open files so that the next file numbers are above 1,023, as in a server with a thousand connections."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
     opened: list[int] = []
@@ -84,7 +84,7 @@ def test_two_versions_are_measured_in_turns(tmp_path: Path) -> None:
     plain, costly = measure_costs([small, slow], rows, 8, rounds=2)
     assert len(plain.rows) == len(plain.batches) == 2
     assert median_ratio(costly.rows, plain.rows) > 5
-    assert costly.memory - plain.memory > 10e6  # 32 MB of random numbers
+    assert costly.memory - plain.memory > 10e6  # The model has 32 MB of random numbers.
 
 
 def test_a_model_that_cannot_answer_says_why(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ NAME = "models:/m/1"
 
 
 def wrong_in(count: int) -> ModelPredictions:
-    """Answers that miss the first `count` labels."""
+    """Return answers that are wrong for the first `count` labels."""
     answers = TRUTH.copy()
     answers[:count] = 1 - answers[:count]
     return ModelPredictions(answers, True)
