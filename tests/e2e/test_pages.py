@@ -12,8 +12,8 @@ from tests.support.guides import ROOT, Reader, blocks, section, shell
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 PAGES = {
-    "traffic.md": [r"flights +95 +models:/flight-delay/Production", r"challenger +5 +models:/flight-delay/2"],
-    "promote.md": [r"^flight-delay version 2 is in Production", r"^  flights/flights serves it after"],
+    "traffic.md": [r"flights +95 +models:/flight-delay@champion", r"challenger +5 +models:/flight-delay/2"],
+    "promote.md": [r"^flight-delay version 2 has the alias @champion", r"^  flights/flights serves it after"],
     "capture.md": [r"^1 row$", r'^\{"accepted":1\}$', r'^\{"accepted":2\}$'],
     "log.md": [
         r"^\d+ flights, [\d.]+% predicted correctly",
@@ -31,7 +31,7 @@ PAGES = {
         r"^refused$",
         "^gate: forced$",
     ],
-    "console.md": [r"promote +flight-delay version 2: version 1 in Production → version 2 in Production$"],
+    "console.md": [r"promote +flight-delay version 2: version 1 in @champion → version 2 in @champion$"],
 }
 """Each page with lines of its commands' output."""
 
