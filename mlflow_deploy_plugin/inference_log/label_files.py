@@ -109,7 +109,7 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
         return row  # The row already is an entry of `POST /feedback`.
-    if kind == "csv":  # CSV has no other representation of a missing value.
+    if kind == "csv":  # CSV cannot represent a missing value otherwise.
         values = {name: None if value == "" else value for name, value in values.items()}
     label = values.get(columns.label)
     if columns.label not in values:

@@ -156,7 +156,7 @@ def judge_columns(
         for figure, check in enumerate(CHECKS):
             own = float(scores[index, figure])
             is_seen = window[index, figure] > 0 or (figure == MISSING and column.missing_before)
-            if figure != DISTANCE and not is_seen:  # A figure of 0 gives no finding.
+            if figure != DISTANCE and not is_seen:  # A figure of 0 is not a finding.
                 continue
             if not np.isfinite(own):
                 reason = "too few of the reference's own windows have this figure"

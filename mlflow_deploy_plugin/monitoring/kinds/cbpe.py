@@ -222,7 +222,7 @@ def _fit(windows: Sequence[LabelledWindow]) -> Callable[[Array], Array]:
     classes = probability_rows.shape[1]
     labels = [1] if classes == 2 else list(range(classes))
     curves = []
-    for label in labels:  # The points of the curve are ascending probabilities; equal ones are merged.
+    for label in labels:  # The points of the curve are ascending probabilities; equal probabilities are merged.
         values, inverse = np.unique(probability_rows[:, label], return_inverse=True)
         weights = np.bincount(inverse).astype(np.float64)
         shares = np.bincount(inverse, (truth == label).astype(np.float64)) / weights

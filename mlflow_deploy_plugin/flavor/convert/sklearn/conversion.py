@@ -247,7 +247,7 @@ def to_onnx(fitted: Estimator, inputs: tuple[Input, ...], precision: graph.Preci
             helper.set_model_props(proto, {REFUSED_ROWS: refusal} if refusal else {})
     except Exception as error:
         raise ConversionError(explain_failure(error, fitted)) from error
-    # skl2onnx lowers the opset versions to those of its nodes, but ignores subgraphs.
+    # skl2onnx lowers the opset versions to its nodes' versions, but ignores subgraphs.
     others = [entry for entry in proto.opset_import if entry.domain not in graph.OPSETS]
     opsets = [helper.make_opsetid(domain, version) for domain, version in graph.OPSETS.items()]
     del proto.opset_import[:]
