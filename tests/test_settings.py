@@ -79,7 +79,7 @@ def test_a_user_without_a_home_is_told_to_name_one(monkeypatch: pytest.MonkeyPat
         raise KeyError
 
     monkeypatch.delenv("HOME")
-    monkeypatch.setattr("pwd.getpwuid", unknown)  # A container with an arbitrary user id behaves like this.
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # This is the case in a container that runs with an arbitrary user id.
     said = CliRunner().invoke(main, ["list"])
     assert said.exit_code == 1
     assert mentions(said.stderr, "~/.onnxserve", "HOME")

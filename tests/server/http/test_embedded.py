@@ -280,7 +280,7 @@ def test_the_counters_of_the_application_stay_as_they_are(
 ) -> None:
     counters = tmp_path / "counters"
     counters.mkdir()
-    mine = counters / f"gauge_livesum_{os.getpid()}.db"  # prometheus_client uses this name.
+    mine = counters / f"gauge_livesum_{os.getpid()}.db"  # prometheus_client uses this file name.
     mine.write_bytes(b"the application's")
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(counters))
     with closing(wsgi_app(str(folder), name="flights", state_dir=tmp_path / "state")) as app:

@@ -247,9 +247,9 @@ def test_a_worker_counts_requests_by_key_and_refuses_what_is_above_its_limit(url
 
     assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
     assert mentions(answers[-1].json()["message"], "'thrice'", "3/hour")
-    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600  # The worker's hour ends within that time.
+    assert 0 < int(answers[-1].headers["Retry-After"]) <= 3600  # The limit ends with the hour of the worker.
     headers["Authorization"] = "Bearer infer"
-    for body in (ROW, b"no JSON"):  # The plan, and the general path.
+    for body in (ROW, b"no JSON"):  # The plan decodes the first body, and the general path the second body.
         requests.post(f"{url}/invocations", body, headers=headers, timeout=10)
     page = requests.get(f"{url}/metrics", auth=("", "read"), timeout=10).text
     counted = dict(re.findall(r'onnxserve_key_requests_total{key="([^"]*)"} (\d+)', page))

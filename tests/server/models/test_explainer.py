@@ -149,7 +149,7 @@ def test_who_waits_longer_than_an_answer_may_take_is_told_so(explainer: Callable
 def test_without_shap_it_says_what_to_install(
     explainer: Callable[..., ExplainerClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "shap", None)  # Python does the same for a missing module.
+    monkeypatch.setitem(sys.modules, "shap", None)  # Python treats None as a missing module.
     with pytest.raises(NotInstalled, match=r"pip install 'mlflow-onnxserve\[explain\]'") as caught:
         ask(explainer())
     assert caught.value.http_status == 501
