@@ -67,7 +67,7 @@ def test_a_deployment_lives_through_its_commands(
 def test_a_create_that_is_cut_off_can_be_cleaned_up(
     client: BaseDeploymentClient, models: Any, free_port: int, tmp_path: Path, number: signal.Signals
 ) -> None:
-    """After Ctrl-C, nothing is left. After a kill, the deployment is listed and can be deleted."""
+    """Ctrl-C leaves no process or deployment. After a kill, the deployment is listed and can be deleted."""
     create = [*COMMAND, "create", "-t", "onnxserve", "--name", "cut", "-m", models.once]
     process = subprocess.Popen([*create, "-C", f"server.port={free_port}"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

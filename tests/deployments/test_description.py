@@ -78,7 +78,7 @@ def wanted_version(number: str, aspects: dict[str, str]) -> WantedVariant:
     ("wanted", "parity", "digest"),
     [
         (None, "warned", "d-2"),  # The state of the pod is not readable, so that the registry's version is used.
-        (wanted_version("1", {}), "proven", "d-1"),  # served, although the alias has moved
+        (wanted_version("1", {}), "proven", "d-1"),  # Version 1 is served, although the alias has moved.
         (wanted_version("1", {"flavor": "onnxserve", "parity": "proven", "run_id": "r-1"}), "proven", ""),
     ],
     ids=["unseen", "unreported", "reported"],

@@ -352,7 +352,7 @@ def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
         with ThreadPoolExecutor(1) as pool:
             listed = pool.submit(deployments.list_endpoints)
             at_once = [listener.accept()[0] for _ in range(3)]
-            assert all(map(is_open, at_once))  # none has been given up for the next
+            assert all(map(is_open, at_once))  # The client has not closed a connection to start the next request.
             listener.close()  # Additional requests are refused.
             for connection in at_once:
                 connection.close()

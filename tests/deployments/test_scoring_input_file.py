@@ -1,4 +1,4 @@
-"""Tests that `mlflow deployments predict -I FILE` sends the values of the file, although MLflow reads it with pandas."""
+"""Tests that `mlflow deployments predict -I FILE` sends the file's values, although pandas reads it first."""
 
 import json
 from collections.abc import Iterator

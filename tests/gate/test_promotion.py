@@ -17,7 +17,7 @@ from tests.support.refusals import mentions, refused
 
 @pytest.fixture
 def toy(registry: MlflowClient) -> MlflowClient:
-    """Only the cheap checks: the others are tried in test_judge.py, test_run.py and tests/e2e/test_gate.py."""
+    """Configure only the cheap checks. test_judge.py, test_run.py and tests/e2e/test_gate.py test the other checks."""
     text = "gated_aliases: [champion]\nskip: [evaluation, robustness, budget]\n"
     registry.set_registered_model_tag("toy", "onnxserve.gate.policy", text)
     return registry
@@ -96,7 +96,7 @@ def test_a_fresh_verdict_is_taken_and_a_stale_one_is_not(toy: MlflowClient) -> N
     said.clear()
     promote("toy", "2", "Production", progress=said.append)
     assert said[0].startswith("fetching")  # The policy has changed.
-    for version, year in (("1", 2020), ("2", 2096)):  # the latter by a clock that was ahead
+    for version, year in (("1", 2020), ("2", 2096)):  # Version 2 was judged by a machine whose clock was ahead.
         toy.set_model_version_tag("toy", version, "onnxserve.gate.at", f"{year}-01-01T00:00:00+00:00")
         said.clear()
         promote("toy", version, "Production", progress=said.append)
@@ -163,7 +163,9 @@ def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
 
 def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: MlflowClient) -> None:
     toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
-    again = r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force --why TEXT"
+    again = (
+        r"version 2 is not promoted to Production, because it was rolled back \(flights: too slow\).*--force --why TEXT"
+    )
     with pytest.raises(GateRefused, match=again):
         promote("toy", "2", "Production", actor="eva")
     assert actions() == [("refused", "2", "eva")]

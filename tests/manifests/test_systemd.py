@@ -69,8 +69,9 @@ def test_systemd_finds_no_mistake_and_little_exposure(config: dict[str, str], tm
 
 def test_a_server_starts_and_ends_in_order_keeps_its_state_and_has_no_rights() -> None:
     unit, spec = rendered(FULL, "/home/ada/models/flights")
-    assert (lines(unit, "Type"), lines(unit, "TimeoutStartSec")) == (["notify"], ["600"])  # to fetch and load
-    assert lines(unit, "StartLimitIntervalSec") == ["0"]  # a registry that is away comes back
+    # The timeout includes fetching and loading the model.
+    assert (lines(unit, "Type"), lines(unit, "TimeoutStartSec")) == (["notify"], ["600"])
+    assert lines(unit, "StartLimitIntervalSec") == ["0"]  # The unit restarts until the registry is up again.
     assert lines(unit, "TimeoutStopSec") == ["50"]  # The time for requests in flight, and then for captured requests.
     assert lines(unit, "KillMode") == ["mixed"]
     assert (lines(unit, "CPUQuota"), lines(unit, "MemoryMax")) == (["150%"], ["1073741824"])

@@ -84,7 +84,7 @@ def test_a_registry_that_pods_cannot_reach_is_refused(monkeypatch: pytest.Monkey
         ({}, "3", 7, 7),  # The user or the user's autoscaler has scaled the Deployment.
         ({"kubernetes.replicas": "5"}, "3", 7, 5),
         ({"kubernetes.force_conflicts": "true"}, "3", 7, 3),
-        ({}, "3", 0, 3),  # it was stopped
+        ({}, "3", 0, 3),  # The endpoint was stopped.
         ({}, None, 7, 3),  # The autoscaler of onnxserve has set the replicas.
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, "3", 7, 7),
         ({"kubernetes.max_replicas": "9", "container.cpus": "1"}, None, 12, 12),
