@@ -202,7 +202,7 @@ def test_a_controller_leaves_on_sigterm_while_a_cluster_hangs(store: Store, tmp_
     def answer_without_end(connection: socket.socket) -> None:
         with connection, suppress(OSError):
             while True:
-                connection.send(b"x")  # each byte puts off the timeout of the client
+                connection.send(b"x")  # Each byte restarts the timeout of the client.
                 time.sleep(1)
 
     with silent_api(tmp_path) as (config, listener):

@@ -62,7 +62,7 @@ def test_an_endpoint_is_created_filled_shared_out_and_deleted(
     assert [one["name"] for one in told("list")] == ["flights"]
     head, row = endpoint("list").stdout.splitlines()
     assert head.split() == ["NAME", "STATE", "TRAFFIC", "URL"]
-    assert "champion=94.06 challenger=5.94" in row  # the weights are parts of their sum
+    assert "champion=94.06 challenger=5.94" in row  # The weights are divided by their sum.
 
     assert endpoint("delete", "flights").output == "flights is deleted\n"
     again = endpoint("delete", "flights")

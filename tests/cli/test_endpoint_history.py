@@ -57,7 +57,8 @@ def test_a_step_of_a_rollout_is_one_line(trail: None) -> None:
 def test_a_promotion_is_one_line_with_all_that_was_done_for_it(trail: None) -> None:
     store = open_store(load_settings().store_url)
     verdict = {"model": "delay", "version": "8", "actor": "ann"}
-    store.record("gate", after="passed", detail={"report": "http://mlflow/1"}, **verdict)  # an hour before, by itself
+    # The gate ran separately, an hour earlier.
+    store.record("gate", after="passed", detail={"report": "http://mlflow/1"}, **verdict)
     begun = store.now().isoformat()
     store.record("gate", before="models:/delay/7", after="passed", detail={"report": "http://mlflow/2"}, **verdict)
     for tag in ("onnxserve.gate", "onnxserve.gate_policy_digest"):

@@ -41,7 +41,7 @@ def test_other_users_read_what_is_written_whatever_the_umask(tmp_path: Path) -> 
         run("-n", "flights", "-m", "models:/flight-delay/3", "-o", str(tmp_path), format_name="systemd")
     finally:
         os.umask(before)
-    spec = tmp_path / "etc" / "onnxserve" / "flights.yaml"  # for the user of the unit
+    spec = tmp_path / "etc" / "onnxserve" / "flights.yaml"  # The user of the unit must be able to read the file.
     assert [one.stat().st_mode & 0o005 for one in (spec.parent, spec)] == [0o005, 0o004]
 
 

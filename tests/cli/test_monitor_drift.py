@@ -60,7 +60,8 @@ def write_day(log: Path, day: datetime, values: np.ndarray) -> None:
         "_event_time": pa.array([day + timedelta(seconds=row) for row in range(rows)], TIME),
         "_model": ["model"] * rows,
         "_version": ["unknown"] * rows,
-        "_segment": [f"{day:%Y%m%d}"] * rows,  # not a random one: it chooses which rows are compared
+        # The segment must not be random, because it determines the rows that are compared.
+        "_segment": [f"{day:%Y%m%d}"] * rows,
         "_offset": pa.array([0] * rows, pa.int64()),
         "_row": pa.array(range(rows), pa.int32()),
         "x": values,

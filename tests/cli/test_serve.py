@@ -53,7 +53,7 @@ def test_a_promotion_is_served_within_five_seconds_and_no_request_fails(
         return max(at for at, _, served, _ in seen if served != str(version)) - promoted
 
     seconds = 5.0
-    for version in (2, 1, 2):  # on a machine with other work the first may have had no core for seconds
+    for version in (2, 1, 2):  # On a busy machine, the first promotion may have waited for a core for seconds.
         if seconds >= 5:
             seconds = promote(version)
     stop.set()

@@ -69,7 +69,7 @@ def test_a_model_knows_itself(model: Model) -> None:
     ],
 )
 def test_a_value_that_does_not_fit_is_named(model: Model, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as refused:  # noqa: PT011 - the whole message is compared
+    with pytest.raises(ValueError) as refused:  # noqa: PT011 - The test compares the complete message.
         model.predict({**FRAME.to_dict("list"), **change})
     assert str(refused.value) == message
 

@@ -77,7 +77,7 @@ def test_true_labels_are_for_the_comparison_only(client: MlflowClient, tmp_path:
     metrics = client.get_run(info.run_id).data.metrics
     assert metrics["student_agreement"] > 0.9
     assert metrics["student_accuracy"] == pytest.approx(metrics["teacher_accuracy"], abs=0.1)
-    assert metrics["student_accuracy"] < 0.7  # it has not learned them
+    assert metrics["student_accuracy"] < 0.7  # The student has not learned the labels.
 
 
 def test_labels_of_another_kind_are_refused_before_a_student_is_registered(
@@ -126,7 +126,7 @@ def test_what_an_endpoint_has_captured_is_learned(client: MlflowClient, tmp_path
     assert found.keys() == {"a", "b"}
     assert mentions(origin, "captured", "endpoint toy")
     assert truth is not None
-    assert np.isnan(truth.astype(float)).all()  # no label has come in
+    assert np.isnan(truth.astype(float)).all()  # No labels have arrived.
 
 
 def test_an_endpoint_without_rows_has_no_student(client: MlflowClient) -> None:

@@ -78,7 +78,7 @@ def test_bins_are_of_the_span_before_the_last_change_or_of_the_first_in_a_young_
     [
         "15 6 * * *",
         "*/15 0-6,22 1 jan-mar,12 mon-fri/2",
-        "0 6 30 2 mon",  # either day will do, and there are Mondays
+        "0 6 30 2 mon",  # Either field may match, and Mondays exist.
         "0 6 29 feb *",
         "0 0 * * sat-sun",
     ],

@@ -22,7 +22,7 @@ _numbers = count()
 
 @dataclass
 class Mlflow:
-    """The app, its registry, and the store that the audit trail is in."""
+    """The app, its registry, and the store of the audit trail."""
 
     app: Flask
     registry: Any
@@ -34,7 +34,7 @@ class Mlflow:
         return self.app.test_client()
 
     def model(self, policy: str | None = _POLICY, versions: int = 2) -> str:
-        """A new registered model with so many versions."""
+        """Register a new model with this number of versions."""
         from mlflow.entities.model_registry import RegisteredModelTag
 
         name = f"model-{next(_numbers)}"
@@ -65,7 +65,7 @@ class Mlflow:
 
 @pytest.fixture(scope="module")
 def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[[Path], str]) -> Iterator[Mlflow]:
-    """The app of this module's tests; afterwards this process's MLflow is as it was."""
+    """Yield the app of this module's tests. Afterwards, restore the MLflow state of this process."""
     import mlflow.server
     from mlflow.server import handlers
     from mlflow.tracking._model_registry import utils as registry_utils
@@ -83,7 +83,7 @@ def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
         patch.setattr(tracking_utils, "_tracking_uri", None)
         patch.setattr(handlers, "_model_registry_store", None)
         patch.setattr(handlers, "_tracking_store", None)
-        app = importlib.reload(mlflow.server).app  # a new one: each module has its own store
+        app = importlib.reload(mlflow.server).app  # The app must be new, because each module has its own store.
         extend(app)
         store = open_store(f"sqlite:///{folder / 'home' / 'onnxserve.db'}")
         yield Mlflow(app, handlers._get_model_registry_store(), store, folder / "models")
@@ -92,7 +92,7 @@ def mlflow_app(tmp_path_factory: pytest.TempPathFactory, new_database: Callable[
 
 @pytest.fixture(scope="module")
 def endpoint(mlflow_app: Any) -> str:
-    """An endpoint that somebody asked for, and whose server does not run; its model has two versions."""
+    """Create an endpoint whose server does not run. Its model has two versions."""
     model = mlflow_app.model()
     mlflow_app.stands(model, "2", "failed", "evaluation: accuracy 0.71 against 0.80")
     spec = new_endpoint(f"of-{model}", f"models:/{model}/Production", variant="champion")

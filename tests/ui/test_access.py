@@ -21,7 +21,7 @@ from tests.support.refusals import mentions
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """Asked by somebody who may read the model `open`, and no other."""
+    """Yield a store for a caller who may read only the model `open`."""
     monkeypatch.setattr(access, "is_administrator", lambda: False)
     monkeypatch.setattr(access, "may_read", lambda model: model == "open")
     opened = open_store(f"sqlite:///{tmp_path}/store.db")
@@ -30,7 +30,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 def deleted(store: Store, *models: str) -> None:
-    """The endpoint `flights`, which has served these one after the other."""
+    """Create and delete the endpoint `flights`, which has served these models in turn."""
     for model in models:
         spec = new_endpoint("flights", f"models:/{model}/1")
         store.replace_spec(spec) if store.endpoint("flights") else store.add_endpoint("onnxserve", spec)
@@ -38,7 +38,7 @@ def deleted(store: Store, *models: str) -> None:
 
 
 def visible(store: Store, endpoint: str | None = None) -> list[str]:
-    """The actions that a request of its own is shown."""
+    """Return the actions that the caller sees in a new request."""
     with Flask(__name__).test_request_context():
         return [event.action for event in access.visible_events(store, [*store.events(endpoint)])]
 

@@ -31,7 +31,7 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 
 @dataclass
 class Accounts:
-    """The server, and our store. `x` serves alice's X, which bob may read and carol may not; they have `y` and `z`."""
+    """The server and its store. `x` serves alice's X (bob may read it, carol may not), `y` bob's Y and `z` carol's Z."""
 
     server: MlflowServer
     store: Store
@@ -45,7 +45,7 @@ class Accounts:
         return self.browser(user).get(f"{self.server.url}/onnxserve", params=query, timeout=60).text
 
     def press(self, user: str, form: dict[str, str]) -> tuple[int, str]:
-        """Sends a form with the token of the user's own page, and gives the status and the page that comes."""
+        """Send a form with the token of the user's page, and return the status and the resulting page."""
         browser, url = self.browser(user), f"{self.server.url}/onnxserve"
         token = re.findall(r'name="csrf_token" value="([\w.-]+)"', browser.get(url, timeout=60).text)[0]
         answer = browser.post(url, data={**form, "csrf_token": token}, timeout=60, allow_redirects=False)
@@ -114,7 +114,8 @@ def test_the_trail_names_the_account_and_who_may_not_is_stopped_before_the_gate(
     with pytest.raises(MlflowException, match="Permission denied"):
         client.transition_model_version_stage("X", "1", "Production")
     events = [(event.actor, event.action) for event in accounts.store.events(model="X")][:3]
-    assert events == [("alice", "tag"), ("alice", "transition"), ("alice", "refused")]  # the policy, as it was made
+    # The first event is the policy, which was set at creation.
+    assert events == [("alice", "tag"), ("alice", "transition"), ("alice", "refused")]
 
 
 def test_the_console_wants_an_account_and_shows_buttons_to_whoever_may_edit_the_model(accounts: Accounts) -> None:
@@ -176,7 +177,7 @@ def test_a_form_for_what_one_may_not_edit_is_refused(accounts: Accounts, form: d
 def test_an_endpoint_that_one_may_not_see_is_not_there(accounts: Accounts) -> None:
     assert accounts.press("carol", {"action": "traffic", "endpoint": "x"})[0] == 404
     assert accounts.press("carol", {"action": "traffic", "endpoint": "nothing"})[0] == 404
-    assert accounts.press("carol", {"action": "traffic", "endpoint": "z"})[0] == 400  # the weight is missing
+    assert accounts.press("carol", {"action": "traffic", "endpoint": "z"})[0] == 400  # The form has no weight.
 
 
 @pytest.mark.parametrize("path", ["/pictures?endpoint=x", "/pictures?endpoint=x&whole=1", "?endpoint=x"])

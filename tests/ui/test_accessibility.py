@@ -164,7 +164,7 @@ def test_a_report_fits_a_phone_and_its_picture_has_the_ground_of_the_page(page: 
     before = PastWindow(FIRST, "no drift", {"statistic": 1.0, "threshold": 3.0})
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": 390, "height": 844})
-    page.goto("about:blank")  # the console's policy would hold for the report, and forbids its styles
+    page.goto("about:blank")  # The console's policy would also apply to the report, and forbids the report's styles.
     page.set_content(str(build_report(result_of(1, size=9.0, findings=(wide,)), [before])["report.html"]))
     page.locator("summary").click()
     too_wide = "[...document.querySelectorAll('html, .scroll')].filter(one => one.scrollWidth > one.clientWidth).length"

@@ -46,7 +46,7 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
 ) -> None:
     browser, _, token = open_page(mlflow_app)
     begun = time.monotonic()
-    page = f"{PAGE}?endpoint={endpoint}&span=day"  # to which it leads back
+    page = f"{PAGE}?endpoint={endpoint}&span=day"  # The response leads back to this page.
     answer = browser.post(page, data=form(endpoint, token), headers={"Origin": "http://localhost"})
     assert answer.headers["Location"].endswith(f"&endpoint={endpoint}&span=day")
     assert time.monotonic() - begun < 30  # The process runs in the background.
@@ -61,7 +61,7 @@ def test_a_button_starts_a_process_and_the_page_tells_how_it_went(
     ("allowed", "sent_from", "servers"),
     [
         ("", "127.0.0.1", ("http://127.0.0.1:5000",)),
-        ("", "", ()),  # at a Unix socket, where gunicorn names the server after Host
+        ("", "", ()),  # On a Unix socket, gunicorn derives the server's name from the Host header.
         ("10.*", "", ()),
         ("10.6.6.6,mlflow.example", "127.0.0.1", ("http://127.0.0.1:5000", "http://10.6.6.6")),
     ],
@@ -277,7 +277,7 @@ def test_of_several_that_answer_none_is_rolled_back(mlflow_app: Any, deployments
         (PRODUCTION, PASSED, {"1"}, ""),
         (PRODUCTION, PASSED, {"2"}, ALREADY_THERE),
         (PRODUCTION, {}, {"2"}, ""),  # The version is there without a gate verdict.
-        (PRODUCTION, PASSED, {"1", "2"}, ""),  # the other one is archived
+        (PRODUCTION, PASSED, {"1", "2"}, ""),  # The other version is archived.
         (STAGING, {}, {"2"}, ALREADY_THERE),
         (PRODUCTION, TAKEN_BACK, {"1"}, "it was rolled back (flights: too slow)"),
         (STAGING, TAKEN_BACK, {"1"}, ""),

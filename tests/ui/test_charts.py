@@ -38,7 +38,7 @@ def chart(*values: list[float | None], limit: float | None = None) -> LineChart:
 
 
 def drawn(chart: LineChart) -> ElementTree.Element:
-    """The chart as the page has it, parsed as XML."""
+    """Return the chart as on the page, parsed as XML."""
     html = TEMPLATES.render(pictures=Pictures("f", (chart,)))
     return ElementTree.fromstring(f"<div>{html}</div>")
 

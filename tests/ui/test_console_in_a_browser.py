@@ -17,7 +17,7 @@ from tests.support.console import PAGE
 from tests.support.monitors import judged_window
 
 pytestmark = NEEDS_CHROMIUM
-SOON = 7_000  # milliseconds until the page has looked again
+SOON = 7_000  # milliseconds until the page has refreshed
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,8 @@ def test_the_files_of_a_version_are_read_again_if_a_name_a_size_or_its_mlmodel_c
     weights = mlflow_app.files(model, "1") / "weights.bin"
     weights.write_bytes(b"judged")
     mlflow_app.stands(model, "1", "passed", "all 5 checks passed")
-    for content, status in ((b"judged", 200), (b"edited", 200), (b"judged and more", 403)):  # the second is not read
+    # The file of the second request is not read, because its size is unchanged.
+    for content, status in ((b"judged", 200), (b"edited", 200), (b"judged and more", 403)):
         weights.write_bytes(content)
         assert move(mlflow_app, model, "1", "Archived").status_code == 200
         assert move(mlflow_app, model, "1", "Production").status_code == status

@@ -76,7 +76,7 @@ def test_many_endpoints_are_shown_thirty_on_a_page_with_the_versions_of_their_mo
         assert {name for name in names if f'data-part="model {name}"' in html} == {*names} & {*shown}
         assert f'?beginning={known[30]}"' in html
         assert re.findall(r'aria-current="page">([^<]+)<', html) == [f"{shown[0]} – {shown[-1]}"]
-    assert f'action="/onnxserve?beginning={known[31]}"' in second  # to come back to this page
+    assert f'action="/onnxserve?beginning={known[31]}"' in second  # The form leads back to this page.
 
 
 def test_endpoints_are_counted_by_state_and_those_in_trouble_are_one_press_away(mlflow_app: Any, endpoint: str) -> None:
@@ -129,7 +129,7 @@ def test_the_page_and_a_rollout_count_the_same_requests_and_errors(
     counted = counters[endpoint]["champion", "6"]
     numbers = re.findall(r'<td class="number"[^>]*>(.*?)</td>', html)
     assert (counted.requests, counted.errors) == (100, 5)
-    assert numbers == ["100", "3", "2", "100 ms"]  # refused and failed together are a rollout's errors
+    assert numbers == ["100", "3", "2", "100 ms"]  # The errors of a rollout are the refused and the failed requests.
 
 
 def test_the_button_that_is_not_offered_is_named_where_the_other_one_is(
@@ -394,7 +394,7 @@ def test_what_would_be_refused_is_not_offered_and_the_reason_stands_there(mlflow
 
 
 def offered(html: str, model: str, version: str) -> str:
-    """The form of a version: where it may go, and its buttons."""
+    """Return the form of a version with its possible stages and its buttons."""
     (form,) = re.findall(
         rf'<select name="to" [^>]*aria-label="Target of version {version} of {model}">.*?</form>', html
     )

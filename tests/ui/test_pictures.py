@@ -40,8 +40,8 @@ HOUR = [NOW.timestamp() - 10 * left for left in reversed(range(360))]
 
 
 def interval(at: float, *, seconds: float = 10.0, labels: float = 0, **requests: float) -> CountedInterval:
-    """Ten seconds in which versions of `m` have answered so many requests each, in 2 to 4 ms; 6 % failed, 4 % were
-    refused.
+    """Return ten seconds in which versions of `m` answered these numbers of requests, each in 2 to 4 ms; 6 % failed, 4
+    % were refused.
     """
     counters = {
         ("f", "main", "m", version.removeprefix("v")): VersionCounters(
@@ -108,7 +108,7 @@ def test_a_young_server_fills_its_picture_and_a_late_line_leaves_no_gap() -> Non
 def test_the_figures_of_several_pods_are_added_up_also_where_one_has_just_come() -> None:
     pods: dict[str, list[CountedInterval] | Refused] = {
         "f-1": [interval(at, v1=60, labels=3) for at in HOUR],
-        "f-2": [interval(at + 4, v1=20) for at in HOUR[:120]],  # it was replaced by the third
+        "f-2": [interval(at + 4, v1=20) for at in HOUR[:120]],  # The third pod has replaced this pod.
         "f-3": [interval(HOUR[-1] - 12, v2=20)],
         "f-4": Refused("no command can be run there"),
     }
@@ -246,7 +246,7 @@ def test_a_server_without_a_folder_here_is_asked(mlflow_app: Any) -> None:
 
 @pytest.fixture
 def drawn(mlflow_app: Any) -> Iterator[str]:
-    """An endpoint `f` whose server has just ended, after an hour of requests."""
+    """Yield the URL of an endpoint `f` whose server has just ended, after an hour of requests."""
     folder = load_settings().state_dir("f") / "history"
     folder.mkdir(parents=True)
     lines = [history_line(time.time() - 10 * left, v3=70) for left in reversed(range(1, 361))]
@@ -356,7 +356,8 @@ def test_pictures_do_not_make_a_page_of_endpoints_slow(mlflow_app: Any, monkeypa
     for number in range(30):
         mlflow_app.store.remove_endpoint(f"many-{number}")
 
-    assert min(seconds[6]) < 2.5 * min(seconds[0])  # six take half as long as the page, all thirty would take thrice
+    # Six endpoints take half as long as the page; all thirty would take three times as long.
+    assert min(seconds[6]) < 2.5 * min(seconds[0])
 
 
 def test_the_file_is_read_as_the_server_writes_it(drawn: str) -> None:

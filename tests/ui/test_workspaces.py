@@ -89,7 +89,7 @@ def test_the_gate_and_its_trail_are_those_of_the_workspace(workspaces: Workspace
         ("transition", "1"),
         ("transition", "2"),
     ]
-    assert [event.action for event in workspaces.events(GATED)] == ["tag", "refused"]  # the policy first
+    assert [event.action for event in workspaces.events(GATED)] == ["tag", "refused"]  # The policy is recorded first.
     assert "refused" not in workspaces.page(FREE, "/history.jsonl").text
     assert "refused" in workspaces.page(GATED, "/history.jsonl").text
 

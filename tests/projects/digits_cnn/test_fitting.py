@@ -24,7 +24,7 @@ EPOCHS = 6
 
 @pytest.fixture
 def base(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A registered version whose run has kept its weights."""
+    """Return a registered version whose run has kept its weights."""
     monkeypatch.chdir(tmp_path)
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
@@ -36,7 +36,7 @@ def base(tmp_path: Path, new_database: Callable[[Path], str], monkeypatch: pytes
 
 
 def moved(images: np.ndarray) -> np.ndarray:
-    """As a camera gives them that was moved by two pixels."""
+    """Return the images moved by two pixels, as a moved camera takes them."""
     return np.roll(images, 2, axis=3)
 
 
@@ -45,7 +45,7 @@ def test_the_weights_of_the_base_are_tuned_on_new_images_and_it_still_knows_the_
     new = (moved(IMAGES[:400]), DIGITS[:400])
     network, way = fit_incremental((IMAGES, DIGITS), new, base, epochs=4 * EPOCHS, seed=7)
     assert way.split(", ") == ["fine-tuning", "6 passes", "800 built-in images"]
-    assert accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6  # 0.16 before
+    assert accuracy(network, moved(TEST_IMAGES), TEST_DIGITS) > 0.6  # The accuracy was 0.16 before the training.
     assert accuracy(network, TEST_IMAGES, TEST_DIGITS) > 0.9
 
 

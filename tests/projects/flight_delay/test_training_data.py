@@ -20,7 +20,7 @@ def flights() -> pd.DataFrame:
 
 @pytest.fixture
 def captured(flights: pd.DataFrame, tmp_path: Path) -> Path:
-    """Flights of March and April as the inference log has them: numbers in 32 bits."""
+    """Write flights of March and April in the format of the inference log, with 32-bit numbers."""
     some = months(flights, 3, 4).iloc[::50]
     rows = some[list(FEATURES)].astype(dict.fromkeys(WEATHER, "float32"))
     rows["_label"], rows["_label_number"] = some[LABEL].map({True: "1", False: "0"}), some[LABEL].astype(float)
