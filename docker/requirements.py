@@ -1,9 +1,9 @@
-"""Print the requirements that an image installs from setup.cfg, one per line: the base and the specified extras.
+"""Print the requirements of an image from setup.cfg, one per line: the base and the given extras.
 
     python requirements.py --serve grpc redis > serving.txt
 
-With `--serve`, packages that only wrap and deploy models are omitted: no process of a serving image imports them
-(tests/docker/test_requirements.py checks the import graph).
+With `--serve`, packages that are used only to wrap and deploy models are omitted: no process of a serving image imports
+them (tests/docker/test_requirements.py checks this with the import graph).
 """
 
 import sys
@@ -21,7 +21,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def brought_by(extra: str) -> list[str]:
-    """Return the requirements of an extra, including the requirements of nested extras."""
+    """Return the requirements of an extra, including the requirements of extras that it names."""
     found = []
     for line in lines_of(extras[extra]):
         if line.startswith("mlflow-onnxserve["):

@@ -1,23 +1,23 @@
-"""Remove files that no process of an image opens from the packages that pip has installed: `python slim.py FOLDER`.
+"""Remove files from installed packages that no process of an image opens: `python slim.py FOLDER`, a folder filled by
+pip.
 
-| removed files | MB |
+| removed | MB |
 |---|---|
-| symbols and debugging tables of shared objects, where there is a `strip` | 72 |
-| ONNX Runtime's library for C programs (Python's library contains a copy), and its tools | 38 |
-| descriptions of AWS services, except S3 and the services that log in to it | 27 |
+| symbols and debugging tables of shared objects, if `strip` is installed | 72 |
+| ONNX Runtime's library for C programs (Python's contains its own), and its tools | 38 |
+| descriptions of AWS services, except S3 and the services for logging in to it | 27 |
 | Databricks' client, which MLflow imports only for a registry at Databricks | 20 |
-| headers, stubs, tests, sources in C, second copies of Arrow's libraries, and unused formats | 25 |
+| headers, stubs, tests, C sources, second copies of Arrow's libraries, and formats that are not read | 25 |
 | parts of MLflow that train, serve and judge | 6 |
 | byte code of modules that a server does not import | 12 |
 
-`python slim.py --serve FOLDER` also removes files that are only needed to wrap, judge and train. It is for images that
-only serve.
+`python slim.py --serve FOLDER` then removes files that are used only to wrap, judge and train, from a serving image.
 
-| removed files | MB |
+| removed | MB |
 |---|---|
 | sources of other packages' modules whose byte code is kept: a traceback still names their lines | 22 |
 | parts of MLflow, numpy and other packages that a server does not import | 8 |
-| byte code of onnxserve's folders that do not serve | 4 |
+| byte code of our packages that are not used to serve | 4 |
 """
 
 import gzip
@@ -36,7 +36,7 @@ UNUSED = (
     *("onnxruntime/quantization", "onnxruntime/datasets", "onnxruntime/backend"),
     *("databricks/sdk", "databricks_sdk-*", "google/auth", "google/oauth2", "google_auth-*", "pyasn1*"),
     *("mlflow/assistant", "mlflow/demo", "mlflow/langchain", "mlflow/pyspark", "mlflow/sagemaker", "mlflow/server"),
-    *("mlflow/transformers", "botocore/cacert.pem"),  # certifi contains the same certificates.
+    *("mlflow/transformers", "botocore/cacert.pem"),  # certifi contains the same certificates
 )
 AWS = {"s3", "signin", "sso", "sso-oidc", "sts"}
 IMPORTED = """
@@ -52,9 +52,10 @@ mlflow.MlflowClient("http://none")
 with contextlib.suppress(ImportError):  # not on Python 3.14
     import simdjson
 """
-"""Third-party modules that a server imports. Python keeps the byte code only of modules that these imports load."""
+"""Modules of other packages that a server imports. Python keeps the byte code of these modules and their imports
+only."""
 NOT_SERVED = (
-    *("numpy/_core/_simd.*", "numpy/f2py", "cffi", "pycparser*"),  # NumPy's tests and compilers use these files.
+    *("numpy/_core/_simd.*", "numpy/f2py", "cffi", "pycparser*"),  # used by numpy's tests and by compilers
     *("git", "GitPython-*", "gitpython-*", "gitdb*", "smmap*"),
     *("mlflow/gateway/providers", "mlflow/store/**/dbmodels", "mlflow/store/db_migrations"),
     *("mlflow/store/**/sqlalchemy_*.py", "google/api", "google/type", "google/longrunning"),
@@ -62,29 +63,29 @@ NOT_SERVED = (
 OURS = "mlflow_deploy_plugin"
 SERVING = {"agent", "cli", "inference_log", "processes", "registry", "runtime", "server", "spec", "statedir", "tabular"}
 READS_ITSELF = {"anyio"}
-"""Packages that search their own sources for the modules that they import on first use."""
+"""Packages that find the modules of their first use in their own sources."""
 
 
 def slim(packages: Path) -> None:
     """Shrink a folder `site-packages` of any image."""
     remove(path for pattern in UNUSED for path in packages.glob(pattern))
     remove(path for path in packages.glob("boto*/data/*/") if path.name not in AWS)
-    # auditwheel has patched the objects in NAME.libs, and stripping them would break their page alignment.
+    # The libraries in NAME.libs are patched by auditwheel, and stripping would break their page alignment.
     objects = [path for path in packages.rglob("*.so*") if not path.parent.name.endswith(".libs")]
     if objects and shutil.which("strip"):
         subprocess.run(["strip", "--strip-unneeded", *objects], check=True)
-        # Arrow's libraries require each other by name. A library whose functions are never called may be empty.
+        # Arrow's libraries require each other by name, so an unused library can be empty.
         for path in packages.glob("pyarrow/libarrow_substrait.so.*"):
             subprocess.run(["as", "/dev/null", "-o", "empty.o"], check=True)
-            # An object without a stack note requires an executable stack, and glibc 2.41 and later does not load it.
+            # Objects need an executable stack by default, and glibc 2.41 and later do not load such objects.
             link = ["ld", "-shared", "-z", "noexecstack", "-soname", path.name, "-o"]
             subprocess.run([*link, path, "empty.o"], check=True)
 
 
 def keep_what_serves(packages: Path) -> None:
-    """Shrink one folder `site-packages` of an image that only serves. Only modules that it imports have byte code."""
+    """Shrink a folder `site-packages` of an image that only serves; byte code exists only for the imported modules."""
     remove(path for pattern in NOT_SERVED for path in packages.glob(pattern))
-    # MLflow has one package per library that it can train with.
+    # MLflow has a package for each training library.
     remove(path for path in packages.glob("mlflow/*/") if not any(path.rglob("*.pyc")))
     remove(
         path / "__pycache__"
@@ -102,7 +103,7 @@ def keep_what_serves(packages: Path) -> None:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Remove files, and folders with their content."""
+    """Remove files, and folders with all their contents."""
     for path in sorted(set(paths), reverse=True):
         if path.is_dir():
             shutil.rmtree(path)
@@ -117,6 +118,7 @@ if __name__ == "__main__":
     if (python := environment / "bin" / "python").exists():
         for cache in () if serves else environment.rglob("__pycache__"):
             shutil.rmtree(cache)
-        # This command writes the byte code. Without sources, it also checks that every imported module still exists.
+        # Importing creates the byte code. Without sources, the byte code exists already, and every imported module must
+        # be present.
         command: list[str | Path] = [python, *(["-B"] if serves else []), "-c", IMPORTED]
         subprocess.run(command, check=True, env={"MLFLOW_DISABLE_TELEMETRY": "true"})

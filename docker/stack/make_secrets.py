@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Make the secrets that docker/compose.yaml mounts, in docker/stack/secrets/. Existing files are not changed.
+"""Create the secrets of docker/compose.yaml in docker/stack/secrets/. Existing files are not changed.
 
     python3 docker/stack/make_secrets.py [--host NAME-OR-ADDRESS …] [--folder FOLDER]
 
-A host is a name or address under which clients reach this machine. It is added to the certificate, which is
+A host is the name or address of this machine for clients. It is added to the names of the certificate, which is
 self-signed. The script needs only Python's standard library and openssl. Other users of this machine cannot open the
-folder, but the files in it are readable, since each container has a different user.
+folder. The files in it are readable, because every container reads them as a different user.
 """
 
 import argparse

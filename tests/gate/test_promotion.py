@@ -163,9 +163,7 @@ def test_a_place_that_is_not_gated_is_free(toy: MlflowClient) -> None:
 
 def test_what_was_rolled_back_is_refused_until_somebody_answers_for_it(toy: MlflowClient) -> None:
     toy.set_model_version_tag("toy", "2", "onnxserve.rolled_back", "flights: too slow")
-    again = (
-        r"version 2 is not promoted to Production, because it was rolled back \(flights: too slow\).*--force --why TEXT"
-    )
+    again = r"version 2 is not promoted to Production, .* rolled back \(flights: too slow\).*--force --why TEXT"
     with pytest.raises(GateRefused, match=again):
         promote("toy", "2", "Production", actor="eva")
     assert actions() == [("refused", "2", "eva")]

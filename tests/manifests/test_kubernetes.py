@@ -164,7 +164,7 @@ def test_without_auth_only_pods_of_the_same_namespace_may_call_and_the_internet_
     documents = rendered()
     assert documents["NetworkPolicy"]["spec"]["ingress"][0]["from"] == [{"podSelector": {}}]
     assert "insecure: true" in documents["ConfigMap"]["data"]["spec.yaml"]  # The network policy protects the server.
-    with refused(InvalidConfig, "kubernetes.host", "f.example", "everybody"):
+    with refused(InvalidConfig, "kubernetes.host", "f.example", "all clients"):
         rendered({"kubernetes.host": "f.example"})
     public = rendered({"kubernetes.host": "f.example", "server.api_keys": "true"})
     assert "insecure" not in public["ConfigMap"]["data"]["spec.yaml"]

@@ -204,10 +204,7 @@ def test_a_form_that_was_asked_for_is_taken_however_slow_it_is() -> None:
         ({"prune": 1.5}, "prune: 1.5 is not a share between 0 and 1"),
         ({"auto": True, "rows": 7}, "rows: 7 is not one of the measured sizes 1, 8, 1000"),
         ({"fp16": True, "max_loss": -1}, "max_loss: -1 is below 0"),
-        (
-            {"fp16": True, "register": "a/b"},
-            "'a/b' is not a valid name for a registered model: / and : are not allowed",
-        ),
+        ({"fp16": True, "register": "a/b"}, "'a/b' is not a valid name for a registered model"),
         (
             {"fp16": True, "target": "label"},
             "target: set data that contains the label column; a model's reference has no",

@@ -31,7 +31,7 @@ authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 
 @dataclass
 class Accounts:
-    """The server and its store. `x` serves alice's X (bob may read it, carol may not), `y` bob's Y and `z` carol's Z."""
+    """The server and its store. `x` serves alice's X (readable for bob only), `y` bob's Y and `z` carol's Z."""
 
     server: MlflowServer
     store: Store

@@ -1,4 +1,4 @@
-"""Create the objects that the core needs before its servers start. Existing objects are not changed.
+"""Create the data that the core needs before its servers start. Existing data is not changed.
 
 `setup.py SPEC` creates the bucket, the store's tables, a first version of the model that the spec follows, with its
 aliases, and the endpoint with its monitors in the store.

@@ -1,7 +1,7 @@
-"""Write Grafana's dashboards from the panels below: `python docker/stack/grafana/make_dashboards.py`.
+"""Generate Grafana's dashboards from the panels below: `python docker/stack/grafana/make_dashboards.py`.
 
-Grafana 11 is provisioned with the JSON files in this folder. A test compares the files with the panels, and sends every
-query to a real Prometheus. In a query, `$endpoint` is replaced by the endpoints that are selected above the panels.
+Grafana 11 is provisioned with the JSON files in dashboards/. A test compares the files with this script, and sends
+every query to a real Prometheus. In a query, `$endpoint` stands for the endpoints that are selected above the panels.
 """
 
 import json
@@ -18,10 +18,10 @@ _FAILED = 'status=~"5.."'
 
 @dataclass(frozen=True)
 class Panel:
-    """A panel. It is a chart over time unless `kind` specifies another type.
+    """A panel: a chart over time, unless `kind` is set.
 
     Attributes:
-        queries: expressions by the name of their series in the legend.
+        queries: expressions by the legend of their series.
     """
 
     title: str
@@ -42,7 +42,7 @@ def _quantiles(metric: str, by: str, legend: str, *quantiles: float) -> dict[str
 
 
 def _share(metric: str, by: str, part: str) -> str:
-    """Return the share of a part, or 0 if the part has no samples."""
+    """Return the share of a part, or 0 if the part has no series."""
     every = _rate(metric, by)
     return f"({_rate(metric, by, part)} or 0 * {every}) / {every}"
 
