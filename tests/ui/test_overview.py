@@ -200,7 +200,7 @@ def test_a_server_that_does_not_answer_is_silent(
     html = mlflow_app.client.get(PAGE).get_data(as_text=True)
 
     assert '<span class="mark mark-silent">silent</span>' in html
-    assert mentions(html, f"{endpoint}: nothing answers")
+    assert mentions(html, f"{endpoint}: the server does not answer")
 
 
 def test_a_server_whose_captured_requests_are_not_logged_is_degraded(
