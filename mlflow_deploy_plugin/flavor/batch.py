@@ -85,7 +85,7 @@ class Batch:
 
     @property
     def has_rows(self) -> bool:
-        """True if all tensors have the same first dimension. The nodes and edges of a graph are not rows."""
+        """True if all tensors have the same first dimension. The nodes and edges of a graph network do not."""
         return isinstance(self.data, pd.DataFrame) or len({array.shape[:1] for array in self.data.values()}) == 1
 
     @property

@@ -17,7 +17,7 @@ DATA_FILE = "model.onnx.data"
 MAX_INLINE_BYTES = 2_000_000_000
 """The maximum size of the weights in the graph's file; protobuf allows 2**31 - 1 bytes with graph and names."""
 _LEAST_BYTES = 1024
-"""Smaller weights remain in the graph, because shape inference reads them."""
+"""The minimum size of external weights. Shape inference reads smaller weights, so they remain in the graph."""
 _PAGE = 4096
 
 
@@ -32,7 +32,7 @@ def check_graph(proto: ModelProto) -> None:
         onnx.checker.check_model(proto)
         return
     graph = _without_weights(proto)
-    for weights in graph.graph.initializer:  # A graph input needs no bytes.
+    for weights in graph.graph.initializer:  # Unlike an initializer, an input needs no bytes.
         graph.graph.input.append(onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims))
     del graph.graph.initializer[:]
     onnx.checker.check_model(graph)

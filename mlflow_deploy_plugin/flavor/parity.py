@@ -33,7 +33,7 @@ WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # (batch size, number of rows)
 _INPUT_WIDTH = 120
 _CLOSE = 0.1
-"""A share of the tolerance. If an error exceeds it, rows that were not drawn may exceed the tolerance."""
+"""A share of the tolerance. If an error exceeds this share, rows that were not drawn may exceed the tolerance."""
 
 _TOLERANCES = {
     "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",

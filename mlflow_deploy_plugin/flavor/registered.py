@@ -193,7 +193,7 @@ def _convert(
         notes.append("an ONNX form does not support params; the params of the signature are omitted")
         signature = ModelSignature(signature.inputs, signature.outputs)
     if signature is not None and original.predict_fn != "predict":
-        signature = ModelSignature(signature.inputs)  # Its outputs were inferred from `predict`.
+        signature = ModelSignature(signature.inputs)  # The outputs were inferred from `predict`.
     example = saved_example(mlmodel, folder) if mlmodel is not None else None
     rows = data if data is not None else example
     is_made_up = rows is None and not is_onnx(model)
@@ -372,7 +372,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
             f"{path} can run any code while it is loaded; if you trust its author, pass --allow-pickle (in Python "
             "allow_pickle=True)"
         )
-    import joblib  # It belongs to the optional scikit-learn, and also reads plain pickles.
+    import joblib  # joblib is installed with scikit-learn (optional), and also reads plain pickles.
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

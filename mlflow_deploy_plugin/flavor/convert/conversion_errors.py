@@ -57,7 +57,7 @@ def pyfunc_flavor(
     if flavor is None and input_example is not None:
         with suppress(Exception):  # The model may not predict rows.
             flavor = "sklearn" if len(model.predict(input_example[:1])) == 1 else None
-    is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # No flavor saves it.
+    is_function = flavor == "tensorflow" and hasattr(model, "python_function")  # No flavor saves a tf.function.
     if flavor is None or is_function or (flavor == "sklearn" and not hasattr(model, "predict")):
         return None
     return flavor, {"serialization_format": _SERIALIZATION[flavor]} if flavor in _SERIALIZATION else {}

@@ -155,7 +155,7 @@ def _refuse_empty_sequences(graph: GraphProto) -> None:
         maker = makers.get(name)
         if maker is None or maker.op_type in _FATAL_IF_EMPTY:
             return False
-        if maker.op_type == "Gather" and maker.input[0] in weights:  # This is an embedding.
+        if maker.op_type == "Gather" and maker.input[0] in weights:  # an embedding
             return may_be_empty(maker.input[1])
         return maker.op_type not in _AS_EMPTY or may_be_empty(maker.input[0])
 

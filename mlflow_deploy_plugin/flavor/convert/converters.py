@@ -120,7 +120,7 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
-        # The frameworks are heavy and optional.
+        # The frameworks are optional and slow to import.
         return cast(FrameworkConverter, import_module(f"{_ROOM}.{extra}"))
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"

@@ -78,7 +78,7 @@ def export(
     The first dimension of each input and the axes in `axes` are free. Messages call the model `display_name`.
     """
     try:
-        import tf2onnx  # It is heavy, and only in the extra `tensorflow`.
+        import tf2onnx  # tf2onnx is slow to import, and only in the extra `tensorflow`.
     except ModuleNotFoundError as error:
         raise ConversionError(
             f"converting a TensorFlow model needs {error.name}: pip install 'mlflow-onnxserve[tensorflow]'"

@@ -218,7 +218,7 @@ def _silenced() -> Iterator[None]:
             restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         restored.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
-        torch._C._jit_onnx_log = lambda *words: None  # It prints even if `verbose` is False (torch 2.13).
+        torch._C._jit_onnx_log = lambda *words: None  # The exporter ignores `verbose` (torch 2.13).
         yield
 
 
@@ -351,8 +351,8 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
             raise ConversionError(f"the module's forward returns bfloat16, {_NO_BFLOAT16}")
         return {name or "output": answer}
     if is_dataclass(answer) and not isinstance(answer, dict):
-        with suppress(ValueError):  # It may be registered already.
-            torch.export.register_dataclass(type(answer))  # The exporter requires this.
+        with suppress(ValueError):  # The class may be registered already.
+            torch.export.register_dataclass(type(answer))  # The exporter requires registration.
         answer = {entry.name: getattr(answer, entry.name) for entry in fields(answer)}
     if isinstance(answer, tuple) and hasattr(answer, "_asdict"):  # a NamedTuple
         answer = answer._asdict()
@@ -364,7 +364,7 @@ def by_name(answer: object, of_tensors: bool, name: str = "") -> dict[str, torch
         return {}
     else:
         kind = type(answer).__name__
-        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""  # of transformers
+        way = "; set model.config.use_cache = False" if kind.endswith("Cache") else ""  # a cache of transformers
         raise ConversionError(f"the module's forward returns a {kind}, which is not a tensor{way}")
     return {
         key: tensor for part_name, part in parts.items() for key, tensor in by_name(part, of_tensors, part_name).items()

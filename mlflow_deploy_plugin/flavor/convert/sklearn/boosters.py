@@ -57,7 +57,7 @@ def _xgboost(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
-    content = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART nests it before 3.4.
+    content = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART nests the model before 3.4.
     documents = content.get("trees", [])  # gblinear has no trees.
     weights = gradient_booster.get("weight_drop") or content.get("weight_drop")  # DART; since 3.4 next to the trees
     objective = learner["objective"]["name"]
@@ -102,7 +102,7 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
         node: document["categories"][start : start + size]
         for node, start, size in zip(document["categories_nodes"], starts, sizes, strict=True)
     }
-    by_category = list(members)  # In XGBoost, members go right.
+    by_category = list(members)  # XGBoost sends members to the right.
     left[by_category], right[by_category] = right[by_category], left[by_category]
     default_left[by_category] = ~default_left[by_category]
     values, targets = conditions[None], [target]
@@ -119,7 +119,7 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
 def _xgboost_categories(encoded: Document) -> tuple[str | int, ...]:
     """Return the categories of a column. XGBoost stores strings as bytes, and 3.2 truncates non-ASCII strings."""
     if "offsets" not in encoded:
-        return tuple(encoded["values"])  # These are integers.
+        return tuple(encoded["values"])  # integers
     if min(encoded["values"], default=0) < 0 or max(encoded["values"], default=0) > 127:
         raise NotImplementedError("non-ASCII categories, which XGBoost truncates")
     text = bytes(encoded["values"]).decode()
@@ -137,7 +137,7 @@ _XGBOOST_LINKS = {
 
 def _lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
-    document = booster.dump_model()  # After early stopping, this is the best iteration.
+    document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
     name, *parameters = (document.get("objective") or "custom").split()
     options = dict(parameter.partition(":")[::2] for parameter in parameters)
     link = _LIGHTGBM_LINKS.get(name)
@@ -189,7 +189,7 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
             default_left = threshold >= 0
         elif kind == "Zero" and default_left != (threshold >= 0):
             raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
-        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads such numbers as 0.
+        if abs(threshold) <= _LIGHTGBM_ZERO:  # LightGBM reads numbers in this range as 0.
             threshold = _LIGHTGBM_ZERO if threshold >= 0 else np.nextafter(-_LIGHTGBM_ZERO, -np.inf)
         rows.append((0, 0.0, 0, 0, False, 0.0))
         left, right = add(node["left_child"]), add(node["right_child"])

@@ -125,7 +125,7 @@ def _inner(estimator: Estimator) -> Iterator[tuple[Estimator, Iterable[int] | No
         yield from zip(members, features, strict=False)
         yield from ((part.estimator, None) for part in getattr(estimator, "calibrated_classifiers_", []))
         if hasattr(estimator, "estimator_") and not members and not hasattr(estimator, "support_"):
-            yield estimator.estimator_, None  # In an ensemble, it is only a template.
+            yield estimator.estimator_, None  # In an ensemble, `estimator_` is only a template.
         if hasattr(estimator, "regressor_"):
             yield estimator.regressor_, None
 

@@ -284,7 +284,7 @@ def _add_net(
     builder: graph.NodeBuilder, container: ModelComponentContainer, estimator: Estimator, inputs: list[Variable]
 ) -> str:
     """Add the graph of an estimator's network, and return the name of its output [N, …]."""
-    import torch  # It is heavy, and only these estimators need it.
+    import torch  # torch is slow to import, and only these estimators need torch.
 
     from mlflow_deploy_plugin.flavor.convert.torch import export, original_model
 

@@ -117,7 +117,7 @@ class NodeBuilder:
         """Declare a skl2onnx operator for an estimator that a formula converts, so that `refused_rows.py` finds it."""
         operator = self._scope.declare_local_operator("OnnxserveAsked", estimator)
         operator.inputs = inputs
-        operator.init_status(is_evaluated=True)  # Then skl2onnx does not convert it.
+        operator.init_status(is_evaluated=True)  # skl2onnx does not convert evaluated operators.
         return operator
 
     def joined(self, inputs: list[Variable]) -> str:

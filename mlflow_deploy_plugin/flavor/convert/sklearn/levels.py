@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 MANY_ROWS = 128
-"""The minimum number of rows for levels. With 128 rows and 32 trees, both forms take the same time."""
+"""The minimum number of rows for this form. With 128 rows and 32 trees, both forms take the same time."""
 MIN_TREES = 32
 _COMPARED_LEVELS = 3
 """The levels in which all nodes are compared: looking up a row's node costs as much as eight comparisons."""

@@ -118,7 +118,7 @@ class Rows:
         Labels are numbers, but the method `label` returns strings or integers. With two classes, the decision function
         is [N]. Raises NotImplementedError if the converter of the estimator does not support the method.
         """
-        if not (isinstance(estimator, RFE) and method == "transform"):  # It also selects columns.
+        if not (isinstance(estimator, RFE) and method == "transform"):  # RFE also selects columns.
             estimator = best_estimator(estimator)
         if isinstance(estimator, Pipeline) and not all(isinstance(step, ColumnTransformer) for step in estimator):
             rows, last = self.before_last_step(estimator)
@@ -200,7 +200,7 @@ class Rows:
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
         key = id(estimator), method == "decision_function"
-        if key[1] and len(getattr(estimator, "probA_", ())):  # Its operator returns scores or probabilities, not both.
+        if key[1] and len(getattr(estimator, "probA_", ())):  # SVM operators return no scores with these.
             estimator = copy(estimator)
             estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:
