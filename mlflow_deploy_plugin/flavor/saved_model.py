@@ -104,7 +104,7 @@ def save_model(
         conda_env=environment._CONDA_ENV_FILE_NAME,
         python_env=environment._PYTHON_ENV_FILE_NAME,
         model_config=DEFAULT_CONFIG,
-        code=code,  # Our flavor's section names the outputs of `predict`.
+        code=code,  # The onnxserve flavor names the outputs of `predict`.
     )
     model.add_flavor(
         "onnx",
@@ -130,7 +130,7 @@ def save_model(
     model.model_size_bytes = get_total_file_size(str(folder))
     model.save(str(folder / MLMODEL))
     if conda_env is None:
-        # MLflow would load the model in a second process to infer them. Serving does not need the training framework.
+        # MLflow would infer the requirements in a second process. Serving does not need the training framework.
         runtime = [own_requirement("[cpu]"), f"onnxruntime=={import_onnxruntime().__version__}"]
         defaults = runtime if pip_requirements is None else None
         processed = environment._process_pip_requirements(defaults, pip_requirements, extra_pip_requirements)

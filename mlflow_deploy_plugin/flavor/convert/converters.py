@@ -28,7 +28,7 @@ _MODULES = {
     **dict.fromkeys(("catboost", "lightgbm", "xgboost"), "sklearn"),
     **{name: name for name in ("keras", "onnx", "sklearn", "statsmodels", "tensorflow", "torch")},
 }
-"""Our module by the package of a model's class. The module and its pip extra have the same name."""
+"""The converter module by the package of a model's class. The module and its pip extra have the same name."""
 
 _NEVER = ("pmdarima",)
 """Packages with subclasses of a framework's classes that do not predict rows. MLflow's flavors log their models."""
@@ -69,7 +69,7 @@ class NetConverter(FrameworkConverter, Protocol):
 
 @dataclass(frozen=True)
 class _Registered:
-    """A converter of another distribution, with the same functions as our modules."""
+    """A converter of another distribution, with the same functions as the modules of this package."""
 
     entry: EntryPoint
     converter: Converter
@@ -120,7 +120,6 @@ def converter_for(model: TrainedModel) -> FrameworkConverter:
         raise _unknown_framework(f"{type(model).__module__}.{type(model).__qualname__}")
     extra = _MODULES[framework]
     try:
-        # The frameworks are optional and slow to import.
         return cast(FrameworkConverter, import_module(f"{_ROOM}.{extra}"))
     except ImportError as error:
         needed = error.name if isinstance(error, ModuleNotFoundError) else f"a newer {framework}"

@@ -218,7 +218,7 @@ def _silenced() -> Iterator[None]:
             restored.callback(logger.setLevel, logger.level)
             logger.setLevel(logging.ERROR)
         restored.callback(setattr, torch._C, "_jit_onnx_log", torch._C._jit_onnx_log)
-        torch._C._jit_onnx_log = lambda *words: None  # The exporter ignores `verbose` (torch 2.13).
+        torch._C._jit_onnx_log = lambda *words: None  # The exporter prints even without `verbose` (torch 2.13).
         yield
 
 
@@ -389,7 +389,7 @@ def _parameters(model: TrainedModel) -> list[str]:
 
 
 def _by_keyword(model: TrainedModel, names: list[str]) -> bool:
-    """Return True if the inputs must be passed by keyword: they are keyword-only, or do not come first."""
+    """Return True if the inputs must be passed by keyword: they are keyword-only, or other parameters come first."""
     parameters = _parameters(model)
     if not set(names) <= set(parameters):
         return False

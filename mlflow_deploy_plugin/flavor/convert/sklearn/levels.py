@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.graph import NodeBuilder
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 MANY_ROWS = 128
-"""The minimum number of rows for this form. With 128 rows and 32 trees, both forms take the same time."""
+"""The minimum number of rows for descent by levels. With 128 rows and 32 trees, both forms take the same time."""
 MIN_TREES = 32
 _COMPARED_LEVELS = 3
 """The levels in which all nodes are compared: looking up a row's node costs as much as eight comparisons."""
@@ -122,7 +122,6 @@ def _write_block(graph: NodeBuilder, rows: str, levels: Levels) -> str:
         number = graph.node("Cast", [step], to=kind)
         position = graph.node("Add", [graph.node("Add", [position, position]), number]) if position else number
 
-    # Sum the leaves at the positions: in 32 bits within groups, then in the float type of the base.
     leaf = graph.node("Cast", [position], to=TensorProto.INT32)
     targets, trees, leaves = levels.value.shape
     size = trees // levels.groups

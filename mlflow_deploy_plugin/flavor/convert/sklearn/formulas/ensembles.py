@@ -194,7 +194,7 @@ def stacked(model: Estimator, rows: Rows) -> TracedArray | Decision:
         return read.ask(last, "predict")
     if getattr(model, "_label_encoder", None) is None or isinstance(model._label_encoder, list):
         raise NotImplementedError(f"{type(model).__name__} of several labels")
-    position = read.ask(last, "predict").astype(np.int64)  # Its labels are class positions.
+    position = read.ask(last, "predict").astype(np.int64)  # The final estimator's labels are class positions.
     if hasattr(last, "predict_proba"):
         return position, read.ask(last, "predict_proba")
     score = read.ask(last, "decision_function")

@@ -1,9 +1,8 @@
 """Arrays that record numpy operations as nodes of a graph.
 
-A formula is called with a `Traced` array. For example, `x @ w + b` adds a MatMul and an Add. This also works in the
-functions of users (https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis is the rows of a request.
-Operations must not mix rows or depend on their number. Unsupported operations raise NotImplementedError: an `if` on
-values, other functions, and types other than numbers.
+For a `Traced` array x, `x @ w + b` adds a MatMul and an Add. Functions of users are recorded in the same way
+(https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis is the rows of a request. Operations must not
+mix rows or depend on the number of rows. Unsupported types and operations raise NotImplementedError.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

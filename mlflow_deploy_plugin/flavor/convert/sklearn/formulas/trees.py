@@ -39,7 +39,7 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.trees import (
 )
 
 WritesTrees = Callable[[NodeBuilder, str, Boosting], str]
-"""`write_trees` or `write_walk`."""
+"""The function `write_trees` or `write_walk`."""
 _LINKS: dict[str, Callable[[TracedArray], TracedArray]] = {
     "Identity": lambda scores: scores,
     "Exp": np.exp,
