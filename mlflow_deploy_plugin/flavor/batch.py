@@ -134,7 +134,7 @@ class Batch:
     ) -> ModelSignature:
         """Return the signature. Its tensors have the sizes that the graph's `inputs` and `outputs` declare; -1 is free.
 
-        MLflow warns that an integer column (`long`) cannot have missing values. This also holds for ONNX integers.
+        MLflow warns that an integer column (`long`) cannot have missing values; ONNX integers cannot either.
         """
         predicted = infer_signature(None, prediction).outputs
         declared = {output.name: output.shape for output in outputs}

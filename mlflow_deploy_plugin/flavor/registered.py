@@ -63,7 +63,7 @@ from mlflow_deploy_plugin.settings import absolute_path
 from mlflow_deploy_plugin.statedir.files import temporary_folder
 
 _KEPT_TAGS = (CAUSE_TAG, DATA_DIGEST_TAG, PARENT_TAG, TRAINING_TAG)
-"""The copied onnxserve tags describe the training. Gate, parity and fallback tags describe the old version."""
+"""The copied onnxserve tags, which describe the training. Gate, parity and fallback tags describe the old version."""
 
 _OTHERS_TAGS = ("onnxserve.", "mlflow.")
 _PICKLES = (".joblib", ".pkl", ".pickle")
@@ -307,8 +307,8 @@ def _provenance(provenance: Mapping[str, object], run: Run | None) -> dict[str, 
 def load_folder(folder: Path, source: str) -> Original:
     """Load the model of an MLmodel folder, whose files may run code. Messages use the name `source`.
 
-    Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for our own flavor, NotInstalled if the
-    framework is missing, and ConversionError for Python code, a pyfunc with another method, or unreadable files.
+    Raises InvalidArtifact if MLflow cannot read the MLmodel file, InvalidConfig for a wrapped model, NotInstalled if
+    the framework is missing, and ConversionError for Python code, a pyfunc with another method, or unreadable files.
     """
     if not (folder / MLMODEL).is_file():
         raise InvalidArtifact(f"{source} is not a model: it has no MLmodel file")

@@ -35,7 +35,7 @@ def ordinals(model: OrdinalEncoder, rows: Rows) -> TracedArray:
 
 
 def target_means(model: TargetEncoder, rows: Rows) -> TracedArray:
-    """Return the target mean of each category (per class if there are several); unknown categories use all rows."""
+    """Return the target mean of each category (and class, if several). Unknown categories get the overall mean."""
     columns, means, parts = rows.columns(), np.atleast_1d(model.target_mean_), []
     for index, encoding in enumerate(model.encodings_):
         position, target = divmod(index, len(means))
