@@ -18,7 +18,7 @@ _Key = tuple[int, int]
 
 
 def as_additive(machine: Estimator) -> Pipeline | None:
-    """Return a pipeline of bins and sums, or None if `machine` is unfitted. Raises ConversionError for other links."""
+    """Return bins and sums, or None if `machine` is unfitted. Raises ConversionError for unknown links."""
     if not hasattr(machine, "term_scores_"):
         return None
     if machine.link_ not in _LINKS:
