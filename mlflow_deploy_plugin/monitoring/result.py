@@ -17,7 +17,7 @@ from mlflow_deploy_plugin.spec import CaptureSpec, MonitorKind, MonitorSpec
 
 Engine = Literal["local", "spark"]
 State = Literal["drift", "no drift", "violated", "kept", "cannot tell", "not judged"]
-"""The first two are for drift kinds, the next three for `require`, five for data_quality, and the last for all."""
+"""Drift kinds use the first two states, `require` the next three, data_quality these five, and every kind the last."""
 ModelVersion = tuple[str, str]
 """A model name and a version."""
 Check = Literal["distribution", "missing", "unseen", "type", "presence", "constant", "range", "criterion"]
@@ -73,7 +73,7 @@ class Finding:
 
     @property
     def history(self) -> str:
-        """Return the known parts of `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 in a row`."""
+        """Return the change and the alarm's start: `mean 3.2 → 8.9, higher; drift since 2013-06-29, window 3 …`."""
         if not self.since:
             return self.change
         row = f", window {self.in_a_row} in a row" if self.in_a_row > 1 else ""
@@ -102,9 +102,9 @@ class MonitorResult:
 
     Attributes:
         revision: 1 for the first result; late rows lead to the next revision.
-        findings: the worst finding first. Every column has a finding with its outcome, or the reason for none.
+        findings: the worst finding first. Every column has a finding; an unjudged column has the reason.
         tried: settings overridden for one run, such as `min_rows=50`; such a result is not a verdict of the monitor.
-        endpoint_created: distinguishes the endpoint from an earlier endpoint of the same name; empty if unknown.
+        endpoint_created: the creation time, because an earlier endpoint may have the same name; empty if unknown.
         report: the data for the report; empty in a logged result.
     """
 

@@ -23,12 +23,11 @@ KINDS: dict[MonitorKind, Callable[[WindowRequest], MonitorResult]] = {
 
 
 def run_monitor(request: WindowRequest) -> tuple[MonitorResult, LoggedRun]:
-    """Judge the window, log the result whatever the outcome is, and return the result and its MLflow run. Problems of
-    the rows, the reference or the labels give the state "not judged". Raises NotInstalled without matplotlib,
-    OnnxserveError if the log is unreachable, and RegistryUnavailable if MLflow does not answer."""
+    """Judge the window, log the result, and return the result and its MLflow run. Problems with the rows, the reference
+    or the labels give the state "not judged". Raises NotInstalled without matplotlib, OnnxserveError if the log is
+    unreachable, and RegistryUnavailable if MLflow does not answer."""
     require_matplotlib()
     judged = KINDS[request.spec.kind](request)
-    # A column name may contain line breaks.
     judged_result = replace(judged, reason=one_line(judged.reason), notes=tuple(map(one_line, judged.notes)))
     past = past_windows(judged_result)
     result = add_history(judged_result, past)

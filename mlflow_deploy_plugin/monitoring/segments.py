@@ -36,7 +36,7 @@ def find_segments(
 
 
 def largest_values(counts: Mapping[str, int], column: str, min_rows: int) -> tuple[list[str], list[str]]:
-    """Return the values of a column with the most rows, each of which is a segment, and notes on skipped values."""
+    """Return the most frequent values of a column, each of which becomes a segment, and notes on skipped values."""
     order = sorted(counts, key=lambda value: (-counts[value], value))
     large = [value for value in order if counts[value] >= min_rows]
     notes = []
@@ -60,7 +60,7 @@ def segment_name(column: str, value: str) -> str:
 
 
 def is_segment(table: pa.Table, column: str, value: str) -> pa.Array:
-    """Return [N] bool: True if the row has the value as text. Without the column, no row has the value."""
+    """Return [N] bool: True if the row has this value, as text. If the column is missing, every row is False."""
     texts = as_texts(table.column(column)) if column in table.column_names else None
     if texts is None:
         return pa.array(np.zeros(len(table), dtype=bool))

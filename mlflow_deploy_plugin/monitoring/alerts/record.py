@@ -23,7 +23,7 @@ AlertEvent = Literal["firing", "worse", "still", "resolved", "failing", "said"]
 _WORSE = 1.5
 _MOST_FINDINGS, _LONGEST_TEXT = 5, 400
 _CONSOLE_FILE, _CONSOLE_SECONDS = "/onnxserve/console.css", 3
-"""A file that MLflow's server has if the console is installed."""
+"""A file that MLflow's server serves only if the console is installed, and the timeout of the check."""
 _log = logging.getLogger(__name__)
 
 

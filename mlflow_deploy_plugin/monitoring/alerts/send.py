@@ -32,7 +32,7 @@ _log = logging.getLogger(__name__)
 GROUPING_DELAY = timedelta(seconds=5)
 """The time that an endpoint's alerts wait, so that the alerts of one round are sent together."""
 _LONGEST_PAUSE = timedelta(hours=1)
-_MOST_TRIES = 30  # more than a day
+_MOST_TRIES = 30  # more than a day of retries
 _CLAIM = timedelta(minutes=2)
 _AT_ONCE = 8
 _SECONDS = 20.0
@@ -46,7 +46,7 @@ _EVENTS: Mapping[str, tuple[str, MessageKind]] = {
     "said": ("For you", "info"),
 }
 _MARKUP = re.compile(r"(?<=@)(?=\w)|(?<=<)(?=!)|(?<=\])(?=\()|(?<=:)(?=//)")
-"""Positions in mentions, links and images, which Apprise does not escape (Discord, Mattermost interpret Markdown)."""
+"""Positions that break mentions, links and images, because Apprise does not escape Markdown (Discord, Mattermost)."""
 _GRAVITY = ("failure", "warning", "info", "success")
 
 
@@ -126,7 +126,7 @@ def _asset() -> "AppriseAsset":
 
 def _shut_log() -> None:
     logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
-    connections = logging.getLogger("urllib3.connectionpool")  # At DEBUG, it quotes the path of each request.
+    connections = logging.getLogger("urllib3.connectionpool")  # At DEBUG, urllib3 logs paths, which contain secrets.
     if connections.isEnabledFor(logging.DEBUG):
         connections.setLevel(logging.INFO)
 

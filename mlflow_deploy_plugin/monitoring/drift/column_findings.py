@@ -18,12 +18,12 @@ CHECKS: tuple[Check, Check, Check, Check] = ("distribution", "missing", "unseen"
 """The checks for the figures in `threshold/null.py`, in the same order."""
 _SHOWN = 3
 _UNLIKELY = 1e-6
-"""The chance of a constant column above which it is not drift, because one value is very frequent in the reference."""
+"""A constant column is drift only if its probability, given the frequencies in the reference, is below this limit."""
 _FEW_WINDOWS = 19
-"""The number of windows below which the steps are also checked for constant values. Otherwise, with a flag that changes
-every other week, 10 % of the months after a reference of three months were called drifted."""
+"""The number of windows below which the steps are also checked for constant values. Without this check and
+with a flag that changes every other week, 10 % of the months after a reference of three months were called drifted."""
 _DISTANCES = {"int", "uint", "halffloat", "float", "double", "decimal", "bool", "string", "large_string", "dictionary"}
-"""The types of columns that have a distance. Without bins, such a column was not requested."""
+"""The types whose distributions can be compared. A column of such a type without bins was not requested."""
 
 
 def schema_findings(reference: DriftReference, window: Profile, columns: Sequence[str]) -> list[Finding]:
@@ -75,7 +75,7 @@ def _constant_finding(
     parts = (*pieces.windows, *(pieces.steps if len(pieces.windows) < _FEW_WINDOWS else ()))
     own = [part.columns[name] for part in parts if name in part.columns]
     large = [column for column in own if column.rows - column.missing >= min(known / 2, MIN_COMPARED_ROWS)]
-    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # bins with a single value
+    single = bins.size if isinstance(bins, OrderedBins) else len(bins.codes)  # the number of bins with one value
     share = expected.counts[:single].max(initial=1) / max(expected.rows - expected.missing, 1)
     if not large or share**known >= _UNLIKELY or any(_only_value(bins, column) for column in large):
         return None

@@ -77,7 +77,7 @@ _MAX_CELLS = 20_000_000
 """The limit of compared histogram counts: about sixty windows for a thousand columns, compared within seconds."""
 _SIZE_STEP = 1.15
 _PAIRS, _MOST_PAIRS = 3.0, 0.75
-"""The pairs that must have the compared rows: three times the number that the rate needs, at most three quarters."""
+"""The number of pairs whose windows have the compared rows: 3 / false-alarm rate, at most three quarters of all."""
 _NO_TIMES = (
     "the reference has no event times, so there are no windows to compare with; log the model with event_time= (the "
     "column or the values with the time of each row), or set independent_rows"
@@ -134,7 +134,6 @@ def judge_profile(
             continue
         unjudged += not_judged_findings(dict.fromkeys(columns, reason), name)
         if not name:
-            # With too few rows nothing is judged, not even new or removed columns.
             return _unjudged(rows, reason, [] if window.rows < spec.min_rows else schema, unjudged)
     null = null_distribution(groups, spec.false_alarm_rate, spec.independent_rows, cache)
     if isinstance(null, Refused):
@@ -215,7 +214,6 @@ def _notes(null: NullDistribution, rate: float, pieces: ReferencePieces) -> Iter
     yield f"false-alarm rate: nominal {rate:g}, from {count} {kind.description}{drawn}{worth}; {measured}"
     advice = ""
     if kind.compares_with_whole:
-        # With `rolling:`, figures contain no weekly cycle and no slow trend.
         window = pieces.grid.length_us // 1_000_000
         lag = duration_text(_WEEK_SECONDS if _WEEK_SECONDS % window == 0 else window)
         advice = f"; with reference rolling:{lag} a window is compared with a recent window"

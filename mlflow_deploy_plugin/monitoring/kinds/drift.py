@@ -106,14 +106,14 @@ def judge_quality(request: WindowRequest) -> MonitorResult:
     verdict = compared.verdict(request.spec.columns)
     effective_n, left_out = math.inf, 1 - request.capture.fraction
     if request.spec.requirements and left_out:
-        # Requests are sampled, so the rows of a request count once. The finite population correction applies.
+        # Requests are sampled, not rows, so a request counts once. The divisor is the finite population correction.
         batches = _version_rows(request, compared.version, ("_row", "_model", "_version"))
         requests = sum(int(np.count_nonzero(np.asarray(batch.column("_row")) == 0)) for batch in batches)
         effective_n = max(requests, 1) / left_out
     required = [finding for rule in request.spec.requirements for finding in _required(compared, rule, effective_n)]
     checked = [finding for finding in verdict.findings if finding.check in CHECKS]
     judged_subjects = {finding.subject for finding in checked}
-    for item in verdict.findings:  # columns for which only the distribution was judged
+    for item in verdict.findings:  # Add columns with only a distribution finding.
         if item.subject not in judged_subjects and item.check == "distribution" and not item.segment:
             is_judged = item.state != "not judged"
             reason = "nothing missing, unseen or out of range" if is_judged else item.reason
@@ -329,8 +329,8 @@ def _conclude(required: list[Finding], checked: list[Finding], verdict: State, r
 
 
 def _required(compared: WindowComparison, requirement: Requirement, effective_n: float) -> Iterator[Finding]:
-    """Yield a finding for each column that is not shown to meet the requirement; if all meet it, for the closest
-    column. `effective_n` is the number of independent draws that the rows are worth; infinity for all rows."""
+    """Yield a finding for each column that is not shown to meet the requirement. If all meet it, yield only the
+    closest column. `effective_n` is the number of independent draws that the rows are worth; infinity for all rows."""
     profile, spec, argument = compared.profile, compared.request.spec, requirement.argument
     held = [name for name in compared.names if name not in compared.excluded]
     names = [argument] if argument else select_columns(held, spec.columns)

@@ -45,8 +45,7 @@ _PIECES, _PIECE_ROWS = 96, 5
 """The maximum number of pieces for measuring the autocorrelation of a window, and the minimum rows per piece."""
 _TIMES_A_STRETCH, _FEWEST_STRETCHES = 6, 8
 """The length of a stretch in correlation times, and the minimum number of stretches. With four stretches, three of four
-models that broke in the middle of a window (accuracy 0.78, then 0.44) looked like variation; with eight, none of 200
-did."""
+models that broke in mid-window (accuracy 0.78, then 0.44) looked like variation; with eight, none of 200 did."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
     count = len(rows)
     weights = sampling.shares(count)[:, None]
     mean = (weights * rows).mean(axis=0)
-    slopes = np.ones(1)  # derivatives of the figure by the means
+    slopes = np.ones(1)  # derivatives with respect to the means
     if len(mean) > 1:
         steps = np.diag(np.maximum(1e-4 * rows.std(axis=0), 1e-12))
         slopes = np.nan_to_num((figure(mean + steps) - figure(mean - steps)) / (2 * np.diag(steps)))
@@ -171,7 +170,7 @@ def bootstrap_interval(name: str, rows: Array, figure: Callable[[Array], Array],
 def bootstrap_counts_interval(
     name: str, counts: Array, figure: Callable[[Array], Array], effective_n: float, sampling: Sampling
 ) -> MetricInterval:
-    """Return a figure with its interval from the shares, [.., K], of K kinds of rows with weights `counts`, [K]."""
+    """Return a figure with its interval. `figure` maps shares of K kinds of rows, [.., K], to [..]; `counts` is [K]."""
     total, size = round(float(counts.sum())), max(round(effective_n), 1)
     drawn = np.random.default_rng(_SEED).multinomial(size, counts / counts.sum(), RESAMPLES) / size
     return _percentiles(name, counts / counts.sum(), drawn, figure, total, effective_n, sampling.confidence)

@@ -5,9 +5,8 @@ and event time with Pearson's chi-square tests, jointly at the monitor's false a
 each labelled row is weighted by the inverse of the share of similar rows with a label (Horvitz & Thompson, JASA 1952).
 Rows are similar if they are in the same of ten strata of the propensity from a logistic regression (Rosenbaum & Rubin,
 JASA 1984). Rows with fewer than five similar labelled rows are not represented: the metric is reported as the range
-between their worst and best possible labels (Manski, American Economic Review 80, 1990). If labels are missing
-depending on the label, weights do not help; `cbpe.labels_contradict` detects this case, and `performance.py` then
-assumes the worst case for every unlabelled row.
+between their worst and best possible labels (Manski, American Economic Review 80, 1990). Weights do not help if labels
+are missing because of their values (`cbpe.labels_contradict`); the worst label is then assumed.
 """
 
 import math
@@ -35,11 +34,10 @@ _FEWEST_UNLABELLED = 10
 _FEWEST_LIKE = 5
 """The minimum number of labelled rows that may represent similar unlabelled rows."""
 _LEAST_WORTH = 30
-"""The minimum number of independent rows that weighted rows must be worth. Below, single rows decide the figure."""
+"""The minimum number of independent rows that weighted rows are worth. With fewer, single rows decide the figure."""
 _MATERIAL = 0.05
-"""The threshold for Cramér's V. If half of the rows are labelled, it is a standardised difference of 0.1, below which
-groups are balanced (Austin, Multivariate Behavioral Research 46, 2011). With 100,000 rows a test detects far smaller
-differences."""
+"""The minimum Cramér's V of a material difference. If half of the rows are labelled, it is a standardised difference of
+0.1, below which groups count as balanced (Austin, Multivariate Behavioral Research 46, 2011)."""
 _EVENT_TIME = "event time"
 _RIDGE = 0.1
 _BY_CALL, _BY_PROBABILITY = ("accuracy", "f1", "precision", "recall"), ("log_loss", "brier")
@@ -103,8 +101,8 @@ def weigh_labels(table: pa.Table, predictions: Predictions, columns: Sequence[st
 
 
 def _traits(table: pa.Table, predictions: Predictions, columns: Sequence[str], rarer: int) -> Mapping[str, Array]:
-    """Return by name [N] int64, the group of each row, without traits that do not vary. `rarer` is the number of
-    labelled or of unlabelled rows, whichever is smaller."""
+    """Return the traits that vary, by name: [N] int64, the group of each row. `rarer` is the smaller of the numbers of
+    labelled and unlabelled rows."""
     bins = int(np.clip(rarer // _FEWEST_UNLABELLED, 2, _BINS))
     traits: dict[str, Array] = {}
     classified = predictions.classified

@@ -26,7 +26,7 @@ from mlflow_deploy_plugin.monitoring.kinds.intervals import (
 )
 from mlflow_deploy_plugin.runtime.feeds import Array
 
-_LARGEST = 1e75  # Its fourth power, used for the variance of a bootstrap, is finite.
+_LARGEST = 1e75  # The fourth power, needed for a bootstrap's variance, is finite.
 MOST_CLASSES = 200
 CLASSIFICATION = ("accuracy", "f1", "precision", "recall", "roc_auc", "log_loss", "brier")
 
@@ -42,7 +42,7 @@ class ClassPredictions:
         predicted: [N] int64.
         probabilities: [N, C] float64, rows sum to 1; None if the model returns no probabilities.
         classes: names as text: the model's own classes in ascending order, then classes that only labels have.
-        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last class is the rest.
+        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last is the rest.
     """
 
     predicted: Array

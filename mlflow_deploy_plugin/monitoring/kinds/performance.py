@@ -42,14 +42,14 @@ _EARLIER_WINDOWS = 8
 _LOOKED_AT = 24
 _EARLIER_ROWS = 10_000
 _COMPLETE = 0.95
-"""The share of labelled rows above which it hardly matters why the other rows have no label."""
+"""The share of labelled rows above which the reason for missing labels hardly affects the metrics."""
 _TICK = timedelta(microseconds=1)
 _INFORMS = "an estimate is only informative, unless the monitor sets `estimate: decides`"
 
 
 @dataclass(frozen=True, eq=False)
 class _JoinedWindows:
-    """The rows of a window (number 0) and the labelled rows of earlier windows. Class indices are the same."""
+    """The rows of a window (number 0) and the labelled rows of earlier windows. Class indices agree."""
 
     table: pa.Table
     predictions: Predictions
@@ -146,7 +146,7 @@ def _judge_by_labels(window: _Window) -> MonitorResult:
 
 
 def _usable_labels(window: _Window) -> tuple[LabelWeights, list[str]]:
-    """Return the labels so far as they represent the unlabelled rows, and notes on the limits."""
+    """Return the labels with the weights to use, and notes on unlabelled rows that the labels may not represent."""
     labelled, spec = window.labelled, window.request.spec
     if not labelled.differing:
         return labelled, []

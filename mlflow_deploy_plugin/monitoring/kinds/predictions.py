@@ -57,12 +57,12 @@ class Predictions:
 
     @property
     def unanswered(self) -> int:
-        """The number of labelled rows without a finite answer of a regressor."""
+        """The number of labelled rows for which a regressor did not return a finite number."""
         return 0 if self.numbers is None else int((self.is_labelled & ~np.isfinite(self.numbers)).sum())
 
     @property
     def unknown(self) -> tuple[int, tuple[str, ...]]:
-        """The number of labels that are classes which the model does not have, and these classes."""
+        """The number of labels with a class that the model does not have, and the names of these classes."""
         if self.classified is None or not self.classified.unknown:
             return 0, ()
         own = len(self.classified.classes) - self.classified.unknown
@@ -123,7 +123,7 @@ class _Columns:
             return None
         if PREDICTION in self._table.column_names or self._outputs:
             names = [PREDICTION]
-        else:  # Without output descriptions, an output without fractions is the label.
+        else:  # If outputs are not described, the output without fractions is the label.
             names = [name for name in self._table.column_names if name.startswith(OUTPUT_PREFIX)]
         columns = [column for name in names if (column := self._named(name)) is not None and _may_be_label(column.type)]
         return columns[0] if len(columns) == 1 else None
@@ -205,8 +205,8 @@ def _classified(
 
 
 def _is_other_alphabet(called: Array, true: Array, own: Array, has_classes: bool) -> bool:
-    """Return True if the labels use other class names than the model: no label is one of its classes, or some labels
-    are not and a class that the model predicts has no label. `called` and `true` are [N] int64 indices; `own` are the
+    """Return True if the labels use other class names than the model: no label is a class of the model, or some labels
+    are not and a predicted class never occurs as a label. `called` and `true` are [N] int64 indices; `own` are the
     indices of the model's classes. Without `has_classes`, the model's classes are its predictions."""
     labelled = true >= 0
     is_foreign = labelled & ~np.isin(true, own)

@@ -1,6 +1,5 @@
 """Shadows: the share of rows on which a shadow variant, whose predictions are not returned to clients, disagrees with
-the answers. Shadow rows have the ids of the answered rows and are compared by `runtime/shadow_compare.py`.
-"""
+the answers. Shadow rows have the ids of the answered rows and are compared by `runtime/shadow_compare.py`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,9 +1,9 @@
 """Evidently's part of a report: the distributions of judged columns in the reference and the window.
 
 Evidently does not decide: by its own rules, nothing on real flights drifted over a whole year, and everything drifted
-on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. A single unsupported column
-makes Evidently 0.7.23 fail completely, so columns are converted to float64 or text. If Evidently still fails, the
-report contains the reason.
+on thirty rows. Our scores are passed to Evidently as a drift method with our threshold. Columns are converted to
+float64 or text, because Evidently 0.7.23 fails on any other column. If Evidently still fails, the report contains the
+reason.
 """
 
 import logging
@@ -36,7 +36,7 @@ _SHARE_THRESHOLD = re.compile(
     r"(?<=detected\.) Dataset drift detection threshold is [\d.]+|(?<=Share of Drifted Columns): Less [\d.]+|"
     r"(?<=Share of Drifted Columns: Actual value )([\d.]+) [<>]=? [\d.]+"
 )
-"""Evidently's texts about `drift_share`, which look like the threshold of columns. The group is the share."""
+"""Evidently's texts about `drift_share`, which look like a column's threshold. The group, the share, is kept."""
 
 _log = logging.getLogger(__name__)
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("scores")

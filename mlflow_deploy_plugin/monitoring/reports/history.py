@@ -1,4 +1,4 @@
-"""The history of a monitor: the metrics of its windows in MLflow, the history of a finding, and the trend picture.
+"""The history of a monitor: the metrics of its windows in MLflow, the history of a finding, and the trend plot.
 
 A finding's history is the change of its metric and the start of its alarm. Checks of columns are compared with the
 reference, other requirements with earlier windows. Windows without a state are skipped when alarms are counted.
@@ -25,7 +25,7 @@ _CRITERION = ("criterion", "criterion_threshold", "criterion_state")
 _STATES: Mapping[State, float] = {"kept": 0.0, "cannot tell": 0.5, "violated": 1.0}
 MOST_WINDOWS = 60
 _MOST_PANELS = 6
-"""The overall line and the five columns that an alert lists."""
+"""The maximum number of panels: the overall line, and the five columns that an alert lists."""
 _ALARM, _FINE, _LINE, _SOFT = "#cf222e", "#1a7f37", "#57606a", "#9a9a9a"
 _MARKERS = {_FINE: "o", _ALARM: "X", _SOFT: "D"}  # The state must not be shown by only colour.
 
@@ -67,7 +67,6 @@ def _with_history(result: MonitorResult, finding: Finding, past: Sequence[PastWi
     known = [value for value in values if value is not None]
     if not known:
         return finding
-    # The wording matches that of a column's check.
     before = known[-_WINDOWS_BEFORE:]
     usual = float(np.median(before))
     windows = "the window before" if len(before) == 1 else f"the median of the {len(before)} windows before"
@@ -159,8 +158,7 @@ def _subject(finding: Finding) -> str:
 class TrendLine:
     """A figure that is drawn over the windows. If `threshold` is empty, any value above 0 is an alarm, and a judged
     window without the figure has 0. `state` is the metric of a requirement's state; if empty, the window's state is
-    used. If `is_column`, values above the threshold are alarms.
-    """
+    used. If `is_column`, values above the threshold are alarms."""
 
     title: str
     value: str
@@ -201,11 +199,10 @@ def trend_lines(result: MonitorResult, figures: Mapping[str, float]) -> list[Tre
             title = f"{name}: {finding.change or finding.check}"
             line = TrendLine(title, score_metric(finding, figures), is_column=True)
         else:
-            # The largest score of the column over all checks (`drift/verdict.py`).
             largest = f"drift_score/{finding.segment}/" if finding.segment else "drift_score/"
             score = _found(largest + finding.subject, figures) or score_metric(finding, figures)
             line = TrendLine(name, score, "threshold", is_column=True)
-        if line.value:  # The window has the metric.
+        if line.value:  # The window may lack the metric.
             drawn.setdefault(name, line)
     return list(drawn.values())[:_MOST_PANELS]
 
@@ -223,7 +220,7 @@ def draw_trend(series: Sequence[TrendLine], windows: Sequence[PastWindow], lengt
     words = []
     width, height = 7.2, 1.7 * len(drawn) + 0.1
     figure = Figure(figsize=(width, height), dpi=100)
-    # Sizes are in inches. A layout that measures all labels takes a third of the time.
+    # Margins are in inches. An automatic layout, which measures all labels, would take a third of the time.
     figure.subplots_adjust(0.65 / width, 0.4 / height, 1 - 0.3 / width, 1 - 0.4 / height, hspace=0.45)
     canvas = FigureCanvasAgg(figure)
     for panel, line in zip(figure.subplots(len(drawn), squeeze=False, sharex=True)[:, 0], drawn, strict=True):

@@ -175,7 +175,7 @@ def past_windows(result: MonitorResult) -> list[PastWindow]:
 
 
 def _runs_of_windows(result: MonitorResult) -> "Iterator[Run]":
-    """Yield the runs of the monitor's windows, the newest window first. For a late window, many runs are newer."""
+    """Yield the runs of the monitor's windows, the newest window first. Many newer runs may precede a late window."""
     token = None
     for _ in range(_MOST_PAGES):
         with registry_errors(f"the experiment of endpoint {result.endpoint}"):
@@ -199,7 +199,7 @@ def _time(text: str) -> datetime | None:
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        return None  # A user created the run by hand.
+        return None  # A user set the tag by hand.
     return time if time.tzinfo else None
 
 
@@ -236,7 +236,7 @@ def _link_report_to_version(result: MonitorResult, report: str) -> None:
         tags_to_write = {
             f"{tag}{_WINDOW}": f"{result.window.start.isoformat()}/{result.window.end.isoformat()}",
             f"{tag}{_REPORT}": report,
-            tag: result.state,  # written last, so that a reader of this tag finds the others
+            tag: result.state,  # written last, after the tags that its readers need
         }
         for attempt in (1, 2):
             try:

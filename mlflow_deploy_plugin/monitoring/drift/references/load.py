@@ -1,7 +1,7 @@
 """The reference of a monitor: load the reference from the spec, and divide it into bins, windows and steps.
 
-Training rows and datasets are counted once for all windows; a million rows take 4 s. The counts stay in memory, because
-reading counts of 100,000 rows from a file takes longer. References from the log use stored profiles.
+Training rows and datasets are counted once for all windows (4 s for a million rows), and the counts remain in memory.
+References from the log use stored profiles.
 
 `window:START/END` selects a fixed part of the log without drift. `rolling:7d` compares a window with the window a week
 before. Earlier pairs at the same lag show the normal variation, so figures contain no daily or weekly cycle and no slow
@@ -70,7 +70,7 @@ from mlflow_deploy_plugin.spec.types import length_of, rolling_span
 
 CACHE = "references"
 _last_cut: dict[bytes, ReferencePieces] = {}
-"""The pieces of the last reference that was read at once, by a digest of its rows."""
+"""The pieces of the last reference whose rows were all in memory, by a digest of the rows."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A reference in contiguous windows with the length and phase of the judged window, and in finer steps.
 
-Unseen categories and out-of-range numbers of a window are counted against all other windows. Counted against the whole
-reference, no window would have any, and the first rare value in a later window would be an alarm.
+Unseen categories and out-of-range numbers of a window are counted against all other windows. If the whole reference
+were used, its windows would have none, and the first rare value in a later window would be an alarm.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -81,7 +81,7 @@ class ReferencePieces:
     """A reference in windows of one length, with the phase of the judged window.
 
     Attributes:
-        windows: the windows with rows, in order of time; above `MAX_WINDOWS`, an even choice (twice as many for pairs).
+        windows: the windows with rows, in order of time; at most `MAX_WINDOWS`, evenly spaced (twice that for pairs).
             If the rows are available, `unseen`, `below` and `above` are counted against all other windows.
         window_starts_us: [B] the start of each window, microseconds since 1970.
         steps: the steps of the grid without gaps; empty if the reference is too long.

@@ -2,9 +2,9 @@
 
 LOG/_sketches/<key of the bins>/endpoint=NAME/date=YYYY-MM-DD/hours.parquet
 
-For each hour a file has the log files that were read (name, size) and the profile of each version. An hour is profiled
+For each hour, a file contains the names and sizes of the log files and a profile per version. An hour is profiled
 again if its log files have changed. If a log file is unreadable, the hour is profiled every time, so that the file is
-reported. Profiles are computed from only the log, so two concurrent processes waste only time.
+reported. Profiles are computed from only the log, so two concurrent processes only duplicate work.
 
 For logs that are too large for one machine, Spark runs the same functions per day (pyspark's mapInArrow). The driver
 merges the profiles in order, so the numbers are bit-identical to those of a single machine.

@@ -57,8 +57,8 @@ class ColumnSketch:
         missing: the number of null or NaN values.
         mistyped: the number of values with a type that does not fit the bins: text for numbers, numbers for text.
         below, above: the number of values outside of the reference's range.
-        unseen: the number of rows with a category that the reference lacks. They also count as rare.
-        fresh: these categories with their row counts. Above 200, the categories with the smallest ratio of hash to rows
+        unseen: the number of rows with a category that the reference lacks. These rows also count as rare.
+        fresh: the unseen categories with row counts. Above 200, the categories with the smallest ratio of hash to rows
             are kept (priority sampling: Duffield, Lund and Thorup, JACM 54, 2007). Names are cut at 80 characters.
         minimum, maximum: the range of the numbers; NaN without numbers.
         mean, m2: the mean and the sum of squared deviations of the `finite` values.
@@ -307,7 +307,7 @@ def _moments(values: Array, is_known: Array, groups: Array, count: int) -> Colum
     numbers, owners = values[is_finite], groups[is_finite]
     finite = np.bincount(owners, minlength=count)
     with np.errstate(all="ignore"):
-        about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # A sum could overflow.
+        about: Array = np.bincount(owners, numbers / finite[owners], minlength=count)  # A plain sum could overflow.
         about = about + np.bincount(owners, numbers - about[owners], minlength=count) / finite
         mean = np.where(finite > 0, np.where(minimum == maximum, minimum, about), np.nan)  # exact for constants
         m2 = np.bincount(owners, (numbers - mean[owners]) ** 2, minlength=count)
@@ -333,7 +333,7 @@ def _fresh(bins: CategoryBins, names: Array, hashes: Array, inverse: Array, grou
     owners, members = np.divmod(pairs, len(names))
     order = np.lexsort((hashes[members] / amounts, owners))
     named: list[dict[str, int]] = [{} for _ in range(count)]
-    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # The sort keeps owners ascending.
+    kept = np.arange(len(order)) - np.searchsorted(owners, owners) < KEPT_VALUES  # The sort keeps `owners`.
     for position in order[kept].tolist():
         group, name = named[owners[position]], names[members[position]]
         label = name if len(name) <= _LONGEST else f"{name[:60]}…{int(hashes[members[position]]):016x}"

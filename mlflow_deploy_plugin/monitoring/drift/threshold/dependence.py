@@ -11,7 +11,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 _SHORTEST = 8
 _MOST_PERSISTENT = 0.99
 _CRITICAL = 2.0
-"""The standard errors (times the root of a logarithm) below which an autocorrelation counts as zero; section 3.2."""
+"""An autocorrelation below this many standard errors (times a logarithmic factor) counts as 0 (section 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,12 @@ def dependence(series: Array) -> Dependence:
 
 def persistence(series: Array, family: int = 1) -> float:
     """Return the number of consecutive windows that are worth one independent window, 1 to N / 2. `family` is the
-    number of series among which the longest is sought.
+    number of series from which the caller takes the maximum.
 
     The result is the long-run variance of the series [N] divided by its variance, from an autoregressive process. Its
     order is chosen by an information criterion (Chen & Chen, Extended Bayesian Information Criteria, Biometrika 95,
-    2008). The first coefficient is corrected for the bias of a short series (Kendall, Biometrika 41, 1954). Sums of
-    autocorrelations underestimate: for 90 windows and a coefficient of 0.95 the sums gave 14; this gives 40 (true: 39).
-    """
+    2008). The first coefficient is corrected for the bias of a short series (Kendall, Biometrika 41, 1954). For 90
+    windows and a coefficient of 0.95, the result is 40 (true: 39), while a sum of autocorrelations gives only 14."""
     count = len(series)
     if count < _SHORTEST:
         return 1.0

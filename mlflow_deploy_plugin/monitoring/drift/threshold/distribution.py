@@ -8,7 +8,7 @@ rate is used. With fewer than `FEWEST_HELD_OUT` windows, the rate is not measure
 
 The number of alarms is compared with a beta-binomial distribution: the share of all windows above the k-th largest of n
 windows has a beta distribution with k and n + 1 - k. Dependent windows count as their effective number, but at least as
-the number that the rate needs, because the verdict reports too few windows separately.
+the number that the rate needs, because a separate note reports too few windows.
 """
 
 import math
@@ -31,7 +31,7 @@ constant column, 1 % of deviating rows is drift. The floors for unseen and out-o
 rows: on flights, half or a quarter of these floors raised the threshold by 20 and 40 % and found no additional day."""
 FEWEST_HELD_OUT = 5
 UNLIKELY = 0.05
-"""The p-value below which a note reports more alarms than expected; it is wrong for one in twenty references."""
+"""The p-value below which a note reports more alarms than expected. The note is wrong for one in twenty references."""
 NOT_HELD_OUT = Refused("not computed")
 _NAMED = 3
 
@@ -81,7 +81,7 @@ class HoldOutAlarms:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval for the rate with these judging windows (Clopper & Pearson, Biometrika 26, 1934)."""
+        """The 95 % interval for the rate, given the windows that judge (Clopper & Pearson, Biometrika 26, 1934)."""
         hits = self.share * self.effective_n
         low = betaincinv(hits, self.effective_n - hits + 1, 0.025) if self.alarms else 0.0
         high = betaincinv(hits + 1, self.effective_n - hits, 0.975) if self.alarms < self.windows else 1.0
@@ -172,7 +172,6 @@ class NullDistribution:
     def test(self, window: Array, rate: float) -> TestResult:
         """Test a window with figures [F, FIGURES] at a false-alarm rate. Overlapping windows are used only if there are
         too few contiguous windows. They count as their effective number; the threshold is their largest statistic."""
-        # A figure is judged only if at least 90 % of the null windows have the figure.
         known = np.isfinite(window) & (np.isfinite(self.figures).mean(axis=0) >= 0.9)
         figures = np.where(known, np.concatenate([self.figures, (window / self.scales)[None]]), np.nan)
         disjoint = None

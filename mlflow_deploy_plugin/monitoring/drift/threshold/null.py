@@ -303,9 +303,9 @@ def row_counts(profiles: Sequence[Profile]) -> Array:
 
 def slowest_column(levels: Mapping[str, Array]) -> tuple[float, str]:
     """Return the number of consecutive windows that are worth one independent window, and the column with the largest
-    number; 1 and an empty name without correlation. Levels are in order of time. Levels are used because the
-    correlation of distances is only the square: on simulated days with coefficients of 0.5 to 0.95, 6 to 57 % were
-    called drifted, while distances predicted 3 to 18 % and levels 4 to 69 %."""
+    number; 1 and an empty name without correlation. Levels are in order of time. Distances are not used, because their
+    correlation is only the square of the correlation of levels: on simulated days with coefficients of 0.5 to 0.95, 6
+    to 57 % were called drifted, while distances predicted 3 to 18 % and levels 4 to 69 %."""
     persistences = [(persistence(level, len(levels)), name) for name, level in levels.items()]
     longest, name = max(persistences, default=(1.0, ""))
     return (longest, name) if longest > 1 else (1.0, "")

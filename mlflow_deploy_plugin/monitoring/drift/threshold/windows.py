@@ -36,15 +36,15 @@ from mlflow_deploy_plugin.runtime.log_columns import EVENT_TIME
 OVERLAP_WORTH = 1.5
 _TOO_FEW_HALVES = Refused(f"half of the reference has fewer than {FEWEST_HELD_OUT} windows")
 _MAX_FIGURES = 20_000_000
-"""The limit for the figures of held-out windows; above it, an even choice of windows is judged."""
+"""The limit for the figures of held-out windows; above this limit, evenly spaced windows are judged."""
 _HELD_A_WINDOW = 4
 """The number of overlapping held-out windows per disjoint window. More windows would be redundant."""
 
 
 @dataclass(frozen=True, eq=False)
 class Halves:
-    """The two halves of a reference: windows of the later half, of which `side_by_side` do not overlap, are judged by
-    the earlier half. `earlier` and `later` are window indices, and `pieces` are the indices of pieces in the earlier
+    """The two halves of a reference: windows of the later half, `side_by_side` of which are disjoint, are judged by the
+    earlier half. `earlier` and `later` are window indices, and `pieces` are the indices of pieces in the earlier
     half, which is worth `judges` independent windows. `how`, `starts` and `length` are as in `distribution.py`."""
 
     earlier: Array
@@ -68,12 +68,12 @@ class WholeReferenceNull(WindowNull):
         """Return one column of all windows."""
 
     def beside(self, column: GroupColumn, windows: WindowCounts, complements: Array) -> WindowCounts:
-        """Return the windows with rows that are unseen or out of range compared with the complements."""
+        """Return the windows with the counts of rows that are unseen or out of range in the other windows."""
         return windows
 
     @abstractmethod
     def halve(self, columns: int) -> Halves | Refused:
-        """Return the two halves, or the reason why there are none. `columns` limits the number of later windows."""
+        """Return the two halves, or the reason why halving fails. `columns` limits the number of later windows."""
 
     def compared_windows(self, column: GroupColumn, rng: np.random.Generator) -> tuple[WindowCounts, Array]:
         windows = self.count(column)
@@ -103,8 +103,7 @@ class WholeReferenceNull(WindowNull):
 
     def _half_figures(self, column: GroupColumn, halves: Halves) -> list[Array]:
         """Return [E, FIGURES] of the earlier windows, each compared with the other earlier windows, and [L, FIGURES] of
-        the later windows, compared with all earlier windows. Windows with fewer than half of the compared rows are NaN.
-        """
+        the later windows, compared with all earlier windows; NaN for fewer than half of the compared rows."""
         windows, compared = self.count(column), column.group.compared
         total = column.counts()[halves.pieces].sum(axis=0)
         sampled = windows.subsampled(compared, column.rng())
@@ -250,7 +249,7 @@ class Lagged(WindowNull):
         return slowest_column(levels)
 
     def hold_out(self, groups: Sequence[ColumnGroup], rate: float, persistence: float) -> HoldOutAlarms | Refused:
-        """Judge each pair in the later half by all earlier pairs, like `rolling:`."""
+        """Judge each pair in the later half by all earlier pairs, as a window is judged with `rolling:`."""
         count = len(self.later)
         middle = count // 2
         if middle < FEWEST_HELD_OUT:
