@@ -1,6 +1,6 @@
 """Adversarial rows: imperceptible changes in the direction in which the model's loss increases most.
 
-No value changes by more than the strength, in standard deviations of its column. In a picture the strength is a share
+No value changes by more than the strength, in standard deviations of its column. In an image, the strength is a share
 of the value range, and values stay in that range. Only floating-point numbers are changed.
 
 - `fgsm`, one step along the sign of the gradient: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572
@@ -34,7 +34,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array, row_count
 LossGradient = Callable[[NamedArrays, np.random.Generator], tuple[Array, NamedArrays]]
 """A function of N rows and a random generator. It returns each row's loss, [N], and its gradients by array."""
 _STEPS = 10
-_STEP_SIZE = 2.5  # sum of all steps in strengths, enough to reach any corner (Madry)
+_STEP_SIZE = 2.5  # sum of all step lengths / strength, enough to reach any corner (Madry)
 _DIRECTIONS = 8
 
 
@@ -156,16 +156,16 @@ def torch_gradient(
 
 
 def torch_original(model: ResolvedModel, folder: Path, original: str = "", has_consent: bool = False) -> Any:
-    """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`. For
-    an optimized version, it is the original of its base. `original` is the URI of a torch model whose code the caller
-    consents to run. If it is empty, the URI is read from the model, and the code runs only with `has_consent`."""
+    """Return the torch module in the model's folder, or the module from which the model was made, or a `Refused`. An
+    optimized version has the original of its base. `original` is the URI of a torch model whose code the caller
+    consents to run. If empty, the URI is read from the model, and the code runs only with `has_consent`."""
     document = read_mlmodel(folder)
     flavors, uri = document.get("flavors", {}), original
     try:
         uri = uri or _original_uri(model, flavors, document.get("metadata") or {})
         if not uri:
             return Refused(
-                "the version has no torch original, which is needed for gradients, and names none: --original URI, or "
+                "the version has no torch original, which is needed for gradients; set --original URI or "
                 f"log_model(…, metadata={{'{WRAPPED_FROM_TAG}': URI}})"
             )
         resolved = None if uri == model.source else resolve(uri)

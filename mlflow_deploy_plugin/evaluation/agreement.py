@@ -16,7 +16,7 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 @dataclass(frozen=True)
 class Agreement:
-    """The answers of a form compared with the answers of its base.
+    """A comparison of the answers of a form with the answers of its base.
 
     Attributes:
         equal: the share of rows with equal labels; None if there are no labels.
@@ -73,12 +73,12 @@ def compare_with_base(
     got = form.outputs(rows)
     count = len(next(iter(want.values())))
     labels_differ: Array | None = None
-    largest, means, relative = [], [], [0.0]  # per output, and relative to the base's standard deviation
+    largest, means, relative = [], [], [0.0]  # per output; `relative` in standard deviations of the base
     for name, expected in want.items():
         actual = got.get(name)
         if actual is None or actual.shape != expected.shape:
             raise InvalidConfig(
-                f"the base has an output {name!r} of shape {list(expected.shape)}, but the form has not"
+                f"the base has an output {name!r} of shape {list(expected.shape)}, but the form does not"
             )
         if expected.dtype.kind != "f":
             differs = (actual != expected).reshape(count, -1).any(axis=1)

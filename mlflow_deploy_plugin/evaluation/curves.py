@@ -42,7 +42,7 @@ FOLDER = "robustness"
 ATTACKS = ("fgsm", "pgd", "spsa")
 _LINE = "#2563eb"
 _MAX_VALUES = 30_000_000
-"""The maximum number of values to disturb at once, with several 64-bit copies: 200 colour pictures of 224 × 224."""
+"""The maximum number of values to disturb, of which several 64-bit copies exist: 200 colour images of 224 × 224."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class RobustnessReport:
         return [figure for figure in metrics if math.isfinite(figure[1])]
 
     def save(self, folder: Path) -> list[Path]:
-        """Write robustness.json and a picture per curve; raise NotInstalled if matplotlib is missing."""
+        """Write robustness.json and a plot per curve; raise NotInstalled if matplotlib is missing."""
         require_matplotlib()
         folder.mkdir(parents=True, exist_ok=True)
         files = {"robustness.json": (json.dumps(asdict(self), indent=2) + "\n").encode()}
@@ -310,4 +310,4 @@ def _point(
 
 def require_matplotlib() -> None:
     if importlib.util.find_spec("matplotlib") is None:
-        raise NotInstalled("pictures need matplotlib: pip install 'mlflow-onnxserve[monitoring]'")
+        raise NotInstalled("plots need matplotlib: pip install 'mlflow-onnxserve[monitoring]'")

@@ -1,7 +1,7 @@
 """Disturbances of rows. Each function takes named arrays and a random generator, and returns changed copies.
 
-Numbers keep their type and its bounds. A tensor with two dimensions is a table of columns. With more dimensions each
-row is a picture. With four, the channels are the second or the last dimension, whichever is smaller.
+Numbers keep their type and its bounds. A tensor with two dimensions is a table of columns. A tensor with more
+dimensions has an image per row; with four, the channels are the second or the last dimension, whichever is smaller.
 """
 
 import string
@@ -21,7 +21,7 @@ _MAX_SCALED = 50
 
 
 def with_noise(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Add normal noise of `share` standard deviations of the column or picture. Integers remain integers."""
+    """Add normal noise of `share` standard deviations of the column or image. Integers remain integers."""
 
     def disturb(values: Array) -> Array:
         scale = np.array([spread(column) for column in values.T]) if values.ndim == 2 else spread(values)
@@ -85,9 +85,9 @@ def unfit_reason(name: str, rows: NamedArrays) -> str:
     if name in ("noise", "scale") and not any(kind in "iuf" for kind, _ in kinds):
         return "the model has no numeric inputs"
     if name in ("brightness", "occlusion") and not any(kind in "iuf" and rank > 2 for kind, rank in kinds):
-        return "the model has no picture inputs (tensors with more than two dimensions)"
+        return "the model has no image inputs (tensors with more than two dimensions)"
     if name in ("missing", "swap") and not any(rank <= 2 for _, rank in kinds):
-        return "the model has picture inputs and no columns"
+        return "the model has image inputs and no columns"
     return ""
 
 
@@ -131,7 +131,7 @@ def with_unseen(rows: NamedArrays, share: float, rng: np.random.Generator) -> Na
 
 
 def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
-    """Yield the rows with one column multiplied by the factor; a picture is scaled as one column."""
+    """Yield the rows with one column multiplied by the factor; an image is scaled as one column."""
     columns = [
         (name, column)
         for name, values in rows.items()
@@ -148,7 +148,7 @@ def scaled_columns(rows: NamedArrays, factor: float, rng: np.random.Generator) -
 
 
 def brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Iterator[tuple[str, NamedArrays]]:
-    """Yield brighter pictures, then darker ones, by this share of the value range; values stay in the range."""
+    """Yield brighter images, then darker images, by this share of the value range; values stay in the range."""
     for name, sign in (("brighter", 1.0), ("darker", -1.0)):
 
         def shifted(values: Array, sign: float = sign) -> Array:
@@ -159,7 +159,7 @@ def brightened(rows: NamedArrays, share: float, rng: np.random.Generator) -> Ite
 
 
 def occluded(rows: NamedArrays, share: float, rng: np.random.Generator) -> NamedArrays:
-    """Cover a box of this share of each picture, at a random position, with the mean of all values."""
+    """Cover a box of this share of each image, at a random position, with the mean of all values."""
 
     def covered(values: Array) -> Array:
         first = 2 if values.ndim == 4 and values.shape[1] <= values.shape[3] else 1 if values.ndim <= 4 else -2

@@ -212,7 +212,7 @@ def _auc(is_positive: Array, scores: Array) -> WeightedMetric:
 
 
 def weight_below_scores(scores: Array) -> Callable[[Array], Array]:
-    """Return a function of weights, [N], that returns [N]: the weight of lower scores and half of equal scores."""
+    """Return a function of weights that returns [N]: the weight of lower scores plus half that of equal scores."""
     _, ranks = np.unique(scores, return_inverse=True)
 
     def weight_below(weights: Array) -> Array:

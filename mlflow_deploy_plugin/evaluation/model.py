@@ -62,7 +62,7 @@ class LoadedModel(Protocol):
 
 
 def chunk_rows(rows: Mapping[str, Array]) -> int:
-    """Return the number of these rows to compute per batch: thousands of table rows, or a few pictures."""
+    """Return the number of these rows to compute per batch: thousands of table rows, or a few images."""
     width = sum(values[:1].size for values in rows.values())
     return max(1, min(_CHUNK, _CHUNK_VALUES // max(width, 1)))
 

@@ -29,7 +29,7 @@ class Disturbance:
 
 
 _SHARES = (0.05, 0.1, 0.2, 0.5)
-_ATTACK = "largest change: standard deviations of a column, or share of a picture's range"
+_ATTACK = "largest change: standard deviations of a column, or share of an image's value range"
 DISTURBANCES: Mapping[str, Disturbance] = {
     "noise": Disturbance("standard deviations of the column", (0.05, 0.1, 0.2, 0.5, 1.0), is_share=False),
     "missing": Disturbance("share of missing values", _SHARES),
@@ -38,7 +38,7 @@ DISTURBANCES: Mapping[str, Disturbance] = {
     "unseen": Disturbance("share of texts replaced by an unseen text", _SHARES),
     "typos": Disturbance("share of mistyped characters", (0.02, 0.05, 0.1, 0.2)),
     "brightness": Disturbance("share of the range, brighter or darker (the worse is reported)", _SHARES),
-    "occlusion": Disturbance("covered share of the picture", _SHARES),
+    "occlusion": Disturbance("covered share of the image", _SHARES),
     "fgsm": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
     "pgd": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False),
     "spsa": Disturbance(_ATTACK, (0.01, 0.03, 0.1, 0.3), is_share=False, by_default=False),

@@ -130,7 +130,7 @@ def test_a_version_that_is_its_own_original_is_attacked_as_pyfunc(folders: dict[
 def test_an_original_that_is_missing_or_unfit_is_a_reason_and_no_error(folders: dict[str, Path]) -> None:
     none = measured(folders["onnx"]).cannot
     assert none["fgsm"] == none["pgd"]
-    assert none["pgd"].startswith("the version has no torch original, which is needed for gradients, and names none")
+    assert none["pgd"].startswith("the version has no torch original, which is needed for gradients; set --original")
     gone = measured(folders["onnx"], original="/gone").cannot["pgd"]
     assert gone.startswith("the torch original /gone: ")
     for unfit in (  # without consent to run code, and with it
