@@ -57,7 +57,7 @@ class BadRow:
 
 @dataclass(frozen=True)
 class _Row:
-    """A row of the file. `values` are its columns, later an entry of `POST /feedback`; `content` is for messages."""
+    """A row of the file. `values` are its columns, later an entry of `POST /feedback`. Messages quote `content`."""
 
     number: int
     place: str
@@ -109,7 +109,7 @@ def _entry(row: _Row, columns: LabelColumns, kind: FileFormat) -> _Row | BadRow:
     values = row.values
     if kind == "jsonl" and not columns.key and ("key" in values or columns.label not in values):
         return row  # The row already is an entry of `POST /feedback`.
-    if kind == "csv":  # CSV cannot represent a missing value otherwise.
+    if kind == "csv":  # In CSV, an empty field is the only missing value.
         values = {name: None if value == "" else value for name, value in values.items()}
     label = values.get(columns.label)
     if columns.label not in values:

@@ -359,8 +359,8 @@ class RowKeys:
         return is_known
 
     def find(self, kind: Kind, parts: Sequence[Array]) -> list[Array]:
-        """Return for each part of the names, [D] uint64, the indices, [F] int64, of the keys that a row has. Parts are
-        ascending, disjoint and not empty. The work grows with the number of rows, not of names."""
+        """Return per part the indices, [F] int64, of the names that are the key of a row. A part is [D > 0] uint64, and
+        the parts are ascending and disjoint. The work grows with the number of rows, not of names."""
         hashes, indices = self._hashes(kind)[1], []
         for names in parts:
             within = hashes[np.searchsorted(hashes, names[0]) : np.searchsorted(hashes, names[-1], "right")]
@@ -452,7 +452,7 @@ def label_keys(labels: pa.Table) -> Iterator[tuple[Kind, Array, Array]]:
 
 
 def _key_kinds(texts: pa.ChunkedArray) -> tuple[list[Kind], Array]:
-    """Return the distinct kinds of [M] keys, and [M] the index of each key's kind."""
+    """Return the distinct kinds of [M] keys, and for each key the index of its kind, [M]."""
     shapes = pc.replace_substring_regex(texts, _KEY_PAIR, r"\1").combine_chunks().dictionary_encode()
     which = np.asarray(shapes.indices)
     kinds: list[Kind] = []

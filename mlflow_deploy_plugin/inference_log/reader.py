@@ -53,7 +53,7 @@ _LAST = {
     "_offset": pa.int64(),
     "_row": pa.int32(),
 }
-"""The log's own columns precede and follow the model's columns."""
+"""The log's own columns that follow the model's columns. `_FIRST` precede them."""
 _LABEL_NEEDS = ("_prediction_id", "_row", RECEIVED_TIME)
 _LABELLED_ROWS, _LABELLED_BYTES = 200_000, 64 * 2**20
 _READERS = 8
@@ -76,7 +76,7 @@ class WindowRows:
 
 @dataclass(frozen=True)
 class InferenceLog:
-    """A log. `unreadable` maps malformed files, which are skipped, to the reasons. Rows received before `since` are
+    """An inference log. `unreadable` maps skipped malformed files to the reasons. Rows received before `since` are
     skipped, such as rows of a deleted endpoint with the same name."""
 
     location: LogLocation

@@ -51,7 +51,7 @@ class AgentCounts:
     complete_until: datetime
 
     def gone(self, rows: int) -> int:
-        """Return the number of rows that were shipped but have since expired or been deleted; `rows` are in the log."""
+        """Return the number of rows that were shipped and are no longer among the `rows` in the log."""
         return max(0, self.shipped - rows)
 
 

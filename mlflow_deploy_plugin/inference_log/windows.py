@@ -67,7 +67,7 @@ class TimeRange:
         return microseconds(self.received_from), microseconds(self.received_until)
 
     def may_have_rows(self, written: datetime) -> bool:
-        """Return True unless a file last `written` at this time precedes the range of receipt."""
+        """Return False if a file last `written` at this time can only contain rows received before the range."""
         return self.received_from == _FIRST or written >= self.received_from - CLOCK_SKEW
 
 
