@@ -214,7 +214,7 @@ def _json_array(
 
 
 def _csv_lines(rows: Iterable[Mapping[str, object]], header: list[str]) -> bytes:
-    """Return lines of a CSV file; the first call also fills and writes the header."""
+    """Return the rows as lines of a CSV file. If `header` is empty, fill it and write it first."""
     text = io.StringIO(newline="")
     lines = csv.writer(text, lineterminator="\n")
     for row in rows:

@@ -72,8 +72,7 @@ class RowBlock:
 class RowStream:
     """The rows of an open file, which is a seekable `pyarrow.NativeFile`. For JSON Lines, `types` maps column names to
     Arrow types, and `keep` names columns to include even if only a few late lines contain them. The constructor raises
-    InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest with the position for another
-    format."""
+    InvalidConfig if the format cannot be streamed. Reading raises InvalidRequest if the file has another format."""
 
     def __init__(
         self, file: pa.NativeFile, kind: FileFormat, types: Mapping[str, pa.DataType], keep: Collection[str] = ()
@@ -395,7 +394,7 @@ def read_parquet(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     require_few_values([metadata])
     leaves = [metadata.schema.column(index) for index in range(metadata.num_columns)]
     groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    lengths = [max(leaf.length, 0) for leaf in leaves]  # for fixed-length values
+    lengths = [max(leaf.length, 0) for leaf in leaves]  # bytes per fixed-length value
     size = sum(group.column(index).num_values * length for group in groups for index, length in enumerate(lengths))
     texts = sorted({leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"})
     with pq.ParquetFile(path, read_dictionary=texts, arrow_extensions_enabled=False) as file:
@@ -433,7 +432,7 @@ def _text_bytes(array: pa.Array) -> int:
 
 @contextmanager
 def _long_csv_values() -> Iterator[None]:
-    """Raise the limit of `csv` for a value from 128 kB to a block within this process. Arrow has no such limit."""
+    """Raise the limit of `csv` for a value from 128 kB to a block's size in this process. Arrow has no such limit."""
     limit = csv.field_size_limit(_BLOCK_BYTES)
     try:
         yield
@@ -450,7 +449,7 @@ def _whole_rows(content: bytes, is_last: bool) -> int:
         return len(content) if is_last else content.rfind(line_end) + 1
     signs = np.frombuffer(content, np.uint8)
     marks = np.flatnonzero(signs == ord('"'))
-    count, end = len(marks) // 2 * 2, len(content)  # end before a value that `content` cuts off
+    count, end = len(marks) // 2 * 2, len(content)  # `end` precedes an unfinished value.
     if is_last and count < len(marks):
         return 0
     if not is_last:
