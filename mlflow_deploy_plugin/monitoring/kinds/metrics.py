@@ -42,7 +42,7 @@ class ClassPredictions:
         predicted: [N] int64.
         probabilities: [N, C] float64, rows sum to 1; None if the model returns no probabilities.
         classes: names as text: the model's own classes in ascending order, then classes that only labels have.
-        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last is the rest.
+        unknown: the number of classes that only labels have. Above `MOST_CLASSES`, the last combines the rest.
     """
 
     predicted: Array

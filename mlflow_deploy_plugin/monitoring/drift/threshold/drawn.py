@@ -83,7 +83,7 @@ _MAX_ROWS = 5_000
 _MAX_SAMPLE_CELLS = 200_000_000
 _UNLIKELY, _MOST_RATE, _NAMED = 0.001, 0.4, 3
 _SHARED = 1.5
-"""The variance factor for pairs that share a window with two other pairs: chi-squares have a correlation of 1/4."""
+"""The variance factor of a sum over pairs that each share windows with two other pairs (correlation 1/4 each)."""
 
 
 @dataclass(frozen=True, eq=False)
