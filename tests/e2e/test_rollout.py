@@ -238,7 +238,7 @@ def test_a_version_that_lacks_the_required_gate_is_brought_neither_by_a_rollout_
     assert fresh.variants() == {"arena": 100}
     assert back_status == 1
     assert mentions(back_output, "arena", "version 2", "could not be restored", "the gate")
-    assert mentions(back_output, "version 1 stays")
+    assert mentions(back_output, "version 1 was restored")
     assert (stages["1"], stages["2"]) == ("Production", "Archived")
 
 

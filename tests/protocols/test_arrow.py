@@ -267,7 +267,7 @@ def test_a_missing_and_a_doubled_column_are_named() -> None:
     with pytest.raises(SchemaMismatch, match="'late' is missing"):
         arrow.decode(stream(pa.table({"carrier": ["a"], "distance": [1.0], "hour": [1]})), MIXED, LIMIT)
     doubled = pa.table([pa.array([1.0]), pa.array([2.0])], names=["x", "x"])
-    with pytest.raises(SchemaMismatch, match="'x' is repeated"):
+    with pytest.raises(SchemaMismatch, match="'x' is duplicated"):
         arrow.decode(stream(doubled), schema_of(x="double"), LIMIT)
 
 

@@ -124,7 +124,7 @@ def test_an_endpoint_is_added_by_a_config_or_a_model_uri(
         ("new", {"config": 1}, 400, "a string is expected"),
         ("new", {"config": "a", "model_uri": "b"}, 400, "either config or model_uri"),
         ("new", {"file:1/model.onnx": "AAAA"}, 400, "'file:1/model.onnx' of a load is not known"),
-        ("a b", {"model_uri": "x"}, 400, "name: letters, digits, . _ - are expected"),
+        ("a b", {"model_uri": "x"}, 400, "name: at most 63 letters, digits, . _ - are expected"),
     ],
 )
 def test_a_load_that_cannot_be_says_why_and_leaves_no_trace(
