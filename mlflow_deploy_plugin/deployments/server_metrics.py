@@ -165,9 +165,9 @@ def fetch_page(url: str, timeout_seconds: float, deployments: Path | None = None
         answer.raise_for_status()
         return answer.content
     except requests.Timeout:
-        return Refused(f"no answer within {timeout_seconds:g} s")
+        return Refused(f"the server did not answer within {timeout_seconds:g} s")
     except requests.HTTPError as error:
-        return Refused(f"it returned the status {error.response.status_code}")
+        return Refused(f"the server returned the status {error.response.status_code}")
     except requests.RequestException:
         return Refused("the server does not answer")
 
@@ -176,7 +176,7 @@ def read_page(page: bytes | Refused, parse: Callable[[bytes], ParsedT]) -> Parse
     try:
         return page if isinstance(page, Refused) else parse(page)
     except ValueError:
-        return Refused("its metrics are not readable")
+        return Refused("the metrics of the server cannot be read")
 
 
 def total_metrics(servers: MetricsByServer) -> ServerMetrics:

@@ -70,10 +70,10 @@ def test_versions_of_a_model_that_was_served_before_are_not_taken_for_this_ones(
 def test_a_server_that_cannot_be_read_gives_the_reason(free_port: int) -> None:
     with serving({"/metrics": PAGE}) as url:
         assert fetch_page(f"{url}/metrics", SECONDS) == PAGE.encode()
-        assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused("it returned the status 404")
+        assert fetch_page(f"{url}/elsewhere", SECONDS) == Refused("the server returned the status 404")
     away = fetch_page(f"http://127.0.0.1:{free_port}", SECONDS)
     assert read_page(away, parse_server_history) == away == Refused("the server does not answer")
-    assert read_page(b"no { history", parse_server_history) == Refused("its metrics are not readable")
+    assert read_page(b"no { history", parse_server_history) == Refused("the metrics of the server cannot be read")
 
 
 def test_the_counts_of_all_servers_that_say_them_are_added_up() -> None:
