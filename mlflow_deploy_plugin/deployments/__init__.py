@@ -1,4 +1,4 @@
-"""CONTROL: the `mlflow.deployments` plugin. `client.py` translates calls, `lifecycle.py` decides, `backends/` act.
+"""CONTROL: the `mlflow.deployments` plugin. `lifecycle.py` changes deployments, and `backends/` run the servers.
 
 Other rooms import from here. Modules are loaded on first use, because SQLAlchemy, pandas and pyarrow take seconds.
 """

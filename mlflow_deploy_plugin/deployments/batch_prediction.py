@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _TRIES = 6
 
 Predictor = Callable[[str, bytes], object]
-"""A function of content type and body of /invocations. It returns the value of `predictions`."""
+"""A function that returns the `predictions` for the content type and the body of an /invocations request."""
 _Rows = Any
 """Rows in the format of their reader, which can be sliced: lists, or a `pyarrow.RecordBatch`."""
 
@@ -46,7 +46,7 @@ class RowBatch:
     """Rows that are predicted with one request.
 
     Attributes:
-        places: the position of each row in the file: `line 7`, `row 12`.
+        places: the position of each row in the file, such as `line 7` or `row 12`.
         content_type: the content type of the body of /invocations that `encode` returns.
         position: the reader's position in the file after the rows, in bytes or rows.
     """
@@ -84,7 +84,7 @@ class RowFile:
 def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> RowFile:
     """Return the rows of an open file in batches of `batch_rows`.
 
-    Raises InvalidRequest, even during the iteration, if the file does not have this format or has no rows.
+    Raises InvalidRequest, possibly during the iteration, if the file is not in the format `kind` or has no rows.
     """
     match kind:
         case "csv":
@@ -104,10 +104,10 @@ def read_rows(file: IO[bytes], name: str, kind: FileFormat, batch_rows: int) -> 
 
 @contextmanager
 def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
-    """Predict with a server. A request is repeated while the server is overloaded or is being changed.
+    """Predict with a server. Requests are retried while the server is overloaded or being changed.
 
-    The answer has the endpoint's key columns (`_with_keys`). A pyfunc receives JSON instead of Arrow, so that MLflow's
-    functions read the rows and write the answer.
+    The predictions include the endpoint's key columns (`_with_keys`). A pyfunc receives JSON instead of Arrow, so that
+    MLflow's functions parse the rows and encode the predictions.
     """
     url = f"{target.url}/invocations"
     with ServerSession() as session:
@@ -127,7 +127,7 @@ def server_predictor(target: ScoringTarget) -> Iterator[Predictor]:
 
 
 def _with_keys(predictions: object, columns: Mapping[str, list[object]], prediction_id: str) -> object:
-    """Return a mapping for each row with its keys and its prediction. All other answers are returned unchanged."""
+    """Return a mapping per row with its keys and prediction. Predictions of another length are returned unchanged."""
     outputs = predictions.values() if isinstance(predictions, dict) else [predictions]
     lists = [*outputs, *columns.values()]
     if not lists or not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
@@ -287,7 +287,7 @@ def _read_arrow(body: bytes) -> "Table":
 
 
 def _arrow_as_json(body: bytes) -> bytes:
-    """Return the same rows as a JSON body: bytes in base64, and infinity as the word that MLflow reads.
+    """Return the same rows as a JSON body: bytes in base64, and infinity as the word that MLflow parses.
 
     Raises InvalidRequest if a value has no JSON form, such as a time span.
     """
@@ -302,8 +302,7 @@ def _arrow_as_json(body: bytes) -> bytes:
         rows = zip(*(column.to_pylist() for column in table.columns), strict=True)
         split = {"columns": table.column_names, "data": list(rows)}
         return json.dumps({"dataframe_split": split}, default=plain).encode()
-    # pyarrow raises ValueError or OverflowError for some times.
-    except (AttributeError, ValueError, OverflowError) as error:
+    except (AttributeError, ValueError, OverflowError) as error:  # pyarrow raises the last two for some times.
         raise InvalidRequest(f"the rows cannot be sent as JSON: {first_line(error)}") from None
 
 
@@ -327,7 +326,7 @@ def _split_by_row(predictions: object, count: int, where: str) -> list[object]:
 
 
 def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: OnnxserveError) -> str:
-    """Return the error of the first row that is refused when it is sent alone, otherwise the error of the file."""
+    """Return the error of the first row that is refused on its own, otherwise the error of the whole batch."""
     first, last = (_batch_error(predict, batch.part(row, row + 1)) for row in (0, len(batch) - 1))
     if first and first == last == error.message and len(batch) > 1:
         return f"{name}: {first}"
@@ -335,7 +334,7 @@ def _error_with_row(predict: Predictor, name: str, batch: RowBatch, error: Onnxs
         return f"{name}, {batch.places[0]}: {without_row_number(first)}"
     while len(batch) > 1:
         refused = next((half for half in batch.halves() if _batch_error(predict, half)), None)
-        if refused is None:  # The rows are refused together, but not as halves.
+        if refused is None:  # The batch is refused, but neither half is.
             return f"{name}, {batch.places[0]} to {batch.places[-1]}: {error.message}"
         batch = refused
     return f"{name}, {batch.places[0]}: {without_row_number(_batch_error(predict, batch))}"

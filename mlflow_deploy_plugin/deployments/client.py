@@ -103,7 +103,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def create_deployment(
         self, name: str, model_uri: str, flavor: str | None = None, config: Fields = None, endpoint: str | None = None
     ) -> Json:
-        """Serve `model_uri`. When the server answers, return the same as `get_deployment`."""
+        """Serve `model_uri`, wait until the server is ready, and return the result of `get_deployment`."""
         with _deployments(self._target) as deployments:
             fields = apply_flavor(name, model_uri, flavor, config)
             return describe(deployments.create(name, model_uri, fields, endpoint))
@@ -138,7 +138,8 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return [summarize(deployment) for deployment in deployments.list(endpoint)]
 
     def get_deployment(self, name: str, endpoint: str | None = None) -> Json:
-        """Return the state (running, starting, stopped, failed) and its reason, URL, versions by worker, provenance."""
+        """Return the state (running, starting, stopped, failed), its reason, the URL, versions per worker,
+        provenance."""
         with _deployments(self._target) as deployments:
             return describe(deployments.get(name, endpoint))
 
@@ -152,7 +153,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
     def predict_stream(
         self, deployment_name: str | None = None, inputs: object = None, endpoint: str | None = None
     ) -> Iterator[object]:
-        """Yield the parts of the answer of a model with `predict_stream`."""
+        """Yield the parts of the response of a model that has `predict_stream`."""
         with self._scored(deployment_name, endpoint) as target:
             yield from scoring.score_stream(target, inputs)
 

@@ -1,6 +1,6 @@
 """The user's configuration (`-C NAME=VALUE`, a flavor, traffic) as fields of an endpoint's spec.
 
-Monitors are checked when they are written. Otherwise a typing error would only be detected with the first window, a day
+Monitors are checked when they are configured. Otherwise a typo would only be detected with the first window, a day
 later. The model's columns are read from the MLmodel file in the registry. If they are unknown (the outputs of a pyfunc,
 or while MLflow is down), any name is accepted.
 """
@@ -62,7 +62,7 @@ def traffic_shares(weights: Mapping[str, int]) -> dict[str, float]:
 
 
 def absolute_model_uri(model_uri: str) -> str:
-    """Return a folder as an absolute path, because the server runs in another folder than the command."""
+    """Return a folder as an absolute path, because the server has another working directory than the command."""
     reference = parse_model_uri(model_uri)
     if reference.kind != "path":
         return model_uri
@@ -84,8 +84,8 @@ def apply_flavor(name: str, model_uri: str | None, flavor: str | None, config: C
     """Return `config` for the deployment `name`, with the fields that its flavor implies.
 
     With python_function, the stage or alias may move to a version without an ONNX form. A version with an ONNX form is
-    served as ONNX with any flavor. Raises InvalidConfig if the flavor is unknown or the model does not have it, and
-    NotFound or RegistryUnavailable.
+    served as ONNX with any flavor. Raises InvalidConfig if the flavor is unknown or the model does not have it, and the
+    errors of `resolve`.
     """
     if flavor is None:
         return config or {}
@@ -126,7 +126,7 @@ def _weight(spec: EndpointSpec, name: str, weight: object) -> Config:
         raise InvalidConfig(f"the endpoint {spec.name!r} has no deployment {name!r}; it has {known}")
     if spec.variants[name].shadow:
         raise InvalidConfig(f"{name!r} is a shadow, which does not answer; set variants.{name}.shadow=false")
-    if weight == "":  # An empty value would restore the default of a single deployment.
+    if weight == "":  # `apply_config` would replace an empty value by the default.
         raise InvalidConfig(f"traffic of {name!r}: an integer from 0 to 100 is expected")
     return {f"variants.{name}.weight": weight}
 
@@ -156,7 +156,8 @@ def check_monitors(spec: EndpointSpec, config: Config, progress: Callable[[str],
 
 
 def _absolute_paths(prefix: str, monitor: MonitorSpec, config: Config) -> dict[str, str]:
-    """Return the dataset and project in `config` as absolute paths, because the controller runs in another folder."""
+    """Return the dataset and project in `config` as absolute paths for the controller, which has another working
+    folder."""
     absolute = {}
     project_fields = tuple(f"{prefix}retrain.{name}" for name in ("project", "entry_point", "parameters"))
     if (retrain := monitor.retrain) is not None and any(field.startswith(project_fields) for field in config):
@@ -204,7 +205,7 @@ def check_project(project: str, entry_point: str, parameters: Mapping[str, objec
 
 
 def _known_columns(spec: EndpointSpec, progress: Callable[[str], None]) -> LoggedColumns | None:
-    """Return the columns of the endpoint's log over all its variants; None if they are unknown."""
+    """Return the columns that the endpoint's variants log; None if they are unknown."""
     logged: list[LoggedColumns] = []
     for name, variant in spec.variants.items():
         try:
@@ -246,7 +247,7 @@ def _check_names(spec: EndpointSpec, monitor: MonitorSpec, columns: LoggedColumn
 
 
 def _check_dataset(monitor: MonitorSpec, columns: LoggedColumns | None) -> None:
-    """Check that the dataset has every judged column. Otherwise a missing column would be drift in every window."""
+    """Check that the dataset has every judged column, because a missing column would count as drift in every window."""
     # No other command of deployments needs pyarrow and scipy.
     from mlflow_deploy_plugin.monitoring.drift.references.rows import dataset_columns
 
@@ -284,7 +285,7 @@ def _is_answer(name: str) -> bool:
 
 
 def _project_folder(project: str) -> Path | None:
-    """Return the folder of a project (of `FOLDER#BELOW`, the inner folder); None if it is not on this machine."""
+    """Return the folder of a project (for `FOLDER#BELOW`, the subfolder); None if it is not on this machine."""
     location, _, below = project.partition("#")
     if location.startswith(_FILE):
         location = location.removeprefix(_FILE)

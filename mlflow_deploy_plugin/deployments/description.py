@@ -46,7 +46,7 @@ def describe(deployment: Deployment) -> Json:
     registry_error = observation.registry_error if is_refused or not observation.refused else ""
     error = observation.errors.get(deployment.name) or registry_error
     state, reason = observation.state, observation.reason
-    # The server runs without this deployment.
+    # The server runs, but a worker has not loaded this deployment.
     if state == "running" and not all(worker.version for worker in loaded.values()):
         state, reason = ("failed", error) if error else ("starting", reason or "the model is loading")
     workers = {pid: f"{wanted.model if wanted else ''} {worker.version or 'nothing'}" for pid, worker in loaded.items()}
@@ -110,7 +110,7 @@ def describe_endpoint(observed: ObservedEndpoint) -> Json:
 
 
 def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: Mapping[int, object]) -> Json:
-    """Return the last fields, about the server. `workers` maps process ids to the loaded versions."""
+    """Return the fields about the server. `workers` maps process ids to the loaded versions."""
     endpoint, observation = observed.endpoint, observed.observation
     started = observation.started_at
     return {
@@ -127,10 +127,7 @@ def _server_lines(observed: Deployment | ObservedEndpoint, error: str, workers: 
 
 
 def _provenance(model_uri: str, wanted: WantedVariant | None, is_running: bool) -> dict[str, str]:
-    """Return flavor, parity and origin of the version, as reported by the agent.
-
-    Otherwise they are read from the MLmodel file: on this machine, or from MLflow if only a pod has the file.
-    """
+    """Return the flavor, parity and origin of the version, from the agent, this machine's files or MLflow."""
     known = dict.fromkeys(("flavor", "stage", "parity", "run_id", "git_commit", "dataset_digest"), "")
     reported = {} if wanted is None else {key: value for key, value in wanted.aspects.items() if value}
     if wanted is not None:

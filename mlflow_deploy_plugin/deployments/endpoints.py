@@ -69,7 +69,7 @@ class Endpoints:
         self._serve(self.backend(stored), stored.spec)
 
     def create(self, spec: EndpointSpec, why: str = "") -> None:
-        """Store the endpoint, and serve it if it has a variant, or undo both. Raises as `Deployments.create`."""
+        """Store the endpoint, and serve it if it has a variant, or undo both. Raises like `Deployments.create`."""
         backend = self.target.backend(self.settings)  # A missing SDK raises an error before the store changes.
         # Lock before the name is taken, so that the endpoint cannot be deleted before it is served.
         with self.lock(spec.name, self.target):
@@ -174,8 +174,8 @@ class Endpoints:
     def _ports(self, target: Target) -> Iterator[Callable[[EndpointSpec], EndpointSpec]]:
         """Yield a function that returns a spec with a port of this machine that no other endpoint has.
 
-        Other processes cannot choose a port in the block, so the caller must store the spec in it. If the ports are on
-        another machine, the spec is returned unchanged.
+        Within the `with` block, no other process can choose a port, so the caller must store the spec before its end.
+        If the ports are on another machine, the spec is returned unchanged.
         """
         if not target.is_on_this_machine:
             yield lambda spec: spec
@@ -186,8 +186,7 @@ class Endpoints:
                 for item in self.store.endpoints()
                 if parse_target(item.target).is_on_this_machine
             }
-            for unreadable in self.store.unreadable():  # Its server may still run.
-                # The spec may be invalid, or may have no port.
+            for unreadable in self.store.unreadable():  # The server of an unreadable spec may run.
                 with contextlib.suppress(yaml.YAMLError, ValueError, RecursionError, LookupError, TypeError):
                     if parse_target(unreadable.target).is_on_this_machine:
                         owners[yaml.safe_load(unreadable.text)["server"]["port"]] = unreadable.name

@@ -1,4 +1,4 @@
-"""Labels of earlier predictions. They are sent to the endpoint's running server, otherwise masked and logged."""
+"""Labels of earlier predictions. They are sent to the endpoint's server or, without one, masked and logged."""
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -62,7 +62,7 @@ class LabelSink:
         url: the URL of the server; empty if it is not running.
         keys: the key columns in the endpoint's spec, which rows may have.
         only_server: True if labels must not be written to the log when the server does not answer.
-        destinations: the used destinations, as keys: the server's URL, the log.
+        destinations: a dict whose keys are the destinations used so far (the server's URL, the log), in order.
     """
 
     log: InferenceLog
@@ -116,8 +116,8 @@ def import_labels(
 ) -> LabelImport:
     """Store the labels of a file in batches. With `match`, count the labels whose row is in the log.
 
-    Raises NotReady if the server does not answer and the log may not be used, and OnnxserveError if the log is down.
-    Labels that were already stored remain. It is safe to store them again.
+    Raises NotReady if the server does not answer and the log may not be used, and OnnxserveError if the log is
+    unavailable. Labels that were already stored remain. It is safe to store them again.
     """
     matches = LabelMatches() if match else None
     readable = sink.masking if sink.masking.key else LabelMasking()

@@ -57,9 +57,9 @@ class Deployments:
     target: Target | None = None
 
     def create(self, name: str, model_uri: str, config: Config, endpoint: str | None = None) -> Deployment:
-        """Serve a model under a new name, if necessary in a new endpoint. Return when it answers.
+        """Serve a model under a new name, if necessary in a new endpoint. Return when it is ready.
 
-        The first deployment of an endpoint gets all traffic, and others none until their weight is set.
+        The first deployment of an endpoint gets all traffic. Later deployments get traffic when their weight is set.
 
         Raises:
             AlreadyExists: the name is taken.
@@ -152,7 +152,7 @@ class Deployments:
         return histories or {name: Refused("the server is not running")}
 
     def place(self, endpoint: str) -> str:
-        """Return an id of the endpoint server's machine or cluster. Raises NotFound, or as `Backend.place`."""
+        """Return an id of the endpoint server's machine or cluster. Raises NotFound, or like `Backend.place`."""
         return self._endpoints.backend(self._require(endpoint)).place(endpoint)
 
     def list(self, endpoint: str | None = None) -> list[Deployment]:
@@ -166,7 +166,7 @@ class Deployments:
         ]
 
     def start(self, name: str) -> None:
-        """Start a deployment's server if it is not running. Raises as `update`, and InvalidConfig if there is none."""
+        """Start a deployment's server if it is not running. Raises like `update`, and if there is no deployment."""
         endpoint_name = self._find_server(name)
         with self._endpoints.lock(endpoint_name):
             stored = self._require(endpoint_name)
@@ -197,7 +197,7 @@ class Deployments:
     def set_traffic(
         self, endpoint: str, weights: Config, why: str = "", actor: str | None = None, by_rollout: bool = False
     ) -> ObservedEndpoint:
-        """Set all weights, by default 0, except shadows. Raises as `update`. A rollout excludes all other callers."""
+        """Set all weights except shadows', default 0. Raises like `update`, and in a rollout if not `by_rollout`."""
         config, audit = {"traffic": weights}, {"action": "traffic", "why": why, "actor": actor}
         self._change(endpoint, lambda spec: configure(spec, config), () if by_rollout else config, **audit)
         return self.get_endpoint(endpoint)
@@ -239,7 +239,7 @@ class Deployments:
         return self.get(name, endpoint)
 
     def remove(self, endpoint: str, name: str, why: str = "", actor: str | None = None) -> None:
-        """Remove a deployment from an endpoint, which is kept. A missing deployment is ignored. Raises as `delete`."""
+        """Remove a deployment, but not its endpoint. A missing deployment is ignored. Raises like `delete`."""
         self._require(endpoint)
         with self._endpoints.lock(endpoint):
             stored = self._require(endpoint)
@@ -256,8 +256,7 @@ class Deployments:
         for stored in self.store.endpoints():
             references = [parse_model_uri(variant.model) for variant in stored.spec.variants.values()]
             if any(uri.followed and uri.name == model for uri in references):
-                # The backend does not answer, but the agent also polls without this call.
-                with suppress(OnnxserveError):
+                with suppress(OnnxserveError):  # The agent also polls without this call.
                     self._endpoints.backend(stored).poll_registry(stored.name)
 
     def logs(self, name: str, lines: int, follow: bool) -> Iterator[str]:
@@ -311,7 +310,7 @@ class Deployments:
         return changed
 
     def _find(self, name: str, endpoint: str | None) -> Endpoint:
-        """Return the endpoint of a deployment: `endpoint`, otherwise the endpoint of its name or the only match."""
+        """Return the endpoint of a deployment: `endpoint`, or the endpoint with the same name, or the only match."""
         stored = [item for item in self._seen() if name in item.spec.variants and endpoint in (None, item.name)]
         own = [item for item in stored if item.name == name]
         if len(stored) > 1 and not own:

@@ -59,7 +59,7 @@ def scoring_target(deployments: Deployments, name: str | None, endpoint: str | N
     answering = [variant for variant, weight in traffic_weights(stored.spec).items() if weight > 0]
     if name is not None and answering != [name]:
         raise InvalidConfig(
-            f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} is answered by "
+            f"{name!r} cannot be requested separately, because the endpoint {stored.name!r} sends its traffic to "
             f"{', '.join(answering)}: use --endpoint {stored.name}"
         )
     if not observation.url:
@@ -99,9 +99,8 @@ def encode_body(inputs: object) -> bytes:
 def original_document(inputs: object) -> object:
     """Return the JSON document of `mlflow deployments predict -I FILE`; for other callers, return `inputs`.
 
-    MLflow passes the frame that `pandas.read_json` makes from the file. In this frame, texts are numbers or dates,
-    floats lose a digit, and MLflow's forms are not recognised. Therefore the file is read again, unless it has one of
-    pandas' forms.
+    MLflow passes the frame that `pandas.read_json` makes from the file. pandas converts texts to numbers or dates,
+    rounds floats, and does not recognise MLflow's forms. Unless the file has one of pandas' forms, it is read again.
     """
     context = click.get_current_context(silent=True)
     command = getattr(context.command.callback, "__module__", "") if context is not None else ""

@@ -1,4 +1,4 @@
-"""HTTP requests to servers of this machine: one session class, and the conversion of the server's errors."""
+"""HTTP requests to servers on this machine: one session class, and the conversion of the server's errors."""
 
 import time
 import warnings
@@ -26,7 +26,7 @@ _MAX_PAUSE_SECONDS = 10
 
 
 class ServerSession(requests.Session):
-    """A session for servers of this machine.
+    """A session for servers on this machine.
 
     Proxies are not used. Certificates are not verified, because they contain the public host. If the server requires a
     key, the session reads the key from the server's state folder below `deployments`, which only its user may read.
@@ -61,7 +61,7 @@ class ServerSession(requests.Session):
 def post(session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float) -> Json:
     """Return the server's JSON object.
 
-    Raises NotReady if the server does not answer. A refusal raises the OnnxserveError of its status, with its message.
+    Raises NotReady if the server does not answer. An error status raises its OnnxserveError with the server's message.
     """
     return _read_object(_post(session, url, body, content_type, timeout_seconds))
 
@@ -119,7 +119,7 @@ def _post(
 def post_with_retries(
     session: requests.Session, url: str, body: bytes, content_type: str, timeout_seconds: float, tries: int
 ) -> tuple[Json, str]:
-    """Return the answer and its prediction id (or ""). Retries while the server is overloaded or being changed."""
+    """Return the answer and its prediction id (or ""). Retry while the server is overloaded or being changed."""
     for attempt in range(tries):
         try:
             response = _post(session, url, body, content_type, timeout_seconds)

@@ -3,7 +3,7 @@
 The counters are summed over the server's workers and protocols. As in Prometheus, a decreased value means a restart.
 Rollouts and the console use the same rules:
 
-- An answer without success is an error. A refusal of the input (4xx) is also an error, because a rollout must detect a
+- An unsuccessful response is an error. A refusal of the input (4xx) is also an error, because a rollout must detect a
   model that no longer accepts its callers' inputs. The console shows refusals and failures separately.
 - A request whose client disconnected before the answer (499) is not counted.
 - Explanations take seconds, so the times of a version do not include them.
@@ -43,9 +43,9 @@ class VersionCounters:
     """The counters of one version under the name of one variant.
 
     Attributes:
-        requests / errors: the number of answered requests, and of answers without success.
+        requests / errors: the number of answered requests, and of unsuccessful responses.
         timed: upper bound in seconds → the number of requests within the bound, without explanations.
-        same / different: the rows with the same and with a different answer of a shadow. A request that the shadow
+        same / different: the rows for which a shadow's prediction is the same or different. A request that the shadow
             could not answer counts as one different row.
         refused: the errors of the client (4xx).
     """

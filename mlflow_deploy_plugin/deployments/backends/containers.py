@@ -118,7 +118,7 @@ def share(path: Path) -> None:
 
 
 def check_registry(uri: str, is_host: bool) -> None:
-    """Raise InvalidConfig if a container cannot reach the registry. `is_host`: it uses this machine's network."""
+    """Raise InvalidConfig if a container cannot reach the registry. With `is_host`, it uses this machine's network."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https") and not uri.startswith("databricks"):
         raise InvalidConfig(
@@ -139,7 +139,7 @@ def end_of(container: Container) -> str:
     if state["ExitCode"] in (126, 127):
         return "has no command `onnxserve`: set -C container.image=… to an onnxserve image"
     if state["ExitCode"] == _KILLED and not state["Restarting"]:
-        return f"was killed (exit status {_KILLED})"  # The last log line is not the reason.
+        return f"was killed (exit status {_KILLED})"  # The last log line does not explain a kill.
     lines = [line.strip() for line in container.logs(tail=_LAST_LINES).decode(errors="replace").splitlines()]
     words = error_line([line for line in lines if line]) or state["Error"]
     again = " and is restarted repeatedly" if state["Restarting"] else ""
@@ -151,24 +151,24 @@ def docker_errors(spec: EndpointSpec | None = None) -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        cause = explanation(error)
-        if spec is not None and re.search(r"port is already allocated|address already in use", cause):
+        engine_error = explanation(error)
+        if spec is not None and re.search(r"port is already allocated|address already in use", engine_error):
             raise InvalidConfig(
                 f"port {spec.server.port} on {spec.server.host} is in use: set another port with -C server.port=…"
             ) from None
-        if "is already in use by container" in cause:
-            raise AlreadyExists(f"another container has the name: {cause}") from None
-        if "Range of CPUs" in cause:
-            raise InvalidConfig(f"container.cpus: {cause}") from None
-        if missing := re.search(r"network (\S+) not found", cause):
+        if "is already in use by container" in engine_error:
+            raise AlreadyExists(f"another container has the name: {engine_error}") from None
+        if "Range of CPUs" in engine_error:
+            raise InvalidConfig(f"container.cpus: {engine_error}") from None
+        if missing := re.search(r"network (\S+) not found", engine_error):
             raise InvalidConfig(f"container.network: the Docker network {missing[1]} does not exist") from None
-        if "could not select device driver" in cause:
+        if "could not select device driver" in engine_error:
             raise InvalidConfig(
                 "server.device is a GPU, but the NVIDIA container toolkit is not installed in this engine"
             ) from None
-        if "bind source path does not exist" in cause:
-            raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {cause}") from None
-        raise DeploymentFailed(f"Docker reports: {cause}") from None
+        if "bind source path does not exist" in engine_error:
+            raise InvalidConfig(f"the Docker engine cannot access a folder of this machine: {engine_error}") from None
+        raise DeploymentFailed(f"Docker reports: {engine_error}") from None
     except (DockerException, requests.RequestException) as error:
         raise DeploymentFailed(f"Docker does not answer: {error}") from None
 
@@ -217,7 +217,7 @@ def _environment(spec: EndpointSpec, settings: Settings) -> dict[str, str]:
 
 def _secret(name: str, path: str) -> str:
     file = absolute_path(path)
-    if not path.startswith(("/", "~")):  # The next command may run in another folder.
+    if not path.startswith(("/", "~")):  # The next command may have another working directory.
         raise InvalidConfig(f"container.secrets.{name}: an absolute path is expected, or one from ~ (got {path!r})")
     try:
         return file.read_text().rstrip("\n")

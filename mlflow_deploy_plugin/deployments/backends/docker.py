@@ -77,7 +77,7 @@ _KEPT = (FOLLOWED, CONTROL, MASK_KEY)
 
 @dataclass
 class DockerBackend(MachineBackend):
-    """Servers in containers of the engine in DOCKER_HOST, by default of this machine's engine."""
+    """Servers in containers of the Docker engine at DOCKER_HOST, by default this machine's engine."""
 
     _connected: docker.DockerClient | None = field(default=None, init=False)
 
@@ -166,8 +166,6 @@ class DockerBackend(MachineBackend):
                 *complete_lines, part = (part + piece).split(b"\n")
                 yield from (line.decode(errors="replace") for line in complete_lines)
 
-    # containers
-
     @property
     def _engine(self) -> docker.DockerClient:
         # With cached_property, Python 3.11 would block all backends of the process while one engine does not answer.
@@ -216,7 +214,7 @@ class DockerBackend(MachineBackend):
             raise AlreadyExists(f"a container {container!r} exists and {whose}: choose another name{hint}")
 
     def _image(self, spec: EndpointSpec, progress: Progress) -> Image:
-        """Return the image, which is pulled if it belongs to a registry. Raises InvalidConfig if that fails."""
+        """Return the image, which is pulled if it belongs to a registry. Raises InvalidConfig if the pull fails."""
         name = spec.container.image_for(spec.server.device)
         try:
             return self._engine.images.get(name)
@@ -234,12 +232,12 @@ class DockerBackend(MachineBackend):
 
     def _replace(self, spec: EndpointSpec, server: Container, options: Document, progress: Progress) -> None:
         name, labels = spec.name, options["labels"]
-        self._check_names(name)  # Check names first, so that our containers are not stopped for a foreign container.
+        self._check_names(name)  # Stop nothing if a name belongs to another container.
         listener = self._listener(name)
         running = [item for item in (server, listener) if item is not None and item.status == "running"]
         addresses = {container.labels.get(ADDRESS, "").partition("@")[0] for container in running}
         if labels[ADDRESS].partition("@")[0] not in addresses:
-            check_port(spec.server.host, spec.server.port or 0)  # An error must be raised before anything is stopped.
+            check_port(spec.server.host, spec.server.port or 0)  # Check before any container is stopped.
         earlier = self._slot(name)
         slot = earlier or "1"
         takes_over = len(running) == 2 and running[1].labels[ADDRESS] == labels[ADDRESS]
@@ -268,10 +266,10 @@ class DockerBackend(MachineBackend):
             )
             new.start()
             self._wait(spec, folder, new, ServedState(), progress)
-            # A crash must be visible until the server is ready.
+            # Set the policy only now, because a restart would hide a crash from `_wait`.
             new.update(restart_policy={"Name": spec.container.restart})
         except BaseException:
-            if new is not None:  # The container may have answered already.
+            if new is not None:  # The container may have accepted requests.
                 self._end(new)
             if takes_over:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -295,7 +293,7 @@ class DockerBackend(MachineBackend):
             self._end(server)
             folder = home_folder(name, self.settings) / server.labels[SLOT]
             spool = folder.with_name(slot or "1") / SPOOL
-            for segment in (folder / SPOOL).glob("*.seg"):  # Rows that have not been shipped to the log.
+            for segment in (folder / SPOOL).glob("*.seg"):  # Keep rows that are not in the log.
                 make_folder(spool)
                 segment.replace(spool / segment.name)
             shutil.rmtree(folder, ignore_errors=True)
@@ -304,7 +302,7 @@ class DockerBackend(MachineBackend):
             server.rename(server_name(name))
 
     def _start_listener(self, spec: EndpointSpec) -> None:
-        """Start the container with the published port. With `container.network: host`, there is none."""
+        """Start the container with the published port. With `container.network: host`, there is no listener."""
         options, network = listener_options(spec, self.settings), spec.container.network
         listener = self._listener(spec.name)
         if listener is not None and listener.labels[ADDRESS] != options["labels"][ADDRESS]:

@@ -207,8 +207,7 @@ class KubernetesBackend:
             restarts=sum(container_status(pod).get("restartCount", 0) for pod in pods),
             wanted=next((item.wanted for item in applied_specs if item.wanted is not None), None),
             workers=tuple(
-                # Process ids are only unique within a pod.
-                worker.model_copy(update={"pid": number * 100_000 + worker.pid})
+                worker.model_copy(update={"pid": number * 100_000 + worker.pid})  # Pids are only unique within a pod.
                 for number, state in enumerate(states)
                 for worker in state.workers
             ),
@@ -418,7 +417,7 @@ class KubernetesBackend:
             except ApiRefused as error:
                 if not error.may_pass:
                     raise
-                return error.message  # Applied objects work without the API server.
+                return error.message  # Retry: the pods start even if this request fails.
 
         def last_words() -> str:
             return f": pod {unready[0]['metadata']['name']}{self._last_words(unready[0])}" if unready else ""
@@ -432,7 +431,7 @@ class KubernetesBackend:
             if state is None and self._may_look:
                 return f"the state of pod {name} cannot be read"
             if state is None:
-                continue  # The pod is ready, and its state is not readable.
+                continue  # The user may not read the state, so readiness must suffice.
             applied = compare_applied(spec, state)
             if failure := served_failure(applied, spec, before.get(name, ServedState()), state.agent):
                 raise DeploymentFailed(f"{spec.name}: {failure}")
@@ -488,7 +487,7 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
     """Return the number of pods that a Deployment should have.
 
     A running Deployment with an autoscaler keeps its pods, even outside of new bounds. Without an autoscaler, it also
-    keeps a number set by a person or a foreign autoscaler, as long as `kubernetes.replicas` of the spec is unchanged.
+    keeps a number set by a person or an external autoscaler, as long as `kubernetes.replicas` of the spec is unchanged.
     """
     kubernetes, now = spec.kubernetes, 0 if running is None else running["spec"].get("replicas", 0)
     if not (running and now):
@@ -501,7 +500,7 @@ def pod_count(spec: EndpointSpec, running: Document | None) -> int:
 def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict[str, str]:
     """Return MLflow's addresses for pods, from the `running` Deployment, or from this process if pods can reach them.
 
-    A later command may use another MLflow, but pods should not be replaced for that. Raises InvalidConfig if a model is
+    A later command with another MLflow must not replace the pods. Raises InvalidConfig if a model is
     in the registry and no reachable address of the registry is known.
     """
     is_needed = lacks_mlflow_address(spec)
@@ -516,7 +515,7 @@ def pod_environment(spec: EndpointSpec, running: Document | None = None) -> dict
 
     uris = dict(zip(_MLFLOW, (mlflow.get_tracking_uri(), mlflow.get_registry_uri()), strict=True))
     if len(set(uris.values())) == 1:
-        del uris["MLFLOW_REGISTRY_URI"]  # The spec may set another server for pods, which then is used for both.
+        del uris["MLFLOW_REGISTRY_URI"]  # The spec may set another tracking server, which is then also the registry.
     reachable = {
         variable: str(uri)
         for variable, uri in uris.items()

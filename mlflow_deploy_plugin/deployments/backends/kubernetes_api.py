@@ -126,7 +126,7 @@ class Cluster:
         return any(version in self._known_versions() for version in _RESOURCES[kind][1:])
 
     def apply(self, document: Document, force: bool = False) -> None:
-        """Apply a document. Our own fields are always reset; fields of other managers only with `force`.
+        """Apply a document. Fields of onnxserve are always reset; fields of other managers only with `force`.
 
         Raises InvalidConfig if the namespace is missing or the cluster does not support the kind, and DeploymentFailed
         if another manager has set the fields (without `force`) or the API server refuses the document.
@@ -184,7 +184,7 @@ class Cluster:
                 raise
 
     def pod_log(self, pod: str, lines: int, previous: bool = False) -> list[str]:
-        """Return the last lines of our container's log; none if the container has not started."""
+        """Return the last lines of the server container's log; empty if the container has not started."""
         query = {"container": CONTAINER, "tailLines": str(lines), "previous": str(previous).lower()}
         try:
             return self._send("GET", f"{self._path('Pod')}/{pod}/log", query).text.splitlines()
@@ -192,7 +192,7 @@ class Cluster:
             return []
 
     def follow_log(self, pod: str, since_seconds: int) -> Iterator[str]:
-        """Yield the lines that our container logs, until it ends or the connection breaks."""
+        """Yield the lines that the server container logs, until it ends or the connection breaks."""
         query = {"container": CONTAINER, "follow": "true", "sinceSeconds": str(since_seconds), "timestamps": "true"}
         path = f"{self._path('Pod')}/{pod}/log"
         with (
@@ -203,7 +203,7 @@ class Cluster:
                 yield line.decode(errors="replace")
 
     def execute(self, pod: str, command: Sequence[str]) -> str:
-        """Run a command in our container and return its output.
+        """Run a command in the server container and return its output.
 
         The official client would wait forever for a node that hangs, and decodes each frame separately. Raises
         ApiRefused if the command cannot be run (status 403: it is forbidden), and DeploymentFailed if it fails.

@@ -49,9 +49,8 @@ def quota_trouble(condition: Document) -> PodTrouble | None:
 class RefusedPods:
     """The refusal of pods by a quota, which may be temporary. Times are from one monotonic clock.
 
-    A quota also counts terminating pods, and the cluster doubles the wait between two tries. After the last pod has
-    ended, the wait is at most as long as the failed tries so far. The first refusal was at `since`, and the cluster may
-    retry until `waits_until`.
+    A quota also counts terminating pods, and the cluster doubles the wait after each failed try. So after the last pod
+    has ended, the next try follows within the time since the first refusal (`since`), by `waits_until`.
     """
 
     since: float
@@ -79,7 +78,7 @@ def pod_trouble(pod: Document) -> PodTrouble | None:
         killed = f"pod {name} was killed because it was out of memory (OOMKilled); container.memory_bytes is {limit}"
         return PodTrouble(killed, not is_ready(pod))
     code, message = waiting.get("reason", ""), one_line(waiting.get("message", ""))
-    # ErrImagePull has the reason, is retried, and becomes a back-off.
+    # ErrImagePull contains the reason. The pull is retried, and the code becomes ImagePullBackOff.
     if code in _PENDING_IMAGE or code == "ErrImagePull":
         return PodTrouble(f"pod {name}: {code}: {message}", code in _PENDING_IMAGE)
     if code in ("CreateContainerConfigError", "CreateContainerError", "RunContainerError"):

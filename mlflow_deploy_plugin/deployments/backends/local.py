@@ -42,7 +42,7 @@ class LocalBackend(MachineBackend):
         is_new = pid is None
         if pid is None:
             if before.spec is None or _address(before.spec) != _address(spec):
-                check_port(*_address(spec))  # An error must be raised before anything is stopped.
+                check_port(*_address(spec))  # Check before the server is stopped.
             self.stop(spec.name)  # This also ends the workers of a killed supervisor, which still use the port.
             check_port(*_address(spec))
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

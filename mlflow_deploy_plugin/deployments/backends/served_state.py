@@ -99,8 +99,7 @@ class MachineBackend:
         return written.read_text()
 
     def poll_registry(self, name: str) -> None:
-        # The server does not exist, or the disk is full. The agent also polls without this file.
-        with suppress(OSError):
+        with suppress(OSError):  # The agent also polls without this file.
             (self.settings.state_dir(name) / LOOK).touch()
 
     def reached(self, spec: EndpointSpec) -> AbstractContextManager[str]:
@@ -162,7 +161,6 @@ class MachineBackend:
             if applied.pending:
                 return applied.pending
             server, url = read_state(folder / SERVER, ServerState), server_url(spec.server)
-            # The supervisor has not received an answer from the workers.
             if server is None or server.phase != "serving":
                 return "waiting for the workers to answer"
             try:

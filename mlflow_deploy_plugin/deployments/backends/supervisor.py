@@ -85,7 +85,7 @@ def stop(state_dir: Path, pid: int, patience_seconds: float) -> None:
 
 
 def final_error(state_dir: Path) -> str:
-    """Return the last line of the log if it is an error; empty if the server was killed during its work."""
+    """Return the last line of the log if it is an error; empty if it is not, for example after a kill."""
     return _best_line(read_log_tail(state_dir / LOG)[-1:], _ERRORS)
 
 
