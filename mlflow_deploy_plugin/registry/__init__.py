@@ -1,7 +1,7 @@
-"""The registry: it resolves a model URI to one version, and manages the version's files, its tags and MLflow runs.
+"""The registry: resolution of a model URI to one version, the version's files and tags, and MLflow runs.
 
-Functions import MLflow, spec, store and numpy inside the function, because the command line and the workers import this
-room and must start fast. Each function raises `RegistryUnavailable` if MLflow does not answer.
+MLflow, spec, store and numpy are imported inside functions, because the command line and the workers import this room
+and must start fast. Each function raises `RegistryUnavailable` if MLflow does not answer.
 """
 
 import lazy_loader

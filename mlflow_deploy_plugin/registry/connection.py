@@ -31,7 +31,7 @@ _SERVICE_SETTINGS = {
 _ANSWER_BYTES, _ANSWER_SECONDS = 1_000_000, 10.0
 _answer_bound: ContextVar[tuple[int, float] | None] = ContextVar("answer_bound", default=None)
 _MOST_JSON = 32_000_000
-"""The maximum bytes of an answer from MLflow. A search returns up to 10,000 versions of 1.2 kB each."""
+"""The maximum size of an answer from MLflow in bytes. A search returns up to 10,000 versions of 1.2 kB each."""
 _WITHOUT_PANDAS = frozenset({"mlflow", "pyarrow", __name__.partition(".")[0]})
 _MLFLOW_AT = re.compile(r", in MLflow at \S+|(?<=MLflow) at \S+")
 _ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s,;'\"]*")
@@ -43,7 +43,6 @@ _PROXIED = re.compile(r'Response text: \{"error_code": ?"(\w+)", ?"message": ?"(
 """The answer of an MLflow server about a file in its proxied artifact store."""
 _ANSWERED = re.compile(r"(?<= for url: )(https?://[^/?#\s]+)\S*")
 _FAILED_FILE = re.compile(r"The following failures occurred .*?##### File (\S+) ##### (.*?)(?: ##### File .*)?$")
-# This is the text of urllib3's error.
 _UNREACHED = re.compile(r"(?:Failed to resolve ('[^']+') \(|a new connection: )\[Errno -?\d+\] ([\w ]+)")
 _OWN_DISK = re.compile(  # MLflow's client raises these errors when it writes its downloads.
     rf"(?:^|##### File \S+ #####)\s*\[Errno (?:{errno.ENOSPC}|{errno.EDQUOT}|{errno.EROFS})\] ([\w -]+)"
@@ -52,7 +51,7 @@ _STATUS = re.compile(r"\b(\d{3}) Client Error")
 _REFUSED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
 _STORE_LIBRARIES = frozenset({"boto3", "botocore", "google", "azure", "b2sdk", "ftplib", "paramiko", "pysftp"})
 _TELL_ANSWERS = ("ftplib", "paramiko")
-"""The libraries whose errors contain the text of the server."""
+"""The libraries whose error messages contain the server's answer."""
 _STORE_LACKS = re.compile(r"\((?:404|NoSuchBucket|NoSuchKey)\)|\b404 (?:Client|GET|HEAD)\b|BlobNotFound")
 _STORE_REFUSES = re.compile(
     r"\((?:40[13]|AccessDenied|ExpiredToken|InvalidAccessKeyId|InvalidToken|SignatureDoesNotMatch)\)|token has expired|"
@@ -258,7 +257,7 @@ def registry_client() -> "MlflowClient":
 
     try:
         for variable in _SERVICE_SETTINGS:
-            getattr(known, variable).get()  # Otherwise the first call would raise the same error.
+            getattr(known, variable).get()  # Report an invalid setting before the first call.
         if known.MLFLOW_TRACKING_INSECURE_TLS.get() and known.MLFLOW_TRACKING_SERVER_CERT_PATH.get():
             raise InvalidConfig("MLFLOW_TRACKING_INSECURE_TLS and MLFLOW_TRACKING_SERVER_CERT_PATH: set only one")
         harden_mlflow_client()
@@ -358,7 +357,7 @@ def ignore_warnings() -> None:
 
 @contextmanager
 def registry_errors(what: str) -> Iterator[None]:
-    """Convert errors of MLflow and its artifact store to NotFound, RegistryUnavailable or RegistryRefused on `what`."""
+    """Convert MLflow's and its store's errors to NotFound, RegistryUnavailable or RegistryRefused about `what`."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -392,7 +391,7 @@ def _registry_failure(what: str, error: Exception) -> NotFound | RegistryUnavail
     address = registry_address()
     where = f"MLflow at {address}"
     if address.startswith("http") and (proxy := select_proxy(address, get_environ_proxies(address))):
-        host = proxy.rpartition("@")[2]  # The host without its user and password.
+        host = proxy.rpartition("@")[2]  # Omit the user and the password.
         where += f" (through the proxy {host}; NO_PROXY lists the hosts that bypass it)"
     if code in ("401", "UNAUTHENTICATED"):
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN,"
@@ -418,10 +417,10 @@ def store_failure(what: str, store: str, error: Exception) -> NotFound | Registr
             return _registry_failure(what, error)
         store, account = f"the artifact store of MLflow at {registry_address()}", "the credentials of MLflow's server"
         code, text = answer[1], answer[2]
-    elif answered:  # Otherwise the version's tag would show the answer of any server to the author.
+    elif answered:  # The version's tag must not show a server's answer to the model's author.
         text = text.partition(" Response text: ")[0]
         account += " (MLflow's are only for MLflow's own addresses; ~/.netrc may have credentials for this host)"
-    elif type(error).__module__.startswith(_TELL_ANSWERS):  # This includes the greeting of a database.
+    elif type(error).__module__.startswith(_TELL_ANSWERS):  # The answer may be a database's greeting.
         text = f"{type(error).__name__} {text[:3] * text[:3].isdigit()}".strip()
     elif store.startswith("s3:") or "boto" in type(error).__module__:
         account += " (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role)"

@@ -76,7 +76,7 @@ def registered_model_names(spec: "EndpointSpec") -> list[str]:
 def parse_model_uri(model_uri: str) -> ModelURI:
     """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI has none of the known forms."""
     if not isinstance(model_uri, str):  # The caller may not check types.
-        raise InvalidConfig(f"{model_uri!r} is not a text; a model is {_FORMS}")
+        raise InvalidConfig(f"{model_uri!r} is not a string; a model is {_FORMS}")
     if not model_uri.strip():
         raise InvalidConfig(f"the model is empty; it is {_FORMS}")
     scheme = _SCHEME.match(model_uri)
@@ -126,7 +126,7 @@ def missing_folder_message(text: str) -> str:
 
 
 def default_endpoint_name(model_uri: str) -> str:
-    """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises as `parse_model_uri`."""
+    """Return an endpoint name: models:/flight-delay/Production → flight-delay. Raises like `parse_model_uri`."""
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", model_name(parse_model_uri(model_uri))).strip("-._")
     return name[:63] or "model"
 
@@ -151,7 +151,7 @@ def registered_meta(folder: Path) -> dict[str, str]:
         text = (folder / REGISTERED_META).read_text()
     except (OSError, ValueError):
         return {}
-    import yaml  # Few URIs are such folders.
+    import yaml  # The import is only needed for such folders.
 
     from mlflow_deploy_plugin.runtime import load_yaml
 

@@ -238,7 +238,7 @@ def newest(versions: "Sequence[ModelVersion]") -> "ModelVersion | None":
 
 
 def _quoted(text: str) -> str:
-    """Return the text quoted for MLflow's filters. Raises InvalidConfig if it has both quotes: there is no escape."""
+    """Return the text quoted for MLflow's filters, which have no escape. Raises InvalidConfig if it has both quotes."""
     if {"'", '"'} <= set(text):
         raise InvalidConfig(f"{text!r} has both kinds of quotes: MLflow cannot search for the versions of such a name")
     quote = '"' if "'" in text else "'"
@@ -292,7 +292,7 @@ class BatchResolver:
 
     def __init__(self) -> None:
         self._versions: dict[tuple[str, str], tuple[int, ModelVersion]] = {}
-        """By model and number: the time of the model's last update, and the version."""
+        """(model, number) → the time of the model's last update, and the version."""
         self._looked_at_again: set[tuple[str, str]] = set()
 
     def look_again(self, resolved: ResolvedModel) -> None:

@@ -2,8 +2,8 @@
 
 MLflow does not have unique keys. Therefore an `IdempotentRun` is identified by tags, and a process searches for the run
 before it creates a run. If two processes create a run at the same time, each process searches again after the creation
-and after all content is logged. Both then choose the same run as the primary: complete before incomplete, then the
-older run.
+and after all content is logged. Both then choose the same primary run: the oldest complete run, otherwise the oldest
+run.
 """
 
 import os

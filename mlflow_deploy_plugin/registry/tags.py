@@ -18,11 +18,11 @@ PASSED_WITHOUT_EVALUATION: VerdictState = "passed without an evaluation"
 """The state of a version that was judged without labelled rows."""
 PASSED_STATES = ("passed", PASSED_WITHOUT_EVALUATION, "forced")
 GATE_REASON_TAG = "onnxserve.gate.reason"
-"""One line: the failed check, the passed checks, or the reason and the person that forced the version."""
+"""One line: the failed check, the passed checks, or the reason and the person who forced the version."""
 GATE_REPORT_TAG = "onnxserve.gate.report"
 """The address of the report in MLflow, or RUN_ID/gate_report.html if the tracking server has no pages."""
 GATE_AGAINST_TAG = "onnxserve.gate.against"
-"""The version in the comparison, e.g. models:/flight-delay/6; empty if there was no comparison."""
+"""The version with which the gate compared, e.g. models:/flight-delay/6; empty if there was no comparison."""
 GATE_AT_TAG = "onnxserve.gate.at"
 """The time of the verdict, such as 2026-11-20T14:41:47+00:00."""
 GATE_POLICY_DIGEST_TAG = "onnxserve.gate.policy_digest"
@@ -41,7 +41,7 @@ DATA_DIGEST_TAG = "onnxserve.training.data"
 CAUSE_TAG = "onnxserve.cause"
 """The reason for the training, as a sentence."""
 CANDIDATE_TAG = "onnxserve.candidate"
-"""On a version that a retraining made: `proposed`, `left`, or the rollout that deploys the version."""
+"""The state of a retrained version: `proposed`, `left`, or the rollout that deploys it."""
 
 WRAPPED_FROM_TAG = "onnxserve.wrapped_from"
 """The version (models:/old/3) or path that a version was made from. It is set on the version and its logged model."""
@@ -56,7 +56,7 @@ MAX_DESCRIPTION_LENGTH = 5000
 """The number of characters of a description that every MLflow store supports."""
 
 _BEGIN, _END = "<!-- onnxserve: what follows is replaced -->", "<!-- onnxserve: end -->"
-# Table lines and empty lines: without an end mark, the section ends after them.
+# If the end mark is missing, the section ends after its table lines and empty lines.
 _TABLE = r"(?:\n(?:\|[^\n]*)?(?=\n|\Z))*"
 _SECTION = re.compile(rf"\n*{re.escape(_BEGIN)}{_TABLE}\n*(?:{re.escape(_END)})?\n*")
 
