@@ -75,7 +75,6 @@ def planned_image(
 
     Raises InvalidConfig if the options conflict or `follow` is used with a URI that cannot move, ModelError if the
     model has no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.
-    no ONNX form or its files are damaged, NotFound, and RegistryUnavailable.
     """
     if base_image and server_image:
         raise InvalidConfig("--base-image has no effect with --server-image, because no server image is built")
@@ -88,7 +87,7 @@ def planned_image(
     options: tuple[str, ...] = ()
     if server_image is None:
         server, base = server_context(), base_image or BASE_IMAGE
-        # The name contains a digest of the contents: equal inputs find the existing image, changes make a new image.
+        # The name contains a digest of the contents, so that equal inputs reuse the existing image.
         digest = sha256(" ".join(filter(None, (server.digest, base, platform))).encode()).hexdigest()
         target = "cpu" if device == "cpu" else "gpu"
         server_image = f"onnxserve:{target}-{__version__}-{digest[:12]}"
