@@ -39,7 +39,6 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
         environment["ONNXSERVE_SECRETS"] = SECRETS
     served = served_spec(spec, server.host if container.network == "host" else None)
     url = reachable_url(served.server.host, http_port(spec), server.scheme)
-    # Each file has the same path in the container.
     mounts = {f"./{spec.name}": SPEC_FOLDER} | {path: path for path in local_files(spec)}
     service: Document = {
         "image": container.image_for(server.device),

@@ -12,9 +12,9 @@ _NOT_OF_VALUES = ("apiVersion", "name", "monitors")
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a values file with this endpoint. The namespace is set by the release. Raises as `kubernetes_documents`.
+    """Return a values file with this endpoint. The namespace is set by the release. Raises like `kubernetes_documents`.
 
-    The place's variables are set on the endpoint, because other endpoints of the release may use other workspaces.
+    The variables of `place` are set on the endpoint, because other endpoints of the release may use other workspaces.
     """
     kubernetes_documents(spec, place)
     environment = {**place.environment, **spec.container.environment}

@@ -1,4 +1,4 @@
-"""An endpoint for KServe: a ServingRuntime with our image and an InferenceService that uses it through protocol V2.
+"""An endpoint for KServe: a ServingRuntime with the image, and an InferenceService that uses it by protocol V2.
 
 KServe copies a model at a storage address (s3://…, pvc://…) into the pod. All other models, such as a followed stage,
 are in the spec that the server follows. The spec is in a ConfigMap, so its changes do not need new pods.
@@ -54,8 +54,7 @@ def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
 def _stored_by_kserve(spec: EndpointSpec) -> tuple[EndpointSpec, Document, Document]:
     """Return the spec for the server, the field with the model, and the field with the canary's share.
 
-    If both variants are in stores, the variant with the smaller share is the canary, because KServe keeps the earlier
-    rollout running.
+    If both variants are in stores, the variant with the smaller share is the canary: KServe keeps the earlier rollout.
     """
     variants = list(spec.variants.values())
     in_stores = all(variant.model.startswith(_SCHEMES) for variant in variants)

@@ -247,7 +247,7 @@ def _environment(spec: EndpointSpec, place: Place) -> list[Document]:
         update={"secret_files": {name: f"{_FILES_FOLDER}/{name}" for name in container.secret_files}}
     )
     variables = environment_of(spec.model_copy(update={"container": mounted}), place)
-    # Kubernetes replaces "$(A)" by a variable, and reads "$$" as "$".
+    # Kubernetes replaces "$(A)" by the value of the variable A, and reads "$$" as "$".
     plain = [{"name": name, "value": value.replace("$", "$$")} for name, value in variables.items()]
     secret = [
         {"name": name, "valueFrom": {"secretKeyRef": _secret_key(f"container.secrets.{name}", key)}}

@@ -21,7 +21,7 @@ from mlflow_deploy_plugin.spec import EndpointSpec, dump_spec
 
 _PREDICTOR = re.compile(r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?")
 _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
-"""The pod fields with an account or labels of our objects, which do not exist on Seldon."""
+"""The pod fields that refer to a service account or labels that this format does not create."""
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ Document = dict[str, Any]
 
 SPEC_FOLDER, SPEC_FILE = "/etc/onnxserve", "spec.yaml"
 HOME_FOLDER = "/var/lib/onnxserve"
-"""The folder of the image that every user can write. It has the state, or the listener that containers share."""
+"""The folder of the image that every user can write. It contains the state, or the listener's socket."""
 STATE_FOLDER = f"{HOME_FOLDER}/server"
 SERVE = ["serve", "--spec", f"{SPEC_FOLDER}/{SPEC_FILE}", "--state-dir", STATE_FOLDER]
 """The arguments of the image's entry point."""
