@@ -142,22 +142,22 @@ class BatchOutput:
             yield
 
     def begin(self, manifest: Manifest, restart: bool) -> set[str]:
-        """Write the manifest, or continue with the existing one. Return the finished files. Raises as `run_batch`."""
+        """Write the manifest, or continue with the existing one. Return the finished files. Raises like `run_batch`."""
         manifest = orjson.loads(orjson.dumps(manifest))  # A tuple becomes a list, as in the file.
         try:
             files = {*_list_files(self._location)}
-            known: Manifest | None = None  # This is the manifest of the earlier batch.
+            known: Manifest | None = None
             written: set[str] = set()
             if MANIFEST in files:
                 with self._location.filesystem.open_input_file(f"{self._location.root}/{MANIFEST}") as file:
                     begun: Manifest = orjson.loads(file.read())
                 known, written = begun, {part["output"] for part in begun["parts"].values()}
-            # Without output files, batches cannot mix. Only in a folder, a lock excludes a batch that has just begun.
+            # A batch without output files may be replaced in a folder, where the lock excludes a running batch.
             if known and (restart or (self._location.is_local and not written & files)):
                 own = {MANIFEST, SUCCESS, *written}
                 self._remove({name for name in files if name in own or name.startswith(f"{REJECTED}/")})
                 files, known = {*_list_files(self._location)}, None
-            # Names that begin with a dot are the lock and the files of a killed writer.
+            # The lock and the files of a killed writer have names that begin with a dot.
             if not known and (strange := {name for name in files if not name.rpartition("/")[2].startswith(".")}):
                 raise AlreadyExists(
                     f"--output {self.uri} contains {min(strange)}, which is not from a batch: specify another folder"

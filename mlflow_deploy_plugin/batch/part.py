@@ -131,7 +131,7 @@ def write_progress(path: str, slot: int, rows: int, position: int) -> None:
 
 @contextmanager
 def _unpacked(file: pa.NativeFile, name: str) -> Iterator[tuple[pa.NativeFile, float]]:
-    """Yield the file, decompressed to disk because readers seek, and its compressed size divided by its full size."""
+    """Yield the file, decompressed to disk because readers seek, and its compression ratio (compressed / full size)."""
     if not (codec := compression_of(name)):
         yield file, 1.0
         return

@@ -179,7 +179,7 @@ def _predict_locally(jobs: Sequence[PartJob], plan: BatchPlan) -> Iterator[Finis
         except ProcessCrashed as error:
             raise OnnxserveError(f"{job.part.name}: {error.message}") from None
         finally:
-            write_progress(job.progress, slot, 0, 0)  # From now on, the result counts instead.
+            write_progress(job.progress, slot, 0, 0)  # The result has the final counts.
             slots.append(slot)
         return result
 
@@ -288,8 +288,7 @@ def _manifest(plan: BatchPlan, parts: Sequence[Part], resolved: ResolvedModel, d
 
 
 def _log(plan: BatchPlan, result: BatchResult, parts: Sequence[Part], manifest: Manifest) -> LoggedRun:
-    # The import takes a second.
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Metric, Param  # This takes 1 s.
 
     model, progress = result.model, result.progress
     params = {"model": model.source, "input": plan.input, "output": plan.output, "on_error": plan.on_error}

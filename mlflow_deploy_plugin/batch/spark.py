@@ -38,15 +38,14 @@ _LOOK_SECONDS = 0.5
 
 @contextmanager
 def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
-    """Predict each part as one Spark task, which reads the input and writes the output. Raises as `spark_context`."""
+    """Predict each part as one Spark task, which reads the input and writes the output. Raises like `spark_context`."""
     if not jobs:
         yield iter(())
         return
     context = spark_context()
-    from pyspark.accumulators import AddingAccumulatorParam  # The extra is installed at this point.
+    from pyspark.accumulators import AddingAccumulatorParam  # `spark_context` has checked the extra.
 
     archive = _ship(context, model)
-    # The result of a task arrives once, when the task ends.
     results = context.accumulator([], AddingAccumulatorParam([]))
 
     def task(numbered: tuple[int, PartJob]) -> None:
@@ -58,7 +57,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 
     def predict() -> None:
         context.setJobGroup(archive, "onnxserve batch", interruptOnCancel=True)
-        # No rows pass through Spark. Without its SQL, Spark starts in half the time.
+        # The tasks have no rows, so they do not need Spark SQL, which doubles the start time.
         context.parallelize(list(enumerate(jobs)), len(jobs)).foreach(task)
 
     def finished(running: Future[None]) -> "Finished":
@@ -84,8 +83,7 @@ def predict_parts(jobs: Sequence[PartJob], model: Path) -> Iterator["Finished"]:
 def predict_frame(frame: "DataFrame", model_uri: str, keep: Sequence[str] | None = None) -> "DataFrame":
     """Return a Spark DataFrame with the predictions for each row, after the `keep` columns (None: all columns).
 
-    Raises the errors of `resolve` and `download`, and InvalidConfig if a column is missing or the outputs are not
-    declared.
+    Raises the errors of `resolve` and `download`, and InvalidConfig for a missing column or undeclared outputs.
     """
     from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema  # pyspark is an extra.
     from pyspark.sql.types import StructType
@@ -135,7 +133,7 @@ def _ship(context: "SparkContext", model: Path) -> str:
 
 
 def _folder_until_exit() -> Path:
-    """Return an empty folder that exists until exit, because Spark also fetches later, e.g. when a machine joins."""
+    """Return an empty folder that exists until exit, because Spark fetches files later, e.g. when a machine joins."""
     stack = ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(temporary_folder("onnxserve-batch-"))

@@ -56,7 +56,7 @@ def load_table_model(folder: Path, device: Device = "cpu") -> "TableModel":
 
 @contextmanager
 def body_predictor(model_uri: str) -> Iterator[Callable[[str, bytes], Any]]:
-    """Yield `predict_body` of a version, which is loaded for the duration of the block. Raises as `resolve`."""
+    """Yield `predict_body` of a version, which is loaded for the duration of the block. Raises like `resolve`."""
     with temporary_folder("onnxserve-predict-") as folder:
         yield _load(download(resolve(model_uri).source, folder), "cpu", available_cores()).predict_body
 
@@ -91,7 +91,7 @@ class OnnxTable:
         return pa.concat_tables(predicted)
 
     def predict_body(self, content_type: str, body: bytes) -> Any:
-        """Return the `predictions` of a server's answer to this /invocations body. Raises the errors of `predict`."""
+        """Return the `predictions` that a server would return for this body. Raises the errors of `predict`."""
         is_arrow = content_type == protocols.arrow.STREAM
         if is_arrow:
             feeds = protocols.arrow.decode(body, self.schema, _LARGEST_TABLE_BYTES)
@@ -115,7 +115,7 @@ class PyfuncTable:
     def predict(self, table: pa.Table) -> pa.Table:
         has_frame_types = any(is_type(kind) for kind in table.schema.types for is_type in _FRAME_TYPES)
         try:
-            if self.artifact.undescribed or has_frame_types:  # MLflow's rules apply.
+            if self.artifact.undescribed or has_frame_types:  # Only MLflow converts these.
                 outputs = self._scorer.outputs_of(table.to_pandas())
             else:
                 feeds = protocols.arrow.table_feeds(table, self.schema, _LARGEST_TABLE_BYTES)
