@@ -1,4 +1,4 @@
-"""Tests of creating, filling, weighting and deleting endpoints through MLflow's interface while they serve."""
+"""Endpoints through MLflow's own interface: created empty, filled, their traffic moved while they serve, deleted."""
 
 import json
 import os
@@ -35,7 +35,7 @@ ONCE, TWICE = [{"y": 3.0}, {"y": 7.5}], [{"y": 6.0}, {"y": 15.0}]
 
 
 def silently(line: str) -> None:
-    """Ignore the progress."""
+    """Ignore progress."""
 
 
 def events(endpoint: str) -> list[AuditEvent]:
@@ -44,7 +44,7 @@ def events(endpoint: str) -> list[AuditEvent]:
 
 
 def answered(client: BaseDeploymentClient, count: int = 40) -> Counter[str]:
-    """Return the number of answers of the endpoint e by model."""
+    """Return the number of requests to the endpoint e that each model answered."""
     url = client.get_endpoint("e")["url"]
     seen: Counter[str] = Counter()
     with requests.Session() as session:
@@ -105,7 +105,7 @@ def test_a_port_stays_that_of_an_endpoint_whose_spec_cannot_be_read(
     with open_deployments(silently) as deployments, deployments.store.transaction() as session:
         row = session.get(EndpointRow, "e")
         assert row is not None
-        row.spec += more  # Another version of onnxserve may have written these fields.
+        row.spec += more
 
     with refused(MlflowException, f"port {free_port}", "'e'", code="INVALID_PARAMETER_VALUE"):
         client.create_endpoint("f", {"server.port": free_port})
@@ -174,7 +174,7 @@ def test_traffic_moves_without_a_restart_and_without_a_failed_request(
 
 @pytest.fixture(scope="module")
 def shared(served: BaseDeploymentClient, models: Any) -> BaseDeploymentClient:
-    """Return the client of `served` with an endpoint e that tests do not change: a champion, a challenger and a shadow."""
+    """The client of `served` with an endpoint e, which no test changes: of champion, challenger and a shadow."""
     served.create_deployment("champion", models.once, endpoint="e")
     served.create_deployment("challenger", models.twice, endpoint="e")
     served.create_deployment("copy", models.twice, endpoint="e", config={"variants.copy.shadow": "true"})
@@ -245,7 +245,7 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     assert (shown["state"], shown["traffic"]) == ("running", "{'champion': 100, 'challenger': 0}")
     assert typed("update-endpoint", "--endpoint", "empty", "-C", "capture.fraction=0.5").exit_code == 0
     deleted = typed("delete-endpoint", "--endpoint", "nobody")
-    assert mentions(deleted.stdout, "nobody", "deleted")  # MLflow prints this message regardless of the plugin.
+    assert mentions(deleted.stdout, "nobody", "deleted")  # MLflow always prints this line.
     assert mentions(deleted.stderr, "nothing was deleted", "no endpoint 'nobody'")
     by_the_wrong_name = typed("delete", "--name", "empty")
     assert by_the_wrong_name.exit_code == 0
@@ -253,8 +253,7 @@ def test_mlflows_own_commands_work_on_endpoints_but_the_one_that_mlflow_breaks(s
     missing = typed("get-endpoint", "--endpoint", "nobody")
     assert missing.exit_code == 1
     assert mentions(missing.stderr, "Error", "no endpoint 'nobody'")
-    # If MLflow repairs this error, this assertion fails.
-    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)
+    assert isinstance(typed("create-endpoint", "--endpoint", "x").exception, TypeError)  # This is a bug of MLflow.
 
 
 def test_a_monitor_changes_nothing_of_the_server(served: BaseDeploymentClient) -> None:
@@ -300,7 +299,7 @@ def test_a_change_of_a_clusters_endpoint_waits_for_one_from_another_machine(tmp_
 
 
 def test_a_change_that_fails_after_another_machine_has_made_one_leaves_that(tmp_path: Path) -> None:
-    """A laptop is suspended during its change, and its lease has expired when it resumes."""
+    """A laptop sleeps during its change, whose lease is over when it wakes up."""
     before = new_endpoint("flights", "models:/flight-delay/1")
     mine, theirs = (apply_config(before, {"variants.flights.model": f"models:/flight-delay/{n}"}) for n in (2, 3))
     applied: list[EndpointSpec] = []
@@ -352,8 +351,8 @@ def test_endpoints_of_a_cluster_that_hangs_are_asked_at_the_same_time(
         with ThreadPoolExecutor(1) as pool:
             listed = pool.submit(deployments.list_endpoints)
             at_once = [listener.accept()[0] for _ in range(3)]
-            assert all(map(is_open, at_once))  # The client has not closed a connection to start the next request.
-            listener.close()  # Additional requests are refused.
+            assert all(map(is_open, at_once))  # The requests are concurrent.
+            listener.close()  # Retries are refused.
             for connection in at_once:
                 connection.close()
 
