@@ -122,7 +122,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe(deployments.update(name, model_uri, fields, endpoint))
 
     def delete_deployment(self, name: str, config: Fields = None, endpoint: str | None = None) -> None:
-        """End the deployment after its open requests are completed.
+        """Delete the deployment after its open requests are completed.
 
         MLflow requires that a missing deployment is not an error. In that case, a line on standard error lists the
         existing deployments, because `mlflow deployments delete` always prints "is deleted".
@@ -178,7 +178,7 @@ class OnnxserveDeploymentClient(BaseDeploymentClient):  # type: ignore[misc]  # 
             return describe_endpoint(deployments.update_endpoint(endpoint, config or {}))
 
     def delete_endpoint(self, endpoint: str) -> None:
-        """End the endpoint with all its deployments. A missing endpoint is not an error, as for a deployment."""
+        """Delete the endpoint with all its deployments. A missing endpoint is not an error, as for a deployment."""
         with _deployments(self._target) as deployments:
             deployments.delete_endpoint(endpoint)
 

@@ -143,7 +143,7 @@ class Endpoints:
                     self.store.replace_spec(placed, why=f"port {port} was taken by another program")
 
     def remove(self, name: str, why: str = "") -> None:
-        """End the server, revoke its keys, and remove the endpoint from the store. The caller must have the lock."""
+        """Stop the server, revoke its keys, and remove the endpoint from the store. The caller must have the lock."""
         self.target_of(name).backend(self.settings).remove(name)
         for key in ApiKeys(self.store).withdraw(name):
             self.progress(f"{name}: the key {key} was only for this endpoint, and is revoked")

@@ -97,9 +97,9 @@ class Deployments:
         return self.get(name, endpoint_name)
 
     def delete(self, name: str, endpoint: str | None = None) -> bool:
-        """End a deployment, and return True. A missing deployment is only reported to `progress`, as MLflow requires.
+        """Delete a deployment. If it is missing, report this to `progress` and return False, as MLflow requires.
 
-        An endpoint with the name of the deployment is deleted; any other endpoint is kept, even without deployments.
+        Without `endpoint`, an endpoint of the same name is deleted with its last deployment. Other endpoints are kept.
         Raises InvalidConfig if no remaining deployment would answer the endpoint's traffic, and DeploymentFailed if the
         server fails without the deployment.
         """
@@ -203,7 +203,7 @@ class Deployments:
         return self.get_endpoint(endpoint)
 
     def delete_endpoint(self, endpoint: str, why: str = "") -> bool:
-        """End the endpoint and its deployments after open requests are completed. Return the same as `delete`."""
+        """Delete the endpoint and its deployments after open requests are completed. Return the same as `delete`."""
         if endpoint in self.store.names():  # Check before the name is used for a lock file.
             if self.target not in (None, target := self._endpoints.target_of(endpoint)):
                 return self._nothing_deleted(NotFound(f"the endpoint {endpoint!r} is at `-t {target}`"))

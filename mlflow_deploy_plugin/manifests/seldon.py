@@ -25,7 +25,7 @@ _NOT_OF_PODS = ("serviceAccountName", "topologySpreadConstraints")
 
 
 def render(spec: EndpointSpec, place: Place) -> Mapping[str, str]:
-    """Return a file with all objects. Raises InvalidConfig if Seldon cannot serve it, or it is open without auth."""
+    """Return a file with all objects. Raises InvalidConfig if Seldon cannot serve the spec or auth is missing."""
     check_name(spec)
     _check(spec)
     documents: list[Document] = []

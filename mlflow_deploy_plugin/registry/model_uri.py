@@ -74,7 +74,7 @@ def registered_model_names(spec: "EndpointSpec") -> list[str]:
 
 
 def parse_model_uri(model_uri: str) -> ModelURI:
-    """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI has none of the known forms."""
+    """Parse the URI by MLflow's rules. Raises InvalidConfig if the URI does not have a known form."""
     if not isinstance(model_uri, str):  # The caller may not check types.
         raise InvalidConfig(f"{model_uri!r} is not a string; a model is {_FORMS}")
     if not model_uri.strip():

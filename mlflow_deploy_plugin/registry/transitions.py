@@ -35,7 +35,7 @@ _ARCHIVES_OTHERS = ("Production", "Staging")  # MLflow archives the same stages.
 def event_history(store: "Store", endpoint: str | None, model: str | None, limit: int | None) -> "Iterator[AuditEvent]":
     """Yield the events of an endpoint and its registered models (or only of `model`), oldest first.
 
-    If `limit` is set, only the newest events are returned. Do not collect all events: they may exceed the memory.
+    If `limit` is set, only the newest events are returned. Do not collect all events in memory.
     """
     newest_first = limit is not None
     streams = [store.events(endpoint, model, newest_first=newest_first)]

@@ -316,7 +316,7 @@ class KubernetesBackend:
 
     @contextmanager
     def reached(self, spec: EndpointSpec) -> Iterator[str]:
-        """Yield an address that is forwarded to a ready pod. Raises NotReady if no pod is ready."""
+        """Yield a local address that is forwarded to a ready pod. Raises NotReady if no pod is ready."""
         self._own_deployment(spec.name)
         ready = [pod for pod in self._living_pods(spec.name) if is_ready(pod)]
         if not ready:

@@ -59,7 +59,7 @@ _RETRIES = Retry(
     raise_on_status=False,
 )
 _CONNECT_SECONDS, _GET_SECONDS = 5, 6
-"""The timeouts for reads. With one retry, a cluster that hangs fails before the console's page times out."""
+"""The timeouts for reads. With one retry, a read from a hanging cluster fails before the console's page times out."""
 _CHANGE_SECONDS = 60
 """Each admission webhook may take 30 seconds."""
 _EXEC_SECONDS = 30

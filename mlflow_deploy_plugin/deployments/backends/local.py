@@ -75,7 +75,7 @@ class LocalBackend(MachineBackend):
         return self.observe_server(spec, folder, server, log)
 
     def stop(self, name: str) -> None:
-        """End the server, and keep its folder. Open requests are completed, or aborted after the grace period."""
+        """Stop the server, and keep its folder. Open requests are completed, or aborted after the grace period."""
         folder = self.settings.state_dir(name)
         server = read_state(folder / SERVER, ServerState)
         spec = written_spec(folder)

@@ -145,7 +145,7 @@ class MachineBackend:
     def wait_until_served(
         self, spec: EndpointSpec, folder: Path, before: ServedState, why_ended: Callable[[], str], progress: Progress
     ) -> None:
-        """Return when every worker serves `spec` and the server reports that it is ready.
+        """Wait until every worker serves `spec` and the server reports that it is ready.
 
         Changed variants must be loaded; an unchanged variant may keep its earlier version. `why_ended` returns the
         reason for the server's end, or an empty string if it is running. Raises DeploymentFailed with the reason if the
@@ -245,7 +245,7 @@ def wait_while_pending(
     poll_seconds: float = 0.1,
     last_words: Callable[[], str] = str,
 ) -> None:
-    """Return when `pending` returns an empty string. Its text is reported whenever it changes.
+    """Wait until `pending` returns an empty string. The pending work is reported whenever it changes.
 
     Raises DeploymentFailed, ending with `last_words()`, if work is still pending after `seconds`.
     """

@@ -68,10 +68,10 @@ class Backend(Protocol):
         """Return an id of the server's machine or cluster. Raises NotReady if this process cannot reach the server."""
 
     def stop(self, name: str) -> None:
-        """End the server after it has completed its open requests. `apply` starts it again."""
+        """Stop the server after it has completed its open requests. `apply` starts it again."""
 
     def remove(self, name: str) -> None:
-        """End the server and remove all its objects. Shipped rows remain in the inference log."""
+        """Stop the server and remove all its objects. Shipped rows remain in the inference log."""
 
     def is_running(self, name: str) -> bool:
         """Return True if the endpoint's server runs (even if it is not ready) and is not stopping."""
