@@ -1,4 +1,4 @@
-"""Tests of `mlflow deployments … -t onnxserve` as users type it, in separate processes if the command starts processes."""
+"""Tests of `mlflow deployments … -t onnxserve` as users type it, in a separate process if the command starts servers."""
 
 import json
 import signal

@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def registry(tmp_path: Path, new_database: Callable[[Path], str], models: Any) -> Iterator[MlflowClient]:
-    """Create a registry with the model `sum`: version 1, in Production, answers a + b, and version 2 answers 2 (a + b)."""
+    """Create a registry with the model `sum`: version 1, in Production, returns a + b, and version 2 its double."""
     with tracking_at(new_database(tmp_path)):
         client = MlflowClient()
         experiment = mlflow.create_experiment("sums", artifact_location=str(tmp_path / "artifacts"))

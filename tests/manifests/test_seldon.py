@@ -1,4 +1,4 @@
-"""Tests of specs for Seldon Core 1, with one predictor per variant, whose traffic is the variant's weight in the spec."""
+"""Tests of specs for Seldon Core 1, with one predictor per variant, whose traffic is the weight in the spec."""
 
 from typing import Any
 
