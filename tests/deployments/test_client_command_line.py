@@ -1,4 +1,4 @@
-"""Tests of `mlflow deployments … -t onnxserve` as users type it, in a separate process if the command starts servers."""
+"""Tests of `mlflow deployments … -t onnxserve` as users type it, in separate processes if it starts servers."""
 
 import json
 import signal
