@@ -137,7 +137,7 @@ def served_at(home: Path, documents: list[dict[str, Any]]) -> Iterator[Canary]:
 
 @pytest.fixture
 def load(canary: Canary) -> Iterator[Counter[str]]:
-    """Send requests to the weighted endpoint from two threads during a test, and yield the count of answers by variant."""
+    """Send requests to the weighted endpoint from two threads, and yield the count of answers by variant."""
     answered: Counter[str] = Counter()
     errors: list[BaseException] = []
     stop, lock = threading.Event(), threading.Lock()

@@ -1,4 +1,4 @@
-"""A registered model `toy`: version 1 (the best possible) is in Production, 2 equals it, 3 is worse, 4 is not proven."""
+"""A registered model `toy`: version 1 (perfect) is in Production, 2 equals it, 3 is worse, 4 is not proven."""
 
 import shutil
 from collections.abc import Callable, Iterator

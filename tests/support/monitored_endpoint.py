@@ -1,4 +1,4 @@
-"""A small endpoint whose days can be judged: a model with a reference, an inference log, and an endpoint in the store."""
+"""A small endpoint for monitors: a model with a reference, an inference log, and an endpoint in the store."""
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

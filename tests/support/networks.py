@@ -82,7 +82,7 @@ def write_network(folder: Path, rows: int = 400, graph: onnx.ModelProto | None =
 
 
 def write_labelled(path: Path, rows: int = 400, share_wrong: float = 0.0) -> Path:
-    """Write a dataset of `x` and `label`. The labels are the answers of `network()`, except for a share of wrong rows."""
+    """Write a dataset of `x` and `label`. The labels are the answers of `network()`, except for some wrong rows."""
     import onnxruntime
 
     x = network_rows(rows, seed=2)

@@ -215,7 +215,7 @@ def _models() -> Path:
 
 @contextmanager
 def retraining_world(folder: Path) -> Iterator[RetrainingWorld]:
-    """MLflow must use a store in which the folder's models may be registered; ONNXSERVE_HOME must be below the folder."""
+    """MLflow must use a store for the folder's models, and ONNXSERVE_HOME must be below the folder."""
     settings = load_settings()
     store = open_store(settings.store_url, lambda: utc_now() + world.ahead)
     said: list[str] = []
