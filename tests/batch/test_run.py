@@ -111,7 +111,7 @@ def test_a_batch_that_is_killed_goes_on_where_it_ended(model: Path, tmp_path: Pa
     again = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
     assert again.returncode == 0, again.stderr
-    assert f"{len(first)} were there" in again.stdout
+    assert f"{len(first)} finished earlier" in again.stdout
     assert sorted(set(files(out)) - {"_SUCCESS", "_batch.json"}) == files(source)
     assert all(path.stat().st_mtime_ns == time for path, time in first.items())
     assert pq.read_table(out).num_rows == 40 * 4000

@@ -351,7 +351,7 @@ def test_a_taken_port_and_a_taken_name_are_said(
             client.create_deployment(name, models.once, config={"container.image": image, "server.port": port})
     run_docker("create", "--name", name, image)
     try:
-        with pytest.raises(MlflowException, match=f"container '{name}'.*not ours"):
+        with pytest.raises(MlflowException, match=f"container '{name}'.*does not belong to onnxserve"):
             client.create_deployment(name, models.once, config={"container.image": image})
     finally:
         run_docker("rm", "-v", name)

@@ -341,7 +341,7 @@ def test_an_update_that_cannot_be_served_is_one_line_and_goes_back(
     said = endpoint.refused(container__memory_bytes=70_000_000)
     assert mentions(said, "OOMKilled", "container.memory_bytes is 70M")
     said = endpoint.refused(container__environment__ONNXSERVE_POLL_SECONDS="soon")
-    assert mentions(said, "again and again", "exit status 1")
+    assert mentions(said, "ends repeatedly", "exit status 1")
     assert mentions(endpoint.refused(container__secrets__A="missing/key"), "secret", '"missing"')
     monkeypatch.setenv("ONNXSERVE_READY_TIMEOUT_SECONDS", "15")
     said = endpoint.refused(container__cpus=900)
@@ -422,7 +422,7 @@ def test_objects_of_others_are_neither_changed_nor_deleted(client: BaseDeploymen
         "Service",
         "ServiceAccount",
     }
-    with pytest.raises(MlflowException, match=r"ConfigMap .gitops..*not made"):
+    with pytest.raises(MlflowException, match=r"ConfigMap .gitops..*not created by onnxserve"):
         client.create_deployment("gitops", "models:/adder/1")
     with pytest.raises(MlflowException, match="/nosuch"):
         client.create_deployment("gitops", "/nosuch", config={"kubernetes.force_conflicts": True})

@@ -206,7 +206,7 @@ def test_a_killed_gunicorn_is_started_anew_and_new_clients_wait_for_it(start: St
     assert not [worker for worker in old if psutil.pid_exists(worker)]
     wait_until(lambda: server_state(running).phase == "serving", what="the server")
     assert len(workers(running) - old) == 2
-    assert mentions(running.log.read_text(), "gunicorn", "killed by SIGKILL", "started anew")
+    assert mentions(running.log.read_text(), "gunicorn", "killed by SIGKILL", "it is restarted")
     assert running.end() == 0
     assert not list((running.state_dir / "spool").iterdir())
 
@@ -337,7 +337,7 @@ def test_an_agent_that_is_killed_three_times_before_it_is_ready_ends_the_start(s
 
     wait_until(has_ended, 60, "the end of the server")
     assert running.process.returncode == 1
-    assert mentions(running.log.read_text(), "the agent", "killed by SIGKILL", "again and again")
+    assert mentions(running.log.read_text(), "the agent", "killed by SIGKILL", "repeatedly")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EAGAIN], ids=["full disk", "no more processes"])

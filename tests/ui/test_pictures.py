@@ -145,8 +145,8 @@ def test_a_server_that_is_silent_and_a_clock_that_is_wrong_are_said(late: float,
 
 
 def test_without_figures_the_picture_says_why() -> None:
-    found, notice = traffic_charts("f", {"f": Refused("nothing answers there")}, "hour", NOW)
-    assert mentions(notice, "No figures", "nothing answers")
+    found, notice = traffic_charts("f", {"f": Refused("the server does not answer")}, "hour", NOW)
+    assert mentions(notice, "No figures", "does not answer")
     assert {chart.empty for chart in found} == {"no figures yet"}
     assert {chart.empty for chart in traffic_charts("f", {"f": []}, "day", NOW)[0]} == {"no figures yet"}
     idle = traffic_charts("f", {"f": [interval(HOUR[-1])]}, "day", NOW)[0]

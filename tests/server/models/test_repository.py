@@ -185,7 +185,7 @@ def test_a_header_or_a_column_keeps_a_caller_only_where_there_is_a_choice(
 
     serve(3, {"key": "a"}, 100, 0)
     assert repository.select_variant("e", draw=0.9).key is None
-    assert "stick by" not in caplog.text
+    assert "sticky variants" not in caplog.text
     serve(4, {"key": "z"}, 50, 50)
     assert mentions(caplog.text, "e/1", "version 1", "'z'", "sticky")
 
