@@ -266,7 +266,7 @@ def test_a_changed_spec_file_is_served_without_a_restart_but_for_its_server_part
     assert mentions(served.log.read_text(), "`server`", "next start")
 
     (data[1] / "spec.yaml").write_text("name: e\nvariants: {}\n")
-    refused = f"the change of {mounted} is not served: variants: endpoint 'e' has none"
+    refused = f"the change of {mounted} is not served: variants: endpoint 'e' needs at least one variant"
     wait_until(lambda: refused in served.log.read_text(), what="the refusal")
     assert served.predict(1).json() == {"predictions": {"y": [[3.0]]}}
 
