@@ -99,7 +99,7 @@ def passes(journey: Journey) -> None:
 
     promoted = journey.run("promote", MODEL, "2", "--to", "Production", "-o", "json")
     assert promoted.exit_code == 0, promoted.output
-    assert mentions(promoted.stderr, "the gate said", "version 2")  # The recent verdict was used again.
+    assert mentions(promoted.stderr, "the verdict on version 2")  # The recent verdict was used again.
     answer = json.loads(promoted.stdout)
     assert (answer["before"], answer["gate"]) == ("1", "passed")
     (served,) = answer["served"]
