@@ -1,4 +1,4 @@
-"""Batches: model inputs as a DataFrame or as named tensors, their feeds, and their MLflow signature."""
+"""Batches: model inputs as a DataFrame or as named tensors, their input tensors, and their MLflow signature."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from mlflow_deploy_plugin.runtime.log_columns import OUTPUT_PREFIX, PREDICTION
 _SHORT = ("int8", "uint8", "int16", "uint16", "int32")
 
 ModelData: TypeAlias = Any
-"""Rows from a user: a pandas, polars or Arrow table, an array, a list, a tensor, or a mapping of names to arrays."""
+"""Rows that a user passes: a pandas, polars or Arrow table, an array, a list, a tensor, or arrays by name."""
 
 ModelInput: TypeAlias = pd.DataFrame | dict[str, Array]
 """N rows as model input: a table, or tensors [N, …] by name (a single tensor may have the empty name)."""
@@ -43,7 +43,7 @@ class Batch:
 
     @classmethod
     def read(cls, data: object) -> "Batch":
-        """Return a batch of a table, of a mapping of names to arrays, or of a single array, which is named ""."""
+        """Return a batch for a table, a mapping of names to arrays, or a single array, which is named ""."""
         if isinstance(data, pd.DataFrame):
             return cls(data)
         if isinstance(data, dict):
@@ -80,12 +80,12 @@ class Batch:
 
     @property
     def unnamed(self) -> ModelInput | Array:
-        """The array if it is unnamed, otherwise the data. MLflow saves an example in this form."""
+        """The single unnamed array, or the data. MLflow saves an example in this form."""
         return self.tensors.get("", self.data)
 
     @property
     def has_rows(self) -> bool:
-        """True if all tensors have the same first dimension. The nodes and edges of a graph network do not."""
+        """True if all tensors have the same first dimension. In a graph network, nodes and edges differ in theirs."""
         return isinstance(self.data, pd.DataFrame) or len({array.shape[:1] for array in self.data.values()}) == 1
 
     @property
@@ -108,13 +108,13 @@ class Batch:
             return schema.from_columns(table)
         if schema.matrix_kinds and len(table) and tuple(map(str, table.columns)) == schema.names:
             dtype, *others = set(table.dtypes)
-            # Reading each column takes 10 µs, and scans the full table if it is a view of a row-major array.
+            # Reading by column takes 10 µs per column, and scans the full table if it is a view of a row-major array.
             if not others and isinstance(dtype, np.dtype) and dtype.kind in schema.matrix_kinds:
                 return schema.from_array(table.to_numpy())
         return schema.from_columns({str(name): column_values(table[name]) for name in table.columns})
 
     def digest(self) -> str:
-        """Return the first 16 digits of a SHA-256 over names, types and values, equal on all machines."""
+        """Return the first 16 digits of a SHA-256 over names, types and values, which is the same on all machines."""
         summary = hashlib.sha256()
         if isinstance(self.data, pd.DataFrame):
             table = pa.Table.from_pandas(self.data, preserve_index=False)
@@ -132,10 +132,7 @@ class Batch:
     def signature(
         self, prediction: Array | dict[str, Array], inputs: Sequence[Input] = (), outputs: Sequence[Output] = ()
     ) -> ModelSignature:
-        """Return the signature. Its tensors have the sizes that the graph's `inputs` and `outputs` declare; -1 is free.
-
-        MLflow warns that an integer column (`long`) cannot have missing values; ONNX integers cannot either.
-        """
+        """Return the signature. Tensors have the sizes that the graph's `inputs` and `outputs` declare; -1 is free."""
         predicted = infer_signature(None, prediction).outputs
         declared = {output.name: output.shape for output in outputs}
         if predicted.is_tensor_spec():
@@ -147,7 +144,7 @@ class Batch:
         return ModelSignature(inputs=self._input_schema(inputs), outputs=predicted)
 
     def graph_signature(self, inputs: Sequence[Input], outputs: Sequence[Output]) -> ModelSignature:
-        """Return the signature of a ready ONNX graph, with its types and sizes. Strings keep the type of the batch."""
+        """Return the signature of an ONNX graph, with its types and sizes. Strings have the type of the batch."""
         answers = SignatureSchema([TensorSpec(np.dtype(output.dtype), output.shape, output.name) for output in outputs])
         batch = self
         if isinstance(self.data, dict):  # MLflow reads an example from JSON, in which all floats have 64 bits.
@@ -162,7 +159,7 @@ class Batch:
         return ModelSignature(inputs=batch._input_schema(inputs), outputs=answers)
 
     def _input_schema(self, declared: Sequence[Input]) -> SignatureSchema:
-        """Return the input schema; `declared` are the inputs of a ready graph, with their sizes."""
+        """Return the input schema. `declared` are the inputs of an existing graph, with their sizes."""
         if isinstance(self.data, pd.DataFrame):
             return SignatureSchema([ColSpec(DataType[column.type], column.name) for column in columns_of(self.data)])
         shapes = {entry.name: entry.shape for entry in declared}
@@ -179,10 +176,10 @@ class Batch:
     def free_axes(
         self, others: Iterable[Mapping[str, Array]], argument: str, signature: ModelSignature | None = None
     ) -> dict[str, tuple[int, ...]]:
-        """Return the axes of each tensor whose size differs between the batch and `others`, without axis 0.
+        """Return the free axes of each tensor, except axis 0.
 
-        Axes with size -1 in the signature are also free. `argument` is the name of the argument that `others` come
-        from. Raises InvalidConfig, with this name, if a tensor differs from the batch in its number of dimensions.
+        An axis is free if its size differs between the batch and `others`, or is -1 in the signature. Raises
+        InvalidConfig, with the name `argument` of `others`, if the number of dimensions differs.
         """
         shapes = {name: [array.shape] for name, array in self.tensors.items()}
         for tensors in others:
@@ -202,7 +199,7 @@ class Batch:
         }
 
     def check_as_example(self) -> None:
-        """Raise InvalidConfig for an example without rows or values, and ConversionError for a reserved column name."""
+        """Raise InvalidConfig for an example without rows or values, and ConversionError for a reserved name."""
         names = [str(name) for name in self.data]
         if reserved := [name for name in names if name == PREDICTION or name.startswith((OUTPUT_PREFIX, "_"))]:
             raise ConversionError(
@@ -221,7 +218,7 @@ class Batch:
             )
 
     def aligned(self, example: "Batch | None", argument: str) -> "Batch":
-        """Return only the columns or tensors that the example has. Raises InvalidConfig if a column is missing."""
+        """Return the columns or tensors that the example has. Raises InvalidConfig if a column or tensor is missing."""
         if example is None:
             return self
         names = list(example.data)
@@ -283,7 +280,7 @@ def _is_decimal(column: pd.Series) -> bool:
 
 
 def column_values(series: pd.Series) -> Array:
-    """Return the values of a column for the schema: numbers as they are, text as objects, NaN or None if missing."""
+    """Return the values of a column for the schema: numbers unchanged, text as objects, NaN or None if missing."""
     if isinstance(series.dtype, pd.CategoricalDtype):
         series = series.astype(series.cat.categories.dtype) if not series.hasnans else series.astype(object)
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "fiub":
@@ -304,9 +301,9 @@ def missing_value(series: pd.Series) -> float | None:
 
 
 def unseen_category(series: pd.Series) -> pd.Series | None:
-    """Return the categorical column with a new category in each row, or None for fractions and booleans.
+    """Return a categorical column with an unknown category in each row, or None for fractions and booleans.
 
-    The new category sorts last: XGBoost 3.1 and 3.2 replace any other unknown category by the next known category
+    The unknown category sorts last: XGBoost 3.1 and 3.2 replace any other unknown category with the next known category
     (https://github.com/dmlc/xgboost/issues/12189), and 3.3 rejects all unknown categories.
     """
     known = series.cat.categories

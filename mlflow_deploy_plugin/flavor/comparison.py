@@ -1,4 +1,4 @@
-"""The difference of two predictions per row, its tolerance, and ties.
+"""Compare the predictions of the original and of the ONNX form: errors per row, tolerances, and ties.
 
 | output        | tolerance                                                                                            |
 |---------------|------------------------------------------------------------------------------------------------------|
@@ -9,9 +9,9 @@
 
 A tie is a row whose prediction depends on rounding, so that the original and the ONNX form may both be right. Ties are
 counted separately. A label is a tie if the original's margin between its two best labels is below `TIE_MARGIN`. A row
-halfway between two training rows is a tie if one 32-bit step of an input number changes the original's prediction. A
-row of a neural network is a tie if rounding errors in its numbers change the prediction. A row on a threshold is not a
-tie: comparing an input with a constant does not round.
+halfway between two training rows is a tie if a change of an input by two 32-bit steps changes the original's
+prediction. A row of a neural network is a tie if rounding errors in inputs or weights change the prediction. A row on a
+threshold is not a tie, since comparing an input with a constant involves no rounding.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,16 +38,16 @@ _FINEST = 1e-3
 """The minimum spread of a single value, as a share of the overall spread."""
 
 _MAX_UNSTABLE_ROWS = 100
-"""The maximum number of rows that are checked for ties; if more rows differ, ties are not the cause."""
+"""The maximum number of rows that are checked for ties. If more rows differ, ties are not the cause."""
 
 ROUNDINGS = 8
-"""The number of rounding steps by which each input of a neural network is moved. Its layers lose as much precision."""
+"""The number of rounding steps by which each number of a neural network is moved: its layers cause similar errors."""
 
 _ROUNDED_COPIES = 8
-"""The number of moved copies of each row of a neural network, each with different random signs."""
+"""The number of copies of each row of a neural network. In each copy, the numbers are moved in random directions."""
 
 _COPIES = 20
-"""The number of copies of the rows in memory at a time; there are two copies per column."""
+"""The maximum number of copies of the rows in memory at a time; each column needs two copies."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class OutputDifference:
 
 
 def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -> OutputDifference:
-    """Compare the output `got` [N, …] with the original's, `want`. `spread` is a number, or […] per value of a row."""
+    """Compare `got` [N, …] with the original's output `want`. `spread` is a number, or […] per value of a row."""
     if want.shape != got.shape:
         everywhere = np.full(len(want), np.inf)
         return OutputDifference(everywhere, everywhere, everywhere)
@@ -85,7 +85,7 @@ def compare_output(role: Role, want: Array, got: Array, spread: Array | float) -
 
 
 def answer_spread(answers: Array) -> Array:
-    """Return the standard deviation […] of the finite answers [N, …] per value of a row; for few rows, one number."""
+    """Return the standard deviation […] of finite predictions [N, …] per value of a row, or one number for few rows."""
     if answers.dtype.kind not in "fiu":
         return np.zeros(())
     known = np.ma.masked_invalid(answers.astype(np.float64))
@@ -128,11 +128,11 @@ def changes_within_one_step(
 
 
 def _moved_by_a_step(batch: Batch) -> Iterator[Batch]:
-    """Yield a copy of the rows per floating-point column and direction, with the column moved by one 32-bit step."""
+    """Yield a copy of the rows per floating-point column and direction, with the column moved by `_stepped`."""
     if isinstance(table := batch.data, pd.DataFrame):
         for name in table.columns:
             series = table[name]
-            if pd.api.types.is_float_dtype(series.dtype):  # This includes the floats of pandas and Arrow.
+            if pd.api.types.is_float_dtype(series.dtype):  # Includes float types of pandas and Arrow.
                 for values in _stepped(column_values(series)):
                     yield Batch(table.assign(**{str(name): pd.Series(values).astype(series.dtype).array}))
     else:
@@ -167,7 +167,7 @@ def moved_by_roundings(values: Array, random: np.random.Generator) -> Array:
 
 
 def _stepped(values: Array) -> Iterator[Array]:
-    """Yield the column moved down and up by a 32-bit step of its largest value, which a scaler may lose by rounding."""
+    """Yield the column moved down and up by two 32-bit steps of its largest value: a scaler may round as coarsely."""
     largest = np.nanmax(np.abs(values), initial=0.0)
     step = 2 * float(np.spacing(np.float32(largest)))
     yield (values - step).astype(values.dtype)

@@ -24,7 +24,7 @@ from mlflow_deploy_plugin.tabular import SPARK_TIMES, FileFormat, first_line, fo
 
 MADE_UP_ROWS = 500
 _FREE_SIZE = 4
-"""The size of a generated tensor's dimension if it is free in the signature."""
+"""The size of a generated tensor along axes that are free in the signature."""
 
 
 def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
@@ -46,7 +46,7 @@ def read_rows(path: Path, kind: FileFormat | None = None) -> ModelData:
         rows = readers[kind](path)
     except OSError as error:
         raise InvalidConfig(f"the file {path} cannot be read: {error.strerror or first_line(error)}") from None
-    except (ValueError, TypeError, MlflowException) as error:  # pandas, pyarrow and orjson raise ValueErrors.
+    except (ValueError, TypeError, MlflowException) as error:  # pandas, pyarrow, orjson: ValueError
         raise InvalidConfig(f"the file {path} cannot be read as {kind}: {first_line(error)}") from None
     if not len(rows):
         raise InvalidConfig(f"the file {path} has no rows")
@@ -63,9 +63,9 @@ def _from_json(document: JsonValue) -> ModelData:
 
 
 def fit_to_signature(rows: ModelData, signature: ModelSignature | None, names: list[str] | None = None) -> ModelData:
-    """Return the rows as a table, or as arrays for a signature of tensors. Raises InvalidConfig if they do not match.
+    """Return the rows as a table, or as arrays for a signature of tensors. Raises InvalidConfig for a mismatch.
 
-    `names` are the columns of a model without a signature; the other columns of the table are dropped.
+    `names` are the columns of a model without a signature; all other columns are dropped.
     """
     inputs: Schema | None = signature.inputs if signature is not None else None
     if not isinstance(rows, pd.DataFrame):
@@ -92,7 +92,7 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
     try:
         is_array = info.get("type") == "ndarray" and not (schema and "inputs" in schema.input_names())
         document = orjson.loads((folder / info["artifact_path"]).read_bytes()) if is_array else None
-        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 does not read the files of 2.9 and 2.14.
+        if isinstance(document, dict) and "inputs" in document:  # MLflow 3.17 cannot read files of 2.9 and 2.14.
             example = infer_and_parse_data(document, schema)
         else:
             example = mlmodel.load_input_example(str(folder))
@@ -102,7 +102,7 @@ def saved_example(mlmodel: Model, folder: Path) -> ModelData:
 
 
 def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
-    """Generate rows that match the signature. They contain the model's thresholds and categories if these are known."""
+    """Generate rows that match the signature, with the model's thresholds and categories if they are known."""
     random = np.random.default_rng(0)
     if signature.inputs.is_tensor_spec():
         tensors = {
@@ -116,7 +116,7 @@ def made_up_rows(signature: ModelSignature, model: TrainedModel) -> ModelData:
     columns = {}
     for name, spec in zip(names, signature.inputs.inputs, strict=True):
         kind = getattr(spec.type, "name", str(spec.type))
-        # `Batch.cast_to_signature` rejects the types that `COLUMN_TYPES` lacks.
+        # `Batch.cast_to_signature` later rejects types that are not in `COLUMN_TYPES`.
         columns[name] = _made_up_column(COLUMN_TYPES.get(kind, "str"), name, known, random)
     table = pd.DataFrame(columns)
     return table if signature.inputs.has_input_names() else table.to_numpy()

@@ -1,6 +1,6 @@
-"""The ONNX file of a saved model. Weights that exceed protobuf's 2 GB limit are saved next to it as external data.
+"""The ONNX file of a saved model. If its weights exceed protobuf's 2 GB limit, they are saved as external data.
 
-ONNX Runtime memory-maps weights that are page-aligned: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
+ONNX Runtime memory-maps page-aligned weights: https://github.com/onnx/onnx/blob/main/docs/ExternalData.md.
 """
 
 import hashlib
@@ -15,24 +15,24 @@ ONNX_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 
 MAX_INLINE_BYTES = 2_000_000_000
-"""The maximum size of the weights in the graph's file; protobuf allows 2**31 - 1 bytes with graph and names."""
+"""The maximum size of the weights in the graph's file. protobuf allows 2**31 - 1 bytes, including nodes and names."""
 _LEAST_BYTES = 1024
-"""The minimum size of external weights. Shape inference reads smaller weights, so they remain in the graph."""
+"""The minimum size of external weights. Smaller weights remain in the graph, where shape inference can read them."""
 _PAGE = 4096
 
 
 def has_external_weights(proto: ModelProto) -> bool:
-    """Return True if the model's weights are too large for the graph's file."""
+    """Return True if the model's weights exceed `MAX_INLINE_BYTES`."""
     return bool(sum(weights.ByteSize() for weights in proto.graph.initializer) > MAX_INLINE_BYTES)
 
 
 def check_graph(proto: ModelProto) -> None:
-    """Check the model by ONNX's rules, without its weights if they exceed 2 GB. Raises onnx.checker.ValidationError."""
+    """Check the model with ONNX's checker, without weights that exceed 2 GB. Raises onnx.checker.ValidationError."""
     if not has_external_weights(proto):
         onnx.checker.check_model(proto)
         return
     graph = _without_weights(proto)
-    for weights in graph.graph.initializer:  # Unlike an initializer, an input needs no bytes.
+    for weights in graph.graph.initializer:  # Check the weights as inputs, which need no data.
         graph.graph.input.append(onnx.helper.make_tensor_value_info(weights.name, weights.data_type, weights.dims))
     del graph.graph.initializer[:]
     onnx.checker.check_model(graph)

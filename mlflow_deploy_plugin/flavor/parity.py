@@ -33,7 +33,7 @@ WORST_ROWS = 5
 _SMALL_BATCHES = ((1, 16), (2, 16))  # (batch size, number of rows)
 _INPUT_WIDTH = 120
 _CLOSE = 0.1
-"""A share of the tolerance. If an error exceeds this share, rows that were not drawn may exceed the tolerance."""
+"""A share of the tolerance. If an error exceeds this share, other rows may exceed the tolerance."""
 
 _TOLERANCES = {
     "label": f"equal; rows with a margin below {TIE_MARGIN:g} are ties",
@@ -44,7 +44,7 @@ _TOLERANCES = {
 
 @dataclass
 class OutputFigures:
-    """The figures of an output. The share `agreement` includes ties, but `max_excess` excludes them."""
+    """The figures of an output. Ties count as equal in `agreement`, and are excluded from `max_excess`."""
 
     name: str
     role: str
@@ -64,8 +64,8 @@ class ParityReport:
     Attributes:
         sources: number of rows by source; batches of 1 and 2 rows are checked in addition.
         refused_by_original: number of generated rows by source that were dropped because the original refuses them.
-        refused_columns: source → the columns for which the original refuses each value of this source.
-        left_out: generator of rows → the error that stopped it, so that its rows were not compared.
+        refused_columns: the columns, by source, for which the original refuses every value of the source.
+        left_out: the errors of failed generators, by name; the remaining rows of a failed generator are not compared.
         problem: the reason if the saved model could not predict.
         unproven: the reason if there are too few rows for a proof.
     """
@@ -89,7 +89,7 @@ class ParityReport:
 
     @property
     def doubts(self) -> tuple[bool, int, int, bool]:
-        """A sort key for ONNX forms of a model: the form with the smallest key is the best."""
+        """A sort key for the ONNX forms of a model: the best form has the smallest key."""
         ties = sum(output.ties for output in self.outputs)
         close = any(output.max_excess > _CLOSE for output in self.outputs)
         return bool(self.problem or self.unproven), self.beyond_tolerance, ties, close
@@ -132,9 +132,9 @@ class RowGroup:
 
     Attributes:
         generated: True if the original may refuse the rows.
-        block: the number of consecutive rows that are dropped together if the original refuses any of them.
+        block: the number of consecutive rows that are dropped together if the original refuses one of the rows.
         columns: the changed column of each block; a single column was changed in all blocks.
-        may_tie: True if the rows are so near to a boundary that a 32-bit step of an input may change the prediction.
+        may_tie: True if the rows are close to a boundary, where a 32-bit step of an input may change the prediction.
         alone: True if the first rows are also predicted in batches of 1 and 2 rows.
         compared: False if the rows only determine which columns the original refuses.
     """
@@ -150,7 +150,7 @@ class RowGroup:
 
 
 def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterator[tuple[RowGroup, Answers | None]]:
-    """Yield groups with the original's answers. A group with refused rows is split; refused parts have None."""
+    """Yield groups with the original's predictions. A group with refused rows is split; refused parts have None."""
     for group in groups:
         if (answers := _ask(original, group)) is not None:
             yield group, answers
@@ -172,7 +172,7 @@ def ask_original(original: OriginalModel, groups: Iterable[RowGroup]) -> Iterato
 
 
 def _ask(original: OriginalModel, group: RowGroup) -> Answers | None:
-    """Return the original's answers, or None if the original refuses generated rows."""
+    """Return the original's predictions, or None if the original refuses generated rows."""
     try:
         return call_original(original, group.batch.data, group.source)
     except InvalidConfig:
@@ -198,7 +198,7 @@ def prove_parity(
 
 
 class _WorstRow(NamedTuple):
-    """An answer with a large error, stored without formatting: formatting 3,000 columns as text takes 0.1 s."""
+    """A prediction with a large error. It is not formatted yet: formatting 3,000 columns as text takes 0.1 s."""
 
     excess: float
     source: str
@@ -227,7 +227,7 @@ class _ParityProof:
         self._worst: list[_WorstRow] = []
         self._sources: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        # Each set contains (source, column) if the original answered (or refused) a block with this column changed.
+        # Pairs (source, column) for which the original predicted (or refused) a block with this column changed.
         self._answered_columns: set[tuple[str, str]] = set()
         self._refused_columns: set[tuple[str, str]] = set()
         self._spreads: dict[str, Array] = {}
@@ -235,7 +235,7 @@ class _ParityProof:
         self.problem = ""
 
     def add(self, group: RowGroup, want: Answers | None) -> None:
-        """Compare the rows with the original's answers, or count the rows as refused if `want` is None."""
+        """Compare the rows with the original's predictions, or count the rows as refused if `want` is None."""
         count = len(group.batch)
         if want is None:
             self._refused[group.source] += count
@@ -248,7 +248,7 @@ class _ParityProof:
             got = self._answers(group.batch)
             self._sources[group.source] += count
             self._compare(group, want, got, count)
-            # If a row was wrong already, the smaller batches would count it twice.
+            # Otherwise a wrong row would be counted twice.
             if not self.problem and not self._beyond():
                 if group.alone or group.source == "example":
                     for size, rows in _SMALL_BATCHES:
@@ -274,7 +274,7 @@ class _ParityProof:
         return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
 
     def _compare_other_way(self, group: RowGroup, want: Answers, count: int) -> None:
-        """Compare again with smaller batches if there are `many_rows`, and with a larger batch otherwise."""
+        """Compare again with the graph's other operators: in batches below `many_rows`, or in a larger batch."""
         size = self._converted.many_rows
         if count >= size:
             size -= 1
@@ -299,7 +299,7 @@ class _ParityProof:
             self._count(group, output, expected, answered, tied)
 
     def _count(self, group: RowGroup, output: Output, want: Array, got: Array, tied: Array) -> None:
-        if len(want) >= comparison.ENOUGH_ROWS:  # The first group with enough rows sets the spread.
+        if len(want) >= comparison.ENOUGH_ROWS:  # The first large group sets the spread.
             self._spreads.setdefault(output.name, comparison.answer_spread(want))
         spread = self._spreads.get(output.name, comparison.answer_spread(want))
         measured = comparison.compare_output(output.role, want, got, spread)
@@ -308,7 +308,7 @@ class _ParityProof:
         move_weights = self._converted.move_weights
         if (group.may_tie or move_weights) and beyond.any():
             rows, random = group.batch.take(np.flatnonzero(beyond)), np.random.default_rng(0)
-            # In a batch of another size, the original network may add numbers in another order.
+            # The order of a network's sums may depend on the batch size.
             expected = self._original(rows.data)[output.name] if move_weights else want[beyond]
 
             def answers_otherwise(moved: Batch, origin: Array) -> Array:
@@ -337,7 +337,7 @@ class _ParityProof:
         margin = self._converted.margin
         if "probabilities" in want:
             probabilities = want["probabilities"]
-            if want["label"].ndim > 1:  # Each of several labels is decided separately.
+            if want["label"].ndim > 1:  # Each label is decided separately.
                 return np.asarray(np.abs(2 * probabilities - 1).min(axis=1) < TIE_MARGIN)
             tied = comparison.top_margins(probabilities) < TIE_MARGIN
             if margin is not None and tied.any():  # Saturated probabilities of 1 hide the margin.
@@ -386,7 +386,7 @@ class _ParityProof:
 def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[str, object]:
     """Return the section `refused` of the MLmodel file: the values that the server must refuse, by column.
 
-    A column counts if the original refused each row with only that column changed, and accepted unchanged rows.
+    A column is included if the original refused each row with only this column changed, and accepted other rows.
     """
     if any(report.refused_by_original.get(source) for source in ("ranges", "observed")):
         return {}
@@ -406,7 +406,7 @@ def refusals_of(report: ParityReport, boundary_values: BoundaryValues) -> dict[s
 
 
 def _plain(value: object) -> JsonValue:
-    """Return a short value for JSON: numbers and strings unchanged, and the first eight numbers of an array."""
+    """Return a short value for JSON: numbers and strings unchanged, and only the first eight entries of an array."""
     if isinstance(value, np.ndarray):
         flat = [_plain(entry) for entry in value.reshape(-1)[:8]]
         return [*flat, "…"] if value.size > 8 else flat
@@ -417,7 +417,7 @@ def _plain(value: object) -> JsonValue:
 
 
 def parity_error(report: ParityReport) -> ParityError:
-    """Return the error for a model whose answers differ from the original's, with a table of the worst rows."""
+    """Return the error for a model whose predictions differ from the original's, with a table of the worst rows."""
     if report.problem:
         return ParityError(f"the ONNX form cannot predict rows that the original predicts: {report.problem}")
     if report.unproven:

@@ -1,4 +1,4 @@
-"""The rows for the proof of parity: rows from the user, rows drawn from the example per column, and boundary values.
+"""The rows of the parity check: rows from the user, rows drawn from the example per column, and boundary values.
 
 Boundary values are the model's thresholds, categories, terms and training rows, and numbers far outside the example.
 The seed is fixed, so the same model and example yield the same rows.
@@ -23,13 +23,13 @@ from mlflow_deploy_plugin.runtime.feeds import Array
 
 MIN_PARITY_ROWS = 1_000
 
-_MAX_GIVEN_ROWS = 5_000  # rows of the example, and rows of parity_data
+_MAX_GIVEN_ROWS = 5_000  # maximum rows of the example, and of parity_data
 _THRESHOLD_ROWS = 600
 _LEARNED_ROWS = 200
 _CATEGORY_ROWS = 200  # rows per column; fewer if all columns would exceed `_ALL_CATEGORY_ROWS`
 _ALL_CATEGORY_ROWS = 4_000
 _TEXT_ROWS = 240
-_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors for the largest number of a column
+_FAR = (-1e6, -3e4, -1e3, -30.0, -3.0, 3.0, 30.0, 1e3, 3e4, 1e6)  # factors of the largest number of a column
 _FAR_TOGETHER = (*_FAR, 0.0, 1e-30)
 _FAR_ROWS = 96  # rows with large numbers in all columns
 _MISSING_ROWS = 24  # rows per column
@@ -37,10 +37,10 @@ _UNSEEN_ROWS = 8
 _INFINITE_ROWS = 2
 _CODES = 20  # A numeric column with at most 20 distinct values is a code; only observed values are drawn.
 _MATRIX_COLUMNS = 2_000
-_CHANGED_VALUES = 4_000_000  # limit for wide tables: the cost grows with the square of the columns
+_CHANGED_VALUES = 4_000_000  # limits wide tables: the cost grows with the square of the columns
 _CHANGED_COLUMNS = 100
 _CHUNK_ELEMENTS = 4_000_000  # elements of a tensor in memory at a time
-_OTHER_SIZES = 8  # drawn sizes for tensors with free axes
+_OTHER_SIZES = 8  # draws of sizes for free axes
 _OTHER_SIZE_ROWS = 8
 
 
@@ -121,7 +121,7 @@ def _chunk_rows(tensors: Batch) -> int:
 
 
 _Change = Callable[[pd.Series, pd.Series], pd.Series]
-"""A function that changes drawn values of a column; its second argument is the example's column."""
+"""A function that changes a column of drawn rows. Its second argument is the example's column."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class _TableRows:
             yield RowGroup(source, Batch(table), block=count, columns=tuple(map(str, names)), compared=compared)
 
     def unseen_categories(self) -> Iterator[RowGroup]:
-        """Yield a table per categorical column with an unseen category: XGBoost refuses all rows of such a table."""
+        """Yield a table per categorical column, with an unknown category in each row: XGBoost refuses such a table."""
         for name in self.some_columns(lambda series: isinstance(series.dtype, pd.CategoricalDtype), _UNSEEN_ROWS):
             table = self.some(_UNSEEN_ROWS)
             if (unseen := unseen_category(table[name])) is not None:
@@ -173,7 +173,7 @@ class _TableRows:
             yield RowGroup("far together", Batch(self.far_together()), alone=True)
 
     def at_categories(self, learned: Mapping[str, tuple[Category, ...]]) -> Iterator[RowGroup]:
-        """Yield rows in which one column has a known category, or a value that is similar to a category."""
+        """Yield rows in which one column contains a known category, or a value that is similar to a category."""
         names = self.some_columns(lambda series: series.name in learned, _UNSEEN_ROWS)
         allowed = min(_ALL_CATEGORY_ROWS, _CHANGED_VALUES // self.example.shape[1]) // max(len(names), 1)
         most = min(max(allowed, _UNSEEN_ROWS), _CATEGORY_ROWS)
@@ -205,7 +205,7 @@ class _TableRows:
         return [values[position] for position in self.random.permutation(len(values))[:most]]
 
     def one_changed(self, rows: Mapping[Any, int], change: _Change) -> pd.DataFrame:
-        """Return one table of rows with one column changed each: a table per column would take quadratic time."""
+        """Return one table in which each row has one changed column: a table per column would take quadratic time."""
         table = self.some(sum(rows.values()))
         start = 0
         for name, count in rows.items():
@@ -238,7 +238,7 @@ class _TableRows:
         """Draw between the smallest and the largest value, or around a constant. For codes, draw observed values."""
         if pd.api.types.is_float_dtype(series.dtype) and series.nunique() == 1:
             only, reach = float(series.dropna().iloc[0]), _reach(series)
-            if abs(only) <= reach:  # Infinite and very large constants are skipped.
+            if abs(only) <= reach:  # excludes infinite and very large constants
                 return pd.Series(self.random.uniform(only - reach, only + reach, count)).astype(series.dtype)
         if not _is_number(series) or series.nunique() <= _CODES:
             return self.observed(series, count)
@@ -252,14 +252,14 @@ class _TableRows:
         return pd.Series(2 * self.random.uniform(low / 2, high / 2, count)).astype(series.dtype)
 
     def sentence(self, terms: tuple[str, ...], number: int) -> str:
-        """Return a text of terms in which one term is changed, for example its case or its adjacent characters."""
+        """Return a text of random terms, one of which is changed, for example its case or its adjacent characters."""
         words = [terms[index] for index in self.random.integers(0, len(terms), self.random.integers(1, 6))]
         spoilt = self.random.integers(0, len(words))
         words[spoilt] = _SPOILING[number % len(_SPOILING)](words[spoilt])
         return str(self.random.choice([" ", " ", "  ", ", ", "\n", "\u00a0"])).join(words)
 
     def at_edges(self, edges: Mapping[str, Array]) -> pd.DataFrame:
-        """Return rows with values at an edge, at its 32-bit rounding, halfway between both, or one step away."""
+        """Return rows with values at an edge, at its 32-bit rounding, halfway between the two, or one float away."""
         count = _THRESHOLD_ROWS
         table = self.some(count)
         for name, values in edges.items():
@@ -341,7 +341,7 @@ _SPOILING: tuple[Callable[[str], str], ...] = (
 
 
 def _far(column: pd.Series, _: pd.Series) -> pd.Series:
-    """Multiply the column's largest number by `_FAR` in the first rows, and the row's number in the other rows."""
+    """Multiply by `_FAR`: the column's largest number in the first rows, and the row's number in the other rows."""
     reach, factors = _reach(column), np.resize(np.array(_FAR), len(column))
     own = np.clip(np.nan_to_num(column.to_numpy(dtype=np.float64, na_value=np.nan)), -reach, reach)
     some = np.where(np.arange(len(column)) < len(_FAR), reach, own)
@@ -349,7 +349,7 @@ def _far(column: pd.Series, _: pd.Series) -> pd.Series:
 
 
 def _reach(series: pd.Series) -> float:
-    """Return the largest number of a column, between 1 and 1e30: `_FAR` times this number fits into 32-bit floats."""
+    """Return a column's largest magnitude, limited to 1 to 1e30: its products with `_FAR` fit into 32-bit floats."""
     low, high = _finite_range(series.to_numpy(dtype=np.float64, na_value=np.nan))
     reach = max(abs(low), abs(high))
     return min(reach, 1e30) if reach > 1 else 1.0
@@ -397,7 +397,7 @@ _CHANGES: tuple[tuple[str, Callable[[pd.Series], bool], int, _Change, bool], ...
         False,
     ),
 )
-"""The source, a test of columns, the number of rows per column, the change, and True if answers are compared."""
+"""The source, a test of columns, the number of rows per column, the change, and True if the rows are compared."""
 
 
 def _tensor_rows(example: Batch, random: np.random.Generator, row_count: int) -> Iterator[RowGroup]:
@@ -418,7 +418,7 @@ def _noisy(array: Array, rows: Array, random: np.random.Generator, around: bool)
     if array.dtype.kind in "iu":
         return random.integers(array.min(), array.max(), shape, dtype=array.dtype, endpoint=True)
     low, high = _finite_range(array)
-    if low == high:  # A constant example, such as zeros, has no range.
+    if low == high:  # A constant example has no range.
         low, high = low - max(abs(low), 1.0), high + max(abs(high), 1.0)
     if around:
         with np.errstate(over="ignore"):
@@ -445,7 +445,7 @@ def _far_tensors(example: Batch, random: np.random.Generator) -> Batch:
 def _other_sizes(
     example: Batch, sizes: Mapping[str, Mapping[int, str]], random: np.random.Generator
 ) -> Iterator[RowGroup]:
-    """Yield rows with other sizes of the free axes, cut or repeated. A symbol has the same size in all tensors."""
+    """Yield rows with other sizes of the free axes, truncated or repeated. A symbol has one size in all tensors."""
     only = next(iter(sizes.values()), {}) if len(sizes) == 1 else {}  # A single tensor may be unnamed.
     free = {name: sizes.get(name, only) for name in example.tensors}
     most = {

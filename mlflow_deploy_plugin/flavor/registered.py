@@ -372,7 +372,7 @@ def load_file(path: Path, allow_pickle: bool) -> Original:
             f"{path} can run any code while it is loaded; if you trust its author, pass --allow-pickle (in Python "
             "allow_pickle=True)"
         )
-    import joblib  # joblib is installed with scikit-learn (optional), and also reads plain pickles.
+    import joblib  # joblib is optional (installed with scikit-learn), and also reads plain pickles.
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

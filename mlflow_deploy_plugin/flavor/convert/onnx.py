@@ -90,7 +90,7 @@ def _matrices_for_maps(proto: ModelProto) -> dict[str, tuple[int | str, ...]]:
             classes[node.output[0]] = tuple(label.decode() if isinstance(label, bytes) else label for label in labels)
             node.CopyFrom(helper.make_node("Identity", node.input, node.output))
     if classes and not any(opset.domain in ("", "ai.onnx") for opset in proto.opset_import):
-        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))  # CatBoost omits the default domain.
+        proto.opset_import.append(helper.make_opsetid("", _OLDEST_OPSET))  # CatBoost omits the domain of Identity.
     for output in graph.output:
         if output.name in classes:
             shape = [None, len(classes[output.name])]

@@ -48,7 +48,7 @@ def as_estimator(model: Estimator) -> Estimator:
 
 
 def read_boosting(estimator: Estimator) -> Boosting:
-    """Return the trees of a fitted booster. Raises NotImplementedError for unknown categories or objectives."""
+    """Return the trees of a fitted booster. Raises NotImplementedError for unsupported categories or objectives."""
     booster = estimator.native_booster if isinstance(estimator, NativeBooster) else estimator
     return _READERS[library_of(booster)](booster)
 
@@ -57,14 +57,14 @@ def _xgboost(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.get_booster()
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient_booster = learner["gradient_booster"]
-    content = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART nests the model before 3.4.
+    content = gradient_booster.get("gbtree", gradient_booster).get("model")  # DART before 3.4 nests the model.
     documents = content.get("trees", [])  # gblinear has no trees.
-    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")  # DART; since 3.4 next to the trees
+    weights = gradient_booster.get("weight_drop") or content.get("weight_drop")  # DART; in `content` since 3.4
     objective = learner["objective"]["name"]
     link = _XGBOOST_LINKS.get(objective)
     if link is None:
         raise NotImplementedError(f"the objective {objective}")
-    rounds = (0, 0)  # all
+    rounds = (0, 0)  # all rounds
     if documents and model is not booster and model.early_stopping_rounds is not None:
         rounds = (0, model.best_iteration + 1)
         documents = documents[: content["iteration_indptr"][rounds[1]]]
@@ -75,7 +75,7 @@ def _xgboost(model: Estimator) -> Boosting:
             trees.append(tree)
             targets.append(target)
             owners.append(position)
-    # The location of the base score varies between versions. Compute it as a row's margin minus its trees.
+    # XGBoost versions store the base score in different fields. It is also a row's margin minus its leaf values.
     row = sys.modules["xgboost"].DMatrix(
         np.full((1, booster.num_features()), np.nan), feature_names=booster.feature_names
     )
@@ -93,7 +93,7 @@ def _xgboost(model: Estimator) -> Boosting:
 
 
 def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple[int, Tree]]:
-    """Return a tree per target. If leaves have a single value, `target` is their target."""
+    """Return (target, tree) pairs: one tree per value of a leaf. `target` is the target of a single value."""
     conditions = np.array(document["split_conditions"], dtype=np.float32)
     left, right = np.array(document["left_children"]), np.array(document["right_children"])
     default_left = np.array(document["default_left"], dtype=bool)
@@ -102,11 +102,11 @@ def _xgboost_trees(document: Document, target: int, weight: float) -> list[tuple
         node: document["categories"][start : start + size]
         for node, start, size in zip(document["categories_nodes"], starts, sizes, strict=True)
     }
-    by_category = list(members)  # XGBoost sends members to the right.
+    by_category = list(members)  # XGBoost sends members to the right child.
     left[by_category], right[by_category] = right[by_category], left[by_category]
     default_left[by_category] = ~default_left[by_category]
     values, targets = conditions[None], [target]
-    if (width := int(document["tree_param"]["size_leaf_vector"])) > 1:  # In a leaf, `right` is its index.
+    if (width := int(document["tree_param"]["size_leaf_vector"])) > 1:  # A leaf stores its index in `right`.
         leaves = np.array(document["leaf_weights"], dtype=np.float32).reshape(-1, width)
         values, targets = leaves[np.where(left < 0, right, 0)].T, list(range(width))
     feature = np.array(document["split_indices"])
@@ -137,7 +137,7 @@ _XGBOOST_LINKS = {
 
 def _lightgbm(model: Estimator) -> Boosting:
     booster = model if type(model).__name__ == "Booster" else model.booster_
-    document = booster.dump_model()  # After early stopping, the dump ends at the best iteration.
+    document = booster.dump_model()  # After early stopping, only trees up to the best iteration.
     name, *parameters = (document.get("objective") or "custom").split()
     options = dict(parameter.partition(":")[::2] for parameter in parameters)
     link = _LIGHTGBM_LINKS.get(name)
@@ -161,9 +161,9 @@ def _lightgbm(model: Estimator) -> Boosting:
 
 
 def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], int]) -> list[tuple[int, Tree]]:
-    """Return trees by kind: kind 0 has the constants of the leaves, and each kind of slopes has its own tree.
+    """Return (kind, tree) pairs. Kind 0 is the constants of the leaves, and each other kind the slopes of a feature.
 
-    Positive and negative slopes of a feature are separate kinds: for an infinite feature, their sum would be NaN.
+    A feature's positive and negative slopes are separate kinds: for an infinite feature, their sum would be NaN.
     """
     rows: list[Node] = []
     members: dict[int, list[int]] = {}
@@ -173,7 +173,7 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
         position = len(rows)
         if "leaf_value" in node:
             read = node.get("leaf_features", ())
-            for feature in read:  # If a feature is missing, a leaf has another constant.
+            for feature in read:  # A missing feature selects another constant.
                 rows.append((feature, np.inf, len(rows) + 2, len(rows) + 1, False, 0.0))
                 rows.append((0, 0.0, LEAF, LEAF, False, node["leaf_value"] * scale))
             for feature, slope in zip(read, node.get("leaf_coeff", ()), strict=True):
@@ -185,7 +185,7 @@ def _lightgbm_trees(root: Document, scale: float, kinds: dict[tuple[int, bool], 
             members[position] = [int(code) for code in node["threshold"].split("||")]
             node = {**node, "threshold": 0.0, "default_left": False, "missing_type": "NaN"}
         threshold, kind, default_left = node["threshold"], node["missing_type"], node["default_left"]
-        if kind == "None":  # Missing values are read as 0.
+        if kind == "None":  # LightGBM reads missing values as 0.
             default_left = threshold >= 0
         elif kind == "Zero" and default_left != (threshold >= 0):
             raise NotImplementedError("trees in which 0 counts as missing (zero_as_missing)")
@@ -257,7 +257,7 @@ def _catboost_tree(
 
     def add(node: Document) -> int:
         position = len(rows)
-        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # A node precedes its children.
+        rows.append((0, 0.0, LEAF, LEAF, False, 0.0))  # placeholder, since a node precedes its children
         if "split" in node:
             feature = node["split"]["float_feature_index"]
             left, right = add(node["left"]), add(node["right"])

@@ -19,15 +19,15 @@ from mlflow_deploy_plugin.flavor.convert.sklearn.formulas.tracing import TracedA
 from mlflow_deploy_plugin.runtime.feeds import Array
 
 Metric = str | Callable[[Array, Array], float]
-"""A distance or kernel: its name in scikit-learn, or a function of a user."""
+"""A distance or kernel: its name in scikit-learn, or a user's function."""
 Option = float | None
 """A parameter of a kernel. None is scikit-learn's default."""
-_MAX_DIFFERENCES = 100_000  # numbers per row; more would take over 1 MB per row
-_MAX_DENSE = 10_000_000  # numbers of 8 bytes; writing the graph takes about ten times the memory
+_MAX_DIFFERENCES = 100_000  # differences per row; more would take over 1 MB per row
+_MAX_DENSE = 10_000_000  # numbers of 8 bytes; writing the graph takes about ten times as much memory
 
 
 def _dense(known: "Array | spmatrix") -> Array:
-    """Return training rows [K, k] as an array. Rows from texts are sparse."""
+    """Return training rows [K, k] as a dense array. Rows of text features are sparse."""
     if isinstance(known, np.ndarray):
         return np.asarray(known, float)
     if np.prod(known.shape) > _MAX_DENSE:
@@ -36,7 +36,7 @@ def _dense(known: "Array | spmatrix") -> Array:
 
 
 def squared_distances(x: TracedArray, known: Array) -> TracedArray:
-    """Return squared distances [N, K], by differences (exact for equal rows), or by products for many long rows."""
+    """Return squared distances [N, K] by differences (exact for equal rows), or by products if `known` is large."""
     known = _dense(known)
     if known.size <= _MAX_DIFFERENCES:
         away = x[:, None, :] - known
@@ -90,7 +90,7 @@ def kernel(
 
 
 def _weights(far: TracedArray, weights: str | Callable[[TracedArray], TracedArray] | None) -> TracedArray:
-    """Return the weights [N, k] of neighbours by distance. If a distance is 0, all other neighbours have weight 0."""
+    """Return the weights [N, k] of neighbours. If weights are 1 / distance, a distance of 0 excludes other neighbours."""
     if callable(weights):
         return weights(far)
     if weights != "distance":
@@ -284,12 +284,12 @@ def locally_linear(model: LocallyLinearEmbedding, rows: Rows) -> TracedArray:
     _, neighbours = _neighbours_of(model, rows.matrix)
     count = model.n_neighbors
     away = take(model.nbrs_._fit_X, neighbours) - rows.matrix[:, None, :]
-    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # lines of the Gram matrix
+    lines = [(away * away[:, n : n + 1, :]).sum(axis=2) for n in range(count)]  # rows of the Gram matrix
     trace = sum(lines[n][:, n] for n in range(1, count)) + lines[0][:, 0]
     ridge = np.where(trace > 0, trace * model.reg, model.reg)
     matrix = np.stack(lines, axis=1) + ridge[:, None, None] * np.eye(count)
     system = np.concatenate([matrix, np.ones_like(matrix)[:, :, :1]], axis=2)
-    for n in range(count):  # Gauss-Jordan; a positive definite matrix needs no pivoting.
+    for n in range(count):  # Gauss-Jordan elimination; a positive definite matrix needs no pivoting.
         line = system[:, n : n + 1, :] / system[:, n : n + 1, n : n + 1]
         other = 1.0 - np.eye(count)[n][:, None]
         system = system - system[:, :, n : n + 1] * other * line

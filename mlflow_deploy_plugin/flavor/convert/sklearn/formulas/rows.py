@@ -200,7 +200,7 @@ class Rows:
     def _by_converter(self, estimator: Estimator, method: str) -> TracedArray:
         sample = self._sample(estimator, method)
         key = id(estimator), method == "decision_function"
-        if key[1] and len(getattr(estimator, "probA_", ())):  # With `_probA`, SVM operators return no scores.
+        if key[1] and len(getattr(estimator, "probA_", ())):  # With `_probA`, it returns probabilities.
             estimator = copy(estimator)
             estimator._probA = estimator._probB = np.empty(0)
         if key not in self._outputs:

@@ -2,7 +2,8 @@
 
 For a `Traced` array x, `x @ w + b` adds a MatMul and an Add. Functions of users are recorded in the same way
 (https://numpy.org/doc/stable/user/basics.dispatch.html). The first axis is the rows of a request. Operations must not
-mix rows or depend on the number of rows. Unsupported types and operations raise NotImplementedError.
+mix rows or depend on the number of rows. Unsupported types and operations, such as an `if` on values, raise
+NotImplementedError.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,11 +26,11 @@ ONNX_TYPES = {
     "object": TensorProto.STRING,
 }
 SAMPLE_ROWS = 7
-"""The number of rows of a sample: constants rarely have this length."""
+"""The number of rows of a sample, a length that constants rarely have."""
 
 
 _METHODS = ("sum", "mean", "max", "min", "clip")
-"""Array methods that are equal to numpy functions."""
+"""Array methods with the same name and result as a numpy function."""
 
 TracedArray: TypeAlias = Any
 """A `Traced` array in a formula. numpy's annotations would require an ndarray."""
@@ -42,10 +43,7 @@ Operand: TypeAlias = TracedArray
 
 
 class Traced(np.lib.mixins.NDArrayOperatorsMixin):
-    """An array of the graph. Each operation is also applied to a small sample to determine the dtype and shape.
-
-    The `sample` [7, …] has the dtype of the array. Strings are objects.
-    """
+    """An array of the graph. Each operation is also applied to `sample` [7, …] to determine dtype and shape."""
 
     def __init__(self, graph: NodeBuilder, name: str, sample: Array) -> None:
         self.graph, self.name, self.sample = graph, name, sample
@@ -78,7 +76,7 @@ class Traced(np.lib.mixins.NDArrayOperatorsMixin):
             return self.emit("Cast", [self], self.sample.astype(kind), to=ONNX_TYPES[kind.name])
 
     def reshape(self, *shape: int | Sequence[int]) -> TracedArray:
-        """Return the rows in another shape. The first size must be -1, which means all rows."""
+        """Change the shape of each row. The first size must be -1, which means all rows."""
         sizes = shape[0] if isinstance(shape[0], tuple | list) else shape
         sample = self.sample.reshape(len(self.sample), *sizes[1:])
         if sizes[0] not in (-1, None):
@@ -289,12 +287,12 @@ def selected(conditions: list[Operand], choices: list[Operand], default: Operand
 
 
 def of_column(table: Array, positions: TracedArray) -> TracedArray:
-    """Return the entries of a constant table [K, M] at computed row positions [N, M], per column."""
+    """Return the entries of a constant table [K, M] at computed row positions [N, M] of each column."""
     return take(table.T.ravel(), positions + len(table) * np.arange(table.shape[1]))
 
 
 def counted(table: Array, compare: np.ufunc, x: TracedArray) -> TracedArray:
-    """Count by bisection, for each x [N, M], the numbers in its ascending column [K, M] with `compare(number, x)`."""
+    """Count by bisection, for each x [N, M], the numbers of its ascending column [K, M] for which `compare` is true."""
     bits = len(table).bit_length()
     padded = np.pad(table, ((0, 2**bits - 1 - len(table)), (0, 0)), constant_values=np.inf)
     counts = np.zeros_like(x).astype(np.int64)
